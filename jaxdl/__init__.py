@@ -1,0 +1,17 @@
+"""jaxdl: a functional training toolkit on JAX and Flax."""
+
+from jaxdl.adapters import from_linen as from_linen
+from jaxdl.adapters import from_nnx as from_nnx
+from jaxdl.data import examples as examples
+from jaxdl.errors import InputError as InputError
+from jaxdl.fitting import Fit as Fit
+from jaxdl.fitting import fit as fit
+from jaxdl.models import MLP as MLP
+from jaxdl.models import mlp as mlp
+from jaxdl.passes import evaluate as evaluate
+from jaxdl.passes import predict as predict
+from jaxdl.stopping import early_stopping as early_stopping
+from jaxdl.stopping import reduce_on_plateau as reduce_on_plateau
+from jaxdl.training import epochs as epochs
+from jaxdl.types import Examples as Examples
+from jaxdl.types import Objective as Objective

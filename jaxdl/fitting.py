@@ -1,0 +1,99 @@
+"""`fit`: a whole run in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from itertools import islice
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import optax
+
+from jaxdl.errors import InputError
+from jaxdl.training import NEVER, epochs as run_epochs, make_plan, start
+from jaxdl.types import Examples, Model, Objective, Progress, Rule, Weights
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Observer = Callable[[Progress, list[dict[str, float]]], None]
+
+
+class Fit(NamedTuple):
+    """What a run leaves."""
+
+    history: pd.DataFrame  # a row an epoch, indexed by the epoch from 1, a column a figure
+    best: Weights  # of the best epoch by the monitored figure
+    final: Weights
+    reason: str  # why it ended: "epochs" or "early-stopping"
+    progress: Progress  # all that the run remembers: give it to `fit` again to go on
+
+    @property
+    def best_epoch(self) -> int:
+        """The epoch that `best` belongs to, from 1; 0 where no epoch had a finite monitored figure."""
+        return int(self.progress.stopping.best_epoch)
+
+
+def fit(
+    model: Model,
+    objective: Objective,
+    optimiser: optax.GradientTransformation,
+    train: Examples,
+    validation: Examples | None = None,
+    *,
+    epochs: int = 10,
+    batch_size: int = 32,
+    stop: Rule = NEVER,
+    plateau: Rule | None = None,
+    seed: int = 0,
+    weights: Weights | None = None,
+    progress: Progress | None = None,
+    observers: Iterable[Observer] = (),
+) -> Fit:
+    """Trains until `epochs` epochs are done, or until `stop` ends the run.
+
+    weights: initial weights, instead of ones drawn with `seed`.
+    progress: where an earlier run stands, to go on from there; `epochs` counts its epochs too.
+    observers: functions `(progress, history) -> None`, called after every epoch with the records so far.
+
+    Raises InputError for arguments that do not fit together. Calls with the same model, objective, optimiser and rules
+    share one compiled program, so a second one starts at once.
+
+    >>> import numpy as np
+    >>> from jaxdl import early_stopping, examples, mlp, objectives
+    >>> inputs = np.linspace(-1, 1, 64)[:, None]
+    >>> data = examples(inputs, 3 * inputs)
+    >>> objective = Objective(objectives.squared_error, (objectives.rmse,))
+    >>> run = fit(mlp(()), objective, optax.adam(0.1), data, epochs=40, stop=early_stopping(patience=5))
+    >>> run.reason, bool(run.history["rmse"].iloc[-1] < 0.1)
+    ('epochs', True)
+    """
+    if epochs < 1:
+        raise InputError(f"epochs must be at least 1, got {epochs}.")
+    plan = make_plan(model, objective, optimiser, batch_size=batch_size, stop=stop, plateau=plateau)
+    if progress is None:
+        progress = start(plan, train, validation, key=jax.random.key(seed), weights=weights)
+    first = int(progress.epoch) + 1
+    history: list[dict[str, float]] = []
+    for progress, record in islice(run_epochs(plan, progress, train, validation), max(epochs - first + 1, 0)):
+        history.append(record)
+        for observe in observers:
+            observe(progress, history)
+    return Fit(as_table(history, first), progress.best, progress.state.weights, reason(progress), progress)
+
+
+def reason(progress: Progress) -> str:
+    """Why a run ended here: "early-stopping" where its rule said so, else "epochs"."""
+    return "early-stopping" if bool(progress.stopping.done) else "epochs"
+
+
+def as_table(history: list[dict[str, Any]], first: int = 1) -> pd.DataFrame:
+    """Records as a DataFrame, a row an epoch, indexed by the epoch from `first`.
+
+    >>> as_table([{"loss": 2.0}, {"loss": 1.0}]).loc[2, "loss"].item()
+    1.0
+    """
+    # Imported here: `import jaxdl` must not cost what pandas costs.
+    import pandas as pd
+
+    return pd.DataFrame(history, index=pd.RangeIndex(first, first + len(history), name="epoch"))

@@ -1,0 +1,121 @@
+"""A pass over data: many steps in one compiled loop."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxdl.data import batch_at
+from jaxdl.errors import InputError
+from jaxdl.objectives import add, finish
+from jaxdl.steps import EvalStep, TrainStep, make_eval_step
+from jaxdl.types import Array, Examples, Model, Objective, Sums, TrainState, Weights
+
+EVAL_ROWS = 1024
+
+
+def scan_steps(
+    step: TrainStep,
+    state: TrainState,
+    sums: Sums,
+    train: Examples,
+    rows: Array,
+    start: Any,
+    stop: Any,
+    *,
+    batch_size: int,
+) -> tuple[TrainState, Sums]:
+    """Training steps `start` to `stop` of the epoch whose order is `rows` (N,), in one compiled loop.
+
+    The bounds may be traced int32, so one program serves chunks of every length, and chunks give the bits that the
+    whole epoch gives. It means
+
+        for index in range(start, stop):
+            state, measured = step(state, batch_at(train, rows, index, batch_size))
+            sums = add(sums, measured)
+        return state, sums
+    """
+
+    def body(index: Array, carry: tuple[TrainState, Sums]) -> tuple[TrainState, Sums]:
+        state, sums = carry
+        state, measured = step(state, batch_at(train, rows, index, batch_size))
+        return state, add(sums, measured)
+
+    return lax.fori_loop(jnp.asarray(start, jnp.int32), jnp.asarray(stop, jnp.int32), body, (state, sums))
+
+
+def sum_steps(step: EvalStep, weights: Weights, rows_of: Examples, *, batch_size: int = EVAL_ROWS) -> Sums:
+    """The sums of an evaluation step over all rows, whatever the batch size.
+
+    Where it does not divide the rows, the last batch reaches back over rows that were counted already, with weight 0:
+    the network is compiled for one shape and nothing is copied to pad. It means
+
+        sums = step(weights, rows[0:batch_size])
+        sums = add(sums, step(weights, rows[batch_size:2 * batch_size])), and so on
+    """
+    count = rows_of.weights.shape[0]
+    if count <= batch_size:
+        return step(weights, rows_of)
+
+    def batch(index: Array) -> Examples:
+        wanted = index * batch_size
+        start = jnp.minimum(wanted, count - batch_size)
+        rows = jax.tree.map(lambda leaf: lax.dynamic_slice_in_dim(leaf, start, batch_size), rows_of)
+        fresh = start + jnp.arange(batch_size, dtype=jnp.int32) >= wanted
+        return rows._replace(weights=jnp.where(fresh, rows.weights, jnp.float32(0)))
+
+    first = step(weights, batch(jnp.int32(0)))
+    return lax.fori_loop(1, -(-count // batch_size), lambda i, sums: add(sums, step(weights, batch(i))), first)
+
+
+@partial(jax.jit, static_argnames=("model", "objective", "batch_size"))
+def evaluate(
+    model: Model, objective: Objective, weights: Weights, rows_of: Examples, *, batch_size: int = EVAL_ROWS
+) -> dict[str, Array]:
+    """The figures of a data set: `loss` and each metric, float32 scalars, exact for every batch size.
+
+    Compiles once for each model, objective and shape of the data.
+
+    >>> from jaxdl import examples, mlp, objectives
+    >>> model, rows = mlp(()), examples([[1.0], [2.0]], [[0.0], [0.0]])
+    >>> weights = model.init(jax.random.key(0), rows.inputs)
+    >>> sorted(evaluate(model, Objective(objectives.squared_error, (objectives.rmse,)), weights, rows))
+    ['loss', 'rmse']
+    """
+    return finish(objective, sum_steps(make_eval_step(model, objective), weights, rows_of, batch_size=batch_size))
+
+
+@partial(jax.jit, static_argnames=("model", "batch_size"))
+def predict(model: Model, weights: Weights, inputs: Any, *, batch_size: int = EVAL_ROWS) -> Array:
+    """The model's outputs for (N, ...) inputs, computed in batches of at most `batch_size` rows.
+
+    Raises InputError where there are no rows.
+
+    >>> from jaxdl import mlp
+    >>> model, inputs = mlp((), outputs=2), jnp.ones((5, 3))
+    >>> predict(model, model.init(jax.random.key(0), inputs), inputs, batch_size=2).shape
+    (5, 2)
+    """
+    count = inputs.shape[0]
+    if count == 0:
+        raise InputError(f"predict needs at least one row, got inputs of shape {inputs.shape}.")
+
+    def outputs_at(start: Any) -> Array:
+        batch = lax.dynamic_slice_in_dim(inputs, start, min(batch_size, count))
+        return model.apply(weights, batch, train=False)[0]
+
+    first = outputs_at(0)
+    if count <= batch_size:
+        return first
+    everything = jnp.zeros((count, *first.shape[1:]), first.dtype)
+    everything = lax.dynamic_update_slice_in_dim(everything, first, 0, axis=0)
+
+    def body(index: Array, everything: Array) -> Array:
+        start = jnp.minimum(index * batch_size, count - batch_size)
+        return lax.dynamic_update_slice_in_dim(everything, outputs_at(start), start, axis=0)
+
+    return lax.fori_loop(1, -(-count // batch_size), body, everything)

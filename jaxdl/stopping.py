@@ -1,0 +1,146 @@
+"""Early stopping and reduce-on-plateau, each as a record of two pure functions.
+
+Both follow Keras's callbacks of the same purpose epoch by epoch, except that a value that is not finite never counts
+as an improvement. They run under jit, vmap and scan.
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdl.errors import InputError
+from jaxdl.types import Array, Plateau, Rule, Stopping
+
+_SIGNS = {"min": 1.0, "max": -1.0}
+
+
+def _sign(mode: str) -> float:
+    if mode not in _SIGNS:
+        raise InputError(f'mode must be "min" or "max", got "{mode}".')
+    return _SIGNS[mode]
+
+
+def _at_least(name: str, value: float, least: float) -> None:
+    if not value >= least:
+        raise InputError(f"{name} must be at least {least:g}, got {value}.")
+
+
+def early_stopping(
+    monitor: str | None = None,
+    *,
+    patience: int | None = 0,
+    min_delta: float = 0.0,
+    mode: str = "min",
+    start_from_epoch: int = 0,
+    baseline: float | None = None,
+) -> Rule:
+    """Stops once `monitor` has not improved for `patience` epochs; remembers the best epoch.
+
+    monitor: the figure to watch; by default `val_loss`, or `loss` where a run has no validation rows.
+    patience: epochs without improvement; None never stops and only remembers the best.
+    min_delta: what an improvement must exceed.
+    start_from_epoch: epochs at the beginning that are not looked at.
+    baseline: an improvement that does not also beat this value does not reset the patience.
+
+    For values v1, v2, ... and `mode="min"` this is
+
+        best, stale = inf, 0
+        for epoch, value in enumerate(values, 1):
+            if epoch <= start_from_epoch: continue
+            stale += 1
+            if value + min_delta < best:  # never true for nan
+                best, best_epoch = value, epoch
+                if baseline is None or value + min_delta < baseline: stale = 0
+            elif stale >= patience and epoch > 1: stop
+
+    >>> rule = early_stopping(patience=2)
+    >>> state = rule.init()
+    >>> for epoch, value in enumerate([3.0, 1.0, 2.0, 2.0], 1):
+    ...     state = rule.update(state, jnp.float32(value), jnp.int32(epoch))
+    >>> bool(state.done), int(state.best_epoch), float(state.best)
+    (True, 2, 1.0)
+    """
+    sign, margin = _sign(mode), abs(min_delta)
+    if patience is not None:
+        _at_least("patience", patience, 0)
+    _at_least("start_from_epoch", start_from_epoch, 0)
+
+    def init() -> Stopping:
+        zero, no = jnp.zeros((), jnp.int32), jnp.zeros((), bool)
+        return Stopping(jnp.full((), sign * jnp.inf, jnp.float32), zero, zero, no, no)
+
+    def update(state: Stopping, value: Array, epoch: Array) -> Stopping:
+        watched = epoch > start_from_epoch
+        cost = sign * value.astype(jnp.float32) + margin
+        improved = watched & jnp.isfinite(value) & (cost < sign * state.best)
+        counts = improved if baseline is None else improved & (cost < sign * baseline)
+        stale = jnp.where(counts, 0, state.stale + watched.astype(jnp.int32))
+        over = jnp.zeros((), bool) if patience is None else watched & ~improved & (stale >= patience) & (epoch > 1)
+        return Stopping(
+            best=jnp.where(improved, value.astype(jnp.float32), state.best),
+            best_epoch=jnp.where(improved, epoch.astype(jnp.int32), state.best_epoch),
+            stale=stale,
+            improved=improved,
+            done=state.done | over,
+        )
+
+    return Rule(monitor, init, update)
+
+
+def reduce_on_plateau(
+    monitor: str | None = None,
+    *,
+    factor: float = 0.1,
+    patience: int = 10,
+    mode: str = "min",
+    min_delta: float = 1e-4,
+    cooldown: int = 0,
+    min_learning_rate: float = 0.0,
+) -> Rule:
+    """Multiplies the learning rate by `factor` once `monitor` has not improved for `patience` epochs.
+
+    After a reduction `cooldown` epochs pass uncounted; the rate does not fall below `min_learning_rate`. `init` takes
+    the initial learning rate; the state holds the one to use next. For values v1, v2, ... and `mode="min"` this is
+
+        best, stale, cool = inf, 0, 0
+        for value in values:
+            if cool > 0: cool, stale = cool - 1, 0
+            if value + min_delta < best: best, stale = value, 0
+            elif cool == 0:
+                stale += 1
+                if stale >= patience and rate > min_learning_rate:
+                    rate, cool, stale = max(rate * factor, min_learning_rate), cooldown, 0
+
+    >>> rule = reduce_on_plateau(factor=0.5, patience=1)
+    >>> state = rule.init(jnp.float32(0.1))
+    >>> for epoch, value in enumerate([1.0, 1.0], 1):
+    ...     state = rule.update(state, jnp.float32(value), jnp.int32(epoch))
+    >>> round(float(state.learning_rate), 3)
+    0.05
+    """
+    sign, margin = _sign(mode), abs(min_delta)
+    _at_least("patience", patience, 0)
+    _at_least("cooldown", cooldown, 0)
+    if not 0 < factor < 1:
+        raise InputError(f"factor must lie between 0 and 1, got {factor}.")
+
+    def init(learning_rate: Array) -> Plateau:
+        zero = jnp.zeros((), jnp.int32)
+        return Plateau(jnp.full((), sign * jnp.inf, jnp.float32), zero, zero, jnp.asarray(learning_rate, jnp.float32))
+
+    def update(state: Plateau, value: Array, epoch: Array) -> Plateau:
+        cooldown_left = jnp.maximum(state.cooldown - 1, 0)
+        improved = jnp.isfinite(value) & (sign * value.astype(jnp.float32) + margin < sign * state.best)
+        counted = ~improved & (cooldown_left == 0)
+        stale = jnp.where(counted, jnp.where(state.cooldown > 0, 0, state.stale) + 1, 0)
+        reduce = counted & (stale >= patience) & (state.learning_rate > np.float32(min_learning_rate))
+        lowered = jnp.maximum(state.learning_rate * np.float32(factor), np.float32(min_learning_rate))
+        return Plateau(
+            best=jnp.where(improved, value.astype(jnp.float32), state.best),
+            stale=jnp.where(reduce, 0, stale),
+            cooldown=jnp.where(reduce, jnp.int32(cooldown), cooldown_left),
+            learning_rate=jnp.where(reduce, lowered, state.learning_rate),
+        )
+
+    return Rule(monitor, init, update)

@@ -1,0 +1,189 @@
+"""An epoch as one compiled program, and the generator over epochs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxdl.data import order
+from jaxdl.errors import InputError
+from jaxdl.objectives import finish, measure
+from jaxdl.passes import evaluate, scan_steps
+from jaxdl.steps import make_train_state, make_train_step
+from jaxdl.stopping import early_stopping
+from jaxdl.types import Array, Examples, Model, Objective, Plan, Progress, PyTree, Rule, Stopping, Sums, Weights
+
+NEVER = early_stopping(patience=None)
+
+
+def make_plan(
+    model: Model,
+    objective: Objective,
+    optimiser: optax.GradientTransformation,
+    *,
+    batch_size: int = 32,
+    stop: Rule = NEVER,
+    plateau: Rule | None = None,
+) -> Plan:
+    """What a run does, checked. Raises InputError for a batch size below 1.
+
+    Plans made of the same functions are equal and share one compiled program.
+
+    >>> from jaxdl import mlp, objectives
+    >>> make_plan(mlp((10, 5)), Objective(objectives.squared_error), optax.sgd(0.1)).batch_size
+    32
+    """
+    if batch_size < 1:
+        raise InputError(f"batch_size must be at least 1, got {batch_size}.")
+    return Plan(model, objective, optimiser, batch_size, stop, plateau)
+
+
+def start(
+    plan: Plan, train: Examples, validation: Examples | None = None, *, key: Array, weights: Weights | None = None
+) -> Progress:
+    """The progress before the first epoch: new weights drawn with `key`, or the given ones.
+
+    Raises InputError where the rows do not fill a batch, targets do not fit the outputs, a monitor is not measured, or
+    reduce-on-plateau finds no learning rate to change.
+    """
+    rows = train.weights.shape[0]
+    if plan.batch_size > rows:
+        raise InputError(
+            f"batch_size={plan.batch_size} leaves no full batch in {rows} training rows. Use at most {rows}."
+        )
+    progress = _start(train, key, weights, plan=plan)
+    measured = jax.eval_shape(partial(run_epoch, plan=plan), progress, train, validation)[1]
+    for rule in (plan.stop, plan.plateau):
+        if rule is not None and rule.monitor is not None and rule.monitor not in measured:
+            raise InputError(
+                f'monitor="{rule.monitor}" is not measured. This run measures: {", ".join(measured)}.'
+            )
+    return progress
+
+
+@partial(jax.jit, static_argnames="plan")
+def _start(train: Examples, key: Array, weights: Weights | None, *, plan: Plan) -> Progress:
+    init_key, step_key, order_key = jax.random.split(key, 3)
+    batch = jax.tree.map(lambda leaf: leaf[: plan.batch_size], train)
+    if weights is None:
+        weights = plan.model.init(init_key, batch.inputs)
+    weights = jax.tree.map(jnp.asarray, weights)
+    outputs, _ = plan.model.apply(weights, batch.inputs, train=False)
+    shapes = jax.eval_shape(partial(measure, plan.objective), outputs, batch.targets, batch.weights)
+    state = make_train_state(weights, plan.optimiser, step_key)
+    zero = jnp.zeros((), jnp.int32)
+    plateau = () if plan.plateau is None else plan.plateau.init(_rate_to_change(state.opt_state))
+    return Progress(
+        epoch=zero,
+        cursor=zero,
+        state=state,
+        best=weights,
+        stopping=plan.stop.init(),
+        plateau=plateau,
+        sums=jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes),
+        key=order_key,
+    )
+
+
+@partial(jax.jit, static_argnames="plan")
+def run_epoch(
+    progress: Progress, train: Examples, validation: Examples | None, *, plan: Plan
+) -> tuple[Progress, dict[str, Array]]:
+    """The rest of the epoch under way, then validation, then the rules: one program, `(progress, record)`.
+
+    Every training row is used once, in an order that depends on (progress.key, epoch) alone. The record holds float32
+    scalars: the objective's figures over the training rows as they were met, the same of the validation rows after the
+    last step with the prefix `val_`, and `learning_rate` where the optimiser's state has one
+    (`optax.inject_hyperparams`).
+    """
+    return finish_epoch(run_steps(progress, train, plan=plan), validation, plan=plan)
+
+
+def run_steps(progress: Progress, train: Examples, steps: Any = None, *, plan: Plan) -> Progress:
+    """The next `steps` steps of the epoch under way (int32, may be traced), all that are left by default."""
+    count = train.weights.shape[0]
+    total = -(-count // plan.batch_size)
+    stop = jnp.int32(total) if steps is None else jnp.minimum(progress.cursor + steps, total).astype(jnp.int32)
+    step = make_train_step(plan.model, plan.objective, plan.optimiser)
+    rows = order(progress.key, progress.epoch, count)
+    state, sums = scan_steps(
+        step, progress.state, progress.sums, train, rows, progress.cursor, stop, batch_size=plan.batch_size
+    )
+    return progress._replace(cursor=stop, state=state, sums=sums)
+
+
+def finish_epoch(
+    progress: Progress, validation: Examples | None, *, plan: Plan
+) -> tuple[Progress, dict[str, Array]]:
+    """Closes an epoch whose steps are done: measures, applies the rules, keeps the best weights."""
+    state, epoch = progress.state, progress.epoch + 1
+    record = finish(plan.objective, progress.sums)
+    if validation is not None:
+        figures = evaluate(plan.model, plan.objective, state.weights, validation)
+        record |= {f"val_{name}": value for name, value in figures.items()}
+    rate = _learning_rate(state.opt_state)
+    if rate is not None:
+        record["learning_rate"] = jnp.asarray(rate, jnp.float32)
+    stopping: Stopping = plan.stop.update(progress.stopping, _monitored(plan.stop, record), epoch)
+    plateau = progress.plateau
+    if plan.plateau is not None:
+        plateau = plan.plateau.update(plateau, _monitored(plan.plateau, record), epoch)
+        state = state._replace(opt_state=_with_learning_rate(state.opt_state, plateau.learning_rate))
+    best = jax.tree.map(lambda new, old: jnp.where(stopping.improved, new, old), state.weights, progress.best)
+    sums: Sums = jax.tree.map(jnp.zeros_like, progress.sums)
+    return Progress(epoch, jnp.zeros((), jnp.int32), state, best, stopping, plateau, sums, progress.key), record
+
+
+def epochs(
+    plan: Plan, progress: Progress, train: Examples, validation: Examples | None = None
+) -> Iterator[tuple[Progress, dict[str, float]]]:
+    """Yields `(progress, record)` after every epoch until the stopping rule ends the run; the caller may end it sooner.
+
+    One dispatch and one transfer an epoch. It means
+
+        while not progress.stopping.done:
+            progress, record = run_epoch(progress, train, validation, plan=plan)
+            yield progress, record  # as Python floats
+    """
+    train, validation = jax.tree.map(jnp.asarray, (train, validation))
+    done = bool(progress.stopping.done)
+    while not done:
+        progress, record = run_epoch(progress, train, validation, plan=plan)
+        figures, done = jax.device_get((record, progress.stopping.done))
+        yield progress, {name: float(value) for name, value in figures.items()}
+
+
+def _monitored(rule: Rule, record: dict[str, Array]) -> Array:
+    # A monitor that is missing is reported by `start`, which knows the names; here its value must merely exist.
+    default = record.get("val_loss", record["loss"])
+    return default if rule.monitor is None else record.get(rule.monitor, default)
+
+
+def _learning_rate(opt_state: PyTree) -> Array | None:
+    found = optax.tree.get_all_with_path(opt_state, "learning_rate", filtering=_is_array)
+    return found[0][1] if found else None
+
+
+def _is_array(path: Any, value: Any) -> bool:
+    return isinstance(value, jax.Array)
+
+
+def _rate_to_change(opt_state: PyTree) -> Array:
+    rate = _learning_rate(opt_state)
+    scheduled = optax.tree.get_all_with_path(opt_state, "hyperparams_states")
+    if rate is None or any("learning_rate" in states for _, states in scheduled):
+        raise InputError(
+            "reduce_on_plateau needs an optimiser whose state holds a learning rate that no schedule sets. "
+            "Use optax.inject_hyperparams(optax.adam)(learning_rate=1e-3), say."
+        )
+    return rate
+
+
+def _with_learning_rate(opt_state: PyTree, rate: Array) -> PyTree:
+    old = _learning_rate(opt_state)
+    return optax.tree.set(opt_state, _is_array, learning_rate=rate.astype(old.dtype))  # type: ignore[union-attr]

@@ -1,0 +1,136 @@
+"""Every pytree and protocol of the toolkit; it imports nothing of jaxdl.
+
+Shapes: B rows in a batch, N rows in a data set. A NamedTuple here is traced data or a record of functions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import optax
+
+Array = jax.Array
+PyTree = Any
+
+
+class Examples(NamedTuple):
+    """Aligned rows of a data set or of a batch."""
+
+    inputs: Array  # (N, ...)
+    targets: Array  # (N, ...), the shape of the model's outputs, or (N,) labels
+    weights: Array  # (N,) float32: 1 for a real row, 0 for padding
+
+
+class Weights(NamedTuple):
+    """What a prediction needs."""
+
+    params: PyTree  # what gradients train
+    stats: PyTree  # what training only observes: BatchNorm's moving moments; {} if there are none
+
+
+class Init(Protocol):
+    """Makes the weights of a model from a key and one batch of inputs."""
+
+    def __call__(self, key: Array, inputs: Array) -> Weights: ...
+
+
+class Apply(Protocol):
+    """Outputs for (B, ...) inputs, and the stats after seeing them (unchanged where `train` is False).
+
+    `key` draws what is random in training; `mask` (B,) bool is False for padding rows, which must not be counted.
+    """
+
+    def __call__(
+        self, weights: Weights, inputs: Array, *, train: bool, key: Array | None = None, mask: Array | None = None
+    ) -> tuple[Array, PyTree]: ...
+
+
+class Model(NamedTuple):
+    """A network as two pure functions."""
+
+    init: Init
+    apply: Apply
+
+
+class Metric(NamedTuple):
+    """A figure of a whole data set: per-row statistics that are summed, then finished once."""
+
+    name: str
+    statistics: Callable[[Array, Array], PyTree]  # (outputs, targets) -> pytree of (B, ...)
+    finish: Callable[[PyTree, Array], Array]  # (weighted totals, total weight) -> scalar
+
+
+class Objective(NamedTuple):
+    """What is minimised, and what is measured beside it."""
+
+    loss: Callable[[Array, Array], Array]  # (outputs, targets) -> (B,), one value a row
+    metrics: tuple[Metric, ...] = ()
+
+
+class Sums(NamedTuple):
+    """Weighted totals of per-row statistics; two of them are added leaf by leaf."""
+
+    totals: PyTree  # {name: pytree of float32 totals over rows}
+    weight: Array  # float32 scalar
+
+
+class TrainState(NamedTuple):
+    """What a training step reads and writes."""
+
+    step: Array  # int32 scalar, counts from 0
+    weights: Weights
+    opt_state: PyTree
+    key: Array  # constant: the step's own key is fold_in(key, step)
+
+
+class Stopping(NamedTuple):
+    """What early stopping remembers."""
+
+    best: Array  # float32 scalar, the best finite value so far
+    best_epoch: Array  # int32 scalar, counts from 1; 0 before the first improvement
+    stale: Array  # int32 scalar, epochs since the last improvement
+    improved: Array  # bool scalar, whether the last epoch was the best so far
+    done: Array  # bool scalar, whether training should stop
+
+
+class Plateau(NamedTuple):
+    """What reduce-on-plateau remembers."""
+
+    best: Array  # float32 scalar
+    stale: Array  # int32 scalar, epochs since the last improvement or reduction
+    cooldown: Array  # int32 scalar, epochs left in which nothing is counted
+    learning_rate: Array  # float32 scalar, the one for the next epoch
+
+
+class Rule(NamedTuple):
+    """A rule that watches one monitored value an epoch, as two pure functions."""
+
+    monitor: str | None  # the record's entry that it watches; None: val_loss, or loss where nothing validates
+    init: Callable[..., Any]
+    update: Callable[[Any, Array, Array], Any]  # (state, value, epoch from 1) -> state
+
+
+class Progress(NamedTuple):
+    """All that a run remembers."""
+
+    epoch: Array  # int32 scalar, epochs finished
+    cursor: Array  # int32 scalar, steps taken in the epoch under way
+    state: TrainState
+    best: Weights  # of the best epoch so far
+    stopping: Stopping
+    plateau: Any  # Plateau, or () without such a rule
+    sums: Sums  # of the epoch under way
+    key: Array  # constant: with the epoch it gives the order of rows
+
+
+class Plan(NamedTuple):
+    """What a run does, as functions and constants only: hashable, so one compiled program belongs to it."""
+
+    model: Model
+    objective: Objective
+    optimiser: optax.GradientTransformation
+    batch_size: int
+    stop: Rule
+    plateau: Rule | None = None
