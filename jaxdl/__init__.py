@@ -2,6 +2,8 @@
 
 from jaxdl.adapters import from_linen as from_linen
 from jaxdl.adapters import from_nnx as from_nnx
+from jaxdl.checkpoints import load as load
+from jaxdl.checkpoints import save as save
 from jaxdl.data import examples as examples
 from jaxdl.errors import InputError as InputError
 from jaxdl.fitting import Fit as Fit
@@ -12,6 +14,7 @@ from jaxdl.passes import evaluate as evaluate
 from jaxdl.passes import predict as predict
 from jaxdl.stopping import early_stopping as early_stopping
 from jaxdl.stopping import reduce_on_plateau as reduce_on_plateau
+from jaxdl.summaries import summary as summary
 from jaxdl.training import epochs as epochs
 from jaxdl.types import Examples as Examples
 from jaxdl.types import Objective as Objective

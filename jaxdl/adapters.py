@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -15,6 +15,15 @@ from jaxdl.types import Array, Model, PyTree, Weights
 
 if TYPE_CHECKING:
     from flax import nnx
+
+
+class Call(NamedTuple):
+    """One call of a layer while a model ran."""
+
+    path: tuple[str, ...]  # its place in the parameters
+    kind: str  # the class, such as "Dense"
+    shape: tuple[int, ...]  # of what it returned
+
 
 MASK_ADVICE = (
     "has moving statistics but takes no mask, so padding rows of a short last batch would be counted. "
@@ -48,10 +57,11 @@ def from_linen(module: nn.Module) -> Model:
     ) -> tuple[Array, PyTree]:
         variables = {"params": weights.params, **weights.stats}
         arguments = _chosen(accepts, train=train, mask=mask)
-        if not train:
-            return module.apply(variables, inputs, **arguments), weights.stats
         rngs = None if key is None else {"params": key}
-        return module.apply(variables, inputs, rngs=rngs, mutable=list(weights.stats), **arguments)
+        outputs, stats = module.apply(
+            variables, inputs, rngs=rngs, mutable=list(weights.stats) if train else [], **arguments
+        )
+        return outputs, dict(stats) if train else weights.stats
 
     return Model(init, apply)
 
@@ -76,44 +86,52 @@ def from_nnx(make: Callable[[nnx.Rngs], nnx.Module]) -> Model:
         return nnx.split(module, nnx.Param, nnx.BatchStat, nnx.RngState, ...)
 
     module = nnx.eval_shape(lambda: make(nnx.Rngs(0)))
-    accepts = _accepted(type(module).__call__)
-    stats, other = parts(module)[2], parts(module)[4]
+    name, accepts = type(module).__name__, _accepted(type(module).__call__)
+    _, param_shapes, stat_shapes, random, other = parts(module)
     if jax.tree.leaves(other):
         kinds = sorted({type(leaf).__name__ for _, leaf in nnx.to_flat_state(other)})
-        raise InputError(f"{type(module).__name__} must hold Param, BatchStat and RngState only, got {kinds}.")
-    if jax.tree.leaves(stats) and "mask" not in accepts:
-        raise InputError(f"{type(module).__name__} {MASK_ADVICE}")
+        raise InputError(f"{name} must hold Param, BatchStat and RngState only, got {kinds}.")
+    if jax.tree.leaves(stat_shapes) and "mask" not in accepts:
+        raise InputError(f"{name} {MASK_ADVICE}")
     module.train()
-    training, _, _, random, _ = parts(module)
+    training = nnx.graphdef(module)
     module.eval()
-    evaluating = parts(module)[0]
+    evaluating = nnx.graphdef(module)
 
     def init(key: Array, inputs: Array) -> Weights:
         _, params, stats, _, _ = parts(make(nnx.Rngs(key)))
-        return Weights(nnx.to_pure_dict(params), nnx.to_pure_dict(stats))
+        return Weights(_named(nnx.to_pure_dict(params)), _named(nnx.to_pure_dict(stats)))
 
     def apply(
         weights: Weights, inputs: Array, *, train: bool, key: Array | None = None, mask: Array | None = None
     ) -> tuple[Array, PyTree]:
-        graph = training if train else evaluating
-        streams = _streams(random, jax.random.key(0) if key is None else key)
-        live = nnx.merge(graph, _filled(stats_of(0), weights.params), _filled(stats_of(1), weights.stats), streams)
+        live = nnx.merge(
+            training if train else evaluating,
+            _filled(param_shapes, weights.params),
+            _filled(stat_shapes, weights.stats),
+            _streams(random, jax.random.key(0) if key is None else key),
+        )
         outputs = live(inputs, **_chosen(accepts, mask=mask))
-        return outputs, nnx.to_pure_dict(nnx.state(live, nnx.BatchStat)) if train else weights.stats
-
-    shapes = parts(module)[1:3]
-
-    def stats_of(index: int) -> Any:
-        return shapes[index]
+        return outputs, _named(nnx.to_pure_dict(nnx.state(live, nnx.BatchStat))) if train else weights.stats
 
     return Model(init, apply)
 
 
-def _filled(state: Any, values: PyTree) -> Any:
+def _named(tree: PyTree) -> PyTree:
+    """Lists of layers have numbers for keys, which files cannot keep apart from strings: all become strings."""
+    return {str(key): _named(value) for key, value in tree.items()} if isinstance(tree, dict) else tree
+
+
+def _filled(shapes: Any, values: PyTree) -> Any:
     from flax import nnx
 
-    state = jax.tree.map(lambda leaf: leaf, state)
-    nnx.replace_by_pure_dict(state, values)
+    def numbered(like: PyTree, named: PyTree) -> PyTree:
+        return (
+            {key: numbered(value, named[str(key)]) for key, value in like.items()} if isinstance(like, dict) else named
+        )
+
+    state = jax.tree.map(lambda leaf: leaf, shapes)
+    nnx.replace_by_pure_dict(state, numbered(nnx.to_pure_dict(shapes), values))
     return state
 
 
@@ -121,8 +139,32 @@ def _streams(random: Any, key: Array) -> Any:
     """Every stream's key drawn from the step's key and its count set to 0 (`nnx.reseed` skips the default stream)."""
     leaves, structure = jax.tree.flatten(random)
     keys = iter(jax.random.split(key, max(len(leaves), 1)))
-    new = [next(keys) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else jnp.zeros((), leaf.dtype) for leaf in leaves]
+    new = [
+        next(keys) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else jnp.zeros((), leaf.dtype) for leaf in leaves
+    ]
     return jax.tree.unflatten(structure, new)
+
+
+def linen_calls(model: Model, inputs: Any) -> list[Call]:
+    """The layers of a Linen model in the order in which they are called on `inputs`; nothing is computed.
+
+    Empty for a model of another kind.
+
+    >>> linen_calls(from_linen(nn.Dense(3)), jnp.ones((2, 4)))
+    [Call(path=(), kind='Dense', shape=(2, 3))]
+    """
+    calls = []
+
+    def note(following: Any, arguments: Any, keywords: Any, context: Any) -> Any:
+        output = following(*arguments, **keywords)
+        if context.method_name == "__call__" and hasattr(output, "shape"):
+            calls.append(Call(context.module.path, type(context.module).__name__, output.shape))
+        return output
+
+    with nn.intercept_methods(note):
+        # A function of its own: JAX would not call `init` again for shapes that it has seen.
+        jax.eval_shape(lambda key: model.init(key, inputs), jax.random.key(0))
+    return calls
 
 
 def _accepted(call: Callable[..., Any]) -> frozenset[str]:

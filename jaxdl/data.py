@@ -69,7 +69,8 @@ def pad(rows_of: Examples, multiple: int) -> Examples:
     """
     count = len(rows_of.weights)
     padded = take(rows_of, np.minimum(np.arange(count + -count % multiple), count - 1))
-    return padded._replace(weights=np.where(np.arange(len(padded.weights)) < count, padded.weights, np.float32(0)))
+    weights: Any = np.where(np.arange(len(padded.weights)) < count, padded.weights, np.float32(0))
+    return padded._replace(weights=weights)
 
 
 def split(count: int, fraction: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -10,7 +10,8 @@ import jax
 import optax
 
 from jaxdl.errors import InputError
-from jaxdl.training import NEVER, epochs as run_epochs, make_plan, start
+from jaxdl.training import NEVER, make_plan, start
+from jaxdl.training import epochs as run_epochs
 from jaxdl.types import Examples, Model, Objective, Progress, Rule, Weights
 
 if TYPE_CHECKING:
@@ -71,11 +72,12 @@ def fit(
     if epochs < 1:
         raise InputError(f"epochs must be at least 1, got {epochs}.")
     plan = make_plan(model, objective, optimiser, batch_size=batch_size, stop=stop, plateau=plateau)
-    if progress is None:
-        progress = start(plan, train, validation, key=jax.random.key(seed), weights=weights)
-    first = int(progress.epoch) + 1
+    begin = progress
+    if begin is None:
+        begin = start(plan, train, validation, key=jax.random.key(seed), weights=weights)
+    progress, first = begin, int(begin.epoch) + 1
     history: list[dict[str, float]] = []
-    for progress, record in islice(run_epochs(plan, progress, train, validation), max(epochs - first + 1, 0)):
+    for progress, record in islice(run_epochs(plan, begin, train, validation), max(epochs - first + 1, 0)):
         history.append(record)
         for observe in observers:
             observe(progress, history)

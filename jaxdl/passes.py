@@ -37,7 +37,6 @@ def scan_steps(
         for index in range(start, stop):
             state, measured = step(state, batch_at(train, rows, index, batch_size))
             sums = add(sums, measured)
-        return state, sums
     """
 
     def body(index: Array, carry: tuple[TrainState, Sums]) -> tuple[TrainState, Sums]:
@@ -54,8 +53,9 @@ def sum_steps(step: EvalStep, weights: Weights, rows_of: Examples, *, batch_size
     Where it does not divide the rows, the last batch reaches back over rows that were counted already, with weight 0:
     the network is compiled for one shape and nothing is copied to pad. It means
 
-        sums = step(weights, rows[0:batch_size])
-        sums = add(sums, step(weights, rows[batch_size:2 * batch_size])), and so on
+        sums = step(weights, take(rows_of, range(batch_size)))
+        for start in range(batch_size, len(rows_of.weights), batch_size):
+            sums = add(sums, step(weights, take(rows_of, range(start, min(start + batch_size, len(rows_of.weights))))))
     """
     count = rows_of.weights.shape[0]
     if count <= batch_size:

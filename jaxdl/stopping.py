@@ -45,14 +45,16 @@ def early_stopping(
 
     For values v1, v2, ... and `mode="min"` this is
 
-        best, stale = inf, 0
+        best, best_epoch, stale, done = inf, 0, 0, False
         for epoch, value in enumerate(values, 1):
             if epoch <= start_from_epoch: continue
             stale += 1
             if value + min_delta < best:  # never true for nan
                 best, best_epoch = value, epoch
                 if baseline is None or value + min_delta < baseline: stale = 0
-            elif stale >= patience and epoch > 1: stop
+            elif stale >= patience and epoch > 1:
+                done = True
+                break
 
     >>> rule = early_stopping(patience=2)
     >>> state = rule.init()

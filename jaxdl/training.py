@@ -12,7 +12,7 @@ import optax
 
 from jaxdl.data import order
 from jaxdl.errors import InputError
-from jaxdl.objectives import finish, measure
+from jaxdl.objectives import LOSS, finish, measure
 from jaxdl.passes import evaluate, scan_steps
 from jaxdl.steps import make_train_state, make_train_step
 from jaxdl.stopping import early_stopping
@@ -60,9 +60,7 @@ def start(
     measured = jax.eval_shape(partial(run_epoch, plan=plan), progress, train, validation)[1]
     for rule in (plan.stop, plan.plateau):
         if rule is not None and rule.monitor is not None and rule.monitor not in measured:
-            raise InputError(
-                f'monitor="{rule.monitor}" is not measured. This run measures: {", ".join(measured)}.'
-            )
+            raise InputError(f'monitor="{rule.monitor}" is not measured. This run measures: {", ".join(measured)}.')
     return progress
 
 
@@ -117,9 +115,7 @@ def run_steps(progress: Progress, train: Examples, steps: Any = None, *, plan: P
     return progress._replace(cursor=stop, state=state, sums=sums)
 
 
-def finish_epoch(
-    progress: Progress, validation: Examples | None, *, plan: Plan
-) -> tuple[Progress, dict[str, Array]]:
+def finish_epoch(progress: Progress, validation: Examples | None, *, plan: Plan) -> tuple[Progress, dict[str, Array]]:
     """Closes an epoch whose steps are done: measures, applies the rules, keeps the best weights."""
     state, epoch = progress.state, progress.epoch + 1
     record = finish(plan.objective, progress.sums)
@@ -155,12 +151,18 @@ def epochs(
     while not done:
         progress, record = run_epoch(progress, train, validation, plan=plan)
         figures, done = jax.device_get((record, progress.stopping.done))
-        yield progress, {name: float(value) for name, value in figures.items()}
+        yield progress, {name: float(figures[name]) for name in _names(plan) if name in figures}
+
+
+def _names(plan: Plan) -> list[str]:
+    # A compiled program returns its dictionaries sorted; people read the loss first.
+    own = [LOSS, *(metric.name for metric in plan.objective.metrics)]
+    return [*own, *(f"val_{name}" for name in own), "learning_rate"]
 
 
 def _monitored(rule: Rule, record: dict[str, Array]) -> Array:
     # A monitor that is missing is reported by `start`, which knows the names; here its value must merely exist.
-    default = record.get("val_loss", record["loss"])
+    default = record.get(f"val_{LOSS}", record[LOSS])
     return default if rule.monitor is None else record.get(rule.monitor, default)
 
 

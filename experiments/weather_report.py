@@ -1,0 +1,129 @@
+"""What a weather run says: its figures beside the baselines', tables and pictures."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from rich.table import Table
+
+from jaxdl import plots
+from jaxdl.baselines import climatology, mean_of_last, ridge, root_mean_square
+from jaxdl.datasets import Dataset
+from jaxdl.fitting import as_table
+from jaxdl.passes import evaluate, predict
+from jaxdl.types import Examples, Plan, Progress, Weights
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+TARGET = "BASEL_sunshine"
+SETS = ("train", "validation", "test")
+DAYS = 7  # of the baseline that averages the last days
+PENALTIES = (0.1, 1.0, 10.0, 100.0, 1000.0)
+NAMES = {
+    "persistence": "persistence (as today)",
+    "mean_of_last_days": f"mean of the last {DAYS} days",
+    "climatology": "climatology (mean of the month)",
+    "ridge": "ridge regression",
+}
+
+
+class Built(NamedTuple):
+    """What a configuration and a data set amount to."""
+
+    dataset: Dataset
+    rows: dict[str, np.ndarray]  # of the data set, by set
+    sets: dict[str, Examples]
+    plan: Plan
+    start: Progress  # before the first epoch
+    epochs: int  # at most
+
+
+def baselines(dataset: Dataset, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Predictions for the test rows, (rows,), of the methods that a network must beat.
+
+    The penalty of the ridge regression is the one that does best on the validation rows.
+    """
+    inputs, targets = dataset.examples.inputs, np.asarray(dataset.examples.targets[:, 0], np.float64)
+    today = np.asarray(inputs[:, dataset.columns.index(TARGET)], np.float64)
+    tomorrow = np.array(dataset.rows, "datetime64[D]") + 1
+    months = tomorrow.astype("datetime64[M]").astype(int) % 12 + 1
+    train, validation, test = (rows[name] for name in SETS)
+
+    def regression(penalty: float, wanted: np.ndarray) -> np.ndarray:
+        return ridge(inputs[train], targets[train], inputs[wanted], penalty)
+
+    best = min(PENALTIES, key=lambda penalty: root_mean_square(regression(penalty, validation) - targets[validation]))
+    return {
+        "persistence": today[test],
+        "mean_of_last_days": mean_of_last(today, DAYS)[test],
+        "climatology": climatology(months[train], targets[train], months[test]),
+        "ridge": regression(best, test),
+    }
+
+
+def results(built: Built, progress: Progress) -> dict[str, Any]:
+    """The entries of metrics.json that say how well the run went."""
+
+    def figures(weights: Weights) -> dict[str, float]:
+        plan = built.plan
+        return {n: float(evaluate(plan.model, plan.objective, weights, built.sets[n])["rmse"]) for n in SETS}
+
+    true = built.dataset.examples.targets[built.rows["test"], 0]
+    simple = baselines(built.dataset, built.rows)
+    return {
+        "dataset": _describe(built.dataset, built.rows),
+        "baselines": {name: {"test_rmse": root_mean_square(guess - true)} for name, guess in simple.items()},
+        "rmse": figures(progress.state.weights),
+        "rmse_best": figures(progress.best),
+    }
+
+
+def _describe(dataset: Dataset, rows: dict[str, np.ndarray]) -> dict[str, Any]:
+    entry: dict[str, Any] = {
+        "name": dataset.name,
+        "source": dataset.source,
+        "sha256": dataset.sha256,
+        "features": len(dataset.columns),
+        "rows": {name: len(rows[name]) for name in SETS},
+        "note": dataset.note,
+    }
+    if dataset.noise is not None:
+        entry["irreducible_test_rmse"] = root_mean_square(dataset.noise[rows["test"]])
+    return entry
+
+
+def figures(built: Built, progress: Progress, history: list[dict[str, float]], title: str) -> dict[str, Figure]:
+    """The run's pictures by name: its history, and its predictions for the test rows beside persistence."""
+    test = built.sets["test"]
+    model = np.asarray(predict(built.plan.model, progress.state.weights, test.inputs))
+    persistence = baselines(built.dataset, built.rows)["persistence"]
+    best = int(progress.stopping.best_epoch)
+    shown = {"model": model, "persistence": persistence}
+    return {
+        "history": plots.history(as_table(history), best_epoch=best, title=title),
+        "predictions": plots.predictions(test.targets, shown, quantity="sunshine hours", title=title),
+    }
+
+
+def table(metrics: dict[str, Any]) -> Table:
+    """The run's RMSE beside the baselines', in hours, as a table for a rich console."""
+    data, best = metrics["dataset"], metrics["best_epoch"]
+    title = f"RMSE in hours of sunshine, {data['source']}"
+    rows = Table(title=title, title_justify="left", title_style="bold")
+    rows.add_column("")
+    for name in SETS:
+        rows.add_column(f"{name} ({data['rows'][name]:,} rows)", justify="right")
+    for label, key in ((f"model, after epoch {metrics['epochs']}", "rmse"), (f"model, best epoch {best}", "rmse_best")):
+        rows.add_row(label, *(_number(metrics[key][name]) for name in SETS), style="bold")
+    rows.add_section()
+    for name, label in NAMES.items():
+        rows.add_row(label, "", "", _number(metrics["baselines"][name]["test_rmse"]))
+    if "irreducible_test_rmse" in data:
+        rows.add_row("irreducible (by construction)", "", "", _number(data["irreducible_test_rmse"]))
+    return rows
+
+
+def _number(value: float | None) -> str:
+    return "not finite" if value is None or not np.isfinite(value) else f"{value:.3f}"

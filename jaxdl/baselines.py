@@ -1,0 +1,61 @@
+"""Predictions that a network must beat, in NumPy, from the rows of the weather data or of any daily series."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxdl.data import fit_scaling
+
+
+def root_mean_square(errors: Any) -> float:
+    """The RMSE of any array of errors, in their unit, taken in float64.
+
+    >>> root_mean_square([3.0, -4.0, 0.0, 0.0])
+    2.5
+    """
+    return float(np.sqrt(np.mean(np.square(np.asarray(errors, np.float64)))))
+
+
+def mean_of_last(values: Any, days: int) -> np.ndarray:
+    """For each day of a series (N,), the mean of it and the `days - 1` before it (of fewer at the start).
+
+    With `days=1` this is persistence: tomorrow will be as today.
+
+    >>> mean_of_last([1.0, 3.0, 5.0], 2).tolist()
+    [1.0, 2.0, 4.0]
+    """
+    sums = np.concatenate([[0.0], np.cumsum(np.asarray(values, np.float64))])
+    ends = np.arange(1, len(sums))
+    starts = np.maximum(ends - days, 0)
+    return (sums[ends] - sums[starts]) / (ends - starts)
+
+
+def climatology(months: Sequence[int], targets: Any, wanted: Sequence[int]) -> np.ndarray:
+    """For each wanted month, the mean of the training targets (N,) in that month; their overall mean if it has none.
+
+    >>> climatology([1, 1, 7], [0.0, 2.0, 9.0], [7, 1, 3]).round(2).tolist()
+    [9.0, 1.0, 3.67]
+    """
+    targets, of = np.asarray(targets, np.float64), np.asarray(months)
+    means = {month: targets[of == month].mean() for month in np.unique(of)}
+    return np.array([means.get(month, targets.mean()) for month in wanted])
+
+
+def ridge(inputs: Any, targets: Any, wanted: Any, penalty: float = 1.0) -> np.ndarray:
+    """Predictions for the rows `wanted` (M, F) of linear least squares on (N, F) inputs with a squared penalty.
+
+    Inputs are standardised on the training rows and the intercept is not penalised; solved in closed form (Hoerl and
+    Kennard, Technometrics 12, 1970).
+
+    >>> ridge([[0.0], [1.0], [2.0]], [1.0, 3.0, 5.0], [[3.0]], penalty=0.0).round(6).tolist()
+    [7.0]
+    """
+    scaling, targets = fit_scaling(inputs), np.asarray(targets, np.float64)
+    # Not `standardise`: its float32 would cost digits of the closed form.
+    design = (np.asarray(inputs, np.float64) - scaling.mean) / scaling.spread
+    gram = design.T @ design + penalty * np.eye(design.shape[1])
+    slopes = np.linalg.lstsq(gram, design.T @ (targets - targets.mean()), rcond=None)[0]
+    return (np.asarray(wanted, np.float64) - scaling.mean) / scaling.spread @ slopes + targets.mean()
