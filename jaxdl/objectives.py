@@ -71,7 +71,7 @@ def huber(delta: float = 1.0) -> Callable[[Array, Array], Array]:
 
     def loss(outputs: Array, targets: Array) -> Array:
         outputs, targets = _same_shape("huber", outputs, targets)
-        return _mean_of_row(optax.losses.huber_loss(outputs, targets, delta))
+        return _mean_of_row(optax.losses.huber_loss(outputs, targets, delta=delta))
 
     return loss
 

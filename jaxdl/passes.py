@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -13,7 +14,7 @@ from jaxdl.data import batch_at
 from jaxdl.errors import InputError
 from jaxdl.objectives import add, finish
 from jaxdl.steps import EvalStep, TrainStep, make_eval_step
-from jaxdl.types import Array, Examples, Model, Objective, Sums, TrainState, Weights
+from jaxdl.types import Array, Examples, Model, Objective, PyTree, Sums, TrainState, Weights
 
 EVAL_ROWS = 1024
 
@@ -68,8 +69,17 @@ def sum_steps(step: EvalStep, weights: Weights, rows_of: Examples, *, batch_size
         fresh = start + jnp.arange(batch_size, dtype=jnp.int32) >= wanted
         return rows._replace(weights=jnp.where(fresh, rows.weights, jnp.float32(0)))
 
-    first = step(weights, batch(jnp.int32(0)))
-    return lax.fori_loop(1, -(-count // batch_size), lambda i, sums: add(sums, step(weights, batch(i))), first)
+    zero = zeros_of(step, weights, batch(jnp.int32(0)))
+    return lax.fori_loop(0, -(-count // batch_size), lambda i, sums: add(sums, step(weights, batch(i))), zero)
+
+
+def zeros_of(function: Callable[..., PyTree], *arguments: Any) -> PyTree:
+    """Zeros of the shapes and dtypes that a function would return; it is not computed.
+
+    >>> zeros_of(lambda a: {"twice": 2 * a}, jnp.ones(3))["twice"].tolist()
+    [0.0, 0.0, 0.0]
+    """
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(function, *arguments))
 
 
 @partial(jax.jit, static_argnames=("model", "objective", "batch_size"))
@@ -108,14 +118,13 @@ def predict(model: Model, weights: Weights, inputs: Any, *, batch_size: int = EV
         batch = lax.dynamic_slice_in_dim(inputs, start, min(batch_size, count))
         return model.apply(weights, batch, train=False)[0]
 
-    first = outputs_at(0)
     if count <= batch_size:
-        return first
-    everything = jnp.zeros((count, *first.shape[1:]), first.dtype)
-    everything = lax.dynamic_update_slice_in_dim(everything, first, 0, axis=0)
+        return outputs_at(0)
 
     def body(index: Array, everything: Array) -> Array:
         start = jnp.minimum(index * batch_size, count - batch_size)
         return lax.dynamic_update_slice_in_dim(everything, outputs_at(start), start, axis=0)
 
-    return lax.fori_loop(1, -(-count // batch_size), body, everything)
+    one = jax.eval_shape(outputs_at, 0)
+    everything = jnp.zeros((count, *one.shape[1:]), one.dtype)
+    return lax.fori_loop(0, -(-count // batch_size), body, everything)

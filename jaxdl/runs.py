@@ -35,7 +35,7 @@ def drive(
     epochs: int,
     observers: Iterable[Observer] = (),
 ) -> tuple[Progress, list[dict[str, float]]]:
-    """Trains from `begin` for at most `epochs` epochs as `fit` does, with the wall `seconds` of each epoch in its record."""
+    """Trains from `begin` for at most `epochs` epochs as `fit` does; each record holds its wall `seconds` too."""
     history: list[dict[str, float]] = []
     progress, began = begin, time.perf_counter()
     for progress, record in islice(run_epochs(plan, begin, train, validation), epochs):

@@ -13,7 +13,7 @@ import optax
 from jaxdl.data import order
 from jaxdl.errors import InputError
 from jaxdl.objectives import LOSS, finish, measure
-from jaxdl.passes import evaluate, scan_steps
+from jaxdl.passes import evaluate, scan_steps, zeros_of
 from jaxdl.steps import make_train_state, make_train_step
 from jaxdl.stopping import early_stopping
 from jaxdl.types import Array, Examples, Model, Objective, Plan, Progress, PyTree, Rule, Stopping, Sums, Weights
@@ -72,7 +72,6 @@ def _start(train: Examples, key: Array, weights: Weights | None, *, plan: Plan) 
         weights = plan.model.init(init_key, batch.inputs)
     weights = jax.tree.map(jnp.asarray, weights)
     outputs, _ = plan.model.apply(weights, batch.inputs, train=False)
-    shapes = jax.eval_shape(partial(measure, plan.objective), outputs, batch.targets, batch.weights)
     state = make_train_state(weights, plan.optimiser, step_key)
     zero = jnp.zeros((), jnp.int32)
     plateau = () if plan.plateau is None else plan.plateau.init(_rate_to_change(state.opt_state))
@@ -83,7 +82,7 @@ def _start(train: Examples, key: Array, weights: Weights | None, *, plan: Plan) 
         best=weights,
         stopping=plan.stop.init(),
         plateau=plateau,
-        sums=jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes),
+        sums=zeros_of(partial(measure, plan.objective), outputs, batch.targets, batch.weights),
         key=order_key,
     )
 
@@ -144,7 +143,7 @@ def epochs(
 
         while not progress.stopping.done:
             progress, record = run_epoch(progress, train, validation, plan=plan)
-            yield progress, record  # as Python floats
+            keep(progress, record)  # which the generator yields, as Python floats
     """
     train, validation = jax.tree.map(jnp.asarray, (train, validation))
     done = bool(progress.stopping.done)

@@ -1,12 +1,15 @@
 """What makes the tests strict: rank promotion raises, warnings of the project are errors, four CPU devices."""
 
+import inspect
 import os
-import warnings
+import re
+import textwrap
+from contextlib import contextmanager
 
 import pytest
 
-# Before jax is imported: Keras, an oracle of some tests, otherwise loads a backend of its own.
-os.environ.setdefault("KERAS_BACKEND", "jax")
+# Before jax is imported: Keras, an oracle of some tests, would load a backend of its own.
+os.environ["KERAS_BACKEND"] = "jax"
 
 import jax
 
@@ -42,7 +45,34 @@ def real_data():
 
 @pytest.fixture
 def compilations():
-    """Counts the programs that XLA compiles within a `with compilations() as names` block, by name."""
-    from tests.counting import compilations
+    """`with compilations() as names:` collects the name of every program that XLA compiles in the block."""
 
-    return compilations
+    @contextmanager
+    def collect():
+        names = []
+
+        def listen(event, duration_secs, fun_name="", **_):
+            if event == "/jax/core/compile/backend_compile_duration":
+                names.append(fun_name.removeprefix("jit(").removesuffix(")"))
+
+        jax.monitoring.register_event_duration_secs_listener(listen)
+        try:
+            yield names
+        finally:
+            jax.monitoring.unregister_event_duration_listener(listen)
+
+    return collect
+
+
+@pytest.fixture
+def meaning():
+    """`meaning(function, **names)` runs the loop in a docstring that says what the function means; gives its names."""
+
+    def run(function, **names):
+        body = inspect.getdoc(function) + "\n"
+        block = re.search(r"\n\n((?:    .*\n|\n)+)", body)
+        assert block, f"{function.__name__} has no loop in its docstring"
+        exec(textwrap.dedent(block.group(1)), names)
+        return names
+
+    return run

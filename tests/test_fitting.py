@@ -1,0 +1,116 @@
+"""`fit`, for people who know Keras."""
+
+import jax
+import numpy as np
+import optax
+import pandas as pd
+import pytest
+from sklearn.linear_model import LinearRegression
+
+from jaxdl import objectives as o
+from jaxdl.data import examples
+from jaxdl.errors import InputError
+from jaxdl.fitting import fit
+from jaxdl.models import mlp
+from jaxdl.passes import evaluate, predict
+from jaxdl.stopping import early_stopping
+from jaxdl.types import Objective
+
+RANDOM = np.random.default_rng(0)
+INPUTS = RANDOM.normal(size=(300, 4)).astype(np.float32)
+NOISE = 0.3 * RANDOM.normal(size=(300, 1))
+TRAIN = examples(INPUTS[:200], (INPUTS.sum(1, keepdims=True) + NOISE)[:200])
+VALIDATION = examples(INPUTS[200:], (INPUTS.sum(1, keepdims=True) + NOISE)[200:])
+OBJECTIVE = Objective(o.squared_error, (o.rmse,))
+
+
+def test_a_linear_model_reaches_least_squares():
+    run = fit(mlp(()), OBJECTIVE, optax.adam(optax.cosine_decay_schedule(0.05, 700)), TRAIN, epochs=100)
+    best = LinearRegression().fit(TRAIN.inputs, TRAIN.targets)
+    np.testing.assert_allclose(
+        predict(mlp(()), run.final, VALIDATION.inputs), best.predict(VALIDATION.inputs), atol=0.02
+    )
+
+
+def test_the_result_says_what_happened():
+    stop = early_stopping("val_loss", patience=3)
+    model = mlp((20,))
+    run = fit(model, OBJECTIVE, optax.adam(0.05), TRAIN, VALIDATION, epochs=200, stop=stop)
+    assert isinstance(run.history, pd.DataFrame)
+    assert run.history.index.tolist() == list(range(1, len(run.history) + 1))
+    assert list(run.history) == ["loss", "rmse", "val_loss", "val_rmse"]
+    assert (run.reason, len(run.history)) == ("early-stopping", run.best_epoch + 3)
+    assert run.history["val_loss"].idxmin() == run.best_epoch
+    found = evaluate(model, OBJECTIVE, run.best, VALIDATION)
+    np.testing.assert_allclose(found["loss"], run.history["val_loss"].min(), rtol=1e-5)
+
+
+def test_a_run_that_reaches_its_epochs_says_so():
+    run = fit(mlp(()), OBJECTIVE, optax.sgd(0.01), TRAIN, epochs=2)
+    assert (run.reason, len(run.history)) == ("epochs", 2)
+
+
+def test_seeds_decide_everything():
+    model, optimiser = mlp((5,), dropout=0.2), optax.adam(0.01)
+    one, again, other = (fit(model, OBJECTIVE, optimiser, TRAIN, epochs=3, seed=seed) for seed in (1, 1, 2))
+    pd.testing.assert_frame_equal(one.history, again.history, check_exact=True)
+    assert one.history["loss"].iloc[0] != other.history["loss"].iloc[0]
+
+
+def test_a_run_goes_on_where_it_stood():
+    model, optimiser = mlp((5,)), optax.adam(0.01)
+    whole = fit(model, OBJECTIVE, optimiser, TRAIN, VALIDATION, epochs=5)
+    half = fit(model, OBJECTIVE, optimiser, TRAIN, VALIDATION, epochs=2)
+    rest = fit(model, OBJECTIVE, optimiser, TRAIN, VALIDATION, epochs=5, progress=half.progress)
+    pd.testing.assert_frame_equal(pd.concat([half.history, rest.history]), whole.history, check_exact=True)
+    for one, other in zip(jax.tree.leaves(whole.final), jax.tree.leaves(rest.final), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_given_weights_are_where_it_starts():
+    model = mlp(())
+    first = fit(model, OBJECTIVE, optax.sgd(0.1), TRAIN, epochs=3)
+    second = fit(model, OBJECTIVE, optax.sgd(0.0), TRAIN, epochs=1, weights=first.final)
+    np.testing.assert_allclose(
+        second.history["loss"], evaluate(model, OBJECTIVE, first.final, TRAIN)["loss"], rtol=1e-5
+    )
+
+
+def test_observers_see_every_epoch():
+    seen = []
+    fit(
+        mlp(()),
+        OBJECTIVE,
+        optax.sgd(0.01),
+        TRAIN,
+        epochs=3,
+        observers=[lambda progress, history: seen.append((int(progress.epoch), len(history), history[-1]["loss"]))],
+    )
+    assert [entry[:2] for entry in seen] == [(1, 1), (2, 2), (3, 3)]
+
+
+def test_a_second_run_compiles_nothing(compilations):
+    model, optimiser = mlp((5,)), optax.adam(0.01)
+    fit(model, OBJECTIVE, optimiser, TRAIN, VALIDATION, epochs=1)
+    with compilations() as names:
+        fit(model, OBJECTIVE, optimiser, TRAIN, VALIDATION, epochs=2, seed=5)
+    assert names == []
+
+
+def test_float64_is_trained_in_float64_where_it_is_switched_on():
+    with jax.enable_x64(True):
+        run = fit(mlp((3,)), OBJECTIVE, optax.adam(0.01), TRAIN, VALIDATION, epochs=1)
+    assert np.isfinite(run.history).all().all()
+
+
+def test_bfloat16_computes_near_float32():
+    runs = [
+        fit(mlp((20,), dtype=dtype), OBJECTIVE, optax.adam(0.01), TRAIN, epochs=10) for dtype in ("float32", "bfloat16")
+    ]
+    assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(runs[1].final))
+    np.testing.assert_allclose(runs[0].history["rmse"].iloc[-1], runs[1].history["rmse"].iloc[-1], rtol=0.1)
+
+
+def test_no_epochs_are_refused():
+    with pytest.raises(InputError, match="epochs must be at least 1, got 0"):
+        fit(mlp(()), OBJECTIVE, optax.sgd(0.1), TRAIN, epochs=0)

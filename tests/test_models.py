@@ -1,0 +1,188 @@
+"""The shipped networks, against NumPy and closed forms."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxdl.errors import InputError
+from jaxdl.models import mlp
+from jaxdl.types import Weights
+
+KEY = jax.random.key(0)
+
+
+def count(tree):
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def shapes(model, features):
+    return jax.eval_shape(model.init, KEY, jnp.ones((1, features)))
+
+
+def drawn(model, features):
+    """Weights from NumPy: compiling JAX's own draws takes longer than all else here."""
+    draws, of = np.random.default_rng(0), shapes(model, features)
+    params = jax.tree.map(lambda leaf: draws.normal(0, 0.5, leaf.shape).astype(np.float32), of.params)
+    moments = {"mean": np.zeros(features, np.float32), "var": np.ones(features, np.float32)}
+    return Weights(params, {"batch_stats": {"BatchNorm_0": moments}} if of.stats else {})
+
+
+@pytest.mark.parametrize(
+    ("widths", "outputs", "input_norm", "trained", "moving"),
+    [
+        ((100, 50), 1, False, 14101, 0),
+        # Scale and offset of each of the 89 features are trained, its mean and variance are not.
+        ((100, 50), 1, True, 14101 + 2 * 89, 178),
+        ((10, 5), 1, False, 89 * 10 + 10 + 10 * 5 + 5 + 5 + 1, 0),
+        ((), 3, False, 89 * 3 + 3, 0),
+    ],
+)
+def test_numbers_of_parameters(widths, outputs, input_norm, trained, moving):
+    weights = shapes(mlp(widths, outputs=outputs, input_norm=input_norm), 89)
+    assert (count(weights.params), count(weights.stats)) == (trained, moving)
+
+
+def test_the_lessons_network_with_input_norm_holds_14457_numbers():
+    assert count(shapes(mlp((100, 50), input_norm=True), 89)) == 14457
+
+
+def test_kernels_begin_as_kerass_glorot_uniform_and_biases_as_zeros():
+    params = jax.jit(mlp((100, 50)).init)(KEY, jnp.ones((1, 89))).params
+    for name, (fan_in, fan_out) in {"Dense_0": (89, 100), "Dense_1": (100, 50), "Dense_2": (50, 1)}.items():
+        limit = np.sqrt(6 / (fan_in + fan_out))
+        kernel = np.asarray(params[name]["kernel"])
+        assert kernel.shape == (fan_in, fan_out)
+        assert np.abs(kernel).max() <= limit
+        # Of n draws the largest falls short of the limit by a share of about 1 / n.
+        assert np.abs(kernel).max() > limit * (1 - 10 / kernel.size)
+        np.testing.assert_array_equal(params[name]["bias"], np.zeros(fan_out))
+    # A uniform draw between -a and a has the deviation a / sqrt(3).
+    np.testing.assert_allclose(np.std(params["Dense_0"]["kernel"]), np.sqrt(6 / 189) / np.sqrt(3), rtol=0.02)
+    assert not np.array_equal(params["Dense_0"]["kernel"][:50, :50], params["Dense_1"]["kernel"][:50])
+
+
+def test_outputs_are_those_of_numpy():
+    inputs = np.random.default_rng(0).normal(0, 1, (7, 4)).astype(np.float32)
+    model = mlp((6, 5), outputs=2)
+    weights = drawn(model, 4)
+    params, hidden = weights.params, inputs
+    for name in ("Dense_0", "Dense_1"):
+        hidden = np.maximum(hidden @ params[name]["kernel"] + params[name]["bias"], 0)
+    expected = hidden @ params["Dense_2"]["kernel"] + params["Dense_2"]["bias"]
+    outputs, _ = model.apply(weights, inputs, train=False)
+    np.testing.assert_allclose(outputs, expected, rtol=1e-5, atol=1e-6)
+    # No relu after the last layer: predictions may be negative.
+    assert (expected < 0).any()
+
+
+@pytest.mark.parametrize("input_norm", [False, True])
+def test_bfloat16_is_the_dtype_of_the_computation_only(input_norm):
+    inputs = np.random.default_rng(1).normal(0, 1, (16, 8)).astype(np.float32)
+    half = mlp((32,), outputs=3, input_norm=input_norm, dtype=jnp.bfloat16)
+    weights = drawn(half, 8)
+    assert {leaf.dtype for leaf in jax.tree.leaves(weights)} == {jnp.dtype(jnp.float32)}
+    outputs, stats = half.apply(weights, inputs, train=True)
+    assert outputs.dtype == jnp.float32
+    assert {leaf.dtype for leaf in jax.tree.leaves(stats)} <= {jnp.dtype(jnp.float32)}
+    # What was computed in bfloat16 fits bfloat16 exactly, and is near what float32 gives.
+    np.testing.assert_array_equal(outputs, outputs.astype(jnp.bfloat16).astype(jnp.float32))
+    full, _ = mlp((32,), outputs=3, input_norm=input_norm).apply(weights, inputs, train=True)
+    assert not np.array_equal(outputs, full)
+    np.testing.assert_allclose(outputs, full, atol=0.05)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_padding_rows_change_neither_outputs_nor_statistics(dropout):
+    # 5 real rows and 3 of padding, far from the real ones, as if one had gone wrong.
+    real = np.random.default_rng(0).normal(3, 2, (5, 4)).astype(np.float32)
+    padded = np.concatenate([real, np.full((3, 4), 1e4, np.float32)])
+    model = mlp((6,), input_norm=True, dropout=dropout)
+    weights = drawn(model, 4)
+    alone, stats_alone = model.apply(weights, real, train=True, key=KEY)
+    outputs, stats = model.apply(weights, padded, train=True, key=KEY, mask=jnp.arange(8) < 5)
+    np.testing.assert_allclose(outputs[:5], alone, rtol=1e-6, atol=1e-6)
+    jax.tree.map(lambda one, two: np.testing.assert_allclose(one, two, rtol=1e-6, atol=1e-6), stats, stats_alone)
+
+
+def normalising(column_count):
+    """A model that is its BatchNorm: no hidden layers, and a last layer that changes nothing."""
+    model = mlp((), outputs=column_count, input_norm=True)
+    params = {
+        "BatchNorm_0": {"scale": np.ones(column_count, np.float32), "bias": np.zeros(column_count, np.float32)},
+        "Dense_0": {"kernel": np.eye(column_count, dtype=np.float32), "bias": np.zeros(column_count, np.float32)},
+    }
+    return model, drawn(model, column_count)._replace(params=params)
+
+
+def test_batchnorm_of_a_column_with_mean_100_and_deviation_a_thousandth():
+    model, weights = normalising(1)
+    column = np.random.default_rng(0).normal(100, 1e-3, (512, 1)).astype(np.float32)
+    exact = column.astype(np.float64)
+    # From moments of 0, so that the new ones show the batch's own to all digits.
+    weights = weights._replace(stats=jax.tree.map(np.zeros_like, weights.stats))
+    outputs, stats = model.apply(weights, column, train=True)
+    moving = stats["batch_stats"]["BatchNorm_0"]
+    np.testing.assert_allclose(moving["var"], 0.01 * exact.var(0), rtol=0.02)
+    np.testing.assert_allclose(moving["mean"], 0.01 * exact.mean(0), rtol=1e-6)
+    expected = (exact - exact.mean(0)) / np.sqrt(exact.var(0) + 1e-3)
+    np.testing.assert_allclose(np.std(outputs), np.std(expected), rtol=0.02)
+    # A float32 near 100 has steps of 8e-6, a hundredth of the deviation.
+    np.testing.assert_allclose(outputs, expected, atol=0.02 * np.std(expected))
+
+
+def test_batchnorm_has_kerass_momentum_and_epsilon():
+    model, weights = normalising(3)
+    batches = np.random.default_rng(0).normal([5, -1, 0], [0.1, 1, 0.01], (4, 32, 3)).astype(np.float32)
+    mean, variance = np.zeros(3), np.ones(3)
+    for batch in batches:
+        outputs, stats = model.apply(weights, batch, train=True)
+        weights = weights._replace(stats=stats)
+        mean, variance = 0.99 * mean + 0.01 * batch.mean(0), 0.99 * variance + 0.01 * batch.var(0)
+        expected = (batch - batch.mean(0)) / np.sqrt(batch.var(0) + 1e-3)
+        np.testing.assert_allclose(outputs, expected, rtol=1e-4, atol=1e-5)
+    moving = stats["batch_stats"]["BatchNorm_0"]
+    np.testing.assert_allclose(moving["mean"], mean, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(moving["var"], variance, rtol=1e-5)
+    predicted, _ = model.apply(weights, batches[0], train=False)
+    np.testing.assert_allclose(predicted, (batches[0] - mean) / np.sqrt(variance + 1e-3), rtol=1e-4, atol=1e-5)
+
+
+def test_dropout_scales_what_it_keeps_and_does_nothing_in_prediction():
+    # Weights of 1 on 4,000 hidden units of value 1: the output counts the units that are kept, each at 1 / 0.75.
+    model = mlp((4000,), dropout=0.25)
+    weights = Weights(
+        {
+            "Dense_0": {"kernel": jnp.ones((1, 4000)), "bias": jnp.zeros(4000)},
+            "Dense_1": {"kernel": jnp.ones((4000, 1)), "bias": jnp.zeros(1)},
+        },
+        {},
+    )
+    outputs, _ = model.apply(weights, jnp.ones((2, 1)), train=True, key=KEY)
+    kept = np.asarray(outputs)[:, 0] * 0.75
+    np.testing.assert_allclose(kept, np.round(kept), atol=1e-2)
+    # Binomial: 3,000 on average, with a deviation of 27.
+    np.testing.assert_allclose(kept, 3000, atol=5 * 27)
+    assert kept[0] != kept[1]
+    np.testing.assert_allclose(model.apply(weights, jnp.ones((2, 1)), train=False)[0], 4000)
+
+
+@pytest.mark.parametrize(("widths", "outputs"), [((0,), 1), ((100, -1), 1), ((10,), 0)])
+def test_widths_below_1_are_refused(widths, outputs):
+    with pytest.raises(InputError, match="widths must be at least 1"):
+        mlp(widths, outputs=outputs)
+
+
+@pytest.mark.parametrize("dropout", [-0.1, 1.0, float("nan")])
+def test_dropout_rates_outside_0_to_1_are_refused(dropout):
+    with pytest.raises(InputError, match="dropout must be a rate from 0 to below 1"):
+        mlp((10,), dropout=dropout)
+
+
+def test_equal_calls_give_networks_that_compute_the_same():
+    inputs = jnp.ones((2, 3))
+    one, two = mlp((4,), dtype="bfloat16"), mlp([4], dtype=jnp.bfloat16)
+    weights = drawn(one, 3)
+    np.testing.assert_array_equal(
+        one.apply(weights, inputs, train=False)[0], two.apply(weights, inputs, train=False)[0]
+    )

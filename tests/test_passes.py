@@ -1,0 +1,124 @@
+"""Passes over data, against the loops that their docstrings say they mean."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxdl import objectives as o
+from jaxdl import passes
+from jaxdl.data import batch_at, examples, order, take
+from jaxdl.errors import InputError
+from jaxdl.models import mlp
+from jaxdl.passes import evaluate, predict, scan_steps, sum_steps
+from jaxdl.steps import make_eval_step
+from jaxdl.types import Objective, Sums, TrainState, Weights
+
+RANDOM = np.random.default_rng(0)
+ROWS = jax.tree.map(jnp.asarray, examples(RANDOM.normal(size=(77, 3)), RANDOM.normal(size=(77, 1))))
+OBJECTIVE = Objective(o.squared_error, (o.rmse, o.r2()))
+MODEL = mlp((5,))
+WEIGHTS = MODEL.init(jax.random.key(0), ROWS.inputs)
+
+
+def step(state, batch):
+    """Plain gradient descent without optax, which does not bear strict dtypes."""
+
+    def loss(params):
+        outputs, _ = MODEL.apply(Weights(params, {}), batch.inputs, train=True, key=state.key)
+        sums = o.measure(OBJECTIVE, outputs, batch.targets, batch.weights)
+        return sums.totals["loss"] / sums.weight, sums
+
+    grads, sums = jax.grad(loss, has_aux=True)(state.weights.params)
+    params = jax.tree.map(lambda p, g: p - jnp.float32(0.1) * g, state.weights.params, grads)
+    return state._replace(step=state.step + 1, weights=Weights(params, {})), sums
+
+
+def start():
+    sums = passes.zeros_of(partial(o.measure, OBJECTIVE), ROWS.targets, ROWS.targets, ROWS.weights)
+    return TrainState(jnp.int32(0), WEIGHTS, (), jax.random.key(1)), sums
+
+
+CHUNK = jax.jit(partial(scan_steps, step, batch_size=10))
+
+
+def test_scan_steps_is_the_loop_in_its_docstring(meaning):
+    state, sums = start()
+    rows = order(jax.random.key(2), 0, 77)
+    names = {"step": jax.jit(step), "state": state, "sums": sums, "train": ROWS, "rows": rows, "start": 0, "stop": 8}
+    told = meaning(scan_steps, **names, batch_size=10, batch_at=batch_at, add=o.add)
+    found = CHUNK(state, sums, ROWS, rows, 0, 8)
+    for one, other in zip(
+        jax.tree.leaves((told["state"].weights, told["sums"])),
+        jax.tree.leaves((found[0].weights, found[1])),
+        strict=True,
+    ):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+    assert float(found[1].weight) == 77
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 7])
+def test_chunks_of_any_length_give_the_bits_of_the_whole_from_one_program(chunk, compilations):
+    state, sums = start()
+    rows = order(jax.random.key(2), 0, 77)
+    whole = CHUNK(state, sums, ROWS, rows, np.int32(0), np.int32(8))
+    with compilations() as names:
+        for begin in range(0, 8, chunk):
+            state, sums = CHUNK(state, sums, ROWS, rows, np.int32(begin), np.int32(min(begin + chunk, 8)))
+    assert names == []
+    for one, other in zip(
+        jax.tree.leaves((whole[0].weights, whole[1])), jax.tree.leaves((state.weights, sums)), strict=True
+    ):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("batch_size", [1, 10, 38, 76, 77, 1024])
+def test_figures_are_those_of_the_data_set_whatever_the_batch_size(batch_size, meaning):
+    outputs = np.asarray(MODEL.apply(WEIGHTS, ROWS.inputs, train=False)[0], np.float64)
+    found = evaluate(MODEL, OBJECTIVE, WEIGHTS, ROWS, batch_size=batch_size)
+    mean = ((outputs - ROWS.targets) ** 2).mean()
+    np.testing.assert_allclose(found["loss"], mean, rtol=2e-5)
+    np.testing.assert_allclose(found["rmse"], np.sqrt(mean), rtol=2e-5)
+
+
+def test_sum_steps_is_the_loop_in_its_docstring(meaning):
+    evaluation = make_eval_step(MODEL, OBJECTIVE)
+    told = meaning(sum_steps, step=evaluation, weights=WEIGHTS, rows_of=ROWS, batch_size=20, take=take, add=o.add)[
+        "sums"
+    ]
+    found = sum_steps(evaluation, WEIGHTS, ROWS, batch_size=20)
+    assert isinstance(found, Sums)
+    for one, other in zip(jax.tree.leaves(told), jax.tree.leaves(found), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5)
+
+
+def test_rows_of_weight_0_are_not_measured():
+    some = ROWS._replace(weights=jnp.where(jnp.arange(77) < 50, ROWS.weights, jnp.float32(0)))
+    for batch_size in (30, 100):
+        found = evaluate(MODEL, OBJECTIVE, WEIGHTS, some, batch_size=batch_size)
+        kept = evaluate(MODEL, OBJECTIVE, WEIGHTS, take(ROWS, range(50)))
+        np.testing.assert_allclose(found["rmse"], kept["rmse"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("batch_size", [1, 10, 76, 77, 1024])
+def test_predictions_do_not_depend_on_the_batch_size(batch_size):
+    found = predict(MODEL, WEIGHTS, ROWS.inputs, batch_size=batch_size)
+    np.testing.assert_allclose(found, MODEL.apply(WEIGHTS, ROWS.inputs, train=False)[0], rtol=1e-5, atol=1e-6)
+
+
+def test_evaluation_and_prediction_compile_once_a_shape(compilations):
+    model = mlp((6,))
+    weights = model.init(jax.random.key(0), ROWS.inputs)
+    half = jax.tree.map(lambda leaf: leaf[:40], ROWS)
+    with compilations() as names:
+        for rows in (ROWS, half, ROWS, half):
+            evaluate(model, OBJECTIVE, weights, rows)
+            predict(model, weights, rows.inputs)
+    assert sorted(names) == ["evaluate"] * 2 + ["predict"] * 2
+
+
+def test_no_rows_to_predict_are_refused():
+    with pytest.raises(InputError, match=r"at least one row, got inputs of shape \(0, 3\)"):
+        predict(MODEL, WEIGHTS, np.zeros((0, 3), np.float32))

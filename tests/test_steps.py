@@ -1,0 +1,168 @@
+"""One step, against NumPy by hand, closed forms and what optax composes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxdl import objectives as o
+from jaxdl.data import examples, pad
+from jaxdl.models import mlp
+from jaxdl.steps import make_eval_step, make_train_state, make_train_step
+from jaxdl.types import Model, Objective, Weights
+
+RANDOM = np.random.default_rng(0)
+ROWS = examples(RANDOM.normal(size=(31, 4)), RANDOM.normal(size=(31, 1)))
+OBJECTIVE = Objective(o.squared_error, (o.rmse,))
+
+
+def linear(noise=0.0):
+    """y = x w + b with optional noise drawn from the step's key; simple enough to do by hand."""
+
+    def init(key, inputs):
+        return Weights({"w": jnp.ones((4, 1)), "b": jnp.zeros(1)}, {})
+
+    def apply(weights, inputs, *, train, key=None, mask=None):
+        outputs = inputs @ weights.params["w"] + weights.params["b"][None, :]
+        return (outputs + noise * jax.random.normal(key, outputs.shape) if noise else outputs), weights.stats
+
+    return Model(init, apply)
+
+
+def run(model, optimiser, batches, weights=None, key=3):
+    step = jax.jit(make_train_step(model, OBJECTIVE, optimiser))
+    weights = model.init(jax.random.key(0), batches[0].inputs) if weights is None else weights
+    state, measured = make_train_state(weights, optimiser, jax.random.key(key)), []
+    for batch in batches:
+        state, sums = step(state, batch)
+        measured.append(o.finish(OBJECTIVE, sums)["loss"])
+    return state, np.array(measured)
+
+
+def test_sgd_on_a_linear_model_is_gradient_descent_by_hand():
+    x, y = np.float64(ROWS.inputs), np.float64(ROWS.targets)
+    w, b, losses = np.ones((4, 1)), np.zeros(1), []
+    for _ in range(5):
+        error = x @ w + b - y
+        losses.append((error**2).mean())
+        w, b = w - 0.1 * 2 * x.T @ error / len(x), b - 0.1 * 2 * error.mean(0)
+    state, measured = run(linear(), optax.sgd(0.1), [ROWS] * 5)
+    np.testing.assert_allclose(measured, losses, rtol=1e-5)
+    np.testing.assert_allclose(state.weights.params["w"], w, rtol=1e-5)
+    assert int(state.step) == 5
+
+
+@pytest.mark.parametrize("optimiser", [optax.sgd(0.1, momentum=0.9), optax.adam(1e-2)], ids=["momentum", "adam"])
+@pytest.mark.parametrize("input_norm", [False, True])
+def test_padding_changes_neither_loss_nor_weights_nor_statistics(optimiser, input_norm):
+    model = mlp((8,), input_norm=input_norm)
+    plain, losses = run(model, optimiser, [ROWS] * 3)
+    padded, padded_losses = run(model, optimiser, [pad(ROWS, 32)] * 3)
+    np.testing.assert_allclose(losses, padded_losses, rtol=1e-6)
+    for one, other in zip(jax.tree.leaves(plain.weights), jax.tree.leaves(padded.weights), strict=True):
+        np.testing.assert_allclose(one, other, rtol=2e-5, atol=2e-6)
+
+
+def test_randomness_depends_on_key_and_step_alone():
+    _, first = run(linear(noise=1.0), optax.sgd(0.0), [ROWS] * 3)
+    _, again = run(linear(noise=1.0), optax.sgd(0.0), [ROWS] * 3)
+    _, other = run(linear(noise=1.0), optax.sgd(0.0), [ROWS] * 3, key=4)
+    np.testing.assert_array_equal(first, again)
+    assert len({*first.tolist(), *other.tolist()}) == 6
+
+
+def test_the_key_never_advances():
+    state, _ = run(linear(), optax.sgd(0.1), [ROWS] * 2)
+    assert jax.random.key_data(state.key).tolist() == jax.random.key_data(jax.random.key(3)).tolist()
+
+
+def test_clipping_composes():
+    state, _ = run(linear(), optax.chain(optax.clip_by_global_norm(1e-3), optax.sgd(1.0)), [ROWS])
+    moved = jax.tree.map(lambda new, old: new - old, state.weights.params, {"w": jnp.ones((4, 1)), "b": jnp.zeros(1)})
+    np.testing.assert_allclose(optax.tree.norm(moved), 1e-3, rtol=1e-3)
+
+
+def test_accumulating_halves_is_one_step_on_the_whole():
+    halves = [jax.tree.map(lambda leaf, part=part: leaf[part], ROWS) for part in (slice(0, 15), slice(15, 30))]
+    whole = jax.tree.map(lambda leaf: leaf[:30], ROWS)
+    accumulated, _ = run(linear(), optax.MultiSteps(optax.sgd(0.1), 2).gradient_transformation(), halves)
+    direct, _ = run(linear(), optax.sgd(0.1), [whole])
+    np.testing.assert_allclose(accumulated.weights.params["w"], direct.weights.params["w"], rtol=1e-6)
+
+
+def test_weight_decay_shrinks_by_its_closed_form():
+    batch = ROWS._replace(inputs=np.zeros_like(ROWS.inputs), targets=np.zeros_like(ROWS.targets))
+    state, _ = run(linear(), optax.adamw(0.1, weight_decay=0.5), [batch] * 3)
+    np.testing.assert_allclose(state.weights.params["w"], (1 - 0.1 * 0.5) ** 3, rtol=1e-6)
+
+
+def test_a_schedule_with_warm_up_sets_each_steps_rate():
+    schedule = optax.warmup_cosine_decay_schedule(0.0, 0.1, warmup_steps=2, decay_steps=6)
+    state, _ = run(linear(), optax.inject_hyperparams(optax.sgd)(learning_rate=schedule), [ROWS] * 4)
+    expected = 0.1 * 0.5 * (1 + np.cos(np.pi * 1 / 4))  # step 3: one of four steps of decay after two of warm-up
+    np.testing.assert_allclose(state.opt_state.hyperparams["learning_rate"], expected, rtol=1e-5)
+
+
+def test_a_batch_of_padding_only_moves_nothing():
+    empty = ROWS._replace(weights=np.zeros_like(ROWS.weights))
+    state, _ = run(linear(), optax.sgd(0.1), [empty])
+    np.testing.assert_array_equal(state.weights.params["w"], np.ones((4, 1)))
+
+
+def test_the_eval_step_changes_nothing_and_ignores_padding():
+    model = mlp((8,), input_norm=True, dropout=0.5)
+    weights = model.init(jax.random.key(0), ROWS.inputs)
+    step = make_eval_step(model, OBJECTIVE)
+    one, padded = step(weights, ROWS), step(weights, pad(ROWS, 40))
+    np.testing.assert_allclose(one.totals["loss"], padded.totals["loss"], rtol=1e-6)
+    assert float(one.weight) == float(padded.weight) == 31
+
+
+def test_one_compilation_serves_every_step(compilations):
+    model, optimiser = mlp((8,), input_norm=True, dropout=0.1), optax.adam(1e-3)
+    step = jax.jit(make_train_step(model, OBJECTIVE, optimiser))
+    batch = jax.tree.map(jnp.asarray, ROWS)
+    state = make_train_state(model.init(jax.random.key(0), batch.inputs), optimiser, jax.random.key(1))
+    with compilations() as names:
+        for _ in range(4):
+            state, _ = step(state, batch)
+    assert names == ["step"]
+
+
+def golden():
+    """The same three Adam steps in NumPy, float64, with the gradient written out."""
+    inputs = np.linspace(-1, 1.3, 32).reshape(8, 4)
+    targets = inputs.sum(1, keepdims=True)
+    params = [np.linspace(-1, 0.9, 20).reshape(4, 5), np.zeros(5), np.linspace(1, -0.9, 5).reshape(5, 1), np.zeros(1)]
+    first, second, losses = [np.zeros_like(p) for p in params], [np.zeros_like(p) for p in params], []
+    for step in range(1, 4):
+        before = inputs @ params[0] + params[1]
+        hidden = np.maximum(before, 0)
+        error = hidden @ params[2] + params[3] - targets
+        losses.append((error**2).mean())
+        out = 2 * error / len(error)
+        inner = (out @ params[2].T) * (before > 0)
+        grads = [inputs.T @ inner, inner.sum(0), hidden.T @ out, out.sum(0)]
+        first = [0.9 * m + 0.1 * g for m, g in zip(first, grads, strict=True)]
+        second = [0.999 * v + 0.001 * g**2 for v, g in zip(second, grads, strict=True)]
+        scaled = [
+            (m / (1 - 0.9**step)) / (np.sqrt(v / (1 - 0.999**step)) + 1e-8) for m, v in zip(first, second, strict=True)
+        ]
+        params = [p - 0.05 * s for p, s in zip(params, scaled, strict=True)]
+    return losses
+
+
+def test_the_golden_step():
+    """If this breaks, the step no longer means what it says: mend the step, not the figures, which NumPy gives."""
+    inputs = np.linspace(-1, 1.3, 32, dtype=np.float32).reshape(8, 4)
+    batch = examples(inputs, inputs.sum(1, keepdims=True))
+    weights = Weights(
+        {
+            "Dense_0": {"kernel": jnp.linspace(-1, 0.9, 20).reshape(4, 5), "bias": jnp.zeros(5)},
+            "Dense_1": {"kernel": jnp.linspace(1, -0.9, 5).reshape(5, 1), "bias": jnp.zeros(1)},
+        },
+        {},
+    )
+    _, losses = run(mlp((5,)), optax.adam(0.05), [batch] * 3, weights)
+    np.testing.assert_allclose(losses, golden(), rtol=1e-5)

@@ -1,0 +1,200 @@
+"""Epochs: exact, compiled once, and what the rules make of them."""
+
+from functools import partial
+from itertools import islice
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxdl import objectives as o
+from jaxdl.data import examples
+from jaxdl.errors import InputError
+from jaxdl.models import mlp
+from jaxdl.passes import evaluate
+from jaxdl.stopping import early_stopping, reduce_on_plateau
+from jaxdl.training import epochs, finish_epoch, make_plan, run_epoch, run_steps, start
+from jaxdl.types import Model, Objective, Weights
+
+RANDOM = np.random.default_rng(0)
+INPUTS = RANDOM.normal(size=(77, 3)).astype(np.float32)
+TRAIN = examples(INPUTS, INPUTS.sum(1, keepdims=True) + 0.1 * RANDOM.normal(size=(77, 1)))
+VALIDATION = examples(INPUTS[:20] + 1, INPUTS[:20].sum(1, keepdims=True) + 3)
+OBJECTIVE = Objective(o.squared_error, (o.rmse,))
+INJECTED = optax.inject_hyperparams(optax.sgd)(learning_rate=0.05)
+
+
+def plan_of(model=None, optimiser=None, **options):
+    return make_plan(model or mlp((5,)), OBJECTIVE, optimiser or optax.adam(0.01), batch_size=10, **options)
+
+
+def begin(plan, validation=VALIDATION, **options):
+    return start(plan, TRAIN, validation, key=jax.random.key(0), **options)
+
+
+def take_epochs(plan, count, validation=VALIDATION, progress=None):
+    return list(islice(epochs(plan, progress or begin(plan, validation), TRAIN, validation), count))
+
+
+def same(one, other):
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
+            a, b = jax.random.key_data(a), jax.random.key_data(b)
+        np.testing.assert_array_equal(a, b)
+
+
+def test_epochs_is_the_loop_in_its_docstring(meaning):
+    plan = plan_of(stop=early_stopping("val_loss", patience=0, min_delta=0.5))
+    found = take_epochs(plan, 50)
+    records = []
+    loop = {"progress": begin(plan), "train": TRAIN, "validation": VALIDATION, "plan": plan, "run_epoch": run_epoch}
+    # A generator's loop yields; what it yields is collected instead.
+    told = meaning(epochs, **loop, keep=lambda progress, record: records.append(record))
+    assert len(records) == len(found) > 1
+    same(told["progress"], found[-1][0])
+    assert found[-1][1] == {name: float(records[-1][name]) for name in found[-1][1]}
+
+
+def test_every_row_is_used_once_an_epoch():
+    """A model that adds up the rows it meets in its statistics."""
+
+    def apply(weights, inputs, *, train, key=None, mask=None):
+        seen = weights.stats["seen"] + jnp.sum(jnp.where(mask, inputs[:, 0], 0)) if train else weights.stats["seen"]
+        return inputs[:, 1:2] * weights.params["w"][None], {"seen": seen}
+
+    model = Model(lambda key, inputs: Weights({"w": jnp.ones(1)}, {"seen": jnp.zeros(())}), apply)
+    rows = TRAIN._replace(inputs=np.stack([np.arange(77.0), np.zeros(77)], 1).astype(np.float32))
+    plan = plan_of(model)
+    progress, _ = run_epoch(start(plan, rows, key=jax.random.key(0)), rows, None, plan=plan)
+    assert float(progress.state.weights.stats["seen"]) == np.arange(77).sum()
+    assert int(progress.state.step) == 8
+
+
+def test_a_record_reads_loss_first_and_holds_python_floats():
+    _, record = take_epochs(plan_of(optimiser=INJECTED), 1)[0]
+    assert list(record) == ["loss", "rmse", "val_loss", "val_rmse", "learning_rate"]
+    assert all(type(value) is float for value in record.values())
+    np.testing.assert_allclose(record["learning_rate"], 0.05, rtol=1e-6)
+
+
+def test_validation_figures_are_those_of_the_weights_after_the_epoch():
+    plan = plan_of()
+    progress, record = take_epochs(plan, 3)[-1]
+    found = evaluate(plan.model, OBJECTIVE, progress.state.weights, VALIDATION)
+    np.testing.assert_allclose(record["val_rmse"], found["rmse"], rtol=1e-6)
+
+
+def test_training_figures_are_means_over_the_rows_as_they_were_met():
+    """With a learning rate of 0 the weights stand still, so they are the figures of the whole set."""
+    plan = plan_of(optimiser=optax.sgd(0.0))
+    progress, record = take_epochs(plan, 1)[0]
+    whole = evaluate(plan.model, OBJECTIVE, progress.state.weights, TRAIN)
+    np.testing.assert_allclose(record["loss"], whole["loss"], rtol=1e-5)
+
+
+def test_an_epoch_in_chunks_is_the_whole_epoch_bit_for_bit():
+    plan = plan_of(mlp((5,), dropout=0.2, input_norm=True))
+    first = begin(plan)
+    train, validation = jax.tree.map(jnp.asarray, (TRAIN, VALIDATION))
+    whole, _ = run_epoch(first, train, validation, plan=plan)
+    step, close = jax.jit(partial(run_steps, plan=plan)), jax.jit(partial(finish_epoch, plan=plan))
+    for chunk in (1, 3, 8):
+        progress = first
+        while int(progress.cursor) < 8:
+            progress = step(progress, train, jnp.int32(chunk))
+        same(close(progress, validation)[0], whole)
+
+
+def test_going_on_from_a_progress_is_the_run_that_was_never_interrupted():
+    plan = plan_of(mlp((5,), dropout=0.2))
+    whole = take_epochs(plan, 6)
+    again = take_epochs(plan, 3, progress=take_epochs(plan, 3)[-1][0])
+    same(whole[-1][0], again[-1][0])
+    assert [record for _, record in whole[3:]] == [record for _, record in again]
+
+
+def test_one_training_program_serves_a_run_whatever_the_row_counts(compilations):
+    plan = plan_of()
+    with compilations() as names:
+        take_epochs(plan, 4)
+        take_epochs(plan, 2)
+    assert sorted(names).count("run_epoch") == 1
+    assert sorted(names).count("_start") == 1
+
+
+def test_equal_plans_share_a_program(compilations):
+    model, optimiser = mlp((5,)), optax.adam(0.01)
+    take_epochs(plan_of(model, optimiser), 1)
+    with compilations() as names:
+        take_epochs(plan_of(model, optimiser), 1)
+    assert names == []
+
+
+def test_best_weights_are_those_of_the_best_epoch():
+    plan = plan_of(optimiser=optax.sgd(0.45), stop=early_stopping("val_loss", patience=None))
+    seen = take_epochs(plan, 12)
+    losses = [record["val_loss"] for _, record in seen]
+    best = int(np.nanargmin(losses))
+    assert int(seen[-1][0].stopping.best_epoch) == best + 1
+    same(seen[-1][0].best, seen[best][0].state.weights)
+
+
+def test_a_run_that_goes_to_nan_keeps_its_best_weights_and_stops():
+    plan = plan_of(
+        optimiser=optax.chain(optax.scale_by_schedule(lambda n: jnp.where(n < 24, 0.01, jnp.nan)), optax.scale(-1.0)),
+        stop=early_stopping("val_loss", patience=2),
+    )
+    seen = take_epochs(plan, 20)
+    assert len(seen) == 5
+    assert np.isnan(seen[-1][1]["val_loss"])
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(seen[-1][0].best))
+
+
+def test_a_plateau_lowers_the_rate_of_the_next_epoch():
+    plan = plan_of(optimiser=INJECTED, plateau=reduce_on_plateau("val_loss", factor=0.5, patience=1, min_delta=1e9))
+    rates = [record["learning_rate"] for _, record in take_epochs(plan, 4)]
+    np.testing.assert_allclose(rates, [0.05, 0.05, 0.025, 0.0125], rtol=1e-6)
+
+
+def test_the_monitor_defaults_to_what_is_measured():
+    plan = plan_of(stop=early_stopping(patience=None))
+    ((with_validation, record),) = take_epochs(plan, 1)
+    ((without, other),) = take_epochs(plan, 1, validation=None)
+    np.testing.assert_allclose(with_validation.stopping.best, record["val_loss"], rtol=1e-6)
+    np.testing.assert_allclose(without.stopping.best, other["loss"], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: make_plan(mlp(()), OBJECTIVE, INJECTED, batch_size=0), "batch_size must be at least 1, got 0"),
+        (
+            lambda: start(make_plan(mlp(()), OBJECTIVE, INJECTED, batch_size=78), TRAIN, key=jax.random.key(0)),
+            "batch_size=78 leaves no full batch in 77 training rows. Use at most 77.",
+        ),
+        (
+            lambda: begin(plan_of(stop=early_stopping("accuracy"))),
+            'monitor="accuracy" is not measured. This run measures: loss, rmse, val_loss, val_rmse',
+        ),
+        (
+            lambda: begin(plan_of(stop=early_stopping("val_loss")), validation=None),
+            'monitor="val_loss" is not measured',
+        ),
+        (lambda: begin(plan_of(mlp((), outputs=2))), r"outputs \(10, 2\) and targets \(10, 1\)"),
+        (lambda: begin(plan_of(plateau=reduce_on_plateau())), "reduce_on_plateau needs an optimiser whose state holds"),
+        (
+            lambda: begin(
+                plan_of(
+                    optimiser=optax.inject_hyperparams(optax.sgd)(learning_rate=optax.constant_schedule(0.1)),
+                    plateau=reduce_on_plateau(),
+                )
+            ),
+            "that no schedule sets",
+        ),
+    ],
+)
+def test_what_does_not_fit_together_is_refused(make, message):
+    with pytest.raises(InputError, match=message):
+        make()
