@@ -110,11 +110,12 @@ def figures(built: Built, progress: Progress, history: list[dict[str, float]], t
 def table(metrics: dict[str, Any]) -> Table:
     """The run's RMSE beside the baselines', in hours, as a table for a rich console."""
     data, best = metrics["dataset"], metrics["best_epoch"]
-    title = f"RMSE in hours of sunshine, {data['source']}"
+    counts = " / ".join(f"{data['rows'][name]:,}" for name in SETS)
+    title = f"RMSE in hours of sunshine, {counts} rows, {data['source']}"
     rows = Table(title=title, title_justify="left", title_style="bold")
-    rows.add_column("")
+    rows.add_column("", no_wrap=True)
     for name in SETS:
-        rows.add_column(f"{name} ({data['rows'][name]:,} rows)", justify="right")
+        rows.add_column(name, justify="right")
     for label, key in ((f"model, after epoch {metrics['epochs']}", "rmse"), (f"model, best epoch {best}", "rmse_best")):
         rows.add_row(label, *(_number(metrics[key][name]) for name in SETS), style="bold")
     rows.add_section()

@@ -112,14 +112,16 @@ def _bar(console: Console, epochs: int, figures: tuple[str, ...]) -> Iterator[Ob
 
 @contextmanager
 def _lines(console: Console, epochs: int, figures: tuple[str, ...]) -> Iterator[Observer]:
-    began = time.monotonic()
+    began = None
 
     def show(progress: Progress, history: History) -> None:
-        left = (time.monotonic() - began) / len(history) * (epochs - len(history))
+        nonlocal began
+        done, now = len(history), time.monotonic()
+        # The first epoch compiles, so it says nothing about the others.
+        left = "" if began is None else f" left at most {(now - began) / (done - 1) * (epochs - done):.0f} s"
+        began = began or now
         text = _line(progress, history, figures)
-        console.print(
-            f"epoch {len(history)}/{epochs} {text} left at most {left:.0f} s", highlight=False, soft_wrap=True
-        )
+        console.print(f"epoch {done}/{epochs} {text}{left}", highlight=False, soft_wrap=True)
 
     with _now_and_then(show, every=1.0) as observe:
         yield observe

@@ -35,15 +35,17 @@ def drive(
     epochs: int,
     observers: Iterable[Observer] = (),
 ) -> tuple[Progress, list[dict[str, float]]]:
-    """Trains from `begin` for at most `epochs` epochs as `fit` does; each record holds its wall `seconds` too."""
+    """Trains from `begin` for at most `epochs` epochs as `fit` does; each record holds the epoch's wall `seconds` too,
+    without what was spent on compiling and on observers."""
     history: list[dict[str, float]] = []
-    progress, began = begin, time.perf_counter()
-    for progress, record in islice(run_epochs(plan, begin, train, validation), epochs):
-        ended = time.perf_counter()
-        history.append({**record, "seconds": ended - began})
-        began = ended
-        for observe in observers:
-            observe(progress, history)
+    progress, began, compiled = begin, time.perf_counter(), 0.0
+    with compile_clock() as compiling:
+        for progress, record in islice(run_epochs(plan, begin, train, validation), epochs):
+            seconds = time.perf_counter() - began - (compiling() - compiled)
+            history.append({**record, "seconds": seconds})
+            for observe in observers:
+                observe(progress, history)
+            began, compiled = time.perf_counter(), compiling()
     return progress, history
 
 

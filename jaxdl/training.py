@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxdl.data import order
@@ -57,7 +58,7 @@ def start(
             f"batch_size={plan.batch_size} leaves no full batch in {rows} training rows. Use at most {rows}."
         )
     progress = _start(train, key, weights, plan=plan)
-    measured = jax.eval_shape(partial(run_epoch, plan=plan), progress, train, validation)[1]
+    measured = _names(plan, progress, validation)
     for rule in (plan.stop, plan.plateau):
         if rule is not None and rule.monitor is not None and rule.monitor not in measured:
             raise InputError(f'monitor="{rule.monitor}" is not measured. This run measures: {", ".join(measured)}.')
@@ -146,17 +147,30 @@ def epochs(
             keep(progress, record)  # which the generator yields, as Python floats
     """
     train, validation = jax.tree.map(jnp.asarray, (train, validation))
+    names = _names(plan, progress, validation)
     done = bool(progress.stopping.done)
     while not done:
-        progress, record = run_epoch(progress, train, validation, plan=plan)
-        figures, done = jax.device_get((record, progress.stopping.done))
-        yield progress, {name: float(figures[name]) for name in _names(plan) if name in figures}
+        progress, row = _run_epoch_to_row(progress, train, validation, plan=plan)
+        *figures, done = np.asarray(row).tolist()
+        yield progress, dict(zip(names, figures, strict=True))
 
 
-def _names(plan: Plan) -> list[str]:
-    # A compiled program returns its dictionaries sorted; people read the loss first.
+@partial(jax.jit, static_argnames="plan")
+def _run_epoch_to_row(
+    progress: Progress, train: Examples, validation: Examples | None, *, plan: Plan
+) -> tuple[Progress, Array]:
+    """`run_epoch` with its record and the stop flag as one array: each array that the host reads costs it a wait."""
+    names = _names(plan, progress, validation)
+    progress, record = run_epoch(progress, train, validation, plan=plan)
+    done = progress.stopping.done.astype(jnp.float32)
+    return progress, jnp.stack([*(record[name].astype(jnp.float32) for name in names), done])
+
+
+def _names(plan: Plan, progress: Progress, validation: Examples | None) -> list[str]:
+    """What an epoch measures, in the order in which people read it."""
     own = [LOSS, *(metric.name for metric in plan.objective.metrics)]
-    return [*own, *(f"val_{name}" for name in own), "learning_rate"]
+    rate = [] if _learning_rate(progress.state.opt_state) is None else ["learning_rate"]
+    return [*own, *(f"val_{name}" for name in own if validation is not None), *rate]
 
 
 def _monitored(rule: Rule, record: dict[str, Array]) -> Array:

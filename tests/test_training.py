@@ -120,7 +120,7 @@ def test_one_training_program_serves_a_run_whatever_the_row_counts(compilations)
     with compilations() as names:
         take_epochs(plan, 4)
         take_epochs(plan, 2)
-    assert sorted(names).count("run_epoch") == 1
+    assert sorted(names).count("_run_epoch_to_row") == 1
     assert sorted(names).count("_start") == 1
 
 

@@ -1,5 +1,5 @@
 """Data sets as Examples: found, read and checked, or simulated where the best forecast should be known."""
 
-from jaxdl.datasets.simulated_weather import simulated_weather as simulated_weather
+from jaxdl.datasets.simulated_weather import simulated_table as simulated_table
 from jaxdl.datasets.weather import Dataset as Dataset
 from jaxdl.datasets.weather import weather as weather

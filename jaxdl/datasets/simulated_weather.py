@@ -107,12 +107,12 @@ def simulate(days: int = DAYS, seed: int = SEED) -> Simulation:
     return Simulation(dates, columns, values, length * share_mean, length * deviation, digest)
 
 
-def simulated_weather(days: int = DAYS, seed: int = SEED) -> pd.DataFrame:
+def simulated_table(days: int = DAYS, seed: int = SEED) -> pd.DataFrame:
     """The same weather as a table like the measured file: DATE (YYYYMMDD) and MONTH, int64, and 89 float64 columns.
 
     Written with `to_csv(path, index=False)`, it can be read by `weather(path)`. Raises InputError like `simulate`.
 
-    >>> simulated_weather(3)[["DATE", "MONTH"]].values.tolist()
+    >>> simulated_table(3)[["DATE", "MONTH"]].values.tolist()
     [[20000101, 1], [20000102, 1], [20000103, 1]]
     """
     import pandas as pd
@@ -130,13 +130,15 @@ def _sky(days: int) -> _Sky:
     declination = np.radians(-23.4) * np.cos(turn + 0.17)
     latitude = np.radians(_LATITUDE)
     sunset = np.arccos(-np.tan(latitude) * np.tan(declination))
-    height = np.cos(latitude) * np.cos(declination) * np.sin(sunset) + sunset * np.sin(latitude) * np.sin(declination)
+    height: Floats = np.cos(latitude) * np.cos(declination) * np.sin(sunset) + sunset * np.sin(latitude) * np.sin(
+        declination
+    )
     length = 24 / np.pi * sunset
     return _Sky(length, 13.67 / np.pi * height, (length - 12) / 4)
 
 
 def _turn(days: int) -> Floats:
-    return 2 * np.pi * np.arange(days)[:, None] / 365.2425
+    return np.arange(days, dtype=np.float64)[:, None] * (2 * np.pi / 365.2425)
 
 
 def _mean_share(season: Floats, pressure: Floats, humidity: Floats) -> Floats:
@@ -167,7 +169,8 @@ def _distances() -> Floats:
     """Kilometres between the places, on a map that is true at 50 degrees north."""
     north = np.subtract.outer(_LATITUDE, _LATITUDE)
     east = np.subtract.outer(_LONGITUDE, _LONGITUDE) * np.cos(np.radians(50))
-    return 111.2 * np.hypot(north, east)
+    distances: Floats = 111.2 * np.hypot(north, east)
+    return distances
 
 
 def _before(series: Floats, first: float | Floats) -> Floats:

@@ -7,7 +7,8 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-from jaxdl.datasets import simulated_weather, zenodo
+from jaxdl.datasets import zenodo
+from jaxdl.datasets.simulated_weather import DAYS, SEED
 from jaxdl.errors import InputError
 
 DATA_FOLDER = "JAXDL_DATA"
@@ -58,7 +59,7 @@ def find(source: str | Path, *, cache: Path | None = None, server: str = zenodo.
     if word.partition(":")[0] == "simulated" and isinstance(source, str):
         return _simulated(word)
     path = Path(source).expanduser()
-    if not path.exists() and path.name == word and not path.suffix:
+    if not word or (not path.exists() and path.name == word and not path.suffix):
         near = difflib.get_close_matches(word, ["auto", *WORDS, "simulated"], 1)
         nearest = f"; the nearest word is {near[0]}" if near else ""
         raise InputError(f"{word!r} is no source of weather{nearest}. {ADVICE}")
@@ -79,9 +80,9 @@ def _auto(cache: Path, server: str) -> File | Simulated:
             return File(path, f"zenodo:{published.doi}")
     try:
         return _published(LIGHT, cache, server)
-    except zenodo.Unreachable as error:
-        note = f"SIMULATED WEATHER, NOT MEASURED: {error} Its figures say nothing about the real data."
-        return Simulated(simulated_weather.DAYS, simulated_weather.SEED, note)
+    except zenodo.UnreachableError as error:
+        note = f"SIMULATED WEATHER, NOT MEASURED: {error} No figure of this run says anything about real weather."
+        return Simulated(DAYS, SEED, note)
 
 
 def _published(published: Published, cache: Path, server: str) -> File:
@@ -99,9 +100,11 @@ def _user_cache() -> Path:
 def _simulated(word: str) -> Simulated:
     numbers = word.split(":")[1:]
     try:
-        days, seed = [*map(int, numbers), *(simulated_weather.DAYS, simulated_weather.SEED)[len(numbers) :]]
+        days, seed = [*map(int, numbers), *(DAYS, SEED)[len(numbers) :]]
     except ValueError as error:
-        raise InputError(f"simulated weather must be simulated[:DAYS[:SEED]] with whole numbers, got {word}.") from error
+        raise InputError(
+            f"simulated weather must be simulated[:DAYS[:SEED]] with whole numbers, got {word}."
+        ) from error
     return Simulated(days, seed)
 
 

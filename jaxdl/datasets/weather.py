@@ -6,14 +6,9 @@ Tank et al., International Journal of Climatology 22, 2002).
 
 from __future__ import annotations
 
-import csv
-import difflib
-import hashlib
-import io
-import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,16 +16,15 @@ from numpy.typing import NDArray
 from jaxdl.data import examples
 from jaxdl.datasets import sources, zenodo
 from jaxdl.datasets.simulated_weather import simulate
+from jaxdl.datasets.weather_table import CALENDAR, Table, nearest, read_table
 from jaxdl.errors import InputError
 from jaxdl.types import Examples
 
-if TYPE_CHECKING:
-    import pandas as pd
-
 TARGET = "BASEL_sunshine"
-CALENDAR = ("DATE", "MONTH")
-FEATURES = ("cloud_cover", "wind_speed", "wind_gust", "humidity", "pressure", "global_radiation", "precipitation")
-FEATURES += ("sunshine", "temp_mean", "temp_min", "temp_max")
+FEATURES = (
+    *("cloud_cover", "wind_speed", "wind_gust", "humidity", "pressure", "global_radiation", "precipitation"),
+    *("sunshine", "temp_mean", "temp_min", "temp_max"),
+)
 
 
 class Dataset(NamedTuple):
@@ -46,16 +40,6 @@ class Dataset(NamedTuple):
     noise: NDArray[np.float64] | None = None  # (N,) standard deviation of each target given its inputs, where known
 
 
-class Table(NamedTuple):
-    """Consecutive days of weather."""
-
-    name: str  # what messages call it
-    dates: NDArray[np.datetime64]  # (D,)
-    columns: tuple[str, ...]
-    values: NDArray[np.float64]  # (D, columns)
-    sha256: str
-
-
 def weather(
     source: str | Path = "auto",
     *,
@@ -69,9 +53,9 @@ def weather(
 
     source: a CSV file or a folder with one (itself, or in its folder `weather`); "zenodo" or "zenodo-full", the light
     or the full file, downloaded once to `cache`; "simulated[:DAYS[:SEED]]", where `noise` is known; or "auto": the
-    folder that JAXDL_DATA names, else `cache`, else a download, else, without a network, simulated weather and a `note`.
+    folder that JAXDL_DATA names, else `cache`, else a download, else, with no network, simulated weather and a `note`.
     days: at most so many rows, counted from the first day; None for all but the last day, which has no next.
-    places: only their columns, such as ("BASEL",); None for all. Units: see `jaxdl.datasets.simulated_weather.simulate`.
+    places: only their columns, such as ("BASEL",); None for all. Units: as `simulated_weather.simulate` says.
     Raises InputError where the source cannot be had or a table is damaged anywhere, in columns left out too.
 
     >>> dataset = weather("simulated:400", days=365, places=("BASEL",))
@@ -82,31 +66,49 @@ def weather(
         raise InputError(f"days must be at least 1, got {days}. Use None for all.")
     found = sources.find(source, cache=cache, server=server)
     if isinstance(found, sources.File):
-        table, label, note, noise = read_table(found.path), found.label, None, None
-    else:
-        simulation = simulate(found.days, found.seed)
-        table = Table("simulated weather", simulation.dates, simulation.columns, simulation.values, simulation.sha256)
-        label, note, noise = f"simulated:{found.days}:seed={found.seed}", found.note, simulation.noise
+        return _rows(read_table(found.path), days, places, target)._replace(source=found.label)
+    simulation = simulate(found.days, found.seed)
+    table = Table("simulated weather", simulation.dates, simulation.columns, simulation.values, simulation.sha256)
+    dataset = _rows(table, days, places, target)
+    home = {column for column in table.columns if place_of(column) == "BASEL"}
+    # The noise is what Basel's columns leave open: for other inputs, or another target, it is something else.
+    known = simulation.noise[: len(dataset.rows)] if target == TARGET and home <= set(dataset.columns) else None
+    label = f"simulated:{found.days}:seed={found.seed}"
+    return dataset._replace(source=label, note=found.note, noise=known)
+
+
+def _rows(table: Table, days: int | None, places: Sequence[str] | None, target: str) -> Dataset:
     if target not in table.columns:
-        nearest = _nearest(target, table.columns)
-        raise InputError(
-            f"{table.name} has no column {target}, which is the target. "
-            f"It has {len(table.columns) + len(CALENDAR)} columns; the nearest name is {nearest}."
-        )
+        has = f"It has {len(CALENDAR) + len(table.columns)} columns; {nearest(target, table.columns)}."
+        raise InputError(f"{table.name} has no column {target}, which is the target. {has}")
     columns = _columns_of(table, places)
     count = min(days or len(table.dates), len(table.dates) - 1)
-    # Basel's own columns are all that the simulated noise is conditional on: without them it would be too small.
-    known = noise is not None and target == TARGET and {c for c in table.columns if place_of(c) == "BASEL"} <= set(columns)
-    return Dataset(
-        examples(
-            table.values[:count, [table.columns.index(column) for column in columns]],
-            table.values[1 : count + 1, [table.columns.index(target)]],
-        ),
-        columns,
-        tuple(np.datetime_as_string(table.dates[:count]).tolist()),
-        "weather",
-        label,
-        table.sha256,
-        note,
-        noise[:count] if noise is not None and known else None,
-    )
+    inputs = table.values[:count, [table.columns.index(column) for column in columns]]
+    targets = table.values[1 : count + 1, [table.columns.index(target)]]
+    rows = tuple(np.datetime_as_string(table.dates[:count]).tolist())
+    return Dataset(examples(inputs, targets), columns, rows, "weather", table.name, table.sha256)
+
+
+def place_of(column: str) -> str:
+    """The place that a column is about; names of places may have underscores themselves.
+
+    >>> place_of("DE_BILT_temp_mean")
+    'DE_BILT'
+    """
+    feature = next((feature for feature in FEATURES if column.endswith(f"_{feature}")), column.rpartition("_")[2])
+    return column.removesuffix(feature).removesuffix("_")
+
+
+def _columns_of(table: Table, places: Sequence[str] | None) -> tuple[str, ...]:
+    if places is None:
+        return table.columns
+    known = sorted({place_of(column) for column in table.columns})
+    if isinstance(places, str) or not places:
+        raise InputError(
+            f"places must be a sequence of names, got {places!r}. Use None for all, or some of {', '.join(known)}."
+        )
+    for place in places:
+        if place not in known:
+            has = f"It has {', '.join(known)}; {nearest(place, known)}."
+            raise InputError(f"{table.name} has no place {place}. {has}")
+    return tuple(column for column in table.columns if place_of(column) in places)

@@ -21,16 +21,16 @@ STALLED = 30.0  # seconds without a byte
 CHECKSUM = re.compile(r"(md5|sha1|sha256|sha512):[0-9a-f]+")
 
 
-class Unreachable(InputError):
+class UnreachableError(InputError):
     """The server did not answer in time, or there is no way to it."""
 
 
 def fetch(doi: str, name: str, cache: Path, *, server: str = SERVER, within: float = REACHED_WITHIN) -> Path:
     """The path of the file `name` of the record `doi` in the folder `cache`, which is downloaded if it is not there.
 
-    A file comes into being whole and checked or not at all, and its checksum stays beside it. Raises Unreachable where
-    the server has not answered within `within` seconds, InputError where it refuses, the record has no such file, the
-    download breaks off, the checksum is wrong, or the folder cannot be written. Source: the REST API of Zenodo.
+    A file comes into being whole and checked or not at all, and its checksum stays beside it. Raises UnreachableError
+    where the server has not answered within `within` seconds, InputError where it refuses, the record has no such file,
+    the download breaks off, the checksum is wrong, or the folder cannot be written. Source: the REST API of Zenodo.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -60,6 +60,9 @@ def cached(name: str, cache: Path) -> Path | None:
     """The path of a file that `fetch` has downloaded to `cache` before, checked again; None where it has not.
 
     Raises InputError where the file is damaged.
+
+    >>> print(cached("a.csv", Path("no-such-folder")))
+    None
     """
     # Imported here, and below: a program that reads a file of its own needs no downloads.
     import pooch
@@ -103,7 +106,9 @@ def _get(url: str, *, deadline: float, within: float, stream: bool = False) -> r
     answer = outcome[0] if outcome else requests.Timeout(f"no answer within {within:g} seconds")
     if isinstance(answer, (requests.ConnectionError, requests.Timeout)):
         reason = "no answer in time" if isinstance(answer, requests.Timeout) else "no connection"
-        raise Unreachable(f"{url} cannot be reached: {reason}. Use a connection, or a file that you have.") from answer
+        raise UnreachableError(
+            f"{url} cannot be reached: {reason}. Use a connection, or a file that you have."
+        ) from answer
     if isinstance(answer, Exception):
         raise InputError(f"{url} cannot be downloaded ({answer}). Check the address.") from answer
     if not answer.ok:

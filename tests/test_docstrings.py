@@ -1,0 +1,67 @@
+"""The examples in the docstrings: they run, and there is one wherever it helps."""
+
+import ast
+import doctest
+import importlib
+import inspect
+import pkgutil
+
+import pytest
+
+import experiments
+import jaxdl
+
+# Functions for which an example would add nothing.
+EXCEPTIONS = {
+    # Their docstrings hold their meaning as a loop, which tests run beside them.
+    "jaxdl.passes.scan_steps",
+    "jaxdl.passes.sum_steps",
+    "jaxdl.training.epochs",
+    # The example of `save` loads what it has saved.
+    "jaxdl.checkpoints.load",
+    # What they do is seen in a folder, in the settings of the process, or on this machine only.
+    "jaxdl.logs.tensorboard",
+    "jaxdl.runs.create",
+    "jaxdl.runs.keep_compilations",
+    "jaxdl.runs.surroundings",
+}
+
+
+def modules(package):
+    found = pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
+    # A __main__ runs when it is imported.
+    return [package.__name__, *(module.name for module in found if not module.name.endswith("__main__"))]
+
+
+def public_functions(module):
+    """The functions that a module defines, by name; decorated ones and methods of its classes too."""
+    tree = ast.parse(inspect.getsource(module))
+    return {
+        f"{module.__name__}.{node.name}": ast.get_docstring(node) or ""
+        for node in tree.body
+        if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")
+    }
+
+
+@pytest.mark.parametrize("name", [*modules(jaxdl), *modules(experiments)])
+def test_examples_run(name):
+    module = importlib.import_module(name)
+    failed, tried = doctest.testmod(module, optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
+    assert failed == 0
+    # doctest passes over what it does not take for a function of the module: none may be lost that way.
+    written = [docstring for docstring in public_functions(module).values() if ">>>" in docstring]
+    assert tried >= sum(docstring.count(">>>") for docstring in written)
+
+
+@pytest.mark.parametrize("name", modules(jaxdl))
+def test_public_functions_have_an_example(name):
+    functions = public_functions(importlib.import_module(name))
+    missing = [function for function, docstring in functions.items() if ">>>" not in docstring]
+    assert sorted(set(missing) - EXCEPTIONS) == []
+
+
+def test_the_exceptions_are_still_needed():
+    functions = {}
+    for name in modules(jaxdl):
+        functions |= public_functions(importlib.import_module(name))
+    assert {name for name in EXCEPTIONS if ">>>" in functions.get(name, ">>>")} == set()

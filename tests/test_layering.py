@@ -1,0 +1,235 @@
+"""The architecture, read from the source: who imports whom, and how long things are."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+# A module may import only what stands before it. New modules enter here, at the place where they belong.
+CORE = (
+    *("types", "errors", "data", "adapters", "models", "objectives"),
+    *("steps", "passes", "stopping", "training", "fitting"),
+)
+RING = ("baselines", "datasets", "checkpoints", "logs", "plots", "summaries", "runs")
+ORDER = CORE + RING
+# Narrower than the order: all that these may import of jaxdl.
+ONLY = {
+    "types": set(),
+    "errors": set(),
+    "baselines": {"data"},
+    "datasets": {*CORE, "datasets"},
+    **{name: {*CORE, *RING[1 : RING.index(name)]} for name in RING[2:]},
+}
+# Packages outside of the standard library that the core may import at the top of a file.
+CORE_PACKAGES = {"jax", "numpy", "optax"}
+# Files, printing, clocks, the process: not for the core.
+EFFECTS = {
+    *("os", "pathlib", "io", "tempfile", "shutil", "glob", "pickle", "csv", "sqlite3", "urllib", "socket"),
+    *("time", "datetime", "sys", "signal", "subprocess", "threading", "multiprocessing", "logging", "warnings"),
+}
+HEAVY = ("pandas", "matplotlib", "orbax", "tensorflow", "tensorboardX", "sklearn", "keras", "flax.nnx")
+
+
+class Import(NamedTuple):
+    name: str  # dotted, absolute
+    when: str  # "top", "function" or "typing"
+
+
+def sources(*folders):
+    return sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
+
+
+def parsed(path):
+    return ast.parse(path.read_text(), str(path))
+
+
+def imports(path):
+    """Every import of a file; `from a import b` counts as a.b, where b may be a module."""
+    found = []
+
+    def visit(node, when):
+        if isinstance(node, ast.Import):
+            found.extend(Import(alias.name, when) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} line {node.lineno}: write the import with the package's full name"
+            found.extend(Import(f"{node.module}.{alias.name}", when) for alias in node.names)
+        elif isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
+            for child in node.body:
+                visit(child, "typing")
+            for child in node.orelse:
+                visit(child, when)
+        else:
+            inside = isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
+            for child in ast.iter_child_nodes(node):
+                visit(child, "function" if inside else when)
+
+    visit(parsed(path), "top")
+    return found
+
+
+def module_of(path):
+    """The module of jaxdl that a file is or belongs to: datasets are one."""
+    return path.relative_to(ROOT / "jaxdl").parts[0].removesuffix(".py")
+
+
+def of_jaxdl(name):
+    """The module of jaxdl that an import names; "" for the package itself, None for anything else."""
+    parts = name.split(".")
+    if parts[0] != "jaxdl":
+        return None
+    return parts[1] if len(parts) > 1 and parts[1] in ORDER else ""
+
+
+def label(path):
+    return str(path.relative_to(ROOT))
+
+
+EVERY = pytest.mark.parametrize("path", [p for p in sources("jaxdl") if module_of(p) != "__init__"], ids=label)
+OF_CORE = pytest.mark.parametrize("path", [ROOT / "jaxdl" / f"{name}.py" for name in CORE], ids=label)
+WITH_EXPERIMENTS = pytest.mark.parametrize("path", sources("jaxdl", "experiments"), ids=label)
+
+
+def test_imports_are_found_wherever_they_stand(tmp_path):
+    # The tests below are worth what this reader sees.
+    path = tmp_path / "module.py"
+    path.write_text(
+        "import os.path\n"
+        "from jaxdl import logs\n"
+        "from jaxdl.data import take as t\n"
+        "if TYPE_CHECKING:\n    import pandas as pd\n"
+        "try:\n    import rich\nexcept ImportError:\n    pass\n"
+        "class A:\n    def f(self):\n        '''>>> import doctest'''\n        from flax import nnx\n"
+        "def g():\n    if TYPE_CHECKING:\n        import optax\n"
+    )
+    assert imports(path) == [
+        ("os.path", "top"),
+        ("jaxdl.logs", "top"),
+        ("jaxdl.data.take", "top"),
+        ("pandas", "typing"),
+        ("rich", "top"),
+        ("flax.nnx", "function"),
+        ("optax", "typing"),
+    ]
+
+
+def test_every_module_has_a_place_in_the_order():
+    assert {module_of(path) for path in sources("jaxdl")} == {*ORDER, "__init__"}
+
+
+@EVERY
+def test_modules_import_only_what_stands_above_them(path):
+    module = module_of(path)
+    allowed = ONLY.get(module, set(ORDER[: ORDER.index(module)]))
+    for name, _ in imports(path):
+        target = of_jaxdl(name)
+        assert target != "", f"{module} imports {name} from the package itself; import it from its module"
+        assert target is None or target in allowed, f"{module} must not import {name}"
+
+
+def test_errors_import_nothing():
+    assert [name for name, _ in imports(ROOT / "jaxdl" / "errors.py")] == ["__future__.annotations"]
+
+
+@EVERY
+def test_experiments_are_imported_by_no_module(path):
+    assert not [name for name, _ in imports(path) if name.split(".")[0] in ("experiments", "tests", "benchmarks")]
+
+
+@EVERY
+def test_only_adapters_and_models_know_flax(path):
+    assert module_of(path) in ("adapters", "models") or not [n for n, _ in imports(path) if n.split(".")[0] == "flax"]
+
+
+@EVERY
+def test_only_checkpoints_know_orbax(path):
+    assert module_of(path) == "checkpoints" or not [n for n, _ in imports(path) if n.split(".")[0] == "orbax"]
+
+
+@OF_CORE
+def test_the_core_loads_no_package_but_jax_numpy_optax_and_flax(path):
+    module = module_of(path)
+    allowed = CORE_PACKAGES | ({"flax"} if module in ("adapters", "models") else set())
+    # The history is a DataFrame, made only where one is asked for.
+    lazy = {"pandas"} if module == "fitting" else set()
+    for name, when in imports(path):
+        package = name.split(".")[0]
+        if package != "jaxdl" and package not in sys.stdlib_module_names:
+            assert package in allowed or (when != "top" and package in lazy), f"{module} must not import {name}"
+            # NNX is not part of what `import jaxdl` promises to load.
+            assert not name.startswith("flax.nnx") or when != "top", f"{module} must not load {name} at once"
+
+
+@OF_CORE
+def test_the_core_has_no_files_no_printing_and_no_clocks(path):
+    touched = [name for name, _ in imports(path) if name.split(".")[0] in EFFECTS]
+    assert not touched, f"{module_of(path)} must not import {touched}"
+    for node in ast.walk(parsed(path)):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            assert node.func.id not in ("print", "open", "input", "breakpoint"), f"line {node.lineno}"
+
+
+def documented(node):
+    return ast.get_docstring(node) is not None
+
+
+def length(function):
+    """Lines of a function from `def` to its end, without its docstring."""
+    lines = function.end_lineno - function.lineno + 1
+    if documented(function):
+        lines -= function.body[0].end_lineno - function.body[0].lineno + 1
+    return lines
+
+
+def functions(tree):
+    return [node for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]
+
+
+def test_lengths_are_counted_without_docstrings():
+    text = '@decorated\ndef f(\n    a,\n):\n    """One.\n\n    Two.\n    """\n\n    return a\n'
+    (function,) = functions(ast.parse(text))
+    assert length(function) == 5
+
+
+@WITH_EXPERIMENTS
+def test_no_file_is_longer_than_250_lines(path):
+    assert len(path.read_text().splitlines()) <= 250
+
+
+@WITH_EXPERIMENTS
+def test_no_function_is_longer_than_40_lines(path):
+    assert {f.name: length(f) for f in functions(parsed(path)) if length(f) > 40} == {}
+
+
+@pytest.mark.parametrize("path", sources("jaxdl"), ids=label)
+def test_everything_public_has_a_docstring(path):
+    tree = parsed(path)
+    # An empty __init__.py only marks a folder.
+    assert documented(tree) or not tree.body
+    missing = []
+
+    def look(nodes, owner=""):
+        for node in nodes:
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
+                if not documented(node):
+                    missing.append(owner + node.name)
+                if isinstance(node, ast.ClassDef):
+                    look(node.body, f"{node.name}.")
+
+    look(tree.body)
+    assert missing == []
+
+
+def loaded(program):
+    """Which of the heavy packages a program loads."""
+    code = f"{program}\nimport sys\nprint(*[name for name in {HEAVY} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=ROOT)
+    return set(done.stdout.split())
+
+
+def test_importing_jaxdl_loads_nothing_heavier_than_flax_and_optax():
+    assert loaded("import jaxdl") <= loaded("import flax, optax")

@@ -1,0 +1,260 @@
+"""Observers: what they write, when, and that they only look."""
+
+import csv
+import io
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pandas as pd
+import pytest
+from rich.console import Console
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from jaxdl import logs
+from jaxdl.data import examples
+from jaxdl.fitting import fit
+from jaxdl.models import mlp
+from jaxdl.objectives import rmse, squared_error
+from jaxdl.types import Objective
+
+EPOCHS = 4
+INPUTS = np.linspace(-1, 1, 24, dtype=np.float32)[:, None]
+ROWS = examples(INPUTS, 3 * INPUTS)
+# Made once, so that all runs here share one compiled program.
+MODEL, OBJECTIVE = mlp(()), Objective(squared_error, (rmse,))
+ADAM = optax.inject_hyperparams(optax.adam)(learning_rate=0.05)
+WEIGHTS = MODEL.init(jax.random.key(0), INPUTS)
+
+# A figure for every epoch that no decimal shortening survives.
+RECORDS = [
+    {"loss": 1 / 3, "val_loss": 0.1 + 0.2},
+    {"loss": 1e-300, "val_loss": 2 / 3},
+    {"loss": 1e22, "val_loss": 1 / 7},
+]
+
+
+def run(*observers, **options):
+    options = {"epochs": EPOCHS, "batch_size": 8, "weights": WEIGHTS, **options}
+    return fit(MODEL, OBJECTIVE, ADAM, ROWS, ROWS, observers=observers, **options)
+
+
+def progress_at(epoch, best_epoch):
+    """As much of a Progress as an observer may look at."""
+    return SimpleNamespace(epoch=jnp.int32(epoch), stopping=SimpleNamespace(best_epoch=jnp.int32(best_epoch)))
+
+
+def replay(observe, records, best_epoch=1):
+    for epoch in range(1, len(records) + 1):
+        observe(progress_at(epoch, min(epoch, best_epoch)), records[:epoch])
+
+
+# The file of figures
+
+
+def test_the_csv_file_holds_the_history_to_the_last_digit(tmp_path):
+    with logs.csv_file(tmp_path / "history.csv") as observe:
+        history = run(observe).history
+    # Python's own float, because pandas reads the last digit as it likes.
+    with (tmp_path / "history.csv").open(newline="") as file:
+        header, *rows = csv.reader(file)
+    assert header == ["epoch", *history] == ["epoch", "loss", "rmse", "val_loss", "val_rmse", "learning_rate"]
+    assert [int(row[0]) for row in rows] == list(history.index) == [1, 2, 3, 4]
+    np.testing.assert_array_equal([[float(figure) for figure in row[1:]] for row in rows], history)
+
+
+@pytest.mark.parametrize("value", [1 / 3, 1e-300, 1e22, float("nan"), float("inf"), 0.0])
+def test_the_csv_file_keeps_every_number(tmp_path, value):
+    with logs.csv_file(tmp_path / "history.csv") as observe:
+        observe(progress_at(1, 0), [{"loss": value}])
+    header, row = (tmp_path / "history.csv").read_text().splitlines()
+    assert header == "epoch,loss"
+    np.testing.assert_array_equal(float(row.removeprefix("1,")), value)
+
+
+def test_each_row_is_on_the_disk_before_the_next_epoch(tmp_path):
+    rows = []
+
+    def count(progress, history):
+        rows.append(len((tmp_path / "history.csv").read_text().splitlines()) - 1)
+
+    with logs.csv_file(tmp_path / "history.csv") as observe:
+        run(observe, count)
+    assert rows == [1, 2, 3, 4]
+
+
+def test_a_run_that_breaks_off_keeps_its_rows(tmp_path):
+    with pytest.raises(KeyboardInterrupt), logs.csv_file(tmp_path / "history.csv") as observe:
+        replay(observe, RECORDS)
+        raise KeyboardInterrupt
+    assert len((tmp_path / "history.csv").read_text().splitlines()) == 1 + len(RECORDS)
+
+
+def test_the_epochs_of_a_resumed_run_go_on_in_the_csv_file(tmp_path):
+    first = run(epochs=2)
+    with logs.csv_file(tmp_path / "history.csv") as observe:
+        second = run(observe, progress=first.progress, weights=None)
+    table = pd.read_csv(tmp_path / "history.csv", index_col="epoch")
+    assert list(table.index) == list(second.history.index) == [3, 4]
+
+
+# TensorBoard
+
+
+def events(folder):
+    accumulator = EventAccumulator(str(folder))
+    accumulator.Reload()
+    return {tag: [(e.step, e.value) for e in accumulator.Scalars(tag)] for tag in accumulator.Tags()["scalars"]}
+
+
+def test_tensorboard_shows_the_history_with_training_and_validation_in_one_chart(tmp_path):
+    with logs.tensorboard(tmp_path) as observe:
+        history = run(observe).history
+    train, validation = events(tmp_path / "train"), events(tmp_path / "validation")
+    # One chart: the same tag in two runs.
+    assert set(validation) == {"loss", "rmse"}
+    assert set(train) == {"loss", "rmse", "learning_rate"}
+    steps = list(range(1, EPOCHS + 1))
+    for written, prefix in ((train, ""), (validation, "val_")):
+        for tag, points in written.items():
+            # The figures are float32 on the device, and float32 in the events: nothing is lost.
+            assert points == list(zip(steps, history[prefix + tag], strict=True))
+
+
+def test_tensorboard_without_validation_shows_training_only(tmp_path):
+    with logs.tensorboard(tmp_path) as observe:
+        replay(observe, [{"loss": 0.5}, {"loss": 0.25}])
+    assert events(tmp_path / "train") == {"loss": [(1, 0.5), (2, 0.25)]}
+    assert events(tmp_path / "validation") == {}
+
+
+def test_tensorboard_sees_epochs_while_the_run_goes_on(tmp_path):
+    # A crash loses what is younger than `every`: with 0, nothing.
+    seen = []
+    with logs.tensorboard(tmp_path, every=0.0) as observe:
+        for epoch in (1, 2, 3):
+            observe(progress_at(epoch, 1), [{"loss": 1.0}] * epoch)
+            seen.append(len(events(tmp_path / "train").get("loss", [])))
+    assert seen == [1, 2, 3]
+
+
+def test_tensorboard_keeps_the_epochs_of_a_run_that_breaks_off(tmp_path):
+    with pytest.raises(KeyboardInterrupt), logs.tensorboard(tmp_path, every=1e9) as observe:
+        replay(observe, RECORDS)
+        raise KeyboardInterrupt
+    assert [step for step, _ in events(tmp_path / "train")["loss"]] == [1, 2, 3]
+
+
+# The console
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Time that passes only when the test says so."""
+    time = SimpleNamespace(now=100.0)
+    monkeypatch.setattr(logs, "time", SimpleNamespace(monotonic=lambda: time.now, time=lambda: time.now))
+    return time
+
+
+def console(**options):
+    return Console(file=io.StringIO(), width=120, **options)
+
+
+FIGURES = ("loss", "val_loss")
+
+
+def test_a_file_gets_plain_lines_of_the_first_and_the_last_epoch(clock):
+    out = console()
+    with logs.progress_bar(out, 10, FIGURES) as observe:
+        replay(observe, RECORDS)
+    lines = out.file.getvalue().splitlines()
+    assert [line.split()[1] for line in lines] == ["1/10", "3/10"]
+    assert "loss 0.3333 val_loss 0.3000" in lines[0]
+    assert "\x1b" not in out.file.getvalue()
+
+
+def test_a_line_is_printed_only_now_and_then(clock):
+    out = console()
+    with logs.progress_bar(out, 9, FIGURES) as observe:
+        for epoch in range(1, 10):
+            observe(progress_at(epoch, 1), RECORDS[:1] * epoch)
+            clock.now += 0.4
+    # Every 1.0 s at most, at 0.4 s an epoch: each third epoch, and the last.
+    assert [line.split()[1] for line in out.file.getvalue().splitlines()] == ["1/9", "4/9", "7/9", "9/9"]
+
+
+def test_the_last_epoch_is_not_printed_twice(clock):
+    out = console()
+    with logs.progress_bar(out, 1, FIGURES) as observe:
+        replay(observe, RECORDS[:1])
+    assert len(out.file.getvalue().splitlines()) == 1
+
+
+def test_a_line_tells_the_best_epoch_and_the_time_that_is_left(clock):
+    out = console()
+    with logs.progress_bar(out, 9, FIGURES) as observe:
+        for epoch in (1, 2, 3):
+            clock.now += 2.0
+            observe(progress_at(epoch, min(epoch, 2)), RECORDS[:epoch])
+    first, *_, last = out.file.getvalue().splitlines()
+    # The first epoch compiles, so it says nothing about the others.
+    assert "left" not in first
+    # The best epoch is the second, at 2 / 3; six more epochs at 2 s each are left.
+    assert "best 0.6667 (epoch 2)" in last
+    assert "12 s" in last
+
+
+def test_a_line_says_so_where_no_epoch_was_finite_yet(clock):
+    out = console()
+    with logs.progress_bar(out, 2, FIGURES) as observe:
+        observe(progress_at(1, 0), [{"loss": float("nan"), "val_loss": float("nan")}])
+    assert "loss nan val_loss nan best: none yet" in out.file.getvalue()
+
+
+def test_figures_that_a_run_does_not_measure_are_left_out(clock):
+    # A run without validation, shown by a program that asks for validation figures too.
+    out = console()
+    with logs.progress_bar(out, 2, FIGURES) as observe:
+        replay(observe, [{"loss": 0.5}, {"loss": 0.25}])
+    assert "loss 0.2500" in out.file.getvalue()
+    assert "val_loss" not in out.file.getvalue()
+
+
+def test_a_resumed_run_can_be_shown(clock):
+    # The best epoch may lie before the history, which holds only the epochs since.
+    first, out = run(epochs=3), console()
+    assert first.best_epoch == 3
+    with logs.progress_bar(out, EPOCHS, FIGURES) as observe:
+        second = run(observe, progress=first.progress, weights=None)
+    assert len(second.history) == 1
+    assert f"epoch {EPOCHS}/{EPOCHS}" in out.file.getvalue()
+
+
+@pytest.mark.parametrize("epochs", [EPOCHS, EPOCHS + 5], ids=["to the end", "stopped early"])
+def test_a_terminal_gets_a_bar(epochs):
+    out = console(force_terminal=True)
+    with logs.progress_bar(out, epochs, FIGURES) as observe:
+        history = run(observe).history
+    text = out.file.getvalue()
+    assert "━" in text and "\x1b[" in text
+    assert f"1/{epochs}" in text and f"{EPOCHS}/{epochs}" in text
+    assert f"val_loss {history['val_loss'].iloc[-1]:.4f}" in text
+
+
+# All of them
+
+
+def test_observers_do_not_change_the_run(tmp_path):
+    plain = run()
+    with (
+        logs.csv_file(tmp_path / "history.csv") as rows,
+        logs.tensorboard(tmp_path / "tensorboard", every=0.0) as charts,
+        logs.progress_bar(console(force_terminal=True), EPOCHS, FIGURES) as bar,
+        logs.progress_bar(console(), EPOCHS, FIGURES) as lines,
+    ):
+        watched = run(rows, charts, bar, lines)
+    jax.tree.map(np.testing.assert_array_equal, watched.final, plain.final)
+    jax.tree.map(np.testing.assert_array_equal, watched.best, plain.best)
+    pd.testing.assert_frame_equal(watched.history, plain.history, check_exact=True)

@@ -1,0 +1,307 @@
+"""A run from outside: the loop with a clock, its folder, its surroundings."""
+
+import json
+import os
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pandas as pd
+import platformdirs
+import pytest
+
+from jaxdl import runs
+from jaxdl.data import examples
+from jaxdl.errors import InputError
+from jaxdl.fitting import fit
+from jaxdl.models import mlp
+from jaxdl.objectives import rmse, squared_error
+from jaxdl.stopping import early_stopping
+from jaxdl.training import make_plan, start
+from jaxdl.types import Objective
+
+COMPILE = "/jax/core/compile/backend_compile_duration"
+INPUTS = np.linspace(-1, 1, 24, dtype=np.float32)[:, None]
+ROWS = examples(INPUTS, 3 * INPUTS)
+# A rate that overshoots, so that the stopping rule has something to stop.
+PLAN = make_plan(
+    mlp(()),
+    Objective(squared_error, (rmse,)),
+    optax.adam(2.0),
+    batch_size=8,
+    stop=early_stopping("val_loss", patience=2),
+)
+
+
+def fitted(epochs, observers=()):
+    model, objective, optimiser, batch_size, stop, _ = PLAN
+    options = {"batch_size": batch_size, "stop": stop, "epochs": epochs, "observers": observers}
+    return fit(model, objective, optimiser, ROWS, ROWS, seed=3, **options)
+
+
+def driven(epochs, observers=()):
+    begin = start(PLAN, ROWS, ROWS, key=jax.random.key(3))
+    return runs.drive(PLAN, begin, ROWS, ROWS, epochs=epochs, observers=observers)
+
+
+@pytest.mark.parametrize("epochs", [2, 50], ids=["to the end", "stopped early"])
+def test_drive_is_fit_with_a_clock(epochs):
+    run, (progress, history) = fitted(epochs), driven(epochs)
+    table = pd.DataFrame(history, index=run.history.index)
+    assert (table.pop("seconds") > 0).all()
+    pd.testing.assert_frame_equal(table, run.history, check_exact=True)
+    jax.tree.map(np.testing.assert_array_equal, progress.state.weights, run.final)
+    jax.tree.map(np.testing.assert_array_equal, progress.best, run.best)
+    assert len(history) == 2 if epochs == 2 else 2 < len(history) < 50
+
+
+def test_the_seconds_of_an_epoch_are_neither_its_compilation_nor_its_observers(monkeypatch):
+    now = SimpleNamespace(time=100.0)
+    monkeypatch.setattr(runs, "time", SimpleNamespace(perf_counter=lambda: now.time))
+
+    def pass_time(seconds):
+        now.time += seconds
+
+    def epochs(plan, progress, train, validation):
+        # 2 s an epoch, and 5 s of compilation in the first.
+        pass_time(5)
+        jax.monitoring.record_event_duration_secs(COMPILE, 5)
+        while True:
+            pass_time(2)
+            yield progress, {"loss": 1.0}
+
+    monkeypatch.setattr(runs, "run_epochs", epochs)
+    observers = [lambda progress, history: pass_time(30)]
+    _, history = runs.drive(PLAN, None, ROWS, ROWS, epochs=3, observers=observers)
+    assert [record["seconds"] for record in history] == [2, 2, 2]
+
+
+def test_drive_calls_every_observer_after_every_epoch():
+    seen = []
+
+    def note(name):
+        return lambda progress, history: seen.append((name, int(progress.epoch), len(history), history[-1]["loss"]))
+
+    _, history = driven(2, [note("one"), note("two")])
+    losses = [record["loss"] for record in history]
+    assert seen == [(name, n, n, losses[n - 1]) for n in (1, 2) for name in ("one", "two")]
+
+
+# The folder
+
+
+def test_a_new_or_an_empty_folder_holds_no_run(tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert runs.finished(tmp_path / "empty") is None
+    assert runs.finished(tmp_path / "new" / "deeper") is None
+
+
+def test_a_finished_run_gives_its_metrics(tmp_path):
+    metrics = {"rmse": {"test": 3.5}, "epochs": 12, "note": None}
+    runs.write_json(tmp_path / runs.METRICS, metrics)
+    (tmp_path / "history.csv").touch()
+    assert runs.finished(tmp_path) == metrics
+
+
+@pytest.mark.parametrize("name", ["thesis.tex", "config.json", ".hidden"])
+def test_a_folder_of_other_files_or_of_a_run_cut_off_is_refused(tmp_path, name):
+    (tmp_path / name).touch()
+    with pytest.raises(InputError, match="must be new, empty or a finished run"):
+        runs.finished(tmp_path)
+
+
+def test_a_file_in_place_of_the_folder_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    for ask in (runs.finished, runs.create):
+        with pytest.raises(InputError, match=r"--workdir .*file must be a folder"):
+            ask(tmp_path / "file")
+
+
+def test_a_folder_below_a_file_is_refused(tmp_path):
+    # As root writes everywhere, this stands for every place that cannot be written.
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="must be a folder that can be written: Not a directory"):
+        runs.create(tmp_path / "file" / "run")
+
+
+@pytest.mark.parametrize("content", [b"", b'{"rmse": 1', b"[1, 2]", b"null", b"\xff\xfe\x00"])
+def test_metrics_that_are_not_a_json_object_are_refused(tmp_path, content):
+    (tmp_path / runs.METRICS).write_bytes(content)
+    with pytest.raises(InputError, match="must be JSON"):
+        runs.finished(tmp_path)
+
+
+def test_create_makes_the_folder_and_leaves_it_empty(tmp_path):
+    for _ in ("new", "there already"):
+        runs.create(tmp_path / "runs" / "one")
+        assert list((tmp_path / "runs" / "one").iterdir()) == []
+
+
+# The files
+
+
+def refuse_constants(name):
+    raise AssertionError(f"{name} is not JSON")
+
+
+def test_json_has_null_for_what_is_not_finite(tmp_path):
+    nan, inf = float("nan"), float("inf")
+    content = {"a": nan, "b": [1.5, inf, (-inf, {"c": np.float64(nan)})], 3: "x", "d": True}
+    runs.write_json(tmp_path / "a.json", content)
+    # Python reads NaN, which JSON has not; other readers fail on it.
+    read = json.loads((tmp_path / "a.json").read_text(), parse_constant=refuse_constants)
+    assert read == {"a": None, "b": [1.5, None, [None, {"c": None}]], "3": "x", "d": True}
+
+
+def test_json_keeps_numbers_to_the_last_digit(tmp_path):
+    numbers = [1 / 3, 1e-300, 2**60, -0.0]
+    runs.write_json(tmp_path / "a.json", {"numbers": numbers})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"numbers": numbers}
+
+
+@pytest.mark.parametrize("broken", ["content", "disk"])
+def test_json_is_there_whole_or_not_at_all(tmp_path, monkeypatch, broken):
+    path = tmp_path / "a.json"
+    runs.write_json(path, {"a": 1})
+    before = path.read_text()
+    content = {"b": 2}
+    if broken == "content":
+        content["c"] = object()
+    else:
+        # The machine stops when all is written but the name: what is there under the name is still the old file.
+        monkeypatch.setattr(os, "replace", lambda *paths: (_ for _ in ()).throw(OSError("no more")))
+    with pytest.raises((TypeError, OSError)):
+        runs.write_json(path, content)
+    assert path.read_text() == before
+
+
+def test_json_replaces_the_file_and_leaves_no_draft(tmp_path):
+    for number in (1, 2):
+        runs.write_json(tmp_path / "a.json", {"a": number})
+    assert [file.name for file in tmp_path.iterdir()] == ["a.json"]
+    assert json.loads((tmp_path / "a.json").read_text()) == {"a": 2}
+
+
+# The clock of the compiler
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """`clock(event, start, end)` reports a span to JAX at its end, as JAX does."""
+    now = SimpleNamespace(time=0.0)
+    monkeypatch.setattr(runs, "time", SimpleNamespace(perf_counter=lambda: now.time))
+
+    def report(event, start, end):
+        now.time = end
+        jax.monitoring.record_event_duration_secs(event, end - start)
+
+    return report
+
+
+@pytest.mark.parametrize(
+    ("spans", "covered"),
+    [
+        ([(0, 1), (2, 4)], 3),
+        # Inner ones end first.
+        ([(1, 2), (0, 3)], 3),
+        ([(1, 2), (2, 3), (4, 5), (0, 6)], 6),
+        ([(1, 2), (0.5, 2.5), (0, 3), (4, 5)], 4),
+        # Clocks are read one after the other, so that spans may overlap by a little.
+        ([(0, 2), (1.5, 3)], 3),
+        ([], 0),
+    ],
+)
+def test_nested_compilations_are_counted_once(clock, spans, covered):
+    with runs.compile_clock() as seconds:
+        for start_, end in spans:
+            clock(COMPILE, start_, end)
+        assert seconds() == pytest.approx(covered)
+
+
+def test_the_compile_clock_counts_its_block_and_compilation_only(clock):
+    clock(COMPILE, 0, 1)
+    with runs.compile_clock() as seconds:
+        clock("/jax/core/compile/jaxpr_trace_duration", 1, 2)
+        clock("/jax/checkpoint/write_duration", 2, 10)
+        assert seconds() == 1
+    clock(COMPILE, 10, 20)
+    assert seconds() == 1
+
+
+def test_the_compile_clock_stops_listening_when_the_block_fails(clock):
+    with pytest.raises(KeyboardInterrupt), runs.compile_clock() as seconds:
+        raise KeyboardInterrupt
+    clock(COMPILE, 0, 1)
+    assert seconds() == 0
+
+
+def test_a_real_compilation_takes_time_and_a_second_call_none():
+    function = jax.jit(lambda values: jnp.sin(values).sum())
+    with runs.compile_clock() as seconds:
+        function(np.ones(3, np.float32))
+        first = seconds()
+        function(np.ones(3, np.float32))
+        assert 0 < first == seconds()
+
+
+# The surroundings
+
+
+def test_surroundings_are_those_of_this_process():
+    found = runs.surroundings()
+    assert json.loads(json.dumps(found)) == found
+    assert found["versions"]["python"] == platform.python_version()
+    assert found["versions"]["jax"] == jax.__version__ == metadata.version("jax")
+    assert set(found["versions"]) >= {"jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "pandas"}
+    assert len(found["devices"]) == jax.device_count()
+
+
+def git(folder, *arguments):
+    call = ["git", "-C", str(folder), "-c", "user.name=test", "-c", "user.email=test@example.org", *arguments]
+    return subprocess.run(call, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def test_the_commit_is_that_of_the_code_wherever_it_is_called_from(tmp_path, monkeypatch):
+    git(tmp_path, "init")
+    git(tmp_path, "commit", "--allow-empty", "-m", "one")
+    (tmp_path / "code").mkdir()
+    monkeypatch.setattr(runs, "__file__", str(tmp_path / "code" / "runs.py"))
+    monkeypatch.chdir("/")
+    assert runs.surroundings()["commit"] == git(tmp_path, "rev-parse", "HEAD")
+
+
+@pytest.mark.parametrize("case", ["no repository", "no git"])
+def test_code_without_a_commit_has_none(tmp_path, monkeypatch, case):
+    monkeypatch.setattr(runs, "__file__", str(tmp_path / "runs.py"))
+    # So that git does not look for a repository above the test's folder.
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    if case == "no git":
+        monkeypatch.setenv("PATH", str(tmp_path))
+    assert runs.surroundings()["commit"] is None
+
+
+@pytest.fixture
+def restored_settings():
+    names = (
+        "jax_compilation_cache_dir",
+        "jax_persistent_cache_min_compile_time_secs",
+        "jax_persistent_cache_min_entry_size_bytes",
+    )
+    before = {name: getattr(jax.config, name) for name in names}
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
+def test_compilations_are_kept_in_the_users_cache(tmp_path, monkeypatch, restored_settings):
+    monkeypatch.setattr(platformdirs, "user_cache_dir", lambda name: str(tmp_path / name))
+    runs.keep_compilations()
+    assert Path(jax.config.jax_compilation_cache_dir).is_relative_to(tmp_path / "jaxdl")
+    # However short a compilation.
+    assert jax.config.jax_persistent_cache_min_compile_time_secs == 0
