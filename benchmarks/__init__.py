@@ -1,0 +1,1 @@
+"""The experiments beside what a user would pick instead: same data, same work, one run, alternating."""

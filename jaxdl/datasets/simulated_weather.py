@@ -24,7 +24,7 @@ Floats = NDArray[np.float64]
 DAYS, SEED, MOST_DAYS = 3654, 0, 1_000_000
 FIRST_DAY = np.datetime64("2000-01-01", "D")
 HOME = 0  # Basel, among the places
-REACH, FRONT = 6000.0, 2000.0  # kilometres over which weather, and one day's clouds, are alike
+REACH, FRONT = 9000.0, 4000.0  # kilometres over which weather, and one day's clouds, are alike
 # The next day is up to 1 % shorter, and the sun cannot shine after it has set.
 DAYLIGHT = 0.99
 
@@ -143,7 +143,7 @@ def _turn(days: int) -> Floats:
 
 def _mean_share(season: Floats, pressure: Floats, humidity: Floats) -> Floats:
     """The mean share of the next day that is sunny, of anomalies in standard deviations; 0.05 to 0.95."""
-    score = 3.0 * season * pressure - 0.55 * pressure * humidity + 0.65 * season - 0.9
+    score = 3.2 * season * pressure - 0.3 * pressure * humidity + 0.65 * season - 0.9
     return 0.05 + 0.9 / (1 + np.exp(-score))
 
 
@@ -187,13 +187,13 @@ def _measured(
     """
     sunny = sunshine / sky.length
     mean = _WARMTH - _SWING * np.cos(_turn(len(sunny)) - 0.45) + 3.3 * warmth
-    spread = 2 + 4 * sunny + 0.6 * np.abs(blur[2])
+    spread = 2 + 4 * sunny + 0.3 * np.abs(blur[2])
     return {
-        "cloud_cover": 8 / (1 + np.exp(5.5 * sunny - 2.5 + 0.4 * blur[0])),
+        "cloud_cover": 8 / (1 + np.exp(5.5 * sunny - 2.5 + 0.2 * blur[0])),
         "humidity": 1 / (1 + np.exp(0.3 * sky.season - 1.15 - 0.6 * humidity)),
         "pressure": 1.016 + 0.008 * pressure,
         "global_radiation": sky.radiation * (0.2 + 0.55 * sunny),
-        "precipitation": 1.2 * np.maximum(0.8 * humidity - 0.5 * pressure - 2 * sunny + 0.5 * blur[1] - 0.3, 0) ** 2,
+        "precipitation": 1.2 * np.maximum(0.8 * humidity - 0.5 * pressure - 2 * sunny + 0.25 * blur[1] - 0.3, 0) ** 2,
         "sunshine": sunshine,
         "temp_mean": mean,
         "temp_min": mean - spread,

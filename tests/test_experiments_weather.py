@@ -1,0 +1,293 @@
+"""The weather experiment from its command line: what it writes, what it refuses, and the lesson's figures."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.linear_model import Ridge
+from sklearn.metrics import root_mean_squared_error
+from sklearn.model_selection import train_test_split
+from sklearn.preprocessing import StandardScaler
+
+from experiments.command import command
+from experiments.weather import RECIPES, Config, build, run, settle
+from experiments.weather_report import baselines
+from jaxdl.checkpoints import load
+from jaxdl.datasets import simulated_table, weather
+from jaxdl.errors import InputError
+from jaxdl.passes import evaluate
+
+ROOT = Path(__file__).parent.parent
+QUICK = ("--data", "simulated:400", "--no-compilation-cache", "--epochs", "3")
+
+
+def call(*arguments):
+    return command(Config, run, "weather", [str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The folder of one short run, which the tests below only read."""
+    folder = tmp_path_factory.mktemp("runs") / "short"
+    assert call(*QUICK, "--workdir", folder) == 0
+    return folder
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_run_writes_its_folder(finished):
+    names = {str(path.relative_to(finished)) for path in finished.rglob("*") if path.is_file()}
+    assert names >= {"config.json", "history.csv", "metrics.json", "figures/history.png", "figures/predictions.png"}
+    assert (finished / "checkpoints/best").is_dir() and (finished / "checkpoints/final").is_dir()
+    assert len(list((finished / "tensorboard").rglob("events.*"))) == 2
+    for picture in (finished / "figures").iterdir():
+        assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_history_has_a_row_an_epoch(finished):
+    history = pd.read_csv(finished / "history.csv")
+    assert list(history) == ["epoch", "loss", "rmse", "val_loss", "val_rmse", "learning_rate", "seconds"]
+    assert history["epoch"].tolist() == [1, 2, 3]
+    np.testing.assert_allclose(history["rmse"], np.sqrt(history["loss"]), rtol=1e-5)
+    assert (history["seconds"] > 0).all()
+
+
+def test_metrics_say_what_was_measured(finished):
+    metrics = json.loads((finished / "metrics.json").read_text())
+    history = pd.read_csv(finished / "history.csv")
+    assert metrics["dataset"]["rows"] == {"train": 279, "validation": 60, "test": 60}
+    assert metrics["dataset"]["source"].startswith("simulated") and len(metrics["dataset"]["sha256"]) == 64
+    assert metrics["dataset"]["features"] == 89 and metrics["parameters"] == 14457
+    assert set(metrics["rmse"]) == set(metrics["rmse_best"]) == {"train", "validation", "test"}
+    np.testing.assert_allclose(metrics["rmse"]["validation"], history["val_rmse"].iloc[-1], rtol=1e-5)
+    np.testing.assert_allclose(metrics["rmse_best"]["validation"], history["val_rmse"].min(), rtol=1e-5)
+    assert (metrics["epochs"], metrics["reason"], metrics["seed"]) == (3, "epochs", 0)
+    assert metrics["best_epoch"] == history["val_loss"].idxmin() + 1
+    seconds = metrics["seconds"]
+    assert set(seconds) == {"import", "data", "compile", "fit", "total"} and min(seconds.values()) > 0
+
+
+def test_config_says_what_was_run(finished):
+    config = json.loads((finished / "config.json").read_text())
+    assert (config["recipe"], config["hidden"], config["epochs"], config["patience"]) == ("batchnorm", [100, 50], 3, 10)
+    assert config["versions"]["jax"] and (config["commit"] is None or re.fullmatch("[0-9a-f]{40}", config["commit"]))
+
+
+def test_the_kept_weights_are_those_that_were_measured(finished):
+    dataset = weather("simulated:400")
+    built = build(Config(data="simulated:400", epochs=3), dataset)
+    metrics = json.loads((finished / "metrics.json").read_text())
+    for name, key in (("final", "rmse"), ("best", "rmse_best")):
+        weights = load(finished / "checkpoints" / name)
+        found = evaluate(built.plan.model, built.plan.objective, weights, built.sets["test"])
+        np.testing.assert_allclose(found["rmse"], metrics[key]["test"], rtol=1e-5)
+
+
+def test_a_finished_run_is_shown_and_not_changed(finished, capsys):
+    before = contents(finished)
+    assert call(*QUICK, "--workdir", finished) == 0
+    assert "holds a finished run; nothing is changed" in capsys.readouterr().out
+    assert contents(finished) == before
+
+
+def test_the_same_seed_gives_the_same_run_and_another_does_not(finished, tmp_path):
+    assert call(*QUICK, "--workdir", tmp_path / "again") == 0
+    assert call(*QUICK, "--workdir", tmp_path / "other", "--seed", "1") == 0
+    first, again, other = (pd.read_csv(p / "history.csv") for p in (finished, tmp_path / "again", tmp_path / "other"))
+    pd.testing.assert_series_equal(first["val_loss"], again["val_loss"], check_exact=True)
+    assert (first["val_loss"] != other["val_loss"]).all()
+
+
+def test_flags_override_the_recipe():
+    config, recipe = settle(Config(recipe="plain", patience=4, hidden=(7,), epochs=9))
+    assert (recipe.patience, recipe.hidden, recipe.epochs, recipe.input_norm) == (4, (7,), 9, False)
+    assert (config.patience, config.hidden, config.epochs) == (4, (7,), 9)
+
+
+def test_patience_stops_a_recipe_that_has_none(tmp_path):
+    arguments = ("--recipe", "plain", "--data", "simulated:400", "--no-compilation-cache", "--patience", "1")
+    assert call(*arguments, "--workdir", tmp_path / "run") == 0
+    metrics = json.loads((tmp_path / "run/metrics.json").read_text())
+    assert metrics["reason"] == "early-stopping" and metrics["epochs"] < 200
+
+
+def test_bfloat16_trains(tmp_path):
+    assert call(*QUICK, "--workdir", tmp_path / "run", "--dtype", "bfloat16") == 0
+
+
+def test_baselines_are_those_of_scikit_learn_and_pandas():
+    dataset = weather("simulated:400")
+    built = build(Config(data="simulated:400"), dataset)
+    table = simulated_table(400)
+    frame = table.drop(columns=["DATE", "MONTH"])
+    x, y = frame.iloc[:-1], frame["BASEL_sunshine"].to_numpy()[1:]
+    month = pd.Series(table["MONTH"].to_numpy()[1:])
+    train, rest = train_test_split(np.arange(399), test_size=0.3, random_state=0)
+    validation, test = train_test_split(rest, test_size=0.5, random_state=0)
+    found = baselines(dataset, built.rows)
+    np.testing.assert_allclose(found["persistence"], x["BASEL_sunshine"].to_numpy()[test], rtol=1e-6)
+    weekly = x["BASEL_sunshine"].rolling(7, min_periods=1).mean().to_numpy()
+    np.testing.assert_allclose(found["mean_of_last_days"], weekly[test], rtol=1e-5)
+    means = pd.Series(y[train]).groupby(month[train].to_numpy()).mean()
+    np.testing.assert_allclose(found["climatology"], means.reindex(month[test]).fillna(y[train].mean()), rtol=1e-5)
+    scaled = StandardScaler().fit(x.to_numpy()[train]).transform(x.to_numpy())
+    fits = [Ridge(alpha).fit(scaled[train], y[train]) for alpha in (0.1, 1, 10, 100, 1000)]
+    best = min(fits, key=lambda fit: root_mean_squared_error(y[validation], fit.predict(scaled[validation])))
+    np.testing.assert_allclose(found["ridge"], best.predict(scaled[test]), rtol=1e-3)
+
+
+@pytest.fixture
+def table(tmp_path):
+    """A CSV file of 200 simulated days, to be damaged."""
+    path = tmp_path / "weather.csv"
+    simulated_table(200).to_csv(path, index=False)
+    return path
+
+
+def with_cell(path, row, column, text):
+    frame = pd.read_csv(path, dtype=str)
+    frame.loc[row, column] = text
+    frame.to_csv(path, index=False)
+
+
+DAMAGES = {
+    "missing file": (lambda path: path.unlink(), "weather.csv"),
+    "empty file": (lambda path: path.write_text(""), "empty"),
+    "missing target": (
+        lambda path: pd.read_csv(path).rename(columns={"BASEL_sunshine": "BASEL_sunshin"}).to_csv(path, index=False),
+        "has no column BASEL_sunshine",
+    ),
+    "text": (lambda path: with_cell(path, 5, "BASEL_humidity", "wet"), "BASEL_humidity"),
+    "an empty cell": (lambda path: with_cell(path, 150, "BASEL_humidity", ""), "BASEL_humidity"),
+    "infinity": (lambda path: with_cell(path, 7, "BASEL_pressure", "inf"), "BASEL_pressure"),
+    "a date twice": (lambda path: with_cell(path, 7, "DATE", pd.read_csv(path, dtype=str)["DATE"][6]), "2000"),
+    "a gap": (lambda path: pd.read_csv(path).drop(index=9).to_csv(path, index=False), "2000"),
+    "too few rows": (
+        lambda path: pd.read_csv(path)[:20].to_csv(path, index=False),
+        "batch_size=32 leaves no full batch",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_bad_data_ends_in_one_message_and_leaves_nothing(damage, table, tmp_path, capsys):
+    spoil, fragment = DAMAGES[damage]
+    spoil(table)
+    assert call("--data", table, "--workdir", tmp_path / "run", "--no-compilation-cache") == 2
+    message = capsys.readouterr().err
+    assert message.startswith("error: ") and fragment in message and "Traceback" not in message
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fragment"),
+    [
+        (("--batch-size", "4096"), "batch_size=4096 leaves no full batch in 279 training rows. Use at most 279."),
+        (("--batch-size", "0"), "batch_size must be at least 1"),
+        (("--epochs", "0"), "--epochs must be at least 1"),
+        (("--learning-rate", "-1"), "--learning-rate must be above 0"),
+        (("--patience", "-1"), "patience must be at least 0"),
+        (("--hidden", "0"), "widths must be at least 1"),
+        (("--data", "simulatd"), "simulatd"),
+        (("--data", "simulated:none"), "simulated[:DAYS[:SEED]]"),
+    ],
+)
+def test_flags_that_make_no_sense_end_in_one_message(arguments, fragment, tmp_path, capsys):
+    assert call(*QUICK, *arguments, "--workdir", tmp_path / "run") == 2
+    assert fragment in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments", [("--recipe", "plane"), ("--recip", "plain"), ("--dtype", "int8"), ("--epochs", "x")]
+)
+def test_unknown_flags_and_values_exit_with_2(arguments, capsys):
+    with pytest.raises(SystemExit) as stop:
+        call(*arguments)
+    assert stop.value.code == 2
+
+
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path, capsys):
+    (tmp_path / "file").write_text("mine")
+    for folder in (tmp_path / "file", tmp_path / "file" / "run"):
+        assert call(*QUICK, "--workdir", folder) == 2
+        assert "--workdir" in capsys.readouterr().err
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_folder_with_other_files_is_refused(tmp_path, capsys):
+    (tmp_path / "thesis.tex").write_text("mine")
+    assert call(*QUICK, "--workdir", tmp_path) == 2
+    assert "must be new, empty or a finished run" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_help_explains_every_flag():
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments.weather", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    for name in (
+        "recipe",
+        "data",
+        "seed",
+        "epochs",
+        "batch-size",
+        "learning-rate",
+        "patience",
+        "hidden",
+        "dtype",
+        "workdir",
+    ):
+        assert f"--{name}" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("recipe", "features", "rows", "persistence", "parameters"),
+    [
+        ("plain", 163, (767, 164, 165), 3.877323, 21501),
+        ("basel", 9, (2300, 493, 493), 4.2486, 6137),
+        ("all-years", 163, (2557, 548, 548), 3.9858, 22153),
+    ],
+)
+def test_the_real_files_known_figures(recipe, features, rows, persistence, parameters, real_data):
+    dataset = weather(real_data, days=RECIPES[recipe].days, places=RECIPES[recipe].places)
+    built = build(Config(recipe=recipe), dataset)
+    assert len(dataset.columns) == features and tuple(len(chosen) for chosen in built.rows.values()) == rows
+    guess = baselines(dataset, built.rows)["persistence"]
+    found = root_mean_squared_error(built.sets["test"].targets[:, 0], guess)
+    np.testing.assert_allclose(found, persistence, rtol=0, atol=5e-7 if recipe == "plain" else 5e-5)
+    import jax
+
+    assert sum(leaf.size for leaf in jax.tree.leaves(built.start.best)) == parameters
+
+
+def test_a_run_on_the_real_file_beats_persistence(real_data, tmp_path):
+    environment = {**os.environ, "JAXDL_DATA": real_data}
+    arguments = ["--workdir", str(tmp_path / "run"), "--no-compilation-cache"]
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments.weather", *arguments],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    metrics = json.loads((tmp_path / "run/metrics.json").read_text())
+    assert metrics["reason"] == "early-stopping"
+    assert (
+        metrics["rmse"]["test"] < metrics["baselines"]["persistence"]["test_rmse"] == pytest.approx(3.877323, abs=5e-7)
+    )
+
+
+def test_settings_that_cannot_work_are_input_errors():
+    with pytest.raises(InputError):
+        settle(Config(learning_rate=float("nan")))
