@@ -85,6 +85,9 @@ def test_bfloat16_is_the_dtype_of_the_computation_only(input_norm):
     outputs, stats = half.apply(weights, inputs, train=True)
     assert outputs.dtype == jnp.float32
     assert {leaf.dtype for leaf in jax.tree.leaves(stats)} <= {jnp.dtype(jnp.float32)}
+    program = jax.make_jaxpr(lambda inputs: half.apply(weights, inputs, train=True)[0])(inputs)
+    products = [step for step in program.eqns if step.primitive.name == "dot_general"]
+    assert [variable.aval.dtype for step in products for variable in step.invars] == [jnp.bfloat16] * 4
     # What was computed in bfloat16 fits bfloat16 exactly, and is near what float32 gives.
     np.testing.assert_array_equal(outputs, outputs.astype(jnp.bfloat16).astype(jnp.float32))
     full, _ = mlp((32,), outputs=3, input_norm=input_norm).apply(weights, inputs, train=True)
