@@ -21,7 +21,7 @@ from rich.console import Console
 
 from experiments import STARTED
 from experiments.command import command, new_workdir
-from experiments.weather_report import Built, figures, results, table
+from experiments.weather_report import Built, figures, results, short, table
 from jaxdl import checkpoints, logs, runs
 from jaxdl.data import split, take
 from jaxdl.datasets import Dataset, weather
@@ -147,7 +147,7 @@ def run(config: Config, console: Console) -> dict[str, Any]:
         runs.create(folder)
         runs.write_json(folder / "config.json", {**_flags(config, folder), **runs.surroundings()})
         network = summary(built.plan.model, built.sets["train"].inputs[:1])
-        console.print(as_table(network, f"{config.recipe}, seed {config.seed}, on {dataset.source}"))
+        console.print(as_table(network, f"{config.recipe}, seed {config.seed}, {short(dataset.source)}"))
         compiled, began = compiling(), time.perf_counter()
         progress, history = _train(built, folder, console)
         seconds["fit"] = time.perf_counter() - began - (compiling() - compiled)
@@ -187,7 +187,7 @@ def _train(built: Built, folder: Path, console: Console) -> tuple[Progress, list
 
 def _keep(built: Built, progress: Progress, history: list[dict[str, float]], folder: Path) -> None:
     (folder / "figures").mkdir()
-    title = f"{folder.name}, on {built.dataset.source}"
+    title = f"{folder.name}, {short(built.dataset.source)}"
     for name, figure in figures(built, progress, history, title).items():
         figure.savefig(folder / "figures" / f"{name}.png")
     checkpoints.save(folder / "checkpoints" / "final", progress.state.weights)

@@ -63,6 +63,15 @@ def baselines(dataset: Dataset, rows: dict[str, np.ndarray]) -> dict[str, np.nda
     }
 
 
+def short(source: str) -> str:
+    """A source in few words, for titles: of a path only the file's name.
+
+    >>> short("file:/home/me/weather.csv")
+    'weather.csv'
+    """
+    return source.rpartition("/")[2] if source.startswith("file:") else source
+
+
 def results(built: Built, progress: Progress) -> dict[str, Any]:
     """The entries of metrics.json that say how well the run went."""
 
@@ -102,7 +111,7 @@ def figures(built: Built, progress: Progress, history: list[dict[str, float]], t
     best = int(progress.stopping.best_epoch)
     shown = {"model": model, "persistence": persistence}
     return {
-        "history": plots.history(as_table(history), best_epoch=best, title=title),
+        "history": plots.history(as_table(history), best_epoch=best, unit="hours", title=title),
         "predictions": plots.predictions(test.targets, shown, quantity="sunshine hours", title=title),
     }
 
@@ -111,7 +120,7 @@ def table(metrics: dict[str, Any]) -> Table:
     """The run's RMSE beside the baselines', in hours, as a table for a rich console."""
     data, best = metrics["dataset"], metrics["best_epoch"]
     counts = " / ".join(f"{data['rows'][name]:,}" for name in SETS)
-    title = f"RMSE in hours of sunshine, {counts} rows, {data['source']}"
+    title = f"RMSE in hours of sunshine, {counts} rows of {short(data['source'])}"
     rows = Table(title=title, title_justify="left", title_style="bold")
     rows.add_column("", no_wrap=True)
     for name in SETS:

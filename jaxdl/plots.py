@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 BLUE, VERMILION, GREY = "#0072B2", "#D55E00", "#767676"
 
 
-def history(table: pd.DataFrame, metric: str = "rmse", *, best_epoch: int | None = None, title: str = "") -> Figure:
+def history(
+    table: pd.DataFrame, metric: str = "rmse", *, best_epoch: int | None = None, unit: str = "", title: str = ""
+) -> Figure:
     """Training and validation curves of one figure against epochs, with the best and the last epoch marked.
 
     table: a row an epoch, indexed by the epoch; columns `metric` and, where there was validation, `val_<metric>`.
@@ -38,7 +40,8 @@ def history(table: pd.DataFrame, metric: str = "rmse", *, best_epoch: int | None
         axes.plot(
             best_epoch, watched[best_epoch], "o", color=VERMILION, markersize=7, label=f"best: epoch {best_epoch}"
         )
-    axes.set(xlabel="epoch", ylabel=metric.upper() if metric == "rmse" else metric, title=title)
+    quantity = metric.upper() if metric == "rmse" else metric
+    axes.set(xlabel="epoch", ylabel=f"{quantity} ({unit})" if unit else quantity, title=title)
     finite = table[[c for c in (metric, f"val_{metric}") if c in table]].to_numpy()
     finite = finite[np.isfinite(finite)]
     if finite.size:

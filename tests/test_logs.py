@@ -41,9 +41,10 @@ def run(*observers, **options):
     return fit(MODEL, OBJECTIVE, ADAM, ROWS, ROWS, observers=observers, **options)
 
 
-def progress_at(epoch, best_epoch):
+def progress_at(epoch, best_epoch, best=float("inf")):
     """As much of a Progress as an observer may look at."""
-    return SimpleNamespace(epoch=jnp.int32(epoch), stopping=SimpleNamespace(best_epoch=jnp.int32(best_epoch)))
+    stopping = SimpleNamespace(best=jnp.float32(best), best_epoch=jnp.int32(best_epoch))
+    return SimpleNamespace(epoch=jnp.int32(epoch), stopping=stopping)
 
 
 def replay(observe, records, best_epoch=1):
@@ -197,7 +198,8 @@ def test_a_line_tells_the_best_epoch_and_the_time_that_is_left(clock):
     with logs.progress_bar(out, 9, FIGURES) as observe:
         for epoch in (1, 2, 3):
             clock.now += 2.0
-            observe(progress_at(epoch, min(epoch, 2)), RECORDS[:epoch])
+            best_epoch = min(epoch, 2)
+            observe(progress_at(epoch, best_epoch, RECORDS[best_epoch - 1]["val_loss"]), RECORDS[:epoch])
     first, *_, last = out.file.getvalue().splitlines()
     # The first epoch compiles, so it says nothing about the others.
     assert "left" not in first
