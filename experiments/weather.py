@@ -186,12 +186,12 @@ def _train(built: Built, folder: Path, console: Console) -> tuple[Progress, list
 
 
 def _keep(built: Built, progress: Progress, history: list[dict[str, float]], folder: Path) -> None:
+    checkpoints.save(folder / "checkpoints" / "final", progress.state.weights)
+    checkpoints.save(folder / "checkpoints" / "best", progress.best)
     (folder / "figures").mkdir()
     title = f"{folder.name}, {short(built.dataset.source)}"
     for name, figure in figures(built, progress, history, title).items():
         figure.savefig(folder / "figures" / f"{name}.png")
-    checkpoints.save(folder / "checkpoints" / "final", progress.state.weights)
-    checkpoints.save(folder / "checkpoints" / "best", progress.best)
 
 
 if __name__ == "__main__":

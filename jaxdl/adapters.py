@@ -69,7 +69,7 @@ def from_linen(module: nn.Module) -> Model:
 def from_nnx(make: Callable[[nnx.Rngs], nnx.Module]) -> Model:
     """An NNX module as a Model, from a function that makes it: `from_nnx(lambda rngs: Net(rngs=rngs))`.
 
-    Its `__call__` takes the inputs, and `mask` where it wants it; `train()` and `eval()` switch Dropout and BatchNorm.
+    Its `__call__` takes the inputs, and `train` and `mask` where it wants them; Dropout and BatchNorm are switched too.
     nnx.Param is trained, nnx.BatchStat is kept as stats, and every random stream is keyed anew each step. Raises
     InputError for a module that holds any other state, or that has statistics and takes no mask.
 
@@ -111,7 +111,7 @@ def from_nnx(make: Callable[[nnx.Rngs], nnx.Module]) -> Model:
             _filled(stat_shapes, weights.stats),
             _streams(random, jax.random.key(0) if key is None else key),
         )
-        outputs = live(inputs, **_chosen(accepts, mask=mask))
+        outputs = live(inputs, **_chosen(accepts, train=train, mask=mask))
         return outputs, _named(nnx.to_pure_dict(nnx.state(live, nnx.BatchStat))) if train else weights.stats
 
     return Model(init, apply)
@@ -146,7 +146,7 @@ def _streams(random: Any, key: Array) -> Any:
 
 
 def linen_calls(model: Model, inputs: Any) -> list[Call]:
-    """The layers of a Linen model in the order in which they are called on `inputs`; nothing is computed.
+    """The layers of a Linen model in the order in which they return on `inputs`; nothing is computed.
 
     Empty for a model of another kind.
 

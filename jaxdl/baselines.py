@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from jaxdl.data import fit_scaling
+from jaxdl.errors import InputError
 
 
 def root_mean_square(errors: Any) -> float:
@@ -22,11 +23,13 @@ def root_mean_square(errors: Any) -> float:
 def mean_of_last(values: Any, days: int) -> np.ndarray:
     """For each day of a series (N,), the mean of it and the `days - 1` before it (of fewer at the start).
 
-    With `days=1` this is persistence: tomorrow will be as today.
+    With `days=1` this is persistence: tomorrow will be as today. Raises InputError for fewer days.
 
     >>> mean_of_last([1.0, 3.0, 5.0], 2).tolist()
     [1.0, 2.0, 4.0]
     """
+    if days < 1:
+        raise InputError(f"days must be at least 1, got {days}.")
     sums = np.concatenate([[0.0], np.cumsum(np.asarray(values, np.float64))])
     ends = np.arange(1, len(sums))
     starts = np.maximum(ends - days, 0)

@@ -15,7 +15,7 @@ from jaxdl.types import Weights
 def save(path: str | Path, weights: Weights) -> None:
     """Writes weights to a new folder `path`, whole or not at all.
 
-    Raises InputError where the folder exists already: nothing is overwritten.
+    Raises InputError where the folder exists already, so that nothing is overwritten, or cannot be written.
 
     >>> import tempfile, jax.numpy as jnp
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -29,8 +29,12 @@ def save(path: str | Path, weights: Weights) -> None:
     folder = Path(path).absolute()
     if folder.exists():
         raise InputError(f"save needs a new folder, got {folder}, which exists. Choose another name or remove it.")
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(folder, weights._asdict())
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(folder, weights._asdict())
+    except OSError as error:
+        raise InputError(f"{folder} cannot be written ({error.strerror or error}). Choose another folder.") from error
 
 
 def load(path: str | Path) -> Weights:
@@ -46,6 +50,8 @@ def load(path: str | Path) -> Weights:
     with ocp.StandardCheckpointer() as checkpointer:
         try:
             shapes = checkpointer.metadata(folder).item_metadata
+            if shapes is None:
+                raise ValueError("its metadata cannot be read")
             tree: dict[str, Any] = checkpointer.restore(folder, jax.tree.map(_on_host, dict(shapes)))
             return Weights(tree["params"], tree["stats"])
         except (OSError, KeyError, TypeError, ValueError) as error:

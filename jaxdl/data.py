@@ -179,5 +179,5 @@ def batch_at(rows_of: Examples, rows: Array, index: Any, batch_size: int) -> Exa
     count = rows.shape[0]
     positions = index * batch_size + jnp.arange(batch_size, dtype=jnp.int32)
     chosen = rows[positions % count]
-    batch = jax.tree.map(lambda leaf: leaf.at[chosen].get(mode="promise_in_bounds"), rows_of)
+    batch = jax.tree.map(lambda leaf: jnp.asarray(leaf).at[chosen].get(mode="promise_in_bounds"), rows_of)
     return batch._replace(weights=jnp.where(positions < count, batch.weights, jnp.float32(0)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from itertools import islice
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import optax
@@ -65,7 +65,7 @@ def fit(
     >>> inputs = np.linspace(-1, 1, 64)[:, None]
     >>> data = examples(inputs, 3 * inputs)
     >>> objective = Objective(objectives.squared_error, (objectives.rmse,))
-    >>> run = fit(mlp(()), objective, optax.adam(0.1), data, epochs=40, stop=early_stopping(patience=5))
+    >>> run = fit(mlp(()), objective, optax.sgd(0.1), data, epochs=40, stop=early_stopping(patience=5))
     >>> run.reason, bool(run.history["rmse"].iloc[-1] < 0.1)
     ('epochs', True)
     """
@@ -75,27 +75,34 @@ def fit(
     begin = progress
     if begin is None:
         begin = start(plan, train, validation, key=jax.random.key(seed), weights=weights)
-    progress, first = begin, int(begin.epoch) + 1
+    progress = begin
     history: list[dict[str, float]] = []
-    for progress, record in islice(run_epochs(plan, begin, train, validation), max(epochs - first + 1, 0)):
+    for progress, record in islice(run_epochs(plan, begin, train, validation), max(epochs - int(begin.epoch), 0)):
         history.append(record)
         for observe in observers:
             observe(progress, history)
-    return Fit(as_table(history, first), progress.best, progress.state.weights, reason(progress), progress)
+    return Fit(as_table(history), progress.best, progress.state.weights, reason(progress), progress)
 
 
 def reason(progress: Progress) -> str:
-    """Why a run ended here: "early-stopping" where its rule said so, else "epochs"."""
+    """Why a run ended here: "early-stopping" where its rule said so, else "epochs".
+
+    >>> from jaxdl import examples, mlp, objectives
+    >>> rows = examples([[1.0], [2.0]], [[1.0], [2.0]])
+    >>> run = fit(mlp(()), Objective(objectives.squared_error), optax.sgd(0.1), rows, epochs=1, batch_size=2)
+    >>> reason(run.progress)
+    'epochs'
+    """
     return "early-stopping" if bool(progress.stopping.done) else "epochs"
 
 
-def as_table(history: list[dict[str, Any]], first: int = 1) -> pd.DataFrame:
-    """Records as a DataFrame, a row an epoch, indexed by the epoch from `first`.
+def as_table(history: list[dict[str, float]]) -> pd.DataFrame:
+    """Records as a DataFrame, a row an epoch, indexed by the epoch.
 
-    >>> as_table([{"loss": 2.0}, {"loss": 1.0}]).loc[2, "loss"].item()
+    >>> as_table([{"epoch": 1, "loss": 2.0}, {"epoch": 2, "loss": 1.0}]).loc[2, "loss"].item()
     1.0
     """
     # Imported here: `import jaxdl` must not cost what pandas costs.
     import pandas as pd
 
-    return pd.DataFrame(history, index=pd.RangeIndex(first, first + len(history), name="epoch"))
+    return pd.DataFrame(history, columns=None if history else ["epoch"]).set_index("epoch")

@@ -29,7 +29,7 @@ def csv_file(path: Path) -> Iterator[Observer]:
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     with csv_file(Path(folder, "history.csv")) as observe:
-    ...         observe(None, [{"loss": 0.5}])
+    ...         observe(None, [{"epoch": 1, "loss": 0.5}])
     ...     print(Path(folder, "history.csv").read_text().split())
     ['epoch,loss', '1,0.5']
     """
@@ -38,8 +38,8 @@ def csv_file(path: Path) -> Iterator[Observer]:
 
         def observe(progress: Progress, history: History) -> None:
             if len(history) == 1:
-                writer.writerow(["epoch", *history[0]])
-            writer.writerow([len(history), *history[-1].values()])
+                writer.writerow(history[0])
+            writer.writerow(history[-1].values())
             file.flush()
 
         yield observe
@@ -53,26 +53,31 @@ def tensorboard(folder: Path, *, every: float = 1.0) -> Iterator[Observer]:
     loses no more than those seconds.
     """
     # Imported here: only runs that write for TensorBoard need it.
-    from tensorboardX import FileWriter
+    from tensorboardX.event_file_writer import EventsWriter
+    from tensorboardX.proto.event_pb2 import Event
     from tensorboardX.proto.summary_pb2 import Summary
 
-    writers = {"": FileWriter(str(folder / "train")), "val_": FileWriter(str(folder / "validation"))}
-    waiting: list[tuple[int, float, dict[str, float]]] = []
+    writers = {}
+    for prefix, name in (("", "train"), ("val_", "validation")):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        # Not FileWriter: what that flushes may still stand in the queue of its thread.
+        writers[prefix] = EventsWriter(str(folder / name / "events"))
+    waiting: list[tuple[float, dict[str, float]]] = []
     last = time.monotonic()
 
     def write() -> None:
-        for epoch, moment, record in waiting:
+        for moment, record in waiting:
             for prefix, writer in writers.items():
-                names = [name for name in record if name.startswith("val_") == bool(prefix)]
+                names = [n for n in record if n != "epoch" and n.startswith("val_") == bool(prefix)]
                 values = [Summary.Value(tag=name.removeprefix(prefix), simple_value=record[name]) for name in names]
-                writer.add_summary(Summary(value=values), epoch, moment)
+                writer.write_event(Event(wall_time=moment, step=int(record["epoch"]), summary=Summary(value=values)))
         for writer in writers.values():
             writer.flush()
         waiting.clear()
 
     def observe(progress: Progress, history: History) -> None:
         nonlocal last
-        waiting.append((len(history), time.time(), history[-1]))
+        waiting.append((time.time(), history[-1]))
         if time.monotonic() - last >= every:
             write()
             last = time.monotonic()
@@ -88,7 +93,13 @@ def tensorboard(folder: Path, *, every: float = 1.0) -> Iterator[Observer]:
 def progress_bar(console: Console, epochs: int, figures: tuple[str, ...]) -> AbstractContextManager[Observer]:
     """Shows epoch, the given figures, the best epoch so far and the time left; plain lines where it is no terminal.
 
-    The bar is redrawn, and a line is printed, only now and then, so that short epochs are not slowed down.
+    The bar is redrawn, and a line is printed, only now and then, so that short epochs are not slowed down. The best
+    epoch is shown with the last of the figures.
+
+    >>> from rich.console import Console
+    >>> with progress_bar(Console(force_terminal=False), 5, ("loss",)) as observe:
+    ...     callable(observe)
+    True
     """
     return _bar(console, epochs, figures) if console.is_terminal else _lines(console, epochs, figures)
 
@@ -104,7 +115,7 @@ def _bar(console: Console, epochs: int, figures: tuple[str, ...]) -> Iterator[Ob
 
         def show(progress: Progress, history: History) -> None:
             text = _line(progress, history, figures)
-            bar.update(task, completed=len(history), description=text, refresh=True)
+            bar.update(task, completed=history[-1]["epoch"], description=text, refresh=True)
 
         with _now_and_then(show, every=0.1) as observe:
             yield observe
@@ -116,12 +127,13 @@ def _lines(console: Console, epochs: int, figures: tuple[str, ...]) -> Iterator[
 
     def show(progress: Progress, history: History) -> None:
         nonlocal began
-        done, now = len(history), time.monotonic()
+        epoch, now, left = int(history[-1]["epoch"]), time.monotonic(), ""
         # The first epoch compiles, so it says nothing about the others.
-        left = "" if began is None else f" left at most {(now - began) / (done - 1) * (epochs - done):.0f} s"
+        if began is not None:
+            left = f" left at most {(now - began) / (len(history) - 1) * (epochs - epoch):.0f} s"
         began = began or now
         text = _line(progress, history, figures)
-        console.print(f"epoch {done}/{epochs} {text}{left}", highlight=False, soft_wrap=True)
+        console.print(f"epoch {epoch}/{epochs} {text}{left}", highlight=False, soft_wrap=True)
 
     with _now_and_then(show, every=1.0) as observe:
         yield observe
@@ -146,5 +158,7 @@ def _now_and_then(show: Observer, every: float) -> Iterator[Observer]:
 
 def _line(progress: Progress, history: History, figures: tuple[str, ...]) -> str:
     shown = " ".join(f"{name} {history[-1][name]:.4f}" for name in figures if name in history[-1])
-    best = int(progress.stopping.best_epoch)
-    return f"{shown} best {history[best - 1][figures[-1]]:.4f} (epoch {best})" if best else f"{shown} best: none yet"
+    best, first = int(progress.stopping.best_epoch), int(history[0]["epoch"])
+    if best < first or figures[-1] not in history[-1]:
+        return f"{shown} best: {f'epoch {best}' if best else 'none yet'}"
+    return f"{shown} best {history[best - first][figures[-1]]:.4f} (epoch {best})"

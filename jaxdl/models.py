@@ -59,6 +59,7 @@ def mlp(
     `dtype` is that of the computation, bfloat16 for half of the memory; parameters and outputs are float32. Raises
     InputError for widths below 1 and a dropout rate outside [0, 1).
 
+    >>> import jax
     >>> model = mlp((100, 50), input_norm=True)
     >>> weights = model.init(jax.random.key(0), jnp.ones((1, 89)))
     >>> sum(leaf.size for leaf in jax.tree.leaves(weights))

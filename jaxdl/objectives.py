@@ -79,8 +79,8 @@ def huber(delta: float = 1.0) -> Callable[[Array, Array], Array]:
 def softmax_cross_entropy(outputs: Array, targets: Array) -> Array:
     """The negative log-likelihood in nats of each row's label, (B,), from logits (B, C) and integer labels (B,).
 
-    >>> softmax_cross_entropy(jnp.zeros((1, 2)), jnp.array([1])).round(4).tolist()
-    [0.6931]
+    >>> round(softmax_cross_entropy(jnp.zeros((1, 2)), jnp.array([1])).item(), 4)
+    0.6931
     """
     outputs, targets = _labels("softmax_cross_entropy", outputs, targets)
     return optax.losses.softmax_cross_entropy_with_integer_labels(outputs, targets)
@@ -89,8 +89,8 @@ def softmax_cross_entropy(outputs: Array, targets: Array) -> Array:
 def sigmoid_cross_entropy(outputs: Array, targets: Array) -> Array:
     """The negative log-likelihood in nats of each row's 0-or-1 targets, (B,), from logits of the same shape.
 
-    >>> sigmoid_cross_entropy(jnp.zeros((1, 1)), jnp.array([[1.0]])).round(4).tolist()
-    [0.6931]
+    >>> round(sigmoid_cross_entropy(jnp.zeros((1, 1)), jnp.array([[1.0]])).item(), 4)
+    0.6931
     """
     outputs, targets = _same_shape("sigmoid_cross_entropy", outputs, targets)
     return _mean_of_row(optax.losses.sigmoid_binary_cross_entropy(outputs, targets))

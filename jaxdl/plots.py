@@ -46,7 +46,8 @@ def history(
     finite = finite[np.isfinite(finite)]
     if finite.size:
         # The first epochs are often far above the rest and would flatten it.
-        axes.set_ylim(0, min(finite.max(), 2.5 * np.quantile(finite, 0.9)) * 1.05 or 1)
+        low, high = min(0.0, finite.min()), finite.max()
+        axes.set_ylim(1.05 * low, 1.05 * (min(high, 2.5 * np.quantile(finite, 0.9)) if low == 0 else max(high, 0)) or 1)
     axes.legend()
     return figure
 
@@ -61,7 +62,9 @@ def predictions(true: Any, predicted: Mapping[str, Any], *, quantity: str = "val
     panels = figure.subplots(1, len(predicted), sharex=True, sharey=True, squeeze=False)[0]
     true = np.asarray(true, np.float64).ravel()
     everything = np.concatenate([true, *(np.asarray(values).ravel() for values in predicted.values())])
-    low, high = float(everything.min()), float(everything.max())
+    # A diverged model predicts nan, which has no place on an axis.
+    finite = everything[np.isfinite(everything)]
+    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
     margin = 0.03 * (high - low) or 1.0
     for axes, (name, values) in zip(panels, predicted.items(), strict=True):
         values = np.asarray(values, np.float64).ravel()

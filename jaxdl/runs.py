@@ -36,7 +36,17 @@ def drive(
     observers: Iterable[Observer] = (),
 ) -> tuple[Progress, list[dict[str, float]]]:
     """Trains from `begin` for at most `epochs` epochs as `fit` does; each record holds the epoch's wall `seconds` too,
-    without what was spent on compiling and on observers."""
+    without what was spent on compiling and on observers.
+
+    >>> import optax
+    >>> from jaxdl import Objective, examples, mlp, objectives
+    >>> from jaxdl.training import make_plan, start
+    >>> rows = examples([[1.0], [2.0]], [[1.0], [2.0]])
+    >>> plan = make_plan(mlp(()), Objective(objectives.squared_error), optax.sgd(0.1), batch_size=2)
+    >>> progress, history = drive(plan, start(plan, rows, key=jax.random.key(0)), rows, None, epochs=2)
+    >>> int(progress.epoch), list(history[-1])
+    (2, ['epoch', 'loss', 'seconds'])
+    """
     history: list[dict[str, float]] = []
     progress, began, compiled = begin, time.perf_counter(), 0.0
     with compile_clock() as compiling:
@@ -60,7 +70,7 @@ def finished(folder: Path) -> dict[str, Any] | None:
     try:
         if not folder.exists() or not any(folder.iterdir()):
             return None
-        text = (folder / METRICS).read_text()
+        content = (folder / METRICS).read_bytes()
     except FileNotFoundError:
         raise InputError(
             f"--workdir {folder} must be new, empty or a finished run, got a folder that holds other files or a run "
@@ -71,9 +81,11 @@ def finished(folder: Path) -> dict[str, Any] | None:
     except OSError as error:
         raise InputError(f"--workdir {folder} cannot be read: {error.strerror}. Choose another folder.") from None
     try:
-        return dict(json.loads(text))
-    except ValueError:
-        raise InputError(f"{folder / METRICS} must be JSON, got something else. Restore or remove this run.") from None
+        return {**json.loads(content)}
+    except (ValueError, TypeError):
+        raise InputError(
+            f"{folder / METRICS} must be JSON with an object, got something else. Restore or remove this run."
+        ) from None
 
 
 def create(folder: Path) -> None:
@@ -123,11 +135,14 @@ def surroundings() -> dict[str, Any]:
 
 def _commit(folder: Path) -> str | None:
     try:
-        call = ["git", "-C", str(folder), "rev-parse", "HEAD"]
-        done = subprocess.run(call, capture_output=True, text=True, timeout=5, check=False)
-    except (OSError, subprocess.TimeoutExpired):
+        # An installed copy may lie in a repository that is not its own, where it is not tracked.
+        for call in (["ls-files", "--error-unmatch", Path(__file__).name], ["rev-parse", "HEAD"]):
+            done = subprocess.run(
+                ["git", "-C", str(folder), *call], capture_output=True, text=True, timeout=5, check=True
+            )
+    except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.strip() if done.returncode == 0 else None
+    return done.stdout.strip()
 
 
 @contextmanager
@@ -135,6 +150,11 @@ def compile_clock() -> Iterator[Callable[[], float]]:
     """Gives a function that tells the wall seconds spent on tracing and compiling since the block began.
 
     JAX reports each of them as it ends; they nest, so what counts is the time that their spans cover together.
+
+    >>> with compile_clock() as compiling:
+    ...     _ = jax.jit(lambda x: x + 1)(1.0)
+    ...     compiling() > 0
+    True
     """
     spans: list[tuple[float, float]] = []
 

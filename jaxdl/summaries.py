@@ -48,15 +48,18 @@ def summary(model: Model, inputs: Any) -> Summary:
     """
     weights = jax.eval_shape(model.init, jax.random.key(0), inputs)
     trained = _sizes(weights.params)
+    calls = linen_calls(model, inputs)
     moving: dict[tuple[str, ...], int] = {}
-    for collection in weights.stats.values() if isinstance(weights.stats, dict) else ():
+    # Linen keeps statistics by collection and then by layer, NNX by layer.
+    for collection in weights.stats.values() if calls else [weights.stats]:
         for path, size in _sizes(collection).items():
             moving[path] = moving.get(path, 0) + size
     layers = []
-    for call in linen_calls(model, inputs):
+    for call in calls:
         counts = trained.pop(call.path, 0), moving.pop(call.path, 0)
-        # A module that only calls others is named by them.
-        if any(counts) or call.path:
+        # A module that only calls others is told by them.
+        inner = any(other.path != call.path and other.path[: len(call.path)] == call.path for other in calls)
+        if any(counts) or not inner:
             layers.append(Layer("/".join(call.path) or call.kind, call.kind, call.shape[1:], *counts))
     for path in sorted(trained.keys() | moving.keys()):
         layers.append(Layer("/".join(path), "", None, trained.get(path, 0), moving.get(path, 0)))
@@ -72,7 +75,13 @@ def _sizes(tree: PyTree) -> dict[tuple[str, ...], int]:
 
 
 def as_table(of: Summary, title: str = "") -> Table:
-    """The summary as a rich table, to be printed by a rich console."""
+    """The summary as a rich table, to be printed by a rich console.
+
+    >>> import jax.numpy as jnp
+    >>> from jaxdl import mlp
+    >>> as_table(summary(mlp((100, 50)), jnp.ones((1, 89)))).row_count
+    3
+    """
     # Imported here: it is needed only where a table is shown.
     from rich.table import Table
 

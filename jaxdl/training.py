@@ -51,6 +51,11 @@ def start(
 
     Raises InputError where the rows do not fill a batch, targets do not fit the outputs, a monitor is not measured, or
     reduce-on-plateau finds no learning rate to change.
+
+    >>> from jaxdl import examples, mlp, objectives
+    >>> plan = make_plan(mlp(()), Objective(objectives.squared_error), optax.sgd(0.1), batch_size=2)
+    >>> int(start(plan, examples([[1.0], [2.0]], [[1.0], [2.0]]), key=jax.random.key(0)).epoch)
+    0
     """
     rows = train.weights.shape[0]
     if plan.batch_size > rows:
@@ -98,12 +103,26 @@ def run_epoch(
     scalars: the objective's figures over the training rows as they were met, the same of the validation rows after the
     last step with the prefix `val_`, and `learning_rate` where the optimiser's state has one
     (`optax.inject_hyperparams`).
+
+    >>> from jaxdl import examples, mlp, objectives
+    >>> rows = examples([[1.0], [2.0]], [[1.0], [2.0]])
+    >>> plan = make_plan(mlp(()), Objective(objectives.squared_error), optax.sgd(0.1), batch_size=2)
+    >>> progress, record = run_epoch(start(plan, rows, key=jax.random.key(0)), rows, None, plan=plan)
+    >>> int(progress.epoch), list(record)
+    (1, ['loss'])
     """
     return finish_epoch(run_steps(progress, train, plan=plan), validation, plan=plan)
 
 
 def run_steps(progress: Progress, train: Examples, steps: Any = None, *, plan: Plan) -> Progress:
-    """The next `steps` steps of the epoch under way (int32, may be traced), all that are left by default."""
+    """The next `steps` steps of the epoch under way (int32, may be traced), all that are left by default.
+
+    >>> from jaxdl import examples, mlp, objectives
+    >>> rows = examples([[1.0], [2.0], [3.0]], [[1.0], [2.0], [3.0]])
+    >>> plan = make_plan(mlp(()), Objective(objectives.squared_error), optax.sgd(0.1), batch_size=1)
+    >>> int(run_steps(start(plan, rows, key=jax.random.key(0)), rows, 2, plan=plan).cursor)
+    2
+    """
     count = train.weights.shape[0]
     total = -(-count // plan.batch_size)
     stop = jnp.int32(total) if steps is None else jnp.minimum(progress.cursor + steps, total).astype(jnp.int32)
@@ -116,7 +135,15 @@ def run_steps(progress: Progress, train: Examples, steps: Any = None, *, plan: P
 
 
 def finish_epoch(progress: Progress, validation: Examples | None, *, plan: Plan) -> tuple[Progress, dict[str, Array]]:
-    """Closes an epoch whose steps are done: measures, applies the rules, keeps the best weights."""
+    """Closes an epoch whose steps are done: measures, applies the rules, keeps the best weights.
+
+    >>> from jaxdl import examples, mlp, objectives
+    >>> rows = examples([[1.0], [2.0]], [[1.0], [2.0]])
+    >>> plan = make_plan(mlp(()), Objective(objectives.squared_error), optax.sgd(0.1), batch_size=1)
+    >>> progress = run_steps(start(plan, rows, key=jax.random.key(0)), rows, plan=plan)
+    >>> finish_epoch(progress, None, plan=plan)[0].stopping.best_epoch.item()
+    1
+    """
     state, epoch = progress.state, progress.epoch + 1
     record = finish(plan.objective, progress.sums)
     if validation is not None:
@@ -144,15 +171,15 @@ def epochs(
 
         while not progress.stopping.done:
             progress, record = run_epoch(progress, train, validation, plan=plan)
-            keep(progress, record)  # which the generator yields, as Python floats
+            keep(progress, record)  # which the generator yields, as Python numbers, after the number of the epoch
     """
     train, validation = jax.tree.map(jnp.asarray, (train, validation))
     names = _names(plan, progress, validation)
-    done = bool(progress.stopping.done)
+    epoch, done = int(progress.epoch), bool(progress.stopping.done)
     while not done:
         progress, row = _run_epoch_to_row(progress, train, validation, plan=plan)
-        *figures, done = np.asarray(row).tolist()
-        yield progress, dict(zip(names, figures, strict=True))
+        epoch, (*figures, done) = epoch + 1, np.asarray(row).tolist()
+        yield progress, {"epoch": epoch, **dict(zip(names, figures, strict=True))}
 
 
 @partial(jax.jit, static_argnames="plan")

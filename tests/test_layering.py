@@ -21,7 +21,7 @@ ORDER = CORE + RING
 ONLY = {
     "types": set(),
     "errors": set(),
-    "baselines": {"data"},
+    "baselines": {"data", "errors"},
     "datasets": {*CORE, "datasets"},
     **{name: {*CORE, *RING[1 : RING.index(name)]} for name in RING[2:]},
 }

@@ -36,6 +36,10 @@ RECORDS = [
 ]
 
 
+def numbered(records):
+    return [{"epoch": epoch, **record} for epoch, record in enumerate(records, 1)]
+
+
 def run(*observers, **options):
     options = {"epochs": EPOCHS, "batch_size": 8, "weights": WEIGHTS, **options}
     return fit(MODEL, OBJECTIVE, ADAM, ROWS, ROWS, observers=observers, **options)
@@ -49,7 +53,7 @@ def progress_at(epoch, best_epoch, best=float("inf")):
 
 def replay(observe, records, best_epoch=1):
     for epoch in range(1, len(records) + 1):
-        observe(progress_at(epoch, min(epoch, best_epoch)), records[:epoch])
+        observe(progress_at(epoch, min(epoch, best_epoch)), numbered(records[:epoch]))
 
 
 # The file of figures
@@ -69,7 +73,7 @@ def test_the_csv_file_holds_the_history_to_the_last_digit(tmp_path):
 @pytest.mark.parametrize("value", [1 / 3, 1e-300, 1e22, float("nan"), float("inf"), 0.0])
 def test_the_csv_file_keeps_every_number(tmp_path, value):
     with logs.csv_file(tmp_path / "history.csv") as observe:
-        observe(progress_at(1, 0), [{"loss": value}])
+        observe(progress_at(1, 0), numbered([{"loss": value}]))
     header, row = (tmp_path / "history.csv").read_text().splitlines()
     assert header == "epoch,loss"
     np.testing.assert_array_equal(float(row.removeprefix("1,")), value)
@@ -136,7 +140,7 @@ def test_tensorboard_sees_epochs_while_the_run_goes_on(tmp_path):
     seen = []
     with logs.tensorboard(tmp_path, every=0.0) as observe:
         for epoch in (1, 2, 3):
-            observe(progress_at(epoch, 1), [{"loss": 1.0}] * epoch)
+            observe(progress_at(epoch, 1), numbered([{"loss": 1.0}] * epoch))
             seen.append(len(events(tmp_path / "train").get("loss", [])))
     assert seen == [1, 2, 3]
 
@@ -180,7 +184,7 @@ def test_a_line_is_printed_only_now_and_then(clock):
     out = console()
     with logs.progress_bar(out, 9, FIGURES) as observe:
         for epoch in range(1, 10):
-            observe(progress_at(epoch, 1), RECORDS[:1] * epoch)
+            observe(progress_at(epoch, 1), numbered(RECORDS[:1] * epoch))
             clock.now += 0.4
     # Every 1.0 s at most, at 0.4 s an epoch: each third epoch, and the last.
     assert [line.split()[1] for line in out.file.getvalue().splitlines()] == ["1/9", "4/9", "7/9", "9/9"]
@@ -199,7 +203,7 @@ def test_a_line_tells_the_best_epoch_and_the_time_that_is_left(clock):
         for epoch in (1, 2, 3):
             clock.now += 2.0
             best_epoch = min(epoch, 2)
-            observe(progress_at(epoch, best_epoch, RECORDS[best_epoch - 1]["val_loss"]), RECORDS[:epoch])
+            observe(progress_at(epoch, best_epoch, RECORDS[best_epoch - 1]["val_loss"]), numbered(RECORDS[:epoch]))
     first, *_, last = out.file.getvalue().splitlines()
     # The first epoch compiles, so it says nothing about the others.
     assert "left" not in first
@@ -211,7 +215,7 @@ def test_a_line_tells_the_best_epoch_and_the_time_that_is_left(clock):
 def test_a_line_says_so_where_no_epoch_was_finite_yet(clock):
     out = console()
     with logs.progress_bar(out, 2, FIGURES) as observe:
-        observe(progress_at(1, 0), [{"loss": float("nan"), "val_loss": float("nan")}])
+        observe(progress_at(1, 0), numbered([{"loss": float("nan"), "val_loss": float("nan")}]))
     assert "loss nan val_loss nan best: none yet" in out.file.getvalue()
 
 

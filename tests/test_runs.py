@@ -53,7 +53,7 @@ def driven(epochs, observers=()):
 @pytest.mark.parametrize("epochs", [2, 50], ids=["to the end", "stopped early"])
 def test_drive_is_fit_with_a_clock(epochs):
     run, (progress, history) = fitted(epochs), driven(epochs)
-    table = pd.DataFrame(history, index=run.history.index)
+    table = pd.DataFrame(history).set_index("epoch")
     assert (table.pop("seconds") > 0).all()
     pd.testing.assert_frame_equal(table, run.history, check_exact=True)
     jax.tree.map(np.testing.assert_array_equal, progress.state.weights, run.final)
@@ -269,10 +269,15 @@ def git(folder, *arguments):
 
 def test_the_commit_is_that_of_the_code_wherever_it_is_called_from(tmp_path, monkeypatch):
     git(tmp_path, "init")
-    git(tmp_path, "commit", "--allow-empty", "-m", "one")
     (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "runs.py").write_text("")
     monkeypatch.setattr(runs, "__file__", str(tmp_path / "code" / "runs.py"))
     monkeypatch.chdir("/")
+    git(tmp_path, "commit", "--allow-empty", "-m", "one")
+    # A copy that is not tracked is installed in somebody else's repository.
+    assert runs.surroundings()["commit"] is None
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-m", "two")
     assert runs.surroundings()["commit"] == git(tmp_path, "rev-parse", "HEAD")
 
 

@@ -54,7 +54,7 @@ def test_epochs_is_the_loop_in_its_docstring(meaning):
     told = meaning(epochs, **loop, keep=lambda progress, record: records.append(record))
     assert len(records) == len(found) > 1
     same(told["progress"], found[-1][0])
-    assert found[-1][1] == {name: float(records[-1][name]) for name in found[-1][1]}
+    assert found[-1][1] == {"epoch": len(found), **{name: float(value) for name, value in records[-1].items()}}
 
 
 def test_every_row_is_used_once_an_epoch():
@@ -74,8 +74,8 @@ def test_every_row_is_used_once_an_epoch():
 
 def test_a_record_reads_loss_first_and_holds_python_floats():
     _, record = take_epochs(plan_of(optimiser=INJECTED), 1)[0]
-    assert list(record) == ["loss", "rmse", "val_loss", "val_rmse", "learning_rate"]
-    assert all(type(value) is float for value in record.values())
+    assert list(record) == ["epoch", "loss", "rmse", "val_loss", "val_rmse", "learning_rate"]
+    assert [type(value) for value in record.values()] == [int] + [float] * 5
     np.testing.assert_allclose(record["learning_rate"], 0.05, rtol=1e-6)
 
 
