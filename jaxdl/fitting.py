@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
 import jax
@@ -77,7 +76,7 @@ def fit(
         begin = start(plan, train, validation, key=jax.random.key(seed), weights=weights)
     progress = begin
     history: list[dict[str, float]] = []
-    for progress, record in islice(run_epochs(plan, begin, train, validation), max(epochs - int(begin.epoch), 0)):
+    for progress, record in run_epochs(plan, begin, train, validation, last=max(epochs, int(begin.epoch))):
         history.append(record)
         for observe in observers:
             observe(progress, history)

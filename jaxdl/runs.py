@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from importlib import metadata
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +34,8 @@ def drive(
     epochs: int,
     observers: Iterable[Observer] = (),
 ) -> tuple[Progress, list[dict[str, float]]]:
-    """Trains from `begin` for at most `epochs` epochs as `fit` does; each record holds the epoch's wall `seconds` too,
-    without what was spent on compiling and on observers.
+    """Trains from `begin` up to epoch `epochs` as `fit` does; each record holds the epoch's wall `seconds` too, without
+    what was spent on compiling. Observers look while the next epoch is under way, so they rarely cost any.
 
     >>> import optax
     >>> from jaxdl import Objective, examples, mlp, objectives
@@ -50,12 +49,12 @@ def drive(
     history: list[dict[str, float]] = []
     progress, began, compiled = begin, time.perf_counter(), 0.0
     with compile_clock() as compiling:
-        for progress, record in islice(run_epochs(plan, begin, train, validation), epochs):
-            seconds = time.perf_counter() - began - (compiling() - compiled)
-            history.append({**record, "seconds": seconds})
+        for progress, record in run_epochs(plan, begin, train, validation, last=epochs):
+            now = time.perf_counter()
+            history.append({**record, "seconds": now - began - (compiling() - compiled)})
+            began, compiled = now, compiling()
             for observe in observers:
                 observe(progress, history)
-            began, compiled = time.perf_counter(), compiling()
     return progress, history
 
 

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax import lax
 
 from jaxdl.data import order
 from jaxdl.errors import InputError
@@ -163,22 +164,25 @@ def finish_epoch(progress: Progress, validation: Examples | None, *, plan: Plan)
 
 
 def epochs(
-    plan: Plan, progress: Progress, train: Examples, validation: Examples | None = None
+    plan: Plan, progress: Progress, train: Examples, validation: Examples | None = None, *, last: int | None = None
 ) -> Iterator[tuple[Progress, dict[str, float]]]:
-    """Yields `(progress, record)` after every epoch until the stopping rule ends the run; the caller may end it sooner.
+    """Yields `(progress, record)` after every epoch, up to the epoch `last` or until the stopping rule ends the run.
 
-    One dispatch and one transfer an epoch. It means
+    One dispatch and one transfer an epoch, and always one epoch ahead: while the caller looks at an epoch, the device is
+    at the next. (An epoch after the end of a run is over at once and changes nothing.) It means
 
-        while not progress.stopping.done:
+        while not progress.stopping.done and progress.epoch != last:
             progress, record = run_epoch(progress, train, validation, plan=plan)
             keep(progress, record)  # which the generator yields, as Python numbers, after the number of the epoch
     """
     train, validation = jax.tree.map(jnp.asarray, (train, validation))
     names = _names(plan, progress, validation)
     epoch, done = int(progress.epoch), bool(progress.stopping.done)
-    while not done:
-        progress, row = _run_epoch_to_row(progress, train, validation, plan=plan)
-        epoch, (*figures, done) = epoch + 1, np.asarray(row).tolist()
+    ahead = None if done or epoch == last else _run_epoch_to_row(progress, train, validation, plan=plan)
+    while ahead is not None and not done:
+        (progress, row), epoch = ahead, epoch + 1
+        ahead = None if epoch == last else _run_epoch_to_row(progress, train, validation, plan=plan)
+        *figures, done = np.asarray(row).tolist()
         yield progress, {"epoch": epoch, **dict(zip(names, figures, strict=True))}
 
 
@@ -186,11 +190,21 @@ def epochs(
 def _run_epoch_to_row(
     progress: Progress, train: Examples, validation: Examples | None, *, plan: Plan
 ) -> tuple[Progress, Array]:
-    """`run_epoch` with its record and the stop flag as one array: each array that the host reads costs it a wait."""
+    """`run_epoch` of a run that is not over, with its record and the stop flag as one array.
+
+    One, because each array that the host reads costs it a wait.
+    """
     names = _names(plan, progress, validation)
-    progress, record = run_epoch(progress, train, validation, plan=plan)
-    done = progress.stopping.done.astype(jnp.float32)
-    return progress, jnp.stack([*(record[name].astype(jnp.float32) for name in names), done])
+
+    def run() -> tuple[Progress, Array]:
+        after, record = run_epoch(progress, train, validation, plan=plan)
+        done = after.stopping.done.astype(jnp.float32)
+        return after, jnp.stack([*(record[name].astype(jnp.float32) for name in names), done])
+
+    def stand_still() -> tuple[Progress, Array]:
+        return progress, jnp.ones(len(names) + 1, jnp.float32)
+
+    return lax.cond(progress.stopping.done, stand_still, run)
 
 
 def _names(plan: Plan, progress: Progress, validation: Examples | None) -> list[str]:

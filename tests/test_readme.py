@@ -1,0 +1,70 @@
+"""What the README shows works as it stands there."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import jax
+import matplotlib.figure
+import pytest
+
+from jaxdl.datasets import simulated_table
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def test_the_notebook_cell_trains_plots_and_predicts_in_15_lines(tmp_path, monkeypatch):
+    simulated_table(1200).to_csv(tmp_path / "weather.csv", index=False)
+    monkeypatch.setenv("JAXDL_DATA", str(tmp_path))
+    (cell,) = blocks("python")
+    lines = [line for line in cell.splitlines() if line.strip()]
+    assert len(lines) <= 15
+    names = {}
+    exec("\n".join(lines[:-2]), names)
+    assert names["run"].reason == "early-stopping" and names["run"].best_epoch >= 1
+    for line in lines[-2:]:
+        assert isinstance(eval(line.strip(), names), matplotlib.figure.Figure)
+    names["jaxdl"].save(tmp_path / "sunshine", names["run"].best)
+    loaded = names["jaxdl"].load(tmp_path / "sunshine")
+    assert all((a == b).all() for a, b in zip(*map(jax.tree.leaves, (loaded, names["run"].best)), strict=True))
+
+
+def test_there_are_two_commands_to_set_up_each_one_line():
+    commands = [block.strip() for block in blocks("bash")]
+    assert len(commands) == 2 and all("\n" not in command for command in commands)
+    assert commands[0].endswith("-m experiments.weather") and commands[1].endswith("-m pytest")
+    assert all("-c constraints.txt -e" in command for command in commands)
+
+
+def test_nothing_says_to_install_another_project_of_the_same_name():
+    for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("jaxdl/**/*.py")):
+        assert not re.search(r"pip install (-\S+ )*jaxdl\b", path.read_text()), path
+
+
+@pytest.mark.parametrize("listed", sorted(re.findall(r"^  (\w+\.py)", README, re.MULTILINE)))
+def test_the_files_of_the_map_exist(listed):
+    assert (ROOT / "jaxdl" / listed).is_file()
+
+
+def test_every_file_is_on_the_map():
+    for path in (ROOT / "jaxdl").glob("*.py"):
+        assert path.name == "__init__.py" or f"  {path.name}" in README
+
+
+def test_every_dependency_has_a_tested_version():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [
+        *project["dependencies"],
+        *project["optional-dependencies"]["test"],
+        *project["optional-dependencies"]["dev"],
+    ]
+    pinned = {
+        line.split("==")[0].lower() for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line
+    }
+    for requirement in wanted:
+        assert re.match(r"[\w-]+", requirement).group().lower() in pinned, requirement
