@@ -168,8 +168,8 @@ def epochs(
 ) -> Iterator[tuple[Progress, dict[str, float]]]:
     """Yields `(progress, record)` after every epoch, up to the epoch `last` or until the stopping rule ends the run.
 
-    One dispatch and one transfer an epoch, and always one epoch ahead: while the caller looks at an epoch, the device is
-    at the next. (An epoch after the end of a run is over at once and changes nothing.) It means
+    One dispatch and one transfer an epoch, and always an epoch ahead: while the caller looks at one, the device is at
+    the next. (An epoch after the end of a run is over at once and changes nothing.) It means
 
         while not progress.stopping.done and progress.epoch != last:
             progress, record = run_epoch(progress, train, validation, plan=plan)

@@ -49,9 +49,9 @@ def test_epochs_is_the_loop_in_its_docstring(meaning):
     plan = plan_of(stop=early_stopping("val_loss", patience=0, min_delta=0.5))
     found = take_epochs(plan, 50)
     records = []
-    loop = {"progress": begin(plan), "train": TRAIN, "validation": VALIDATION, "plan": plan, "run_epoch": run_epoch}
+    loop = {"progress": begin(plan), "train": TRAIN, "validation": VALIDATION, "plan": plan, "last": None}
     # A generator's loop yields; what it yields is collected instead.
-    told = meaning(epochs, **loop, keep=lambda progress, record: records.append(record))
+    told = meaning(epochs, **loop, run_epoch=run_epoch, keep=lambda progress, record: records.append(record))
     assert len(records) == len(found) > 1
     same(told["progress"], found[-1][0])
     assert found[-1][1] == {"epoch": len(found), **{name: float(value) for name, value in records[-1].items()}}
@@ -113,6 +113,16 @@ def test_going_on_from_a_progress_is_the_run_that_was_never_interrupted():
     again = take_epochs(plan, 3, progress=take_epochs(plan, 3)[-1][0])
     same(whole[-1][0], again[-1][0])
     assert [record for _, record in whole[3:]] == [record for _, record in again]
+
+
+def test_the_last_epoch_and_a_stopped_run_end_the_generator():
+    plan = plan_of(stop=early_stopping("val_loss", patience=0, min_delta=1e9))
+    assert [record["epoch"] for _, record in epochs(plan, begin(plan), TRAIN, VALIDATION, last=1)] == [1]
+    stopped = [progress for progress, _ in epochs(plan, begin(plan), TRAIN, VALIDATION)]
+    assert len(stopped) == 2
+    # The device was an epoch ahead, and nothing of that shows.
+    assert int(stopped[-1].epoch) == 2 and int(stopped[-1].state.step) == 16
+    assert list(epochs(plan, stopped[-1], TRAIN, VALIDATION)) == []
 
 
 def test_one_training_program_serves_a_run_whatever_the_row_counts(compilations):
