@@ -16,6 +16,7 @@ from jaxdl.data import order
 from jaxdl.errors import InputError
 from jaxdl.objectives import LOSS, finish, measure
 from jaxdl.passes import evaluate, scan_steps, zeros_of
+from jaxdl.rates import learning_rate, rate_to_change, with_learning_rate
 from jaxdl.steps import make_train_state, make_train_step
 from jaxdl.stopping import early_stopping
 from jaxdl.types import Array, Examples, Model, Objective, Plan, Progress, PyTree, Rule, Stopping, Sums, Weights
@@ -81,7 +82,7 @@ def _start(train: Examples, key: Array, weights: Weights | None, *, plan: Plan) 
     outputs, _ = plan.model.apply(weights, batch.inputs, train=False)
     state = make_train_state(weights, plan.optimiser, step_key)
     zero = jnp.zeros((), jnp.int32)
-    plateau = () if plan.plateau is None else plan.plateau.init(_rate_to_change(state.opt_state))
+    plateau = () if plan.plateau is None else plan.plateau.init(rate_to_change(state.opt_state))
     return Progress(
         epoch=zero,
         cursor=zero,
@@ -150,14 +151,14 @@ def finish_epoch(progress: Progress, validation: Examples | None, *, plan: Plan)
     if validation is not None:
         figures = evaluate(plan.model, plan.objective, state.weights, validation)
         record |= {f"val_{name}": value for name, value in figures.items()}
-    rate = _learning_rate(state.opt_state)
+    rate = learning_rate(state.opt_state)
     if rate is not None:
         record["learning_rate"] = jnp.asarray(rate, jnp.float32)
     stopping: Stopping = plan.stop.update(progress.stopping, _monitored(plan.stop, record), epoch)
     plateau = progress.plateau
     if plan.plateau is not None:
         plateau = plan.plateau.update(plateau, _monitored(plan.plateau, record), epoch)
-        state = state._replace(opt_state=_with_learning_rate(state.opt_state, plateau.learning_rate))
+        state = state._replace(opt_state=with_learning_rate(state.opt_state, plateau.learning_rate))
     best = jax.tree.map(lambda new, old: jnp.where(stopping.improved, new, old), state.weights, progress.best)
     sums: Sums = jax.tree.map(jnp.zeros_like, progress.sums)
     return Progress(epoch, jnp.zeros((), jnp.int32), state, best, stopping, plateau, sums, progress.key), record
@@ -210,7 +211,7 @@ def _run_epoch_to_row(
 def _names(plan: Plan, progress: Progress, validation: Examples | None) -> list[str]:
     """What an epoch measures, in the order in which people read it."""
     own = [LOSS, *(metric.name for metric in plan.objective.metrics)]
-    rate = [] if _learning_rate(progress.state.opt_state) is None else ["learning_rate"]
+    rate = [] if learning_rate(progress.state.opt_state) is None else ["learning_rate"]
     return [*own, *(f"val_{name}" for name in own if validation is not None), *rate]
 
 
@@ -218,28 +219,3 @@ def _monitored(rule: Rule, record: dict[str, Array]) -> Array:
     # A monitor that is missing is reported by `start`, which knows the names; here its value must merely exist.
     default = record.get(f"val_{LOSS}", record[LOSS])
     return default if rule.monitor is None else record.get(rule.monitor, default)
-
-
-def _learning_rate(opt_state: PyTree) -> Array | None:
-    found = optax.tree.get_all_with_path(opt_state, "learning_rate", filtering=_is_array)
-    return found[0][1] if found else None
-
-
-def _is_array(path: Any, value: Any) -> bool:
-    return isinstance(value, jax.Array)
-
-
-def _rate_to_change(opt_state: PyTree) -> Array:
-    rate = _learning_rate(opt_state)
-    scheduled = optax.tree.get_all_with_path(opt_state, "hyperparams_states")
-    if rate is None or any("learning_rate" in states for _, states in scheduled):
-        raise InputError(
-            "reduce_on_plateau needs an optimiser whose state holds a learning rate that no schedule sets. "
-            "Use optax.inject_hyperparams(optax.adam)(learning_rate=1e-3), say."
-        )
-    return rate
-
-
-def _with_learning_rate(opt_state: PyTree, rate: Array) -> PyTree:
-    old = _learning_rate(opt_state)
-    return optax.tree.set(opt_state, _is_array, learning_rate=rate.astype(old.dtype))  # type: ignore[union-attr]
