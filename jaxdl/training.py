@@ -19,7 +19,7 @@ from jaxdl.passes import evaluate, scan_steps, zeros_of
 from jaxdl.rates import learning_rate, rate_to_change, with_learning_rate
 from jaxdl.steps import make_train_state, make_train_step
 from jaxdl.stopping import early_stopping
-from jaxdl.types import Array, Examples, Model, Objective, Plan, Progress, PyTree, Rule, Stopping, Sums, Weights
+from jaxdl.types import Array, Examples, Model, Objective, Plan, Progress, Rule, Stopping, Sums, Weights
 
 NEVER = early_stopping(patience=None)
 
