@@ -47,7 +47,7 @@ def baselines(dataset: Dataset, rows: dict[str, np.ndarray]) -> dict[str, np.nda
     """
     inputs, targets = dataset.examples.inputs, np.asarray(dataset.examples.targets[:, 0], np.float64)
     today = np.asarray(inputs[:, dataset.columns.index(TARGET)], np.float64)
-    tomorrow = np.array(dataset.rows, "datetime64[D]") + 1
+    tomorrow = np.array(dataset.rows, "datetime64[D]") + np.timedelta64(1, "D")
     months = tomorrow.astype("datetime64[M]").astype(int) % 12 + 1
     train, validation, test = (rows[name] for name in SETS)
 

@@ -103,7 +103,7 @@ def simulate(days: int = DAYS, seed: int = SEED) -> Simulation:
     # The mean square of u ** (1/m - 1), for u uniform on [0, 1], is m / (2 - m).
     deviation = (1 - share_mean) * np.sqrt(share_mean / (2 - share_mean))
     digest = hashlib.sha256(np.ascontiguousarray(values, "<f8").tobytes()).hexdigest()
-    dates = FIRST_DAY + np.arange(days)
+    dates = FIRST_DAY + np.arange(days).astype("timedelta64[D]")
     return Simulation(dates, columns, values, length * share_mean, length * deviation, digest)
 
 
