@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pandas as pd
 import pytest
@@ -264,8 +265,6 @@ def test_the_real_files_known_figures(recipe, features, rows, persistence, param
     guess = baselines(dataset, built.rows)["persistence"]
     found = root_mean_squared_error(built.sets["test"].targets[:, 0], guess)
     np.testing.assert_allclose(found, persistence, rtol=0, atol=5e-7 if recipe == "plain" else 5e-5)
-    import jax
-
     assert sum(leaf.size for leaf in jax.tree.leaves(built.start.best)) == parameters
 
 
@@ -286,6 +285,15 @@ def test_a_run_on_the_real_file_beats_persistence(real_data, tmp_path):
     assert (
         metrics["rmse"]["test"] < metrics["baselines"]["persistence"]["test_rmse"] == pytest.approx(3.877323, abs=5e-7)
     )
+
+
+def test_a_network_comes_near_what_is_possible_and_a_linear_model_does_not(tmp_path):
+    arguments = ("--recipe", "all-years", "--data", "simulated:20001", "--no-compilation-cache")
+    assert call(*arguments, "--workdir", tmp_path / "run") == 0
+    metrics = json.loads((tmp_path / "run/metrics.json").read_text())
+    assert sum(metrics["dataset"]["rows"].values()) == 20_000
+    possible = metrics["dataset"]["irreducible_test_rmse"]
+    assert possible < metrics["rmse"]["test"] < 1.1 * possible < metrics["baselines"]["ridge"]["test_rmse"]
 
 
 def test_settings_that_cannot_work_are_input_errors():
