@@ -38,9 +38,14 @@ def command(
 
 
 def new_workdir(recipe: str) -> Path:
-    """A folder name that no earlier run has taken."""
-    name = Path("runs", f"{time.strftime('%Y-%m-%d-%H%M%S')}-{recipe}")
-    again = 2
-    while name.exists():
-        name, again = name.with_name(f"{name.name.removesuffix(f'-{again - 1}')}-{again}"), again + 1
-    return name
+    """A new folder for a run, which exists already so that no other run can take it."""
+    stem = f"{time.strftime('%Y-%m-%d-%H%M%S')}-{recipe}"
+    folder, number = Path("runs", stem), 2
+    while True:
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            folder, number = Path("runs", f"{stem}-{number}"), number + 1
+        except OSError as error:
+            raise InputError(f"the folder runs cannot be written ({error.strerror}). Give a --workdir.") from None

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 import time
+import warnings
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -21,17 +22,18 @@ from rich.console import Console
 
 from experiments import STARTED
 from experiments.command import command, new_workdir
-from experiments.weather_report import Built, figures, results, short, table
+from experiments.weather_report import Built, describe, figures, results, short, table
 from jaxdl import checkpoints, logs, runs
 from jaxdl.data import split, take
 from jaxdl.datasets import Dataset, weather
 from jaxdl.errors import InputError
-from jaxdl.fitting import reason
+from jaxdl.fitting import check_seed, reason
 from jaxdl.models import mlp
 from jaxdl.objectives import rmse, squared_error
+from jaxdl.plans import make_plan
 from jaxdl.stopping import early_stopping
 from jaxdl.summaries import as_table, summary
-from jaxdl.training import make_plan, start
+from jaxdl.training import start
 from jaxdl.types import Objective, Progress
 
 
@@ -97,10 +99,11 @@ def settle(config: Config) -> tuple[Config, Recipe]:
     recipe = RECIPES[config.recipe]
     given = {name: getattr(config, name) for name in ("epochs", "patience", "hidden")}
     recipe = recipe._replace(**{name: value for name, value in given.items() if value is not None})
-    if not config.learning_rate > 0:
-        raise InputError(f"--learning-rate must be above 0, got {config.learning_rate}.")
+    if not 1e-30 < config.learning_rate < 1e30:
+        raise InputError(f"--learning-rate must be above 0 and finite, got {config.learning_rate}. Try 0.001.")
     if recipe.epochs < 1:
-        raise InputError(f"--epochs must be at least 1, got {recipe.epochs}.")
+        raise InputError(f"--epochs must be at least 1, got {recipe.epochs}. Leave it out for the recipe's.")
+    check_seed(config.seed)
     return replace(config, hidden=recipe.hidden, epochs=recipe.epochs, patience=recipe.patience), recipe
 
 
@@ -132,23 +135,19 @@ def build(config: Config, dataset: Dataset) -> Built:
 def run(config: Config, console: Console) -> dict[str, Any]:
     """Trains, compares and writes the run's folder; gives its metrics, which are written last."""
     seconds = {"import": time.perf_counter() - STARTED}
-    folder = config.workdir or new_workdir(config.recipe)
-    metrics = runs.finished(folder)
+    flags = asdict(settle(config)[0])
+    metrics = None if config.workdir is None else runs.finished(config.workdir)
     if metrics is not None:
-        console.print(f"{folder} holds a finished run; nothing is changed. Its result:", markup=False, soft_wrap=True)
-        console.print(table(metrics))
-        return metrics
+        return _show_again(metrics, config, console)
     if config.compilation_cache:
         runs.keep_compilations()
     with runs.compile_clock() as compiling:
         began = time.perf_counter()
-        dataset = weather(config.data, days=RECIPES[config.recipe].days, places=RECIPES[config.recipe].places)
+        dataset = _read(config, console)
         seconds["data"] = time.perf_counter() - began
-        if dataset.note:
-            console.print(f"WARNING: {dataset.note}", style="bold red", markup=False, soft_wrap=True)
         built = build(config, dataset)
-        runs.create(folder)
-        runs.write_json(folder / "config.json", {**_flags(config, folder), **runs.surroundings()})
+        folder = config.workdir or new_workdir(config.recipe)
+        runs.create(folder, {**flags, "workdir": str(folder), "dataset": describe(built), **runs.surroundings()})
         network = summary(built.plan.model, built.sets["train"].inputs[:1])
         console.print(as_table(network, f"{config.recipe}, seed {config.seed}, {short(dataset.source)}"))
         compiled, began = compiling(), time.perf_counter()
@@ -157,6 +156,7 @@ def run(config: Config, console: Console) -> dict[str, Any]:
         metrics = results(built, progress)
         seconds["compile"] = compiling()
     metrics |= {
+        "recipe": config.recipe,
         "epochs": len(history),
         "best_epoch": int(progress.stopping.best_epoch),
         "reason": reason(progress),
@@ -164,20 +164,39 @@ def run(config: Config, console: Console) -> dict[str, Any]:
         "parameters": network.parameters,
     }
     _keep(built, progress, history, folder)
-    seconds["total"] = time.perf_counter() - STARTED
-    metrics["seconds"] = seconds
+    metrics["seconds"] = {**seconds, "total": time.perf_counter() - STARTED}
     runs.write_json(folder / runs.METRICS, metrics)
     console.print(table(metrics))
     console.print(f"Everything about this run is in {folder}", markup=False, soft_wrap=True)
     return metrics
 
 
-def _flags(config: Config, folder: Path) -> dict[str, Any]:
-    return {**asdict(settle(config)[0]), "workdir": str(folder)}
+def _read(config: Config, console: Console) -> Dataset:
+    recipe = RECIPES[config.recipe]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # The note is printed below.
+        dataset = weather(config.data, days=recipe.days, places=recipe.places)
+    if dataset.note:
+        console.print(f"WARNING: {dataset.note}", style="bold red", markup=False, soft_wrap=True)
+    return dataset
+
+
+def _show_again(metrics: dict[str, Any], config: Config, console: Console) -> dict[str, Any]:
+    try:
+        result, run = table(metrics), f"{metrics['recipe']}, seed {metrics['seed']}"
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{config.workdir}/{runs.METRICS} must hold the metrics of a weather run, got something else ({error}). "
+            "Restore it, or choose another --workdir."
+        ) from error
+    text = f"{config.workdir} holds a finished run ({run}); nothing is changed, and other flags have no effect."
+    console.print(text, markup=False, soft_wrap=True)
+    console.print(result)
+    return metrics
 
 
 def _train(built: Built, folder: Path, console: Console) -> tuple[Progress, list[dict[str, float]]]:
-    shown = ("loss", "val_loss", "val_rmse")
+    shown = ("loss", "val_rmse")
     with (
         logs.csv_file(folder / "history.csv") as rows,
         logs.tensorboard(folder / "tensorboard") as charts,

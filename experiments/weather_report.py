@@ -10,6 +10,7 @@ from rich.table import Table
 from jaxdl import plots
 from jaxdl.baselines import climatology, mean_of_last, ridge, root_mean_square
 from jaxdl.datasets import Dataset
+from jaxdl.datasets.weather import TARGET
 from jaxdl.fitting import as_table
 from jaxdl.passes import evaluate, predict
 from jaxdl.types import Examples, Plan, Progress, Weights
@@ -17,7 +18,6 @@ from jaxdl.types import Examples, Plan, Progress, Weights
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-TARGET = "BASEL_sunshine"
 SETS = ("train", "validation", "test")
 DAYS = 7  # of the baseline that averages the last days
 PENALTIES = (0.1, 1.0, 10.0, 100.0, 1000.0)
@@ -82,14 +82,16 @@ def results(built: Built, progress: Progress) -> dict[str, Any]:
     true = built.dataset.examples.targets[built.rows["test"], 0]
     simple = baselines(built.dataset, built.rows)
     return {
-        "dataset": _describe(built.dataset, built.rows),
+        "dataset": describe(built),
         "baselines": {name: {"test_rmse": root_mean_square(guess - true)} for name, guess in simple.items()},
         "rmse": figures(progress.state.weights),
         "rmse_best": figures(progress.best),
     }
 
 
-def _describe(dataset: Dataset, rows: dict[str, np.ndarray]) -> dict[str, Any]:
+def describe(built: Built) -> dict[str, Any]:
+    """The data set in metrics.json and config.json."""
+    dataset, rows = built.dataset, built.rows
     entry: dict[str, Any] = {
         "name": dataset.name,
         "source": dataset.source,
@@ -107,7 +109,7 @@ def figures(built: Built, progress: Progress, history: list[dict[str, float]], t
     """The run's pictures by name: its history, and its predictions for the test rows beside persistence."""
     test = built.sets["test"]
     model = np.asarray(predict(built.plan.model, progress.state.weights, test.inputs))
-    persistence = baselines(built.dataset, built.rows)["persistence"]
+    persistence = built.dataset.examples.inputs[built.rows["test"], built.dataset.columns.index(TARGET)]
     best = int(progress.stopping.best_epoch)
     shown = {"model": model, "persistence": persistence}
     return {
@@ -125,7 +127,9 @@ def table(metrics: dict[str, Any]) -> Table:
     rows.add_column("", no_wrap=True)
     for name in SETS:
         rows.add_column(name, justify="right")
-    for label, key in ((f"model, after epoch {metrics['epochs']}", "rmse"), (f"model, best epoch {best}", "rmse_best")):
+    ended = f"model, after epoch {metrics['epochs']} ({metrics['reason']})"
+    kept = f"model, best epoch {best}" if best else "model, untrained (no epoch was finite)"
+    for label, key in ((ended, "rmse"), (kept, "rmse_best")):
         rows.add_row(label, *(_number(metrics[key][name]) for name in SETS), style="bold")
     rows.add_section()
     for name, label in NAMES.items():

@@ -12,9 +12,17 @@ from jaxdl.models import MLP as MLP
 from jaxdl.models import mlp as mlp
 from jaxdl.passes import evaluate as evaluate
 from jaxdl.passes import predict as predict
+from jaxdl.plans import make_plan as make_plan
+from jaxdl.steps import make_eval_step as make_eval_step
+from jaxdl.steps import make_train_step as make_train_step
 from jaxdl.stopping import early_stopping as early_stopping
 from jaxdl.stopping import reduce_on_plateau as reduce_on_plateau
 from jaxdl.summaries import summary as summary
 from jaxdl.training import epochs as epochs
+from jaxdl.training import run_epoch as run_epoch
+from jaxdl.training import start as start
 from jaxdl.types import Examples as Examples
+from jaxdl.types import Metric as Metric
+from jaxdl.types import Model as Model
 from jaxdl.types import Objective as Objective
+from jaxdl.types import Weights as Weights

@@ -25,6 +25,7 @@ class Call(NamedTuple):
     shape: tuple[int, ...]  # of what it returned
 
 
+SWITCHES = {"deterministic", "training", "is_training", "use_running_average"}
 MASK_ADVICE = (
     "has moving statistics but takes no mask, so padding rows of a short last batch would be counted. "
     "Let its __call__ take mask (rows,) bool and hand it to BatchNorm, as jaxdl.models.MLP does."
@@ -36,14 +37,15 @@ def from_linen(module: nn.Module) -> Model:
 
     Its `__call__` takes the inputs, and `train` (bool) and `mask` ((B,) bool, True for real rows) where it wants them.
     "params" are trained, every other collection is kept as stats. Every `make_rng` name draws from the step's key.
-    Raises InputError from `init` for a module with statistics that takes no mask.
+    Raises InputError for a module that names its switch otherwise, and from `init` for one with statistics that takes
+    no mask.
 
     >>> model = from_linen(nn.Dense(3))
     >>> weights = model.init(jax.random.key(0), jnp.ones((2, 4)))
     >>> model.apply(weights, jnp.ones((2, 4)), train=False)[0].shape
     (2, 3)
     """
-    accepts = _accepted(type(module).__call__)
+    accepts = _accepted(type(module).__name__, type(module).__call__)
 
     def init(key: Array, inputs: Array) -> Weights:
         variables = dict(module.init({"params": key}, inputs, **_chosen(accepts, train=False, mask=None)))
@@ -86,7 +88,8 @@ def from_nnx(make: Callable[[nnx.Rngs], nnx.Module]) -> Model:
         return nnx.split(module, nnx.Param, nnx.BatchStat, nnx.RngState, ...)
 
     module = nnx.eval_shape(lambda: make(nnx.Rngs(0)))
-    name, accepts = type(module).__name__, _accepted(type(module).__call__)
+    name = type(module).__name__
+    accepts = _accepted(name, type(module).__call__)
     _, param_shapes, stat_shapes, random, other = parts(module)
     if jax.tree.leaves(other):
         kinds = sorted({type(leaf).__name__ for _, leaf in nnx.to_flat_state(other)})
@@ -167,8 +170,12 @@ def linen_calls(model: Model, inputs: Any) -> list[Call]:
     return calls
 
 
-def _accepted(call: Callable[..., Any]) -> frozenset[str]:
-    return frozenset(inspect.signature(call).parameters) & {"train", "mask"}
+def _accepted(name: str, call: Callable[..., Any]) -> frozenset[str]:
+    """Which of `train` and `mask` a module's `__call__` takes."""
+    parameters = frozenset(inspect.signature(call).parameters)
+    for other in SWITCHES & parameters:
+        raise InputError(f"{name}.__call__ takes {other}, which nobody would set. Let it take train (bool) instead.")
+    return parameters & {"train", "mask"}
 
 
 def _chosen(accepts: frozenset[str], **arguments: Any) -> dict[str, Any]:

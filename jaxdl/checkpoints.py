@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +27,16 @@ def save(path: str | Path, weights: Weights) -> None:
     # Imported here, and below: orbax costs as much to import as half of jax.
     import orbax.checkpoint as ocp
 
-    folder = Path(path).absolute()
+    folder = Path(path).expanduser().absolute()
+    if set("[]") & set(str(folder)):
+        # Orbax takes them for a pattern, and would write a folder without the numbers.
+        raise InputError(f"save needs a path without [ and ], got {folder}. Choose another name.")
     if folder.exists():
         raise InputError(f"save needs a new folder, got {folder}, which exists. Choose another name or remove it.")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save(folder, weights._asdict())
+            checkpointer.save(folder, {**weights._asdict(), "checksum": _checksum(weights)})
     except OSError as error:
         raise InputError(f"{folder} cannot be written ({error.strerror or error}). Choose another folder.") from error
 
@@ -44,7 +48,7 @@ def load(path: str | Path) -> Weights:
     """
     import orbax.checkpoint as ocp
 
-    folder = Path(path).absolute()
+    folder = Path(path).expanduser().absolute()
     if not (folder / "_CHECKPOINT_METADATA").is_file():
         raise InputError(f"load needs a folder that save wrote, got {folder}, which is missing or something else.")
     with ocp.StandardCheckpointer() as checkpointer:
@@ -53,10 +57,23 @@ def load(path: str | Path) -> Weights:
             if shapes is None:
                 raise ValueError("its metadata cannot be read")
             tree: dict[str, Any] = checkpointer.restore(folder, jax.tree.map(_on_host, dict(shapes)))
-            return Weights(tree["params"], tree["stats"])
+            weights = Weights(tree["params"], tree["stats"])
+            if not np.array_equal(_checksum(weights), tree["checksum"]):
+                raise ValueError("its numbers are not those that were saved")
+            return weights
         except (OSError, KeyError, TypeError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise InputError(f"the weights in {folder} are damaged ({reason}). Use another copy.") from error
+
+
+def _checksum(weights: Weights) -> np.ndarray:
+    """SHA-256, (32,) uint8, over the names, shapes, dtypes and bytes of all leaves: orbax notices no flipped bit."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(weights):
+        array = np.asarray(leaf)
+        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape} ".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return np.frombuffer(digest.digest(), np.uint8)
 
 
 def _on_host(entry: Any) -> np.ndarray:

@@ -27,7 +27,7 @@ def examples(inputs: Any, targets: Any, weights: Any = None) -> Examples:
     ((2, 1), array([1., 1.], dtype=float32))
     """
     inputs, targets = _as_rows("inputs", inputs), _as_rows("targets", targets)
-    weights = np.ones(len(inputs), np.float32) if weights is None else _as_rows("weights", weights)
+    weights = _as_rows("weights", np.ones(len(inputs)) if weights is None else weights).astype(np.float32)
     for name, array in (("targets", targets), ("weights", weights)):
         if len(array) != len(inputs):
             raise InputError(f"{name} must have one row for each of the {len(inputs)} inputs, got {len(array)}.")
@@ -43,10 +43,13 @@ def _as_rows(name: str, values: Any) -> np.ndarray:
     if array.dtype.kind not in "fiub":
         raise InputError(f"{name} must hold numbers, got dtype {array.dtype}. Encode them as numbers first.")
     if array.dtype.kind == "f":
-        array = array.astype(np.float32, copy=False)
+        with np.errstate(over="ignore"):
+            array = array.astype(np.float32, copy=False)
         if not np.isfinite(array).all():
             place = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
             raise InputError(f"{name} must be finite, got {array[place]} at {place}. Drop or fill such rows first.")
+    elif array.dtype.itemsize == 8 and np.abs(array).max() > np.iinfo(np.int32).max:
+        raise InputError(f"{name} must fit into 32 bits, got {np.abs(array).max()}. Use floats, or smaller numbers.")
     return array
 
 
@@ -56,7 +59,8 @@ def take(rows_of: Examples, rows: Any) -> Examples:
     >>> take(examples([1.0, 2.0, 3.0], [0, 1, 0]), [2, 0]).inputs
     array([3., 1.], dtype=float32)
     """
-    return jax.tree.map(lambda leaf: leaf[np.asarray(rows)], rows_of)
+    chosen = np.asarray(rows)
+    return jax.tree.map(lambda leaf: leaf[chosen if chosen.size else chosen.astype(int)], rows_of)
 
 
 def pad(rows_of: Examples, multiple: int) -> Examples:

@@ -9,8 +9,9 @@ import jax
 import optax
 
 from jaxdl.errors import InputError
-from jaxdl.training import NEVER, make_plan, start
+from jaxdl.plans import NEVER, make_plan
 from jaxdl.training import epochs as run_epochs
+from jaxdl.training import start
 from jaxdl.types import Examples, Model, Objective, Progress, Rule, Weights
 
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ def fit(
     """
     if epochs < 1:
         raise InputError(f"epochs must be at least 1, got {epochs}.")
+    check_seed(seed)
     plan = make_plan(model, objective, optimiser, batch_size=batch_size, stop=stop, plateau=plateau)
     begin = progress
     if begin is None:
@@ -81,6 +83,15 @@ def fit(
         for observe in observers:
             observe(progress, history)
     return Fit(as_table(history), progress.best, progress.state.weights, reason(progress), progress)
+
+
+def check_seed(seed: int) -> None:
+    """Raises InputError for a seed that is not from 0 to 2**32 - 1: beyond, different seeds would draw the same.
+
+    >>> check_seed(7)
+    """
+    if not 0 <= seed < 2**32:
+        raise InputError(f"seed must be from 0 to {2**32 - 1}, got {seed}.")
 
 
 def reason(progress: Progress) -> str:

@@ -109,8 +109,9 @@ def _bar(console: Console, epochs: int, figures: tuple[str, ...]) -> Iterator[Ob
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
-    columns = TextColumn("epoch"), MofNCompleteColumn(), BarColumn(20), TextColumn("{task.description}")
-    with Bar(*columns, TextColumn("left"), TimeRemainingColumn(), console=console, auto_refresh=False) as bar:
+    # Narrow enough for 80 columns.
+    columns = MofNCompleteColumn(), BarColumn(8), TextColumn("{task.description}"), TimeRemainingColumn(compact=True)
+    with Bar(*columns, console=console, auto_refresh=False) as bar:
         task = bar.add_task("", total=epochs)
 
         def show(progress: Progress, history: History) -> None:

@@ -22,7 +22,7 @@ def _same_shape(name: str, outputs: Array, targets: Array) -> tuple[Array, Array
     if outputs.shape != targets.shape:
         raise InputError(
             f"{name} compares outputs with targets of the same shape, got outputs {outputs.shape} and targets "
-            f"{targets.shape}. Give targets of shape (rows, {', '.join(map(str, outputs.shape[1:]))})."
+            f"{targets.shape}. Give targets of shape {str(('rows', *outputs.shape[1:])).replace(chr(39), '')}."
         )
     return outputs.astype(jnp.float32), targets.astype(jnp.float32)
 
@@ -79,11 +79,14 @@ def huber(delta: float = 1.0) -> Callable[[Array, Array], Array]:
 def softmax_cross_entropy(outputs: Array, targets: Array) -> Array:
     """The negative log-likelihood in nats of each row's label, (B,), from logits (B, C) and integer labels (B,).
 
+    A label that is no class gives nan.
+
     >>> round(softmax_cross_entropy(jnp.zeros((1, 2)), jnp.array([1])).item(), 4)
     0.6931
     """
     outputs, targets = _labels("softmax_cross_entropy", outputs, targets)
-    return optax.losses.softmax_cross_entropy_with_integer_labels(outputs, targets)
+    known = (targets >= 0) & (targets < outputs.shape[1])
+    return jnp.where(known, optax.losses.softmax_cross_entropy_with_integer_labels(outputs, targets), jnp.nan)
 
 
 def sigmoid_cross_entropy(outputs: Array, targets: Array) -> Array:
@@ -144,7 +147,8 @@ def top_k(k: int) -> Metric:
         own = jnp.take_along_axis(outputs, targets[:, None], axis=1)
         earlier = jnp.arange(outputs.shape[1])[None, :] < targets[:, None]
         ahead = (outputs > own) | ((outputs == own) & earlier)
-        return ((ahead.sum(1) < k) & jnp.isfinite(own[:, 0])).astype(jnp.float32)
+        known = (targets >= 0) & (targets < outputs.shape[1])
+        return ((ahead.sum(1) < k) & known & jnp.isfinite(own[:, 0])).astype(jnp.float32)
 
     return Metric("accuracy" if k == 1 else f"top{k}", statistics, lambda total, weight: total / weight)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from jaxdl.data import batch_at
@@ -99,20 +100,27 @@ def evaluate(
     return finish(objective, sum_steps(make_eval_step(model, objective), weights, rows_of, batch_size=batch_size))
 
 
-@partial(jax.jit, static_argnames=("model", "batch_size"))
 def predict(model: Model, weights: Weights, inputs: Any, *, batch_size: int = EVAL_ROWS) -> Array:
     """The model's outputs for (N, ...) inputs, computed in batches of at most `batch_size` rows.
 
-    Raises InputError where there are no rows.
+    Compiles once for each model and shape of the inputs. Raises InputError where there are no rows.
 
     >>> from jaxdl import mlp
     >>> model, inputs = mlp((), outputs=2), jnp.ones((5, 3))
     >>> predict(model, model.init(jax.random.key(0), inputs), inputs, batch_size=2).shape
     (5, 2)
     """
+    inputs = jnp.asarray(np.asarray(inputs)) if not isinstance(inputs, jax.Array) else inputs
+    if inputs.ndim < 2 or len(inputs) == 0:
+        raise InputError(
+            f"predict needs at least one row, got inputs of shape {inputs.shape}. Give inputs of shape (rows, ...)."
+        )
+    return _predict(model, weights, inputs, batch_size=batch_size)
+
+
+@partial(jax.jit, static_argnames=("model", "batch_size"))
+def _predict(model: Model, weights: Weights, inputs: Array, *, batch_size: int) -> Array:
     count = inputs.shape[0]
-    if count == 0:
-        raise InputError(f"predict needs at least one row, got inputs of shape {inputs.shape}.")
 
     def outputs_at(start: Any) -> Array:
         batch = lax.dynamic_slice_in_dim(inputs, start, min(batch_size, count))

@@ -28,12 +28,13 @@ def history(
     >>> len(history(records, best_epoch=2).axes)
     1
     """
-    figure = _figure(7, 4.5)
+    figure = _figure(7, 4.5, above=0.45)
     axes = figure.subplots()
     epochs = table.index.to_numpy()
     for name, label, colour in ((metric, "training", BLUE), (f"val_{metric}", "validation", VERMILION)):
         if name in table:
-            axes.plot(epochs, table[name], color=colour, label=label, linewidth=1.5)
+            # A single epoch makes no line.
+            axes.plot(epochs, table[name], color=colour, label=label, linewidth=1.5, marker="." * (len(epochs) < 3))
     watched = table[f"val_{metric}"] if f"val_{metric}" in table else table[metric]
     axes.axvline(epochs[-1], color=GREY, linestyle=":", label=f"stopped after epoch {epochs[-1]}")
     if best_epoch is not None and best_epoch in table.index:
@@ -48,6 +49,7 @@ def history(
         # The first epochs are often far above the rest and would flatten it.
         low, high = min(0.0, finite.min()), finite.max()
         axes.set_ylim(1.05 * low, 1.05 * (min(high, 2.5 * np.quantile(finite, 0.9)) if low == 0 else max(high, 0)) or 1)
+    axes.xaxis.get_major_locator().set_params(integer=True)  # type: ignore[call-arg]
     axes.legend()
     return figure
 
@@ -58,7 +60,7 @@ def predictions(true: Any, predicted: Mapping[str, Any], *, quantity: str = "val
     >>> len(predictions([1.0, 2.0], {"model": [1.1, 2.2], "persistence": [2.0, 1.0]}).axes)
     2
     """
-    figure = _figure(4.3 * len(predicted) + 1, 5.2)
+    figure = _figure(4.3 * len(predicted) + 1, 5.2, above=0.8)
     panels = figure.subplots(1, len(predicted), sharex=True, sharey=True, squeeze=False)[0]
     true = np.asarray(true, np.float64).ravel()
     everything = np.concatenate([true, *(np.asarray(values).ravel() for values in predicted.values())])
@@ -79,12 +81,12 @@ def predictions(true: Any, predicted: Mapping[str, Any], *, quantity: str = "val
     return figure
 
 
-def _figure(width: float, height: float) -> Figure:
+def _figure(width: float, height: float, above: float) -> Figure:
     # Without pyplot: no window, no global list of figures, no backend to choose.
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), dpi=120)
     # Margins in inches: a layout engine would take longer than drawing everything else.
-    margins = {"left": 0.8 / width, "right": 1 - 0.2 / width, "bottom": 0.6 / height, "top": 1 - 0.8 / height}
+    margins = {"left": 0.8 / width, "right": 1 - 0.2 / width, "bottom": 0.6 / height, "top": 1 - above / height}
     figure.subplots_adjust(**margins, wspace=0.08)
     return figure

@@ -23,20 +23,22 @@ def learning_rate(opt_state: PyTree) -> Array | None:
 
 
 def rate_to_change(opt_state: PyTree) -> Array:
-    """The learning rate, where setting it has an effect; raises InputError where there is none or a schedule sets it.
+    """The learning rate, where setting it has an effect.
+
+    Raises InputError where there is none, where there are several, or where a schedule sets it.
 
     >>> optimiser = optax.inject_hyperparams(optax.sgd)(learning_rate=0.5)
     >>> float(rate_to_change(optimiser.init({})))
     0.5
     """
-    rate = learning_rate(opt_state)
+    rates = optax.tree.get_all_with_path(opt_state, "learning_rate", filtering=_is_array)
     scheduled = optax.tree.get_all_with_path(opt_state, "hyperparams_states")
-    if rate is None or any("learning_rate" in states for _, states in scheduled):
+    if len(rates) != 1 or any("learning_rate" in states for _, states in scheduled):
         raise InputError(
-            "reduce_on_plateau needs an optimiser whose state holds a learning rate that no schedule sets. "
-            "Use optax.inject_hyperparams(optax.adam)(learning_rate=1e-3), say."
+            "reduce_on_plateau needs an optimiser whose state holds one learning rate that no schedule sets, got "
+            f"{len(rates)}. Use optax.inject_hyperparams(optax.adam)(learning_rate=1e-3), say."
         )
-    return rate
+    return rates[0][1]
 
 
 def with_learning_rate(opt_state: PyTree, rate: Array) -> PyTree:

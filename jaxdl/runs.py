@@ -21,7 +21,7 @@ from jaxdl.fitting import Observer
 from jaxdl.training import epochs as run_epochs
 from jaxdl.types import Examples, Plan, Progress
 
-METRICS = "metrics.json"
+CONFIG, METRICS = "config.json", "metrics.json"
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "pandas")
 
 
@@ -39,7 +39,7 @@ def drive(
 
     >>> import optax
     >>> from jaxdl import Objective, examples, mlp, objectives
-    >>> from jaxdl.training import make_plan, start
+    >>> from jaxdl import make_plan, start
     >>> rows = examples([[1.0], [2.0]], [[1.0], [2.0]])
     >>> plan = make_plan(mlp(()), Objective(objectives.squared_error), optax.sgd(0.1), batch_size=2)
     >>> progress, history = drive(plan, start(plan, rows, key=jax.random.key(0)), rows, None, epochs=2)
@@ -87,13 +87,19 @@ def finished(folder: Path) -> dict[str, Any] | None:
         ) from None
 
 
-def create(folder: Path) -> None:
-    """Makes the folder of a run; raises InputError where that is not allowed."""
+def create(folder: Path, config: dict[str, Any]) -> None:
+    """Makes the folder of a run and claims it with its `config.json`.
+
+    Raises InputError where it cannot be written, or another run has claimed it in the meantime.
+    """
+    if set("[]") & set(str(folder.absolute())):
+        raise InputError(f"--workdir must be a path without [ and ], got {folder}. Choose another name.")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
-        probe.touch()
-        probe.unlink()
+        with (folder / CONFIG).open("x") as file:
+            file.write(_as_json(config))
+    except FileExistsError:
+        raise InputError(f"--workdir {folder} is taken by a run that has just begun. Choose another folder.") from None
     except OSError as error:
         raise InputError(
             f"--workdir {folder} must be a folder that can be written: {error.strerror}. Choose another folder."
@@ -110,8 +116,12 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     {'rmse': None}
     """
     draft = path.with_name(path.name + ".part")
-    draft.write_text(json.dumps(_plain(content), indent=2, allow_nan=False) + "\n")
+    draft.write_text(_as_json(content))
     os.replace(draft, path)
+
+
+def _as_json(content: dict[str, Any]) -> str:
+    return json.dumps(_plain(content), indent=2, allow_nan=False) + "\n"
 
 
 def _plain(value: Any) -> Any:

@@ -18,9 +18,9 @@ EvalStep = Callable[[Weights, Examples], Sums]
 def make_train_step(model: Model, objective: Objective, optimiser: optax.GradientTransformation) -> TrainStep:
     """A pure function `(state, batch) -> (state, sums)`: one optimiser update on the batch's weighted mean loss.
 
-    The sums measure the batch before the update. Randomness comes from `fold_in(state.key, state.step)`, so the key
-    never advances and a resumed run draws what the uninterrupted one would have drawn. Clipping, accumulation, weight
-    decay and schedules are optax's: compose them into `optimiser`.
+    The sums measure the batch before the update; a batch of padding only changes nothing. Randomness comes from
+    `fold_in(state.key, state.step)`, so the key never advances and a resumed run draws what the uninterrupted one would
+    have drawn. Clipping, accumulation, weight decay and schedules are optax's: compose them into `optimiser`.
 
     >>> from jaxdl import mlp, objectives
     >>> model, optimiser = mlp((), outputs=1), optax.sgd(0.1)
@@ -44,8 +44,11 @@ def make_train_step(model: Model, objective: Objective, optimiser: optax.Gradien
 
         grads, (stats, sums) = jax.grad(mean_loss, has_aux=True)(state.weights.params)
         updates, opt_state = optimiser.update(grads, state.opt_state, state.weights.params)
-        params = optax.apply_updates(state.weights.params, updates)
-        return TrainState(state.step + 1, Weights(params, stats), opt_state, state.key), sums
+        after = Weights(optax.apply_updates(state.weights.params, updates), stats), opt_state
+        # Padding alone has no mean and no gradient, but momentum would still move the weights.
+        before = state.weights, state.opt_state
+        weights, opt_state = jax.tree.map(lambda new, old: jnp.where(sums.weight > 0, new, old), after, before)
+        return TrainState(state.step + 1, weights, opt_state, state.key), sums
 
     return step
 

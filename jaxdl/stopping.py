@@ -12,6 +12,7 @@ import numpy as np
 from jaxdl.errors import InputError
 from jaxdl.types import Array, Plateau, Rule, Stopping
 
+MOST = 2**31 - 1  # epochs are counted in int32
 _SIGNS = {"min": 1.0, "max": -1.0}
 
 
@@ -59,13 +60,15 @@ def early_stopping(
     >>> rule = early_stopping(patience=2)
     >>> state = rule.init()
     >>> for epoch, value in enumerate([3.0, 1.0, 2.0, 2.0], 1):
-    ...     state = rule.update(state, jnp.float32(value), jnp.int32(epoch))
+    ...     state = rule.update(state, value, epoch)
     >>> bool(state.done), int(state.best_epoch), float(state.best)
     (True, 2, 1.0)
     """
     sign, margin = _sign(mode), abs(min_delta)
     if patience is not None:
         _at_least("patience", patience, 0)
+        if patience > MOST:
+            raise InputError(f"patience must be at most {MOST}, got {patience}. Use None to never stop.")
     _at_least("start_from_epoch", start_from_epoch, 0)
 
     def init() -> Stopping:
@@ -73,15 +76,16 @@ def early_stopping(
         return Stopping(jnp.full((), sign * jnp.inf, jnp.float32), zero, zero, no, no)
 
     def update(state: Stopping, value: Array, epoch: Array) -> Stopping:
+        value, epoch = jnp.asarray(value, jnp.float32), jnp.asarray(epoch, jnp.int32)
         watched = epoch > start_from_epoch
-        cost = sign * value.astype(jnp.float32) + margin
+        cost = sign * value + margin
         improved = watched & jnp.isfinite(value) & (cost < sign * state.best)
         counts = improved if baseline is None else improved & (cost < sign * baseline)
         stale = jnp.where(counts, 0, state.stale + watched.astype(jnp.int32))
         over = jnp.zeros((), bool) if patience is None else watched & ~improved & (stale >= patience) & (epoch > 1)
         return Stopping(
-            best=jnp.where(improved, value.astype(jnp.float32), state.best),
-            best_epoch=jnp.where(improved, epoch.astype(jnp.int32), state.best_epoch),
+            best=jnp.where(improved, value, state.best),
+            best_epoch=jnp.where(improved, epoch, state.best_epoch),
             stale=stale,
             improved=improved,
             done=state.done | over,
@@ -117,7 +121,7 @@ def reduce_on_plateau(
     >>> rule = reduce_on_plateau(factor=0.5, patience=1)
     >>> state = rule.init(jnp.float32(0.1))
     >>> for epoch, value in enumerate([1.0, 1.0], 1):
-    ...     state = rule.update(state, jnp.float32(value), jnp.int32(epoch))
+    ...     state = rule.update(state, value, epoch)
     >>> round(float(state.learning_rate), 3)
     0.05
     """
@@ -132,14 +136,15 @@ def reduce_on_plateau(
         return Plateau(jnp.full((), sign * jnp.inf, jnp.float32), zero, zero, jnp.asarray(learning_rate, jnp.float32))
 
     def update(state: Plateau, value: Array, epoch: Array) -> Plateau:
+        value = jnp.asarray(value, jnp.float32)
         cooldown_left = jnp.maximum(state.cooldown - 1, 0)
-        improved = jnp.isfinite(value) & (sign * value.astype(jnp.float32) + margin < sign * state.best)
+        improved = jnp.isfinite(value) & (sign * value + margin < sign * state.best)
         counted = ~improved & (cooldown_left == 0)
         stale = jnp.where(counted, jnp.where(state.cooldown > 0, 0, state.stale) + 1, 0)
         reduce = counted & (stale >= patience) & (state.learning_rate > np.float32(min_learning_rate))
         lowered = jnp.maximum(state.learning_rate * np.float32(factor), np.float32(min_learning_rate))
         return Plateau(
-            best=jnp.where(improved, value.astype(jnp.float32), state.best),
+            best=jnp.where(improved, value, state.best),
             stale=jnp.where(reduce, 0, stale),
             cooldown=jnp.where(reduce, jnp.int32(cooldown), cooldown_left),
             learning_rate=jnp.where(reduce, lowered, state.learning_rate),

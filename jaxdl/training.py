@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -9,41 +10,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax import lax
 
 from jaxdl.data import order
-from jaxdl.errors import InputError
 from jaxdl.objectives import LOSS, finish, measure
 from jaxdl.passes import evaluate, scan_steps, zeros_of
+from jaxdl.plans import check_monitors, check_rows, measured
 from jaxdl.rates import learning_rate, rate_to_change, with_learning_rate
 from jaxdl.steps import make_train_state, make_train_step
-from jaxdl.stopping import early_stopping
-from jaxdl.types import Array, Examples, Model, Objective, Plan, Progress, Rule, Stopping, Sums, Weights
-
-NEVER = early_stopping(patience=None)
-
-
-def make_plan(
-    model: Model,
-    objective: Objective,
-    optimiser: optax.GradientTransformation,
-    *,
-    batch_size: int = 32,
-    stop: Rule = NEVER,
-    plateau: Rule | None = None,
-) -> Plan:
-    """What a run does, checked. Raises InputError for a batch size below 1.
-
-    Plans made of the same functions are equal and share one compiled program.
-
-    >>> from jaxdl import mlp, objectives
-    >>> make_plan(mlp((10, 5)), Objective(objectives.squared_error), optax.sgd(0.1)).batch_size
-    32
-    """
-    if batch_size < 1:
-        raise InputError(f"batch_size must be at least 1, got {batch_size}.")
-    return Plan(model, objective, optimiser, batch_size, stop, plateau)
+from jaxdl.types import Array, Examples, Plan, Progress, Rule, Stopping, Sums, Weights
 
 
 def start(
@@ -54,28 +29,21 @@ def start(
     Raises InputError where the rows do not fill a batch, targets do not fit the outputs, a monitor is not measured, or
     reduce-on-plateau finds no learning rate to change.
 
-    >>> from jaxdl import examples, mlp, objectives
+    >>> from jaxdl import examples, make_plan, mlp, objectives
     >>> plan = make_plan(mlp(()), Objective(objectives.squared_error), optax.sgd(0.1), batch_size=2)
     >>> int(start(plan, examples([[1.0], [2.0]], [[1.0], [2.0]]), key=jax.random.key(0)).epoch)
     0
     """
-    rows = train.weights.shape[0]
-    if plan.batch_size > rows:
-        raise InputError(
-            f"batch_size={plan.batch_size} leaves no full batch in {rows} training rows. Use at most {rows}."
-        )
-    progress = _start(train, key, weights, plan=plan)
-    measured = _names(plan, progress, validation)
-    for rule in (plan.stop, plan.plateau):
-        if rule is not None and rule.monitor is not None and rule.monitor not in measured:
-            raise InputError(f'monitor="{rule.monitor}" is not measured. This run measures: {", ".join(measured)}.')
+    check_rows(plan, train, validation)
+    batch = jax.tree.map(lambda leaf: leaf[: plan.batch_size], train)
+    progress = _start(batch, key, weights, plan=plan)
+    check_monitors(plan, progress, validation)
     return progress
 
 
 @partial(jax.jit, static_argnames="plan")
-def _start(train: Examples, key: Array, weights: Weights | None, *, plan: Plan) -> Progress:
+def _start(batch: Examples, key: Array, weights: Weights | None, *, plan: Plan) -> Progress:
     init_key, step_key, order_key = jax.random.split(key, 3)
-    batch = jax.tree.map(lambda leaf: leaf[: plan.batch_size], train)
     if weights is None:
         weights = plan.model.init(init_key, batch.inputs)
     weights = jax.tree.map(jnp.asarray, weights)
@@ -106,7 +74,7 @@ def run_epoch(
     last step with the prefix `val_`, and `learning_rate` where the optimiser's state has one
     (`optax.inject_hyperparams`).
 
-    >>> from jaxdl import examples, mlp, objectives
+    >>> from jaxdl import examples, make_plan, mlp, objectives
     >>> rows = examples([[1.0], [2.0]], [[1.0], [2.0]])
     >>> plan = make_plan(mlp(()), Objective(objectives.squared_error), optax.sgd(0.1), batch_size=2)
     >>> progress, record = run_epoch(start(plan, rows, key=jax.random.key(0)), rows, None, plan=plan)
@@ -119,7 +87,7 @@ def run_epoch(
 def run_steps(progress: Progress, train: Examples, steps: Any = None, *, plan: Plan) -> Progress:
     """The next `steps` steps of the epoch under way (int32, may be traced), all that are left by default.
 
-    >>> from jaxdl import examples, mlp, objectives
+    >>> from jaxdl import examples, make_plan, mlp, objectives
     >>> rows = examples([[1.0], [2.0], [3.0]], [[1.0], [2.0], [3.0]])
     >>> plan = make_plan(mlp(()), Objective(objectives.squared_error), optax.sgd(0.1), batch_size=1)
     >>> int(run_steps(start(plan, rows, key=jax.random.key(0)), rows, 2, plan=plan).cursor)
@@ -139,7 +107,7 @@ def run_steps(progress: Progress, train: Examples, steps: Any = None, *, plan: P
 def finish_epoch(progress: Progress, validation: Examples | None, *, plan: Plan) -> tuple[Progress, dict[str, Array]]:
     """Closes an epoch whose steps are done: measures, applies the rules, keeps the best weights.
 
-    >>> from jaxdl import examples, mlp, objectives
+    >>> from jaxdl import examples, make_plan, mlp, objectives
     >>> rows = examples([[1.0], [2.0]], [[1.0], [2.0]])
     >>> plan = make_plan(mlp(()), Objective(objectives.squared_error), optax.sgd(0.1), batch_size=1)
     >>> progress = run_steps(start(plan, rows, key=jax.random.key(0)), rows, plan=plan)
@@ -172,17 +140,19 @@ def epochs(
     One dispatch and one transfer an epoch, and always an epoch ahead: while the caller looks at one, the device is at
     the next. (An epoch after the end of a run is over at once and changes nothing.) It means
 
-        while not progress.stopping.done and progress.epoch != last:
+        while not progress.stopping.done and (last is None or progress.epoch < last):
             progress, record = run_epoch(progress, train, validation, plan=plan)
             keep(progress, record)  # which the generator yields, as Python numbers, after the number of the epoch
     """
-    train, validation = jax.tree.map(jnp.asarray, (train, validation))
-    names = _names(plan, progress, validation)
-    epoch, done = int(progress.epoch), bool(progress.stopping.done)
-    ahead = None if done or epoch == last else _run_epoch_to_row(progress, train, validation, plan=plan)
+    check_rows(plan, train, validation)
+    check_monitors(plan, progress, validation)
+    progress, train, validation = _together(progress, train, validation)
+    names = measured(plan, progress, validation)
+    epoch, done, end = int(progress.epoch), bool(progress.stopping.done), math.inf if last is None else last
+    ahead = None if done or epoch >= end else _run_epoch_to_row(progress, train, validation, plan=plan)
     while ahead is not None and not done:
         (progress, row), epoch = ahead, epoch + 1
-        ahead = None if epoch == last else _run_epoch_to_row(progress, train, validation, plan=plan)
+        ahead = None if epoch >= end else _run_epoch_to_row(progress, train, validation, plan=plan)
         *figures, done = np.asarray(row).tolist()
         yield progress, {"epoch": epoch, **dict(zip(names, figures, strict=True))}
 
@@ -195,7 +165,7 @@ def _run_epoch_to_row(
 
     One, because each array that the host reads costs it a wait.
     """
-    names = _names(plan, progress, validation)
+    names = measured(plan, progress, validation)
 
     def run() -> tuple[Progress, Array]:
         after, record = run_epoch(progress, train, validation, plan=plan)
@@ -208,14 +178,15 @@ def _run_epoch_to_row(
     return lax.cond(progress.stopping.done, stand_still, run)
 
 
-def _names(plan: Plan, progress: Progress, validation: Examples | None) -> list[str]:
-    """What an epoch measures, in the order in which people read it."""
-    own = [LOSS, *(metric.name for metric in plan.objective.metrics)]
-    rate = [] if learning_rate(progress.state.opt_state) is None else ["learning_rate"]
-    return [*own, *(f"val_{name}" for name in own if validation is not None), *rate]
+def _together(progress: Progress, train: Examples, validation: Examples | None) -> tuple[Any, ...]:
+    """All on the device to which the training rows are bound, if they are bound to one.
+
+    Otherwise the first epoch's results would be bound and its arguments not, which compiles a second program.
+    """
+    home = train.weights
+    bound = isinstance(home, jax.Array) and home.committed and len(home.sharding.device_set) == 1
+    return jax.device_put((progress, train, validation), home.sharding if bound else None)
 
 
 def _monitored(rule: Rule, record: dict[str, Array]) -> Array:
-    # A monitor that is missing is reported by `start`, which knows the names; here its value must merely exist.
-    default = record.get(f"val_{LOSS}", record[LOSS])
-    return default if rule.monitor is None else record.get(rule.monitor, default)
+    return record.get(f"val_{LOSS}", record[LOSS]) if rule.monitor is None else record[rule.monitor]

@@ -358,3 +358,14 @@ def test_linen_calls_can_be_asked_for_again():
 
 def test_linen_calls_of_an_nnx_model_are_none():
     assert linen_calls(from_nnx(lambda rngs: Tower(rngs)), ROWS) == []
+
+
+@pytest.mark.parametrize("name", ["deterministic", "training", "use_running_average"])
+def test_a_switch_that_nobody_would_set_is_refused(name):
+    class Net(nn.Module):
+        pass
+
+    exec(f"def call(self, inputs, {name}=True): return inputs", space := {})
+    Net.__call__ = space["call"]
+    with pytest.raises(InputError, match=f"Net.__call__ takes {name}, which nobody would set"):
+        from_linen(Net())

@@ -144,3 +144,19 @@ def test_weights_that_hold_something_else_are_refused(tmp_path):
         checkpointer.save((tmp_path / "other").absolute(), {"theta": np.ones(3)})
     with pytest.raises(InputError, match="damaged"):
         load(tmp_path / "other")
+
+
+def test_flipped_bits_never_become_other_numbers(tmp_path):
+    weights = Weights({"w": jnp.asarray(np.random.default_rng(0).normal(size=(300, 50)), jnp.float32)}, {})
+    save(tmp_path / "model", weights)
+    largest = max((path for path in (tmp_path / "model").rglob("*") if path.is_file()), key=lambda p: p.stat().st_size)
+    whole = largest.read_bytes()
+    for place in (len(whole) // 4, len(whole) // 2, 3 * len(whole) // 4):
+        largest.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        with pytest.raises(InputError, match="damaged"):
+            load(tmp_path / "model")
+
+
+def test_brackets_which_orbax_takes_for_a_pattern_are_refused(tmp_path):
+    with pytest.raises(InputError, match=r"without \[ and \]"):
+        save(tmp_path / "[best]", Weights({"w": jnp.ones(2)}, {}))

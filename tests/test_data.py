@@ -133,9 +133,20 @@ def test_examples_keep_integers_and_make_floats_float32():
     assert (rows.inputs.dtype, rows.targets.dtype, rows.weights.dtype) == (np.uint8, np.float32, np.float32)
 
 
+def test_weights_may_be_any_numbers():
+    for weights in ([1, 0], [True, False], np.array([1.0, 0.0])):
+        assert examples([1.0, 2.0], [0, 1], weights).weights.dtype == np.float32
+
+
+def test_no_rows_may_be_taken():
+    assert take(examples([1.0, 2.0], [0, 1]), []).inputs.shape == (0,)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (([2**40], [1]), "inputs must fit into 32 bits, got 1099511627776"),
+        (([1e300], [1]), "inputs must be finite, got inf"),
         (([1.0, 2.0], [1.0]), "targets must have one row for each of the 2 inputs, got 1"),
         (([], []), "at least one row"),
         (([1.0, np.nan], [1.0, 2.0]), r"inputs must be finite, got nan at \(1,\)"),

@@ -16,13 +16,14 @@ from sklearn.metrics import root_mean_squared_error
 from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import StandardScaler
 
-from experiments.command import command
+from experiments.command import command, new_workdir
 from experiments.weather import RECIPES, Config, build, run, settle
 from experiments.weather_report import baselines
 from jaxdl.checkpoints import load
 from jaxdl.datasets import simulated_table, weather
 from jaxdl.errors import InputError
 from jaxdl.passes import evaluate
+from jaxdl.runs import create
 
 ROOT = Path(__file__).parent.parent
 QUICK = ("--data", "simulated:400", "--no-compilation-cache", "--epochs", "3")
@@ -95,7 +96,7 @@ def test_the_kept_weights_are_those_that_were_measured(finished):
 def test_a_finished_run_is_shown_and_not_changed(finished, capsys):
     before = contents(finished)
     assert call(*QUICK, "--workdir", finished) == 0
-    assert "holds a finished run; nothing is changed" in capsys.readouterr().out
+    assert "holds a finished run (batchnorm, seed 0); nothing is changed" in capsys.readouterr().out
     assert contents(finished) == before
 
 
@@ -195,6 +196,10 @@ def test_bad_data_ends_in_one_message_and_leaves_nothing(damage, table, tmp_path
         (("--batch-size", "0"), "batch_size must be at least 1"),
         (("--epochs", "0"), "--epochs must be at least 1"),
         (("--learning-rate", "-1"), "--learning-rate must be above 0"),
+        (("--learning-rate", "inf"), "--learning-rate must be above 0 and finite"),
+        (("--seed", "-1"), "seed must be from 0 to 4294967295, got -1"),
+        (("--seed", "99999999999999999999"), "seed must be from 0"),
+        (("--patience", "2147483648"), "patience must be at most"),
         (("--patience", "-1"), "patience must be at least 0"),
         (("--hidden", "0"), "widths must be at least 1"),
         (("--data", "simulatd"), "simulatd"),
@@ -229,6 +234,30 @@ def test_a_folder_with_other_files_is_refused(tmp_path, capsys):
     assert call(*QUICK, "--workdir", tmp_path) == 2
     assert "must be new, empty or a finished run" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.parametrize("content", ["{}", '{"rmse": 1}', "[]", ""])
+def test_a_folder_whose_metrics_are_damaged_is_refused(content, tmp_path, capsys):
+    (tmp_path / "metrics.json").write_text(content)
+    assert call(*QUICK, "--workdir", tmp_path) == 2
+    assert "metrics.json must" in capsys.readouterr().err
+
+
+def test_two_runs_never_share_a_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("time.strftime", lambda form: "now")
+    assert {new_workdir("plain").name for _ in range(3)} == {"now-plain", "now-plain-2", "now-plain-3"}
+    create(tmp_path / "mine", {})
+    with pytest.raises(InputError, match="taken by a run that has just begun"):
+        create(tmp_path / "mine", {})
+
+
+def test_a_network_that_diverges_ends_well(tmp_path, capsys):
+    arguments = ("--data", "simulated:400", "--no-compilation-cache", "--epochs", "12", "--learning-rate", "1e29")
+    assert call(*arguments, "--workdir", tmp_path / "run") == 0
+    metrics = json.loads((tmp_path / "run/metrics.json").read_text())
+    assert metrics["rmse"]["test"] is None and metrics["best_epoch"] == 0
+    assert "untrained (no epoch was finite)" in capsys.readouterr().out
 
 
 def test_help_explains_every_flag():

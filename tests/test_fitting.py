@@ -97,7 +97,19 @@ def test_a_second_run_compiles_nothing(compilations):
     assert names == []
 
 
-def test_float64_is_trained_in_float64_where_it_is_switched_on():
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_seeds_that_would_draw_what_others_draw_are_refused(seed):
+    with pytest.raises(InputError, match=f"seed must be from 0 to 4294967295, got {seed}"):
+        fit(mlp(()), OBJECTIVE, optax.sgd(0.1), TRAIN, epochs=1, seed=seed)
+
+
+def test_a_run_that_has_its_epochs_already_is_not_run_again():
+    run = fit(mlp(()), OBJECTIVE, optax.sgd(0.1), TRAIN, epochs=3)
+    again = fit(mlp(()), OBJECTIVE, optax.sgd(0.1), TRAIN, epochs=2, progress=run.progress)
+    assert len(again.history) == 0 and int(again.progress.epoch) == 3
+
+
+def test_a_run_works_where_64_bits_are_switched_on():
     with jax.enable_x64(True):
         run = fit(mlp((3,)), OBJECTIVE, optax.adam(0.01), TRAIN, VALIDATION, epochs=1)
     assert np.isfinite(run.history).all().all()

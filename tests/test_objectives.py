@@ -74,6 +74,13 @@ def test_accuracy_of_ties_is_that_of_argmax():
     np.testing.assert_allclose(found["accuracy"], np.mean(logits.argmax(1) == [0, 1, 1]))
 
 
+@pytest.mark.parametrize("label", [-1, 2])
+def test_a_label_that_is_no_class_is_never_right(label):
+    outputs, targets = jnp.array([[0.0, 1.0]]), jnp.array([label], jnp.int32)
+    assert np.isnan(o.softmax_cross_entropy(outputs, targets)).all()
+    assert o.accuracy.statistics(outputs, targets).tolist() == [0]
+
+
 def test_outputs_that_are_not_finite_are_not_accurate():
     found = figures(
         Objective(o.softmax_cross_entropy, (o.accuracy,)), np.full((4, 3), np.nan, np.float32), np.zeros(4, np.int32)

@@ -5,6 +5,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 import pytest
 
 from jaxdl import objectives as o
@@ -116,9 +117,16 @@ def test_evaluation_and_prediction_compile_once_a_shape(compilations):
         for rows in (ROWS, half, ROWS, half):
             evaluate(model, OBJECTIVE, weights, rows)
             predict(model, weights, rows.inputs)
-    assert sorted(names) == ["evaluate"] * 2 + ["predict"] * 2
+    assert sorted(names) == ["_predict"] * 2 + ["evaluate"] * 2
 
 
-def test_no_rows_to_predict_are_refused():
-    with pytest.raises(InputError, match=r"at least one row, got inputs of shape \(0, 3\)"):
-        predict(MODEL, WEIGHTS, np.zeros((0, 3), np.float32))
+@pytest.mark.parametrize("kind", [np.asarray, lambda rows: rows.tolist(), pd.DataFrame])
+def test_lists_and_tables_can_be_predicted(kind):
+    rows = np.asarray(ROWS.inputs)
+    np.testing.assert_array_equal(predict(MODEL, WEIGHTS, kind(rows)), predict(MODEL, WEIGHTS, ROWS.inputs))
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (3,)])
+def test_what_has_no_rows_is_not_predicted(shape):
+    with pytest.raises(InputError, match="at least one row, got inputs of shape"):
+        predict(MODEL, WEIGHTS, np.zeros(shape, np.float32))

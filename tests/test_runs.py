@@ -22,8 +22,9 @@ from jaxdl.errors import InputError
 from jaxdl.fitting import fit
 from jaxdl.models import mlp
 from jaxdl.objectives import rmse, squared_error
+from jaxdl.plans import make_plan
 from jaxdl.stopping import early_stopping
-from jaxdl.training import make_plan, start
+from jaxdl.training import start
 from jaxdl.types import Objective
 
 COMPILE = "/jax/core/compile/backend_compile_duration"
@@ -126,7 +127,7 @@ def test_a_folder_below_a_file_is_refused(tmp_path):
     # As root writes everywhere, this stands for every place that cannot be written.
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="must be a folder that can be written: Not a directory"):
-        runs.create(tmp_path / "file" / "run")
+        runs.create(tmp_path / "file" / "run", {})
 
 
 @pytest.mark.parametrize("content", [b"", b'{"rmse": 1', b"[1, 2]", b"null", b"\xff\xfe\x00"])
@@ -136,10 +137,18 @@ def test_metrics_that_are_not_a_json_object_are_refused(tmp_path, content):
         runs.finished(tmp_path)
 
 
-def test_create_makes_the_folder_and_leaves_it_empty(tmp_path):
-    for _ in ("new", "there already"):
-        runs.create(tmp_path / "runs" / "one")
-        assert list((tmp_path / "runs" / "one").iterdir()) == []
+def test_create_makes_the_folder_and_claims_it_once(tmp_path):
+    folder = tmp_path / "runs" / "one"
+    runs.create(folder, {"seed": 1})
+    with pytest.raises(InputError, match="is taken by a run that has just begun"):
+        runs.create(folder, {"seed": 2})
+    assert {path.name: path.read_text() for path in folder.iterdir()} == {"config.json": '{\n  "seed": 1\n}\n'}
+
+
+def test_brackets_in_a_folder_are_refused(tmp_path):
+    with pytest.raises(InputError, match=r"without \[ and \]"):
+        runs.create(tmp_path / "[one]", {})
+    assert list(tmp_path.iterdir()) == []
 
 
 # The files

@@ -104,10 +104,15 @@ def test_a_schedule_with_warm_up_sets_each_steps_rate():
     np.testing.assert_allclose(state.opt_state.hyperparams["learning_rate"], expected, rtol=1e-5)
 
 
-def test_a_batch_of_padding_only_moves_nothing():
+@pytest.mark.parametrize("input_norm", [False, True])
+def test_a_batch_of_padding_only_moves_nothing(input_norm):
+    # Not even by Adam's momentum, nor BatchNorm's moments.
     empty = ROWS._replace(weights=np.zeros_like(ROWS.weights))
-    state, _ = run(linear(), optax.sgd(0.1), [empty])
-    np.testing.assert_array_equal(state.weights.params["w"], np.ones((4, 1)))
+    model, optimiser = mlp((4,), input_norm=input_norm), optax.adam(0.1)
+    before, _ = run(model, optimiser, [ROWS])
+    after, _ = run(model, optimiser, [ROWS, empty])
+    for one, other in zip(*map(jax.tree.leaves, (before[1:3], after[1:3])), strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_the_eval_step_changes_nothing_and_ignores_padding():

@@ -142,6 +142,7 @@ def test_reduce_on_plateau_is_the_loop_in_its_docstring(meaning):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (lambda: early_stopping(patience=2**31), "patience must be at most 2147483647, got 2147483648"),
         (lambda: early_stopping(patience=-1), "patience must be at least 0, got -1"),
         (lambda: early_stopping(mode="lowest"), 'mode must be "min" or "max", got "lowest"'),
         (lambda: early_stopping(start_from_epoch=-1), "start_from_epoch must be at least 0"),

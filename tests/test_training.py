@@ -14,8 +14,9 @@ from jaxdl.data import examples
 from jaxdl.errors import InputError
 from jaxdl.models import mlp
 from jaxdl.passes import evaluate
+from jaxdl.plans import make_plan
 from jaxdl.stopping import early_stopping, reduce_on_plateau
-from jaxdl.training import epochs, finish_epoch, make_plan, run_epoch, run_steps, start
+from jaxdl.training import epochs, finish_epoch, run_epoch, run_steps, start
 from jaxdl.types import Model, Objective, Weights
 
 RANDOM = np.random.default_rng(0)
@@ -176,9 +177,66 @@ def test_the_monitor_defaults_to_what_is_measured():
     np.testing.assert_allclose(without.stopping.best, other["loss"], rtol=1e-6)
 
 
+def test_rows_that_are_bound_to_a_device_compile_one_program(compilations):
+    plan = plan_of()
+    bound = jax.device_put(TRAIN, jax.devices()[1])
+    progress = begin(plan)
+    with compilations() as names:
+        last = list(epochs(plan, progress, bound, VALIDATION, last=3))[-1][0]
+    assert names.count("_run_epoch_to_row") == 1
+    assert last.state.step.devices() == {jax.devices()[1]}
+
+
+def test_row_counts_share_the_program_that_begins_a_run(compilations):
+    plan = plan_of()
+    begin(plan)
+    with compilations() as names:
+        start(plan, jax.tree.map(lambda leaf: leaf[:50], TRAIN), key=jax.random.key(0))
+    assert names == []
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"stop": early_stopping("acuracy")}, 'monitor="acuracy" is not measured'),
+        ({"batch_size": 100}, "batch_size=100 leaves no full batch"),
+    ],
+)
+def test_a_run_that_goes_on_is_checked_as_one_that_begins(change, message):
+    plan = plan_of()
+    with pytest.raises(InputError, match=message):
+        next(epochs(plan._replace(**change), begin(plan), TRAIN, VALIDATION))
+
+
+@pytest.mark.parametrize("name", ["loss", "epoch", "val_loss", "learning_rate", "rmse"])
+def test_metrics_need_names_of_their_own(name):
+    metrics = (o.rmse, o.mean(name, o.absolute_error))
+    with pytest.raises(InputError, match=f'got "{name}", which is taken'):
+        make_plan(mlp(()), Objective(o.squared_error, metrics), INJECTED)
+
+
+def test_several_learning_rates_cannot_be_reduced_as_one():
+    optimiser = optax.partition({"a": INJECTED, "b": INJECTED}, lambda params: jax.tree.map(lambda _: "a", params))
+    with pytest.raises(InputError, match="holds one learning rate that no schedule sets, got 2"):
+        begin(plan_of(optimiser=optimiser, plateau=reduce_on_plateau()))
+
+
+def test_metrics_may_be_listed():
+    assert make_plan(mlp(()), Objective(o.squared_error, [o.rmse]), INJECTED).objective.metrics == (o.rmse,)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (lambda: make_plan(mlp(()), o.squared_error, INJECTED), "objective must be an Objective, got function"),
+        (
+            lambda: start(plan_of(), (INPUTS, INPUTS), key=jax.random.key(0)),
+            "train must be Examples, got tuple",
+        ),
+        (
+            lambda: begin(plan_of(), validation=examples(INPUTS[:, :2], INPUTS[:, :1])),
+            r"validation rows must have the shape of training rows, \(3,\), got \(2,\)",
+        ),
         (lambda: make_plan(mlp(()), OBJECTIVE, INJECTED, batch_size=0), "batch_size must be at least 1, got 0"),
         (
             lambda: start(make_plan(mlp(()), OBJECTIVE, INJECTED, batch_size=78), TRAIN, key=jax.random.key(0)),
@@ -193,7 +251,7 @@ def test_the_monitor_defaults_to_what_is_measured():
             'monitor="val_loss" is not measured',
         ),
         (lambda: begin(plan_of(mlp((), outputs=2))), r"outputs \(10, 2\) and targets \(10, 1\)"),
-        (lambda: begin(plan_of(plateau=reduce_on_plateau())), "reduce_on_plateau needs an optimiser whose state holds"),
+        (lambda: begin(plan_of(plateau=reduce_on_plateau())), "holds one learning rate that no schedule sets, got 0"),
         (
             lambda: begin(
                 plan_of(

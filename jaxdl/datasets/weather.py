@@ -6,6 +6,7 @@ Tank et al., International Journal of Climatology 22, 2002).
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -74,6 +75,8 @@ def weather(
     # The noise is what Basel's columns leave open: for other inputs, or another target, it is something else.
     known = simulation.noise[: len(dataset.rows)] if target == TARGET and home <= set(dataset.columns) else None
     label = f"simulated:{found.days}:seed={found.seed}"
+    if found.note:
+        warnings.warn(found.note, stacklevel=2)
     return dataset._replace(source=label, note=found.note, noise=known)
 
 

@@ -154,8 +154,9 @@ def _dates(name: str, stated: NDArray[np.float64], months: NDArray[np.float64]) 
         lines = f"{_line(order[row])} and {_line(order[row + 1])}"
         raise InputError(f"{name} must hold every date once, got DATE {whole[order[row]]} on {lines}. {ADVICE}")
     for row in np.flatnonzero(np.diff(dates).astype(int) != 1)[:1]:
-        after, before, day = whole[row + 1], whole[row], np.timedelta64(1, "D")
-        fault = "is earlier" if after < before else f"leaves out {dates[row] + day} to {dates[row + 1] - day}"
+        after, before = whole[row + 1], whole[row]
+        one = np.timedelta64(1, "D")
+        fault = "is earlier" if after < before else f"leaves out {dates[row] + one} to {dates[row + 1] - one}"
         where = f"DATE {after} on {_line(row + 1)} follows {before}"
         raise InputError(f"{name} must hold day after day, but {where} and {fault}. {ADVICE}")
     return dates

@@ -1,0 +1,97 @@
+"""What a run does, checked before it begins."""
+
+from __future__ import annotations
+
+import optax
+
+from jaxdl.errors import InputError
+from jaxdl.objectives import LOSS
+from jaxdl.rates import learning_rate
+from jaxdl.stopping import early_stopping
+from jaxdl.types import Examples, Model, Objective, Plan, Progress, Rule
+
+RESERVED = {LOSS, "epoch", "learning_rate", "seconds"}
+NEVER = early_stopping(patience=None)
+
+
+def make_plan(
+    model: Model,
+    objective: Objective,
+    optimiser: optax.GradientTransformation,
+    *,
+    batch_size: int = 32,
+    stop: Rule = NEVER,
+    plateau: Rule | None = None,
+) -> Plan:
+    """What a run does, checked.
+
+    Raises InputError for a batch size below 1, an objective that is none, and metrics whose names clash.
+
+    Plans made of the same functions are equal and share one compiled program.
+
+    >>> from jaxdl import mlp, objectives
+    >>> make_plan(mlp((10, 5)), Objective(objectives.squared_error), optax.sgd(0.1)).batch_size
+    32
+    """
+    if batch_size < 1:
+        raise InputError(f"batch_size must be at least 1, got {batch_size}.")
+    if not isinstance(objective, Objective):
+        raise InputError(
+            f"objective must be an Objective, got {type(objective).__name__}. Use Objective(loss, metrics)."
+        )
+    names = [metric.name for metric in objective.metrics]
+    for name in names:
+        if names.count(name) > 1 or name in RESERVED or name.startswith("val_"):
+            raise InputError(f'every metric must have a name of its own, got "{name}", which is taken. Rename it.')
+    return Plan(model, objective._replace(metrics=tuple(objective.metrics)), optimiser, batch_size, stop, plateau)
+
+
+def measured(plan: Plan, progress: Progress, validation: Examples | None) -> list[str]:
+    """What an epoch measures, in the order in which people read it.
+
+    >>> import jax
+    >>> from jaxdl import examples, mlp, objectives, start
+    >>> rows = examples([[1.0]], [[1.0]])
+    >>> plan = make_plan(mlp(()), Objective(objectives.squared_error), optax.sgd(0.1), batch_size=1)
+    >>> measured(plan, start(plan, rows, key=jax.random.key(0)), rows)
+    ['loss', 'val_loss']
+    """
+    own = [LOSS, *(metric.name for metric in plan.objective.metrics)]
+    rate = [] if learning_rate(progress.state.opt_state) is None else ["learning_rate"]
+    return [*own, *(f"val_{name}" for name in own if validation is not None), *rate]
+
+
+def check_rows(plan: Plan, train: Examples, validation: Examples | None) -> None:
+    """Raises InputError for rows that are no Examples, that do not fill a batch, or that differ in their columns.
+
+    >>> from jaxdl import examples, mlp, objectives
+    >>> plan = make_plan(mlp(()), Objective(objectives.squared_error), optax.sgd(0.1), batch_size=2)
+    >>> check_rows(plan, examples([[1.0], [2.0]], [[1.0], [2.0]]), None)
+    """
+    for name, rows in (("train", train), ("validation", validation)):
+        if rows is not None and not isinstance(rows, Examples):
+            raise InputError(f"{name} must be Examples, got {type(rows).__name__}. Use examples(inputs, targets).")
+    count = train.weights.shape[0]
+    if plan.batch_size > count:
+        raise InputError(
+            f"batch_size={plan.batch_size} leaves no full batch in {count} training rows. Use at most {count}."
+        )
+    if validation is not None and validation.inputs.shape[1:] != train.inputs.shape[1:]:
+        raise InputError(
+            f"validation rows must have the shape of training rows, {train.inputs.shape[1:]}, got "
+            f"{validation.inputs.shape[1:]}. Give both the same columns."
+        )
+
+
+def check_monitors(plan: Plan, progress: Progress, validation: Examples | None) -> None:
+    """Raises InputError where a rule watches what the run does not measure.
+
+    >>> import jax
+    >>> from jaxdl import examples, mlp, objectives, start
+    >>> plan = make_plan(mlp(()), Objective(objectives.squared_error), optax.sgd(0.1), batch_size=1)
+    >>> check_monitors(plan, start(plan, examples([[1.0]], [[1.0]]), key=jax.random.key(0)), None)
+    """
+    names = measured(plan, progress, validation)
+    for rule in (plan.stop, plan.plateau):
+        if rule is not None and rule.monitor is not None and rule.monitor not in names:
+            raise InputError(f'monitor="{rule.monitor}" is not measured. This run measures: {", ".join(names)}.')
