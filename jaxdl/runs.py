@@ -96,10 +96,10 @@ def create(folder: Path, config: dict[str, Any]) -> None:
         raise InputError(f"--workdir must be a path without [ and ], got {folder}. Choose another name.")
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        if (folder / CONFIG).exists():
+            raise InputError(f"--workdir {folder} is taken by a run that has just begun. Choose another folder.")
         with (folder / CONFIG).open("x") as file:
             file.write(_as_json(config))
-    except FileExistsError:
-        raise InputError(f"--workdir {folder} is taken by a run that has just begun. Choose another folder.") from None
     except OSError as error:
         raise InputError(
             f"--workdir {folder} must be a folder that can be written: {error.strerror}. Choose another folder."

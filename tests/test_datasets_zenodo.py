@@ -151,7 +151,8 @@ def test_a_damaged_cache_is_an_error(server, cache, source, damaged):
 def test_auto_falls_back_loudly_where_nothing_listens_and_named_sources_do_not(server, cache):
     nowhere = f"http://127.0.0.1:{unused_port()}"
     began = time.monotonic()
-    dataset = weather(cache=cache, server=nowhere)
+    with pytest.warns(UserWarning, match="SIMULATED WEATHER, NOT MEASURED"):
+        dataset = weather(cache=cache, server=nowhere)
     assert dataset.source == "simulated:3654:seed=0" and len(dataset.rows) == 1096 and len(dataset.noise) == 1096
     assert dataset.note.startswith(f"SIMULATED WEATHER, NOT MEASURED: {nowhere}") and "\n" not in dataset.note
     assert files(cache) == []

@@ -118,7 +118,7 @@ def test_a_folder_of_other_files_or_of_a_run_cut_off_is_refused(tmp_path, name):
 
 def test_a_file_in_place_of_the_folder_is_refused(tmp_path):
     (tmp_path / "file").touch()
-    for ask in (runs.finished, runs.create):
+    for ask in (runs.finished, lambda folder: runs.create(folder, {})):
         with pytest.raises(InputError, match=r"--workdir .*file must be a folder"):
             ask(tmp_path / "file")
 
