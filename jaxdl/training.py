@@ -29,6 +29,7 @@ def start(
     Raises InputError where the rows do not fill a batch, targets do not fit the outputs, a monitor is not measured, or
     reduce-on-plateau finds no learning rate to change.
 
+    >>> import optax
     >>> from jaxdl import Objective, examples, make_plan, mlp, objectives
     >>> plan = make_plan(mlp(()), Objective(objectives.squared_error), optax.sgd(0.1), batch_size=2)
     >>> int(start(plan, examples([[1.0], [2.0]], [[1.0], [2.0]]), key=jax.random.key(0)).epoch)
@@ -74,6 +75,7 @@ def run_epoch(
     last step with the prefix `val_`, and `learning_rate` where the optimiser's state has one
     (`optax.inject_hyperparams`).
 
+    >>> import optax
     >>> from jaxdl import Objective, examples, make_plan, mlp, objectives
     >>> rows = examples([[1.0], [2.0]], [[1.0], [2.0]])
     >>> plan = make_plan(mlp(()), Objective(objectives.squared_error), optax.sgd(0.1), batch_size=2)
@@ -87,6 +89,7 @@ def run_epoch(
 def run_steps(progress: Progress, train: Examples, steps: Any = None, *, plan: Plan) -> Progress:
     """The next `steps` steps of the epoch under way (int32, may be traced), all that are left by default.
 
+    >>> import optax
     >>> from jaxdl import Objective, examples, make_plan, mlp, objectives
     >>> rows = examples([[1.0], [2.0], [3.0]], [[1.0], [2.0], [3.0]])
     >>> plan = make_plan(mlp(()), Objective(objectives.squared_error), optax.sgd(0.1), batch_size=1)
@@ -107,6 +110,7 @@ def run_steps(progress: Progress, train: Examples, steps: Any = None, *, plan: P
 def finish_epoch(progress: Progress, validation: Examples | None, *, plan: Plan) -> tuple[Progress, dict[str, Array]]:
     """Closes an epoch whose steps are done: measures, applies the rules, keeps the best weights.
 
+    >>> import optax
     >>> from jaxdl import Objective, examples, make_plan, mlp, objectives
     >>> rows = examples([[1.0], [2.0]], [[1.0], [2.0]])
     >>> plan = make_plan(mlp(()), Objective(objectives.squared_error), optax.sgd(0.1), batch_size=1)
