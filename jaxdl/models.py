@@ -56,7 +56,7 @@ def mlp(
     """The MLP as a Model: hidden layers of the given widths, none for a linear model.
 
     Initial values are Keras's (kernels glorot uniform, biases 0), BatchNorm's momentum 0.99 and epsilon 1e-3 too.
-    `dtype` is that of the computation, bfloat16 for half of the memory; parameters and outputs are float32. Raises
+    `dtype` is that of the computation, such as bfloat16; parameters and outputs are float32. Raises
     InputError for widths below 1 and a dropout rate outside [0, 1).
 
     >>> import jax
