@@ -32,7 +32,10 @@ def command(
         print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT
     except KeyboardInterrupt:
-        print("interrupted: the run is not finished, and what it has written so far stays.", file=sys.stderr)
+        print(
+            "interrupted: the run is not finished. What it has written stays; start again in another --workdir.",
+            file=sys.stderr,
+        )
         return INTERRUPTED
     return 0
 

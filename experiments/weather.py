@@ -176,9 +176,13 @@ def _read(config: Config, console: Console) -> Dataset:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # The note is printed below.
         dataset = weather(config.data, days=recipe.days, places=recipe.places)
-    if dataset.note:
-        console.print(f"WARNING: {dataset.note}", style="bold red", markup=False, soft_wrap=True)
+    _warn(dataset.note, console)
     return dataset
+
+
+def _warn(note: str | None, console: Console) -> None:
+    if note:
+        console.print(f"WARNING: {note}", style="bold red", markup=False, soft_wrap=True)
 
 
 def _show_again(metrics: dict[str, Any], config: Config, console: Console) -> dict[str, Any]:
@@ -191,6 +195,7 @@ def _show_again(metrics: dict[str, Any], config: Config, console: Console) -> di
         ) from error
     text = f"{config.workdir} holds a finished run ({run}); nothing is changed, and other flags have no effect."
     console.print(text, markup=False, soft_wrap=True)
+    _warn(metrics["dataset"]["note"], console)
     console.print(result)
     return metrics
 

@@ -3,8 +3,10 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -250,6 +252,36 @@ def test_two_runs_never_share_a_folder(tmp_path, monkeypatch):
     create(tmp_path / "mine", {})
     with pytest.raises(InputError, match="taken by a run that has just begun"):
         create(tmp_path / "mine", {})
+
+
+def test_a_fallback_is_told_again_with_the_result(finished, tmp_path, capsys):
+    metrics = json.loads((finished / "metrics.json").read_text())
+    metrics["dataset"]["note"] = "SIMULATED WEATHER"
+    (tmp_path / "metrics.json").write_text(json.dumps(metrics))
+    assert call("--workdir", tmp_path) == 0
+    assert "WARNING: SIMULATED WEATHER" in capsys.readouterr().out
+
+
+def test_an_interrupted_run_says_what_to_do_and_exits_with_130(tmp_path):
+    arguments = ["--data", "simulated:400", "--patience", "1000000", "--epochs", "1000000", "--no-compilation-cache"]
+    # A shell's background jobs ignore SIGINT and hand that down, so it is switched on first.
+    code = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    code += "from experiments.weather import Config, command, run; sys.exit(command(Config, run, 'weather'))"
+    run = subprocess.Popen(
+        [sys.executable, "-c", code, *arguments, "--workdir", str(tmp_path / "run")],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    history, until = tmp_path / "run/history.csv", time.monotonic() + 60
+    while not (history.exists() and history.stat().st_size > 1000) and time.monotonic() < until:
+        time.sleep(0.1)
+    run.send_signal(signal.SIGINT)
+    message = run.communicate(timeout=60)[1]
+    assert run.returncode == 130
+    assert message.startswith("interrupted: the run is not finished.") and "Traceback" not in message
+    assert not (tmp_path / "run/metrics.json").exists()
 
 
 def test_a_network_that_diverges_ends_well(tmp_path, capsys):
