@@ -9,32 +9,29 @@ where "as today" misses by 3.88.
 from __future__ import annotations
 
 import sys
-import time
-import warnings
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from rich.console import Console
 
-from experiments import STARTED
-from experiments.command import command, new_workdir
-from experiments.weather_report import Built, describe, figures, results, short, table
-from jaxdl import checkpoints, logs, runs
+from experiments import running
+from experiments.command import command
+from experiments.running import Built, Experiment
+from experiments.weather_report import describe, figures, results, table
 from jaxdl.data import split, take
 from jaxdl.datasets import Dataset, weather
 from jaxdl.errors import InputError
-from jaxdl.fitting import check_seed, reason
+from jaxdl.fitting import check_seed
 from jaxdl.models import mlp
 from jaxdl.objectives import rmse, squared_error
 from jaxdl.plans import make_plan
 from jaxdl.stopping import early_stopping
-from jaxdl.summaries import as_table, summary
 from jaxdl.training import start
-from jaxdl.types import Objective, Progress
+from jaxdl.types import Objective
 
 
 class Recipe(NamedTuple):
@@ -132,93 +129,16 @@ def build(config: Config, dataset: Dataset) -> Built:
     return Built(dataset, rows, sets, plan, progress, recipe.epochs)
 
 
-def run(config: Config, console: Console) -> dict[str, Any]:
-    """Trains, compares and writes the run's folder; gives its metrics, which are written last."""
-    seconds = {"import": time.perf_counter() - STARTED}
-    flags = asdict(settle(config)[0])
-    metrics = None if config.workdir is None else runs.finished(config.workdir)
-    if metrics is not None:
-        return _show_again(metrics, config, console)
-    if config.compilation_cache:
-        runs.keep_compilations()
-    with runs.compile_clock() as compiling:
-        began = time.perf_counter()
-        dataset = _read(config, console)
-        seconds["data"] = time.perf_counter() - began
-        built = build(config, dataset)
-        folder = config.workdir or new_workdir(config.recipe)
-        runs.create(folder, {**flags, "workdir": str(folder), "dataset": describe(built), **runs.surroundings()})
-        network = summary(built.plan.model, built.sets["train"].inputs[:1])
-        console.print(as_table(network, f"{config.recipe}, seed {config.seed}, {short(dataset.source)}"))
-        compiled, began = compiling(), time.perf_counter()
-        progress, history = _train(built, folder, console)
-        seconds["fit"] = time.perf_counter() - began - (compiling() - compiled)
-        metrics = results(built, progress)
-        seconds["compile"] = compiling()
-    metrics |= {
-        "recipe": config.recipe,
-        "epochs": len(history),
-        "best_epoch": int(progress.stopping.best_epoch),
-        "reason": reason(progress),
-        "seed": config.seed,
-        "parameters": network.parameters,
-    }
-    _keep(built, progress, history, folder)
-    metrics["seconds"] = {**seconds, "total": time.perf_counter() - STARTED}
-    runs.write_json(folder / runs.METRICS, metrics)
-    console.print(table(metrics))
-    console.print(f"Everything about this run is in {folder}", markup=False, soft_wrap=True)
-    return metrics
-
-
-def _read(config: Config, console: Console) -> Dataset:
+def read(config: Config) -> Dataset:
+    """The rows that the recipe asks for."""
     recipe = RECIPES[config.recipe]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # The note is printed below.
-        dataset = weather(config.data, days=recipe.days, places=recipe.places)
-    _warn(dataset.note, console)
-    return dataset
+    return weather(config.data, days=recipe.days, places=recipe.places)
 
 
-def _warn(note: str | None, console: Console) -> None:
-    if note:
-        console.print(f"WARNING: {note}", style="bold red", markup=False, soft_wrap=True)
-
-
-def _show_again(metrics: dict[str, Any], config: Config, console: Console) -> dict[str, Any]:
-    try:
-        result, run = table(metrics), f"{metrics['recipe']}, seed {metrics['seed']}"
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(
-            f"{config.workdir}/{runs.METRICS} must hold the metrics of a weather run, got something else ({error}). "
-            "Restore it, or choose another --workdir."
-        ) from error
-    text = f"{config.workdir} holds a finished run ({run}); nothing is changed, and other flags have no effect."
-    console.print(text, markup=False, soft_wrap=True)
-    _warn(metrics["dataset"]["note"], console)
-    console.print(result)
-    return metrics
-
-
-def _train(built: Built, folder: Path, console: Console) -> tuple[Progress, list[dict[str, float]]]:
-    shown = ("loss", "val_rmse")
-    with (
-        logs.csv_file(folder / "history.csv") as rows,
-        logs.tensorboard(folder / "tensorboard") as charts,
-        logs.progress_bar(console, built.epochs, shown) as bar,
-    ):
-        train, validation = built.sets["train"], built.sets["validation"]
-        observers = (rows, charts, bar)
-        return runs.drive(built.plan, built.start, train, validation, epochs=built.epochs, observers=observers)
-
-
-def _keep(built: Built, progress: Progress, history: list[dict[str, float]], folder: Path) -> None:
-    checkpoints.save(folder / "checkpoints" / "final", progress.state.weights)
-    checkpoints.save(folder / "checkpoints" / "best", progress.best)
-    (folder / "figures").mkdir()
-    title = f"{folder.name}, {short(built.dataset.source)}"
-    for name, figure in figures(built, progress, history, title).items():
-        figure.savefig(folder / "figures" / f"{name}.png")
+EXPERIMENT = Experiment(
+    "weather", lambda config: settle(config)[0], read, build, describe, results, figures, table, ("loss", "val_rmse")
+)
+run = partial(running.run, EXPERIMENT)
 
 
 if __name__ == "__main__":

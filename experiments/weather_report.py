@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.table import Table
 
+from experiments.running import SETS, Built, short
 from jaxdl import plots
 from jaxdl.baselines import climatology, mean_of_last, ridge, root_mean_square
 from jaxdl.datasets import Dataset
 from jaxdl.datasets.weather import TARGET
 from jaxdl.fitting import as_table
 from jaxdl.passes import evaluate, predict
-from jaxdl.types import Examples, Plan, Progress, Weights
+from jaxdl.types import Progress, Weights
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-SETS = ("train", "validation", "test")
 DAYS = 7  # of the baseline that averages the last days
 PENALTIES = (0.1, 1.0, 10.0, 100.0, 1000.0)
 NAMES = {
@@ -27,17 +27,6 @@ NAMES = {
     "climatology": "climatology (mean of the month)",
     "ridge": "ridge regression",
 }
-
-
-class Built(NamedTuple):
-    """What a configuration and a data set amount to."""
-
-    dataset: Dataset
-    rows: dict[str, np.ndarray]  # of the data set, by set
-    sets: dict[str, Examples]
-    plan: Plan
-    start: Progress  # before the first epoch
-    epochs: int  # at most
 
 
 def baselines(dataset: Dataset, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -63,15 +52,6 @@ def baselines(dataset: Dataset, rows: dict[str, np.ndarray]) -> dict[str, np.nda
     }
 
 
-def short(source: str) -> str:
-    """A source in few words, for titles: of a path only the file's name.
-
-    >>> short("file:/home/me/weather.csv")
-    'weather.csv'
-    """
-    return source.rpartition("/")[2] if source.startswith("file:") else source
-
-
 def results(built: Built, progress: Progress) -> dict[str, Any]:
     """The entries of metrics.json that say how well the run went."""
 
@@ -82,7 +62,6 @@ def results(built: Built, progress: Progress) -> dict[str, Any]:
     true = built.dataset.examples.targets[built.rows["test"], 0]
     simple = baselines(built.dataset, built.rows)
     return {
-        "dataset": describe(built),
         "baselines": {name: {"test_rmse": root_mean_square(guess - true)} for name, guess in simple.items()},
         "rmse": figures(progress.state.weights),
         "rmse_best": figures(progress.best),

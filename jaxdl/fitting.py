@@ -10,6 +10,7 @@ import optax
 
 from jaxdl.errors import InputError
 from jaxdl.plans import NEVER, make_plan
+from jaxdl.steps import shown_weights
 from jaxdl.training import epochs as run_epochs
 from jaxdl.training import start
 from jaxdl.types import Examples, Model, Objective, Progress, Rule, Weights
@@ -46,6 +47,7 @@ def fit(
     batch_size: int = 32,
     stop: Rule = NEVER,
     plateau: Rule | None = None,
+    average: float | None = None,
     seed: int = 0,
     weights: Weights | None = None,
     progress: Progress | None = None,
@@ -53,6 +55,7 @@ def fit(
 ) -> Fit:
     """Trains until `epochs` epochs are done, or until `stop` ends the run.
 
+    average: such as 0.999, to measure and keep a moving average of the weights instead of the weights themselves.
     weights: initial weights, instead of ones drawn with `seed`.
     progress: where an earlier run stands, to go on from there; `epochs` counts its epochs too.
     observers: functions `(progress, history) -> None`, called after every epoch with the records so far.
@@ -72,7 +75,7 @@ def fit(
     if epochs < 1:
         raise InputError(f"epochs must be at least 1, got {epochs}.")
     check_seed(seed)
-    plan = make_plan(model, objective, optimiser, batch_size=batch_size, stop=stop, plateau=plateau)
+    plan = make_plan(model, objective, optimiser, batch_size=batch_size, stop=stop, plateau=plateau, average=average)
     begin = progress
     if begin is None:
         begin = start(plan, train, validation, key=jax.random.key(seed), weights=weights)
@@ -82,7 +85,7 @@ def fit(
         history.append(record)
         for observe in observers:
             observe(progress, history)
-    return Fit(as_table(history), progress.best, progress.state.weights, reason(progress), progress)
+    return Fit(as_table(history), progress.best, shown_weights(progress.state), reason(progress), progress)
 
 
 def check_seed(seed: int) -> None:

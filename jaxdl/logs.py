@@ -7,12 +7,14 @@ history is a list of records, the last of which is the epoch that has just ended
 from __future__ import annotations
 
 import csv
+import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from jaxdl.errors import InputError
 from jaxdl.fitting import Observer
 from jaxdl.types import Progress
 
@@ -88,6 +90,37 @@ def tensorboard(folder: Path, *, every: float = 1.0) -> Iterator[Observer]:
         write()
         for writer in writers.values():
             writer.close()
+
+
+def pictures(folder: Path, files: Sequence[Path], *, step: int) -> None:
+    """Writes PNG files for TensorBoard, each under its name, as the pictures of an epoch.
+
+    Raises InputError for a file that is no PNG.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     pictures(Path(folder), [], step=1)
+    ...     len(list(Path(folder).iterdir()))
+    1
+    """
+    from tensorboardX.event_file_writer import EventsWriter
+    from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.proto.summary_pb2 import Summary
+
+    folder.mkdir(parents=True, exist_ok=True)
+    values = []
+    for file in files:
+        content = file.read_bytes()
+        if content[:8] != b"\x89PNG\r\n\x1a\n":
+            raise InputError(f"{file} must be a PNG file, got something else.")
+        # The header of a PNG file: width and height stand at bytes 16 to 24.
+        width, height = struct.unpack(">II", content[16:24])
+        image = Summary.Image(height=height, width=width, colorspace=4, encoded_image_string=content)
+        values.append(Summary.Value(tag=file.stem, image=image))
+    writer = EventsWriter(str(folder / "events"))
+    writer.write_event(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
+    writer.flush()
+    writer.close()
 
 
 def progress_bar(console: Console, epochs: int, figures: tuple[str, ...]) -> AbstractContextManager[Observer]:

@@ -89,6 +89,25 @@ def softmax_cross_entropy(outputs: Array, targets: Array) -> Array:
     return jnp.where(known, optax.losses.softmax_cross_entropy_with_integer_labels(outputs, targets), jnp.nan)
 
 
+def smoothed_cross_entropy(smoothing: float) -> Callable[[Array, Array], Array]:
+    """Softmax cross-entropy in nats, (B,), with the share `smoothing` of each label spread evenly over all classes.
+
+    Source: Szegedy et al., CVPR (2016). A label that is no class gives nan. Raises InputError for a share that is not
+    from 0 to below 1.
+
+    >>> round(smoothed_cross_entropy(0.1)(jnp.zeros((1, 2)), jnp.array([1])).item(), 4)
+    0.6931
+    """
+    if not 0 <= smoothing < 1:
+        raise InputError(f"smoothing must be from 0 to below 1, got {smoothing}. Use 0.1, say.")
+
+    def loss(outputs: Array, targets: Array) -> Array:
+        own = softmax_cross_entropy(outputs, targets)
+        return (1 - smoothing) * own - smoothing * jax.nn.log_softmax(outputs.astype(jnp.float32)).mean(1)
+
+    return loss
+
+
 def sigmoid_cross_entropy(outputs: Array, targets: Array) -> Array:
     """The negative log-likelihood in nats of each row's 0-or-1 targets, (B,), from logits of the same shape.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -14,10 +15,12 @@ from jax import lax
 from jaxdl.data import batch_at
 from jaxdl.errors import InputError
 from jaxdl.objectives import add, finish
+from jaxdl.programs import program
 from jaxdl.steps import EvalStep, TrainStep, make_eval_step
 from jaxdl.types import Array, Examples, Model, Objective, PyTree, Sums, TrainState, Weights
 
-EVAL_ROWS = 1024
+# What a batch of an evaluation holds at most. More numbers would only take memory: images grow large in a ConvNet.
+EVAL_ROWS, EVAL_NUMBERS = 1024, 2**19
 
 
 def scan_steps(
@@ -83,9 +86,18 @@ def zeros_of(function: Callable[..., PyTree], *arguments: Any) -> PyTree:
     return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(function, *arguments))
 
 
-@partial(jax.jit, static_argnames=("model", "objective", "batch_size"))
+def batch_rows(inputs: Array) -> int:
+    """How many rows of (N, ...) inputs an evaluation takes at once unless told: 1024, or fewer where rows are large.
+
+    >>> batch_rows(jnp.zeros((5, 163))), batch_rows(jnp.zeros((5, 32, 32, 3)))
+    (1024, 170)
+    """
+    return max(1, min(EVAL_ROWS, EVAL_NUMBERS // max(1, math.prod(inputs.shape[1:]))))
+
+
+@partial(program, static_argnames=("model", "objective", "batch_size"))
 def evaluate(
-    model: Model, objective: Objective, weights: Weights, rows_of: Examples, *, batch_size: int = EVAL_ROWS
+    model: Model, objective: Objective, weights: Weights, rows_of: Examples, *, batch_size: int | None = None
 ) -> dict[str, Array]:
     """The figures of a data set: `loss` and each metric, float32 scalars, exact for every batch size.
 
@@ -97,10 +109,11 @@ def evaluate(
     >>> sorted(evaluate(model, Objective(objectives.squared_error, (objectives.rmse,)), weights, rows))
     ['loss', 'rmse']
     """
-    return finish(objective, sum_steps(make_eval_step(model, objective), weights, rows_of, batch_size=batch_size))
+    size = batch_rows(rows_of.inputs) if batch_size is None else batch_size
+    return finish(objective, sum_steps(make_eval_step(model, objective), weights, rows_of, batch_size=size))
 
 
-def predict(model: Model, weights: Weights, inputs: Any, *, batch_size: int = EVAL_ROWS) -> Array:
+def predict(model: Model, weights: Weights, inputs: Any, *, batch_size: int | None = None) -> Array:
     """The model's outputs for (N, ...) inputs, computed in batches of at most `batch_size` rows.
 
     Compiles once for each model and shape of the inputs. Raises InputError where there are no rows.
@@ -115,10 +128,10 @@ def predict(model: Model, weights: Weights, inputs: Any, *, batch_size: int = EV
         raise InputError(
             f"predict needs at least one row, got inputs of shape {inputs.shape}. Give inputs of shape (rows, ...)."
         )
-    return _predict(model, weights, inputs, batch_size=batch_size)
+    return _predict(model, weights, inputs, batch_size=batch_rows(inputs) if batch_size is None else batch_size)
 
 
-@partial(jax.jit, static_argnames=("model", "batch_size"))
+@partial(program, static_argnames=("model", "batch_size"))
 def _predict(model: Model, weights: Weights, inputs: Array, *, batch_size: int) -> Array:
     count = inputs.shape[0]
 

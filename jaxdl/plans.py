@@ -22,10 +22,12 @@ def make_plan(
     batch_size: int = 32,
     stop: Rule = NEVER,
     plateau: Rule | None = None,
+    average: float | None = None,
 ) -> Plan:
     """What a run does, checked.
 
-    Raises InputError for a batch size below 1, an objective that is none, and metrics whose names clash.
+    Raises InputError for a batch size below 1, an objective that is none, metrics whose names clash, and an `average`
+    that is not from 0 to below 1.
 
     Plans made of the same functions are equal and share one compiled program.
 
@@ -39,11 +41,14 @@ def make_plan(
         raise InputError(
             f"objective must be an Objective, got {type(objective).__name__}. Use Objective(loss, metrics)."
         )
+    if average is not None and not 0 <= average < 1:
+        raise InputError(f"average must be from 0 to below 1, got {average}. Use 0.999, say, or None for no average.")
     names = [metric.name for metric in objective.metrics]
     for name in names:
         if names.count(name) > 1 or name in RESERVED or name.startswith("val_"):
             raise InputError(f'every metric must have a name of its own, got "{name}", which is taken. Rename it.')
-    return Plan(model, objective._replace(metrics=tuple(objective.metrics)), optimiser, batch_size, stop, plateau)
+    objective = objective._replace(metrics=tuple(objective.metrics))
+    return Plan(model, objective, optimiser, batch_size, stop, plateau, average)
 
 
 def measured(plan: Plan, progress: Progress, validation: Examples | None) -> list[str]:

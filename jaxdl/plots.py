@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -78,6 +78,75 @@ def predictions(true: Any, predicted: Mapping[str, Any], *, quantity: str = "val
     panels[0].set_ylabel(f"predicted {quantity}")
     if title:
         figure.suptitle(title)
+    return figure
+
+
+def images(
+    pictures: Any, captions: Sequence[str] = (), *, columns: int = 8, colours: Sequence[str] = (), title: str = ""
+) -> Figure:
+    """A grid of (N, H, W, 3) or (N, H, W) pictures, uint8 or floats from 0 to 1, each under its caption.
+
+    colours: of the captions.
+
+    >>> import numpy as np
+    >>> len(images(np.zeros((3, 8, 8, 3), np.uint8), ["a", "b", "c"], columns=2).axes)
+    4
+    """
+    pictures = np.asarray(pictures)
+    columns = max(1, min(columns, len(pictures)))
+    rows = max(1, -(-len(pictures) // columns))
+    lines = max((caption.count("\n") + 1 for caption in captions), default=0)
+    cell = 1.15 + 0.17 * lines
+    figure = _figure(1.15 * columns + 1, cell * rows + 1.05, above=0.45 + 0.17 * lines)
+    figure.subplots_adjust(left=0.02, right=0.98, bottom=0.02, hspace=(0.1 + 0.17 * lines) / 1.15, wspace=0.08)
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    for number, axes in enumerate(panels):
+        axes.axis("off")
+        if number < len(pictures):
+            axes.imshow(pictures[number], cmap="gray", interpolation="nearest")
+            if number < len(captions):
+                colour = colours[number] if number < len(colours) else "black"
+                axes.set_title(captions[number], fontsize=8, color=colour, pad=2)
+    if title:
+        figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def kernels(values: Any, *, columns: int = 10, title: str = "") -> Figure:
+    """The kernels (h, w, C, K) of a convolution as a grid of K pictures; of 3 channels in colours, else their means.
+
+    All share one scale, on which grey is 0.
+
+    >>> import numpy as np
+    >>> len(kernels(np.ones((3, 3, 3, 4)), columns=4).axes)
+    4
+    """
+    values = np.moveaxis(np.asarray(values, np.float64), -1, 0)
+    values = values if values.shape[-1] == 3 else values.mean(-1)
+    largest = np.abs(np.where(np.isfinite(values), values, 0)).max() or 1.0
+    return images(np.nan_to_num(0.5 + 0.5 * values / largest, nan=0.5), columns=columns, title=title)
+
+
+def confusion(matrix: Any, classes: Sequence[str], *, title: str = "") -> Figure:
+    """A confusion matrix (C, C) of counts, true classes down and predicted ones across, shaded by the share of the row.
+
+    >>> len(confusion([[5, 1], [2, 4]], ["cat", "dog"]).axes)
+    1
+    """
+    counts = np.asarray(matrix)
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    size = 0.55 * len(classes) + 1.6
+    figure = _figure(size + 0.6, size, above=0.5)
+    figure.subplots_adjust(left=1.1 / (size + 0.6), bottom=1.0 / size)
+    axes = figure.subplots()
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for row in range(len(classes)):
+        for column in range(len(classes)):
+            colour = "white" if shares[row, column] > 0.5 else "black"
+            axes.text(column, row, f"{counts[row, column]}", ha="center", va="center", color=colour, fontsize=8)
+    axes.set_xticks(range(len(classes)), classes, rotation=45, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(len(classes)), classes)
+    axes.set(xlabel="predicted", ylabel="true", title=title)
     return figure
 
 

@@ -15,12 +15,17 @@ TrainStep = Callable[[TrainState, Examples], tuple[TrainState, Sums]]
 EvalStep = Callable[[Weights, Examples], Sums]
 
 
-def make_train_step(model: Model, objective: Objective, optimiser: optax.GradientTransformation) -> TrainStep:
+def make_train_step(
+    model: Model, objective: Objective, optimiser: optax.GradientTransformation, *, average: float | None = None
+) -> TrainStep:
     """A pure function `(state, batch) -> (state, sums)`: one optimiser update on the batch's weighted mean loss.
 
     The sums measure the batch before the update; a batch of padding only changes nothing. Randomness comes from
     `fold_in(state.key, state.step)`, so the key never advances and a resumed run draws what the uninterrupted one would
     have drawn. Clipping, accumulation, weight decay and schedules are optax's: compose them into `optimiser`.
+
+    With `average`, such as 0.999, the state's moving average of the weights and stats keeps that share of itself each
+    step, and less in the first steps: min(average, (1 + step) / (10 + step)).
 
     >>> from jaxdl import mlp, objectives
     >>> model, optimiser = mlp((), outputs=1), optax.sgd(0.1)
@@ -44,11 +49,12 @@ def make_train_step(model: Model, objective: Objective, optimiser: optax.Gradien
 
         grads, (stats, sums) = jax.grad(mean_loss, has_aux=True)(state.weights.params)
         updates, opt_state = optimiser.update(grads, state.opt_state, state.weights.params)
-        after = Weights(optax.apply_updates(state.weights.params, updates), stats), opt_state
+        weights = Weights(optax.apply_updates(state.weights.params, updates), stats)
+        after = weights, opt_state, () if average is None else _averaged(state, weights, average)
         # Padding alone has no mean and no gradient, but momentum would still move the weights.
-        before = state.weights, state.opt_state
-        weights, opt_state = jax.tree.map(lambda new, old: jnp.where(sums.weight > 0, new, old), after, before)
-        return TrainState(state.step + 1, weights, opt_state, state.key), sums
+        before = state.weights, state.opt_state, state.average
+        weights, opt_state, mean = jax.tree.map(lambda new, old: jnp.where(sums.weight > 0, new, old), after, before)
+        return TrainState(state.step + 1, weights, opt_state, state.key, mean), sums
 
     return step
 
@@ -70,11 +76,37 @@ def make_eval_step(model: Model, objective: Objective) -> EvalStep:
     return step
 
 
-def make_train_state(weights: Weights, optimiser: optax.GradientTransformation, key: Array) -> TrainState:
+def _averaged(state: TrainState, weights: Weights, average: float) -> Weights:
+    step = state.step.astype(jnp.float32)
+    kept = jnp.minimum(average, (1 + step) / (10 + step))
+
+    def mix(old: Array, new: Array) -> Array:
+        return (kept * old + (1 - kept) * new).astype(old.dtype)
+
+    return jax.tree.map(mix, state.average, weights)
+
+
+def make_train_state(
+    weights: Weights, optimiser: optax.GradientTransformation, key: Array, *, average: bool = False
+) -> TrainState:
     """The state before the first step; every leaf has a dtype of its own, so that the step compiles once.
+
+    `average`: whether it holds a moving average of the weights, which starts at the weights.
 
     >>> state = make_train_state(Weights({"w": jnp.ones(2)}, {}), optax.sgd(0.1), jax.random.key(0))
     >>> int(state.step)
     0
     """
-    return TrainState(jnp.zeros((), jnp.int32), weights, optimiser.init(weights.params), key)
+    return TrainState(
+        jnp.zeros((), jnp.int32), weights, optimiser.init(weights.params), key, weights if average else ()
+    )
+
+
+def shown_weights(state: TrainState) -> Weights:
+    """The weights that are measured and kept: the moving average where there is one, else those that are trained.
+
+    >>> state = make_train_state(Weights({"w": jnp.ones(2)}, {}), optax.sgd(0.1), jax.random.key(0))
+    >>> shown_weights(state) is state.weights
+    True
+    """
+    return state.average if isinstance(state.average, Weights) else state.weights

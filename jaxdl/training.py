@@ -16,8 +16,9 @@ from jaxdl.data import order
 from jaxdl.objectives import LOSS, finish, measure
 from jaxdl.passes import evaluate, scan_steps, zeros_of
 from jaxdl.plans import check_monitors, check_rows, measured
+from jaxdl.programs import program
 from jaxdl.rates import learning_rate, rate_to_change, with_learning_rate
-from jaxdl.steps import make_train_state, make_train_step
+from jaxdl.steps import make_train_state, make_train_step, shown_weights
 from jaxdl.types import Array, Examples, Plan, Progress, Rule, Stopping, Sums, Weights
 
 
@@ -42,14 +43,14 @@ def start(
     return progress
 
 
-@partial(jax.jit, static_argnames="plan")
+@partial(program, static_argnames="plan")
 def _start(batch: Examples, key: Array, weights: Weights | None, *, plan: Plan) -> Progress:
     init_key, step_key, order_key = jax.random.split(key, 3)
     if weights is None:
         weights = plan.model.init(init_key, batch.inputs)
     weights = jax.tree.map(jnp.asarray, weights)
     outputs, _ = plan.model.apply(weights, batch.inputs, train=False)
-    state = make_train_state(weights, plan.optimiser, step_key)
+    state = make_train_state(weights, plan.optimiser, step_key, average=plan.average is not None)
     zero = jnp.zeros((), jnp.int32)
     plateau = () if plan.plateau is None else plan.plateau.init(rate_to_change(state.opt_state))
     return Progress(
@@ -64,7 +65,7 @@ def _start(batch: Examples, key: Array, weights: Weights | None, *, plan: Plan) 
     )
 
 
-@partial(jax.jit, static_argnames="plan")
+@partial(program, static_argnames="plan")
 def run_epoch(
     progress: Progress, train: Examples, validation: Examples | None, *, plan: Plan
 ) -> tuple[Progress, dict[str, Array]]:
@@ -99,7 +100,7 @@ def run_steps(progress: Progress, train: Examples, steps: Any = None, *, plan: P
     count = train.weights.shape[0]
     total = -(-count // plan.batch_size)
     stop = jnp.int32(total) if steps is None else jnp.minimum(progress.cursor + steps, total).astype(jnp.int32)
-    step = make_train_step(plan.model, plan.objective, plan.optimiser)
+    step = make_train_step(plan.model, plan.objective, plan.optimiser, average=plan.average)
     rows = order(progress.key, progress.epoch, count)
     state, sums = scan_steps(
         step, progress.state, progress.sums, train, rows, progress.cursor, stop, batch_size=plan.batch_size
@@ -118,10 +119,10 @@ def finish_epoch(progress: Progress, validation: Examples | None, *, plan: Plan)
     >>> finish_epoch(progress, None, plan=plan)[0].stopping.best_epoch.item()
     1
     """
-    state, epoch = progress.state, progress.epoch + 1
+    state, epoch, weights = progress.state, progress.epoch + 1, shown_weights(progress.state)
     record = finish(plan.objective, progress.sums)
     if validation is not None:
-        figures = evaluate(plan.model, plan.objective, state.weights, validation)
+        figures = evaluate(plan.model, plan.objective, weights, validation)
         record |= {f"val_{name}": value for name, value in figures.items()}
     rate = learning_rate(state.opt_state)
     if rate is not None:
@@ -131,7 +132,7 @@ def finish_epoch(progress: Progress, validation: Examples | None, *, plan: Plan)
     if plan.plateau is not None:
         plateau = plan.plateau.update(plateau, _monitored(plan.plateau, record), epoch)
         state = state._replace(opt_state=with_learning_rate(state.opt_state, plateau.learning_rate))
-    best = jax.tree.map(lambda new, old: jnp.where(stopping.improved, new, old), state.weights, progress.best)
+    best = jax.tree.map(lambda new, old: jnp.where(stopping.improved, new, old), weights, progress.best)
     sums: Sums = jax.tree.map(jnp.zeros_like, progress.sums)
     return Progress(epoch, jnp.zeros((), jnp.int32), state, best, stopping, plateau, sums, progress.key), record
 
@@ -161,7 +162,7 @@ def epochs(
         yield progress, {"epoch": epoch, **dict(zip(names, figures, strict=True))}
 
 
-@partial(jax.jit, static_argnames="plan")
+@partial(program, static_argnames="plan")
 def _run_epoch_to_row(
     progress: Progress, train: Examples, validation: Examples | None, *, plan: Plan
 ) -> tuple[Progress, Array]:

@@ -83,6 +83,7 @@ class TrainState(NamedTuple):
     weights: Weights
     opt_state: PyTree
     key: Array  # constant: the step's own key is fold_in(key, step)
+    average: Weights | tuple[()] = ()  # a moving average of the weights, where one is kept
 
 
 class Stopping(NamedTuple):
@@ -134,3 +135,4 @@ class Plan(NamedTuple):
     batch_size: int
     stop: Rule
     plateau: Rule | None = None
+    average: float | None = None  # how much of itself the moving average of the weights keeps each step

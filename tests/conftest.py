@@ -17,7 +17,10 @@ jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # Modules that call optax cannot bear strict dtype promotion, because optax does not.
-STRICT_DTYPES = ("test_data", "test_objectives", "test_stopping", "test_passes", "test_models")
+STRICT_DTYPES = (
+    *("test_data", "test_augment", "test_layers", "test_models"),
+    *("test_objectives", "test_stopping", "test_passes"),
+)
 
 
 def pytest_configure(config):

@@ -106,7 +106,7 @@ def test_the_full_file_has_a_record_of_its_own(server, cache):
 @pytest.mark.parametrize(
     ("faults", "message"),
     [
-        ({"content": CONTENT + b"1"}, f"must have the checksum {CHECKSUM} that its record states, and has another"),
+        ({"content": CONTENT + b"1"}, f"must have the checksum {CHECKSUM}, and has another. Nothing is kept"),
         ({"content": b""}, "must have the checksum"),
         ({"cut": 100}, "/file broke off. Try again"),
         ({"name": "other.csv"}, f"the record {DOI} must hold {NAME}, got other.csv"),

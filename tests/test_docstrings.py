@@ -14,6 +14,7 @@ import jaxdl
 # Functions for which an example would add nothing.
 EXCEPTIONS = {
     # Their docstrings hold their meaning as a loop, which tests run beside them.
+    "jaxdl.augment.augmented",
     "jaxdl.passes.scan_steps",
     "jaxdl.passes.sum_steps",
     "jaxdl.training.epochs",

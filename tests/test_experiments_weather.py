@@ -51,7 +51,7 @@ def test_a_run_writes_its_folder(finished):
     names = {str(path.relative_to(finished)) for path in finished.rglob("*") if path.is_file()}
     assert names >= {"config.json", "history.csv", "metrics.json", "figures/history.png", "figures/predictions.png"}
     assert (finished / "checkpoints/best").is_dir() and (finished / "checkpoints/final").is_dir()
-    assert len(list((finished / "tensorboard").rglob("events.*"))) == 2
+    assert len(list((finished / "tensorboard").rglob("events.*"))) == 3
     for picture in (finished / "figures").iterdir():
         assert picture.read_bytes().startswith(b"\x89PNG")
 

@@ -15,6 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from jaxdl import logs
 from jaxdl.data import examples
+from jaxdl.errors import InputError
 from jaxdl.fitting import fit
 from jaxdl.models import mlp
 from jaxdl.objectives import rmse, squared_error
@@ -264,3 +265,25 @@ def test_observers_do_not_change_the_run(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, watched.final, plain.final)
     jax.tree.map(np.testing.assert_array_equal, watched.best, plain.best)
     pd.testing.assert_frame_equal(watched.history, plain.history, check_exact=True)
+
+
+def test_pictures_are_read_back_by_tensorboard(tmp_path):
+    from PIL import Image
+
+    files = []
+    for name, size in (("curve", (30, 20)), ("matrix", (10, 40))):
+        files.append(tmp_path / f"{name}.png")
+        Image.new("RGBA", size, "red").save(files[-1])
+    logs.pictures(tmp_path / "pictures", files, step=7)
+    events = EventAccumulator(str(tmp_path / "pictures"))
+    events.Reload()
+    assert sorted(events.Tags()["images"]) == ["curve", "matrix"]
+    (seen,) = events.Images("curve")
+    assert (seen.step, seen.width, seen.height) == (7, 30, 20)
+    assert seen.encoded_image_string == files[0].read_bytes()
+
+
+def test_what_is_no_picture_is_refused(tmp_path):
+    (tmp_path / "a.png").write_text("text")
+    with pytest.raises(InputError, match=r"a\.png must be a PNG file"):
+        logs.pictures(tmp_path / "pictures", [tmp_path / "a.png"], step=1)

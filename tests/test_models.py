@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from jaxdl.errors import InputError
-from jaxdl.models import mlp
+from jaxdl.models import conv, convnet, mlp, residual_net
+from jaxdl.summaries import summary
 from jaxdl.types import Weights
 
 KEY = jax.random.key(0)
@@ -189,3 +190,130 @@ def test_equal_calls_give_networks_that_compute_the_same():
     np.testing.assert_array_equal(
         one.apply(weights, inputs, train=False)[0], two.apply(weights, inputs, train=False)[0]
     )
+
+
+PICTURE = jnp.zeros((1, 32, 32, 3), jnp.uint8)
+LESSON = {
+    "small": convnet((50, 50)),
+    "dense": convnet((), widths=(100, 50)),
+    "pooled": convnet((50, 50, 50), widths=(50,), pool=True),
+    "dropout": convnet((50, 50, 50), widths=(50,), pool=True, dropout=0.2),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "layers"),
+    [
+        ("small", {"Conv_0": ((30, 30, 50), 1400), "Conv_1": ((28, 28, 50), 22550), "Flatten_0": ((39200,), 0)}),
+        ("small", {"Dense_0": ((10,), 392010)}),
+        # The lesson's exercise: 3,072 features, and a dense layer of 100 on them.
+        ("dense", {"Flatten_0": ((3072,), 0), "Dense_0": ((100,), 307300), "Dense_1": ((50,), 5050)}),
+        ("pooled", {"Conv_0": ((30, 30, 50), 1400), "MaxPool_0": ((15, 15, 50), 0), "Conv_1": ((13, 13, 50), 22550)}),
+        ("pooled", {"MaxPool_1": ((6, 6, 50), 0), "Conv_2": ((4, 4, 50), 22550), "MaxPool_2": ((2, 2, 50), 0)}),
+        ("pooled", {"Dense_0": ((50,), 10050), "Dense_1": ((10,), 510)}),
+        ("dropout", {"Dropout_0": ((15, 15, 50), 0), "Dropout_2": ((2, 2, 50), 0)}),
+    ],
+)
+def test_output_shapes_and_parameters_of_the_lessons_networks(name, layers):
+    found = {layer.name: (layer.shape, layer.trained) for layer in summary(LESSON[name], PICTURE).layers}
+    assert {layer: found[layer] for layer in layers} == layers
+
+
+@pytest.mark.parametrize(("name", "parameters"), [("small", 415960), ("dense", 312860), ("pooled", 57060)])
+def test_parameters_of_the_lessons_networks(name, parameters):
+    assert summary(LESSON[name], PICTURE).parameters == parameters
+    assert count(jax.eval_shape(LESSON[name].init, KEY, PICTURE)) == parameters
+
+
+def test_a_hundred_kernels_have_2700_numbers_where_a_dense_layer_has_307300():
+    import flax.linen as nn
+
+    layer = conv(100, 3, "VALID", jnp.float32, nn.initializers.glorot_uniform(), bias=False)
+    assert count(jax.eval_shape(layer.init, KEY, PICTURE.astype(jnp.float32))) == 2700 == 100 * 3 * 3 * 3
+
+
+@pytest.mark.parametrize(("padding", "sides"), [("VALID", (30, 28)), ("SAME", (32, 32))])
+def test_valid_padding_shrinks_the_borders_and_same_does_not(padding, sides):
+    layers = summary(convnet((5, 5), padding=padding), PICTURE).layers
+    assert tuple(layer.shape[0] for layer in layers[:2]) == sides == tuple(layer.shape[1] for layer in layers[:2])
+
+
+def random_weights(model, inputs):
+    draws = np.random.default_rng(0)
+    shapes = jax.eval_shape(model.init, KEY, inputs)
+    params = jax.tree.map(lambda leaf: draws.normal(0, 0.3, leaf.shape).astype(np.float32), shapes.params)
+    return Weights(params, jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), shapes.stats))
+
+
+def test_a_convnet_is_convolutions_pooling_and_dense_layers():
+    from sklearn.feature_extraction.image import extract_patches_2d
+
+    images = np.random.default_rng(1).integers(0, 256, (2, 10, 9, 3)).astype(np.uint8)
+    model = convnet((4,), widths=(6,), outputs=3, pool=True)
+    weights = random_weights(model, images)
+    kernel, bias = (weights.params["Conv_0"][name] for name in ("kernel", "bias"))
+    wanted = []
+    for image in images / 255:
+        patches = extract_patches_2d(image, (3, 3)).reshape(-1, 27)
+        hidden = np.maximum(patches @ kernel.reshape(27, 4) + bias, 0).reshape(8, 7, 4)
+        pooled = np.array(
+            [[hidden[2 * i : 2 * i + 2, 2 * j : 2 * j + 2].max((0, 1)) for j in range(3)] for i in range(4)]
+        )
+        row = np.maximum(pooled.ravel() @ weights.params["Dense_0"]["kernel"] + weights.params["Dense_0"]["bias"], 0)
+        wanted.append(row @ weights.params["Dense_1"]["kernel"] + weights.params["Dense_1"]["bias"])
+    outputs, _ = model.apply(weights, images, train=False)
+    np.testing.assert_allclose(outputs, wanted, rtol=1e-4, atol=1e-4)
+    # Bytes and the floats that they stand for are the same picture.
+    floats, _ = model.apply(weights, images.astype(np.float32) / np.float32(255), train=False)
+    np.testing.assert_allclose(outputs, floats, rtol=1e-5, atol=1e-6)
+
+
+def test_dropout_acts_in_training_alone_and_draws_with_the_key():
+    images = np.random.default_rng(1).integers(0, 256, (2, 10, 10, 3)).astype(np.uint8)
+    model = convnet((4,), pool=True, dropout=0.5)
+    weights = random_weights(model, images)
+
+    def outputs(train, seed):
+        return np.asarray(model.apply(weights, images, train=train, key=jax.random.key(seed))[0])
+
+    np.testing.assert_array_equal(outputs(False, 0), outputs(False, 1))
+    np.testing.assert_array_equal(outputs(True, 0), outputs(True, 0))
+    assert not np.array_equal(outputs(True, 0), outputs(True, 1))
+
+
+def test_a_residual_net_does_not_see_padding():
+    images = np.random.default_rng(1).integers(0, 256, (4, 16, 16, 3)).astype(np.uint8)
+    model = residual_net(2)
+    weights = random_weights(model, images)
+    step = jax.jit(lambda given: model.apply(weights, given, train=True, mask=jnp.arange(4) < 3))
+    other = images.copy()
+    other[3] = 255 - other[3]
+    (one, stats), (two, others) = step(images), step(other)
+    np.testing.assert_allclose(one[:3], two[:3], rtol=1e-5)
+    jax.tree.map(np.testing.assert_array_equal, stats, others)
+
+
+@pytest.mark.parametrize("model", [convnet((4,), dtype=jnp.bfloat16), residual_net(2, dtype=jnp.bfloat16)])
+def test_bfloat16_computes_near_float32_and_gives_float32(model):
+    images = np.random.default_rng(1).integers(0, 256, (4, 16, 16, 3)).astype(np.uint8)
+    weights = jax.tree.map(lambda leaf: leaf / 3, random_weights(model, images))
+    outputs, _ = model.apply(weights, images, train=False)
+    assert outputs.dtype == jnp.float32 and all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(weights))
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: convnet((0,)), "filters, widths, outputs and kernel must be at least 1"),
+        (lambda: convnet((5,), kernel=0), "must be at least 1"),
+        (lambda: convnet((5,), dropout=1.0), "dropout must be a rate from 0 to below 1, got 1.0"),
+        (lambda: convnet((5,), padding="valid"), "padding must be VALID or SAME, got 'valid'"),
+        (lambda: residual_net(0), "width and outputs must be at least 1, got 0"),
+        (lambda: convnet((5, 5), pool=True).init(KEY, jnp.zeros((1, 5, 5, 3))), "needs images of at least"),
+        (lambda: convnet((5,)).init(KEY, jnp.zeros((1, 5))), "needs images \\(rows, height, width, channels\\)"),
+        (lambda: convnet((5,)).init(KEY, jnp.zeros((1, 2, 9, 3))), "needs images of at least 3 x 3, got 2 x 9"),
+    ],
+)
+def test_networks_that_make_no_sense_are_refused(make, said):
+    with pytest.raises(InputError, match=said):
+        make()

@@ -121,3 +121,16 @@ def test_targets_of_another_shape_are_refused(loss):
 def test_labels_of_another_shape_or_type_are_refused(labels):
     with pytest.raises(InputError, match="integer labels"):
         jax.eval_shape(o.softmax_cross_entropy, jnp.zeros((4, 3)), jnp.asarray(labels))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.5])
+def test_smoothed_cross_entropy_is_that_of_the_smoothed_labels(smoothing):
+    soft = (1 - smoothing) * np.eye(5)[LABELS] + smoothing / 5
+    wanted = -(soft * log_softmax(np.float64(LOGITS), axis=1)).sum(1)
+    np.testing.assert_allclose(o.smoothed_cross_entropy(smoothing)(LOGITS, LABELS), wanted, rtol=1e-5)
+
+
+@pytest.mark.parametrize("smoothing", [-0.1, 1.0])
+def test_a_smoothing_that_is_no_share_is_refused(smoothing):
+    with pytest.raises(InputError, match="smoothing must be from 0 to below 1, got"):
+        o.smoothed_cross_entropy(smoothing)

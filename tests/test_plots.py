@@ -141,3 +141,46 @@ plots.predictions([1.0], {"model": [1.0]}).savefig(io.BytesIO())
 sys.exit("matplotlib.pyplot" in sys.modules)
 """
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_images_are_shown_with_their_captions():
+    pictures = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3)).astype(np.uint8)
+    figure = plots.images(pictures, list("abcde"), columns=3, colours=["red"], title="five")
+    draw(figure)
+    shown = [axes for axes in figure.axes if axes.get_images()]
+    assert [axes.get_title() for axes in shown] == list("abcde")
+    for axes, picture in zip(shown, pictures, strict=True):
+        np.testing.assert_array_equal(axes.get_images()[0].get_array(), picture)
+    assert (shown[0].title.get_color(), shown[1].title.get_color()) == ("red", "black")
+    assert len({axes.get_position().y0.round(6) for axes in figure.axes}) == 2
+
+
+def test_no_images_are_a_figure_too():
+    draw(plots.images(np.zeros((0, 8, 8, 3), np.uint8), title="no errors"))
+
+
+def test_kernels_share_one_scale_and_grey_is_zero():
+    values = np.zeros((3, 3, 3, 4), np.float32)
+    values[0, 0, 0, 0], values[1, 1, 2, 3] = 2.0, -1.0
+    figure = plots.kernels(values, columns=2)
+    draw(figure)
+    pictures = [axes.get_images()[0].get_array() for axes in figure.axes]
+    assert len(pictures) == 4 and (np.asarray(pictures[1]) == 0.5).all()
+    assert pictures[0][0, 0, 0] == 1.0 and pictures[3][1, 1, 2] == 0.25
+
+
+@pytest.mark.parametrize("values", [np.zeros((3, 3, 3, 2)), np.full((3, 3, 3, 2), np.nan), np.ones((3, 3, 5, 2))])
+def test_kernels_of_all_kinds_can_be_drawn(values):
+    draw(plots.kernels(values))
+
+
+def test_the_confusion_matrix_shows_counts_and_shades_shares():
+    counts = np.array([[8, 2, 0], [1, 3, 0], [0, 0, 0]])
+    figure = plots.confusion(counts, ["cat", "dog", "ship"])
+    draw(figure)
+    (axes,) = figure.axes
+    assert [text.get_text() for text in axes.texts] == [str(count) for count in counts.ravel()]
+    shares = np.asarray(axes.get_images()[0].get_array())
+    np.testing.assert_allclose(shares, [[0.8, 0.2, 0], [0.25, 0.75, 0], [0, 0, 0]])
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["cat", "dog", "ship"]
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("predicted", "true")

@@ -9,7 +9,7 @@ import pytest
 from jaxdl import objectives as o
 from jaxdl.data import examples, pad
 from jaxdl.models import mlp
-from jaxdl.steps import make_eval_step, make_train_state, make_train_step
+from jaxdl.steps import make_eval_step, make_train_state, make_train_step, shown_weights
 from jaxdl.types import Model, Objective, Weights
 
 RANDOM = np.random.default_rng(0)
@@ -171,3 +171,23 @@ def test_the_golden_step():
     )
     _, losses = run(mlp((5,)), optax.adam(0.05), [batch] * 3, weights)
     np.testing.assert_allclose(losses, golden(), rtol=1e-5)
+
+
+def test_the_moving_average_is_numpys_and_padding_leaves_it_alone():
+    decay, optimiser, model = 0.9, optax.sgd(0.1), linear()
+    step = jax.jit(make_train_step(model, OBJECTIVE, optimiser, average=decay))
+    weights = model.init(jax.random.key(0), ROWS.inputs)
+    state = make_train_state(weights, optimiser, jax.random.key(3), average=True)
+    average = np.ones((4, 1))
+    for number in range(30):
+        state, _ = step(state, ROWS)
+        kept = min(decay, (1 + number) / (10 + number))
+        average = kept * average + (1 - kept) * np.float64(state.weights.params["w"])
+    np.testing.assert_allclose(shown_weights(state).params["w"], average, rtol=1e-5)
+    padding = ROWS._replace(weights=np.zeros(31, np.float32))
+    np.testing.assert_array_equal(step(state, padding)[0].average.params["w"], state.average.params["w"])
+
+
+def test_without_an_average_the_weights_are_shown():
+    state = make_train_state(Weights({"w": jnp.ones(2)}, {}), optax.sgd(0.1), jax.random.key(0))
+    assert shown_weights(state) is state.weights and state.average == ()

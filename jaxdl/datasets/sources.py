@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-from jaxdl.datasets import zenodo
+from jaxdl.datasets import downloads, zenodo
 from jaxdl.datasets.simulated_weather import DAYS, SEED
 from jaxdl.errors import InputError
 
@@ -53,9 +53,9 @@ def find(source: str | Path, *, cache: Path | None = None, server: str = zenodo.
     """
     word = str(source)
     if source == "auto":
-        return _auto(cache or _user_cache(), server)
+        return _auto(cache or downloads.user_cache(), server)
     if source in WORDS:
-        return _published(WORDS[word], cache or _user_cache(), server)
+        return _published(WORDS[word], cache or downloads.user_cache(), server)
     if word.partition(":")[0] == "simulated" and isinstance(source, str):
         return _simulated(word)
     path = Path(source).expanduser()
@@ -88,13 +88,6 @@ def _auto(cache: Path, server: str) -> File | Simulated:
 def _published(published: Published, cache: Path, server: str) -> File:
     path = zenodo.fetch(published.doi, published.name, cache, server=server)
     return File(path, f"zenodo:{published.doi}")
-
-
-def _user_cache() -> Path:
-    # Imported here: a program that reads a file of its own needs no downloads.
-    import pooch
-
-    return Path(pooch.os_cache("jaxdl"))
 
 
 def _simulated(word: str) -> Simulated:

@@ -1,0 +1,215 @@
+"""What is in a picture: CIFAR-10 with ConvNets.
+
+    python -m experiments.cifar10 --recipe pooled
+
+The lesson's networks, the first 5,000 training images, 10 epochs; and `strong`, which shows what augmentation,
+BatchNorm and a schedule add.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from experiments import running
+from experiments.cifar10_report import describe, figures, results, table
+from experiments.command import command
+from experiments.running import Built, Experiment
+from jaxdl.augment import augmented, crop, cutout, flip, flip_averaged
+from jaxdl.data import take
+from jaxdl.datasets import Images, cifar10
+from jaxdl.errors import InputError
+from jaxdl.fitting import check_seed
+from jaxdl.models import convnet, residual_net
+from jaxdl.objectives import accuracy, smoothed_cross_entropy, softmax_cross_entropy
+from jaxdl.plans import make_plan
+from jaxdl.stopping import early_stopping
+from jaxdl.training import start
+from jaxdl.types import Array, Examples, Model, Objective
+
+Loss = Callable[[Array, Array], Array]
+
+MOST_VALIDATION = 5000
+DECAY, SMOOTHING, AVERAGE, RISING = 5e-4, 0.1, 0.99, 0.25  # of the recipe `strong`
+
+
+class Recipe(NamedTuple):
+    """What the lesson does in one of its exercises, or what is done beyond it."""
+
+    epochs: int = 10
+    batch_size: int = 32
+    learning_rate: float = 1e-3
+    dropout: float | None = None
+    width: int | None = None
+
+
+RECIPES = {
+    "small": Recipe(),
+    "dense": Recipe(),
+    "pooled": Recipe(),
+    "dropout": Recipe(dropout=0.2),
+    "strong": Recipe(epochs=30, batch_size=64, learning_rate=0.2, width=16),
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    """Trains a network to tell what is in small pictures: ten classes, among them cats, ships and horses."""
+
+    recipe: Literal["small", "dense", "pooled", "dropout", "strong"] = "small"
+    """small (two convolutions of 50 kernels); dense (no convolution: layers of 100 and 50); pooled (three convolutions
+    with max pooling, a layer of 50); dropout (the same with dropout after each pooling); strong (a residual network
+    with BatchNorm, changed images, smoothed labels, a one-cycle schedule and averaged weights)."""
+    data: str = "auto"
+    """auto (the folder in JAXDL_DATA, else the cache, else a download, else simulated), tfds, a folder or an archive
+    with the published files, or simulated[:IMAGES[:SEED]]."""
+    train_size: int = 5000
+    """Train on so many of the training images, the first ones; what is left, 5000 at most, is for validation."""
+    lesson_split: bool = False
+    """Validate on the test images, as the lesson does; the results then say so."""
+    seed: int = 0
+    """Draws the initial weights, the order of images, and what is random in training."""
+    epochs: int | None = None
+    """Epochs at most; by default the recipe's, 10 (strong: 30)."""
+    batch_size: int | None = None
+    """Images a step; by default the recipe's, 32 (strong: 64)."""
+    learning_rate: float | None = None
+    """Of Adam, by default 0.001; for strong the greatest one of the schedule, by default 0.2."""
+    patience: int | None = None
+    """Stop after so many epochs without a better validation loss; by default never."""
+    dropout: float | None = None
+    """The share of numbers that dropout sets to 0, for --recipe dropout; by default 0.2."""
+    width: int | None = None
+    """Kernels of the first convolution, for --recipe strong; by default 16."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the computation; parameters are float32 always."""
+    workdir: Path | None = None
+    """The run's folder; by default a new one, runs/<time>-<recipe>."""
+    compilation_cache: bool = True
+    """Keep compiled programs in the user's cache folder, so that the next run starts sooner."""
+
+
+def settle(config: Config) -> Config:
+    """The configuration with the recipe's values where a flag was left out, checked.
+
+    >>> settle(Config(recipe="strong")).batch_size
+    64
+    """
+    recipe = RECIPES[config.recipe]
+    for name in ("dropout", "width"):
+        if getattr(config, name) is not None and getattr(recipe, name) is None:
+            of = next(other for other, values in RECIPES.items() if getattr(values, name) is not None)
+            raise InputError(f"--{name} must come with --recipe {of}, got --recipe {config.recipe}. Leave it out.")
+    left_out = {name: value for name, value in recipe._asdict().items() if getattr(config, name) is None}
+    config = replace(config, **left_out)
+    assert config.learning_rate is not None and config.epochs is not None
+    if not 1e-30 < config.learning_rate < 1e30:
+        raise InputError(f"--learning-rate must be above 0 and finite, got {config.learning_rate}. Try 0.001.")
+    for name, least in (("epochs", 1), ("batch_size", 1), ("train_size", 1), ("patience", 1)):
+        value = getattr(config, name)
+        if value is not None and value < least:
+            raise InputError(f"--{name.replace('_', '-')} must be at least {least}, got {value}.")
+    check_seed(config.seed)
+    return config
+
+
+def network(config: Config) -> Model:
+    """The network of a settled configuration; `strong` changes what it sees in training and predicts twice.
+
+    >>> network(settle(Config())).init(jax.random.key(0), jnp.zeros((1, 32, 32, 3))).params["Conv_1"]["bias"].shape
+    (50,)
+    """
+    dtype = jnp.dtype(config.dtype)
+    if config.recipe == "strong":
+        net = residual_net(config.width or 0, dtype=dtype)
+        return flip_averaged(augmented(net, flip, crop(4), cutout(8)))
+    if config.recipe == "dense":
+        return convnet((), widths=(100, 50), dtype=dtype)
+    if config.recipe == "small":
+        return convnet((50, 50), dtype=dtype)
+    return convnet((50, 50, 50), widths=(50,), pool=True, dropout=config.dropout or 0, dtype=dtype)
+
+
+def adam(learning_rate: float) -> optax.GradientTransformation:
+    """Adam on all parameters as one vector: fewer arrays to carry from step to step."""
+    return optax.flatten(optax.adam(learning_rate))
+
+
+def momentum(learning_rate: float) -> optax.GradientTransformation:
+    """Gradient descent with Nesterov's momentum 0.9, and weight decay of the kernels alone."""
+    kernels = partial(jax.tree.map, lambda leaf: leaf.ndim > 1)
+    decay = optax.add_decayed_weights(DECAY, mask=kernels)
+    return optax.chain(decay, optax.sgd(learning_rate, momentum=0.9, nesterov=True))
+
+
+def divide(config: Config, dataset: Images) -> tuple[dict[str, np.ndarray], dict[str, Examples]]:
+    """The rows of the training files for training and validation, those of the test file, and the three sets of them.
+
+    Raises InputError where the training files have too few images, or a class has none among those to train on.
+    """
+    count, size = len(dataset.train.weights), config.train_size
+    left = 0 if config.lesson_split else 1
+    if size > count - left:
+        kept = "" if config.lesson_split else ", so that one is left for validation (or --lesson-split)"
+        raise InputError(
+            f"--train-size must be at most {count - left} of the {count} training images{kept}, got {size}. Use fewer."
+        )
+    rest = np.arange(size, min(count, size + MOST_VALIDATION))
+    test = np.arange(len(dataset.test.weights))
+    rows = {"train": np.arange(size), "validation": test if config.lesson_split else rest, "test": test}
+    # Slices: a copy of the images would double what a run keeps in memory.
+    train = jax.tree.map(lambda leaf: leaf[:size], dataset.train)
+    validation = dataset.test if config.lesson_split else take(dataset.train, rest)
+    missing = set(range(len(dataset.classes))) - set(np.unique(train.targets).tolist())
+    if missing:
+        names = ", ".join(dataset.classes[label] for label in sorted(missing))
+        raise InputError(
+            f"every class must be among the {size} images to train on, got none of {names}. Use a larger --train-size."
+        )
+    return rows, {"train": train, "validation": validation, "test": dataset.test}
+
+
+def build(config: Config, dataset: Images) -> Built:
+    """The plan, the three sets and the initial progress; pure."""
+    config = settle(config)
+    rows, sets = divide(config, dataset)
+    assert config.epochs is not None and config.batch_size is not None and config.learning_rate is not None
+    loss: Loss = softmax_cross_entropy
+    optimiser, rate, average = adam, config.learning_rate, None
+    if config.recipe == "strong":
+        loss, optimiser, average = smoothed_cross_entropy(SMOOTHING), momentum, AVERAGE
+        steps = config.epochs * -(-len(rows["train"]) // config.batch_size)
+        rate = optax.cosine_onecycle_schedule(steps, config.learning_rate, RISING)
+    plan = make_plan(
+        network(config),
+        Objective(loss, (accuracy,)),
+        # Injected, so that the learning rate is part of the state and recorded every epoch.
+        optax.inject_hyperparams(optimiser)(learning_rate=rate),
+        batch_size=config.batch_size,
+        stop=early_stopping("val_loss", patience=config.patience),
+        average=average,
+    )
+    progress = start(plan, sets["train"], sets["validation"], key=jax.random.key(config.seed))
+    return Built(dataset, rows, sets, plan, progress, config.epochs)
+
+
+def read(config: Config) -> Images:
+    """The images that the configuration names."""
+    return cifar10(config.data)
+
+
+EXPERIMENT = Experiment("CIFAR-10", settle, read, build, describe, results, figures, table, ("loss", "val_accuracy"))
+run = partial(running.run, EXPERIMENT)
+
+
+if __name__ == "__main__":
+    sys.exit(command(Config, run, "python -m experiments.cifar10"))

@@ -1,0 +1,124 @@
+"""CIFAR-10: 60,000 small colour photographs of ten kinds of things.
+
+Source: Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009, https://www.cs.toronto.edu/~kriz/cifar.html.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import warnings
+from pathlib import Path
+
+from jaxdl.datasets import cifar10_files, downloads
+from jaxdl.datasets.cifar10_cache import remember
+from jaxdl.datasets.images import Images, as_images
+from jaxdl.datasets.simulated_images import IMAGES, SEED, draw
+from jaxdl.datasets.sources import DATA_FOLDER
+from jaxdl.errors import InputError
+
+NAME = "cifar10"
+SERVER = "https://www.cs.toronto.edu/~kriz"
+ARCHIVE = "cifar-10-binary.tar.gz"
+CHECKSUM = "sha256:c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"
+WORDS = ("auto", "tfds", "simulated")
+ADVICE = "Use auto, tfds, simulated[:IMAGES[:SEED]], or a folder or an archive with the files of CIFAR-10."
+
+
+def cifar10(source: str | Path = "auto", *, cache: Path | None = None, server: str = SERVER) -> Images:
+    """Images (N, 32, 32, 3) uint8, 0 to 255, red, green, blue, with labels (N,) int32, 0 to 9, to train and to test.
+
+    source: the folder or the archive that was published, in the python or the binary format, or a folder with one of
+    them; "tfds", the data set of tensorflow-datasets; "simulated[:IMAGES[:SEED]]", drawn by a program; or "auto": the
+    folder that JAXDL_DATA names, else `cache`, else a download, else, with no network, simulated images and a `note`.
+    cache: where a download is kept, and what was decoded, unless it comes from a folder; the user's cache folder if
+    None. Raises InputError where the source cannot be had or a file is damaged.
+
+    >>> images = cifar10("simulated:120")
+    >>> images.train.inputs.shape, images.test.targets.shape, images.classes[3], images.source
+    ((100, 32, 32, 3), (20,), 'cat', 'simulated:120:seed=0')
+    """
+    images = _images(source, cache, server)
+    if images.note:
+        warnings.warn(images.note, stacklevel=2)
+    return images
+
+
+def _images(source: str | Path, cache: Path | None, server: str) -> Images:
+    if source == "auto":
+        return _auto(cache, server)
+    if source == "tfds":
+        return _prepared(cache or downloads.user_cache())
+    word = str(source)
+    if isinstance(source, str) and word.partition(":")[0] == "simulated":
+        return _simulated(word)
+    # Not Path.expanduser, which has no InputError for a user that there is not.
+    path = Path(os.path.expanduser(source))
+    if not word or len(path.name) > 255 or (not path.exists() and path.name == word and not path.suffix):
+        near = difflib.get_close_matches(word, WORDS, 1)
+        nearest = f"; the nearest word is {near[0]}" if near else ""
+        raise InputError(f"{word!r} is no source of images{nearest}. {ADVICE}")
+    return _local(cifar10_files.find(path), cache)
+
+
+def _auto(cache: Path | None, server: str) -> Images:
+    folder = os.environ.get(DATA_FOLDER)
+    if folder:
+        try:
+            found = cifar10_files.find(Path(os.path.expanduser(folder)))
+        except InputError as error:
+            # Not passed over: whoever set it wants these images and no others.
+            raise InputError(f"{DATA_FOLDER} must name a folder with CIFAR-10: {error}") from error
+        return _local(found, cache)
+    try:
+        return _downloaded(cache or downloads.user_cache(), server)
+    except downloads.UnreachableError as error:
+        note = f"SIMULATED IMAGES, NOT CIFAR-10: {error} No figure of this run says anything about real images."
+        return _drawn(IMAGES, SEED, note)
+
+
+def _local(path: Path, cache: Path | None) -> Images:
+    absolute = path.absolute()
+
+    def read() -> Images:
+        return as_images(cifar10_files.read(path), NAME, f"file:{absolute}")
+
+    if path.is_dir():
+        # As quick as reading it back would be, or nearly.
+        return read()
+    stat = path.stat()
+    return remember(cache or downloads.user_cache(), f"{absolute} {stat.st_size} {stat.st_mtime_ns}", read)
+
+
+def _downloaded(cache: Path, server: str) -> Images:
+    def fetch() -> Images:
+        path = downloads.fetch(f"{server.rstrip('/')}/{ARCHIVE}", CHECKSUM, cache / ARCHIVE)
+        return as_images(cifar10_files.read(path), NAME, f"download:{ARCHIVE}")
+
+    return remember(cache, CHECKSUM, fetch)
+
+
+def _prepared(cache: Path) -> Images:
+    def read() -> Images:
+        # Imported here: nothing else needs tensorflow-datasets.
+        from jaxdl.datasets import cifar10_tfds
+
+        arrays, label = cifar10_tfds.read()
+        return as_images(arrays, NAME, label)
+
+    return remember(cache, f"tfds {os.environ.get('TFDS_DATA_DIR', '')}", read)
+
+
+def _simulated(word: str) -> Images:
+    numbers = word.split(":")[1:]
+    try:
+        images, seed = [*map(int, numbers), *(IMAGES, SEED)[len(numbers) :]]
+    except ValueError as error:
+        raise InputError(
+            f"simulated images must be simulated[:IMAGES[:SEED]] with whole numbers, got {word}."
+        ) from error
+    return _drawn(images, seed)
+
+
+def _drawn(images: int, seed: int, note: str | None = None) -> Images:
+    return as_images(draw(images, seed), NAME, f"simulated:{images}:seed={seed}", note)

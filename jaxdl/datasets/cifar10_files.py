@@ -1,0 +1,223 @@
+"""The files of CIFAR-10 as they were published, python or binary format, folder or archive: found, read and checked.
+
+Source: Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009, https://www.cs.toronto.edu/~kriz/cifar.html.
+"""
+
+from __future__ import annotations
+
+import gzip
+import tarfile
+import zlib
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jaxdl.datasets.cifar10_pickle import load, table
+from jaxdl.datasets.images import CLASSES, SHAPE, Arrays
+from jaxdl.errors import InputError
+
+PIXELS = 3 * 32 * 32  # bytes of an image: all its red, all its green, all its blue, each row by row
+LARGEST = 1 << 28  # bytes of a file; a published one has some 31 million
+ADVICE = "Get it again."
+
+
+class Batch(NamedTuple):
+    """What one file holds."""
+
+    planes: NDArray[np.uint8]  # (N, 3, 32, 32)
+    labels: NDArray[np.int32]  # (N,)
+
+
+class Format(NamedTuple):
+    """How the files are named and read."""
+
+    folder: str
+    archive: str
+    train: tuple[str, ...]
+    test: str
+    classes: str  # the file that names them
+    batch: Callable[[str, bytes], Batch]
+    names: Callable[[str, bytes], Sequence[Any]]
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """All of them."""
+        return (*self.train, self.test, self.classes)
+
+
+def find(path: Path) -> Path:
+    """The folder or the archive with the files: `path`, or the one that it holds under the name it was published with.
+
+    Raises InputError where there is none, or `path` cannot be read.
+
+    >>> try:
+    ...     find(Path("nowhere.tar.gz"))
+    ... except InputError as error:
+    ...     print(error)
+    nowhere.tar.gz does not exist. Name a folder or an archive with the files of CIFAR-10.
+    """
+    try:
+        if not path.exists():
+            raise InputError(f"{path} does not exist. Name a folder or an archive with the files of CIFAR-10.")
+        if path.is_file():
+            return path
+        held = {entry.name for entry in path.iterdir()}
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}). Make it readable or name another.") from error
+    if _format_of(held):
+        return path
+    known = [form.folder for form in FORMATS] + [form.archive for form in FORMATS]
+    for name in known:
+        if name in held:
+            return path / name
+    raise InputError(
+        f"{path} must hold data_batch_1 and test_batch, itself or in {', '.join(known)}, got none of these."
+    )
+
+
+def read(path: Path) -> Arrays:
+    """All images and labels of a folder or an archive, in the order of the files, however many rows these have.
+
+    A folder may lack the last of the training files. Nothing of an archive is written, and nothing of a pickled file
+    is called. Raises InputError, which names the file, where one is missing, damaged or not what was published.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     for name in ("data_batch_1.bin", "test_batch.bin"):
+    ...         _ = (Path(folder) / name).write_bytes(bytes([9, *[0] * 1024, *[1] * 1024, *[2] * 1024]))
+    ...     arrays = read(Path(folder))
+    >>> arrays.train_images[0, 0, 0].tolist(), arrays.train_labels.tolist()
+    ([0, 1, 2], [9])
+    """
+    form, files = _unpacked(path) if path.is_file() else _listed(path)
+    present = [name for name in form.train if name in files]
+    # Up to the last one that is there, and the first one in any case.
+    train = form.train[: max([1, *(form.train.index(name) + 1 for name in present)])]
+    for name in (*train, form.test):
+        if name not in files:
+            got = ", ".join(sorted(files))
+            raise InputError(f"{path} must hold {name}, got {got} without it. {ADVICE}")
+    if form.classes in files and tuple(form.names(form.classes, files[form.classes])) != CLASSES:
+        raise InputError(f"{form.classes} in {path} must name the classes {', '.join(CLASSES)}, got others. {ADVICE}")
+    batches = [form.batch(f"{name} in {path}", files[name]) for name in (*train, form.test)]
+    return Arrays(*_joined(batches[:-1]), *_joined(batches[-1:]))
+
+
+def _format_of(names: Collection[str]) -> Format | None:
+    return next((form for form in FORMATS if any(name in names for name in (*form.train, form.test))), None)
+
+
+def _listed(folder: Path) -> tuple[Format, dict[str, bytes]]:
+    try:
+        held = {entry.name: entry for entry in folder.iterdir()}
+        form = _format_of(held)
+        if form is None:
+            raise InputError(f"{folder} must hold data_batch_1 and test_batch, got neither. {ADVICE}")
+        files = {}
+        for name in form.files:
+            if name in held:
+                _measured(held[name], held[name].is_file(), held[name].stat().st_size)
+                files[name] = held[name].read_bytes()
+    except OSError as error:
+        place = error.filename or folder
+        raise InputError(f"{place} cannot be read ({error.strerror}). Make it readable or name another.") from error
+    return form, files
+
+
+def _unpacked(path: Path) -> tuple[Format, dict[str, bytes]]:
+    """The files in an archive, which are looked for by their names; nothing else in it matters."""
+    files: dict[str, dict[str, bytes]] = {form.folder: {} for form in FORMATS}
+    known = {f"{form.folder}/{name}" for form in FORMATS for name in form.files}
+    try:
+        with gzip.open(path) as content, tarfile.open(fileobj=content, mode="r:") as archive:
+            # In the order of the archive: going back in it means to unpack it again.
+            for entry in archive:
+                folder, _, name = entry.name.removeprefix("./").partition("/")
+                if f"{folder}/{name}" in known:
+                    _measured(Path(entry.name), entry.isfile(), entry.size)
+                    file = archive.extractfile(entry)
+                    files[folder][name] = file.read() if file else b""
+            # What tells whether it is undamaged stands at its end, behind what an archive needs.
+            while content.read(1 << 20):
+                pass
+    except InputError:
+        raise
+    except (tarfile.TarError, zlib.error, EOFError, OSError, ValueError, RecursionError) as error:
+        got = getattr(error, "strerror", None) or error
+        raise InputError(f"{path} must be an undamaged archive of CIFAR-10, got {got}. {ADVICE}") from error
+    for form in FORMATS:
+        if _format_of(files[form.folder]) is form:
+            return form, files[form.folder]
+    raise InputError(f"{path} must hold the files of CIFAR-10, in one of {', '.join(files)}, got none. {ADVICE}")
+
+
+def _measured(path: Path, plain: bool, size: int) -> None:
+    if not plain or size > LARGEST:
+        got = f"{size} bytes" if plain else "something else"
+        raise InputError(f"{path} must be a file of at most {LARGEST} bytes, got {got}. {ADVICE}")
+
+
+def _rows(name: str, content: bytes) -> Batch:
+    if len(content) % (1 + PIXELS):
+        raise InputError(
+            f"{name} must have {1 + PIXELS} bytes for each image, got {len(content)} bytes: "
+            f"{len(content) // (1 + PIXELS)} images and a part of one. {ADVICE}"
+        )
+    rows = np.frombuffer(content, np.uint8).reshape(-1, 1 + PIXELS)
+    return _batch(name, rows[:, 1:], rows[:, 0].tolist())
+
+
+def _pickled(name: str, content: bytes) -> Batch:
+    batch = load(name, content)
+    return _batch(name, table(f"data of {name}", batch.get("data")), batch.get("labels"))
+
+
+def _batch(name: str, pixels: NDArray[np.uint8], labels: Any) -> Batch:
+    if pixels.shape[1] != PIXELS or len(pixels) == 0:
+        shape = " x ".join(map(str, pixels.shape))
+        raise InputError(f"data of {name} must be rows of {PIXELS} bytes, at least one, got {shape}. {ADVICE}")
+    if not isinstance(labels, list) or len(labels) != len(pixels):
+        got = f"{len(labels)}" if isinstance(labels, list) else "none"
+        raise InputError(f"labels of {name} must be as many as the images, {len(pixels)}, got {got}. {ADVICE}")
+    for label in labels:
+        if type(label) is not int or not 0 <= label < len(CLASSES):
+            got = str(label) if type(label) is int else f"a {type(label).__name__}"
+            raise InputError(f"labels of {name} must be whole numbers from 0 to 9, got {got}. {ADVICE}")
+    return Batch(pixels.reshape(-1, 3, *SHAPE[:2]), np.array(labels, np.int32))
+
+
+def _joined(batches: Sequence[Batch]) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
+    """Images (N, 32, 32, 3), with the three values of a pixel side by side, and labels (N,)."""
+    images = np.empty((sum(len(batch.labels) for batch in batches), *SHAPE), np.uint8)
+    start = 0
+    for batch in batches:
+        rows = slice(start, start + len(batch.labels))
+        # One channel after the other is three times as quick as one transposed copy.
+        for channel in range(3):
+            images[rows, ..., channel] = batch.planes[:, channel]
+        start = rows.stop
+    return images, np.concatenate([batch.labels for batch in batches])
+
+
+def _lines(name: str, content: bytes) -> Sequence[Any]:
+    return content.decode("ascii", "replace").split()
+
+
+def _label_names(name: str, content: bytes) -> Sequence[Any]:
+    names = load(name, content).get("label_names")
+    names = names if isinstance(names, list) else []
+    return [name.decode("ascii", "replace") if isinstance(name, bytes) else name for name in names]
+
+
+TRAIN = tuple(f"data_batch_{number}" for number in range(1, 6))
+PYTHON = Format(
+    *("cifar-10-batches-py", "cifar-10-python.tar.gz", TRAIN, "test_batch", "batches.meta"), _pickled, _label_names
+)
+BINARY = Format(
+    *("cifar-10-batches-bin", "cifar-10-binary.tar.gz", tuple(f"{name}.bin" for name in TRAIN), "test_batch.bin"),
+    *("batches.meta.txt", _rows, _lines),
+)
+FORMATS = (PYTHON, BINARY)

@@ -1,0 +1,66 @@
+"""Functions that are compiled as a whole, with the options that XLA needs to be fast."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
+import jax
+from jax.extend.core import get_opaque_trace_state
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+# On a CPU, some versions of XLA hand convolutions to a library (YNNPACK) that takes five times as long as XLA's own
+# code. With this, they hand it matrix products alone.
+FAST_ON_CPU = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT"}
+_state = functools.partial(get_opaque_trace_state, convention="flax")
+_OUTSIDE = _state()  # Modules are not imported inside of a trace.
+
+
+@functools.cache
+def compiler_options() -> dict[str, Any]:
+    """What to give to `jax.jit(..., compiler_options=...)` so that convolutions are fast; {} where nothing is needed.
+
+    Options that this version of XLA does not know are left out: it would refuse to compile.
+
+    >>> isinstance(compiler_options(), dict)
+    True
+    """
+    return FAST_ON_CPU if jax.default_backend() == "cpu" and known(FAST_ON_CPU) else {}
+
+
+def known(options: dict[str, Any]) -> bool:
+    """Whether XLA compiles with the options.
+
+    >>> known({"no_such_option": 1})
+    False
+    """
+    try:
+        jax.jit(lambda: 0, compiler_options=options).lower().compile()
+    except (jax.errors.JaxRuntimeError, ValueError):
+        return False
+    return True
+
+
+def program(function: Callable[P, R], *, static_argnames: str | tuple[str, ...]) -> Callable[P, R]:
+    """`jax.jit` with `compiler_options`; inside of another transformation, which alone decides on options, without.
+
+    Nothing is decided before the first call: to ask for the platform starts it.
+
+    >>> power = program(lambda x, n: x**n, static_argnames="n")
+    >>> float(power(3.0, n=2)), float(jax.grad(power)(3.0, n=2))
+    (9.0, 6.0)
+    """
+    inner = jax.jit(function, static_argnames=static_argnames)
+
+    @functools.cache
+    def whole() -> Callable[P, R]:
+        return jax.jit(function, static_argnames=static_argnames, compiler_options=compiler_options())
+
+    @functools.wraps(function)
+    def call(*arguments: P.args, **keywords: P.kwargs) -> R:
+        return (whole() if _state() == _OUTSIDE else inner)(*arguments, **keywords)
+
+    return call

@@ -1,0 +1,146 @@
+"""Files that come whole and checked or not at all, whatever the server, the disk and other processes do."""
+
+import gzip
+import hashlib
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from jaxdl.datasets import downloads
+from jaxdl.errors import InputError
+from tests.file_server import files, nowhere, serving
+
+CONTENT = gzip.compress(bytes(range(256)) * 2000, mtime=0)
+CHECKSUM = "sha256:" + hashlib.sha256(CONTENT).hexdigest()
+
+
+@pytest.fixture
+def server(monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "*")
+    with serving(CONTENT) as made:
+        yield made
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "cache" / "a.gz"
+
+
+def test_a_file_is_downloaded_once(server, path):
+    assert downloads.fetch(f"{server.url}/a", CHECKSUM, path) == path
+    assert path.read_bytes() == CONTENT and files(path.parent) == ["a.gz", "a.gz.checksum"]
+    assert downloads.fetch(f"{nowhere()}/a", CHECKSUM, path) == path == downloads.cached("a.gz", path.parent)
+    assert server.asked == ["/a"]
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "x-gzip", "deflate"])
+def test_a_packed_file_is_kept_as_it_is_whatever_the_server_calls_it(server, path, encoding):
+    server.headers = [("Content-Encoding", encoding)]
+    assert downloads.fetch(f"{server.url}/a", CHECKSUM, path).read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize(
+    ("faults", "message"),
+    [
+        ({"content": CONTENT[:-1]}, f"must have the checksum {CHECKSUM}, and has another. Nothing is kept."),
+        ({"content": b""}, "must have the checksum"),
+        ({"cut": 1}, "/a broke off. Try again."),
+        ({"cut": len(CONTENT)}, "broke off"),
+        ({"status": 404}, "must answer with a file, got HTTP 404 Not Found"),
+        ({"status": 500}, "got HTTP 500"),
+    ],
+)
+def test_a_bad_answer_leaves_nothing(server, path, faults, message):
+    vars(server).update(faults)
+    with pytest.raises(InputError) as caught:
+        downloads.fetch(f"{server.url}/a", CHECKSUM, path)
+    assert message in str(caught.value) and not isinstance(caught.value, downloads.UnreachableError)
+    assert files(path.parent) == []
+
+
+def test_a_server_that_cannot_be_reached_is_told_from_one_that_refuses(server, path):
+    with pytest.raises(downloads.UnreachableError, match="cannot be reached: no connection"):
+        downloads.fetch(f"{nowhere()}/a", CHECKSUM, path)
+    server.hang = True
+    began = time.monotonic()
+    with pytest.raises(downloads.UnreachableError, match="cannot be reached: no answer in time"):
+        downloads.fetch(f"{server.url}/a", CHECKSUM, path, downloads.starting_now(0.3))
+    assert time.monotonic() - began < 3 and files(path.parent) == []
+
+
+def test_a_deadline_holds_for_all_that_is_asked(server):
+    deadline = downloads.starting_now(0.5)
+    server.hang = True
+    began = time.monotonic()
+    for _ in range(3):
+        with pytest.raises(downloads.UnreachableError):
+            downloads.get(f"{server.url}/a", deadline)
+    assert time.monotonic() - began < 2
+
+
+def test_a_folder_that_cannot_be_made(server, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"the cache folder .*file cannot be written"):
+        downloads.fetch(f"{server.url}/a", CHECKSUM, tmp_path / "file" / "a.gz")
+
+
+def test_what_has_no_checksum_beside_it_is_downloaded_again(server, path):
+    path.parent.mkdir()
+    path.write_bytes(CONTENT[:100])
+    assert downloads.cached("a.gz", path.parent) is None
+    assert downloads.fetch(f"{server.url}/a", CHECKSUM, path).read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("damaged", ["a.gz", "a.gz.checksum"])
+def test_a_damaged_file_is_an_error_that_names_it(server, path, damaged):
+    downloads.fetch(f"{server.url}/a", CHECKSUM, path)
+    path.with_name(damaged).write_text("sha256:0")
+    with pytest.raises(InputError, match=r"a\.gz must have the checksum with which it was downloaded. Remove it"):
+        downloads.fetch(f"{server.url}/a", CHECKSUM, path)
+
+
+def test_several_may_download_at_once(server, path):
+    together = threading.Barrier(8)
+
+    def fetch(_):
+        together.wait()
+        return downloads.fetch(f"{server.url}/a", CHECKSUM, path).read_bytes()
+
+    with ThreadPoolExecutor(8) as pool:
+        assert set(pool.map(fetch, range(8))) == {CONTENT}
+    assert files(path.parent) == ["a.gz", "a.gz.checksum"]
+
+
+def test_a_file_is_there_when_the_block_ends(tmp_path):
+    with downloads.whole(tmp_path / "a") as file:
+        file.write(b"new")
+        file.flush()
+        assert not (tmp_path / "a").exists()
+    assert (tmp_path / "a").read_bytes() == b"new" and files(tmp_path) == ["a"]
+
+
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt, InputError])
+def test_an_interrupted_block_leaves_what_was_there(tmp_path, error):
+    (tmp_path / "a").write_bytes(b"old")
+    with pytest.raises(error), downloads.whole(tmp_path / "a") as file:
+        file.write(b"new")
+        raise error
+    assert (tmp_path / "a").read_bytes() == b"old" and files(tmp_path) == ["a"]
+
+
+def test_a_process_that_dies_leaves_nothing_under_the_name(tmp_path):
+    code = (
+        "import os, pathlib; from jaxdl.datasets import downloads\n"
+        f"with downloads.whole(pathlib.Path({str(tmp_path)!r}) / 'a') as file: file.write(b'new'), os._exit(9)"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 9
+    assert not (tmp_path / "a").exists() and all(name.endswith(".partial") for name in files(tmp_path))
+
+
+def test_the_server_is_asked_for_ten_seconds_at_most_and_the_cache_is_the_users():
+    assert downloads.REACHED_WITHIN <= 10 and downloads.starting_now().within == downloads.REACHED_WITHIN
+    assert downloads.user_cache().name == "jaxdl" and downloads.user_cache().is_absolute()

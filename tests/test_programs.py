@@ -1,0 +1,65 @@
+"""Functions compiled as a whole: their options, and how they behave inside of other transformations."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jaxdl import programs
+from jaxdl.programs import compiler_options, known, program
+
+
+def power(x, n):
+    return x**n
+
+
+def test_every_call_gives_what_jit_gives():
+    ours = program(power, static_argnames="n")
+    assert float(ours(3.0, n=2)) == 9.0
+    assert float(jax.jit(lambda x: ours(x, n=2))(3.0)) == 9.0
+    assert jax.vmap(lambda x: ours(x, n=2))(jnp.array([1.0, 3.0])).tolist() == [1.0, 9.0]
+    assert float(jax.grad(lambda x: ours(x, n=2))(3.0)) == 6.0
+    # Inside a trace although no argument is traced.
+    assert float(jax.jit(lambda: ours(3.0, n=2))()) == 9.0
+    assert float(jax.lax.fori_loop(0, 2, lambda _, x: ours(x, n=2), 3.0)) == 81.0
+    assert ours.__name__ == "power"
+
+
+def test_it_compiles_once(compilations):
+    def cube(x, n):
+        return x**n
+
+    ours = program(cube, static_argnames="n")
+    compiler_options()
+    with compilations() as names:
+        for value in (1.0, 2.0, 3.0):
+            ours(value, n=3)
+    assert names.count("cube") == 1
+
+
+def test_an_option_that_xla_does_not_know_is_left_out(monkeypatch):
+    monkeypatch.setattr(programs, "FAST_ON_CPU", {"xla_cpu_no_such_option": True})
+    compiler_options.cache_clear()
+    try:
+        assert compiler_options() == {}
+        assert float(program(power, static_argnames="n")(3.0, n=2)) == 9.0
+    finally:
+        monkeypatch.undo()
+        compiler_options.cache_clear()
+
+
+@pytest.mark.parametrize(
+    "options", [{"xla_cpu_no_such_option": True}, {"xla_cpu_experimental_ynn_fusion_type": "NONE"}]
+)
+def test_what_xla_does_not_know_is_told(options):
+    assert not known(options)
+    assert known({})
+
+
+def test_no_option_for_other_platforms(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    compiler_options.cache_clear()
+    try:
+        assert compiler_options() == {}
+    finally:
+        monkeypatch.undo()
+        compiler_options.cache_clear()
