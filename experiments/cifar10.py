@@ -139,11 +139,6 @@ def network(config: Config) -> Model:
     return convnet((50, 50, 50), widths=(50,), pool=True, dropout=config.dropout or 0, dtype=dtype)
 
 
-def adam(learning_rate: float) -> optax.GradientTransformation:
-    """Adam on all parameters as one vector: fewer arrays to carry from step to step."""
-    return optax.flatten(optax.adam(learning_rate))
-
-
 def momentum(learning_rate: float) -> optax.GradientTransformation:
     """Gradient descent with Nesterov's momentum 0.9, and weight decay of the kernels alone."""
     kernels = partial(jax.tree.map, lambda leaf: leaf.ndim > 1)
@@ -184,7 +179,7 @@ def build(config: Config, dataset: Images) -> Built:
     rows, sets = divide(config, dataset)
     assert config.epochs is not None and config.batch_size is not None and config.learning_rate is not None
     loss: Loss = softmax_cross_entropy
-    optimiser, rate, average = adam, config.learning_rate, None
+    optimiser, rate, average = optax.adam, config.learning_rate, None
     if config.recipe == "strong":
         loss, optimiser, average = smoothed_cross_entropy(SMOOTHING), momentum, AVERAGE
         steps = config.epochs * -(-len(rows["train"]) // config.batch_size)

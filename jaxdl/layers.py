@@ -1,92 +1,39 @@
-"""What Flax's own layers lack: convolution and pooling whose gradients stay fast in compiled loops on a CPU.
-
-Outside of loops XLA's CPU compiler rewrites the gradients of a convolution into the layout of its fast library call;
-in a loop's body it does not, and falls back to naive loops that take some 30 times longer. So the gradients are written
-in that layout here. On other platforms, and for shapes that this does not cover, everything is XLA's own.
-"""
+"""What Flax's own layers lack: convolution, pooling and BatchNorm that stay fast in compiled loops on a CPU."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxdl.convolutions import NUMBERS, add_bias, convolve
 from jaxdl.errors import InputError
 from jaxdl.types import Array
 
-_NUMBERS = ("NHWC", "HWIO", "NHWC")
-_Pads = tuple[tuple[int, int], tuple[int, int]]
 
+class Conv(nn.Module):
+    """A convolution of `kernel` x `kernel` pixels with stride 1: (B, H, W, C) to (B, H', W', filters).
 
-def convolve(
-    lhs: Array,
-    rhs: Array,
-    window_strides: Sequence[int],
-    padding: str | Sequence[tuple[int, int]],
-    lhs_dilation: Sequence[int] | None = None,
-    rhs_dilation: Sequence[int] | None = None,
-    dimension_numbers: Any = None,
-    feature_group_count: int = 1,
-    precision: Any = None,
-) -> Array:
-    """`lax.conv_general_dilated` with gradients that stay fast: give it to `nn.Conv(conv_general_dilated=convolve)`.
-
-    Fast are (B, H, W, C) images and (h, w, C, K) kernels with stride 1, any padding, no dilation and no groups;
-    anything else is passed on.
-
-    >>> images, kernel = jnp.ones((2, 32, 32, 3)), jnp.ones((3, 3, 3, 50))
-    >>> convolve(images, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")).shape
-    (2, 30, 30, 50)
+    `nn.Conv` with `convolve` and `add_bias`; parameters have its names and shapes.
     """
-    ones = (1,) * (lhs.ndim - 2)
-    numbers = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
-    plain = all(tuple(given or ones) == ones for given in (window_strides, lhs_dilation, rhs_dilation))
-    usual = lhs.ndim == 4 and numbers == lax.conv_dimension_numbers(lhs.shape, rhs.shape, _NUMBERS)
-    if not (plain and usual and feature_group_count == 1):
-        dilations = lhs_dilation, rhs_dilation
-        return lax.conv_general_dilated(
-            lhs, rhs, window_strides, padding, *dilations, numbers, feature_group_count, precision=precision
-        )
-    pads = lax.padtype_to_pads(lhs.shape[1:3], rhs.shape[:2], ones, padding) if isinstance(padding, str) else padding
-    (top, bottom), (left, right) = pads
-    return _convolve(lhs, rhs, ((top, bottom), (left, right)), precision)
 
+    filters: int
+    kernel: int = 3
+    padding: str = "VALID"
+    use_bias: bool = True
+    dtype: Any = jnp.float32
+    kernel_init: Any = nn.initializers.lecun_normal()
 
-def _stock(images: Array, kernel: Array, pads: _Pads, precision: Any) -> Array:
-    return lax.conv_general_dilated(images, kernel, (1, 1), pads, dimension_numbers=_NUMBERS, precision=precision)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _convolve(images: Array, kernel: Array, pads: _Pads, precision: Any) -> Array:
-    return _stock(images, kernel, pads, precision)
-
-
-def _forward(images: Array, kernel: Array, pads: _Pads, precision: Any) -> tuple[Array, tuple[Array, Array]]:
-    return _stock(images, kernel, pads, precision), (images, kernel)
-
-
-def _backward(pads: _Pads, precision: Any, kept: tuple[Array, Array], slope: Array) -> tuple[Array, Array]:
-    def own(images: Array, kernel: Array, slope: Array) -> tuple[Array, Array]:
-        height, width = kernel.shape[:2]
-        (top, bottom), (left, right) = pads
-        full = ((height - 1 - top, height - 1 - bottom), (width - 1 - left, width - 1 - right))
-        to_images = _stock(slope, jnp.flip(kernel, (0, 1)).swapaxes(2, 3), full, precision)
-        # Channels take the place of the batch, and the batch that of the channels.
-        to_kernel = _stock(images.transpose(3, 1, 2, 0), slope.transpose(1, 2, 0, 3), pads, precision)
-        return to_images, to_kernel.transpose(1, 2, 0, 3)
-
-    def stock(images: Array, kernel: Array, slope: Array) -> tuple[Array, Array]:
-        return jax.vjp(lambda i, k: _stock(i, k, pads, precision), images, kernel)[1](slope)
-
-    return lax.platform_dependent(*kept, slope, cpu=own, default=stock)
-
-
-_convolve.defvjp(_forward, _backward)
+    @nn.compact
+    def __call__(self, images: Array) -> Array:
+        shape = (self.kernel, self.kernel, images.shape[-1], self.filters)
+        kernel = self.param("kernel", self.kernel_init, shape).astype(self.dtype)
+        outputs = convolve(images.astype(self.dtype), kernel, (1, 1), self.padding, dimension_numbers=NUMBERS)
+        if not self.use_bias:
+            return outputs
+        return add_bias(outputs, self.param("bias", nn.initializers.zeros, (self.filters,)).astype(self.dtype))
 
 
 def max_pool(images: Array, size: int = 2) -> Array:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 
 from jaxdl.adapters import from_linen
 from jaxdl.errors import InputError
-from jaxdl.layers import BatchNorm, Flatten, MaxPool, convolve
+from jaxdl.layers import BatchNorm, Conv, Flatten, MaxPool
 from jaxdl.types import Array, Model
 
 # Keras's values; Flax's own epsilon is 1e-5.
@@ -91,9 +92,10 @@ class ConvNet(nn.Module):
     @nn.compact
     def __call__(self, images: Array, *, train: bool = False) -> Array:
         hidden = unit_range(images, self.dtype)
+        layer = partial(Conv, kernel=self.kernel, padding=self.padding, dtype=self.dtype, kernel_init=self.kernel_init)
         for filters in self.filters:
             _check_fit(hidden, self.kernel if self.padding == "VALID" else 1, 2 if self.pool else 1)
-            hidden = nn.relu(conv(filters, self.kernel, self.padding, self.dtype, self.kernel_init)(hidden))
+            hidden = nn.relu(layer(filters)(hidden))
             if self.pool:
                 hidden = MaxPool()(hidden)
             if self.dropout:
@@ -111,25 +113,6 @@ def unit_range(images: Array, dtype: Any = jnp.float32) -> Array:
     [0.0, 1.0]
     """
     return images.astype(dtype) / 255 if images.dtype == jnp.uint8 else images.astype(dtype)
-
-
-def conv(filters: int, kernel: int, padding: str, dtype: Any, kernel_init: Any, *, bias: bool = True) -> nn.Conv:
-    """Flax's convolution of `kernel` x `kernel` pixels, with gradients that are fast on a CPU.
-
-    >>> import jax
-    >>> layer = conv(50, 3, "VALID", jnp.float32, nn.initializers.glorot_uniform())
-    >>> layer.init_with_output(jax.random.key(0), jnp.ones((1, 32, 32, 3)))[0].shape
-    (1, 30, 30, 50)
-    """
-    return nn.Conv(
-        filters,
-        (kernel, kernel),
-        padding=padding,
-        use_bias=bias,
-        dtype=dtype,
-        kernel_init=kernel_init,
-        conv_general_dilated=convolve,
-    )
 
 
 def convnet(
@@ -182,8 +165,12 @@ class ResidualNet(nn.Module):
 
     @nn.compact
     def __call__(self, images: Array, *, train: bool = False, mask: Array | None = None) -> Array:
+        layer = partial(
+            Conv, padding="SAME", use_bias=False, dtype=self.dtype, kernel_init=nn.initializers.he_uniform()
+        )
+
         def block(inputs: Array, filters: int, pool: bool = False) -> Array:
-            hidden = conv(filters, 3, "SAME", self.dtype, nn.initializers.he_normal(), bias=False)(inputs)
+            hidden = layer(filters)(inputs)
             hidden = MaxPool()(hidden) if pool else hidden
             return nn.relu(BatchNorm(momentum=0.9, epsilon=1e-5, dtype=self.dtype)(hidden, train=train, mask=mask))
 

@@ -228,7 +228,7 @@ def test_auto_falls_back_loudly_where_nothing_listens(server, cache, monkeypatch
         images = cifar10(cache=cache, server=address)
     assert caught[0].filename == __file__
     assert images.note.startswith(f"SIMULATED IMAGES, NOT CIFAR-10: {address}") and "\n" not in images.note
-    assert images.source == "simulated:6000:seed=0" and files(cache) == []
+    assert images.source == "simulated:7200:seed=0" and files(cache) == []
 
 
 # What was decoded

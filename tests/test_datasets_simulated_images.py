@@ -32,6 +32,10 @@ def patches(images, side=9):
     return flat - flat.mean(2, keepdims=True)
 
 
+def pixels(images):
+    return images.mean(3, dtype=np.float32).reshape(len(images), -1) / 64 - 2
+
+
 def strongest(images, filters):
     """What a convolution and a maximum over all places make of images, the sign of the contrast left out."""
     parts = np.array_split(images, len(images) // 50)
@@ -53,7 +57,7 @@ def test_a_sixth_is_to_test_with(images, test):
 
 def test_the_order_is_random(drawn):
     for labels in (drawn.train_labels, drawn.test_labels):
-        # One in ten of all neighbours are of the same class, one in a hundred would be too many or too few.
+        # One neighbour in ten is of the same class by chance; sorted labels would make it nearly all of them or none.
         assert 0.05 < np.mean(labels[1:] == labels[:-1]) < 0.15
         assert abs(np.corrcoef(labels, np.arange(len(labels)))[0, 1]) < 0.2
 
@@ -68,7 +72,7 @@ def test_the_same_images_on_every_machine():
     digest = hashlib.sha256()
     for array in draw(600, 7):
         digest.update(np.ascontiguousarray(array, array.dtype.newbyteorder("<")))
-    assert digest.hexdigest() == "GOLDEN"
+    assert digest.hexdigest() == "f2f54d43b25cdf71a60ebf71b13144364abfbd5b287bd70ee957eb1bc69eb0ab"
 
 
 def test_no_image_is_there_twice(drawn):
@@ -77,7 +81,7 @@ def test_no_image_is_there_twice(drawn):
 
 
 def test_every_image_shows_something(drawn):
-    """Each has light and dark, and in most of each class the middle is not what the border is."""
+    """Each has light and dark, and in each class the thing is the lighter of the two about as often as the darker."""
     grey = drawn.train_images.mean(3)
     assert np.ptp(np.percentile(grey, [2, 98], axis=(1, 2)), axis=0).min() > 40
     border = np.concatenate([grey[:, [0, -1]].reshape(len(grey), -1), grey[:, :, [0, -1]].reshape(len(grey), -1)], 1)
@@ -101,11 +105,12 @@ def test_local_shapes_tell_the_class_and_pixels_do_so_worse(drawn):
     order = np.argsort(-norms[:, 0])[:96]
     train, test = (strongest(images, (found / norms)[order]) for images in (drawn.train_images, drawn.test_images))
     local = linear(train, drawn.train_labels).score(test, drawn.test_labels)
-    dense = MLPClassifier((50,), batch_size=50, max_iter=6, tol=0, random_state=0)
+    dense = MLPClassifier((100, 50), batch_size=50, max_iter=10, tol=0, random_state=0)
     with pytest.warns(match="Maximum iterations"):
-        dense.fit(drawn.train_images.reshape(1500, -1) / np.float32(255), drawn.train_labels)
-    pixels = dense.score(drawn.test_images.reshape(300, -1) / np.float32(255), drawn.test_labels)
-    assert local > 0.8 and local > pixels + 0.3
+        dense.fit(pixels(drawn.train_images), drawn.train_labels)
+    # It learns, but by heart.
+    assert dense.score(pixels(drawn.train_images), drawn.train_labels) > 0.7
+    assert local > 0.85 and local > dense.score(pixels(drawn.test_images), drawn.test_labels) + 0.25
 
 
 def test_sketches_are_ten_of_one_size():
@@ -117,7 +122,7 @@ def test_sketches_are_ten_of_one_size():
 
 @pytest.mark.parametrize("images", [119, 0, -1, 1_000_001, 600.0, "600", True, None])
 def test_counts_that_are_refused(images):
-    message = f"simulated images must be a whole number from 120 to 1000000, got {images!r}. Use simulated:6000."
+    message = f"simulated images must be a whole number from 120 to 1000000, got {images!r}. Use simulated:7200."
     with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
         draw(images)
 

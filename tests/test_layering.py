@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 
 # A module may import only what stands before it. New modules enter here, at the place where they belong.
 CORE = (
-    *("types", "errors", "data", "programs", "augment", "layers", "adapters", "models", "objectives"),
+    *("types", "errors", "data", "programs", "augment", "convolutions", "layers", "adapters", "models", "objectives"),
     *("steps", "passes", "stopping", "rates", "plans", "training", "fitting"),
 )
 RING = ("baselines", "datasets", "checkpoints", "logs", "plots", "summaries", "runs")

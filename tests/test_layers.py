@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from jax import lax
 
 from jaxdl import InputError
-from jaxdl.layers import BatchNorm, Flatten, MaxPool, convolve, max_pool
+from jaxdl.convolutions import add_bias, convolve
+from jaxdl.layers import BatchNorm, Conv, Flatten, MaxPool, max_pool
 
 NUMBERS = ("NHWC", "HWIO", "NHWC")
 QUICK = settings(max_examples=25, deadline=None)
@@ -242,3 +243,35 @@ def test_batch_norm_of_a_large_mean_and_a_small_spread():
     outputs, _ = layer.apply(weights, inputs, train=True, mutable=["batch_stats"])
     exact = np.float64(inputs)
     np.testing.assert_allclose(outputs, (exact - exact.mean()) / exact.std(), atol=0.05)
+
+
+@pytest.mark.parametrize("filters", [15, 16, 17, 20, 21, 34, 50])
+@pytest.mark.parametrize("channels", [3, 18])
+@pytest.mark.parametrize("pads", [((0, 0), (0, 0)), ((1, 1), (1, 1)), ((2, 0), (0, 3))])
+def test_filters_that_fill_no_vector_are_computed_apart_with_the_same_result(filters, channels, pads):
+    images, kernel = random(0, 2, 7, 6, channels), random(1, 3, 2, channels, filters)
+    for mine, other in zip(*both(images, kernel, window_strides=(1, 1), padding=pads), strict=True):
+        np.testing.assert_allclose(mine, other, rtol=1e-5, atol=1e-5 * np.abs(other).max())
+
+
+def test_the_bias_is_added_and_its_gradient_is_the_sum():
+    images, bias = random(0, 3, 5, 4, 6), random(1, 6)
+    np.testing.assert_array_equal(add_bias(images, bias), images + bias[None, None, None, :])
+    weights = random(2, 3, 5, 4, 6)
+    to_images, to_bias = jax.grad(lambda i, b: (add_bias(i, b) * weights).sum(), (0, 1))(images, bias)
+    np.testing.assert_array_equal(to_images, weights)
+    np.testing.assert_allclose(to_bias, np.float64(weights).sum((0, 1, 2)), rtol=1e-5)
+
+
+@pytest.mark.parametrize("padding", ["VALID", "SAME"])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_the_layer_is_flaxs_with_the_same_parameters(padding, dtype):
+    ours, theirs = Conv(18, padding=padding, dtype=dtype), nn.Conv(18, (3, 3), padding=padding, dtype=dtype)
+    images = random(0, 2, 7, 6, 17)
+    weights = theirs.init(jax.random.key(0), images)
+    assert jax.tree.map(jnp.shape, ours.init(jax.random.key(0), images)) == jax.tree.map(jnp.shape, weights)
+    mine, other = (jax.jit(jax.grad(lambda w, m=m: (m.apply(w, images) ** 2).sum()))(weights) for m in (ours, theirs))
+    bound = 1e-5 if dtype == jnp.float32 else 2e-2
+    for one, two in zip(jax.tree.leaves(mine), jax.tree.leaves(other), strict=True):
+        np.testing.assert_allclose(one, two, rtol=bound, atol=bound * np.abs(two).max())
+    assert ours.apply(weights, images).dtype == dtype

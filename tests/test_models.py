@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from jaxdl.errors import InputError
-from jaxdl.models import conv, convnet, mlp, residual_net
+from jaxdl.layers import Conv
+from jaxdl.models import convnet, mlp, residual_net
 from jaxdl.summaries import summary
 from jaxdl.types import Weights
 
@@ -226,9 +227,7 @@ def test_parameters_of_the_lessons_networks(name, parameters):
 
 
 def test_a_hundred_kernels_have_2700_numbers_where_a_dense_layer_has_307300():
-    import flax.linen as nn
-
-    layer = conv(100, 3, "VALID", jnp.float32, nn.initializers.glorot_uniform(), bias=False)
+    layer = Conv(100, use_bias=False)
     assert count(jax.eval_shape(layer.init, KEY, PICTURE.astype(jnp.float32))) == 2700 == 100 * 3 * 3 * 3
 
 

@@ -31,7 +31,7 @@ class Images(NamedTuple):
     test: Examples
     classes: tuple[str, ...]  # names, by label
     name: str
-    source: str  # such as "file:/home/me/cifar-10-batches-py", "tfds:cifar10/3.0.2", "simulated:6000:seed=0"
+    source: str  # such as "file:/home/me/cifar-10-batches-py", "tfds:cifar10/3.0.2", "simulated:7200:seed=0"
     sha256: str  # of the images and labels
     note: str | None = None  # what a user must be told
 

@@ -1,7 +1,7 @@
 """Small colour images of ten things, drawn by a program: not photographs, and no CIFAR-10 but for the names.
 
 Each image shows one thing, moved, turned, stretched and mirrored at random, in colours that say nothing about it: it is
-light before dark or dark before light, as often. So neither a pixel nor a mean colour tells the class, but shape does.
+light before dark as often as dark before light. So no single pixel and no mean colour tells the class; shape does.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from jaxdl.errors import InputError
 
 Floats = NDArray[np.float32]
 
-IMAGES, SEED, FEWEST, MOST = 6000, 0, 120, 1_000_000
+IMAGES, SEED, FEWEST, MOST = 7200, 0, 120, 1_000_000
 SIDE = SHAPE[0]
 BLOCK = 256  # images drawn at a time; another number makes other images
 FINE = 8  # steps between two characters of a sketch
