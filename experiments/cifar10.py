@@ -125,7 +125,8 @@ def settle(config: Config) -> Config:
 def network(config: Config) -> Model:
     """The network of a settled configuration; `strong` changes what it sees in training and predicts twice.
 
-    >>> network(settle(Config())).init(jax.random.key(0), jnp.zeros((1, 32, 32, 3))).params["Conv_1"]["bias"].shape
+    >>> images = jnp.zeros((2, 32, 32, 3), jnp.uint8)
+    >>> jax.eval_shape(network(settle(Config())).init, jax.random.key(0), images).params["Conv_1"]["bias"].shape
     (50,)
     """
     dtype = jnp.dtype(config.dtype)

@@ -135,7 +135,7 @@ def convnet(
 
     >>> import jax
     >>> small = convnet((50, 50))
-    >>> weights = small.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3), jnp.uint8))
+    >>> weights = jax.eval_shape(small.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3), jnp.uint8))
     >>> sum(leaf.size for leaf in jax.tree.leaves(weights))
     415960
     """
@@ -187,7 +187,8 @@ def residual_net(width: int = 64, *, outputs: int = 10, dtype: Any = jnp.float32
     """A ResidualNet as a Model of (B, H, W, C) images of at least 8 x 8, uint8 or float: logits of classes.
 
     >>> import jax
-    >>> weights = residual_net(8).init(jax.random.key(0), jnp.zeros((1, 32, 32, 3), jnp.uint8))
+    >>> images = jnp.zeros((1, 32, 32, 3), jnp.uint8)
+    >>> weights = jax.eval_shape(residual_net(8).init, jax.random.key(0), images)
     >>> weights.params["Dense_0"]["kernel"].shape
     (64, 10)
     """

@@ -2,7 +2,6 @@
 
 import hashlib
 import importlib
-import os
 import pickle
 import sys
 import threading
@@ -148,7 +147,7 @@ def test_a_relative_path_and_a_home_are_understood(tmp_path, monkeypatch):
         ("simulated:", "simulated images must be simulated[:IMAGES[:SEED]] with whole numbers, got simulated:."),
         ("simulated:many", "got simulated:many"),
         ("simulated:200:0:0", "got simulated:200:0:0"),
-        ("simulated:1", "simulated images must be from 120"),
+        ("simulated:1", "simulated images must be a whole number from 120"),
         ("/dev/null", "/dev/null cannot be read (Not a directory)"),
     ],
 )
@@ -342,8 +341,8 @@ def test_the_cache_is_the_users_unless_given(archive, cache, monkeypatch):
 def test_tensorflow_datasets_is_read_once(cache, monkeypatch):
     calls = []
 
-    def read():
-        calls.append(os.environ.get("TFDS_DATA_DIR"))
+    def read(folder):
+        calls.append(str(folder))
         return draw(120, len(calls)), "tfds:cifar10/3.0.2"
 
     fake = types.ModuleType("cifar10_tfds")

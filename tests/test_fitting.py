@@ -126,3 +126,30 @@ def test_bfloat16_computes_near_float32():
 def test_no_epochs_are_refused():
     with pytest.raises(InputError, match="epochs must be at least 1, got 0"):
         fit(mlp(()), OBJECTIVE, optax.sgd(0.1), TRAIN, epochs=0)
+
+
+def test_an_average_is_what_is_measured_and_kept():
+    model = mlp(())
+    run = fit(model, OBJECTIVE, optax.sgd(0.05), TRAIN, VALIDATION, epochs=3, average=0.9)
+    state = run.progress.state
+    assert run.final is state.average
+    assert not np.array_equal(*(w.params["Dense_0"]["kernel"] for w in (state.weights, state.average)))
+    np.testing.assert_allclose(
+        run.history["val_rmse"].iloc[-1], evaluate(model, OBJECTIVE, run.final, VALIDATION)["rmse"], rtol=1e-6
+    )
+    plain = fit(model, OBJECTIVE, optax.sgd(0.05), TRAIN, VALIDATION, epochs=3)
+    jax.tree.map(np.testing.assert_array_equal, plain.final.params, state.weights.params)
+
+
+def test_a_run_with_an_average_goes_on_where_it_stood():
+    model, optimiser = mlp(()), optax.sgd(0.05)
+    first = fit(model, OBJECTIVE, optimiser, TRAIN, VALIDATION, epochs=2, average=0.9)
+    rest = fit(model, OBJECTIVE, optimiser, TRAIN, VALIDATION, epochs=4, average=0.9, progress=first.progress)
+    whole = fit(model, OBJECTIVE, optimiser, TRAIN, VALIDATION, epochs=4, average=0.9)
+    jax.tree.map(np.testing.assert_array_equal, rest.final, whole.final)
+
+
+@pytest.mark.parametrize("average", [-0.1, 1.0])
+def test_an_average_that_is_no_share_is_refused(average):
+    with pytest.raises(InputError, match="average must be from 0 to below 1, got"):
+        fit(mlp(()), OBJECTIVE, optax.sgd(0.05), TRAIN, average=average)

@@ -235,3 +235,9 @@ def loaded(program):
 
 def test_importing_jaxdl_loads_nothing_heavier_than_flax_and_optax():
     assert loaded("import jaxdl") <= loaded("import flax, optax")
+
+
+@pytest.mark.parametrize("path", sources("jaxdl", "experiments", "benchmarks"), ids=label)
+def test_nothing_sets_flags_for_all_of_xla(path):
+    # A flag that another version does not know ends the whole process.
+    assert "XLA_FLAGS" not in path.read_text()

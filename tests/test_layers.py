@@ -14,7 +14,8 @@ from jaxdl.convolutions import add_bias, convolve
 from jaxdl.layers import BatchNorm, Conv, Flatten, MaxPool, max_pool
 
 NUMBERS = ("NHWC", "HWIO", "NHWC")
-QUICK = settings(max_examples=25, deadline=None)
+# Every example compiles programs of its own.
+QUICK = settings(max_examples=8, deadline=None)
 
 
 def random(seed, *shape):
@@ -54,7 +55,7 @@ paddings = st.one_of(
 )
 
 
-@QUICK
+@settings(max_examples=20, deadline=None)
 @given(shapes, paddings, st.integers(0, 9))
 def test_values_and_gradients_are_those_of_xla(shape, padding, seed):
     rows, height, width, channels, kernel_height, kernel_width, filters = shape

@@ -99,14 +99,17 @@ def _downloaded(cache: Path, server: str) -> Images:
 
 
 def _prepared(cache: Path) -> Images:
+    # tensorflow-datasets itself looks at this only once, when it is imported.
+    folder = os.environ.get("TFDS_DATA_DIR", "")
+
     def read() -> Images:
         # Imported here: nothing else needs tensorflow-datasets.
         from jaxdl.datasets import cifar10_tfds
 
-        arrays, label = cifar10_tfds.read()
+        arrays, label = cifar10_tfds.read(Path(folder) if folder else None)
         return as_images(arrays, NAME, label)
 
-    return remember(cache, f"tfds {os.environ.get('TFDS_DATA_DIR', '')}", read)
+    return remember(cache, f"tfds {folder}", read)
 
 
 def _simulated(word: str) -> Images:
