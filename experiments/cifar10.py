@@ -39,6 +39,7 @@ from jaxdl.types import Array, Examples, Model, Objective
 Loss = Callable[[Array, Array], Array]
 
 MOST_VALIDATION = 5000
+MOST = {"epochs": 10**6, "batch_size": 10**6, "train_size": 10**9, "patience": 10**6, "width": 4096}
 DECAY, SMOOTHING, AVERAGE, RISING = 5e-4, 0.1, 0.99, 0.25  # of the recipe `strong`
 
 
@@ -114,10 +115,10 @@ def settle(config: Config) -> Config:
     assert config.learning_rate is not None and config.epochs is not None
     if not 1e-30 < config.learning_rate < 1e30:
         raise InputError(f"--learning-rate must be above 0 and finite, got {config.learning_rate}. Try 0.001.")
-    for name, least in (("epochs", 1), ("batch_size", 1), ("train_size", 1), ("patience", 1)):
+    for name, most in MOST.items():
         value = getattr(config, name)
-        if value is not None and value < least:
-            raise InputError(f"--{name.replace('_', '-')} must be at least {least}, got {value}.")
+        if value is not None and not 1 <= value <= most:
+            raise InputError(f"--{name.replace('_', '-')} must be from 1 to {most}, got {value}.")
     check_seed(config.seed)
     return config
 

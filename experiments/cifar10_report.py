@@ -51,15 +51,16 @@ def results(built: Built, progress: Progress) -> dict[str, Any]:
 
     final, best = figures(shown_weights(progress.state)), figures(progress.best)
     true = np.asarray(sets["test"].targets)
-    matrix = confusion(true, predicted(built, progress).argmax(1), len(classes))
+    matrix = confusion(true, guesses(predicted(built, progress)), len(classes))
     counts = np.bincount(np.asarray(sets["train"].targets), minlength=len(classes))
     majority = int(counts.argmax())
-    shares = matrix.diagonal() / np.maximum(matrix.sum(1), 1)
+    of_class = np.bincount(true, minlength=len(classes))
+    shares = matrix.diagonal() / np.maximum(of_class, 1)
     return {
         **final,
         **{f"{name}_best": value for name, value in best.items()},
         "per_class_accuracy": {
-            name: float(share) if has else None for name, share, has in zip(classes, shares, matrix.sum(1), strict=True)
+            name: float(share) if has else None for name, share, has in zip(classes, shares, of_class, strict=True)
         },
         "baselines": {
             "chance": {"test_accuracy": 1 / len(classes)},
@@ -74,13 +75,23 @@ def predicted(built: Built, progress: Progress) -> np.ndarray:
     return np.asarray(jax.nn.softmax(outputs))
 
 
+def guesses(chances: np.ndarray) -> np.ndarray:
+    """The likeliest class of each row (rows, classes), (rows,); -1 where a diverged model gives no number.
+
+    >>> guesses(np.array([[0.2, 0.8], [np.nan, np.nan]])).tolist()
+    [1, -1]
+    """
+    return np.where(np.isfinite(chances).all(1), chances.argmax(1), -1)
+
+
 def confusion(true: np.ndarray, guessed: np.ndarray, classes: int) -> np.ndarray:
-    """How many rows of each true class (down) were taken for each class (across), (classes, classes).
+    """How many rows of each true class (down) were taken for each class (across), (classes, classes); -1 is for none.
 
     >>> confusion(np.array([0, 0, 1]), np.array([0, 1, 1]), 2).tolist()
     [[1, 1], [0, 1]]
     """
-    return np.bincount(true * classes + guessed, minlength=classes**2).reshape(classes, classes)
+    told = guessed >= 0
+    return np.bincount(true[told] * classes + guessed[told], minlength=classes**2).reshape(classes, classes)
 
 
 def figures(built: Built, progress: Progress, history: list[dict[str, float]], title: str) -> dict[str, Figure]:
@@ -89,7 +100,7 @@ def figures(built: Built, progress: Progress, history: list[dict[str, float]], t
     train, test = built.sets["train"], built.sets["test"]
     names = [classes[label] for label in np.asarray(train.targets[:SAMPLES])]
     chances = predicted(built, progress)
-    guessed, true = chances.argmax(1), np.asarray(test.targets)
+    guessed, true = guesses(chances), np.asarray(test.targets)
     pictures = {
         "samples": plots.images(train.inputs[:SAMPLES], names, columns=10, title=f"training images: {title}"),
         "accuracy": plots.history(records, "accuracy", best_epoch=best, title=title),
@@ -106,8 +117,8 @@ def figures(built: Built, progress: Progress, history: list[dict[str, float]], t
 def _errors(built: Built, chances: np.ndarray, title: str) -> Figure:
     """The test images about which the model is surest and wrong."""
     classes, test = built.dataset.classes, built.sets["test"]
-    guessed, true, sure = chances.argmax(1), np.asarray(test.targets), chances.max(1)
-    wrong = np.flatnonzero(guessed != true)
+    guessed, true, sure = guesses(chances), np.asarray(test.targets), chances.max(1)
+    wrong = np.flatnonzero((guessed != true) & (guessed >= 0))
     worst = wrong[np.argsort(-sure[wrong], kind="stable")][:ERRORS]
     captions = [f"{classes[true[row]]}, taken for\n{classes[guessed[row]]} ({sure[row]:.0%})" for row in worst]
     found = f"the {len(worst)} most confident of {len(wrong)} errors on {len(true)} test images: {title}"

@@ -114,7 +114,7 @@ def _show_again(experiment: Experiment, metrics: dict[str, Any], config: Any, co
     try:
         result, run = experiment.table(metrics), f"{metrics['recipe']}, seed {metrics['seed']}"
         note = metrics["dataset"]["note"]
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"{config.workdir}/{runs.METRICS} must hold the metrics of a {experiment.name} run, got something else "
             f"({error}). Restore it, or choose another --workdir."

@@ -37,7 +37,7 @@ def convolve(
     """`lax.conv_general_dilated` with gradients that stay fast: give it to `nn.Conv(conv_general_dilated=convolve)`.
 
     Fast are (B, H, W, C) images and (h, w, C, K) kernels with stride 1, any padding, no dilation and no groups;
-    anything else is passed on.
+    anything else is passed on. Forward-mode derivatives (`jax.jvp`) are not defined on the fast path.
 
     >>> images, kernel = jnp.ones((2, 32, 32, 3)), jnp.ones((3, 3, 3, 50))
     >>> convolve(images, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")).shape
@@ -106,10 +106,12 @@ def _in_parts(images: Array, kernel: Array, pads: _Pads, precision: Any) -> Arra
     if whole == kernel.shape[3]:
         return outputs
     few = kernel[..., whole:]
-    products = _padded(jnp.einsum("bhwc,ijck->bhwijk", images, few, precision=precision), pads)
+    # Nine numbers are added, so in bfloat16 each must not be rounded before.
+    products = jnp.einsum("bhwc,ijck->bhwijk", images, few, precision=precision, preferred_element_type=jnp.float32)
+    products = _padded(products, pads)
     height, width = outputs.shape[1:3]
     shifted = (products[:, i : i + height, j : j + width, i, j] for i, j in np.ndindex(few.shape[:2]))
-    return jnp.concatenate([outputs, sum(shifted, jnp.zeros((), outputs.dtype))], -1)
+    return jnp.concatenate([outputs, sum(shifted, jnp.zeros((), jnp.float32)).astype(outputs.dtype)], -1)
 
 
 def _to_kernel(images: Array, slope: Array, pads: _Pads, precision: Any) -> Array:

@@ -16,7 +16,8 @@ from jaxdl.types import Array
 class Conv(nn.Module):
     """A convolution of `kernel` x `kernel` pixels with stride 1: (B, H, W, C) to (B, H', W', filters).
 
-    `nn.Conv` with `convolve` and `add_bias`; parameters have its names and shapes.
+    `nn.Conv` with `convolve` and `add_bias`; parameters have its names and shapes. Forward-mode derivatives (`jax.jvp`)
+    are not defined: use `nn.Conv` for them.
     """
 
     filters: int
@@ -73,8 +74,9 @@ class BatchNorm(nn.Module):
     """Batch normalisation of (B, ..., C) activations over all but the channels, padding rows left out exactly.
 
     Sums are taken within each row first, and rows are weighted then: on images that takes about half of what Flax's
-    masked form takes. The variance (ddof 0) is taken in two passes, in float32 whatever the dtype of the computation.
-    Moving moments follow Keras's rule: `momentum` of the old and the rest of the new. Source: Ioffe and Szegedy (2015).
+    masked form takes. The variance (ddof 0) is taken in two passes; all is float32 but what comes out.
+    Moving moments follow Keras's rule: `momentum` of the old and the rest of the new. Source: Ioffe and Szegedy
+    (2015).
     """
 
     momentum: float = 0.99
@@ -95,9 +97,9 @@ class BatchNorm(nn.Module):
         else:
             means, variances = mean.value, variance.value
         slope = scale * lax.rsqrt(variances + self.epsilon)
-        return inputs.astype(self.dtype) * _wide(slope, inputs).astype(self.dtype) + _wide(
-            bias - means * slope, inputs
-        ).astype(self.dtype)
+        # In float32 too, and the mean first: in fewer bits a large mean would leave nothing of a small spread.
+        centred = inputs.astype(jnp.float32) - _wide(means, inputs)
+        return (centred * _wide(slope, inputs) + _wide(bias, inputs)).astype(self.dtype)
 
 
 def _moments(inputs: Array, mask: Array | None) -> tuple[Array, Array]:

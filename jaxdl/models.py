@@ -112,6 +112,8 @@ def unit_range(images: Array, dtype: Any = jnp.float32) -> Array:
     >>> unit_range(jnp.array([0, 255], jnp.uint8)).tolist()
     [0.0, 1.0]
     """
+    if jnp.issubdtype(images.dtype, jnp.integer) and images.dtype != jnp.uint8:
+        raise InputError(f"images must be uint8, from 0 to 255, or floats, got {images.dtype}. Convert them first.")
     return images.astype(dtype) / 255 if images.dtype == jnp.uint8 else images.astype(dtype)
 
 
@@ -174,6 +176,7 @@ class ResidualNet(nn.Module):
             hidden = MaxPool()(hidden) if pool else hidden
             return nn.relu(BatchNorm(momentum=0.9, epsilon=1e-5, dtype=self.dtype)(hidden, train=train, mask=mask))
 
+        _check_fit(images, 1, 8)
         hidden = block(unit_range(images, self.dtype), self.width)
         for stage, factor in enumerate((2, 4, 8)):
             hidden = block(hidden, factor * self.width, pool=True)
@@ -203,7 +206,7 @@ def _check_fit(images: Array, kernel: int, pooling: int) -> None:
     least = kernel - 1 + pooling
     if min(images.shape[1:3]) < least:
         raise InputError(
-            f"a convolution {'with pooling ' * (pooling > 1)}needs images of at least {least} x {least}, got "
+            f"the network, {'with pooling, ' * (pooling > 1)}needs images of at least {least} x {least} here, got "
             f"{images.shape[1]} x {images.shape[2]}. Use larger images, or fewer convolutions."
         )
 

@@ -95,6 +95,12 @@ def batch_rows(inputs: Array) -> int:
     return max(1, min(EVAL_ROWS, EVAL_NUMBERS // max(1, math.prod(inputs.shape[1:]))))
 
 
+def _rows_at_once(inputs: Array, batch_size: int | None) -> int:
+    if batch_size is not None and batch_size < 1:
+        raise InputError(f"batch_size must be at least 1, got {batch_size}.")
+    return batch_rows(inputs) if batch_size is None else batch_size
+
+
 @partial(program, static_argnames=("model", "objective", "batch_size"))
 def evaluate(
     model: Model, objective: Objective, weights: Weights, rows_of: Examples, *, batch_size: int | None = None
@@ -109,7 +115,7 @@ def evaluate(
     >>> sorted(evaluate(model, Objective(objectives.squared_error, (objectives.rmse,)), weights, rows))
     ['loss', 'rmse']
     """
-    size = batch_rows(rows_of.inputs) if batch_size is None else batch_size
+    size = _rows_at_once(rows_of.inputs, batch_size)
     return finish(objective, sum_steps(make_eval_step(model, objective), weights, rows_of, batch_size=size))
 
 
@@ -128,7 +134,7 @@ def predict(model: Model, weights: Weights, inputs: Any, *, batch_size: int | No
         raise InputError(
             f"predict needs at least one row, got inputs of shape {inputs.shape}. Give inputs of shape (rows, ...)."
         )
-    return _predict(model, weights, inputs, batch_size=batch_rows(inputs) if batch_size is None else batch_size)
+    return _predict(model, weights, inputs, batch_size=_rows_at_once(inputs, batch_size))
 
 
 @partial(program, static_argnames=("model", "batch_size"))

@@ -8,7 +8,7 @@ from jaxdl.errors import InputError
 from jaxdl.objectives import LOSS
 from jaxdl.rates import learning_rate
 from jaxdl.stopping import early_stopping
-from jaxdl.types import Examples, Model, Objective, Plan, Progress, Rule
+from jaxdl.types import Examples, Model, Objective, Plan, Progress, Rule, Weights
 
 RESERVED = {LOSS, "epoch", "learning_rate", "seconds"}
 NEVER = early_stopping(patience=None)
@@ -89,13 +89,16 @@ def check_rows(plan: Plan, train: Examples, validation: Examples | None) -> None
 
 
 def check_monitors(plan: Plan, progress: Progress, validation: Examples | None) -> None:
-    """Raises InputError where a rule watches what the run does not measure.
+    """Raises InputError where a rule watches what the run does not measure, or an average is begun or given up midway.
 
     >>> import jax
     >>> from jaxdl import examples, mlp, objectives, start
     >>> plan = make_plan(mlp(()), Objective(objectives.squared_error), optax.sgd(0.1), batch_size=1)
     >>> check_monitors(plan, start(plan, examples([[1.0]], [[1.0]]), key=jax.random.key(0)), None)
     """
+    if (plan.average is None) == isinstance(progress.state.average, Weights):
+        kept = "one" if plan.average is None else "none"
+        raise InputError(f"average={plan.average} does not fit the progress, which holds {kept}. Begin a new run.")
     names = measured(plan, progress, validation)
     for rule in (plan.stop, plan.plateau):
         if rule is not None and rule.monitor is not None and rule.monitor not in names:

@@ -42,7 +42,7 @@ def history(
             best_epoch, watched[best_epoch], "o", color=VERMILION, markersize=7, label=f"best: epoch {best_epoch}"
         )
     quantity = metric.upper() if metric == "rmse" else metric
-    axes.set(xlabel="epoch", ylabel=f"{quantity} ({unit})" if unit else quantity, title=title)
+    axes.set(xlabel="epoch", ylabel=f"{quantity} ({unit})" if unit else quantity, title=_plain(title))
     finite = table[[c for c in (metric, f"val_{metric}") if c in table]].to_numpy()
     finite = finite[np.isfinite(finite)]
     if finite.size:
@@ -77,7 +77,7 @@ def predictions(true: Any, predicted: Mapping[str, Any], *, quantity: str = "val
         axes.set(xlim=(low - margin, high + margin), ylim=(low - margin, high + margin))
     panels[0].set_ylabel(f"predicted {quantity}")
     if title:
-        figure.suptitle(title)
+        figure.suptitle(_plain(title))
     return figure
 
 
@@ -108,7 +108,7 @@ def images(
                 colour = colours[number] if number < len(colours) else "black"
                 axes.set_title(captions[number], fontsize=8, color=colour, pad=2)
     if title:
-        figure.suptitle(title, fontsize=10)
+        figure.suptitle(_plain(title), fontsize=10)
     return figure
 
 
@@ -146,8 +146,13 @@ def confusion(matrix: Any, classes: Sequence[str], *, title: str = "") -> Figure
             axes.text(column, row, f"{counts[row, column]}", ha="center", va="center", color=colour, fontsize=8)
     axes.set_xticks(range(len(classes)), classes, rotation=45, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(len(classes)), classes)
-    axes.set(xlabel="predicted", ylabel="true", title=title)
+    axes.set(xlabel="predicted", ylabel="true", title=_plain(title))
     return figure
+
+
+def _plain(title: str) -> str:
+    """A title as it is: no formula between dollar signs, and nothing that a font could not be asked for."""
+    return title.encode("utf-8", "replace").decode().replace("$", r"\$")
 
 
 def _figure(width: float, height: float, above: float) -> Figure:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ParamSpec, TypeVar
 
 import jax
@@ -16,7 +17,9 @@ R = TypeVar("R")
 # code. With this, they hand it matrix products alone.
 FAST_ON_CPU = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT"}
 _state = functools.partial(get_opaque_trace_state, convention="flax")
-_OUTSIDE = _state()  # Modules are not imported inside of a trace.
+# In a thread of its own, because this module may be imported while a function is traced.
+with ThreadPoolExecutor(1) as _pool:
+    _OUTSIDE = _pool.submit(_state).result()
 
 
 @functools.cache

@@ -92,8 +92,8 @@ def create(folder: Path, config: dict[str, Any]) -> None:
 
     Raises InputError where it cannot be written, or another run has claimed it in the meantime.
     """
-    if set("[]") & set(str(folder.absolute())):
-        raise InputError(f"--workdir must be a path without [ and ], got {folder}. Choose another name.")
+    if set("[]\\") & set(str(folder.absolute())):
+        raise InputError(f"--workdir must be a path without [, ] and \\, got {folder}. Choose another name.")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if (folder / CONFIG).exists():

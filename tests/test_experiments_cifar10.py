@@ -148,12 +148,12 @@ def test_every_recipe_settles_to_its_values():
     [
         (("--train-size", "300"), "--train-size must be at most 299 of the 300 training images"),
         (("--train-size", "301", "--lesson-split"), "--train-size must be at most 300 of the 300 training images"),
-        (("--train-size", "0"), "--train-size must be at least 1, got 0"),
+        (("--train-size", "0"), "--train-size must be from 1 to"),
         (("--train-size", "12"), "every class must be among the 12 images to train on, got none of"),
         (("--train-size", "250", "--batch-size", "251"), "batch_size=251 leaves no full batch in 250 training rows"),
-        (("--epochs", "0"), "--epochs must be at least 1, got 0"),
-        (("--batch-size", "0"), "--batch-size must be at least 1"),
-        (("--patience", "0"), "--patience must be at least 1"),
+        (("--epochs", "0"), "--epochs must be from 1 to 1000000, got 0"),
+        (("--batch-size", "0"), "--batch-size must be from 1 to"),
+        (("--patience", "0"), "--patience must be from 1 to"),
         (("--learning-rate", "0"), "--learning-rate must be above 0"),
         (("--dropout", "0.5"), "--dropout must come with --recipe dropout, got --recipe small"),
         (
@@ -161,8 +161,11 @@ def test_every_recipe_settles_to_its_values():
             "dropout must be a rate from 0 to below 1",
         ),
         (("--width", "8"), "--width must come with --recipe strong"),
-        (("--recipe", "strong", "--width", "0", "--train-size", "250"), "width and outputs must be at least 1"),
+        (("--recipe", "strong", "--width", "0", "--train-size", "250"), "--width must be from 1 to 4096, got 0"),
         (("--seed", "-1"), "seed must be from 0"),
+        (("--epochs", "3000000000"), "--epochs must be from 1 to 1000000, got 3000000000"),
+        (("--recipe", "strong", "--width", "1000000"), "--width must be from 1 to 4096"),
+        (("--data", "a" * 300 + "/b"), "is no source of images"),
     ],
 )
 def test_bad_input_is_one_message_and_exit_code_2(arguments, said, tmp_path, capsys):
@@ -230,6 +233,14 @@ def test_the_real_images_are_learned(real_data):
     train, test = built.sets["train"], built.sets["test"]
     *_, (_, record) = epochs(built.plan, built.start, train, test, last=4)
     assert record["val_accuracy"] > 0.22
+
+
+def test_a_diverged_model_is_right_about_nothing(tmp_path):
+    arguments = (*QUICK, "--recipe", "dense", "--learning-rate", "1e29", "--workdir", tmp_path / "run$1_$2")
+    assert call(*arguments) == 0
+    metrics = read(tmp_path / "run$1_$2")
+    assert set(metrics["per_class_accuracy"].values()) == {0.0} and metrics["accuracy"]["test"] == 0
+    assert metrics["loss"]["test"] is None
 
 
 def test_unknown_recipes_exit_with_2():

@@ -153,3 +153,19 @@ def test_a_run_with_an_average_goes_on_where_it_stood():
 def test_an_average_that_is_no_share_is_refused(average):
     with pytest.raises(InputError, match="average must be from 0 to below 1, got"):
         fit(mlp(()), OBJECTIVE, optax.sgd(0.05), TRAIN, average=average)
+
+
+@pytest.mark.parametrize(("before", "after"), [(None, 0.9), (0.9, None)])
+def test_an_average_cannot_begin_or_end_midway(before, after):
+    first = fit(mlp(()), OBJECTIVE, optax.sgd(0.05), TRAIN, epochs=1, average=before)
+    with pytest.raises(InputError, match="does not fit the progress, which holds"):
+        fit(mlp(()), OBJECTIVE, optax.sgd(0.05), TRAIN, epochs=2, average=after, progress=first.progress)
+
+
+def test_evaluations_need_a_batch_of_one_row_at_least():
+    model = mlp(())
+    weights = model.init(jax.random.key(0), TRAIN.inputs)
+    with pytest.raises(InputError, match="batch_size must be at least 1, got 0"):
+        predict(model, weights, TRAIN.inputs, batch_size=0)
+    with pytest.raises(InputError, match="batch_size must be at least 1, got -1"):
+        evaluate(model, OBJECTIVE, weights, TRAIN, batch_size=-1)

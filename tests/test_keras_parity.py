@@ -7,7 +7,7 @@ import pytest
 
 from jaxdl import objectives as o
 from jaxdl.data import examples
-from jaxdl.models import mlp
+from jaxdl.models import convnet, mlp
 from jaxdl.steps import make_train_state, make_train_step
 from jaxdl.types import Objective, Weights
 
@@ -74,3 +74,41 @@ def test_fifty_steps_are_those_of_keras(optimiser, input_norm):
         np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-5)
     found, _ = model.apply(state.weights, INPUTS[0], train=False)
     np.testing.assert_allclose(found, network.predict(INPUTS[0], verbose=0), rtol=1e-3, atol=1e-4)
+
+
+def keras_convnet():
+    keras.utils.set_random_seed(0)
+    conv = [keras.layers.Conv2D(18, 3, activation="relu"), keras.layers.MaxPooling2D(), keras.layers.Conv2D(20, 3)]
+    tail = [keras.layers.ReLU(), keras.layers.MaxPooling2D(), keras.layers.Flatten(), keras.layers.Dense(10)]
+    return keras.Sequential([keras.layers.Input((14, 14, 3)), *conv, *tail])
+
+
+def convnet_params(network):
+    kinds = {"Conv": keras.layers.Conv2D, "Dense": keras.layers.Dense}
+    return {
+        f"{name}_{number}": {"kernel": np.asarray(layer.kernel), "bias": np.asarray(layer.bias)}
+        for name, kind in kinds.items()
+        for number, layer in enumerate(layer for layer in network.layers if isinstance(layer, kind))
+    }
+
+
+@pytest.mark.parametrize("optimiser", OPTIMISERS)
+def test_twenty_steps_of_a_convnet_are_those_of_keras(optimiser):
+    network, (make, ours) = keras_convnet(), OPTIMISERS[optimiser]
+    pictures = RANDOM.integers(0, 256, (20, 16, 14, 14, 3)).astype(np.uint8)
+    labels = (pictures[..., :7, 0].mean((2, 3)) // 8 % 10).astype(np.int32)
+    state = make_train_state(
+        Weights(jax.tree.map(jax.numpy.asarray, convnet_params(network)), {}), ours, jax.random.key(0)
+    )
+    network.compile(optimizer=make(), loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    step = jax.jit(make_train_step(convnet((18, 20), pool=True), Objective(o.softmax_cross_entropy), ours))
+    losses = []
+    for images, targets in zip(pictures, labels, strict=True):
+        network.reset_metrics()
+        state, sums = step(state, examples(images, targets))
+        theirs = network.train_on_batch(images.astype(np.float32) / np.float32(255), targets)
+        losses.append((float(sums.totals["loss"] / sums.weight), float(theirs)))
+    np.testing.assert_allclose(*zip(*losses, strict=True), rtol=1e-4)
+    params = convnet_params(network)
+    for one, other in zip(jax.tree.leaves(state.weights.params), jax.tree.leaves(params), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-5)

@@ -276,3 +276,25 @@ def test_the_layer_is_flaxs_with_the_same_parameters(padding, dtype):
     for one, two in zip(jax.tree.leaves(mine), jax.tree.leaves(other), strict=True):
         np.testing.assert_allclose(one, two, rtol=bound, atol=bound * np.abs(two).max())
     assert ours.apply(weights, images).dtype == dtype
+
+
+@pytest.mark.parametrize(("mean", "spread"), [(5, 0.1), (30, 1)])
+def test_batch_norm_in_bfloat16_is_as_exact_as_its_result(mean, spread):
+    inputs = jnp.asarray(mean + spread * random(0, 64, 4, 4, 2), jnp.bfloat16)
+    layer = BatchNorm(epsilon=1e-12, dtype=jnp.bfloat16)
+    weights = layer.init(jax.random.key(0), inputs, train=False)
+    outputs, _ = layer.apply(weights, inputs, train=True, mutable=["batch_stats"])
+    exact = np.float64(inputs)
+    wanted = (exact - exact.mean((0, 1, 2))) / exact.std((0, 1, 2))
+    assert outputs.dtype == jnp.bfloat16
+    np.testing.assert_allclose(np.float64(outputs), wanted, atol=0.02)
+
+
+def test_filters_apart_are_as_exact_in_bfloat16_as_the_others():
+    images, kernel = (
+        jnp.asarray(random(s, *shape), jnp.bfloat16) for s, shape in ((0, (2, 9, 9, 50)), (1, (3, 3, 50, 50)))
+    )
+    exact = by_hand(np.float64(images), np.float64(kernel), ((0, 0), (0, 0)))
+    found = np.float64(convolve(images, kernel, (1, 1), "VALID", dimension_numbers=NUMBERS))
+    errors = np.abs(found - exact).max((0, 1, 2)) / np.abs(exact).max()
+    assert errors[48:].max() < 1.5 * errors[:48].max()

@@ -1,5 +1,8 @@
 """Functions compiled as a whole: their options, and how they behave inside of other transformations."""
 
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -63,3 +66,16 @@ def test_no_option_for_other_platforms(monkeypatch):
     finally:
         monkeypatch.undo()
         compiler_options.cache_clear()
+
+
+def test_importing_it_inside_a_trace_does_not_confuse_it():
+    code = """
+import jax
+def first(x):
+    import jaxdl.programs
+    return x
+jax.jit(first)(1.0)
+from jaxdl import programs
+assert programs._state() == programs._OUTSIDE
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

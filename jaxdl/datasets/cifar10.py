@@ -54,7 +54,7 @@ def _images(source: str | Path, cache: Path | None, server: str) -> Images:
         return _simulated(word)
     # Not Path.expanduser, which has no InputError for a user that there is not.
     path = Path(os.path.expanduser(source))
-    if not word or len(path.name) > 255 or (not path.exists() and path.name == word and not path.suffix):
+    if not word or downloads.too_long(path) or (not path.exists() and path.name == word and not path.suffix):
         near = difflib.get_close_matches(word, WORDS, 1)
         nearest = f"; the nearest word is {near[0]}" if near else ""
         raise InputError(f"{word!r} is no source of images{nearest}. {ADVICE}")
@@ -109,7 +109,7 @@ def _prepared(cache: Path) -> Images:
         arrays, label = cifar10_tfds.read(Path(folder) if folder else None)
         return as_images(arrays, NAME, label)
 
-    return remember(cache, f"tfds {folder}", read)
+    return remember(cache, f"tfds {folder and os.path.abspath(folder)}", read)
 
 
 def _simulated(word: str) -> Images:

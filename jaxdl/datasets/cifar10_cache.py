@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ def remember(cache: Path, key: str, make: Callable[[], Images]) -> Images:
     ...     remember(Path(folder), "mine", lambda: None).source
     'memory'
     """
-    path = cache / f"cifar10-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npz"
+    path = cache / f"cifar10-{hashlib.sha256(os.fsencode(key)).hexdigest()[:16]}.npz"
     images = _load(path)
     if images is None:
         images = make()

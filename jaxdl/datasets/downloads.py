@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import tempfile
 import threading
@@ -39,6 +40,15 @@ def starting_now(within: float = REACHED_WITHIN) -> Deadline:
     2.0
     """
     return Deadline(within, time.monotonic() + within)
+
+
+def too_long(path: Path) -> bool:
+    """Whether a path cannot be, because it or one of its names has more letters than file systems allow.
+
+    >>> too_long(Path("a" * 300, "b"))
+    True
+    """
+    return len(str(path)) > 4000 or any(len(os.fsencode(part)) > 255 for part in path.parts)
 
 
 def user_cache() -> Path:

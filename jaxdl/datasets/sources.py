@@ -59,7 +59,7 @@ def find(source: str | Path, *, cache: Path | None = None, server: str = zenodo.
     if word.partition(":")[0] == "simulated" and isinstance(source, str):
         return _simulated(word)
     path = Path(source).expanduser()
-    if not word or len(path.name) > 255 or (not path.exists() and path.name == word and not path.suffix):
+    if not word or downloads.too_long(path) or (not path.exists() and path.name == word and not path.suffix):
         near = difflib.get_close_matches(word, ["auto", *WORDS, "simulated"], 1)
         nearest = f"; the nearest word is {near[0]}" if near else ""
         raise InputError(f"{word!r} is no source of weather{nearest}. {ADVICE}")
