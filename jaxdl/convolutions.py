@@ -20,6 +20,7 @@ from jaxdl.types import Array
 
 NUMBERS = ("NHWC", "HWIO", "NHWC")
 _VECTOR, _FEW = 16, 4  # numbers that a CPU with AVX-512 multiplies at once; filters that are worth no vector
+_AREA = 25  # pixels of a kernel, each of which makes a shifted copy of what is left over
 _Pads = tuple[tuple[int, int], tuple[int, int]]
 
 
@@ -90,39 +91,44 @@ def _backward(pads: _Pads, precision: Any, kept: tuple[Array, Array], slope: Arr
 _convolve.defvjp(_forward, _backward)
 
 
-def _whole(channels: int, filters: int) -> int:
-    """How many of the filters fill vectors of 16, if what is left over is too little to be worth a vector; else all.
+def _whole(height: int, width: int, channels: int, filters: int) -> int:
+    """How many filters of a kernel fill vectors of 16, if what is left over is too little to be worth one; else all.
 
     XLA's code for 50 filters takes the time of 64: on images of 30 x 30, 48 filters take 30 % less.
     """
     rest = filters % _VECTOR
-    return filters - rest if 0 < rest <= _FEW and min(filters, channels) >= _VECTOR else filters
+    worth = 0 < rest <= _FEW and min(filters, channels) >= _VECTOR and height * width <= _AREA
+    return filters - rest if worth else filters
 
 
 def _in_parts(images: Array, kernel: Array, pads: _Pads, precision: Any) -> Array:
     """The convolution; filters left over are a matrix product of all pixels, whose results are shifted and added."""
-    whole = _whole(*kernel.shape[2:])
+    whole = _whole(*kernel.shape)
     outputs = _stock(images, kernel[..., :whole], pads, precision)
     if whole == kernel.shape[3]:
         return outputs
     few = kernel[..., whole:]
-    # Nine numbers are added, so in bfloat16 each must not be rounded before.
-    products = jnp.einsum("bhwc,ijck->bhwijk", images, few, precision=precision, preferred_element_type=jnp.float32)
+    # Several are added up, so in bfloat16 each must not be rounded before.
+    wide = jnp.promote_types(images.dtype, jnp.float32)
+    products = jnp.einsum("bhwc,ijck->bhwijk", images, few, precision=precision, preferred_element_type=wide)
     products = _padded(products, pads)
     height, width = outputs.shape[1:3]
     shifted = (products[:, i : i + height, j : j + width, i, j] for i, j in np.ndindex(few.shape[:2]))
-    return jnp.concatenate([outputs, sum(shifted, jnp.zeros((), jnp.float32)).astype(outputs.dtype)], -1)
+    return jnp.concatenate([outputs, sum(shifted, jnp.zeros((), wide)).astype(outputs.dtype)], -1)
 
 
 def _to_kernel(images: Array, slope: Array, pads: _Pads, precision: Any) -> Array:
     """The gradient of the kernel; for filters left over a matrix product with all shifts of their slopes."""
-    whole = _whole(images.shape[3], slope.shape[3])
+    (top, bottom), (left, right) = pads
+    height = images.shape[1] + top + bottom - slope.shape[1] + 1
+    width = images.shape[2] + left + right - slope.shape[2] + 1
+    whole = _whole(height, width, images.shape[3], slope.shape[3])
     # Channels take the place of the batch, and the batch that of the channels.
     swapped = images.transpose(3, 1, 2, 0), slope[..., :whole].transpose(1, 2, 0, 3)
     grads = _stock(*swapped, pads, precision).transpose(1, 2, 0, 3)
     if whole == slope.shape[3]:
         return grads
-    images, few, (height, width) = _padded(images, pads), slope[..., whole:], grads.shape[:2]
+    images, few = _padded(images, pads), slope[..., whole:]
     shifts = [
         jnp.pad(few, ((0, 0), (i, height - 1 - i), (j, width - 1 - j), (0, 0))) for i, j in np.ndindex(height, width)
     ]

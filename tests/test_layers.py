@@ -298,3 +298,20 @@ def test_filters_apart_are_as_exact_in_bfloat16_as_the_others():
     found = np.float64(convolve(images, kernel, (1, 1), "VALID", dimension_numbers=NUMBERS))
     errors = np.abs(found - exact).max((0, 1, 2)) / np.abs(exact).max()
     assert errors[48:].max() < 1.5 * errors[:48].max()
+
+
+def test_a_large_kernel_is_not_taken_apart():
+    images, kernel = random(0, 2, 9, 9, 16), random(1, 6, 6, 16, 17)
+    text = str(jax.make_jaxpr(lambda i, k: convolve(i, k, (1, 1), "VALID", dimension_numbers=NUMBERS))(images, kernel))
+    assert "dot_general" not in text
+    for mine, other in zip(*both(images, kernel, window_strides=(1, 1), padding="VALID"), strict=True):
+        np.testing.assert_allclose(mine, other, rtol=1e-5, atol=1e-5 * np.abs(other).max())
+
+
+def test_float64_stays_float64():
+    with jax.enable_x64(True):
+        images, kernel = (
+            np.random.default_rng(s).standard_normal(n) for s, n in ((0, (2, 6, 6, 18)), (1, (3, 3, 18, 50)))
+        )
+        found = convolve(images, kernel, (1, 1), ((1, 1), (1, 1)), dimension_numbers=NUMBERS)
+        np.testing.assert_allclose(found, by_hand(images, kernel, ((1, 1), (1, 1))), rtol=1e-11, atol=1e-11)
