@@ -109,7 +109,7 @@ def _in_parts(images: Array, kernel: Array, pads: _Pads, precision: Any) -> Arra
         return outputs
     few = kernel[..., whole:]
     # Several are added up, so in bfloat16 each must not be rounded before.
-    wide = jnp.promote_types(images.dtype, jnp.float32)
+    wide = images.dtype if images.dtype.itemsize > 2 else jnp.dtype(jnp.float32)
     products = jnp.einsum("bhwc,ijck->bhwijk", images, few, precision=precision, preferred_element_type=wide)
     products = _padded(products, pads)
     height, width = outputs.shape[1:3]

@@ -18,6 +18,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
+import pooch
 import pytest
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.utils import tqdm_utils
@@ -155,7 +156,9 @@ def check(read_back):
 # What is prepared, and who can read it
 
 
-def test_it_is_downloaded_and_prepared_once_and_quietly(server, tmp_path, capfd):
+def test_it_is_downloaded_and_prepared_once_and_quietly(server, tmp_path, capfd, monkeypatch):
+    # Pooch speaks to the standard error that there was when it was imported, perhaps by an earlier test.
+    monkeypatch.setattr(pooch.get_logger(), "handlers", [logging.StreamHandler()])
     check(read(tmp_path, archive=server.archive))
     assert server.asked == [f"/{NAME}"]
     assert (tmp_path / "cifar10" / "3.0.2" / "dataset_info.json").is_file()
