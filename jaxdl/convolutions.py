@@ -54,8 +54,8 @@ def convolve(
             lhs, rhs, window_strides, padding, *dilations, numbers, feature_group_count, precision=precision
         )
     pads = lax.padtype_to_pads(lhs.shape[1:3], rhs.shape[:2], ones, padding) if isinstance(padding, str) else padding
-    (top, bottom), (left, right) = pads
-    return _convolve(lhs, rhs, ((top, bottom), (left, right)), precision)
+    lhs, whole_pads = _cropped(lhs, ((pads[0][0], pads[0][1]), (pads[1][0], pads[1][1])))
+    return _convolve(lhs, rhs, whole_pads, precision)
 
 
 def _stock(images: Array, kernel: Array, pads: _Pads, precision: Any) -> Array:
@@ -79,7 +79,9 @@ def _backward(pads: _Pads, precision: Any, kept: tuple[Array, Array], slope: Arr
         height, width = kernel.shape[:2]
         (top, bottom), (left, right) = pads
         full = ((height - 1 - top, height - 1 - bottom), (width - 1 - left, width - 1 - right))
-        to_images = _in_parts(slope, jnp.flip(kernel, (0, 1)).swapaxes(2, 3), full, precision)
+        turned = jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
+        inner, rest = _cropped(slope, full)
+        to_images = _in_parts(inner, turned, rest, precision)
         return to_images, _to_kernel(images, slope, pads, precision)
 
     def stock(images: Array, kernel: Array, slope: Array) -> tuple[Array, Array]:
@@ -134,6 +136,18 @@ def _to_kernel(images: Array, slope: Array, pads: _Pads, precision: Any) -> Arra
     ]
     rest = jnp.einsum("bhwc,bhwnk->nck", images, jnp.stack(shifts, 3), precision=precision)
     return jnp.concatenate([grads, rest.reshape(*grads.shape[:3], -1)], -1)
+
+
+def _cropped(images: Array, pads: _Pads) -> tuple[Array, _Pads]:
+    """Images without what negative padding takes away, and the rest of the padding.
+
+    XLA's CPU code for a convolution with negative padding on one side and positive on the other reads beyond its input.
+    """
+    (top, bottom), (left, right) = pads
+    if min(top, bottom, left, right) >= 0:
+        return images, pads
+    inner = _padded(images, ((min(top, 0), min(bottom, 0)), (min(left, 0), min(right, 0))))
+    return inner, ((max(top, 0), max(bottom, 0)), (max(left, 0), max(right, 0)))
 
 
 def _padded(images: Array, pads: _Pads) -> Array:

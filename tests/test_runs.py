@@ -41,7 +41,7 @@ PLAN = make_plan(
 
 
 def fitted(epochs, observers=()):
-    model, objective, optimiser, batch_size, stop, _ = PLAN
+    model, objective, optimiser, batch_size, stop, *_ = PLAN
     options = {"batch_size": batch_size, "stop": stop, "epochs": epochs, "observers": observers}
     return fit(model, objective, optimiser, ROWS, ROWS, seed=3, **options)
 
@@ -146,7 +146,7 @@ def test_create_makes_the_folder_and_claims_it_once(tmp_path):
 
 
 def test_brackets_in_a_folder_are_refused(tmp_path):
-    with pytest.raises(InputError, match=r"without \[ and \]"):
+    with pytest.raises(InputError, match=r"without \[, \] and"):
         runs.create(tmp_path / "[one]", {})
     assert list(tmp_path.iterdir()) == []
 
