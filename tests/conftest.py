@@ -42,6 +42,7 @@ def real_data():
     """The folder of real data files; without it the test is skipped by name."""
     folder = os.environ.get("JAXDL_DATA")
     if not folder:
+        # Real data is not part of the repository: who has none still runs every other test.
         pytest.skip("JAXDL_DATA names no folder of real data")
     return folder
 

@@ -194,7 +194,7 @@ def _read(folder: str) -> Arrays:
         found = tfds.builder_from_directory(folder)
         try:
             train, test = found.as_data_source("train"), found.as_data_source("test")
-        except NotImplementedError as error:
+        except NotImplementedError as error:  # What tfds raises for a format that only TensorFlow reads.
             raise InputError(
                 f"{folder} must be in array_record, which is read without TensorFlow, got "
                 f"{found.info.file_format.value}. Use another data_dir, or remove it to have it prepared again."
