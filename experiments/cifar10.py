@@ -23,7 +23,7 @@ import optax
 from experiments import running
 from experiments.cifar10_report import describe, figures, results, table
 from experiments.command import command
-from experiments.running import Built, Experiment
+from experiments.experiment import Built, Experiment, check_save_every
 from jaxdl.augment import augmented, crop, cutout, flip, flip_averaged
 from jaxdl.data import take
 from jaxdl.datasets import Images, cifar10
@@ -94,7 +94,14 @@ class Config:
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the computation; parameters are float32 always."""
     workdir: Path | None = None
-    """The run's folder; by default a new one, runs/<time>-<recipe>."""
+    """The run's folder; by default a new one, runs/<time>-<recipe>. One that holds a run, cut off or finished, is gone
+    on with; flags that are left out are then those of that run."""
+    fresh: bool = False
+    """Start over, and keep the run that is in --workdir under another name."""
+    save_every: float = 30.0
+    """Seconds between checkpoints."""
+    on_nan: Literal["stop", "continue"] = "stop"
+    """What to do where a weight or a loss is not finite: stop and say where it began, or go on."""
     compilation_cache: bool = True
     """Keep compiled programs in the user's cache folder, so that the next run starts sooner."""
 
@@ -120,6 +127,7 @@ def settle(config: Config) -> Config:
         if value is not None and not 1 <= value <= most:
             raise InputError(f"--{name.replace('_', '-')} must be from 1 to {most}, got {value}.")
     check_seed(config.seed)
+    check_save_every(config.save_every)
     return config
 
 
@@ -204,7 +212,27 @@ def read(config: Config) -> Images:
     return cifar10(config.data)
 
 
-EXPERIMENT = Experiment("CIFAR-10", settle, read, build, describe, results, figures, table, ("loss", "val_accuracy"))
+def fixed(config: Config) -> dict[str, str]:
+    """The flags that a run cannot change later beyond those of every run, and why.
+
+    >>> list(fixed(Config(recipe="strong")))
+    ['epochs']
+    """
+    return {"epochs": "the cycle of the learning rate is spread over them"} if config.recipe == "strong" else {}
+
+
+EXPERIMENT = Experiment(
+    name="CIFAR-10",
+    settle=settle,
+    read=read,
+    build=build,
+    describe=describe,
+    results=results,
+    figures=figures,
+    table=table,
+    fixed=fixed,
+    shown=("loss", "val_accuracy"),
+)
 run = partial(running.run, EXPERIMENT)
 
 

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from rich.table import Table
 
-from experiments.running import SETS, Built, short
+from experiments.experiment import SETS, Built, short
 from jaxdl import plots
 from jaxdl.fitting import as_table
 from jaxdl.passes import evaluate, predict

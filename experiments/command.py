@@ -2,42 +2,83 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import tyro
 from rich.console import Console
 
+from jaxdl import folders
 from jaxdl.errors import InputError
+from jaxdl.interrupts import Interrupts, interrupts
+from jaxdl.replays import NotFiniteError
 
-ConfigT = TypeVar("ConfigT")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
-BAD_INPUT, INTERRUPTED = 2, 130
+ConfigT = TypeVar("ConfigT", bound="DataclassInstance")
+
+
+class StoppedError(Exception):
+    """A signal ended the run, which is saved; the arguments are the signal and the folder."""
+
+
+FAILED, BAD_INPUT, SIGNAL = 1, 2, 128  # a signal's exit code is 128 and its number
 
 
 def command(
     config_type: type[ConfigT],
-    run: Callable[[ConfigT, Console], Any],
+    run: Callable[[ConfigT, Console, Interrupts], Any],
     prog: str,
     arguments: Sequence[str] | None = None,
 ) -> int:
-    """Parses the flags and runs; the exit code. Bad input is one message and 2, Ctrl-C is 130; neither a traceback."""
-    config = tyro.cli(config_type, args=arguments, prog=prog)
+    """Parses the flags and runs; the exit code. Whatever ends the run is one message and no traceback.
+
+    Bad input is 2, nan or infinity 1, SIGTERM 143, Ctrl-C 130. Flags that are left out are those of the run in
+    `--workdir`, where there is one.
+    """
     try:
-        run(config, Console())
+        with interrupts() as signals:
+            config = tyro.cli(config_type, args=arguments, prog=prog)
+            earlier = _earlier(config)
+            if earlier:
+                default = replace(config, **earlier)
+                config = tyro.cli(config_type, args=arguments, prog=prog, default=default)
+            run(config, Console(), signals)
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return BAD_INPUT
+        return _said(f"error: {error}", BAD_INPUT)
+    except NotFiniteError as error:
+        text = "What was reached before that step is saved: --on-nan continue goes on from there, another configuration"
+        return _said(f"error: {error}. {text} (a smaller --learning-rate, say) needs another --workdir.", FAILED)
+    except StoppedError as error:
+        number, folder = error.args
+        name = signal.Signals(number).name
+        return _said(f"{name}: the run is saved; the same command with --workdir {folder} goes on.", SIGNAL + number)
     except KeyboardInterrupt:
-        print(
-            "interrupted: the run is not finished. What it has written stays; start again in another --workdir.",
-            file=sys.stderr,
-        )
-        return INTERRUPTED
+        return _said("interrupted before the run began.", SIGNAL + signal.SIGINT)
     return 0
+
+
+def _said(text: str, code: int) -> int:
+    print(text, file=sys.stderr)
+    return code
+
+
+def _earlier(config: Any) -> dict[str, Any]:
+    """The flags of the run in a configuration's folder."""
+    if config.workdir is None or config.fresh:
+        return {}
+    earlier = folders.earlier(config.workdir)
+    if earlier is None:
+        return {}
+    names = {field.name for field in fields(config)} - {"workdir", "fresh"}
+    flags = {name: value for name, value in earlier.config.items() if name in names}
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in flags.items()}
 
 
 def new_workdir(recipe: str) -> Path:

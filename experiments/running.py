@@ -2,112 +2,124 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, NamedTuple
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
 
-import numpy as np
 from rich.console import Console
-from rich.table import Table
 
 from experiments import STARTED
-from experiments.command import new_workdir
-from jaxdl import checkpoints, logs, runs
+from experiments.command import StoppedError, new_workdir
+from experiments.experiment import Built, Experiment, short
+from experiments.resuming import Beginning, beginning, changes, check_epochs, goes_on, other_surroundings, refused
+from jaxdl import bars, checkpoints, folders, logs, runs, weights
 from jaxdl.errors import InputError
 from jaxdl.fitting import reason
+from jaxdl.interrupts import NEVER, Interrupts
+from jaxdl.locks import locked
 from jaxdl.steps import shown_weights
 from jaxdl.summaries import as_table, summary
-from jaxdl.types import Examples, Plan, Progress
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-SETS = ("train", "validation", "test")
-History = list[dict[str, float]]
+from jaxdl.training import batches_of_epoch
 
 
-class Built(NamedTuple):
-    """What a configuration and a data set amount to."""
+class Job(NamedTuple):
+    """A run that is about to begin, or to go on."""
 
-    dataset: Any  # with name, source, sha256 and note
-    rows: dict[str, np.ndarray]  # of the data set, by set
-    sets: dict[str, Examples]
-    plan: Plan
-    start: Progress  # before the first epoch
-    epochs: int  # at most
-
-
-class Experiment(NamedTuple):
-    """What makes one experiment different from another, as functions."""
-
-    name: str
-    settle: Callable[[Any], Any]  # a configuration -> the same with the recipe's values where a flag was left out
-    read: Callable[[Any], Any]  # a configuration -> its data set
-    build: Callable[[Any, Any], Built]  # a configuration and its data set -> what is trained
-    describe: Callable[[Built], dict[str, Any]]  # the data set in config.json and metrics.json
-    results: Callable[[Built, Progress], dict[str, Any]]  # what metrics.json says of the weights
-    figures: Callable[[Built, Progress, History, str], dict[str, Figure]]  # the pictures by name, with a title
-    table: Callable[[dict[str, Any]], Table]  # metrics.json for people
-    shown: tuple[str, str]  # what the progress bar shows of an epoch
+    experiment: Experiment
+    config: Any  # settled
+    built: Built
+    folder: Path
+    console: Console
 
 
-def short(source: str) -> str:
-    """A source in few words, for titles: of a path only the file's name.
+def run(experiment: Experiment, config: Any, console: Console, interrupts: Interrupts = NEVER) -> dict[str, Any]:
+    """Trains, compares and writes the run's folder; gives its metrics, which are written last.
 
-    >>> short("file:/home/me/weather.csv")
-    'weather.csv'
+    A folder that holds the same run, begun earlier, is gone on with. Raises StoppedError where a signal ended the run,
+    and NotFiniteError where nan or infinity did.
     """
-    return source.rpartition("/")[2] if source.startswith("file:") else source
-
-
-def run(experiment: Experiment, config: Any, console: Console) -> dict[str, Any]:
-    """Trains, compares and writes the run's folder; gives its metrics, which are written last."""
     seconds = {"import": time.perf_counter() - STARTED}
-    flags = asdict(experiment.settle(config))
-    metrics = None if config.workdir is None else runs.finished(config.workdir)
-    if metrics is not None:
-        return _show_again(experiment, metrics, config, console)
+    settled = experiment.settle(config)
+    earlier = None if config.workdir is None or config.fresh else folders.earlier(config.workdir)
+    if earlier is not None and earlier.metrics is not None:
+        found = changes(asdict(settled), earlier)
+        if not refused(found, experiment.fixed(settled)) and not goes_on(found, earlier.metrics):
+            return _show_again(experiment, earlier.metrics, config, console)
     if config.compilation_cache:
         runs.keep_compilations()
-    with runs.compile_clock() as compiling:
+    with ExitStack() as stack, runs.compile_clock() as compiling:
+        if earlier is not None:
+            stack.enter_context(locked(config.workdir))
         began = time.perf_counter()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # The note is printed instead.
-            dataset = experiment.read(config)
+        built = _built(experiment, config, console)
         seconds["data"] = time.perf_counter() - began
-        built = experiment.build(config, dataset)
-        about = experiment.describe(built)
-        _warn(about["note"], console)
-        folder = config.workdir or new_workdir(config.recipe)
-        runs.create(folder, {**flags, "workdir": str(folder), "dataset": about, **runs.surroundings()})
-        network = summary(built.plan.model, built.sets["train"].inputs[:1])
-        console.print(as_table(network, f"{config.recipe}, seed {config.seed}, {short(dataset.source)}"))
-        compiled, began = compiling(), time.perf_counter()
-        progress, history = _train(experiment, built, folder, console)
-        seconds["fit"] = time.perf_counter() - began - (compiling() - compiled)
-        metrics = {"dataset": about, **experiment.results(built, progress)}
-        seconds["compile"] = compiling()
-    metrics |= {
-        "recipe": config.recipe,
-        "epochs": len(history),
-        "best_epoch": int(progress.stopping.best_epoch),
-        "reason": reason(progress),
-        "seed": config.seed,
-        "parameters": network.parameters,
-    }
-    _keep(experiment, built, progress, history, folder)
-    metrics["seconds"] = {**seconds, "total": time.perf_counter() - STARTED}
-    runs.write_json(folder / runs.METRICS, metrics)
+        folder = config.workdir if earlier is not None else _new_folder(config, console)
+        if earlier is None:
+            stack.enter_context(locked(folder))
+        interrupts.advise(f"interrupted; the same command with --workdir {folder} goes on from what is saved there.")
+        job = Job(experiment, settled, built, folder, console)
+        metrics = _work(job, _begin(job), interrupts, seconds, compiling)
+        metrics["seconds"] = {**seconds, "compile": compiling(), "total": time.perf_counter() - STARTED}
+        folders.write_json(folder / folders.METRICS, metrics)
     console.print(experiment.table(metrics))
     console.print(f"Everything about this run is in {folder}", markup=False, soft_wrap=True)
     return metrics
 
 
+def _built(experiment: Experiment, config: Any, console: Console) -> Built:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # The note is printed instead.
+        dataset = experiment.read(config)
+    built = experiment.build(config, dataset)
+    _warn(dataset.note, console)
+    return built
+
+
 def _warn(note: str | None, console: Console) -> None:
     if note:
         console.print(f"WARNING: {note}", style="bold red", markup=False, soft_wrap=True)
+
+
+def _new_folder(config: Any, console: Console) -> Path:
+    if config.workdir is None:
+        return new_workdir(config.recipe)
+    if config.fresh and config.workdir.exists():
+        with locked(config.workdir):
+            folders.earlier(config.workdir)  # Raises for a folder of other files.
+        aside = folders.set_aside(config.workdir)
+        console.print(f"The run that was in {config.workdir} is now {aside}.", markup=False, soft_wrap=True)
+    folders.make(config.workdir)
+    return config.workdir
+
+
+def _begin(job: Job) -> Beginning:
+    """Where the run begins; its folder then holds its configuration. The folder is locked."""
+    experiment, config, built, folder, console = job
+    about, flags = experiment.describe(built), asdict(config)
+    now = {**flags, "workdir": str(folder), "dataset": about, **runs.surroundings()}
+    earlier = folders.earlier(folder)
+    if earlier is None:
+        folders.write_json(folder / folders.CONFIG, now)
+        return Beginning(built.start, [], None)
+    found = changes(flags, earlier)
+    refusal = refused(found, experiment.fixed(config))
+    begin = beginning(built.start, folder, about["sha256"], found, refusal, partial(_warn, console=console))
+    done = int(begin.progress.epoch)
+    check_epochs(built.epochs, done, folder)
+    if found:
+        (folder / folders.METRICS).unlink(missing_ok=True)
+        record = {"after_epoch": done, **{name: list(values) for name, values in found.items()}}
+        changed = {"changes": [*earlier.config.get("changes", []), record]}
+        folders.write_json(folder / folders.CONFIG, {**earlier.config, **{n: now[n] for n in found}, **changed})
+    _warn(other_surroundings(earlier.config, now), console)
+    console.print(begin.text, markup=False, soft_wrap=True)
+    return begin
 
 
 def _show_again(experiment: Experiment, metrics: dict[str, Any], config: Any, console: Console) -> dict[str, Any]:
@@ -116,34 +128,80 @@ def _show_again(experiment: Experiment, metrics: dict[str, Any], config: Any, co
         note = metrics["dataset"]["note"]
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(
-            f"{config.workdir}/{runs.METRICS} must hold the metrics of a {experiment.name} run, got something else "
+            f"{config.workdir}/{folders.METRICS} must hold the metrics of a {experiment.name} run, got something else "
             f"({error}). Restore it, or choose another --workdir."
         ) from error
-    text = f"{config.workdir} holds a finished run ({run}); nothing is changed, and other flags have no effect."
+    more = "a larger --patience" if metrics.get("reason") == "early-stopping" else "more --epochs"
+    text = f"{config.workdir} holds a finished run ({run}); nothing is changed. It goes on with {more}."
     console.print(text, markup=False, soft_wrap=True)
     _warn(note, console)
     console.print(result)
     return metrics
 
 
-def _train(experiment: Experiment, built: Built, folder: Any, console: Console) -> tuple[Progress, History]:
+def _work(
+    job: Job, begin: Beginning, interrupts: Interrupts, seconds: dict[str, float], compiling: Callable[[], float]
+) -> dict[str, Any]:
+    """Trains and writes all but the metrics, which it gives."""
+    experiment, config, built, folder, console = job
+    network = summary(built.plan.model, built.sets["train"].inputs[:1])
+    console.print(as_table(network, f"{config.recipe}, seed {config.seed}, {short(built.dataset.source)}"))
+    compiled, began = compiling(), time.perf_counter()
+    end = _train(job, begin, interrupts)
+    seconds["fit"] = time.perf_counter() - began - (compiling() - compiled)
+    interrupts.hold(False)
+    if end.signal is not None:
+        raise StoppedError(end.signal, folder)
+    _keep(job, end)
+    return {
+        "dataset": experiment.describe(built),
+        **experiment.results(built, end.progress),
+        "recipe": config.recipe,
+        "epochs": len(end.history),
+        "best_epoch": int(end.progress.stopping.best_epoch),
+        "reason": reason(end.progress),
+        "seed": config.seed,
+        "parameters": network.parameters,
+    }
+
+
+def _train(job: Job, begin: Beginning, interrupts: Interrupts) -> runs.End:
+    experiment, config, built, folder, console = job
+    train, validation = built.sets["train"], built.sets["validation"]
+    about = {"config": {**asdict(config), "workdir": str(folder)}, "data": built.dataset.sha256}
+    tell, done = partial(_warn, console=console), len(begin.history)
+    _, batches = batches_of_epoch(built.plan, train, validation)
     with (
-        logs.csv_file(folder / "history.csv") as rows,
-        logs.tensorboard(folder / "tensorboard") as charts,
-        logs.progress_bar(console, built.epochs, experiment.shown) as bar,
+        checkpoints.keeper(folder / "checkpoints" / "progress", about, every=config.save_every, tell=tell) as keep,
+        logs.csv_file(folder / "history.csv", begin.history) as rows,
+        logs.tensorboard(folder / "tensorboard", begin=done, tell=tell) as charts,
+        bars.progress_bar(console, built.epochs, experiment.shown, batches=batches, begin=done) as bar,
     ):
-        train, validation = built.sets["train"], built.sets["validation"]
-        observers = (rows, charts, bar)
-        return runs.drive(built.plan, built.start, train, validation, epochs=built.epochs, observers=observers)
+        return runs.drive(
+            built.plan,
+            begin.progress,
+            train,
+            validation,
+            epochs=built.epochs,
+            history=begin.history,
+            observers=(rows, charts),
+            watchers=(bar,),
+            keep=keep,
+            interrupts=interrupts,
+            on_nan=config.on_nan,
+        )
 
 
-def _keep(experiment: Experiment, built: Built, progress: Progress, history: History, folder: Any) -> None:
-    checkpoints.save(folder / "checkpoints" / "final", shown_weights(progress.state))
-    checkpoints.save(folder / "checkpoints" / "best", progress.best)
-    (folder / "figures").mkdir()
+def _keep(job: Job, end: runs.End) -> None:
+    experiment, _, built, folder, _ = job
+    for name, kept in (("final", shown_weights(end.progress.state)), ("best", end.progress.best)):
+        # There already where the run was finished before and went on, or was cut off just here.
+        shutil.rmtree(folder / "checkpoints" / name, ignore_errors=True)
+        weights.save(folder / "checkpoints" / name, kept)
+    (folder / "figures").mkdir(exist_ok=True)
     title = f"{folder.name}, {short(built.dataset.source)}"
     pictures = []
-    for name, figure in experiment.figures(built, progress, history, title).items():
+    for name, figure in experiment.figures(built, end.progress, end.history, title).items():
         pictures.append(folder / "figures" / f"{name}.png")
         figure.savefig(pictures[-1])
-    logs.pictures(folder / "tensorboard" / "pictures", pictures, step=len(history))
+    logs.pictures(folder / "tensorboard" / "pictures", pictures, step=len(end.history))

@@ -20,7 +20,7 @@ import optax
 
 from experiments import running
 from experiments.command import command
-from experiments.running import Built, Experiment
+from experiments.experiment import Built, Experiment, check_save_every
 from experiments.weather_report import describe, figures, results, table
 from jaxdl.data import split, take
 from jaxdl.datasets import Dataset, weather
@@ -82,7 +82,14 @@ class Config:
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the computation; parameters are float32 always."""
     workdir: Path | None = None
-    """The run's folder; by default a new one, runs/<time>-<recipe>."""
+    """The run's folder; by default a new one, runs/<time>-<recipe>. One that holds a run, cut off or finished, is gone
+    on with; flags that are left out are then those of that run."""
+    fresh: bool = False
+    """Start over, and keep the run that is in --workdir under another name."""
+    save_every: float = 30.0
+    """Seconds between checkpoints."""
+    on_nan: Literal["stop", "continue"] = "stop"
+    """What to do where a weight or a loss is not finite: stop and say where it began, or go on."""
     compilation_cache: bool = True
     """Keep compiled programs in the user's cache folder, so that the next run starts sooner."""
 
@@ -101,6 +108,7 @@ def settle(config: Config) -> tuple[Config, Recipe]:
     if recipe.epochs < 1:
         raise InputError(f"--epochs must be at least 1, got {recipe.epochs}. Leave it out for the recipe's.")
     check_seed(config.seed)
+    check_save_every(config.save_every)
     return replace(config, hidden=recipe.hidden, epochs=recipe.epochs, patience=recipe.patience), recipe
 
 
@@ -135,8 +143,26 @@ def read(config: Config) -> Dataset:
     return weather(config.data, days=recipe.days, places=recipe.places)
 
 
+def fixed(config: Config) -> dict[str, str]:
+    """The flags that a run cannot change later beyond those of every run: none.
+
+    >>> fixed(Config())
+    {}
+    """
+    return {}
+
+
 EXPERIMENT = Experiment(
-    "weather", lambda config: settle(config)[0], read, build, describe, results, figures, table, ("loss", "val_rmse")
+    name="weather",
+    settle=lambda config: settle(config)[0],
+    read=read,
+    build=build,
+    describe=describe,
+    results=results,
+    figures=figures,
+    table=table,
+    fixed=fixed,
+    shown=("loss", "val_rmse"),
 )
 run = partial(running.run, EXPERIMENT)
 

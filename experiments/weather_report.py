@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from rich.table import Table
 
-from experiments.running import SETS, Built, short
+from experiments.experiment import SETS, Built, short
 from jaxdl import plots
 from jaxdl.baselines import climatology, mean_of_last, ridge, root_mean_square
 from jaxdl.datasets import Dataset

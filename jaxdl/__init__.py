@@ -2,8 +2,7 @@
 
 from jaxdl.adapters import from_linen as from_linen
 from jaxdl.adapters import from_nnx as from_nnx
-from jaxdl.checkpoints import load as load
-from jaxdl.checkpoints import save as save
+from jaxdl.chunks import epochs as epochs
 from jaxdl.data import examples as examples
 from jaxdl.errors import InputError as InputError
 from jaxdl.fitting import Fit as Fit
@@ -18,7 +17,6 @@ from jaxdl.steps import make_train_step as make_train_step
 from jaxdl.stopping import early_stopping as early_stopping
 from jaxdl.stopping import reduce_on_plateau as reduce_on_plateau
 from jaxdl.summaries import summary as summary
-from jaxdl.training import epochs as epochs
 from jaxdl.training import run_epoch as run_epoch
 from jaxdl.training import start as start
 from jaxdl.types import Examples as Examples
@@ -26,3 +24,5 @@ from jaxdl.types import Metric as Metric
 from jaxdl.types import Model as Model
 from jaxdl.types import Objective as Objective
 from jaxdl.types import Weights as Weights
+from jaxdl.weights import load as load
+from jaxdl.weights import save as save

@@ -1,80 +1,182 @@
-"""Weights on disk; the only file that knows orbax."""
+"""Checkpoints of a run: saved beside the training, checked when they are read."""
 
 from __future__ import annotations
 
-import hashlib
+import logging
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
+from jaxdl import checksums
 from jaxdl.errors import InputError
-from jaxdl.types import Weights
+from jaxdl.leaves import kinds, named
+from jaxdl.types import Progress
+
+History = list[dict[str, float]]
 
 
-def save(path: str | Path, weights: Weights) -> None:
-    """Writes weights to a new folder `path`, whole or not at all.
+class Saved(NamedTuple):
+    """What a checkpoint of a run holds."""
 
-    Raises InputError where the folder exists already, so that nothing is overwritten, or cannot be written.
+    arrays: dict[str, np.ndarray]  # by name, as `leaves.named` gives them
+    about: dict[str, Any]  # whatever `keeper` was told, the `kinds` of the progress, and the `history`
+    number: int
 
-    >>> import tempfile, jax.numpy as jnp
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     save(f"{folder}/model", Weights({"w": jnp.arange(3.0)}, {}))
-    ...     print(load(f"{folder}/model").params["w"])
-    [0. 1. 2.]
+
+@contextmanager
+def keeper(
+    folder: Path, about: Mapping[str, Any], *, every: float, tell: Callable[[str], None]
+) -> Iterator[Callable[[Progress, History], None]]:
+    """Gives an observer that saves what it last saw, every so many seconds and when the block ends.
+
+    It saves in a thread of its own, so that training goes on meanwhile, keeps the latest checkpoint and the one before,
+    and writes checksums over each. A save that fails (the disk is full, say) is told, and nothing else: the run goes
+    on, and the last good checkpoint stays.
     """
-    # Imported here, and below: orbax costs as much to import as half of jax.
-    import orbax.checkpoint as ocp
+    seen: tuple[Progress, History] | None = None
+    kept: Progress | None = None
+    saving: Future[None] | None = None
+    last = time.monotonic()
 
-    folder = Path(path).expanduser().absolute()
-    if set("[]") & set(str(folder)):
-        # Orbax takes them for a pattern, and would write a folder without the numbers.
-        raise InputError(f"save needs a path without [ and ], got {folder}. Choose another name.")
-    if folder.exists():
-        raise InputError(f"save needs a new folder, got {folder}, which exists. Choose another name or remove it.")
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save(folder, {**weights._asdict(), "checksum": _checksum(weights)})
-    except OSError as error:
-        raise InputError(f"{folder} cannot be written ({error.strerror or error}). Choose another folder.") from error
+    def begin() -> None:
+        nonlocal kept, saving, last
+        assert seen is not None
+        progress, history = seen
+        kept, last = progress, time.monotonic()
+        arrays = named(progress)
+        content = {**about, "kinds": kinds(progress), "arrays": kinds(arrays), "history": list(history)}
+        saving = pool.submit(_write, folder, arrays, content)
 
+    def settle() -> None:
+        nonlocal saving, kept
+        if saving is not None and (error := saving.exception()) is not None:
+            kept = None
+            tell(f"a checkpoint could not be saved ({_first_line(error)}); the last good one in {folder} stays.")
+        saving = None
 
-def load(path: str | Path) -> Weights:
-    """Reads the weights that `save` wrote, as NumPy arrays of the dtypes that were saved.
+    def observe(progress: Progress, history: History) -> None:
+        nonlocal seen
+        seen = progress, history
+        if saving is not None and saving.done():
+            settle()
+        if saving is None and time.monotonic() - last >= every:
+            begin()
 
-    Raises InputError where the folder is missing or holds no weights.
-    """
-    import orbax.checkpoint as ocp
-
-    folder = Path(path).expanduser().absolute()
-    if not (folder / "_CHECKPOINT_METADATA").is_file():
-        raise InputError(f"load needs a folder that save wrote, got {folder}, which is missing or something else.")
-    with ocp.StandardCheckpointer() as checkpointer:
+    with ThreadPoolExecutor(1) as pool:
         try:
-            shapes = checkpointer.metadata(folder).item_metadata
-            if shapes is None:
-                raise ValueError("its metadata cannot be read")
-            tree: dict[str, Any] = checkpointer.restore(folder, jax.tree.map(_on_host, dict(shapes)))
-            weights = Weights(tree["params"], tree["stats"])
-            if not np.array_equal(_checksum(weights), tree["checksum"]):
-                raise ValueError("its numbers are not those that were saved")
-            return weights
-        except (OSError, KeyError, TypeError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            raise InputError(f"the weights in {folder} are damaged ({reason}). Use another copy.") from error
+            yield observe
+        finally:
+            settle()
+            if seen is not None and seen[0] is not kept:
+                begin()
+                settle()
 
 
-def _checksum(weights: Weights) -> np.ndarray:
-    """SHA-256, (32,) uint8, over the names, shapes, dtypes and bytes of all leaves: orbax notices no flipped bit."""
-    digest = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(weights):
-        array = np.asarray(leaf)
-        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape} ".encode())
-        digest.update(np.ascontiguousarray(array).tobytes())
-    return np.frombuffer(digest.digest(), np.uint8)
+def latest(folder: Path, tell: Callable[[str], None]) -> Saved | None:
+    """The latest checkpoint in a run's folder that is whole; None where no save was ever finished.
+
+    A damaged one is told in one line, put aside as `damaged-<number>`, and the one before is used. Raises InputError
+    where all are damaged, or one cannot be read although nothing of it has changed.
+    """
+    numbers = _numbers(folder)
+    # Without checksums a save was not finished, as where a process is killed in its first.
+    finished = [number for number in numbers if (folder / str(number) / checksums.NAME).exists()]
+    for draft in _drafts(folder):
+        tell(f"the checkpoint {draft} is damaged (its save was not finished); it is removed, and the one before used.")
+        shutil.rmtree(draft)
+    for number in reversed(numbers):
+        path = folder / str(number)
+        damage = checksums.damage(path)
+        if damage is None:
+            return _read(folder, number)
+        aside = _put_aside(path)
+        tell(f"the checkpoint {path} is damaged ({damage}); it is now {aside.name}, and the one before is used.")
+    if finished:
+        raise InputError(
+            f"every checkpoint in {folder} is damaged. Restore one from a copy, or start over with --fresh, which "
+            "keeps this run under another name."
+        )
+    return None
 
 
-def _on_host(entry: Any) -> np.ndarray:
-    return np.empty(entry.shape, entry.dtype)
+def _numbers(folder: Path) -> list[int]:
+    return sorted(int(path.name) for path in folder.glob("*") if path.name.isdecimal())
+
+
+def _drafts(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.orbax-checkpoint-tmp*"))
+
+
+def _put_aside(path: Path) -> Path:
+    aside = path.with_name(f"damaged-{path.name}")
+    while aside.exists():
+        aside = aside.with_name(f"{aside.name}-again")
+    return path.rename(aside)
+
+
+def _manager(folder: Path) -> Any:
+    import orbax.checkpoint as ocp
+    from orbax.checkpoint.checkpoint_managers import preservation_policy
+
+    options = ocp.CheckpointManagerOptions(
+        preservation_policy=preservation_policy.LatestN(2),
+        cleanup_tmp_directories=True,
+        # The thread that calls it is not the one that trains.
+        enable_async_checkpointing=False,
+    )
+    return ocp.CheckpointManager(folder.absolute(), options=options)
+
+
+def _write(folder: Path, arrays: dict[str, Any], about: dict[str, Any]) -> None:
+    import orbax.checkpoint as ocp
+
+    number = max(_numbers(folder), default=0) + 1
+    path = folder / str(number)
+    items = ocp.args.Composite(arrays=ocp.args.StandardSave(arrays), about=ocp.args.JsonSave(about))
+    try:
+        with _quiet(), _manager(folder) as manager:
+            manager.save(number, args=items)
+        checksums.write(path)
+    except BaseException:
+        # What is half-written would only take room on a disk that may be full.
+        for rest in (path, *_drafts(folder)):
+            shutil.rmtree(rest, ignore_errors=True)
+        raise
+
+
+def _read(folder: Path, number: int) -> Saved:
+    import orbax.checkpoint as ocp
+
+    try:
+        with _quiet(), _manager(folder) as manager:
+            about = manager.restore(number, args=ocp.args.Composite(about=ocp.args.JsonRestore())).about
+            like = {name: np.empty(shape, dtype) for name, (dtype, shape) in about["arrays"].items()}
+            items = ocp.args.Composite(arrays=ocp.args.StandardRestore(like))
+            return Saved(manager.restore(number, args=items).arrays, about, number)
+    except Exception as error:  # Whatever orbax raises.
+        raise InputError(
+            f"the checkpoint {folder / str(number)} is as it was saved, but cannot be read ({_first_line(error)}). Use "
+            "the versions that its run's config.json names."
+        ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without orbax's own log, which repeats as tracebacks what is told in a line."""
+    logger = logging.getLogger("absl")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, NamedTuple
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import jax
 import optax
 
+from jaxdl.chunks import Chunk
 from jaxdl.errors import InputError
+from jaxdl.paces import paced
 from jaxdl.plans import NEVER, make_plan
+from jaxdl.replays import NotFiniteError, guarded
 from jaxdl.steps import shown_weights
-from jaxdl.training import epochs as run_epochs
 from jaxdl.training import start
 from jaxdl.types import Examples, Model, Objective, Progress, Rule, Weights
 
@@ -27,7 +30,7 @@ class Fit(NamedTuple):
     history: pd.DataFrame  # a row an epoch, indexed by the epoch from 1, a column a figure
     best: Weights  # of the best epoch by the monitored figure
     final: Weights
-    reason: str  # why it ended: "epochs" or "early-stopping"
+    reason: str  # why it ended: "epochs", "early-stopping", "not-finite" or "interrupted"
     progress: Progress  # all that the run remembers: give it to `fit` again to go on
 
     @property
@@ -52,13 +55,19 @@ def fit(
     weights: Weights | None = None,
     progress: Progress | None = None,
     observers: Iterable[Observer] = (),
+    on_nan: Literal["stop", "continue"] = "stop",
 ) -> Fit:
     """Trains until `epochs` epochs are done, or until `stop` ends the run.
+
+    Ctrl-C, or the stop button of a notebook, ends it too: the result holds what has been reached so far, and `fit` goes
+    on from its `progress`, to the bits of a run that was not interrupted.
 
     average: such as 0.999, to measure and keep a moving average of the weights instead of the weights themselves.
     weights: initial weights, instead of ones drawn with `seed`.
     progress: where an earlier run stands, to go on from there; `epochs` counts its epochs too.
     observers: functions `(progress, history) -> None`, called after every epoch with the records so far.
+    on_nan: whether to stop where a weight or a loss is not finite, with a warning that says where that arose. The
+        result then stands before that step. Such an epoch is never the best.
 
     Raises InputError for arguments that do not fit together. Calls with the same model, objective, optimiser and rules
     share one compiled program, so a second one starts at once.
@@ -76,16 +85,24 @@ def fit(
         raise InputError(f"epochs must be at least 1, got {epochs}.")
     check_seed(seed)
     plan = make_plan(model, objective, optimiser, batch_size=batch_size, stop=stop, plateau=plateau, average=average)
-    begin = progress
-    if begin is None:
-        begin = start(plan, train, validation, key=jax.random.key(seed), weights=weights)
-    progress = begin
+    if progress is None:
+        progress = start(plan, train, validation, key=jax.random.key(seed), weights=weights)
+    chunks: Iterator[Chunk] = paced(plan, progress, train, validation, last=max(epochs, int(progress.epoch)))
     history: list[dict[str, float]] = []
-    for progress, record in run_epochs(plan, begin, train, validation, last=max(epochs, int(begin.epoch))):
-        history.append(record)
-        for observe in observers:
-            observe(progress, history)
-    return Fit(as_table(history), progress.best, shown_weights(progress.state), reason(progress), progress)
+    ended = ""
+    try:
+        for chunk in guarded(chunks, plan, progress, train, validation) if on_nan == "stop" else chunks:
+            progress = chunk.progress
+            if chunk.record is not None:
+                history.append(chunk.record)
+                for observe in observers:
+                    observe(progress, history)
+    except KeyboardInterrupt:
+        ended = "interrupted"
+    except NotFiniteError as error:
+        progress, ended = error.args[0].progress, "not-finite"
+        warnings.warn(f"the run stopped: {error}.", RuntimeWarning, stacklevel=2)
+    return Fit(as_table(history), progress.best, shown_weights(progress.state), ended or reason(progress), progress)
 
 
 def check_seed(seed: int) -> None:

@@ -7,10 +7,14 @@ history is a list of records, the last of which is the epoch that has just ended
 from __future__ import annotations
 
 import csv
+import errno
+import io
+import os
 import struct
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,14 +23,18 @@ from jaxdl.fitting import Observer
 from jaxdl.types import Progress
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from tensorboardX.event_file_writer import EventsWriter
+    from tensorboardX.proto.event_pb2 import Event
 
 History = list[dict[str, float]]
 
 
 @contextmanager
-def csv_file(path: Path) -> Iterator[Observer]:
+def csv_file(path: Path, history: Sequence[dict[str, float]] = ()) -> Iterator[Observer]:
     """Writes a row an epoch, with a header, each row on the disk before the next epoch begins.
+
+    `history`: records of earlier epochs, which the file then begins with; a file of that name is replaced. Where the
+    disk is full, rows wait until there is room; InputError at the end of the block where there is none.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -35,46 +43,64 @@ def csv_file(path: Path) -> Iterator[Observer]:
     ...     print(Path(folder, "history.csv").read_text().split())
     ['epoch,loss', '1,0.5']
     """
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
+    written, good, full = 0, 0, None
 
-        def observe(progress: Progress, history: History) -> None:
-            if len(history) == 1:
-                writer.writerow(history[0])
-            writer.writerow(history[-1].values())
-            file.flush()
+    def write(history: History) -> None:
+        nonlocal written, good, full
+        text = io.StringIO()
+        rows = csv.writer(text, lineterminator="\n")
+        if written == 0 and history:
+            rows.writerow(history[0])
+        rows.writerows(record.values() for record in history[written:])
+        content = text.getvalue().encode()
+        try:
+            file.truncate(good)
+            file.seek(good)
+            if file.write(content) != len(content):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            written, good, full = len(history), good + len(content), None
+        except OSError as error:
+            full = (error, history)
 
-        yield observe
+    with path.with_name(path.name + ".part").open("wb", buffering=0) as file:
+        write(list(history))
+        # Only now, so that the rows of earlier epochs are on the disk at every moment.
+        os.replace(file.name, path)
+        yield lambda progress, history: write(history)
+        if full is not None:
+            write(full[1])
+        if full is not None:
+            raise InputError(
+                f"{path} cannot be written ({full[0].strerror}). Free some space and start the same command again."
+            )
 
 
 @contextmanager
-def tensorboard(folder: Path, *, every: float = 1.0) -> Iterator[Observer]:
+def tensorboard(
+    folder: Path, *, every: float = 1.0, begin: int = 0, tell: Callable[[str], None] = warnings.warn
+) -> Iterator[Observer]:
     """Writes every figure of every epoch for TensorBoard, training and validation as two runs that share charts.
 
     Epochs are written together after `every` seconds, and at the end, so that short ones are not slowed down: a crash
-    loses no more than those seconds.
+    loses no more than those seconds. `begin`: the epochs that were done before; what the folder says of later ones is
+    taken back. Where the disk is full, that is told once and the rest of the charts left out.
     """
-    # Imported here: only runs that write for TensorBoard need it.
-    from tensorboardX.event_file_writer import EventsWriter
-    from tensorboardX.proto.event_pb2 import Event
-    from tensorboardX.proto.summary_pb2 import Summary
-
-    writers = {}
-    for prefix, name in (("", "train"), ("val_", "validation")):
-        (folder / name).mkdir(parents=True, exist_ok=True)
-        # Not FileWriter: what that flushes may still stand in the queue of its thread.
-        writers[prefix] = EventsWriter(str(folder / name / "events"))
+    writers = {prefix: _writer(folder / name, begin) for prefix, name in (("", "train"), ("val_", "validation"))}
     waiting: list[tuple[float, dict[str, float]]] = []
-    last = time.monotonic()
+    last, full = time.monotonic(), False
 
     def write() -> None:
-        for moment, record in waiting:
-            for prefix, writer in writers.items():
-                names = [n for n in record if n != "epoch" and n.startswith("val_") == bool(prefix)]
-                values = [Summary.Value(tag=name.removeprefix(prefix), simple_value=record[name]) for name in names]
-                writer.write_event(Event(wall_time=moment, step=int(record["epoch"]), summary=Summary(value=values)))
-        for writer in writers.values():
-            writer.flush()
+        nonlocal full
+        try:
+            for moment, record in waiting if not full else ():
+                for prefix, writer in writers.items():
+                    writer.write_event(_event(moment, record, prefix))
+            for writer in writers.values():
+                writer.flush()
+        except OSError as error:
+            if not full:
+                tell(f"{folder} cannot be written ({error.strerror}); the rest of the charts is left out.")
+            full = True
         waiting.clear()
 
     def observe(progress: Progress, history: History) -> None:
@@ -89,7 +115,32 @@ def tensorboard(folder: Path, *, every: float = 1.0) -> Iterator[Observer]:
     finally:
         write()
         for writer in writers.values():
-            writer.close()
+            with suppress(OSError):
+                writer.close()
+
+
+def _writer(folder: Path, begin: int) -> EventsWriter:
+    # Imported here and below: only runs that write for TensorBoard need it.
+    from tensorboardX.event_file_writer import EventsWriter
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+    folder.mkdir(parents=True, exist_ok=True)
+    # Not FileWriter: what that flushes may still stand in the queue of its thread.
+    writer = EventsWriter(str(folder / "events"))
+    if begin:
+        taken_back = SessionLog(status=SessionLog.START)
+        writer.write_event(Event(wall_time=time.time(), step=begin + 1, session_log=taken_back))
+    return writer
+
+
+def _event(moment: float, record: dict[str, float], prefix: str) -> Event:
+    """The figures of an epoch whose names begin with "val_", or those of which none does."""
+    from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.proto.summary_pb2 import Summary
+
+    names = [n for n in record if n != "epoch" and n.startswith("val_") == bool(prefix)]
+    values = [Summary.Value(tag=name.removeprefix(prefix), simple_value=record[name]) for name in names]
+    return Event(wall_time=moment, step=int(record["epoch"]), summary=Summary(value=values))
 
 
 def pictures(folder: Path, files: Sequence[Path], *, step: int) -> None:
@@ -121,78 +172,3 @@ def pictures(folder: Path, files: Sequence[Path], *, step: int) -> None:
     writer.write_event(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
     writer.flush()
     writer.close()
-
-
-def progress_bar(console: Console, epochs: int, figures: tuple[str, ...]) -> AbstractContextManager[Observer]:
-    """Shows epoch, the given figures, the best epoch so far and the time left; plain lines where it is no terminal.
-
-    The bar is redrawn, and a line is printed, only now and then, so that short epochs are not slowed down. The best
-    epoch is shown with the last of the figures.
-
-    >>> from rich.console import Console
-    >>> with progress_bar(Console(force_terminal=False), 5, ("loss",)) as observe:
-    ...     callable(observe)
-    True
-    """
-    return _bar(console, epochs, figures) if console.is_terminal else _lines(console, epochs, figures)
-
-
-@contextmanager
-def _bar(console: Console, epochs: int, figures: tuple[str, ...]) -> Iterator[Observer]:
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
-
-    # Narrow enough for 80 columns.
-    columns = MofNCompleteColumn(), BarColumn(8), TextColumn("{task.description}"), TimeRemainingColumn(compact=True)
-    with Bar(*columns, console=console, auto_refresh=False) as bar:
-        task = bar.add_task("", total=epochs)
-
-        def show(progress: Progress, history: History) -> None:
-            text = _line(progress, history, figures)
-            bar.update(task, completed=history[-1]["epoch"], description=text, refresh=True)
-
-        with _now_and_then(show, every=0.1) as observe:
-            yield observe
-
-
-@contextmanager
-def _lines(console: Console, epochs: int, figures: tuple[str, ...]) -> Iterator[Observer]:
-    began = None
-
-    def show(progress: Progress, history: History) -> None:
-        nonlocal began
-        epoch, now, left = int(history[-1]["epoch"]), time.monotonic(), ""
-        # The first epoch compiles, so it says nothing about the others.
-        if began is not None:
-            left = f" left at most {(now - began) / (len(history) - 1) * (epochs - epoch):.0f} s"
-        began = began or now
-        text = _line(progress, history, figures)
-        console.print(f"epoch {epoch}/{epochs} {text}{left}", highlight=False, soft_wrap=True)
-
-    with _now_and_then(show, every=1.0) as observe:
-        yield observe
-
-
-@contextmanager
-def _now_and_then(show: Observer, every: float) -> Iterator[Observer]:
-    """Calls `show` for the first epoch, then at most every so many seconds, and for the last epoch at the end."""
-    shown, latest = -every, None
-
-    def observe(progress: Progress, history: History) -> None:
-        nonlocal shown, latest
-        latest = (progress, history)
-        if time.monotonic() - shown >= every:
-            show(progress, history)
-            shown, latest = time.monotonic(), None
-
-    yield observe
-    if latest is not None:
-        show(*latest)
-
-
-def _line(progress: Progress, history: History, figures: tuple[str, ...]) -> str:
-    shown = " ".join(f"{name} {history[-1][name]:.4f}" for name in figures if name in history[-1])
-    best, first = int(progress.stopping.best_epoch), int(history[0]["epoch"])
-    if best < first or figures[-1] not in history[-1]:
-        return f"{shown} best: {f'epoch {best}' if best else 'none yet'}"
-    return f"{shown} best {history[best - first][figures[-1]]:.4f} (epoch {best})"

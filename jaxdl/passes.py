@@ -52,29 +52,40 @@ def scan_steps(
     return lax.fori_loop(jnp.asarray(start, jnp.int32), jnp.asarray(stop, jnp.int32), body, (state, sums))
 
 
-def sum_steps(step: EvalStep, weights: Weights, rows_of: Examples, *, batch_size: int = EVAL_ROWS) -> Sums:
-    """The sums of an evaluation step over all rows, whatever the batch size.
+def sum_steps(
+    step: EvalStep, weights: Weights, rows_of: Examples, sums: Sums, start: Any, stop: Any, *, batch_size: int
+) -> Sums:
+    """The sums with those of an evaluation step over the batches `start` to `stop` of the rows, in one compiled loop.
 
-    Where it does not divide the rows, the last batch reaches back over rows that were counted already, with weight 0:
-    the network is compiled for one shape and nothing is copied to pad. It means
+    Where `batch_size` does not divide the rows, the last batch reaches back over rows that were counted already, with
+    weight 0: the network is compiled for one shape and nothing is copied to pad. The bounds may be traced int32. It
+    means
 
-        sums = step(weights, take(rows_of, range(batch_size)))
-        for start in range(batch_size, len(rows_of.weights), batch_size):
-            sums = add(sums, step(weights, take(rows_of, range(start, min(start + batch_size, len(rows_of.weights))))))
+        for index in range(start, stop):
+            rows = range(index * batch_size, min((index + 1) * batch_size, len(rows_of.weights)))
+            sums = add(sums, step(weights, take(rows_of, rows)))
     """
-    count = rows_of.weights.shape[0]
-    if count <= batch_size:
-        return step(weights, rows_of)
 
-    def batch(index: Array) -> Examples:
-        wanted = index * batch_size
-        start = jnp.minimum(wanted, count - batch_size)
-        rows = jax.tree.map(lambda leaf: lax.dynamic_slice_in_dim(leaf, start, batch_size), rows_of)
-        fresh = start + jnp.arange(batch_size, dtype=jnp.int32) >= wanted
-        return rows._replace(weights=jnp.where(fresh, rows.weights, jnp.float32(0)))
+    def body(index: Array, sums: Sums) -> Sums:
+        return add(sums, step(weights, validation_batch(rows_of, index, batch_size)))
 
-    zero = zeros_of(step, weights, batch(jnp.int32(0)))
-    return lax.fori_loop(0, -(-count // batch_size), lambda i, sums: add(sums, step(weights, batch(i))), zero)
+    return lax.fori_loop(jnp.asarray(start, jnp.int32), jnp.asarray(stop, jnp.int32), body, sums)
+
+
+def validation_batch(rows_of: Examples, index: Any, batch_size: int) -> Examples:
+    """Batch number `index` of the rows as they stand; the last one reaches back, with weight 0 for rows seen before.
+
+    >>> from jaxdl import examples
+    >>> batch = validation_batch(examples([[1.0], [2.0], [3.0]], [0, 1, 2]), 1, 2)
+    >>> batch.inputs.tolist(), batch.weights.tolist()
+    ([[2.0], [3.0]], [0.0, 1.0])
+    """
+    size = min(batch_size, rows_of.weights.shape[0])
+    wanted = jnp.asarray(index, jnp.int32) * size
+    start = jnp.minimum(wanted, rows_of.weights.shape[0] - size)
+    rows = jax.tree.map(lambda leaf: lax.dynamic_slice_in_dim(jnp.asarray(leaf), start, size), rows_of)
+    fresh = start + jnp.arange(size, dtype=jnp.int32) >= wanted
+    return rows._replace(weights=jnp.where(fresh, rows.weights, jnp.float32(0)))
 
 
 def zeros_of(function: Callable[..., PyTree], *arguments: Any) -> PyTree:
@@ -115,8 +126,12 @@ def evaluate(
     >>> sorted(evaluate(model, Objective(objectives.squared_error, (objectives.rmse,)), weights, rows))
     ['loss', 'rmse']
     """
-    size = _rows_at_once(rows_of.inputs, batch_size)
-    return finish(objective, sum_steps(make_eval_step(model, objective), weights, rows_of, batch_size=size))
+    size, count = _rows_at_once(rows_of.inputs, batch_size), rows_of.weights.shape[0]
+    step = make_eval_step(model, objective)
+    if count <= size:
+        return finish(objective, step(weights, rows_of))
+    zero = zeros_of(step, weights, jax.tree.map(lambda leaf: leaf[:size], rows_of))
+    return finish(objective, sum_steps(step, weights, rows_of, zero, 0, -(-count // size), batch_size=size))
 
 
 def predict(model: Model, weights: Weights, inputs: Any, *, batch_size: int | None = None) -> Array:

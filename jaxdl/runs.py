@@ -1,10 +1,7 @@
-"""A run from outside: its folder, its clock, its configuration on disk."""
+"""A run from outside: its clock, its signals, what it ran on."""
 
 from __future__ import annotations
 
-import json
-import math
-import os
 import platform
 import subprocess
 import time
@@ -12,17 +9,26 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import jax
 
-from jaxdl.errors import InputError
+from jaxdl.chunks import Chunk
 from jaxdl.fitting import Observer
-from jaxdl.training import epochs as run_epochs
+from jaxdl.interrupts import NEVER, Interrupts
+from jaxdl.paces import paced
+from jaxdl.replays import NotFiniteError, guarded
 from jaxdl.types import Examples, Plan, Progress
 
-CONFIG, METRICS = "config.json", "metrics.json"
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "pandas")
+
+
+class End(NamedTuple):
+    """How a run ended."""
+
+    progress: Progress
+    history: list[dict[str, float]]
+    signal: int | None  # the one that asked it to end, if one did
 
 
 def drive(
@@ -32,104 +38,53 @@ def drive(
     validation: Examples | None,
     *,
     epochs: int,
+    history: Iterable[dict[str, float]] = (),
     observers: Iterable[Observer] = (),
-) -> tuple[Progress, list[dict[str, float]]]:
+    watchers: Iterable[Observer] = (),
+    keep: Observer | None = None,
+    interrupts: Interrupts = NEVER,
+    on_nan: Literal["stop", "continue"] = "stop",
+) -> End:
     """Trains from `begin` up to epoch `epochs` as `fit` does; each record holds the epoch's wall `seconds` too, without
-    what was spent on compiling. Observers look while the next epoch is under way, so they rarely cost any.
+    what was spent on compiling. Observers look while the next chunk is under way, so they rarely cost any.
+
+    history: the records of the epochs before `begin`.
+    observers: called after every epoch. watchers: after every chunk. keep: after every chunk whose numbers are finite.
+    interrupts: asked after every chunk whether to end; from the first chunk on, a signal waits for the question.
+
+    Raises NotFiniteError where a number is not finite and `on_nan` is "stop"; `keep` has then seen the progress before.
 
     >>> import optax
     >>> from jaxdl import Objective, examples, mlp, objectives
     >>> from jaxdl import make_plan, start
     >>> rows = examples([[1.0], [2.0]], [[1.0], [2.0]])
     >>> plan = make_plan(mlp(()), Objective(objectives.squared_error), optax.sgd(0.1), batch_size=2)
-    >>> progress, history = drive(plan, start(plan, rows, key=jax.random.key(0)), rows, None, epochs=2)
-    >>> int(progress.epoch), list(history[-1])
+    >>> end = drive(plan, start(plan, rows, key=jax.random.key(0)), rows, None, epochs=2)
+    >>> int(end.progress.epoch), list(end.history[-1])
     (2, ['epoch', 'loss', 'seconds'])
     """
-    history: list[dict[str, float]] = []
-    progress, began, compiled = begin, time.perf_counter(), 0.0
+    progress, records, began, compiled = begin, list(history), time.perf_counter(), 0.0
+    chunks: Iterator[Chunk] = paced(plan, begin, train, validation, last=epochs)
+    if on_nan == "stop":
+        chunks = guarded(chunks, plan, begin, train, validation)
     with compile_clock() as compiling:
-        for progress, record in run_epochs(plan, begin, train, validation, last=epochs):
-            now = time.perf_counter()
-            history.append({**record, "seconds": now - began - (compiling() - compiled)})
-            began, compiled = now, compiling()
-            for observe in observers:
-                observe(progress, history)
-    return progress, history
-
-
-def finished(folder: Path) -> dict[str, Any] | None:
-    """The metrics of the finished run that a folder holds; None for a folder that is new or empty.
-
-    Raises InputError for any other folder: a run never writes among files that are not its own.
-
-    >>> finished(Path("no", "such", "folder")) is None
-    True
-    """
-    try:
-        if not folder.exists() or not any(folder.iterdir()):
-            return None
-        content = (folder / METRICS).read_bytes()
-    except FileNotFoundError:
-        raise InputError(
-            f"--workdir {folder} must be new, empty or a finished run, got a folder that holds other files or a run "
-            "that was cut off. Choose another folder, or remove this one."
-        ) from None
-    except NotADirectoryError:
-        raise InputError(f"--workdir {folder} must be a folder, got a file. Choose another name.") from None
-    except OSError as error:
-        raise InputError(f"--workdir {folder} cannot be read: {error.strerror}. Choose another folder.") from None
-    try:
-        return {**json.loads(content)}
-    except (ValueError, TypeError):
-        raise InputError(
-            f"{folder / METRICS} must be JSON with an object, got something else. Restore or remove this run."
-        ) from None
-
-
-def create(folder: Path, config: dict[str, Any]) -> None:
-    """Makes the folder of a run and claims it with its `config.json`.
-
-    Raises InputError where it cannot be written, or another run has claimed it in the meantime.
-    """
-    if set("[]\\") & set(str(folder.absolute())):
-        raise InputError(f"--workdir must be a path without [, ] and \\, got {folder}. Choose another name.")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if (folder / CONFIG).exists():
-            raise InputError(f"--workdir {folder} is taken by a run that has just begun. Choose another folder.")
-        with (folder / CONFIG).open("x") as file:
-            file.write(_as_json(config))
-    except OSError as error:
-        raise InputError(
-            f"--workdir {folder} must be a folder that can be written: {error.strerror}. Choose another folder."
-        ) from None
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Writes a JSON file that is there whole or not at all; a number that is not finite becomes null.
-
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     write_json(Path(folder, "a.json"), {"rmse": float("nan")})
-    ...     json.loads(Path(folder, "a.json").read_text())
-    {'rmse': None}
-    """
-    draft = path.with_name(path.name + ".part")
-    draft.write_text(_as_json(content))
-    os.replace(draft, path)
-
-
-def _as_json(content: dict[str, Any]) -> str:
-    return json.dumps(_plain(content), indent=2, allow_nan=False) + "\n"
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(key): _plain(entry) for key, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(entry) for entry in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+        try:
+            for progress, record, finite, _ in chunks:
+                interrupts.hold(True)
+                if record is not None:
+                    now = time.perf_counter()
+                    records.append({**record, "seconds": now - began - (compiling() - compiled)})
+                    began, compiled = now, compiling()
+                called = (*(observers if record is not None else ()), *watchers, *((keep,) if keep and finite else ()))
+                for observe in called:
+                    observe(progress, records)
+                if interrupts.asked() is not None:
+                    break
+        except NotFiniteError as error:
+            if keep:
+                keep(error.args[0].progress, records)
+            raise
+    return End(progress, records, interrupts.asked())
 
 
 def surroundings() -> dict[str, Any]:

@@ -117,12 +117,13 @@ class Progress(NamedTuple):
     """All that a run remembers."""
 
     epoch: Array  # int32 scalar, epochs finished
-    cursor: Array  # int32 scalar, steps taken in the epoch under way
+    cursor: Array  # int32 scalar, batches done in the epoch under way: of training, then of validation
     state: TrainState
     best: Weights  # of the best epoch so far
     stopping: Stopping
     plateau: Any  # Plateau, or () without such a rule
-    sums: Sums  # of the epoch under way
+    sums: Sums  # of the training rows in the epoch under way
+    val_sums: Sums  # of its validation rows
     key: Array  # constant: with the epoch it gives the order of rows
 
 

@@ -17,12 +17,14 @@ EXCEPTIONS = {
     "jaxdl.augment.augmented",
     "jaxdl.passes.scan_steps",
     "jaxdl.passes.sum_steps",
-    "jaxdl.training.epochs",
+    "jaxdl.chunks.chunks",
+    "jaxdl.chunks.epochs",
     # The example of `save` loads what it has saved.
-    "jaxdl.checkpoints.load",
+    "jaxdl.weights.load",
     # What they do is seen in a folder, in the settings of the process, or on this machine only.
     "jaxdl.logs.tensorboard",
-    "jaxdl.runs.create",
+    "jaxdl.checkpoints.keeper",
+    "jaxdl.checkpoints.latest",
     "jaxdl.runs.keep_compilations",
     "jaxdl.runs.surroundings",
 }

@@ -18,12 +18,12 @@ from experiments import cifar10 as experiment
 from experiments.cifar10 import RECIPES, Config, build, divide, run, settle
 from experiments.cifar10_report import confusion
 from experiments.command import command
-from jaxdl.checkpoints import load
 from jaxdl.datasets import cifar10
 from jaxdl.errors import InputError
 from jaxdl.passes import predict
 from jaxdl.plans import make_plan
 from jaxdl.training import epochs
+from jaxdl.weights import load
 
 ROOT = Path(__file__).parent.parent
 IMAGES = "simulated:360"

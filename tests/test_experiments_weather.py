@@ -21,11 +21,11 @@ from sklearn.preprocessing import StandardScaler
 from experiments.command import command, new_workdir
 from experiments.weather import RECIPES, Config, build, run, settle
 from experiments.weather_report import baselines
-from jaxdl.checkpoints import load
 from jaxdl.datasets import simulated_table, weather
 from jaxdl.errors import InputError
 from jaxdl.passes import evaluate
 from jaxdl.runs import create
+from jaxdl.weights import load
 
 ROOT = Path(__file__).parent.parent
 QUICK = ("--data", "simulated:400", "--no-compilation-cache", "--epochs", "3")

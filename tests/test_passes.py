@@ -13,7 +13,7 @@ from jaxdl import passes
 from jaxdl.data import batch_at, examples, order, take
 from jaxdl.errors import InputError
 from jaxdl.models import mlp
-from jaxdl.passes import evaluate, predict, scan_steps, sum_steps
+from jaxdl.passes import evaluate, predict, scan_steps, sum_steps, zeros_of
 from jaxdl.steps import make_eval_step
 from jaxdl.types import Objective, Sums, TrainState, Weights
 
@@ -86,13 +86,14 @@ def test_figures_are_those_of_the_data_set_whatever_the_batch_size(batch_size, m
 
 def test_sum_steps_is_the_loop_in_its_docstring(meaning):
     evaluation = make_eval_step(MODEL, OBJECTIVE)
-    told = meaning(sum_steps, step=evaluation, weights=WEIGHTS, rows_of=ROWS, batch_size=20, take=take, add=o.add)[
-        "sums"
-    ]
-    found = sum_steps(evaluation, WEIGHTS, ROWS, batch_size=20)
-    assert isinstance(found, Sums)
-    for one, other in zip(jax.tree.leaves(told), jax.tree.leaves(found), strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-5)
+    zero = zeros_of(evaluation, WEIGHTS, ROWS)
+    for start, stop in ((0, 4), (1, 3), (3, 4), (2, 1)):
+        names = {"step": evaluation, "weights": WEIGHTS, "rows_of": ROWS, "batch_size": 20, "take": take, "add": o.add}
+        told = meaning(sum_steps, sums=zero, start=start, stop=stop, **names)["sums"]
+        found = sum_steps(evaluation, WEIGHTS, ROWS, zero, jnp.int32(start), jnp.int32(stop), batch_size=20)
+        assert isinstance(found, Sums)
+        for one, other in zip(jax.tree.leaves(told), jax.tree.leaves(found), strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-5)
 
 
 def test_rows_of_weight_0_are_not_measured():

@@ -1,7 +1,6 @@
-"""A run from outside: the loop with a clock, its folder, its surroundings."""
+"""A run from outside: the loop with a clock and signals, its surroundings."""
 
 import json
-import os
 import platform
 import subprocess
 from importlib import metadata
@@ -17,8 +16,8 @@ import platformdirs
 import pytest
 
 from jaxdl import runs
+from jaxdl.chunks import Chunk
 from jaxdl.data import examples
-from jaxdl.errors import InputError
 from jaxdl.fitting import fit
 from jaxdl.models import mlp
 from jaxdl.objectives import rmse, squared_error
@@ -53,7 +52,7 @@ def driven(epochs, observers=()):
 
 @pytest.mark.parametrize("epochs", [2, 50], ids=["to the end", "stopped early"])
 def test_drive_is_fit_with_a_clock(epochs):
-    run, (progress, history) = fitted(epochs), driven(epochs)
+    run, (progress, history, _) = fitted(epochs), driven(epochs)
     table = pd.DataFrame(history).set_index("epoch")
     assert (table.pop("seconds") > 0).all()
     pd.testing.assert_frame_equal(table, run.history, check_exact=True)
@@ -69,17 +68,18 @@ def test_the_seconds_of_an_epoch_are_not_those_of_its_compilation(monkeypatch):
     def pass_time(seconds):
         now.time += seconds
 
-    def epochs(plan, progress, train, validation, *, last):
-        # 2 s an epoch, and 5 s of compilation in the first.
+    def paced(plan, progress, train, validation, *, last):
+        # 2 s an epoch in two chunks, and 5 s of compilation in the first.
         pass_time(5)
         jax.monitoring.record_event_duration_secs(COMPILE, 5)
         for epoch in range(1, last + 1):
-            pass_time(2)
-            yield progress, {"epoch": epoch, "loss": 1.0}
+            for record in (None, {"epoch": epoch, "loss": 1.0}):
+                pass_time(1)
+                yield Chunk(progress, record, True, 1)
 
-    monkeypatch.setattr(runs, "run_epochs", epochs)
-    _, history = runs.drive(PLAN, None, ROWS, ROWS, epochs=3)
-    assert [record["seconds"] for record in history] == [2, 2, 2]
+    monkeypatch.setattr(runs, "paced", paced)
+    end = runs.drive(PLAN, None, ROWS, ROWS, epochs=3)
+    assert [record["seconds"] for record in end.history] == [2, 2, 2]
 
 
 def test_drive_calls_every_observer_after_every_epoch():
@@ -88,112 +88,9 @@ def test_drive_calls_every_observer_after_every_epoch():
     def note(name):
         return lambda progress, history: seen.append((name, int(progress.epoch), len(history), history[-1]["loss"]))
 
-    _, history = driven(2, [note("one"), note("two")])
+    history = driven(2, [note("one"), note("two")]).history
     losses = [record["loss"] for record in history]
     assert seen == [(name, n, n, losses[n - 1]) for n in (1, 2) for name in ("one", "two")]
-
-
-# The folder
-
-
-def test_a_new_or_an_empty_folder_holds_no_run(tmp_path):
-    (tmp_path / "empty").mkdir()
-    assert runs.finished(tmp_path / "empty") is None
-    assert runs.finished(tmp_path / "new" / "deeper") is None
-
-
-def test_a_finished_run_gives_its_metrics(tmp_path):
-    metrics = {"rmse": {"test": 3.5}, "epochs": 12, "note": None}
-    runs.write_json(tmp_path / runs.METRICS, metrics)
-    (tmp_path / "history.csv").touch()
-    assert runs.finished(tmp_path) == metrics
-
-
-@pytest.mark.parametrize("name", ["thesis.tex", "config.json", ".hidden"])
-def test_a_folder_of_other_files_or_of_a_run_cut_off_is_refused(tmp_path, name):
-    (tmp_path / name).touch()
-    with pytest.raises(InputError, match="must be new, empty or a finished run"):
-        runs.finished(tmp_path)
-
-
-def test_a_file_in_place_of_the_folder_is_refused(tmp_path):
-    (tmp_path / "file").touch()
-    for ask in (runs.finished, lambda folder: runs.create(folder, {})):
-        with pytest.raises(InputError, match=r"--workdir .*file must be a folder"):
-            ask(tmp_path / "file")
-
-
-def test_a_folder_below_a_file_is_refused(tmp_path):
-    # As root writes everywhere, this stands for every place that cannot be written.
-    (tmp_path / "file").touch()
-    with pytest.raises(InputError, match="must be a folder that can be written: Not a directory"):
-        runs.create(tmp_path / "file" / "run", {})
-
-
-@pytest.mark.parametrize("content", [b"", b'{"rmse": 1', b"[1, 2]", b"null", b"\xff\xfe\x00"])
-def test_metrics_that_are_not_a_json_object_are_refused(tmp_path, content):
-    (tmp_path / runs.METRICS).write_bytes(content)
-    with pytest.raises(InputError, match="must be JSON"):
-        runs.finished(tmp_path)
-
-
-def test_create_makes_the_folder_and_claims_it_once(tmp_path):
-    folder = tmp_path / "runs" / "one"
-    runs.create(folder, {"seed": 1})
-    with pytest.raises(InputError, match="is taken by a run that has just begun"):
-        runs.create(folder, {"seed": 2})
-    assert {path.name: path.read_text() for path in folder.iterdir()} == {"config.json": '{\n  "seed": 1\n}\n'}
-
-
-def test_brackets_in_a_folder_are_refused(tmp_path):
-    with pytest.raises(InputError, match=r"without \[, \] and"):
-        runs.create(tmp_path / "[one]", {})
-    assert list(tmp_path.iterdir()) == []
-
-
-# The files
-
-
-def refuse_constants(name):
-    raise AssertionError(f"{name} is not JSON")
-
-
-def test_json_has_null_for_what_is_not_finite(tmp_path):
-    nan, inf = float("nan"), float("inf")
-    content = {"a": nan, "b": [1.5, inf, (-inf, {"c": np.float64(nan)})], 3: "x", "d": True}
-    runs.write_json(tmp_path / "a.json", content)
-    # Python reads NaN, which JSON has not; other readers fail on it.
-    read = json.loads((tmp_path / "a.json").read_text(), parse_constant=refuse_constants)
-    assert read == {"a": None, "b": [1.5, None, [None, {"c": None}]], "3": "x", "d": True}
-
-
-def test_json_keeps_numbers_to_the_last_digit(tmp_path):
-    numbers = [1 / 3, 1e-300, 2**60, -0.0]
-    runs.write_json(tmp_path / "a.json", {"numbers": numbers})
-    assert json.loads((tmp_path / "a.json").read_text()) == {"numbers": numbers}
-
-
-@pytest.mark.parametrize("broken", ["content", "disk"])
-def test_json_is_there_whole_or_not_at_all(tmp_path, monkeypatch, broken):
-    path = tmp_path / "a.json"
-    runs.write_json(path, {"a": 1})
-    before = path.read_text()
-    content = {"b": 2}
-    if broken == "content":
-        content["c"] = object()
-    else:
-        # The machine stops when all is written but the name: what is there under the name is still the old file.
-        monkeypatch.setattr(os, "replace", lambda *paths: (_ for _ in ()).throw(OSError("no more")))
-    with pytest.raises((TypeError, OSError)):
-        runs.write_json(path, content)
-    assert path.read_text() == before
-
-
-def test_json_replaces_the_file_and_leaves_no_draft(tmp_path):
-    for number in (1, 2):
-        runs.write_json(tmp_path / "a.json", {"a": number})
-    assert [file.name for file in tmp_path.iterdir()] == ["a.json"]
-    assert json.loads((tmp_path / "a.json").read_text()) == {"a": 2}
 
 
 # The clock of the compiler

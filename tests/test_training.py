@@ -1,6 +1,5 @@
 """Epochs: exact, compiled once, and what the rules make of them."""
 
-from functools import partial
 from itertools import islice
 
 import jax
@@ -10,13 +9,14 @@ import optax
 import pytest
 
 from jaxdl import objectives as o
+from jaxdl.chunks import epochs
 from jaxdl.data import examples
 from jaxdl.errors import InputError
 from jaxdl.models import mlp
 from jaxdl.passes import evaluate
 from jaxdl.plans import make_plan
 from jaxdl.stopping import early_stopping, reduce_on_plateau
-from jaxdl.training import epochs, finish_epoch, run_epoch, run_steps, start
+from jaxdl.training import run_epoch, start
 from jaxdl.types import Model, Objective, Weights
 
 RANDOM = np.random.default_rng(0)
@@ -95,19 +95,6 @@ def test_training_figures_are_means_over_the_rows_as_they_were_met():
     np.testing.assert_allclose(record["loss"], whole["loss"], rtol=1e-5)
 
 
-def test_an_epoch_in_chunks_is_the_whole_epoch_bit_for_bit():
-    plan = plan_of(mlp((5,), dropout=0.2, input_norm=True))
-    first = begin(plan)
-    train, validation = jax.tree.map(jnp.asarray, (TRAIN, VALIDATION))
-    whole, _ = run_epoch(first, train, validation, plan=plan)
-    step, close = jax.jit(partial(run_steps, plan=plan)), jax.jit(partial(finish_epoch, plan=plan))
-    for chunk in (1, 3, 8):
-        progress = first
-        while int(progress.cursor) < 8:
-            progress = step(progress, train, jnp.int32(chunk))
-        same(close(progress, validation)[0], whole)
-
-
 def test_going_on_from_a_progress_is_the_run_that_was_never_interrupted():
     plan = plan_of(mlp((5,), dropout=0.2))
     whole = take_epochs(plan, 6)
@@ -131,7 +118,7 @@ def test_one_training_program_serves_a_run_whatever_the_row_counts(compilations)
     with compilations() as names:
         take_epochs(plan, 4)
         take_epochs(plan, 2)
-    assert sorted(names).count("_run_epoch_to_row") == 1
+    assert sorted(names).count("_run_chunk_to_row") == 1
     assert sorted(names).count("_start") == 1
 
 
@@ -183,7 +170,7 @@ def test_rows_that_are_bound_to_a_device_compile_one_program(compilations):
     progress = begin(plan)
     with compilations() as names:
         last = list(epochs(plan, progress, bound, VALIDATION, last=3))[-1][0]
-    assert names.count("_run_epoch_to_row") == 1
+    assert names.count("_run_chunk_to_row") == 1
     assert last.state.step.devices() == {jax.devices()[1]}
 
 

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdl.checkpoints import load, save
 from jaxdl.errors import InputError
 from jaxdl.models import mlp
 from jaxdl.passes import predict
 from jaxdl.types import Weights
+from jaxdl.weights import load, save
 
 DRAWS = np.random.default_rng(0)
 # As a network has them: several layers, the statistics beside the parameters.

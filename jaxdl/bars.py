@@ -1,0 +1,103 @@
+"""The bar that shows how far a run is."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING
+
+from jaxdl.fitting import Observer
+from jaxdl.types import Progress
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+History = list[dict[str, float]]
+
+
+def progress_bar(
+    console: Console, epochs: int, figures: tuple[str, ...], *, batches: int = 1, begin: int = 0
+) -> AbstractContextManager[Observer]:
+    """Shows epoch, the given figures, the best epoch so far and the time left; plain lines where it is no terminal.
+
+    To be called after every chunk, or every epoch: `batches`, of an epoch, let the bar move inside of one; `begin`:
+    the epochs that were done before. It is redrawn, and a line is printed, only now and then, so that short epochs are
+    not slowed down. The best epoch is shown with the last of the figures.
+
+    >>> from rich.console import Console
+    >>> with progress_bar(Console(force_terminal=False), 5, ("loss",)) as observe:
+    ...     callable(observe)
+    True
+    """
+    return _bar(console, epochs, figures, batches) if console.is_terminal else _lines(console, epochs, figures, begin)
+
+
+@contextmanager
+def _bar(console: Console, epochs: int, figures: tuple[str, ...], batches: int) -> Iterator[Observer]:
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    # Narrow enough for 80 columns.
+    columns = MofNCompleteColumn(), BarColumn(8), TextColumn("{task.description}"), TimeRemainingColumn(compact=True)
+    with Bar(*columns, console=console, auto_refresh=False) as bar:
+        task = bar.add_task("", total=epochs)
+
+        def show(progress: Progress, history: History) -> None:
+            done = int(progress.epoch) + int(progress.cursor) / batches
+            bar.update(task, completed=done, description=_line(progress, history, figures), refresh=True)
+
+        with _now_and_then(show, every=0.1) as observe:
+            yield observe
+
+
+@contextmanager
+def _lines(console: Console, epochs: int, figures: tuple[str, ...], seen: int) -> Iterator[Observer]:
+    began: tuple[float, int] | None = None
+
+    def show(progress: Progress, history: History) -> None:
+        nonlocal began
+        epoch, now, left = int(history[-1]["epoch"]), time.monotonic(), ""
+        # The first epoch compiles, so it says nothing about the others.
+        if began is not None:
+            left = f" left at most {(now - began[0]) / (epoch - began[1]) * (epochs - epoch):.0f} s"
+        began = began or (now, epoch)
+        text = _line(progress, history, figures)
+        console.print(f"epoch {epoch}/{epochs} {text}{left}", highlight=False, soft_wrap=True)
+
+    with _now_and_then(show, every=1.0) as observe:
+
+        def after_epochs(progress: Progress, history: History) -> None:
+            nonlocal seen
+            if len(history) > seen:
+                seen = len(history)
+                observe(progress, history)
+
+        yield after_epochs
+
+
+@contextmanager
+def _now_and_then(show: Observer, every: float) -> Iterator[Observer]:
+    """Calls `show` for the first epoch, then at most every so many seconds, and for the last epoch at the end."""
+    shown, latest = -every, None
+
+    def observe(progress: Progress, history: History) -> None:
+        nonlocal shown, latest
+        latest = (progress, history)
+        if time.monotonic() - shown >= every:
+            show(progress, history)
+            shown, latest = time.monotonic(), None
+
+    yield observe
+    if latest is not None:
+        show(*latest)
+
+
+def _line(progress: Progress, history: History, figures: tuple[str, ...]) -> str:
+    if not history:
+        return "first epoch"
+    shown = " ".join(f"{name} {history[-1][name]:.4f}" for name in figures if name in history[-1])
+    best, first = int(progress.stopping.best_epoch), int(history[0]["epoch"])
+    if best < first or figures[-1] not in history[-1]:
+        return f"{shown} best: {f'epoch {best}' if best else 'none yet'}"
+    return f"{shown} best {history[best - first][figures[-1]]:.4f} (epoch {best})"

@@ -1,0 +1,103 @@
+"""The checksums of a folder's content, in the folder itself."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import stat
+from pathlib import Path
+
+NAME = "checksums.json"
+_DRAFT = NAME + ".part"
+
+
+def write(folder: Path) -> None:
+    """Writes `checksums.json` into a folder: the SHA-256 of each file below it, and of that list itself.
+
+    Raises OSError where a file cannot be read, or the list not written.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as name:
+    ...     _ = Path(name, "a").write_text("content")
+    ...     write(Path(name))
+    ...     print(damage(Path(name)))
+    None
+    """
+    draft = folder / _DRAFT
+    with draft.open("wb") as file:
+        file.write(_canonical({name: _sum(folder / name) for name in _files(folder)}))
+        # Or a machine that stops may keep the new name and lose what it names.
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(draft, folder / NAME)
+
+
+def damage(folder: Path) -> str | None:
+    """What is not as `write` found it, in a few words; None where all is.
+
+    It follows no link and opens no path that stands in the list, so nothing outside the folder is ever read.
+
+    >>> damage(Path("no such folder"))
+    'no checksums.json: its save was not finished'
+    """
+    try:
+        if not (folder / NAME).is_file():
+            return f"no {NAME}: its save was not finished"
+        files = _files(folder)
+        content = (folder / NAME).read_bytes()
+        listed = _listed(content)
+        if listed is None:
+            return f"{NAME} is not what was saved"
+        for name in sorted({*listed, *files}):
+            if name not in files:
+                return f"{_shown(name)} is missing"
+            if name not in listed:
+                return f"{_shown(name)} was not there when it was saved"
+            if _sum(folder / name) != listed[name]:
+                return f"{_shown(name)} is not what was saved"
+    except (OSError, ValueError) as error:
+        return f"it cannot be read: {error}"
+    return None
+
+
+def _files(folder: Path) -> list[str]:
+    """The files below a folder, relative to it; ValueError for what is neither a file nor a folder."""
+    found = []
+    for root, folders, files in os.walk(folder, onerror=_raise):
+        for name in [*folders, *files]:
+            path = Path(root, name)
+            mode = path.lstat().st_mode
+            if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+                raise ValueError(f"{_shown(path.relative_to(folder).as_posix())} is a link or no file")
+            if stat.S_ISREG(mode):
+                found.append(path.relative_to(folder).as_posix())
+    return sorted(name for name in found if name not in (NAME, _DRAFT))
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _sum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _canonical(sums: dict[str, str]) -> bytes:
+    files = json.dumps(sums, sort_keys=True, indent=1)
+    whole = {"files": sums, "sha256": hashlib.sha256(files.encode()).hexdigest()}
+    return (json.dumps(whole, sort_keys=True, indent=1) + "\n").encode()
+
+
+def _listed(content: bytes) -> dict[str, str] | None:
+    """The sums in a list, if every byte of it is as it was written."""
+    try:
+        sums = {**json.loads(content)["files"]}
+        return sums if _canonical(sums) == content else None
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
+
+
+def _shown(name: str) -> str:
+    return name if name.isprintable() else ascii(name)

@@ -1,0 +1,141 @@
+"""The folder of a run: what it holds, and what it was told."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxdl.errors import InputError
+
+CONFIG, METRICS = "config.json", "metrics.json"
+
+
+# What a process that was killed at its very beginning leaves.
+_REMAINS = {"lock", CONFIG + ".part"}
+
+
+class Earlier(NamedTuple):
+    """What a folder says of the run in it."""
+
+    config: dict[str, Any]
+    metrics: dict[str, Any] | None  # where it is finished
+
+
+def earlier(folder: Path) -> Earlier | None:
+    """The run that a folder holds; None for a folder that is new or empty.
+
+    Raises InputError for any other folder: a run never writes among files that are not its own.
+
+    >>> earlier(Path("no", "such", "folder")) is None
+    True
+    """
+    try:
+        if not folder.exists() or not {path.name for path in folder.iterdir()} - _REMAINS:
+            return None
+        if not (folder / CONFIG).exists():
+            raise InputError(
+                f"--workdir {folder} must be new, empty or the folder of a run, got a folder that holds other files. "
+                "Choose another folder."
+            )
+        metrics = read_json(folder / METRICS) if (folder / METRICS).exists() else None
+        return Earlier(read_json(folder / CONFIG), metrics)
+    except NotADirectoryError:
+        raise InputError(f"--workdir {folder} must be a folder, got a file. Choose another name.") from None
+    except OSError as error:
+        raise InputError(f"--workdir {folder} cannot be read: {error.strerror}. Choose another folder.") from None
+
+
+def make(folder: Path) -> None:
+    """Makes the folder of a run, and those above it.
+
+    Raises InputError where it cannot be made.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as above:
+    ...     make(Path(above, "runs", "one"))
+    ...     Path(above, "runs", "one").is_dir()
+    True
+    """
+    if set("[]\\") & set(str(folder.absolute())):
+        raise InputError(f"--workdir must be a path without [, ] and \\, got {folder}. Choose another name.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"--workdir {folder} must be a folder that can be written: {error.strerror}. Choose another folder."
+        ) from None
+
+
+def set_aside(folder: Path) -> Path | None:
+    """Gives a folder the first free name like `folder-old-1`, which is returned; None where there is no folder.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as above:
+    ...     make(Path(above, "one"))
+    ...     set_aside(Path(above, "one")).name
+    'one-old-1'
+    """
+    if not folder.exists():
+        return None
+    number = 1
+    while (aside := folder.absolute().with_name(f"{folder.absolute().name}-old-{number}")).exists():
+        number += 1
+    try:
+        return folder.rename(aside)
+    except OSError as error:
+        raise InputError(
+            f"--fresh needs to rename {folder} to {aside}, which failed ({error.strerror}). Choose another --workdir."
+        ) from None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object that a JSON file holds.
+
+    Raises InputError where it holds something else.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_json(Path(folder, "a.json"), {"rmse": 3.5})
+    ...     read_json(Path(folder, "a.json"))
+    {'rmse': 3.5}
+    """
+    try:
+        return {**json.loads(path.read_bytes())}
+    except (ValueError, TypeError, RecursionError):
+        raise InputError(
+            f"{path} is damaged: it must be JSON with an object, got something else. Restore it from a copy, or start "
+            "over with --fresh."
+        ) from None
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Writes a JSON file that is there whole or not at all; a number that is not finite becomes null.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_json(Path(folder, "a.json"), {"rmse": float("nan")})
+    ...     json.loads(Path(folder, "a.json").read_text())
+    {'rmse': None}
+    """
+    draft = path.with_name(path.name + ".part")
+    with draft.open("w") as file:
+        file.write(_as_json(content))
+        # Or a machine that stops may keep the new name and lose what it names.
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(draft, path)
+
+
+def _as_json(content: dict[str, Any]) -> str:
+    return json.dumps(_plain(content), indent=2, allow_nan=False) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,85 @@
+"""The leaves of a pytree by name, so that one can be told from another in words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxdl.errors import InputError
+from jaxdl.types import Array, PyTree
+
+# What every run has; without it, names are as short as people say them.
+_PREFIX = "state/weights/"
+
+
+def named(tree: PyTree) -> dict[str, Array]:
+    """Every leaf under its name, such as `params/Dense_0/kernel`; keys of random numbers as their uint32 data.
+
+    >>> list(named({"a": [jnp.ones(2)], "b": jnp.zeros(())}))
+    ['a/0', 'b']
+    """
+    return {name: _data(leaf) for name, leaf in _items(tree)}
+
+
+def kinds(tree: PyTree) -> dict[str, list[Any]]:
+    """The dtype and shape of every leaf under its name, as JSON can hold them.
+
+    >>> kinds({"a": jnp.ones((2, 3))})
+    {'a': ['float32', [2, 3]]}
+    """
+    return {name: [str(leaf.dtype), list(leaf.shape)] for name, leaf in _items(tree)}
+
+
+def check_kinds(found: Mapping[str, list[Any]], template: PyTree) -> None:
+    """Raises InputError for a leaf by which what a checkpoint holds differs from what is expected, kernels first.
+
+    >>> check_kinds({"a": ["float32", [2]]}, {"a": jnp.ones(2)})
+    """
+    expected = kinds(template)
+    different = [name for name in {**expected, **found} if found.get(name) != expected.get(name)]
+    if not different:
+        return
+    # A kernel says more about a network than the bias beside it.
+    name = max(different, key=lambda name: len((expected.get(name) or found[name])[1]))
+    short, holds, expects = name.removeprefix(_PREFIX), found.get(name), expected.get(name)
+    if holds is None and expects is not None:
+        text = f"no {short}; this model expects it, of shape {tuple(expects[1])}"
+    elif expects is None or holds is None:
+        text = f"{short}, which this model does not have"
+    elif holds[1] != expects[1]:
+        text = f"{short} of shape {tuple(holds[1])}; this model expects {tuple(expects[1])}"
+    else:
+        text = f"{short} of dtype {holds[0]}; this model expects {expects[0]}"
+    raise InputError(f"the checkpoint holds {text}")
+
+
+def rebuilt(template: PyTree, arrays: Mapping[str, Any]) -> PyTree:
+    """A tree like the template with the arrays that `named` gave, of the template's dtypes, on the default device.
+
+    >>> tree = {"a": jnp.ones(2), "key": jax.random.key(0)}
+    >>> rebuilt(tree, named(tree))["key"].dtype
+    key<fry>
+    """
+
+    def leaf(path: Any, like: Array) -> Array:
+        array = jnp.asarray(arrays[_name(path)])
+        if jnp.issubdtype(like.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(array, impl=jax.random.key_impl(like))
+        return array
+
+    return jax.tree_util.tree_map_with_path(leaf, template)
+
+
+def _items(tree: PyTree) -> list[tuple[str, Array]]:
+    return [(_name(path), jnp.asarray(leaf)) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
+
+
+def _name(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _data(leaf: Array) -> Array:
+    return jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf

@@ -1,0 +1,73 @@
+"""A lock: one process a folder."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from jaxdl.errors import InputError
+
+try:
+    import fcntl
+except ImportError:  # Windows, where nothing is locked.
+    fcntl = None  # type: ignore[assignment]
+
+NAME = "lock"
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Holds the folder's file `lock` for the time of the block; the file says by which process.
+
+    The system gives a lock back when its process ends, however it ends, so what a dead process left is taken over.
+    Raises InputError where another process holds it, or the file cannot be written.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as name, locked(Path(name)):
+    ...     Path(name, "lock").read_text() == f"{os.getpid()} {socket.gethostname()}"
+    True
+    """
+    if fcntl is None:
+        yield
+        return
+    path = folder / NAME
+    number = _acquire(path)
+    try:
+        os.ftruncate(number, 0)
+        with suppress(OSError):  # A full disk: the lock holds without its text.
+            os.pwrite(number, f"{os.getpid()} {socket.gethostname()}".encode(), 0)
+        yield
+    finally:
+        # Before it is given back: afterwards the name could be another's.
+        with suppress(OSError):
+            if os.path.samestat(os.fstat(number), path.stat()):
+                path.unlink()
+        os.close(number)
+
+
+def _acquire(path: Path) -> int:
+    while True:
+        try:
+            number = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise InputError(
+                f"--workdir {path.parent} must be a folder that can be written: {error.strerror}. Choose another."
+            ) from None
+        try:
+            fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Its holder may have removed the file between the opening and the locking.
+            if os.path.samestat(os.fstat(number), path.stat()):
+                return number
+        except FileNotFoundError:
+            pass
+        except OSError:
+            holder = os.pread(number, 1000, 0).decode(errors="replace").split()
+            os.close(number)
+            who = f"process {holder[0]} on {holder[1]}" if len(holder) == 2 else "another process"
+            raise InputError(
+                f"--workdir {path.parent} is in use by {who}. Wait for it, stop it, or choose another folder."
+            ) from None
+        os.close(number)

@@ -1,0 +1,44 @@
+"""The pace of a run: how many batches take about half a second."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+from jaxdl.chunks import Chunk, chunks
+from jaxdl.types import Examples, Plan, Progress
+
+# The device is a chunk ahead, so that who wants to stop a run waits for two of them at most.
+SECONDS = 0.5
+
+
+def paced(
+    plan: Plan,
+    progress: Progress,
+    train: Examples,
+    validation: Examples | None = None,
+    *,
+    last: int | None = None,
+    seconds: float = SECONDS,
+) -> Iterator[Chunk]:
+    """`chunks` of about so many seconds each, or of a whole epoch where that is shorter.
+
+    The first holds one batch, as nothing is known yet; none has more than twice the batches of the one before.
+
+    >>> import jax, optax
+    >>> from jaxdl import Objective, examples, make_plan, mlp, objectives, start
+    >>> rows = examples([[1.0], [2.0], [3.0]], [[1.0], [2.0], [3.0]])
+    >>> plan = make_plan(mlp(()), Objective(objectives.squared_error), optax.sgd(0.1), batch_size=1)
+    >>> [chunk.batches for chunk in paced(plan, start(plan, rows, key=jax.random.key(0)), rows, last=2)]
+    [1, 1, 1, 2, 1]
+    """
+    size, began = 1, time.perf_counter()
+
+    def steps() -> int:
+        return size
+
+    for chunk in chunks(plan, progress, train, validation, last=last, steps=steps):
+        now = time.perf_counter()
+        fitting = int(seconds * chunk.batches / max(now - began, 1e-9))
+        size, began = max(1, min(2 * size, fitting)), now
+        yield chunk

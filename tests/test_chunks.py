@@ -1,0 +1,133 @@
+"""Chunks: one program, whatever their lengths, and the bits of the whole run."""
+
+import itertools
+
+import jax
+import numpy as np
+import optax
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxdl import objectives as o
+from jaxdl.chunks import chunks, epochs
+from jaxdl.data import examples
+from jaxdl.errors import InputError
+from jaxdl.leaves import named
+from jaxdl.models import mlp
+from jaxdl.plans import NEVER, make_plan
+from jaxdl.stopping import early_stopping, reduce_on_plateau
+from jaxdl.training import batches_of_epoch, finish_epoch, run_steps, start
+from jaxdl.types import Objective
+
+RANDOM = np.random.default_rng(0)
+INPUTS = RANDOM.normal(size=(77, 3)).astype(np.float32)
+TRAIN = examples(INPUTS, INPUTS.sum(1, keepdims=True) + 0.1 * RANDOM.normal(size=(77, 1)))
+# Several batches of evaluation, the last one not full.
+MANY = RANDOM.normal(size=(2500, 3)).astype(np.float32)
+VALIDATION = examples(MANY + 1, MANY.sum(1, keepdims=True) + 3)
+OBJECTIVE = Objective(o.squared_error, (o.rmse,))
+# All that a run may remember: BatchNorm, dropout, a schedule, momentum, an average, both rules.
+PLAN = make_plan(
+    mlp((5,), dropout=0.2, input_norm=True),
+    OBJECTIVE,
+    optax.inject_hyperparams(optax.adam)(learning_rate=0.05),
+    batch_size=10,
+    stop=early_stopping("val_loss", patience=2),
+    plateau=reduce_on_plateau("val_loss", factor=0.5, patience=1),
+    average=0.9,
+)
+BEGIN = start(PLAN, TRAIN, VALIDATION, key=jax.random.key(1))
+
+
+def bits(tree):
+    return {name: np.asarray(leaf).tobytes() for name, leaf in named(tree).items()}
+
+
+def cut(lengths, begin=BEGIN, last=6):
+    lengths = itertools.cycle(lengths)
+    return list(chunks(PLAN, begin, TRAIN, VALIDATION, last=last, steps=lambda: next(lengths)))
+
+
+WHOLE = list(epochs(PLAN, BEGIN, TRAIN, VALIDATION, last=6))
+
+
+def test_an_epoch_is_its_batches_of_training_then_those_of_validation():
+    assert batches_of_epoch(PLAN, TRAIN, VALIDATION) == (8, 11)
+    assert batches_of_epoch(PLAN, TRAIN, None) == (8, 8)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.integers(1, 15), min_size=1, max_size=8))
+def test_a_run_cut_in_any_way_is_the_whole_run_bit_for_bit(lengths):
+    found = cut(lengths)
+    assert bits(found[-1].progress) == bits(WHOLE[-1][0])
+    assert [chunk.record for chunk in found if chunk.record is not None] == [record for _, record in WHOLE]
+    assert sum(chunk.batches for chunk in found) == 11 * len(WHOLE)
+
+
+@pytest.mark.parametrize("batch", [1, 7, 8, 9, 10, 11, 25])
+def test_a_run_goes_on_from_any_batch_bit_for_bit(batch):
+    middle = list(itertools.islice(chunks(PLAN, BEGIN, TRAIN, VALIDATION, steps=lambda: 1), batch))[-1].progress
+    assert int(middle.epoch) * 11 + int(middle.cursor) == batch
+    assert bits(cut([100], middle)[-1].progress) == bits(WHOLE[-1][0])
+
+
+def test_chunks_of_every_length_are_one_program(compilations):
+    with compilations() as names:
+        cut([1, 5, 2, 100])
+    assert "_run_chunk_to_row" not in names
+
+
+def test_chunks_is_the_loop_in_its_docstring(meaning):
+    def run_chunk(progress, train, validation, steps, *, plan):
+        progress = run_steps(progress, train, validation, steps, plan=plan)
+        done = int(progress.cursor) == 11
+        return finish_epoch(progress, validation, plan=plan) if done else (progress, None)
+
+    seen = []
+    lengths = itertools.cycle([3, 9])
+    names = {"progress": BEGIN, "train": TRAIN, "validation": VALIDATION, "plan": PLAN, "last": 2}
+    told = meaning(
+        chunks,
+        **names,
+        run_chunk=run_chunk,
+        steps=lambda: next(lengths),
+        keep=lambda progress, record: seen.append(record),
+    )
+    found = cut([3, 9], last=2)
+    assert [record is None for record in seen] == [chunk.record is None for chunk in found]
+    for one, other in zip(
+        jax.tree.leaves(told["progress"].best), jax.tree.leaves(found[-1].progress.best), strict=True
+    ):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-7)
+
+
+def test_validation_in_batches_measures_every_row_once():
+    chunk = cut([100], last=1)[-1]
+    weights, rows = chunk.progress.state.average, VALIDATION
+    outputs, _ = PLAN.model.apply(weights, rows.inputs, train=False)
+    np.testing.assert_allclose(chunk.record["val_loss"], ((outputs - rows.targets) ** 2).mean(), rtol=1e-5)
+
+
+def test_a_chunk_tells_where_weights_or_losses_are_not_finite():
+    rows = TRAIN._replace(targets=np.where(np.arange(77)[:, None] == 5, np.float32(np.inf), TRAIN.targets))
+    plan = make_plan(mlp(()), OBJECTIVE, optax.sgd(0.0), batch_size=10)
+    told = [c.finite for c in chunks(plan, start(plan, TRAIN, key=jax.random.key(0)), rows, last=1, steps=lambda: 1)]
+    # The rate is 0, but 0 times nan is nan, so everything after the row is lost.
+    assert True in told and told == sorted(told, reverse=True) and not told[-1]
+    assert all(c.finite for c in cut([3]))
+
+
+def test_a_validation_loss_that_is_not_finite_is_told_too():
+    rows = VALIDATION._replace(
+        targets=np.where(np.arange(2500)[:, None] == 2400, np.float32(np.nan), VALIDATION.targets)
+    )
+    told = [chunk.finite for chunk in chunks(PLAN, BEGIN, TRAIN, rows, last=1, steps=lambda: 1)]
+    assert told == [True] * 10 + [False]
+
+
+def test_a_progress_of_other_rows_is_refused():
+    middle = next(chunks(PLAN, BEGIN, TRAIN, VALIDATION, steps=lambda: 10)).progress
+    with pytest.raises(InputError, match=r"progress stands at batch 10 of 8\\. Give the rows that it began with"):
+        next(chunks(PLAN._replace(stop=NEVER, plateau=None), middle, TRAIN))
