@@ -1,0 +1,314 @@
+"""Faults done to runs until they are finished; what they leave must be what an uninterrupted run leaves, bit for bit.
+
+    python -m tests.faults --kills 100 --signals 20 --flips 50 --full-disk --repeat
+
+Prints a line a round and a table, and ends with 1 if anything went wrong.
+"""
+
+import argparse
+import csv
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from jaxdl import checkpoints, checksums
+from jaxdl.weights import load
+
+ROOT = Path(__file__).parent.parent
+EVERY = 0.3
+FLAGS = {
+    "weather": ("--data", "simulated:400", "--epochs", "4000", "--patience", "600"),
+    "cifar10": (
+        *("--data", "simulated:600", "--recipe", "strong", "--width", "4", "--batch-size", "32"),
+        *("--train-size", "200", "--epochs", "12"),
+    ),
+}
+# What a start says of the checkpoint that it goes on from.
+GOES_ON = "(checkpoint "
+# A save takes its time, a chunk too, and the machine may be busy: what is lost at most beside the interval, in seconds.
+MARGIN = 2.0
+
+
+class Lab:
+    """A place for runs of one experiment, with a cache of compiled programs of its own."""
+
+    def __init__(self, name, folder, seed=0):
+        self.name, self.folder, self.random = name, Path(folder), random.Random(seed)
+        self.environment = {**os.environ, "XDG_CACHE_HOME": str(self.folder / "cache")}
+        self.number = 0
+        began = time.monotonic()
+        self.reference = self.finished(self.new())
+        # The second start takes its programs from the cache, as those do that go on.
+        began = time.monotonic()
+        again = self.finished(self.new())
+        self.length = time.monotonic() - began
+        check(again == self.reference, "two runs without interruption differ")
+
+    def new(self):
+        self.number += 1
+        return self.folder / f"{self.name}-{self.number}"
+
+    def start(self, folder, *flags, environment=None, **options):
+        call = [sys.executable, "-m", "tests.faulty", self.name, "--workdir", str(folder)]
+        flags = () if (folder / "config.json").exists() else (*FLAGS[self.name], "--save-every", str(EVERY), *flags)
+        log = folder.with_name(folder.name + ".log").open("a")
+        surroundings = environment or self.environment
+        process = subprocess.Popen([*call, *flags], cwd=ROOT, env=surroundings, stdout=log, stderr=log, **options)
+        log.close()
+        return process
+
+    def said(self, folder):
+        path = folder.with_name(folder.name + ".log")
+        return path.read_text() if path.exists() else ""
+
+    def finished(self, folder, **options):
+        """Runs to the end; what the run leaves."""
+        code = self.start(folder, **options).wait()
+        check(code == 0, f"exit code {code}: {self.said(folder)[-2000:]}")
+        return content(folder)
+
+    def go_on(self, folder, before):
+        """What must hold when a run goes on: from the newest checkpoint that was whole, and to the same bits."""
+        said = self.said(folder)
+        found = self.finished(folder)
+        words = self.said(folder)[len(said) :]
+        if before is not None:
+            check(f"{GOES_ON}{before})" in words, f"goes on from another checkpoint than {before}: {words[-2000:]}")
+        check(
+            found == self.reference, f"{folder} differs from the run that was not interrupted: {differs(found, self)}"
+        )
+
+
+def differs(found, lab):
+    return [name for name in {**found, **lab.reference} if found.get(name) != lab.reference.get(name)]
+
+
+def check(holds, text):
+    if not holds:
+        raise AssertionError(text)
+
+
+def content(folder):
+    """All that must be equal, by name; times and the name of the folder aside."""
+    saved = checkpoints.latest(folder / "checkpoints" / "progress", print)
+    found = {f"progress/{name}": (str(array.dtype), array.tobytes()) for name, array in saved.arrays.items()}
+    found["kinds"] = saved.about["kinds"]
+    found["history"] = repr([{**record, "seconds": 0} for record in saved.about["history"]])
+    for name in ("best", "final"):
+        weights = load(folder / "checkpoints" / name)
+        found[name] = [array.tobytes() for part in weights for array in _arrays(part)]
+    with (folder / "history.csv").open() as file:
+        found["csv"] = [{**row, "seconds": ""} for row in csv.DictReader(file)]
+    found["metrics"] = {**json.loads((folder / "metrics.json").read_text()), "seconds": None}
+    return found
+
+
+def _arrays(tree):
+    return [leaf for _, child in sorted(tree.items()) for leaf in _arrays(child)] if isinstance(tree, dict) else [tree]
+
+
+def newest(folder):
+    """The number of the newest checkpoint that is whole, and when its save began; (None, None) without one."""
+    progress = folder / "checkpoints" / "progress"
+    for number in sorted((int(path.name) for path in progress.glob("*") if path.name.isdecimal()), reverse=True):
+        if (progress / str(number) / checksums.NAME).exists():
+            about = json.loads((progress / str(number) / "_CHECKPOINT_METADATA").read_text())
+            return number, about["init_timestamp_nsecs"] / 1e9
+    return None, None
+
+
+def wait_for_event(lab, folder, process, which):
+    """Until a save begins, is committed, or is finished, or the process ends."""
+    progress = folder / "checkpoints" / "progress"
+
+    def seen():
+        names = {path.name for path in progress.glob("*")}
+        if which == "draft":
+            return {name for name in names if "tmp" in name}
+        if which == "commit":
+            return {name for name in names if name.isdecimal()}
+        return {path.parent.name for path in progress.glob(f"*/{checksums.NAME}")}
+
+    before, skip = seen(), lab.random.randrange(4)
+    while process.poll() is None:
+        now = seen()
+        if now - before:
+            skip, before = skip - 1, now | before
+            if skip < 0:
+                return
+        time.sleep(0.0005)
+
+
+def kill(lab, folder):
+    """One start that is killed at a random moment; (whether it was, what is lost in seconds, the newest checkpoint)."""
+    began, process = time.time(), lab.start(folder)
+    event = lab.random.choice([None, None, None, "draft", "commit", "whole"])
+    if event is None:
+        moment = lab.random.uniform(0, 1.05 * lab.length)
+        while process.poll() is None and time.time() - began < moment:
+            time.sleep(0.005)
+    else:
+        wait_for_event(lab, folder, process, event)
+        time.sleep(lab.random.choice([0, 0, lab.random.uniform(0, 0.05)]))
+    alive = process.poll() is None
+    process.kill()
+    process.wait()
+    now, (number, saved) = time.time(), newest(folder)
+    # Lost is what was trained since; a run whose training is over loses nothing more.
+    over = (folder / "checkpoints" / "final").exists() or any((folder / "checkpoints").glob("final*"))
+    lost = now - saved if number is not None and saved > began and not over else 0.0
+    return alive, event or "moment", lost, number
+
+
+def kills(lab, count):
+    """Kills until there were so many; every run must end as the reference."""
+    done, runs, most = 0, 0, 0.0
+    while done < count:
+        folder = lab.new()
+        for _ in range(lab.random.randint(1, 5)):
+            alive, event, lost, number = kill(lab, folder)
+            if not alive:
+                break
+            done, most = done + 1, max(most, lost)
+            check(lost <= EVERY + MARGIN, f"{lost:.2f} s lost after a kill ({event})")
+            if done >= count:
+                break
+        number, _ = newest(folder)
+        over = (folder / "metrics.json").exists()
+        lab.go_on(folder, None if over else number)
+        runs += 1
+        print(f"{lab.name} kills: {done} in {runs} runs, all equal; lost at most {most:.2f} s", flush=True)
+        shutil.rmtree(folder)
+    return f"{done} SIGKILL in {runs} runs, all bit-identical; since the begin of the last save at most {most:.2f} s"
+
+
+def signals(lab, count):
+    """SIGTERM and SIGINT at random moments: exit code, answer, and the same bits at the end."""
+    slowest = {"training": 0.0, "before": 0.0}
+    done = 0
+    while done < count:
+        folder = lab.new()
+        number = [signal.SIGTERM, signal.SIGINT][done % 2]
+        process, moment = lab.start(folder), lab.random.uniform(0.05, lab.length)
+        time.sleep(moment)
+        phase = "training" if "epoch 1/" in lab.said(folder) else "before"
+        sent = time.monotonic()
+        if process.poll() is None:
+            process.send_signal(number)
+            if done % 5 == 4:
+                time.sleep(lab.random.uniform(0, 0.05))
+                process.send_signal(number)
+            code = process.wait()
+            answer = time.monotonic() - sent
+            finished = (folder / "metrics.json").exists()
+            allowed = {128 + number, -number, *((0,) if finished else ())}
+            check(code in allowed, f"exit code {code} after signal {number}: {lab.said(folder)[-2000:]}")
+            slowest[phase] = max(slowest[phase], answer)
+            done += 1
+        lab.go_on(folder, None)
+        print(f"{lab.name} signals: {done}, all equal; answered in {slowest}", flush=True)
+        shutil.rmtree(folder)
+    return (
+        f"{done} signals, exit codes right, all bit-identical; answered in training within {slowest['training']:.2f} s"
+    )
+
+
+def cut_off(lab, least=2):
+    """The folder of a run that was killed once it had two checkpoints."""
+    folder = lab.new()
+    process = lab.start(folder)
+    while (newest(folder)[0] or 0) < least + 1 and process.poll() is None:
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    check(not (folder / "metrics.json").exists(), "the run was over before it was killed")
+    return folder
+
+
+def flips(lab, count):
+    """A bit flipped at a random place of the newest checkpoint: detected, and the one before is used."""
+    folder = cut_off(lab)
+    number, _ = newest(folder)
+    for turn in range(count):
+        copy = lab.new()
+        shutil.copytree(folder, copy)
+        path = copy / "checkpoints" / "progress"
+        files = sorted(file for file in (path / str(number)).rglob("*") if file.is_file())
+        file = lab.random.choices(files, [file.stat().st_size for file in files])[0]
+        data = bytearray(file.read_bytes())
+        data[lab.random.randrange(len(data))] ^= 1 << lab.random.randrange(8)
+        file.write_bytes(data)
+        if turn < 2:
+            lab.go_on(copy, number - 1)
+            told = lab.said(copy)
+        else:
+            lines = []
+            saved = checkpoints.latest(path, lines.append)
+            told = "\n".join(lines)
+            check(saved.number == number - 1, f"{file} flipped: checkpoint {saved.number} was used")
+        check("damaged" in told, f"{file} flipped, and nothing was told")
+        shutil.rmtree(copy)
+    return f"{count} of {count} flipped bits detected, the checkpoint before used"
+
+
+def full_disk(lab):
+    """No file may grow beyond 20 kB, as if the disk were full; then there is room again."""
+
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+
+    folder = lab.new()
+    # Without it the cache of compiled programs would meet the limit too.
+    lab.finished(lab.new())
+    code = lab.start(folder, preexec_fn=limit).wait()
+    said = lab.said(folder)
+    check("could not be saved" in said, f"the full disk was not told: {said[-2000:]}")
+    check("Traceback" not in said and code in (0, 2), f"exit code {code}: {said[-3000:]}")
+    lab.go_on(folder, None)
+    return "a full disk is told, the run goes on, and ends bit-identical once there is room"
+
+
+def repeat(lab):
+    """The same bits twice, and with a cold and a warm cache of compiled programs."""
+    environment = {**os.environ, "XDG_CACHE_HOME": str(lab.folder / "another cache")}
+    for turn in ("cold", "warm"):
+        check(lab.finished(lab.new(), environment=environment) == lab.reference, f"a {turn} cache gives other bits")
+    return "the same bits twice in a row, and with a cold and a warm compile cache"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--experiment", choices=[*FLAGS, "both"], default="both")
+    for name in ("kills", "signals", "flips", "seed"):
+        parser.add_argument(f"--{name}", type=int, default=0)
+    parser.add_argument("--full-disk", action="store_true")
+    parser.add_argument("--repeat", action="store_true")
+    options = parser.parse_args()
+    told, failed = [], 0
+    with tempfile.TemporaryDirectory() as place:
+        for name in FLAGS if options.experiment == "both" else [options.experiment]:
+            lab = Lab(name, place, options.seed)
+            wanted = [(kills, options.kills), (signals, options.signals), (flips, options.flips)]
+            wanted = [(fault, (count,)) for fault, count in wanted if count]
+            wanted += [(fault, ()) for fault, on in ((full_disk, options.full_disk), (repeat, options.repeat)) if on]
+            for fault, arguments in wanted:
+                try:
+                    told.append(f"{name}: {fault(lab, *arguments)}")
+                except AssertionError as error:
+                    failed += 1
+                    told.append(f"{name}: {fault.__name__} FAILED: {error}")
+                print(told[-1], flush=True)
+    print("\n".join(["", *told]))
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,39 @@
+"""The runs that the faults are done to: all that a run may remember takes part in them.
+
+python -m tests.faulty weather --workdir DIR
+"""
+
+import sys
+from functools import partial
+
+import jax
+import optax
+
+from experiments import cifar10, running, weather
+from experiments.command import command
+from jaxdl.models import mlp
+from jaxdl.plans import make_plan
+from jaxdl.training import start
+
+
+def build(config, dataset):
+    """The weather experiment with BatchNorm, dropout, a schedule and averaged weights."""
+    built = weather.build(config, dataset)
+    rate = optax.cosine_decay_schedule(config.learning_rate, 5000, 0.1)
+    plan = make_plan(
+        mlp((20, 10), dropout=0.2, input_norm=True),
+        built.plan.objective,
+        optax.inject_hyperparams(optax.adam)(learning_rate=rate),
+        stop=built.plan.stop,
+        average=0.99,
+    )
+    progress = start(plan, built.sets["train"], built.sets["validation"], key=jax.random.key(config.seed))
+    return built._replace(plan=plan, start=progress)
+
+
+WEATHER = weather.EXPERIMENT._replace(build=build)
+RUNS = {"weather": (weather.Config, WEATHER), "cifar10": (cifar10.Config, cifar10.EXPERIMENT)}
+
+if __name__ == "__main__":
+    config, experiment = RUNS[sys.argv[1]]
+    sys.exit(command(config, partial(running.run, experiment), f"python -m tests.faulty {sys.argv[1]}", sys.argv[2:]))
