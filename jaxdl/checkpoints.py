@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 import time
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxdl import checksums
+from jaxdl import checksums, room
 from jaxdl.errors import InputError
 from jaxdl.leaves import kinds, named
 from jaxdl.types import Progress
@@ -139,6 +140,8 @@ def _write(folder: Path, arrays: dict[str, Any], about: dict[str, Any]) -> None:
     number = max(_numbers(folder), default=0) + 1
     path = folder / str(number)
     items = ocp.args.Composite(arrays=ocp.args.StandardSave(arrays), about=ocp.args.JsonSave(about))
+    folder.mkdir(parents=True, exist_ok=True)
+    room.require(folder, sum(array.nbytes for array in arrays.values()) + len(json.dumps(about)))
     try:
         with _quiet(), _manager(folder) as manager:
             manager.save(number, args=items)
@@ -167,6 +170,8 @@ def _read(folder: Path, number: int) -> Saved:
 
 
 def _first_line(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
     return next(iter(str(error).splitlines()), type(error).__name__)
 
 

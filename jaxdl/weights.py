@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxdl import room
 from jaxdl.errors import InputError
 from jaxdl.types import Weights
 
@@ -35,10 +36,13 @@ def save(path: str | Path, weights: Weights) -> None:
         raise InputError(f"save needs a new folder, got {folder}, which exists. Choose another name or remove it.")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
+        room.require(folder.parent, sum(leaf.nbytes for leaf in jax.tree.leaves(weights)))
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(folder, {**weights._asdict(), "checksum": _checksum(weights)})
     except OSError as error:
-        raise InputError(f"{folder} cannot be written ({error.strerror or error}). Choose another folder.") from error
+        raise InputError(
+            f"{folder} cannot be written ({error.strerror or error}). Make room, or choose another folder."
+        ) from error
 
 
 def load(path: str | Path) -> Weights:

@@ -16,7 +16,18 @@ CORE = (
     *("steps", "passes", "stopping", "rates", "plans", "training", "chunks", "nonfinite", "replays", "leaves"),
 )
 RING = (
-    *("baselines", "datasets", "paces", "fitting", "weights", "checksums", "checkpoints", "locks", "interrupts"),
+    *(
+        "baselines",
+        "datasets",
+        "paces",
+        "fitting",
+        "room",
+        "weights",
+        "checksums",
+        "checkpoints",
+        "locks",
+        "interrupts",
+    ),
     *("logs", "bars", "plots", "summaries", "folders", "runs"),
 )
 ORDER = CORE + RING
