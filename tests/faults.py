@@ -44,7 +44,6 @@ class Lab:
         self.name, self.folder, self.random = name, Path(folder), random.Random(seed)
         self.environment = {**os.environ, "XDG_CACHE_HOME": str(self.folder / "cache")}
         self.number = 0
-        began = time.monotonic()
         self.reference = self.finished(self.new())
         # The second start takes its programs from the cache, as those do that go on.
         began = time.monotonic()
@@ -56,12 +55,17 @@ class Lab:
         self.number += 1
         return self.folder / f"{self.name}-{self.number}"
 
-    def start(self, folder, *flags, environment=None, **options):
+    def start(self, folder, environment=None, prepare=lambda: None):
+        def prepared():
+            # A shell starts what it puts in the background with SIGINT ignored, and it stays ignored.
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            prepare()
+
         call = [sys.executable, "-m", "tests.faulty", self.name, "--workdir", str(folder)]
-        flags = () if (folder / "config.json").exists() else (*FLAGS[self.name], "--save-every", str(EVERY), *flags)
+        flags = () if (folder / "config.json").exists() else (*FLAGS[self.name], "--save-every", str(EVERY))
         log = folder.with_name(folder.name + ".log").open("a")
-        surroundings = environment or self.environment
-        process = subprocess.Popen([*call, *flags], cwd=ROOT, env=surroundings, stdout=log, stderr=log, **options)
+        options = {"cwd": ROOT, "env": environment or self.environment, "preexec_fn": prepared}
+        process = subprocess.Popen([*call, *flags], stdout=log, stderr=log, **options)
         log.close()
         return process
 
@@ -69,9 +73,9 @@ class Lab:
         path = folder.with_name(folder.name + ".log")
         return path.read_text() if path.exists() else ""
 
-    def finished(self, folder, **options):
+    def finished(self, folder, environment=None):
         """Runs to the end; what the run leaves."""
-        code = self.start(folder, **options).wait()
+        code = self.start(folder, environment).wait()
         check(code == 0, f"exit code {code}: {self.said(folder)[-2000:]}")
         return content(folder)
 
@@ -268,7 +272,7 @@ def full_disk(lab):
     folder = lab.new()
     # Without it the cache of compiled programs would meet the limit too.
     lab.finished(lab.new())
-    code = lab.start(folder, preexec_fn=limit).wait()
+    code = lab.start(folder, prepare=limit).wait()
     said = lab.said(folder)
     check("could not be saved" in said, f"the full disk was not told: {said[-2000:]}")
     check("Traceback" not in said and code in (0, 2), f"exit code {code}: {said[-3000:]}")
