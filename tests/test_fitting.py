@@ -1,12 +1,14 @@
 """`fit`, for people who know Keras."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pandas as pd
 import pytest
 from sklearn.linear_model import LinearRegression
 
+from jaxdl import fitting
 from jaxdl import objectives as o
 from jaxdl.data import examples
 from jaxdl.errors import InputError
@@ -169,3 +171,55 @@ def test_evaluations_need_a_batch_of_one_row_at_least():
         predict(model, weights, TRAIN.inputs, batch_size=0)
     with pytest.raises(InputError, match="batch_size must be at least 1, got -1"):
         evaluate(model, OBJECTIVE, weights, TRAIN, batch_size=-1)
+
+
+def interrupting(epoch):
+    """An observer that does what Ctrl-C does in a notebook."""
+
+    def observe(progress, history):
+        if len(history) == epoch:
+            raise KeyboardInterrupt
+
+    return observe
+
+
+def test_ctrl_c_gives_what_was_reached_and_fit_goes_on_from_there():
+    model, optimiser = mlp((5,), dropout=0.2), optax.adam(0.01)
+    whole = fit(model, OBJECTIVE, optimiser, TRAIN, VALIDATION, epochs=6)
+    run = fit(model, OBJECTIVE, optimiser, TRAIN, VALIDATION, epochs=6, observers=[interrupting(4)])
+    assert run.reason == "interrupted" and run.history.index.tolist() == [1, 2, 3, 4]
+    assert predict(model, run.final, INPUTS).shape == (300, 1)
+    rest = fit(model, OBJECTIVE, optimiser, TRAIN, VALIDATION, epochs=6, progress=run.progress)
+    pd.testing.assert_frame_equal(pd.concat([run.history, rest.history]), whole.history, check_exact=True)
+    jax.tree.map(np.testing.assert_array_equal, rest.final, whole.final)
+    jax.tree.map(np.testing.assert_array_equal, rest.best, whole.best)
+
+
+def test_ctrl_c_before_the_first_epoch_gives_the_beginning(monkeypatch):
+    def paced(*arguments, **options):
+        raise KeyboardInterrupt
+        yield
+
+    monkeypatch.setattr(fitting, "paced", paced)
+    run = fit(mlp(()), OBJECTIVE, optax.sgd(0.1), TRAIN, epochs=3)
+    assert (run.reason, len(run.history), run.best_epoch, int(run.progress.epoch)) == ("interrupted", 0, 0, 0)
+
+
+# Finite for two epochs of seven steps, then enormous.
+EXPLODING = optax.chain(optax.scale_by_schedule(lambda n: jnp.where(n < 15, 0.01, 1e38)), optax.scale(-1.0))
+
+
+def test_a_run_that_meets_nan_stops_and_says_where():
+    with pytest.warns(RuntimeWarning, match=r"the run stopped: epoch 3, step [23] of 7 of training: \w+ in "):
+        run = fit(mlp((5,)), OBJECTIVE, EXPLODING, TRAIN, VALIDATION, epochs=6)
+    assert run.reason == "not-finite" and run.history.index.tolist() == [1, 2]
+    for weights in (run.best, run.final):
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(weights))
+    assert run.best_epoch in (1, 2)
+
+
+def test_a_run_may_go_on_with_nan_which_is_never_the_best():
+    run = fit(mlp((5,)), OBJECTIVE, EXPLODING, TRAIN, VALIDATION, epochs=6, on_nan="continue")
+    assert run.reason == "epochs" and run.history["val_loss"].notna().tolist()[:2] == [True, True]
+    assert not np.isfinite(run.history["val_loss"].iloc[-1])
+    assert run.best_epoch in (1, 2) and all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(run.best))

@@ -1,0 +1,256 @@
+"""Checkpoints of a run: when they are saved, what comes back, and what becomes of damaged ones."""
+
+import json
+import os
+import shutil
+import threading
+import time
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxdl import checkpoints, checksums, leaves, room
+from jaxdl.errors import InputError
+
+HISTORY = [{"epoch": 1, "loss": 0.1, "val_loss": float("nan")}, {"epoch": 2, "loss": 1e-45, "val_loss": float("inf")}]
+
+
+def tree_of(number):
+    return {
+        "number": jnp.int32(number),
+        "key": jax.random.key(number),
+        "yes": jnp.bool_(True),
+        "w": jnp.ones((3, 2)) / 3,
+    }
+
+
+def refuse(text):
+    raise AssertionError(text)
+
+
+def keep(folder, *numbers, every=0.0, tell=refuse, about=None):
+    """Saves each tree before the next one is seen."""
+    for number in numbers:
+        with checkpoints.keeper(folder, about or {"config": {"seed": 3}}, every=every, tell=tell) as observe:
+            observe(tree_of(number), HISTORY)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """Two checkpoints, which the tests below copy."""
+    folder = tmp_path_factory.mktemp("saved") / "progress"
+    keep(folder, 1, 2, 3)
+    return folder
+
+
+@pytest.fixture
+def folder(saved, tmp_path):
+    return shutil.copytree(saved, tmp_path / "progress")
+
+
+def test_what_was_saved_comes_back_to_the_bit(saved):
+    found = checkpoints.latest(saved, refuse)
+    again = leaves.rebuilt(tree_of(0), found.arrays)
+    expected = leaves.named(tree_of(3))
+    assert found.number == 3 and set(expected) == set(found.arrays)
+    for name, array in leaves.named(again).items():
+        assert array.dtype == expected[name].dtype
+        np.testing.assert_array_equal(array, expected[name])
+    assert found.about["config"] == {"seed": 3} and repr(found.about["history"]) == repr(HISTORY)
+    leaves.check_kinds(found.about["kinds"], tree_of(0))
+
+
+def test_the_latest_and_the_one_before_are_kept(saved):
+    assert sorted(path.name for path in saved.iterdir()) == ["2", "3"]
+
+
+def test_a_folder_without_checkpoints_has_none(tmp_path):
+    assert checkpoints.latest(tmp_path / "progress", refuse) is None
+
+
+def test_no_file_of_a_checkpoint_can_run_code(saved):
+    # Pickles begin with a protocol mark; what is there is JSON, OCDBT and its chunks.
+    for path in saved.rglob("*"):
+        assert not path.is_file() or (path.read_bytes()[:1] != b"\x80" and path.suffix not in (".pkl", ".py"))
+
+
+@pytest.mark.parametrize("change", ["truncated", "flipped", "missing", "no checksums", "link"])
+def test_a_damaged_checkpoint_is_told_and_the_one_before_used(folder, change):
+    files = sorted((path for path in (folder / "3").rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    path, content = files[-1], files[-1].read_bytes()
+    match change:
+        case "truncated":
+            path.write_bytes(content[:-1])
+        case "flipped":
+            path.write_bytes(bytes([content[0] ^ 1]) + content[1:])
+        case "missing":
+            path.unlink()
+        case "no checksums":
+            (folder / "3" / checksums.NAME).unlink()
+        case "link":
+            path.unlink()
+            path.symlink_to("/etc/passwd")
+    told = []
+    found = checkpoints.latest(folder, told.append)
+    assert found.number == 2 and int(found.arrays["number"]) == 2
+    assert len(told) == 1 and "3 is damaged" in told[0] and "\n" not in told[0]
+    # Put aside, not thrown away; and it is told once.
+    assert (folder / "damaged-3").is_dir()
+    assert checkpoints.latest(folder, refuse).number == 2
+
+
+def test_where_all_are_damaged_it_is_told_what_to_do(folder):
+    for number in (2, 3):
+        (folder / str(number) / "arrays" / "_METADATA").write_text("{}")
+    told = []
+    with pytest.raises(
+        InputError, match=r"every checkpoint in .* is damaged. Restore one from a copy, or start over with"
+    ):
+        checkpoints.latest(folder, told.append)
+    assert len(told) == 2
+
+
+def test_a_save_that_was_cut_off_is_told_and_removed(folder):
+    shutil.copytree(folder / "3", folder / "4.orbax-checkpoint-tmp")
+    told = []
+    assert checkpoints.latest(folder, told.append).number == 3
+    assert len(told) == 1 and "4.orbax-checkpoint-tmp is damaged (its save was not finished)" in told[0]
+    assert not (folder / "4.orbax-checkpoint-tmp").exists()
+
+
+def test_a_first_save_that_was_cut_off_leaves_none(folder):
+    shutil.rmtree(folder / "2")
+    (folder / "3" / checksums.NAME).unlink()
+    assert checkpoints.latest(folder, lambda text: None) is None
+
+
+def test_saving_goes_on_after_damage_and_keeps_the_good_one(folder):
+    (folder / "3" / "about" / "metadata").write_text("{}")
+    checkpoints.latest(folder, lambda text: None)
+    keep(folder, 7)
+    assert sorted(path.name for path in folder.iterdir()) == ["2", "3", "damaged-3"]
+    assert int(checkpoints.latest(folder, refuse).arrays["number"]) == 7
+
+
+def test_a_checkpoint_that_is_whole_but_cannot_be_read_is_not_called_damaged(folder):
+    about = folder / "3" / "about" / "metadata"
+    about.write_text(json.dumps({**json.loads(about.read_text()), "arrays": {}}))
+    (folder / "3" / checksums.NAME).unlink()
+    checksums.write(folder / "3")
+    with pytest.raises(InputError, match="is as it was saved, but cannot be read"):
+        checkpoints.latest(folder, refuse)
+    assert (folder / "3").is_dir()
+
+
+# When
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    now = SimpleNamespace(time=100.0)
+    monkeypatch.setattr(checkpoints, "time", SimpleNamespace(monotonic=lambda: now.time))
+    return now
+
+
+@pytest.fixture
+def written(monkeypatch):
+    """The numbers that are saved, without a disk."""
+    numbers = []
+    monkeypatch.setattr(
+        checkpoints,
+        "_write",
+        lambda folder, arrays, about: numbers.append((int(arrays["number"]), len(about["history"]))),
+    )
+    return numbers
+
+
+def settled():
+    """Until the thread that saves is idle; it does next to nothing here."""
+    time.sleep(0.05)
+
+
+def test_saves_follow_the_clock_and_the_last_is_at_the_end(tmp_path, clock, written):
+    with checkpoints.keeper(tmp_path, {}, every=10, tell=refuse) as observe:
+        for number in range(35):
+            clock.time = 100 + number
+            observe(tree_of(number), HISTORY[: number % 3])
+            settled()
+    assert written == [(10, 1), (20, 2), (30, 0), (34, 1)]
+
+
+def test_what_was_saved_last_is_not_saved_again_at_the_end(tmp_path, clock, written):
+    with checkpoints.keeper(tmp_path, {}, every=0, tell=refuse) as observe:
+        observe(tree_of(1), HISTORY)
+    assert written == [(1, 2)]
+    with checkpoints.keeper(tmp_path, {}, every=0, tell=refuse):
+        pass
+    assert written == [(1, 2)]
+
+
+def test_a_run_that_fails_is_saved_too(tmp_path, clock, written):
+    with pytest.raises(KeyboardInterrupt), checkpoints.keeper(tmp_path, {}, every=99, tell=refuse) as observe:
+        observe(tree_of(1), HISTORY)
+        raise KeyboardInterrupt
+    assert written == [(1, 2)]
+
+
+def test_training_never_waits_for_a_save(tmp_path, monkeypatch):
+    go, began = threading.Event(), []
+    monkeypatch.setattr(checkpoints, "_write", lambda *_: (began.append(1), go.wait(30)))
+    with checkpoints.keeper(tmp_path, {}, every=0, tell=refuse) as observe:
+        start = time.monotonic()
+        for number in range(20):
+            observe(tree_of(number), HISTORY)
+        assert time.monotonic() - start < 10 and len(began) <= 1
+        go.set()
+
+
+def test_the_history_of_a_save_is_that_of_its_moment(tmp_path, monkeypatch):
+    seen, go = [], threading.Event()
+    monkeypatch.setattr(
+        checkpoints, "_write", lambda folder, arrays, about: (go.wait(30), seen.append(about["history"]))
+    )
+    history = HISTORY[:1]
+    with checkpoints.keeper(tmp_path, {}, every=0, tell=refuse) as observe:
+        observe(tree_of(1), history)
+        history.append(HISTORY[1])
+        go.set()
+    assert len(seen[0]) == 1
+
+
+def test_a_full_disk_is_told_and_the_last_good_checkpoint_stays(folder, monkeypatch):
+    def full(*_):
+        raise OSError(28, os.strerror(28))
+
+    told = []
+    monkeypatch.setattr(room, "require", full)
+    keep(folder, 8, tell=told.append)
+    # It is tried once more at the end.
+    text = f"a checkpoint could not be saved (No space left on device); the last good one in {folder} stays."
+    assert told == [text, text]
+    monkeypatch.undo()
+    assert checkpoints.latest(folder, refuse).number == 3
+    keep(folder, 9)
+    assert int(checkpoints.latest(folder, refuse).arrays["number"]) == 9
+
+
+def test_a_save_that_fails_midway_leaves_nothing_half_written(folder, monkeypatch):
+    monkeypatch.setattr(checksums, "write", lambda path: (_ for _ in ()).throw(OSError(28, os.strerror(28))))
+    told = []
+    keep(folder, 8, tell=told.append)
+    assert told and "No space left" in told[0]
+    # The one before went when the new one was there, as it should; the latest good one is still there.
+    assert checkpoints.latest(folder, refuse).number == 3
+
+
+def test_room_is_asked_for():
+    room.require(room.Path("."), 1000)
+
+
+def test_too_little_room_is_told(tmp_path):
+    with pytest.raises(OSError, match=r"File too large|No space left"):
+        room.require(tmp_path, 2**62)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,124 @@
+"""Signals: at once where nothing is held, a question where it is, and nothing left behind."""
+
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from jaxdl.interrupts import NEVER, interrupts
+
+START = """
+import hashlib, os, signal, sys, time
+from jaxdl.interrupts import interrupts
+def say(text):
+    print(text, flush=True)
+def busy():
+    # Many seconds in C, where no handler of Python runs.
+    hashlib.pbkdf2_hmac("sha256", b"a", b"b", 60_000_000)
+with interrupts() as signals:
+    signals.advise("start again")
+"""
+BODIES = {
+    "asleep": "    say('ready'); time.sleep(30)",
+    "busy": "    say('ready'); busy()",
+    "held": """
+    signals.hold(True)
+    say('ready')
+    while signals.asked() is None:
+        time.sleep(0.01)
+    say(f'asked {signals.asked()}')
+sys.exit(7)
+""",
+    "held and busy": "    signals.hold(True); say('ready'); busy()",
+    "held no more": "    signals.hold(True); signals.hold(False); say('ready'); busy()",
+}
+
+
+def program(body, **options):
+    call = [sys.executable, "-c", START + BODIES[body]]
+    process = subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+def default():
+    # A shell starts what it puts in the background with SIGINT ignored.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("body", ["asleep", "busy", "held no more"])
+def test_a_signal_that_is_not_held_ends_the_process_at_once(body, number):
+    process = program(body, preexec_fn=default)
+    began = time.monotonic()
+    process.send_signal(number)
+    _, told = process.communicate(timeout=20)
+    assert process.returncode == 128 + number and told == "\nstart again\n"
+    assert time.monotonic() - began < 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_is_held_is_asked_for(number):
+    process = program("held", preexec_fn=default)
+    process.send_signal(number)
+    said, told = process.communicate(timeout=20)
+    assert said == f"asked {int(number)}\n" and told == "" and process.returncode == 7
+
+
+def test_a_second_signal_ends_the_process_at_once():
+    process = program("held and busy", preexec_fn=default)
+    process.send_signal(signal.SIGINT)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(0.5)
+    process.send_signal(signal.SIGTERM)
+    _, told = process.communicate(timeout=20)
+    assert process.returncode == 143 and told == "\nended by a second signal: start again\n"
+
+
+def test_signals_that_were_ignored_stay_ignored():
+    process = program("asleep", preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+    process.send_signal(signal.SIGHUP)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(0.5)
+    process.kill()
+    process.communicate()
+
+
+def test_nothing_is_left_behind():
+    names = [signal.SIGINT, signal.SIGTERM]
+    before, threads = [signal.getsignal(name) for name in names], threading.active_count()
+    wakeup = signal.set_wakeup_fd(-1)
+    with interrupts() as signals:
+        signals.hold(True)
+        assert threading.active_count() == threads + 1
+        signal.raise_signal(signal.SIGTERM)
+        for _ in range(500):
+            if signals.asked() is not None:
+                break
+            time.sleep(0.01)
+        assert signals.asked() == signal.SIGTERM
+    assert [signal.getsignal(name) for name in names] == before
+    assert signal.set_wakeup_fd(wakeup) == -1 and threading.active_count() == threads
+
+
+def test_nothing_is_left_behind_where_the_block_fails():
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(ZeroDivisionError), interrupts():
+        raise ZeroDivisionError
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_outside_of_the_main_thread_nothing_is_asked():
+    found = []
+
+    def run():
+        with interrupts() as signals:
+            found.append(signals)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert found == [NEVER] and NEVER.asked() is None

@@ -1,0 +1,76 @@
+"""Leaves by name: a round trip without loss, and differences in words."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxdl import leaves
+from jaxdl import objectives as o
+from jaxdl.data import examples
+from jaxdl.errors import InputError
+from jaxdl.models import mlp
+from jaxdl.plans import make_plan
+from jaxdl.training import start
+from jaxdl.types import Objective
+
+ROWS = examples(np.ones((8, 3)), np.ones((8, 1)))
+
+
+def progress_of(*hidden, **options):
+    optimiser = optax.inject_hyperparams(optax.adam)(learning_rate=0.1)
+    plan = make_plan(mlp(hidden, input_norm=True), Objective(o.squared_error), optimiser, batch_size=4, **options)
+    return start(plan, ROWS, ROWS, key=jax.random.key(0))
+
+
+def test_a_whole_progress_comes_back_with_its_dtypes_and_bits():
+    progress = progress_of(5, average=0.9)
+    arrays = {name: np.asarray(array) for name, array in leaves.named(progress).items()}
+    again = leaves.rebuilt(progress_of(5, average=0.9), arrays)
+    assert jax.tree.structure(again) == jax.tree.structure(progress)
+    for one, other in zip(jax.tree.leaves(again), jax.tree.leaves(progress), strict=True):
+        assert one.dtype == other.dtype and one.shape == other.shape and not getattr(one, "weak_type", False)
+        if jnp.issubdtype(one.dtype, jax.dtypes.prng_key):
+            one, other = jax.random.key_data(one), jax.random.key_data(other)
+        np.testing.assert_array_equal(one, other)
+
+
+def test_names_are_those_that_people_use():
+    names = leaves.named(progress_of(5))
+    assert {"state/weights/params/Dense_0/kernel", "epoch", "state/key", "sums/weight", "stopping/best"} <= set(names)
+    assert len(names) == len(jax.tree.leaves(progress_of(5)))
+
+
+def test_kinds_are_json():
+    kinds = leaves.kinds(progress_of(5))
+    assert kinds["state/weights/params/Dense_0/kernel"] == ["float32", [3, 5]]
+    assert kinds["key"] == ["key<fry>", []]
+
+
+@pytest.mark.parametrize(
+    ("other", "told"),
+    [
+        ((6,), r"holds params/Dense_0/kernel of shape \(3, 5\); this model expects \(3, 6\)"),
+        ((5, 4), r"holds .*Dense_1/kernel of shape \(5, 1\); this model expects \(5, 4\)"),
+        ((), r"holds .*Dense_0/kernel of shape \(3, 5\); this model expects \(3, 1\)"),
+    ],
+)
+def test_another_model_is_told_by_the_kernel_that_differs(other, told):
+    with pytest.raises(InputError, match=told):
+        leaves.check_kinds(leaves.kinds(progress_of(5)), progress_of(*other))
+
+
+@pytest.mark.parametrize(
+    ("template", "told"),
+    [
+        ({"a": jnp.ones(2), "b": jnp.ones((2, 2))}, r"holds no b; this model expects it, of shape \(2, 2\)"),
+        ({}, "holds a, which this model does not have"),
+        ({"a": jnp.ones(2, jnp.bfloat16)}, "holds a of dtype float32; this model expects bfloat16"),
+        ({"a": jax.random.key(0)}, r"holds a of shape \(2,\); this model expects \(\)"),
+        ({"a": jax.random.split(jax.random.key(0), 2)}, "holds a of dtype float32; this model expects key<fry>"),
+    ],
+)
+def test_every_difference_has_its_words(template, told):
+    with pytest.raises(InputError, match=told):
+        leaves.check_kinds(leaves.kinds({"a": jnp.ones(2)}), template)

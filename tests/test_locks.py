@@ -1,0 +1,91 @@
+"""One process a folder, whatever became of the one before."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from jaxdl.errors import InputError
+from jaxdl.locks import locked
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from jaxdl.errors import InputError
+from jaxdl.locks import locked
+try:
+    with locked(Path(sys.argv[1])):
+        print("held", flush=True)
+        time.sleep(float(sys.argv[2]))
+except InputError:
+    print("refused", flush=True)
+"""
+
+
+def holder(folder, seconds=60):
+    return subprocess.Popen([sys.executable, "-c", HOLD, str(folder), str(seconds)], stdout=subprocess.PIPE, text=True)
+
+
+def test_a_second_process_is_refused_with_the_first_ones_id(tmp_path):
+    with holder(tmp_path) as first:
+        assert first.stdout.readline() == "held\n"
+        with (
+            pytest.raises(InputError, match=f"in use by process {first.pid} on {socket.gethostname()}. Wait for it"),
+            locked(tmp_path),
+        ):
+            pass
+        first.send_signal(signal.SIGKILL)
+        first.wait()
+        # What the dead process left is taken over.
+        assert (tmp_path / "lock").exists()
+        with locked(tmp_path):
+            assert (tmp_path / "lock").read_text().split()[0] == str(os.getpid())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_same_process_is_refused_too_and_the_lock_stays(tmp_path):
+    with locked(tmp_path):
+        with pytest.raises(InputError, match=f"process {os.getpid()} "), locked(tmp_path):
+            pass
+        with pytest.raises(InputError), locked(tmp_path):
+            pass
+    with locked(tmp_path):
+        pass
+
+
+def test_a_lock_is_given_back_when_the_block_fails(tmp_path):
+    with pytest.raises(KeyboardInterrupt), locked(tmp_path):
+        raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("content", ["", "1 nowhere", "a very long text " * 100])
+def test_a_lock_file_that_nobody_holds_is_taken_over(tmp_path, content):
+    (tmp_path / "lock").write_text(content)
+    with locked(tmp_path):
+        assert (tmp_path / "lock").read_text() == f"{os.getpid()} {socket.gethostname()}"
+
+
+def test_a_child_does_not_keep_the_lock(tmp_path):
+    with locked(tmp_path):
+        child = subprocess.Popen(["sleep", "60"], close_fds=False)
+    with locked(tmp_path):
+        child.kill()
+        child.wait()
+
+
+def test_of_processes_that_race_one_wins(tmp_path):
+    racers = [holder(tmp_path) for _ in range(5)]
+    told = sorted(racer.stdout.readline() for racer in racers)
+    for racer in racers:
+        racer.kill()
+        racer.communicate()
+    assert told == ["held\n"] + ["refused\n"] * 4
+
+
+def test_a_folder_that_cannot_be_written_is_told(tmp_path):
+    with pytest.raises(InputError, match="must be a folder that can be written: No such file"), locked(tmp_path / "no"):
+        pass

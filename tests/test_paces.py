@@ -1,0 +1,56 @@
+"""The pace: chunks of about the wanted seconds, whatever a batch takes."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from jaxdl import paces
+from jaxdl.chunks import Chunk
+
+
+@pytest.fixture
+def device(monkeypatch):
+    """`device(seconds of a batch, batches)` gives the lengths of chunks of a device that takes that long."""
+
+    def run(costs, batches, **options):
+        now = SimpleNamespace(time=50.0)
+        monkeypatch.setattr(paces, "time", SimpleNamespace(perf_counter=lambda: now.time))
+
+        def chunks(plan, progress, train, validation, *, last, steps):
+            done = 0
+            while done < batches:
+                size = steps()
+                for batch in range(done, done + size):
+                    now.time += costs(batch)
+                done += size
+                yield Chunk(None, None, True, size)
+
+        monkeypatch.setattr(paces, "chunks", chunks)
+        return [chunk.batches for chunk in paces.paced(None, None, None, **options)]
+
+    return run
+
+
+def test_chunks_grow_to_half_a_second(device):
+    sizes = device(lambda batch: 0.001, 4000)
+    assert sizes[:6] == [1, 2, 4, 8, 16, 32]
+    assert all(250 < size <= 500 for size in sizes[9:])
+
+
+def test_the_first_chunk_compiles_and_is_no_measure(device):
+    sizes = device(lambda batch: 20.0 if batch == 0 else 0.001, 4000)
+    assert sizes[:5] == [1, 1, 2, 4, 8] and sizes[-1] > 250
+
+
+def test_no_chunk_is_empty_however_slow_a_batch(device):
+    assert device(lambda batch: 7.0, 5) == [1] * 5
+
+
+def test_a_machine_that_becomes_slower_gets_shorter_chunks(device):
+    sizes = device(lambda batch: 0.001 if batch < 2000 else 0.02, 4000)
+    # One chunk is met unprepared; the next ones are right.
+    assert max(sizes) <= 500 and all(size <= 25 for size in sizes[-20:])
+
+
+def test_other_seconds_can_be_wanted(device):
+    assert 0 < device(lambda batch: 0.001, 4000, seconds=0.05)[-1] <= 50
