@@ -21,6 +21,9 @@ from jaxdl.types import Progress
 
 History = list[dict[str, float]]
 
+# Seconds that the first save is taken to need, as it loads orbax too.
+FIRST = 1.0
+
 
 class Saved(NamedTuple):
     """What a checkpoint of a run holds."""
@@ -36,14 +39,16 @@ def keeper(
 ) -> Iterator[Callable[[Progress, History], None]]:
     """Gives an observer that saves what it last saw, every so many seconds and when the block ends.
 
-    It saves in a thread of its own, so that training goes on meanwhile, keeps the latest checkpoint and the one before,
+    A save begins earlier by what the last one took, so that a process that is killed loses no more than `every`. It
+    saves in a thread of its own, so that training goes on meanwhile, keeps the latest checkpoint and the one before,
     and writes checksums over each. A save that fails (the disk is full, say) is told, and nothing else: the run goes
     on, and the last good checkpoint stays.
     """
     seen: tuple[Progress, History] | None = None
     kept: Progress | None = None
     saving: Future[None] | None = None
-    last = time.monotonic()
+    last = before = time.monotonic()
+    took = FIRST
 
     def begin() -> None:
         nonlocal kept, saving, last
@@ -62,12 +67,14 @@ def keeper(
         saving = None
 
     def observe(progress: Progress, history: History) -> None:
-        nonlocal seen
-        seen = progress, history
+        nonlocal seen, took, before
+        seen, now = (progress, history), time.monotonic()
         if saving is not None and saving.done():
             settle()
-        if saving is None and time.monotonic() - last >= every:
+            took = now - last
+        if saving is None and now - last + took + (now - before) >= every:
             begin()
+        before = now
 
     with ThreadPoolExecutor(1) as pool:
         try:

@@ -3,6 +3,8 @@
 python -m tests.faulty weather --workdir DIR
 """
 
+import os
+import resource
 import sys
 from functools import partial
 
@@ -35,5 +37,8 @@ WEATHER = weather.EXPERIMENT._replace(build=build)
 RUNS = {"weather": (weather.Config, WEATHER), "cifar10": (cifar10.Config, cifar10.EXPERIMENT)}
 
 if __name__ == "__main__":
+    if "FAULTY_LIMIT" in os.environ:
+        # No file may grow beyond so many bytes, as if the disk were full.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (int(os.environ["FAULTY_LIMIT"]), resource.RLIM_INFINITY))
     config, experiment = RUNS[sys.argv[1]]
     sys.exit(command(config, partial(running.run, experiment), f"python -m tests.faulty {sys.argv[1]}", sys.argv[2:]))

@@ -37,22 +37,25 @@ sys.exit(7)
 }
 
 
-def program(body, **options):
+def program(body, **handlers):
+    """A process that begins with these handlers; only what is ignored is handed down."""
+    before = {name: signal.signal(getattr(signal, name), handler) for name, handler in handlers.items()}
     call = [sys.executable, "-c", START + BODIES[body]]
-    process = subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+    process = subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    for name, handler in before.items():
+        signal.signal(getattr(signal, name), handler)
     assert process.stdout.readline() == "ready\n"
     return process
 
 
-def default():
-    # A shell starts what it puts in the background with SIGINT ignored.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+# A shell starts what it puts in the background with SIGINT ignored.
+DEFAULT = {"SIGINT": signal.default_int_handler, "SIGHUP": signal.SIG_DFL}
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("body", ["asleep", "busy", "held no more"])
 def test_a_signal_that_is_not_held_ends_the_process_at_once(body, number):
-    process = program(body, preexec_fn=default)
+    process = program(body, **DEFAULT)
     began = time.monotonic()
     process.send_signal(number)
     _, told = process.communicate(timeout=20)
@@ -62,14 +65,14 @@ def test_a_signal_that_is_not_held_ends_the_process_at_once(body, number):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_that_is_held_is_asked_for(number):
-    process = program("held", preexec_fn=default)
+    process = program("held", **DEFAULT)
     process.send_signal(number)
     said, told = process.communicate(timeout=20)
     assert said == f"asked {int(number)}\n" and told == "" and process.returncode == 7
 
 
 def test_a_second_signal_ends_the_process_at_once():
-    process = program("held and busy", preexec_fn=default)
+    process = program("held and busy", **DEFAULT)
     process.send_signal(signal.SIGINT)
     with pytest.raises(subprocess.TimeoutExpired):
         process.wait(0.5)
@@ -79,7 +82,7 @@ def test_a_second_signal_ends_the_process_at_once():
 
 
 def test_signals_that_were_ignored_stay_ignored():
-    process = program("asleep", preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+    process = program("asleep", SIGHUP=signal.SIG_IGN)
     process.send_signal(signal.SIGHUP)
     with pytest.raises(subprocess.TimeoutExpired):
         process.wait(0.5)

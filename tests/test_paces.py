@@ -31,15 +31,15 @@ def device(monkeypatch):
     return run
 
 
-def test_chunks_grow_to_half_a_second(device):
+def test_chunks_grow_to_a_quarter_of_a_second(device):
     sizes = device(lambda batch: 0.001, 4000)
     assert sizes[:6] == [1, 2, 4, 8, 16, 32]
-    assert all(250 < size <= 500 for size in sizes[9:])
+    assert all(128 < size <= 250 for size in sizes[8:])
 
 
 def test_the_first_chunk_compiles_and_is_no_measure(device):
     sizes = device(lambda batch: 20.0 if batch == 0 else 0.001, 4000)
-    assert sizes[:5] == [1, 1, 2, 4, 8] and sizes[-1] > 250
+    assert sizes[:5] == [1, 1, 2, 4, 8] and sizes[-1] > 128
 
 
 def test_no_chunk_is_empty_however_slow_a_batch(device):
@@ -49,7 +49,7 @@ def test_no_chunk_is_empty_however_slow_a_batch(device):
 def test_a_machine_that_becomes_slower_gets_shorter_chunks(device):
     sizes = device(lambda batch: 0.001 if batch < 2000 else 0.02, 4000)
     # One chunk is met unprepared; the next ones are right.
-    assert max(sizes) <= 500 and all(size <= 25 for size in sizes[-20:])
+    assert max(sizes) <= 250 and all(size <= 12 for size in sizes[-20:])
 
 
 def test_other_seconds_can_be_wanted(device):
