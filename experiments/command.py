@@ -58,7 +58,10 @@ def command(
     except StoppedError as error:
         number, folder = error.args
         name = signal.Signals(number).name
-        return _said(f"{name}: the run is saved; the same command with --workdir {folder} goes on.", SIGNAL + number)
+        text = (
+            f"{name}: the run has stopped; the same command with --workdir {folder} goes on from its last checkpoint."
+        )
+        return _said(text, SIGNAL + number)
     except KeyboardInterrupt:
         return _said("interrupted before the run began.", SIGNAL + signal.SIGINT)
     return 0

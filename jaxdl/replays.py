@@ -33,9 +33,10 @@ class Trouble(NamedTuple):
     def __str__(self) -> str:
         names = ", ".join(str(row) for row in self.rows[:SHOWN])
         more = f" and {len(self.rows) - SHOWN} more" if len(self.rows) > SHOWN else ""
+        word = "row" if len(self.rows) == 1 else "rows"
         return (
             f"epoch {self.epoch}, {'step' if self.kind == 'training' else 'batch'} {self.batch} of {self.batches} of "
-            f"{self.kind}: {self.value} in {self.where}, first for {self.kind} row {names}{more} (counted from 0)"
+            f"{self.kind}: {self.value} in {self.where}, first for {self.kind} {word} {names}{more} (counted from 0)"
         )
 
 

@@ -10,7 +10,7 @@ class Server(ThreadingHTTPServer):
     """Its attributes are its faults."""
 
     daemon_threads = True
-    status, cut, hang, headers = 200, 0, False, ()
+    status, cut, hang, stall, headers = 200, 0, False, None, ()
 
     def __init__(self, content):
         super().__init__(("127.0.0.1", 0), Handler)
@@ -30,6 +30,10 @@ class Handler(BaseHTTPRequestHandler):
         for header in server.headers:
             self.send_header(*header)
         self.end_headers()
+        if server.stall is not None:
+            self.wfile.write(server.content[: server.stall])
+            server.release.wait(20)
+            return
         self.wfile.write(server.content[: len(server.content) - server.cut])
 
     def log_message(self, *_):

@@ -144,3 +144,44 @@ def test_a_process_that_dies_leaves_nothing_under_the_name(tmp_path):
 def test_the_server_is_asked_for_ten_seconds_at_most_and_the_cache_is_the_users():
     assert downloads.REACHED_WITHIN <= 10 and downloads.starting_now().within == downloads.REACHED_WITHIN
     assert downloads.user_cache().name == "jaxdl" and downloads.user_cache().is_absolute()
+
+
+DOWNLOAD = """
+import os, resource, sys
+from pathlib import Path
+from jaxdl.datasets import downloads
+from jaxdl.errors import InputError
+url, checksum, path, fault = sys.argv[1:]
+if fault == "full":
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))
+try:
+    downloads.fetch(url, checksum, Path(path))
+except InputError as error:
+    sys.exit(str(error))
+"""
+
+
+def downloading(server, path, fault="none"):
+    call = [sys.executable, "-c", DOWNLOAD, f"{server.url}/a", CHECKSUM, str(path), fault]
+    return subprocess.Popen(call, stderr=subprocess.PIPE, text=True)
+
+
+def test_a_full_disk_is_told_and_a_second_start_works(server, path):
+    first = downloading(server, path, "full")
+    _, told = first.communicate()
+    assert first.returncode == 1 and "cannot be written (File too large)" in told and "Traceback" not in told
+    assert files(path.parent) == []
+    assert downloading(server, path).wait() == 0 and path.read_bytes() == CONTENT
+
+
+def test_a_download_that_is_killed_is_begun_again(server, path):
+    server.stall = len(CONTENT) // 2
+    first = downloading(server, path)
+    while not server.asked:
+        time.sleep(0.01)
+    time.sleep(0.2)
+    first.kill()
+    first.communicate()
+    assert not path.exists()
+    server.stall = None
+    assert downloading(server, path).wait() == 0 and path.read_bytes() == CONTENT

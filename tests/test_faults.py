@@ -28,7 +28,7 @@ def test_a_signal_saves_and_the_run_goes_on_bit_identical(lab, number):
     os.kill(process.pid, number)
     assert process.wait(timeout=20) == 128 + number
     said = lab.said(folder)
-    assert f"{number.name}: the run is saved" in said and "Traceback" not in said
+    assert f"{number.name}: the run has stopped" in said and "Traceback" not in said
     found = checkpoints.latest(folder / "checkpoints" / "progress", print)
     lab.go_on(folder, found.number)
 

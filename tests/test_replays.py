@@ -100,6 +100,6 @@ def test_weights_that_were_not_finite_from_the_start_are_told():
 def test_a_long_list_of_rows_is_cut_short():
     text = str(Trouble(None, 3, 2, 7, "training", "Dense_0 (dot_general)", "inf", tuple(range(11))))
     assert text == (
-        "epoch 3, step 2 of 7 of training: inf in Dense_0 (dot_general), first for training row 0, 1, 2, 3, 4, 5, 6, 7 "
-        "and 3 more (counted from 0)"
+        "epoch 3, step 2 of 7 of training: inf in Dense_0 (dot_general), first for training rows 0, 1, 2, 3, 4, 5, 6, "
+        "7 and 3 more (counted from 0)"
     )
