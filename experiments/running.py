@@ -77,7 +77,7 @@ def _built(experiment: Experiment, config: Any, console: Console) -> Built:
         warnings.simplefilter("ignore")  # The note is printed instead.
         dataset = experiment.read(config)
     built = experiment.build(config, dataset)
-    _warn(dataset.note, console)
+    _warn(experiment.describe(built)["note"], console)
     return built
 
 

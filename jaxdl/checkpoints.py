@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,46 +45,59 @@ def keeper(
     and writes checksums over each. A save that fails (the disk is full, say) is told, and nothing else: the run goes
     on, and the last good checkpoint stays.
     """
+    with ThreadPoolExecutor(1) as pool:
+        saver = _Saver(folder, about, every, tell, pool)
+        try:
+            yield saver.observe
+        finally:
+            saver.finish()
+
+
+@dataclass
+class _Saver:
+    """Decides when to save, and sees how each save ended."""
+
+    folder: Path
+    about: Mapping[str, Any]
+    every: float
+    tell: Callable[[str], None]
+    pool: ThreadPoolExecutor
     seen: tuple[Progress, History] | None = None
     kept: Progress | None = None
     saving: Future[None] | None = None
-    last = before = time.monotonic()
-    took = FIRST
+    begun: float = field(default_factory=time.monotonic)
+    observed: float = field(default_factory=time.monotonic)
+    took: float = FIRST
 
-    def begin() -> None:
-        nonlocal kept, saving, last
-        assert seen is not None
-        progress, history = seen
-        kept, last = progress, time.monotonic()
+    def observe(self, progress: Progress, history: History) -> None:
+        now = time.monotonic()
+        self.seen, since, self.observed = (progress, history), now - self.observed, now
+        if self.saving is not None and self.saving.done():
+            self.settle()
+            self.took = now - self.begun
+        # Training is likely to be seen next after as long as it was not seen until now.
+        if self.saving is None and now - self.begun + self.took + since >= self.every:
+            self.begin(progress, history)
+
+    def begin(self, progress: Progress, history: History) -> None:
+        self.kept, self.begun = progress, time.monotonic()
         arrays = named(progress)
-        content = {**about, "kinds": kinds(progress), "arrays": kinds(arrays), "history": list(history)}
-        saving = pool.submit(_write, folder, arrays, content)
+        content = {**self.about, "kinds": kinds(progress), "arrays": kinds(arrays), "history": list(history)}
+        self.saving = self.pool.submit(_write, self.folder, arrays, content)
 
-    def settle() -> None:
-        nonlocal saving, kept
-        if saving is not None and (error := saving.exception()) is not None:
-            kept = None
-            tell(f"a checkpoint could not be saved ({_first_line(error)}); the last good one in {folder} stays.")
-        saving = None
+    def settle(self) -> None:
+        if self.saving is not None and (error := self.saving.exception()) is not None:
+            self.kept = None
+            self.tell(
+                f"a checkpoint could not be saved ({_first_line(error)}); the last good one in {self.folder} stays."
+            )
+        self.saving = None
 
-    def observe(progress: Progress, history: History) -> None:
-        nonlocal seen, took, before
-        seen, now = (progress, history), time.monotonic()
-        if saving is not None and saving.done():
-            settle()
-            took = now - last
-        if saving is None and now - last + took + (now - before) >= every:
-            begin()
-        before = now
-
-    with ThreadPoolExecutor(1) as pool:
-        try:
-            yield observe
-        finally:
-            settle()
-            if seen is not None and seen[0] is not kept:
-                begin()
-                settle()
+    def finish(self) -> None:
+        self.settle()
+        if self.seen is not None and self.seen[0] is not self.kept:
+            self.begin(*self.seen)
+            self.settle()
 
 
 def latest(folder: Path, tell: Callable[[str], None]) -> Saved | None:

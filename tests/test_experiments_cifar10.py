@@ -18,11 +18,11 @@ from experiments import cifar10 as experiment
 from experiments.cifar10 import RECIPES, Config, build, divide, run, settle
 from experiments.cifar10_report import confusion
 from experiments.command import command
+from jaxdl.chunks import epochs
 from jaxdl.datasets import cifar10
 from jaxdl.errors import InputError
 from jaxdl.passes import predict
 from jaxdl.plans import make_plan
-from jaxdl.training import epochs
 from jaxdl.weights import load
 
 ROOT = Path(__file__).parent.parent
@@ -119,7 +119,7 @@ def test_training_compiles_once_a_run(compilations):
     built = build(Config(recipe="dense", train_size=250, epochs=3, seed=5), cifar10(IMAGES))
     with compilations() as names:
         assert len(list(epochs(built.plan, built.start, built.sets["train"], built.sets["validation"], last=3))) == 3
-    assert names.count("_run_epoch_to_row") == 1
+    assert names.count("_run_chunk_to_row") == 1
 
 
 def test_the_strong_recipe_runs_with_all_that_it_has(tmp_path, monkeypatch):
@@ -195,9 +195,10 @@ def test_a_finished_run_is_shown_and_not_changed(finished, capsys):
     assert {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()} == before
 
 
-def test_the_folder_of_another_experiment_is_refused(tmp_path, capsys):
-    (tmp_path / "metrics.json").write_text('{"rmse": {}, "recipe": "plain", "seed": 0}')
-    assert call(*QUICK, "--workdir", tmp_path) == 2
+def test_the_folder_of_another_experiment_is_refused(finished, tmp_path, capsys):
+    folder = shutil.copytree(finished, tmp_path / "run")
+    (folder / "metrics.json").write_text('{"rmse": {}, "recipe": "plain", "seed": 0}')
+    assert call(*QUICK, "--workdir", folder) == 2
     assert "must hold the metrics of a CIFAR-10 run" in capsys.readouterr().err
 
 
@@ -236,7 +237,17 @@ def test_the_real_images_are_learned(real_data):
 
 
 def test_a_diverged_model_is_right_about_nothing(tmp_path):
-    arguments = (*QUICK, "--recipe", "dense", "--learning-rate", "1e29", "--workdir", tmp_path / "run$1_$2")
+    arguments = (
+        *QUICK,
+        "--recipe",
+        "dense",
+        "--learning-rate",
+        "1e29",
+        "--on-nan",
+        "continue",
+        "--workdir",
+        tmp_path / "run$1_$2",
+    )
     assert call(*arguments) == 0
     metrics = read(tmp_path / "run$1_$2")
     assert set(metrics["per_class_accuracy"].values()) == {0.0} and metrics["accuracy"]["test"] == 0
