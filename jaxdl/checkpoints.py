@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,7 +46,8 @@ def keeper(
     on, and the last good checkpoint stays.
     """
     with ThreadPoolExecutor(1) as pool:
-        saver = _Saver(folder, about, every, tell, pool)
+        now = time.monotonic()
+        saver = _Saver(folder, about, every, tell, pool, begun=now, observed=now, took=FIRST)
         try:
             yield saver.observe
         finally:
@@ -62,12 +63,12 @@ class _Saver:
     every: float
     tell: Callable[[str], None]
     pool: ThreadPoolExecutor
+    begun: float  # when the last save began, or the run
+    observed: float  # when training was last seen
+    took: float  # what the last save took
     seen: tuple[Progress, History] | None = None
     kept: Progress | None = None
     saving: Future[None] | None = None
-    begun: float = field(default_factory=time.monotonic)
-    observed: float = field(default_factory=time.monotonic)
-    took: float = FIRST
 
     def observe(self, progress: Progress, history: History) -> None:
         now = time.monotonic()

@@ -94,7 +94,7 @@ def epochs(
 def _run_chunk_to_row(
     progress: Progress, train: Examples, validation: Examples | None, steps: Any, *, plan: Plan
 ) -> tuple[Progress, Array]:
-    """The next batches of a run that is not over; the epoch's record, the stop flag and whether all is finite.
+    """The next batches of a run; the epoch's record, the stop flag and whether all is finite.
 
     These are one array, because each array that the host reads costs it a wait.
     """
@@ -108,16 +108,12 @@ def _run_chunk_to_row(
     def pause(progress: Progress) -> tuple[Progress, Array]:
         return progress, jnp.zeros(len(names) + 1, jnp.float32)
 
-    def run() -> tuple[Progress, Array]:
-        after = run_steps(progress, train, validation, steps, plan=plan)
-        finite = _finite(after).astype(jnp.float32)
-        after, row = lax.cond(after.cursor == length, close, pause, after)
-        return after, jnp.append(row, finite)
-
-    def stand_still() -> tuple[Progress, Array]:
-        return progress, jnp.ones(len(names) + 2, jnp.float32)
-
-    return lax.cond(progress.stopping.done, stand_still, run)
+    # A run that is over stands still: no batches, and nothing to close.
+    left = jnp.where(progress.stopping.done, 0, steps)
+    after = run_steps(progress, train, validation, left, plan=plan)
+    finite = _finite(after).astype(jnp.float32)
+    after, row = lax.cond(after.cursor == length, close, pause, after)
+    return after, jnp.append(row, finite)
 
 
 def _finite(progress: Progress) -> Array:

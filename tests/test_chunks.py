@@ -129,5 +129,5 @@ def test_a_validation_loss_that_is_not_finite_is_told_too():
 
 def test_a_progress_of_other_rows_is_refused():
     middle = next(chunks(PLAN, BEGIN, TRAIN, VALIDATION, steps=lambda: 10)).progress
-    with pytest.raises(InputError, match=r"progress stands at batch 10 of 8\\. Give the rows that it began with"):
+    with pytest.raises(InputError, match=r"progress stands at batch 10 of 8\. Give the rows that it began with"):
         next(chunks(PLAN._replace(stop=NEVER, plateau=None), middle, TRAIN))
