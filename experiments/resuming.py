@@ -98,7 +98,7 @@ def beginning(
         # The rule decides anew at the end of the next epoch.
         progress = progress._replace(stopping=progress.stopping._replace(done=jnp.zeros((), bool)))
     batches = int(progress.cursor)
-    where = f"epoch {int(progress.epoch)}" + (f" and {batches} batches" if batches else "")
+    where = f"epoch {int(progress.epoch)}" + (f" and batch {batches} of the next" if batches else "")
     return Beginning(progress, saved.about["history"], f"The run goes on after {where} (checkpoint {saved.number}).")
 
 

@@ -111,7 +111,7 @@ def latest(folder: Path, tell: Callable[[str], None]) -> Saved | None:
     """
     numbers = _numbers(folder)
     # Without checksums a save was not finished, as where a process is killed in its first.
-    finished = [number for number in numbers if (folder / str(number) / checksums.NAME).exists()]
+    finished = sorted(folder.glob(f"*/{checksums.NAME}"))
     for draft in _drafts(folder):
         tell(f"the checkpoint {draft} is damaged (its save was not finished); it is removed, and the one before used.")
         shutil.rmtree(draft)
@@ -121,7 +121,8 @@ def latest(folder: Path, tell: Callable[[str], None]) -> Saved | None:
         if damage is None:
             return _read(folder, number)
         aside = _put_aside(path)
-        tell(f"the checkpoint {path} is damaged ({damage}); it is now {aside.name}, and the one before is used.")
+        before = "" if number == numbers[0] else ", and the one before is used"
+        tell(f"the checkpoint {path} is damaged ({damage}); it is now {aside.name}{before}.")
     if finished:
         raise InputError(
             f"every checkpoint in {folder} is damaged. Restore one from a copy, or start over with --fresh, which "

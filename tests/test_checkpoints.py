@@ -110,7 +110,10 @@ def test_where_all_are_damaged_it_is_told_what_to_do(folder):
         InputError, match=r"every checkpoint in .* is damaged. Restore one from a copy, or start over with"
     ):
         checkpoints.latest(folder, told.append)
-    assert len(told) == 2
+    assert len(told) == 2 and told[0].endswith("the one before is used.") and told[1].endswith("it is now damaged-2.")
+    # A second try must not take the folder for one where nothing was saved, and begin anew in it.
+    with pytest.raises(InputError, match="every checkpoint in"):
+        checkpoints.latest(folder, refuse)
 
 
 def test_a_save_that_was_cut_off_is_told_and_removed(folder):
