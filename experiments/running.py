@@ -150,8 +150,9 @@ def _work(
     end = _train(job, begin, interrupts)
     seconds["fit"] = time.perf_counter() - began - (compiling() - compiled)
     interrupts.hold(False)
-    if end.signal is not None:
-        raise StoppedError(end.signal, folder)
+    # Asked anew, because a signal may have come while the last checkpoint was written.
+    if (number := interrupts.asked()) is not None:
+        raise StoppedError(number, folder)
     _keep(job, end)
     return {
         "dataset": experiment.describe(built),

@@ -28,7 +28,6 @@ class End(NamedTuple):
 
     progress: Progress
     history: list[dict[str, float]]
-    signal: int | None  # the one that asked it to end, if one did
 
 
 def drive(
@@ -84,7 +83,7 @@ def drive(
             if keep:
                 keep(error.args[0].progress, records)
             raise
-    return End(progress, records, interrupts.asked())
+    return End(progress, records)
 
 
 def surroundings() -> dict[str, Any]:

@@ -4,16 +4,19 @@ import csv
 import json
 import os
 import shutil
+import signal
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from experiments import cifar10
-from experiments.command import command
+from experiments.command import StoppedError, command
 from experiments.resuming import changes, goes_on, other_surroundings, refused
 from experiments.weather import Config, run
 from jaxdl import checkpoints
 from jaxdl.folders import Earlier
+from jaxdl.interrupts import Interrupts
 from jaxdl.locks import locked
 from jaxdl.weights import load
 
@@ -56,6 +59,18 @@ def folder_of_three(tmp_path_factory):
 def three(folder_of_three, tmp_path):
     """A finished run of three epochs, to do with as a test likes."""
     return shutil.copytree(folder_of_three, tmp_path / "run")
+
+
+def test_a_signal_during_the_last_save_stops_the_run_before_it_reports(folder_of_six, tmp_path, capsys):
+    folder = tmp_path / "run"
+    saved = folder / "checkpoints/progress/1"
+    late = Interrupts(lambda: signal.SIGTERM if saved.exists() else None, lambda on: None, lambda text: None)
+    config = Config(data="simulated:400", compilation_cache=False, epochs=6, hidden=(8, 4), workdir=folder)
+    with pytest.raises(StoppedError):
+        run(config, Console(), late)
+    assert not (folder / "metrics.json").exists()
+    assert call("--workdir", folder) == 0
+    assert bits(folder) == bits(folder_of_six)
 
 
 def contents(folder):

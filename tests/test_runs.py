@@ -52,7 +52,7 @@ def driven(epochs, observers=()):
 
 @pytest.mark.parametrize("epochs", [2, 50], ids=["to the end", "stopped early"])
 def test_drive_is_fit_with_a_clock(epochs):
-    run, (progress, history, _) = fitted(epochs), driven(epochs)
+    run, (progress, history) = fitted(epochs), driven(epochs)
     table = pd.DataFrame(history).set_index("epoch")
     assert (table.pop("seconds") > 0).all()
     pd.testing.assert_frame_equal(table, run.history, check_exact=True)
