@@ -40,7 +40,7 @@ def keeper(
 ) -> Iterator[Callable[[Progress, History], None]]:
     """Gives an observer that saves what it last saw, every so many seconds and when the block ends.
 
-    A save begins earlier by what the last one took, so that a process that is killed loses no more than `every`. It
+    A save begins earlier by twice what the last one took, so that a process that is killed loses no more than `every`. It
     saves in a thread of its own, so that training goes on meanwhile, keeps the latest checkpoint and the one before,
     and writes checksums over each. A save that fails (the disk is full, say) is told, and nothing else: the run goes
     on, and the last good checkpoint stays.
@@ -78,8 +78,9 @@ class _Saver:
         if self.saving is not None and self.saving.done():
             self.settle()
             self.took = now - self.begun
-        # Training is likely to be seen next after as long as it was not seen until now.
-        if self.saving is None and now - self.begun + self.took + since >= self.every:
+        # Training is likely to be seen next after as long as it was not seen until now, and a save may take twice as
+        # long as the one before.
+        if self.saving is None and now - self.begun + 2 * self.took + since >= self.every:
             self.begin(progress, history)
 
     def begin(self, progress: Progress, history: History) -> None:
