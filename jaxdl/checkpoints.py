@@ -40,8 +40,8 @@ def keeper(
 ) -> Iterator[Callable[[Progress, History], None]]:
     """Gives an observer that saves what it last saw, every so many seconds and when the block ends.
 
-    A save begins earlier by twice what the last one took, so that a process that is killed loses no more than `every`. It
-    saves in a thread of its own, so that training goes on meanwhile, keeps the latest checkpoint and the one before,
+    A save begins earlier by twice what the last one took, so that a process that is killed loses no more than `every`.
+    It saves in a thread of its own, so that training goes on meanwhile, keeps the latest checkpoint and the one before,
     and writes checksums over each. A save that fails (the disk is full, say) is told, and nothing else: the run goes
     on, and the last good checkpoint stays.
     """
