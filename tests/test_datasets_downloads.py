@@ -72,6 +72,12 @@ def test_a_server_that_cannot_be_reached_is_told_from_one_that_refuses(server, p
     assert time.monotonic() - began < 3 and files(path.parent) == []
 
 
+def test_no_time_at_all_is_no_bad_address():
+    # Whether the answer or its deadline comes first is chance where both are at once: here it is the answer.
+    with pytest.raises(downloads.UnreachableError):
+        downloads.get("http://127.0.0.1:1/a", downloads.Deadline(0.0, time.monotonic() + 30))
+
+
 def test_a_deadline_holds_for_all_that_is_asked(server):
     deadline = downloads.starting_now(0.5)
     server.hang = True
