@@ -20,83 +20,34 @@ from jaxdl.training import batches_of_epoch, finish_epoch, run_steps
 from jaxdl.types import Array, Examples, Plan, Progress
 
 WHOLE = 2**30  # more batches than an epoch has
+# (progress, train, validation, batches, plan=plan) -> (progress, row); see `advance` for the row.
+Run = Callable[..., tuple[Progress, Array]]
 
 
 class Chunk(NamedTuple):
     """What a piece of a run leaves."""
 
     progress: Progress
-    record: dict[str, float] | None  # of the epoch, where the chunk ended one
+    record: dict[str, Any] | None  # of the epoch, where the chunk ended one: a float a figure, of many runs an array
     finite: bool  # whether the weights, and the losses of the epoch under way, are
     batches: int  # how many were done
 
 
-def chunks(
-    plan: Plan,
-    progress: Progress,
-    train: Examples,
-    validation: Examples | None = None,
-    *,
-    last: int | None = None,
-    steps: Callable[[], int] = lambda: WHOLE,
-) -> Iterator[Chunk]:
-    """Yields after every `steps()` batches, and after every epoch, up to the epoch `last` or until the rule stops.
-
-    However an epoch is cut, one program runs it and gives the same bits. One dispatch and one transfer a chunk, and
-    always a chunk ahead: while the caller looks at one, the device is at the next. (One after the end of a run is over
-    at once and changes nothing.) It means
-
-        while not progress.stopping.done and (last is None or progress.epoch < last):
-            progress, record = run_chunk(progress, train, validation, steps(), plan=plan)
-            keep(progress, record)  # which the generator yields; there is no record inside of an epoch
-    """
-    check_rows(plan, train, validation)
-    check_monitors(plan, progress, validation)
-    progress, train, validation = _together(progress, train, validation)
-    names, (_, length) = measured(plan, progress, validation), batches_of_epoch(plan, train, validation)
-    if int(progress.cursor) >= length:
-        raise InputError(f"progress stands at batch {progress.cursor} of {length}. Give the rows that it began with.")
-    # Batches since the beginning, counted here too, because the device is asked for nothing but the row.
-    at, end = int(progress.epoch) * length + int(progress.cursor), math.inf if last is None else last * length
-    done = bool(progress.stopping.done)
-
-    def dispatch(progress: Progress) -> tuple[Progress, Array, int]:
-        size = min(max(1, steps()), length - at % length)
-        return *_run_chunk_to_row(progress, train, validation, np.int32(size), plan=plan), size
-
-    ahead = None if done or at >= end else dispatch(progress)
-    while ahead is not None and not done:
-        progress, row, size = ahead
-        at += size
-        ahead = None if at >= end else dispatch(progress)
-        *figures, done, finite = np.asarray(row).tolist()
-        record = {"epoch": at // length, **dict(zip(names, figures, strict=True))}
-        yield Chunk(progress, None if at % length else record, bool(finite), size)
-
-
-def epochs(
-    plan: Plan, progress: Progress, train: Examples, validation: Examples | None = None, *, last: int | None = None
-) -> Iterator[tuple[Progress, dict[str, float]]]:
-    """Yields `(progress, record)` after every epoch, up to the epoch `last` or until the stopping rule ends the run.
-
-    It means
-
-        while not progress.stopping.done and (last is None or progress.epoch < last):
-            progress, record = run_epoch(progress, train, validation, plan=plan)
-            keep(progress, record)  # which the generator yields, as Python numbers, after the number of the epoch
-    """
-    for chunk in chunks(plan, progress, train, validation, last=last):
-        if chunk.record is not None:
-            yield chunk.progress, chunk.record
-
-
-@partial(program, static_argnames="plan")
-def _run_chunk_to_row(
+def advance(
     progress: Progress, train: Examples, validation: Examples | None, steps: Any, *, plan: Plan
 ) -> tuple[Progress, Array]:
-    """The next batches of a run; the epoch's record, the stop flag and whether all is finite.
+    """The next `steps` batches of a run, no more than its epoch has; closes the epoch where they end it.
 
-    These are one array, because each array that the host reads costs it a wait.
+    The row, float32, holds the figures of the epoch (zeros inside of one), whether the run should stop, and whether its
+    numbers are finite: one array, because each array that the host reads costs it a wait.
+
+    >>> import optax
+    >>> from jaxdl import Objective, examples, make_plan, mlp, objectives, start
+    >>> rows = examples([[1.0], [2.0]], [[1.0], [2.0]])
+    >>> plan = make_plan(mlp(()), Objective(objectives.squared_error), optax.sgd(0.1), batch_size=1)
+    >>> progress, row = advance(start(plan, rows, key=jax.random.key(0)), rows, None, 1, plan=plan)
+    >>> int(progress.cursor), row.tolist()
+    (1, [0.0, 0.0, 1.0])
     """
     names, (_, length) = measured(plan, progress, validation), batches_of_epoch(plan, train, validation)
 
@@ -108,12 +59,100 @@ def _run_chunk_to_row(
     def pause(progress: Progress) -> tuple[Progress, Array]:
         return progress, jnp.zeros(len(names) + 1, jnp.float32)
 
-    # A run that is over stands still: no batches, and nothing to close.
-    left = jnp.where(progress.stopping.done, 0, steps)
-    after = run_steps(progress, train, validation, left, plan=plan)
+    after = run_steps(progress, train, validation, steps, plan=plan)
     finite = _finite(after).astype(jnp.float32)
     after, row = lax.cond(after.cursor == length, close, pause, after)
     return after, jnp.append(row, finite)
+
+
+@partial(program, static_argnames="plan")
+def run_chunk(
+    progress: Progress, train: Examples, validation: Examples | None, steps: Any, *, plan: Plan
+) -> tuple[Progress, Array]:
+    """`advance` as a program; a run that is over stands still.
+
+    >>> import optax
+    >>> from jaxdl import Objective, examples, make_plan, mlp, objectives, start
+    >>> rows = examples([[1.0], [2.0]], [[1.0], [2.0]])
+    >>> plan = make_plan(mlp(()), Objective(objectives.squared_error), optax.sgd(0.1), batch_size=1)
+    >>> int(run_chunk(start(plan, rows, key=jax.random.key(0)), rows, None, 2, plan=plan)[0].epoch)
+    1
+    """
+    return advance(progress, train, validation, jnp.where(progress.stopping.done, 0, steps), plan=plan)
+
+
+def chunks(
+    plan: Plan,
+    progress: Progress,
+    train: Examples,
+    validation: Examples | None = None,
+    *,
+    last: int | None = None,
+    steps: Callable[[], int] = lambda: WHOLE,
+    run: Run = run_chunk,
+) -> Iterator[Chunk]:
+    """Yields after every `steps()` batches, and after every epoch, up to the epoch `last` or until the rule stops.
+
+    However an epoch is cut, one program runs it and gives the same bits. One dispatch and one transfer a chunk, and
+    always a chunk ahead: while the caller looks at one, the device is at the next. (One after the end of a run is over
+    at once and changes nothing.) It means
+
+        while not progress.stopping.done and (last is None or progress.epoch < last):
+            progress, record = run(progress, train, validation, steps(), plan=plan)
+            keep(progress, record)  # which the generator yields; there is no record inside of an epoch
+
+    With `run=ensembles.run_members` the progress is that of many runs, and the figures are arrays.
+    """
+    check_rows(plan, train, validation)
+    check_monitors(plan, progress, validation)
+    progress, train, validation = _together(progress, train, validation)
+    names, (_, length) = measured(plan, progress, validation), batches_of_epoch(plan, train, validation)
+    if int(progress.cursor) >= length:
+        raise InputError(f"progress stands at batch {progress.cursor} of {length}. Give the rows that it began with.")
+    # Batches since the beginning, counted here too, because the device is asked for nothing but the row.
+    epoch = int(progress.epoch.max())  # of many runs those that have not stopped are furthest
+    at, end = epoch * length + int(progress.cursor), math.inf if last is None else last * length
+    done = bool(progress.stopping.done.all())
+
+    def dispatch(progress: Progress) -> tuple[Progress, Array, int]:
+        size = min(max(1, steps()), length - at % length)
+        return *run(progress, train, validation, np.int32(size), plan=plan), size
+
+    ahead = None if done or at >= end else dispatch(progress)
+    while ahead is not None and not done:
+        progress, row, size = ahead
+        at += size
+        ahead = None if at >= end else dispatch(progress)
+        *figures, over, finite = np.moveaxis(np.asarray(row), -1, 0)
+        done = bool((over != 0).all())  # of runs that stopped earlier all is nan
+        record = {"epoch": at // length, **{name: _plain(each) for name, each in zip(names, figures, strict=True)}}
+        yield Chunk(progress, None if at % length else record, bool((finite != 0).all()), size)
+
+
+def epochs(
+    plan: Plan,
+    progress: Progress,
+    train: Examples,
+    validation: Examples | None = None,
+    *,
+    last: int | None = None,
+    run: Run = run_chunk,
+) -> Iterator[tuple[Progress, dict[str, Any]]]:
+    """Yields `(progress, record)` after every epoch, up to the epoch `last` or until the stopping rule ends the run.
+
+    It means
+
+        while not progress.stopping.done and (last is None or progress.epoch < last):
+            progress, record = run_epoch(progress, train, validation, plan=plan)
+            keep(progress, record)  # which the generator yields, as Python numbers, after the number of the epoch
+    """
+    for chunk in chunks(plan, progress, train, validation, last=last, run=run):
+        if chunk.record is not None:
+            yield chunk.progress, chunk.record
+
+
+def _plain(figures: np.ndarray) -> Any:
+    return figures.item() if figures.ndim == 0 else figures
 
 
 def _finite(progress: Progress) -> Array:

@@ -19,6 +19,7 @@ EXCEPTIONS = {
     "jaxdl.passes.sum_steps",
     "jaxdl.chunks.chunks",
     "jaxdl.chunks.epochs",
+    "jaxdl.ensembles.ensemble",
     # The example of `save` loads what it has saved.
     "jaxdl.weights.load",
     # What they do is seen in a folder, in the settings of the process, or on this machine only.

@@ -13,7 +13,19 @@ ROOT = Path(__file__).parent.parent
 # A module may import only what stands before it. New modules enter here, at the place where they belong.
 CORE = (
     *("types", "errors", "data", "programs", "augment", "convolutions", "layers", "adapters", "models", "objectives"),
-    *("steps", "passes", "stopping", "rates", "plans", "training", "chunks", "nonfinite", "replays", "leaves"),
+    *(
+        "steps",
+        "passes",
+        "stopping",
+        "rates",
+        "plans",
+        "training",
+        "chunks",
+        "ensembles",
+        "nonfinite",
+        "replays",
+        "leaves",
+    ),
 )
 RING = (
     *(

@@ -1,0 +1,134 @@
+"""Many runs as one program: members of an ensemble, which differ in their keys."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxdl.chunks import advance
+from jaxdl.errors import InputError
+from jaxdl.programs import program
+from jaxdl.types import Array, Examples, Plan, Progress, PyTree
+
+How = Literal["vmap", "map"]
+AXIS = "member"
+
+
+def members(keys: Array, init: Callable[[Array], Progress]) -> Progress:
+    """The progress of many runs: `init(key)` for each of the keys (M,), as one Progress of leaves (M, ...).
+
+    Only the `cursor` stays a scalar, because all members are at the same batch.
+
+    >>> import optax
+    >>> from jaxdl import Objective, examples, make_plan, mlp, objectives, start
+    >>> rows = examples([[1.0], [2.0]], [[1.0], [2.0]])
+    >>> plan = make_plan(mlp(()), Objective(objectives.squared_error), optax.sgd(0.1), batch_size=2)
+    >>> many = members(jax.random.split(jax.random.key(0), 3), lambda key: start(plan, rows, key=key))
+    >>> many.epoch.shape, many.cursor.shape
+    ((3,), ())
+    """
+    # Not `vmap`: one after the other, each of them has the bits of its solo run.
+    many = lax.map(init, keys)
+    return many._replace(cursor=many.cursor[0])
+
+
+def member(many: Progress, index: int) -> Progress:
+    """The progress of one member, with which it goes on alone.
+
+    >>> import optax
+    >>> from jaxdl import Objective, examples, make_plan, mlp, objectives, start
+    >>> rows = examples([[1.0], [2.0]], [[1.0], [2.0]])
+    >>> plan = make_plan(mlp(()), Objective(objectives.squared_error), optax.sgd(0.1), batch_size=2)
+    >>> many = members(jax.random.split(jax.random.key(0), 3), lambda key: start(plan, rows, key=key))
+    >>> member(many, 2).epoch.shape
+    ()
+    """
+    one: Progress = jax.tree.map(lambda leaf: leaf[index], _apart(many))
+    # A member that has stopped closed its last epoch, wherever the others are in theirs.
+    return one._replace(cursor=jnp.where(one.stopping.done, 0, many.cursor))
+
+
+def ensemble(
+    epoch: Callable[..., tuple[Progress, PyTree]], how: How = "vmap"
+) -> Callable[..., tuple[Progress, PyTree]]:
+    """An epoch, or a part of one, of many runs: `(progress, ...) -> (progress, figures)`; they share other arguments.
+
+    A member that has stopped stands still; its figures are nan. It means
+
+        for index, progress in enumerate(progresses):
+            if not progress.stopping.done:
+                progresses[index], figures[index] = epoch(progress, *arguments)
+
+    how: "vmap" runs the members as one batch, which is fast, and rounds differently than solo runs do; "map" runs them
+    one after the other, with the bits of solo runs.
+    """
+
+    def together(many: Progress, *arguments: Any) -> tuple[Progress, PyTree]:
+        def one(progress: Progress) -> tuple[Progress, PyTree]:
+            after, figures = epoch(progress._replace(cursor=many.cursor), *arguments)
+            over = progress.stopping.done
+            kept = jax.tree.map(partial(jnp.where, over), progress, _apart(after))
+            return kept._replace(cursor=after.cursor), jax.tree.map(partial(jnp.where, over, jnp.nan), figures)
+
+        after, figures = jax.vmap(one)(_apart(many)) if how == "vmap" else lax.map(one, _apart(many))
+        return after._replace(cursor=after.cursor[0]), figures
+
+    return together
+
+
+@partial(program, static_argnames=("plan", "how"))
+def run_members(
+    many: Progress, train: Examples, validation: Examples | None, steps: Any, *, plan: Plan, how: How = "vmap"
+) -> tuple[Progress, Array]:
+    """The next batches of many runs, to be given to `chunks` and `epochs` as `run`.
+
+    A record then holds arrays (M,), with nan for members that have stopped; the loop ends when all have.
+
+    >>> import optax
+    >>> from jaxdl import Objective, examples, make_plan, mlp, objectives, start
+    >>> from jaxdl.chunks import epochs
+    >>> rows = examples([[1.0], [2.0]], [[1.0], [2.0]])
+    >>> plan = make_plan(mlp(()), Objective(objectives.squared_error), optax.sgd(0.1), batch_size=2)
+    >>> many = members(jax.random.split(jax.random.key(0), 3), lambda key: start(plan, rows, key=key))
+    >>> [record["loss"].shape for _, record in epochs(plan, many, rows, last=2, run=run_members)]
+    [(3,), (3,)]
+    """
+    left = jnp.where(many.stopping.done.all(), 0, steps)
+    return ensemble(partial(advance, plan=plan), how)(many, train, validation, left)
+
+
+def spread(many: Progress, *rows_of: Examples | None, devices: Any = None) -> tuple[Any, ...]:
+    """The members spread evenly over devices (all, by default), and data copied to each of them.
+
+    The program stays the same, and no device waits for another. Raises InputError where the devices cannot share the
+    members evenly.
+
+    >>> import optax
+    >>> from jaxdl import Objective, examples, make_plan, mlp, objectives, start
+    >>> rows = examples([[1.0], [2.0]], [[1.0], [2.0]])
+    >>> plan = make_plan(mlp(()), Objective(objectives.squared_error), optax.sgd(0.1), batch_size=2)
+    >>> many = members(jax.random.split(jax.random.key(0), 4), lambda key: start(plan, rows, key=key))
+    >>> many, train = spread(many, rows, devices=jax.devices()[:1])
+    >>> many.epoch.sharding.spec[0]
+    'member'
+    """
+    chosen = jax.devices() if devices is None else devices
+    count = many.epoch.shape[0]
+    if count % len(chosen):
+        raise InputError(f"{count} members cannot be spread evenly over {len(chosen)} devices. Use a multiple.")
+    mesh = Mesh(np.asarray(chosen), (AXIS,))
+    apart, alike = NamedSharding(mesh, PartitionSpec(AXIS)), NamedSharding(mesh, PartitionSpec())
+    placed = jax.device_put(_apart(many), apart)._replace(cursor=jax.device_put(many.cursor, alike))
+    return placed, *(jax.device_put(rows, alike) for rows in rows_of)
+
+
+def _apart(progress: Any) -> Any:
+    """What each member has of its own."""
+    return progress._replace(cursor=())

@@ -1,0 +1,187 @@
+"""Ensembles: each member is its solo run, whatever the others do."""
+
+import itertools
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxdl import checkpoints, ensembles, leaves
+from jaxdl import objectives as o
+from jaxdl.chunks import chunks, epochs
+from jaxdl.data import examples
+from jaxdl.errors import InputError
+from jaxdl.models import mlp
+from jaxdl.plans import make_plan
+from jaxdl.stopping import early_stopping, reduce_on_plateau
+from jaxdl.training import run_epoch, start
+from jaxdl.types import Objective
+
+RANDOM = np.random.default_rng(0)
+INPUTS = RANDOM.normal(size=(45, 5)).astype(np.float32)
+TARGETS = INPUTS[:, :1] ** 2
+TRAIN, VALIDATION = examples(INPUTS[:30], TARGETS[:30]), examples(INPUTS[30:], TARGETS[30:])
+# All that a run may remember: BatchNorm, dropout, the learning rate, momentum, an average, both rules.
+PLAN = make_plan(
+    mlp((8,), dropout=0.1, input_norm=True),
+    Objective(o.squared_error, (o.rmse,)),
+    optax.inject_hyperparams(optax.adam)(learning_rate=0.05),
+    batch_size=8,
+    stop=early_stopping("val_loss", patience=3),
+    plateau=reduce_on_plateau("val_loss", factor=0.5, patience=1),
+    average=0.5,
+)
+KEYS = jax.random.split(jax.random.key(0), 4)
+BEGIN = ensembles.members(KEYS, lambda key: start(PLAN, TRAIN, VALIDATION, key=key))
+LAST = 40
+
+
+def bits(tree):
+    return {name: np.asarray(leaf).tobytes() for name, leaf in leaves.named(tree).items()}
+
+
+def together(how="vmap", begin=BEGIN, last=LAST, plan=PLAN):
+    return list(epochs(plan, begin, TRAIN, VALIDATION, last=last, run=partial(ensembles.run_members, how=how)))
+
+
+@pytest.fixture(scope="module")
+def alone():
+    """The solo runs, each a list of (progress, record)."""
+    begins = [start(PLAN, TRAIN, VALIDATION, key=key) for key in KEYS]
+    return [list(epochs(PLAN, begin, TRAIN, VALIDATION, last=LAST)) for begin in begins]
+
+
+@pytest.fixture(scope="module")
+def mapped():
+    return together("map")
+
+
+@pytest.fixture(scope="module")
+def batched():
+    return together("vmap")
+
+
+def test_members_begin_as_solo_runs(alone):
+    for index, key in enumerate(KEYS):
+        assert bits(ensembles.member(BEGIN, index)) == bits(start(PLAN, TRAIN, VALIDATION, key=key))
+
+
+def test_these_runs_end_at_different_epochs(alone):
+    ends = {len(run) for run in alone}
+    assert len(ends) > 1 and max(ends) < LAST
+
+
+def test_mapped_members_are_solo_runs_bit_for_bit(alone, mapped):
+    assert len(mapped) == max(map(len, alone))
+    many, _ = mapped[-1]
+    for index, run in enumerate(alone):
+        assert bits(ensembles.member(many, index)) == bits(run[-1][0])
+        for (_, record), (_, expected) in zip(mapped, run, strict=False):
+            assert {
+                name: value if name == "epoch" else value[index].item() for name, value in record.items()
+            } == expected
+
+
+def test_batched_members_are_solo_runs_up_to_rounding(alone, batched):
+    first, last = batched[0][0], batched[-1][0]
+    for index, run in enumerate(alone):
+        expected = leaves.named(run[0][0])
+        for name, leaf in leaves.named(ensembles.member(first, index)).items():
+            np.testing.assert_allclose(leaf, expected[name], rtol=1e-5, atol=1e-5, err_msg=name)
+        found, solo = ensembles.member(last, index), run[-1][0]
+        assert int(found.epoch) == int(solo.epoch) == len(run)
+        np.testing.assert_allclose(found.stopping.best, solo.stopping.best, rtol=0.01)
+
+
+@pytest.mark.parametrize("how", ["map", "vmap"])
+def test_who_has_stopped_stands_still(how, request):
+    history = request.getfixturevalue("mapped" if how == "map" else "batched")
+    ends = np.asarray(history[-1][0].epoch)
+    for number, (many, record) in enumerate(history, 1):
+        assert record["epoch"] == number
+        for index, end in enumerate(ends):
+            assert np.isnan(record["val_loss"][index]) == (number > end)
+            if number >= end:
+                assert bits(ensembles.member(many, index)) == bits(ensembles.member(history[-1][0], index))
+
+
+@pytest.mark.parametrize("how", ["map", "vmap"])
+def test_chunks_of_an_ensemble_give_the_bits_of_the_whole(how, request):
+    expected = request.getfixturevalue("mapped" if how == "map" else "batched")[-1][0]
+    lengths, run = itertools.cycle([1, 3, 2, 100]), partial(ensembles.run_members, how=how)
+    *_, end = chunks(PLAN, BEGIN, TRAIN, VALIDATION, last=LAST, steps=lambda: next(lengths), run=run)
+    assert bits(end.progress) == bits(expected)
+
+
+@pytest.mark.parametrize("batches", [3, 4, 13, 50])
+def test_an_ensemble_goes_on_from_a_checkpoint_bit_for_bit(batches, batched, tmp_path):
+    run = ensembles.run_members
+    pieces = chunks(PLAN, BEGIN, TRAIN, VALIDATION, last=LAST, steps=lambda: 1, run=run)
+    middle = list(itertools.islice(pieces, batches))[-1].progress
+    with checkpoints.keeper(tmp_path, {}, every=99, tell=print) as keep:
+        keep(middle, [])
+    saved = checkpoints.latest(tmp_path, print)
+    *_, (many, _) = together(begin=leaves.rebuilt(BEGIN, saved.arrays))
+    assert bits(many) == bits(batched[-1][0])
+
+
+def test_a_member_goes_on_alone(mapped, alone):
+    third = mapped[2][0]
+    for index, run in enumerate(alone):
+        progress = ensembles.member(third, index)
+        rest = list(epochs(PLAN, progress, TRAIN, VALIDATION, last=LAST))
+        assert bits(rest[-1][0] if rest else progress) == bits(run[-1][0])
+
+
+def test_a_member_of_nan_harms_no_other(batched):
+    params = jax.tree.map(lambda leaf: leaf.at[1].set(jnp.nan), BEGIN.state.weights.params)
+    state = BEGIN.state._replace(weights=BEGIN.state.weights._replace(params=params))
+    found = together(begin=BEGIN._replace(state=state))[-1][0]
+    for index in (0, 2, 3):
+        assert bits(ensembles.member(found, index)) == bits(ensembles.member(batched[-1][0], index))
+    ill = ensembles.member(found, 1)
+    assert int(ill.stopping.best_epoch) == 0 and bool(ill.stopping.done)
+
+
+def test_an_ensemble_is_one_program(compilations, batched):
+    with compilations() as names:
+        together()
+    assert "run_members" not in names
+    # Members differ in their data alone: other keys compile nothing.
+    other = ensembles.members(
+        jax.random.split(jax.random.key(9), 4), lambda key: start(PLAN, TRAIN, VALIDATION, key=key)
+    )
+    with compilations() as names:
+        together(begin=other, last=2)
+    assert "run_members" not in names
+
+
+def test_ensemble_is_the_loop_in_its_docstring(meaning):
+    epoch = partial(run_epoch, plan=PLAN)
+    together = jax.jit(ensembles.ensemble(epoch, "map"))
+    many, progresses = BEGIN, [start(PLAN, TRAIN, VALIDATION, key=key) for key in KEYS]
+    for _ in range(8):
+        many, record = together(many, TRAIN, VALIDATION)
+        loop = {"progresses": progresses, "figures": [dict.fromkeys(record, np.nan) for _ in KEYS]}
+        figures = meaning(ensembles.ensemble, epoch=epoch, arguments=(TRAIN, VALIDATION), **loop)["figures"]
+        for name, values in record.items():
+            np.testing.assert_array_equal(values, [float(figure[name]) for figure in figures])
+    assert any(int(progress.epoch) < 8 for progress in progresses)
+    for index, progress in enumerate(progresses):
+        assert bits(ensembles.member(many, index)) == bits(progress)
+
+
+def test_members_on_several_devices_give_the_same_bits_without_talking(batched):
+    many, train, validation = ensembles.spread(BEGIN, TRAIN, VALIDATION, devices=jax.devices()[:2])
+    *_, (found, _) = epochs(PLAN, many, train, validation, last=LAST, run=ensembles.run_members)
+    assert len(found.epoch.sharding.device_set) == 2
+    for name, leaf in leaves.named(found).items():
+        np.testing.assert_allclose(leaf, leaves.named(batched[-1][0])[name], rtol=1e-4, atol=1e-4, err_msg=name)
+
+
+def test_members_that_cannot_be_shared_evenly_are_refused():
+    with pytest.raises(InputError, match=r"4 members cannot be spread evenly over 3 devices\. Use a multiple\."):
+        ensembles.spread(BEGIN, TRAIN, devices=jax.devices()[:3])
