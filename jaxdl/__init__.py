@@ -4,6 +4,7 @@ from jaxdl.adapters import from_linen as from_linen
 from jaxdl.adapters import from_nnx as from_nnx
 from jaxdl.chunks import epochs as epochs
 from jaxdl.data import examples as examples
+from jaxdl.ensembles import predict_mean as predict_mean
 from jaxdl.errors import InputError as InputError
 from jaxdl.fitting import Fit as Fit
 from jaxdl.fitting import fit as fit
@@ -12,6 +13,8 @@ from jaxdl.models import mlp as mlp
 from jaxdl.passes import evaluate as evaluate
 from jaxdl.passes import predict as predict
 from jaxdl.plans import make_plan as make_plan
+from jaxdl.seeds import Fits as Fits
+from jaxdl.seeds import fit_seeds as fit_seeds
 from jaxdl.steps import make_eval_step as make_eval_step
 from jaxdl.steps import make_train_step as make_train_step
 from jaxdl.stopping import early_stopping as early_stopping

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,11 +14,19 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxdl.chunks import advance
 from jaxdl.errors import InputError
+from jaxdl.passes import predict
 from jaxdl.programs import program
-from jaxdl.types import Array, Examples, Plan, Progress, PyTree
+from jaxdl.types import Array, Examples, Model, Plan, Progress, PyTree, Weights
 
 How = Literal["vmap", "map"]
 AXIS = "member"
+
+
+class Mean(NamedTuple):
+    """What the members of an ensemble predict together."""
+
+    mean: Array  # (N, ...)
+    spread: Array  # (N, ...), the standard deviation over members, which divides by their number
 
 
 def members(keys: Array, init: Callable[[Array], Progress]) -> Progress:
@@ -127,6 +135,30 @@ def spread(many: Progress, *rows_of: Examples | None, devices: Any = None) -> tu
     apart, alike = NamedSharding(mesh, PartitionSpec(AXIS)), NamedSharding(mesh, PartitionSpec())
     placed = jax.device_put(_apart(many), apart)._replace(cursor=jax.device_put(many.cursor, alike))
     return placed, *(jax.device_put(rows, alike) for rows in rows_of)
+
+
+def predict_mean(model: Model, weights: Weights, inputs: Any, *, batch_size: int | None = None) -> Mean:
+    """Mean and spread of the outputs of many networks for (N, ...) inputs; the leaves of the weights are (M, ...).
+
+    The members are taken one after the other, so there are never more than two members' outputs in memory.
+
+    >>> from jaxdl import mlp
+    >>> model, inputs = mlp((), outputs=2), jnp.ones((5, 3))
+    >>> weights = jax.vmap(lambda key: model.init(key, inputs))(jax.random.split(jax.random.key(0), 4))
+    >>> predict_mean(model, weights, inputs).spread.shape
+    (5, 2)
+    """
+    count = jax.tree.leaves(weights)[0].shape[0]
+    mean: Any = jnp.float32(0)
+    squares: Any = jnp.float32(0)
+    # Welford's update (Technometrics 4, 1962), which does not cancel where the spread is small.
+    for index in range(count):
+        one: Weights = jax.tree.map(lambda leaf, index=index: leaf[index], weights)
+        outputs = predict(model, one, inputs, batch_size=batch_size).astype(jnp.float32)
+        off = outputs - mean
+        mean = mean + off / (index + 1)
+        squares = squares + off * (outputs - mean)
+    return Mean(mean, jnp.sqrt(squares / count))
 
 
 def _apart(progress: Any) -> Any:

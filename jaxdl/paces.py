@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 
-from jaxdl.chunks import Chunk, chunks
+from jaxdl.chunks import Chunk, Run, chunks, run_chunk
 from jaxdl.types import Examples, Plan, Progress
 
 # Who stops a run waits for the chunk under way, for a save, and for the chunk that the device is ahead: two seconds at
@@ -21,6 +21,7 @@ def paced(
     *,
     last: int | None = None,
     seconds: float = SECONDS,
+    run: Run = run_chunk,
 ) -> Iterator[Chunk]:
     """`chunks` of about so many seconds each, or of a whole epoch where that is shorter.
 
@@ -38,7 +39,7 @@ def paced(
     def steps() -> int:
         return size
 
-    for chunk in chunks(plan, progress, train, validation, last=last, steps=steps):
+    for chunk in chunks(plan, progress, train, validation, last=last, steps=steps, run=run):
         now = time.perf_counter()
         fitting = int(seconds * chunk.batches / max(now - began, 1e-9))
         size, began = max(1, min(2 * size, fitting)), now

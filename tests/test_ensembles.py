@@ -15,6 +15,7 @@ from jaxdl.chunks import chunks, epochs
 from jaxdl.data import examples
 from jaxdl.errors import InputError
 from jaxdl.models import mlp
+from jaxdl.passes import predict
 from jaxdl.plans import make_plan
 from jaxdl.stopping import early_stopping, reduce_on_plateau
 from jaxdl.training import run_epoch, start
@@ -185,3 +186,16 @@ def test_members_on_several_devices_give_the_same_bits_without_talking(batched):
 def test_members_that_cannot_be_shared_evenly_are_refused():
     with pytest.raises(InputError, match=r"4 members cannot be spread evenly over 3 devices\. Use a multiple\."):
         ensembles.spread(BEGIN, TRAIN, devices=jax.devices()[:3])
+
+
+def test_the_mean_and_spread_are_those_of_numpy(batched):
+    weights = batched[-1][0].best
+    alone = [predict(PLAN.model, jax.tree.map(lambda leaf, i=i: leaf[i], weights), INPUTS) for i in range(4)]
+    found = ensembles.predict_mean(PLAN.model, weights, INPUTS, batch_size=7)
+    np.testing.assert_allclose(found.mean, np.mean(alone, 0, np.float64), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found.spread, np.std(np.asarray(alone, np.float64), 0), rtol=1e-4, atol=1e-6)
+
+
+def test_the_spread_of_equal_members_is_nothing(batched):
+    weights = jax.tree.map(lambda leaf: jnp.stack([leaf[2]] * 3), batched[-1][0].best)
+    assert float(ensembles.predict_mean(PLAN.model, weights, INPUTS + 100).spread.max()) == 0

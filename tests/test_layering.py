@@ -33,6 +33,7 @@ RING = (
         "datasets",
         "paces",
         "fitting",
+        "seeds",
         "room",
         "weights",
         "checksums",

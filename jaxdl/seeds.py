@@ -1,0 +1,126 @@
+"""`fit_seeds`: many runs that differ in their seed alone, in one call and one program."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxdl.ensembles import How, member, members, run_members
+from jaxdl.errors import InputError
+from jaxdl.fitting import check_seed, reason
+from jaxdl.paces import paced
+from jaxdl.plans import NEVER, make_plan
+from jaxdl.steps import shown_weights
+from jaxdl.training import start
+from jaxdl.types import Array, Examples, Model, Objective, Progress, Rule, Weights
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Record = dict[str, np.ndarray]
+
+
+class Fits(NamedTuple):
+    """What many runs leave; a member is the position of its seed, from 0."""
+
+    history: pd.DataFrame  # a row for each member and epoch that it did: `member`, `epoch`, and a column a figure
+    best: Weights  # of leaves (M, ...), of each member's best epoch
+    final: Weights  # of leaves (M, ...)
+    best_epochs: np.ndarray  # (M,) int32, from 1; 0 where no epoch of a member had a finite monitored figure
+    reasons: tuple[str, ...]  # why each run ended: "epochs", "early-stopping" or "interrupted"
+    progress: Progress  # of all members: give it to `fit_seeds` again to go on
+
+
+def fit_seeds(
+    model: Model,
+    objective: Objective,
+    optimiser: optax.GradientTransformation,
+    train: Examples,
+    validation: Examples | None = None,
+    *,
+    seeds: Sequence[int] = tuple(range(16)),
+    epochs: int = 10,
+    batch_size: int = 32,
+    stop: Rule = NEVER,
+    plateau: Rule | None = None,
+    average: float | None = None,
+    how: How = "vmap",
+    progress: Progress | None = None,
+) -> Fits:
+    """Trains one network a seed, each as `fit(..., seed=seed)` would, until all have ended.
+
+    A member that stops early keeps what it has while the others go on; one that meets nan harms no other. Ctrl-C, or
+    the stop button of a notebook, ends all, and `fit_seeds` goes on from the `progress`.
+
+    how: "vmap" trains the members as one batch, many times faster, and rounds differently than `fit`; "map" trains them
+        one after the other, with the bits of `fit`.
+
+    Raises InputError for arguments that do not fit together.
+
+    >>> from jaxdl import examples, mlp, objectives
+    >>> inputs = np.linspace(-1, 1, 64)[:, None]
+    >>> data = examples(inputs, 3 * inputs)
+    >>> objective = Objective(objectives.squared_error, (objectives.rmse,))
+    >>> runs = fit_seeds(mlp(()), objective, optax.sgd(0.1), data, seeds=(0, 1, 2), epochs=40)
+    >>> runs.history.groupby("member")["rmse"].last().shape, runs.reasons
+    ((3,), ('epochs', 'epochs', 'epochs'))
+    """
+    if epochs < 1:
+        raise InputError(f"epochs must be at least 1, got {epochs}.")
+    keys = _keys(seeds)
+    plan = make_plan(model, objective, optimiser, batch_size=batch_size, stop=stop, plateau=plateau, average=average)
+    if progress is None:
+        progress = members(keys, lambda key: start(plan, train, validation, key=key))
+    if progress.epoch.shape != (len(seeds),):
+        raise InputError(f"progress must be that of {len(seeds)} seeds, got one of shape {progress.epoch.shape}.")
+    last, ends = max(epochs, int(progress.epoch.max())), None
+    records: list[Record] = []
+    try:
+        for chunk in paced(plan, progress, train, validation, last=last, run=partial(run_members, how=how)):
+            progress = chunk.progress
+            if chunk.record is not None:
+                records.append(chunk.record)
+    except KeyboardInterrupt:
+        ends = "interrupted"
+    alone = [member(progress, index) for index in range(len(seeds))]
+    reasons = tuple(reason(one) if ends is None or bool(one.stopping.done) else ends for one in alone)
+    best_epochs = np.asarray(progress.stopping.best_epoch)
+    history = as_table(records, np.asarray(progress.epoch))
+    return Fits(history, progress.best, shown_weights(progress.state), best_epochs, reasons, progress)
+
+
+def _keys(seeds: Sequence[int]) -> Array:
+    if not len(seeds):
+        raise InputError("seeds must hold at least one seed, got none.")
+    for seed in seeds:
+        check_seed(seed)
+    return jnp.stack([jax.random.key(seed) for seed in seeds])
+
+
+def as_table(records: Sequence[Record], done: np.ndarray) -> pd.DataFrame:
+    """Records of (M,) arrays as a DataFrame, a row for each member and epoch, without what members did not do.
+
+    done: (M,) the epochs that each has done.
+
+    >>> as_table([{"epoch": 1, "loss": np.array([3.0, 4.0])}, {"epoch": 2, "loss": np.array([2.0, np.nan])}], [2, 1])
+       member  epoch  loss
+    0       0      1   3.0
+    1       0      2   2.0
+    2       1      1   4.0
+    """
+    # Imported here: `import jaxdl` must not cost what pandas costs.
+    import pandas as pd
+
+    rows = [
+        {"member": index, **{name: value if name == "epoch" else value[index] for name, value in record.items()}}
+        for index, end in enumerate(done)
+        for record in records
+        if record["epoch"] <= end
+    ]
+    return pd.DataFrame(rows, columns=None if rows else ["member", "epoch"])
