@@ -115,8 +115,8 @@ def run_members(
 def spread(many: Progress, *rows_of: Examples | None, devices: Any = None) -> tuple[Any, ...]:
     """The members spread evenly over devices (all, by default), and data copied to each of them.
 
-    The program stays the same, and no device waits for another. Raises InputError where the devices cannot share the
-    members evenly.
+    The program stays the same. What the devices tell each other, once a chunk, is whether all members have stopped.
+    Raises InputError where the devices cannot share the members evenly.
 
     >>> import optax
     >>> from jaxdl import Objective, examples, make_plan, mlp, objectives, start

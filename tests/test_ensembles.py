@@ -1,6 +1,7 @@
 """Ensembles: each member is its solo run, whatever the others do."""
 
 import itertools
+import re
 from functools import partial
 
 import jax
@@ -175,12 +176,25 @@ def test_ensemble_is_the_loop_in_its_docstring(meaning):
         assert bits(ensembles.member(many, index)) == bits(progress)
 
 
-def test_members_on_several_devices_give_the_same_bits_without_talking(batched):
-    many, train, validation = ensembles.spread(BEGIN, TRAIN, VALIDATION, devices=jax.devices()[:2])
+@pytest.fixture(scope="module")
+def apart():
+    """The ensemble and its data on two devices."""
+    return ensembles.spread(BEGIN, TRAIN, VALIDATION, devices=jax.devices()[:2])
+
+
+def test_members_on_several_devices_are_the_same_runs(batched, apart):
+    many, train, validation = apart
     *_, (found, _) = epochs(PLAN, many, train, validation, last=LAST, run=ensembles.run_members)
     assert len(found.epoch.sharding.device_set) == 2
     for name, leaf in leaves.named(found).items():
         np.testing.assert_allclose(leaf, leaves.named(batched[-1][0])[name], rtol=1e-4, atol=1e-4, err_msg=name)
+
+
+def test_devices_only_tell_each_other_whether_all_have_stopped(apart):
+    run = jax.jit(partial(ensembles.run_members.__wrapped__, plan=PLAN))
+    text = run.lower(*apart, np.int32(4)).compile().as_text()
+    found = re.findall(r"= (\S+) ((?:all|collective|reduce-scatter|ragged)[a-z-]*)\(", text)
+    assert found == [("pred[]", "all-reduce")]
 
 
 def test_members_that_cannot_be_shared_evenly_are_refused():
