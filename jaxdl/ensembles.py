@@ -76,7 +76,11 @@ def ensemble(
 
     how: "vmap" runs the members as one batch, which is fast, and rounds differently than solo runs do; "map" runs them
     one after the other, with the bits of solo runs.
+
+    Raises InputError for another `how`.
     """
+    if how not in ("vmap", "map"):
+        raise InputError(f'how must be "vmap" or "map", got "{how}".')
 
     def together(many: Progress, *arguments: Any) -> tuple[Progress, PyTree]:
         def one(progress: Progress) -> tuple[Progress, PyTree]:

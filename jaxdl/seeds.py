@@ -96,8 +96,8 @@ def fit_seeds(
 
 
 def _keys(seeds: Sequence[int]) -> Array:
-    if not len(seeds):
-        raise InputError("seeds must hold at least one seed, got none.")
+    if np.ndim(seeds) != 1 or not len(seeds) or np.asarray(seeds).dtype.kind not in "iu":
+        raise InputError(f"seeds must be a row of at least one whole number, got {seeds!r}. Use range(16), say.")
     for seed in seeds:
         check_seed(seed)
     return jnp.stack([jax.random.key(seed) for seed in seeds])

@@ -84,7 +84,11 @@ def test_runs_that_are_interrupted_go_on_bit_for_bit(monkeypatch):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"seeds": ()}, "seeds must hold at least one seed, got none"),
+        ({"seeds": ()}, r"seeds must be a row of at least one whole number, got \(\)"),
+        ({"seeds": 5}, "seeds must be a row of at least one whole number, got 5"),
+        ({"seeds": (1.5,)}, "seeds must be a row of at least one whole number"),
+        ({"how": "pmap"}, 'how must be "vmap" or "map", got "pmap"'),
+        ({"batch_size": 99}, "batch_size=99 leaves no full batch"),
         ({"seeds": (-1,)}, "seed must be from 0"),
         ({"epochs": 0}, "epochs must be at least 1, got 0"),
     ],
