@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -15,11 +15,15 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxdl.chunks import advance
 from jaxdl.errors import InputError
 from jaxdl.passes import predict
+from jaxdl.plans import Family
 from jaxdl.programs import program
+from jaxdl.training import start
 from jaxdl.types import Array, Examples, Model, Plan, Progress, PyTree, Weights
 
 How = Literal["vmap", "map"]
 AXIS = "member"
+BLOCK = 8  # members whose weights and optimiser state stay in the caches of a CPU, for small networks
+EMPTY: Mapping[str, Array] = {}
 
 
 class Mean(NamedTuple):
@@ -29,10 +33,11 @@ class Mean(NamedTuple):
     spread: Array  # (N, ...), the standard deviation over members, which divides by their number
 
 
-def members(keys: Array, init: Callable[[Array], Progress]) -> Progress:
+def members(keys: Array, init: Callable[..., Progress], **own: Any) -> Progress:
     """The progress of many runs: `init(key)` for each of the keys (M,), as one Progress of leaves (M, ...).
 
-    Only the `cursor` stays a scalar, because all members are at the same batch.
+    Only the `cursor` stays a scalar, because all members are at the same batch. `own`: arrays (M, ...), of which each
+    member's part is given to its `init` by name.
 
     >>> import optax
     >>> from jaxdl import Objective, examples, make_plan, mlp, objectives, start
@@ -43,8 +48,35 @@ def members(keys: Array, init: Callable[[Array], Progress]) -> Progress:
     ((3,), ())
     """
     # Not `vmap`: one after the other, each of them has the bits of its solo run.
-    many = lax.map(init, keys)
+    many = lax.map(lambda of_one: init(of_one[0], **of_one[1]), (keys, own))
     return many._replace(cursor=many.cursor[0])
+
+
+@partial(program, static_argnames="plan")
+def start_members(
+    keys: Array,
+    train: Examples,
+    validation: Examples | None = None,
+    numbers: Mapping[str, Array] = EMPTY,
+    *,
+    plan: Plan | Family,
+) -> Progress:
+    """The progress of many runs before their first epoch, `start` for each of the keys (M,), as one program.
+
+    With a Family for a plan, `numbers`, arrays (M,), make each member's own.
+
+    >>> import optax
+    >>> from jaxdl import Objective, examples, make_plan, mlp, objectives
+    >>> rows = examples([[1.0], [2.0]], [[1.0], [2.0]])
+    >>> plan = make_plan(mlp(()), Objective(objectives.squared_error), optax.sgd(0.1), batch_size=2)
+    >>> start_members(jax.random.split(jax.random.key(0), 3), rows, plan=plan).epoch.shape
+    (3,)
+    """
+
+    def one(key: Array, **mine: Array) -> Progress:
+        return start(_own(plan, mine), train, validation, key=key)
+
+    return members(keys, one, **numbers)
 
 
 def member(many: Progress, index: int) -> Progress:
@@ -64,44 +96,77 @@ def member(many: Progress, index: int) -> Progress:
 
 
 def ensemble(
-    epoch: Callable[..., tuple[Progress, PyTree]], how: How = "vmap"
+    epoch: Callable[..., tuple[Progress, PyTree]], how: How = "vmap", *, mesh: Mesh | None = None
 ) -> Callable[..., tuple[Progress, PyTree]]:
     """An epoch, or a part of one, of many runs: `(progress, ...) -> (progress, figures)`; they share other arguments.
 
-    A member that has stopped stands still; its figures are nan. It means
+    Of arguments by name, arrays (M, ...), each has its own. A member that has stopped stands still; its figures are
+    nan. It means
 
         for index, progress in enumerate(progresses):
             if not progress.stopping.done:
-                progresses[index], figures[index] = epoch(progress, *arguments)
+                mine = {name: values[index] for name, values in own.items()}
+                progresses[index], figures[index] = epoch(progress, *arguments, **mine)
 
-    how: "vmap" runs the members as one batch, which is fast, and rounds differently than solo runs do; "map" runs them
-    one after the other, with the bits of solo runs.
+    how: "vmap" runs the members in batches, which is fast, and rounds differently than solo runs do; "map" runs them
+    one after the other, with the bits of solo runs. mesh: of the devices over which `spread` has spread the members.
 
     Raises InputError for another `how`.
     """
     if how not in ("vmap", "map"):
         raise InputError(f'how must be "vmap" or "map", got "{how}".')
 
-    def together(many: Progress, *arguments: Any) -> tuple[Progress, PyTree]:
-        def one(progress: Progress) -> tuple[Progress, PyTree]:
-            after, figures = epoch(progress._replace(cursor=many.cursor), *arguments)
+    def on_device(many: Any, cursor: Array, arguments: Any, own: Any) -> tuple[Any, Array, PyTree]:
+        def one(of_one: Any) -> tuple[Any, Array, PyTree]:
+            progress, mine = of_one
+            after, figures = epoch(progress._replace(cursor=cursor), *arguments, **mine)
             over = progress.stopping.done
             kept = jax.tree.map(partial(jnp.where, over), progress, _apart(after))
-            return kept._replace(cursor=after.cursor), jax.tree.map(partial(jnp.where, over, jnp.nan), figures)
+            return kept, after.cursor, jax.tree.map(partial(jnp.where, over, jnp.nan), figures)
 
-        after, figures = jax.vmap(one)(_apart(many)) if how == "vmap" else lax.map(one, _apart(many))
-        return after._replace(cursor=after.cursor[0]), figures
+        size = _block(many.epoch.shape[0]) if how == "vmap" else None
+        after, cursors, figures = lax.map(one, (many, own), batch_size=size)
+        return after, cursors[0], figures
+
+    def together(many: Progress, *arguments: Any, **own: Any) -> tuple[Progress, PyTree]:
+        run = on_device
+        if mesh is not None:
+            apart, alike = PartitionSpec(AXIS), PartitionSpec()
+            # Each device goes through its own members; left to itself, XLA would gather them for the loop.
+            run = jax.shard_map(
+                on_device,
+                mesh=mesh,
+                in_specs=(apart, alike, alike, apart),
+                out_specs=(apart, alike, apart),
+                check_vma=False,
+            )
+        after, cursor, figures = run(_apart(many), many.cursor, arguments, own)
+        return after._replace(cursor=cursor), figures
 
     return together
 
 
-@partial(program, static_argnames=("plan", "how"))
+def _block(count: int) -> int:
+    """How many of so many members make a batch: on a CPU no more than stay in its caches, elsewhere all."""
+    if jax.default_backend() != "cpu":
+        return count
+    return max(size for size in range(1, BLOCK + 1) if count % size == 0)
+
+
 def run_members(
-    many: Progress, train: Examples, validation: Examples | None, steps: Any, *, plan: Plan, how: How = "vmap"
+    many: Progress,
+    train: Examples,
+    validation: Examples | None,
+    steps: Any,
+    *,
+    plan: Plan | Family,
+    how: How = "vmap",
+    numbers: Mapping[str, Array] = EMPTY,
 ) -> tuple[Progress, Array]:
     """The next batches of many runs, to be given to `chunks` and `epochs` as `run`.
 
-    A record then holds arrays (M,), with nan for members that have stopped; the loop ends when all have.
+    A record then holds arrays (M,), with nan for members that have stopped; the loop ends when all have. With a Family
+    for a plan, `numbers`, arrays (M,), make each member's own.
 
     >>> import optax
     >>> from jaxdl import Objective, examples, make_plan, mlp, objectives, start
@@ -112,8 +177,28 @@ def run_members(
     >>> [record["loss"].shape for _, record in epochs(plan, many, rows, last=2, run=run_members)]
     [(3,), (3,)]
     """
+    place = many.epoch.sharding if not isinstance(many.epoch, jax.core.Tracer) else None
+    mesh = place.mesh if isinstance(place, NamedSharding) and place.mesh.size > 1 else None
+    return _run(many, train, validation, steps, dict(numbers), plan=plan, how=how, mesh=mesh)
+
+
+@partial(program, static_argnames=("plan", "how", "mesh"))
+def _run(
+    many: Progress,
+    train: Examples,
+    validation: Examples | None,
+    steps: Any,
+    numbers: dict[str, Array],
+    *,
+    plan: Plan | Family,
+    how: How,
+    mesh: Mesh | None,
+) -> tuple[Progress, Array]:
+    def one(progress: Progress, *arguments: Any, **mine: Array) -> tuple[Progress, Array]:
+        return advance(progress, *arguments, plan=_own(plan, mine))
+
     left = jnp.where(many.stopping.done.all(), 0, steps)
-    return ensemble(partial(advance, plan=plan), how)(many, train, validation, left)
+    return ensemble(one, how, mesh=mesh)(many, train, validation, left, **numbers)
 
 
 def spread(many: Progress, *rows_of: Examples | None, devices: Any = None) -> tuple[Any, ...]:
@@ -163,6 +248,10 @@ def predict_mean(model: Model, weights: Weights, inputs: Any, *, batch_size: int
         mean = mean + off / (index + 1)
         squares = squares + off * (outputs - mean)
     return Mean(mean, jnp.sqrt(squares / count))
+
+
+def _own(plan: Plan | Family, numbers: Mapping[str, Array]) -> Plan:
+    return plan(numbers) if isinstance(plan, Family) else plan
 
 
 def _apart(progress: Any) -> Any:

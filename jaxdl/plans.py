@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
 import optax
 
 from jaxdl.errors import InputError
@@ -49,6 +53,26 @@ def make_plan(
             raise InputError(f'every metric must have a name of its own, got "{name}", which is taken. Rename it.')
     objective = objective._replace(metrics=tuple(objective.metrics))
     return Plan(model, objective, optimiser, batch_size, stop, plateau, average)
+
+
+class Family(NamedTuple):
+    """Plans that differ in numbers alone, so that one compiled program serves them all."""
+
+    make: Callable[..., Plan]
+    fixed: tuple[tuple[str, Any], ...] = ()  # arguments of `make` that are the same for all, by name
+
+    def __call__(self, numbers: Mapping[str, Any]) -> Plan:
+        """The plan of one of them; numbers may be traced, scalars of float32.
+
+        Raises InputError where `make` needs to know a number that is not known yet.
+        """
+        try:
+            return self.make(**dict(self.fixed), **numbers)
+        except jax.errors.ConcretizationTypeError as error:
+            raise InputError(
+                f"{getattr(self.make, '__name__', 'make')} must not decide on the value of {', '.join(numbers)}, which "
+                "differ within one program. Name those on which it decides in `structure`."
+            ) from error
 
 
 def measured(plan: Plan, progress: Progress, validation: Examples | None) -> list[str]:

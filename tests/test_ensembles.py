@@ -168,7 +168,8 @@ def test_ensemble_is_the_loop_in_its_docstring(meaning):
     for _ in range(8):
         many, record = together(many, TRAIN, VALIDATION)
         loop = {"progresses": progresses, "figures": [dict.fromkeys(record, np.nan) for _ in KEYS]}
-        figures = meaning(ensembles.ensemble, epoch=epoch, arguments=(TRAIN, VALIDATION), **loop)["figures"]
+        names = {"epoch": epoch, "arguments": (TRAIN, VALIDATION), "own": {}, **loop}
+        figures = meaning(ensembles.ensemble, **names)["figures"]
         for name, values in record.items():
             np.testing.assert_array_equal(values, [float(figure[name]) for figure in figures])
     assert any(int(progress.epoch) < 8 for progress in progresses)
@@ -190,9 +191,10 @@ def test_members_on_several_devices_are_the_same_runs(batched, apart):
         np.testing.assert_allclose(leaf, leaves.named(batched[-1][0])[name], rtol=1e-4, atol=1e-4, err_msg=name)
 
 
-def test_devices_only_tell_each_other_whether_all_have_stopped(apart):
-    run = jax.jit(partial(ensembles.run_members.__wrapped__, plan=PLAN))
-    text = run.lower(*apart, np.int32(4)).compile().as_text()
+@pytest.mark.parametrize("how", ["map", "vmap"])
+def test_devices_only_tell_each_other_whether_all_have_stopped(how, apart):
+    run = partial(ensembles._run.__wrapped__, plan=PLAN, how=how, mesh=apart[0].epoch.sharding.mesh)
+    text = jax.jit(run).lower(*apart, np.int32(4), {}).compile().as_text()
     found = re.findall(r"= (\S+) ((?:all|collective|reduce-scatter|ragged)[a-z-]*)\(", text)
     assert found == [("pred[]", "all-reduce")]
 
