@@ -159,14 +159,18 @@ def order(key: Array, epoch: Any, count: int) -> Array:
         partner = pivots[round_] - rows
         partner = jnp.where(partner < 0, partner + count, partner)
         # Both of a pair must flip the same coin, so it is drawn from the larger of the two.
-        coin = _mix(jnp.maximum(rows, partner).astype(jnp.uint32) ^ salts[round_]) & jnp.uint32(1)
+        coin = mix(jnp.maximum(rows, partner).astype(jnp.uint32) ^ salts[round_]) & jnp.uint32(1)
         return jnp.where(coin == 1, partner, rows)
 
     return lax.fori_loop(0, _ROUNDS, swap_or_not, jnp.arange(count, dtype=jnp.int32))
 
 
-def _mix(bits: Array) -> Array:
-    """MurmurHash3's 32-bit finaliser: every input bit reaches every output bit."""
+def mix(bits: Array) -> Array:
+    """MurmurHash3's 32-bit finaliser, a permutation of uint32: every input bit reaches every output bit.
+
+    >>> [hex(number) for number in mix(jnp.arange(3, dtype=jnp.uint32)).tolist()]
+    ['0x0', '0x514e28b7', '0x30f4c306']
+    """
     bits = (bits ^ (bits >> jnp.uint32(16))) * jnp.uint32(0x85EBCA6B)
     bits = (bits ^ (bits >> jnp.uint32(13))) * jnp.uint32(0xC2B2AE35)
     return bits ^ (bits >> jnp.uint32(16))

@@ -1,15 +1,19 @@
-"""What Flax's own layers lack: convolution, pooling and BatchNorm that stay fast in compiled loops on a CPU."""
+"""What Flax's own layers lack: to stay fast in compiled loops on a CPU, and a dropout rate that may be traced."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from jaxdl.convolutions import NUMBERS, add_bias, convolve
+from jaxdl.data import mix
 from jaxdl.errors import InputError
+from jaxdl.programs import is_traced
 from jaxdl.types import Array
 
 
@@ -68,6 +72,48 @@ class Flatten(nn.Module):
 
     def __call__(self, inputs: Array) -> Array:
         return inputs.reshape(inputs.shape[0], -1)
+
+
+def check_rate(rate: float | Array) -> None:
+    """Raises InputError for a dropout rate outside of [0, 1) in float32; a traced rate is not checked.
+
+    >>> check_rate(0.5)
+    """
+    if not is_traced(rate) and not 0 <= np.float32(rate) < 1:
+        raise InputError(f"dropout must be a rate from 0 to below 1, got {rate}.")
+
+
+def dropout(key: Array, inputs: Array, rate: float | Array) -> Array:
+    """The inputs, of any shape, with about the share `rate` of them set to 0 and the others scaled by 1 / (1 - rate).
+
+    The rate may be traced, so one program serves all rates. Whether a number is kept depends on the key, the rate and
+    the number's place, counted from the first row on: rows that follow change nothing. The draws are a hash of (key,
+    place), `mix` in two rounds, which costs a fraction of JAX's own. Scaling is done in float32 or wider. Source:
+    Srivastava et al., JMLR 15 (2014). Raises InputError for a rate outside of [0, 1).
+
+    >>> sorted(set(dropout(jax.random.key(0), jnp.ones((10, 10)), 0.5).ravel().tolist()))
+    [0.0, 2.0]
+    """
+    check_rate(rate)
+    rate = jnp.asarray(rate, jnp.float32)
+    # Mixed, because keys that count up would differ in few bits.
+    words = mix(jax.random.key_data(key))
+    places = lax.iota(jnp.uint32, inputs.size).reshape(inputs.shape)
+    # Of the 2**32 numbers that may be drawn, the rate's share comes to lie below.
+    kept = mix(mix(places ^ words[0]) ^ words[1]) >= (rate * 2.0**32).astype(jnp.uint32)
+    wide = inputs.astype(inputs.dtype if inputs.dtype.itemsize > 2 else jnp.float32)
+    # A product with the reciprocal: XLA rounds a division otherwise where it knows the rate.
+    scaled = wide * (1 / (1 - rate)).astype(wide.dtype)
+    return jnp.where(kept, scaled, jnp.zeros((), wide.dtype)).astype(inputs.dtype)
+
+
+class Dropout(nn.Module):
+    """`dropout` as a layer, which draws from the stream "dropout" and changes nothing where `train` is False."""
+
+    rate: float | Array
+
+    def __call__(self, inputs: Array, *, train: bool) -> Array:
+        return dropout(self.make_rng("dropout"), inputs, self.rate) if train else inputs
 
 
 class BatchNorm(nn.Module):

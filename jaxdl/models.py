@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -11,7 +12,8 @@ import jax.numpy as jnp
 
 from jaxdl.adapters import from_linen
 from jaxdl.errors import InputError
-from jaxdl.layers import BatchNorm, Conv, Flatten, MaxPool
+from jaxdl.layers import BatchNorm, Conv, Dropout, Flatten, MaxPool, check_rate
+from jaxdl.programs import is_traced
 from jaxdl.types import Array, Model
 
 # Keras's values; Flax's own epsilon is 1e-5.
@@ -28,7 +30,7 @@ class MLP(nn.Module):
     widths: Sequence[int]
     outputs: int = 1
     input_norm: bool = False
-    dropout: float = 0.0
+    dropout: float | Array = 0.0
     dtype: Any = jnp.float32  # of the computation; parameters stay float32
     kernel_init: Any = nn.initializers.glorot_uniform()
 
@@ -42,8 +44,8 @@ class MLP(nn.Module):
             hidden = norm(hidden, mask=None if mask is None else mask[:, None])
         for width in self.widths:
             hidden = nn.relu(nn.Dense(width, dtype=self.dtype, kernel_init=self.kernel_init)(hidden))
-            if self.dropout:
-                hidden = nn.Dropout(self.dropout, deterministic=not train)(hidden)
+            if is_traced(self.dropout) or self.dropout:
+                hidden = Dropout(self.dropout)(hidden, train=train)
         return nn.Dense(self.outputs, dtype=self.dtype, kernel_init=self.kernel_init)(hidden).astype(jnp.float32)
 
 
@@ -52,14 +54,17 @@ def mlp(
     *,
     outputs: int = 1,
     input_norm: bool = False,
-    dropout: float = 0.0,
+    dropout: float | Array = 0.0,
     dtype: Any = jnp.float32,
+    init_scale: float | Array = 1.0,
 ) -> Model:
     """The MLP as a Model: hidden layers of the given widths, none for a linear model.
 
-    Initial values are Keras's (kernels glorot uniform, biases 0), BatchNorm's momentum 0.99 and epsilon 1e-3 too.
-    `dtype` is that of the computation, such as bfloat16; parameters and outputs are float32. Raises
-    InputError for widths below 1 and a dropout rate outside [0, 1).
+    Initial values are Keras's (kernels glorot uniform, biases 0), BatchNorm's momentum 0.99 and epsilon 1e-3 too;
+    `init_scale` is a factor on the initial kernels' standard deviation. `dtype` is that of the computation, such as
+    bfloat16; parameters and outputs are float32. `dropout` and `init_scale` may be traced, so that one program serves
+    many of them. Raises InputError for widths below 1, a dropout rate outside [0, 1) and an `init_scale` that is not
+    positive.
 
     >>> import jax
     >>> model = mlp((100, 50), input_norm=True)
@@ -69,8 +74,12 @@ def mlp(
     """
     if any(width < 1 for width in (*widths, outputs)):
         raise InputError(f"widths must be at least 1, got {tuple(widths)} and outputs={outputs}.")
-    _check_rate(dropout)
-    return from_linen(MLP(tuple(widths), outputs, input_norm, dropout, jnp.dtype(dtype)))
+    check_rate(dropout)
+    if not is_traced(init_scale) and not 0 < init_scale < math.inf:
+        raise InputError(f"init_scale must be a positive number, got {init_scale}. Use 1.0 for Keras's initial values.")
+    # Glorot uniform, where the scale is 1.
+    kernels = nn.initializers.variance_scaling(init_scale**2, "fan_avg", "uniform")
+    return from_linen(MLP(tuple(widths), outputs, input_norm, dropout, jnp.dtype(dtype), kernels))
 
 
 class ConvNet(nn.Module):
@@ -85,7 +94,7 @@ class ConvNet(nn.Module):
     kernel: int = 3
     padding: str = "VALID"
     pool: bool = False
-    dropout: float = 0.0
+    dropout: float | Array = 0.0
     dtype: Any = jnp.float32
     kernel_init: Any = nn.initializers.glorot_uniform()
 
@@ -98,8 +107,8 @@ class ConvNet(nn.Module):
             hidden = nn.relu(layer(filters)(hidden))
             if self.pool:
                 hidden = MaxPool()(hidden)
-            if self.dropout:
-                hidden = nn.Dropout(self.dropout, deterministic=not train)(hidden)
+            if is_traced(self.dropout) or self.dropout:
+                hidden = Dropout(self.dropout)(hidden, train=train)
         hidden = Flatten()(hidden)
         for width in self.widths:
             hidden = nn.relu(nn.Dense(width, dtype=self.dtype, kernel_init=self.kernel_init)(hidden))
@@ -125,15 +134,15 @@ def convnet(
     kernel: int = 3,
     padding: str = "VALID",
     pool: bool = False,
-    dropout: float = 0.0,
+    dropout: float | Array = 0.0,
     dtype: Any = jnp.float32,
 ) -> Model:
     """A ConvNet as a Model of (B, H, W, C) images, uint8 (scaled to 0..1 on the device) or float: logits of classes.
 
     filters: of each convolution, none for a dense network on the flattened image; widths: of the dense layers after
-    them. pool: 2x2 max pooling after each convolution; dropout: its rate, after each pooling. Initial values are
-    Keras's. Raises InputError for sizes below 1, a dropout rate outside [0, 1) and, from `init`, for images that
-    are too small.
+    them. pool: 2x2 max pooling after each convolution; dropout: its rate, after each pooling, which may be traced.
+    Initial values are Keras's. Raises InputError for sizes below 1, a dropout rate outside [0, 1) and, from `init`, for
+    images that are too small.
 
     >>> import jax
     >>> small = convnet((50, 50))
@@ -146,7 +155,7 @@ def convnet(
             f"filters, widths, outputs and kernel must be at least 1, got {tuple(filters)}, {tuple(widths)}, {outputs} "
             f"and {kernel}."
         )
-    _check_rate(dropout)
+    check_rate(dropout)
     if padding not in ("VALID", "SAME"):
         raise InputError(f"padding must be VALID or SAME, got {padding!r}.")
     net = ConvNet(tuple(filters), tuple(widths), outputs, kernel, padding, pool, dropout, jnp.dtype(dtype))
@@ -209,8 +218,3 @@ def _check_fit(images: Array, kernel: int, pooling: int) -> None:
             f"the network, {'with pooling, ' * (pooling > 1)}needs images of at least {least} x {least} here, got "
             f"{images.shape[1]} x {images.shape[2]}. Use larger images, or fewer convolutions."
         )
-
-
-def _check_rate(dropout: float) -> None:
-    if not 0 <= dropout < 1:
-        raise InputError(f"dropout must be a rate from 0 to below 1, got {dropout}.")

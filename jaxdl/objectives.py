@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxdl.errors import InputError
+from jaxdl.programs import is_traced
 from jaxdl.types import Array, Metric, Objective, PyTree, Sums
 
 LOSS = "loss"
@@ -89,16 +90,16 @@ def softmax_cross_entropy(outputs: Array, targets: Array) -> Array:
     return jnp.where(known, optax.losses.softmax_cross_entropy_with_integer_labels(outputs, targets), jnp.nan)
 
 
-def smoothed_cross_entropy(smoothing: float) -> Callable[[Array, Array], Array]:
+def smoothed_cross_entropy(smoothing: float | Array) -> Callable[[Array, Array], Array]:
     """Softmax cross-entropy in nats, (B,), with the share `smoothing` of each label spread evenly over all classes.
 
     Source: Szegedy et al., CVPR (2016). A label that is no class gives nan. Raises InputError for a share that is not
-    from 0 to below 1.
+    from 0 to below 1; a traced share is not checked.
 
     >>> round(smoothed_cross_entropy(0.1)(jnp.zeros((1, 2)), jnp.array([1])).item(), 4)
     0.6931
     """
-    if not 0 <= smoothing < 1:
+    if not is_traced(smoothing) and not 0 <= smoothing < 1:
         raise InputError(f"smoothing must be from 0 to below 1, got {smoothing}. Use 0.1, say.")
 
     def loss(outputs: Array, targets: Array) -> Array:

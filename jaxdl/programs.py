@@ -47,6 +47,15 @@ def known(options: dict[str, Any]) -> bool:
     return True
 
 
+def is_traced(value: Any) -> bool:
+    """Whether a value is not known yet, because a function is being transformed: it cannot be checked then.
+
+    >>> is_traced(0.1), bool(jax.jit(lambda rate: is_traced(rate))(0.1))
+    (False, True)
+    """
+    return isinstance(value, jax.core.Tracer)
+
+
 def program(function: Callable[P, R], *, static_argnames: str | tuple[str, ...]) -> Callable[P, R]:
     """`jax.jit` with `compiler_options`; inside of another transformation, which alone decides on options, without.
 

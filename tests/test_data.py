@@ -10,7 +10,7 @@ from scipy.stats import chi2
 from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import StandardScaler
 
-from jaxdl.data import batch_at, examples, fit_scaling, order, pad, split, standardise, take, unstandardise
+from jaxdl.data import batch_at, examples, fit_scaling, mix, order, pad, split, standardise, take, unstandardise
 from jaxdl.errors import InputError
 
 
@@ -48,6 +48,15 @@ def test_a_constant_column_stays_finite():
     table = np.full((50, 1), 0.1)
     np.testing.assert_array_equal(fit_scaling(table).spread, [1.0])
     np.testing.assert_allclose(standardise(table, fit_scaling(table)), 0, atol=1e-15)
+
+
+def test_mix_is_murmurhash3_of_no_bytes():
+    from sklearn.utils import murmurhash3_32
+
+    # The hash of nothing is its finaliser, applied to the seed.
+    seeds = np.random.default_rng(0).integers(0, 2**32, 200, np.uint32)
+    wanted = [murmurhash3_32(b"", int(seed), positive=True) for seed in seeds]
+    np.testing.assert_array_equal(mix(jnp.asarray(seeds)), np.uint32(wanted))
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 64, 767])

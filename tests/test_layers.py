@@ -1,4 +1,4 @@
-"""Convolution, pooling and BatchNorm against XLA's and Flax's own, on random shapes; and their place in programs."""
+"""Convolution, pooling, dropout and BatchNorm against XLA's and Flax's own, or chance; and their place in programs."""
 
 import flax.linen as nn
 import hypothesis.strategies as st
@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from jax import lax
+from scipy.stats import binom, chi2
 
 from jaxdl import InputError
 from jaxdl.convolutions import add_bias, convolve
-from jaxdl.layers import BatchNorm, Conv, Flatten, MaxPool, max_pool
+from jaxdl.layers import BatchNorm, Conv, Dropout, Flatten, MaxPool, dropout, max_pool
 
 NUMBERS = ("NHWC", "HWIO", "NHWC")
 # Every example compiles programs of its own.
@@ -338,3 +339,182 @@ def test_float64_stays_float64():
         )
         found = convolve(images, kernel, (1, 1), ((1, 1), (1, 1)), dimension_numbers=NUMBERS)
         np.testing.assert_allclose(found, by_hand(images, kernel, ((1, 1), (1, 1))), rtol=1e-11, atol=1e-11)
+
+
+KEY = jax.random.key(3)
+RATES = (0.0, 0.05, 0.1, 0.25, 0.5, 0.8, 0.95)
+
+
+def dropped(rate, inputs, key=KEY):
+    """The inputs after the layer, in training."""
+    return Dropout(rate).apply({}, inputs, train=True, rngs={"dropout": key})
+
+
+def deviates(seeds, size, rate, steps=False):
+    """Whether each number is kept, as (keys, size) numbers of mean 0 and variance 1."""
+    keys = [jax.random.fold_in(KEY, seed) if steps else jax.random.key(seed) for seed in range(seeds)]
+    kept = np.stack([dropout(key, jnp.ones(size), rate) > 0 for key in keys])
+    return (kept - (1 - rate)) / np.sqrt(rate * (1 - rate))
+
+
+@pytest.mark.parametrize("rate", RATES)
+def test_dropout_scales_exactly_what_it_keeps_and_keeps_the_right_share(rate):
+    inputs = 1 + random(0, 500, 400) ** 2
+    outputs = np.asarray(dropped(rate, inputs))
+    kept = outputs != 0
+    np.testing.assert_array_equal(outputs[kept], (inputs * (1 / (1 - np.float32(rate))))[kept])
+    low, high = binom.interval(1 - 1e-6, inputs.size, 1 - rate)
+    assert low <= kept.sum() <= high
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.floats(width=32, allow_subnormal=False), min_size=1, max_size=40))
+def test_a_rate_of_0_keeps_every_bit(numbers):
+    # XLA on a CPU takes subnormal numbers for 0, whatever is done with them.
+    inputs = np.float32(numbers)
+    for found in (dropped(0.0, inputs), jax.jit(dropped)(np.float32(0), inputs)):
+        same = np.asarray(found).view(np.uint32) == inputs.view(np.uint32)
+        assert (same | np.isnan(inputs)).all() and np.isnan(found[np.isnan(inputs)]).all()
+
+
+def test_values_and_gradients_are_those_of_flaxs_dropout_where_both_keep():
+    inputs = random(0, 300, 40)
+    theirs = nn.Dropout(0.3, deterministic=False)
+
+    def flaxs(inputs):
+        return theirs.apply({}, inputs, rngs={"dropout": KEY})
+
+    for mine, other in (
+        (dropped(0.3, inputs), flaxs(inputs)),
+        *[[jax.grad(lambda i, f=f: (f(i) ** 2).sum())(inputs) for f in (lambda i: dropped(0.3, i), flaxs)]],
+    ):
+        both = np.asarray((mine != 0) & (other != 0))
+        np.testing.assert_allclose(both.mean(), 0.7**2, atol=0.02)
+        np.testing.assert_allclose(mine[both], other[both], rtol=1e-6)
+
+
+def test_the_gradient_is_the_scale_of_what_is_kept():
+    inputs = random(0, 50, 40)
+    outputs, back = jax.vjp(lambda inputs: dropped(0.2, inputs), inputs)
+    np.testing.assert_array_equal(back(jnp.ones_like(outputs))[0], np.where(outputs != 0, np.float32(1.25), 0))
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5])
+@pytest.mark.parametrize("steps", [True, False], ids=["steps of a key", "keys that count up"])
+def test_masks_of_different_keys_are_independent(steps, rate):
+    keys, size = 32, 2**17
+    found = deviates(keys, size, rate, steps)
+    # Correlations times sqrt(size) are standard normals where masks are independent.
+    pairs = (found @ found.T / np.sqrt(size))[np.triu_indices(keys, 1)]
+    assert (pairs**2).sum() < chi2.ppf(0.9999, len(pairs)) and np.abs(pairs).max() < 5
+    # The last key's mask moved by a few places is not that of another key either.
+    moved = [(found[-1, shift:] * found[0, :-shift]).sum() / np.sqrt(size - shift) for shift in range(1, 40)]
+    assert np.abs(moved).max() < 5
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5])
+def test_places_rows_and_channels_are_independent(rate):
+    rows, columns, channels = 64, 32, 50
+    found = deviates(32, rows * columns * channels, rate, steps=True)
+    lags = [*range(1, 20), channels, 2 * channels, columns * channels, 2**8, 2**10, 2**12]
+    # Each product of neighbours has mean 0 and variance 1.
+    sums = np.array([[(one[:-lag] * one[lag:]).sum() / np.sqrt(one.size - lag) for lag in lags] for one in found])
+    assert (sums**2).sum() < chi2.ppf(0.9999, sums.size) and np.abs(sums).max() < 5.5
+    images = found.reshape(-1, rows, columns, channels)
+    for axes in ((2, 3), (1, 3), (1, 2)):
+        shares = images.sum(axes) / np.sqrt(np.prod([images.shape[axis] for axis in axes]))
+        assert (shares**2).sum() < chi2.ppf(0.9999, shares.size)
+
+
+def test_all_patterns_of_eight_neighbours_are_equally_likely():
+    kept = deviates(16, 2**16, 0.5, steps=True) > 0
+    patterns = np.bincount((kept.reshape(-1, 8) * 2 ** np.arange(8)).sum(1), minlength=256)
+    expected = patterns.sum() / 256
+    assert ((patterns - expected) ** 2 / expected).sum() < chi2.ppf(0.9999, 255)
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.integers(1, 6), st.integers(1, 5), st.lists(st.integers(1, 5), max_size=3))
+def test_rows_draw_the_same_whatever_rows_follow(rows, more, shape):
+    inputs = jnp.ones((rows + more, *shape))
+    np.testing.assert_array_equal(dropped(0.5, inputs)[:rows], dropped(0.5, inputs[:rows]))
+
+
+def test_layers_of_a_network_and_steps_of_training_draw_apart():
+    class Two(nn.Module):
+        @nn.compact
+        def __call__(self, inputs):
+            return Dropout(0.5)(inputs, train=True), Dropout(0.5)(inputs, train=True)
+
+    inputs = jnp.ones((100, 100))
+    masks = [
+        mask for step in range(3) for mask in Two().apply({}, inputs, rngs={"params": jax.random.fold_in(KEY, step)})
+    ]
+    found = np.corrcoef([np.ravel(mask) for mask in masks])
+    assert np.abs(found - np.eye(6)).max() < 5 / np.sqrt(inputs.size)
+
+
+def test_one_program_serves_all_rates_with_the_bits_of_each_alone(compilations):
+    inputs = random(0, 30, 20)
+
+    def traced_dropout(rate):
+        return dropped(rate, inputs)
+
+    together = jax.jit(traced_dropout)
+    with compilations() as names:
+        found = [together(np.float32(rate)) for rate in RATES]
+    assert names.count("traced_dropout") == 1
+    mapped = lax.map(traced_dropout, jnp.float32(RATES))
+    batched = jax.jit(jax.vmap(traced_dropout))(jnp.float32(RATES))
+    for index, rate in enumerate(RATES):
+        for other in (found[index], mapped[index], batched[index]):
+            np.testing.assert_array_equal(other, dropped(rate, inputs))
+
+
+def test_a_member_under_vmap_draws_the_bits_that_it_draws_alone():
+    keys, inputs, rates = jax.random.split(KEY, 4), random(0, 4, 30, 20), jnp.float32([0, 0.1, 0.5, 0.9])
+    together = jax.vmap(dropped)(rates, inputs, keys)
+    slopes = jax.vmap(jax.grad(lambda i, r, k: (dropped(r, i, k) ** 2).sum()))(inputs, rates, keys)
+    for index in range(4):
+        alone = dropped(rates[index], inputs[index], keys[index])
+        np.testing.assert_array_equal(together[index], alone)
+        np.testing.assert_allclose(slopes[index], 2 * alone / (1 - rates[index]), rtol=1e-6)
+
+
+def test_a_higher_rate_drops_what_a_lower_one_drops_and_more():
+    low, high = (np.asarray(dropped(rate, jnp.ones(1000))) == 0 for rate in (0.2, 0.6))
+    assert (low <= high).all() and low.sum() < high.sum()
+
+
+def test_dropout_of_bfloat16_is_that_of_float32_rounded_once():
+    inputs = jnp.asarray(random(0, 200, 50), jnp.bfloat16)
+    found = dropped(0.1, inputs)
+    assert found.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(found, dropped(0.1, inputs.astype(jnp.float32)).astype(jnp.bfloat16))
+
+
+def test_dropout_of_float64_stays_float64():
+    with jax.enable_x64(True):
+        inputs = np.random.default_rng(0).standard_normal(100)
+        found = dropped(0.5, inputs)
+        assert found.dtype == np.float64
+        np.testing.assert_array_equal(found, np.where(found == 0, 0, 2 * inputs))
+
+
+def test_old_keys_and_keys_of_another_kind_draw_too():
+    for key in (jax.random.PRNGKey(0), jax.random.key(0, impl="rbg")):
+        assert 0.4 < (dropped(0.5, jnp.ones(1000), key) == 0).mean() < 0.6
+    np.testing.assert_array_equal(
+        dropped(0.5, jnp.ones(1000), jax.random.PRNGKey(0)), dropped(0.5, jnp.ones(1000), jax.random.key(0))
+    )
+
+
+def test_without_training_dropout_needs_no_key_and_changes_nothing():
+    inputs = random(0, 5, 4)
+    np.testing.assert_array_equal(Dropout(0.5).apply({}, inputs, train=False), inputs)
+
+
+@pytest.mark.parametrize("rate", [-0.1, 1.0, 1 - 1e-9, float("nan"), np.float32(1), jnp.float32(2)])
+def test_a_share_that_cannot_be_dropped_is_refused(rate):
+    with pytest.raises(InputError, match="dropout must be a rate from 0 to below 1, got"):
+        dropped(rate, jnp.ones(3))

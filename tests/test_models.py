@@ -1,13 +1,16 @@
 """The shipped networks, against NumPy and closed forms."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxdl.adapters import from_linen
 from jaxdl.errors import InputError
 from jaxdl.layers import Conv
-from jaxdl.models import convnet, mlp, residual_net
+from jaxdl.models import MLP, convnet, mlp, residual_net
 from jaxdl.summaries import summary
 from jaxdl.types import Weights
 
@@ -170,6 +173,50 @@ def test_dropout_scales_what_it_keeps_and_does_nothing_in_prediction():
     np.testing.assert_allclose(kept, 3000, atol=5 * 27)
     assert kept[0] != kept[1]
     np.testing.assert_allclose(model.apply(weights, jnp.ones((2, 1)), train=False)[0], 4000)
+
+
+@pytest.mark.parametrize(
+    ("make", "shape"), [(partial(mlp, (8, 8)), (6, 3)), (partial(convnet, (4, 4), pool=True), (6, 10, 10, 3))]
+)
+def test_one_program_of_a_traced_dropout_rate_gives_what_each_rate_gives_alone(make, shape, compilations):
+    inputs = np.random.default_rng(1).normal(0, 1, shape).astype(np.float32)
+    weights = random_weights(make(), inputs)
+
+    def of_rate(rate):
+        return make(dropout=rate).apply(weights, inputs, train=True, key=KEY)[0]
+
+    together, rates = jax.jit(of_rate), (0.0, 0.3, 0.9)
+    with compilations() as names:
+        found = [together(np.float32(rate)) for rate in rates]
+    assert names.count("of_rate") == 1
+    batched = jax.vmap(of_rate)(jnp.float32(rates))
+    for index, rate in enumerate(rates):
+        # A rate of 0 has no layer alone.
+        np.testing.assert_allclose(found[index], of_rate(rate), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(batched[index], of_rate(rate), rtol=1e-5, atol=1e-6)
+    assert not np.allclose(found[0], found[1])
+
+
+def test_kernels_of_a_scale_of_1_begin_with_the_bits_of_glorot_uniform():
+    inputs = jnp.ones((1, 7))
+    ours, plain = (jax.jit(model.init)(KEY, inputs).params for model in (mlp((20, 5)), from_linen(MLP((20, 5)))))
+    jax.tree.map(np.testing.assert_array_equal, ours, plain)
+
+
+@pytest.mark.parametrize("scale", [0.01, 0.5, 3.0])
+def test_init_scale_multiplies_the_initial_kernels_traced_or_not(scale):
+    def begun(scale):
+        return mlp((20, 5), init_scale=scale).init(KEY, jnp.ones((1, 7))).params
+
+    wanted = jax.tree.map(lambda leaf: scale * leaf, begun(1.0))
+    for found in (begun(scale), jax.jit(begun)(np.float32(scale))):
+        jax.tree.map(lambda one, two: np.testing.assert_allclose(one, two, rtol=1e-6), found, wanted)
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, float("nan"), float("inf")])
+def test_an_init_scale_that_is_not_positive_is_refused(scale):
+    with pytest.raises(InputError, match="init_scale must be a positive number, got"):
+        mlp((10,), init_scale=scale)
 
 
 @pytest.mark.parametrize(("widths", "outputs"), [((0,), 1), ((100, -1), 1), ((10,), 0)])

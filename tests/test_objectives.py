@@ -130,6 +130,18 @@ def test_smoothed_cross_entropy_is_that_of_the_smoothed_labels(smoothing):
     np.testing.assert_allclose(o.smoothed_cross_entropy(smoothing)(LOGITS, LABELS), wanted, rtol=1e-5)
 
 
+def test_one_program_serves_all_smoothings(compilations):
+    def of_smoothing(smoothing):
+        return o.smoothed_cross_entropy(smoothing)(LOGITS, LABELS)
+
+    together = jax.jit(of_smoothing)
+    with compilations() as names:
+        found = [together(np.float32(smoothing)) for smoothing in (0.0, 0.1, 0.5)]
+    assert names.count("of_smoothing") == 1
+    for smoothing, losses in zip((0.0, 0.1, 0.5), found, strict=True):
+        np.testing.assert_allclose(losses, of_smoothing(smoothing), rtol=1e-6)
+
+
 @pytest.mark.parametrize("smoothing", [-0.1, 1.0])
 def test_a_smoothing_that_is_no_share_is_refused(smoothing):
     with pytest.raises(InputError, match="smoothing must be from 0 to below 1, got"):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 from jaxdl import programs
-from jaxdl.programs import compiler_options, known, program
+from jaxdl.programs import compiler_options, is_traced, known, program
 
 
 def power(x, n):
@@ -37,6 +37,19 @@ def test_it_compiles_once(compilations):
         for value in (1.0, 2.0, 3.0):
             ours(value, n=3)
     assert names.count("cube") == 1
+
+
+def test_only_values_inside_of_a_transformation_are_traced():
+    seen = []
+
+    def see(value):
+        seen.append(is_traced(value))
+        return value
+
+    for transformed in (jax.jit(see), jax.grad(see), jax.vmap(see)):
+        transformed(jnp.ones(2) if len(seen) == 2 else 1.0)
+    assert seen == [True, True, True]
+    assert not any(map(is_traced, (0, 0.5, jnp.float32(1), jnp.ones(2))))
 
 
 def test_an_option_that_xla_does_not_know_is_left_out(monkeypatch):
