@@ -30,6 +30,7 @@ CORE = (
 RING = (
     *(
         "baselines",
+        "comparisons",
         "datasets",
         "paces",
         "fitting",
@@ -49,8 +50,9 @@ ONLY = {
     "types": set(),
     "errors": set(),
     "baselines": {"data", "errors"},
+    "comparisons": {"errors"},
     "datasets": {*CORE, "datasets"},
-    **{name: {*CORE, *RING[1 : RING.index(name)]} for name in RING[2:]},
+    **{name: {*CORE, *RING[1 : RING.index(name)]} for name in RING[RING.index("datasets") + 1 :]},
 }
 # Packages outside of the standard library that the core may import at the top of a file.
 CORE_PACKAGES = {"jax", "numpy", "optax"}
