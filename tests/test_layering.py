@@ -31,6 +31,7 @@ RING = (
     *(
         "baselines",
         "comparisons",
+        "calibration",
         "datasets",
         "paces",
         "fitting",
@@ -51,6 +52,7 @@ ONLY = {
     "errors": set(),
     "baselines": {"data", "errors"},
     "comparisons": {"errors"},
+    "calibration": {"errors"},
     "datasets": {*CORE, "datasets"},
     **{name: {*CORE, *RING[1 : RING.index(name)]} for name in RING[RING.index("datasets") + 1 :]},
 }
