@@ -229,7 +229,8 @@ def spread(many: Progress, *rows_of: Examples | None, devices: Any = None) -> tu
 def predict_mean(model: Model, weights: Weights, inputs: Any, *, batch_size: int | None = None) -> Mean:
     """Mean and spread of the outputs of many networks for (N, ...) inputs; the leaves of the weights are (M, ...).
 
-    The members are taken one after the other, so there are never more than two members' outputs in memory.
+    The members are taken one after the other, so there are never more than two members' outputs in memory. Raises
+    InputError for the weights of a single network.
 
     >>> from jaxdl import mlp
     >>> model, inputs = mlp((), outputs=2), jnp.ones((5, 3))
@@ -237,6 +238,12 @@ def predict_mean(model: Model, weights: Weights, inputs: Any, *, batch_size: int
     >>> predict_mean(model, weights, inputs).spread.shape
     (5, 2)
     """
+    alone = jax.eval_shape(model.init, jax.random.key(0), np.asarray(inputs[:1]))
+    if [jnp.ndim(leaf) for leaf in jax.tree.leaves(weights)] == [leaf.ndim for leaf in jax.tree.leaves(alone)]:
+        raise InputError(
+            "predict_mean needs the weights of many networks, leaves (members, ...), got those of a single one. "
+            "Use jaxdl.predict for it."
+        )
     count = jax.tree.leaves(weights)[0].shape[0]
     mean: Any = jnp.float32(0)
     squares: Any = jnp.float32(0)

@@ -215,3 +215,11 @@ def test_the_mean_and_spread_are_those_of_numpy(batched):
 def test_the_spread_of_equal_members_is_nothing(batched):
     weights = jax.tree.map(lambda leaf: jnp.stack([leaf[2]] * 3), batched[-1][0].best)
     assert float(ensembles.predict_mean(PLAN.model, weights, INPUTS + 100).spread.max()) == 0
+
+
+def test_the_weights_of_a_single_run_are_refused_and_those_of_an_ensemble_of_one_are_not():
+    weights = BEGIN.state.weights
+    alone, of_one = (jax.tree.map(lambda leaf, i=i: leaf[i], weights) for i in (0, slice(0, 1)))
+    with pytest.raises(InputError, match=r"predict_mean needs the weights of many networks, .* Use jaxdl\.predict for"):
+        ensembles.predict_mean(PLAN.model, alone, INPUTS)
+    assert ensembles.predict_mean(PLAN.model, of_one, INPUTS.tolist()).mean.shape == (45, 1)
