@@ -43,7 +43,7 @@ RING = (
         "locks",
         "interrupts",
     ),
-    *("logs", "bars", "plots", "summaries", "folders", "runs"),
+    *("logs", "bars", "plots", "ensemble_plots", "interval_plots", "summaries", "folders", "runs"),
 )
 ORDER = CORE + RING
 # Narrower than the order: all that these may import of jaxdl.

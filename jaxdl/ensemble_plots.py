@@ -1,0 +1,212 @@
+"""Many runs as matplotlib Figures: their histories, their spread over seeds, their errors by size."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import cycle
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from jaxdl.errors import InputError
+from jaxdl.plots import BLUE, GREY, VERMILION, _figure, _plain
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+GREEN = "#009E73"  # Okabe and Ito's bluish green
+SERIES = {"train": (BLUE, "o"), "validation": (VERMILION, "s"), "test": (GREEN, "^")}
+DASHES = ("--", ":", "-.", (0, (6, 1, 1, 1, 1, 1)))
+
+
+def histories(table: pd.DataFrame, metric: str = "rmse", *, unit: str = "", title: str = "") -> Figure:
+    """Curves of many members against epochs, thin, with their medians, thick, and where members stopped.
+
+    table: a row for each member and epoch that it did, as `fit_seeds(...).history`; columns `member`, `epoch`, `metric`
+    and, where there was validation, `val_<metric>`. The median ends where fewer than half the members are left.
+
+    >>> import pandas as pd
+    >>> records = pd.DataFrame({"member": [0, 0, 1], "epoch": [1, 2, 1], "rmse": [3.0, 2.0, 3.5]})
+    >>> len(histories(records).axes)
+    1
+    """
+    figure = _figure(7, 4.5, above=0.45)
+    axes = figure.subplots()
+    count = table["member"].nunique()
+    last = table.groupby("member")["epoch"].max()
+    for name, label, colour in ((metric, "training", BLUE), (f"val_{metric}", "validation", VERMILION)):
+        if name not in table:
+            continue
+        wide = table.pivot(index="epoch", columns="member", values=name)
+        finite = wide.where(np.isfinite(wide))
+        for member in wide:
+            axes.plot(wide.index, finite[member], color=colour, linewidth=0.6, alpha=max(0.15, min(0.6, 4 / count)))
+        median = finite.median(axis=1)[finite.notna().sum(axis=1) * 2 >= count]
+        axes.plot(median.index, median, color=colour, linewidth=2, label=f"{label}, median of {count}")
+    axes.axvline(last.mean(), color=GREY, linestyle=":", label=_stopped(last))
+    if last.nunique() > 1:
+        ends = table[table["epoch"] == table["member"].map(last)]
+        shown = f"val_{metric}" if f"val_{metric}" in table else metric
+        colour = BLUE if shown == metric else VERMILION
+        axes.plot(ends["epoch"], ends[shown], ".", color=colour, markersize=5, label="where a member stopped")
+    quantity = metric.upper() if metric == "rmse" else metric
+    axes.set(xlabel="epoch", ylabel=f"{quantity} ({unit})" if unit else quantity, title=_plain(title))
+    _scale(axes, table[[name for name in (metric, f"val_{metric}") if name in table]].to_numpy())
+    axes.xaxis.get_major_locator().set_params(integer=True)  # type: ignore[call-arg]
+    axes.legend()
+    return figure
+
+
+def against_size(
+    sizes: Any,
+    means: Mapping[str, Any],
+    errors: Mapping[str, Any],
+    names: Sequence[str] = (),
+    *,
+    recommended: int | None = None,
+    baselines: Mapping[str, float] | None = None,
+    quantity: str = "RMSE (hours)",
+    title: str = "",
+) -> Figure:
+    """Figures of (K,) networks against their numbers of parameters, with error bars, a series a set.
+
+    means, errors: of "train", "validation" and "test", or some of them, (K,) each. names: of the networks, shown above.
+    recommended: the position of the network to mark. baselines: horizontal lines. Raises InputError for sizes below 1,
+    which have no place on a logarithmic axis.
+
+    >>> figure = against_size([10, 100], {"test": [3.5, 3.6]}, {"test": [0.1, 0.2]}, ["2", "20"], recommended=0)
+    >>> len(figure.axes)
+    1
+    """
+    sizes = np.asarray(sizes, np.float64)
+    if not (sizes >= 1).all():
+        raise InputError(f"sizes must be at least 1, got {sizes.tolist()}. Leave baselines to `baselines`.")
+    figure = _figure(7, 5, above=1.15 if names else 0.45)
+    axes = figure.subplots()
+    axes.set(xscale="log", xlim=(sizes.min() / 1.25, sizes.max() * 1.25))
+    if recommended is not None:
+        label = f"recommended: {names[recommended]}" if names else "recommended"
+        axes.axvline(sizes[recommended], color=GREY, alpha=0.25, linewidth=9, label=_plain(label))
+    order = np.argsort(sizes, kind="stable")
+    for name, values in means.items():
+        colour, marker = SERIES[name]
+        values, error = (np.asarray(of, np.float64)[order] for of in (values, errors[name]))
+        axes.errorbar(sizes[order], values, error, color=colour, marker=marker, capsize=3, linewidth=1.2, label=name)
+    for (name, value), dashes in zip((baselines or {}).items(), cycle(DASHES), strict=False):
+        axes.axhline(value, color="black", linewidth=1, linestyle=dashes, label=_plain(name))
+    axes.set(xlabel="parameters", ylabel=quantity, title=_plain(title))
+    _names_above(axes, sizes, names, recommended)
+    axes.legend(fontsize=9)
+    return figure
+
+
+def spreads(
+    names: Sequence[str],
+    values: Sequence[Any],
+    *,
+    printed: Sequence[float | None] = (),
+    baselines: Mapping[str, float] | None = None,
+    quantity: str = "test RMSE (hours)",
+    decimals: int = 2,
+    title: str = "",
+) -> Figure:
+    """A line a recipe: every seed as a dot, the mean with its standard error, and on the right both in figures.
+
+    values: (seeds,) figures of each recipe; the seeds whose figure is not finite are counted on the right.
+    printed: a figure of somebody else's run for each recipe, None for none. baselines: vertical lines.
+
+    >>> figure = spreads(["plain", "small"], [[4.1, 4.0], [3.5, 3.7]], baselines={"as today": 3.88})
+    >>> [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    ['plain', 'small']
+    """
+    height, longest = 0.34 * len(names) + (1.8 if title else 1.5), max(map(len, names), default=0)
+    width = 6.6 + 0.085 * longest
+    figure = _figure(width, height, above=1.05 if title else 0.75)
+    figure.subplots_adjust(left=(0.3 + 0.085 * longest) / width, right=1 - 1.7 / width)
+    axes = figure.subplots()
+    for place, of_recipe in enumerate(values):
+        every = np.asarray(of_recipe, np.float64).ravel()
+        finite = every[np.isfinite(every)]
+        # Neighbours in the figure's order stand apart, so that equal figures do not hide each other.
+        apart = place + 0.09 * (np.argsort(np.argsort(finite, kind="stable")) % 5 - 2)
+        axes.plot(finite, apart, "o", color=BLUE, alpha=0.45, markersize=3.5, markeredgewidth=0)
+        mean, error = _mean(finite)
+        bar = 0 if np.isnan(error) else error
+        axes.errorbar([mean], [place], xerr=[bar], fmt="D", color="black", markersize=4.5, capsize=3, zorder=3)
+        text = _words(mean, error, len(every) - len(finite), decimals)
+        axes.text(1.02, place, text, transform=axes.get_yaxis_transform(), va="center", fontsize=9)
+    for place, figure_of_others in enumerate(printed):
+        if figure_of_others is not None and np.isfinite(figure_of_others):
+            axes.plot(figure_of_others, place, "o", markerfacecolor="none", color=VERMILION, markersize=8, zorder=4)
+    for (name, value), dashes in zip((baselines or {}).items(), cycle(DASHES), strict=False):
+        axes.axvline(value, color=GREY, linewidth=1.2, linestyle=dashes, label=_plain(name))
+    axes.set_yticks(range(len(names)), [_plain(name) for name in names])
+    axes.set(xlabel=quantity, ylim=(len(names) - 0.4, -0.6))
+    axes.grid(axis="x", color="#dddddd", linewidth=0.6)
+    axes.set_axisbelow(True)
+    _explain(axes, any(value is not None for value in printed))
+    if title:
+        figure.suptitle(_plain(title))
+    return figure
+
+
+def _stopped(last: pd.Series) -> str:
+    low, high = int(last.min()), int(last.max())
+    if low == high:
+        return f"stopped after epoch {high}"
+    return f"stopped after epoch {last.mean():.0f} on average ({low} to {high})"
+
+
+def _scale(axes: Axes, values: np.ndarray) -> None:
+    finite = values[np.isfinite(values)]
+    if finite.size:
+        # The first epochs, or a member that diverges, are often far above the rest and would flatten it.
+        low, high = min(0.0, finite.min()), finite.max()
+        axes.set_ylim(1.05 * low, 1.05 * (min(high, 3 * np.quantile(finite, 0.75)) if low == 0 else max(high, 0)) or 1)
+
+
+def _mean(finite: np.ndarray) -> tuple[float, float]:
+    """Mean and standard error, nan where there are too few for it."""
+    mean = finite.mean() if finite.size else np.nan
+    return float(mean), float(finite.std(ddof=1) / np.sqrt(finite.size)) if finite.size > 1 else np.nan
+
+
+def _words(mean: float, error: float, diverged: int, decimals: int) -> str:
+    known = "" if np.isnan(mean) else f"{mean:.{decimals}f}" + ("" if np.isnan(error) else f" ± {error:.{decimals}f}")
+    return "\n".join(filter(None, (known, f"{diverged} diverged" if diverged else "")))
+
+
+def _explain(axes: Axes, printed: bool) -> None:
+    """A legend above the panel, of the lines and of what the markers are."""
+    from matplotlib.lines import Line2D
+
+    marks = [
+        Line2D([], [], linestyle="", marker="o", color=BLUE, alpha=0.45, markersize=4, label="a seed"),
+        Line2D([], [], linestyle="", marker="D", color="black", markersize=5, label="mean ± standard error"),
+    ]
+    if printed:
+        hollow: dict[str, Any] = {"markerfacecolor": "none", "color": VERMILION, "markersize": 8}
+        marks.append(Line2D([], [], linestyle="", marker="o", label="printed in the lesson", **hollow))
+    lines = [line for line in axes.get_lines() if not str(line.get_label()).startswith("_")]
+    shown: dict[str, Any] = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "ncols": 3, "frameon": False}
+    axes.legend(handles=[*marks, *lines], fontsize=8, **shown)
+
+
+def _names_above(axes: Axes, sizes: np.ndarray, names: Sequence[str], recommended: int | None) -> None:
+    """Names above the panel, each with a line to its size, and apart from each other however near the sizes are."""
+    low, high = np.log(axes.get_xlim())
+    true = (np.log(sizes) - low) / (high - low)
+    order, gap = np.argsort(true, kind="stable"), 0.038
+    shown = true[order]
+    for place in range(1, len(shown)):
+        shown[place] = max(shown[place], shown[place - 1] + gap)
+    for place in range(len(shown) - 1, -1, -1):
+        limit = 1.0 if place == len(shown) - 1 else shown[place + 1] - gap
+        shown[place] = min(shown[place], limit)
+    for index, place in zip(order[: len(names)], shown, strict=False):
+        axes.plot([true[index], place], [1, 1.04], color=GREY, linewidth=0.6, transform=axes.transAxes, clip_on=False)
+        bold = "bold" if index == recommended else "normal"
+        where: dict[str, Any] = {"transform": axes.transAxes, "rotation": 50, "rotation_mode": "anchor"}
+        axes.text(place, 1.05, _plain(names[index]), fontsize=8, weight=bold, **where)
