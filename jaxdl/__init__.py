@@ -2,9 +2,11 @@
 
 from jaxdl.adapters import from_linen as from_linen
 from jaxdl.adapters import from_nnx as from_nnx
+from jaxdl.candidates import grid as grid
 from jaxdl.chunks import epochs as epochs
+from jaxdl.committees import evaluate_members as evaluate_members
+from jaxdl.committees import predict_mean as predict_mean
 from jaxdl.data import examples as examples
-from jaxdl.ensembles import predict_mean as predict_mean
 from jaxdl.errors import InputError as InputError
 from jaxdl.fitting import Fit as Fit
 from jaxdl.fitting import fit as fit
@@ -20,6 +22,7 @@ from jaxdl.steps import make_train_step as make_train_step
 from jaxdl.stopping import early_stopping as early_stopping
 from jaxdl.stopping import reduce_on_plateau as reduce_on_plateau
 from jaxdl.summaries import summary as summary
+from jaxdl.sweeps import sweep as sweep
 from jaxdl.training import run_epoch as run_epoch
 from jaxdl.training import start as start
 from jaxdl.types import Examples as Examples

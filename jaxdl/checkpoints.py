@@ -86,7 +86,7 @@ class _Saver:
     def begin(self, progress: Progress, history: History) -> None:
         self.kept, self.begun = progress, time.monotonic()
         arrays = named(progress)
-        content = {**self.about, "kinds": kinds(progress), "arrays": kinds(arrays), "history": list(history)}
+        content = {**self.about, "kinds": kinds(progress), "arrays": kinds(arrays), "history": [*map(_listed, history)]}
         self.saving = self.pool.submit(_write, self.folder, arrays, content)
 
     def settle(self) -> None:
@@ -130,6 +130,11 @@ def latest(folder: Path, tell: Callable[[str], None]) -> Saved | None:
             "keeps this run under another name."
         )
     return None
+
+
+def _listed(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record as JSON can hold it: those of many runs are arrays."""
+    return {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in record.items()}
 
 
 def _numbers(folder: Path) -> list[int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -14,23 +14,15 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxdl.chunks import advance
 from jaxdl.errors import InputError
-from jaxdl.passes import predict
 from jaxdl.plans import Family
 from jaxdl.programs import program
 from jaxdl.training import start
-from jaxdl.types import Array, Examples, Model, Plan, Progress, PyTree, Weights
+from jaxdl.types import Array, Examples, Plan, Progress, PyTree
 
 How = Literal["vmap", "map"]
 AXIS = "member"
 BLOCK = 8  # members whose weights and optimiser state stay in the caches of a CPU, for small networks
 EMPTY: Mapping[str, Array] = {}
-
-
-class Mean(NamedTuple):
-    """What the members of an ensemble predict together."""
-
-    mean: Array  # (N, ...)
-    spread: Array  # (N, ...), the standard deviation over members, which divides by their number
 
 
 def members(keys: Array, init: Callable[..., Progress], **own: Any) -> Progress:
@@ -178,7 +170,7 @@ def run_members(
     [(3,), (3,)]
     """
     place = many.epoch.sharding if not isinstance(many.epoch, jax.core.Tracer) else None
-    mesh = place.mesh if isinstance(place, NamedSharding) and place.mesh.size > 1 else None
+    mesh = place.mesh if isinstance(place, NamedSharding) and isinstance(place.mesh, Mesh) else None
     return _run(many, train, validation, steps, dict(numbers), plan=plan, how=how, mesh=mesh)
 
 
@@ -226,35 +218,23 @@ def spread(many: Progress, *rows_of: Examples | None, devices: Any = None) -> tu
     return placed, *(jax.device_put(rows, alike) for rows in rows_of)
 
 
-def predict_mean(model: Model, weights: Weights, inputs: Any, *, batch_size: int | None = None) -> Mean:
-    """Mean and spread of the outputs of many networks for (N, ...) inputs; the leaves of the weights are (M, ...).
+def gathered(tree: PyTree) -> PyTree:
+    """Arrays that are spread over devices, on the default device again.
 
-    The members are taken one after the other, so there are never more than two members' outputs in memory. Raises
-    InputError for the weights of a single network.
-
-    >>> from jaxdl import mlp
-    >>> model, inputs = mlp((), outputs=2), jnp.ones((5, 3))
-    >>> weights = jax.vmap(lambda key: model.init(key, inputs))(jax.random.split(jax.random.key(0), 4))
-    >>> predict_mean(model, weights, inputs).spread.shape
-    (5, 2)
+    >>> gathered({"a": jnp.ones(2)})["a"].shape
+    (2,)
     """
-    alone = jax.eval_shape(model.init, jax.random.key(0), np.asarray(inputs[:1]))
-    if [jnp.ndim(leaf) for leaf in jax.tree.leaves(weights)] == [leaf.ndim for leaf in jax.tree.leaves(alone)]:
-        raise InputError(
-            "predict_mean needs the weights of many networks, leaves (members, ...), got those of a single one. "
-            "Use jaxdl.predict for it."
-        )
-    count = jax.tree.leaves(weights)[0].shape[0]
-    mean: Any = jnp.float32(0)
-    squares: Any = jnp.float32(0)
-    # Welford's update (Technometrics 4, 1962), which does not cancel where the spread is small.
-    for index in range(count):
-        one: Weights = jax.tree.map(lambda leaf, index=index: leaf[index], weights)
-        outputs = predict(model, one, inputs, batch_size=batch_size).astype(jnp.float32)
-        off = outputs - mean
-        mean = mean + off / (index + 1)
-        squares = squares + off * (outputs - mean)
-    return Mean(mean, jnp.sqrt(squares / count))
+    return jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), tree)
+
+
+def most_devices(count: int) -> list[Any]:
+    """The most of this process's devices that share so many members evenly.
+
+    >>> len(most_devices(1))
+    1
+    """
+    devices = jax.local_devices()
+    return devices[: max(size for size in range(1, len(devices) + 1) if count % size == 0)]
 
 
 def _own(plan: Plan | Family, numbers: Mapping[str, Array]) -> Plan:

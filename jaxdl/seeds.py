@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -11,13 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxdl.ensembles import How, member, members, run_members
+from jaxdl.ensembles import How, gathered, most_devices, run_members, spread, start_members
 from jaxdl.errors import InputError
-from jaxdl.fitting import check_seed, reason
+from jaxdl.fitting import check_seed
 from jaxdl.paces import paced
 from jaxdl.plans import NEVER, make_plan
 from jaxdl.steps import shown_weights
-from jaxdl.training import start
 from jaxdl.types import Array, Examples, Model, Objective, Progress, Rule, Weights
 
 if TYPE_CHECKING:
@@ -51,15 +50,20 @@ def fit_seeds(
     plateau: Rule | None = None,
     average: float | None = None,
     how: How = "vmap",
+    observers: Iterable[Callable[[Progress, list[Record]], None]] = (),
     progress: Progress | None = None,
 ) -> Fits:
     """Trains one network a seed, each as `fit(..., seed=seed)` would, until all have ended.
 
-    A member that stops early keeps what it has while the others go on; one that meets nan harms no other. Ctrl-C, or
-    the stop button of a notebook, ends all, and `fit_seeds` goes on from the `progress`.
+    A member that stops early keeps what it has while the others go on; one that meets nan harms no other. They are
+    spread over as many of the process's devices as share them evenly; a CPU is one device unless JAX is told otherwise
+    before it starts, as by `jax.config.update("jax_num_cpu_devices", 2)`. Ctrl-C, or the stop button of a notebook,
+    ends all, and `fit_seeds` goes on from the `progress`.
 
     how: "vmap" trains the members as one batch, many times faster, and rounds differently than `fit`; "map" trains them
-        one after the other, with the bits of `fit`.
+        one after the other, with the bits of `fit`, and is faster for ConvNets on a CPU.
+    observers: functions `(progress, records) -> None`, called after every epoch; a figure of a record is an array (M,).
+        With `checkpoints.keeper` for one, the run can go on after a crash.
 
     Raises InputError for arguments that do not fit together.
 
@@ -73,29 +77,47 @@ def fit_seeds(
     """
     if epochs < 1:
         raise InputError(f"epochs must be at least 1, got {epochs}.")
-    keys = _keys(seeds)
+    keys = seed_keys(seeds)
     plan = make_plan(model, objective, optimiser, batch_size=batch_size, stop=stop, plateau=plateau, average=average)
     if progress is None:
-        progress = members(keys, lambda key: start(plan, train, validation, key=key))
-    if progress.epoch.shape != (len(seeds),):
+        progress = start_members(keys, train, validation, plan=plan)
+    if progress.epoch.shape != keys.shape:
         raise InputError(f"progress must be that of {len(seeds)} seeds, got one of shape {progress.epoch.shape}.")
     last, ends = max(epochs, int(progress.epoch.max())), None
     records: list[Record] = []
+    progress, *rows = spread(progress, train, validation, devices=most_devices(len(seeds)))
     try:
-        for chunk in paced(plan, progress, train, validation, last=last, run=partial(run_members, how=how)):
+        for chunk in paced(plan, progress, *rows, last=last, run=partial(run_members, how=how)):
             progress = chunk.progress
             if chunk.record is not None:
                 records.append(chunk.record)
+                for observe in observers:
+                    observe(progress, records)
     except KeyboardInterrupt:
         ends = "interrupted"
-    alone = [member(progress, index) for index in range(len(seeds))]
-    reasons = tuple(reason(one) if ends is None or bool(one.stopping.done) else ends for one in alone)
-    best_epochs = np.asarray(progress.stopping.best_epoch)
-    history = as_table(records, np.asarray(progress.epoch))
-    return Fits(history, progress.best, shown_weights(progress.state), best_epochs, reasons, progress)
+    reasons = tuple(reason_of(done, ends) for done in np.asarray(progress.stopping.done))
+    best, final = gathered((progress.best, shown_weights(progress.state)))
+    done, best_epochs = np.asarray(progress.epoch), np.asarray(progress.stopping.best_epoch)
+    return Fits(as_table(records, done), best, final, best_epochs, reasons, progress)
 
 
-def _keys(seeds: Sequence[int]) -> Array:
+def reason_of(done: bool, otherwise: str | None) -> str:
+    """Why one of many runs ended: its own rule, else what ended them all, else the number of epochs.
+
+    >>> reason_of(False, "interrupted")
+    'interrupted'
+    """
+    return "early-stopping" if done else otherwise or "epochs"
+
+
+def seed_keys(seeds: Sequence[int]) -> Array:
+    """The key of each seed, (M,), the one that `fit` draws with.
+
+    Raises InputError for what is no row of seeds.
+
+    >>> seed_keys(range(3)).shape
+    (3,)
+    """
     if np.ndim(seeds) != 1 or not len(seeds) or np.asarray(seeds).dtype.kind not in "iu":
         raise InputError(f"seeds must be a row of at least one whole number, got {seeds!r}. Use range(16), say.")
     for seed in seeds:

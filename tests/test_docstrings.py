@@ -20,6 +20,11 @@ EXCEPTIONS = {
     "jaxdl.chunks.chunks",
     "jaxdl.chunks.epochs",
     "jaxdl.ensembles.ensemble",
+    # `sweep` shows them; the example of `populations` would only be repeated.
+    "jaxdl.populations.compacted",
+    "jaxdl.populations.ended",
+    "jaxdl.populations.scores",
+    "jaxdl.populations.trained",
     # The example of `save` loads what it has saved.
     "jaxdl.weights.load",
     # What they do is seen in a folder, in the settings of the process, or on this machine only.

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxdl import checkpoints, ensembles, leaves
+from jaxdl import checkpoints, committees, ensembles, leaves
 from jaxdl import objectives as o
 from jaxdl.chunks import chunks, epochs
 from jaxdl.data import examples
@@ -207,19 +207,19 @@ def test_members_that_cannot_be_shared_evenly_are_refused():
 def test_the_mean_and_spread_are_those_of_numpy(batched):
     weights = batched[-1][0].best
     alone = [predict(PLAN.model, jax.tree.map(lambda leaf, i=i: leaf[i], weights), INPUTS) for i in range(4)]
-    found = ensembles.predict_mean(PLAN.model, weights, INPUTS, batch_size=7)
+    found = committees.predict_mean(PLAN.model, weights, INPUTS, batch_size=7)
     np.testing.assert_allclose(found.mean, np.mean(alone, 0, np.float64), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(found.spread, np.std(np.asarray(alone, np.float64), 0), rtol=1e-4, atol=1e-6)
 
 
 def test_the_spread_of_equal_members_is_nothing(batched):
     weights = jax.tree.map(lambda leaf: jnp.stack([leaf[2]] * 3), batched[-1][0].best)
-    assert float(ensembles.predict_mean(PLAN.model, weights, INPUTS + 100).spread.max()) == 0
+    assert float(committees.predict_mean(PLAN.model, weights, INPUTS + 100).spread.max()) == 0
 
 
 def test_the_weights_of_a_single_run_are_refused_and_those_of_an_ensemble_of_one_are_not():
     weights = BEGIN.state.weights
     alone, of_one = (jax.tree.map(lambda leaf, i=i: leaf[i], weights) for i in (0, slice(0, 1)))
     with pytest.raises(InputError, match=r"predict_mean needs the weights of many networks, .* Use jaxdl\.predict for"):
-        ensembles.predict_mean(PLAN.model, alone, INPUTS)
-    assert ensembles.predict_mean(PLAN.model, of_one, INPUTS.tolist()).mean.shape == (45, 1)
+        committees.predict_mean(PLAN.model, alone, INPUTS)
+    assert committees.predict_mean(PLAN.model, of_one, INPUTS.tolist()).mean.shape == (45, 1)

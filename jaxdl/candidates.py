@@ -1,0 +1,77 @@
+"""Hyperparameters to try: all combinations of values, or random draws."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+
+from jaxdl.errors import InputError
+
+Candidate = dict[str, Any]
+Draw = Callable[[np.random.Generator], Any]
+
+
+def grid(**values: Iterable[Any]) -> list[Candidate]:
+    """Every combination of the values, the last name changing fastest.
+
+    Raises InputError for a name without values.
+
+    >>> grid(hidden=((10, 5), (3, 3)), learning_rate=(0.01, 0.001))[1]
+    {'hidden': (10, 5), 'learning_rate': 0.001}
+    """
+    lists = {name: [of] if isinstance(of, str) else list(of) for name, of in values.items()}
+    for name, listed in lists.items():
+        if not listed:
+            raise InputError(f"{name} must have at least one value to try, got none.")
+    return [dict(zip(lists, combination, strict=True)) for combination in itertools.product(*lists.values())]
+
+
+def random(count: int, seed: int = 0, **draws: Draw) -> list[Candidate]:
+    """`count` candidates, each value drawn on its own: as good as a grid with far fewer runs where few values matter.
+
+    Source: Bergstra and Bengio, Journal of Machine Learning Research 13 (2012). Raises InputError for a count below 1.
+
+    >>> random(2, dropout=uniform(0.0, 0.5), hidden=choice((10, 5), (3, 3)))[1]
+    {'dropout': 0.020..., 'hidden': (10, 5)}
+    """
+    if count < 1:
+        raise InputError(f"count must be at least 1, got {count}.")
+    generator = np.random.default_rng(seed)
+    return [{name: draw(generator) for name, draw in draws.items()} for _ in range(count)]
+
+
+def uniform(low: float, high: float) -> Draw:
+    """A float from `low` to `high`, all equally likely.
+
+    >>> 1 <= uniform(1.0, 2.0)(np.random.default_rng(0)) <= 2
+    True
+    """
+    if not low <= high:
+        raise InputError(f"uniform needs low <= high, got {low} and {high}.")
+    return lambda generator: float(generator.uniform(low, high))
+
+
+def log_uniform(low: float, high: float) -> Draw:
+    """A float from `low` to `high` whose logarithm is uniform, as fits a learning rate.
+
+    >>> 1e-4 <= log_uniform(1e-4, 1e-1)(np.random.default_rng(0)) <= 1e-1
+    True
+    """
+    if not 0 < low <= high:
+        raise InputError(f"log_uniform needs 0 < low <= high, got {low} and {high}.")
+    return lambda generator: math.exp(generator.uniform(math.log(low), math.log(high)))
+
+
+def choice(*values: Any) -> Draw:
+    """One of the values, all equally likely.
+
+    >>> choice("relu")(np.random.default_rng(0))
+    'relu'
+    """
+    if not values:
+        raise InputError("choice needs at least one value, got none.")
+    return lambda generator: values[generator.integers(len(values))]

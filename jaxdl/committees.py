@@ -1,0 +1,71 @@
+"""What the members of an ensemble say together, and how well each of them does."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jaxdl.errors import InputError
+from jaxdl.passes import evaluate, predict
+from jaxdl.programs import program
+from jaxdl.types import Array, Examples, Model, Objective, Weights
+
+
+class Mean(NamedTuple):
+    """What the members of an ensemble predict together."""
+
+    mean: Array  # (N, ...)
+    spread: Array  # (N, ...), the standard deviation over members, which divides by their number
+
+
+def predict_mean(model: Model, weights: Weights, inputs: Any, *, batch_size: int | None = None) -> Mean:
+    """Mean and spread of the outputs of many networks for (N, ...) inputs; the leaves of the weights are (M, ...).
+
+    The members are taken one after the other, so there are never more than two members' outputs in memory. Raises
+    InputError for the weights of a single network.
+
+    >>> from jaxdl import mlp
+    >>> model, inputs = mlp((), outputs=2), jnp.ones((5, 3))
+    >>> weights = jax.vmap(lambda key: model.init(key, inputs))(jax.random.split(jax.random.key(0), 4))
+    >>> predict_mean(model, weights, inputs).spread.shape
+    (5, 2)
+    """
+    alone = jax.eval_shape(model.init, jax.random.key(0), np.asarray(inputs[:1]))
+    if [jnp.ndim(leaf) for leaf in jax.tree.leaves(weights)] == [leaf.ndim for leaf in jax.tree.leaves(alone)]:
+        raise InputError(
+            "predict_mean needs the weights of many networks, leaves (members, ...), got those of a single one. "
+            "Use jaxdl.predict for it."
+        )
+    count = jax.tree.leaves(weights)[0].shape[0]
+    mean: Any = jnp.float32(0)
+    squares: Any = jnp.float32(0)
+    # Welford's update (Technometrics 4, 1962), which does not cancel where the spread is small.
+    for index in range(count):
+        one: Weights = jax.tree.map(lambda leaf, index=index: leaf[index], weights)
+        outputs = predict(model, one, inputs, batch_size=batch_size).astype(jnp.float32)
+        off = outputs - mean
+        mean = mean + off / (index + 1)
+        squares = squares + off * (outputs - mean)
+    return Mean(mean, jnp.sqrt(squares / count))
+
+
+@partial(program, static_argnames=("model", "objective", "batch_size"))
+def evaluate_members(
+    model: Model, objective: Objective, weights: Weights, rows_of: Examples, *, batch_size: int | None = None
+) -> dict[str, Array]:
+    """The figures of a data set for each of many networks, float32 (M,); the leaves of the weights are (M, ...).
+
+    Each is what `evaluate` gives for the member alone, bit for bit.
+
+    >>> from jaxdl import examples, mlp, objectives
+    >>> model, rows = mlp(()), examples([[1.0], [2.0]], [[0.0], [0.0]])
+    >>> weights = jax.vmap(lambda key: model.init(key, rows.inputs))(jax.random.split(jax.random.key(0), 4))
+    >>> evaluate_members(model, Objective(objectives.squared_error), weights, rows)["loss"].shape
+    (4,)
+    """
+    return lax.map(lambda one: evaluate(model, objective, one, rows_of, batch_size=batch_size), weights)

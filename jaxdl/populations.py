@@ -1,0 +1,138 @@
+"""Candidates of one shape and their seeds, as members of one program."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdl.chunks import Chunk
+from jaxdl.ensembles import How, gathered, most_devices, run_members, spread, start_members
+from jaxdl.errors import InputError
+from jaxdl.paces import paced
+from jaxdl.plans import Family
+from jaxdl.steps import shown_weights
+from jaxdl.types import Array, Examples, Plan, Progress, Weights
+
+Candidate = Mapping[str, Any]
+
+
+class Population(NamedTuple):
+    """Candidates that share a program; the members of a candidate, one a seed, stand side by side."""
+
+    family: Family
+    alive: tuple[int, ...]  # the candidates by their numbers
+    plans: tuple[Plan, ...]  # of these
+    numbers: dict[str, Array]  # float32 (M,), what differs within the program
+    progress: Progress  # of M = candidates x seeds members
+    train: Examples
+    validation: Examples | None
+
+
+class Ended(NamedTuple):
+    """Where the runs of a candidate stand."""
+
+    plan: Plan
+    best: Weights  # of leaves (seeds, ...), of each run's best epoch
+    final: Weights
+    epochs: np.ndarray  # (seeds,) int32, as are the best epochs
+    best_epochs: np.ndarray
+    stopped: np.ndarray  # (seeds,) bool, by the rule of the plan
+
+
+def populations(
+    make: Callable[..., Plan],
+    candidates: Sequence[Candidate],
+    structure: Collection[str],
+    keys: Array,
+    see: Callable[..., tuple[Examples, Examples | None]],
+) -> list[Population]:
+    """Candidates with one member for each of the keys (S,), those together that differ in floats alone.
+
+    see: `(**structure) -> (train, validation)`, the rows of a population. Raises InputError for values that do not
+    hash.
+
+    >>> import optax
+    >>> from jaxdl import Objective, examples, make_plan, mlp, objectives
+    >>> def make(learning_rate):
+    ...     return make_plan(mlp(()), Objective(objectives.squared_error), optax.sgd(learning_rate), batch_size=2)
+    >>> data, keys = (examples([[1.0], [2.0]], [[1.0], [2.0]]), None), jax.random.split(jax.random.key(0), 3)
+    >>> (population,) = populations(make, [{"learning_rate": 0.1}, {"learning_rate": 0.2}], (), keys, lambda: data)
+    >>> population.alive, population.progress.epoch.shape
+    ((0, 1), (6,))
+    """
+    together: dict[tuple[tuple[str, Any], ...], list[int]] = {}
+    for index, candidate in enumerate(candidates):
+        fixed = tuple((name, value) for name, value in candidate.items() if not _floats(name, value, structure))
+        try:
+            together.setdefault(fixed, []).append(index)
+        except TypeError as error:
+            raise InputError(f"candidates must have values that hash, got {dict(fixed)}. Use tuples.") from error
+    found = []
+    for fixed, alive in together.items():
+        family, (train, validation) = Family(make, fixed), see(**dict(fixed))
+        own = [{n: v for n, v in candidates[index].items() if _floats(n, v, structure)} for index in alive]
+        numbers = {name: jnp.repeat(jnp.asarray([of[name] for of in own], jnp.float32), len(keys)) for name in own[0]}
+        progress = start_members(jnp.tile(keys, len(alive)), train, validation, numbers, plan=family)
+        found.append(
+            Population(family, tuple(alive), tuple(family(of) for of in own), numbers, progress, train, validation)
+        )
+    return found
+
+
+def _floats(name: str, value: Any, structure: Collection[str]) -> bool:
+    return isinstance(value, (float, np.floating)) and name not in structure
+
+
+def trained(population: Population, last: int, how: How) -> Iterator[Chunk]:
+    """`paced` chunks of a population up to the epoch `last`, spread over the devices that share it evenly."""
+    count = population.progress.epoch.shape[0]
+    progress, train, validation = spread(
+        population.progress, population.train, population.validation, devices=most_devices(count)
+    )
+
+    def run(*arguments: Any, plan: Plan) -> tuple[Progress, Array]:
+        return run_members(*arguments, plan=population.family, how=how, numbers=population.numbers)
+
+    return paced(population.plans[0], progress, train, validation, last=last, run=run)
+
+
+def ended(population: Population) -> dict[int, Ended]:
+    """Where the runs of each candidate stand, by its number."""
+    progress = population.progress
+    weights = gathered((progress.best, shown_weights(progress.state)))
+    ends = tuple(map(np.asarray, (progress.epoch, progress.stopping.best_epoch, progress.stopping.done)))
+    count = len(ends[0]) // len(population.alive)
+    found = {}
+    for place, index in enumerate(population.alive):
+        own = slice(place * count, (place + 1) * count)
+        parts = jax.tree.map(lambda leaf, own=own: leaf[own], (*weights, *ends))
+        found[index] = Ended(population.plans[place], *parts)
+    return found
+
+
+def scores(population: Population) -> dict[int, float]:
+    """Each candidate's best monitored figure, a mean over seeds, the lower the better; inf where none was finite."""
+    # Before its first epoch, a run's best is the worst there is.
+    sign = 1 if float(population.plans[0].stop.init().best) > 0 else -1
+    best = np.asarray(population.progress.stopping.best, np.float64)
+    means = sign * best.reshape(len(population.alive), -1).mean(1)
+    return dict(zip(population.alive, means.tolist(), strict=True))
+
+
+def compacted(population: Population, kept: Collection[int]) -> Population:
+    """The population without the members of the candidates that are not kept; some must be."""
+    places = [place for place, index in enumerate(population.alive) if index in kept]
+    count = population.progress.epoch.shape[0] // len(population.alive)
+    rows = np.concatenate([np.arange(count) + place * count for place in places])
+    many: Any = population.progress
+    progress = jax.tree.map(lambda leaf: leaf[rows], many._replace(cursor=()))._replace(cursor=many.cursor)
+    return population._replace(
+        alive=tuple(population.alive[place] for place in places),
+        plans=tuple(population.plans[place] for place in places),
+        numbers={name: values[rows] for name, values in population.numbers.items()},
+        progress=progress,
+    )
