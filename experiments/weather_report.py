@@ -11,7 +11,6 @@ from experiments.experiment import SETS, Built, short
 from jaxdl import plots
 from jaxdl.baselines import climatology, mean_of_last, ridge, root_mean_square
 from jaxdl.datasets import Dataset
-from jaxdl.datasets.weather import TARGET
 from jaxdl.fitting import as_table
 from jaxdl.passes import evaluate, predict
 from jaxdl.types import Progress, Weights
@@ -35,7 +34,7 @@ def baselines(dataset: Dataset, rows: dict[str, np.ndarray]) -> dict[str, np.nda
     The penalty of the ridge regression is the one that does best on the validation rows.
     """
     inputs, targets = dataset.examples.inputs, np.asarray(dataset.examples.targets[:, 0], np.float64)
-    today = np.asarray(inputs[:, dataset.columns.index(TARGET)], np.float64)
+    today = np.asarray(dataset.today, np.float64)
     tomorrow = np.array(dataset.rows, "datetime64[D]") + np.timedelta64(1, "D")
     months = tomorrow.astype("datetime64[M]").astype(int) % 12 + 1
     train, validation, test = (rows[name] for name in SETS)
@@ -88,7 +87,7 @@ def figures(built: Built, progress: Progress, history: list[dict[str, float]], t
     """The run's pictures by name: its history, and its predictions for the test rows beside persistence."""
     test = built.sets["test"]
     model = np.asarray(predict(built.plan.model, progress.state.weights, test.inputs))
-    persistence = built.dataset.examples.inputs[built.rows["test"], built.dataset.columns.index(TARGET)]
+    persistence = built.dataset.today[built.rows["test"]]
     best = int(progress.stopping.best_epoch)
     shown = {"model": model, "persistence": persistence}
     return {

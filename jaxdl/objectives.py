@@ -19,7 +19,12 @@ from jaxdl.types import Array, Metric, Objective, PyTree, Sums
 LOSS = "loss"
 
 
-def _same_shape(name: str, outputs: Array, targets: Array) -> tuple[Array, Array]:
+def same_shape(name: str, outputs: Array, targets: Array) -> tuple[Array, Array]:
+    """Outputs and targets as float32. Raises InputError, which calls who compares them `name`, if their shapes differ.
+
+    >>> same_shape("mine", jnp.ones((2, 1)), jnp.zeros((2, 1), jnp.int32))[1].dtype
+    dtype('float32')
+    """
     if outputs.shape != targets.shape:
         raise InputError(
             f"{name} compares outputs with targets of the same shape, got outputs {outputs.shape} and targets "
@@ -47,7 +52,7 @@ def squared_error(outputs: Array, targets: Array) -> Array:
     >>> squared_error(jnp.array([[1.0], [2.0]]), jnp.array([[0.0], [0.0]])).tolist()
     [1.0, 4.0]
     """
-    outputs, targets = _same_shape("squared_error", outputs, targets)
+    outputs, targets = same_shape("squared_error", outputs, targets)
     return _mean_of_row((outputs - targets) ** 2)
 
 
@@ -57,7 +62,7 @@ def absolute_error(outputs: Array, targets: Array) -> Array:
     >>> absolute_error(jnp.array([[1.0], [-2.0]]), jnp.array([[0.0], [0.0]])).tolist()
     [1.0, 2.0]
     """
-    outputs, targets = _same_shape("absolute_error", outputs, targets)
+    outputs, targets = same_shape("absolute_error", outputs, targets)
     return _mean_of_row(jnp.abs(outputs - targets))
 
 
@@ -71,7 +76,7 @@ def huber(delta: float = 1.0) -> Callable[[Array, Array], Array]:
     """
 
     def loss(outputs: Array, targets: Array) -> Array:
-        outputs, targets = _same_shape("huber", outputs, targets)
+        outputs, targets = same_shape("huber", outputs, targets)
         return _mean_of_row(optax.losses.huber_loss(outputs, targets, delta=delta))
 
     return loss
@@ -115,7 +120,7 @@ def sigmoid_cross_entropy(outputs: Array, targets: Array) -> Array:
     >>> round(sigmoid_cross_entropy(jnp.zeros((1, 1)), jnp.array([[1.0]])).item(), 4)
     0.6931
     """
-    outputs, targets = _same_shape("sigmoid_cross_entropy", outputs, targets)
+    outputs, targets = same_shape("sigmoid_cross_entropy", outputs, targets)
     return _mean_of_row(optax.losses.sigmoid_binary_cross_entropy(outputs, targets))
 
 
@@ -144,7 +149,7 @@ def r2(center: float = 0.0) -> Metric:
     """
 
     def statistics(outputs: Array, targets: Array) -> PyTree:
-        outputs, targets = _same_shape("r2", outputs, targets)
+        outputs, targets = same_shape("r2", outputs, targets)
         return {"residual": (outputs - targets) ** 2, "sum": targets - center, "square": (targets - center) ** 2}
 
     def finish(total: PyTree, weight: Array) -> Array:

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from jaxdl.curves import Curve
+
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 # Okabe and Ito's colours, which colour-blind readers tell apart and which print as distinct greys.
 BLUE, VERMILION, GREY = "#0072B2", "#D55E00", "#767676"
+GREEN, PURPLE = "#009E73", "#CC79A7"
+# Told apart by the line, too.
+LINES = ((BLUE, "-", 2.0), (GREEN, "--", 1.3), (VERMILION, "-.", 1.3), (PURPLE, ":", 1.6))
 
 
 def history(
@@ -127,6 +134,72 @@ def kernels(values: Any, *, columns: int = 10, title: str = "") -> Figure:
     return images(np.nan_to_num(0.5 + 0.5 * values / largest, nan=0.5), columns=columns, title=title)
 
 
+def roc(
+    curves: Mapping[str, Curve], points: Mapping[str, tuple[float, float]] | None = None, *, title: str = ""
+) -> Figure:
+    """ROC curves with their areas, and the diagonal of chance.
+
+    points: methods that give no scores, as (false positive rate, true positive rate).
+
+    >>> from jaxdl.curves import roc as curve
+    >>> len(roc({"model": curve([0.1, 0.9], [0, 1])}, {"persistence": (0.2, 0.7)}).axes)
+    1
+    """
+    figure = _figure(5.6, 5.6, above=0.6)
+    axes = _square(figure, "false positive rate", "true positive rate", title)
+    for (name, curve), (colour, line, width) in zip(curves.items(), cycle(LINES), strict=False):
+        axes.plot(curve.x, curve.y, line, color=colour, linewidth=width, label=f"{name} (area {curve.area:.3f})")
+    _mark(axes, points)
+    axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, label="chance (area 0.500)")
+    axes.legend(loc="lower right")
+    return figure
+
+
+def precision_recall(
+    curves: Mapping[str, Curve],
+    points: Mapping[str, tuple[float, float]] | None = None,
+    *,
+    share: float,
+    title: str = "",
+) -> Figure:
+    """Precision-recall curves with their average precisions, in steps, and the share of positives, which is chance.
+
+    points: methods that give no scores, as (recall, precision).
+
+    >>> from jaxdl.curves import precision_recall as curve
+    >>> len(precision_recall({"model": curve([0.1, 0.9], [0, 1])}, share=0.5).axes)
+    1
+    """
+    figure = _figure(5.6, 5.6, above=0.6)
+    axes = _square(figure, "recall", "precision", title)
+    for (name, curve), (colour, line, width) in zip(curves.items(), cycle(LINES), strict=False):
+        label = f"{name} (average {curve.area:.3f})"
+        # Points of recall 0 have no part in the area, and the first of them is only a convention.
+        x, y = curve.x[curve.x > 0], curve.y[curve.x > 0]
+        axes.plot(np.r_[0, x], np.r_[y[0], y], line, color=colour, linewidth=width, label=label, drawstyle="steps-pre")
+    _mark(axes, points)
+    axes.axhline(share, color=GREY, linewidth=1, label=f"share of positives ({share:.3f})")
+    axes.legend(loc="lower left")
+    return figure
+
+
+def _square(figure: Figure, across: str, up: str, title: str) -> Axes:
+    axes = figure.subplots()
+    axes.set(xlabel=across, ylabel=up, xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
+    _title(axes, title)
+    return axes
+
+
+def _title(axes: Axes, title: str) -> None:
+    """A title in as many lines as a narrow figure needs."""
+    axes.set_title(_plain(title), fontsize=10, wrap=True)
+
+
+def _mark(axes: Axes, points: Mapping[str, tuple[float, float]] | None) -> None:
+    for (name, point), marker in zip((points or {}).items(), "o^sDv", strict=False):
+        axes.plot(*point, marker, color="black", markersize=6, linestyle="none", label=name, zorder=3)
+
+
 def confusion(matrix: Any, classes: Sequence[str], *, title: str = "") -> Figure:
     """A confusion matrix (C, C) of counts, true classes down and predicted ones across, shaded by the share of the row.
 
@@ -135,18 +208,23 @@ def confusion(matrix: Any, classes: Sequence[str], *, title: str = "") -> Figure
     """
     counts = np.asarray(matrix)
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    size = 0.55 * len(classes) + 1.6
-    figure = _figure(size + 0.6, size, above=0.5)
+    few = len(classes) < 5
+    size = (1.2 if few else 0.55) * len(classes) + 1.6
+    figure = _figure(size + 0.6, size, above=0.6)
     figure.subplots_adjust(left=1.1 / (size + 0.6), bottom=1.0 / size)
     axes = figure.subplots()
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     for row in range(len(classes)):
         for column in range(len(classes)):
             colour = "white" if shares[row, column] > 0.5 else "black"
-            axes.text(column, row, f"{counts[row, column]}", ha="center", va="center", color=colour, fontsize=8)
-    axes.set_xticks(range(len(classes)), classes, rotation=45, ha="right", rotation_mode="anchor")
+            axes.text(
+                column, row, f"{counts[row, column]}", ha="center", va="center", color=colour, fontsize=12 if few else 8
+            )
+    slant: dict[str, Any] = {} if few else {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
+    axes.set_xticks(range(len(classes)), classes, **slant)
     axes.set_yticks(range(len(classes)), classes)
-    axes.set(xlabel="predicted", ylabel="true", title=_plain(title))
+    axes.set(xlabel="predicted", ylabel="true")
+    _title(axes, title)
     return figure
 
 

@@ -13,6 +13,7 @@ ROOT = Path(__file__).parent.parent
 # A module may import only what stands before it. New modules enter here, at the place where they belong.
 CORE = (
     *("types", "errors", "data", "programs", "augment", "convolutions", "layers", "adapters", "models", "objectives"),
+    "binary",
     *(
         "steps",
         "passes",
@@ -47,7 +48,7 @@ RING = (
         "locks",
         "interrupts",
     ),
-    *("logs", "bars", "plots", "ensemble_plots", "interval_plots", "summaries", "folders", "runs"),
+    *("logs", "bars", "curves", "plots", "ensemble_plots", "interval_plots", "summaries", "folders", "runs"),
 )
 ORDER = CORE + RING
 # Narrower than the order: all that these may import of jaxdl.

@@ -23,6 +23,7 @@ class Published(NamedTuple):
 
 LIGHT = Published("10.5281/zenodo.5071376", "weather_prediction_dataset_light.csv")
 FULL = Published("10.5281/zenodo.7525955", "weather_prediction_dataset.csv")
+LABELS = Published("10.5281/zenodo.4980359", "weather_prediction_bbq_labels.csv")  # of its days, beside either table
 WORDS = {"zenodo": LIGHT, "zenodo-full": FULL}
 ADVICE = "Use auto, zenodo, zenodo-full, simulated[:DAYS[:SEED]], a CSV file, or a folder that holds one."
 
@@ -111,9 +112,10 @@ def _local(path: Path) -> File:
 def _table_in(folder: Path) -> Path:
     for place in (folder, folder / "weather"):
         try:
-            tables = sorted(entry for entry in place.iterdir() if entry.suffix == ".csv") if place.is_dir() else []
+            files = sorted(place.iterdir()) if place.is_dir() else []
         except OSError as error:
             raise InputError(f"{place} cannot be read ({error.strerror}). Make it readable or name another.") from error
+        tables = [file for file in files if file.suffix == ".csv" and file.name != LABELS.name]
         for published in (LIGHT, FULL):
             if place / published.name in tables:
                 return place / published.name

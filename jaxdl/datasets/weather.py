@@ -1,4 +1,4 @@
-"""The weather prediction data set: today's weather in Europe, and tomorrow's hours of sunshine in Basel.
+"""The weather prediction data set: today's weather in Europe, and tomorrow's sunshine or barbecue weather in Basel.
 
 Source: Huber et al., https://doi.org/10.5281/zenodo.7525955, made from the European Climate Assessment & Dataset (Klein
 Tank et al., International Journal of Climatology 22, 2002).
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxdl.data import examples
-from jaxdl.datasets import sources, zenodo
+from jaxdl.datasets import barbecue, sources, zenodo
 from jaxdl.datasets.simulated_weather import simulate
 from jaxdl.datasets.weather_table import CALENDAR, Table, nearest, read_table
 from jaxdl.errors import InputError
@@ -36,9 +36,11 @@ class Dataset(NamedTuple):
     rows: tuple[str, ...]  # the day of each row's inputs, as "2000-01-01"; its target is the next day's
     name: str
     source: str  # such as "file:/home/me/weather.csv", "zenodo:10.5281/zenodo.5071376", "simulated:3654:seed=0"
-    sha256: str  # of the file's bytes; of the values if simulated
+    sha256: str  # of the file's bytes, of the values if simulated; with labels, of both
+    today: NDArray[np.float32]  # (N,) what the target column says of each row's own day
     note: str | None = None  # what a user must be told
     noise: NDArray[np.float64] | None = None  # (N,) standard deviation of each target given its inputs, where known
+    labels: str | None = None  # where the targets come from, if they are labels of barbecue weather
 
 
 def weather(
@@ -57,6 +59,8 @@ def weather(
     folder that JAXDL_DATA names, else `cache`, else a download, else, with no network, simulated weather and a `note`.
     days: at most so many rows, counted from the first day; None for all but the last day, which has no next.
     places: only their columns, such as ("BASEL",); None for all. Units: as `simulated_weather.simulate` says.
+    target: a column, or such as "BASEL_BBQ_weather", 1 or 0: from the file of these labels if it lies beside the table,
+    else by their rule (`barbecue.labels`).
     Raises InputError where the source cannot be had or a table is damaged anywhere, in columns left out too.
 
     >>> dataset = weather("simulated:400", days=365, places=("BASEL",))
@@ -67,7 +71,7 @@ def weather(
         raise InputError(f"days must be at least 1, got {days}. Use None for all.")
     found = sources.find(source, cache=cache, server=server)
     if isinstance(found, sources.File):
-        return _rows(read_table(found.path), days, places, target)._replace(source=found.label)
+        return _rows(read_table(found.path), days, places, target, found.path.parent)._replace(source=found.label)
     simulation = simulate(found.days, found.seed)
     table = Table("simulated weather", simulation.dates, simulation.columns, simulation.values, simulation.sha256)
     dataset = _rows(table, days, places, target)
@@ -80,16 +84,26 @@ def weather(
     return dataset._replace(source=label, note=found.note, noise=known)
 
 
-def _rows(table: Table, days: int | None, places: Sequence[str] | None, target: str) -> Dataset:
-    if target not in table.columns:
-        has = f"It has {len(CALENDAR) + len(table.columns)} columns; {nearest(target, table.columns)}."
-        raise InputError(f"{table.name} has no column {target}, which is the target. {has}")
+def _rows(
+    table: Table, days: int | None, places: Sequence[str] | None, target: str, folder: Path | None = None
+) -> Dataset:
     columns = _columns_of(table, places)
+    series, labels, sha256 = _series(table, target, folder)
     count = min(days or len(table.dates), len(table.dates) - 1)
     inputs = table.values[:count, [table.columns.index(column) for column in columns]]
-    targets = table.values[1 : count + 1, [table.columns.index(target)]]
     rows = tuple(np.datetime_as_string(table.dates[:count]).tolist())
-    return Dataset(examples(inputs, targets), columns, rows, "weather", table.name, table.sha256)
+    known, today = examples(inputs, series[1 : count + 1, None]), series[:count].astype(np.float32)
+    return Dataset(known, columns, rows, "weather", table.name, sha256, today, labels=labels)
+
+
+def _series(table: Table, target: str, folder: Path | None) -> tuple[NDArray[np.float64], str | None, str]:
+    """What the target column says of each day (D,), where its labels come from if it is one, and the checksum."""
+    if target in table.columns:
+        return table.values[:, table.columns.index(target)], None, table.sha256
+    if not target.endswith(barbecue.SUFFIX):
+        has = f"It has {len(CALENDAR) + len(table.columns)} columns; {nearest(target, table.columns)}."
+        raise InputError(f"{table.name} has no column {target}, which is the target. {has}")
+    return barbecue.labels(table, target, folder)
 
 
 def place_of(column: str) -> str:

@@ -47,11 +47,7 @@ def read_table(path: Path) -> Table:
     ...     read_table(path).values.tolist()
     [[2.5], [0.0]]
     """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}). Name a CSV file that you may read.") from error
-    header = _header(path.name, content)
+    content, header = read_header(path, CALENDAR)
     numbers = _numbers(path.name, content, header)
     dates = _dates(path.name, *(numbers[:, header.index(column)] for column in CALENDAR))
     kept = [number for number, column in enumerate(header) if column not in CALENDAR]
@@ -69,14 +65,33 @@ def nearest(name: str, names: Sequence[str]) -> str:
     return f"the nearest name is {near[0]}" if near else "it has no names"
 
 
-def _header(name: str, content: bytes) -> list[str]:
+def read_header(path: Path, needed: Sequence[str]) -> tuple[bytes, list[str]]:
+    """The bytes of a CSV file in UTF-8, and its columns' names: each once, and all that are needed.
+
+    Raises InputError where the file cannot be read or its first line is anything else.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder) / "weather.csv"
+    ...     _ = path.write_text("DATE,MONTH\\n20000131,1\\n")
+    ...     read_header(path, ["DATE"])[1]
+    ['DATE', 'MONTH']
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}). Name a CSV file that you may read.") from error
+    return content, _header(path.name, content, needed)
+
+
+def _header(name: str, content: bytes, needed: Sequence[str]) -> list[str]:
     if not content.strip():
         raise InputError(f"{name} must hold a table, got an empty file. Get it again.")
     try:
         header = next(csv.reader(io.StringIO(content.decode("utf-8-sig"), newline=""), strict=True))
     except (UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{name} must be a CSV file in UTF-8, got something else ({error}). {ADVICE}") from error
-    for column in CALENDAR:
+    for column in needed:
         if column not in header:
             got = f"{len(header)} columns: {', '.join(header[:3])}{', ...' * (len(header) > 3)}"
             raise InputError(
@@ -95,39 +110,60 @@ def _numbers(name: str, content: bytes, header: list[str]) -> NDArray[np.float64
     """Every cell (D, columns). The one at fault is looked for, slowly, only where there is one."""
     import pandas as pd
 
-    try:
-        table = _read(content, low_memory=False)
-        if len(table) < 2:
-            raise InputError(f"{name} must hold at least 2 days, today and tomorrow, got {len(table)}. {ADVICE}")
-        if all(dtype.kind in "iuf" for dtype in table.dtypes):
-            numbers = table.to_numpy(np.float64)
-            if _fits(numbers).all():
-                return numbers
-        cells = _read(content, dtype=str, keep_default_na=False)
-    except (pd.errors.ParserError, pd.errors.ParserWarning) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{name} must have {len(header)} cells in every line ({reason}). {ADVICE}") from error
+    table = _read(name, content, header, low_memory=False)
+    if len(table) < 2:
+        raise InputError(f"{name} must hold at least 2 days, today and tomorrow, got {len(table)}. {ADVICE}")
+    if all(dtype.kind in "iuf" for dtype in table.dtypes):
+        numbers = table.to_numpy(np.float64)
+        if _fits(numbers).all():
+            return numbers
+    cells = read_cells(name, content, header)
     numbers = cells.apply(pd.to_numeric, errors="coerce").to_numpy(np.float64)
     wrong = np.argwhere(~_fits(numbers))
     if not len(wrong):
         return numbers
     row, column = (int(place) for place in wrong[0])
+    raise wrong_cell(name, cells, row, column, "a finite number")
+
+
+def wrong_cell(name: str, cells: pd.DataFrame, row: int, column: int, wanted: str) -> InputError:
+    """The error that names a cell by its line and its column, and says what must stand there.
+
+    >>> import pandas as pd
+    >>> print(wrong_cell("a.csv", pd.DataFrame({"DATE": ["20000101"], "RAIN": ["wet"]}), 0, 1, "a number"))
+    a.csv, line 2 (DATE 20000101), column RAIN: must be a number, got 'wet'. Correct the file, or get it again.
+    """
     cell = cells.iat[row, column]
     got = repr(cell) if isinstance(cell, str) and cell.strip() else "an empty cell"
-    where = f"{_line(row)} (DATE {cells['DATE'].iat[row]}), column {header[column]}"
-    raise InputError(f"{name}, {where}: must be a finite number, got {got}. {ADVICE}")
+    where = f"{_line(row)} (DATE {cells['DATE'].iat[row]}), column {cells.columns[column]}"
+    return InputError(f"{name}, {where}: must be {wanted}, got {got}. {ADVICE}")
 
 
-def _read(content: bytes, **options: Any) -> pd.DataFrame:
+def read_cells(name: str, content: bytes, header: Sequence[str]) -> pd.DataFrame:
+    """The cells of a CSV file below its header, as they are written; what a short line lacks is no string.
+
+    Raises InputError where a line has too many.
+
+    >>> read_cells("a.csv", b"DATE,RAIN\\n20000101, wet\\n", ["DATE", "RAIN"]).to_numpy().tolist()
+    [['20000101', ' wet']]
+    """
+    return _read(name, content, header, dtype=str, keep_default_na=False)
+
+
+def _read(name: str, content: bytes, header: Sequence[str], **options: Any) -> pd.DataFrame:
     import pandas as pd
 
     with warnings.catch_warnings():
         # A line that is too long is an error of pandas, except where all of them are: that is a warning.
         warnings.simplefilter("error", pd.errors.ParserWarning)
-        # Blank lines count, so that the lines of messages are those of the file; at the end they mean nothing.
-        return pd.read_csv(
-            io.BytesIO(content.rstrip()), encoding="utf-8-sig", index_col=False, skip_blank_lines=False, **options
-        )
+        try:
+            # Blank lines count, so that the lines of messages are those of the file; at the end they mean nothing.
+            return pd.read_csv(
+                io.BytesIO(content.rstrip()), encoding="utf-8-sig", index_col=False, skip_blank_lines=False, **options
+            )
+        except (pd.errors.ParserError, pd.errors.ParserWarning) as error:
+            reason = " ".join(str(error).split())
+            raise InputError(f"{name} must have {len(header)} cells in every line ({reason}). {ADVICE}") from error
 
 
 def _fits(numbers: NDArray[np.float64]) -> NDArray[np.bool_]:
