@@ -14,7 +14,7 @@ def right(outputs: Array, targets: Array) -> Array:
     >>> right(jnp.array([[2.0], [-1.0], [0.0]]), jnp.array([[1.0], [1.0], [0.0]])).tolist()
     [[1.0], [0.0], [1.0]]
     """
-    outputs, targets = same_shape("binary", outputs, targets)
+    outputs, targets = same_shape("right", outputs, targets)
     return jnp.where(targets > 0.5, outputs > 0, outputs <= 0).astype(jnp.float32)
 
 

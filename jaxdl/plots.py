@@ -151,7 +151,7 @@ def roc(
         axes.plot(curve.x, curve.y, line, color=colour, linewidth=width, label=f"{name} (area {curve.area:.3f})")
     _mark(axes, points)
     axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, label="chance (area 0.500)")
-    axes.legend(loc="lower right")
+    axes.legend(loc="lower right", fontsize=9)
     return figure
 
 
@@ -179,7 +179,7 @@ def precision_recall(
         axes.plot(np.r_[0, x], np.r_[y[0], y], line, color=colour, linewidth=width, label=label, drawstyle="steps-pre")
     _mark(axes, points)
     axes.axhline(share, color=GREY, linewidth=1, label=f"share of positives ({share:.3f})")
-    axes.legend(loc="lower left")
+    axes.legend(loc="lower left", fontsize=9)
     return figure
 
 

@@ -19,7 +19,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # Modules that call optax cannot bear strict dtype promotion, because optax does not.
 STRICT_DTYPES = (
     *("test_data", "test_augment", "test_layers", "test_models"),
-    *("test_objectives", "test_stopping", "test_passes"),
+    *("test_objectives", "test_binary", "test_stopping", "test_passes"),
 )
 
 

@@ -59,7 +59,9 @@ def test_rows_are_today_and_targets_tomorrow(tmp_path):
     np.testing.assert_array_equal(targets[:, 0], TABLE["BASEL_sunshine"].to_numpy(np.float32)[1:21])
     assert dataset.columns == tuple(HEADER[2:])
     assert dataset.rows[0] == "2000-01-01" and dataset.rows[-1] == "2000-01-20"
+    np.testing.assert_array_equal(dataset.today, TABLE["BASEL_sunshine"].to_numpy(np.float32)[:20])
     assert (dataset.name, dataset.source, dataset.note, dataset.noise) == ("weather", f"file:{path}", None, None)
+    assert dataset.labels is None
     assert dataset.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
@@ -129,15 +131,21 @@ def test_folders(tmp_path):
     only = write(tmp_path, LINES, "weather/some.csv")
     write(tmp_path, LINES, "weather/readme.txt")
     assert weather(tmp_path).source == f"file:{only}"
-    write(tmp_path, LINES, "weather/weather_prediction_bbq_labels.csv")
-    message = refusal(tmp_path)
-    assert "must hold one table of weather, got some.csv, weather_prediction_bbq_labels.csv. Name the file" in message
+    write(tmp_path, LINES, "weather/other.csv")
+    assert "must hold one table of weather, got other.csv, some.csv. Name the file" in refusal(tmp_path)
     full = write(tmp_path, LINES, "weather/weather_prediction_dataset.csv")
     assert weather(str(tmp_path)).source == weather(tmp_path / "weather").source == f"file:{full}"
     light = write(tmp_path, LINES, "weather/weather_prediction_dataset_light.csv")
     assert weather(tmp_path).source == f"file:{light}"
     direct = write(tmp_path, LINES, "mine.csv")
     assert weather(tmp_path).source == f"file:{direct}"
+
+
+def test_a_file_of_labels_is_no_table(tmp_path):
+    write(tmp_path, LINES, "weather_prediction_bbq_labels.csv")
+    assert "must hold a CSV file, itself or in its folder weather, got none" in refusal(tmp_path)
+    only = write(tmp_path, LINES, "some.csv")
+    assert weather(tmp_path).source == f"file:{only}"
 
 
 def test_a_folder_that_may_not_be_listed(tmp_path, monkeypatch):

@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.figure import Figure
-from sklearn.metrics import root_mean_squared_error
+from sklearn.metrics import average_precision_score, roc_auc_score, root_mean_squared_error
 
-from jaxdl import plots
+from jaxdl import curves, plots
 
 TABLE = pd.DataFrame(
     {"rmse": [4.0, 3.0, 2.0, 1.5], "val_rmse": [4.2, 3.1, 2.9, 3.0]}, index=pd.RangeIndex(1, 5, name="epoch")
@@ -184,3 +184,57 @@ def test_the_confusion_matrix_shows_counts_and_shades_shares():
     np.testing.assert_allclose(shares, [[0.8, 0.2, 0], [0.25, 0.75, 0], [0, 0, 0]])
     assert [label.get_text() for label in axes.get_xticklabels()] == ["cat", "dog", "ship"]
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("predicted", "true")
+
+
+@pytest.mark.parametrize("count", [2, 10])
+def test_a_long_title_stays_within_a_confusion_matrix(count):
+    title = "test days: 2026-11-24-182832-batchnorm, weather_prediction_dataset.csv"
+    figure = plots.confusion(np.eye(count, dtype=int), list("abcdefghij")[:count], title=title)
+    draw(figure)
+    inside(figure, figure.axes[0].title)
+
+
+def inside(figure, text):
+    box, page = text.get_window_extent(), figure.bbox
+    assert page.x0 <= box.x0 and box.x1 <= page.x1 and page.y0 <= box.y0 and box.y1 <= page.y1
+
+
+LABELS = np.random.default_rng(2).integers(0, 2, 60)
+SCORES = LABELS + np.random.default_rng(3).normal(0, 1, 60)
+
+
+def test_the_roc_curves_stand_beside_chance_and_points():
+    both = {"model": curves.roc(SCORES, LABELS), "worse": curves.roc(SCORES.round(), LABELS)}
+    figure = plots.roc(both, {"persistence": (0.2, 0.7)}, title="2026-11-24-182832-batchnorm, weather_prediction.csv")
+    draw(figure)
+    shown = lines(figure)
+    names = [
+        f"model (area {roc_auc_score(LABELS, SCORES):.3f})",
+        f"worse (area {roc_auc_score(LABELS, SCORES.round()):.3f})",
+    ]
+    assert list(shown) == [*names, "persistence", "chance (area 0.500)"]
+    np.testing.assert_array_equal(shown[names[0]], [both["model"].x, both["model"].y])
+    np.testing.assert_array_equal(shown["persistence"], [[0.2], [0.7]])
+    np.testing.assert_array_equal(shown["chance (area 0.500)"], [[0, 1], [0, 1]])
+    (axes,) = figure.axes
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("false positive rate", "true positive rate")
+    styles = {(line.get_color(), line.get_linestyle()) for line in axes.get_lines()}
+    assert len(styles) == 4
+    inside(figure, axes.title)
+
+
+def test_the_area_under_the_drawn_steps_is_the_average_precision():
+    figure = plots.precision_recall({"model": curves.precision_recall(SCORES, LABELS)}, {"a": (0.5, 0.6)}, share=0.4)
+    draw(figure)
+    shown = lines(figure)
+    score = average_precision_score(LABELS, SCORES)
+    assert list(shown) == [f"model (average {score:.3f})", "a", "share of positives (0.400)"]
+    x, y = shown[f"model (average {score:.3f})"]
+    assert (x[0], x[-1]) == (0, 1) and figure.axes[0].get_lines()[0].get_drawstyle() == "steps-pre"
+    np.testing.assert_allclose(np.sum(np.diff(x) * y[1:]), score, rtol=1e-12)
+    assert (figure.axes[0].get_xlabel(), figure.axes[0].get_ylabel()) == ("recall", "precision")
+
+
+def test_curves_of_a_run_that_went_wrong_can_still_be_drawn():
+    draw(plots.roc({}, {"persistence": (0.2, 0.7)}))
+    draw(plots.precision_recall({}, share=0.3))
