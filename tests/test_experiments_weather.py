@@ -272,6 +272,7 @@ def test_help_explains_every_flag():
     )
     for name in (
         "recipe",
+        "labels",
         "data",
         "seed",
         "epochs",

@@ -59,7 +59,7 @@ def weather(
     folder that JAXDL_DATA names, else `cache`, else a download, else, with no network, simulated weather and a `note`.
     days: at most so many rows, counted from the first day; None for all but the last day, which has no next.
     places: only their columns, such as ("BASEL",); None for all. Units: as `simulated_weather.simulate` says.
-    target: a column, or such as "BASEL_BBQ_weather", 1 or 0: from the file of these labels if it lies beside the table,
+    target: a column; or labels of 1 and 0, such as "BASEL_BBQ_weather", from their file if it lies beside the table,
     else by their rule (`barbecue.labels`).
     Raises InputError where the source cannot be had or a table is damaged anywhere, in columns left out too.
 
@@ -98,12 +98,12 @@ def _rows(
 
 def _series(table: Table, target: str, folder: Path | None) -> tuple[NDArray[np.float64], str | None, str]:
     """What the target column says of each day (D,), where its labels come from if it is one, and the checksum."""
-    if target in table.columns:
-        return table.values[:, table.columns.index(target)], None, table.sha256
-    if not target.endswith(barbecue.SUFFIX):
+    if target.endswith(barbecue.SUFFIX):
+        return barbecue.labels(table, target, folder)
+    if target not in table.columns:
         has = f"It has {len(CALENDAR) + len(table.columns)} columns; {nearest(target, table.columns)}."
         raise InputError(f"{table.name} has no column {target}, which is the target. {has}")
-    return barbecue.labels(table, target, folder)
+    return table.values[:, table.columns.index(target)], None, table.sha256
 
 
 def place_of(column: str) -> str:
