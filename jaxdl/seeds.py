@@ -83,7 +83,7 @@ def fit_seeds(
         progress = start_members(keys, train, validation, plan=plan)
     if progress.epoch.shape != keys.shape:
         raise InputError(f"progress must be that of {len(seeds)} seeds, got one of shape {progress.epoch.shape}.")
-    last, ends = max(epochs, int(progress.epoch.max())), None
+    last, ends = max(epochs, int(progress.epoch.max())), "epochs"
     records: list[Record] = []
     progress, *rows = spread(progress, train, validation, devices=most_devices(len(seeds)))
     try:
@@ -95,19 +95,23 @@ def fit_seeds(
                     observe(progress, records)
     except KeyboardInterrupt:
         ends = "interrupted"
-    reasons = tuple(reason_of(done, ends) for done in np.asarray(progress.stopping.done))
+    return _fits(progress, records, ends)
+
+
+def _fits(progress: Progress, records: list[Record], ends: str) -> Fits:
     best, final = gathered((progress.best, shown_weights(progress.state)))
-    done, best_epochs = np.asarray(progress.epoch), np.asarray(progress.stopping.best_epoch)
+    done, best_epochs, stopped = map(np.asarray, (progress.epoch, progress.stopping.best_epoch, progress.stopping.done))
+    reasons = tuple(reason_of(over, ends) for over in stopped)
     return Fits(as_table(records, done), best, final, best_epochs, reasons, progress)
 
 
-def reason_of(done: bool, otherwise: str | None) -> str:
-    """Why one of many runs ended: its own rule, else what ended them all, else the number of epochs.
+def reason_of(stopped: bool, otherwise: str) -> str:
+    """Why one of many runs ended: its own rule, else what ended them all.
 
     >>> reason_of(False, "interrupted")
     'interrupted'
     """
-    return "early-stopping" if done else otherwise or "epochs"
+    return "early-stopping" if stopped else otherwise
 
 
 def seed_keys(seeds: Sequence[int]) -> Array:
