@@ -1,7 +1,7 @@
 """One process of the ensembles' benchmark: a recipe for many seeds at once, a line of JSON a repetition.
 
     python -m benchmarks.fit_ensemble --data DIR --members 64 --devices 2 --how vmap
-    python -m benchmarks.fit_ensemble --data DIR --experiment cifar10 --recipe pooled --rows 1000 --epochs 1 --members 4 --how map
+    python -m benchmarks.fit_ensemble --data DIR --experiment cifar10 --recipe pooled --rows 1000 --members 4 --how map
 
 The first repetition compiles; the others are warm. `--members 0` is a solo run of seed 0, through the same loop.
 """

@@ -205,13 +205,15 @@ def spread(many: Progress, *rows_of: Examples | None, devices: Any = None) -> tu
     >>> plan = make_plan(mlp(()), Objective(objectives.squared_error), optax.sgd(0.1), batch_size=2)
     >>> many = members(jax.random.split(jax.random.key(0), 4), lambda key: start(plan, rows, key=key))
     >>> many, train = spread(many, rows, devices=jax.devices()[:1])
-    >>> many.epoch.sharding.spec[0]
-    'member'
+    >>> len(many.epoch.sharding.device_set)
+    1
     """
     chosen = jax.devices() if devices is None else devices
     count = many.epoch.shape[0]
     if count % len(chosen):
         raise InputError(f"{count} members cannot be spread evenly over {len(chosen)} devices. Use a multiple.")
+    if len(chosen) == 1:
+        return jax.device_put((many, *rows_of), chosen[0])
     mesh = Mesh(np.asarray(chosen), (AXIS,))
     apart, alike = NamedSharding(mesh, PartitionSpec(AXIS)), NamedSharding(mesh, PartitionSpec())
     placed = jax.device_put(_apart(many), apart)._replace(cursor=jax.device_put(many.cursor, alike))
