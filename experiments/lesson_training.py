@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import numpy as np
 import optax
+from jax import lax
 
 from experiments.lesson_rows import Row
 from jaxdl.committees import evaluate_members
 from jaxdl.ensembles import How
+from jaxdl.passes import predict
 from jaxdl.programs import program
 from jaxdl.runs import compile_clock
 from jaxdl.seeds import fit_seeds
@@ -40,8 +43,7 @@ class Trained(NamedTuple):
 
     row: Row
     history: pd.DataFrame  # columns member, epoch, and the figures
-    model: Model
-    final: Weights  # of leaves (seeds, ...)
+    outputs: Mapping[str, np.ndarray]  # of the validation and the test rows, (seeds, rows, outputs)
 
 
 def trained(row: Row, task: Task) -> Trained:
@@ -63,22 +65,27 @@ def trained(row: Row, task: Task) -> Trained:
         )
         seconds = time.perf_counter() - began - compiling()
     epochs = runs.history.groupby("member")["epoch"].max().to_numpy()
-    row = measured(row._replace(epochs=epochs, seconds=seconds), task, runs.final)
-    return Trained(row, runs.history, task.model, runs.final)
+    return measured(row._replace(epochs=epochs, seconds=seconds), task, runs.history, runs.final)
 
 
-def measured(row: Row, task: Task, weights: Weights) -> Row:
-    """The row with the figures of networks of leaves (seeds, ...), in its unit, and their number of parameters."""
-    figures = _figures(weights, task.sets, model=task.model, objective=task.objective)
+def measured(row: Row, task: Task, history: pd.DataFrame, final: Weights) -> Trained:
+    """The row with the figures of its networks' last weights, of leaves (seeds, ...), in its unit."""
+    figures, outputs = _measure(final, task.sets, model=task.model, objective=task.objective)
     scale = 100 if row.unit == "%" else 1
     values = {name: scale * np.asarray(of[row.figure.lower()], np.float64) for name, of in figures.items()}
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(weights.params)) // len(row.seeds)
-    return row._replace(values=values, parameters=parameters)
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(final.params)) // len(row.seeds)
+    row = row._replace(values=values, parameters=parameters)
+    return Trained(row, history, {name: np.asarray(of) for name, of in outputs.items()})
 
 
 @partial(program, static_argnames=("model", "objective"))
-def _figures(
+def _measure(
     weights: Weights, sets: dict[str, Examples], *, model: Model, objective: Objective
-) -> dict[str, dict[str, Array]]:
-    # One program for all sets: to compile one for each of them would take longer than to run it.
-    return {name: evaluate_members(model, objective, weights, rows) for name, rows in sets.items()}
+) -> tuple[dict[str, dict[str, Array]], dict[str, Array]]:
+    # One program for all of it: to compile several would take longer than to run them.
+    figures = {name: evaluate_members(model, objective, weights, rows) for name, rows in sets.items()}
+    told = {name: rows for name, rows in sets.items() if name != "train"}
+    return figures, {
+        name: lax.map(lambda one, inputs=rows.inputs: predict(model, one, inputs), weights)
+        for name, rows in told.items()
+    }

@@ -114,8 +114,11 @@ def run(of: Weather, exercise: Exercise, seeds: tuple[int, ...]) -> Trained:
     return trained(of.row(exercise, seeds, {}), task)
 
 
-def without_network(of: Weather, exercise: Exercise) -> Iterator[Row]:
-    """What needs no network, on the test rows of an exercise: as today, ridge regression, the more frequent label."""
+def without_network(of: Weather, exercise: Exercise, rows: str) -> Iterator[Row]:
+    """What needs no network, on the test rows of an exercise: as today, ridge regression, the more frequent label.
+
+    rows: what these rows are called, such as ", all years".
+    """
     dataset = of.dataset(exercise)
     chosen, sets = divide(dataset)
     true = np.asarray(sets["test"].targets[:, 0], np.float64)
@@ -125,6 +128,16 @@ def without_network(of: Weather, exercise: Exercise) -> Iterator[Row]:
         shown["always the same"] = np.full(len(true), np.mean(sets["train"].targets) > 0.5, float)
     for name, guess in shown.items():
         off = 100 * np.mean((guess > 0.5) == (true > 0.5)) if of.labels() else root_mean_square(guess - true)
-        longer = exercise.recipe[4:] != BATCHNORM[4:]
-        named = exercise._replace(name=f"{name}, {exercise.name}" if longer else name, what="without a network")
+        named = exercise._replace(name=f"{name}{rows}", what="without a network")
         yield of.row(named, (), {"test": np.array([off])})
+
+
+def together(of: Weather, exercise: Exercise, done: Trained) -> Row:
+    """The mean of all networks' predictions, as one."""
+    _, sets = divide(of.dataset(exercise))
+    errors = {name: done.outputs[name].mean(0) - sets[name].targets for name in done.outputs}
+    count = len(done.row.seeds)
+    named = exercise._replace(
+        section=NEXT, name=f"all {count} together", what=f"the mean of the predictions of {count} networks"
+    )
+    return of.row(named, (), {name: np.array([root_mean_square(error)]) for name, error in errors.items()})

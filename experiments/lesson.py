@@ -1,0 +1,212 @@
+"""The whole day of the lesson in one command, every figure with its error over seeds.
+
+    python -m experiments.lesson
+
+Writes the table, `lesson.csv`, `seeds.csv`, the pictures, and `lesson.html`, one file to hand out.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import time
+import warnings
+from contextlib import ExitStack, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import jax
+from rich.console import Console
+
+from experiments import STARTED, lesson_steps
+from experiments.command import command, new_workdir
+from experiments.lesson_cifar10 import CIFAR10
+from experiments.lesson_figures import figures
+from experiments.lesson_findings import findings
+from experiments.lesson_page import SOURCES, Picture, page, png
+from experiments.lesson_rows import Row, as_frame, as_seeds, table
+from experiments.lesson_steps import Lesson
+from experiments.lesson_weather import BARBECUE, EXERCISES, NEXT, SIZES, Weather
+from jaxdl import folders, runs
+from jaxdl.datasets import Images, cifar10, weather
+from jaxdl.datasets.barbecue import SUFFIX
+from jaxdl.datasets.weather import TARGET, place_of
+from jaxdl.errors import InputError
+from jaxdl.interrupts import NEVER, Interrupts
+from jaxdl.locks import locked
+
+MOST_SEEDS = 4096
+ABOUT = {
+    EXERCISES: "What a network must beat needs no network: tomorrow will be as today. A large network learns its "
+    "training rows by heart; early stopping, BatchNorm and more data are what the lesson tries against that.",
+    SIZES: "The plain recipe, 200 epochs, with fewer and fewer nodes. The network to take is the smallest whose mean "
+    "RMSE on validation rows is within one standard error of the best one's.",
+    NEXT: "What the lesson leaves open, each tried on the network with BatchNorm.",
+    BARBECUE: "The same days, another question: will tomorrow be without rain and warm, at least 18 degrees? The "
+    "networks tell a chance; above one half counts as yes.",
+    CIFAR10: "Ten classes of small photographs; a guess is right once in ten.",
+}
+SPLIT = (
+    "All seeds share one split of the days, so the errors are those of initial weights and of the order of rows, not "
+    "those of other days."
+)
+
+
+@dataclass(frozen=True)
+class Config:
+    """Goes through the whole lesson, every network with many seeds, and writes a table, pictures and a page."""
+
+    workdir: Path | None = None
+    """The folder to write to; by default a new one, runs/<time>-lesson. In one that holds a lesson, cut off or
+    finished, rows that are there already are not trained again."""
+    data: str = "auto"
+    """auto (the folder in JAXDL_DATA, else the cache, else a download, else simulated), a folder that holds both data
+    sets, or simulated."""
+    seeds: int = 16
+    """Networks a row of the weather."""
+    full: bool = False
+    """For CIFAR-10, 5 seeds on 5,000 images, 10 epochs, and eleven rates of dropout: about an hour on 2 cores."""
+    target: str = TARGET
+    """What the weather networks predict, a column such as OSLO_temp_max; its place is the one place of the lesson."""
+    only: Literal["all", "weather", "cifar10"] = "all"
+    """Which part of the lesson."""
+    fresh: bool = False
+    """Start over, and keep what is in --workdir under another name."""
+    compilation_cache: bool = True
+    """Keep compiled programs in the user's cache folder, so that the next lesson starts sooner."""
+
+
+class Data(NamedTuple):
+    """What the lesson is about."""
+
+    weather: tuple[Weather, ...]  # numbers and labels of the same days, or nothing
+    pictures: tuple[Images, ...]  # one, or none
+
+    def checksums(self) -> dict[str, str]:
+        """By name."""
+        named = zip(("weather", "labels"), (of.whole.sha256 for of in self.weather), strict=False)
+        return dict([*named, *(("cifar10", of.sha256) for of in self.pictures)])
+
+    def notes(self) -> list[str]:
+        """What must not be overlooked, each once."""
+        found = [*(of.whole.note for of in self.weather), *(of.note for of in self.pictures)]
+        return list(dict.fromkeys(note for note in found if note))
+
+
+def run(config: Config, console: Console, interrupts: Interrupts = NEVER) -> list[Row]:
+    """Goes through the lesson and writes the folder; gives the rows."""
+    if not 1 <= config.seeds <= MOST_SEEDS:
+        raise InputError(f"--seeds must be from 1 to {MOST_SEEDS}, got {config.seeds}. Leave it out for 16.")
+    if config.target.endswith(SUFFIX):
+        raise InputError(f"--target must be a column of the weather, got {config.target}. Its labels are told anyway.")
+    if config.compilation_cache:
+        runs.keep_compilations()
+    data = read(config)
+    for note in data.notes():
+        console.print(f"WARNING: {note}", style="bold red", markup=False, soft_wrap=True)
+    with ExitStack() as stack:
+        folder = _folder(config, console)
+        stack.enter_context(locked(folder))
+        _claim(config, folder, data)
+        interrupts.advise(f"interrupted; the same command with --workdir {folder} goes on after the finished rows.")
+        lesson = lesson_steps.go(data.weather, data.pictures, config.seeds, config.full, folder / "rows", console)
+        said = [*findings(lesson.rows), *([SPLIT] if data.weather else [])]
+        _write(folder, config, data, lesson, said)
+    console.print(table(lesson.rows, f"{len(lesson.rows)} rows, {config.seeds} seeds for the weather"))
+    for sentence in said:
+        console.print(f"- {sentence}", highlight=False, markup=False)
+    end = f"{time.perf_counter() - STARTED:.0f} s. The page to hand out: {folder / 'lesson.html'}"
+    console.print(end, markup=False, soft_wrap=True, highlight=False)
+    return lesson.rows
+
+
+def read(config: Config) -> Data:
+    """The weather with its labels, and the pictures, as far as they are asked for."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # The notes are printed instead.
+        weathers: tuple[Weather, ...] = ()
+        if config.only != "cifar10":
+            targets = (config.target, place_of(config.target) + SUFFIX)
+            weathers = tuple(Weather(weather(config.data, days=None, target=of), of) for of in targets)
+        return Data(weathers, (cifar10(config.data),) if config.only != "weather" else ())
+
+
+def _folder(config: Config, console: Console) -> Path:
+    if config.workdir is None:
+        return new_workdir("lesson")
+    if config.fresh and config.workdir.exists():
+        folders.earlier(config.workdir)  # Raises for a folder of other files.
+        aside = folders.set_aside(config.workdir)
+        console.print(f"What was in {config.workdir} is now {aside}.", markup=False, soft_wrap=True)
+    elif folders.earlier(config.workdir):
+        console.print(f"The lesson in {config.workdir} goes on after its finished rows.", markup=False, soft_wrap=True)
+    folders.make(config.workdir)
+    return config.workdir
+
+
+def _claim(config: Config, folder: Path, data: Data) -> None:
+    """Writes config.json; raises InputError where the rows in the folder are of another lesson."""
+    now = {**asdict(config), "workdir": str(folder), "checksums": data.checksums(), **runs.surroundings()}
+    earlier = folders.earlier(folder)
+    if earlier is not None:
+        before = earlier.config
+        for name in ("seeds", "full", "target"):
+            if before.get(name, now[name]) != now[name]:
+                raise InputError(
+                    f"--{name} is {before[name]} in the lesson in {folder}, got {now[name]}. Leave it out, choose "
+                    "another --workdir, or start over with --fresh."
+                )
+        for name, checksum in before.get("checksums", {}).items():
+            if now["checksums"].get(name, checksum) != checksum:
+                raise InputError(
+                    f"the lesson in {folder} is on another data set of {name}. Choose another --workdir, or start "
+                    "over with --fresh."
+                )
+        now["checksums"] = before.get("checksums", {}) | now["checksums"]
+    folders.write_json(folder / folders.CONFIG, now)
+
+
+def _write(folder: Path, config: Config, data: Data, lesson: Lesson, said: list[str]) -> None:
+    """The tables, the pictures and the page."""
+    as_frame(lesson.rows).to_csv(folder / "lesson.csv", index=False)
+    as_seeds(lesson.rows).to_csv(folder / "seeds.csv", index=False)
+    (folder / "figures").mkdir(exist_ok=True)
+    pictures = []
+    truth = lesson_steps.truths(*data.weather) if data.weather else {}
+    for drawn in figures(lesson.rows, lesson.done, truth, _quantity(config.target)):
+        pictures.append(Picture(drawn.section, drawn.name, drawn.caption, png(drawn.figure)))
+        name = re.sub(r"\W+", "-", drawn.name.lower()).strip("-")
+        (folder / "figures" / f"{name}.png").write_bytes(pictures[-1].png)
+    sections = {row.section for row in lesson.rows}
+    measured = [not of.whole.source.startswith("simulated") for of in data.weather[:1]]
+    sources = [SOURCES[0]] * any(measured) + [SOURCES[1]] * any("simulated" not in of.source for of in data.pictures)
+    surroundings = runs.surroundings()
+    text = page(
+        lesson.rows,
+        pictures,
+        said,
+        data.notes(),
+        title="Monitoring and refining training, with error bars",
+        about={section: text for section, text in ABOUT.items() if section in sections},
+        command=f"python -m experiments.lesson --seeds {config.seeds}{' --full' * config.full}",
+        sources=sources,
+        made=f"{time.strftime('%Y-%m-%d')}, jax {surroundings['versions']['jax']}, {os.cpu_count()} cores",
+    )
+    (folder / "lesson.html").write_text(text, encoding="utf-8")
+
+
+def _quantity(target: str) -> str:
+    return "sunshine hours" if target == TARGET else target.replace("_", " ").lower()
+
+
+def use_all_cores() -> None:
+    """Makes a device of each core, where JAX has not started yet: seeds are spread over devices."""
+    with suppress(RuntimeError):
+        jax.config.update("jax_num_cpu_devices", os.cpu_count() or 1)
+
+
+if __name__ == "__main__":
+    use_all_cores()
+    sys.exit(command(Config, run, "python -m experiments.lesson"))

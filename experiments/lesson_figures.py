@@ -1,0 +1,146 @@
+"""The pictures of the lesson."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from experiments.lesson_cifar10 import CIFAR10
+from experiments.lesson_findings import recommended
+from experiments.lesson_rows import Row, estimate
+from experiments.lesson_training import Trained
+from experiments.lesson_weather import BARBECUE, EXERCISES, NEXT, SIZES
+from jaxdl import ensemble_plots, interval_plots, plots
+from jaxdl.calibration import calibrate, coverage, widened
+from jaxdl.curves import roc
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+LEVELS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
+
+
+class Drawn(NamedTuple):
+    """A figure, and what is said below it."""
+
+    section: str
+    name: str  # of its file
+    caption: str
+    figure: Figure
+
+
+class Truth(NamedTuple):
+    """What the networks of an exercise were to tell."""
+
+    validation: np.ndarray  # (rows, 1)
+    test: np.ndarray  # (rows, 1)
+    today: np.ndarray  # (test rows,)
+
+
+HISTORIES = {
+    (EXERCISES, "plain"): "Overfitting: the training curves fall on, the validation curves turn.",
+    (SIZES, "10, 5"): "A small network cannot learn the training rows by heart.",
+    (EXERCISES, "early stopping"): "Early stopping ends each run where 10 epochs brought nothing better.",
+    (EXERCISES, "BatchNorm"): "BatchNorm on the inputs: sooner there, and the curves part sooner too.",
+    (CIFAR10, "dense"): "A network without convolutions, on photographs.",
+    (CIFAR10, "small"): "Two convolutions: how far training and validation part.",
+    (CIFAR10, "pooled"): "Pooling: a seventh of the parameters.",
+}
+
+
+def figures(
+    rows: Sequence[Row], done: Mapping[tuple[str, str], Trained], truth: Mapping[str, Truth], quantity: str
+) -> Iterator[Drawn]:
+    """All figures that the rows and runs allow.
+
+    done: by section and name. truth: of "numbers" and of "labels". quantity: what is predicted.
+    """
+    for (section, name), caption in HISTORIES.items():
+        if (section, name) in done:
+            row, history, _ = done[section, name]
+            metric, unit = ("accuracy", "") if row.unit == "%" else ("rmse", row.unit)
+            figure = ensemble_plots.histories(history, metric, unit=unit, title=f"{name}: {row.what}")
+            yield Drawn(section, f"history {name}", caption, figure)
+    if (EXERCISES, "BatchNorm") in done:
+        yield from _predictions(done[EXERCISES, "BatchNorm"], truth["numbers"], quantity)
+    sizes = [row for row in rows if row.section == SIZES]
+    if sizes:
+        yield _sizes(sizes, rows)
+    for section, caption in (
+        (EXERCISES, "The exercises: every dot is a seed; the line is what needs no network."),
+        (NEXT, "The open questions beside the network they change."),
+        (CIFAR10, "Every dot is a seed."),
+    ):
+        yield from _spreads(section, caption, rows)
+    if (BARBECUE, "one place, yes or no") in done:
+        yield _roc(done[BARBECUE, "one place, yes or no"], truth["labels"])
+
+
+def _sizes(sizes: Sequence[Row], rows: Sequence[Row]) -> Drawn:
+    means = {name: [estimate(row.values[name]).mean for row in sizes] for name in ("train", "validation", "test")}
+    errors = {name: [estimate(row.values[name]).error for row in sizes] for name in means}
+    today = next((float(row.values["test"][0]) for row in rows if row.name == "as today"), None)
+    figure = ensemble_plots.against_size(
+        [row.parameters or 1 for row in sizes],
+        means,
+        {name: np.nan_to_num(of) for name, of in errors.items()},
+        [row.name for row in sizes],
+        recommended=recommended(sizes) if len(sizes[0].seeds) > 1 else None,
+        baselines={} if today is None else {"as today (test)": today},
+        quantity=f"{sizes[0].figure} ({sizes[0].unit})",
+    )
+    return Drawn(SIZES, "sizes", "RMSE against the number of parameters, with the standard error over seeds.", figure)
+
+
+def _spreads(section: str, caption: str, rows: Sequence[Row]) -> Iterator[Drawn]:
+    shown = [row for row in rows if row.section == section and row.seeds]
+    if not shown:
+        return
+    first = shown[0]
+    beside = [row for row in rows if section == NEXT and row.section == EXERCISES and row.name == "BatchNorm"]
+    shown = [*beside, *shown]
+    alone = [row for row in rows if row.section == section and not row.seeds and "," not in row.name]
+    figure = ensemble_plots.spreads(
+        [row.name for row in shown],
+        [row.values["test"] for row in shown],
+        printed=[row.printed.get("test") for row in shown],
+        baselines={row.name: float(row.values["test"][0]) for row in alone},
+        quantity=f"test {first.figure} ({first.unit})",
+        decimals=1 if first.unit == "%" else 2,
+    )
+    yield Drawn(section, f"seeds {section}", caption, figure)
+
+
+def _predictions(done: Trained, truth: Truth, quantity: str) -> Iterator[Drawn]:
+    outputs, count = done.outputs["test"][..., 0], len(done.row.seeds)
+    true = truth.test[:, 0]
+    mean = outputs.mean(0)
+    shown = {"one network": outputs[0], f"mean of {count}": mean, "as today": truth.today}
+    if np.isfinite(outputs).all():
+        figure = plots.predictions(true, shown, quantity=quantity)
+        yield Drawn(EXERCISES, "predictions", "Predictions for the test rows against the truth.", figure)
+    if count < 2 or not np.isfinite(outputs).all():
+        return
+    validation = done.outputs["validation"][..., 0]
+    fitted = calibrate(validation.mean(0), validation.std(0), truth.validation[:, 0])
+    spread = outputs.std(0)
+    bars = widened(spread, fitted)
+    found = {
+        "spread of the networks": list(coverage(mean, spread, true, LEVELS).values()),
+        "calibrated on validation rows": list(coverage(mean, bars, true, LEVELS).values()),
+    }
+    caption = f"How often the truth lies in the interval: {count} networks agree more with each other than with it."
+    yield Drawn(NEXT, "coverage", caption, interval_plots.coverage(LEVELS, found, rows=len(true)))
+    figure = interval_plots.intervals(true, mean, bars, level=0.9, quantity=quantity)
+    caption = "The mean of all networks with calibrated intervals, which should hold 90 % of the test rows."
+    yield Drawn(NEXT, "intervals", caption, figure)
+
+
+def _roc(done: Trained, truth: Truth) -> Drawn:
+    true, scores = truth.test[:, 0], done.outputs["test"][..., 0]
+    today = truth.today > 0.5
+    point = (float(np.mean(today[true < 0.5])), float(np.mean(today[true > 0.5])))
+    figure = plots.roc({f"mean of {len(scores)} networks": roc(scores.mean(0), true)}, {"as today": point})
+    return Drawn(BARBECUE, "roc", "Tomorrow's barbecue weather, from 9 years of one place.", figure)

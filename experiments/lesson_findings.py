@@ -1,0 +1,126 @@
+"""What the lesson's rows allow to say: sentences, each with its test over seeds, and no more."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from experiments.lesson_rows import Row, estimate
+from experiments.lesson_weather import SIZES
+from jaxdl.comparisons import Comparison, adjusted, compare, one_standard_error, verdict
+
+PAIRS = (  # what is compared, on the test rows
+    ("plain", "as today"),
+    ("early stopping", "plain"),
+    ("BatchNorm", "early stopping"),
+    ("BatchNorm", "as today"),
+    ("BatchNorm", "ridge regression"),
+    ("one place", "as today, one place"),
+    ("one place", "ridge regression, one place"),
+    ("all years", "as today, all years"),
+    ("all years", "ridge regression, all years"),
+    ("month", "BatchNorm"),
+    ("3 days", "BatchNorm"),
+    ("7 days, one place", "one place"),
+    ("deeper", "BatchNorm"),
+    ("oversampled", "BatchNorm"),
+    ("BatchNorm, yes or no", "as today, yes or no"),
+    ("BatchNorm, yes or no", "ridge regression, yes or no"),
+    ("one place, yes or no", "as today, one place, yes or no"),
+    ("small", "dense"),
+    ("pooled", "dense"),
+    ("pooled", "small"),
+)
+
+
+class Claim(NamedTuple):
+    """Two rows of figures (seeds,), to be compared."""
+
+    one: str
+    other: str
+    values: tuple[np.ndarray, np.ndarray]
+    lower_is_better: bool
+
+
+def findings(rows: Sequence[Row]) -> list[str]:
+    """Sentences about the rows; the p values are adjusted for how many comparisons there are (Holm).
+
+    >>> plain = Row("Exercises", "plain", "", "RMSE", "hours", 9, (0, 1, 2), {"test": np.array([4.0, 4.2, 4.1])})
+    >>> today = Row("Exercises", "as today", "", "RMSE", "hours", None, (), {"test": np.array([3.0])})
+    >>> findings([today, plain])[0]
+    'As today is better than plain by 1.10 +- 0.06 (paired t test over 3 seeds, p = 0.0027).'
+    """
+    named = {row.name: row for row in rows}
+    sizes = [row for row in rows if row.section == SIZES]
+    pairs = [*_pairs(named), *_rates(named)]
+    smaller = list(_sizes(sizes))
+    tests = [compare(*claim.values) for claim in (*pairs, *smaller)]
+    chances = adjusted([test.p_value for test in tests]) if tests else np.zeros(0)
+    tests = [test._replace(p_value=float(chance)) for test, chance in zip(tests, chances, strict=True)]
+    said = [_sentence(claim, test) for claim, test in zip(pairs, tests, strict=False)]
+    return [*said, *_sweet_spot(sizes, smaller, tests[len(pairs) :])]
+
+
+def _sentence(claim: Claim, test: Comparison) -> str:
+    text = verdict(claim.one, claim.other, test, lower_is_better=claim.lower_is_better)
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def _pairs(named: Mapping[str, Row]) -> Iterator[Claim]:
+    for one, other in PAIRS:
+        if one in named and other in named and len(named[one].seeds) > 1:
+            yield _claim(named[one], named[other], "test")
+
+
+def _rates(named: Mapping[str, Row]) -> Iterator[Claim]:
+    for name, row in named.items():
+        if name.startswith("dropout ") and "pooled" in named and len(row.seeds) > 1:
+            yield _claim(row, named["pooled"], "test")
+
+
+def _claim(one: Row, other: Row, which: str) -> Claim:
+    values = one.values[which]
+    return Claim(one.name, other.name, (values, np.broadcast_to(other.values[which], values.shape)), one.unit != "%")
+
+
+def _sizes(sizes: Sequence[Row]) -> Iterator[Claim]:
+    """Each size against the one of the least mean RMSE on validation rows."""
+    if len(sizes) < 2 or len(sizes[0].seeds) < 2:
+        return
+    best = sizes[smallest_mean(sizes)]
+    for row in sizes:
+        if row is not best:
+            yield _claim(row, best, "validation")
+
+
+def smallest_mean(sizes: Sequence[Row]) -> int:
+    """The position of the row whose mean validation figure is the smallest."""
+    return int(np.nanargmin([estimate(row.values["validation"]).mean for row in sizes]))
+
+
+def recommended(sizes: Sequence[Row]) -> int:
+    """The position of the smallest network within one standard error of the best, on validation rows."""
+    found = [estimate(row.values["validation"]) for row in sizes]
+    return one_standard_error(
+        [each.mean for each in found], [each.error for each in found], [row.parameters for row in sizes]
+    )
+
+
+def _sweet_spot(sizes: Sequence[Row], claims: Sequence[Claim], tests: Sequence[Comparison]) -> Iterator[str]:
+    if not claims:
+        return
+    best, small = sizes[smallest_mean(sizes)], sizes[recommended(sizes)]
+    found, unit = estimate(best.values["validation"]), best.unit
+    yield (
+        f"Of {len(sizes)} sizes of network, {best.name} has the lowest mean {best.figure} on validation rows, "
+        f"{found.text(unit)} {unit}. The smallest within one standard error of it is {small.name}, with "
+        f"{small.parameters:,} parameters."
+    )
+    alike = [claim.one for claim, test in zip(claims, tests, strict=True) if not test.p_value < 0.05]
+    worse = [claim.one for claim in claims if claim.one not in alike]
+    if worse:
+        yield f"Worse than {best.name} on validation rows, by a paired t test at 5 %: {'; '.join(worse)}."
+    if alike:
+        yield f"Not to be told apart from {best.name} by these seeds: {'; '.join(alike)}."
