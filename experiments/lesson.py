@@ -22,6 +22,7 @@ from rich.console import Console
 
 from experiments import STARTED, lesson_steps
 from experiments.command import command, new_workdir
+from experiments.lesson_calibration import Truth, bars, sentence
 from experiments.lesson_cifar10 import CIFAR10
 from experiments.lesson_figures import figures
 from experiments.lesson_findings import findings
@@ -48,10 +49,6 @@ ABOUT = {
     "networks tell a chance; above one half counts as yes.",
     CIFAR10: "Ten classes of small photographs; a guess is right once in ten.",
 }
-SPLIT = (
-    "All seeds share one split of the days, so the errors are those of initial weights and of the order of rows, not "
-    "those of other days."
-)
 
 
 @dataclass(frozen=True)
@@ -112,11 +109,12 @@ def run(config: Config, console: Console, interrupts: Interrupts = NEVER) -> lis
         _claim(config, folder, data)
         interrupts.advise(f"interrupted; the same command with --workdir {folder} goes on after the finished rows.")
         lesson = lesson_steps.go(data.weather, data.pictures, config.seeds, config.full, folder / "rows", console)
-        said = [*findings(lesson.rows), *([SPLIT] if data.weather else [])]
-        _write(folder, config, data, lesson, said)
+        truth = lesson_steps.truths(*data.weather) if data.weather else {}
+        said = [*findings(lesson.rows), *_calibration(lesson, truth)]
+        _write(folder, config, data, lesson, truth, said)
     console.print(table(lesson.rows, f"{len(lesson.rows)} rows, {config.seeds} seeds for the weather"))
-    for sentence in said:
-        console.print(f"- {sentence}", highlight=False, markup=False)
+    for text in said:
+        console.print(f"- {text}", highlight=False, markup=False)
     end = f"{time.perf_counter() - STARTED:.0f} s. The page to hand out: {folder / 'lesson.html'}"
     console.print(end, markup=False, soft_wrap=True, highlight=False)
     return lesson.rows
@@ -168,13 +166,18 @@ def _claim(config: Config, folder: Path, data: Data) -> None:
     folders.write_json(folder / folders.CONFIG, now)
 
 
-def _write(folder: Path, config: Config, data: Data, lesson: Lesson, said: list[str]) -> None:
+def _calibration(lesson: Lesson, truth: dict[str, Truth]) -> list[str]:
+    done = lesson.done.get((EXERCISES, "BatchNorm"))
+    found = None if done is None else bars(done, truth["numbers"])
+    return [] if done is None or found is None else [sentence(found, len(done.row.seeds))]
+
+
+def _write(folder: Path, config: Config, data: Data, lesson: Lesson, truth: dict[str, Truth], said: list[str]) -> None:
     """The tables, the pictures and the page."""
     as_frame(lesson.rows).to_csv(folder / "lesson.csv", index=False)
     as_seeds(lesson.rows).to_csv(folder / "seeds.csv", index=False)
     (folder / "figures").mkdir(exist_ok=True)
     pictures = []
-    truth = lesson_steps.truths(*data.weather) if data.weather else {}
     for drawn in figures(lesson.rows, lesson.done, truth, _quantity(config.target)):
         pictures.append(Picture(drawn.section, drawn.name, drawn.caption, png(drawn.figure)))
         name = re.sub(r"\W+", "-", drawn.name.lower()).strip("-")

@@ -7,19 +7,17 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from experiments.lesson_calibration import LEVELS, Truth, bars
 from experiments.lesson_cifar10 import CIFAR10
 from experiments.lesson_findings import recommended
 from experiments.lesson_rows import Row, estimate
 from experiments.lesson_training import Trained
 from experiments.lesson_weather import BARBECUE, EXERCISES, NEXT, SIZES
 from jaxdl import ensemble_plots, interval_plots, plots
-from jaxdl.calibration import calibrate, coverage, widened
 from jaxdl.curves import roc
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-LEVELS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 
 
 class Drawn(NamedTuple):
@@ -29,14 +27,6 @@ class Drawn(NamedTuple):
     name: str  # of its file
     caption: str
     figure: Figure
-
-
-class Truth(NamedTuple):
-    """What the networks of an exercise were to tell."""
-
-    validation: np.ndarray  # (rows, 1)
-    test: np.ndarray  # (rows, 1)
-    today: np.ndarray  # (test rows,)
 
 
 HISTORIES = {
@@ -121,20 +111,14 @@ def _predictions(done: Trained, truth: Truth, quantity: str) -> Iterator[Drawn]:
     if np.isfinite(outputs).all():
         figure = plots.predictions(true, shown, quantity=quantity)
         yield Drawn(EXERCISES, "predictions", "Predictions for the test rows against the truth.", figure)
-    if count < 2 or not np.isfinite(outputs).all():
+    found = bars(done, truth)
+    if found is None:
         return
-    validation = done.outputs["validation"][..., 0]
-    fitted = calibrate(validation.mean(0), validation.std(0), truth.validation[:, 0])
-    spread = outputs.std(0)
-    bars = widened(spread, fitted)
-    found = {
-        "spread of the networks": list(coverage(mean, spread, true, LEVELS).values()),
-        "calibrated on validation rows": list(coverage(mean, bars, true, LEVELS).values()),
-    }
     caption = f"How often the truth lies in the interval: {count} networks agree more with each other than with it."
-    yield Drawn(NEXT, "coverage", caption, interval_plots.coverage(LEVELS, found, rows=len(true)))
-    figure = interval_plots.intervals(true, mean, bars, level=0.9, quantity=quantity)
+    held = {kind: list(shares.values()) for kind, shares in found.held.items()}
+    yield Drawn(NEXT, "coverage", caption, interval_plots.coverage(LEVELS, held, rows=len(true)))
     caption = "The mean of all networks with calibrated intervals, which should hold 90 % of the test rows."
+    figure = interval_plots.intervals(true, found.mean, found.deviation, level=0.9, quantity=quantity)
     yield Drawn(NEXT, "intervals", caption, figure)
 
 

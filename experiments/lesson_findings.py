@@ -11,6 +11,7 @@ from experiments.lesson_rows import Row, estimate
 from experiments.lesson_weather import SIZES
 from jaxdl.comparisons import Comparison, adjusted, compare, one_standard_error, verdict
 
+LEVEL = 0.05
 PAIRS = (  # what is compared, on the test rows
     ("plain", "as today"),
     ("early stopping", "plain"),
@@ -38,33 +39,50 @@ PAIRS = (  # what is compared, on the test rows
 class Claim(NamedTuple):
     """Two rows of figures (seeds,), to be compared."""
 
+    section: str
     one: str
     other: str
     values: tuple[np.ndarray, np.ndarray]
     lower_is_better: bool
+    unit: str
+
+
+READING = (
+    "What is called better is so on average over seeds, on the same test rows, by a paired t test at 5 %; p values are "
+    "adjusted for the number of comparisons in their section (Holm)."
+)
+SPLIT = (
+    "All seeds share one split of the rows, so the errors are those of initial weights and of the order of rows, not "
+    "those of other rows."
+)
 
 
 def findings(rows: Sequence[Row]) -> list[str]:
-    """Sentences about the rows; the p values are adjusted for how many comparisons there are (Holm).
+    """Sentences about the rows, each with its test, and first how to read them; none where there is no comparison.
 
     >>> plain = Row("Exercises", "plain", "", "RMSE", "hours", 9, (0, 1, 2), {"test": np.array([4.0, 4.2, 4.1])})
     >>> today = Row("Exercises", "as today", "", "RMSE", "hours", None, (), {"test": np.array([3.0])})
-    >>> findings([today, plain])[0]
-    'As today is better than plain by 1.10 +- 0.06 (paired t test over 3 seeds, p = 0.0027).'
+    >>> findings([today, plain])[2]
+    '"as today" is better than "plain" by 1.10 +- 0.06 hours (paired t test over 3 seeds, p = 0.0027).'
     """
     named = {row.name: row for row in rows}
     sizes = [row for row in rows if row.section == SIZES]
-    pairs = [*_pairs(named), *_rates(named)]
-    smaller = list(_sizes(sizes))
-    tests = [compare(*claim.values) for claim in (*pairs, *smaller)]
-    chances = adjusted([test.p_value for test in tests]) if tests else np.zeros(0)
-    tests = [test._replace(p_value=float(chance)) for test, chance in zip(tests, chances, strict=True)]
-    said = [_sentence(claim, test) for claim, test in zip(pairs, tests, strict=False)]
-    return [*said, *_sweet_spot(sizes, smaller, tests[len(pairs) :])]
+    said: list[str] = []
+    for section in dict.fromkeys(row.section for row in rows):
+        claims = [claim for claim in (*_pairs(named), *_rates(named), *_sizes(sizes)) if claim.section == section]
+        tests = [compare(*claim.values) for claim in claims]
+        chances = adjusted([test.p_value for test in tests]) if tests else np.zeros(0)
+        tests = [test._replace(p_value=float(chance)) for test, chance in zip(tests, chances, strict=True)]
+        if section == SIZES:
+            said += _sweet_spot(sizes, claims, tests)
+        else:
+            said += [_sentence(claim, test) for claim, test in zip(claims, tests, strict=True)]
+    return [READING, SPLIT, *said] if said else []
 
 
 def _sentence(claim: Claim, test: Comparison) -> str:
-    text = verdict(claim.one, claim.other, test, lower_is_better=claim.lower_is_better)
+    lower, unit = claim.lower_is_better, "points" if claim.unit == "%" else claim.unit
+    text = verdict(f'"{claim.one}"', f'"{claim.other}"', test, lower_is_better=lower, unit=unit)
     return f"{text[0].upper()}{text[1:]}."
 
 
@@ -82,7 +100,8 @@ def _rates(named: Mapping[str, Row]) -> Iterator[Claim]:
 
 def _claim(one: Row, other: Row, which: str) -> Claim:
     values = one.values[which]
-    return Claim(one.name, other.name, (values, np.broadcast_to(other.values[which], values.shape)), one.unit != "%")
+    beside = np.broadcast_to(other.values[which], values.shape)
+    return Claim(one.section, one.name, other.name, (values, beside), one.unit != "%", one.unit)
 
 
 def _sizes(sizes: Sequence[Row]) -> Iterator[Claim]:
@@ -114,13 +133,13 @@ def _sweet_spot(sizes: Sequence[Row], claims: Sequence[Claim], tests: Sequence[C
     best, small = sizes[smallest_mean(sizes)], sizes[recommended(sizes)]
     found, unit = estimate(best.values["validation"]), best.unit
     yield (
-        f"Of {len(sizes)} sizes of network, {best.name} has the lowest mean {best.figure} on validation rows, "
-        f"{found.text(unit)} {unit}. The smallest within one standard error of it is {small.name}, with "
+        f'Of {len(sizes)} sizes of network, "{best.name}" has the lowest mean {best.figure} on validation rows, '
+        f'{found.text(unit)} {unit}. The smallest within one standard error of it is "{small.name}", with '
         f"{small.parameters:,} parameters."
     )
-    alike = [claim.one for claim, test in zip(claims, tests, strict=True) if not test.p_value < 0.05]
+    alike = [claim.one for claim, test in zip(claims, tests, strict=True) if not test.p_value < LEVEL]
     worse = [claim.one for claim in claims if claim.one not in alike]
-    if worse:
-        yield f"Worse than {best.name} on validation rows, by a paired t test at 5 %: {'; '.join(worse)}."
-    if alike:
-        yield f"Not to be told apart from {best.name} by these seeds: {'; '.join(alike)}."
+    for names, text in ((worse, "Worse than"), (alike, "Not to be told apart from")):
+        if names:
+            listed = ", ".join(f'"{name}"' for name in names)
+            yield f'{text} "{best.name}" on validation rows by these seeds: {listed}.'

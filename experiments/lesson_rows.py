@@ -155,7 +155,7 @@ def as_seeds(rows: Sequence[Row]) -> pd.DataFrame:
 
 
 def table(rows: Sequence[Row], title: str = "") -> Table:
-    """The rows for a rich console of 100 columns, in their sections, beside what the lesson prints.
+    """The rows for a rich console of 80 columns, in their sections, beside what the lesson prints.
 
     Raises InputError for rows that do not fit their seeds.
 
@@ -164,7 +164,6 @@ def table(rows: Sequence[Row], title: str = "") -> Table:
     2
     """
     check(rows)
-    printed = [name for name in SETS if any(name in row.printed for row in rows)]
     best = any(row.best for row in rows)
     caption = "+- is the standard error of the mean over seeds." + " * of the best epoch's weights." * best
     # No lines between columns: names need their room.
@@ -173,20 +172,21 @@ def table(rows: Sequence[Row], title: str = "") -> Table:
     shown.collapse_padding, shown.pad_edge, shown.show_edge = True, False, False
     shown.add_column("")
     for name in ("para-\nmeters", "epochs", *SETS):
-        shown.add_column(name, justify="right")
-    if printed:
-        shown.add_column(f"the lesson:\n{' / '.join(printed)}", justify="right")
+        shown.add_column(name, justify="right", no_wrap=True)
     previous: tuple[str, ...] = ()
     for row in in_sections(rows):
         if (row.section, row.figure, row.unit) != previous:
             previous = (row.section, row.figure, row.unit)
             shown.add_section()
             shown.add_row(f"[bold]{escape(row.section)}[/bold]\n{escape(row.figure)} in {escape(row.unit)}")
-        sets = [estimate(row.values[name]).text(row.unit) if name in row.values else "" for name in SETS]
-        lesson = " / ".join(number(row.printed[n], row.unit) if n in row.printed else "-" for n in printed)
         size = "" if row.parameters is None else f"{row.parameters:,}"
-        shown.add_row(escape(row.name), size, epochs(row), *sets, lesson if row.printed else "")
+        shown.add_row(escape(row.name), size, epochs(row), *(_cell(row, name) for name in SETS))
     return shown
+
+
+def _cell(row: Row, name: str) -> str:
+    found = estimate(row.values[name]).text(row.unit) if name in row.values else ""
+    return f"{found}\n[dim]lesson {number(row.printed[name], row.unit)}[/dim]" if name in row.printed else found
 
 
 def in_sections(rows: Sequence[Row]) -> list[Row]:

@@ -11,15 +11,18 @@ import numpy as np
 from rich.console import Console
 
 from experiments import lesson_cifar10, lesson_store
+from experiments.lesson_calibration import Truth
 from experiments.lesson_cifar10 import CIFAR10, FULL, QUICK, Budget
-from experiments.lesson_figures import Truth
 from experiments.lesson_rows import Row, estimate
 from experiments.lesson_training import Trained
 from experiments.lesson_weather import (
+    BARBECUE,
     BBQ,
     EXERCISED,
     EXERCISES,
+    NEXT,
     PRINTED,
+    SIZES,
     SMALLER,
     Exercise,
     Weather,
@@ -65,6 +68,8 @@ def go(
                 lesson.done[each.row.section, each.row.name] = each
             if done.row.name == "BatchNorm" and seeds > 1:
                 lesson.rows.append(together(weathers[0], EXERCISED[1], done))
+    order = (EXERCISES, SIZES, NEXT, BARBECUE, CIFAR10)
+    lesson.rows.sort(key=lambda row: order.index(row.section))
     return lesson
 
 

@@ -96,9 +96,15 @@ def compare(one: Any, other: Any, confidence: float = 0.95) -> Comparison:
 
 
 def verdict(
-    one_name: str, other_name: str, comparison: Comparison, *, lower_is_better: bool = True, level: float = 0.05
+    one_name: str,
+    other_name: str,
+    comparison: Comparison,
+    *,
+    lower_is_better: bool = True,
+    level: float = 0.05,
+    unit: str = "",
 ) -> str:
-    """What the comparison of one with another allows to say, as a sentence; +- is the standard error.
+    """What the comparison of one with another allows to say, as a sentence; +- is the standard error, in the `unit`.
 
     One is called better only where the p value lies below the level. Among several comparisons the p values must be
     `adjusted` first. Raises InputError for a level that is not between 0 and 1.
@@ -112,17 +118,17 @@ def verdict(
     difference, error, p_value, count = comparison.difference, comparison.error, comparison.p_value, comparison.count
     if math.isnan(p_value):
         return f"{one_name} and {other_name} cannot be compared: not all of the {count} seeds have finite figures"
+    unit = f" {unit}" if unit else ""
     chance = "p < 0.001" if p_value < 0.001 else f"p = {p_value:.2g}"
     if p_value >= level:
         return (
             f"no difference between {one_name} and {other_name} can be told from these {count} seeds "
-            f"({_rounded(difference, error)}, {chance})"
+            f"({_rounded(difference, error)}{unit}, {chance})"
         )
     better, worse = (one_name, other_name) if (difference < 0) == lower_is_better else (other_name, one_name)
     test = "paired t test" if error else "sign test"
-    return (
-        f"{better} is better than {worse} by {_rounded(abs(difference), error)} ({test} over {count} seeds, {chance})"
-    )
+    by = f"{_rounded(abs(difference), error)}{unit}"
+    return f"{better} is better than {worse} by {by} ({test} over {count} seeds, {chance})"
 
 
 def adjusted(p_values: Any) -> np.ndarray:

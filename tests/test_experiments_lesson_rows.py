@@ -44,7 +44,7 @@ PHOTOGRAPHS = Row(
 )
 
 
-def shown(rows, width=100):
+def shown(rows, width=80):
     console = Console(file=io.StringIO(), width=width, color_system=None)
     console.print(table(rows, "all rows"))
     return console.file.getvalue()
@@ -133,7 +133,7 @@ def test_no_rows_are_frames_without_lines():
     assert len(as_frame([])) == len(as_seeds([])) == 0
 
 
-def test_the_terminal_shows_every_row_in_its_section_within_100_columns():
+def test_the_terminal_shows_every_row_in_its_section_within_80_columns():
     rows = [
         trained(),
         trained("a name that is far longer than any column would like", printed={"train": 2.43, "test": 4.08}),
@@ -142,7 +142,7 @@ def test_the_terminal_shows_every_row_in_its_section_within_100_columns():
         PHOTOGRAPHS,
     ]
     text = shown(rows)
-    assert max(map(len, text.splitlines())) <= 100
+    assert max(map(len, text.splitlines())) <= 80
     first = [line[:24].split() for line in text.splitlines()]
     words = [word for line in first for word in line]
     assert [w for w in words if w in ("lesson's", "early", "today", "Next", "CIFAR-10", "small")] == [
@@ -150,7 +150,7 @@ def test_the_terminal_shows_every_row_in_its_section_within_100_columns():
     ]
     mean, error = np.mean(rows[0].values["test"]), sem(rows[0].values["test"])
     assert f"{mean:.2f} +- {error:.2f}" in text and "49.0 +- 1.5" in text
-    assert "2.43 / 4.08" in text and "- / 3.58" in text
+    assert "lesson 2.43" in text and "lesson 4.08" in text and "lesson 3.58" in text
     assert "1,234,567" in text and "23.5" in text and "10 *" in text and "3.88" in text
     # Names are shown as they are, not taken for markup.
     assert "[red]five[/red]" in text
@@ -173,8 +173,11 @@ def test_a_star_is_explained_only_where_there_is_one():
     assert "* of the best" in shown([PHOTOGRAPHS]) and "* of the best" not in shown([trained()])
 
 
-def test_a_lesson_that_prints_nothing_has_no_column():
-    assert "the lesson:" not in shown([PHOTOGRAPHS]) and "the lesson:" in shown([trained()])
+def test_what_the_lesson_prints_stands_below_the_figure_of_its_set():
+    assert "lesson" not in shown([PHOTOGRAPHS])
+    lines = shown([trained(printed={"validation": 3.21})]).splitlines()
+    (place,) = [line.index("3.21") + 4 for line in lines if "lesson 3.21" in line]
+    assert place == next(line for line in lines if "validation" in line).index("validation") + len("validation")
 
 
 @pytest.mark.parametrize(
