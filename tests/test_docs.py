@@ -1,4 +1,4 @@
-"""What the documentation names is there."""
+"""What the documentation names is there, and what it shows runs."""
 
 import re
 from pathlib import Path
@@ -25,3 +25,12 @@ def test_every_fault_in_the_table_has_a_test(row):
     assert named_in(row) or cells[-1].strip(" |") == "the same"
     for file, name in named_in(row):
         assert f"def {name}(" in (ROOT / "tests" / file).read_text(), f"{file} has no {name}"
+
+
+@pytest.mark.parametrize("guide", ["many-runs"])
+def test_the_blocks_of_a_guide_run_one_after_the_other(guide, capsys):
+    names = {}
+    for block in re.findall(r"```python\n(.*?)```", (ROOT / "docs" / f"{guide}.md").read_text(), re.DOTALL):
+        exec(block, names)
+    assert "4 seeds" in capsys.readouterr().out
+    assert names["rmse"].shape == (8,) and names["choice"] in names["table"].index

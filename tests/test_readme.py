@@ -12,6 +12,7 @@ from jaxdl.datasets import simulated_table
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+MAP = (ROOT / "docs" / "inside.md").read_text().partition("\nexperiments/")[0]
 
 
 def blocks(language):
@@ -38,11 +39,12 @@ def test_the_notebook_cell_trains_plots_and_predicts_in_15_lines(tmp_path, monke
     assert all((a == b).all() for a, b in zip(*map(jax.tree.leaves, (loaded, names["run"].best)), strict=True))
 
 
-def test_there_are_two_commands_to_set_up_each_one_line():
+def test_the_commands_are_each_one_line_and_two_of_them_set_up():
     commands = [block.strip() for block in blocks("bash")]
-    assert len(commands) == 2 and all("\n" not in command for command in commands)
+    assert len(commands) == 3 and all("\n" not in command for command in commands)
     assert commands[0].endswith("-m experiments.weather") and commands[1].endswith("-m pytest")
-    assert all("-c constraints.txt -e" in command for command in commands)
+    assert all("-c constraints.txt -e" in command for command in commands[:2])
+    assert commands[2] == ".venv/bin/python -m experiments.lesson"
 
 
 def test_nothing_says_to_install_another_project_of_the_same_name():
@@ -50,14 +52,14 @@ def test_nothing_says_to_install_another_project_of_the_same_name():
         assert not re.search(r"pip install (-\S+ )*jaxdl\b", path.read_text()), path
 
 
-@pytest.mark.parametrize("listed", sorted(re.findall(r"^  (\w+\.py)", README, re.MULTILINE)))
+@pytest.mark.parametrize("listed", sorted(re.findall(r"^  (\w+\.py)", MAP, re.MULTILINE)))
 def test_the_files_of_the_map_exist(listed):
     assert (ROOT / "jaxdl" / listed).is_file()
 
 
 def test_every_file_is_on_the_map():
     for path in (ROOT / "jaxdl").glob("*.py"):
-        assert path.name == "__init__.py" or f"  {path.name}" in README
+        assert path.name == "__init__.py" or f"  {path.name}" in MAP
 
 
 def test_every_dependency_has_a_tested_version():
