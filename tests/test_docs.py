@@ -28,8 +28,8 @@ def test_every_fault_in_the_table_has_a_test(row):
 
 
 @pytest.mark.parametrize("guide", ["many-runs"])
-def test_the_blocks_of_a_guide_run_one_after_the_other(guide, capsys):
-    names = {}
+def test_the_blocks_of_a_guide_run_one_after_the_other(guide, capsys, tmp_path):
+    names = {"folder": tmp_path}
     for block in re.findall(r"```python\n(.*?)```", (ROOT / "docs" / f"{guide}.md").read_text(), re.DOTALL):
         exec(block, names)
     assert "4 seeds" in capsys.readouterr().out
