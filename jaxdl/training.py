@@ -12,7 +12,7 @@ from jaxdl.data import order
 from jaxdl.objectives import LOSS, finish, measure
 from jaxdl.passes import batch_rows, scan_steps, sum_steps, zeros_of
 from jaxdl.plans import check_monitors, check_rows
-from jaxdl.programs import program
+from jaxdl.programs import is_traced, program
 from jaxdl.rates import learning_rate, rate_to_change, with_learning_rate
 from jaxdl.steps import make_eval_step, make_train_state, make_train_step, shown_weights
 from jaxdl.types import Array, Examples, Plan, Progress, Rule, Stopping, Weights
@@ -34,13 +34,13 @@ def start(
     """
     check_rows(plan, train, validation)
     batch = jax.tree.map(lambda leaf: leaf[: plan.batch_size], train)
-    progress = _start(batch, key, weights, plan=plan)
+    # Inside a program the plan may hold its traced values (see Family), which a program of its own would keep for good.
+    progress = (_begin if is_traced(key) else _start)(batch, key, weights, plan=plan)
     check_monitors(plan, progress, validation)
     return progress
 
 
-@partial(program, static_argnames="plan")
-def _start(batch: Examples, key: Array, weights: Weights | None, *, plan: Plan) -> Progress:
+def _begin(batch: Examples, key: Array, weights: Weights | None, *, plan: Plan) -> Progress:
     init_key, step_key, order_key = jax.random.split(key, 3)
     if weights is None:
         weights = plan.model.init(init_key, batch.inputs)
@@ -61,6 +61,9 @@ def _start(batch: Examples, key: Array, weights: Weights | None, *, plan: Plan) 
         val_sums=nothing,
         key=order_key,
     )
+
+
+_start = program(_begin, static_argnames="plan")
 
 
 @partial(program, static_argnames="plan")
