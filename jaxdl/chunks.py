@@ -168,8 +168,8 @@ def _together(progress: Progress, train: Examples, validation: Examples | None) 
 
     Otherwise the first epoch's results would be bound and its arguments not, which compiles a second program.
     """
-    home = train.weights
-    bound = isinstance(home, jax.Array) and home.committed
-    if bound and len(home.sharding.device_set) > 1:
-        return progress, train, validation  # `spread` has placed all
-    return jax.device_put((progress, train, validation), home.sharding if bound else None)
+    home, everything = train.weights, (progress, train, validation)
+    if isinstance(home, jax.Array) and home.committed and len(home.sharding.device_set) == 1:
+        return jax.device_put(everything, home.sharding)
+    # Not `device_put`: it would gather random keys that are spread over devices.
+    return jax.tree.map(jnp.asarray, everything)
