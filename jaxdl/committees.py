@@ -35,12 +35,7 @@ def predict_mean(model: Model, weights: Weights, inputs: Any, *, batch_size: int
     >>> predict_mean(model, weights, inputs).spread.shape
     (5, 2)
     """
-    alone = jax.eval_shape(model.init, jax.random.key(0), np.asarray(inputs[:1]))
-    if [jnp.ndim(leaf) for leaf in jax.tree.leaves(weights)] == [leaf.ndim for leaf in jax.tree.leaves(alone)]:
-        raise InputError(
-            "predict_mean needs the weights of many networks, leaves (members, ...), got those of a single one. "
-            "Use jaxdl.predict for it."
-        )
+    _check_many("predict_mean", "predict", model, weights, np.asarray(inputs[:1]))
     count = jax.tree.leaves(weights)[0].shape[0]
     mean: Any = jnp.float32(0)
     squares: Any = jnp.float32(0)
@@ -60,7 +55,8 @@ def evaluate_members(
 ) -> dict[str, Array]:
     """The figures of a data set for each of many networks, float32 (M,); the leaves of the weights are (M, ...).
 
-    Each is what `evaluate` gives for the member alone, bit for bit.
+    Each is what `evaluate` gives for the member alone, bit for bit. Raises InputError for the weights of a single
+    network.
 
     >>> from jaxdl import examples, mlp, objectives
     >>> model, rows = mlp(()), examples([[1.0], [2.0]], [[0.0], [0.0]])
@@ -68,4 +64,14 @@ def evaluate_members(
     >>> evaluate_members(model, Objective(objectives.squared_error), weights, rows)["loss"].shape
     (4,)
     """
+    _check_many("evaluate_members", "evaluate", model, weights, rows_of.inputs[:1])
     return lax.map(lambda one: evaluate(model, objective, one, rows_of, batch_size=batch_size), weights)
+
+
+def _check_many(name: str, of_one: str, model: Model, weights: Weights, inputs: Any) -> None:
+    alone = jax.eval_shape(model.init, jax.random.key(0), inputs)
+    if [jnp.ndim(leaf) for leaf in jax.tree.leaves(weights)] == [leaf.ndim for leaf in jax.tree.leaves(alone)]:
+        raise InputError(
+            f"{name} needs the weights of many networks, leaves (members, ...), got those of a single one. "
+            f"Use jaxdl.{of_one} for it."
+        )

@@ -64,15 +64,19 @@ class Family(NamedTuple):
     def __call__(self, numbers: Mapping[str, Any]) -> Plan:
         """The plan of one of them; numbers may be traced, scalars of float32.
 
-        Raises InputError where `make` needs to know a number that is not known yet.
+        Raises InputError where `make` needs to know a number that is not known yet, or returns no Plan.
         """
+        name = getattr(self.make, "__name__", "make")
         try:
-            return self.make(**dict(self.fixed), **numbers)
-        except jax.errors.ConcretizationTypeError as error:
+            plan = self.make(**dict(self.fixed), **numbers)
+        except jax.errors.JAXTypeError as error:
             raise InputError(
-                f"{getattr(self.make, '__name__', 'make')} must not decide on the value of {', '.join(numbers)}, which "
-                "differ within one program. Name those on which it decides in `structure`."
+                f"{name} must not decide on the value of {', '.join(numbers)}, which differ within one program. Name "
+                "those on which it decides in `structure`."
             ) from error
+        if not isinstance(plan, Plan):
+            raise InputError(f"{name} must return a Plan, got {type(plan).__name__}. Use make_plan(...).")
+        return plan
 
 
 def measured(plan: Plan, progress: Progress, validation: Examples | None) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -52,8 +53,8 @@ def populations(
 ) -> list[Population]:
     """Candidates with one member for each of the keys (S,), those together that differ in floats alone.
 
-    see: `(**structure) -> (train, validation)`, the rows of a population. Raises InputError for values that do not
-    hash.
+    see: `(**structure) -> (train, validation)`, the rows of a population. Raises InputError for names that `make` does
+    not take, and for values that do not hash.
 
     >>> import optax
     >>> from jaxdl import Objective, examples, make_plan, mlp, objectives
@@ -64,23 +65,36 @@ def populations(
     >>> population.alive, population.progress.epoch.shape
     ((0, 1), (6,))
     """
-    together: dict[tuple[tuple[str, Any], ...], list[int]] = {}
+    together: dict[tuple[tuple[tuple[str, Any], ...], tuple[str, ...]], list[int]] = {}
     for index, candidate in enumerate(candidates):
-        fixed = tuple((name, value) for name, value in candidate.items() if not _floats(name, value, structure))
+        _check_names(make, index, candidate)
+        floats = tuple(sorted(name for name, value in candidate.items() if _floats(name, value, structure)))
+        fixed = tuple((name, candidate[name]) for name in sorted(candidate) if name not in floats)
         try:
-            together.setdefault(fixed, []).append(index)
+            together.setdefault((fixed, floats), []).append(index)
         except TypeError as error:
             raise InputError(f"candidates must have values that hash, got {dict(fixed)}. Use tuples.") from error
     found = []
-    for fixed, alive in together.items():
+    for (fixed, floats), alive in together.items():
         family, (train, validation) = Family(make, fixed), see(**dict(fixed))
-        own = [{n: v for n, v in candidates[index].items() if _floats(n, v, structure)} for index in alive]
-        numbers = {name: jnp.repeat(jnp.asarray([of[name] for of in own], jnp.float32), len(keys)) for name in own[0]}
+        own = [{name: candidates[index][name] for name in floats} for index in alive]
+        numbers = {name: jnp.repeat(jnp.asarray([of[name] for of in own], jnp.float32), len(keys)) for name in floats}
         progress = start_members(jnp.tile(keys, len(alive)), train, validation, numbers, plan=family)
         found.append(
             Population(family, tuple(alive), tuple(family(of) for of in own), numbers, progress, train, validation)
         )
     return found
+
+
+def _check_names(make: Callable[..., Plan], index: int, candidate: Candidate) -> None:
+    signature = inspect.signature(make)
+    try:
+        signature.bind(**candidate)
+    except TypeError as error:
+        name, taken = getattr(make, "__name__", "make"), ", ".join(signature.parameters)
+        raise InputError(
+            f"candidates must give {name} what it takes, {taken}; candidate {index}: {error}. Check its names."
+        ) from error
 
 
 def _floats(name: str, value: Any, structure: Collection[str]) -> bool:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import jax
 import numpy as np
 
-from jaxdl.comparisons import estimate
+from jaxdl.comparisons import Estimate, estimate
 from jaxdl.ensembles import How
 from jaxdl.errors import InputError
 from jaxdl.populations import Candidate, Ended, Population, compacted, ended, populations, scores, trained
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 Records = tuple[tuple[int, ...], list[Record]]  # candidates, and the records of their members together
 ENDS = ("epochs", "best_epoch", "reason")
+TAKEN = {"candidate", "seed", "parameters", *ENDS, *Estimate._fields}  # the tables' own columns
 
 
 class Sweep(NamedTuple):
@@ -72,8 +73,7 @@ def sweep(
     >>> found.table.shape[0], int(found.table.groupby("candidate")["loss"].mean().idxmin())
     (8, 0)
     """
-    if not candidates:
-        raise InputError("candidates must have at least one entry, got none. Use grid(...), say.")
+    _check(candidates, seeds, structure)
     keys, ends, see = seed_keys(seeds), _rungs(epochs, halving, least), rows or (lambda of, **_: of)
 
     def seen(**fixed: Any) -> tuple[Examples, Examples | None]:
@@ -91,24 +91,43 @@ def summary(found: Sweep, figure: str, *, at: Literal["best", "last"] = "best") 
 
     at: the best epoch of each run by what it watched, or its last. Columns: the candidate's values, `parameters`, and
     those of `comparisons.estimate`: mean, deviation, standard error, 95 % confidence interval. What it recommends is
-    `comparisons.one_standard_error(mean, error, parameters)`.
+    `comparisons.one_standard_error(mean, error, parameters)`. Raises InputError for a figure that is not measured.
 
     >>> import pandas as pd
-    >>> table = pd.DataFrame({"candidate": [0, 0], "seed": [0, 1], "parameters": 2, "epochs": 9, "rmse": [1.0, 3.0]})
-    >>> summary(Sweep(table, table, (), (), ()), "rmse").loc[0, ["parameters", "mean", "error"]].tolist()
+    >>> table = pd.DataFrame({"candidate": [0, 0], "seed": [0, 1], "parameters": 2, "epochs": 9, "best_epoch": 9})
+    >>> history = pd.DataFrame({"candidate": [0, 0], "seed": [0, 1], "epoch": 9, "rmse": [1.0, 3.0]})
+    >>> summary(Sweep(table, history, (), (), ()), "rmse").loc[0, ["parameters", "mean", "error"]].tolist()
     [2.0, 2.0, 1.0]
     """
     import pandas as pd
 
-    values = found.table if at == "best" else found.history.groupby(["candidate", "seed"], as_index=False).last()
-    if figure not in values:
-        names = ", ".join(map(str, found.history))
-        raise InputError(f'figure="{figure}" is not measured. The sweep measures: {names}.')
+    measured = [str(name) for name in found.history if name not in ("candidate", "seed")]
+    if figure not in measured:
+        raise InputError(f'figure="{figure}" is not measured. The sweep measures: {", ".join(measured)}.')
+    if at not in ("best", "last"):
+        raise InputError(f'at must be "best" or "last", got "{at}".')
+    # From the history: in the table, a value of the candidates may have the figure's name.
+    end = "best_epoch" if at == "best" else "epochs"
+    ends = found.table[["candidate", "seed", end]].rename(columns={end: "epoch"})
+    values = ends.merge(found.history, how="left", on=["candidate", "seed", "epoch"])
     columns = list(found.table)
     own = [name for name in columns[: columns.index(ENDS[0])] if name not in ("candidate", "seed")]
     about = found.table.groupby("candidate")[own].first()
     estimates = {index: estimate(of)._asdict() for index, of in values.groupby("candidate")[figure]}
     return about.join(pd.DataFrame.from_dict(estimates, orient="index"))
+
+
+def _check(candidates: Sequence[Candidate], seeds: Sequence[int], structure: Sequence[str]) -> None:
+    if not candidates:
+        raise InputError("candidates must have at least one entry, got none. Use grid(...), say.")
+    if len({*seeds}) < len(seeds):
+        raise InputError(f"seeds must differ, got {tuple(seeds)}: the same seed would be counted twice.")
+    names = {name for candidate in candidates for name in candidate}
+    if names & TAKEN:
+        raise InputError(f"candidates must not name a value {min(names & TAKEN)}, as the tables do. Rename it.")
+    if unknown := {*structure} - names:
+        listed = ", ".join(sorted(names))
+        raise InputError(f'structure must name values of the candidates, {listed}, got "{min(unknown)}".')
 
 
 def _rungs(epochs: int, halving: int | None, least: int) -> list[int]:
@@ -117,8 +136,8 @@ def _rungs(epochs: int, halving: int | None, least: int) -> list[int]:
         raise InputError(f"epochs and least must be at least 1, got {epochs} and {least}.")
     if halving is None:
         return [epochs]
-    if halving < 2:
-        raise InputError(f"halving must be at least 2, got {halving}. Use None for no halving.")
+    if halving < 2 or halving != int(halving):
+        raise InputError(f"halving must be a whole number from 2 on, got {halving}. Use None for no halving.")
     ends = [least]
     while ends[-1] < epochs:
         ends.append(ends[-1] * halving)
@@ -131,7 +150,7 @@ def _race(
     """Where each candidate's runs ended, why, and what was recorded on the way."""
     runs: dict[int, Ended] = {}
     records: list[Records] = []
-    why = "epochs"
+    why = "epochs"  # also of runs that have stopped, which have a reason of their own
     try:
         for last in ends:
             for place, population in enumerate(racing):
@@ -148,7 +167,9 @@ def _race(
         why = "interrupted"
     alive = {index for population in racing for index in population.alive}
     runs |= _all_ended(racing)
-    return runs, {index: why if index in alive else "halving" for index in runs}, records
+    whole = {index for index in alive if runs[index].epochs.max() == ends[-1]}
+    reasons = {index: "epochs" if index in whole else why if index in alive else "halving" for index in runs}
+    return runs, reasons, records
 
 
 def _all_ended(racing: Collection[Population]) -> dict[int, Ended]:
@@ -188,13 +209,13 @@ def _table(
     """A row for each candidate and seed, with the figures of its best epoch."""
     import pandas as pd
 
-    rows = []
+    rows, names = [], dict.fromkeys(name for candidate in candidates for name in candidate)
     for index, candidate in enumerate(candidates):
         run = runs[index]
         sizes = [leaf.size for leaf in jax.tree.leaves(run.final.params)]
         for place, seed in enumerate(seeds):
             ends = int(run.epochs[place]), int(run.best_epochs[place]), reason_of(run.stopped[place], reasons[index])
-            about = {"candidate": index, **candidate, "seed": seed, "parameters": sum(sizes) // len(seeds)}
+            about = {"candidate": index, **names, **candidate, "seed": seed, "parameters": sum(sizes) // len(seeds)}
             rows.append({**about, **dict(zip(ENDS, ends, strict=True))})
     figures = history.rename(columns={"epoch": "best_epoch"})
     # What an optimiser's state records may have the name of a candidate's value: that one stays.
