@@ -35,12 +35,12 @@ def start(
     check_rows(plan, train, validation)
     batch = jax.tree.map(lambda leaf: leaf[: plan.batch_size], train)
     # Inside a program the plan may hold its traced values (see Family), which a program of its own would keep for good.
-    progress = (_begin if is_traced(key) else _start)(batch, key, weights, plan=plan)
+    progress = (_start if is_traced(key) else _start_program)(batch, key, weights, plan=plan)
     check_monitors(plan, progress, validation)
     return progress
 
 
-def _begin(batch: Examples, key: Array, weights: Weights | None, *, plan: Plan) -> Progress:
+def _start(batch: Examples, key: Array, weights: Weights | None, *, plan: Plan) -> Progress:
     init_key, step_key, order_key = jax.random.split(key, 3)
     if weights is None:
         weights = plan.model.init(init_key, batch.inputs)
@@ -63,7 +63,7 @@ def _begin(batch: Examples, key: Array, weights: Weights | None, *, plan: Plan) 
     )
 
 
-_start = program(_begin, static_argnames="plan")
+_start_program = program(_start, static_argnames="plan")
 
 
 @partial(program, static_argnames="plan")
