@@ -18,11 +18,14 @@ Draw = Callable[[np.random.Generator], Any]
 def grid(**values: Iterable[Any]) -> list[Candidate]:
     """Every combination of the values, the last name changing fastest.
 
-    Raises InputError for a name without values.
+    A string is one value. Raises InputError for a name without values, or with what is no row of them.
 
     >>> grid(hidden=((10, 5), (3, 3)), learning_rate=(0.01, 0.001))[1]
     {'hidden': (10, 5), 'learning_rate': 0.001}
     """
+    for name, of in values.items():
+        if not isinstance(of, Iterable):
+            raise InputError(f"{name} must be a row of values to try, got {of!r}. Use ({of!r},), say.")
     lists = {name: [of] if isinstance(of, str) else list(of) for name, of in values.items()}
     for name, listed in lists.items():
         if not listed:
@@ -33,13 +36,17 @@ def grid(**values: Iterable[Any]) -> list[Candidate]:
 def random(count: int, seed: int = 0, **draws: Draw) -> list[Candidate]:
     """`count` candidates, each value drawn on its own: as good as a grid with far fewer runs where few values matter.
 
-    Source: Bergstra and Bengio, Journal of Machine Learning Research 13 (2012). Raises InputError for a count below 1.
+    Source: Bergstra and Bengio, Journal of Machine Learning Research 13 (2012). Raises InputError for a count below 1, and for
+    a draw that is none.
 
     >>> random(2, dropout=uniform(0.0, 0.5), hidden=choice((10, 5), (3, 3)))[1]
     {'dropout': 0.020..., 'hidden': (10, 5)}
     """
     if count < 1:
         raise InputError(f"count must be at least 1, got {count}.")
+    for name, draw in draws.items():
+        if not callable(draw):
+            raise InputError(f"{name} must be a draw, such as uniform(0.0, 0.5), got {draw!r}.")
     generator = np.random.default_rng(seed)
     return [{name: draw(generator) for name, draw in draws.items()} for _ in range(count)]
 
@@ -50,8 +57,8 @@ def uniform(low: float, high: float) -> Draw:
     >>> 1 <= uniform(1.0, 2.0)(np.random.default_rng(0)) <= 2
     True
     """
-    if not low <= high:
-        raise InputError(f"uniform needs low <= high, got {low} and {high}.")
+    if not -math.inf < low <= high < math.inf:
+        raise InputError(f"uniform needs low <= high, both finite, got {low} and {high}.")
     return lambda generator: float(generator.uniform(low, high))
 
 
@@ -61,9 +68,10 @@ def log_uniform(low: float, high: float) -> Draw:
     >>> 1e-4 <= log_uniform(1e-4, 1e-1)(np.random.default_rng(0)) <= 1e-1
     True
     """
-    if not 0 < low <= high:
-        raise InputError(f"log_uniform needs 0 < low <= high, got {low} and {high}.")
-    return lambda generator: math.exp(generator.uniform(math.log(low), math.log(high)))
+    if not 0 < low <= high < math.inf:
+        raise InputError(f"log_uniform needs 0 < low <= high, both finite, got {low} and {high}.")
+    # Rounding may pass an end.
+    return lambda generator: float(min(max(low, math.exp(generator.uniform(math.log(low), math.log(high)))), high))
 
 
 def choice(*values: Any) -> Draw:
