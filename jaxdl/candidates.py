@@ -36,8 +36,8 @@ def grid(**values: Iterable[Any]) -> list[Candidate]:
 def random(count: int, seed: int = 0, **draws: Draw) -> list[Candidate]:
     """`count` candidates, each value drawn on its own: as good as a grid with far fewer runs where few values matter.
 
-    Source: Bergstra and Bengio, Journal of Machine Learning Research 13 (2012). Raises InputError for a count below 1, and for
-    a draw that is none.
+    Source: Bergstra and Bengio, Journal of Machine Learning Research 13 (2012). Raises InputError for a count below 1,
+    and for a draw that is none.
 
     >>> random(2, dropout=uniform(0.0, 0.5), hidden=choice((10, 5), (3, 3)))[1]
     {'dropout': 0.020..., 'hidden': (10, 5)}

@@ -1,0 +1,66 @@
+"""Small sweeps for the tests, and the solo runs that their runs must be."""
+
+import jax
+import numpy as np
+import optax
+
+from jaxdl import objectives as o
+from jaxdl.data import examples
+from jaxdl.fitting import fit
+from jaxdl.leaves import named
+from jaxdl.models import mlp
+from jaxdl.plans import make_plan
+from jaxdl.stopping import early_stopping
+from jaxdl.types import Objective
+
+RANDOM = np.random.default_rng(0)
+INPUTS = RANDOM.normal(size=(45, 5)).astype(np.float32)
+TARGETS = INPUTS[:, :1] ** 2
+LABELS = (TARGETS[:, 0] > 0.5).astype(np.int32)
+ROWS = examples(INPUTS[:30], TARGETS[:30]), examples(INPUTS[30:], TARGETS[30:])
+LABELLED = examples(INPUTS[:30], LABELS[:30]), examples(INPUTS[30:], LABELS[30:])
+SEEDS = (3, 0, 7)
+OBJECTIVE = Objective(o.squared_error, (o.rmse, o.r2()))
+
+
+def make(hidden=(8,), learning_rate=0.05, decay=0.0, dropout=0.0, scale=1.0):
+    model, optimiser = mlp(hidden, dropout=dropout, init_scale=scale), optax.adamw(learning_rate, weight_decay=decay)
+    return make_plan(model, OBJECTIVE, optimiser, batch_size=8, stop=early_stopping(patience=2))
+
+
+def make_linear(learning_rate, stop=early_stopping(patience=1)):  # noqa: B008
+    """What compiles fast."""
+    return make_plan(mlp(()), OBJECTIVE, optax.sgd(learning_rate), batch_size=8, stop=stop)
+
+
+def make_classifier(learning_rate, smoothing):
+    objective = Objective(o.smoothed_cross_entropy(smoothing), (o.accuracy,))
+    model, optimiser = mlp((8,), outputs=2), optax.sgd(learning_rate, momentum=0.9)
+    return make_plan(model, objective, optimiser, batch_size=8, stop=early_stopping(patience=2))
+
+
+def solo(plan, seed, epochs, rows=ROWS):
+    """The run that `fit` makes of a plan, on_nan as in a sweep."""
+    parts = {"batch_size": plan.batch_size, "stop": plan.stop, "plateau": plan.plateau, "average": plan.average}
+    model, objective, optimiser = plan[:3]
+    return fit(model, objective, optimiser, *rows, **parts, epochs=epochs, seed=seed, on_nan="continue")
+
+
+def bits(tree):
+    return {name: np.asarray(leaf).tobytes() for name, leaf in named(tree).items()}
+
+
+def weights_of(found, index, place):
+    """Best and final weights of a run of a sweep."""
+    return jax.tree.map(lambda leaf: leaf[place], (found.best[index], found.final[index]))
+
+
+def history_of(found, index, seed):
+    """As `fit` shows it."""
+    chosen = found.history[(found.history["candidate"] == index) & (found.history["seed"] == seed)]
+    return chosen.drop(columns=["candidate", "seed"]).set_index("epoch").astype(float)
+
+
+def row_of(found, index, seed):
+    ((_, row),) = found.table[(found.table["candidate"] == index) & (found.table["seed"] == seed)].iterrows()
+    return row
