@@ -59,8 +59,8 @@ def sweep(
         the mean over seeds of what `stop` watches, at its best so far; one with a seed that is not finite is the last.
         Source: Jamieson and Talwalkar, AISTATS (2016).
     structure: names of floats that are structure too.
-    how: as for `fit_seeds`. With "map", runs have the bits of `fit` for learning rates, weight decays and dropout rates;
-        other numbers may differ in their last bits, where XLA or Python would compute with a known one beforehand.
+    how: as for `fit_seeds`. With "map", runs have the bits of `fit` where numbers are learning rates, weight decays or
+        dropout rates, and differ in the last bits where XLA or Python computes beforehand with one that is known.
     rows: `(rows, **structure) -> rows`, what candidates see of the rows, where they differ in that (in columns, say).
 
     Raises InputError for arguments that do not fit together.

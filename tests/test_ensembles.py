@@ -151,14 +151,14 @@ def test_a_member_of_nan_harms_no_other(batched):
 def test_an_ensemble_is_one_program(compilations, batched):
     with compilations() as names:
         together()
-    assert "run_members" not in names
+    assert "_run" not in names
     # Members differ in their data alone: other keys compile nothing.
     other = ensembles.members(
         jax.random.split(jax.random.key(9), 4), lambda key: start(PLAN, TRAIN, VALIDATION, key=key)
     )
     with compilations() as names:
         together(begin=other, last=2)
-    assert "run_members" not in names
+    assert "_run" not in names
 
 
 def test_ensemble_is_the_loop_in_its_docstring(meaning):

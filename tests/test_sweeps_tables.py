@@ -1,0 +1,157 @@
+"""What a sweep shows: its tables and summaries against pandas, and what it says to bad input."""
+
+import numpy as np
+import optax
+import pandas as pd
+import pytest
+from scipy import stats
+
+from jaxdl.candidates import grid
+from jaxdl.comparisons import one_standard_error
+from jaxdl.errors import InputError
+from jaxdl.models import mlp
+from jaxdl.plans import make_plan
+from jaxdl.stopping import early_stopping
+from jaxdl.sweeps import Sweep, summary, sweep
+from tests.sweep_runs import OBJECTIVE, ROWS, SEEDS, make_linear, row_of
+
+STOP = early_stopping(patience=1)
+
+
+def make(hidden=(), learning_rate=0.05, momentum=0.0):
+    optimiser = optax.inject_hyperparams(optax.sgd)(learning_rate, momentum=momentum)
+    return make_plan(mlp(hidden), OBJECTIVE, optimiser, batch_size=8, stop=STOP)
+
+
+@pytest.fixture(scope="module")
+def found():
+    candidates = grid(hidden=((), (4,)), learning_rate=(0.05, 0.01, 0.3))
+    return sweep(make, candidates, *ROWS, seeds=SEEDS, epochs=6)
+
+
+@pytest.mark.parametrize("at", ["best", "last"])
+@pytest.mark.parametrize("figure", ["rmse", "val_loss", "val_r2"])
+def test_the_summary_is_that_of_pandas(found, figure, at):
+    runs = found.history.groupby(["candidate", "seed"])
+    places = runs["val_loss"].idxmin() if at == "best" else runs["epoch"].idxmax()
+    of = found.history.loc[places].groupby("candidate")[figure]
+    table = summary(found, figure, at=at)
+    for name, expected in {"mean": of.mean(), "deviation": of.std(), "error": of.sem(), "count": of.count()}.items():
+        np.testing.assert_allclose(table[name], expected, rtol=1e-6)
+    half = stats.t.ppf(0.975, 2) * of.sem()
+    np.testing.assert_allclose(table["high"], of.mean() + half, rtol=1e-6)
+    assert table["parameters"].tolist() == 3 * [6] + 3 * [29] and table["hidden"].tolist() == 3 * [()] + 3 * [(4,)]
+    assert table["learning_rate"].tolist() == 2 * [0.05, 0.01, 0.3]
+
+
+def test_the_recommendation_is_the_cheapest_within_one_standard_error(found):
+    table = summary(found, "val_rmse")
+    best = table["mean"].idxmin()
+    near = table[table["mean"] <= table.loc[best, "mean"] + table.loc[best, "error"]]
+    expected = near.sort_values(["parameters", "mean"]).index[0]
+    assert one_standard_error(table["mean"], table["error"], table["parameters"]) == expected
+
+
+def test_the_number_of_epochs_can_be_summed_up_too(found):
+    for at, column in (("best", "best_epoch"), ("last", "epochs")):
+        expected = found.table.groupby("candidate")[column].mean()
+        np.testing.assert_allclose(summary(found, "epoch", at=at)["mean"], expected)
+
+
+def test_a_run_that_ends_in_nan_has_no_last_figure_though_it_had_earlier_ones():
+    history = pd.DataFrame(
+        {"candidate": 0, "seed": [0, 0, 1, 1], "epoch": [1, 2, 1, 2], "rmse": [1.0, np.nan, 2.0, 1.0]}
+    )
+    about = {"candidate": 0, "seed": [0, 1], "parameters": 5, "epochs": 2, "best_epoch": [1, 2], "reason": "epochs"}
+    made = Sweep(pd.DataFrame(about), history, (), (), ())
+    assert np.isnan(summary(made, "rmse", at="last").loc[0, "mean"])
+    assert summary(made, "rmse", at="last").loc[0, "diverged"] == 1
+    assert summary(made, "rmse").loc[0, "mean"] == 1.0
+
+
+def test_candidates_of_different_names_keep_their_own_values():
+    candidates = [
+        {"learning_rate": 0.05},
+        {"learning_rate": 0.05, "momentum": 0.9},
+        {"momentum": 0.9, "learning_rate": 0.05},
+    ]
+    found = sweep(make, candidates, *ROWS, seeds=(3, 0), epochs=2, how="map")
+    assert row_of(found, 0, 3)["loss"] != row_of(found, 1, 3)["loss"] == row_of(found, 2, 3)["loss"]
+    table = summary(found, "loss")
+    assert np.isnan(table.loc[0, "momentum"]) and table["momentum"].tolist()[1:] == [0.9, 0.9]
+
+
+def test_a_figure_with_the_name_of_a_candidate_s_value_is_summed_up_from_what_was_measured(found):
+    table = summary(found, "learning_rate")
+    np.testing.assert_allclose(table["mean"], table["learning_rate"], rtol=1e-6)
+
+
+def decides(learning_rate):
+    return make_linear(0.1 if learning_rate > 0.05 else 0.01)
+
+
+def asks_numpy(learning_rate):
+    return make_linear(float(np.sqrt(learning_rate)))
+
+
+def schedule_of_optax(learning_rate):
+    return make_linear(optax.cosine_decay_schedule(0.1, learning_rate))
+
+
+def forgets(learning_rate):
+    make_linear(learning_rate)
+
+
+ONE = [{"learning_rate": 0.1}]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"candidates": []}, r"candidates must have at least one entry, got none\. Use grid"),
+        ({"candidates": [{"hidden": [4]}]}, r"candidates must have values that hash, got \{'hidden': \[4\]\}\. Use tuples"),
+        ({"candidates": [{"learning_rat": 0.1}]}, "candidates must give make what it takes, hidden, learning_rate, "
+         "momentum; candidate 0: got an unexpected keyword argument 'learning_rat'"),
+        ({"make": decides, "candidates": [*ONE, {}]}, "candidate 1: missing a required argument: 'learning_rate'"),
+        ({"candidates": [{"seed": 3}]}, "candidates must not name a value seed, as the tables do"),
+        ({"candidates": [{"mean": 0.1}]}, "candidates must not name a value mean, as the tables do"),
+        ({"make": decides}, r"decides must not decide on the value of learning_rate, .* Name those .* in `structure`"),
+        ({"make": asks_numpy}, "asks_numpy must not decide on the value of learning_rate"),
+        ({"make": schedule_of_optax}, "schedule_of_optax must not decide on the value of learning_rate"),
+        ({"make": forgets}, r"forgets must return a Plan, got NoneType\. Use make_plan"),
+        ({"structure": ("dropout",)}, 'structure must name values of the candidates, learning_rate, got "dropout"'),
+        ({"structure": "learning_rate"}, "structure must name values of the candidates"),
+        ({"seeds": (1, 2, 1)}, r"seeds must differ, got \(1, 2, 1\)"),
+        ({"seeds": ()}, "seeds must be a row of at least one whole number"),
+        ({"epochs": 0}, "epochs and least must be at least 1, got 0 and 1"),
+        ({"least": 0}, "epochs and least must be at least 1, got 10 and 0"),
+        ({"halving": 1}, "halving must be a whole number from 2 on, got 1"),
+        ({"halving": 2.5}, r"halving must be a whole number from 2 on, got 2\.5"),
+        ({"how": "pmap"}, 'how must be "vmap" or "map", got "pmap"'),
+    ],
+)  # fmt: skip
+def test_bad_arguments_are_told(arguments, said):
+    options = {"make": make, "candidates": ONE, "seeds": (0, 1), **arguments}
+    with pytest.raises(InputError, match=said):
+        sweep(options.pop("make"), options.pop("candidates"), *ROWS, **options)
+
+
+def test_what_make_itself_refuses_is_told_as_it_says_it():
+    def make_own(momentum):
+        return make_plan(mlp((), dropout=momentum), OBJECTIVE, optax.sgd(0.1), batch_size=8)
+
+    with pytest.raises(InputError, match=r"dropout must be a rate from 0 to below 1, got 1\.5"):
+        sweep(make_own, [{"momentum": 0.1}, {"momentum": 1.5}], *ROWS, seeds=(0, 1))
+
+
+@pytest.mark.parametrize("figure", ["nope", "reason", "seed", "parameters"])
+def test_a_figure_that_is_not_measured_is_told(found, figure):
+    with pytest.raises(
+        InputError, match=f'figure="{figure}" is not measured. The sweep measures: epoch, loss, rmse, r2'
+    ):
+        summary(found, figure)
+
+
+def test_another_moment_is_refused(found):
+    with pytest.raises(InputError, match='at must be "best" or "last", got "first"'):
+        summary(found, "loss", at="first")
