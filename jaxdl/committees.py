@@ -55,8 +55,8 @@ def evaluate_members(
 ) -> dict[str, Array]:
     """The figures of a data set for each of many networks, float32 (M,); the leaves of the weights are (M, ...).
 
-    Each is what `evaluate` gives for the member alone, bit for bit. Raises InputError for the weights of a single
-    network.
+    Each is what `evaluate` gives for the member alone, bit for bit but for convolutions, which XLA may round otherwise
+    within a loop. Raises InputError for the weights of a single network.
 
     >>> from jaxdl import examples, mlp, objectives
     >>> model, rows = mlp(()), examples([[1.0], [2.0]], [[0.0], [0.0]])

@@ -197,6 +197,7 @@ def spread(many: Progress, *rows_of: Examples | None, devices: Any = None) -> tu
     """The members spread evenly over devices (all, by default), and data copied to each of them.
 
     The program stays the same. What the devices tell each other, once a chunk, is whether all members have stopped.
+    XLA compiles it anew for several devices, and then rounds BatchNorm's moments otherwise than on one.
     Raises InputError where the devices cannot share the members evenly.
 
     >>> import optax

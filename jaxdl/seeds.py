@@ -61,7 +61,8 @@ def fit_seeds(
     ends all, and `fit_seeds` goes on from the `progress`.
 
     how: "vmap" trains the members as one batch, many times faster, and rounds differently than `fit`; "map" trains them
-        one after the other, with the bits of `fit`, and is faster for ConvNets on a CPU.
+        one after the other, with the bits of `fit` (on several devices, not of BatchNorm, which XLA rounds otherwise
+        there), and is faster for ConvNets on a CPU.
     observers: functions `(progress, records) -> None`, called after every epoch; a figure of a record is an array (M,).
         With `checkpoints.keeper` for one, the run can go on after a crash.
 

@@ -10,14 +10,13 @@ import numpy as np
 import optax
 import pytest
 
-from jaxdl import checkpoints, committees, ensembles, leaves
+from jaxdl import checkpoints, ensembles, leaves
 from jaxdl import objectives as o
 from jaxdl.chunks import chunks, epochs
 from jaxdl.data import examples
 from jaxdl.errors import InputError
 from jaxdl.models import mlp
-from jaxdl.passes import predict
-from jaxdl.plans import make_plan
+from jaxdl.plans import Family, make_plan
 from jaxdl.stopping import early_stopping, reduce_on_plateau
 from jaxdl.training import run_epoch, start
 from jaxdl.types import Objective
@@ -204,22 +203,68 @@ def test_members_that_cannot_be_shared_evenly_are_refused():
         ensembles.spread(BEGIN, TRAIN, devices=jax.devices()[:3])
 
 
-def test_the_mean_and_spread_are_those_of_numpy(batched):
-    weights = batched[-1][0].best
-    alone = [predict(PLAN.model, jax.tree.map(lambda leaf, i=i: leaf[i], weights), INPUTS) for i in range(4)]
-    found = committees.predict_mean(PLAN.model, weights, INPUTS, batch_size=7)
-    np.testing.assert_allclose(found.mean, np.mean(alone, 0, np.float64), rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(found.spread, np.std(np.asarray(alone, np.float64), 0), rtol=1e-4, atol=1e-6)
+@pytest.mark.parametrize(("count", "size"), [(1, 1), (8, 8), (9, 3), (16, 8), (17, 1), (24, 8)])
+def test_members_are_batched_in_equal_blocks_of_at_most_eight_on_a_cpu(count, size):
+    assert ensembles._block(count) == size
 
 
-def test_the_spread_of_equal_members_is_nothing(batched):
-    weights = jax.tree.map(lambda leaf: jnp.stack([leaf[2]] * 3), batched[-1][0].best)
-    assert float(committees.predict_mean(PLAN.model, weights, INPUTS + 100).spread.max()) == 0
+@pytest.mark.parametrize("count", [9, 16, 17])
+def test_members_in_blocks_are_their_solo_runs(count):
+    keys = jax.random.split(jax.random.key(5), count)
+    many = ensembles.start_members(keys, TRAIN, VALIDATION, plan=PLAN)
+    ((found, record),) = together(begin=many, last=1)
+    for index in (0, count // 2, count - 1):
+        begin = start(PLAN, TRAIN, VALIDATION, key=keys[index])
+        ((progress, expected),) = epochs(PLAN, begin, TRAIN, VALIDATION, last=1)
+        for name, value in expected.items():
+            if name != "epoch":
+                np.testing.assert_allclose(record[name][index], value, rtol=1e-5)
+        for name, leaf in leaves.named(ensembles.member(found, index)).items():
+            np.testing.assert_allclose(leaf, leaves.named(progress)[name], rtol=1e-5, atol=1e-5, err_msg=name)
 
 
-def test_the_weights_of_a_single_run_are_refused_and_those_of_an_ensemble_of_one_are_not():
-    weights = BEGIN.state.weights
-    alone, of_one = (jax.tree.map(lambda leaf, i=i: leaf[i], weights) for i in (0, slice(0, 1)))
-    with pytest.raises(InputError, match=r"predict_mean needs the weights of many networks, .* Use jaxdl\.predict for"):
-        committees.predict_mean(PLAN.model, alone, INPUTS)
-    assert committees.predict_mean(PLAN.model, of_one, INPUTS.tolist()).mean.shape == (45, 1)
+@pytest.mark.parametrize("count", [2, 4])
+def test_mapped_members_on_several_devices_are_solo_runs_bit_for_bit_without_batchnorm(count):
+    plan = PLAN._replace(model=mlp((8,), dropout=0.1))
+    begin = ensembles.start_members(KEYS, TRAIN, VALIDATION, plan=plan)
+    many, train, validation = ensembles.spread(begin, TRAIN, VALIDATION, devices=jax.devices()[:count])
+    *_, (found, _) = epochs(plan, many, train, validation, last=LAST, run=partial(ensembles.run_members, how="map"))
+    assert len(found.epoch.sharding.device_set) == len(found.key.sharding.device_set) == count
+    for index, key in enumerate(KEYS):
+        run = epochs(plan, start(plan, TRAIN, VALIDATION, key=key), TRAIN, VALIDATION, last=LAST)
+        assert bits(ensembles.member(found, index)) == bits(list(run)[-1][0])
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_mapped_members_with_batchnorm_on_several_devices_are_solo_runs_up_to_rounding(count, alone):
+    many, train, validation = ensembles.spread(BEGIN, TRAIN, VALIDATION, devices=jax.devices()[:count])
+    *_, (found, _) = epochs(PLAN, many, train, validation, last=LAST, run=partial(ensembles.run_members, how="map"))
+    for index, run in enumerate(alone):
+        expected = leaves.named(run[-1][0])
+        for name, leaf in leaves.named(ensembles.member(found, index)).items():
+            np.testing.assert_allclose(leaf, expected[name], rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize(("count", "devices"), [(1, 1), (3, 3), (4, 4), (5, 1), (6, 3), (10, 2), (16, 4)])
+def test_as_many_devices_are_used_as_share_the_members_evenly(count, devices):
+    assert ensembles.most_devices(count) == jax.local_devices()[:devices]
+
+
+def test_what_was_gathered_is_the_same_on_one_device():
+    (many,) = ensembles.spread(BEGIN)
+    found = ensembles.gathered(many.state.weights)
+    assert bits(found) == bits(BEGIN.state.weights)
+    assert all(len(leaf.sharding.device_set) == 1 for leaf in jax.tree.leaves(found))
+
+
+def family(learning_rate, dropout, scale):
+    model, optimiser = mlp((4,), dropout=dropout, init_scale=scale), optax.adam(learning_rate)
+    return make_plan(model, Objective(o.squared_error), optimiser, batch_size=8)
+
+
+@pytest.mark.parametrize("how", ["map", "vmap"])
+def test_the_plans_of_a_family_leave_none_of_their_traced_values_behind(how):
+    numbers = {name: jnp.array([0.1, 0.2]) for name in ("learning_rate", "dropout", "scale")}
+    with jax.checking_leaks():
+        many = ensembles.start_members(KEYS[:2], TRAIN, VALIDATION, numbers, plan=Family(family))
+        ensembles.run_members(many, TRAIN, VALIDATION, np.int32(3), plan=Family(family), how=how, numbers=numbers)

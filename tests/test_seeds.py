@@ -8,13 +8,16 @@ import optax
 import pandas as pd
 import pytest
 
+from jaxdl import checkpoints
 from jaxdl import objectives as o
 from jaxdl import seeds as module
 from jaxdl.data import examples
+from jaxdl.ensembles import start_members
 from jaxdl.errors import InputError
 from jaxdl.fitting import fit
-from jaxdl.leaves import named
+from jaxdl.leaves import check_kinds, named, rebuilt
 from jaxdl.models import mlp
+from jaxdl.plans import make_plan
 from jaxdl.seeds import fit_seeds
 from jaxdl.stopping import early_stopping
 from jaxdl.types import Objective
@@ -102,3 +105,61 @@ def test_a_progress_of_other_seeds_is_refused():
     progress = many(epochs=1).progress
     with pytest.raises(InputError, match=r"progress must be that of 2 seeds, got one of shape \(3,\)"):
         many(seeds=(1, 2), progress=progress)
+
+
+@pytest.mark.parametrize(("count", "devices"), [(3, 3), (4, 4), (5, 1), (6, 3)])
+def test_seeds_are_spread_over_devices_and_train_in_one_program(count, devices, compilations):
+    model, seeds = mlp((3,)), range(count)
+    train = partial(fit_seeds, model, OBJECTIVE, OPTIMISER, *DATA, epochs=3, batch_size=8)
+    with compilations() as names:
+        runs = train(seeds=seeds)
+    assert names.count("_run") == names.count("start_members") == 1
+    assert len(runs.progress.epoch.sharding.device_set) == devices
+    assert all(len(leaf.sharding.device_set) == 1 for leaf in jax.tree.leaves((runs.best, runs.final)))
+    with compilations() as names:
+        train(seeds=range(50, 50 + count))
+        train(seeds=seeds, epochs=5, progress=runs.progress)
+    assert "_run" not in names and "start_members" not in names
+
+
+def test_observers_see_every_epoch_with_the_records_so_far():
+    seen = []
+
+    def observe(progress, records):
+        seen.append((progress.epoch.max().item(), len(records)))
+
+    runs = many(how="map", observers=[observe])
+    assert seen == [(epoch, epoch) for epoch in range(1, runs.history["epoch"].max() + 1)]
+
+
+@pytest.mark.parametrize("last", [1, 4])
+def test_a_run_that_was_killed_goes_on_from_its_checkpoint_bit_for_bit(last, tmp_path):
+    def kill(progress, records):
+        if len(records) == last:
+            raise KeyboardInterrupt
+
+    seeds = [3, 0, 7, 1]
+    whole = many(seeds=seeds)
+    with checkpoints.keeper(tmp_path, {"seeds": seeds}, every=99, tell=print) as keep:
+        runs = many(seeds=seeds, observers=[keep, kill])
+    assert runs.history["epoch"].max() == last and "interrupted" in runs.reasons
+    # From here on only the files are known.
+    saved = checkpoints.latest(tmp_path, print)
+    plan = make_plan(MODEL, OBJECTIVE, OPTIMISER, batch_size=8, stop=FLAGS["stop"])
+    template = start_members(module.seed_keys(saved.about["seeds"]), *DATA, plan=plan)
+    check_kinds(saved.about["kinds"], template)
+    rest = many(seeds=seeds, progress=rebuilt(template, saved.arrays))
+    assert bits(rest.progress) == bits(whole.progress) and rest.reasons == whole.reasons
+    assert bits((rest.best, rest.final)) == bits((whole.best, whole.final))
+    listed = saved.about["history"]
+    records = [{name: np.array(of) if isinstance(of, list) else of for name, of in row.items()} for row in listed]
+    before = module.as_table(records, np.asarray(rest.progress.epoch))
+    joined = pd.concat([before, rest.history]).sort_values(["member", "epoch"], ignore_index=True)
+    # JSON holds the figures as float64, which has every float32.
+    pd.testing.assert_frame_equal(joined.astype(float), whole.history.astype(float), check_exact=True)
+
+
+def test_the_keys_are_those_of_fit_for_every_seed_that_it_takes():
+    found = module.seed_keys(np.array([0, 5, 2**32 - 1]))
+    for key, seed in zip(found, (0, 5, 2**32 - 1), strict=True):
+        assert bits(key) == bits(jax.random.key(seed))

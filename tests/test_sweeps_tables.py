@@ -109,7 +109,7 @@ ONE = [{"learning_rate": 0.1}]
     ("arguments", "said"),
     [
         ({"candidates": []}, r"candidates must have at least one entry, got none\. Use grid"),
-        ({"candidates": [{"hidden": [4]}]}, r"candidates must have values that hash, got \{'hidden': \[4\]\}\. Use tuples"),
+        ({"candidates": [{"hidden": [4]}]}, r"candidates must have values that hash, got \{'hidden': \[4\]\}\. Use"),
         ({"candidates": [{"learning_rat": 0.1}]}, "candidates must give make what it takes, hidden, learning_rate, "
          "momentum; candidate 0: got an unexpected keyword argument 'learning_rat'"),
         ({"make": decides, "candidates": [*ONE, {}]}, "candidate 1: missing a required argument: 'learning_rate'"),
