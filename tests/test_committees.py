@@ -16,6 +16,7 @@ from jaxdl.types import Objective
 RANDOM = np.random.default_rng(0)
 INPUTS = RANDOM.normal(size=(45, 5)).astype(np.float32)
 IMAGES = RANDOM.integers(0, 256, (23, 8, 8, 3), np.uint8)
+LABELS = RANDOM.integers(0, 10, 23)
 CLASSES = Objective(o.softmax_cross_entropy, (o.accuracy,))
 COMMITTEES = {
     "mlp": (mlp((8,), input_norm=True), examples(INPUTS, INPUTS[:, :1] ** 2), Objective(o.squared_error, (o.rmse,))),
