@@ -3,8 +3,8 @@
     python -m benchmarks.ensembles --data DIR --peers PYTHON [--repeats 5]
 
 `--peers` names the Python of an environment that has keras, jax, scikit-learn and pandas; without it only this project
-is measured. All figures are seconds a run of 200 epochs of `plain`, warm; Keras's are the mean of four runs in a process,
-to be multiplied by the number of runs. Prints medians with the least and the greatest value.
+is measured. All figures are seconds a run of 200 epochs of `plain`, warm; Keras's are the mean of four runs in a
+process, to be multiplied by the number of runs. Prints medians with the least and the greatest value.
 """
 
 import argparse
