@@ -46,7 +46,7 @@ def main() -> None:
     for members in options.members:
         many = [*one, "--members", str(members), "--devices", str(cores), "--repeats", "2"]
         programs[f"{members} members on {cores} devices, each"] = last_of(many)
-    programs["one run"] = last_of([*one, "--members", "0", "--repeats", "4"])
+    programs["one run"] = last_of([*one, "--members", "0", "--flat", "--repeats", "4"])
     if options.peers:
         keras = [options.peers, str(PEERS / "weather_keras.py"), "--data", options.data, "--recipe", "plain", "--warm"]
         programs["Keras, JAX, each of four"] = mean_of_last(keras, 4)
