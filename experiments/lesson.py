@@ -64,7 +64,8 @@ class Config:
     seeds: int = 16
     """Networks a row of the weather."""
     full: bool = False
-    """For CIFAR-10, 5 seeds on 5,000 images, 10 epochs, and eleven rates of dropout: well over half an hour on 2 cores."""
+    """For CIFAR-10, 5 seeds on 5,000 images, 10 epochs, and eleven rates of dropout, which takes well over half an hour
+    on 2 cores."""
     target: str = TARGET
     """What the weather networks predict, a column such as OSLO_temp_max; its place is the one place of the lesson."""
     only: Literal["all", "weather", "cifar10"] = "all"
