@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxdl.data import take
 from jaxdl.datasets import Dataset
-from jaxdl.datasets.weather import place_of
+from jaxdl.datasets.weather import TARGET, place_of
 from jaxdl.errors import InputError
 from jaxdl.types import Examples
 
@@ -41,7 +41,9 @@ def of_place(dataset: Dataset, place: str) -> Dataset:
         raise InputError(f"{dataset.name} has no place {place}. It has {known}.")
     inputs: Any = np.asarray(dataset.examples.inputs)[:, kept]
     columns = tuple(dataset.columns[number] for number in kept)
-    return dataset._replace(examples=dataset.examples._replace(inputs=inputs), columns=columns)
+    # The noise is what the columns of the target's own place leave open.
+    noise = dataset.noise if place == place_of(TARGET) else None
+    return dataset._replace(examples=dataset.examples._replace(inputs=inputs), columns=columns, noise=noise)
 
 
 def with_month(dataset: Dataset) -> Dataset:

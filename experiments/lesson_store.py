@@ -33,10 +33,15 @@ def save(folder: Path, done: Trained) -> None:
     history = {str(name): column.to_numpy() for name, column in done.history.items()}
     arrays = {"values": row.values, "outputs": done.outputs, "history": history}
     named: dict[str, Any] = {f"{kind}/{name}": array for kind, of in arrays.items() for name, array in of.items()}
+    # A zip file checks what it holds, but not that its list of contents is whole.
+    about["arrays"] = list(named)
     folder.mkdir(parents=True, exist_ok=True)
     draft = path.with_suffix(".part")
     with draft.open("wb") as file:
         np.savez(file, about=np.array(json.dumps(about)), epochs=row.epochs, **named)
+        # Or a machine that stops may keep the new name and lose what it names.
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(draft, path)
 
 
@@ -56,6 +61,10 @@ def load(folder: Path, section: str, name: str) -> Trained | None:
     try:
         with np.load(path) as file:
             about: dict[str, Any] = json.loads(str(file["about"]))
+            if (about["section"], about["name"]) != (section, name):
+                raise ValueError(f"it holds {about['name']} of {about['section']}")
+            if [key for key in file.files if "/" in key] != about.pop("arrays"):
+                raise ValueError("it does not hold all that was saved")
             parts: dict[str, dict[str, np.ndarray]] = {kind: {} for kind in ARRAYS}
             for key in file.files:
                 kind, _, entry = key.partition("/")
