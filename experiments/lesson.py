@@ -31,7 +31,7 @@ from experiments.lesson_rows import Row, as_frame, as_seeds, table
 from experiments.lesson_steps import Lesson
 from experiments.lesson_weather import BARBECUE, EXERCISES, NEXT, SIZES, Weather
 from jaxdl import folders, runs
-from jaxdl.datasets import Images, cifar10, weather
+from jaxdl.datasets import Dataset, Images, cifar10, weather
 from jaxdl.datasets.barbecue import SUFFIX
 from jaxdl.datasets.weather import TARGET, place_of
 from jaxdl.errors import InputError
@@ -39,6 +39,7 @@ from jaxdl.interrupts import NEVER, Interrupts
 from jaxdl.locks import locked
 
 MOST_SEEDS = 4096
+SIMULATED = "SIMULATED {0}: no figure of this lesson says anything about real {1}."
 ABOUT = {
     EXERCISES: "What a network must beat needs no network: tomorrow will be as today. A large network learns its "
     "training rows by heart; early stopping, BatchNorm and more data are what the lesson tries against that.",
@@ -88,9 +89,11 @@ class Data(NamedTuple):
         return dict([*named, *(("cifar10", of.sha256) for of in self.pictures)])
 
     def notes(self) -> list[str]:
-        """What must not be overlooked, each once."""
-        found = [*(of.whole.note for of in self.weather), *(of.note for of in self.pictures)]
-        return list(dict.fromkeys(note for note in found if note))
+        """What must not be overlooked, each once; that data are simulated among it, even where it was asked for."""
+        found: list[tuple[Dataset | Images, str]] = [(of.whole, "weather") for of in self.weather]
+        found += [(of, "images") for of in self.pictures]
+        notes = (of.note or SIMULATED.format(what.upper(), what) * _simulated(of) for of, what in found)
+        return list(dict.fromkeys(note for note in notes if note))
 
 
 def run(config: Config, console: Console, interrupts: Interrupts = NEVER) -> list[Row]:
@@ -107,13 +110,15 @@ def run(config: Config, console: Console, interrupts: Interrupts = NEVER) -> lis
     with ExitStack() as stack:
         folder = _folder(config, console)
         stack.enter_context(locked(folder))
-        _claim(config, folder, data)
+        if _claim(config, folder, data):
+            console.print(f"The lesson in {folder} goes on after its finished rows.", markup=False, soft_wrap=True)
         interrupts.advise(f"interrupted; the same command with --workdir {folder} goes on after the finished rows.")
         lesson = lesson_steps.go(data.weather, data.pictures, config.seeds, config.full, folder / "rows", console)
         truth = lesson_steps.truths(*data.weather) if data.weather else {}
         said = [*findings(lesson.rows), *_calibration(lesson, truth)]
         _write(folder, config, data, lesson, truth, said)
-    console.print(table(lesson.rows, f"{len(lesson.rows)} rows, {config.seeds} seeds for the weather"))
+    many = f", {config.seeds} seeds for the weather" if data.weather else ""
+    console.print(table(lesson.rows, f"{len(lesson.rows)} rows{many}"))
     for text in said:
         console.print(f"- {text}", highlight=False, markup=False)
     end = f"{time.perf_counter() - STARTED:.0f} s. The page to hand out: {folder / 'lesson.html'}"
@@ -136,21 +141,23 @@ def _folder(config: Config, console: Console) -> Path:
     if config.workdir is None:
         return new_workdir("lesson")
     if config.fresh and config.workdir.exists():
-        folders.earlier(config.workdir)  # Raises for a folder of other files.
+        with locked(config.workdir):
+            folders.earlier(config.workdir)  # Raises for a folder of other files.
         aside = folders.set_aside(config.workdir)
         console.print(f"What was in {config.workdir} is now {aside}.", markup=False, soft_wrap=True)
-    elif folders.earlier(config.workdir):
-        console.print(f"The lesson in {config.workdir} goes on after its finished rows.", markup=False, soft_wrap=True)
+    folders.earlier(config.workdir)
     folders.make(config.workdir)
     return config.workdir
 
 
-def _claim(config: Config, folder: Path, data: Data) -> None:
-    """Writes config.json; raises InputError where the rows in the folder are of another lesson."""
+def _claim(config: Config, folder: Path, data: Data) -> bool:
+    """Writes config.json, and says whether the folder holds rows already; raises InputError where they are others."""
     now = {**asdict(config), "workdir": str(folder), "checksums": data.checksums(), **runs.surroundings()}
     earlier = folders.earlier(folder)
     if earlier is not None:
         before = earlier.config
+        if "only" not in before:
+            raise InputError(f"--workdir {folder} must be new or the folder of a lesson, got a run's. Choose another.")
         for name in ("seeds", "full", "target"):
             if before.get(name, now[name]) != now[name]:
                 raise InputError(
@@ -165,6 +172,7 @@ def _claim(config: Config, folder: Path, data: Data) -> None:
                 )
         now["checksums"] = before.get("checksums", {}) | now["checksums"]
     folders.write_json(folder / folders.CONFIG, now)
+    return earlier is not None
 
 
 def _calibration(lesson: Lesson, truth: dict[str, Truth]) -> list[str]:
@@ -184,8 +192,7 @@ def _write(folder: Path, config: Config, data: Data, lesson: Lesson, truth: dict
         name = re.sub(r"\W+", "-", drawn.name.lower()).strip("-")
         (folder / "figures" / f"{name}.png").write_bytes(pictures[-1].png)
     sections = {row.section for row in lesson.rows}
-    measured = [not of.whole.source.startswith("simulated") for of in data.weather[:1]]
-    sources = [SOURCES[0]] * any(measured) + [SOURCES[1]] * any("simulated" not in of.source for of in data.pictures)
+    measured = (any(not _simulated(of.whole) for of in data.weather), any(not _simulated(of) for of in data.pictures))
     surroundings = runs.surroundings()
     text = page(
         lesson.rows,
@@ -194,11 +201,24 @@ def _write(folder: Path, config: Config, data: Data, lesson: Lesson, truth: dict
         data.notes(),
         title="Monitoring and refining training, with error bars",
         about={section: text for section, text in ABOUT.items() if section in sections},
-        command=f"python -m experiments.lesson --seeds {config.seeds}{' --full' * config.full}",
-        sources=sources,
+        command=_command(config),
+        sources=[source for source, known in zip(SOURCES, measured, strict=True) if known],
         made=f"{time.strftime('%Y-%m-%d')}, jax {surroundings['versions']['jax']}, {os.cpu_count()} cores",
     )
     (folder / "lesson.html").write_text(text, encoding="utf-8")
+
+
+def _command(config: Config) -> str:
+    """What makes the lesson anew; a folder of data is left out, because others have theirs."""
+    given = [f"--seeds {config.seeds}"] + ["--full"] * config.full
+    given += [f"--target {config.target}"] * (config.target != TARGET)
+    given += [f"--only {config.only}"] * (config.only != "all")
+    given += [f"--data {config.data}"] * config.data.startswith("simulated")
+    return " ".join(["python -m experiments.lesson", *given])
+
+
+def _simulated(of: Dataset | Images) -> bool:
+    return of.source.startswith("simulated")
 
 
 def _quantity(target: str) -> str:

@@ -30,10 +30,10 @@ class Drawn(NamedTuple):
 
 
 HISTORIES = {
-    (EXERCISES, "plain"): "Overfitting: the training curves fall on, the validation curves turn.",
-    (SIZES, "10, 5"): "A small network cannot learn the training rows by heart.",
+    (EXERCISES, "plain"): "Where the training curves fall on and the validation curves turn, the networks overfit.",
+    (SIZES, "10, 5"): "How far a small network can learn the training rows by heart.",
     (EXERCISES, "early stopping"): "Early stopping ends each run where 10 epochs brought nothing better.",
-    (EXERCISES, "BatchNorm"): "BatchNorm on the inputs: sooner there, and the curves part sooner too.",
+    (EXERCISES, "BatchNorm"): "The same with BatchNorm on the inputs: how soon the curves fall, and part.",
     (CIFAR10, "dense"): "A network without convolutions, on photographs.",
     (CIFAR10, "small"): "Two convolutions: how far training and validation part.",
     (CIFAR10, "pooled"): "Pooling: a seventh of the parameters.",
@@ -65,7 +65,7 @@ def figures(
     ):
         yield from _spreads(section, caption, rows)
     if (BARBECUE, "one place, yes or no") in done:
-        yield _roc(done[BARBECUE, "one place, yes or no"], truth["labels"])
+        yield from _roc(done[BARBECUE, "one place, yes or no"], truth["labels"])
 
 
 def _sizes(sizes: Sequence[Row], rows: Sequence[Row]) -> Drawn:
@@ -77,7 +77,7 @@ def _sizes(sizes: Sequence[Row], rows: Sequence[Row]) -> Drawn:
         means,
         {name: np.nan_to_num(of) for name, of in errors.items()},
         [row.name for row in sizes],
-        recommended=recommended(sizes) if len(sizes[0].seeds) > 1 else None,
+        recommended=recommended(sizes),
         baselines={} if today is None else {"as today (test)": today},
         quantity=f"{sizes[0].figure} ({sizes[0].unit})",
     )
@@ -107,14 +107,15 @@ def _predictions(done: Trained, truth: Truth, quantity: str) -> Iterator[Drawn]:
     outputs, count = done.outputs["test"][..., 0], len(done.row.seeds)
     true = truth.test[:, 0]
     mean = outputs.mean(0)
-    shown = {"one network": outputs[0], f"mean of {count}": mean, "as today": truth.today}
+    many = {f"mean of {count}": mean} if count > 1 else {}
+    shown = {"one network": outputs[0], **many, "as today": truth.today}
     if np.isfinite(outputs).all():
         figure = plots.predictions(true, shown, quantity=quantity)
         yield Drawn(EXERCISES, "predictions", "Predictions for the test rows against the truth.", figure)
     found = bars(done, truth)
     if found is None:
         return
-    caption = f"How often the truth lies in the interval: {count} networks agree more with each other than with it."
+    caption = f"How often the truth lies in the intervals of {count} networks; narrow ones hold less than they should."
     held = {kind: list(shares.values()) for kind, shares in found.held.items()}
     yield Drawn(NEXT, "coverage", caption, interval_plots.coverage(LEVELS, held, rows=len(true)))
     caption = "The mean of all networks with calibrated intervals, which should hold 90 % of the test rows."
@@ -122,9 +123,12 @@ def _predictions(done: Trained, truth: Truth, quantity: str) -> Iterator[Drawn]:
     yield Drawn(NEXT, "intervals", caption, figure)
 
 
-def _roc(done: Trained, truth: Truth) -> Drawn:
+def _roc(done: Trained, truth: Truth) -> Iterator[Drawn]:
     true, scores = truth.test[:, 0], done.outputs["test"][..., 0]
+    if np.ptp(true) == 0 or not np.isfinite(scores).all():
+        return
     today = truth.today > 0.5
     point = (float(np.mean(today[true < 0.5])), float(np.mean(today[true > 0.5])))
-    figure = plots.roc({f"mean of {len(scores)} networks": roc(scores.mean(0), true)}, {"as today": point})
-    return Drawn(BARBECUE, "roc", "Tomorrow's barbecue weather, from 9 years of one place.", figure)
+    name = f"mean of {len(scores)} networks" if len(scores) > 1 else "one network"
+    figure = plots.roc({name: roc(scores.mean(0), true)}, {"as today": point})
+    yield Drawn(BARBECUE, "roc", "Tomorrow's barbecue weather, from 9 years of one place.", figure)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import combinations
 from typing import NamedTuple
 
 import numpy as np
 
-from experiments.lesson_rows import Row, estimate
+from experiments.lesson_rows import Row, number
 from experiments.lesson_weather import SIZES
-from jaxdl.comparisons import Comparison, adjusted, compare, one_standard_error, verdict
+from jaxdl.comparisons import Comparison, adjusted, compare, estimate, one_standard_error, verdict
 
 LEVEL = 0.05
 PAIRS = (  # what is compared, on the test rows
@@ -49,7 +50,7 @@ class Claim(NamedTuple):
 
 READING = (
     "What is called better is so on average over seeds, on the same test rows, by a paired t test at 5 %; p values are "
-    "adjusted for the number of comparisons in their section (Holm)."
+    "adjusted for the number of comparisons in their section, among the sizes for all pairs (Holm)."
 )
 SPLIT = (
     "All seeds share one split of the rows, so the errors are those of initial weights and of the order of rows, not "
@@ -66,17 +67,16 @@ def findings(rows: Sequence[Row]) -> list[str]:
     '"as today" is better than "plain" by 1.10 +- 0.06 hours (paired t test over 3 seeds, p = 0.0027).'
     """
     named = {row.name: row for row in rows}
-    sizes = [row for row in rows if row.section == SIZES]
     said: list[str] = []
     for section in dict.fromkeys(row.section for row in rows):
-        claims = [claim for claim in (*_pairs(named), *_rates(named), *_sizes(sizes)) if claim.section == section]
+        if section == SIZES:
+            said += _sweet_spot([row for row in rows if row.section == SIZES])
+            continue
+        claims = [claim for claim in (*_pairs(named), *_rates(named)) if claim.section == section]
         tests = [compare(*claim.values) for claim in claims]
         chances = adjusted([test.p_value for test in tests]) if tests else np.zeros(0)
         tests = [test._replace(p_value=float(chance)) for test, chance in zip(tests, chances, strict=True)]
-        if section == SIZES:
-            said += _sweet_spot(sizes, claims, tests)
-        else:
-            said += [_sentence(claim, test) for claim, test in zip(claims, tests, strict=True)]
+        said += [_sentence(claim, test) for claim, test in zip(claims, tests, strict=True)]
     return [READING, SPLIT, *said] if said else []
 
 
@@ -104,42 +104,53 @@ def _claim(one: Row, other: Row, which: str) -> Claim:
     return Claim(one.section, one.name, other.name, (values, beside), one.unit != "%", one.unit)
 
 
-def _sizes(sizes: Sequence[Row]) -> Iterator[Claim]:
-    """Each size against the one of the least mean RMSE on validation rows."""
-    if len(sizes) < 2 or len(sizes[0].seeds) < 2:
-        return
-    best = sizes[smallest_mean(sizes)]
-    for row in sizes:
-        if row is not best:
-            yield _claim(row, best, "validation")
+def recommended(sizes: Sequence[Row]) -> int | None:
+    """The position of the smallest network within one standard error of the best, on validation rows.
 
-
-def smallest_mean(sizes: Sequence[Row]) -> int:
-    """The position of the row whose mean validation figure is the smallest."""
-    return int(np.nanargmin([estimate(row.values["validation"]).mean for row in sizes]))
-
-
-def recommended(sizes: Sequence[Row]) -> int:
-    """The position of the smallest network within one standard error of the best, on validation rows."""
+    A size of which a seed diverged is left out; None where no other is left, and where one seed shows no error.
+    """
     found = [estimate(row.values["validation"]) for row in sizes]
+    if not np.isfinite([each.error for each in found]).any():
+        return None
     return one_standard_error(
         [each.mean for each in found], [each.error for each in found], [row.parameters for row in sizes]
     )
 
 
-def _sweet_spot(sizes: Sequence[Row], claims: Sequence[Claim], tests: Sequence[Comparison]) -> Iterator[str]:
-    if not claims:
+def _sweet_spot(sizes: Sequence[Row]) -> Iterator[str]:
+    if len(sizes[0].seeds) < 2:
         return
-    best, small = sizes[smallest_mean(sizes)], sizes[recommended(sizes)]
-    found, unit = estimate(best.values["validation"]), best.unit
+    figures = {row.name: estimate(row.values["validation"]) for row in sizes}
+    if lost := [name for name, found in figures.items() if found.diverged]:
+        yield f"Sizes that cannot be compared, because a seed diverged: {_listed(lost)}."
+    sound = [row for row in sizes if row.name not in lost]
+    chosen = recommended(sizes)
+    if chosen is None or len(sound) < 2:
+        return
+    best, small = min(sound, key=lambda row: figures[row.name].mean), sizes[chosen]
+    mean, error = (number(figure, best.unit) for figure in (figures[best.name].mean, figures[best.name].error))
     yield (
-        f'Of {len(sizes)} sizes of network, "{best.name}" has the lowest mean {best.figure} on validation rows, '
-        f'{found.text(unit)} {unit}. The smallest within one standard error of it is "{small.name}", with '
+        f'Of {len(sound)} sizes of network, "{best.name}" has the lowest mean {best.figure} on validation rows, '
+        f'{mean} +- {error} {best.unit}. The smallest within one standard error of it is "{small.name}", with '
         f"{small.parameters:,} parameters."
     )
-    alike = [claim.one for claim, test in zip(claims, tests, strict=True) if not test.p_value < LEVEL]
-    worse = [claim.one for claim in claims if claim.one not in alike]
+    worse = _apart(sound, best.name)
+    alike = [row.name for row in sound if row.name not in (*worse, best.name)]
     for names, text in ((worse, "Worse than"), (alike, "Not to be told apart from")):
         if names:
-            listed = ", ".join(f'"{name}"' for name in names)
-            yield f'{text} "{best.name}" on validation rows by these seeds: {listed}.'
+            yield f'{text} "{best.name}" on validation rows by these seeds: {_listed(names)}.'
+
+
+def _apart(sizes: Sequence[Row], best: str) -> list[str]:
+    """The sizes that can be told apart from the best.
+
+    The best is chosen by the same figures that then are compared, so the p values are adjusted for all pairs.
+    """
+    pairs = list(combinations(sizes, 2))
+    chances = adjusted([compare(one.values["validation"], other.values["validation"]).p_value for one, other in pairs])
+    told = [{one.name, other.name} for (one, other), chance in zip(pairs, chances, strict=True) if chance < LEVEL]
+    return [row.name for row in sizes if row.name != best and {row.name, best} in told]
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(f'"{name}"' for name in names)

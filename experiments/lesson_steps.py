@@ -21,7 +21,6 @@ from experiments.lesson_weather import (
     EXERCISED,
     EXERCISES,
     NEXT,
-    PRINTED,
     SIZES,
     SMALLER,
     Exercise,
@@ -32,7 +31,6 @@ from experiments.lesson_weather import (
 )
 from experiments.weather import divide
 from jaxdl.datasets import Images
-from jaxdl.datasets.weather import TARGET
 
 COPIED = {"100, 50": "plain", "10, 5": "small"}  # sizes that are exercises too
 
@@ -74,7 +72,7 @@ def go(
 
 
 def _told(row: Row) -> str:
-    test = estimate(row.values["test"]).text(row.unit)
+    test = estimate(row.values["test"]).text(row.unit).replace("\n", ", ")
     return f"{row.section}: {row.name}, {row.figure} {test} {row.unit} on test rows, {row.seconds:.1f} s"
 
 
@@ -127,8 +125,7 @@ def copies(done: Trained, weathers: Sequence[Weather]) -> Iterator[Trained]:
     """What is trained as a size of the network and is an exercise too."""
     name = COPIED.get(done.row.name)
     if name is not None:
-        printed = PRINTED[name] if weathers[0].target == TARGET else {}
-        yield done._replace(row=done.row._replace(section=EXERCISES, name=name, printed=printed))
+        yield done._replace(row=done.row._replace(section=EXERCISES, name=name, printed=weathers[0].printed(name)))
 
 
 def truths(numbers: Weather, labels: Weather) -> dict[str, Truth]:

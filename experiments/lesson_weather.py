@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -23,7 +23,9 @@ EXERCISES = "The lesson's exercises"
 SIZES = "How small may the network be?"
 NEXT = "The lesson's open questions"
 BARBECUE = "Barbecue weather tomorrow?"
-UNITS = {"sunshine": "hours", "temp_mean": "°C", "temp_min": "°C", "temp_max": "°C"}
+UNITS = {"sunshine": "hours", "precipitation": "cm", "pressure": "1000 hPa", "global_radiation": "100 W/m2"}
+UNITS |= {"cloud_cover": "eighths", **dict.fromkeys(("wind_speed", "wind_gust"), "m/s")}
+UNITS |= dict.fromkeys(("temp_mean", "temp_min", "temp_max"), "°C")
 PRINTED = {  # by the lesson, for its light file
     "plain": {"train": 0.84, "test": 4.05},
     "small": {"validation": 3.2},
@@ -88,21 +90,24 @@ class Weather(NamedTuple):
         return self.target.removesuffix(SUFFIX) if self.labels() else place_of(self.target)
 
     def unit(self) -> str:
-        """The unit of the figures; "" where it is not known."""
-        return "%" if self.labels() else UNITS.get(self.target.removeprefix(f"{self.place()}_"), "")
+        """The unit of the figures; "units" where it is not known."""
+        return "%" if self.labels() else UNITS.get(self.target.removeprefix(f"{self.place()}_"), "units")
 
     def dataset(self, exercise: Exercise) -> Dataset:
         """The rows that an exercise sees."""
         recipe, dataset = exercise.recipe, first_days(self.whole, exercise.recipe.days)
         return exercise.change(dataset if recipe.places is None else of_place(dataset, self.place()))
 
+    def printed(self, name: str) -> Mapping[str, float]:
+        """What the lesson prints for the exercise of that name, which it does for its own target and data alone."""
+        lesson = self.target == TARGET and not self.whole.source.startswith("simulated")
+        return PRINTED.get(name, {}) if lesson else {}
+
     def row(self, exercise: Exercise, seeds: tuple[int, ...], values: dict[str, np.ndarray]) -> Row:
         """A row of the exercise beside what the lesson prints for it."""
-        printed = PRINTED.get(exercise.name, {}) if self.target == TARGET else {}
-        figure = "accuracy" if self.labels() else "RMSE"
-        return Row(
-            exercise.section, exercise.name, exercise.what, figure, self.unit(), None, seeds, values, printed=printed
-        )
+        section, name, what = exercise.section, exercise.name, exercise.what
+        figure, printed = "accuracy" if self.labels() else "RMSE", self.printed(name)
+        return Row(section, name, what, figure, self.unit(), None, seeds, values, printed=printed)
 
 
 def run(of: Weather, exercise: Exercise, seeds: tuple[int, ...]) -> Trained:
