@@ -54,11 +54,10 @@ ABOUT = {
 
 @dataclass(frozen=True)
 class Config:
-    """Goes through the whole lesson, every network with many seeds, and writes a table, pictures and a page."""
+    """Goes through the whole lesson with many seeds; writes tables, pictures, a page."""
 
     workdir: Path | None = None
-    """The folder to write to; by default a new one, runs/<time>-lesson. In one that holds a lesson, cut off or
-    finished, rows that are there already are not trained again."""
+    """The folder to write to, by default runs/<time>-lesson. Rows that it holds already are not trained again."""
     data: str = "auto"
     """auto (the folder in JAXDL_DATA, else the cache, else a download, else simulated), a folder that holds both data
     sets, or simulated."""

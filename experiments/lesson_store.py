@@ -59,7 +59,8 @@ def load(folder: Path, section: str, name: str) -> Trained | None:
     if not path.exists():
         return None
     try:
-        with np.load(path) as file:
+        # numpy leaves a damaged file open.
+        with path.open("rb") as opened, np.load(opened) as file:
             about: dict[str, Any] = json.loads(str(file["about"]))
             if (about["section"], about["name"]) != (section, name):
                 raise ValueError(f"it holds {about['name']} of {about['section']}")
