@@ -80,3 +80,10 @@ def meaning():
         return names
 
     return run
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs_of_the_module():
+    """Compiled programs go with the module: all of them together are more than a process may map into its memory."""
+    yield
+    jax.clear_caches()
