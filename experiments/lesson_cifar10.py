@@ -35,7 +35,7 @@ class Budget(NamedTuple):
     rates: tuple[float, ...]  # of dropout; the first is none
 
 
-QUICK = Budget(1000, 500, 4, 3, (0.0, 0.2, 0.5, 0.95))
+QUICK = Budget(800, 300, 4, 3, (0.0, 0.2, 0.5, 0.95))
 FULL = Budget(5000, 5000, 10, 5, (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95))
 
 
