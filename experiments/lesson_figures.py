@@ -59,7 +59,10 @@ def figures(
     if sizes:
         yield _sizes(sizes, rows)
     for section, caption in (
-        (EXERCISES, "The exercises: every dot is a seed; the line is what needs no network."),
+        (
+            EXERCISES,
+            "Every dot is a seed; the lines need no network. One place and all years have test rows of their own.",
+        ),
         (NEXT, "The open questions beside the network they change."),
         (CIFAR10, "Every dot is a seed."),
     ):
@@ -86,11 +89,13 @@ def _sizes(sizes: Sequence[Row], rows: Sequence[Row]) -> Drawn:
 
 def _spreads(section: str, caption: str, rows: Sequence[Row]) -> Iterator[Drawn]:
     shown = [row for row in rows if row.section == section and row.seeds]
+    if section == NEXT:
+        beside = [row for row in rows if row.section == EXERCISES and row.name == "BatchNorm"]
+        # What has other test rows than the network beside it is left to the table.
+        shown = [*beside, *(row for row in shown if "one place" not in row.name)]
     if not shown:
         return
     first = shown[0]
-    beside = [row for row in rows if section == NEXT and row.section == EXERCISES and row.name == "BatchNorm"]
-    shown = [*beside, *shown]
     alone = [row for row in rows if row.section == section and not row.seeds and "," not in row.name]
     figure = ensemble_plots.spreads(
         [row.name for row in shown],
