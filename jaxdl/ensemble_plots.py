@@ -8,15 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from jaxdl.canvas import BLUE, GREEN, GREY, VERMILION, blank, plain
 from jaxdl.errors import InputError
-from jaxdl.plots import BLUE, GREY, VERMILION, _figure, _plain
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-GREEN = "#009E73"  # Okabe and Ito's bluish green
 SERIES = {"train": (BLUE, "o"), "validation": (VERMILION, "s"), "test": (GREEN, "^")}
 DASHES = ("--", ":", "-.", (0, (6, 1, 1, 1, 1, 1)))
 
@@ -32,7 +31,7 @@ def histories(table: pd.DataFrame, metric: str = "rmse", *, unit: str = "", titl
     >>> len(histories(records).axes)
     1
     """
-    figure = _figure(7, 4.5, above=0.45)
+    figure = blank(7, 4.5, above=0.45)
     axes = figure.subplots()
     count = table["member"].nunique()
     last = table.groupby("member")["epoch"].max()
@@ -52,7 +51,7 @@ def histories(table: pd.DataFrame, metric: str = "rmse", *, unit: str = "", titl
         colour = BLUE if shown == metric else VERMILION
         axes.plot(ends["epoch"], ends[shown], ".", color=colour, markersize=5, label="where a member stopped")
     quantity = metric.upper() if metric == "rmse" else metric
-    axes.set(xlabel="epoch", ylabel=f"{quantity} ({unit})" if unit else quantity, title=_plain(title))
+    axes.set(xlabel="epoch", ylabel=f"{quantity} ({unit})" if unit else quantity, title=plain(title))
     _scale(axes, table[[name for name in (metric, f"val_{metric}") if name in table]].to_numpy())
     axes.xaxis.get_major_locator().set_params(integer=True)  # type: ignore[call-arg]
     axes.legend()
@@ -83,20 +82,20 @@ def against_size(
     sizes = np.asarray(sizes, np.float64)
     if not (sizes >= 1).all():
         raise InputError(f"sizes must be at least 1, got {sizes.tolist()}. Leave baselines to `baselines`.")
-    figure = _figure(7, 5, above=1.15 if names else 0.45)
+    figure = blank(7, 5, above=1.15 if names else 0.45)
     axes = figure.subplots()
     axes.set(xscale="log", xlim=(sizes.min() / 1.25, sizes.max() * 1.25))
     if recommended is not None:
         label = f"recommended: {names[recommended]}" if names else "recommended"
-        axes.axvline(sizes[recommended], color=GREY, alpha=0.25, linewidth=9, label=_plain(label))
+        axes.axvline(sizes[recommended], color=GREY, alpha=0.25, linewidth=9, label=plain(label))
     order = np.argsort(sizes, kind="stable")
     for name, values in means.items():
         colour, marker = SERIES[name]
         values, error = (np.asarray(of, np.float64)[order] for of in (values, errors[name]))
         axes.errorbar(sizes[order], values, error, color=colour, marker=marker, capsize=3, linewidth=1.2, label=name)
     for (name, value), dashes in zip((baselines or {}).items(), cycle(DASHES), strict=False):
-        axes.axhline(value, color="black", linewidth=1, linestyle=dashes, label=_plain(name))
-    axes.set(xlabel="parameters", ylabel=quantity, title=_plain(title))
+        axes.axhline(value, color="black", linewidth=1, linestyle=dashes, label=plain(name))
+    axes.set(xlabel="parameters", ylabel=quantity, title=plain(title))
     _names_above(axes, sizes, names, recommended)
     axes.legend(fontsize=9)
     return figure
@@ -123,7 +122,7 @@ def spreads(
     """
     height, longest = 0.34 * len(names) + (1.8 if title else 1.5), max(map(len, names), default=0)
     width = 6.6 + 0.085 * longest
-    figure = _figure(width, height, above=1.05 if title else 0.75)
+    figure = blank(width, height, above=1.05 if title else 0.75)
     figure.subplots_adjust(left=(0.3 + 0.085 * longest) / width, right=1 - 1.7 / width)
     axes = figure.subplots()
     for place, of_recipe in enumerate(values):
@@ -141,14 +140,14 @@ def spreads(
         if figure_of_others is not None and np.isfinite(figure_of_others):
             axes.plot(figure_of_others, place, "o", markerfacecolor="none", color=VERMILION, markersize=8, zorder=4)
     for (name, value), dashes in zip((baselines or {}).items(), cycle(DASHES), strict=False):
-        axes.axvline(value, color=GREY, linewidth=1.2, linestyle=dashes, label=_plain(name))
-    axes.set_yticks(range(len(names)), [_plain(name) for name in names])
+        axes.axvline(value, color=GREY, linewidth=1.2, linestyle=dashes, label=plain(name))
+    axes.set_yticks(range(len(names)), [plain(name) for name in names])
     axes.set(xlabel=quantity, ylim=(len(names) - 0.4, -0.6))
     axes.grid(axis="x", color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)
     _explain(axes, any(value is not None for value in printed))
     if title:
-        figure.suptitle(_plain(title))
+        figure.suptitle(plain(title))
     return figure
 
 
@@ -209,4 +208,4 @@ def _names_above(axes: Axes, sizes: np.ndarray, names: Sequence[str], recommende
         axes.plot([true[index], place], [1, 1.04], color=GREY, linewidth=0.6, transform=axes.transAxes, clip_on=False)
         bold = "bold" if index == recommended else "normal"
         where: dict[str, Any] = {"transform": axes.transAxes, "rotation": 50, "rotation_mode": "anchor"}
-        axes.text(place, 1.05, _plain(names[index]), fontsize=8, weight=bold, **where)
+        axes.text(place, 1.05, plain(names[index]), fontsize=8, weight=bold, **where)

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from jaxdl.canvas import BLUE, GREEN, GREY, VERMILION, blank, plain
 from jaxdl.errors import InputError
-from jaxdl.plots import BLUE, GREY, VERMILION, _figure, _plain
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-STYLES = ((BLUE, "o"), (VERMILION, "s"), ("#009E73", "^"))  # the last is Okabe and Ito's bluish green
+STYLES = ((BLUE, "o"), (VERMILION, "s"), (GREEN, "^"))
 
 
 def intervals(
@@ -34,7 +34,7 @@ def intervals(
     true, mean, deviation = (np.asarray(values, np.float64).ravel() for values in (true, mean, deviation))
     reach = NormalDist().inv_cdf((1 + level) / 2) * deviation
     holds, known = np.abs(mean - true) <= reach, np.isfinite(true) & np.isfinite(mean) & np.isfinite(reach)
-    figure = _figure(6, 5.4, above=0.9 if title else 0.6)
+    figure = blank(6, 5.4, above=0.9 if title else 0.6)
     axes = figure.subplots()
     for chosen, colour, words in ((known & holds, BLUE, "holds it"), (known & ~holds, VERMILION, "misses it")):
         style: dict[str, Any] = {"fmt": "o", "markersize": 3, "elinewidth": 0.7, "alpha": 0.6}
@@ -47,7 +47,7 @@ def intervals(
     # Above the panel, because intervals fill it.
     axes.legend(fontsize=9, loc="lower left", bbox_to_anchor=(0, 1), frameon=False)
     if title:
-        figure.suptitle(_plain(title))
+        figure.suptitle(plain(title))
     return figure
 
 
@@ -60,7 +60,7 @@ def coverage(nominal: Any, found: Mapping[str, Any], *, rows: int | None = None,
     >>> len(coverage([0.5, 0.9], {"raw": [0.3, 0.6], "calibrated": [0.5, 0.88]}, rows=165).axes)
     1
     """
-    figure = _figure(5, 5, above=0.45)
+    figure = blank(5, 5, above=0.45)
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color=GREY, linewidth=1)
     if rows is not None:
@@ -69,8 +69,8 @@ def coverage(nominal: Any, found: Mapping[str, Any], *, rows: int | None = None,
         chance = f"chance, {rows} rows"
         axes.fill_between(share, share - reach, share + reach, color=GREY, alpha=0.2, linewidth=0, label=chance)
     for (name, shares), (colour, marker) in zip(found.items(), cycle(STYLES), strict=False):
-        axes.plot(nominal, shares, color=colour, marker=marker, markersize=5, linewidth=1.5, label=_plain(name))
-    axes.set(xlabel="share that the intervals should hold", ylabel="share that they hold", title=_plain(title))
+        axes.plot(nominal, shares, color=colour, marker=marker, markersize=5, linewidth=1.5, label=plain(name))
+    axes.set(xlabel="share that the intervals should hold", ylabel="share that they hold", title=plain(title))
     axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
     axes.legend(loc="upper left")
     return figure

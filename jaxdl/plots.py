@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from jaxdl.canvas import BLUE, GREEN, GREY, PURPLE, VERMILION, blank, plain
 from jaxdl.curves import Curve
 
 if TYPE_CHECKING:
@@ -15,9 +16,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, which colour-blind readers tell apart and which print as distinct greys.
-BLUE, VERMILION, GREY = "#0072B2", "#D55E00", "#767676"
-GREEN, PURPLE = "#009E73", "#CC79A7"
 # Told apart by the line, too.
 LINES = ((BLUE, "-", 2.0), (GREEN, "--", 1.3), (VERMILION, "-.", 1.3), (PURPLE, ":", 1.6))
 
@@ -35,7 +33,7 @@ def history(
     >>> len(history(records, best_epoch=2).axes)
     1
     """
-    figure = _figure(7, 4.5, above=0.45)
+    figure = blank(7, 4.5, above=0.45)
     axes = figure.subplots()
     epochs = table.index.to_numpy()
     for name, label, colour in ((metric, "training", BLUE), (f"val_{metric}", "validation", VERMILION)):
@@ -49,7 +47,7 @@ def history(
             best_epoch, watched[best_epoch], "o", color=VERMILION, markersize=7, label=f"best: epoch {best_epoch}"
         )
     quantity = metric.upper() if metric == "rmse" else metric
-    axes.set(xlabel="epoch", ylabel=f"{quantity} ({unit})" if unit else quantity, title=_plain(title))
+    axes.set(xlabel="epoch", ylabel=f"{quantity} ({unit})" if unit else quantity, title=plain(title))
     finite = table[[c for c in (metric, f"val_{metric}") if c in table]].to_numpy()
     finite = finite[np.isfinite(finite)]
     if finite.size:
@@ -67,7 +65,7 @@ def predictions(true: Any, predicted: Mapping[str, Any], *, quantity: str = "val
     >>> len(predictions([1.0, 2.0], {"model": [1.1, 2.2], "persistence": [2.0, 1.0]}).axes)
     2
     """
-    figure = _figure(4.3 * len(predicted) + 1, 5.2, above=0.8)
+    figure = blank(4.3 * len(predicted) + 1, 5.2, above=0.8)
     panels = figure.subplots(1, len(predicted), sharex=True, sharey=True, squeeze=False)[0]
     true = np.asarray(true, np.float64).ravel()
     everything = np.concatenate([true, *(np.asarray(values).ravel() for values in predicted.values())])
@@ -84,7 +82,7 @@ def predictions(true: Any, predicted: Mapping[str, Any], *, quantity: str = "val
         axes.set(xlim=(low - margin, high + margin), ylim=(low - margin, high + margin))
     panels[0].set_ylabel(f"predicted {quantity}")
     if title:
-        figure.suptitle(_plain(title))
+        figure.suptitle(plain(title))
     return figure
 
 
@@ -104,7 +102,7 @@ def images(
     rows = max(1, -(-len(pictures) // columns))
     lines = max((caption.count("\n") + 1 for caption in captions), default=0)
     cell = 1.15 + 0.17 * lines
-    figure = _figure(1.15 * columns + 1, cell * rows + 1.05, above=0.45 + 0.17 * lines)
+    figure = blank(1.15 * columns + 1, cell * rows + 1.05, above=0.45 + 0.17 * lines)
     figure.subplots_adjust(left=0.02, right=0.98, bottom=0.02, hspace=(0.1 + 0.17 * lines) / 1.15, wspace=0.08)
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
     for number, axes in enumerate(panels):
@@ -115,7 +113,7 @@ def images(
                 colour = colours[number] if number < len(colours) else "black"
                 axes.set_title(captions[number], fontsize=8, color=colour, pad=2)
     if title:
-        figure.suptitle(_plain(title), fontsize=10)
+        figure.suptitle(plain(title), fontsize=10)
     return figure
 
 
@@ -145,7 +143,7 @@ def roc(
     >>> len(roc({"model": curve([0.1, 0.9], [0, 1])}, {"persistence": (0.2, 0.7)}).axes)
     1
     """
-    figure = _figure(5.6, 5.6, above=0.6)
+    figure = blank(5.6, 5.6, above=0.6)
     axes = _square(figure, "false positive rate", "true positive rate", title)
     for (name, curve), (colour, line, width) in zip(curves.items(), cycle(LINES), strict=False):
         axes.plot(curve.x, curve.y, line, color=colour, linewidth=width, label=f"{name} (area {curve.area:.3f})")
@@ -170,7 +168,7 @@ def precision_recall(
     >>> len(precision_recall({"model": curve([0.1, 0.9], [0, 1])}, share=0.5).axes)
     1
     """
-    figure = _figure(5.6, 5.6, above=0.6)
+    figure = blank(5.6, 5.6, above=0.6)
     axes = _square(figure, "recall", "precision", title)
     for (name, curve), (colour, line, width) in zip(curves.items(), cycle(LINES), strict=False):
         label = f"{name} (average {curve.area:.3f})"
@@ -192,7 +190,7 @@ def _square(figure: Figure, across: str, up: str, title: str) -> Axes:
 
 def _title(axes: Axes, title: str) -> None:
     """A title in as many lines as a narrow figure needs."""
-    axes.set_title(_plain(title), fontsize=10, wrap=True)
+    axes.set_title(plain(title), fontsize=10, wrap=True)
 
 
 def _mark(axes: Axes, points: Mapping[str, tuple[float, float]] | None) -> None:
@@ -210,7 +208,7 @@ def confusion(matrix: Any, classes: Sequence[str], *, title: str = "") -> Figure
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     few = len(classes) < 5
     size = (1.2 if few else 0.55) * len(classes) + 1.6
-    figure = _figure(size + 0.6, size, above=0.6)
+    figure = blank(size + 0.6, size, above=0.6)
     figure.subplots_adjust(left=1.1 / (size + 0.6), bottom=1.0 / size)
     axes = figure.subplots()
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
@@ -225,20 +223,4 @@ def confusion(matrix: Any, classes: Sequence[str], *, title: str = "") -> Figure
     axes.set_yticks(range(len(classes)), classes)
     axes.set(xlabel="predicted", ylabel="true")
     _title(axes, title)
-    return figure
-
-
-def _plain(title: str) -> str:
-    """A title as it is: no formula between dollar signs, and nothing that a font could not be asked for."""
-    return title.encode("utf-8", "replace").decode().replace("$", r"\$")
-
-
-def _figure(width: float, height: float, above: float) -> Figure:
-    # Without pyplot: no window, no global list of figures, no backend to choose.
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), dpi=120)
-    # Margins in inches: a layout engine would take longer than drawing everything else.
-    margins = {"left": 0.8 / width, "right": 1 - 0.2 / width, "bottom": 0.6 / height, "top": 1 - above / height}
-    figure.subplots_adjust(**margins, wspace=0.08)
     return figure

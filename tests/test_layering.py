@@ -48,7 +48,7 @@ RING = (
         "locks",
         "interrupts",
     ),
-    *("logs", "bars", "curves", "plots", "ensemble_plots", "interval_plots", "summaries", "folders", "runs"),
+    *("logs", "bars", "curves", "canvas", "plots", "ensemble_plots", "interval_plots", "summaries", "folders", "runs"),
 )
 ORDER = CORE + RING
 # Narrower than the order: all that these may import of jaxdl.
