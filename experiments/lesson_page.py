@@ -141,7 +141,7 @@ def _tables(rows: Sequence[Row]) -> list[str]:
         chosen = [row for row in rows if (row.figure, row.unit) == (figure, unit)]
         columns = [name for name in SETS if any(name in row.values or name in row.printed for row in chosen)]
         trained = any(row.seeds for row in chosen)
-        names = [*columns, *(("parameters", "epochs", "seeds") if trained else ())]
+        names = [*columns, *(("parameters", "epochs", "seeds", "seconds") if trained else ())]
         head = "".join(f'<th scope="col">{name}</th>' for name in ("", *names))
         caption = _text(f"{figure} in {unit}")
         tables += [
@@ -162,7 +162,8 @@ def _line(row: Row, columns: Sequence[str], trained: bool) -> str:
     if trained:
         size = "" if row.parameters is None else f"{row.parameters:,}"
         done = epochs(row).replace(" *", '<span class="star">*</span>')
-        cells += [f"<td>{text}</td>" for text in (size, done, len(row.seeds) or "")]
+        seconds = f"{row.seconds:.1f}" if row.seeds else ""
+        cells += [f"<td>{text}</td>" for text in (size, done, len(row.seeds) or "", seconds)]
     kind = "network" if row.seeds else "baseline"
     return f'<tr class="{kind}">{"".join(cells)}</tr>'
 
@@ -198,7 +199,8 @@ def _reading(rows: Sequence[Row]) -> list[str]:
         f"Every network is trained from {many}. A seed draws the initial weights and the order of the training rows; "
         "the rows of each set are the same for all.",
         "A figure is the mean over seeds ± its standard error, the standard deviation over the square root of their "
-        "number. One seed, and a baseline, which has none, show no error.",
+        "number. One seed, and a baseline, which has none, show no error. Seconds are those that all seeds of a row "
+        "took to train, without compilation.",
     ]
     if any(row.printed for row in rows):
         lines.append("“Lesson” is the figure that the lesson itself prints, of a single run.")

@@ -156,7 +156,9 @@ def test_every_row_shows_its_means_with_standard_errors_and_the_lessons_figures(
         assert plain[name] == f"{values.mean():.2f} ± {sem(values):.2f}lesson {lesson}"
     assert (plain["parameters"], plain["epochs"], plain["seeds"]) == ("21,501", "200", "6")
     assert cells(reader, "dropout")["epochs"] == "22.5*" and "lesson" not in cells(reader, "dropout")["test"]
-    assert cells(reader, "as today") == {"train": "", "test": "3.88", "parameters": "", "epochs": "", "seeds": ""}
+    assert plain["seconds"] == f"{ROWS[0].seconds:.1f}"
+    nothing = dict.fromkeys(("train", "parameters", "epochs", "seeds", "seconds"), "")
+    assert cells(reader, "as today") == {**nothing, "test": "3.88"}
     values = ROWS[3].values["test"]
     assert cells(reader, "small")["test"] == f"{values.mean():.1f} ± {sem(values):.1f}"
     assert reader.texts("caption") == ["RMSE in hours", "RMSE in hours", "accuracy in %"]
