@@ -128,7 +128,15 @@ def run(config: Config, console: Console, interrupts: Interrupts = NEVER) -> lis
 
 
 def read(config: Config) -> Data:
-    """The weather with its labels, and the pictures, as far as they are asked for."""
+    """The weather with its labels, and the pictures, as far as they are asked for.
+
+    Raises InputError for a file, which holds one of the two, where both are asked for.
+    """
+    if config.only == "all" and Path(config.data).expanduser().is_file():
+        raise InputError(
+            f"--data must name a folder that holds the weather and the pictures, got the file {config.data}. Name the "
+            "folder, or add --only weather or --only cifar10."
+        )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # The notes are printed instead.
         weathers: tuple[Weather, ...] = ()

@@ -60,9 +60,9 @@ def fit_seeds(
     before it starts, as by `jax.config.update("jax_num_cpu_devices", 2)`. Ctrl-C, or the stop button of a notebook,
     ends all, and `fit_seeds` goes on from the `progress`.
 
-    how: "vmap" trains the members as one batch, many times faster, and rounds differently than `fit`; "map" trains them
-        one after the other, with the bits of `fit` (on several devices, not of BatchNorm, which XLA rounds otherwise
-        there), and is faster for ConvNets on a CPU.
+    how: "vmap" trains the members in batches, and rounds differently than `fit`; "map" trains them one after the other,
+        with the bits of `fit` (on several devices, not of BatchNorm, which XLA rounds otherwise there). On a CPU
+        neither is much faster for small dense networks; for ConvNets "map" is.
     observers: functions `(progress, records) -> None`, called after every epoch; a figure of a record is an array (M,).
         With `checkpoints.keeper` for one, the run can go on after a crash.
 
