@@ -451,14 +451,6 @@ def test_flags_that_make_no_sense_end_in_one_message_and_leave_nothing(flags, to
 
 
 @pytest.mark.parametrize("flags", [("--only", "wether"), ("--seeds", "many"), ("--recipe", "plain")])
-def test_a_file_holds_one_part_of_the_lesson_alone(tmp_path, capsys):
-    file = tmp_path / "weather.csv"
-    file.write_text("DATE,MONTH\n")
-    assert call("--data", file, "--workdir", tmp_path / "lesson") == 2
-    assert "must name a folder that holds the weather and the pictures" in capsys.readouterr().err
-    assert not (tmp_path / "lesson").exists()
-
-
 def test_unknown_flags_and_values_exit_with_2(flags, capsys):
     with pytest.raises(SystemExit) as stop:
         call(*flags)
@@ -473,6 +465,14 @@ def test_one_seed_shows_no_errors_and_allows_no_findings(tmp_path, three_exercis
     assert not re.search(r"\d \+- \d", shown) and not re.search(r"\d ± \d", text)
     assert "is better than" not in shown + text and "What these figures say" not in text
     assert "together" not in shown and "nan" not in shown
+
+
+def test_a_file_holds_one_part_of_the_lesson_alone(tmp_path, capsys):
+    file = tmp_path / "weather.csv"
+    file.write_text("DATE,MONTH\n")
+    assert call("--data", file, "--workdir", tmp_path / "lesson") == 2
+    assert "must name a folder that holds the weather and the pictures" in capsys.readouterr().err
+    assert not (tmp_path / "lesson").exists()
 
 
 def test_help_fits_80_columns():
