@@ -12,10 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxdl.batches import Window
 from jaxdl.errors import InputError
 from jaxdl.objectives import LOSS
 from jaxdl.plans import check_monitors, check_rows, measured
 from jaxdl.programs import program
+from jaxdl.sharding import Layout, laid_out, layout, mesh_of, place_progress, place_rows, wish
 from jaxdl.training import batches_of_epoch, finish_epoch, run_steps
 from jaxdl.types import Array, Examples, Plan, Progress
 
@@ -30,16 +32,17 @@ class Chunk(NamedTuple):
     progress: Progress
     record: dict[str, Any] | None  # of the epoch, where the chunk ended one: a float a figure, of many runs an array
     finite: bool  # whether the weights, and the losses of the epoch under way, are
-    batches: int  # how many were done
+    batches: int  # how many were done; 0 where `steps` asked for none, on this process or on another
 
 
 def advance(
-    progress: Progress, train: Examples, validation: Examples | None, steps: Any, *, plan: Plan
+    progress: Progress, train: Examples | Window, validation: Examples | None, steps: Any, *, plan: Plan
 ) -> tuple[Progress, Array]:
     """The next `steps` batches of a run, no more than its epoch has; closes the epoch where they end it.
 
-    The row, float32, holds the figures of the epoch (zeros inside of one), whether the run should stop, and whether its
-    numbers are finite: one array, because each array that the host reads costs it a wait.
+    Of several `steps` (`sharding.wish`) the least counts. The row, float32, holds the figures of the epoch (zeros
+    inside of one), whether the run should stop, whether its numbers are finite, and how many batches were done: one
+    array, because each array that the host reads costs it a wait.
 
     >>> import optax
     >>> from jaxdl import Objective, examples, make_plan, mlp, objectives, start
@@ -47,7 +50,7 @@ def advance(
     >>> plan = make_plan(mlp(()), Objective(objectives.squared_error), optax.sgd(0.1), batch_size=1)
     >>> progress, row = advance(start(plan, rows, key=jax.random.key(0)), rows, None, 1, plan=plan)
     >>> int(progress.cursor), row.tolist()
-    (1, [0.0, 0.0, 1.0])
+    (1, [0.0, 0.0, 1.0, 1.0])
     """
     names, (_, length) = measured(plan, progress, validation), batches_of_epoch(plan, train, validation)
 
@@ -59,15 +62,14 @@ def advance(
     def pause(progress: Progress) -> tuple[Progress, Array]:
         return progress, jnp.zeros(len(names) + 1, jnp.float32)
 
-    after = run_steps(progress, train, validation, steps, plan=plan)
-    finite = _finite(after).astype(jnp.float32)
+    after = run_steps(progress, train, validation, jnp.min(steps), plan=plan)
+    told = jnp.stack([_finite(after), after.cursor - progress.cursor]).astype(jnp.float32)
     after, row = lax.cond(after.cursor == length, close, pause, after)
-    return after, jnp.append(row, finite)
+    return after, jnp.concatenate([row, told])
 
 
-@partial(program, static_argnames="plan")
 def run_chunk(
-    progress: Progress, train: Examples, validation: Examples | None, steps: Any, *, plan: Plan
+    progress: Progress, train: Examples | Window, validation: Examples | None, steps: Any, *, plan: Plan
 ) -> tuple[Progress, Array]:
     """`advance` as a program; a run that is over stands still.
 
@@ -78,7 +80,22 @@ def run_chunk(
     >>> int(run_chunk(start(plan, rows, key=jax.random.key(0)), rows, None, 2, plan=plan)[0].epoch)
     1
     """
-    return advance(progress, train, validation, jnp.where(progress.stopping.done, 0, steps), plan=plan)
+    return _run_chunk(progress, train, validation, steps, plan=plan, like=layout(progress))
+
+
+@partial(program, static_argnames=("plan", "like"))
+def _run_chunk(
+    progress: Progress,
+    train: Examples | Window,
+    validation: Examples | None,
+    steps: Any,
+    *,
+    plan: Plan,
+    like: Layout | None,
+) -> tuple[Progress, Array]:
+    left = jnp.where(progress.stopping.done, 0, steps)
+    after, row = advance(progress, train, validation, left, plan=plan)
+    return laid_out(after, like), row
 
 
 def chunks(
@@ -101,6 +118,8 @@ def chunks(
             progress, record = run(progress, train, validation, steps(), plan=plan)
             keep(progress, record)  # which the generator yields; there is no record inside of an epoch
 
+    Where `steps()` is 0, nothing is done and nothing under way when that is yielded: a pause. Where several processes
+    share the run, each asks for steps of its own and gets the least: a pause that one asks for is a pause of all.
     With `run=ensembles.run_members` the progress is that of many runs, and the figures are arrays.
     """
     check_rows(plan, train, validation)
@@ -110,23 +129,28 @@ def chunks(
     if int(progress.cursor) >= length:
         raise InputError(f"progress stands at batch {progress.cursor} of {length}. Give the rows that it began with.")
     # Batches since the beginning, counted here too, because the device is asked for nothing but the row.
-    epoch = int(progress.epoch.max())  # of many runs those that have not stopped are furthest
+    mesh = mesh_of(progress)
+    epoch = int(np.asarray(progress.epoch).max())  # of many runs those that have not stopped are furthest
     at, end = epoch * length + int(progress.cursor), math.inf if last is None else last * length
-    done = bool(progress.stopping.done.all())
+    done = bool(np.asarray(progress.stopping.done).all())
 
-    def dispatch(progress: Progress) -> tuple[Progress, Array, int]:
-        size = min(max(1, steps()), length - at % length)
-        return *run(progress, train, validation, np.int32(size), plan=plan), size
+    def dispatch(progress: Progress, at: int) -> tuple[Progress, Array, int]:
+        size = min(max(0, steps()), length - at % length)
+        return *run(progress, train, validation, wish(size, mesh), plan=plan), at + size
 
-    ahead = None if done or at >= end else dispatch(progress)
-    while ahead is not None and not done:
-        progress, row, size = ahead
-        at += size
-        ahead = None if at >= end else dispatch(progress)
-        *figures, over, finite = np.moveaxis(np.asarray(row), -1, 0)
+    ahead = None
+    while not done and at < end:
+        progress, row, most = ahead or dispatch(progress, at)
+        # Not where it might be beyond the last epoch: others may let this one do less than was asked for.
+        ahead = dispatch(progress, most) if most < end else None
+        *figures, over, finite, batches = np.moveaxis(np.asarray(row), -1, 0)
         done = bool((over != 0).all())  # of runs that stopped earlier all is nan
+        size = int(np.nan_to_num(batches).max())
+        if size == 0:
+            ahead = jax.block_until_ready(ahead) and None
+        at += size
         record = {"epoch": at // length, **{name: _plain(each) for name, each in zip(names, figures, strict=True)}}
-        yield Chunk(progress, None if at % length else record, bool((finite != 0).all()), size)
+        yield Chunk(progress, None if at % length or not size else record, bool((finite != 0).all()), size)
 
 
 def epochs(
@@ -164,12 +188,19 @@ def _finite(progress: Progress) -> Array:
 
 
 def _together(progress: Progress, train: Examples, validation: Examples | None) -> tuple[Any, ...]:
-    """All on the device to which the training rows are bound, if they are bound to one.
+    """All on the device to which the training rows are bound, if they are bound to one, or on their mesh.
 
     Otherwise the first epoch's results would be bound and its arguments not, which compiles a second program.
     """
     home, everything = train.weights, (progress, train, validation)
     if isinstance(home, jax.Array) and home.committed and len(home.sharding.device_set) == 1:
         return jax.device_put(everything, home.sharding)
+    mesh = mesh_of(train)
+    if mesh is not None and mesh_of(progress) != mesh:
+        progress = place_progress(progress, mesh)
+    if mesh is not None and validation is not None:
+        validation = place_rows(validation, mesh)
+    if mesh is not None:
+        return progress, train, validation
     # Not `device_put`: it would gather random keys that are spread over devices.
     return jax.tree.map(jnp.asarray, everything)

@@ -1,4 +1,4 @@
-"""Rows of data: checked, split, scaled, padded, and put in order."""
+"""Rows of data: checked, split, scaled and padded."""
 
 from __future__ import annotations
 
@@ -6,14 +6,10 @@ import math
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from jaxdl.errors import InputError
-from jaxdl.types import Array, Examples
-
-_ROUNDS = 32
+from jaxdl.types import Examples
 
 
 def examples(inputs: Any, targets: Any, weights: Any = None) -> Examples:
@@ -139,53 +135,3 @@ def unstandardise(standardised: Any, scaling: Scaling) -> np.ndarray:
     [[1.0], [3.0]]
     """
     return (np.asarray(standardised, np.float64) * scaling.spread + scaling.mean).astype(np.float32)
-
-
-def order(key: Array, epoch: Any, count: int) -> Array:
-    """The order of `count` rows in an epoch, (count,) int32: a permutation that depends on (key, epoch) alone.
-
-    The swap-or-not shuffle (Hoang, Morris and Rogaway, CRYPTO 2012): each round pairs every row with one other and
-    swaps the pair or not. It needs no sort, which on a CPU costs many times more, and any entry can be computed without
-    the rest. `count` is static.
-
-    >>> rows = order(jax.random.key(0), 1, 5)
-    >>> sorted(rows.tolist())
-    [0, 1, 2, 3, 4]
-    """
-    bits = jax.random.bits(jax.random.fold_in(key, epoch), (2, _ROUNDS), jnp.uint32)
-    pivots, salts = (bits[0] % jnp.uint32(count)).astype(jnp.int32), bits[1]
-
-    def swap_or_not(round_: Array, rows: Array) -> Array:
-        partner = pivots[round_] - rows
-        partner = jnp.where(partner < 0, partner + count, partner)
-        # Both of a pair must flip the same coin, so it is drawn from the larger of the two.
-        coin = mix(jnp.maximum(rows, partner).astype(jnp.uint32) ^ salts[round_]) & jnp.uint32(1)
-        return jnp.where(coin == 1, partner, rows)
-
-    return lax.fori_loop(0, _ROUNDS, swap_or_not, jnp.arange(count, dtype=jnp.int32))
-
-
-def mix(bits: Array) -> Array:
-    """MurmurHash3's 32-bit finaliser, a permutation of uint32: every input bit reaches every output bit.
-
-    >>> [hex(number) for number in mix(jnp.arange(3, dtype=jnp.uint32)).tolist()]
-    ['0x0', '0x514e28b7', '0x30f4c306']
-    """
-    bits = (bits ^ (bits >> jnp.uint32(16))) * jnp.uint32(0x85EBCA6B)
-    bits = (bits ^ (bits >> jnp.uint32(13))) * jnp.uint32(0xC2B2AE35)
-    return bits ^ (bits >> jnp.uint32(16))
-
-
-def batch_at(rows_of: Examples, rows: Array, index: Any, batch_size: int) -> Examples:
-    """Batch number `index` of the rows in the order `rows` (N,); the last one is filled with weight-0 rows.
-
-    >>> numbers = jax.tree.map(jnp.asarray, examples([10.0, 11.0, 12.0], [0, 1, 2]))
-    >>> batch = batch_at(numbers, jnp.array([2, 0, 1]), 1, 2)
-    >>> batch.inputs.tolist(), batch.weights.tolist()
-    ([11.0, 12.0], [1.0, 0.0])
-    """
-    count = rows.shape[0]
-    positions = index * batch_size + jnp.arange(batch_size, dtype=jnp.int32)
-    chosen = rows[positions % count]
-    batch = jax.tree.map(lambda leaf: jnp.asarray(leaf).at[chosen].get(mode="promise_in_bounds"), rows_of)
-    return batch._replace(weights=jnp.where(positions < count, batch.weights, jnp.float32(0)))

@@ -11,8 +11,8 @@ import numpy as np
 from jax import lax
 
 from jaxdl.convolutions import NUMBERS, add_bias, convolve
-from jaxdl.data import mix
 from jaxdl.errors import InputError
+from jaxdl.orders import mix
 from jaxdl.programs import is_traced
 from jaxdl.types import Array
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from jaxdl.chunks import Chunk, Run, chunks, run_chunk
 from jaxdl.types import Examples, Plan, Progress
@@ -21,9 +21,12 @@ def paced(
     *,
     last: int | None = None,
     seconds: float = SECONDS,
+    pause: Callable[[], bool] = lambda: False,
     run: Run = run_chunk,
 ) -> Iterator[Chunk]:
     """`chunks` of about so many seconds each, or of a whole epoch where that is shorter.
+
+    pause: asked before every chunk whether it should do nothing.
 
     The first holds one batch, as nothing is known yet; none has more than twice the batches of the one before.
 
@@ -37,10 +40,12 @@ def paced(
     size, began = 1, time.perf_counter()
 
     def steps() -> int:
-        return size
+        return 0 if pause() else size
 
     for chunk in chunks(plan, progress, train, validation, last=last, steps=steps, run=run):
         now = time.perf_counter()
-        fitting = int(seconds * chunk.batches / max(now - began, 1e-9))
-        size, began = max(1, min(2 * size, fitting)), now
+        if chunk.batches:
+            fitting = int(seconds * chunk.batches / max(now - began, 1e-9))
+            size = max(1, min(2 * size, fitting))
+        began = now
         yield chunk

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -12,41 +11,36 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxdl.data import batch_at
+from jaxdl.batches import batch_rows, filled, validation_batch
 from jaxdl.errors import InputError
 from jaxdl.objectives import add, finish
 from jaxdl.programs import program
+from jaxdl.sharding import data_devices, split_rows
 from jaxdl.steps import EvalStep, TrainStep, make_eval_step
 from jaxdl.types import Array, Examples, Model, Objective, PyTree, Sums, TrainState, Weights
-
-# What a batch of an evaluation holds at most. More numbers would only take memory: images grow large in a ConvNet.
-EVAL_ROWS, EVAL_NUMBERS = 1024, 2**19
 
 
 def scan_steps(
     step: TrainStep,
     state: TrainState,
     sums: Sums,
-    train: Examples,
-    rows: Array,
+    batch: Callable[[Array], Examples],
     start: Any,
     stop: Any,
-    *,
-    batch_size: int,
 ) -> tuple[TrainState, Sums]:
-    """Training steps `start` to `stop` of the epoch whose order is `rows` (N,), in one compiled loop.
+    """Training steps `start` to `stop` of an epoch with the batches `batch(index)`, in one compiled loop.
 
     The bounds may be traced int32, so one program serves chunks of every length, and chunks give the bits that the
     whole epoch gives. It means
 
         for index in range(start, stop):
-            state, measured = step(state, batch_at(train, rows, index, batch_size))
+            state, measured = step(state, batch(index))
             sums = add(sums, measured)
     """
 
     def body(index: Array, carry: tuple[TrainState, Sums]) -> tuple[TrainState, Sums]:
         state, sums = carry
-        state, measured = step(state, batch_at(train, rows, index, batch_size))
+        state, measured = step(state, batch(index))
         return state, add(sums, measured)
 
     return lax.fori_loop(jnp.asarray(start, jnp.int32), jnp.asarray(stop, jnp.int32), body, (state, sums))
@@ -72,22 +66,6 @@ def sum_steps(
     return lax.fori_loop(jnp.asarray(start, jnp.int32), jnp.asarray(stop, jnp.int32), body, sums)
 
 
-def validation_batch(rows_of: Examples, index: Any, batch_size: int) -> Examples:
-    """Batch number `index` of the rows as they stand; the last one reaches back, with weight 0 for rows seen before.
-
-    >>> from jaxdl import examples
-    >>> batch = validation_batch(examples([[1.0], [2.0], [3.0]], [0, 1, 2]), 1, 2)
-    >>> batch.inputs.tolist(), batch.weights.tolist()
-    ([[2.0], [3.0]], [0.0, 1.0])
-    """
-    size = min(batch_size, rows_of.weights.shape[0])
-    wanted = jnp.asarray(index, jnp.int32) * size
-    start = jnp.minimum(wanted, rows_of.weights.shape[0] - size)
-    rows = jax.tree.map(lambda leaf: lax.dynamic_slice_in_dim(jnp.asarray(leaf), start, size), rows_of)
-    fresh = start + jnp.arange(size, dtype=jnp.int32) >= wanted
-    return rows._replace(weights=jnp.where(fresh, rows.weights, jnp.float32(0)))
-
-
 def zeros_of(function: Callable[..., PyTree], *arguments: Any) -> PyTree:
     """Zeros of the shapes and dtypes that a function would return; it is not computed.
 
@@ -95,15 +73,6 @@ def zeros_of(function: Callable[..., PyTree], *arguments: Any) -> PyTree:
     [0.0, 0.0, 0.0]
     """
     return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(function, *arguments))
-
-
-def batch_rows(inputs: Array) -> int:
-    """How many rows of (N, ...) inputs an evaluation takes at once unless told: 1024, or fewer where rows are large.
-
-    >>> batch_rows(jnp.zeros((5, 163))), batch_rows(jnp.zeros((5, 32, 32, 3)))
-    (1024, 170)
-    """
-    return max(1, min(EVAL_ROWS, EVAL_NUMBERS // max(1, math.prod(inputs.shape[1:]))))
 
 
 def _rows_at_once(inputs: Array, batch_size: int | None) -> int:
@@ -128,7 +97,7 @@ def evaluate(
     """
     size, count = _rows_at_once(rows_of.inputs, batch_size), rows_of.weights.shape[0]
     step = make_eval_step(model, objective)
-    if count <= size:
+    if count <= size and data_devices() == 1:
         return finish(objective, step(weights, rows_of))
     zero = zeros_of(step, weights, jax.tree.map(lambda leaf: leaf[:size], rows_of))
     return finish(objective, sum_steps(step, weights, rows_of, zero, 0, -(-count // size), batch_size=size))
@@ -154,10 +123,10 @@ def predict(model: Model, weights: Weights, inputs: Any, *, batch_size: int | No
 
 @partial(program, static_argnames=("model", "batch_size"))
 def _predict(model: Model, weights: Weights, inputs: Array, *, batch_size: int) -> Array:
-    count = inputs.shape[0]
+    count, batch_size = inputs.shape[0], filled(batch_size)
 
     def outputs_at(start: Any) -> Array:
-        batch = lax.dynamic_slice_in_dim(inputs, start, min(batch_size, count))
+        batch = split_rows(lax.dynamic_slice_in_dim(inputs, start, min(batch_size, count)))
         return model.apply(weights, batch, train=False)[0]
 
     if count <= batch_size:

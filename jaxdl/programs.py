@@ -5,10 +5,13 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from typing import Any, ParamSpec, TypeVar
 
 import jax
 from jax.extend.core import get_opaque_trace_state
+
+from jaxdl.sharding import mesh_of
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -57,9 +60,10 @@ def is_traced(value: Any) -> bool:
 
 
 def program(function: Callable[P, R], *, static_argnames: str | tuple[str, ...]) -> Callable[P, R]:
-    """`jax.jit` with `compiler_options`; inside of another transformation, which alone decides on options, without.
+    """`jax.jit` with `compiler_options`, on the mesh where the arguments lie if they lie on one.
 
-    Nothing is decided before the first call: to ask for the platform starts it.
+    Inside of another transformation, which alone decides on both, without. Nothing is decided before the first call: to
+    ask for the platform starts it.
 
     >>> power = program(lambda x, n: x**n, static_argnames="n")
     >>> float(power(3.0, n=2)), float(jax.grad(power)(3.0, n=2))
@@ -73,6 +77,10 @@ def program(function: Callable[P, R], *, static_argnames: str | tuple[str, ...])
 
     @functools.wraps(function)
     def call(*arguments: P.args, **keywords: P.kwargs) -> R:
-        return (whole() if _state() == _OUTSIDE else inner)(*arguments, **keywords)
+        if _state() != _OUTSIDE:
+            return inner(*arguments, **keywords)
+        mesh = mesh_of((arguments, keywords))
+        with nullcontext() if mesh is None else jax.set_mesh(mesh):
+            return whole()(*arguments, **keywords)
 
     return call

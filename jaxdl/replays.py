@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxdl.batches import batch_rows, batches_of, validation_batch
 from jaxdl.chunks import Chunk, chunks
-from jaxdl.data import batch_at, order
 from jaxdl.nonfinite import Arose, in_evaluation, in_step
-from jaxdl.passes import batch_rows, validation_batch
+from jaxdl.orders import order
 from jaxdl.steps import shown_weights
 from jaxdl.training import batches_of_epoch
 from jaxdl.types import Examples, Plan, Progress
@@ -86,7 +86,8 @@ def replay(plan: Plan, progress: Progress, train: Examples, validation: Examples
     epoch, cursor = int(progress.epoch) + 1, int(progress.cursor)
     if cursor < trained:
         shuffled = order(progress.key, progress.epoch, train.weights.shape[0])
-        arose = in_step(plan, progress.state, batch_at(train, shuffled, cursor, plan.batch_size))
+        batch = batches_of(train, progress.key, progress.epoch, plan.batch_size)(cursor)
+        arose = in_step(plan, progress.state, batch)
         rows = np.asarray(shuffled)[cursor * plan.batch_size :][: plan.batch_size]
         return _trouble(progress, epoch, cursor + 1, trained, "training", arose, rows)
     assert validation is not None

@@ -8,12 +8,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxdl.data import order
+from jaxdl.batches import Window, batch_rows, batches_of, epoch_rows
 from jaxdl.objectives import LOSS, finish, measure
-from jaxdl.passes import batch_rows, scan_steps, sum_steps, zeros_of
+from jaxdl.passes import scan_steps, sum_steps, zeros_of
 from jaxdl.plans import check_monitors, check_rows
 from jaxdl.programs import is_traced, program
 from jaxdl.rates import learning_rate, rate_to_change, with_learning_rate
+from jaxdl.sharding import Layout, by_rule, laid_out, layout
 from jaxdl.steps import make_eval_step, make_train_state, make_train_step, shown_weights
 from jaxdl.types import Array, Examples, Plan, Progress, Rule, Stopping, Weights
 
@@ -50,23 +51,24 @@ def _start(batch: Examples, key: Array, weights: Weights | None, *, plan: Plan) 
     zero = jnp.zeros((), jnp.int32)
     plateau = () if plan.plateau is None else plan.plateau.init(rate_to_change(state.opt_state))
     nothing = zeros_of(partial(measure, plan.objective), outputs, batch.targets, batch.weights)
-    return Progress(
-        epoch=zero,
-        cursor=zero,
-        state=state,
-        best=weights,
-        stopping=plan.stop.init(),
-        plateau=plateau,
-        sums=nothing,
-        val_sums=nothing,
-        key=order_key,
+    return by_rule(
+        Progress(
+            epoch=zero,
+            cursor=zero,
+            state=state,
+            best=weights,
+            stopping=plan.stop.init(),
+            plateau=plateau,
+            sums=nothing,
+            val_sums=nothing,
+            key=order_key,
+        )
     )
 
 
 _start_program = program(_start, static_argnames="plan")
 
 
-@partial(program, static_argnames="plan")
 def run_epoch(
     progress: Progress, train: Examples, validation: Examples | None, *, plan: Plan
 ) -> tuple[Progress, dict[str, Array]]:
@@ -85,10 +87,18 @@ def run_epoch(
     >>> int(progress.epoch), list(record)
     (1, ['loss'])
     """
-    return finish_epoch(run_steps(progress, train, validation, plan=plan), validation, plan=plan)
+    return _run_epoch(progress, train, validation, plan=plan, like=layout(progress))
 
 
-def batches_of_epoch(plan: Plan, train: Examples, validation: Examples | None) -> tuple[int, int]:
+@partial(program, static_argnames=("plan", "like"))
+def _run_epoch(
+    progress: Progress, train: Examples, validation: Examples | None, *, plan: Plan, like: Layout | None
+) -> tuple[Progress, dict[str, Array]]:
+    after, record = finish_epoch(run_steps(progress, train, validation, plan=plan), validation, plan=plan)
+    return laid_out(after, like), record
+
+
+def batches_of_epoch(plan: Plan, train: Examples | Window, validation: Examples | None) -> tuple[Any, Any]:
     """The batches of an epoch: those of training, and all with those of validation, which come after.
 
     >>> import optax
@@ -98,14 +108,14 @@ def batches_of_epoch(plan: Plan, train: Examples, validation: Examples | None) -
     >>> batches_of_epoch(plan, rows, rows)
     (2, 3)
     """
-    trained = -(-train.weights.shape[0] // plan.batch_size)
+    trained = -(-epoch_rows(train) // plan.batch_size)
     if validation is None:
         return trained, trained
     return trained, trained + -(-validation.weights.shape[0] // batch_rows(validation.inputs))
 
 
 def run_steps(
-    progress: Progress, train: Examples, validation: Examples | None, steps: Any = None, *, plan: Plan
+    progress: Progress, train: Examples | Window, validation: Examples | None, steps: Any = None, *, plan: Plan
 ) -> Progress:
     """The next `steps` batches of the epoch under way (int32, may be traced), all that are left by default.
 
@@ -119,13 +129,12 @@ def run_steps(
     2
     """
     trained, length = batches_of_epoch(plan, train, validation)
-    begin, stop = progress.cursor, jnp.int32(length)
+    begin, stop = progress.cursor, jnp.asarray(length, jnp.int32)
     if steps is not None:
         stop = jnp.minimum(begin + steps, length).astype(jnp.int32)
     step = make_train_step(plan.model, plan.objective, plan.optimiser, average=plan.average)
-    rows, size = order(progress.key, progress.epoch, train.weights.shape[0]), plan.batch_size
-    last = jnp.minimum(stop, trained)
-    state, sums = scan_steps(step, progress.state, progress.sums, train, rows, begin, last, batch_size=size)
+    batch = batches_of(train, progress.key, progress.epoch, plan.batch_size)
+    state, sums = scan_steps(step, progress.state, progress.sums, batch, begin, jnp.minimum(stop, trained))
     progress = progress._replace(cursor=stop, state=state, sums=sums)
     if validation is None:
         return progress

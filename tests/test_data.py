@@ -1,16 +1,13 @@
 """Rows of data, against scikit-learn, NumPy and counting."""
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import chi2
 from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import StandardScaler
 
-from jaxdl.data import batch_at, examples, fit_scaling, mix, order, pad, split, standardise, take, unstandardise
+from jaxdl.data import examples, fit_scaling, pad, split, standardise, take, unstandardise
 from jaxdl.errors import InputError
 
 
@@ -48,77 +45,6 @@ def test_a_constant_column_stays_finite():
     table = np.full((50, 1), 0.1)
     np.testing.assert_array_equal(fit_scaling(table).spread, [1.0])
     np.testing.assert_allclose(standardise(table, fit_scaling(table)), 0, atol=1e-15)
-
-
-def test_mix_is_murmurhash3_of_no_bytes():
-    from sklearn.utils import murmurhash3_32
-
-    # The hash of nothing is its finaliser, applied to the seed.
-    seeds = np.random.default_rng(0).integers(0, 2**32, 200, np.uint32)
-    wanted = [murmurhash3_32(b"", int(seed), positive=True) for seed in seeds]
-    np.testing.assert_array_equal(mix(jnp.asarray(seeds)), np.uint32(wanted))
-
-
-@pytest.mark.parametrize("count", [1, 2, 3, 64, 767])
-def test_order_is_a_permutation_that_key_and_epoch_decide(count):
-    shuffle = jax.jit(order, static_argnums=2)
-    for seed, epoch in [(0, 0), (0, 1), (5, 2**31 - 1)]:
-        rows = shuffle(jax.random.key(seed), epoch, count)
-        assert rows.dtype == jnp.int32
-        np.testing.assert_array_equal(np.sort(rows), np.arange(count))
-        np.testing.assert_array_equal(rows, order(jax.random.key(seed), epoch, count))
-
-
-def test_orders_of_other_epochs_and_keys_differ():
-    first = order(jax.random.key(0), 0, 767)
-    for other in (order(jax.random.key(0), 1, 767), order(jax.random.key(1), 0, 767)):
-        assert (first == other).mean() < 0.02
-
-
-@pytest.mark.parametrize("count", [3, 8, 31])
-def test_every_row_is_equally_likely_at_every_place(count):
-    draws = 6000
-    orders = jax.vmap(lambda epoch: order(jax.random.key(7), epoch, count))(jnp.arange(draws))
-    seen = np.zeros((count, count))
-    np.add.at(seen, (np.arange(count)[None, :].repeat(draws, 0), np.asarray(orders)), 1)
-    expected = draws / count
-    # Rows and columns both add up to `draws`, so (count - 1)^2 of the cells are free.
-    statistic = ((seen - expected) ** 2 / expected).sum()
-    assert statistic < chi2.ppf(0.9999, (count - 1) ** 2)
-
-
-def test_neighbouring_places_are_independent():
-    count, draws = 7, 8000
-    orders = np.asarray(jax.vmap(lambda epoch: order(jax.random.key(3), epoch, count))(jnp.arange(draws)))
-    pairs = np.zeros((count, count))
-    np.add.at(pairs, (orders[:, 0], orders[:, 1]), 1)
-    off_diagonal = pairs[~np.eye(count, dtype=bool)]
-    expected = draws / len(off_diagonal)
-    assert ((off_diagonal - expected) ** 2 / expected).sum() < chi2.ppf(0.9999, len(off_diagonal) - 1)
-
-
-def test_order_gives_the_same_bits_under_vmap_and_jit():
-    epochs = jnp.arange(4)
-    together = jax.jit(jax.vmap(lambda epoch: order(jax.random.key(0), epoch, 100)))(epochs)
-    for epoch in range(4):
-        np.testing.assert_array_equal(together[epoch], order(jax.random.key(0), epoch, 100))
-
-
-@pytest.mark.parametrize(("count", "batch_size"), [(1, 1), (7, 7), (7, 3), (8, 4), (5, 8), (31, 30)])
-def test_batches_use_every_row_once(count, batch_size):
-    rows_of = jax.tree.map(jnp.asarray, examples(np.arange(count) + 1.0, np.arange(count)))
-    rows = order(jax.random.key(0), 0, count)
-    batches = [batch_at(rows_of, rows, index, batch_size) for index in range(-(-count // batch_size))]
-    weights = np.concatenate([batch.weights for batch in batches])
-    used = np.concatenate([batch.inputs for batch in batches])[weights > 0]
-    np.testing.assert_array_equal(np.sort(used), np.arange(count) + 1.0)
-    assert all(batch.weights.shape == (batch_size,) and batch.weights.sum() > 0 for batch in batches)
-
-
-def test_767_rows_in_batches_of_32_are_24_steps_the_last_of_31():
-    rows_of = jax.tree.map(jnp.asarray, examples(np.arange(767.0), np.arange(767)))
-    last = batch_at(rows_of, jnp.arange(767), 23, 32)
-    assert float(last.weights.sum()) == 31
 
 
 def test_padding_repeats_a_real_row_with_weight_0():

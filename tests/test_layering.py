@@ -12,22 +12,9 @@ ROOT = Path(__file__).parent.parent
 
 # A module may import only what stands before it. New modules enter here, at the place where they belong.
 CORE = (
-    *("types", "errors", "data", "programs", "augment", "convolutions", "layers", "adapters", "models", "objectives"),
-    "binary",
-    *(
-        "steps",
-        "passes",
-        "stopping",
-        "rates",
-        "plans",
-        "training",
-        "chunks",
-        "ensembles",
-        "committees",
-        "nonfinite",
-        "replays",
-        "leaves",
-    ),
+    *("types", "errors", "sharding", "orders", "data", "batches", "programs", "augment", "convolutions", "layers"),
+    *("adapters", "models", "objectives", "binary", "steps", "passes", "stopping", "rates", "plans", "training"),
+    *("chunks", "ensembles", "committees", "nonfinite", "replays", "leaves"),
 )
 RING = (
     *(

@@ -10,7 +10,8 @@ import pytest
 
 from jaxdl import objectives as o
 from jaxdl import passes
-from jaxdl.data import batch_at, examples, order, take
+from jaxdl.batches import batches_of
+from jaxdl.data import examples, take
 from jaxdl.errors import InputError
 from jaxdl.models import mlp
 from jaxdl.passes import evaluate, predict, scan_steps, sum_steps, zeros_of
@@ -42,15 +43,15 @@ def start():
     return TrainState(jnp.int32(0), WEIGHTS, (), jax.random.key(1)), sums
 
 
-CHUNK = jax.jit(partial(scan_steps, step, batch_size=10))
+BATCH = batches_of(ROWS, jax.random.key(2), 0, 10)
+CHUNK = jax.jit(lambda state, sums, start, stop: scan_steps(step, state, sums, BATCH, start, stop))
 
 
 def test_scan_steps_is_the_loop_in_its_docstring(meaning):
     state, sums = start()
-    rows = order(jax.random.key(2), 0, 77)
-    names = {"step": jax.jit(step), "state": state, "sums": sums, "train": ROWS, "rows": rows, "start": 0, "stop": 8}
-    told = meaning(scan_steps, **names, batch_size=10, batch_at=batch_at, add=o.add)
-    found = CHUNK(state, sums, ROWS, rows, 0, 8)
+    names = {"step": jax.jit(step), "state": state, "sums": sums, "batch": BATCH, "start": 0, "stop": 8}
+    told = meaning(scan_steps, **names, add=o.add)
+    found = CHUNK(state, sums, 0, 8)
     for one, other in zip(
         jax.tree.leaves((told["state"].weights, told["sums"])),
         jax.tree.leaves((found[0].weights, found[1])),
@@ -63,11 +64,10 @@ def test_scan_steps_is_the_loop_in_its_docstring(meaning):
 @pytest.mark.parametrize("chunk", [1, 3, 7])
 def test_chunks_of_any_length_give_the_bits_of_the_whole_from_one_program(chunk, compilations):
     state, sums = start()
-    rows = order(jax.random.key(2), 0, 77)
-    whole = CHUNK(state, sums, ROWS, rows, np.int32(0), np.int32(8))
+    whole = CHUNK(state, sums, np.int32(0), np.int32(8))
     with compilations() as names:
         for begin in range(0, 8, chunk):
-            state, sums = CHUNK(state, sums, ROWS, rows, np.int32(begin), np.int32(min(begin + chunk, 8)))
+            state, sums = CHUNK(state, sums, np.int32(begin), np.int32(min(begin + chunk, 8)))
     assert names == []
     for one, other in zip(
         jax.tree.leaves((whole[0].weights, whole[1])), jax.tree.leaves((state.weights, sums)), strict=True

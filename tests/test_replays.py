@@ -9,9 +9,10 @@ import pytest
 from jaxdl import objectives as o
 from jaxdl.adapters import from_linen
 from jaxdl.chunks import chunks
-from jaxdl.data import examples, order
+from jaxdl.data import examples
 from jaxdl.leaves import named
 from jaxdl.models import mlp
+from jaxdl.orders import order
 from jaxdl.plans import make_plan
 from jaxdl.replays import NotFiniteError, Trouble, guarded, replay
 from jaxdl.training import start

@@ -1,0 +1,123 @@
+"""Batches: the rows that one step sees, of data in memory or of a window of data that are not."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxdl.orders import shuffle
+from jaxdl.sharding import data_devices, split_rows
+from jaxdl.types import Array, Examples
+
+# What a batch of an evaluation holds at most. More numbers would only take memory: images grow large in a ConvNet.
+EVAL_ROWS, EVAL_NUMBERS = 1024, 2**19
+
+
+class Window(NamedTuple):
+    """Some consecutive batches of an epoch, already in its order: of data that are too large for the memory."""
+
+    batches: Examples  # (K, B, ...): the last batch of the epoch is padded with rows of weight 0
+    first: Array  # int32 scalar, the number in the epoch of the first of them, from 0
+    epoch: Array  # int32 scalar, the rows of the whole epoch
+
+
+def epoch_rows(train: Examples | Window) -> Any:
+    """The rows of an epoch.
+
+    >>> from jaxdl import examples
+    >>> epoch_rows(examples([1.0, 2.0, 3.0], [0, 1, 2]))
+    3
+    """
+    return train.epoch if isinstance(train, Window) else train.weights.shape[0]
+
+
+def batches_of(train: Examples | Window, key: Array, epoch: Any, batch_size: int) -> Callable[[Any], Examples]:
+    """The batches of an epoch by number: rows of data in the order that (key, epoch) gives, or those of a window.
+
+    >>> from jaxdl import examples
+    >>> rows = jax.tree.map(jnp.asarray, examples([10.0, 11.0, 12.0], [0, 1, 2]))
+    >>> batch = batches_of(rows, jax.random.key(0), 0, 2)
+    >>> sorted([*batch(0).inputs.tolist(), batch(1).inputs[0].item()]), batch(1).weights.tolist()
+    ([10.0, 11.0, 12.0], [1.0, 0.0])
+    """
+    if isinstance(train, Window):
+        return lambda index: _of_window(train, index)
+    at = shuffle(key, epoch, train.weights.shape[0])
+    return lambda index: batch_at(train, at, index, batch_size)
+
+
+def batch_at(rows_of: Examples, at: Callable[[Array], Array], index: Any, batch_size: int) -> Examples:
+    """Batch number `index` of rows in an order; the last one is filled with weight-0 rows.
+
+    at: which rows stand at the places (B,) of the order. On several devices each takes its share of the batch, which
+    is filled up where they do not divide it.
+
+    >>> from jaxdl import examples
+    >>> numbers = jax.tree.map(jnp.asarray, examples([10.0, 11.0, 12.0], [0, 1, 2]))
+    >>> batch = batch_at(numbers, lambda places: jnp.array([2, 0, 1])[places], 1, 2)
+    >>> batch.inputs.tolist(), batch.weights.tolist()
+    ([11.0, 12.0], [1.0, 0.0])
+    """
+    count = rows_of.weights.shape[0]
+    numbers = split_rows(jnp.arange(filled(batch_size), dtype=jnp.int32))
+    places = index * batch_size + numbers
+    batch = _taken(rows_of, at(places % count))
+    return batch._replace(weights=_kept(batch.weights, (places < count) & (numbers < batch_size)))
+
+
+def filled(batch_size: int) -> int:
+    """The rows of a batch that devices share evenly: up to the next multiple of their number.
+
+    >>> filled(30)
+    30
+    """
+    return batch_size + -batch_size % data_devices()
+
+
+def validation_batch(rows_of: Examples, index: Any, batch_size: int) -> Examples:
+    """Batch number `index` of the rows as they stand; the last one reaches back, with weight 0 for rows seen before.
+
+    >>> from jaxdl import examples
+    >>> batch = validation_batch(examples([[1.0], [2.0], [3.0]], [0, 1, 2]), 1, 2)
+    >>> batch.inputs.tolist(), batch.weights.tolist()
+    ([[2.0], [3.0]], [0.0, 1.0])
+    """
+    count = rows_of.weights.shape[0]
+    size = min(batch_size, count)
+    wanted = jnp.asarray(index, jnp.int32) * size
+    start = jnp.minimum(wanted, count - size)
+    if data_devices() == 1:
+        rows = jax.tree.map(lambda leaf: lax.dynamic_slice_in_dim(jnp.asarray(leaf), start, size), rows_of)
+        return rows._replace(weights=_kept(rows.weights, start + jnp.arange(size, dtype=jnp.int32) >= wanted))
+    numbers = split_rows(jnp.arange(filled(size), dtype=jnp.int32))
+    rows = _taken(rows_of, jnp.minimum(start + numbers, count - 1))
+    return rows._replace(weights=_kept(rows.weights, (start + numbers >= wanted) & (numbers < size)))
+
+
+def batch_rows(inputs: Array) -> int:
+    """How many rows of (N, ...) inputs an evaluation takes at once unless told: 1024, or fewer where rows are large.
+
+    >>> batch_rows(jnp.zeros((5, 163))), batch_rows(jnp.zeros((5, 32, 32, 3)))
+    (1024, 170)
+    """
+    return max(1, min(EVAL_ROWS, EVAL_NUMBERS // max(1, math.prod(inputs.shape[1:]))))
+
+
+def _of_window(window: Window, index: Any) -> Examples:
+    place = jnp.asarray(index, jnp.int32) - window.first
+    batch: Examples = jax.tree.map(lambda leaf: lax.dynamic_index_in_dim(leaf, place, 0, False), window.batches)
+    return split_rows(batch)
+
+
+def _taken(rows_of: Examples, rows: Array) -> Examples:
+    batch: Examples = jax.tree.map(lambda leaf: jnp.asarray(leaf).at[rows].get(mode="promise_in_bounds"), rows_of)
+    return split_rows(batch)
+
+
+def _kept(weights: Array, real: Array) -> Array:
+    return jnp.where(real, weights, jnp.zeros((), weights.dtype))

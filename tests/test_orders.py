@@ -1,0 +1,94 @@
+"""The order of rows, against counting and MurmurHash3."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import chi2
+
+from jaxdl import orders
+from jaxdl.orders import draws, mix, order, rows_on_host, shuffle
+
+
+def test_mix_is_murmurhash3_of_no_bytes():
+    from sklearn.utils import murmurhash3_32
+
+    # The hash of nothing is its finaliser, applied to the seed.
+    seeds = np.random.default_rng(0).integers(0, 2**32, 200, np.uint32)
+    wanted = [murmurhash3_32(b"", int(seed), positive=True) for seed in seeds]
+    np.testing.assert_array_equal(mix(jnp.asarray(seeds)), np.uint32(wanted))
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 64, 767])
+def test_order_is_a_permutation_that_key_and_epoch_decide(count):
+    shuffle = jax.jit(order, static_argnums=2)
+    for seed, epoch in [(0, 0), (0, 1), (5, 2**31 - 1)]:
+        rows = shuffle(jax.random.key(seed), epoch, count)
+        assert rows.dtype == jnp.int32
+        np.testing.assert_array_equal(np.sort(rows), np.arange(count))
+        np.testing.assert_array_equal(rows, order(jax.random.key(seed), epoch, count))
+
+
+def test_orders_of_other_epochs_and_keys_differ():
+    first = order(jax.random.key(0), 0, 767)
+    for other in (order(jax.random.key(0), 1, 767), order(jax.random.key(1), 0, 767)):
+        assert (first == other).mean() < 0.02
+
+
+@pytest.mark.parametrize("count", [3, 8, 31])
+def test_every_row_is_equally_likely_at_every_place(count):
+    draws = 6000
+    orders = jax.vmap(lambda epoch: order(jax.random.key(7), epoch, count))(jnp.arange(draws))
+    seen = np.zeros((count, count))
+    np.add.at(seen, (np.arange(count)[None, :].repeat(draws, 0), np.asarray(orders)), 1)
+    expected = draws / count
+    # Rows and columns both add up to `draws`, so (count - 1)^2 of the cells are free.
+    statistic = ((seen - expected) ** 2 / expected).sum()
+    assert statistic < chi2.ppf(0.9999, (count - 1) ** 2)
+
+
+def test_neighbouring_places_are_independent():
+    count, draws = 7, 8000
+    orders = np.asarray(jax.vmap(lambda epoch: order(jax.random.key(3), epoch, count))(jnp.arange(draws)))
+    pairs = np.zeros((count, count))
+    np.add.at(pairs, (orders[:, 0], orders[:, 1]), 1)
+    off_diagonal = pairs[~np.eye(count, dtype=bool)]
+    expected = draws / len(off_diagonal)
+    assert ((off_diagonal - expected) ** 2 / expected).sum() < chi2.ppf(0.9999, len(off_diagonal) - 1)
+
+
+def test_order_gives_the_same_bits_under_vmap_and_jit():
+    epochs = jnp.arange(4)
+    together = jax.jit(jax.vmap(lambda epoch: order(jax.random.key(0), epoch, 100)))(epochs)
+    for epoch in range(4):
+        np.testing.assert_array_equal(together[epoch], order(jax.random.key(0), epoch, 100))
+
+
+@given(count=st.integers(1, 3000), seed=st.integers(0, 5), epoch=st.integers(0, 2**31 - 1), data=st.data())
+@settings(max_examples=40, deadline=None)
+def test_any_part_of_the_order_is_found_without_the_rest_on_the_host_too(count, seed, epoch, data):
+    key = jax.random.key(seed)
+    places = np.array(data.draw(st.lists(st.integers(0, count - 1), min_size=1, max_size=20)))
+    wanted = np.asarray(order(key, epoch, count))[places]
+    np.testing.assert_array_equal(rows_on_host(draws(key, epoch, count), places, count), wanted)
+
+
+@pytest.mark.parametrize("whole", [0, 767])
+def test_a_shuffle_is_the_order_place_by_place(whole, monkeypatch):
+    monkeypatch.setattr(orders, "_WHOLE", whole)
+    key, places = jax.random.key(1), jnp.array([0, 766, 5, 5], jnp.int32)
+    found = jax.jit(lambda places: shuffle(key, 3, 767)(places))(places)
+    assert found.dtype == jnp.int32
+    np.testing.assert_array_equal(found, order(key, 3, 767)[places])
+
+
+def test_two_billion_rows_have_an_order_without_an_array_of_all():
+    # Two billion rows, as many as int32 can count: an array of them would not fit.
+    count = 2**31 - 1
+    drawn = draws(jax.random.key(0), 0, count)
+    places = np.arange(1000) * 2_000_003
+    rows = rows_on_host(drawn, places, count)
+    assert len(set(rows.tolist())) == 1000
+    np.testing.assert_array_equal(jax.jit(shuffle(jax.random.key(0), 0, count))(jnp.asarray(places, jnp.int32)), rows)
