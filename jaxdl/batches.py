@@ -23,7 +23,7 @@ class Window(NamedTuple):
 
     batches: Examples  # (K, B, ...): the last batch of the epoch is padded with rows of weight 0
     first: Array  # int32 scalar, the number in the epoch of the first of them, from 0
-    epoch: Array  # int32 scalar, the rows of the whole epoch
+    rows: Array  # int32 scalar, those of the whole epoch
 
 
 def epoch_rows(train: Examples | Window) -> Any:
@@ -33,7 +33,7 @@ def epoch_rows(train: Examples | Window) -> Any:
     >>> epoch_rows(examples([1.0, 2.0, 3.0], [0, 1, 2]))
     3
     """
-    return train.epoch if isinstance(train, Window) else train.weights.shape[0]
+    return train.rows if isinstance(train, Window) else train.weights.shape[0]
 
 
 def batches_of(train: Examples | Window, key: Array, epoch: Any, batch_size: int) -> Callable[[Any], Examples]:
