@@ -42,6 +42,8 @@ def drive(
     watchers: Iterable[Observer] = (),
     keep: Observer | None = None,
     interrupts: Interrupts = NEVER,
+    pause: Callable[[], bool] = lambda: False,
+    paused: Callable[[Progress, list[dict[str, float]]], bool] = lambda progress, history: True,
     on_nan: Literal["stop", "continue"] = "stop",
 ) -> End:
     """Trains from `begin` up to epoch `epochs` as `fit` does; each record holds the epoch's wall `seconds` too, without
@@ -49,7 +51,9 @@ def drive(
 
     history: the records of the epochs before `begin`.
     observers: called after every epoch. watchers: after every chunk. keep: after every chunk whose numbers are finite.
-    interrupts: asked after every chunk whether to end; from the first chunk on, a signal waits for the question.
+    interrupts: asked before every chunk whether to pause; from the first chunk on, a signal waits for the question.
+    pause: asked that too. paused: called where the run stands still, because this process or another that shares it
+        asked for a pause; it says whether the run ends there, which is what it does by default.
 
     Raises NotFiniteError where a number is not finite and `on_nan` is "stop"; `keep` has then seen the progress before.
 
@@ -63,12 +67,16 @@ def drive(
     (2, ['epoch', 'loss', 'seconds'])
     """
     progress, records, began, compiled = begin, list(history), time.perf_counter(), 0.0
-    chunks: Iterator[Chunk] = paced(plan, begin, train, validation, last=epochs)
+
+    def wanted() -> bool:
+        return interrupts.asked() is not None or pause()
+
+    chunks: Iterator[Chunk] = paced(plan, begin, train, validation, last=epochs, pause=wanted)
     if on_nan == "stop":
         chunks = guarded(chunks, plan, begin, train, validation)
     with compile_clock() as compiling:
         try:
-            for progress, record, finite, _ in chunks:
+            for progress, record, finite, batches in chunks:
                 interrupts.hold(True)
                 if record is not None:
                     now = time.perf_counter()
@@ -77,7 +85,7 @@ def drive(
                 called = (*(observers if record is not None else ()), *watchers, *((keep,) if keep and finite else ()))
                 for observe in called:
                     observe(progress, records)
-                if interrupts.asked() is not None:
+                if batches == 0 and paused(progress, records):
                     break
         except NotFiniteError as error:
             if keep:

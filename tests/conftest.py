@@ -1,4 +1,4 @@
-"""What makes the tests strict: rank promotion raises, warnings of the project are errors, four CPU devices."""
+"""What makes the tests strict: rank promotion raises, warnings of the project are errors, eight CPU devices."""
 
 import inspect
 import os
@@ -13,7 +13,7 @@ os.environ["KERAS_BACKEND"] = "jax"
 
 import jax
 
-jax.config.update("jax_num_cpu_devices", 4)
+jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # Modules that call optax cannot bear strict dtype promotion, because optax does not.

@@ -206,7 +206,7 @@ def test_a_run_that_fails_is_saved_too(tmp_path, clock, written):
 
 def test_training_never_waits_for_a_save(tmp_path, monkeypatch):
     go, began = threading.Event(), []
-    monkeypatch.setattr(checkpoints, "_write", lambda *_: (began.append(1), go.wait(30)))
+    monkeypatch.setattr(checkpoints, "write", lambda *_: (began.append(1), go.wait(30)))
     with checkpoints.keeper(tmp_path, {}, every=0, tell=refuse) as observe:
         start = time.monotonic()
         for number in range(20):
@@ -218,7 +218,7 @@ def test_training_never_waits_for_a_save(tmp_path, monkeypatch):
 def test_the_history_of_a_save_is_that_of_its_moment(tmp_path, monkeypatch):
     seen, go = [], threading.Event()
     monkeypatch.setattr(
-        checkpoints, "_write", lambda folder, arrays, about: (go.wait(30), seen.append(about["history"]))
+        checkpoints, "write", lambda folder, arrays, about: (go.wait(30), seen.append(about["history"]))
     )
     history = HISTORY[:1]
     with checkpoints.keeper(tmp_path, {}, every=0, tell=refuse) as observe:

@@ -31,6 +31,9 @@ EXCEPTIONS = {
     "jaxdl.logs.tensorboard",
     "jaxdl.checkpoints.keeper",
     "jaxdl.checkpoints.latest",
+    "jaxdl.saves.write",
+    "jaxdl.saves.read",
+    "jaxdl.shared_checkpoints.shared_keeper",
     "jaxdl.runs.keep_compilations",
     "jaxdl.runs.surroundings",
 }

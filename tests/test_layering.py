@@ -31,7 +31,13 @@ RING = (
         "room",
         "weights",
         "checksums",
+        "saves",
         "checkpoints",
+        "links",
+        "places",
+        "meetings",
+        "processes",
+        "shared_checkpoints",
         "locks",
         "interrupts",
     ),
@@ -171,9 +177,9 @@ def test_only_adapters_layers_and_models_know_flax(path):
 
 
 @EVERY
-def test_only_checkpoints_and_weights_know_orbax(path):
+def test_only_saves_and_weights_know_orbax(path):
     known = [name for name, _ in imports(path) if name.split(".")[0] == "orbax"]
-    assert module_of(path) in ("checkpoints", "weights") or not known
+    assert module_of(path) in ("saves", "weights") or not known
 
 
 @OF_CORE

@@ -1,0 +1,76 @@
+"""Checkpoints of a run that several processes share: each writes what it holds, all at the same pause."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxdl import processes, room
+from jaxdl.checkpoints import FIRST
+from jaxdl.errors import InputError
+from jaxdl.fitting import Observer
+from jaxdl.saves import History, content_of, first_line, size_of, write
+from jaxdl.types import Progress
+
+
+class SharedKeeper(NamedTuple):
+    """What a loop asks and tells of a run that several processes share."""
+
+    observe: Observer  # after every chunk; only remembers
+    due: Callable[[], bool]  # whether to pause, so that all can save
+    save: Observer  # at a pause, by all of them
+
+
+@contextmanager
+def shared_keeper(
+    folder: Path, about: Mapping[str, Any], *, every: float, tell: Callable[[str], None]
+) -> Iterator[SharedKeeper]:
+    """Saves every so many seconds by the clock of process 0, and when the block ends well.
+
+    It saves while the run stands still, because two processes that wait for each other in two ways would wait for ever.
+    What fails is told, and the run goes on. Where the block ends with an error nothing is saved: another process may be
+    gone, and to wait for it would never end.
+    """
+    seen: tuple[Progress, History] | None = None
+    kept, begun, took = None, time.monotonic(), FIRST
+
+    def observe(progress: Progress, history: History) -> None:
+        nonlocal seen
+        seen = progress, history
+
+    def due() -> bool:
+        return processes.is_first() and time.monotonic() - begun + 2 * took >= every
+
+    def save(progress: Progress, history: History) -> None:
+        nonlocal kept, begun, took
+        start = time.monotonic()
+        _save_together(folder, about, progress, history, tell)
+        kept, begun = progress, time.monotonic()
+        took = begun - start
+
+    yield SharedKeeper(observe, due, save)
+    if seen is not None and seen[0] is not kept:
+        save(*seen)
+
+
+def _save_together(
+    folder: Path, about: Mapping[str, Any], progress: Progress, history: History, tell: Callable[[str], None]
+) -> None:
+    content = content_of(about, progress, history)
+    problem = ""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        room.require(folder, size_of(*content))
+    except (InputError, OSError) as error:
+        problem = first_line(error)
+    # Before any of them writes: who wrote alone would wait for the others.
+    if processes.gathered([bool(problem)]).any():
+        tell(f"a checkpoint could not be saved ({problem or 'by another process'}); the last good one stays.")
+        return
+    try:
+        write(folder, *content)
+    except Exception as error:  # Whatever orbax raises.
+        tell(f"a checkpoint could not be saved ({first_line(error)}); the last good one stays.")
