@@ -51,8 +51,8 @@ def linked(own: int, members: list[Member], port: int, links: dict[int, Link]) -
 def watch(links: Links) -> None:
     """From now on this process ends, with one line and exit code LOST, as soon as another one has ended.
 
-    The system closes a process's connections when it ends, however it ends, so this takes milliseconds. A process that is
-    only stopped and a machine that is gone with its cable are not found so, but by JAX's heartbeats.
+    The system closes a process's connections when it ends, however it ends, so this takes milliseconds. A process
+    that is only stopped and a machine that is gone with its cable are not found so, but by JAX's heartbeats.
 
     >>> watch(linked(0, [Member(4711, "here")], 4000, {}))  # alone
     """

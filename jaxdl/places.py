@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from jaxdl.errors import InputError
 
 # What the launcher tells its processes.
