@@ -64,8 +64,11 @@ def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Starts the processes, passes signals on, waits for all of them; the exit code.
 
-    >>> main(["-n", "1", "--", "-c", "raise SystemExit(0)"])
-    0
+    >>> try:
+    ...     main(["-n", "2"])  # and no program
+    ... except SystemExit as error:
+    ...     print(error.code)
+    2
     """
     parsed = _parsed(arguments)
     with _signals() as came:
@@ -179,7 +182,7 @@ def _waited(children: list[subprocess.Popen[bytes]], came: list[int], grace: flo
                 continue
             codes[number] = code = child.returncode if child.returncode >= 0 else 128 - child.returncode
             if code and code not in asked:
-                if not last:
+                if not last and code != LOST:  # That one has named another itself.
                     _say(f"process {number} {_ending(child.returncode)}")
                 deadline = min(deadline, time.monotonic() + grace)
         if time.monotonic() > deadline and len(codes) < len(children):

@@ -71,7 +71,7 @@ def _receive(
                     )
                 hello = _heard(link)
                 if not {"process", "processes", "pid", "host"} <= hello.keys():
-                    link.socket.close()  # A stranger.
+                    _close(link)  # A stranger.
                     continue
                 index, member = hello["process"], Member(hello["pid"], hello["host"])
                 known = members.get(index)
@@ -82,16 +82,26 @@ def _receive(
                         f"{hello['processes']} in process {index}."
                     )
                 if known:
-                    say(link, json.dumps({"error": _twice(index, known, member)}))
+                    _refuse(link, _twice(index, known, member))
                     raise InputError(_twice(index, known, member))
     except InputError as error:
         for link in links.values():
-            say(link, json.dumps({"error": str(error)}))
+            _refuse(link, str(error))
         raise
     ordered, free = [members[index] for index in range(processes)], free_port()
     for link in links.values():
         say(link, json.dumps({"members": ordered, "port": free}))
     return ordered, free, links
+
+
+def _refuse(link: Link, why: str) -> None:
+    say(link, json.dumps({"error": why}))
+    _close(link)
+
+
+def _close(link: Link) -> None:
+    link.lines.close()
+    link.socket.close()
 
 
 def _twice(index: int, *members: Member) -> str:
@@ -107,7 +117,9 @@ def _server(host: str, port: int) -> socket.socket:
             return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
         return socket.create_server(("", port))
     except OSError as error:
-        raise InputError(f"process 0 cannot listen at {host}:{port}: {error.strerror}. Choose another port.") from None
+        raise InputError(
+            f"process 0 cannot listen at {host}:{port}: {os.strerror(error.errno)}. Choose another port."
+        ) from None
 
 
 def _accepted(server: socket.socket, deadline: float) -> Link | None:
@@ -139,13 +151,14 @@ def _visit(
     link = _link(_reached(host, port, deadline), max(0.01, deadline - time.monotonic()))
     say(link, json.dumps({"process": index, "processes": processes, **me._asdict()}))
     answer = _heard(link)
+    if {"members", "port"} <= answer.keys():
+        return [Member(*member) for member in answer["members"]], answer["port"], {0: link}
+    _close(link)
     if "error" in answer:
         raise InputError(answer["error"])
-    if not {"members", "port"} <= answer.keys():
-        late = time.monotonic() >= deadline
-        why = "not all processes have come in time" if late else "it has ended, or something else listens there"
-        raise InputError(f"process 0 at {host}:{port} must answer process {index}: {why}. Start all of them again.")
-    return [Member(*member) for member in answer["members"]], answer["port"], {0: link}
+    late = time.monotonic() >= deadline
+    why = "not all processes have come in time" if late else "it has ended, or something else listens there"
+    raise InputError(f"process 0 at {host}:{port} must answer process {index}: {why}. Start all of them again.")
 
 
 def _reached(host: str, port: int, deadline: float) -> socket.socket:

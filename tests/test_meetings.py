@@ -1,0 +1,120 @@
+"""Processes meet: all of them, within a time, and whoever does not belong is told or sent away."""
+
+import os
+import socket
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import pytest
+
+from jaxdl.errors import InputError
+from jaxdl.links import part
+from jaxdl.meetings import free_port, meet
+
+
+@contextmanager
+def meeting(*comers, timeout=10):
+    """Threads in the place of processes: (processes, own) each. Gives what each gets, or raises, and closes it all."""
+    port = free_port()
+    with ThreadPoolExecutor(len(comers)) as pool:
+        asked = [pool.submit(meet, "127.0.0.1", port, processes, own, timeout) for processes, own in comers]
+        got = [future.exception() or future.result() for future in asked]
+    try:
+        yield got
+    finally:
+        for links in got:
+            if not isinstance(links, Exception):
+                close(links)
+
+
+def close(links):
+    for link in links.links.values():
+        link.lines.close()
+        link.socket.close()
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (3, 1, 2, 0)])
+def test_all_learn_who_the_others_are(order):
+    with meeting(*[(4, own) for own in order]) as got:
+        assert all(links.members == [(os.getpid(), socket.gethostname())] * 4 for links in got)
+        assert {links.own: sorted(links.links) for links in got} == {0: [1, 2, 3], 1: [0], 2: [0], 3: [0]}
+        assert len({links.port for links in got}) == 1
+
+
+def test_one_process_alone_waits_for_nobody():
+    with meeting((1, 0)) as (links,):
+        assert links.links == {}
+        part(links)
+
+
+def test_who_is_missing_is_named_to_all():
+    began = time.monotonic()
+    with meeting((4, 0), (4, 2), timeout=1.5) as got:
+        assert all(isinstance(error, InputError) for error in got)
+        assert "all 4 processes must come to 127.0.0.1" in str(got[0]) and "missing: 1, 3." in str(got[0])
+        assert "missing: 1, 3." in str(got[1]) or "not all processes have come in time" in str(got[1])
+    assert time.monotonic() - began < 10
+
+
+def test_the_same_process_id_twice_is_told_to_all():
+    with meeting((3, 0), (3, 1), (3, 1)) as got:
+        assert all("must have a process_id of its own, got 1 from pid" in str(error) for error in got)
+
+
+def test_another_number_of_processes_is_told_to_all():
+    with meeting((2, 0), (3, 1)) as got:
+        assert {str(error) for error in got} == {
+            "every process must be told the same number of processes, got 2 in process 0 and 3 in process 1."
+        }
+
+
+def test_a_coordinator_that_does_not_come_is_told_in_time():
+    began = time.monotonic()
+    with pytest.raises(InputError, match=r"process 0 must be reached at 127.0.0.1:.* Connection refused. Start it"):
+        meet("127.0.0.1", free_port(), 2, 1, timeout=0.5)
+    with pytest.raises(InputError, match=r"process 0 must be reached at no\.invalid:4000, got: "):
+        meet("no.invalid", 4000, 2, 1, timeout=0.5)
+    assert time.monotonic() - began < 20
+
+
+def test_a_port_that_is_taken_is_told():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        with pytest.raises(InputError, match=f"cannot listen at 127.0.0.1:{port}: .*in use. Choose another port"):
+            meet("127.0.0.1", port, 2, 0, timeout=5)
+
+
+@pytest.mark.parametrize("answer", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"[1]\n", b"{}\n", b"\xff\xfe\n", b""])
+def test_something_else_that_listens_there_is_told(answer):
+    def respond(server):
+        connection, _ = server.accept()
+        with connection:
+            connection.recv(1000)
+            connection.sendall(answer)
+
+    with socket.create_server(("127.0.0.1", 0)) as server, ThreadPoolExecutor(1) as pool:
+        pool.submit(respond, server)
+        with pytest.raises(InputError, match="it has ended, or something else listens there"):
+            meet("127.0.0.1", server.getsockname()[1], 2, 1, timeout=5)
+
+
+@pytest.mark.parametrize("words", [b"GET / HTTP/1.1\r\n\r\n", b'{"process": 1}\n', b"\x00\xff\n", b""])
+def test_strangers_are_sent_away(words):
+    port = free_port()
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(meet, "127.0.0.1", port, 2, 0, 10)
+        for _ in range(500):
+            try:
+                stranger = socket.create_connection(("127.0.0.1", port))
+                break
+            except OSError:
+                time.sleep(0.01)
+        with stranger:
+            stranger.sendall(words)
+            stranger.shutdown(socket.SHUT_WR)
+            assert stranger.recv(1000) == b""
+        second = pool.submit(meet, "127.0.0.1", port, 2, 1, 10)
+        for links in (first.result(), second.result()):
+            assert len(links.members) == 2
+            close(links)
