@@ -118,7 +118,7 @@ def _server(host: str, port: int) -> socket.socket:
         return socket.create_server(("", port))
     except OSError as error:
         raise InputError(
-            f"process 0 cannot listen at {host}:{port}: {os.strerror(error.errno)}. Choose another port."
+            f"process 0 cannot listen at {host}:{port}: {os.strerror(error.errno or 0)}. Choose another port."
         ) from None
 
 

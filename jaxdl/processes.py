@@ -183,8 +183,9 @@ def end(code: int) -> NoReturn:
 
 def _prepare() -> None:
     try:
-        # Two processes of two CPU devices each have waited for each other for ever.
-        jax.config.update("jax_num_cpu_devices", 1)
+        # Two processes of two CPU devices each have waited for each other for ever. JAX refuses only a change.
+        for devices in (2, 1):
+            jax.config.update("jax_num_cpu_devices", devices)
     except RuntimeError:
         raise InputError("join must come before JAX computes or lists its devices. Call it first in main.") from None
     if hasattr(jax.config, "jax_enable_preemption_service"):

@@ -148,7 +148,6 @@ def test_sigterm_is_not_swallowed():
 
 def test_bad_input_is_refused_before_anybody_is_waited_for():
     body = """
-jax.config.update("jax_num_cpu_devices", 2)
 from jaxdl.errors import InputError
 def refused(*given, **more):
     try:
