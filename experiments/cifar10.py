@@ -24,6 +24,7 @@ from experiments import running
 from experiments.cifar10_report import describe, figures, results, table
 from experiments.command import command
 from experiments.experiment import Built, Experiment, check_save_every
+from experiments.placement import Placement
 from jaxdl.augment import augmented, crop, cutout, flip, flip_averaged
 from jaxdl.data import take
 from jaxdl.datasets import Images, cifar10
@@ -63,7 +64,7 @@ RECIPES = {
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Placement):
     """Trains a network to tell what is in small pictures: ten classes, among them cats, ships and horses."""
 
     recipe: Literal["small", "dense", "pooled", "dropout", "strong"] = "small"

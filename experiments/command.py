@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -13,7 +14,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import tyro
 from rich.console import Console
 
-from jaxdl import folders
+from experiments import sharing
+from experiments.resuming import OWN
+from jaxdl import folders, processes
 from jaxdl.errors import InputError
 from jaxdl.interrupts import Interrupts, interrupts
 from jaxdl.replays import NotFiniteError
@@ -42,6 +45,7 @@ def command(
     Bad input is 2, nan or infinity 1, SIGTERM 143, Ctrl-C 130. Flags that are left out are those of the run in
     `--workdir`, where there is one.
     """
+    code = 0
     try:
         with interrupts() as signals:
             config = tyro.cli(config_type, args=arguments, prog=prog)
@@ -51,24 +55,38 @@ def command(
                 config = tyro.cli(config_type, args=arguments, prog=prog, default=default)
             run(config, Console(), signals)
     except InputError as error:
-        return _said(f"error: {error}", BAD_INPUT)
+        code = _said(f"error: {error}", BAD_INPUT)
+        if processes.count() > 1:
+            processes.end(code)
+        return code
+    except sharing.EndedError as error:
+        code = error.args[0]
     except NotFiniteError as error:
         text = "What was reached before that step is saved: --on-nan continue goes on from there, another configuration"
-        return _said(f"error: {error}. {text} (a smaller --learning-rate, say) needs another --workdir.", FAILED)
+        code = _said(f"error: {error}. {text} (a smaller --learning-rate, say) needs another --workdir.", FAILED)
     except StoppedError as error:
         number, folder = error.args
         name = signal.Signals(number).name
         text = (
             f"{name}: the run has stopped; the same command with --workdir {folder} goes on from its last checkpoint."
         )
-        return _said(text, SIGNAL + number)
+        code = _said(text, SIGNAL + number)
     except KeyboardInterrupt:
         return _said("interrupted before the run began.", SIGNAL + signal.SIGINT)
-    return 0
+    except Exception:
+        if processes.count() > 1:
+            # Who waited for the others, who know nothing of this, would wait for ever.
+            traceback.print_exc()
+            processes.end(FAILED)
+        raise
+    processes.leave()
+    return code
 
 
 def _said(text: str, code: int) -> int:
-    print(text, file=sys.stderr)
+    # Of what all processes have met one tells; bad input may be that of one alone.
+    if processes.is_first() or code == BAD_INPUT:
+        print(text, file=sys.stderr)
     return code
 
 
@@ -79,7 +97,7 @@ def _earlier(config: Any) -> dict[str, Any]:
     earlier = folders.earlier(config.workdir)
     if earlier is None:
         return {}
-    names = {field.name for field in fields(config)} - {"workdir", "fresh"}
+    names = {field.name for field in fields(config)} - OWN
     flags = {name: value for name, value in earlier.config.items() if name in names}
     return {name: tuple(value) if isinstance(value, list) else value for name, value in flags.items()}
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
+from experiments import placement
 from jaxdl import checkpoints
 from jaxdl.errors import InputError
 from jaxdl.folders import Earlier
@@ -16,7 +17,10 @@ from jaxdl.leaves import check_kinds, rebuilt
 from jaxdl.types import Progress
 
 # Flags that a run may be given anew. The data are known by their checksum, so their name may change too.
-FREE = {"epochs", "patience", "save_every", "on_nan", "compilation_cache", "workdir", "fresh", "data"}
+FREE = {"epochs", "patience", "save_every", "on_nan", "compilation_cache", "data"}
+
+# Flags of a command, not of a run.
+OWN = {"workdir", "fresh", *placement.FLAGS}
 
 Changes = dict[str, tuple[Any, Any]]
 
@@ -35,7 +39,7 @@ def changes(flags: Mapping[str, Any], earlier: Earlier) -> Changes:
     >>> changes({"seed": 1, "hidden": (10, 5)}, Earlier({"seed": 0, "hidden": [10, 5]}, None))
     {'seed': (0, 1)}
     """
-    now = {name: _plain(value) for name, value in flags.items() if name not in ("workdir", "fresh")}
+    now = {name: _plain(value) for name, value in flags.items() if name not in OWN}
     before = earlier.config
     return {name: (before[name], value) for name, value in now.items() if name in before and before[name] != value}
 

@@ -14,15 +14,16 @@ from typing import Any, NamedTuple
 
 from rich.console import Console
 
-from experiments import STARTED
+from experiments import STARTED, placement, sharing
 from experiments.command import StoppedError, new_workdir
 from experiments.experiment import Built, Experiment, short
 from experiments.resuming import Beginning, beginning, changes, check_epochs, goes_on, other_surroundings, refused
-from jaxdl import bars, checkpoints, folders, logs, runs, weights
+from jaxdl import bars, folders, logs, processes, runs, weights
 from jaxdl.errors import InputError
-from jaxdl.fitting import reason
+from jaxdl.fitting import Observer, reason
 from jaxdl.interrupts import NEVER, Interrupts
 from jaxdl.locks import locked
+from jaxdl.sharding import fetched
 from jaxdl.steps import shown_weights
 from jaxdl.summaries import as_table, summary
 from jaxdl.training import batches_of_epoch
@@ -41,9 +42,30 @@ class Job(NamedTuple):
 def run(experiment: Experiment, config: Any, console: Console, interrupts: Interrupts = NEVER) -> dict[str, Any]:
     """Trains, compares and writes the run's folder; gives its metrics, which are written last.
 
-    A folder that holds the same run, begun earlier, is gone on with. Raises StoppedError where a signal ended the run,
-    and NotFiniteError where nan or infinity did.
+    A folder that holds the same run, begun earlier, is gone on with. Where several processes share it, process 0 does
+    all this and the others only train. Raises StoppedError where a signal ended the run, NotFiniteError where nan or
+    infinity did, and EndedError where processes have agreed to end.
     """
+    placement.join(config)
+    if not processes.is_first():
+        return _follow(experiment, config, interrupts)
+    with sharing.leading() as go:
+        return _lead(experiment, config, console, interrupts, go)
+
+
+def _follow(experiment: Experiment, config: Any, interrupts: Interrupts) -> dict[str, Any]:
+    console, settled = Console(quiet=True), experiment.settle(config)
+    if config.compilation_cache:
+        runs.keep_compilations()
+    built = _built(experiment, config, console)
+    folder, begin = sharing.following(built.start)
+    _train(Job(experiment, settled, built, folder, console), Beginning(begin, [], None), interrupts)
+    return {}
+
+
+def _lead(
+    experiment: Experiment, config: Any, console: Console, interrupts: Interrupts, go: sharing.Go
+) -> dict[str, Any]:
     seconds = {"import": time.perf_counter() - STARTED}
     settled = experiment.settle(config)
     earlier = None if config.workdir is None or config.fresh else folders.earlier(config.workdir)
@@ -64,7 +86,9 @@ def run(experiment: Experiment, config: Any, console: Console, interrupts: Inter
             stack.enter_context(locked(folder))
         interrupts.advise(f"interrupted; the same command with --workdir {folder} goes on from what is saved there.")
         job = Job(experiment, settled, built, folder, console)
-        metrics = _work(job, _begin(job), interrupts, seconds, compiling)
+        begin = _begin(job)
+        go(folder, begin.progress)
+        metrics = _work(job, begin, interrupts, seconds, compiling)
         metrics["seconds"] = {**seconds, "compile": compiling(), "total": time.perf_counter() - STARTED}
         folders.write_json(folder / folders.METRICS, metrics)
     console.print(experiment.table(metrics))
@@ -143,16 +167,12 @@ def _work(
     job: Job, begin: Beginning, interrupts: Interrupts, seconds: dict[str, float], compiling: Callable[[], float]
 ) -> dict[str, Any]:
     """Trains and writes all but the metrics, which it gives."""
-    experiment, config, built, folder, console = job
+    experiment, config, built, _, console = job
     network = summary(built.plan.model, built.sets["train"].inputs[:1])
     console.print(as_table(network, f"{config.recipe}, seed {config.seed}, {short(built.dataset.source)}"))
     compiled, began = compiling(), time.perf_counter()
     end = _train(job, begin, interrupts)
     seconds["fit"] = time.perf_counter() - began - (compiling() - compiled)
-    interrupts.hold(False)
-    # Asked anew, because a signal may have come while the last checkpoint was written.
-    if (number := interrupts.asked()) is not None:
-        raise StoppedError(number, folder)
     _keep(job, end)
     return {
         "dataset": experiment.describe(built),
@@ -168,29 +188,40 @@ def _work(
 
 def _train(job: Job, begin: Beginning, interrupts: Interrupts) -> runs.End:
     experiment, config, built, folder, console = job
-    train, validation = built.sets["train"], built.sets["validation"]
+    sets, mesh = (built.sets["train"], built.sets["validation"]), placement.mesh(config)
+    progress, train, validation = sharing.placed(begin.progress, *sets, mesh)
     about = {"config": {**asdict(config), "workdir": str(folder)}, "data": built.dataset.sha256}
     tell, done = partial(_warn, console=console), len(begin.history)
     _, batches = batches_of_epoch(built.plan, train, validation)
-    with (
-        checkpoints.keeper(folder / "checkpoints" / "progress", about, every=config.save_every, tell=tell) as keep,
-        logs.csv_file(folder / "history.csv", begin.history) as rows,
-        logs.tensorboard(folder / "tensorboard", begin=done, tell=tell) as charts,
-        bars.progress_bar(console, built.epochs, experiment.shown, batches=batches, begin=done) as bar,
-    ):
-        return runs.drive(
+    with ExitStack() as stack:
+        where = folder / "checkpoints" / "progress"
+        save = sharing.saving(where, about, every=config.save_every, tell=tell, interrupts=interrupts)
+        saving = stack.enter_context(save)
+        observers: list[Observer] = []
+        watchers: list[Observer] = []
+        if processes.is_first():
+            rows = logs.csv_file(folder / "history.csv", begin.history)
+            charts = logs.tensorboard(folder / "tensorboard", begin=done, tell=tell)
+            bar = bars.progress_bar(console, built.epochs, experiment.shown, batches=batches, begin=done)
+            observers, watchers = [*map(stack.enter_context, (rows, charts))], [stack.enter_context(bar)]
+        end = runs.drive(
             built.plan,
-            begin.progress,
+            progress,
             train,
             validation,
             epochs=built.epochs,
             history=begin.history,
-            observers=(rows, charts),
-            watchers=(bar,),
-            keep=keep,
+            observers=observers,
+            watchers=watchers,
             interrupts=interrupts,
             on_nan=config.on_nan,
+            **saving._asdict(),
         )
+    interrupts.hold(False)
+    # Asked anew, because a signal may have come while the last checkpoint was written.
+    if number := sharing.asked(interrupts):
+        raise StoppedError(number, folder)
+    return end._replace(progress=fetched(end.progress))
 
 
 def _keep(job: Job, end: runs.End) -> None:

@@ -23,6 +23,7 @@ from rich.console import Console
 from experiments import bbq_report, running, weather_report
 from experiments.command import command
 from experiments.experiment import Built, Experiment, check_save_every
+from experiments.placement import Placement
 from jaxdl import binary
 from jaxdl.data import split, take
 from jaxdl.datasets import Dataset, weather
@@ -66,7 +67,7 @@ OBJECTIVES = {
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Placement):
     """Trains a network to predict tomorrow's sunshine hours in Basel from today's weather, or its barbecue weather,
     and compares it with baselines that need no network."""
 

@@ -88,14 +88,11 @@ class _Saver:
             self.settle()
 
 
-def latest(
-    folder: Path, tell: Callable[[str], None], choose: Callable[[int], None] = lambda number: None
-) -> Saved | None:
+def latest(folder: Path, tell: Callable[[str], None]) -> Saved | None:
     """The latest checkpoint in a run's folder that is whole; None where no save was ever finished.
 
     A damaged one is told in one line, put aside as `damaged-<number>`, and the one before is used. Raises InputError
-    where all are damaged, or one cannot be read although nothing of it has changed. `choose` is told its number before
-    it is read.
+    where all are damaged, or one cannot be read although nothing of it has changed.
     """
     numbers = numbers_in(folder)
     # Without checksums a save was not finished, as where a process is killed in its first.
@@ -107,7 +104,6 @@ def latest(
         path = folder / str(number)
         damage = checksums.damage(path)
         if damage is None:
-            choose(number)
             return read(folder, number)
         aside = _put_aside(path)
         before = "" if number == numbers[0] else ", and the one before is used"

@@ -109,14 +109,14 @@ def write(folder: Path, arrays: Mapping[str, Any], about: Mapping[str, Any]) -> 
 
 
 def read(folder: Path, number: int) -> Saved:
-    """A checkpoint by its number, whose checksums were looked at. Processes that share a run read it together.
+    """A checkpoint by its number, whose checksums were looked at. Each process that calls it reads by itself.
 
     Raises InputError where it cannot be read.
     """
     import orbax.checkpoint as ocp
 
     try:
-        with _quiet(), _manager(folder) as manager:
+        with _quiet(), _manager(folder, **alone()) as manager:
             about = manager.restore(number, args=ocp.args.Composite(about=ocp.args.JsonRestore())).about
             like = {name: np.empty(shape, dtype) for name, (dtype, shape) in about["arrays"].items()}
             items = ocp.args.Composite(arrays=ocp.args.StandardRestore(like))
@@ -128,17 +128,36 @@ def read(folder: Path, number: int) -> Saved:
         ) from error
 
 
-def _manager(folder: Path) -> Any:
+def _manager(folder: Path, **options: Any) -> Any:
     import orbax.checkpoint as ocp
     from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-    options = ocp.CheckpointManagerOptions(
+    settings = ocp.CheckpointManagerOptions(
         preservation_policy=preservation_policy.LatestN(2),
         cleanup_tmp_directories=True,
         # The thread that calls it is not the one that trains.
         enable_async_checkpointing=False,
+        **options,
     )
-    return ocp.CheckpointManager(folder.absolute(), options=options)
+    return ocp.CheckpointManager(folder.absolute(), options=settings)
+
+
+def alone() -> dict[str, Any]:
+    """Options by which orbax waits for no other process.
+
+    >>> alone()
+    {}
+    """
+    if jax.process_count() == 1:
+        return {}
+    import orbax.checkpoint as ocp
+
+    own = jax.process_index()
+    prefix = f"process-{own}"
+    options = ocp.options.MultiprocessingOptions(
+        primary_host=own, active_processes={own}, barrier_sync_key_prefix=prefix
+    )
+    return {"multiprocessing_options": options}
 
 
 def first_line(error: BaseException) -> str:

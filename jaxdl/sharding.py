@@ -135,11 +135,25 @@ def _put(leaf: Any, sharding: Sharding) -> Array:
             return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
         if not leaf.is_fully_addressable and not leaf.is_fully_replicated:
             return jax.device_put(leaf, sharding)
-    if sharding.is_fully_addressable:
+    if sharding.is_fully_addressable and (not isinstance(leaf, jax.Array) or leaf.is_fully_addressable):
         return jax.device_put(leaf, sharding)
-    # From the host's memory: an array that lies on one process's devices cannot be put on those of others.
+    # By the host's memory: an array that lies on one process's devices cannot be put on those of others.
     host = np.asarray(leaf)
     return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+
+def fetched(tree: T) -> T:
+    """Arrays that lie on a mesh, whole on this process's default device; every process of the mesh must call it.
+
+    >>> fetched({"a": jnp.ones(2)})["a"].shape
+    (2,)
+    """
+    mesh = mesh_of(tree)
+    if mesh is None:
+        return tree
+    home = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    return put(put(tree, jax.tree.map(lambda _: everywhere, tree)), jax.tree.map(lambda _: home, tree))
 
 
 def layout(tree: PyTree) -> Layout | None:

@@ -12,6 +12,7 @@ from jaxdl import processes, room
 from jaxdl.checkpoints import FIRST
 from jaxdl.errors import InputError
 from jaxdl.fitting import Observer
+from jaxdl.replays import NotFiniteError
 from jaxdl.saves import History, content_of, first_line, size_of, write
 from jaxdl.types import Progress
 
@@ -51,9 +52,17 @@ def shared_keeper(
         kept, begun = progress, time.monotonic()
         took = begun - start
 
-    yield SharedKeeper(observe, due, save)
-    if seen is not None and seen[0] is not kept:
-        save(*seen)
+    def finish() -> None:
+        if seen is not None and seen[0] is not kept:
+            save(*seen)
+
+    try:
+        yield SharedKeeper(observe, due, save)
+    except NotFiniteError:
+        # All processes have met it, so all of them are here.
+        finish()
+        raise
+    finish()
 
 
 def _save_together(

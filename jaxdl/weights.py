@@ -11,11 +11,12 @@ import numpy as np
 
 from jaxdl import room
 from jaxdl.errors import InputError
+from jaxdl.saves import alone
 from jaxdl.types import Weights
 
 
 def save(path: str | Path, weights: Weights) -> None:
-    """Writes weights to a new folder `path`, whole or not at all.
+    """Writes weights to a new folder `path`, whole or not at all. Of several processes the one that calls it writes.
 
     Raises InputError where the folder exists already, so that nothing is overwritten, or cannot be written.
 
@@ -37,8 +38,10 @@ def save(path: str | Path, weights: Weights) -> None:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         room.require(folder.parent, sum(leaf.nbytes for leaf in jax.tree.leaves(weights)))
-        with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save(folder, {**weights._asdict(), "checksum": _checksum(weights)})
+        with ocp.StandardCheckpointer(**alone()) as checkpointer:
+            # From the host's memory, which belongs to this process alone.
+            arrays = jax.tree.map(np.asarray, weights._asdict())
+            checkpointer.save(folder, {**arrays, "checksum": _checksum(weights)})
     except OSError as error:
         raise InputError(
             f"{folder} cannot be written ({error.strerror or error}). Make room, or choose another folder."
@@ -55,7 +58,7 @@ def load(path: str | Path) -> Weights:
     folder = Path(path).expanduser().absolute()
     if not (folder / "_CHECKPOINT_METADATA").is_file():
         raise InputError(f"load needs a folder that save wrote, got {folder}, which is missing or something else.")
-    with ocp.StandardCheckpointer() as checkpointer:
+    with ocp.StandardCheckpointer(**alone()) as checkpointer:
         try:
             shapes = checkpointer.metadata(folder).item_metadata
             if shapes is None:

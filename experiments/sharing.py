@@ -1,0 +1,129 @@
+"""A run that several processes share: process 0 decides, prints and writes, the others follow."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from jaxdl import checkpoints, processes
+from jaxdl.errors import InputError
+from jaxdl.fitting import Observer
+from jaxdl.interrupts import Interrupts
+from jaxdl.leaves import named, rebuilt
+from jaxdl.sharding import place_progress, place_rows
+from jaxdl.shared_checkpoints import shared_keeper
+from jaxdl.types import Examples, Progress
+
+Go = Callable[[Path, Progress], None]
+
+
+class EndedError(Exception):
+    """All processes have agreed to end; the argument is the exit code."""
+
+
+class Saving(NamedTuple):
+    """What a loop asks and tells so that its run is saved, as `runs.drive` takes it."""
+
+    keep: Observer
+    pause: Callable[[], bool]
+    paused: Callable[[Progress, list[dict[str, float]]], bool]
+
+
+@contextmanager
+def leading() -> Iterator[Go]:
+    """Gives what process 0 calls once: it lets the others go, with the run's folder and where it begins.
+
+    Where the block ends before that, they end too. Where a process is alone there is nobody to tell.
+    """
+    went = False
+
+    def go(folder: Path, begin: Progress) -> None:
+        nonlocal went
+        went = True
+        if processes.count() > 1:
+            processes.told(json.dumps({"folder": str(folder.absolute())}))
+            multihost_utils.broadcast_one_to_all(_on_host(begin))
+
+    try:
+        yield go
+    except InputError as error:
+        if went or processes.count() == 1:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        processes.told(json.dumps({"code": 2}))
+        raise EndedError(2) from None
+    if not went and processes.count() > 1:
+        processes.told(json.dumps({"code": 0}))
+
+
+def following(start: Progress) -> tuple[Path, Progress]:
+    """What process 0 lets this one go with: the run's folder, and where it begins.
+
+    `start` is the progress before the first epoch. Raises EndedError where process 0 has ended instead.
+    """
+    message = json.loads(processes.told(""))
+    if "code" in message:
+        raise EndedError(message["code"])
+    arrays = multihost_utils.broadcast_one_to_all({name: np.zeros_like(leaf) for name, leaf in _on_host(start).items()})
+    begin: Progress = rebuilt(start, {name: np.asarray(array) for name, array in arrays.items()})
+    return Path(message["folder"]), begin
+
+
+def _on_host(progress: Progress) -> dict[str, np.ndarray]:
+    return {name: np.asarray(leaf) for name, leaf in named(progress).items()}
+
+
+def placed(
+    progress: Progress, train: Examples, validation: Examples | None, mesh: Mesh | None
+) -> tuple[Progress, Examples, Examples | None]:
+    """A run and its rows on a mesh; as they are where there is none.
+
+    >>> rows = Examples(np.ones((2, 1)), np.ones(2), np.ones(2))
+    >>> placed(None, rows, None, None)[1] is rows
+    True
+    """
+    if mesh is None:
+        return progress, train, validation
+    rows = None if validation is None else place_rows(validation, mesh)
+    return place_progress(progress, mesh), place_rows(train, mesh), rows
+
+
+@contextmanager
+def saving(
+    folder: Path, about: Mapping[str, Any], *, every: float, tell: Callable[[str], None], interrupts: Interrupts
+) -> Iterator[Saving]:
+    """Saves a run every so many seconds and at its end, beside the training or, of many processes, at pauses.
+
+    Where a signal asks one process to end, all of them save and end.
+    """
+    if processes.count() == 1:
+        with checkpoints.keeper(folder, about, every=every, tell=tell) as keep:
+            yield Saving(keep, lambda: False, lambda progress, history: True)
+        return
+    with shared_keeper(folder, about, every=every, tell=tell) as keeper:
+
+        def paused(progress: Progress, history: list[dict[str, float]]) -> bool:
+            signal, due = processes.gathered([interrupts.asked() or 0, keeper.due()]).max(0)
+            if signal or due:
+                keeper.save(progress, history)
+            return bool(signal)
+
+        yield Saving(keeper.observe, keeper.due, paused)
+
+
+def asked(interrupts: Interrupts) -> int:
+    """The signal that came to any of the processes, 0 for none; all of them must call it.
+
+    >>> from jaxdl.interrupts import NEVER
+    >>> asked(NEVER)
+    0
+    """
+    return int(processes.gathered([interrupts.asked() or 0]).max())
