@@ -104,7 +104,7 @@ while True:
     assert done.stderr == "process 2 ended with exit code 5.\nprocess 0, 1 still running 1 seconds later: ended.\n"
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_reaches_each_process_once(number):
     code = f"""
 came = []
@@ -152,7 +152,8 @@ print("came", len(came), flush=True)
     os.close(terminal)
     assert os.waitstatus_to_exitcode(status) == 0
     assert said.count(b"came 1") == said.count(b"came") == 2
-    assert "ready True" in said.decode() and "[1] ready False" in said.decode()
+    # Process 0 has the terminal, the other one has not.
+    assert said.count(b"True") == said.count(b"False") == 1
 
 
 def test_no_process_outlives_a_launcher_that_is_killed():
