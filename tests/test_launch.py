@@ -213,3 +213,18 @@ def test_the_help_fits_80_columns():
     )
     assert done.returncode == 0 and all(name in done.stdout for name in ("-n N", "--grace SECONDS", "--no-pin", "-- "))
     assert max(map(len, done.stdout.splitlines())) <= 80
+
+
+def test_what_is_started_joins_and_a_killed_process_is_named_by_both():
+    code = """
+from jaxdl import processes
+processes.join()
+print(processes.told(f"from {own}"), processes.gathered([own]).tolist(), flush=True)
+if own == 1:
+    os.kill(os.getpid(), signal.SIGKILL)
+time.sleep(60)
+"""
+    done = run(code=code)
+    assert "from 0 [[0], [1]]\n" in done.stdout and "[1] from 0 [[0], [1]]\n" in done.stderr
+    assert "has ended, so process 0 ends too." in done.stderr and "process 1 was killed by SIGKILL.\n" in done.stderr
+    assert done.returncode == 137
