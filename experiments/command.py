@@ -73,12 +73,13 @@ def command(
         code = _said(text, SIGNAL + number)
     except KeyboardInterrupt:
         return _said("interrupted before the run began.", SIGNAL + signal.SIGINT)
-    except Exception:
-        if processes.count() > 1:
-            # Who waited for the others, who know nothing of this, would wait for ever.
-            traceback.print_exc()
-            processes.end(FAILED)
-        raise
+    except Exception as error:
+        if processes.count() == 1:
+            raise
+        gone = processes.lost(error)
+        print(gone or traceback.format_exc(), file=sys.stderr)
+        # To end as usual would be to wait for the others, who know nothing of this.
+        processes.end(processes.LOST if gone else FAILED)
     processes.leave()
     return code
 

@@ -116,7 +116,7 @@ def read(folder: Path, number: int) -> Saved:
     import orbax.checkpoint as ocp
 
     try:
-        with _quiet(), _manager(folder, **alone()) as manager:
+        with _quiet(), _manager(folder, create=False, **alone()) as manager:
             about = manager.restore(number, args=ocp.args.Composite(about=ocp.args.JsonRestore())).about
             like = {name: np.empty(shape, dtype) for name, (dtype, shape) in about["arrays"].items()}
             items = ocp.args.Composite(arrays=ocp.args.StandardRestore(like))
