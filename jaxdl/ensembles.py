@@ -128,6 +128,7 @@ def ensemble(
             run = jax.shard_map(
                 on_device,
                 mesh=mesh,
+                axis_names={AXIS},  # other axes stay XLA's
                 in_specs=(apart, alike, alike, apart),
                 out_specs=(apart, alike, apart),
                 check_vma=False,

@@ -86,8 +86,8 @@ def place_progress(progress: Progress, mesh: Mesh, *, large: int = LARGE) -> Pro
     `large`: the bytes from which on a leaf is split; 0 splits whatever can be split.
 
     >>> tree = {"kernel": jnp.ones((8, 4))}
-    >>> place_progress(tree, make_mesh(jax.devices()[:1]), large=0)["kernel"].sharding.spec
-    P('data', None)
+    >>> place_progress(tree, make_mesh(jax.devices()[:1]), large=0)["kernel"].sharding.is_fully_replicated
+    True
     """
     shardings = jax.tree.map(lambda leaf: NamedSharding(mesh, spec(leaf, mesh, large)), progress)
     return put(progress, shardings)
@@ -107,12 +107,15 @@ def spec(leaf: Any, mesh: Any, large: int = LARGE) -> PartitionSpec:
     if leaf.nbytes < max(1, large) or jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return PartitionSpec()
     for axis in (DATA, MODEL):
-        size = mesh.shape.get(axis)
+        size = mesh.shape.get(axis, 1)
         free = [side for side in range(leaf.ndim) if sides[side] is None]
-        fitting = [side for side in free if size and leaf.shape[side] % size == 0]
+        fitting = [side for side in free if size > 1 and leaf.shape[side] % size == 0]
         if fitting:
             sides[max(fitting, key=lambda side: leaf.shape[side])] = axis
-    return PartitionSpec(*sides) if any(sides) else PartitionSpec()
+    # As JAX writes it: another form of the same would be another program.
+    while sides and sides[-1] is None:
+        sides.pop()
+    return PartitionSpec(*sides)
 
 
 def put(tree: T, shardings: Any) -> T:

@@ -245,7 +245,7 @@ def test_mapped_members_with_batchnorm_on_several_devices_are_solo_runs_up_to_ro
             np.testing.assert_allclose(leaf, expected[name], rtol=1e-4, atol=1e-5, err_msg=name)
 
 
-@pytest.mark.parametrize(("count", "devices"), [(1, 1), (3, 3), (4, 4), (5, 1), (6, 3), (10, 2), (16, 4)])
+@pytest.mark.parametrize(("count", "devices"), [(1, 1), (3, 3), (8, 8), (11, 1), (9, 3), (12, 6), (16, 8)])
 def test_as_many_devices_are_used_as_share_the_members_evenly(count, devices):
     assert ensembles.most_devices(count) == jax.local_devices()[:devices]
 

@@ -1,0 +1,247 @@
+"""Runs on meshes of eight simulated devices, against the same runs on one."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
+
+from jaxdl import sharding
+from jaxdl.augment import augmented, crop, cutout, flip
+from jaxdl.chunks import chunks, epochs
+from jaxdl.data import examples
+from jaxdl.ensembles import run_members, start_members
+from jaxdl.errors import InputError
+from jaxdl.fitting import fit
+from jaxdl.models import convnet, mlp, residual_net
+from jaxdl.objectives import accuracy, rmse, softmax_cross_entropy, squared_error
+from jaxdl.passes import evaluate, predict
+from jaxdl.plans import make_plan
+from jaxdl.stopping import early_stopping, reduce_on_plateau
+from jaxdl.training import run_epoch, start
+from jaxdl.types import Objective
+
+RANDOM = np.random.default_rng(0)
+INPUTS = RANDOM.normal(size=(101, 6)).astype(np.float32)
+TARGETS = (INPUTS[:, :1] * 2 + np.sin(3 * INPUTS[:, 1:2])).astype(np.float32)
+TRAIN, VALIDATION = examples(INPUTS[:83], TARGETS[:83]), examples(INPUTS[83:], TARGETS[83:])
+OBJECTIVE = Objective(squared_error, (rmse,))
+PLAN = make_plan(
+    mlp((16, 8), input_norm=True, dropout=0.2),
+    OBJECTIVE,
+    optax.inject_hyperparams(optax.adam)(learning_rate=1e-2),
+    batch_size=15,
+    stop=early_stopping(patience=4),
+    plateau=reduce_on_plateau(patience=2),
+    average=0.9,
+)
+BEGIN = start(PLAN, TRAIN, VALIDATION, key=jax.random.key(0))
+
+
+def mesh_of_size(count, **sizes):
+    return sharding.make_mesh(jax.devices()[:count], **sizes)
+
+
+def placed(mesh, begin=BEGIN, rows=(TRAIN, VALIDATION), large=sharding.LARGE):
+    return (
+        sharding.place_progress(begin, mesh, large=large),
+        *(each if each is None else sharding.place_rows(each, mesh) for each in rows),
+    )
+
+
+def history(plan, progress, train, validation, last):
+    pairs = list(epochs(plan, progress, train, validation, last=last))
+    return pairs[-1][0], [record for _, record in pairs]
+
+
+@pytest.fixture(scope="module")
+def alone():
+    # 9 epochs of 6 batches.
+    return history(PLAN, BEGIN, TRAIN, VALIDATION, 9)
+
+
+@pytest.mark.parametrize(
+    ("count", "sizes", "large"),
+    [
+        (1, {}, sharding.LARGE),
+        (2, {}, sharding.LARGE),
+        (8, {}, sharding.LARGE),
+        (2, {}, 0),
+        (8, {}, 0),
+        (8, {"data": 4, "model": 2}, 0),
+        (2, {"data": 1, "model": 2}, 0),
+    ],
+)
+def test_54_steps_on_any_mesh_give_the_losses_of_one_device(count, sizes, large, alone, compilations):
+    with compilations() as names:
+        progress, records = history(PLAN, *placed(mesh_of_size(count, **sizes), large=large), 9)
+    assert names.count("_run_chunk") == 1
+    assert int(progress.state.step) == 54
+    for found, wanted in zip(records, alone[1], strict=True):
+        for name in wanted:
+            np.testing.assert_allclose(found[name], wanted[name], rtol=1e-5, err_msg=name)
+    assert len(progress.state.step.sharding.device_set) == count
+
+
+@pytest.mark.parametrize("large", [sharding.LARGE, 0])
+def test_a_run_keeps_its_layout(large):
+    begin, *rows = placed(mesh_of_size(8), large=large)
+    kernel = begin.state.weights.params["Dense_0"]["kernel"].sharding
+    assert kernel.is_fully_replicated == (large > 0)
+    for chunk in chunks(PLAN, begin, *rows, last=2, steps=lambda: 4):
+        assert sharding.layout(chunk.progress) == sharding.layout(begin)
+    after, _ = run_epoch(begin, *rows, plan=PLAN)
+    assert sharding.layout(after) == sharding.layout(begin)
+
+
+def test_fit_needs_nothing_but_placed_rows():
+    run = partial(fit, mlp((8,)), OBJECTIVE, optax.sgd(0.05), epochs=3, batch_size=7)
+    wanted = run(TRAIN, VALIDATION)
+    found = run(sharding.place_rows(TRAIN, mesh_of_size(8)), VALIDATION)
+    np.testing.assert_allclose(found.history, wanted.history, rtol=1e-5)
+    assert len(found.progress.epoch.sharding.device_set) == 8
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 8, 83])
+def test_every_batch_size_is_exact_on_every_number_of_devices(batch_size):
+    run = partial(fit, mlp((8,), input_norm=True), OBJECTIVE, optax.sgd(0.01), epochs=1, batch_size=batch_size)
+    wanted = run(TRAIN, VALIDATION)
+    for count in (3, 8):
+        found = run(sharding.place_rows(TRAIN, mesh_of_size(count)), VALIDATION)
+        np.testing.assert_allclose(found.history, wanted.history, rtol=2e-5)
+
+
+@pytest.mark.parametrize("batch_size", [None, 5, 16, 82, 1000])
+def test_evaluation_and_prediction_on_a_mesh_are_those_of_one_device(batch_size):
+    mesh, weights = mesh_of_size(8), BEGIN.state.weights
+    rows = sharding.place_rows(TRAIN, mesh)
+    wanted = evaluate(PLAN.model, OBJECTIVE, weights, TRAIN)
+    on_mesh = sharding.put(weights, jax.tree.map(lambda _: NamedSharding(mesh, PartitionSpec()), weights))
+    found = evaluate(PLAN.model, OBJECTIVE, on_mesh, rows, batch_size=batch_size)
+    np.testing.assert_allclose(found["rmse"], wanted["rmse"], rtol=1e-6)
+    outputs = predict(PLAN.model, on_mesh, rows.inputs, batch_size=batch_size)
+    np.testing.assert_allclose(outputs, predict(PLAN.model, weights, TRAIN.inputs), rtol=1e-5, atol=1e-6)
+
+
+def images(count, classes=10):
+    return examples(RANDOM.integers(0, 256, (count, 16, 16, 3)).astype(np.uint8), RANDOM.integers(0, classes, count))
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        convnet((4, 4), pool=True, dropout=0.3),
+        augmented(residual_net(4), flip, crop(2), cutout(4)),
+    ],
+    ids=["convnet", "residual"],
+)
+def test_images_on_eight_devices_are_trained_as_on_one(model):
+    objective = Objective(softmax_cross_entropy, (accuracy,))
+    plan = make_plan(model, objective, optax.sgd(1e-2, momentum=0.9), batch_size=12)
+    rows = images(50), images(20)
+    begin = start(plan, *rows, key=jax.random.key(1))
+    wanted, told = history(plan, begin, *rows, 2)
+    found, records = history(plan, *placed(mesh_of_size(8), begin, rows), 2)
+    for one, other in zip(records, told, strict=True):
+        for name in other:
+            np.testing.assert_allclose(one[name], other[name], rtol=1e-4, atol=1e-5, err_msg=name)
+    for one, other in zip(jax.tree.leaves(found.state.weights), jax.tree.leaves(wanted.state.weights), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-4)
+
+
+def test_large_leaves_are_split_by_one_rule():
+    mesh = AbstractMesh((2, 3), ("data", "model"))
+
+    def spec(*shape, large=0):
+        return tuple(sharding.spec(np.zeros(shape, np.float32), mesh, large))
+
+    assert spec(6, 8) == ("model", "data")
+    assert spec(5, 7) == ()
+    assert spec(4, 4) == ("data",)
+    assert spec(9, 5) == ("model",)
+    assert spec(3, 3, 6, 12) == (None, None, "model", "data")
+    assert spec() == ()
+    assert spec(6, 8, large=6 * 8 * 4 + 1) == ()
+    assert tuple(sharding.spec(np.zeros((8, 8)), AbstractMesh((4,), ("member",)), 0)) == ()
+
+
+def test_a_split_leaf_takes_its_share_of_each_device():
+    tree = {"kernel": jnp.ones((16, 4)), "bias": jnp.ones(3)}
+    found = sharding.place_progress(tree, mesh_of_size(8), large=0)
+    assert {shard.data.shape for shard in found["kernel"].addressable_shards} == {(2, 4)}
+    assert found["bias"].is_fully_replicated
+    np.testing.assert_array_equal(sharding.fetched(found)["kernel"], tree["kernel"])
+    assert len(sharding.fetched(found)["kernel"].sharding.device_set) == 1
+
+
+def test_keys_are_placed_and_fetched_as_keys():
+    key = sharding.place_progress({"key": jax.random.key(3)}, mesh_of_size(8), large=0)["key"]
+    assert len(key.sharding.device_set) == 8
+    assert jax.random.bits(sharding.fetched(key)) == jax.random.bits(jax.random.key(3))
+
+
+def test_a_run_that_starts_on_a_mesh_is_the_run_that_is_placed_there():
+    begin = start(PLAN, *placed(mesh_of_size(8))[1:], key=jax.random.key(0))
+    assert all(len(leaf.sharding.device_set) == 8 for leaf in jax.tree.leaves(begin))
+    for one, other in zip(jax.tree.leaves(begin.state.weights), jax.tree.leaves(BEGIN.state.weights), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_run_goes_on_on_another_number_of_devices(alone):
+    eight, _ = history(PLAN, *placed(mesh_of_size(8)), 3)
+    one, _ = history(PLAN, sharding.fetched(eight), TRAIN, VALIDATION, 6)
+    two, records = history(PLAN, *placed(mesh_of_size(2), one), 9)
+    for found, wanted in zip(records, alone[1][6:], strict=True):
+        np.testing.assert_allclose(found["val_loss"], wanted["val_loss"], rtol=1e-5)
+    assert int(two.state.step) == int(alone[0].state.step)
+
+
+def test_the_least_wish_counts_and_none_is_a_pause():
+    mesh = mesh_of_size(8)
+    begin, *rows = placed(mesh)
+    asked = iter([3, 0, 2, 2, 0, 1, 1, 1, 1])
+    found = list(chunks(PLAN, begin, *rows, last=1, steps=lambda: next(asked)))
+    # One chunk is always ahead of the one that is looked at; at a pause what was ahead is dropped.
+    assert [chunk.batches for chunk in found] == [3, 0, 2, 0, 1, 1]
+    assert [chunk.record is not None for chunk in found].count(True) == 1
+    paused = found[1].progress
+    for one, other in zip(jax.tree.leaves(found[0].progress), jax.tree.leaves(paused), strict=True):
+        np.testing.assert_array_equal(sharding.fetched(one), sharding.fetched(other)) if not jnp.issubdtype(
+            one.dtype, jax.dtypes.prng_key
+        ) else None
+
+
+def test_members_and_rows_share_a_mesh():
+    keys = jax.random.split(jax.random.key(0), 2)
+    plan = make_plan(mlp((8,), input_norm=True), OBJECTIVE, optax.adam(1e-2), batch_size=10)
+    many = start_members(keys, TRAIN, VALIDATION, plan=plan)
+    wanted = [record for _, record in epochs(plan, many, TRAIN, VALIDATION, last=2, run=run_members)]
+    mesh = mesh_of_size(8, member=2, data=4)
+    apart, alike = NamedSharding(mesh, PartitionSpec("member")), NamedSharding(mesh, PartitionSpec())
+    there = jax.device_put(many._replace(cursor=()), apart)._replace(cursor=jax.device_put(many.cursor, alike))
+    rows = (sharding.place_rows(each, mesh) for each in (TRAIN, VALIDATION))
+    found = [record for _, record in epochs(plan, there, *rows, last=2, run=run_members)]
+    for one, other in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(one["val_loss"], other["val_loss"], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"rows": 8}, "a mesh has the axes member, data, model, got rows"),
+        ({"data": 3}, "must use up its 8 devices, got data=3, which is 3"),
+        ({"data": 0, "model": 8}, "must use up its 8 devices, got data=0, model=8"),
+        ({"data": -2, "model": -4}, "got data=-2, model=-4"),
+    ],
+)
+def test_a_mesh_that_does_not_fit_is_refused(sizes, message):
+    with pytest.raises(InputError, match=message):
+        sharding.make_mesh(**sizes)
+
+
+def test_axes_stand_in_one_order():
+    assert sharding.make_mesh(model=2, data=2, member=2).axis_names == ("member", "data", "model")
+    assert isinstance(sharding.make_mesh(), Mesh)
