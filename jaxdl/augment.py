@@ -1,6 +1,7 @@
 """Images changed at random in training, and looked at twice in prediction.
 
-A change is a function `(key, images) -> images` of (B, H, W, C) arrays of any dtype, another draw for each image.
+A change is a function `(key, images) -> images` of (B, H, W, C) arrays of any dtype, another draw for each image, which
+depends on the key and the image's place alone: images that follow change nothing.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ def flip(key: Array, images: Array) -> Array:
     >>> flip(jax.random.key(0), jnp.ones((2, 4, 4, 3))).shape
     (2, 4, 4, 3)
     """
-    mirrored = jax.random.bernoulli(key, 0.5, (images.shape[0], 1, 1, 1))
+    mirrored = jax.random.bernoulli(key, jnp.float32(0.5), (images.shape[0], 1, 1, 1))
     return jnp.where(mirrored, images[:, :, ::-1], images)
 
 
@@ -43,9 +44,9 @@ def crop(pixels: int = 4) -> Change:
         count, height, width, _ = images.shape
         if pixels >= min(height, width):
             raise InputError(f"crop({pixels}) needs larger images, got {height} x {width}.")
-        moves = jax.random.randint(key, (2, count, 1), -pixels, pixels + 1)
-        rows = _reflected(moves[0] + jnp.arange(height, dtype=jnp.int32)[None], height)
-        columns = _reflected(moves[1] + jnp.arange(width, dtype=jnp.int32)[None], width)
+        moves = jax.random.randint(key, (count, 2), -pixels, pixels + 1, jnp.int32)
+        rows = _reflected(moves[:, :1] + jnp.arange(height, dtype=jnp.int32)[None], height)
+        columns = _reflected(moves[:, 1:] + jnp.arange(width, dtype=jnp.int32)[None], width)
         numbers = jnp.arange(count, dtype=jnp.int32)
         places = numbers[:, None, None], rows[:, :, None], columns[:, None, :]
         return jnp.asarray(images).at[places].get(mode="promise_in_bounds")
@@ -72,8 +73,8 @@ def cutout(size: int = 8) -> Change:
     def change(key: Array, images: Array) -> Array:
         count, height, width, _ = images.shape
         keys = jax.random.split(key)
-        rows = _inside(jax.random.randint(keys[0], (count, 1), 0, height), height, size)
-        columns = _inside(jax.random.randint(keys[1], (count, 1), 0, width), width, size)
+        rows = _inside(jax.random.randint(keys[0], (count, 1), 0, height, jnp.int32), height, size)
+        columns = _inside(jax.random.randint(keys[1], (count, 1), 0, width, jnp.int32), width, size)
         hidden = rows[:, :, None, None] & columns[:, None, :, None]
         return jnp.where(hidden, jnp.zeros((), images.dtype), images)
 

@@ -9,25 +9,26 @@ from jaxdl.types import Array, Metric, PyTree
 
 
 def right(outputs: Array, targets: Array) -> Array:
-    """Whether each logit is on the side of its target, float32 1 or 0; one that is no number never is.
+    """Whether each logit is on the side of its target, float 1 or 0; one that is no number never is.
 
     >>> right(jnp.array([[2.0], [-1.0], [0.0]]), jnp.array([[1.0], [1.0], [0.0]])).tolist()
     [[1.0], [0.0], [1.0]]
     """
     outputs, targets = same_shape("right", outputs, targets)
-    return jnp.where(targets > 0.5, outputs > 0, outputs <= 0).astype(jnp.float32)
+    return jnp.where(targets > 0.5, outputs > 0, outputs <= 0).astype(outputs.dtype)
 
 
 def _of_classes(outputs: Array, targets: Array) -> PyTree:
     """For each row and class, no before yes: whether the row is of it, and whether it was found then."""
-    correct, yes = right(outputs, targets), (targets > 0.5).astype(jnp.float32)
+    correct = right(outputs, targets)
+    yes = (targets > 0.5).astype(correct.dtype)
     of = jnp.stack([1 - yes, yes], -1)
     return {"of": of, "found": of * correct[..., None]}
 
 
 def _mean_of_shares(total: PyTree, weight: Array) -> Array:
-    there = (total["of"] > 0).astype(jnp.float32)
-    shares = total["found"] / jnp.where(total["of"] > 0, total["of"], jnp.float32(1))
+    there = (total["of"] > 0).astype(total["of"].dtype)
+    shares = total["found"] / jnp.where(total["of"] > 0, total["of"], 1)
     return jnp.mean(jnp.sum(shares * there, -1) / jnp.sum(there, -1))
 
 

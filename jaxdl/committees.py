@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxdl.data import precision
 from jaxdl.errors import InputError
 from jaxdl.passes import evaluate, predict
 from jaxdl.programs import program
@@ -42,7 +43,8 @@ def predict_mean(model: Model, weights: Weights, inputs: Any, *, batch_size: int
     # Welford's update (Technometrics 4, 1962), which does not cancel where the spread is small.
     for index in range(count):
         one: Weights = jax.tree.map(lambda leaf, index=index: leaf[index], weights)
-        outputs = predict(model, one, inputs, batch_size=batch_size).astype(jnp.float32)
+        outputs = predict(model, one, inputs, batch_size=batch_size)
+        outputs = outputs.astype(precision(outputs.dtype))
         off = outputs - mean
         mean = mean + off / (index + 1)
         squares = squares + off * (outputs - mean)
@@ -53,7 +55,7 @@ def predict_mean(model: Model, weights: Weights, inputs: Any, *, batch_size: int
 def evaluate_members(
     model: Model, objective: Objective, weights: Weights, rows_of: Examples, *, batch_size: int | None = None
 ) -> dict[str, Array]:
-    """The figures of a data set for each of many networks, float32 (M,); the leaves of the weights are (M, ...).
+    """The figures of a data set for each of many networks, (M,); the leaves of the weights are (M, ...).
 
     Each is what `evaluate` gives for the member alone, bit for bit but for convolutions, which XLA may round otherwise
     within a loop. Raises InputError for the weights of a single network.

@@ -15,15 +15,17 @@ from jaxdl.types import Examples
 def examples(inputs: Any, targets: Any, weights: Any = None) -> Examples:
     """Aligned rows, checked: `inputs` (N, ...), `targets` (N, ...), `weights` (N,) of ones unless given.
 
-    Python numbers and float64 become float32; integers (labels, pixels) keep their dtype. Weights are 1 for a real row
-    and 0 for padding. Raises InputError where the counts of rows differ, there are none, or a value is not finite.
+    Python numbers and float64 become float32, or stay float64 where JAX's `jax_enable_x64` is set, given weights too;
+    integers (labels, pixels) keep their dtype. Weights are 1 for a real row and 0 for padding. Raises InputError where
+    the counts of rows differ, there are none, or a value is not finite.
 
     >>> rows = examples([[1.0], [2.0]], [[3.0], [4.0]])
     >>> rows.inputs.shape, rows.weights
     ((2, 1), array([1., 1.], dtype=float32))
     """
     inputs, targets = _as_rows("inputs", inputs), _as_rows("targets", targets)
-    weights = _as_rows("weights", np.ones(len(inputs)) if weights is None else weights).astype(np.float32)
+    weights = _as_rows("weights", np.ones(len(inputs), np.float32) if weights is None else weights)
+    weights = weights.astype(precision(weights.dtype), copy=False)
     for name, array in (("targets", targets), ("weights", weights)):
         if len(array) != len(inputs):
             raise InputError(f"{name} must have one row for each of the {len(inputs)} inputs, got {len(array)}.")
@@ -40,13 +42,25 @@ def _as_rows(name: str, values: Any) -> np.ndarray:
         raise InputError(f"{name} must hold numbers, got dtype {array.dtype}. Encode them as numbers first.")
     if array.dtype.kind == "f":
         with np.errstate(over="ignore"):
-            array = array.astype(np.float32, copy=False)
+            array = array.astype(precision(array.dtype), copy=False)
         if not np.isfinite(array).all():
             place = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
             raise InputError(f"{name} must be finite, got {array[place]} at {place}. Drop or fill such rows first.")
     elif array.dtype.itemsize == 8 and np.abs(array).max() > np.iinfo(np.int32).max:
         raise InputError(f"{name} must fit into 32 bits, got {np.abs(array).max()}. Use floats, or smaller numbers.")
     return array
+
+
+def precision(*dtypes: Any) -> np.dtype:
+    """What numbers of these dtypes are computed in together: float64 where one is and JAX keeps it, else float32.
+
+    JAX keeps float64 where `jax_enable_x64` is set.
+
+    >>> precision(jnp.bfloat16, jnp.int32)
+    dtype('float32')
+    """
+    wide = any(dtype.kind == "f" and dtype.itemsize > 4 for dtype in map(np.dtype, dtypes))
+    return np.dtype(np.float64 if wide and jax.config.jax_enable_x64 else np.float32)
 
 
 def take(rows_of: Examples, rows: Any) -> Examples:
@@ -119,19 +133,21 @@ def fit_scaling(inputs: Any) -> Scaling:
 
 
 def standardise(inputs: Any, scaling: Scaling) -> np.ndarray:
-    """(N, F) inputs as float32 with the scaling taken off; `unstandardise` gives them back.
+    """(N, F) inputs in their `precision` with the scaling taken off; `unstandardise` gives them back.
 
     >>> table = np.array([[1.0], [3.0]])
     >>> standardise(table, fit_scaling(table)).tolist()
     [[-1.0], [1.0]]
     """
-    return ((np.asarray(inputs, np.float64) - scaling.mean) / scaling.spread).astype(np.float32)
+    table = np.asarray(inputs)
+    return ((table.astype(np.float64) - scaling.mean) / scaling.spread).astype(precision(table.dtype))
 
 
 def unstandardise(standardised: Any, scaling: Scaling) -> np.ndarray:
-    """The inverse of `standardise`, to float32 precision of the spread.
+    """The inverse of `standardise`, to the `precision` of what is given.
 
     >>> unstandardise([[-1.0], [1.0]], Scaling(np.array([2.0]), np.array([1.0]))).tolist()
     [[1.0], [3.0]]
     """
-    return (np.asarray(standardised, np.float64) * scaling.spread + scaling.mean).astype(np.float32)
+    table = np.asarray(standardised)
+    return (table.astype(np.float64) * scaling.spread + scaling.mean).astype(precision(table.dtype))

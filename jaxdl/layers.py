@@ -11,6 +11,7 @@ import numpy as np
 from jax import lax
 
 from jaxdl.convolutions import NUMBERS, add_bias, convolve
+from jaxdl.data import precision
 from jaxdl.errors import InputError
 from jaxdl.orders import mix
 from jaxdl.programs import is_traced
@@ -33,12 +34,12 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, images: Array) -> Array:
-        shape = (self.kernel, self.kernel, images.shape[-1], self.filters)
-        kernel = self.param("kernel", self.kernel_init, shape).astype(self.dtype)
+        shape, kept = (self.kernel, self.kernel, images.shape[-1], self.filters), precision(self.dtype)
+        kernel = self.param("kernel", self.kernel_init, shape, kept).astype(self.dtype)
         outputs = convolve(images.astype(self.dtype), kernel, (1, 1), self.padding, dimension_numbers=NUMBERS)
         if not self.use_bias:
             return outputs
-        return add_bias(outputs, self.param("bias", nn.initializers.zeros, (self.filters,)).astype(self.dtype))
+        return add_bias(outputs, self.param("bias", nn.initializers.zeros, (self.filters,), kept).astype(self.dtype))
 
 
 def max_pool(images: Array, size: int = 2) -> Array:
@@ -95,15 +96,14 @@ def dropout(key: Array, inputs: Array, rate: float | Array) -> Array:
     [0.0, 2.0]
     """
     check_rate(rate)
-    rate = jnp.asarray(rate, jnp.float32)
     # Mixed, because keys that count up would differ in few bits.
     words = mix(jax.random.key_data(key))
     places = lax.iota(jnp.uint32, inputs.size).reshape(inputs.shape)
     # Of the 2**32 numbers that may be drawn, the rate's share comes to lie below.
-    kept = mix(mix(places ^ words[0]) ^ words[1]) >= (rate * 2.0**32).astype(jnp.uint32)
+    kept = mix(mix(places ^ words[0]) ^ words[1]) >= (jnp.asarray(rate, jnp.float32) * 2.0**32).astype(jnp.uint32)
     wide = inputs.astype(inputs.dtype if inputs.dtype.itemsize > 2 else jnp.float32)
     # A product with the reciprocal: XLA rounds a division otherwise where it knows the rate.
-    scaled = wide * (1 / (1 - rate)).astype(wide.dtype)
+    scaled = wide * (1 / (1 - jnp.asarray(rate, wide.dtype)))
     return jnp.where(kept, scaled, jnp.zeros((), wide.dtype)).astype(inputs.dtype)
 
 
@@ -120,7 +120,8 @@ class BatchNorm(nn.Module):
     """Batch normalisation of (B, ..., C) activations over all but the channels, padding rows left out exactly.
 
     Sums are taken within each row first, and rows are weighted then: on images that takes about half of what Flax's
-    masked form takes. The variance (ddof 0) is taken in two passes; all is float32 but what comes out.
+    masked form takes. The variance (ddof 0) is taken in two passes; all but what comes out is
+    float32, or float64 where the inputs or `dtype` are (the parameters and moving moments where `dtype` is).
     Moving moments follow Keras's rule: `momentum` of the old and the rest of the new. Source: Ioffe and Szegedy
     (2015).
     """
@@ -131,27 +132,28 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, inputs: Array, *, train: bool, mask: Array | None = None) -> Array:
-        channels = inputs.shape[-1]
-        scale = self.param("scale", nn.initializers.ones, (channels,))
-        bias = self.param("bias", nn.initializers.zeros, (channels,))
-        mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,), jnp.float32)
-        variance = self.variable("batch_stats", "var", jnp.ones, (channels,), jnp.float32)
+        channels, kept = inputs.shape[-1], precision(self.dtype)
+        scale = self.param("scale", nn.initializers.ones, (channels,), kept)
+        bias = self.param("bias", nn.initializers.zeros, (channels,), kept)
+        mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,), kept)
+        variance = self.variable("batch_stats", "var", jnp.ones, (channels,), kept)
+        wide = inputs.astype(precision(inputs.dtype, self.dtype))
         if train and not self.is_initializing():
-            means, variances = _moments(inputs, mask)
+            means, variances = _moments(wide, mask)
             for moving, now in ((mean, means), (variance, variances)):
-                moving.value = self.momentum * moving.value + (1 - self.momentum) * now
+                moving.value = (self.momentum * moving.value + (1 - self.momentum) * now).astype(kept)
         else:
             means, variances = mean.value, variance.value
         slope = scale * lax.rsqrt(variances + self.epsilon)
-        # In float32 too, and the mean first: in fewer bits a large mean would leave nothing of a small spread.
-        centred = inputs.astype(jnp.float32) - _wide(means, inputs)
-        return (centred * _wide(slope, inputs) + _wide(bias, inputs)).astype(self.dtype)
+        # No narrower, and the mean first: in fewer bits a large mean would leave nothing of a small spread.
+        centred = wide - _last(means, inputs)
+        return (centred * _last(slope, inputs) + _last(bias, inputs)).astype(self.dtype)
 
 
 def _moments(inputs: Array, mask: Array | None) -> tuple[Array, Array]:
     """Mean and variance of each channel over the rows that the mask (B,) keeps."""
-    rows = inputs.astype(jnp.float32).reshape(inputs.shape[0], -1, inputs.shape[-1])
-    weights = jnp.ones(len(rows), jnp.float32) if mask is None else mask.astype(jnp.float32)
+    rows = inputs.reshape(inputs.shape[0], -1, inputs.shape[-1])
+    weights = jnp.ones(len(rows), rows.dtype) if mask is None else mask.astype(rows.dtype)
     # A batch of padding alone has no mean; what it gives is thrown away, but must be finite.
     count = jnp.maximum(weights.sum(), 1) * rows.shape[1]
 
@@ -159,8 +161,8 @@ def _moments(inputs: Array, mask: Array | None) -> tuple[Array, Array]:
         return (values.sum(1) * weights[:, None]).sum(0) / count
 
     mean = mean_of(rows)
-    return mean, mean_of((rows - _wide(mean, rows)) ** 2)
+    return mean, mean_of((rows - _last(mean, rows)) ** 2)
 
 
-def _wide(channels: Array, like: Array) -> Array:
+def _last(channels: Array, like: Array) -> Array:
     return channels.reshape((1,) * (like.ndim - 1) + channels.shape)

@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from jaxdl.adapters import from_linen
+from jaxdl.data import precision
 from jaxdl.errors import InputError
 from jaxdl.layers import BatchNorm, Conv, Dropout, Flatten, MaxPool, check_rate
 from jaxdl.programs import is_traced
@@ -21,7 +22,7 @@ MOMENTUM, EPSILON = 0.99, 1e-3
 
 
 class MLP(nn.Module):
-    """Dense layers with relu between them: (B, F) -> (B, outputs) float32.
+    """Dense layers with relu between them: (B, F) -> (B, outputs) in the dtype's `precision`.
 
     With `input_norm` a BatchNorm comes first, which takes the place of standardising the inputs beforehand; its
     variance is taken in two passes, because Flax's faster form loses a column of large mean and small spread.
@@ -31,22 +32,29 @@ class MLP(nn.Module):
     outputs: int = 1
     input_norm: bool = False
     dropout: float | Array = 0.0
-    dtype: Any = jnp.float32  # of the computation; parameters stay float32
+    dtype: Any = jnp.float32  # of the computation; parameters are in its `precision`, float32 or float64
     kernel_init: Any = nn.initializers.glorot_uniform()
 
     @nn.compact
     def __call__(self, inputs: Array, *, train: bool = False, mask: Array | None = None) -> Array:
-        hidden = inputs
+        hidden, kept = inputs, precision(self.dtype)
         if self.input_norm:
             norm = nn.BatchNorm(
-                use_running_average=not train, momentum=MOMENTUM, epsilon=EPSILON, use_fast_variance=False
+                use_running_average=not train,
+                momentum=MOMENTUM,
+                epsilon=EPSILON,
+                use_fast_variance=False,
+                param_dtype=kept,
+                # Else the moving moments would be float32 always.
+                force_float32_reductions=kept == jnp.float32,
             )
-            hidden = norm(hidden, mask=None if mask is None else mask[:, None])
+            hidden = norm(hidden.astype(kept), mask=None if mask is None else mask[:, None])
+        dense = partial(nn.Dense, dtype=self.dtype, param_dtype=kept, kernel_init=self.kernel_init)
         for width in self.widths:
-            hidden = nn.relu(nn.Dense(width, dtype=self.dtype, kernel_init=self.kernel_init)(hidden))
+            hidden = nn.relu(dense(width)(hidden))
             if is_traced(self.dropout) or self.dropout:
                 hidden = Dropout(self.dropout)(hidden, train=train)
-        return nn.Dense(self.outputs, dtype=self.dtype, kernel_init=self.kernel_init)(hidden).astype(jnp.float32)
+        return dense(self.outputs)(hidden).astype(kept)
 
 
 def mlp(
@@ -62,8 +70,8 @@ def mlp(
 
     Initial values are Keras's (kernels glorot uniform, biases 0), BatchNorm's momentum 0.99 and epsilon 1e-3 too;
     `init_scale` is a factor on the initial kernels' standard deviation. `dtype` is that of the computation, such as
-    bfloat16; parameters and outputs are float32. `dropout` and `init_scale` may be traced, so that one program serves
-    many of them. Raises InputError for widths below 1, a dropout rate outside [0, 1) and an `init_scale` that is not
+    bfloat16; parameters and outputs are float32, or float64 where it is float64 and `jax_enable_x64` is set. `dropout`
+    and `init_scale` may be traced, so that one program serves many of them. Raises InputError for widths below 1, a dropout rate outside [0, 1) and an `init_scale` that is not
     positive.
 
     >>> import jax
@@ -83,7 +91,7 @@ def mlp(
 
 
 class ConvNet(nn.Module):
-    """Convolutions, then dense layers, relu after each but the last: (B, H, W, C) images to (B, outputs) float32.
+    """Convolutions, then dense layers, relu after each but the last: (B, H, W, C) images to (B, outputs) numbers.
 
     With `pool` every convolution is followed by 2x2 max pooling, and by dropout where there is a rate.
     """
@@ -109,10 +117,11 @@ class ConvNet(nn.Module):
                 hidden = MaxPool()(hidden)
             if is_traced(self.dropout) or self.dropout:
                 hidden = Dropout(self.dropout)(hidden, train=train)
-        hidden = Flatten()(hidden)
+        hidden, kept = Flatten()(hidden), precision(self.dtype)
+        dense = partial(nn.Dense, dtype=self.dtype, param_dtype=kept, kernel_init=self.kernel_init)
         for width in self.widths:
-            hidden = nn.relu(nn.Dense(width, dtype=self.dtype, kernel_init=self.kernel_init)(hidden))
-        return nn.Dense(self.outputs, dtype=self.dtype, kernel_init=self.kernel_init)(hidden).astype(jnp.float32)
+            hidden = nn.relu(dense(width)(hidden))
+        return dense(self.outputs)(hidden).astype(kept)
 
 
 def unit_range(images: Array, dtype: Any = jnp.float32) -> Array:
@@ -141,7 +150,7 @@ def convnet(
 
     filters: of each convolution, none for a dense network on the flattened image; widths: of the dense layers after
     them. pool: 2x2 max pooling after each convolution; dropout: its rate, after each pooling, which may be traced.
-    Initial values are Keras's. Raises InputError for sizes below 1, a dropout rate outside [0, 1) and, from `init`, for
+    Initial values are Keras's; `dtype` is as for `mlp`. Raises InputError for sizes below 1, a dropout rate outside [0, 1) and, from `init`, for
     images that are too small.
 
     >>> import jax
@@ -163,7 +172,7 @@ def convnet(
 
 
 class ResidualNet(nn.Module):
-    """Convolution and residual blocks with BatchNorm, three times halved: (B, H, W, C) images to (B, outputs) float32.
+    """Convolution and residual blocks with BatchNorm, three times halved: (B, H, W, C) images to (B, outputs) numbers.
 
     A stem of `width` filters, then three stages of 2, 4 and 8 times as many: convolution, pooling, and two more
     convolutions around which the input is led, the middle stage without these. What is greatest over the whole image
@@ -191,8 +200,8 @@ class ResidualNet(nn.Module):
             hidden = block(hidden, factor * self.width, pool=True)
             if stage != 1:
                 hidden += block(block(hidden, factor * self.width), factor * self.width)
-        features = hidden.max((1, 2))
-        return nn.Dense(self.outputs, dtype=self.dtype)(features).astype(jnp.float32)
+        features, kept = hidden.max((1, 2)), precision(self.dtype)
+        return nn.Dense(self.outputs, dtype=self.dtype, param_dtype=kept)(features).astype(kept)
 
 
 def residual_net(width: int = 64, *, outputs: int = 10, dtype: Any = jnp.float32) -> Model:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
 
+from jaxdl.data import precision
 from jaxdl.objectives import LOSS, measure
 from jaxdl.steps import make_train_step
 from jaxdl.types import Array, Examples, Plan, PyTree, TrainState, Weights
@@ -201,13 +202,13 @@ def _bad(value: Any, batch: Examples) -> tuple[str, tuple[int, ...]] | None:
     if array.ndim == 0 or len(array) != len(real):
         found = _value(array)
         return None if found is None else (found, tuple(np.flatnonzero(real).tolist()))
-    rows = real & ~np.isfinite(array.astype(np.float32)).reshape(len(real), -1).all(1)
+    rows = real & ~np.isfinite(array.astype(precision(array.dtype))).reshape(len(real), -1).all(1)
     found = _value(array[rows])
     return None if found is None else (found, tuple(np.flatnonzero(rows).tolist()))
 
 
 def _value(array: np.ndarray) -> str | None:
-    numbers = array.astype(np.float32)
+    numbers = array.astype(precision(array.dtype))
     if np.isnan(numbers).any():
         return "nan"
     return "inf" if np.isposinf(numbers).any() else "-inf" if np.isneginf(numbers).any() else None

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxdl.data import precision
 from jaxdl.errors import InputError
 from jaxdl.programs import is_traced
 from jaxdl.types import Array, Metric, Objective, PyTree, Sums
@@ -20,7 +21,9 @@ LOSS = "loss"
 
 
 def same_shape(name: str, outputs: Array, targets: Array) -> tuple[Array, Array]:
-    """Outputs and targets as float32. Raises InputError, which calls who compares them `name`, if their shapes differ.
+    """Outputs and targets in the `precision` of both, float32 or float64.
+
+    Raises InputError, which calls who compares them `name`, if their shapes differ.
 
     >>> same_shape("mine", jnp.ones((2, 1)), jnp.zeros((2, 1), jnp.int32))[1].dtype
     dtype('float32')
@@ -30,7 +33,8 @@ def same_shape(name: str, outputs: Array, targets: Array) -> tuple[Array, Array]
             f"{name} compares outputs with targets of the same shape, got outputs {outputs.shape} and targets "
             f"{targets.shape}. Give targets of shape {str(('rows', *outputs.shape[1:])).replace(chr(39), '')}."
         )
-    return outputs.astype(jnp.float32), targets.astype(jnp.float32)
+    dtype = precision(outputs.dtype, targets.dtype)
+    return outputs.astype(dtype), targets.astype(dtype)
 
 
 def _labels(name: str, outputs: Array, targets: Array) -> tuple[Array, Array]:
@@ -39,7 +43,7 @@ def _labels(name: str, outputs: Array, targets: Array) -> tuple[Array, Array]:
             f"{name} needs outputs (rows, classes) and integer labels (rows,), got outputs {outputs.shape} and targets "
             f"{targets.shape} of {targets.dtype}. Encode each target as the number of its class, from 0."
         )
-    return outputs.astype(jnp.float32), targets
+    return outputs.astype(precision(outputs.dtype)), targets
 
 
 def _mean_of_row(values: Array) -> Array:
@@ -109,7 +113,8 @@ def smoothed_cross_entropy(smoothing: float | Array) -> Callable[[Array, Array],
 
     def loss(outputs: Array, targets: Array) -> Array:
         own = softmax_cross_entropy(outputs, targets)
-        return (1 - smoothing) * own - smoothing * jax.nn.log_softmax(outputs.astype(jnp.float32)).mean(1)
+        wide = outputs.astype(precision(outputs.dtype))
+        return (1 - smoothing) * own - smoothing * jax.nn.log_softmax(wide).mean(1)
 
     return loss
 
@@ -170,7 +175,7 @@ def top_k(k: int) -> Metric:
     def statistics(outputs: Array, targets: Array) -> Array:
         outputs, targets = _labels(f"top_k({k})", outputs, targets)
         own = jnp.take_along_axis(outputs, targets[:, None], axis=1)
-        earlier = jnp.arange(outputs.shape[1])[None, :] < targets[:, None]
+        earlier = jnp.arange(outputs.shape[1], dtype=jnp.int32)[None, :] < targets[:, None]
         ahead = (outputs > own) | ((outputs == own) & earlier)
         known = (targets >= 0) & (targets < outputs.shape[1])
         return ((ahead.sum(1) < k) & known & jnp.isfinite(own[:, 0])).astype(jnp.float32)
@@ -190,6 +195,8 @@ def measure(objective: Objective, outputs: Array, targets: Array, weights: Array
     """
     rows: dict[str, PyTree] = {LOSS: objective.loss(outputs, targets)}
     rows |= {metric.name: metric.statistics(outputs, targets) for metric in objective.metrics}
+    # The rows of a loss in float64 are not counted in less.
+    weights = weights.astype(jnp.result_type(weights, rows[LOSS]))
     return Sums(jax.tree.map(lambda values: _total(values, weights), rows), jnp.sum(weights))
 
 
@@ -208,7 +215,7 @@ def add(one: Sums, other: Sums) -> Sums:
 
 
 def finish(objective: Objective, sums: Sums) -> dict[str, Array]:
-    """The figures of all rows that were summed: `loss`, then each metric by its name, float32 scalars.
+    """The figures of all rows that were summed: `loss`, then each metric by its name, scalars of the loss's dtype.
 
     >>> finish(Objective(squared_error, (rmse,)), Sums({"loss": 8.0, "rmse": 8.0}, 2.0))["rmse"].item()
     2.0

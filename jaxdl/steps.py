@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxdl.data import precision
 from jaxdl.objectives import LOSS, measure
 from jaxdl.types import Array, Examples, Model, Objective, PyTree, Sums, TrainState, Weights
 
@@ -77,10 +78,9 @@ def make_eval_step(model: Model, objective: Objective) -> EvalStep:
 
 
 def _averaged(state: TrainState, weights: Weights, average: float) -> Weights:
-    step = state.step.astype(jnp.float32)
-    kept = jnp.minimum(average, (1 + step) / (10 + step))
-
     def mix(old: Array, new: Array) -> Array:
+        step = state.step.astype(precision(old.dtype))
+        kept = jnp.minimum(average, (1 + step) / (10 + step))
         return (kept * old + (1 - kept) * new).astype(old.dtype)
 
     return jax.tree.map(mix, state.average, weights)

@@ -1,14 +1,14 @@
 """Early stopping and reduce-on-plateau, each as a record of two pure functions.
 
 Both follow Keras's callbacks of the same purpose epoch by epoch, except that a value that is not finite never counts
-as an improvement. They run under jit, vmap and scan.
+as an improvement. They compare values in float32, in which records hold them, and run under jit, vmap and scan.
 """
 
 from __future__ import annotations
 
 import jax.numpy as jnp
-import numpy as np
 
+from jaxdl.data import precision
 from jaxdl.errors import InputError
 from jaxdl.types import Array, Plateau, Rule, Stopping
 
@@ -133,7 +133,8 @@ def reduce_on_plateau(
 
     def init(learning_rate: Array) -> Plateau:
         zero = jnp.zeros((), jnp.int32)
-        return Plateau(jnp.full((), sign * jnp.inf, jnp.float32), zero, zero, jnp.asarray(learning_rate, jnp.float32))
+        rate = jnp.asarray(learning_rate)
+        return Plateau(jnp.full((), sign * jnp.inf, jnp.float32), zero, zero, rate.astype(precision(rate.dtype)))
 
     def update(state: Plateau, value: Array, epoch: Array) -> Plateau:
         value = jnp.asarray(value, jnp.float32)
@@ -141,8 +142,9 @@ def reduce_on_plateau(
         improved = jnp.isfinite(value) & (sign * value + margin < sign * state.best)
         counted = ~improved & (cooldown_left == 0)
         stale = jnp.where(counted, jnp.where(state.cooldown > 0, 0, state.stale) + 1, 0)
-        reduce = counted & (stale >= patience) & (state.learning_rate > np.float32(min_learning_rate))
-        lowered = jnp.maximum(state.learning_rate * np.float32(factor), np.float32(min_learning_rate))
+        number = state.learning_rate.dtype.type
+        reduce = counted & (stale >= patience) & (state.learning_rate > number(min_learning_rate))
+        lowered = jnp.maximum(state.learning_rate * number(factor), number(min_learning_rate))
         return Plateau(
             best=jnp.where(improved, value, state.best),
             stale=jnp.where(reduce, 0, stale),

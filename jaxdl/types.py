@@ -20,7 +20,7 @@ class Examples(NamedTuple):
 
     inputs: Array  # (N, ...)
     targets: Array  # (N, ...), the shape of the model's outputs, or (N,) labels
-    weights: Array  # (N,) float32: 1 for a real row, 0 for padding
+    weights: Array  # (N,) float32, or float64: 1 for a real row, 0 for padding
 
 
 class Weights(NamedTuple):
@@ -72,8 +72,8 @@ class Objective(NamedTuple):
 class Sums(NamedTuple):
     """Weighted totals of per-row statistics; two of them are added leaf by leaf."""
 
-    totals: PyTree  # {name: pytree of float32 totals over rows}
-    weight: Array  # float32 scalar
+    totals: PyTree  # {name: pytree of totals over rows}
+    weight: Array  # scalar of the loss's dtype: float32, or float64
 
 
 class TrainState(NamedTuple):
@@ -102,7 +102,7 @@ class Plateau(NamedTuple):
     best: Array  # float32 scalar
     stale: Array  # int32 scalar, epochs since the last improvement or reduction
     cooldown: Array  # int32 scalar, epochs left in which nothing is counted
-    learning_rate: Array  # float32 scalar, the one for the next epoch
+    learning_rate: Array  # scalar, float32 or float64 as it was given, the one for the next epoch
 
 
 class Rule(NamedTuple):
