@@ -60,7 +60,7 @@ def precision(*dtypes: Any) -> np.dtype:
     dtype('float32')
     """
     wide = any(dtype.kind == "f" and dtype.itemsize > 4 for dtype in map(np.dtype, dtypes))
-    return np.dtype(np.float64 if wide and jax.config.jax_enable_x64 else np.float32)
+    return np.dtype(jax.dtypes.canonicalize_dtype(np.float64) if wide else np.float32)
 
 
 def take(rows_of: Examples, rows: Any) -> Examples:

@@ -71,8 +71,8 @@ def mlp(
     Initial values are Keras's (kernels glorot uniform, biases 0), BatchNorm's momentum 0.99 and epsilon 1e-3 too;
     `init_scale` is a factor on the initial kernels' standard deviation. `dtype` is that of the computation, such as
     bfloat16; parameters and outputs are float32, or float64 where it is float64 and `jax_enable_x64` is set. `dropout`
-    and `init_scale` may be traced, so that one program serves many of them. Raises InputError for widths below 1, a dropout rate outside [0, 1) and an `init_scale` that is not
-    positive.
+    and `init_scale` may be traced, so that one program serves many of them. Raises InputError for widths below 1, a
+    dropout rate outside [0, 1) and an `init_scale` that is not positive.
 
     >>> import jax
     >>> model = mlp((100, 50), input_norm=True)
@@ -150,8 +150,8 @@ def convnet(
 
     filters: of each convolution, none for a dense network on the flattened image; widths: of the dense layers after
     them. pool: 2x2 max pooling after each convolution; dropout: its rate, after each pooling, which may be traced.
-    Initial values are Keras's; `dtype` is as for `mlp`. Raises InputError for sizes below 1, a dropout rate outside [0, 1) and, from `init`, for
-    images that are too small.
+    Initial values are Keras's; `dtype` is as for `mlp`. Raises InputError for sizes below 1, a dropout rate outside
+    [0, 1) and, from `init`, for images that are too small.
 
     >>> import jax
     >>> small = convnet((50, 50))
