@@ -120,8 +120,8 @@ class BatchNorm(nn.Module):
     """Batch normalisation of (B, ..., C) activations over all but the channels, padding rows left out exactly.
 
     Sums are taken within each row first, and rows are weighted then: on images that takes about half of what Flax's
-    masked form takes. The variance (ddof 0) is taken in two passes; all but what comes out is
-    float32, or float64 where the inputs or `dtype` are (the parameters and moving moments where `dtype` is).
+    masked form takes. The variance (ddof 0) is taken in two passes; all is float32 but what comes
+    out, or float64 where the inputs or `dtype` are; parameters and moving moments are float64 where `dtype` is.
     Moving moments follow Keras's rule: `momentum` of the old and the rest of the new. Source: Ioffe and Szegedy
     (2015).
     """
@@ -137,16 +137,16 @@ class BatchNorm(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (channels,), kept)
         mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,), kept)
         variance = self.variable("batch_stats", "var", jnp.ones, (channels,), kept)
-        wide = inputs.astype(precision(inputs.dtype, self.dtype))
+        wide = precision(inputs.dtype, self.dtype)
         if train and not self.is_initializing():
-            means, variances = _moments(wide, mask)
+            means, variances = _moments(inputs.astype(wide), mask)
             for moving, now in ((mean, means), (variance, variances)):
                 moving.value = (self.momentum * moving.value + (1 - self.momentum) * now).astype(kept)
         else:
             means, variances = mean.value, variance.value
         slope = scale * lax.rsqrt(variances + self.epsilon)
         # No narrower, and the mean first: in fewer bits a large mean would leave nothing of a small spread.
-        centred = wide - _last(means, inputs)
+        centred = inputs.astype(wide) - _last(means, inputs)
         return (centred * _last(slope, inputs) + _last(bias, inputs)).astype(self.dtype)
 
 

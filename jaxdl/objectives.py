@@ -195,8 +195,9 @@ def measure(objective: Objective, outputs: Array, targets: Array, weights: Array
     """
     rows: dict[str, PyTree] = {LOSS: objective.loss(outputs, targets)}
     rows |= {metric.name: metric.statistics(outputs, targets) for metric in objective.metrics}
-    # The rows of a loss in float64 are not counted in less.
-    weights = weights.astype(jnp.result_type(weights, rows[LOSS]))
+    if precision(rows[LOSS].dtype) == jnp.float64:
+        # Left in float32, their sum would be rounded to it.
+        weights = weights.astype(jnp.float64)
     return Sums(jax.tree.map(lambda values: _total(values, weights), rows), jnp.sum(weights))
 
 
