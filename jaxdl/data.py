@@ -56,7 +56,7 @@ def precision(*dtypes: Any) -> np.dtype:
 
     JAX keeps float64 where `jax_enable_x64` is set.
 
-    >>> precision(jnp.bfloat16, jnp.int32)
+    >>> precision(np.float16, np.int32)
     dtype('float32')
     """
     wide = any(dtype.kind == "f" and dtype.itemsize > 4 for dtype in map(np.dtype, dtypes))

@@ -21,6 +21,7 @@ from jaxdl.layers import BatchNorm, dropout
 from jaxdl.models import convnet, mlp, residual_net
 from jaxdl.nonfinite import in_evaluation
 from jaxdl.plans import make_plan
+from jaxdl.sharding import make_mesh, place_rows
 from jaxdl.steps import make_train_state, make_train_step
 from jaxdl.stopping import reduce_on_plateau
 from jaxdl.types import Examples, Weights
@@ -289,7 +290,7 @@ def test_one_program_trains_and_members_on_several_devices_end_as_single_runs(na
     data, options = examples(*parts), {"epochs": 40, "batch_size": 5, "stop": early_stopping(patience=3), **more}
     with compilations() as names:
         alone = fit(model, objective, optimiser, data, data, seed=0, **options)
-    assert names.count("run_chunk") == 1
+    assert names.count("_run_chunk") == 1
     assert dtypes(alone.final) == {"float64"} and alone.best_epoch > 1
     alone = [alone, *(fit(model, objective, optimiser, data, data, seed=seed, **options) for seed in (1, 2, 3))]
     for seeds, how in (((0, 1), "map"), ((0, 1, 2, 3), "vmap")):
@@ -301,6 +302,21 @@ def test_one_program_trains_and_members_on_several_devices_end_as_single_runs(na
             assert runs.progress.epoch[index] == one.progress.epoch and runs.reasons[index] == one.reason
             for ours, wanted in zip(jax.tree.leaves(runs.final), jax.tree.leaves(one.final), strict=True):
                 close(ours[index], wanted, rtol=1e-9)
+
+
+@pytest.mark.parametrize("devices", [2, 8])
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_on_a_mesh_ends_as_on_one_device(name, devices):
+    model, objective, optimiser, parts, more = RUNS[name]
+    data, options = examples(*parts), {"epochs": 60, "batch_size": 5, "stop": early_stopping(patience=3), **more}
+    alone = fit(model, objective, optimiser, data, data, **options)
+    mesh = make_mesh(jax.devices()[:devices])
+    found = fit(model, objective, optimiser, place_rows(data, mesh), place_rows(data, mesh), **options)
+    assert len(found.progress.epoch.sharding.device_set) == devices
+    assert (found.reason, found.best_epoch, len(found.history)) == (alone.reason, alone.best_epoch, len(alone.history))
+    assert len(alone.history) > 5
+    for ours, wanted in zip(jax.tree.leaves(found.final), jax.tree.leaves(alone.final), strict=True):
+        close(ours, wanted, rtol=1e-9)
 
 
 RESUMED = """
