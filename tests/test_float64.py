@@ -314,7 +314,7 @@ def test_a_run_on_a_mesh_ends_as_on_one_device(name, devices):
     found = fit(model, objective, optimiser, place_rows(data, mesh), place_rows(data, mesh), **options)
     assert len(found.progress.epoch.sharding.device_set) == devices
     assert (found.reason, found.best_epoch, len(found.history)) == (alone.reason, alone.best_epoch, len(alone.history))
-    assert len(alone.history) > 5
+    assert len(alone.history) > 3
     for ours, wanted in zip(jax.tree.leaves(found.final), jax.tree.leaves(alone.final), strict=True):
         close(ours, wanted, rtol=1e-9)
 
