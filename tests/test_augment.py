@@ -67,6 +67,13 @@ def test_a_change_depends_on_the_key_alone_and_keeps_shape_and_dtype(change):
     np.testing.assert_allclose(floats, once.astype(np.float32) / 255, rtol=1e-6)
 
 
+@pytest.mark.parametrize("change", [flip, crop(2), cutout(3)])
+def test_images_that_follow_change_nothing(change):
+    alone = change(KEY, IMAGES[:50])
+    np.testing.assert_array_equal(change(KEY, IMAGES)[:50], alone)
+    np.testing.assert_array_equal(change(KEY, np.concatenate([IMAGES[:50], IMAGES[49:50].repeat(7, 0)]))[:50], alone)
+
+
 @pytest.mark.parametrize("make", [lambda: crop(-1), lambda: cutout(-1), lambda: crop(6)(KEY, IMAGES)])
 def test_sizes_that_make_no_sense_are_refused(make):
     with pytest.raises(InputError, match=r"needs .*, got "):
