@@ -276,9 +276,9 @@ RUNS = {
         ((0, 1, 2, 3), "vmap"),
     ),
     "convnet": (
-        augmented(convnet((4,), outputs=3, pool=True, dropout=0.2, dtype=jnp.float64), flip, crop(1)),
+        augmented(convnet((4,), outputs=3, dropout=0.2, dtype=jnp.float64), flip),
         CLASSES,
-        optax.sgd(optax.cosine_decay_schedule(0.3, 60), momentum=0.9),
+        optax.sgd(optax.cosine_decay_schedule(0.1, 60), momentum=0.9),
         (IMAGES, LABELS),
         {"stop": early_stopping(patience=3)},
         ((0, 1), "map"),
