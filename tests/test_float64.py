@@ -305,17 +305,16 @@ def test_one_program_trains_and_members_on_several_devices_end_as_single_runs(na
             close(ours[index], wanted, rtol=1e-9)
 
 
-@pytest.mark.parametrize("devices", [2, 8])
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize(("name", "devices"), [("mlp", 2), ("mlp", 8), ("convnet", 8)])
 def test_a_run_on_a_mesh_ends_as_on_one_device(name, devices):
-    model, objective, optimiser, parts, more = RUNS[name]
-    data, options = examples(*parts), {"epochs": 60, "batch_size": 5, "stop": early_stopping(patience=3), **more}
+    model, objective, optimiser, parts, more, _ = RUNS[name]
+    data, options = examples(*parts), {"epochs": 40, "batch_size": 5, **more}
     alone = fit(model, objective, optimiser, data, data, **options)
     mesh = make_mesh(jax.devices()[:devices])
-    found = fit(model, objective, optimiser, place_rows(data, mesh), place_rows(data, mesh), **options)
+    found = fit(model, objective, optimiser, place_rows(data, mesh), data, **options)
     assert len(found.progress.epoch.sharding.device_set) == devices
     assert (found.reason, found.best_epoch, len(found.history)) == (alone.reason, alone.best_epoch, len(alone.history))
-    assert len(alone.history) > 3
+    assert len(alone.history) > 5
     for ours, wanted in zip(jax.tree.leaves(found.final), jax.tree.leaves(alone.final), strict=True):
         close(ours, wanted, rtol=1e-9)
 
