@@ -11,6 +11,7 @@ from jaxdl.batches import batch_rows, batches_of, validation_batch
 from jaxdl.chunks import Chunk, chunks
 from jaxdl.nonfinite import Arose, in_evaluation, in_step
 from jaxdl.orders import order
+from jaxdl.sharding import fetched
 from jaxdl.steps import shown_weights
 from jaxdl.training import batches_of_epoch
 from jaxdl.types import Examples, Plan, Progress
@@ -84,16 +85,18 @@ def replay(plan: Plan, progress: Progress, train: Examples, validation: Examples
         progress = chunk.progress
     trained, length = batches_of_epoch(plan, train, validation)
     epoch, cursor = int(progress.epoch) + 1, int(progress.cursor)
+    # Looked at number by number, some of which may lie on devices of other processes.
+    here, train, validation = fetched((progress, train, validation))
     if cursor < trained:
-        shuffled = order(progress.key, progress.epoch, train.weights.shape[0])
-        batch = batches_of(train, progress.key, progress.epoch, plan.batch_size)(cursor)
-        arose = in_step(plan, progress.state, batch)
+        shuffled = order(here.key, here.epoch, train.weights.shape[0])
+        batch = batches_of(train, here.key, here.epoch, plan.batch_size)(cursor)
+        arose = in_step(plan, here.state, batch)
         rows = np.asarray(shuffled)[cursor * plan.batch_size :][: plan.batch_size]
         return _trouble(progress, epoch, cursor + 1, trained, "training", arose, rows)
     assert validation is not None
     size, index = batch_rows(validation.inputs), cursor - trained
     batch = validation_batch(validation, index, size)
-    arose = in_evaluation(plan, shown_weights(progress.state), batch)
+    arose = in_evaluation(plan, shown_weights(here.state), batch)
     count = validation.weights.shape[0]
     rows = min(index * size, max(0, count - size)) + np.arange(min(size, count))
     return _trouble(progress, epoch, index + 1, length - trained, "validation", arose, rows)
