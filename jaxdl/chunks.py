@@ -98,6 +98,27 @@ def _run_chunk(
     return laid_out(after, like), row
 
 
+def compiled_chunk(
+    plan: Plan, progress: Progress, train: Examples, validation: Examples | None = None
+) -> jax.stages.Compiled:
+    """The program of `run_chunk` on the devices where the rows lie, compiled and not run.
+
+    Its `cost_analysis()` counts each loop's body once: that of one batch.
+
+    >>> import optax
+    >>> from jaxdl import Objective, examples, make_plan, mlp, objectives, start
+    >>> rows = examples([[1.0], [2.0]], [[1.0], [2.0]])
+    >>> plan = make_plan(mlp(()), Objective(objectives.squared_error), optax.sgd(0.1), batch_size=1)
+    >>> compiled = compiled_chunk(plan, start(plan, rows, key=jax.random.key(0)), rows)
+    >>> "while" in compiled.as_text()
+    True
+    """
+    check_rows(plan, train, validation)
+    progress, train, validation = _together(progress, train, validation)
+    steps = wish(WHOLE, mesh_of(progress))
+    return _run_chunk.lower(progress, train, validation, steps, plan=plan, like=layout(progress)).compile()
+
+
 def chunks(
     plan: Plan,
     progress: Progress,

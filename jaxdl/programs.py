@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
-from typing import Any, ParamSpec, TypeVar
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, ParamSpec, Protocol, TypeVar, cast
 
 import jax
 from jax.extend.core import get_opaque_trace_state
@@ -14,7 +14,7 @@ from jax.extend.core import get_opaque_trace_state
 from jaxdl.sharding import mesh_of
 
 P = ParamSpec("P")
-R = TypeVar("R")
+R = TypeVar("R", covariant=True)
 
 # On a CPU, some versions of XLA hand convolutions to a library (YNNPACK) that takes five times as long as XLA's own
 # code. With this, they hand it matrix products alone.
@@ -59,7 +59,17 @@ def is_traced(value: Any) -> bool:
     return isinstance(value, jax.core.Tracer)
 
 
-def program(function: Callable[P, R], *, static_argnames: str | tuple[str, ...]) -> Callable[P, R]:
+class Program(Protocol[P, R]):
+    """A function that is compiled as a whole."""
+
+    def __call__(self, *arguments: P.args, **keywords: P.kwargs) -> R:
+        """What the function gives."""
+
+    def lower(self, *arguments: P.args, **keywords: P.kwargs) -> jax.stages.Lowered:
+        """The program that such a call would run; `.compile()` gives it as it runs, nothing is computed."""
+
+
+def program(function: Callable[P, R], *, static_argnames: str | tuple[str, ...]) -> Program[P, R]:
     """`jax.jit` with `compiler_options`, on the mesh where the arguments lie if they lie on one.
 
     Inside of another transformation, which alone decides on both, without. Nothing is decided before the first call: to
@@ -72,15 +82,27 @@ def program(function: Callable[P, R], *, static_argnames: str | tuple[str, ...])
     inner = jax.jit(function, static_argnames=static_argnames)
 
     @functools.cache
-    def whole() -> Callable[P, R]:
+    def whole() -> Any:
         return jax.jit(function, static_argnames=static_argnames, compiler_options=compiler_options())
 
     @functools.wraps(function)
     def call(*arguments: P.args, **keywords: P.kwargs) -> R:
         if _state() != _OUTSIDE:
             return inner(*arguments, **keywords)
-        mesh = mesh_of((arguments, keywords))
-        with nullcontext() if mesh is None else jax.set_mesh(mesh):
-            return whole()(*arguments, **keywords)
+        with _mesh_of(arguments, keywords):
+            result: R = whole()(*arguments, **keywords)
+            return result
 
-    return call
+    def lower(*arguments: P.args, **keywords: P.kwargs) -> jax.stages.Lowered:
+        with _mesh_of(arguments, keywords):
+            lowered: jax.stages.Lowered = whole().lower(*arguments, **keywords)
+            return lowered
+
+    compiled: Any = call
+    compiled.lower = lower
+    return cast(Program[P, R], compiled)
+
+
+def _mesh_of(*arguments: Any) -> AbstractContextManager[Any]:
+    mesh = mesh_of(arguments)
+    return nullcontext() if mesh is None else jax.set_mesh(mesh)

@@ -42,7 +42,8 @@ RING = (
         "locks",
         "interrupts",
     ),
-    *("logs", "bars", "curves", "canvas", "plots", "ensemble_plots", "interval_plots", "summaries", "folders", "runs"),
+    *("logs", "bars", "curves", "canvas", "plots", "ensemble_plots", "interval_plots", "summaries"),
+    *("collectives", "folders", "runs"),
 )
 ORDER = CORE + RING
 # Narrower than the order: all that these may import of jaxdl.

@@ -1,0 +1,181 @@
+"""What devices tell each other: read rightly from programs that say it themselves, and little in training."""
+
+from collections import Counter
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax import lax
+from jax.sharding import PartitionSpec
+
+from jaxdl import examples, make_plan, mlp, objectives, start
+from jaxdl.chunks import compiled_chunk
+from jaxdl.collectives import Collective, collectives
+from jaxdl.models import convnet, residual_net
+from jaxdl.sharding import make_mesh, place_progress, place_rows
+from jaxdl.types import Objective
+
+ADAM = optax.adam(1e-3)
+SQUARED = Objective(objectives.squared_error, (objectives.rmse,))
+CLASSES = Objective(objectives.softmax_cross_entropy, (objectives.accuracy,))
+
+
+def compiled(function):
+    """A function of (8, 16) float32 in which each of 8 devices has a row."""
+    mesh = make_mesh()
+    on_mesh = jax.shard_map(function, mesh=mesh, in_specs=PartitionSpec("data"), out_specs=PartitionSpec("data"))
+    return collectives(jax.jit(on_mesh).lower(jnp.ones((8, 16))).compile().as_text())
+
+
+ROUND = [(device, (device + 1) % 8) for device in range(8)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "function"),
+    [
+        ("all-reduce", 64, lambda x: x + lax.psum(x, "data")),
+        ("all-reduce", 16, lambda x: x + lax.pmax(x.astype(jnp.int8), "data").astype(x.dtype)),
+        ("all-gather", 8 * 64, lambda x: x + lax.all_gather(x, "data").sum(0)),
+        ("reduce-scatter", 8, lambda x: x[:, :2] + lax.psum_scatter(x, "data", scatter_dimension=1, tiled=True)),
+        ("all-to-all", 64, lambda x: lax.all_to_all(x, "data", 1, 0, tiled=True).reshape(1, 16) + 1),
+        ("collective-permute", 64, lambda x: x + lax.ppermute(x, "data", ROUND)),
+    ],
+)
+def test_what_a_program_asks_for_is_found_with_its_bytes(kind, size, function):
+    (found,) = compiled(function)
+    assert (found.kind, found.bytes, found.looped) == (kind, size, False)
+
+
+def test_what_is_in_a_loop_is_told_from_what_is_not():
+    def function(x):
+        x = lax.fori_loop(0, 5, lambda _, x: jnp.sin(lax.psum(x, "data")) + lax.ppermute(x, "data", ROUND), x)
+        return x + lax.all_gather(x, "data").max(0)
+
+    found = [(one.kind, one.looped) for one in compiled(function)]
+    assert Counter(found) == Counter([("all-reduce", True), ("collective-permute", True), ("all-gather", False)])
+
+
+def test_a_collective_that_is_called_from_a_loop_is_in_it():
+    def function(x):
+        def body(_, x):
+            return lax.cond(x.sum() > 3, lambda: jnp.sin(lax.psum(x, "data")), lambda: x * 2)
+
+        return lax.fori_loop(0, 5, body, x)
+
+    mesh = make_mesh()
+    # The sum that decides is not that of all devices, which JAX would refuse.
+    on_mesh = jax.shard_map(
+        function, mesh=mesh, in_specs=PartitionSpec("data"), out_specs=PartitionSpec("data"), check_vma=False
+    )
+    (found,) = collectives(jax.jit(on_mesh).lower(jnp.ones((8, 16))).compile().as_text())
+    assert found.kind == "all-reduce" and found.looped
+
+
+def test_what_begins_and_ends_in_two_operations_counts_once():
+    # As XLA writes it for accelerators.
+    text = """
+ENTRY %main (a: bf16[4,8], b: f32[3]) -> (bf16[32,8], f32[3]) {
+  %s = (bf16[4,8]{1,0}, bf16[32,8]{1,0:T(8,128)(2,1)}) all-gather-start(%a), dimensions={0}
+  %r = (f32[3]{0}, /*index=1*/pred[9]{0}) all-reduce-start(%b, %c), to_apply=%add
+  %d = bf16[32,8]{1,0:T(8,128)(2,1)} all-gather-done(%s), metadata={op_name="layer"}
+  ROOT %e = (f32[3]{0}, /*index=1*/pred[9]{0}) all-reduce-done(%r)
+}
+"""
+    assert collectives(text) == [
+        Collective("all-gather", (32 * 8 * 2,), "layer", False),
+        Collective("all-reduce", (12, 9), "", False),
+    ]
+
+
+def images():
+    rng = np.random.default_rng(0)
+    return examples(rng.integers(0, 255, (64, 16, 16, 3)).astype(np.uint8), rng.integers(0, 10, 64))
+
+
+def numbers():
+    inputs = np.random.default_rng(0).normal(size=(96, 23)).astype(np.float32)
+    return examples(inputs, inputs[:, :1])
+
+
+CASES = {
+    "mlp": (mlp((32, 16)), numbers, SQUARED),
+    "mlp with BatchNorm": (mlp((32, 16), input_norm=True), numbers, SQUARED),
+    "convnet": (convnet((8, 8), widths=(12,), pool=True, dropout=0.2), images, CLASSES),
+    "residual_net": (residual_net(4), images, CLASSES),
+}
+
+
+def of_training(model, rows, objective, *, optimiser=ADAM, place=place_progress, validation=None):
+    plan = make_plan(model, objective, optimiser, batch_size=32)
+    progress, mesh = start(plan, rows, validation, key=jax.random.key(0)), make_mesh()
+    chunk = compiled_chunk(plan, place(progress, mesh), place_rows(rows, mesh), validation)
+    return progress, collectives(chunk.as_text())
+
+
+def bytes_of(tree):
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_in_training_devices_tell_each_other_gradients_metrics_and_moments_and_nothing_else(case):
+    model, rows, objective = CASES[case]
+    progress, found = of_training(model, rows(), objective)
+    assert {one.kind for one in found} == {"all-reduce"}
+    assert all(one.looped for one in found)
+    weights = progress.state.weights
+    # The loss, the metric and the sum of the weights of the rows; of each BatchNorm layer two moments.
+    told, moments = bytes_of(weights.params) + bytes_of(progress.sums), bytes_of(weights.stats)
+    layers = len(jax.tree.leaves(weights.stats)) // 2
+    # Moments again on the way back or, where those of the inputs need none, as counts; and a count a layer.
+    assert 0 <= sum(one.bytes for one in found) - told - 2 * moments <= 4 * layers
+    of_leaves = Counter(leaf.nbytes for leaf in jax.tree.leaves(weights.params))
+    assert of_leaves <= Counter(size for one in found for size in one.sizes)
+
+
+def test_the_gradients_of_all_layers_come_together_at_the_end():
+    progress, found = of_training(*cased("convnet"))
+    first, last = sorted(found, key=lambda one: one.bytes)
+    assert first.bytes == 4  # the weights of the batch's rows, by which the loss is divided
+    assert last.bytes == bytes_of(progress.state.weights.params) + bytes_of(progress.sums) - 4
+
+
+def test_a_flat_optimiser_tells_no_more():
+    usual, flat = (
+        of_training(*cased("convnet"), optimiser=optimiser)[1]
+        for optimiser in (optax.adam(1e-3), optax.flatten(optax.adam(1e-3)))
+    )
+    assert [(one.kind, one.bytes) for one in usual] == [(one.kind, one.bytes) for one in flat]
+
+
+def test_validation_tells_its_sums_alone():
+    model, rows, objective = cased("convnet")
+    progress, without = of_training(model, rows, objective)
+    _, with_it = of_training(model, rows, objective, validation=rows)
+    more = Counter(map(kind_and_bytes, with_it)) - Counter(map(kind_and_bytes, without))
+    assert {kind for kind, _ in more} == {"all-reduce"}
+    assert sum(size * count for (_, size), count in more.items()) == bytes_of(progress.sums)
+
+
+def test_weights_that_are_spread_are_gathered_in_the_loop():
+    # So that the tests above could fail.
+    _, found = of_training(*cased("mlp"), place=partial(place_progress, large=0))
+    assert "all-gather" in {one.kind for one in found if one.looped}
+
+
+def test_one_device_tells_nobody_anything():
+    model, rows, objective = cased("mlp")
+    plan = make_plan(model, objective, optax.adam(1e-3), batch_size=32)
+    compiled = compiled_chunk(plan, start(plan, rows, key=jax.random.key(0)), rows)
+    assert collectives(compiled.as_text()) == []
+
+
+def cased(name):
+    model, rows, objective = CASES[name]
+    return model, rows(), objective
+
+
+def kind_and_bytes(one):
+    return one.kind, one.bytes
