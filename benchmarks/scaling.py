@@ -1,0 +1,95 @@
+"""Strong and weak scaling over processes of one core each, and what a mesh of one device costs.
+
+    python -m benchmarks.scaling [--processes 1 2 4] [--cases wide] [--repeats 5]
+
+Strong: the same batch, shared by more processes. Weak: the same rows a step for each of them. Each figure is a
+process's median of three repetitions; programs run in turn, and shown are the medians with the least and the greatest
+of the turns. Prints Markdown. Nothing else may run on the machine meanwhile: a step is as slow as the slowest process.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+
+from benchmarks.scaling_cases import CASES, machine
+
+MEASURED = ("weather plain", "wide", "CIFAR small")
+
+
+def line_of(processes: int, *arguments: str) -> dict:
+    """What process 0 of a benchmark prints."""
+    launch = ["-m", "jaxdl.launch", "--no-pin", "-n", str(processes), "--"] if processes > 1 else []
+    done = subprocess.run([sys.executable, *launch, "-m", *arguments], capture_output=True, text=True)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    if done.returncode or not lines:
+        raise SystemExit(f"{' '.join(arguments)} ended with {done.returncode}:\n{done.stderr}")
+    found: dict = json.loads(lines[-1])
+    return found
+
+
+def seconds_of(case: str, processes: int, batch: int) -> float:
+    found = line_of(processes, "benchmarks.fit_scaled", "--case", case, "--batch", str(batch))
+    return float(np.median(found["seconds_a_step"]["usual"]))
+
+
+def spread(values: np.ndarray) -> str:
+    return f"{np.median(values):.3g} | {values.min():.3g} - {values.max():.3g}"
+
+
+def scaling(case: str, counts: list[int], repeats: int) -> None:
+    batch = CASES[case].batch
+    ways = {("one process", 1): batch}
+    ways |= {("strong", count): batch for count in counts if count > 1}
+    ways |= {("weak", count): batch * count for count in counts if count > 1}
+    seconds: dict[tuple[str, int], list[float]] = {way: [] for way in ways}
+    for _ in range(repeats):
+        for way, rows in ways.items():
+            seconds[way].append(seconds_of(case, way[1], rows))
+    alone = np.array(seconds["one process", 1])
+    for (kind, count), rows in ways.items():
+        own = np.array(seconds[kind, count])
+        # Rows a second beside those of one process.
+        faster = float(np.median(alone / own)) * rows / batch
+        efficiency = f"{100 * faster / count:.0f} %"
+        print(
+            f"| {case} | {kind} | {count} | {rows} | {spread(1000 * own)} | {faster:.2f} | {efficiency} |", flush=True
+        )
+
+
+def overhead(case: str, repeats: int) -> None:
+    """One process in which both ways take turns."""
+    found = line_of(1, "benchmarks.fit_scaled", "--case", case, "--overhead", "--repeats", str(repeats))
+    usual, sharded = (np.array(found["seconds_a_step"][way]) for way in ("usual", "sharded"))
+    more = 100 * (sharded / usual - 1)
+    print(f"| {case} | {spread(1000 * usual)} | {spread(1000 * sharded)} | {np.median(more):+.1f} % |", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=MEASURED)
+    parser.add_argument("--repeats", type=int, default=5)
+    options = parser.parse_args()
+    cores = len(os.sched_getaffinity(0))
+    counts = [count for count in options.processes if count <= cores]
+    print(machine())
+    if counts != options.processes:
+        print(f"Left out, as there are {cores} cores: {sorted({*options.processes} - {*counts})} processes.")
+    print(
+        "\n| case | scaling | processes | rows a step | ms a step | least - greatest | times the rows a second | each |"
+    )
+    print("|---|---|---|---|---|---|---|---|")
+    for case in options.cases:
+        scaling(case, counts, options.repeats)
+    print("\n| one device | ms a step, plain | least - greatest | on a mesh | least - greatest | median of pairs |")
+    print("|---|---|---|---|---|---|")
+    for case in options.cases:
+        overhead(case, 4 * options.repeats)
+
+
+if __name__ == "__main__":
+    main()

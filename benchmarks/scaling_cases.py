@@ -1,0 +1,62 @@
+"""What is trained where scaling is measured and modelled, and the core on which a process is to stay."""
+
+import os
+import platform
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import optax
+
+from jaxdl import make_plan, mlp, objectives
+from jaxdl.data import examples
+from jaxdl.models import convnet, residual_net
+from jaxdl.places import NAMES
+from jaxdl.types import Examples, Model, Objective, Plan
+
+HOURS = Objective(objectives.squared_error, (objectives.rmse,))
+CLASSES = Objective(objectives.softmax_cross_entropy, (objectives.accuracy,))
+
+
+class Case(NamedTuple):
+    model: Model
+    objective: Objective
+    shape: tuple[int, ...]  # of a row
+    batch: int
+    steps: int  # an epoch
+
+
+CASES = {
+    "weather plain": Case(mlp((100, 50)), HOURS, (163,), 32, 24),
+    "weather batchnorm": Case(mlp((100, 50), input_norm=True), HOURS, (163,), 32, 24),
+    "wide": Case(mlp((1024, 1024)), HOURS, (163,), 512, 8),
+    "CIFAR small": Case(convnet((50, 50)), CLASSES, (32, 32, 3), 256, 4),
+    # The network of that recipe, without what it does to its images.
+    "CIFAR strong": Case(residual_net(16), CLASSES, (32, 32, 3), 128, 4),
+}
+
+
+def plan_of(case: Case, batch: int) -> Plan:
+    adam = optax.inject_hyperparams(optax.adam)(learning_rate=1e-3)
+    return make_plan(case.model, case.objective, optax.flatten(adam), batch_size=batch)
+
+
+def rows_of(case: Case, count: int) -> Examples:
+    """Rows drawn at random, because the time of a step does not depend on what they hold."""
+    rng = np.random.default_rng(0)
+    if len(case.shape) == 1:
+        inputs = rng.normal(size=(count, *case.shape)).astype(np.float32)
+        return examples(inputs, inputs[:, :1])
+    return examples(rng.integers(0, 256, (count, *case.shape)).astype(np.uint8), rng.integers(0, 10, count))
+
+
+def on_one_core() -> None:
+    """Keeps this process on one core, each of several on its own; before JAX starts its threads."""
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[int(os.environ.get(NAMES[2], 0)) % len(cores)]})
+
+
+def machine() -> str:
+    """What it was measured on."""
+    cores = len(os.sched_getaffinity(0))
+    return f"{platform.machine()}, {cores} cores, Python {platform.python_version()}, jax {jax.__version__}"
