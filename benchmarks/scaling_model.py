@@ -9,9 +9,9 @@ With n devices, a step of always as many rows takes
     fixed + FLOPs / (n rate) + sum over its all-reduces of (hops(n) latency + 2 (n - 1) / n bytes / bandwidth)
 
 FLOPs, all-reduces and bytes are read from the compiled program; hops are 2 (n - 1) around a ring, 2 ceil(log2 n) up
-and down a tree, and 2 (a - 1) along each of two sides a of a torus. The factor of the bytes is that of a ring: Patarasuk
-and Yuan, J. Parallel Distrib. Comput. 69 (2009). Rows lie on every device, so input costs nothing; what a program does
-once an epoch is left out; nothing overlaps. What is assumed is said to be; no such figure has been measured here.
+and down a tree, and 2 (a - 1) along each of two sides a of a torus. The factor of the bytes is that of a ring:
+Patarasuk and Yuan, J. Parallel Distrib. Comput. 69 (2009). Rows lie on every device, so input costs nothing; what a
+program does once an epoch is left out; nothing overlaps. What is assumed is said to be, and not measured here.
 """
 
 import argparse

@@ -27,10 +27,34 @@ def test_every_fault_in_the_table_has_a_test(row):
         assert f"def {name}(" in (ROOT / "tests" / file).read_text(), f"{file} has no {name}"
 
 
-@pytest.mark.parametrize("guide", ["many-runs"])
-def test_the_blocks_of_a_guide_run_one_after_the_other(guide, capsys, tmp_path):
-    names = {"folder": tmp_path}
+def run_blocks(guide, names):
+    """Runs the blocks of a guide one after the other, in which each sees the names of those before."""
     for block in re.findall(r"```python\n(.*?)```", (ROOT / "docs" / f"{guide}.md").read_text(), re.DOTALL):
         exec(block, names)
+    return names
+
+
+def test_the_blocks_of_the_guide_to_many_runs_run_one_after_the_other(capsys, tmp_path):
+    names = run_blocks("many-runs", {"folder": tmp_path})
     assert "4 seeds" in capsys.readouterr().out
     assert names["rmse"].shape == (8,) and names["choice"] in names["table"].index
+
+
+def test_the_blocks_of_the_guide_to_growing_run_and_say_what_it_says(capsys):
+    names = run_blocks("growing", {})
+    assert names["mesh"].size == 8  # as many as the tests have
+    assert names["run"].final.params["Dense_0"]["kernel"].sharding.mesh == names["mesh"]
+    said = capsys.readouterr().out.split("\n")
+    assert said[0] == "{'all-reduce'}"
+    # What the guide says is sent for each step, of the network that it trains.
+    sent, parameters = map(int, said[1].split())
+    assert parameters <= sent < 1.1 * parameters
+    assert [float(names["rate"](step)) for step in (0, names["warm_up"])] == pytest.approx([0.1, 0.8])
+
+
+def test_the_guide_to_growing_names_what_is_there():
+    text = (ROOT / "docs" / "growing.md").read_text()
+    for name in re.findall(r"`(?:python -m )?((?:benchmarks|experiments|jaxdl)(?:\.\w+)+)`", text):
+        assert list(ROOT.glob(f"{name.replace('.', '/')}.py")) or name == "jaxdl.streams", name
+    flags = {flag for flag in re.findall(r"(?<=[ `])--[a-z-]+", text)} & {"--distributed", "--coordinator", "--mesh"}
+    assert len(flags) == 3
