@@ -9,6 +9,7 @@ import pytest
 
 from jaxdl import programs
 from jaxdl.programs import compiler_options, is_traced, known, program
+from jaxdl.sharding import make_mesh
 
 
 def power(x, n):
@@ -37,6 +38,29 @@ def test_it_compiles_once(compilations):
         for value in (1.0, 2.0, 3.0):
             ours(value, n=3)
     assert names.count("cube") == 1
+
+
+def test_it_can_be_lowered_as_it_is_called(monkeypatch):
+    ours = program(power, static_argnames="n")
+    assert float(ours.lower(3.0, n=2).compile()(3.0)) == 9.0
+    # With the options of the call, here one that XLA refuses.
+    monkeypatch.setattr(programs, "compiler_options", lambda: {"xla_cpu_no_such_option": True})
+    refusing = program(power, static_argnames="n")
+    with pytest.raises((ValueError, jax.errors.JaxRuntimeError)):
+        refusing.lower(3.0, n=2).compile()
+
+
+def test_it_is_lowered_for_the_mesh_of_its_arguments():
+    def mesh_sizes(x, n):
+        seen.append(dict(jax.sharding.get_abstract_mesh().shape))
+        return x + n
+
+    seen = []
+    ours, mesh = program(mesh_sizes, static_argnames="n"), make_mesh()
+    x = jax.device_put(jnp.ones(8), jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data")))
+    compiled = ours.lower(x, n=1).compile()
+    assert seen == [{"data": 8}]
+    assert compiled(x).tolist() == [2.0] * 8
 
 
 def test_only_values_inside_of_a_transformation_are_traced():
