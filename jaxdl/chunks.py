@@ -35,6 +35,13 @@ class Chunk(NamedTuple):
     batches: int  # how many were done; 0 where `steps` asked for none, on this process or on another
 
 
+class Feed(NamedTuple):
+    """The training rows of a run, piece by piece. Batches are counted from the beginning of the run."""
+
+    rows: Callable[[int], tuple[Examples | Window, int]]  # what holds a batch, and how many it holds from there on
+    ready: Callable[[int], bool] = lambda at: True  # whether they are at hand, so that a chunk may be ahead
+
+
 def advance(
     progress: Progress, train: Examples | Window, validation: Examples | None, steps: Any, *, plan: Plan
 ) -> tuple[Progress, Array]:
@@ -146,7 +153,33 @@ def chunks(
     check_rows(plan, train, validation)
     check_monitors(plan, progress, validation)
     progress, train, validation = _together(progress, train, validation)
-    names, (_, length) = measured(plan, progress, validation), batches_of_epoch(plan, train, validation)
+    _, length = batches_of_epoch(plan, train, validation)
+    feed = Feed(lambda at: (train, length - at % length))
+    yield from fed(plan, progress, feed, validation, length, last=last, steps=steps, run=run)
+
+
+def fed(
+    plan: Plan,
+    progress: Progress,
+    feed: Feed,
+    validation: Examples | None,
+    length: int,
+    *,
+    last: int | None = None,
+    steps: Callable[[], int] = lambda: WHOLE,
+    run: Run = run_chunk,
+) -> Iterator[Chunk]:
+    """`chunks` of rows that a feed gives: all from memory, or window after window. `length`: the batches of an epoch.
+
+    >>> import optax
+    >>> from jaxdl import Objective, examples, make_plan, mlp, objectives, start
+    >>> rows = examples([[1.0], [2.0]], [[1.0], [2.0]])
+    >>> plan = make_plan(mlp(()), Objective(objectives.squared_error), optax.sgd(0.1), batch_size=1)
+    >>> feed, begin = Feed(lambda at: (rows, 2 - at % 2)), start(plan, rows, key=jax.random.key(0))
+    >>> [chunk.batches for chunk in fed(plan, begin, feed, None, 2, last=2)]
+    [2, 2]
+    """
+    names = measured(plan, progress, validation)
     if int(progress.cursor) >= length:
         raise InputError(f"progress stands at batch {progress.cursor} of {length}. Give the rows that it began with.")
     # Batches since the beginning, counted here too, because the device is asked for nothing but the row.
@@ -156,14 +189,15 @@ def chunks(
     done = bool(np.asarray(progress.stopping.done).all())
 
     def dispatch(progress: Progress, at: int) -> tuple[Progress, Array, int]:
-        size = min(max(0, steps()), length - at % length)
+        train, held = feed.rows(at)
+        size = min(max(0, steps()), held)
         return *run(progress, train, validation, wish(size, mesh), plan=plan), at + size
 
     ahead = None
     while not done and at < end:
         progress, row, most = ahead or dispatch(progress, at)
         # Not where it might be beyond the last epoch: others may let this one do less than was asked for.
-        ahead = dispatch(progress, most) if most < end else None
+        ahead = dispatch(progress, most) if most < end and feed.ready(most) else None
         *figures, over, finite, batches = np.moveaxis(np.asarray(row), -1, 0)
         done = bool((over != 0).all())  # of runs that stopped earlier all is nan
         size = int(np.nan_to_num(batches).max())

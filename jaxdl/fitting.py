@@ -14,6 +14,7 @@ from jaxdl.errors import InputError
 from jaxdl.paces import paced
 from jaxdl.plans import NEVER, make_plan
 from jaxdl.replays import NotFiniteError, guarded
+from jaxdl.sources import Source, head
 from jaxdl.steps import shown_weights
 from jaxdl.training import start
 from jaxdl.types import Examples, Model, Objective, Progress, Rule, Weights
@@ -43,7 +44,7 @@ def fit(
     model: Model,
     objective: Objective,
     optimiser: optax.GradientTransformation,
-    train: Examples,
+    train: Examples | Source,
     validation: Examples | None = None,
     *,
     epochs: int = 10,
@@ -62,6 +63,7 @@ def fit(
     Ctrl-C, or the stop button of a notebook, ends it too: the result holds what has been reached so far, and `fit` goes
     on from its `progress`, to the bits of a run that was not interrupted.
 
+    train: rows in memory, or a source of rows that are not (`sources.memory_mapped`); the results are the same.
     average: such as 0.999, to measure and keep a moving average of the weights instead of the weights themselves.
     weights: initial weights, instead of ones drawn with `seed`.
     progress: where an earlier run stands, to go on from there; `epochs` counts its epochs too.
@@ -86,7 +88,7 @@ def fit(
     check_seed(seed)
     plan = make_plan(model, objective, optimiser, batch_size=batch_size, stop=stop, plateau=plateau, average=average)
     if progress is None:
-        progress = start(plan, train, validation, key=jax.random.key(seed), weights=weights)
+        progress = start(plan, head(train, batch_size), validation, key=jax.random.key(seed), weights=weights)
     chunks: Iterator[Chunk] = paced(plan, progress, train, validation, last=max(epochs, int(progress.epoch)))
     history: list[dict[str, float]] = []
     ended = ""

@@ -84,12 +84,13 @@ def rows_on_host(drawn: Draws, places: Any, count: int) -> np.ndarray:
     >>> rows_on_host(draws(key, 1, 5), places, 5).tolist() == order(key, 1, 5)[places].tolist()
     True
     """
-    rows = np.asarray(places, np.int64)
+    rows = np.asarray(places, np.int32)
     for pivot, salt in zip(np.asarray(drawn.pivots), np.asarray(drawn.salts), strict=True):
-        partner = (int(pivot) - rows) % count
-        coin = mix(np.maximum(rows, partner).astype(np.uint32) ^ salt) & np.uint32(1)
+        partner = pivot - rows
+        partner += np.where(partner < 0, np.int32(count), np.int32(0))
+        coin = mix(np.maximum(rows, partner).view(np.uint32) ^ salt) & np.uint32(1)
         rows = np.where(coin == 1, partner, rows)
-    return rows
+    return rows.astype(np.int64)
 
 
 def mix(bits: Any) -> Any:

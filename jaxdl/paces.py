@@ -5,7 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 
-from jaxdl.chunks import Chunk, Run, chunks, run_chunk
+from jaxdl.chunks import Chunk, Run, run_chunk
+from jaxdl.sources import Source
+from jaxdl.streams import chunks_of
 from jaxdl.types import Examples, Plan, Progress
 
 # Who stops a run waits for the chunk under way, for a save, and for the chunk that the device is ahead: two seconds at
@@ -16,7 +18,7 @@ SECONDS = 0.25
 def paced(
     plan: Plan,
     progress: Progress,
-    train: Examples,
+    train: Examples | Source,
     validation: Examples | None = None,
     *,
     last: int | None = None,
@@ -24,7 +26,7 @@ def paced(
     pause: Callable[[], bool] = lambda: False,
     run: Run = run_chunk,
 ) -> Iterator[Chunk]:
-    """`chunks` of about so many seconds each, or of a whole epoch where that is shorter.
+    """`chunks` of about so many seconds each, or of a whole epoch, or a source's window, where that is shorter.
 
     pause: asked before every chunk whether it should do nothing.
 
@@ -42,7 +44,7 @@ def paced(
     def steps() -> int:
         return 0 if pause() else size
 
-    for chunk in chunks(plan, progress, train, validation, last=last, steps=steps, run=run):
+    for chunk in chunks_of(plan, progress, train, validation, last=last, steps=steps, run=run):
         now = time.perf_counter()
         if chunk.batches:
             fitting = int(seconds * chunk.batches / max(now - began, 1e-9))

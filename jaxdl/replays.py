@@ -7,12 +7,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxdl.batches import batch_rows, batches_of, validation_batch
-from jaxdl.chunks import Chunk, chunks
+from jaxdl.batches import batch_rows, batches_of, epoch_rows, validation_batch
+from jaxdl.chunks import Chunk
 from jaxdl.nonfinite import Arose, in_evaluation, in_step
-from jaxdl.orders import order
+from jaxdl.orders import draws, rows_on_host
 from jaxdl.sharding import fetched
+from jaxdl.sources import Source
 from jaxdl.steps import shown_weights
+from jaxdl.streams import chunks_of, window_at
 from jaxdl.training import batches_of_epoch
 from jaxdl.types import Examples, Plan, Progress
 
@@ -46,7 +48,7 @@ class NotFiniteError(ArithmeticError):
 
 
 def guarded(
-    pieces: Iterable[Chunk], plan: Plan, progress: Progress, train: Examples, validation: Examples | None
+    pieces: Iterable[Chunk], plan: Plan, progress: Progress, train: Examples | Source, validation: Examples | None
 ) -> Iterator[Chunk]:
     """The chunks that began at `progress`, up to one that is not finite: there NotFiniteError says where it began.
 
@@ -56,7 +58,7 @@ def guarded(
     >>> plan = make_plan(mlp(()), Objective(objectives.squared_error), optax.sgd(1e30), batch_size=2)
     >>> begin = start(plan, rows, key=jax.random.key(0))
     >>> try:
-    ...     list(guarded(chunks(plan, begin, rows, last=9), plan, begin, rows, None))
+    ...     list(guarded(chunks_of(plan, begin, rows, last=9), plan, begin, rows, None))
     ... except NotFiniteError as error:
     ...     print(error.args[0].epoch)
     2
@@ -68,7 +70,7 @@ def guarded(
         yield chunk
 
 
-def replay(plan: Plan, progress: Progress, train: Examples, validation: Examples | None) -> Trouble:
+def replay(plan: Plan, progress: Progress, train: Examples | Source, validation: Examples | None) -> Trouble:
     """Where the run first meets a number that is not finite, from a progress before; it runs until there is one.
 
     >>> import jax, optax
@@ -79,19 +81,20 @@ def replay(plan: Plan, progress: Progress, train: Examples, validation: Examples
     >>> trouble.epoch, trouble.batch, trouble.rows
     (2, 1, (0, 1))
     """
-    for chunk in chunks(plan, progress, train, validation, steps=lambda: 1):
+    for chunk in chunks_of(plan, progress, train, validation, steps=lambda: 1):
         if not chunk.finite:
             break
         progress = chunk.progress
-    trained, length = batches_of_epoch(plan, train, validation)
+    rows_of = window_at(plan, progress, train) if isinstance(train, Source) else train
+    trained, length = map(int, batches_of_epoch(plan, rows_of, validation))
     epoch, cursor = int(progress.epoch) + 1, int(progress.cursor)
     # Looked at number by number, some of which may lie on devices of other processes.
-    here, train, validation = fetched((progress, train, validation))
+    here, rows_of, validation = fetched((progress, rows_of, validation))
     if cursor < trained:
-        shuffled = order(here.key, here.epoch, train.weights.shape[0])
-        batch = batches_of(train, here.key, here.epoch, plan.batch_size)(cursor)
-        arose = in_step(plan, here.state, batch)
-        rows = np.asarray(shuffled)[cursor * plan.batch_size :][: plan.batch_size]
+        batch = batches_of(rows_of, here.key, here.epoch, plan.batch_size)(cursor)
+        arose, count = in_step(plan, here.state, batch), int(epoch_rows(rows_of))
+        places = np.arange(cursor * plan.batch_size, min((cursor + 1) * plan.batch_size, count))
+        rows = rows_on_host(draws(here.key, here.epoch, count), places, count)
         return _trouble(progress, epoch, cursor + 1, trained, "training", arose, rows)
     assert validation is not None
     size, index = batch_rows(validation.inputs), cursor - trained

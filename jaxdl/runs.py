@@ -18,6 +18,7 @@ from jaxdl.fitting import Observer
 from jaxdl.interrupts import NEVER, Interrupts
 from jaxdl.paces import paced
 from jaxdl.replays import NotFiniteError, guarded
+from jaxdl.sources import Source
 from jaxdl.types import Examples, Plan, Progress
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "pandas")
@@ -33,7 +34,7 @@ class End(NamedTuple):
 def drive(
     plan: Plan,
     begin: Progress,
-    train: Examples,
+    train: Examples | Source,
     validation: Examples | None,
     *,
     epochs: int,

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 CORE = (
     *("types", "errors", "sharding", "orders", "data", "batches", "programs", "augment", "convolutions", "layers"),
     *("adapters", "models", "objectives", "binary", "steps", "passes", "stopping", "rates", "plans", "training"),
-    *("chunks", "ensembles", "committees", "nonfinite", "replays", "leaves"),
+    *("chunks", "ensembles", "committees", "nonfinite", "leaves"),
 )
 RING = (
     *(
@@ -22,7 +22,12 @@ RING = (
         "comparisons",
         "calibration",
         "datasets",
+        "sources",
+        "windows",
+        "streams",
+        "evaluations",
         "paces",
+        "replays",
         "fitting",
         "seeds",
         "candidates",

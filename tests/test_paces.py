@@ -25,7 +25,7 @@ def device(monkeypatch):
                 done += size
                 yield Chunk(None, None, True, size)
 
-        monkeypatch.setattr(paces, "chunks", chunks)
+        monkeypatch.setattr(paces, "chunks_of", chunks)
         return [chunk.batches for chunk in paces.paced(None, None, None, **options)]
 
     return run
