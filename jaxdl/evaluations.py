@@ -49,7 +49,7 @@ def evaluate_source(
     """
     totals: Any = None
     for piece in _pieces(weights, source, batch_size, window_bytes):
-        sums: Any = _sums(model, objective, weights, piece.batches, np.int32(piece.count))
+        sums: Any = _sums(model, objective, weights, piece.batches, np.int32(piece.full))
         sums = jax.tree.map(lambda total: np.asarray(total, np.float64), sums)
         totals = sums if totals is None else add(totals, sums)
     return finish(objective, jax.tree.map(lambda total: jnp.asarray(total, jnp.float32), totals))
@@ -73,13 +73,13 @@ def predict_source(
     [(2, 2), (2, 2), (1, 2)]
     """
     for piece in _pieces(weights, source, batch_size, window_bytes):
-        outputs = np.asarray(_outputs(model, weights, piece.batches.inputs, np.int32(piece.count)))
+        outputs = np.asarray(_outputs(model, weights, piece.batches.inputs, np.int32(piece.full)))
         yield outputs[:, : piece.size].reshape(-1, *outputs.shape[2:])[: piece.rows]
 
 
 class _Piece(NamedTuple):
     batches: Examples  # (K, B, ...), filled up
-    count: int  # batches that are not filled up
+    full: int  # batches that are not filled up
     size: int  # rows of a batch that are not filled up
     rows: int  # of them all
 
@@ -92,9 +92,9 @@ def _pieces(weights: Weights, source: Source, batch_size: int | None, window_byt
     cut = cut_rows(first, source.count, size, window_bytes)
     with fetching(lambda number: load(source, first, cut, number, lambda places: places, home), cut.windows) as fetch:
         for number in range(cut.windows):
-            count = min(cut.held, cut.batches - number * cut.held)
+            full = min(cut.held, cut.batches - number * cut.held)
             rows = min(cut.held * size, cut.rows - number * cut.held * size)
-            yield _Piece(fetch.get(number), count, size, rows)
+            yield _Piece(fetch.get(number), full, size, rows)
 
 
 @partial(program, static_argnames=("model", "objective"))

@@ -16,11 +16,15 @@ from jaxdl.types import Examples
 
 @dataclass(frozen=True)
 class Source:
-    """Rows that are not in memory."""
+    """Rows that are not in memory. Raises InputError for no rows, or for more than 32 bits can count."""
 
     count: int
     # Row numbers (B,) int64, in rising order, to NumPy rows (B, ...). It is called from another thread.
     read: Callable[[np.ndarray], Examples]
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.count < 2**31:
+            raise InputError(f"a source must have from 1 to {2**31 - 1} rows, got {self.count}. Give it others.")
 
 
 class Records(Protocol):
@@ -79,9 +83,6 @@ def from_random_access(records: Records, to_row: Callable[[Any], tuple[Any, ...]
     >>> rows.inputs.tolist(), rows.targets.tolist()
     ([[98.0], [97.0]], [0, 1])
     """
-    count = len(records)
-    if count == 0:
-        raise InputError("a source must have at least one row, got no records. Give a source that is not empty.")
 
     def read(rows: np.ndarray) -> Examples:
         numbers = rows.tolist()
@@ -92,7 +93,7 @@ def from_random_access(records: Records, to_row: Callable[[Any], tuple[Any, ...]
         leaves: dict[str, Any] = {name: _stacked(name, values, rows) for name, values in columns}
         return Examples(**leaves)
 
-    return Source(count, read)
+    return Source(len(records), read)
 
 
 def head(train: Examples | Source, count: int) -> Examples:

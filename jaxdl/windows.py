@@ -41,13 +41,9 @@ class Fetch(NamedTuple, Generic[T]):
 def cut_rows(first: Examples, rows: int, batch_size: int, window_bytes: int = BYTES) -> Cut:
     """The cut of so many rows like the first ones: windows of about so many bytes, of a batch at least.
 
-    Raises InputError for more rows than 32 bits can count.
-
     >>> cut_rows(Examples(np.ones((1, 24), np.float32), np.ones(1, np.int32), np.ones(1, np.float32)), 95, 10, 3200)
     Cut(rows=95, batch_size=10, batches=10, held=3, windows=4)
     """
-    if rows >= 2**31:
-        raise InputError(f"a source must have fewer than {2**31} rows, got {rows}. Make a row of several.")
     batches = -(-rows // batch_size)
     of_row = sum(leaf.nbytes // len(leaf) for leaf in first)
     windows = -(-batches // max(1, window_bytes // (of_row * batch_size)))

@@ -1,0 +1,179 @@
+"""Sources: rows read by number, against NumPy's indexing."""
+
+import numpy as np
+import pytest
+
+from jaxdl.data import examples, take
+from jaxdl.errors import InputError
+from jaxdl.sources import Source, from_random_access, head, memory_mapped, read_rows
+from jaxdl.types import Examples
+
+RANDOM = np.random.default_rng(0)
+INPUTS, TARGETS = RANDOM.normal(size=(50, 3)), RANDOM.integers(0, 5, 50)
+ROWS = RANDOM.permutation(50)[:17]
+
+
+def files(folder, **arrays):
+    for name, array in arrays.items():
+        np.save(folder / f"{name}.npy", array)
+    return [folder / f"{name}.npy" for name in arrays]
+
+
+class Numbered:
+    """Records as tfds's `data_source` gives them: dicts, by number, with `__getitems__` or without."""
+
+    def __init__(self, many):
+        self.asked = []
+        if many:
+            self.__getitems__ = lambda rows: [self[row] for row in rows]
+
+    def __len__(self):
+        return 50
+
+    def __getitem__(self, row):
+        assert type(row) is int
+        self.asked.append(row)
+        return {"image": INPUTS[row], "label": TARGETS[row]}
+
+
+def test_mapped_files_give_the_rows_of_their_numbers(tmp_path):
+    source = memory_mapped(*files(tmp_path, inputs=INPUTS, targets=TARGETS))
+    found = read_rows(source, ROWS)
+    assert source.count == 50 and found.inputs.dtype == np.float32 and found.targets.dtype == TARGETS.dtype
+    np.testing.assert_array_equal(found.inputs, INPUTS.astype(np.float32)[ROWS])
+    np.testing.assert_array_equal(found.targets, TARGETS[ROWS])
+    np.testing.assert_array_equal(found.weights, np.ones(17, np.float32))
+
+
+def test_images_keep_their_bytes_and_weights_are_read(tmp_path):
+    images, weights = RANDOM.integers(0, 256, (9, 4, 4, 3), np.uint8), np.arange(9)
+    source = memory_mapped(*files(tmp_path, inputs=images, targets=np.zeros((9, 1)), weights=weights))
+    found = read_rows(source, np.array([8, 0, 3]))
+    assert found.inputs.dtype == np.uint8 and found.weights.dtype == np.float32
+    np.testing.assert_array_equal(found.inputs, images[[8, 0, 3]])
+    np.testing.assert_array_equal(found.weights, [8, 0, 3])
+
+
+def test_rows_are_asked_for_in_rising_order_and_given_in_the_wanted_one():
+    asked, rows = [], examples(INPUTS, TARGETS)
+
+    def read(numbers):
+        asked.append(numbers)
+        return take(rows, numbers)
+
+    wanted = np.concatenate([ROWS, ROWS[:3]])
+    found = read_rows(Source(50, read), wanted)
+    np.testing.assert_array_equal(asked, [np.sort(wanted)])
+    np.testing.assert_array_equal(found.inputs, rows.inputs[wanted])
+
+
+@pytest.mark.parametrize("many", [True, False])
+def test_records_with_and_without_getitems_become_rows(many):
+    records = Numbered(many)
+    source = from_random_access(records, lambda record: (record["image"], record["label"]))
+    found = read_rows(source, ROWS)
+    np.testing.assert_array_equal(found.inputs, INPUTS.astype(np.float32)[ROWS])
+    np.testing.assert_array_equal(found.targets, TARGETS[ROWS])
+    assert source.count == 50 and records.asked == sorted(ROWS)
+
+
+def test_rows_of_an_array_record_file_are_read(tmp_path):
+    from array_record.python.array_record_data_source import ArrayRecordDataSource
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    writer = ArrayRecordWriter(str(tmp_path / "rows.array_record"), "group_size:1")
+    for row, label in zip(INPUTS, TARGETS, strict=True):
+        writer.write(row.tobytes() + bytes([label]))
+    writer.close()
+
+    def to_row(record):
+        return np.frombuffer(record[:-1], np.float64), record[-1], 0.5
+
+    source = from_random_access(ArrayRecordDataSource(str(tmp_path / "rows.array_record")), to_row)
+    found = read_rows(source, ROWS)
+    np.testing.assert_array_equal(found.inputs, INPUTS.astype(np.float32)[ROWS])
+    np.testing.assert_array_equal(found.targets, TARGETS[ROWS])
+    np.testing.assert_array_equal(found.weights, np.full(17, 0.5, np.float32))
+
+
+def test_the_head_is_the_first_rows_or_what_is_in_memory():
+    rows = examples(INPUTS, TARGETS)
+    source = Source(50, lambda numbers: take(rows, numbers))
+    np.testing.assert_array_equal(head(source, 4).inputs, rows.inputs[:4])
+    assert len(head(source, 99).weights) == 50
+    assert head(rows, 4) is rows
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        (
+            {"inputs": INPUTS, "targets": TARGETS[:49]},
+            r"targets.npy must have one row for each of the 50 inputs, got 49",
+        ),
+        (
+            {"inputs": INPUTS[:0], "targets": TARGETS[:0]},
+            r"inputs must be an .npy file with at least one row, got .*0, 3",
+        ),
+        ({"inputs": np.float64(3), "targets": TARGETS}, r"inputs must be an .npy file with at least one row"),
+        ({"inputs": np.array(["a"] * 50), "targets": TARGETS}, r"inputs in .* must hold numbers, got dtype <U1"),
+        ({"inputs": np.array([None] * 50), "targets": TARGETS}, r"inputs must be an .npy file of numbers"),
+        (
+            {"inputs": INPUTS, "targets": TARGETS, "weights": INPUTS},
+            r"weights must be a row of numbers, got shape \(50, 3",
+        ),
+    ],
+)
+def test_files_that_do_not_fit_are_refused(tmp_path, arrays, message):
+    with pytest.raises(InputError, match=message):
+        memory_mapped(*files(tmp_path, **arrays))
+
+
+def test_files_that_are_missing_or_no_arrays_are_refused(tmp_path):
+    (good,) = files(tmp_path, inputs=INPUTS)
+    with pytest.raises(InputError, match=r"targets must be an .npy file, got .*none.npy, which does not exist"):
+        memory_mapped(good, tmp_path / "none.npy")
+    (tmp_path / "text.npy").write_text("1, 2, 3")
+    with pytest.raises(InputError, match=r"targets must be an .npy file of numbers, got .*text.npy"):
+        memory_mapped(good, tmp_path / "text.npy")
+    np.savez(tmp_path / "several.npz", a=INPUTS)
+    with pytest.raises(InputError, match=r"targets must be an .npy file with at least one row"):
+        memory_mapped(good, tmp_path / "several.npz")
+
+
+@pytest.mark.parametrize("count", [0, -1, 2**31])
+def test_a_source_of_no_rows_or_of_too_many_is_refused(count):
+    with pytest.raises(InputError, match=rf"a source must have from 1 to 2147483647 rows, got {count}"):
+        Source(count, lambda rows: None)
+
+
+@pytest.mark.parametrize(
+    ("read", "message"),
+    [
+        (lambda rows: (rows, rows), "a source must read Examples, got tuple"),
+        (lambda rows: Examples(rows[1:], rows, rows), r"as many inputs as rows, got shape \(2,\) for 3 rows"),
+        (lambda rows: Examples(rows, rows.astype(str), rows), "targets must hold numbers, got dtype <U21"),
+        (lambda rows: Examples(rows, rows, rows - 3), "weights must be numbers >= 0, one a row, got .* least -2"),
+        (lambda rows: Examples(rows + 2**40, rows, rows), "inputs must fit into 32 bits, got 1099511627777 in row 1"),
+        (lambda rows: Examples(rows, np.where(rows == 7, 1e300, 0), rows), "targets must be finite, got inf in row 7"),
+        (lambda rows: Examples(np.log(rows - 1), rows, rows), "inputs must be finite, got -inf in row 1"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:divide by zero")
+def test_what_a_source_reads_is_checked_and_the_row_is_named(read, message):
+    with pytest.raises(InputError, match=message):
+        read_rows(Source(10, read), np.array([7, 1, 4]))
+
+
+def test_records_that_make_no_rows_are_refused():
+    def read(to_row):
+        return read_rows(from_random_access([1.0, 2.0, 3.0], to_row), np.array([2, 0]))
+
+    with pytest.raises(InputError, match=r"to_row must make \(inputs, targets\) or .*, got float for row 0"):
+        read(lambda record: record)
+    with pytest.raises(InputError, match=r"got 1 values for row 0"):
+        read(lambda record: (record,))
+    with pytest.raises(
+        InputError, match=r"inputs must have one shape in all rows, got \(1,\) for row 0 and \(3,\) for"
+    ):
+        read(lambda record: (np.zeros(int(record)), 0))
