@@ -35,7 +35,7 @@ class Fetch(NamedTuple, Generic[T]):
     """Things that a thread makes by number, one ahead of what is asked for; they are asked for in rising order."""
 
     get: Callable[[int], T]  # waits for it; an error of the maker arrives here
-    ready: Callable[[int], bool]  # whether it need not wait
+    ready: Callable[[int], bool]  # whether it is made
 
 
 def cut_rows(first: Examples, rows: int, batch_size: int, window_bytes: int = BYTES) -> Cut:
@@ -120,8 +120,11 @@ def fetching(make: Callable[[int], T], end: int | None = None) -> Iterator[Fetch
                 made[each] = pool.submit(make, each)
         return made[number].result()
 
+    def ready(number: int) -> bool:
+        return number in made and made[number].done() and made[number].exception() is None
+
     try:
-        yield Fetch(get, lambda number: number in made and made[number].done())
+        yield Fetch(get, ready)
     finally:
         pool.shutdown(cancel_futures=True)
 
