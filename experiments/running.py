@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from jax.sharding import Mesh
 from rich.console import Console
 
 from experiments import STARTED, placement, sharing
@@ -37,6 +38,7 @@ class Job(NamedTuple):
     built: Built
     folder: Path
     console: Console
+    mesh: Mesh | None
 
 
 def run(experiment: Experiment, config: Any, console: Console, interrupts: Interrupts = NEVER) -> dict[str, Any]:
@@ -54,12 +56,14 @@ def run(experiment: Experiment, config: Any, console: Console, interrupts: Inter
 
 
 def _follow(experiment: Experiment, config: Any, interrupts: Interrupts) -> dict[str, Any]:
-    console, settled = Console(quiet=True), experiment.settle(config)
-    if config.compilation_cache:
-        runs.keep_compilations()
-    built = _built(experiment, config, console)
+    console = Console(quiet=True)
+    with sharing.preparing():
+        settled = experiment.settle(config)
+        if config.compilation_cache:
+            runs.keep_compilations()
+        mesh, built = placement.mesh(config), _built(experiment, config, console)
     folder, begin = sharing.following(built.start)
-    _train(Job(experiment, settled, built, folder, console), Beginning(begin, [], None), interrupts)
+    _train(Job(experiment, settled, built, folder, console, mesh), Beginning(begin, [], None), interrupts)
     return {}
 
 
@@ -79,13 +83,13 @@ def _lead(
         if earlier is not None:
             stack.enter_context(locked(config.workdir))
         began = time.perf_counter()
-        built = _built(experiment, config, console)
+        mesh, built = placement.mesh(config), _built(experiment, config, console)
         seconds["data"] = time.perf_counter() - began
         folder = config.workdir if earlier is not None else _new_folder(config, console)
         if earlier is None:
             stack.enter_context(locked(folder))
         interrupts.advise(f"interrupted; the same command with --workdir {folder} goes on from what is saved there.")
-        job = Job(experiment, settled, built, folder, console)
+        job = Job(experiment, settled, built, folder, console, mesh)
         begin = _begin(job)
         go(folder, begin.progress)
         metrics = _work(job, begin, interrupts, seconds, compiling)
@@ -124,7 +128,7 @@ def _new_folder(config: Any, console: Console) -> Path:
 
 def _begin(job: Job) -> Beginning:
     """Where the run begins; its folder then holds its configuration. The folder is locked."""
-    experiment, config, built, folder, console = job
+    experiment, config, built, folder, console, _ = job
     about, flags = experiment.describe(built), asdict(config)
     now = {**flags, "workdir": str(folder), "dataset": about, **runs.surroundings()}
     earlier = folders.earlier(folder)
@@ -167,7 +171,7 @@ def _work(
     job: Job, begin: Beginning, interrupts: Interrupts, seconds: dict[str, float], compiling: Callable[[], float]
 ) -> dict[str, Any]:
     """Trains and writes all but the metrics, which it gives."""
-    experiment, config, built, _, console = job
+    experiment, config, built, _, console, _ = job
     network = summary(built.plan.model, built.sets["train"].inputs[:1])
     console.print(as_table(network, f"{config.recipe}, seed {config.seed}, {short(built.dataset.source)}"))
     compiled, began = compiling(), time.perf_counter()
@@ -187,8 +191,8 @@ def _work(
 
 
 def _train(job: Job, begin: Beginning, interrupts: Interrupts) -> runs.End:
-    experiment, config, built, folder, console = job
-    sets, mesh = (built.sets["train"], built.sets["validation"]), placement.mesh(config)
+    experiment, config, built, folder, console, mesh = job
+    sets = built.sets["train"], built.sets["validation"]
     progress, train, validation = sharing.placed(begin.progress, *sets, mesh)
     about = {"config": {**asdict(config), "workdir": str(folder)}, "data": built.dataset.sha256}
     tell, done = partial(_warn, console=console), len(begin.history)
@@ -225,7 +229,7 @@ def _train(job: Job, begin: Beginning, interrupts: Interrupts) -> runs.End:
 
 
 def _keep(job: Job, end: runs.End) -> None:
-    experiment, _, built, folder, _ = job
+    experiment, _, built, folder, _, _ = job
     for name, kept in (("final", shown_weights(end.progress.state)), ("best", end.progress.best)):
         # There already where the run was finished before and went on, or was cut off just here.
         shutil.rmtree(folder / "checkpoints" / name, ignore_errors=True)

@@ -64,6 +64,18 @@ def leading() -> Iterator[Go]:
         processes.told(json.dumps({"code": 0}))
 
 
+@contextmanager
+def preparing() -> Iterator[None]:
+    """What a process does before it follows. Where bad input ends that, process 0 may have met it too, and told it."""
+    try:
+        yield
+    except InputError:
+        message = json.loads(processes.told(""))
+        if "code" in message:
+            raise EndedError(message["code"]) from None
+        raise
+
+
 def following(start: Progress) -> tuple[Path, Progress]:
     """What process 0 lets this one go with: the run's folder, and where it begins.
 
@@ -113,7 +125,7 @@ def saving(
         def paused(progress: Progress, history: list[dict[str, float]]) -> bool:
             signal, due = processes.gathered([interrupts.asked() or 0, keeper.due()]).max(0)
             if signal or due:
-                keeper.save(progress, history)
+                keeper.save()
             return bool(signal)
 
         yield Saving(keeper.observe, keeper.due, paused)

@@ -20,9 +20,9 @@ from jaxdl.types import Progress
 class SharedKeeper(NamedTuple):
     """What a loop asks and tells of a run that several processes share."""
 
-    observe: Observer  # after every chunk; only remembers
+    observe: Observer  # after every chunk whose numbers are finite; only remembers
     due: Callable[[], bool]  # whether to pause, so that all can save
-    save: Observer  # at a pause, by all of them
+    save: Callable[[], None]  # what was last observed, if it is not saved yet; at a pause, by all of them
 
 
 @contextmanager
@@ -40,29 +40,29 @@ def shared_keeper(
 
     def observe(progress: Progress, history: History) -> None:
         nonlocal seen
-        seen = progress, history
+        seen = progress, history[:]  # It goes on to grow.
 
     def due() -> bool:
-        return processes.is_first() and time.monotonic() - begun + 2 * took >= every
+        # Else a run that is saved more slowly than it is asked to would do nothing but save.
+        new = seen is not None and seen[0] is not kept
+        return processes.is_first() and new and time.monotonic() - begun + 2 * took >= every
 
-    def save(progress: Progress, history: History) -> None:
+    def save() -> None:
         nonlocal kept, begun, took
+        if seen is None or seen[0] is kept:
+            return
         start = time.monotonic()
-        _save_together(folder, about, progress, history, tell)
-        kept, begun = progress, time.monotonic()
+        _save_together(folder, about, *seen, tell)
+        kept, begun = seen[0], time.monotonic()
         took = begun - start
-
-    def finish() -> None:
-        if seen is not None and seen[0] is not kept:
-            save(*seen)
 
     try:
         yield SharedKeeper(observe, due, save)
     except NotFiniteError:
         # All processes have met it, so all of them are here.
-        finish()
+        save()
         raise
-    finish()
+    save()
 
 
 def _save_together(
