@@ -12,7 +12,7 @@ from jaxdl.meetings import free_port
 
 ROOT = Path(__file__).parent.parent
 # For one process on a machine that is busy with others.
-PATIENCE = 240
+PATIENCE = 600
 # A program's beginning that joins the processes which `scripts` starts, or none where it is alone; `given` is the rest.
 JOIN = """
 import os, sys

@@ -185,9 +185,8 @@ def train(folder, epochs, placed):
     inputs = np.random.default_rng(0).normal(size=(60, 8)).astype(np.float32)
     rows = examples(inputs, inputs.sum(1, keepdims=True))
     plan = make_plan(
-        mlp((16, 8), dropout=0.2, input_norm=True), Objective(objectives.squared_error, (objectives.rmse,)),
-        optax.adam(0.01), batch_size=8, stop=early_stopping("val_loss"), average=0.9)
-    begin = start(plan, rows, rows, key=jax.random.key(3))
+        mlp((16,)), Objective(objectives.squared_error), optax.adam(0.01), batch_size=8, stop=early_stopping("loss"))
+    begin = start(plan, rows, key=jax.random.key(3))
     sums = lambda arrays: {name: hashlib.sha256(np.asarray(array).tobytes()).hexdigest()[:16] for name, array in
                            sorted(arrays.items())}
     saved = checkpoints.latest(folder, print)
@@ -201,7 +200,7 @@ def train(folder, epochs, placed):
         def paused(progress, history):
             keeper.save()
         saving = {"keep": keeper.observe, "pause": keeper.due, "paused": paused}
-        end = drive(plan, begin, rows, rows, epochs=epochs, **saving).progress
+        end = drive(plan, begin, rows, None, epochs=epochs, **saving).progress
     whole = fetched(end)
     # All have saved before anybody reads.
     processes.gathered([0])
@@ -238,7 +237,7 @@ def test_split_weights_go_from_one_number_of_processes_to_another_bit_for_bit(tm
     two = together(2, folder, 2)
     four = together(4, folder, 3)
     last, progress = alone(folder, 4)
-    assert two["split"] > 10 and four["split"] > 10 and last["split"] == 0
+    assert two["split"] > 9 and four["split"] > 9 and last["split"] == 0
     assert two["number"] > one.number and four["number"] > two["number"]
     for told in (two, four, last):
         # What was saved is what is read, and what is placed is what was read.
@@ -252,8 +251,8 @@ def test_split_weights_go_from_one_number_of_processes_to_another_bit_for_bit(tm
 
 def test_where_one_process_has_no_room_nobody_saves_and_the_run_goes_on(tmp_path):
     body = """
-import jax.numpy as jnp
 from jaxdl import room
+from jaxdl.sharding import make_mesh, place_progress
 from jaxdl.shared_checkpoints import shared_keeper
 def full(*_):
     raise OSError(28, os.strerror(28))
@@ -262,7 +261,7 @@ with shared_keeper(Path(given[0]), {}, every=99, tell=print) as keeper:
     for step in range(4):
         # On process 1 alone, then on process 0 alone, then on neither.
         room.require = full if step == 1 - own else usual
-        keeper.observe({"step": jnp.int32(step)}, [])
+        keeper.observe(place_progress({"step": np.int32(step)}, make_mesh()), [])
         keeper.save()
         print(step, *sorted(path.name for path in Path(given[0]).iterdir()))
         processes.gathered([0])

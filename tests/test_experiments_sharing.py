@@ -1,0 +1,264 @@
+"""A run of an experiment that real processes share: the losses of one, and how it is saved, goes on, ends and fails."""
+
+import json
+import shutil
+import signal
+
+import jax
+import numpy as np
+import pandas as pd
+import pytest
+
+from experiments import sharing
+from experiments.command import command
+from experiments.weather import Config, run
+from jaxdl import checkpoints, processes
+from jaxdl.errors import InputError
+from jaxdl.locks import locked
+from jaxdl.meetings import free_port
+from jaxdl.weights import load
+from tests.groups import ended, running, until
+
+# 279 rows of training: 9 steps an epoch, the last one not full.
+FLAGS = ("--recipe", "plain", "--data", "simulated:400", "--hidden", 8, 4)
+EPOCHS = 6
+# Steps that are slow enough to do something to a run before it has done many.
+SLOW = ("--recipe", "plain", "--data", "simulated:4001", "--hidden", 300, 200, "--batch-size", 700)
+ENDLESS = (*SLOW, "--epochs", 100_000, "--save-every", 0)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """The user's cache folder, where programs are kept from one test to the next."""
+    return str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture
+def together(cache):
+    """`with together(2, *flags) as members:` shares a run among two processes that were started by hand."""
+
+    def start(number, *flags):
+        where = ("--coordinator", f"127.0.0.1:{free_port()}", "--processes", number)
+        calls = (["-m", "experiments.weather", *flags, *where, "--process-id", own] for own in range(number))
+        return running(*calls, XDG_CACHE_HOME=cache)
+
+    return start
+
+
+def launch(cache, number, *flags):
+    """The exit code of a run that the launcher starts, and what is written to stdout and stderr."""
+    call = ["-m", "jaxdl.launch", "-n", number, "--no-pin", "--", "-m", "experiments.weather", *flags]
+    with running(call, XDG_CACHE_HOME=cache) as members:
+        (code,), (said,) = ended(members)
+    return code, *said
+
+
+def alone(*flags):
+    """A run in this process, on one of its devices."""
+    flags = (*flags, "--no-compilation-cache", "--mesh", "data=1")
+    return command(Config, run, "weather", [str(flag) for flag in flags])
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run of one process that was never interrupted."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    assert alone(*FLAGS, "--epochs", EPOCHS, "--workdir", folder) == 0
+    return folder
+
+
+def check_same(folder, expected, epochs=EPOCHS):
+    """Of two runs: the losses of each epoch, and the weights at the end, to 1e-5."""
+    one, other = (pd.read_csv(each / "history.csv").drop(columns="seconds") for each in (folder, expected))
+    assert one["epoch"].tolist() == list(range(1, epochs + 1))
+    pd.testing.assert_frame_equal(one, other, rtol=1e-5)
+    one, other = (jax.tree.leaves(load(each / "checkpoints/final").params) for each in (folder, expected))
+    for array, like in zip(one, other, strict=True):
+        np.testing.assert_allclose(array, like, rtol=1e-5, atol=1e-5 * np.abs(like).max())
+
+
+def saved(folder):
+    return checkpoints.latest(folder / "checkpoints/progress", print)
+
+
+def rows_of(folder):
+    history = folder / "history.csv"
+    return len(history.read_text().splitlines()) - 1 if history.exists() else 0
+
+
+# The run of one process
+
+
+def test_two_processes_begun_by_hand_give_the_run_of_one_and_the_first_alone_speaks_and_writes(
+    whole, together, tmp_path
+):
+    folder = tmp_path / "run"
+    with together(2, *FLAGS, "--epochs", EPOCHS, "--workdir", folder) as members:
+        codes, said = ended(members)
+    assert codes == [0, 0], said
+    assert said[1] == ("", "") and said[0][1] == ""
+    assert f"Everything about this run is in {folder}" in said[0][0]
+    check_same(folder, whole)
+    files, expected = (
+        sorted(str(path.relative_to(each).parent) for path in each.rglob("*") if path.is_file() and "ocdbt" not in str(path))
+        for each in (folder, whole)
+    )
+    assert [name for name in files if "progress" not in name] == [name for name in expected if "progress" not in name]
+    # Which process it was is not the run's: later it goes on alone.
+    assert alone("--workdir", folder, "--epochs", EPOCHS + 1) == 0 and processes.count() == 1
+    assert len(json.loads((folder / "config.json").read_text())["changes"]) == 1
+
+
+def test_four_processes_give_the_run_of_one_with_batches_that_they_cannot_divide(cache, tmp_path):
+    flags = (*FLAGS, "--batch-size", 30, "--epochs", EPOCHS)
+    code, out, told = launch(cache, 4, *flags, "--workdir", tmp_path / "four")
+    assert (code, told) == (0, "") and "Everything about this run is in" in out
+    assert alone(*flags, "--workdir", tmp_path / "one") == 0
+    check_same(tmp_path / "four", tmp_path / "one")
+
+
+def test_a_run_goes_from_four_processes_to_two(whole, cache, tmp_path):
+    assert launch(cache, 4, *FLAGS, "--epochs", 3, "--workdir", tmp_path / "run")[::2] == (0, "")
+    code, out, _ = launch(cache, 2, "--workdir", tmp_path / "run", "--epochs", EPOCHS)
+    assert code == 0 and "The run goes on after epoch 3 (checkpoint 1)." in out
+    check_same(tmp_path / "run", whole)
+
+
+def test_a_run_goes_from_one_process_to_two_on_a_mesh_that_is_named_and_is_then_shown(whole, cache, tmp_path):
+    folder = tmp_path / "run"
+    assert alone(*FLAGS, "--epochs", 3, "--workdir", folder) == 0
+    code, out, told = launch(cache, 2, "--workdir", folder, "--epochs", EPOCHS, "--mesh", "data=2")
+    assert (code, told) == (0, "") and "The run goes on after epoch 3 (checkpoint 1)." in out
+    check_same(folder, whole)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    code, out, told = launch(cache, 2, "--workdir", folder)
+    assert (code, told) == (0, "") and "holds a finished run (plain, seed 0); nothing is changed." in out
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+# Signals
+
+
+@pytest.fixture(scope="module")
+def stopped(cache, tmp_path_factory):
+    """The folder of a run of two processes that SIGTERM to process 1 has stopped, and what they told."""
+    folder = tmp_path_factory.mktemp("stopped") / "run"
+    where = ("--coordinator", f"127.0.0.1:{free_port()}", "--processes", 2, "--workdir", folder)
+    flags = (*SLOW, "--epochs", 100_000, *where)
+    calls = (["-m", "experiments.weather", *flags, "--process-id", own] for own in range(2))
+    with running(*calls, XDG_CACHE_HOME=cache) as members:
+        until(lambda: rows_of(folder), members)
+        members[1].send_signal(signal.SIGTERM)
+        return folder, *ended(members)
+
+
+def test_sigterm_to_one_process_saves_the_run_and_stops_all_of_them(stopped):
+    folder, codes, said = stopped
+    assert codes == [143, 143], said
+    assert said[1] == ("", "")
+    assert said[0][1] == (
+        f"SIGTERM: the run has stopped; the same command with --workdir {folder} goes on from its last checkpoint.\n"
+    )
+    found = saved(folder)
+    assert found.number == 1 and len(found.about["history"]) == int(found.arrays["epoch"]) == rows_of(folder)
+    assert not (folder / "metrics.json").exists()
+
+
+@pytest.mark.parametrize("number", [1, 4])
+def test_a_run_that_was_stopped_goes_on_among_another_number_of_processes(stopped, number, cache, tmp_path):
+    folder, epochs = shutil.copytree(stopped[0], tmp_path / "run"), rows_of(stopped[0]) + 2
+    flags = ("--workdir", folder, "--epochs", epochs)
+    assert (alone(*flags) if number == 1 else launch(cache, number, *flags)[0]) == 0
+    assert alone(*SLOW, "--epochs", epochs, "--workdir", tmp_path / "whole") == 0
+    check_same(folder, tmp_path / "whole", epochs)
+
+
+@pytest.mark.parametrize(("number", "gone"), [(2, 0), (3, 1)])
+def test_where_a_process_is_killed_the_others_end_and_name_it_and_the_run_goes_on(together, number, gone, tmp_path):
+    folder = tmp_path / "run"
+    with together(number, *ENDLESS, "--workdir", folder) as members:
+        until(lambda: list((folder / "checkpoints/progress").glob("*/checksums.json")), members)
+        members[gone].send_signal(signal.SIGKILL)
+        codes, said = ended(members, 30)
+    assert codes == [-9 if own == gone else processes.LOST for own in range(number)], said
+    for own in range(number):
+        name = f"process {gone} (pid {members[gone].pid} on "
+        assert own == gone or (name in said[own][1] and f"so process {own} ends too." in said[own][1])
+    found = saved(folder)
+    epochs = int(found.arrays["epoch"]) + 2
+    assert alone("--workdir", folder, "--epochs", epochs) == 0
+    assert alone(*SLOW, "--epochs", epochs, "--workdir", tmp_path / "whole") == 0
+    check_same(folder, tmp_path / "whole", epochs)
+
+
+# What goes wrong
+
+
+def refused(together, number, *flags, code=2):
+    """What is said where all processes end with one message."""
+    with together(number, *flags) as members:
+        codes, said = ended(members)
+    assert codes == [code] * number, said
+    assert "Traceback" not in said[0][1] and said[0][1].count("\n") == 1, said
+    assert all(texts == ("", "") for texts in said[1:]), said
+    return said[0][1]
+
+
+def test_what_process_0_alone_finds_bad_is_one_message_and_nobody_hangs(together, whole, tmp_path):
+    folder = shutil.copytree(whole, tmp_path / "run")
+    (folder / "metrics.json").unlink()
+    with locked(folder):
+        assert "is in use by process " in refused(together, 2, "--workdir", folder)
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (("--epochs", 0), "error: --epochs must be at least 1, got 0."),
+        (("--data", "no-such-file.csv"), "error: "),
+        (("--mesh", "data=3"), "error: the axes of a mesh must use up its 2 devices, got data=3, which is 3."),
+        (("--mesh", "rows=2"), "error: --mesh must be AXIS=SIZE"),
+    ],
+)
+def test_what_all_find_bad_is_one_message_too_and_leaves_nothing(together, flags, told, tmp_path):
+    assert refused(together, 2, *FLAGS, *flags, "--workdir", tmp_path / "run").startswith(told)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_is_a_file_is_told_by_each_before_they_meet(together, tmp_path):
+    path = tmp_path / "file"
+    path.touch()
+    with together(2, *FLAGS, "--workdir", path) as members:
+        codes, said = ended(members)
+    text = f"error: --workdir {path} must be a folder, got a file. Choose another name.\n"
+    assert codes == [2, 2] and said == [("", text)] * 2
+
+
+def test_numbers_that_are_not_finite_are_one_message_and_what_was_before_is_saved(together, tmp_path):
+    flags = (*FLAGS, "--learning-rate", "1e20", "--epochs", 3, "--workdir", tmp_path / "run")
+    assert "error: epoch 1, step " in refused(together, 2, *flags, code=1)
+    assert all(
+        np.isfinite(array).all()
+        for name, array in saved(tmp_path / "run").arrays.items()
+        if name.startswith("state/weights")
+    )
+
+
+# The parts
+
+
+@pytest.fixture
+def told(monkeypatch):
+    """What process 0 tells, as another one hears it."""
+    texts = []
+    monkeypatch.setattr(sharing.processes, "told", lambda text: texts.pop(0))
+    return texts
+
+
+def test_bad_input_of_a_process_that_follows_is_its_own_only_where_process_0_goes_on(told):
+    told.append(json.dumps({"code": 2}))
+    with pytest.raises(sharing.EndedError, match="2"), sharing.preparing():
+        raise InputError("met by all")
+    told.append(json.dumps({"folder": "run"}))
+    with pytest.raises(InputError, match="met here"), sharing.preparing():
+        raise InputError("met here")

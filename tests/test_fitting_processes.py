@@ -1,0 +1,74 @@
+"""`fit` in a program that several processes run at once: one run, in step, and the one of a single process."""
+
+import json
+
+import numpy as np
+import pytest
+
+from tests.groups import scripts
+
+TRAINS = """
+import json, time
+import jax
+import numpy as np
+import optax
+from jaxdl import objectives
+from jaxdl.data import examples
+from jaxdl.fitting import fit
+from jaxdl.models import mlp
+from jaxdl.sharding import fetched, make_mesh, place_rows
+from jaxdl.stopping import early_stopping
+from jaxdl.types import Objective
+
+def trained(placed, observers=()):
+    random = np.random.default_rng(0)
+    inputs = random.normal(size=(120, 6)).astype(np.float32)
+    rows = examples(inputs, inputs[:, :1] + random.normal(size=(120, 1)))
+    train, validation = (placed(jax.tree.map(lambda leaf: leaf[part], rows)) for part in (np.s_[:90], np.s_[90:]))
+    run = fit(mlp((16,)), Objective(objectives.squared_error, (objectives.rmse,)), optax.adam(0.01), train, validation,
+              epochs=60, batch_size=16, stop=early_stopping("val_loss", patience=3), observers=observers)
+    return {
+        "reason": run.reason,
+        "epochs": len(run.history),
+        "best_epoch": run.best_epoch,
+        "history": run.history.to_numpy().tolist(),
+        "weights": [np.asarray(leaf).tolist() for leaf in jax.tree.leaves(fetched((run.best, run.final)))],
+    }
+"""
+# Process 1 sleeps after every epoch.
+SHARED = """
+began = time.monotonic()
+def slow(progress, history):
+    if own == 1:
+        time.sleep(0.1)
+mesh = make_mesh()
+told = trained(lambda rows: place_rows(rows, mesh), [slow])
+print(json.dumps({**told, "seconds": time.monotonic() - began}))
+processes.leave()
+"""
+
+
+@pytest.fixture(scope="module")
+def shared():
+    return [json.loads(text) for text in scripts(TRAINS + SHARED, 2)]
+
+
+def test_two_processes_stop_early_at_the_epoch_of_one_with_its_figures_and_weights(shared):
+    names = {}
+    exec(TRAINS, names)
+    alone = names["trained"](lambda rows: rows)
+    assert alone["reason"] == "early-stopping" and 4 < alone["epochs"] < 60
+    for told in shared:
+        assert [told[name] for name in ("reason", "epochs", "best_epoch")] == [
+            alone[name] for name in ("reason", "epochs", "best_epoch")
+        ]
+        np.testing.assert_allclose(told["history"], alone["history"], rtol=1e-5)
+        for array, expected in zip(told["weights"], alone["weights"], strict=True):
+            np.testing.assert_allclose(array, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_process_waits_for_a_slower_one(shared):
+    first, slow = shared
+    # A chunk is ahead of what is looked at.
+    assert min(first["seconds"], slow["seconds"]) > 0.1 * (slow["epochs"] - 3)
+    assert {**first, "seconds": 0} == {**slow, "seconds": 0}
