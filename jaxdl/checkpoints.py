@@ -54,13 +54,14 @@ class _Saver:
     begun: float  # when the last save began, or the run
     observed: float  # when training was last seen
     took: float  # what the last save took
-    seen: tuple[Progress, History] | None = None
+    seen: tuple[Progress, History, int] | None = None
     kept: Progress | None = None
     saving: Future[None] | None = None
 
     def observe(self, progress: Progress, history: History) -> None:
         now = time.monotonic()
-        self.seen, since, self.observed = (progress, history), now - self.observed, now
+        # The history goes on to grow, by epochs too that are not shown here.
+        self.seen, since, self.observed = (progress, history, len(history)), now - self.observed, now
         if self.saving is not None and self.saving.done():
             self.settle()
             self.took = now - self.begun
@@ -84,7 +85,8 @@ class _Saver:
     def finish(self) -> None:
         self.settle()
         if self.seen is not None and self.seen[0] is not self.kept:
-            self.begin(*self.seen)
+            progress, history, epochs = self.seen
+            self.begin(progress, history[:epochs])
             self.settle()
 
 

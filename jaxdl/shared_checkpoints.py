@@ -35,12 +35,12 @@ def shared_keeper(
     What fails is told, and the run goes on. Where the block ends with an error nothing is saved: another process may be
     gone, and to wait for it would never end.
     """
-    seen: tuple[Progress, History] | None = None
+    seen: tuple[Progress, History, int] | None = None
     kept, begun, took = None, time.monotonic(), FIRST
 
     def observe(progress: Progress, history: History) -> None:
         nonlocal seen
-        seen = progress, history[:]  # It goes on to grow.
+        seen = progress, history, len(history)  # The history goes on to grow.
 
     def due() -> bool:
         # Else a run that is saved more slowly than it is asked to would do nothing but save.
@@ -51,9 +51,10 @@ def shared_keeper(
         nonlocal kept, begun, took
         if seen is None or seen[0] is kept:
             return
+        progress, history, epochs = seen
         start = time.monotonic()
-        _save_together(folder, about, *seen, tell)
-        kept, begun = seen[0], time.monotonic()
+        _save_together(folder, about, progress, history[:epochs], tell)
+        kept, begun = progress, time.monotonic()
         took = begun - start
 
     try:

@@ -165,7 +165,7 @@ def written(monkeypatch):
     numbers = []
     monkeypatch.setattr(
         checkpoints,
-        "_write",
+        "write",
         lambda folder, arrays, about: numbers.append((int(arrays["number"]), len(about["history"]))),
     )
     return numbers
@@ -226,6 +226,15 @@ def test_the_history_of_a_save_is_that_of_its_moment(tmp_path, monkeypatch):
         history.append(HISTORY[1])
         go.set()
     assert len(seen[0]) == 1
+
+
+def test_a_save_at_the_end_does_not_tell_of_epochs_after_its_own(tmp_path):
+    history = HISTORY[:1]
+    with checkpoints.keeper(tmp_path, {}, every=99, tell=refuse) as observe:
+        observe(tree_of(1), history)
+        # Of an epoch whose numbers are not finite, which is not shown to the keeper.
+        history.append(HISTORY[1])
+    assert len(checkpoints.latest(tmp_path, refuse).about["history"]) == 1
 
 
 def test_a_full_disk_is_told_and_the_last_good_checkpoint_stays(folder, monkeypatch):
