@@ -82,7 +82,7 @@ def streamed(
     check_monitors(plan, progress, validation)
     progress, validation = _together(progress, validation)
     cut = cut_rows(first, source.count, plan.batch_size, window_bytes)
-    _, length = batches_of_epoch(plan, _window(first, 0, source.count), validation)
+    length = int(batches_of_epoch(plan, _window(first, 0, source.count), validation)[1])
 
     def number_of(at: int) -> int:
         """The window of a batch; the last one of an epoch serves its validation too."""
