@@ -63,9 +63,12 @@ def scaling(case: str, counts: list[int], repeats: int) -> None:
 def overhead(case: str, repeats: int) -> None:
     """One process in which both ways take turns."""
     found = line_of(1, "benchmarks.fit_scaled", "--case", case, "--overhead", "--repeats", str(repeats))
-    usual, sharded = (np.array(found["seconds_a_step"][way]) for way in ("usual", "sharded"))
-    more = 100 * (sharded / usual - 1)
-    print(f"| {case} | {spread(1000 * usual)} | {spread(1000 * sharded)} | {np.median(more):+.1f} % |", flush=True)
+    cells = []
+    for key in ("seconds_a_step", "cpu_seconds_a_step"):
+        usual, sharded = (1000 * np.array(found[key][way]) for way in ("usual", "sharded"))
+        more = 100 * (np.median(sharded / usual) - 1)
+        cells += [spread(usual), spread(sharded), f"{more:+.1f} %"]
+    print(f"| {case} | {' | '.join(cells)} |", flush=True)
 
 
 def main() -> None:
@@ -85,10 +88,11 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|---|")
     for case in options.cases:
         scaling(case, counts, options.repeats)
-    print("\n| one device | ms a step, plain | least - greatest | on a mesh | least - greatest | median of pairs |")
-    print("|---|---|---|---|---|---|")
+    print("\nOne device: ms a step without a mesh and on a mesh of it, by the clock and of the CPU; medians of pairs.")
+    columns = "plain | least - greatest | on a mesh | least - greatest | more |"
+    print(f"\n| case | {columns} CPU, {columns}\n|{'---|' * 11}")
     for case in options.cases:
-        overhead(case, 4 * options.repeats)
+        overhead(case, 5 * options.repeats)
 
 
 if __name__ == "__main__":
