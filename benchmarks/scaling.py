@@ -37,7 +37,7 @@ def seconds_of(case: str, processes: int, batch: int) -> float:
 
 
 def spread(values: np.ndarray) -> str:
-    return f"{np.median(values):.3g} | {values.min():.3g} - {values.max():.3g}"
+    return f"{np.median(values):.4g} | {values.min():.4g} - {values.max():.4g}"
 
 
 def scaling(case: str, counts: list[int], repeats: int) -> None:
