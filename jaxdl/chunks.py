@@ -184,6 +184,7 @@ def fed(
         raise InputError(f"progress stands at batch {progress.cursor} of {length}. Give the rows that it began with.")
     # Batches since the beginning, counted here too, because the device is asked for nothing but the row.
     mesh = mesh_of(progress)
+    shared = mesh is not None and jax.process_count() > 1
     epoch = int(np.asarray(progress.epoch).max())  # of many runs those that have not stopped are furthest
     at, end = epoch * length + int(progress.cursor), math.inf if last is None else last * length
     done = bool(np.asarray(progress.stopping.done).all())
@@ -196,8 +197,10 @@ def fed(
     ahead = None
     while not done and at < end:
         progress, row, most = ahead or dispatch(progress, at)
-        # Not where it might be beyond the last epoch: others may let this one do less than was asked for.
-        ahead = dispatch(progress, most) if most < end and feed.ready(most) else None
+        # Not where it might be beyond the last epoch. Of processes that share the run each asks for steps of its own,
+        # but all must agree on this, or one would wait for a chunk that the others never begin.
+        most_of_all = at - at % length + length if shared else most
+        ahead = dispatch(progress, most) if most_of_all < end and feed.ready(most) else None
         *figures, over, finite, batches = np.moveaxis(np.asarray(row), -1, 0)
         done = bool((over != 0).all())  # of runs that stopped earlier all is nan
         size = int(np.nan_to_num(batches).max())

@@ -57,11 +57,11 @@ def ended(members, within=PATIENCE):
     return [member.returncode for member in members], said
 
 
-def scripts(body, number, *given):
+def scripts(body, number, *given, within=PATIENCE):
     """What so many processes print that run one program, each its own; all must end well."""
     address = f"127.0.0.1:{free_port()}"
     with running(*(["-c", JOIN + body, address, number, own, *given] for own in range(number))) as members:
-        codes, said = ended(members)
+        codes, said = ended(members, within)
     assert codes == [0] * number, said
     return [out for out, _ in said]
 

@@ -19,6 +19,7 @@ from jaxdl.plans import NEVER, make_plan
 from jaxdl.stopping import early_stopping, reduce_on_plateau
 from jaxdl.training import batches_of_epoch, finish_epoch, run_steps, start
 from jaxdl.types import Objective
+from tests.groups import scripts
 
 RANDOM = np.random.default_rng(0)
 INPUTS = RANDOM.normal(size=(77, 3)).astype(np.float32)
@@ -131,3 +132,26 @@ def test_a_progress_of_other_rows_is_refused():
     middle = next(chunks(PLAN, BEGIN, TRAIN, VALIDATION, steps=lambda: 10)).progress
     with pytest.raises(InputError, match=r"progress stands at batch 10 of 8\. Give the rows that it began with"):
         next(chunks(PLAN._replace(stop=NEVER, plateau=None), middle, TRAIN))
+
+
+def test_a_pause_that_one_process_asks_for_in_the_last_epoch_is_one_of_all_with_nothing_under_way():
+    body = """
+import optax
+from jaxdl import objectives
+from jaxdl.chunks import WHOLE, chunks
+from jaxdl.data import examples
+from jaxdl.models import mlp
+from jaxdl.plans import make_plan
+from jaxdl.sharding import make_mesh, place_rows
+from jaxdl.training import start
+from jaxdl.types import Objective
+rows = examples(np.ones((6, 1)), np.ones((6, 1)))
+plan = make_plan(mlp(()), Objective(objectives.squared_error), optax.sgd(0.1), batch_size=1)
+begin, rows = start(plan, rows, key=jax.random.key(0)), place_rows(rows, make_mesh())
+asked = iter([0, 2, 0, 1, WHOLE])
+for chunk in chunks(plan, begin, rows, last=1, steps=lambda: next(asked) if own == 0 else WHOLE):
+    # In a pause the processes may do something else together, such as to save.
+    print(chunk.batches, *processes.gathered([own]).ravel())
+processes.leave()
+"""
+    assert scripts(body, 2, within=120) == ["0 0 1\n2 0 1\n0 0 1\n1 0 1\n3 0 1\n"] * 2
