@@ -17,8 +17,9 @@ import optax
 
 from experiments import cifar10, weather
 from experiments.experiment import Built
-from jaxdl.chunks import epochs, run_chunk
+from jaxdl.chunks import epochs
 from jaxdl.ensembles import run_members, spread, start_members
+from jaxdl.pieces import run_chunk
 
 
 def built_of(options: argparse.Namespace) -> Built:

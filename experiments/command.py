@@ -55,10 +55,7 @@ def command(
                 config = tyro.cli(config_type, args=arguments, prog=prog, default=default)
             run(config, Console(), signals)
     except InputError as error:
-        code = _said(f"error: {error}", BAD_INPUT)
-        if processes.count() > 1:
-            processes.end(code)
-        return code
+        return _alone(_said(f"error: {error}", BAD_INPUT))
     except sharing.EndedError as error:
         code = error.args[0]
     except NotFiniteError as error:
@@ -66,11 +63,8 @@ def command(
         code = _said(f"error: {error}. {text} (a smaller --learning-rate, say) needs another --workdir.", FAILED)
     except StoppedError as error:
         number, folder = error.args
-        name = signal.Signals(number).name
-        text = (
-            f"{name}: the run has stopped; the same command with --workdir {folder} goes on from its last checkpoint."
-        )
-        code = _said(text, SIGNAL + number)
+        text = f"the run has stopped; the same command with --workdir {folder} goes on from its last checkpoint."
+        code = _said(f"{signal.Signals(number).name}: {text}", SIGNAL + number)
     except KeyboardInterrupt:
         return _said("interrupted before the run began.", SIGNAL + signal.SIGINT)
     except Exception as error:
@@ -78,8 +72,7 @@ def command(
             raise
         gone = processes.lost(error)
         print(gone or traceback.format_exc(), file=sys.stderr)
-        # To end as usual would be to wait for the others, who know nothing of this.
-        processes.end(processes.LOST if gone else FAILED)
+        return _alone(processes.LOST if gone else FAILED)
     processes.leave()
     return code
 
@@ -88,6 +81,13 @@ def _said(text: str, code: int) -> int:
     # Of what all processes have met one tells; bad input may be that of one alone.
     if processes.is_first() or code == BAD_INPUT:
         print(text, file=sys.stderr)
+    return code
+
+
+def _alone(code: int) -> int:
+    """Ends with a code of which the other processes know nothing: as usual would be to wait for them."""
+    if processes.count() > 1:
+        processes.end(code)
     return code
 
 

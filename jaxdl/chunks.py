@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from jaxdl.batches import Window
 from jaxdl.errors import InputError
-from jaxdl.objectives import LOSS
+from jaxdl.pieces import chunk_program, run_chunk
 from jaxdl.plans import check_monitors, check_rows, measured
-from jaxdl.programs import program
-from jaxdl.sharding import Layout, laid_out, layout, mesh_of, place_progress, place_rows, wish
-from jaxdl.training import batches_of_epoch, finish_epoch, run_steps
+from jaxdl.sharding import layout, mesh_of, place_progress, place_rows, wish
+from jaxdl.training import batches_of_epoch
 from jaxdl.types import Array, Examples, Plan, Progress
 
 WHOLE = 2**30  # more batches than an epoch has
-# (progress, train, validation, batches, plan=plan) -> (progress, row); see `advance` for the row.
+# (progress, train, validation, batches, plan=plan) -> (progress, row); see `pieces.advance` for the row.
 Run = Callable[..., tuple[Progress, Array]]
 
 
@@ -40,69 +37,6 @@ class Feed(NamedTuple):
 
     rows: Callable[[int], tuple[Examples | Window, int]]  # what holds a batch, and how many it holds from there on
     ready: Callable[[int], bool] = lambda at: True  # whether they are at hand, so that a chunk may be ahead
-
-
-def advance(
-    progress: Progress, train: Examples | Window, validation: Examples | None, steps: Any, *, plan: Plan
-) -> tuple[Progress, Array]:
-    """The next `steps` batches of a run, no more than its epoch has; closes the epoch where they end it.
-
-    Of several `steps` (`sharding.wish`) the least counts. The row, float32, holds the figures of the epoch (zeros
-    inside of one), whether the run should stop, whether its numbers are finite, and how many batches were done: one
-    array, because each array that the host reads costs it a wait.
-
-    >>> import optax
-    >>> from jaxdl import Objective, examples, make_plan, mlp, objectives, start
-    >>> rows = examples([[1.0], [2.0]], [[1.0], [2.0]])
-    >>> plan = make_plan(mlp(()), Objective(objectives.squared_error), optax.sgd(0.1), batch_size=1)
-    >>> progress, row = advance(start(plan, rows, key=jax.random.key(0)), rows, None, 1, plan=plan)
-    >>> int(progress.cursor), row.tolist()
-    (1, [0.0, 0.0, 1.0, 1.0])
-    """
-    names, (_, length) = measured(plan, progress, validation), batches_of_epoch(plan, train, validation)
-
-    def close(progress: Progress) -> tuple[Progress, Array]:
-        after, record = finish_epoch(progress, validation, plan=plan)
-        done = after.stopping.done.astype(jnp.float32)
-        return after, jnp.stack([*(record[name].astype(jnp.float32) for name in names), done])
-
-    def pause(progress: Progress) -> tuple[Progress, Array]:
-        return progress, jnp.zeros(len(names) + 1, jnp.float32)
-
-    after = run_steps(progress, train, validation, jnp.min(steps), plan=plan)
-    told = jnp.stack([_finite(after), after.cursor - progress.cursor]).astype(jnp.float32)
-    after, row = lax.cond(after.cursor == length, close, pause, after)
-    return after, jnp.concatenate([row, told])
-
-
-def run_chunk(
-    progress: Progress, train: Examples | Window, validation: Examples | None, steps: Any, *, plan: Plan
-) -> tuple[Progress, Array]:
-    """`advance` as a program; a run that is over stands still.
-
-    >>> import optax
-    >>> from jaxdl import Objective, examples, make_plan, mlp, objectives, start
-    >>> rows = examples([[1.0], [2.0]], [[1.0], [2.0]])
-    >>> plan = make_plan(mlp(()), Objective(objectives.squared_error), optax.sgd(0.1), batch_size=1)
-    >>> int(run_chunk(start(plan, rows, key=jax.random.key(0)), rows, None, 2, plan=plan)[0].epoch)
-    1
-    """
-    return _run_chunk(progress, train, validation, steps, plan=plan, like=layout(progress))
-
-
-@partial(program, static_argnames=("plan", "like"))
-def _run_chunk(
-    progress: Progress,
-    train: Examples | Window,
-    validation: Examples | None,
-    steps: Any,
-    *,
-    plan: Plan,
-    like: Layout | None,
-) -> tuple[Progress, Array]:
-    left = jnp.where(progress.stopping.done, 0, steps)
-    after, row = advance(progress, train, validation, left, plan=plan)
-    return laid_out(after, like), row
 
 
 def compiled_chunk(
@@ -123,7 +57,7 @@ def compiled_chunk(
     check_rows(plan, train, validation)
     progress, train, validation = _together(progress, train, validation)
     steps = wish(WHOLE, mesh_of(progress))
-    return _run_chunk.lower(progress, train, validation, steps, plan=plan, like=layout(progress)).compile()
+    return chunk_program.lower(progress, train, validation, steps, plan=plan, like=layout(progress)).compile()
 
 
 def chunks(
@@ -183,8 +117,7 @@ def fed(
     if int(progress.cursor) >= length:
         raise InputError(f"progress stands at batch {progress.cursor} of {length}. Give the rows that it began with.")
     # Batches since the beginning, counted here too, because the device is asked for nothing but the row.
-    mesh = mesh_of(progress)
-    shared = mesh is not None and jax.process_count() > 1
+    mesh, shared = mesh_of(progress), jax.process_count() > 1
     epoch = int(np.asarray(progress.epoch).max())  # of many runs those that have not stopped are furthest
     at, end = epoch * length + int(progress.cursor), math.inf if last is None else last * length
     done = bool(np.asarray(progress.stopping.done).all())
@@ -204,11 +137,10 @@ def fed(
         *figures, over, finite, batches = np.moveaxis(np.asarray(row), -1, 0)
         done = bool((over != 0).all())  # of runs that stopped earlier all is nan
         size = int(np.nan_to_num(batches).max())
-        if size == 0:
-            ahead = jax.block_until_ready(ahead) and None
+        ahead = ahead if size else jax.block_until_ready(ahead) and None
         at += size
-        record = {"epoch": at // length, **{name: _plain(each) for name, each in zip(names, figures, strict=True)}}
-        yield Chunk(progress, None if at % length or not size else record, bool((finite != 0).all()), size)
+        record = None if at % length or not size else _record(at // length, names, figures)
+        yield Chunk(progress, record, bool((finite != 0).all()), size)
 
 
 def epochs(
@@ -233,16 +165,9 @@ def epochs(
             yield chunk.progress, chunk.record
 
 
-def _plain(figures: np.ndarray) -> Any:
-    return figures.item() if figures.ndim == 0 else figures
-
-
-def _finite(progress: Progress) -> Array:
-    state = progress.state
-    losses = progress.sums.totals[LOSS], progress.val_sums.totals[LOSS]
-    leaves = jax.tree.leaves((state.weights, state.average, losses))
-    floats = [leaf for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.inexact)]
-    return jnp.stack([jnp.isfinite(leaf).all() for leaf in floats]).all()
+def _record(epoch: int, names: list[str], figures: list[np.ndarray]) -> dict[str, Any]:
+    plain = (each.item() if each.ndim == 0 else each for each in figures)
+    return {"epoch": epoch, **dict(zip(names, plain, strict=True))}
 
 
 def _together(progress: Progress, train: Examples, validation: Examples | None) -> tuple[Any, ...]:

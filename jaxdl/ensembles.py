@@ -12,8 +12,8 @@ import numpy as np
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxdl.chunks import advance
 from jaxdl.errors import InputError
+from jaxdl.pieces import advance
 from jaxdl.plans import Family
 from jaxdl.programs import program
 from jaxdl.training import start

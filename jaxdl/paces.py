@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 
-from jaxdl.chunks import Chunk, Run, run_chunk
+from jaxdl.chunks import Chunk, Run
+from jaxdl.pieces import run_chunk
 from jaxdl.sources import Source
 from jaxdl.streams import chunks_of
 from jaxdl.types import Examples, Plan, Progress

@@ -7,6 +7,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -68,10 +69,7 @@ def drive(
     (2, ['epoch', 'loss', 'seconds'])
     """
     progress, records, began, compiled = begin, list(history), time.perf_counter(), 0.0
-
-    def wanted() -> bool:
-        return interrupts.asked() is not None or pause()
-
+    wanted = partial(_wanted, interrupts, pause)
     chunks: Iterator[Chunk] = paced(plan, begin, train, validation, last=epochs, pause=wanted)
     if on_nan == "stop":
         chunks = guarded(chunks, plan, begin, train, validation)
@@ -93,6 +91,10 @@ def drive(
                 keep(error.args[0].progress, records)
             raise
     return End(progress, records)
+
+
+def _wanted(interrupts: Interrupts, pause: Callable[[], bool]) -> bool:
+    return interrupts.asked() is not None or pause()
 
 
 def surroundings() -> dict[str, Any]:

@@ -137,7 +137,8 @@ def _put(leaf: Any, sharding: Sharding) -> Array:
             data = _put(jax.random.key_data(leaf), sharding)
             return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
         if not leaf.is_fully_addressable and not leaf.is_fully_replicated:
-            return jax.device_put(leaf, sharding)
+            # One after the other: on CPUs, collectives of several processes that are under way at once can hang.
+            return jax.block_until_ready(jax.device_put(leaf, sharding))
     if sharding.is_fully_addressable and (not isinstance(leaf, jax.Array) or leaf.is_fully_addressable):
         return jax.device_put(leaf, sharding)
     # By the host's memory: an array that lies on one process's devices cannot be put on those of others.

@@ -11,9 +11,10 @@ import jax
 import numpy as np
 
 from jaxdl.batches import Window
-from jaxdl.chunks import WHOLE, Chunk, Feed, Run, chunks, fed, run_chunk
+from jaxdl.chunks import WHOLE, Chunk, Feed, Run, chunks, fed
 from jaxdl.errors import InputError
 from jaxdl.orders import draws, rows_on_host
+from jaxdl.pieces import run_chunk
 from jaxdl.plans import check_monitors, check_rows
 from jaxdl.sharding import mesh_of, place_rows
 from jaxdl.sources import Source, head

@@ -77,7 +77,7 @@ def test_a_run_goes_on_from_any_batch_bit_for_bit(batch):
 def test_chunks_of_every_length_are_one_program(compilations):
     with compilations() as names:
         cut([1, 5, 2, 100])
-    assert "_run_chunk" not in names
+    assert "chunk_program" not in names
 
 
 def test_chunks_is_the_loop_in_its_docstring(meaning):

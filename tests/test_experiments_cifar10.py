@@ -119,7 +119,7 @@ def test_training_compiles_once_a_run(compilations):
     built = build(Config(recipe="dense", train_size=250, epochs=3, seed=5), cifar10(IMAGES))
     with compilations() as names:
         assert len(list(epochs(built.plan, built.start, built.sets["train"], built.sets["validation"], last=3))) == 3
-    assert names.count("_run_chunk") == 1
+    assert names.count("chunk_program") == 1
 
 
 def test_the_strong_recipe_runs_with_all_that_it_has(tmp_path, monkeypatch):

@@ -292,7 +292,7 @@ def test_one_program_trains_and_members_on_several_devices_end_as_single_runs(na
     data, options = examples(*parts), {"epochs": 30, "batch_size": 5, **rules}
     with compilations() as names:
         alone = fit(model, objective, optimiser, data, data, seed=0, **options)
-    assert names.count("_run_chunk") == 1
+    assert names.count("chunk_program") == 1
     assert dtypes(alone.final) == {"float64"} and alone.best_epoch > 1
     alone = [alone, *(fit(model, objective, optimiser, data, data, seed=seed, **options) for seed in seeds[1:])]
     assert len({run.best_epoch for run in alone}) > 1

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 CORE = (
     *("types", "errors", "sharding", "orders", "data", "batches", "programs", "augment", "convolutions", "layers"),
     *("adapters", "models", "objectives", "binary", "steps", "passes", "stopping", "rates", "plans", "training"),
-    *("chunks", "ensembles", "committees", "nonfinite", "leaves"),
+    *("pieces", "chunks", "ensembles", "committees", "nonfinite", "leaves"),
 )
 RING = (
     *(

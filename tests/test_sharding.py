@@ -78,7 +78,7 @@ def alone():
 def test_54_steps_on_any_mesh_give_the_losses_of_one_device(count, sizes, large, alone, compilations):
     with compilations() as names:
         progress, records = history(PLAN, *placed(mesh_of_size(count, **sizes), large=large), 9)
-    assert names.count("_run_chunk") == 1
+    assert names.count("chunk_program") == 1
     assert int(progress.state.step) == 54
     for found, wanted in zip(records, alone[1], strict=True):
         for name in wanted:

@@ -127,7 +127,7 @@ def test_windows_chunks_and_epochs_are_one_program(compilations):
     begin = start(plan, TRAIN, VALIDATION, key=jax.random.key(1))
     with compilations() as names:
         list(streamed(plan, begin, source, VALIDATION, last=4, steps=lengths(1, 2, 9), window_bytes=400))
-    assert names.count("_run_chunk") == 1
+    assert names.count("chunk_program") == 1
 
 
 def test_two_billion_rows_are_streamed_without_an_order_of_all():

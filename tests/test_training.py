@@ -118,7 +118,7 @@ def test_one_training_program_serves_a_run_whatever_the_row_counts(compilations)
     with compilations() as names:
         take_epochs(plan, 4)
         take_epochs(plan, 2)
-    assert sorted(names).count("_run_chunk") == 1
+    assert sorted(names).count("chunk_program") == 1
     assert sorted(names).count("_start") == 1
 
 
@@ -170,7 +170,7 @@ def test_rows_that_are_bound_to_a_device_compile_one_program(compilations):
     progress = begin(plan)
     with compilations() as names:
         last = list(epochs(plan, progress, bound, VALIDATION, last=3))[-1][0]
-    assert names.count("_run_chunk") == 1
+    assert names.count("chunk_program") == 1
     assert last.state.step.devices() == {jax.devices()[1]}
 
 
