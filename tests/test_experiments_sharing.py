@@ -183,7 +183,7 @@ def test_where_a_process_is_killed_the_others_end_and_name_it_and_the_run_goes_o
         assert own == gone or (name in said[own][1] and f"so process {own} ends too." in said[own][1])
     found = saved(folder)
     epochs = int(found.arrays["epoch"]) + 2
-    assert alone("--workdir", folder, "--epochs", epochs) == 0
+    assert alone("--workdir", folder, "--epochs", epochs, "--save-every", 30) == 0
     assert alone(*SLOW, "--epochs", epochs, "--workdir", tmp_path / "whole") == 0
     check_same(folder, tmp_path / "whole", epochs)
 
