@@ -1,6 +1,6 @@
 """One process of a small benchmark of all-reduces: process 0 prints, as JSON, seconds of one by its bytes.
 
-    python -m jaxdl.launch --no-pin -n 2 -- -m benchmarks.all_reduce
+    python -m jaxdl.launch -n 2 -- -m benchmarks.all_reduce
 
 Each process stays on one core. The all-reduces follow each other in a compiled loop, as those of training do.
 """

@@ -1,7 +1,7 @@
 """One process of the benchmark of scaling: process 0 prints a line of JSON.
 
     python -m benchmarks.fit_scaled --case wide                                        # alone
-    python -m jaxdl.launch --no-pin -n 2 -- -m benchmarks.fit_scaled --case wide       # one of two
+    python -m jaxdl.launch -n 2 -- -m benchmarks.fit_scaled --case wide       # one of two
     python -m benchmarks.fit_scaled --case wide --overhead                             # a mesh of one device, and none
 
 Each process stays on one core. What is compiled before the first repetition does not count.

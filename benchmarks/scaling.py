@@ -22,7 +22,7 @@ MEASURED = ("weather plain", "wide", "CIFAR small")
 
 def line_of(processes: int, *arguments: str) -> dict:
     """What process 0 of a benchmark prints."""
-    launch = ["-m", "jaxdl.launch", "--no-pin", "-n", str(processes), "--"] if processes > 1 else []
+    launch = ["-m", "jaxdl.launch", "-n", str(processes), "--"] if processes > 1 else []
     done = subprocess.run([sys.executable, *launch, "-m", *arguments], capture_output=True, text=True)
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
     if done.returncode or not lines:

@@ -47,7 +47,7 @@ def together(cache):
 
 def launch(cache, number, *flags):
     """The exit code of a run that the launcher starts, and what is written to stdout and stderr."""
-    call = ["-m", "jaxdl.launch", "-n", number, "--no-pin", "--", "-m", "experiments.weather", *flags]
+    call = ["-m", "jaxdl.launch", "-n", number, "--", "-m", "experiments.weather", *flags]
     with running(call, XDG_CACHE_HOME=cache) as members:
         (code,), (said,) = ended(members)
     return code, *said

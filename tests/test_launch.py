@@ -171,11 +171,11 @@ def test_no_process_outlives_a_launcher_that_is_killed():
 def test_the_cores_are_shared_out_where_there_are_enough():
     cores = os.sched_getaffinity(0)
     code = "print(*sorted(os.sched_getaffinity(0)))"
-    for flags in (["-n", str(len(cores))], ["-n", str(len(cores) + 1)], ["-n", "2", "--no-pin"]):
+    for flags in (["-n", str(len(cores)), "--pin"], ["-n", str(len(cores) + 1), "--pin"], ["-n", "2"]):
         done = run(*flags, code=code)
         lines = (done.stdout + done.stderr).splitlines()
         shares = [{int(core) for core in text.split("]")[-1].split()} for text in lines]
-        if flags == ["-n", str(len(cores))]:
+        if flags == ["-n", str(len(cores)), "--pin"]:
             assert sorted(map(sorted, shares)) == [[core] for core in sorted(cores)]
         else:
             assert shares == [cores] * int(flags[1])
@@ -211,7 +211,7 @@ def test_the_help_fits_80_columns():
         cwd=ROOT,
         env=os.environ | {"COLUMNS": "80"},
     )
-    assert done.returncode == 0 and all(name in done.stdout for name in ("-n N", "--grace SECONDS", "--no-pin", "-- "))
+    assert done.returncode == 0 and all(name in done.stdout for name in ("-n N", "--grace SECONDS", "--pin", "-- "))
     assert max(map(len, done.stdout.splitlines())) <= 80
 
 
