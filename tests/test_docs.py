@@ -52,13 +52,16 @@ def test_the_blocks_of_the_guide_to_growing_run_and_say_what_it_says(capsys):
     # What the guide says is sent for each step, of the network that it trains.
     sent, parameters = map(int, said[1].split())
     assert parameters <= sent < 1.1 * parameters
+    # The stream is of the rows that were placed, on one device.
+    assert names["streamed"].history["loss"].tolist() == pytest.approx(names["run"].history["loss"].tolist(), rel=1e-5)
+    assert float(said[2]) > 0
     assert [float(names["rate"](step)) for step in (0, names["warm_up"])] == pytest.approx([0.1, 0.8])
 
 
 def test_the_guide_to_growing_names_what_is_there():
     text = (ROOT / "docs" / "growing.md").read_text()
     for name in re.findall(r"`(?:python -m )?((?:benchmarks|experiments|jaxdl)(?:\.\w+)+)`", text):
-        assert list(ROOT.glob(f"{name.replace('.', '/')}.py")) or name == "jaxdl.streams", name
+        assert list(ROOT.glob(f"{name.replace('.', '/')}.py")), name
     known = {field.name.replace("_", "-") for field in fields(Config)}
     for command in re.findall(r"-m experiments\.cifar10(.*)", text):
         assert set(re.findall(r" --([a-z-]+)", command)) <= known, command
