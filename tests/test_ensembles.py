@@ -251,7 +251,7 @@ def test_as_many_devices_are_used_as_share_the_members_evenly(count, devices):
 
 
 def test_what_was_gathered_is_the_same_on_one_device():
-    (many,) = ensembles.spread(BEGIN)
+    (many,) = ensembles.spread(BEGIN, devices=jax.devices()[:4])
     found = ensembles.gathered(many.state.weights)
     assert bits(found) == bits(BEGIN.state.weights)
     assert all(len(leaf.sharding.device_set) == 1 for leaf in jax.tree.leaves(found))

@@ -27,7 +27,7 @@ MESHES = pytest.mark.parametrize("axes", [None, {"data": 4}, {"data": 2, "member
 
 
 def on(axes):
-    return WEIGHTS if axes is None else place_progress(WEIGHTS, make_mesh(**axes))
+    return WEIGHTS if axes is None else place_progress(WEIGHTS, make_mesh(jax.devices()[:4], **axes))
 
 
 @CUTS

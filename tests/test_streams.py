@@ -246,7 +246,7 @@ def test_a_pause_changes_nothing(pauses):
 @pytest.mark.parametrize("batch_size", [8, 10])
 @pytest.mark.parametrize("axes", [{"data": 4}, {"data": 2, "model": 2}])
 def test_a_stream_on_a_mesh_is_the_run_in_memory_on_it(batch_size, axes):
-    mesh, (source, asked) = make_mesh(**axes), in_parts(TRAIN)
+    mesh, (source, asked) = make_mesh(jax.devices()[:4], **axes), in_parts(TRAIN)
     plan = PLAN._replace(batch_size=batch_size)
     begin = place_progress(start(plan, TRAIN, VALIDATION, key=jax.random.key(1)), mesh, large=0)
     wanted = list(chunks(plan, begin, place_rows(TRAIN, mesh), VALIDATION, last=3))

@@ -44,7 +44,7 @@ def test_the_windows_of_an_order_are_its_batches(window_bytes):
 
 
 def test_each_device_of_a_mesh_holds_its_share_of_every_batch_which_is_read_once():
-    asked, mesh = [], make_mesh(data=4)
+    asked, mesh = [], make_mesh(jax.devices()[:4], data=4)
 
     def read(rows):
         asked.append(rows.tolist())
@@ -65,7 +65,7 @@ def test_each_device_of_a_mesh_holds_its_share_of_every_batch_which_is_read_once
 
 
 def test_devices_that_hold_the_same_rows_share_what_is_read():
-    asked, mesh = [], make_mesh(member=2, data=2)
+    asked, mesh = [], make_mesh(jax.devices()[:4], member=2, data=2)
 
     def read(rows):
         asked.append(rows.tolist())
