@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -114,13 +115,14 @@ def fed(
     [2, 2]
     """
     names = measured(plan, progress, validation)
-    if int(progress.cursor) >= length:
-        raise InputError(f"progress stands at batch {progress.cursor} of {length}. Give the rows that it began with.")
+    _check_place(progress, length)
     # Batches since the beginning, counted here too, because the device is asked for nothing but the row.
     mesh, shared = mesh_of(progress), jax.process_count() > 1
     epoch = int(np.asarray(progress.epoch).max())  # of many runs those that have not stopped are furthest
     at, end = epoch * length + int(progress.cursor), math.inf if last is None else last * length
     done = bool(np.asarray(progress.stopping.done).all())
+
+    run = _keeping_layout(run, progress)
 
     def dispatch(progress: Progress, at: int) -> tuple[Progress, Array, int]:
         train, held = feed.rows(at)
@@ -163,6 +165,16 @@ def epochs(
     for chunk in chunks(plan, progress, train, validation, last=last, run=run):
         if chunk.record is not None:
             yield chunk.progress, chunk.record
+
+
+def _check_place(progress: Progress, length: int) -> None:
+    if int(progress.cursor) >= length:
+        raise InputError(f"progress stands at batch {progress.cursor} of {length}. Give the rows that it began with.")
+
+
+def _keeping_layout(run: Run, progress: Progress) -> Run:
+    # Asked once and not before every chunk, which would take a fiftieth of an epoch of a small table.
+    return partial(chunk_program, like=layout(progress)) if run is run_chunk else run
 
 
 def _record(epoch: int, names: list[str], figures: list[np.ndarray]) -> dict[str, Any]:

@@ -89,12 +89,12 @@ def program(function: Callable[P, R], *, static_argnames: str | tuple[str, ...])
     def call(*arguments: P.args, **keywords: P.kwargs) -> R:
         if _state() != _OUTSIDE:
             return inner(*arguments, **keywords)
-        with _mesh_of(arguments, keywords):
+        with _mesh_of(*arguments, *keywords.values()):
             result: R = whole()(*arguments, **keywords)
             return result
 
     def lower(*arguments: P.args, **keywords: P.kwargs) -> jax.stages.Lowered:
-        with _mesh_of(arguments, keywords):
+        with _mesh_of(*arguments, *keywords.values()):
             lowered: jax.stages.Lowered = whole().lower(*arguments, **keywords)
             return lowered
 
@@ -104,5 +104,5 @@ def program(function: Callable[P, R], *, static_argnames: str | tuple[str, ...])
 
 
 def _mesh_of(*arguments: Any) -> AbstractContextManager[Any]:
-    mesh = mesh_of(arguments)
+    mesh = mesh_of(*arguments)
     return nullcontext() if mesh is None else jax.set_mesh(mesh)

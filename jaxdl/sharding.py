@@ -54,14 +54,15 @@ def make_mesh(devices: Sequence[Any] | None = None, **sizes: int) -> Mesh:
     return jax.make_mesh(shape, names, axis_types=(AxisType.Auto,) * len(names), devices=chosen)
 
 
-def mesh_of(tree: PyTree) -> Mesh | None:
-    """The mesh on which arrays lie; None for arrays on one device that were not placed.
+def mesh_of(*trees: PyTree) -> Mesh | None:
+    """The mesh on which one of the trees lies, by its first leaf; None where none was placed on one.
 
-    >>> mesh_of({"a": jnp.ones(2)}) is None
+    >>> mesh_of({"a": jnp.ones(2)}, 3) is None
     True
     """
-    for leaf in jax.tree.leaves(tree):
-        place = None if isinstance(leaf, jax.core.Tracer) else getattr(leaf, "sharding", None)
+    for tree in trees:
+        leaves = jax.tree.leaves(tree)
+        place = getattr(leaves[0], "sharding", None) if leaves and not isinstance(leaves[0], jax.core.Tracer) else None
         if isinstance(place, NamedSharding) and isinstance(place.mesh, Mesh):
             return place.mesh
     return None
