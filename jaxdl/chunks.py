@@ -189,7 +189,8 @@ def _together(progress: Progress, train: Examples, validation: Examples | None) 
     """
     home, everything = train.weights, (progress, train, validation)
     if isinstance(home, jax.Array) and home.committed and len(home.sharding.device_set) == 1:
-        return jax.device_put(everything, home.sharding)
+        # On a mesh of one device too, which is then as fast as a device.
+        return jax.device_put(everything, next(iter(home.sharding.device_set)))
     mesh = mesh_of(train)
     if mesh is not None and mesh_of(progress) != mesh:
         progress = place_progress(progress, mesh)
