@@ -48,7 +48,7 @@ RING = (
         "interrupts",
     ),
     *("logs", "bars", "curves", "canvas", "plots", "ensemble_plots", "interval_plots", "summaries"),
-    *("collectives", "folders", "runs"),
+    *("collectives", "folders", "runs", "__main__"),
 )
 ORDER = CORE + RING
 # Narrower than the order: all that these may import of jaxdl.
