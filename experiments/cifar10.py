@@ -20,11 +20,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments import running
+from experiments import running, watching
 from experiments.cifar10_report import describe, figures, results, table
 from experiments.command import command
 from experiments.experiment import Built, Experiment, check_save_every
 from experiments.placement import Placement
+from experiments.watching import Watching
 from jaxdl.augment import augmented, crop, cutout, flip, flip_averaged
 from jaxdl.data import take
 from jaxdl.datasets import Images, cifar10
@@ -64,8 +65,8 @@ RECIPES = {
 
 
 @dataclass(frozen=True)
-class Config(Placement):
-    """Trains a network to tell what is in small pictures: ten classes, among them cats, ships and horses."""
+class Flags:
+    """What is trained, on what, and where it is kept."""
 
     recipe: Literal["small", "dense", "pooled", "dropout", "strong"] = "small"
     """small (two convolutions of 50 kernels); dense (no convolution: layers of 100 and 50); pooled (three convolutions
@@ -107,6 +108,11 @@ class Config(Placement):
     """Keep compiled programs in the user's cache folder, so that the next run starts sooner."""
 
 
+@dataclass(frozen=True)
+class Config(Watching, Placement, Flags):
+    """Tells what is in small pictures: cats, ships, horses, ten kinds of things."""
+
+
 def settle(config: Config) -> Config:
     """The configuration with the recipe's values where a flag was left out, checked.
 
@@ -128,6 +134,7 @@ def settle(config: Config) -> Config:
         if value is not None and not 1 <= value <= most:
             raise InputError(f"--{name.replace('_', '-')} must be from 1 to {most}, got {value}.")
     check_seed(config.seed)
+    watching.check(config)
     check_save_every(config.save_every)
     return config
 

@@ -12,19 +12,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import tyro
-from rich.console import Console
 
-from experiments import sharing
+from experiments import output, sharing
+from experiments.output import Output
 from experiments.resuming import OWN
 from jaxdl import folders, processes
 from jaxdl.errors import InputError
 from jaxdl.interrupts import Interrupts, interrupts
+from jaxdl.locks import locked
 from jaxdl.replays import NotFiniteError
 
 if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
+    from rich.console import Console
 
-ConfigT = TypeVar("ConfigT", bound="DataclassInstance")
+ConfigT = TypeVar("ConfigT", bound=Output)
 
 
 class StoppedError(Exception):
@@ -39,11 +40,13 @@ def command(
     run: Callable[[ConfigT, Console, Interrupts], Any],
     prog: str,
     arguments: Sequence[str] | None = None,
+    *,
+    as_data: Callable[[Any], Any] = lambda result: result,
 ) -> int:
     """Parses the flags and runs; the exit code. Whatever ends the run is one message and no traceback.
 
     Bad input is 2, nan or infinity 1, SIGTERM 143, Ctrl-C 130. Flags that are left out are those of the run in
-    `--workdir`, where there is one.
+    `--workdir`, where there is one. `as_data`: what `--json` prints of the result.
     """
     code = 0
     try:
@@ -53,7 +56,9 @@ def command(
             if earlier:
                 default = replace(config, **earlier)
                 config = tyro.cli(config_type, args=arguments, prog=prog, default=default)
-            run(config, Console(), signals)
+            result = run(config, output.console(config), signals)
+        if config.json and processes.is_first():
+            print(folders.as_json(as_data(result)), end="")
     except InputError as error:
         return _alone(_said(f"error: {error}", BAD_INPUT))
     except sharing.EndedError as error:
@@ -103,8 +108,25 @@ def _earlier(config: Any) -> dict[str, Any]:
     return {name: tuple(value) if isinstance(value, list) else value for name, value in flags.items()}
 
 
-def new_workdir(recipe: str) -> Path:
-    """A new folder for a run, which exists already so that no other run can take it."""
+def workdir(given: Path | None, fresh: bool, name: str, console: Console) -> Path:
+    """The folder of a run, made where it is not there: the given one, or a new one in runs, named by the time.
+
+    fresh: what is in it is kept under another name, which is told. Raises InputError for a folder of other files.
+    """
+    if given is None:
+        return _new(name)
+    if fresh and given.exists():
+        with locked(given):
+            folders.earlier(given)  # Raises for a folder of other files.
+        aside = folders.set_aside(given)
+        console.print(f"What was in {given} is now {aside}.", markup=False, soft_wrap=True)
+    folders.earlier(given)
+    folders.make(given)
+    return given
+
+
+def _new(recipe: str) -> Path:
+    """It exists already, so that no other run can take it."""
     stem = f"{time.strftime('%Y-%m-%d-%H%M%S')}-{recipe}"
     folder, number = Path("runs", stem), 2
     while True:

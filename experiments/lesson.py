@@ -21,15 +21,16 @@ import jax
 from rich.console import Console
 
 from experiments import STARTED, lesson_steps
-from experiments.command import command, new_workdir
+from experiments.command import command, workdir
 from experiments.lesson_calibration import Truth, bars, sentence
 from experiments.lesson_cifar10 import CIFAR10
 from experiments.lesson_figures import figures
 from experiments.lesson_findings import findings
 from experiments.lesson_page import SOURCES, Picture, page, png
-from experiments.lesson_rows import Row, as_frame, as_seeds, table
+from experiments.lesson_rows import Row, as_frame, as_records, as_seeds, table
 from experiments.lesson_steps import Lesson
 from experiments.lesson_weather import BARBECUE, EXERCISES, NEXT, SIZES, Weather
+from experiments.output import Output, warn
 from jaxdl import folders, runs
 from jaxdl.datasets import Dataset, Images, cifar10, weather
 from jaxdl.datasets.barbecue import SUFFIX
@@ -55,8 +56,8 @@ ABOUT = {
 
 
 @dataclass(frozen=True)
-class Config:
-    """Goes through the whole lesson with many seeds; writes tables, pictures, a page."""
+class Flags:
+    """What the lesson is about, and where it is kept."""
 
     workdir: Path | None = None
     """The folder to write to, by default runs/<time>-lesson. Rows that it holds already are not trained again."""
@@ -76,6 +77,11 @@ class Config:
     """Start over, and keep what is in --workdir under another name."""
     compilation_cache: bool = True
     """Keep compiled programs in the user's cache folder, so that the next lesson starts sooner."""
+
+
+@dataclass(frozen=True)
+class Config(Output, Flags):
+    """Goes through the whole lesson with many seeds; writes tables, pictures, a page."""
 
 
 class Data(NamedTuple):
@@ -107,9 +113,9 @@ def run(config: Config, console: Console, interrupts: Interrupts = NEVER) -> lis
         runs.keep_compilations()
     data = read(config)
     for note in data.notes():
-        console.print(f"WARNING: {note}", style="bold red", markup=False, soft_wrap=True)
+        warn(note, console)
     with ExitStack() as stack:
-        folder = _folder(config, console)
+        folder = workdir(config.workdir, config.fresh, "lesson", console)
         stack.enter_context(locked(folder))
         if _claim(config, folder, data):
             console.print(f"The lesson in {folder} goes on after its finished rows.", markup=False, soft_wrap=True)
@@ -144,19 +150,6 @@ def read(config: Config) -> Data:
             targets = (config.target, place_of(config.target) + SUFFIX)
             weathers = tuple(Weather(weather(config.data, days=None, target=of), of) for of in targets)
         return Data(weathers, (cifar10(config.data),) if config.only != "weather" else ())
-
-
-def _folder(config: Config, console: Console) -> Path:
-    if config.workdir is None:
-        return new_workdir("lesson")
-    if config.fresh and config.workdir.exists():
-        with locked(config.workdir):
-            folders.earlier(config.workdir)  # Raises for a folder of other files.
-        aside = folders.set_aside(config.workdir)
-        console.print(f"What was in {config.workdir} is now {aside}.", markup=False, soft_wrap=True)
-    folders.earlier(config.workdir)
-    folders.make(config.workdir)
-    return config.workdir
 
 
 def _claim(config: Config, folder: Path, data: Data) -> bool:
@@ -242,4 +235,4 @@ def use_all_cores() -> None:
 
 if __name__ == "__main__":
     use_all_cores()
-    sys.exit(command(Config, run, "python -m experiments.lesson"))
+    sys.exit(command(Config, run, "python -m experiments.lesson", as_data=as_records))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -131,6 +132,17 @@ def as_frame(rows: Sequence[Row]) -> pd.DataFrame:
         }
         lines.append(line | {f"lesson_{name}": row.printed.get(name, math.nan) for name in SETS})
     return pd.DataFrame(lines).astype({"parameters": "Int64"} if lines else {})
+
+
+def as_records(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """The lines of `as_frame` as plain values; None where there is no such figure.
+
+    >>> row = Row("Exercises", "plain", "", "RMSE", "hours", 21501, (0,), {"test": np.array([4.0])})
+    >>> as_records([row])[0]["test_mean"], as_records([row])[0]["test_error"]
+    (4.0, None)
+    """
+    records: list[dict[str, Any]] = json.loads(as_frame(rows).to_json(orient="records"))
+    return records
 
 
 def as_seeds(rows: Sequence[Row]) -> pd.DataFrame:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from experiments import placement
+from experiments import placement, watching
 from jaxdl import checkpoints
 from jaxdl.errors import InputError
 from jaxdl.folders import Earlier
@@ -20,7 +20,7 @@ from jaxdl.types import Progress
 FREE = {"epochs", "patience", "save_every", "on_nan", "compilation_cache", "data"}
 
 # Flags of a command, not of a run.
-OWN = {"workdir", "fresh", *placement.FLAGS}
+OWN = {"workdir", "fresh", *placement.FLAGS, *watching.FLAGS}
 
 Changes = dict[str, tuple[Any, Any]]
 

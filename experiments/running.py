@@ -16,8 +16,9 @@ from jax.sharding import Mesh
 from rich.console import Console
 
 from experiments import STARTED, placement, sharing
-from experiments.command import StoppedError, new_workdir
+from experiments.command import StoppedError, workdir
 from experiments.experiment import Built, Experiment, short
+from experiments.output import warn
 from experiments.resuming import Beginning, beginning, changes, check_epochs, goes_on, other_surroundings, refused
 from jaxdl import bars, folders, logs, processes, runs, weights
 from jaxdl.errors import InputError
@@ -85,7 +86,9 @@ def _lead(
         began = time.perf_counter()
         mesh, built = placement.mesh(config), _built(experiment, config, console)
         seconds["data"] = time.perf_counter() - began
-        folder = config.workdir if earlier is not None else _new_folder(config, console)
+        folder = (
+            config.workdir if earlier is not None else workdir(config.workdir, config.fresh, config.recipe, console)
+        )
         if earlier is None:
             stack.enter_context(locked(folder))
         interrupts.advise(f"interrupted; the same command with --workdir {folder} goes on from what is saved there.")
@@ -105,25 +108,8 @@ def _built(experiment: Experiment, config: Any, console: Console) -> Built:
         warnings.simplefilter("ignore")  # The note is printed instead.
         dataset = experiment.read(config)
     built = experiment.build(config, dataset)
-    _warn(experiment.describe(built)["note"], console)
+    warn(experiment.describe(built)["note"], console)
     return built
-
-
-def _warn(note: str | None, console: Console) -> None:
-    if note:
-        console.print(f"WARNING: {note}", style="bold red", markup=False, soft_wrap=True)
-
-
-def _new_folder(config: Any, console: Console) -> Path:
-    if config.workdir is None:
-        return new_workdir(config.recipe)
-    if config.fresh and config.workdir.exists():
-        with locked(config.workdir):
-            folders.earlier(config.workdir)  # Raises for a folder of other files.
-        aside = folders.set_aside(config.workdir)
-        console.print(f"The run that was in {config.workdir} is now {aside}.", markup=False, soft_wrap=True)
-    folders.make(config.workdir)
-    return config.workdir
 
 
 def _begin(job: Job) -> Beginning:
@@ -137,7 +123,7 @@ def _begin(job: Job) -> Beginning:
         return Beginning(built.start, [], None)
     found = changes(flags, earlier)
     refusal = refused(found, experiment.fixed(config))
-    begin = beginning(built.start, folder, about["sha256"], found, refusal, partial(_warn, console=console))
+    begin = beginning(built.start, folder, about["sha256"], found, refusal, partial(warn, shown=console))
     done = int(begin.progress.epoch)
     check_epochs(built.epochs, done, folder)
     if found:
@@ -145,7 +131,7 @@ def _begin(job: Job) -> Beginning:
         record = {"after_epoch": done, **{name: list(values) for name, values in found.items()}}
         changed = {"changes": [*earlier.config.get("changes", []), record]}
         folders.write_json(folder / folders.CONFIG, {**earlier.config, **{n: now[n] for n in found}, **changed})
-    _warn(other_surroundings(earlier.config, now), console)
+    warn(other_surroundings(earlier.config, now), console)
     console.print(begin.text, markup=False, soft_wrap=True)
     return begin
 
@@ -162,7 +148,7 @@ def _show_again(experiment: Experiment, metrics: dict[str, Any], config: Any, co
     more = "a larger --patience" if metrics.get("reason") == "early-stopping" else "more --epochs"
     text = f"{config.workdir} holds a finished run ({run}); nothing is changed. It goes on with {more}."
     console.print(text, markup=False, soft_wrap=True)
-    _warn(note, console)
+    warn(note, console)
     console.print(result)
     return metrics
 
@@ -195,7 +181,7 @@ def _train(job: Job, begin: Beginning, interrupts: Interrupts) -> runs.End:
     sets = built.sets["train"], built.sets["validation"]
     progress, train, validation = sharing.placed(begin.progress, *sets, mesh)
     about = {"config": {**asdict(config), "workdir": str(folder)}, "data": built.dataset.sha256}
-    tell, done = partial(_warn, console=console), len(begin.history)
+    tell, done = partial(warn, shown=console), len(begin.history)
     _, batches = batches_of_epoch(built.plan, train, validation)
     with ExitStack() as stack:
         where = folder / "checkpoints" / "progress"
@@ -204,10 +190,11 @@ def _train(job: Job, begin: Beginning, interrupts: Interrupts) -> runs.End:
         observers: list[Observer] = []
         watchers: list[Observer] = []
         if processes.is_first():
-            rows = logs.csv_file(folder / "history.csv", begin.history)
-            charts = logs.tensorboard(folder / "tensorboard", begin=done, tell=tell)
-            bar = bars.progress_bar(console, built.epochs, experiment.shown, batches=batches, begin=done)
-            observers, watchers = [*map(stack.enter_context, (rows, charts))], [stack.enter_context(bar)]
+            rows = [logs.csv_file(folder / "history.csv", begin.history)]
+            if config.tensorboard:
+                rows.append(logs.tensorboard(folder / "tensorboard", begin=done, tell=tell))
+            bar = bars.progress_bar(built.epochs, experiment.shown, console=console, batches=batches, begin=done)
+            observers, watchers = [*map(stack.enter_context, rows)], [stack.enter_context(bar)]
         end = runs.drive(
             built.plan,
             progress,
@@ -229,7 +216,7 @@ def _train(job: Job, begin: Beginning, interrupts: Interrupts) -> runs.End:
 
 
 def _keep(job: Job, end: runs.End) -> None:
-    experiment, _, built, folder, _, _ = job
+    experiment, config, built, folder, _, _ = job
     for name, kept in (("final", shown_weights(end.progress.state)), ("best", end.progress.best)):
         # There already where the run was finished before and went on, or was cut off just here.
         shutil.rmtree(folder / "checkpoints" / name, ignore_errors=True)
@@ -240,4 +227,5 @@ def _keep(job: Job, end: runs.End) -> None:
     for name, figure in experiment.figures(built, end.progress, end.history, title).items():
         pictures.append(folder / "figures" / f"{name}.png")
         figure.savefig(pictures[-1])
-    logs.pictures(folder / "tensorboard" / "pictures", pictures, step=len(end.history))
+    if config.tensorboard:
+        logs.pictures(folder / "tensorboard" / "pictures", pictures, step=len(end.history))

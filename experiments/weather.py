@@ -20,10 +20,11 @@ import numpy as np
 import optax
 from rich.console import Console
 
-from experiments import bbq_report, running, weather_report
+from experiments import bbq_report, running, watching, weather_report
 from experiments.command import command
 from experiments.experiment import Built, Experiment, check_save_every
 from experiments.placement import Placement
+from experiments.watching import Watching
 from jaxdl import binary
 from jaxdl.data import split, take
 from jaxdl.datasets import Dataset, weather
@@ -67,9 +68,8 @@ OBJECTIVES = {
 
 
 @dataclass(frozen=True)
-class Config(Placement):
-    """Trains a network to predict tomorrow's sunshine hours in Basel from today's weather, or its barbecue weather,
-    and compares it with baselines that need no network."""
+class Flags:
+    """What is trained, on what, and where it is kept."""
 
     recipe: Literal["plain", "small", "early-stopping", "batchnorm", "basel", "all-years"] = "batchnorm"
     """The lesson's exercise: plain (hidden 100 50, 200 epochs); small (hidden 10 5); early-stopping (plain, until the
@@ -108,6 +108,14 @@ class Config(Placement):
     """Keep compiled programs in the user's cache folder, so that the next run starts sooner."""
 
 
+@dataclass(frozen=True)
+class Config(Watching, Placement, Flags):
+    """Predicts tomorrow's sunshine hours in Basel from today's weather.
+
+    Or whether tomorrow is barbecue weather; beside baselines without a network.
+    """
+
+
 def settle(config: Config) -> tuple[Config, Recipe]:
     """The configuration with the recipe's values where a flag was left out, and the recipe with the flags' values.
 
@@ -122,6 +130,7 @@ def settle(config: Config) -> tuple[Config, Recipe]:
     if recipe.epochs < 1:
         raise InputError(f"--epochs must be at least 1, got {recipe.epochs}. Leave it out for the recipe's.")
     check_seed(config.seed)
+    watching.check(config)
     check_save_every(config.save_every)
     return replace(config, hidden=recipe.hidden, epochs=recipe.epochs, patience=recipe.patience), recipe
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import html
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 from jaxdl.fitting import Observer
@@ -17,19 +18,32 @@ History = list[dict[str, float]]
 
 
 def progress_bar(
-    console: Console, epochs: int, figures: tuple[str, ...], *, batches: int = 1, begin: int = 0
+    epochs: int,
+    figures: tuple[str, ...] = ("loss",),
+    *,
+    console: Console | None = None,
+    batches: int = 1,
+    begin: int = 0,
 ) -> AbstractContextManager[Observer]:
-    """Shows epoch, the given figures, the best epoch so far and the time left; plain lines where it is no terminal.
+    """Shows epoch, the given figures, the best epoch so far and the time left, as fits where it is shown.
 
-    To be called after every chunk, or every epoch: `batches`, of an epoch, let the bar move inside of one; `begin`:
-    the epochs that were done before. It is redrawn, and a line is printed, only now and then, so that short epochs are
-    not slowed down. The best epoch is shown with the last of the figures.
+    That is one line in a terminal, one bar in a notebook, plain lines in a log, and nothing where the console is quiet.
+    To be called after every epoch, or every chunk: `batches`, of an epoch, let the bar move inside of one; `begin`: the
+    epochs that were done before. It is redrawn, and a line is printed, only now and then, so that short epochs are not
+    slowed down. The best epoch is shown with the last of the figures.
 
     >>> from rich.console import Console
-    >>> with progress_bar(Console(force_terminal=False), 5, ("loss",)) as observe:
+    >>> with progress_bar(5, ("loss", "val_loss"), console=Console(quiet=True)) as observe:
     ...     callable(observe)
     True
     """
+    from rich.console import Console
+
+    console = console or Console()
+    if console.quiet:
+        return nullcontext(lambda progress, history: None)
+    if console.is_jupyter:
+        return _html(epochs, figures, batches, begin)
     return _bar(console, epochs, figures, batches) if console.is_terminal else _lines(console, epochs, figures, begin)
 
 
@@ -49,6 +63,35 @@ def _bar(console: Console, epochs: int, figures: tuple[str, ...], batches: int) 
 
         with _now_and_then(show, every=0.1) as observe:
             yield observe
+
+
+@contextmanager
+def _html(epochs: int, figures: tuple[str, ...], batches: int, begin: int) -> Iterator[Observer]:
+    from IPython.display import display
+
+    began: tuple[float, float] | None = None
+    shown = display(_as_html(begin, epochs, "compiling"), raw=True, display_id=True)
+
+    def show(progress: Progress, history: History) -> None:
+        nonlocal began
+        done, now = int(progress.epoch) + int(progress.cursor) / batches, time.monotonic()
+        text = _line(progress, history, figures)
+        # What came before the first call compiled, so it says nothing about the rest.
+        if began is not None and done < epochs:
+            text += f", at most {(now - began[0]) / (done - began[1]) * (epochs - done):.0f} s left"
+        began = began or (now, done)
+        shown.update(_as_html(done, epochs, text), raw=True)
+
+    with _now_and_then(show, every=0.2) as observe:
+        yield observe
+
+
+def _as_html(done: float, epochs: int, text: str) -> dict[str, str]:
+    """A bar in the formats that a notebook chooses from: it takes the colours of the page around it."""
+    count = f"epoch {int(done)}/{epochs}"
+    bar = f'<progress value="{done:.3f}" max="{epochs}" style="width: 12em; vertical-align: middle"></progress>'
+    page = f'<div style="white-space: nowrap; font-family: monospace">{count} {bar} {html.escape(text)}</div>'
+    return {"text/html": page, "text/plain": f"{count} {text}"}
 
 
 @contextmanager

@@ -122,14 +122,19 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     """
     draft = path.with_name(path.name + ".part")
     with draft.open("w") as file:
-        file.write(_as_json(content))
+        file.write(as_json(content))
         # Or a machine that stops may keep the new name and lose what it names.
         file.flush()
         os.fsync(file.fileno())
     os.replace(draft, path)
 
 
-def _as_json(content: dict[str, Any]) -> str:
+def as_json(content: Any) -> str:
+    """What a JSON file holds of dicts, sequences, strings and numbers; a number that is not finite becomes null.
+
+    >>> as_json({"rmse": float("inf")}).split()
+    ['{', '"rmse":', 'null', '}']
+    """
     return json.dumps(_plain(content), indent=2, allow_nan=False) + "\n"
 
 

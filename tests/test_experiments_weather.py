@@ -12,12 +12,13 @@ import jax
 import numpy as np
 import pandas as pd
 import pytest
+from rich.console import Console
 from sklearn.linear_model import Ridge
 from sklearn.metrics import root_mean_squared_error
 from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import StandardScaler
 
-from experiments.command import command, new_workdir
+from experiments.command import command, workdir
 from experiments.weather import RECIPES, Config, build, run, settle
 from experiments.weather_report import baselines
 from jaxdl.datasets import simulated_table, weather
@@ -246,7 +247,8 @@ def test_a_folder_whose_metrics_are_damaged_is_refused(content, finished, tmp_pa
 def test_two_runs_never_share_a_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("time.strftime", lambda form: "now")
-    assert {new_workdir("plain").name for _ in range(3)} == {"now-plain", "now-plain-2", "now-plain-3"}
+    made = [workdir(None, False, "plain", Console()).name for _ in range(3)]
+    assert made == ["now-plain", "now-plain-2", "now-plain-3"]
 
 
 def test_a_fallback_is_told_again_with_the_result(finished, tmp_path, capsys):

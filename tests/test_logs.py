@@ -174,7 +174,7 @@ FIGURES = ("loss", "val_loss")
 
 def test_a_file_gets_plain_lines_of_the_first_and_the_last_epoch(clock):
     out = console()
-    with bars.progress_bar(out, 10, FIGURES) as observe:
+    with bars.progress_bar(10, FIGURES, console=out) as observe:
         replay(observe, RECORDS)
     lines = out.file.getvalue().splitlines()
     assert [line.split()[1] for line in lines] == ["1/10", "3/10"]
@@ -184,7 +184,7 @@ def test_a_file_gets_plain_lines_of_the_first_and_the_last_epoch(clock):
 
 def test_a_line_is_printed_only_now_and_then(clock):
     out = console()
-    with bars.progress_bar(out, 9, FIGURES) as observe:
+    with bars.progress_bar(9, FIGURES, console=out) as observe:
         for epoch in range(1, 10):
             observe(progress_at(epoch, 1), numbered(RECORDS[:1] * epoch))
             clock.now += 0.4
@@ -194,14 +194,14 @@ def test_a_line_is_printed_only_now_and_then(clock):
 
 def test_the_last_epoch_is_not_printed_twice(clock):
     out = console()
-    with bars.progress_bar(out, 1, FIGURES) as observe:
+    with bars.progress_bar(1, FIGURES, console=out) as observe:
         replay(observe, RECORDS[:1])
     assert len(out.file.getvalue().splitlines()) == 1
 
 
 def test_a_line_tells_the_best_epoch_and_the_time_that_is_left(clock):
     out = console()
-    with bars.progress_bar(out, 9, FIGURES) as observe:
+    with bars.progress_bar(9, FIGURES, console=out) as observe:
         for epoch in (1, 2, 3):
             clock.now += 2.0
             best_epoch = min(epoch, 2)
@@ -216,7 +216,7 @@ def test_a_line_tells_the_best_epoch_and_the_time_that_is_left(clock):
 
 def test_a_line_says_so_where_no_epoch_was_finite_yet(clock):
     out = console()
-    with bars.progress_bar(out, 2, FIGURES) as observe:
+    with bars.progress_bar(2, FIGURES, console=out) as observe:
         observe(progress_at(1, 0), numbered([{"loss": float("nan"), "val_loss": float("nan")}]))
     assert "loss nan val_loss nan best: none yet" in out.file.getvalue()
 
@@ -224,7 +224,7 @@ def test_a_line_says_so_where_no_epoch_was_finite_yet(clock):
 def test_figures_that_a_run_does_not_measure_are_left_out(clock):
     # A run without validation, shown by a program that asks for validation figures too.
     out = console()
-    with bars.progress_bar(out, 2, FIGURES) as observe:
+    with bars.progress_bar(2, FIGURES, console=out) as observe:
         replay(observe, [{"loss": 0.5}, {"loss": 0.25}])
     assert "loss 0.2500" in out.file.getvalue()
     assert "val_loss" not in out.file.getvalue()
@@ -234,7 +234,7 @@ def test_a_resumed_run_can_be_shown(clock):
     # The best epoch may lie before the history, which holds only the epochs since.
     first, out = run(epochs=3), console()
     assert first.best_epoch == 3
-    with bars.progress_bar(out, EPOCHS, FIGURES) as observe:
+    with bars.progress_bar(EPOCHS, FIGURES, console=out) as observe:
         second = run(observe, progress=first.progress, weights=None)
     assert len(second.history) == 1
     assert f"epoch {EPOCHS}/{EPOCHS}" in out.file.getvalue()
@@ -243,7 +243,7 @@ def test_a_resumed_run_can_be_shown(clock):
 @pytest.mark.parametrize("epochs", [EPOCHS, EPOCHS + 5], ids=["to the end", "stopped early"])
 def test_a_terminal_gets_a_bar(epochs):
     out = console(force_terminal=True)
-    with bars.progress_bar(out, epochs, FIGURES) as observe:
+    with bars.progress_bar(epochs, FIGURES, console=out) as observe:
         history = run(observe).history
     text = out.file.getvalue()
     assert "━" in text and "\x1b[" in text
@@ -259,8 +259,8 @@ def test_observers_do_not_change_the_run(tmp_path):
     with (
         logs.csv_file(tmp_path / "history.csv") as rows,
         logs.tensorboard(tmp_path / "tensorboard", every=0.0) as charts,
-        bars.progress_bar(console(force_terminal=True), EPOCHS, FIGURES) as bar,
-        bars.progress_bar(console(), EPOCHS, FIGURES) as lines,
+        bars.progress_bar(EPOCHS, FIGURES, console=console(force_terminal=True)) as bar,
+        bars.progress_bar(EPOCHS, FIGURES, console=console()) as lines,
     ):
         watched = run(rows, charts, bar, lines)
     jax.tree.map(np.testing.assert_array_equal, watched.final, plain.final)

@@ -1,0 +1,39 @@
+"""What a command prints, and where."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+
+from rich.console import Console
+
+WARNING = "bold red"
+
+
+@dataclass(frozen=True)
+class Output:
+    """The flags that say it."""
+
+    quiet: bool = False
+    """Print nothing but warnings and errors, which go to the standard error."""
+    json: bool = False
+    """Be quiet, and print the results as JSON at the end."""
+
+
+def console(output: Output) -> Console:
+    """The console that the flags ask for.
+
+    >>> console(Output(json=True)).quiet
+    True
+    """
+    return Console(quiet=output.quiet or output.json)
+
+
+def warn(text: str | None, shown: Console) -> None:
+    """Prints a warning, if there is one; beside a quiet console on the standard error.
+
+    >>> warn(None, Console())
+    """
+    if text:
+        heard = Console(file=sys.stderr) if shown.quiet else shown
+        heard.print(f"WARNING: {text}", style=WARNING, markup=False, soft_wrap=True)

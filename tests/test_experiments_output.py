@@ -1,0 +1,83 @@
+"""What the experiments print, where, and what scripts can read."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from experiments import lesson, output, weather
+from experiments.command import command
+
+ROOT = Path(__file__).parent.parent
+SHORT = ["--recipe", "small", "--data", "simulated:120", "--epochs", "2", "--no-compilation-cache", "--no-tensorboard"]
+
+
+def go(*arguments):
+    return command(weather.Config, weather.run, "python -m experiments.weather", [*SHORT, *map(str, arguments)])
+
+
+def test_json_is_what_the_folder_keeps_and_all_that_is_printed(tmp_path, capsys):
+    assert go("--json", "--workdir", tmp_path / "run") == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out) == json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert err == ""
+    # A finished run, asked again, says it again.
+    assert go("--json", "--workdir", tmp_path / "run") == 0
+    assert json.loads(capsys.readouterr().out) == json.loads(out)
+
+
+def test_quiet_prints_nothing(tmp_path, capsys):
+    assert go("--quiet", "--workdir", tmp_path / "run") == 0
+    assert capsys.readouterr() == ("", "")
+
+
+def test_warnings_are_heard_beside_a_quiet_console_too(capsys):
+    output.warn("it rains", output.console(output.Output(json=True)))
+    assert capsys.readouterr() == ("", "WARNING: it rains\n")
+    output.warn("it rains", output.console(output.Output()))
+    assert capsys.readouterr() == ("WARNING: it rains\n", "")
+
+
+def test_errors_are_one_paragraph_beside_what_scripts_read(tmp_path, capsys):
+    assert go("--json", "--workdir", tmp_path / "run", "--learning-rate", "-1") == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and err.startswith("error: --learning-rate must be")
+
+
+def test_how_a_run_is_watched_can_change_when_it_goes_on(tmp_path, capsys):
+    assert go("--workdir", tmp_path / "run") == 0
+    assert not (tmp_path / "run" / "tensorboard").exists()
+    assert go("--workdir", tmp_path / "run", "--epochs", "3", "--quiet", "--tensorboard") == 0
+    assert (tmp_path / "run" / "tensorboard").is_dir()
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [(["--histograms", "-1"], "0 epochs or more"), (["--histograms", "2"], "without --no-tensorboard")],
+)
+def test_histograms_that_cannot_be_are_refused(tmp_path, capsys, flags, message):
+    assert go("--workdir", tmp_path / "run", *flags) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("module", ["weather", "cifar10", "lesson"])
+def test_help_fits_a_terminal_and_has_no_colours_where_it_is_piped(module):
+    surroundings = os.environ | {"COLUMNS": "80", "PYTHONIOENCODING": "utf-8"}
+    call = [sys.executable, "-m", f"experiments.{module}", "--help"]
+    text = subprocess.run(call, capture_output=True, check=True, cwd=ROOT, env=surroundings).stdout.decode()
+    assert max(map(len, text.splitlines())) <= 80
+    assert "\x1b" not in text
+    # What is asked for most stands first, and all flags are explained.
+    flags = re.findall(r"^│ (--[\w-]+)", text, re.MULTILINE)
+    assert flags[0] == {"lesson": "--workdir"}.get(module, "--recipe")
+    assert {"--quiet", "--json"} <= set(flags)
+
+
+def test_the_rows_of_a_lesson_are_data():
+    assert lesson.as_records([]) == []
