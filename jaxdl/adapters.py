@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import count
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import flax.linen as nn
@@ -23,6 +25,7 @@ class Call(NamedTuple):
     path: tuple[str, ...]  # its place in the parameters
     kind: str  # the class, such as "Dense"
     shape: tuple[int, ...]  # of what it returned
+    scope: str  # the name scope in which it computed
 
 
 SWITCHES = {"deterministic", "training", "is_training", "use_running_average"}
@@ -148,26 +151,34 @@ def _streams(random: Any, key: Array) -> Any:
     return jax.tree.unflatten(structure, new)
 
 
-def linen_calls(model: Model, inputs: Any) -> list[Call]:
-    """The layers of a Linen model in the order in which they return on `inputs`; nothing is computed.
+@contextmanager
+def linen_calls() -> Iterator[list[Call]]:
+    """Lists the calls of Linen layers in the block in the order in which they return; layers of other kinds are not.
 
-    Empty for a model of another kind.
+    What a call computes lies in a name scope of its own, `Call.scope`. A function that JAX has compiled or traced
+    before calls nothing: trace it anew.
 
-    >>> linen_calls(from_linen(nn.Dense(3)), jnp.ones((2, 4)))
-    [Call(path=(), kind='Dense', shape=(2, 3))]
+    >>> model = from_linen(nn.Dense(3))
+    >>> with linen_calls() as calls:
+    ...     weights = model.init(jax.random.key(0), jnp.ones((2, 4)))
+    >>> calls
+    [Call(path=(), kind='Dense', shape=(2, 3), scope='linen-call-0')]
     """
-    calls = []
+    calls: list[Call] = []
+    numbers = count()
 
     def note(following: Any, arguments: Any, keywords: Any, context: Any) -> Any:
-        output = following(*arguments, **keywords)
-        if context.method_name == "__call__" and hasattr(output, "shape"):
-            calls.append(Call(context.module.path, type(context.module).__name__, output.shape))
+        if context.method_name != "__call__":
+            return following(*arguments, **keywords)
+        scope = f"linen-call-{next(numbers)}"
+        with jax.named_scope(scope):
+            output = following(*arguments, **keywords)
+        if hasattr(output, "shape"):
+            calls.append(Call(context.module.path, type(context.module).__name__, output.shape, scope))
         return output
 
     with nn.intercept_methods(note):
-        # A function of its own: JAX would not call `init` again for shapes that it has seen.
-        jax.eval_shape(lambda key: model.init(key, inputs), jax.random.key(0))
-    return calls
+        yield calls
 
 
 def _accepted(name: str, call: Callable[..., Any]) -> frozenset[str]:

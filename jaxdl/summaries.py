@@ -1,17 +1,33 @@
-"""The table of a model's layers."""
+"""The table of a model's layers: what each gives, holds and computes."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 
-from jaxdl.adapters import linen_calls
-from jaxdl.types import Model, PyTree
+from jaxdl.adapters import Call, linen_calls
+from jaxdl.flops import flops
+from jaxdl.types import Array, Model, PyTree, Weights
+from jaxdl.units import short
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+Path = tuple[str, ...]
+MOST = 10**8  # parameters that are shown to the last one
+
+
+class Numbers(NamedTuple):
+    """How many numbers something holds, and in how many bytes."""
+
+    many: int
+    size: int  # bytes
+
+
+NOTHING = Numbers(0, 0)
 
 
 class Layer(NamedTuple):
@@ -22,6 +38,9 @@ class Layer(NamedTuple):
     shape: tuple[int, ...] | None  # of the output without the rows; None where the model does not tell
     trained: int  # parameters that gradients train
     moving: int  # numbers that are kept but not trained
+    trained_bytes: int
+    moving_bytes: int
+    flops: int | None  # of its own for one row, not in training; None where the model does not tell
 
 
 class Summary(NamedTuple):
@@ -30,6 +49,10 @@ class Summary(NamedTuple):
     layers: tuple[Layer, ...]
     trained: int
     moving: int
+    trained_bytes: int
+    moving_bytes: int
+    flops: int  # for one row, not in training, with what is computed between the layers
+    exact: bool  # whether all FLOPs are known: not those of libraries, nor the trips of every loop
 
     @property
     def parameters(self) -> int:
@@ -40,57 +63,121 @@ class Summary(NamedTuple):
 def summary(model: Model, inputs: Any) -> Summary:
     """The layers of a model that takes `inputs` (B, ...), in the order of their calls; nothing is computed.
 
+    FLOPs are those of `flops.flops` for one row. Only Linen models tell what each layer gives and computes; of others
+    the layers are named by what they hold, and FLOPs known in total.
+
     >>> import jax.numpy as jnp
     >>> from jaxdl import mlp
     >>> table = summary(mlp((100, 50)), jnp.ones((1, 89)))
     >>> [layer.trained for layer in table.layers], table.parameters
     ([9000, 5050, 51], 14101)
+    >>> [layer.flops for layer in table.layers], table.flops
+    ([17900, 10050, 101], 28201)
     """
-    weights = jax.eval_shape(model.init, jax.random.key(0), inputs)
-    trained = _sizes(weights.params)
-    calls = linen_calls(model, inputs)
-    moving: dict[tuple[str, ...], int] = {}
+    row = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape[1:]), leaf.dtype), inputs)
+    weights = jax.eval_shape(model.init, jax.random.key(0), row)
+
+    def forward(weights: Weights, row: Array) -> Array:
+        return model.apply(weights, row, train=False)[0]
+
+    with linen_calls() as calls:
+        computed = flops(forward, weights, row)
+    trained = _numbers([weights.params])
     # Linen keeps statistics by collection and then by layer, NNX by layer.
-    for collection in weights.stats.values() if calls else [weights.stats]:
-        for path, size in _sizes(collection).items():
-            moving[path] = moving.get(path, 0) + size
+    moving = _numbers(weights.stats.values() if calls else [weights.stats])
+    shown = [call for call in calls if call.path in trained | moving or not _is_outer(call, calls)]
+    own = _by_call(computed.scopes, shown)
+    working = {call.path for call in shown if own[call.scope]}
     layers = []
-    for call in calls:
-        counts = trained.pop(call.path, 0), moving.pop(call.path, 0)
-        # A module that only calls others is told by them.
-        inner = any(other.path != call.path and other.path[: len(call.path)] == call.path for other in calls)
-        if any(counts) or not inner:
-            layers.append(Layer("/".join(call.path) or call.kind, call.kind, call.shape[1:], *counts))
+    for call in shown:
+        # Flax looks at the body of a loop before it traces it: that call computes nothing.
+        if call.path in working and not own[call.scope]:
+            continue
+        name = "/".join(call.path) or call.kind
+        held = trained.pop(call.path, NOTHING), moving.pop(call.path, NOTHING)
+        layers.append(Layer(name, call.kind, call.shape[1:], *_columns(*held), own[call.scope]))
     for path in sorted(trained.keys() | moving.keys()):
-        layers.append(Layer("/".join(path), "", None, trained.get(path, 0), moving.get(path, 0)))
-    return Summary(tuple(layers), sum(layer.trained for layer in layers), sum(layer.moving for layer in layers))
+        held = trained.get(path, NOTHING), moving.get(path, NOTHING)
+        layers.append(Layer("/".join(path), "", None, *_columns(*held), None))
+    return Summary(
+        tuple(layers),
+        sum(layer.trained for layer in layers),
+        sum(layer.moving for layer in layers),
+        sum(layer.trained_bytes for layer in layers),
+        sum(layer.moving_bytes for layer in layers),
+        computed.total,
+        not computed.least,
+    )
 
 
-def _sizes(tree: PyTree) -> dict[tuple[str, ...], int]:
-    sizes: dict[tuple[str, ...], int] = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        owner = tuple(str(getattr(part, "key", part)) for part in path[:-1])
-        sizes[owner] = sizes.get(owner, 0) + math.prod(leaf.shape)
-    return sizes
+def _columns(trained: Numbers, moving: Numbers) -> tuple[int, int, int, int]:
+    return trained.many, moving.many, trained.size, moving.size
+
+
+def _numbers(trees: Iterable[PyTree]) -> dict[Path, Numbers]:
+    """What the layers hold in all of the trees."""
+    held: dict[Path, Numbers] = {}
+    for tree in trees:
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+            owner = tuple(str(getattr(part, "key", part)) for part in path[:-1])
+            before, size = held.get(owner, NOTHING), math.prod(leaf.shape)
+            held[owner] = Numbers(before.many + size, before.size + size * leaf.dtype.itemsize)
+    return held
+
+
+def _is_outer(call: Call, calls: Sequence[Call]) -> bool:
+    """Whether other layers are called inside of it: a module that only calls others is told by them."""
+    return any(other.path != call.path and other.path[: len(call.path)] == call.path for other in calls)
+
+
+def _by_call(scopes: Mapping[str, int], shown: Sequence[Call]) -> dict[str, int]:
+    """The FLOPs of each call that is shown, and of those inside of it that are not."""
+    own = dict.fromkeys((call.scope for call in shown), 0)
+    for scope, count in scopes.items():
+        innermost = next((name for name in reversed(scope.split("/")) if name in own), None)
+        if innermost is not None:
+            own[innermost] += count
+    return own
 
 
 def as_table(of: Summary, title: str = "") -> Table:
-    """The summary as a rich table, to be printed by a rich console.
+    """The summary as a rich table, to be printed by a rich console: the layers, then what all of them hold.
 
     >>> import jax.numpy as jnp
     >>> from jaxdl import mlp
     >>> as_table(summary(mlp((100, 50)), jnp.ones((1, 89)))).row_count
-    3
+    7
     """
     # Imported here: it is needed only where a table is shown.
     from rich.table import Table
 
-    table = Table(title=title or None, title_justify="left", title_style="bold", show_footer=True)
-    table.add_column("layer", "total")
-    table.add_column("output shape")
-    table.add_column("parameters", f"{of.parameters:,}", justify="right")
-    table.add_column("not trained", f"{of.moving:,}", justify="right")
+    table = Table(title=title or None, title_justify="left", title_style="bold")
+    for name in ("layer", "output shape"):
+        table.add_column(name, overflow="fold")
+    for name in ("parameters", "trained", "memory", "FLOPs\na row"):
+        table.add_column(name, justify="right", no_wrap=True)
     for layer in of.layers:
         shape = "" if layer.shape is None else str(("rows", *layer.shape)).replace("'", "")
-        table.add_row(layer.name, shape, f"{layer.trained + layer.moving:,}", f"{layer.moving:,}")
+        held = layer.trained + layer.moving, layer.trained_bytes + layer.moving_bytes
+        computed = "" if layer.flops is None else short(layer.flops)
+        table.add_row(layer.name, shape, *_held(*held, _trained(layer)), computed)
+    told = [layer.flops for layer in of.layers if layer.flops is not None]
+    if told and sum(told) < of.flops:
+        table.add_row("(between)", "", "", "", "", short(of.flops - sum(told)))
+    table.add_section()
+    every = _held(of.parameters, of.trained_bytes + of.moving_bytes)
+    table.add_row("total", "", *every, f"{'' if of.exact else '≥ '}{short(of.flops)}")
+    table.add_row("trained", "", *_held(of.trained, of.trained_bytes))
+    table.add_row("not trained", "", *_held(of.moving, of.moving_bytes))
     return table
+
+
+def _held(count: int, size: int, trained: str = "") -> tuple[str, str, str]:
+    # Exact as long as there is room for it.
+    return f"{count:,}" if count < MOST else short(count), trained, short(size, "B")
+
+
+def _trained(layer: Layer) -> str:
+    if layer.trained and layer.moving:
+        return "in part"
+    return "yes" if layer.trained else "no" if layer.moving else ""

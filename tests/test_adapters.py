@@ -339,9 +339,15 @@ class Nested(nn.Module):
         return nn.Dense(1, name="head")(shared(shared(Block(4)(inputs))))
 
 
+def calls_of(model):
+    with linen_calls() as calls:
+        jax.eval_shape(lambda key: model.init(key, ROWS), KEY)
+    return calls
+
+
 def test_linen_calls_tell_paths_kinds_and_shapes_in_the_order_of_the_calls():
-    calls = linen_calls(from_linen(Nested()), ROWS)
-    assert [call for call in calls if call.kind == "Dense"] == [
+    calls = calls_of(from_linen(Nested()))
+    assert [call[:3] for call in calls if call.kind == "Dense"] == [
         (("Block_0", "dense"), "Dense", (12, 4)),
         (("shared",), "Dense", (12, 4)),
         (("shared",), "Dense", (12, 4)),
@@ -350,14 +356,32 @@ def test_linen_calls_tell_paths_kinds_and_shapes_in_the_order_of_the_calls():
     assert {(call.path, call.kind) for call in calls} >= {(("Block_0",), "Block"), ((), "Nested")}
 
 
-def test_linen_calls_can_be_asked_for_again():
-    # JAX remembers traces: a second look at the same shapes must not come out empty.
+def test_every_linen_call_computes_in_a_scope_of_its_own():
     model = from_linen(Nested())
-    assert linen_calls(model, ROWS) == linen_calls(model, ROWS) != []
+    weights = model.init(KEY, ROWS)
+    with linen_calls() as calls:
+        jaxpr = jax.make_jaxpr(lambda weights: model.apply(weights, ROWS, train=False))(weights)
+    assert len({call.scope for call in calls}) == len(calls)
+    products = [str(e.source_info.name_stack) for e in jaxpr.eqns if e.primitive.name == "dot_general"]
+    dense = [call.scope for call in calls if call.kind == "Dense"]
+    assert len(products) == 4 and all(scope in product for scope, product in zip(dense, products, strict=True))
+
+
+def test_linen_calls_can_be_asked_for_again():
+    model = from_linen(Nested())
+    assert calls_of(model) == calls_of(model) != []
+
+
+def test_linen_calls_end_with_their_block():
+    model = from_linen(Nested())
+    with linen_calls() as calls:
+        pass
+    model.init(KEY, ROWS)
+    assert calls == []
 
 
 def test_linen_calls_of_an_nnx_model_are_none():
-    assert linen_calls(from_nnx(lambda rngs: Tower(rngs)), ROWS) == []
+    assert calls_of(from_nnx(lambda rngs: Tower(rngs))) == []
 
 
 @pytest.mark.parametrize("name", ["deterministic", "training", "use_running_average"])

@@ -12,7 +12,8 @@ ROOT = Path(__file__).parent.parent
 
 # A module may import only what stands before it. New modules enter here, at the place where they belong.
 CORE = (
-    *("types", "errors", "sharding", "orders", "data", "batches", "programs", "augment", "convolutions", "layers"),
+    *("types", "errors", "sharding", "orders", "data", "batches", "programs", "flops"),
+    *("augment", "convolutions", "layers"),
     *("adapters", "models", "objectives", "binary", "steps", "passes", "stopping", "rates", "plans", "training"),
     *("pieces", "chunks", "ensembles", "committees", "nonfinite", "leaves"),
 )
@@ -47,7 +48,8 @@ RING = (
         "locks",
         "interrupts",
     ),
-    *("logs", "bars", "curves", "canvas", "plots", "ensemble_plots", "interval_plots", "summaries"),
+    *("logs", "bars", "curves", "canvas", "plots", "ensemble_plots", "interval_plots"),
+    *("units", "summaries", "costs", "speeds", "profiles"),
     *("collectives", "folders", "runs", "__main__"),
 )
 ORDER = CORE + RING
