@@ -49,7 +49,7 @@ RING = (
         "interrupts",
     ),
     *("logs", "bars", "curves", "canvas", "plots", "ensemble_plots", "interval_plots"),
-    *("units", "summaries", "costs", "speeds", "profiles"),
+    *("units", "summaries", "speeds", "costs", "profiles"),
     *("collectives", "folders", "runs", "__main__"),
 )
 ORDER = CORE + RING

@@ -1,0 +1,209 @@
+"""The cost of a training step: against XLA's count, products by hand, and the sizes of what goes in."""
+
+import io
+import json
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from rich.console import Console
+
+from jaxdl import costs
+from jaxdl.costs import StepCost, as_record, as_table, epoch_flops, step_cost
+from jaxdl.data import examples
+from jaxdl.models import convnet, mlp
+from jaxdl.objectives import accuracy, rmse, softmax_cross_entropy, squared_error
+from jaxdl.plans import make_plan
+from jaxdl.sources import Source
+from jaxdl.speeds import Speed
+from jaxdl.training import start
+from jaxdl.types import Examples, Model, Objective, Weights
+
+KEY = jax.random.key(0)
+OBJECTIVE = Objective(squared_error, (rmse,))
+DRAWS = np.random.default_rng(0)
+ROWS = examples(DRAWS.normal(size=(150, 20)), DRAWS.normal(size=(150, 1)))
+
+
+def cost_of(model, rows=ROWS, objective=OBJECTIVE, optimiser=None, **arguments):
+    plan = make_plan(model, objective, optimiser or optax.adam(1e-3), batch_size=16, **arguments)
+    return step_cost(plan, start(plan, rows, key=KEY), rows)
+
+
+def test_a_step_is_the_products_forwards_and_two_of_each_backwards():
+    # The first layer needs no gradient of its inputs.
+    products = 2 * 16 * (2 * 20 * 100 + 3 * 100 * 50 + 3 * 50)
+    cost = cost_of(mlp((100, 50)), optimiser=optax.sgd(0.1))
+    # Beside them a few operations a parameter and an activation.
+    assert products < cost.flops < products + 16 * 10 * 150 + 4 * 8000
+    assert cost.exact and cost.batch_size == 16
+
+
+@pytest.mark.parametrize("kind", ["batchnorm", "convolutions"])
+def test_our_count_of_a_step_is_near_that_of_xla(kind):
+    if kind == "batchnorm":
+        cost = cost_of(mlp((100, 50), input_norm=True))
+    else:
+        images = examples(DRAWS.integers(0, 256, (32, 16, 16, 3)).astype(np.uint8), DRAWS.integers(0, 10, 32))
+        cost = cost_of(convnet((16, 18), pool=True), images, Objective(softmax_cross_entropy, (accuracy,)))
+    assert cost.flops == pytest.approx(cost.xla_flops, rel=0.15)
+
+
+def looped(trips):
+    """A model that multiplies by the same matrix `trips` times, in a loop."""
+
+    def init(key, inputs):
+        return Weights({"kernel": jnp.eye(20)}, {})
+
+    def apply(weights, inputs, *, train, key=None, mask=None):
+        def body(carry, _):
+            return jnp.tanh(carry @ weights.params["kernel"]), None
+
+        return jax.lax.scan(body, inputs, None, trips)[0][:, :1], weights.stats
+
+    return Model(init, apply)
+
+
+def test_xla_counts_a_loop_once_and_we_every_trip():
+    few, many = cost_of(looped(10)), cost_of(looped(110))
+    # A product forwards and two backwards.
+    assert many.flops - few.flops >= 100 * 3 * 2 * 16 * 20 * 20
+    assert many.xla_flops < 1.5 * few.xla_flops and many.exact
+
+
+def test_memory_is_at_least_that_of_what_goes_in():
+    model = mlp((100, 50))
+    cost = cost_of(model)
+    held = sum(leaf.nbytes for leaf in jax.tree.leaves(model.init(KEY, ROWS.inputs)))
+    batch = 16 * (20 + 1 + 1) * 4
+    # Adam has two more numbers for each parameter.
+    assert 3 * held + batch <= cost.arguments <= 3 * held + batch + 100
+    # What comes out takes its place, but for the measures.
+    assert cost.results < held / 10
+    assert cost.memory == cost.arguments + cost.temporaries + cost.results >= 3 * held + batch
+    # All that comes in is read once at least.
+    assert cost.bytes >= cost.arguments
+    assert cost.intensity == cost.flops / cost.bytes
+
+
+def test_a_larger_batch_takes_more_memory_for_what_is_kept_until_the_gradients():
+    plans = [make_plan(mlp((100, 50)), OBJECTIVE, optax.sgd(0.1), batch_size=size) for size in (10, 150)]
+    small, large = (step_cost(plan, start(plan, ROWS, key=KEY), ROWS) for plan in plans)
+    # The activations of both layers wait for their gradients.
+    assert large.temporaries - small.temporaries >= 140 * (100 + 50) * 4
+    assert large.arguments - small.arguments == 140 * 22 * 4
+
+
+def test_a_moving_average_of_the_weights_is_part_of_the_cost():
+    plain, averaged = cost_of(mlp((100,))), cost_of(mlp((100,)), average=0.9)
+    parameters = 20 * 100 + 100 + 101
+    assert averaged.arguments - plain.arguments == pytest.approx(4 * parameters, abs=8)
+    # Two products and a sum for each of them, and little else.
+    assert averaged.flops - plain.flops == pytest.approx(3 * parameters, abs=50)
+
+
+def test_nothing_is_computed_and_what_was_given_is_kept():
+    ran = []
+
+    def apply(weights, inputs, **_):
+        jax.debug.callback(lambda: ran.append(1))
+        return inputs[:, :1] * weights.params, weights.stats
+
+    plan = make_plan(Model(lambda key, inputs: Weights(jnp.ones((1, 1)), {}), apply), OBJECTIVE, optax.sgd(0.1))
+    progress = start(plan, ROWS, key=KEY)
+    jax.effects_barrier()
+    ran.clear()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        step_cost(plan, progress, ROWS)
+    jax.effects_barrier()
+    assert ran == []
+    assert float(progress.state.weights.params[0, 0]) == 1.0
+
+
+def test_only_the_shapes_of_progress_and_rows_matter():
+    plan = make_plan(mlp((5,)), OBJECTIVE, optax.adam(1e-3), batch_size=16)
+    progress = start(plan, ROWS, key=KEY)
+    source = Source(150, lambda rows: Examples(*(leaf[rows] for leaf in ROWS)))
+    shapes = jax.eval_shape(lambda: (progress, ROWS))
+    assert step_cost(plan, progress, source) == step_cost(plan, progress, ROWS) == step_cost(plan, *shapes)
+    assert epoch_flops(plan, progress, source, ROWS) == epoch_flops(plan, *shapes, ROWS)
+
+
+def test_it_is_compiled_with_the_options_of_a_run(monkeypatch):
+    # Here one that XLA refuses.
+    monkeypatch.setattr(costs, "compiler_options", lambda: {"xla_cpu_no_such_option": True})
+    with pytest.raises((ValueError, jax.errors.JaxRuntimeError)):
+        cost_of(mlp(()))
+
+
+def test_an_epoch_is_its_steps_and_its_validation():
+    model = mlp((7,))
+    plan = make_plan(model, OBJECTIVE, optax.sgd(0.1), batch_size=16)
+    progress = start(plan, ROWS, key=KEY)
+    trained = epoch_flops(plan, progress, ROWS, None)
+    # 150 rows are ten batches of 16, the last of them filled up.
+    assert trained == 10 * step_cost(plan, progress, ROWS).flops
+    forward = 2 * 20 * 7 + 7 + 7 + 2 * 7 + 1
+    more = epoch_flops(plan, progress, ROWS, ROWS) - trained
+    # One batch of 1024 rows, each of which is measured by a few operations.
+    assert 1024 * forward < more < 1024 * (forward + 20)
+
+
+@pytest.mark.parametrize(
+    ("analysis", "told"),
+    [
+        (None, (None, None)),
+        ([], (None, None)),
+        ([{"flops": 8.0, "bytes accessed": 4.0}], (8, 4)),
+        ({"flops": -1.0, "bytes accessed": 4.0}, (None, 4)),
+        ({}, (None, None)),
+    ],
+)
+def test_what_a_platform_does_not_tell_is_none(monkeypatch, analysis, told):
+    monkeypatch.setattr(jax.stages.Compiled, "cost_analysis", lambda compiled: analysis)
+    monkeypatch.setattr(jax.stages.Compiled, "memory_analysis", lambda compiled: None)
+    cost = cost_of(mlp(()))
+    assert (cost.xla_flops, cost.bytes) == told
+    assert (cost.arguments, cost.temporaries, cost.results, cost.memory) == (None,) * 4
+    assert cost.flops > 0 and (cost.intensity is None) == (told[1] is None)
+    assert "unknown" in "".join(lines_of(as_table(cost, Speed(1.0, 2.0))))
+
+
+def lines_of(table):
+    console = Console(file=io.StringIO(), width=80)
+    console.print(table)
+    lines = console.file.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80
+    return lines
+
+
+COST = StepCost(32, 4_532_853, True, 4_699_476, 2_181_764, 284_364, 193_344, 268)
+
+
+def test_the_table_has_a_line_for_each_figure():
+    lines = [line.replace("│", " ").split() for line in lines_of(as_table(COST, Speed(12e9, 96e9), "weather"))]
+    text = [" ".join(line) for line in lines]
+    assert text[0] == "weather"
+    assert "FLOPs 4.53 M 4.7 M by XLA's count" in text
+    assert "read and written 2.18 MB 2.08 FLOPs a byte" in text
+    assert "memory at the peak 478 kB of which" in text
+    assert "temporaries 193 kB what the step keeps while it computes" in text
+    assert "reached 12 GFLOP/s 12.5 % of a matrix product's 96 GFLOP/s" in text
+    assert len(lines_of(as_table(COST, Speed(123e9, 456e9)))) == 4 + 7 + 1
+
+
+def test_where_not_all_flops_are_known_the_table_says_so():
+    assert any("≥ 4.53 M" in line for line in lines_of(as_table(COST._replace(exact=False))))
+
+
+def test_the_record_is_json_and_holds_what_the_table_shows():
+    record = json.loads(json.dumps(as_record(COST, Speed(12e9, 96e9))))
+    assert record["memory"] == 284_364 + 193_344 + 268
+    assert record["flops_a_byte"] == pytest.approx(4_532_853 / 2_181_764)
+    assert (record["reached"], record["possible"], record["share"]) == (12e9, 96e9, 0.125)
+    assert {name: record[name] for name in COST._fields} == COST._asdict()
+    assert "share" not in as_record(COST)
