@@ -1,0 +1,189 @@
+"""Traces: what is in the files, when they begin and end, and that the run is left alone."""
+
+import gzip
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxdl import profiles
+from jaxdl.data import examples
+from jaxdl.errors import InputError
+from jaxdl.fitting import fit
+from jaxdl.models import mlp
+from jaxdl.objectives import squared_error
+from jaxdl.plans import make_plan
+from jaxdl.profiles import profiled, tracing
+from jaxdl.runs import drive
+from jaxdl.training import start
+from jaxdl.types import Objective
+
+DRAWS = np.random.default_rng(0)
+ROWS = examples(DRAWS.normal(size=(64, 5)), DRAWS.normal(size=(64, 1)))
+PLAN = make_plan(mlp((7,)), Objective(squared_error), optax.sgd(0.1), batch_size=16)
+
+
+def events(folder):
+    """The events of the only trace in a folder."""
+    (path,) = folder.glob("plugins/profile/*/perfetto_trace.json.gz")
+    with gzip.open(path) as file:
+        return json.load(file)["traceEvents"]
+
+
+def modules(folder):
+    """How many operations of each compiled program are in the trace."""
+    names = [event["args"]["hlo_module"] for event in events(folder) if "hlo_module" in event.get("args", {})]
+    return {name: names.count(name) for name in names}
+
+
+def test_a_trace_names_the_program_and_its_operations(tmp_path):
+    def a_program_of_mine(a):
+        return jnp.tanh(a @ a)
+
+    compiled = jax.jit(a_program_of_mine)
+    matrix = jax.block_until_ready(compiled(jnp.ones((64, 64))))
+    with profiled(tmp_path):
+        jax.block_until_ready(compiled(matrix))
+    assert modules(tmp_path)["jit_a_program_of_mine"] > 0
+    text = compiled.lower(matrix).compile().as_text()
+    operations = {event["args"]["hlo_op"] for event in events(tmp_path) if "hlo_op" in event.get("args", {})}
+    assert any(f"%{name} = " in text for name in operations)
+
+
+def test_tensorboard_finds_its_file_beside_it(tmp_path):
+    with profiled(tmp_path):
+        jax.block_until_ready(jnp.ones(3) + 1)
+    (path,) = tmp_path.glob("plugins/profile/*/*.xplane.pb")
+    assert b"/host:CPU" in path.read_bytes()
+
+
+def test_no_python_functions_are_traced(tmp_path):
+    def traced_by_no_one():
+        return jax.block_until_ready(jnp.ones(3) + 1)
+
+    with profiled(tmp_path):
+        traced_by_no_one()
+    assert not any("traced_by_no_one" in event.get("name", "") for event in events(tmp_path))
+
+
+def test_only_one_profile_may_run(tmp_path):
+    with profiled(tmp_path / "first"):
+        with pytest.raises(InputError, match="only one"), profiled(tmp_path / "second"):
+            pass
+        jax.block_until_ready(jnp.ones(3) + 1)
+    assert events(tmp_path / "first") and not list(tmp_path.glob("second/**/*.gz"))
+
+
+def test_a_profile_ends_with_its_block_however_that_ends(tmp_path):
+    with pytest.raises(ZeroDivisionError), profiled(tmp_path / "first"):
+        raise ZeroDivisionError
+    with profiled(tmp_path / "second"):
+        pass
+    assert events(tmp_path / "first") is not None
+
+
+def recorded(monkeypatch):
+    """What `tracing` begins and ends, instead of traces."""
+    said = []
+
+    class Pretended:
+        def __init__(self, folder):
+            pass
+
+        def __enter__(self):
+            said.append("begin")
+
+        def __exit__(self, *_):
+            said.append("end")
+
+    monkeypatch.setattr(profiles, "profiled", Pretended)
+    return said
+
+
+def through(observe, said, last, begin=0):
+    """Epochs up to the last, each told to an observer and noted."""
+    for epoch in range(begin + 1, last + 1):
+        said.append(epoch)
+        observe(PROGRESS._replace(epoch=jnp.int32(epoch)), [])
+
+
+PROGRESS = start(PLAN, ROWS, key=jax.random.key(0))
+
+
+@pytest.mark.parametrize(
+    ("begin", "last", "expected"),
+    [
+        (0, 6, [1, "begin", 2, 3, "end", 4, 5, 6]),
+        (0, 2, [1, "begin", 2, "end"]),
+        (4, 6, [5, "begin", 6, "end"]),
+        (0, 1, ["begin", 1, "end"]),
+        (4, 5, ["begin", 5, "end"]),
+    ],
+)
+def test_two_epochs_after_the_first_are_traced_or_the_only_one(monkeypatch, tmp_path, begin, last, expected):
+    said = recorded(monkeypatch)
+    with tracing(tmp_path, begin=begin, last=last, epochs=2) as observe:
+        through(observe, said, last, begin)
+    assert said == expected
+
+
+def test_a_trace_ends_after_its_seconds_within_an_epoch_too(monkeypatch, tmp_path):
+    said, now = recorded(monkeypatch), [0.0]
+    monkeypatch.setattr(profiles.time, "monotonic", lambda: now[0])
+    with tracing(tmp_path, seconds=2) as observe:
+        # Chunks of epoch 2, a second each.
+        for now[0] in (0.0, 1.0, 2.0, 3.0):
+            observe(PROGRESS._replace(epoch=jnp.int32(1)), [])
+            said.append(now[0])
+    assert said == ["begin", 0.0, 1.0, "end", 2.0, 3.0]
+
+
+def test_a_trace_ends_with_a_run_that_fails(monkeypatch, tmp_path):
+    said = recorded(monkeypatch)
+    with pytest.raises(ZeroDivisionError), tracing(tmp_path) as observe:
+        through(observe, said, 2)
+        raise ZeroDivisionError
+    assert said == [1, "begin", 2, "end"]
+
+
+def test_a_run_is_traced_and_comes_out_the_same(tmp_path):
+    plain = drive(PLAN, PROGRESS, ROWS, None, epochs=6)
+    with tracing(tmp_path, last=6) as watch:
+        traced = drive(PLAN, PROGRESS, ROWS, None, epochs=6, watchers=[watch])
+    leaves = map(jax.tree.leaves, (plain.progress.state.weights, traced.progress.state.weights))
+    assert all((a == b).all() for a, b in zip(*leaves, strict=True))
+    # Its steps are in a loop, each of which takes several operations.
+    assert max(modules(tmp_path).values()) >= 4
+
+
+def test_an_observer_of_fit_traces_too(tmp_path):
+    with tracing(tmp_path, last=4) as observe:
+        fit(PLAN.model, PLAN.objective, PLAN.optimiser, ROWS, epochs=4, batch_size=16, observers=[observe])
+    assert modules(tmp_path)
+
+
+def test_what_stands_in_the_way_is_told_and_the_run_goes_on(tmp_path):
+    said = []
+    with profiled(tmp_path / "other"), tracing(tmp_path / "own", tell=said.append) as observe:
+        through(observe, [], 5)
+    assert len(said) == 1 and said[0].startswith("there is no profile, because a profile must be the only one")
+
+
+def test_a_folder_that_cannot_be_written_is_told(tmp_path):
+    (tmp_path / "file").write_text("")
+    said = []
+    with tracing(tmp_path / "file", tell=said.append) as observe:
+        through(observe, [], 5)
+    assert len(said) == 1 and "must be a folder that can be written" in said[0]
+    # Another is free to begin.
+    with profiled(tmp_path / "next"):
+        pass
+
+
+@pytest.mark.parametrize("wrong", [{"epochs": 0}, {"seconds": 0.0}, {"seconds": float("nan")}])
+def test_traces_of_nothing_are_refused(tmp_path, wrong):
+    with pytest.raises(InputError, match="a trace must have an epoch and some time"), tracing(tmp_path, **wrong):
+        pass
