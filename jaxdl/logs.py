@@ -10,21 +10,16 @@ import csv
 import errno
 import io
 import os
-import struct
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from jaxdl import events
 from jaxdl.errors import InputError
 from jaxdl.fitting import Observer
 from jaxdl.types import Progress
-
-if TYPE_CHECKING:
-    from tensorboardX.event_file_writer import EventsWriter
-    from tensorboardX.proto.event_pb2 import Event
 
 History = list[dict[str, float]]
 
@@ -85,62 +80,31 @@ def tensorboard(
     loses no more than those seconds. `begin`: the epochs that were done before; what the folder says of later ones is
     taken back. Where the disk is full, that is told once and the rest of the charts left out.
     """
-    writers = {prefix: _writer(folder / name, begin) for prefix, name in (("", "train"), ("val_", "validation"))}
+    runs = {"train": "", "validation": "val_"}
     waiting: list[tuple[float, dict[str, float]]] = []
-    last, full = time.monotonic(), False
+    last = time.monotonic()
 
-    def write() -> None:
-        nonlocal full
-        try:
-            for moment, record in waiting if not full else ():
-                for prefix, writer in writers.items():
-                    writer.write_event(_event(moment, record, prefix))
-            for writer in writers.values():
-                writer.flush()
-        except OSError as error:
-            if not full:
-                tell(f"{folder} cannot be written ({error.strerror}); the rest of the charts is left out.")
-            full = True
+    def flush(write: events.Write) -> None:
+        write(
+            (name, events.event(events.scalars(record, prefix), step=int(record["epoch"]), moment=moment))
+            for moment, record in waiting
+            for name, prefix in runs.items()
+        )
         waiting.clear()
 
-    def observe(progress: Progress, history: History) -> None:
-        nonlocal last
-        waiting.append((time.time(), history[-1]))
-        if time.monotonic() - last >= every:
-            write()
-            last = time.monotonic()
+    with events.written(folder, list(runs), begin=begin, tell=tell) as write:
 
-    try:
-        yield observe
-    finally:
-        write()
-        for writer in writers.values():
-            with suppress(OSError):
-                writer.close()
+        def observe(progress: Progress, history: History) -> None:
+            nonlocal last
+            waiting.append((time.time(), history[-1]))
+            if time.monotonic() - last >= every:
+                flush(write)
+                last = time.monotonic()
 
-
-def _writer(folder: Path, begin: int) -> EventsWriter:
-    # Imported here and below: only runs that write for TensorBoard need it.
-    from tensorboardX.event_file_writer import EventsWriter
-    from tensorboardX.proto.event_pb2 import Event, SessionLog
-
-    folder.mkdir(parents=True, exist_ok=True)
-    # Not FileWriter: what that flushes may still stand in the queue of its thread.
-    writer = EventsWriter(str(folder / "events"))
-    if begin:
-        taken_back = SessionLog(status=SessionLog.START)
-        writer.write_event(Event(wall_time=time.time(), step=begin + 1, session_log=taken_back))
-    return writer
-
-
-def _event(moment: float, record: dict[str, float], prefix: str) -> Event:
-    """The figures of an epoch whose names begin with "val_", or those of which none does."""
-    from tensorboardX.proto.event_pb2 import Event
-    from tensorboardX.proto.summary_pb2 import Summary
-
-    names = [n for n in record if n != "epoch" and n.startswith("val_") == bool(prefix)]
-    values = [Summary.Value(tag=name.removeprefix(prefix), simple_value=record[name]) for name in names]
-    return Event(wall_time=moment, step=int(record["epoch"]), summary=Summary(value=values))
+        try:
+            yield observe
+        finally:
+            flush(write)
 
 
 def pictures(folder: Path, files: Sequence[Path], *, step: int) -> None:
@@ -155,20 +119,10 @@ def pictures(folder: Path, files: Sequence[Path], *, step: int) -> None:
     1
     """
     from tensorboardX.event_file_writer import EventsWriter
-    from tensorboardX.proto.event_pb2 import Event
-    from tensorboardX.proto.summary_pb2 import Summary
 
     folder.mkdir(parents=True, exist_ok=True)
-    values = []
-    for file in files:
-        content = file.read_bytes()
-        if content[:8] != b"\x89PNG\r\n\x1a\n":
-            raise InputError(f"{file} must be a PNG file, got something else.")
-        # The header of a PNG file: width and height stand at bytes 16 to 24.
-        width, height = struct.unpack(">II", content[16:24])
-        image = Summary.Image(height=height, width=width, colorspace=4, encoded_image_string=content)
-        values.append(Summary.Value(tag=file.stem, image=image))
+    event = events.event(map(events.picture, files), step=step)
     writer = EventsWriter(str(folder / "events"))
-    writer.write_event(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
+    writer.write_event(event)
     writer.flush()
     writer.close()

@@ -12,8 +12,8 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
 
 from jaxdl.data import precision
-from jaxdl.objectives import LOSS, measure
-from jaxdl.steps import make_train_step
+from jaxdl.objectives import LOSS
+from jaxdl.steps import make_gradient, make_train_step
 from jaxdl.types import Array, Examples, Plan, PyTree, TrainState, Weights
 
 # Operations that only call others.
@@ -53,14 +53,8 @@ def in_step(plan: Plan, state: TrainState, batch: Examples) -> Arose | None:
     if found is not None:
         return found
 
-    def mean_loss(params: PyTree) -> Array:
-        weights, mask = Weights(params, state.weights.stats), batch.weights > 0
-        outputs, _ = plan.model.apply(weights, batch.inputs, train=True, key=key, mask=mask)
-        sums = measure(plan.objective, outputs, batch.targets, batch.weights)
-        return sums.totals[LOSS] / jnp.where(sums.weight > 0, sums.weight, 1)
-
     params = state.weights.params
-    gradients = jax.grad(mean_loss)(params)
+    gradients = make_gradient(plan.model, plan.objective)(state, batch)
     updates, _ = plan.optimiser.update(gradients, state.opt_state, params)
     step = make_train_step(plan.model, plan.objective, plan.optimiser, average=plan.average)
     after, sums = step(state, batch)
@@ -145,7 +139,7 @@ def _evaluate(
 
     for equation in jaxpr.eqns:
         values, flags = [list(column) for column in zip(*map(read, equation.invars), strict=True)] or [[], []]
-        inner, name = _called(equation), "/".join(filter(None, (scope, str(equation.source_info.name_stack))))
+        inner, name = called(equation), "/".join(filter(None, (scope, str(equation.source_info.name_stack))))
         if inner is not None:
             outputs, after = yield from _evaluate(inner, values, flags, name)
         else:
@@ -168,7 +162,13 @@ def _run(equation: Any, values: list[Any], info: Any) -> list[Any]:
     return jaxpr_as_fun(ClosedJaxpr(jaxpr, ()))(*(found[v] for v in variables))
 
 
-def _called(equation: Any) -> ClosedJaxpr | None:
+def called(equation: Any) -> ClosedJaxpr | None:
+    """The function that an equation of a jaxpr only calls; None for an equation that does something itself.
+
+    >>> jaxpr = jax.make_jaxpr(jax.jit(lambda x: x + 1))(1.0)
+    >>> [str(inner.primitive) for inner in called(jaxpr.eqns[0]).jaxpr.eqns]
+    ['add']
+    """
     if str(equation.primitive) not in _CALLS:
         return None
     inner = equation.params.get("jaxpr", equation.params.get("call_jaxpr"))

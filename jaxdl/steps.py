@@ -14,6 +14,7 @@ from jaxdl.types import Array, Examples, Model, Objective, PyTree, Sums, TrainSt
 
 TrainStep = Callable[[TrainState, Examples], tuple[TrainState, Sums]]
 EvalStep = Callable[[Weights, Examples], Sums]
+Gradient = Callable[[TrainState, Examples], PyTree]
 
 
 def make_train_step(
@@ -40,15 +41,7 @@ def make_train_step(
     """
 
     def step(state: TrainState, batch: Examples) -> tuple[TrainState, Sums]:
-        key = jax.random.fold_in(state.key, state.step)
-
-        def mean_loss(params: PyTree) -> tuple[Array, tuple[PyTree, Sums]]:
-            weights = Weights(params, state.weights.stats)
-            outputs, stats = model.apply(weights, batch.inputs, train=True, key=key, mask=batch.weights > 0)
-            sums = measure(objective, outputs, batch.targets, batch.weights)
-            return sums.totals[LOSS] / jnp.where(sums.weight > 0, sums.weight, 1), (stats, sums)
-
-        grads, (stats, sums) = jax.grad(mean_loss, has_aux=True)(state.weights.params)
+        grads, (stats, sums) = _gradient(model, objective, state, batch)
         updates, opt_state = optimiser.update(grads, state.opt_state, state.weights.params)
         weights = Weights(optax.apply_updates(state.weights.params, updates), stats)
         after = weights, opt_state, () if average is None else _averaged(state, weights, average)
@@ -58,6 +51,41 @@ def make_train_step(
         return TrainState(state.step + 1, weights, opt_state, state.key, mean), sums
 
     return step
+
+
+def make_gradient(model: Model, objective: Objective) -> Gradient:
+    """A pure function `(state, batch) -> gradients`, a tree like the parameters: those of `make_train_step`'s loss.
+
+    They are what the optimiser would be given if the batch came next, with the same dropout. The state's `opt_state`
+    and `average` are not looked at.
+
+    >>> from jaxdl import mlp, objectives
+    >>> model, batch = mlp(()), Examples(jnp.ones((4, 1)), jnp.ones((4, 1)), jnp.ones(4))
+    >>> weights = Weights({"Dense_0": {"kernel": jnp.zeros((1, 1)), "bias": jnp.zeros(1)}}, {})
+    >>> state = make_train_state(weights, optax.sgd(0.1), jax.random.key(1))
+    >>> float(make_gradient(model, Objective(objectives.squared_error))(state, batch)["Dense_0"]["bias"][0])
+    -2.0
+    """
+
+    def gradient(state: TrainState, batch: Examples) -> PyTree:
+        return _gradient(model, objective, state, batch)[0]
+
+    return gradient
+
+
+def _gradient(
+    model: Model, objective: Objective, state: TrainState, batch: Examples
+) -> tuple[PyTree, tuple[PyTree, Sums]]:
+    key = jax.random.fold_in(state.key, state.step)
+
+    def mean_loss(params: PyTree) -> tuple[Array, tuple[PyTree, Sums]]:
+        weights = Weights(params, state.weights.stats)
+        outputs, stats = model.apply(weights, batch.inputs, train=True, key=key, mask=batch.weights > 0)
+        sums = measure(objective, outputs, batch.targets, batch.weights)
+        return sums.totals[LOSS] / jnp.where(sums.weight > 0, sums.weight, 1), (stats, sums)
+
+    found: tuple[PyTree, tuple[PyTree, Sums]] = jax.grad(mean_loss, has_aux=True)(state.weights.params)
+    return found
 
 
 def make_eval_step(model: Model, objective: Objective) -> EvalStep:

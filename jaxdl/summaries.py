@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 
+from jaxdl import descriptions
 from jaxdl.adapters import Call, linen_calls
 from jaxdl.flops import flops
 from jaxdl.types import Array, Model, PyTree, Weights
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 Path = tuple[str, ...]
 MOST = 10**8  # parameters that are shown to the last one
+COLUMNS = "layer", "output shape", "parameters", "trained", "memory"
 
 
 class Numbers(NamedTuple):
@@ -140,6 +142,22 @@ def _by_call(scopes: Mapping[str, int], shown: Sequence[Call]) -> dict[str, int]
     return own
 
 
+def as_markdown(of: Summary) -> str:
+    """The summary as a table in markdown.
+
+    >>> import jax.numpy as jnp
+    >>> from jaxdl import mlp
+    >>> print(as_markdown(summary(mlp(()), jnp.ones((1, 89)))))
+    | layer | output shape | parameters | trained | memory | FLOPs a row |
+    | --- | --- | --- | --- | --- | --- |
+    | Dense_0 | (rows, 1) | 90 | yes | 360 B | 179 |
+    | total |  | 90 |  | 360 B | 179 |
+    | trained |  | 90 |  | 360 B |  |
+    | not trained |  | 0 |  | 0 B |  |
+    """
+    return descriptions.table((*COLUMNS, "FLOPs a row"), [*_layers(of), *_totals(of)])
+
+
 def as_table(of: Summary, title: str = "") -> Table:
     """The summary as a rich table, to be printed by a rich console: the layers, then what all of them hold.
 
@@ -152,24 +170,38 @@ def as_table(of: Summary, title: str = "") -> Table:
     from rich.table import Table
 
     table = Table(title=title or None, title_justify="left", title_style="bold")
-    for name in ("layer", "output shape"):
+    for name in COLUMNS[:2]:
         table.add_column(name, overflow="fold")
-    for name in ("parameters", "trained", "memory", "FLOPs\na row"):
+    for name in (*COLUMNS[2:], "FLOPs\na row"):
         table.add_column(name, justify="right", no_wrap=True)
+    for row in _layers(of):
+        table.add_row(*row)
+    table.add_section()
+    for row in _totals(of):
+        table.add_row(*row)
+    return table
+
+
+def _layers(of: Summary) -> list[tuple[str, ...]]:
+    rows = []
     for layer in of.layers:
         shape = "" if layer.shape is None else str(("rows", *layer.shape)).replace("'", "")
         held = layer.trained + layer.moving, layer.trained_bytes + layer.moving_bytes
         computed = "" if layer.flops is None else short(layer.flops)
-        table.add_row(layer.name, shape, *_held(*held, _trained(layer)), computed)
+        rows.append((layer.name, shape, *_held(*held, _trained(layer)), computed))
     told = [layer.flops for layer in of.layers if layer.flops is not None]
     if told and sum(told) < of.flops:
-        table.add_row("(between)", "", "", "", "", short(of.flops - sum(told)))
-    table.add_section()
+        rows.append(("(between)", "", "", "", "", short(of.flops - sum(told))))
+    return rows
+
+
+def _totals(of: Summary) -> list[tuple[str, ...]]:
     every = _held(of.parameters, of.trained_bytes + of.moving_bytes)
-    table.add_row("total", "", *every, f"{'' if of.exact else '≥ '}{short(of.flops)}")
-    table.add_row("trained", "", *_held(of.trained, of.trained_bytes))
-    table.add_row("not trained", "", *_held(of.moving, of.moving_bytes))
-    return table
+    return [
+        ("total", "", *every, f"{'' if of.exact else '≥ '}{short(of.flops)}"),
+        ("trained", "", *_held(of.trained, of.trained_bytes), ""),
+        ("not trained", "", *_held(of.moving, of.moving_bytes), ""),
+    ]
 
 
 def _held(count: int, size: int, trained: str = "") -> tuple[str, str, str]:

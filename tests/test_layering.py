@@ -48,7 +48,8 @@ RING = (
         "locks",
         "interrupts",
     ),
-    *("logs", "bars", "curves", "canvas", "plots", "ensemble_plots", "interval_plots"),
+    *("events", "logs", "distributions", "graphs", "descriptions"),
+    *("bars", "curves", "canvas", "plots", "ensemble_plots", "interval_plots"),
     *("units", "summaries", "speeds", "costs", "profiles"),
     *("collectives", "folders", "runs", "__main__"),
 )

@@ -1,0 +1,196 @@
+"""Event files, which TensorBoard reads, and what may stand in them.
+
+A folder of TensorBoard's is a run to it, and it reads the files of one in the order of their names.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from jaxdl.errors import InputError
+
+if TYPE_CHECKING:
+    from tensorboardX.event_file_writer import EventsWriter
+    from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.proto.summary_pb2 import Summary
+
+BINS = 50  # of a histogram; TensorBoard draws 30
+PREFIX = "events.out.tfevents"  # by which TensorBoard knows its files
+Write = Callable[[Iterable[tuple[str, "Event"]]], None]
+
+
+@contextmanager
+def written(
+    folder: Path, names: Sequence[str], *, begin: int = 0, tell: Callable[[str], None] = warnings.warn
+) -> Iterator[Write]:
+    """A function that takes events with the run of each, one of `names`, and has them on the disk when it returns.
+
+    `begin`: the epochs that were done before; what the runs in the folder say of later ones is taken back. Where the
+    disk is full, that is told once and the rest left out.
+    """
+    writers = {name: _writer(folder / name, begin) for name in names}
+    full = False
+
+    def write(events: Iterable[tuple[str, Event]]) -> None:
+        nonlocal full
+        try:
+            for name, event in events if not full else ():
+                writers[name].write_event(event)
+            for writer in writers.values():
+                writer.flush()
+        except OSError as error:
+            if not full:
+                tell(f"{folder} cannot be written ({error.strerror}); the rest of the charts is left out.")
+            full = True
+
+    try:
+        yield write
+    finally:
+        for writer in writers.values():
+            with suppress(OSError):
+                writer.close()
+
+
+def _writer(folder: Path, begin: int) -> EventsWriter:
+    # Imported here and below: only runs that write for TensorBoard need it.
+    from tensorboardX.event_file_writer import EventsWriter
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+    folder.mkdir(parents=True, exist_ok=True)
+    # Not FileWriter: what that flushes may still stand in the queue of its thread.
+    writer = EventsWriter(str(folder / "events"))
+    # Of a run that begins anew too: one that was killed before its first checkpoint may have written here.
+    taken_back = SessionLog(status=SessionLog.START)
+    writer.write_event(Event(wall_time=time.time(), step=begin + 1, session_log=taken_back))
+    return writer
+
+
+def replace(folder: Path, name: str, events: Iterable[Event]) -> None:
+    """Writes one file of a run whole, in the place of the one that had this name.
+
+    Raises InputError where it cannot be written.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     replace(Path(folder), "text", [event([], step=1)])
+    ...     print(*[file.name for file in Path(folder).iterdir()])
+    events.out.tfevents.text
+    """
+    from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.record_writer import RecordWriter
+
+    part = folder / f"{name}.part"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        writer = RecordWriter(str(part))
+        try:
+            for each in (Event(wall_time=time.time(), file_version="brain.Event:2"), *events):
+                writer.write(each.SerializeToString())
+            writer.flush()
+        finally:
+            writer.close()
+        os.replace(part, folder / f"{PREFIX}.{name}")
+    except OSError as error:
+        raise InputError(
+            f"{folder} cannot be written ({error.strerror}). Free some space and start the same command again."
+        ) from error
+
+
+def event(values: Iterable[Summary.Value], *, step: int, moment: float | None = None) -> Event:
+    """Values of an epoch, `step`; `moment` in seconds since 1970, by default now.
+
+    >>> event([scalar("loss", 0.5)], step=3).step
+    3
+    """
+    from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.proto.summary_pb2 import Summary
+
+    summary = Summary(value=values)
+    return Event(wall_time=time.time() if moment is None else moment, step=step, summary=summary)
+
+
+def scalar(name: str, value: float) -> Summary.Value:
+    """A figure, kept as float32.
+
+    >>> scalar("loss", 0.5).simple_value
+    0.5
+    """
+    from tensorboardX.proto.summary_pb2 import Summary
+
+    return Summary.Value(tag=name, simple_value=value)
+
+
+def scalars(record: Mapping[str, float], prefix: str = "") -> list[Summary.Value]:
+    """The figures of a record whose names begin with "val_", without that, or where that is no prefix all others.
+
+    >>> record = {"epoch": 1, "loss": 0.5, "val_loss": 0.25}
+    >>> [(value.tag, value.simple_value) for value in scalars(record, "val_")]
+    [('loss', 0.25)]
+    """
+    names = [name for name in record if name != "epoch" and name.startswith("val_") == bool(prefix)]
+    return [scalar(name.removeprefix(prefix), record[name]) for name in names]
+
+
+def histogram(name: str, values: np.ndarray) -> Summary.Value | None:
+    """How the finite numbers of an array are spread, in `BINS` bins of one width; None where none is finite.
+
+    >>> list(histogram("kernel", np.array([0.0, 0.0, 1.0, np.nan])).histo.bucket)[:: BINS - 1]
+    [2.0, 1.0]
+    """
+    from tensorboardX.proto.summary_pb2 import HistogramProto, Summary
+
+    numbers = np.asarray(values, np.float64).ravel()
+    numbers = numbers[np.isfinite(numbers)]
+    if not numbers.size:
+        return None
+    low, high = numbers.min(), numbers.max()
+    counts, limits = np.array([numbers.size]), np.array([high])
+    # Some bins do not fit between numbers that lie close together, or have edges beyond the largest number.
+    with suppress(ValueError), np.errstate(over="ignore", invalid="ignore"):
+        if low < high:
+            counts, edges = np.histogram(numbers, BINS, (low, high))
+            limits = edges[1:]
+    with np.errstate(over="ignore"):
+        total, squares = numbers.sum(), (numbers**2).sum()
+    histo = HistogramProto(
+        min=low, max=high, num=numbers.size, sum=total, sum_squares=squares, bucket_limit=limits, bucket=counts
+    )
+    return Summary.Value(tag=name, histo=histo)
+
+
+def text(name: str, markdown: str) -> Summary.Value:
+    """Words in markdown.
+
+    >>> text("configuration", "**seed** 7").tensor.string_val
+    [b'**seed** 7']
+    """
+    from tensorboardX.proto.summary_pb2 import Summary, SummaryMetadata
+    from tensorboardX.proto.tensor_pb2 import TensorProto
+    from tensorboardX.proto.tensor_shape_pb2 import TensorShapeProto
+
+    plugin = SummaryMetadata.PluginData(plugin_name="text")
+    one = TensorShapeProto(dim=[TensorShapeProto.Dim(size=1)])
+    tensor = TensorProto(dtype="DT_STRING", string_val=[markdown.encode()], tensor_shape=one)
+    return Summary.Value(tag=name, metadata=SummaryMetadata(plugin_data=plugin), tensor=tensor)
+
+
+def picture(file: Path) -> Summary.Value:
+    """A PNG file under its name; InputError for one that is none."""
+    from tensorboardX.proto.summary_pb2 import Summary
+
+    content = file.read_bytes()
+    if content[:8] != b"\x89PNG\r\n\x1a\n":
+        raise InputError(f"{file} must be a PNG file, got something else.")
+    # The header of a PNG file: width and height stand at bytes 16 to 24.
+    width, height = struct.unpack(">II", content[16:24])
+    image = Summary.Image(height=height, width=width, colorspace=4, encoded_image_string=content)
+    return Summary.Value(tag=file.stem, image=image)
