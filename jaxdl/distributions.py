@@ -77,7 +77,8 @@ def distributions(
             waiting.append(_look(plan, progress.state, batch, epoch))
 
     def flush(write: events.Write) -> None:
-        write(pair for each in waiting for pair in _events(each))
+        if waiting:
+            write(pair for each in waiting for pair in _events(each))
         waiting.clear()
 
     # Of the epoch `begin` too, which is written again.

@@ -178,8 +178,8 @@ def text(name: str, markdown: str) -> Summary.Value:
     from tensorboardX.proto.tensor_shape_pb2 import TensorShapeProto
 
     plugin = SummaryMetadata.PluginData(plugin_name="text")
-    one = TensorShapeProto(dim=[TensorShapeProto.Dim(size=1)])
-    tensor = TensorProto(dtype="DT_STRING", string_val=[markdown.encode()], tensor_shape=one)
+    # Of no dimensions: TensorBoard draws a frame around the entries of an array.
+    tensor = TensorProto(dtype="DT_STRING", string_val=[markdown.encode()], tensor_shape=TensorShapeProto())
     return Summary.Value(tag=name, metadata=SummaryMetadata(plugin_data=plugin), tensor=tensor)
 
 

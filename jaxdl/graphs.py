@@ -20,7 +20,7 @@ _ANY_PLATFORM = object()
 class Node(NamedTuple):
     """One operation of a model, or an array that it is given."""
 
-    name: str  # after the layers around it: "MLP/Dense_0/dot_general"
+    name: str  # after the layers around it: "Dense_0/dot_general"
     kind: str  # the operation; "Placeholder" for the rows, "Const" for a parameter, "Identity" for the outputs
     inputs: tuple[str, ...]  # the nodes that give them, with ":1" for the second output of one
     outputs: tuple[Any, ...]  # with shape and dtype
@@ -36,12 +36,13 @@ def nodes(model: Model, inputs: Any) -> list[Node]:
     """The operations of a model that predicts from `inputs` (B, ...), in the order of their calls; nothing is computed.
 
     Functions that a model calls are shown by what they do, and an operation that has a form of its own on some
-    platforms by its form on the others. A parameter stands beside the first operation that uses it.
+    platforms by its form on the others. A parameter stands beside the first operation that uses it. What all layers are
+    in, the network, is not named.
 
     >>> import jax.numpy as jnp
     >>> from jaxdl import mlp
     >>> [node.name for node in nodes(mlp(()), jnp.ones((1, 4)))][:3]
-    ['inputs', 'MLP/Dense_0/kernel', 'MLP/Dense_0/dot_general']
+    ['inputs', 'Dense_0/kernel', 'Dense_0/dot_general']
     """
     weights = jax.eval_shape(model.init, jax.random.key(0), inputs)
     jaxpr = jax.make_jaxpr(lambda weights, rows: model.apply(weights, rows, train=False)[0])(weights, inputs).jaxpr
@@ -56,7 +57,30 @@ def nodes(model: Model, inputs: Any) -> list[Node]:
     results = _walk(found, jaxpr, known, "", "")
     outputs = tuple(_source(found, value, "") for value in results if value is not None)
     _add(found, "outputs", "Identity", outputs, tuple(variable.aval for variable in jaxpr.outvars))
-    return list(found.nodes.values())
+    return _without_network(_used(list(found.nodes.values())))
+
+
+def _used(found: list[Node]) -> list[Node]:
+    """Without operations of which nothing becomes an output, such as keys of random numbers that are not drawn."""
+    wanted = {"inputs", "outputs"}
+    for node in reversed(found):
+        if node.name in wanted:
+            wanted.update(each.partition(":")[0] for each in node.inputs)
+    return [node for node in found if node.name in wanted]
+
+
+def _without_network(found: list[Node]) -> list[Node]:
+    """Without the scope that all nodes share, as everywhere else: layers are then what is seen first."""
+    inside = [node.name for node in found if node.name not in ("inputs", "outputs")]
+    network = inside[0].split("/")[0] + "/" if inside else ""
+    if not all(name.startswith(network) for name in inside):
+        return found
+    return [
+        node._replace(
+            name=node.name.removeprefix(network), inputs=tuple(each.removeprefix(network) for each in node.inputs)
+        )
+        for node in found
+    ]
 
 
 def _walk(found: _Found, jaxpr: Jaxpr, known: dict[Any, Any], scope: str, name: str) -> list[Any]:

@@ -9,7 +9,7 @@ import pytest
 from jaxdl import objectives as o
 from jaxdl.data import examples, pad
 from jaxdl.models import mlp
-from jaxdl.steps import make_eval_step, make_train_state, make_train_step, shown_weights
+from jaxdl.steps import make_eval_step, make_gradient, make_train_state, make_train_step, shown_weights
 from jaxdl.types import Model, Objective, Weights
 
 RANDOM = np.random.default_rng(0)
@@ -191,3 +191,47 @@ def test_the_moving_average_is_numpys_and_padding_leaves_it_alone():
 def test_without_an_average_the_weights_are_shown():
     state = make_train_state(Weights({"w": jnp.ones(2)}, {}), optax.sgd(0.1), jax.random.key(0))
     assert shown_weights(state) is state.weights and state.average == ()
+
+
+def test_the_gradient_is_numpys():
+    x, y = np.float64(ROWS.inputs), np.float64(ROWS.targets)
+    error = x.sum(1, keepdims=True) - y
+    state = make_train_state(linear().init(jax.random.key(0), ROWS.inputs), optax.sgd(0.1), jax.random.key(3))
+    found = jax.jit(make_gradient(linear(), OBJECTIVE))(state, ROWS)
+    np.testing.assert_allclose(found["w"], 2 * x.T @ error / len(x), rtol=1e-5)
+    np.testing.assert_allclose(found["b"], 2 * error.mean(0), rtol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{}, {"input_norm": True, "dropout": 0.5}], ids=["plain", "norm and dropout"])
+def test_the_gradient_is_what_one_step_of_gradient_descent_takes_away(options):
+    model, optimiser = mlp((8,), **options), optax.sgd(1.0)
+    batch = pad(ROWS, 40)
+    state = make_train_state(model.init(jax.random.key(0), batch.inputs), optimiser, jax.random.key(3))
+    for _ in range(2):
+        gradients = jax.jit(make_gradient(model, OBJECTIVE))(state, batch)
+        after, _ = jax.jit(make_train_step(model, OBJECTIVE, optimiser))(state, batch)
+        taken = jax.tree.map(lambda old, new: old - new, state.weights.params, after.weights.params)
+        for one, other in zip(*map(jax.tree.leaves, (taken, gradients)), strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
+        state = after
+
+
+def test_the_gradient_is_that_of_a_loss_written_out():
+    model = mlp((8,))
+    weights = model.init(jax.random.key(0), ROWS.inputs)
+
+    def loss(params):
+        hidden = jax.nn.relu(ROWS.inputs @ params["Dense_0"]["kernel"] + params["Dense_0"]["bias"][None])
+        outputs = hidden @ params["Dense_1"]["kernel"] + params["Dense_1"]["bias"][None]
+        return ((outputs - ROWS.targets) ** 2).mean()
+
+    state = make_train_state(weights, optax.sgd(0.1), jax.random.key(3))
+    found, expected = make_gradient(model, OBJECTIVE)(state, ROWS), jax.grad(loss)(weights.params)
+    for one, other in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_a_batch_of_padding_only_has_no_gradient():
+    empty = ROWS._replace(weights=np.zeros_like(ROWS.weights))
+    state = make_train_state(linear().init(jax.random.key(0), ROWS.inputs), optax.sgd(0.1), jax.random.key(3))
+    assert all((leaf == 0).all() for leaf in jax.tree.leaves(make_gradient(linear(), OBJECTIVE)(state, empty)))
