@@ -183,7 +183,7 @@ def as_table(of: Summary, title: str = "") -> Table:
 
 
 def _layers(of: Summary) -> list[tuple[str, ...]]:
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for layer in of.layers:
         shape = "" if layer.shape is None else str(("rows", *layer.shape)).replace("'", "")
         held = layer.trained + layer.moving, layer.trained_bytes + layer.moving_bytes
