@@ -22,8 +22,8 @@ def learning_rate(opt_state: PyTree) -> Array | None:
     return found[0][1] if found else None
 
 
-def rate_to_change(opt_state: PyTree) -> Array:
-    """The learning rate, where setting it has an effect.
+def rate_to_change(opt_state: PyTree, who: str = "reduce_on_plateau") -> Array:
+    """The learning rate, where setting it has an effect; `who` sets it.
 
     Raises InputError where there is none, where there are several, or where a schedule sets it.
 
@@ -35,8 +35,8 @@ def rate_to_change(opt_state: PyTree) -> Array:
     scheduled = optax.tree.get_all_with_path(opt_state, "hyperparams_states")
     if len(rates) != 1 or any("learning_rate" in states for _, states in scheduled):
         raise InputError(
-            "reduce_on_plateau needs an optimiser whose state holds one learning rate that no schedule sets, got "
-            f"{len(rates)}. Use optax.inject_hyperparams(optax.adam)(learning_rate=1e-3), say."
+            f"{who} needs an optimiser whose state holds one learning rate that no schedule sets, got {len(rates)}."
+            " Use optax.inject_hyperparams(optax.adam)(learning_rate=1e-3), say."
         )
     return rates[0][1]
 

@@ -19,6 +19,7 @@ EXCEPTIONS = {
     "jaxdl.passes.sum_steps",
     "jaxdl.chunks.chunks",
     "jaxdl.chunks.epochs",
+    "jaxdl.rate_ranges.rate_range",
     "jaxdl.ensembles.ensemble",
     # `sweep` shows them; the example of `populations` would only be repeated.
     "jaxdl.populations.compacted",

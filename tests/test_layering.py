@@ -15,7 +15,7 @@ CORE = (
     *("types", "errors", "sharding", "orders", "data", "batches", "programs", "flops"),
     *("augment", "convolutions", "layers"),
     *("adapters", "models", "objectives", "binary", "steps", "passes", "stopping", "rates", "plans", "training"),
-    *("pieces", "chunks", "ensembles", "committees", "nonfinite", "leaves"),
+    *("pieces", "chunks", "rate_ranges", "ensembles", "committees", "nonfinite", "leaves"),
 )
 RING = (
     *(
@@ -49,9 +49,9 @@ RING = (
         "interrupts",
     ),
     *("events", "logs", "distributions", "graphs", "descriptions"),
-    *("bars", "curves", "canvas", "plots", "ensemble_plots", "interval_plots"),
-    *("units", "summaries", "speeds", "costs", "profiles"),
-    *("collectives", "folders", "runs", "__main__"),
+    *("bars", "curves", "canvas", "plots", "ensemble_plots", "interval_plots", "residual_plots", "rate_plots"),
+    *("comparison_plots", "units", "summaries", "speeds", "costs", "profiles"),
+    *("collectives", "folders", "runs", "listings", "differences", "accounts", "__main__"),
 )
 ORDER = CORE + RING
 # Narrower than the order: all that these may import of jaxdl.
