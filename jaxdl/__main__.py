@@ -1,53 +1,174 @@
-"""`python -m jaxdl`: what is done with runs after they are trained.
+"""What is done with runs after they are trained.
 
-Each command is a frozen dataclass, whose docstring and fields are its help, and a branch of `run`.
+Exit codes of every command:
+* 0: done.
+* 2: bad input, which one paragraph on the error output explains.
+* 130: Ctrl-C.
+* 141: the reader of the output has closed it, as `head` does.
+
+For scripts:
+* --json prints JSON, --quiet the least that a script needs.
+* Colours are for terminals alone; NO_COLOR=1 takes them away there too.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import tyro
 from rich.console import Console
 
-from jaxdl import folders
+from jaxdl import accounts, differences, folders, listings, run_tables
+from jaxdl.canvas import save
+from jaxdl.comparison_plots import overlay, shared
 from jaxdl.errors import InputError
 
 PROG = "python -m jaxdl"
-BAD_INPUT, INTERRUPTED = 2, 130
+BAD_INPUT, INTERRUPTED, CLOSED = 2, 130, 141
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """How a command tells what it found."""
+
+    json: bool = False
+    """Print JSON."""
+    quiet: bool = False
+    """Print the least that a script needs."""
 
 
 @dataclass(frozen=True)
-class Show:
-    """What the run in a folder was told, and how it ended."""
+class Runs(Output):
+    """All runs under a folder in a table, or how two of them differ.
 
-    folder: Annotated[Path, tyro.conf.Positional]
+    With --quiet the folders alone, one a line; with --compare the entries."""
+
+    folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")] = Path("runs")
+    """The folder that holds the runs, at any depth."""
+    sort: listings.Column = "run"
+    """The column that orders them; by best and test the best run first."""
+    reverse: bool = False
+    """The other way round."""
+    compare: Annotated[tuple[str, str] | None, tyro.conf.arg(metavar="A B")] = None
+    """Two of the runs, by name or folder: what differs in configuration, surroundings and result."""
+    plot: Annotated[Path | None, tyro.conf.arg(metavar="FILE.png")] = None
+    """Draw their histories over each other, of all or of the two."""
+    metric: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    """The figure to draw; by default the one that they share: val_rmse, val_accuracy, else val_loss."""
+
+
+@dataclass(frozen=True)
+class Show(Output):
+    """What the run in a folder was told, how it ended, and what is there.
+
+    With --quiet one word: how it ended."""
+
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The run's folder."""
 
 
-Command = Show  # and others: Show | Export
+Command = Runs | Show
 
 
 def run(command: Command, console: Console) -> None:
     """Does what a command says. Raises InputError where that cannot be done."""
+    if command.json and command.quiet:
+        raise InputError("--json and --quiet exclude each other. Give one of them.")
     match command:
-        case Show(folder):
-            console.print_json(data=folders.read_json(folder / folders.METRICS))
+        case Runs(compare=None):
+            _list(command, console)
+        case Runs():
+            _compare(command, console)
+        case Show():
+            _show(command, console)
+
+
+def _list(command: Runs, console: Console) -> None:
+    rows = listings.ordered(listings.listing(command.folder), command.sort, command.reverse)
+    _draw(command, rows)
+    if command.json:
+        print(folders.as_json([{**each._asdict(), "folder": str(each.folder)} for each in rows]), end="")
+    elif command.quiet:
+        print("".join(f"{each.folder}\n" for each in rows), end="")
+    elif rows:
+        console.print(run_tables.listed(rows, console.width))
+        for note in run_tables.notes(rows):
+            console.print(note, markup=False, highlight=False)
+    else:
+        console.print(f"There are no runs in {command.folder}.", markup=False, highlight=False)
+
+
+def _compare(command: Runs, console: Console) -> None:
+    names = command.compare or ("", "")
+    a, b = (_of(command.folder, name) for name in names)
+    found = differences.differences(a, b)
+    _draw(command, [listings.row(a, names[0]), listings.row(b, names[1])])
+    if command.json:
+        print(folders.as_json([each._asdict() for each in found]), end="")
+    elif command.quiet:
+        print("".join(f"{each.entry}\n" for each in found), end="")
+    elif found:
+        console.print(run_tables.compared(found, names))
+    else:
+        console.print(f"{names[0]} and {names[1]} differ in nothing.", markup=False, highlight=False)
+
+
+def _show(command: Show, console: Console) -> None:
+    of = accounts.account(command.run)
+    if command.json:
+        row = {**of.row._asdict(), "folder": str(of.row.folder)}
+        print(folders.as_json({**row, "config": of.config, "metrics": of.metrics, "files": of.files}), end="")
+    elif command.quiet:
+        print(of.row.reason)
+    else:
+        console.print(run_tables.told(of))
+
+
+def _of(folder: Path, name: str) -> Path:
+    """A run by its name in a folder, or by its own path."""
+    return folder / name if (folder / name).exists() else Path(name)
+
+
+def _draw(command: Runs, rows: Sequence[listings.Row]) -> None:
+    if command.plot is None:
+        if command.metric is not None:
+            raise InputError("--metric says what --plot draws. Give --plot FILE.png too.")
+        return
+    tables = listings.histories(rows)
+    save(overlay(tables, command.metric or shared(tables), title=str(command.folder)), command.plot)
+    if left_out := [each.run for each in rows if each.run not in tables]:
+        print(f"not drawn, because no epoch of theirs can be read: {', '.join(left_out)}", file=sys.stderr)
+
+
+class _Terminal(Console):
+    """A console that leaves a closed pipe to its caller."""
+
+    def on_broken_pipe(self) -> NoReturn:
+        raise BrokenPipeError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Parses a command and runs it; the exit code: 0, 2 for bad input, 130 after Ctrl-C."""
+    """Parses a command and runs it; the exit code, as above."""
     try:
-        run(tyro.cli(Command, args=arguments, prog=PROG), Console())
+        command = tyro.cli(
+            Command, args=arguments, prog=PROG, description=__doc__, config=(tyro.conf.FlagCreatePairsOff,)
+        )
+        run(command, _Terminal())
+        sys.stdout.flush()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT
     except KeyboardInterrupt:
         return INTERRUPTED
+    except BrokenPipeError:
+        # Or Python would try once more, and complain, when it closes the output at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return CLOSED
     return 0
 
 

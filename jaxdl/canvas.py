@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from jaxdl.errors import InputError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -36,3 +39,23 @@ def plain(title: str) -> str:
     a \$5 day
     """
     return title.encode("utf-8", "replace").decode().replace("$", r"\$")
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Writes a Figure in the format that the end of the file's name asks for: .png, .pdf or .svg, say.
+
+    Raises InputError for an end that is no such format, and where the file cannot be written.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save(blank(2, 2, above=0.1), Path(folder, "a.png"))
+    ...     Path(folder, "a.png").read_bytes()[1:4]
+    b'PNG'
+    """
+    known = sorted(figure.canvas.get_supported_filetypes())
+    if path.suffix[1:].lower() not in known:
+        raise InputError(f"a figure's file must end in .{', .'.join(known)}, got {path}. Use {path.stem}.png, say.")
+    try:
+        figure.savefig(path)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror}. Choose another file.") from None

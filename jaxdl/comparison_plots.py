@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 COLOURS = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, "black")
 # As many as no multiple of the colours, so that the pairs of both repeat late.
 MARKERS = "os^Dv"
+SHARED = ("val_rmse", "val_accuracy", "val_loss")
 FEW = 6  # runs beyond which curves of training would only hide the others
 LONGEST = 34  # letters of a name
 APART = 20  # how many times longer one run may be than another before epochs need a logarithmic axis
@@ -60,6 +61,21 @@ def overlay(runs: Mapping[str, pd.DataFrame], metric: str = "rmse", *, unit: str
     axes.set(ylabel=f"{quantity} ({unit})" if unit else quantity, title=plain(title))
     _explain(axes, runs, metric)
     return figure
+
+
+def shared(runs: Mapping[str, pd.DataFrame]) -> str:
+    """The figure by which runs are compared unless told: the first of val_rmse, val_accuracy, val_loss that all have.
+
+    Raises InputError where they share none of the three.
+
+    >>> import pandas as pd
+    >>> shared({"a": pd.DataFrame({"val_loss": [1.0], "val_rmse": [1.0]}), "b": pd.DataFrame({"val_loss": [1.0]})})
+    'val_loss'
+    """
+    for name in SHARED:
+        if all(name in table for table in runs.values()):
+            return name
+    raise InputError(f"the runs share none of {', '.join(SHARED)}. Name the figure to draw, or fewer runs.")
 
 
 def _training_too(table: pd.DataFrame, metric: str, count: int) -> bool:

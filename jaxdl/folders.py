@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from jaxdl.errors import InputError
 
-CONFIG, METRICS = "config.json", "metrics.json"
+CONFIG, METRICS, HISTORY = "config.json", "metrics.json", "history.csv"
 
 
 # What a process that was killed at its very beginning leaves.

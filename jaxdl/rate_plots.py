@@ -45,7 +45,10 @@ def learning_rates(table: pd.DataFrame, metric: str = "loss", *, unit: str = "",
         upper.set_yscale("log")
     elif above.size:
         upper.set_ylim(0, 1.1 * above.max())
-    for name, label, colour, line in ((metric, "training", BLUE, "-"), (f"val_{metric}", "validation", VERMILION, "--")):
+    for name, label, colour, line in (
+        (metric, "training", BLUE, "-"),
+        (f"val_{metric}", "validation", VERMILION, "--"),
+    ):
         if name in table:
             lower.plot(epochs, table[name], line, color=colour, label=label, marker="." * (len(epochs) < 3))
     finite = table[[name for name in (metric, f"val_{metric}") if name in table]].to_numpy(float)

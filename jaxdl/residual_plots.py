@@ -18,10 +18,10 @@ BINS, FEW = 10, 5  # groups of predictions, and how many rows each needs at leas
 def residuals(true: Any, predicted: Any, *, quantity: str = "value", title: str = "") -> Figure:
     """Residuals, true minus predicted, of (N,) predictions: against them, and as a histogram beside a normal curve.
 
-    On the left squares are the mean residuals of tenths of the rows, by their predictions, with standard errors: those of
-    a good model lie on the line of zero, a slope says that it shrinks its predictions too much or too little, a
-    changing spread that its errors depend on what it says. On the right the curve is the normal distribution of the
-    same mean and standard deviation: heavier tails are days that no normal error bar would cover.
+    On the left, squares are the mean residuals of tenths of the rows, by their predictions, with standard errors. Those
+    of a good model lie on the line of zero; a slope says that it shrinks its predictions too much or too little, and a
+    changing spread that its errors depend on what it says. On the right, the curve is the normal distribution of the
+    same mean and standard deviation: tails beyond it are errors that no normal error bar covers.
 
     Rows whose prediction is not finite are left out and counted in the title. Raises InputError for different lengths.
 
@@ -46,7 +46,7 @@ def residuals(true: Any, predicted: Any, *, quantity: str = "value", title: str 
     said = [f"RMSE {np.sqrt(np.mean(missed**2)):.2f}"] if len(missed) else []
     said += ["squares: means of equal groups ± standard error"] if len(middles) else []
     said += [f"{left_out} of {len(true)} not finite"] if left_out else []
-    left.set(xlabel=f"predicted {quantity}", ylabel=f"true − predicted {quantity}")
+    left.set(xlabel=f"predicted {quantity}", ylabel=f"true minus predicted {quantity}")
     left.set_title("; ".join(said), fontsize=9)
     if len(missed):
         _histogram(right, missed)
@@ -64,8 +64,8 @@ def binned(at: Any, values: Any, bins: int = BINS) -> tuple[np.ndarray, np.ndarr
     [1.0, 3.0]
     """
     at, values = np.asarray(at, np.float64), np.asarray(values, np.float64)
-    groups = [group for group in np.array_split(np.argsort(at, kind="stable"), max(1, min(bins, len(at) // FEW)))]
-    groups = [group for group in groups if len(group) >= FEW]
+    order = np.argsort(at, kind="stable")
+    groups = [group for group in np.array_split(order, max(1, min(bins, len(at) // FEW))) if len(group) >= FEW]
     means = np.array([[at[group].mean(), values[group].mean()] for group in groups]).reshape(-1, 2)
     errors = np.array([values[group].std(ddof=1) / np.sqrt(len(group)) for group in groups])
     return means[:, 0], means[:, 1], errors

@@ -51,7 +51,7 @@ RING = (
     *("events", "logs", "distributions", "graphs", "descriptions"),
     *("bars", "curves", "canvas", "plots", "ensemble_plots", "interval_plots", "residual_plots", "rate_plots"),
     *("comparison_plots", "units", "summaries", "speeds", "costs", "profiles"),
-    *("collectives", "folders", "runs", "listings", "differences", "accounts", "__main__"),
+    *("collectives", "folders", "runs", "listings", "differences", "accounts", "run_tables", "__main__"),
 )
 ORDER = CORE + RING
 # Narrower than the order: all that these may import of jaxdl.

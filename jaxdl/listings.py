@@ -1,0 +1,218 @@
+"""The runs under a folder, as the rows of a table."""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import re
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from jaxdl.errors import InputError
+from jaxdl.folders import CONFIG, HISTORY, METRICS, Earlier, read_json
+from jaxdl.locks import held
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+RUNNING, UNFINISHED, DAMAGED = "running", "unfinished", "damaged"  # the reasons of runs that have not ended
+FIGURES = ("rmse", "accuracy", "loss")  # a run is judged by the first of them that it measures
+Column = Literal[
+    "run", "recipe", "seed", "best", "test", "reason", "time", "commit", "when", "figure", "epochs", "parameters"
+]
+
+
+class Row(NamedTuple):
+    """What a run's folder says; None where it does not say it, nan where a number is not finite."""
+
+    run: str  # its path from the folder in which it was found
+    folder: Path
+    reason: str  # why it ended, or one of the three above
+    problem: str | None = None  # what is damaged
+    recipe: str | None = None
+    seed: int | None = None
+    figure: str | None = None  # what `best` and `test` are, such as rmse
+    best: float | None = None  # of the validation rows, by the weights of the best epoch
+    test: float | None = None  # of the test rows, by the same weights
+    test_last: float | None = None  # of the test rows, by the weights of the last epoch
+    best_epoch: int | None = None
+    epochs: int | None = None  # that were done
+    parameters: int | None = None
+    seconds: float | None = None  # of the last command that trained it; of its epochs where that has not ended
+    commit: str | None = None
+    when: str | None = None  # it began, or was changed, by the time of its config.json
+
+
+def find(folder: Path) -> list[Path]:
+    """The folders of runs under a folder, at any depth, or itself: those with a config.json; not inside of runs.
+
+    Hidden folders are passed over. Raises InputError where there is no such folder.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as above:
+    ...     Path(above, "weather", "one", "checkpoints").mkdir(parents=True)
+    ...     _ = Path(above, "weather", "one", "config.json").write_text("{}")
+    ...     [path.name for path in find(Path(above))]
+    ['one']
+    """
+    if not folder.is_dir():
+        got = "a file" if folder.exists() else "nothing"
+        raise InputError(f"{folder} must be a folder with runs, got {got}. Give the folder that was the --workdir.")
+    found = []
+    for above, inside, files in os.walk(folder):
+        if CONFIG in files:
+            found.append(Path(above))
+        inside[:] = [] if CONFIG in files else [name for name in inside if not name.startswith(".")]
+    return found
+
+
+def listing(folder: Path) -> list[Row]:
+    """A row for each run under a folder, by name. Raises InputError where there is no such folder.
+
+    >>> listing(Path("no", "such", "folder"))
+    Traceback (most recent call last):
+    jaxdl.errors.InputError: no/such/folder must be a folder with runs, got nothing. Give the folder that was the ...
+    """
+    return ordered(row(run, str(run.relative_to(folder)) if run != folder else "") for run in find(folder))
+
+
+def row(folder: Path, name: str = "") -> Row:
+    """The row of the run in a folder, which is called by the folder's name if by no other; never raises.
+
+    >>> row(Path("no", "such", "run")).reason
+    'damaged'
+    """
+    name = name or folder.resolve().name
+    try:
+        run = read(folder)
+        when = time.strftime("%Y-%m-%d %H:%M", time.localtime((folder / CONFIG).stat().st_mtime))
+        commit = run.config.get("commit")
+        about = {"recipe": str(run.config["recipe"]), "seed": int(run.config["seed"]), "when": when}
+        figures = _unfinished(folder) if run.metrics is None else _finished(run.metrics)
+    except InputError as error:
+        return Row(name, folder, DAMAGED, str(error))
+    except OSError as error:
+        return Row(name, folder, DAMAGED, f"{folder} cannot be read: {error.strerror}.")
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
+        return Row(name, folder, DAMAGED, f"{folder} does not hold what a run's files hold ({error!r}).")
+    if held(folder):
+        figures["reason"] = RUNNING
+    return Row(name, folder, commit=str(commit)[:7] if commit else None, **about, **figures)
+
+
+def read(folder: Path) -> Earlier:
+    """What a run was told and what it measured. Raises InputError where the folder holds no run, or a damaged one.
+
+    >>> read(Path("no", "such", "run"))
+    Traceback (most recent call last):
+    jaxdl.errors.InputError: no/such/run must be the folder of a run, which holds a config.json, got ... List the ...
+    """
+    if not (folder / CONFIG).is_file():
+        got = "a folder without" if folder.is_dir() else "a file" if folder.exists() else "nothing of that name"
+        advice = "List the runs with `python -m jaxdl runs FOLDER`."
+        raise InputError(f"{folder} must be the folder of a run, which holds a {CONFIG}, got {got}. {advice}")
+    return Earlier(read_json(folder / CONFIG), read_json(folder / METRICS) if (folder / METRICS).exists() else None)
+
+
+def history(folder: Path) -> pd.DataFrame:
+    """The records of a run, a row an epoch, indexed by the epoch; no row where none has ended.
+
+    Raises InputError where the file is damaged.
+
+    >>> history(Path("no", "such", "run")).shape
+    (0, 0)
+    """
+    import pandas as pd
+
+    path = folder / HISTORY
+    try:
+        # A line without an end is one that is being written.
+        text = path.read_text().rpartition("\n")[0] if path.exists() else ""
+        if not text:
+            return pd.DataFrame(index=pd.Index([], name="epoch", dtype=int))
+        return pd.read_csv(io.StringIO(text), index_col="epoch").astype(float)
+    except ValueError as error:
+        raise InputError(f"{path} is damaged ({error}). The same command on that run writes it anew.") from None
+
+
+def histories(rows: Iterable[Row]) -> dict[str, pd.DataFrame]:
+    """The records of runs by name, without those that have none or whose file cannot be read.
+
+    >>> histories([Row("no", Path("no"), "damaged")])
+    {}
+    """
+    found = {}
+    for each in rows:
+        with suppress(InputError, OSError):
+            found[each.run] = history(each.folder)
+    return {name: table for name, table in found.items() if len(table)}
+
+
+def _finished(metrics: dict[str, Any]) -> dict[str, Any]:
+    measured = (name for name in (*FIGURES, *metrics) if isinstance(metrics.get(f"{name}_best"), dict))
+    figure = next(measured, FIGURES[0])
+    return {
+        "figure": figure,
+        "best": _number(metrics[f"{figure}_best"]["validation"]),
+        "test": _number(metrics[f"{figure}_best"]["test"]),
+        "test_last": _number(metrics[figure]["test"]),
+        "seconds": _number(metrics["seconds"]["total"]),
+        "reason": str(metrics["reason"]),
+        **{name: int(metrics[name]) for name in ("best_epoch", "epochs", "parameters")},
+    }
+
+
+def _unfinished(folder: Path) -> dict[str, Any]:
+    table = history(folder)
+    if not len(table):
+        return {"reason": UNFINISHED, "epochs": 0}
+    seconds = float(table["seconds"].sum()) if "seconds" in table else None
+    figures = {"reason": UNFINISHED, "epochs": int(table.index[-1]), "seconds": seconds}
+    figure = next((name for name in FIGURES if f"val_{name}" in table), None)
+    losses = table["val_loss"][table["val_loss"].abs() < math.inf] if figure else ()
+    if figure is None or not len(losses):
+        return figures
+    best_epoch = int(losses.idxmin())
+    return {**figures, "figure": figure, "best": float(table[f"val_{figure}"][best_epoch]), "best_epoch": best_epoch}
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else float(value)
+
+
+def higher_is_better(figure: str) -> bool:
+    """Whether a figure grows as a model gets better, by its name.
+
+    >>> higher_is_better("balanced_accuracy"), higher_is_better("rmse")
+    (True, False)
+    """
+    return figure.endswith(("accuracy", "area", "precision"))
+
+
+def ordered(rows: Iterable[Row], by: Column = "run", reverse: bool = False) -> list[Row]:
+    """Rows in the order of a column; by figures the best first. Those that have no value are the last either way.
+
+    Figures of one kind stand together, since an accuracy is neither above nor below an RMSE. Numbers in names count as
+    numbers.
+
+    >>> made = [Row(name, Path(name), "epochs") for name in ("run-10", "run-9")]
+    >>> [row.run for row in ordered(made)]
+    ['run-9', 'run-10']
+    """
+    rows = list(rows)
+    values = [getattr(each, "seconds" if by == "time" else by) for each in rows]
+    known = [(value, each) for value, each in zip(values, rows, strict=True) if value is not None and value == value]
+    rest = [each for value, each in zip(values, rows, strict=True) if value is None or value != value]
+
+    def key(entry: tuple[Any, Row]) -> Any:
+        value, each = entry
+        if isinstance(value, str):
+            return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", value)]
+        return -value if by in ("best", "test") and higher_is_better(each.figure or "") else value
+
+    found = [each for _, each in sorted(known, key=key, reverse=reverse)]
+    return sorted(found, key=lambda each: each.figure or "") + rest if by in ("best", "test") else found + rest
