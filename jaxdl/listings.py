@@ -12,6 +12,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+import numpy as np
+
 from jaxdl.errors import InputError
 from jaxdl.folders import CONFIG, HISTORY, METRICS, Earlier, read_json
 from jaxdl.locks import held
@@ -91,7 +93,7 @@ def row(folder: Path, name: str = "") -> Row:
         run = read(folder)
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime((folder / CONFIG).stat().st_mtime))
         commit = run.config.get("commit")
-        about = {"recipe": str(run.config["recipe"]), "seed": int(run.config["seed"]), "when": when}
+        about: dict[str, Any] = {"recipe": str(run.config["recipe"]), "seed": int(run.config["seed"]), "when": when}
         figures = _unfinished(folder) if run.metrics is None else _finished(run.metrics)
     except InputError as error:
         return Row(name, folder, DAMAGED, str(error))
@@ -173,11 +175,12 @@ def _unfinished(folder: Path) -> dict[str, Any]:
     seconds = float(table["seconds"].sum()) if "seconds" in table else None
     figures = {"reason": UNFINISHED, "epochs": int(table.index[-1]), "seconds": seconds}
     figure = next((name for name in FIGURES if f"val_{name}" in table), None)
-    losses = table["val_loss"][table["val_loss"].abs() < math.inf] if figure else ()
-    if figure is None or not len(losses):
+    losses = table["val_loss"].to_numpy() if figure else np.array([])
+    if figure is None or not np.isfinite(losses).any():
         return figures
-    best_epoch = int(losses.idxmin())
-    return {**figures, "figure": figure, "best": float(table[f"val_{figure}"][best_epoch]), "best_epoch": best_epoch}
+    best = int(np.nanargmin(np.where(np.isfinite(losses), losses, np.nan)))
+    value, epoch = float(table[f"val_{figure}"].iloc[best]), int(table.index[best])
+    return {**figures, "figure": figure, "best": value, "best_epoch": epoch}
 
 
 def _number(value: float | None) -> float:

@@ -59,7 +59,7 @@ def learning_rates(table: pd.DataFrame, metric: str = "loss", *, unit: str = "",
     upper.set(ylabel="learning rate", title=plain(title))
     quantity = metric.upper() if metric == "rmse" else metric
     lower.set(xlabel="epoch", ylabel=f"{quantity} ({unit})" if unit else quantity)
-    lower.xaxis.get_major_locator().set_params(integer=True)  # type: ignore[call-arg]
+    lower.xaxis.get_major_locator().set_params(integer=True)
     if lower.lines:
         lower.legend()
     figure.align_ylabels()

@@ -54,7 +54,7 @@ def rate_range(
     check_rows(plan, train, None)
     rate_to_change(progress.state.opt_state, who="rate_range")
     rates = np.geomspace(low, high, steps).astype(np.float32)
-    losses = _losses(progress, jax.tree.map(jnp.asarray, train), rates, plan=plan)
+    losses = _losses(progress, jax.tree.map(jnp.asarray, train), jnp.asarray(rates), plan=plan)
     return RateRange(rates, np.asarray(losses))
 
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BINS, FEW = 10, 5  # groups of predictions, and how many rows each needs at least
+MOST = 60  # bars of the histogram
 
 
 def residuals(true: Any, predicted: Any, *, quantity: str = "value", title: str = "") -> Figure:
@@ -73,11 +74,13 @@ def binned(at: Any, values: Any, bins: int = BINS) -> tuple[np.ndarray, np.ndarr
 
 def _histogram(axes: Any, missed: np.ndarray) -> None:
     mean, deviation = missed.mean(), missed.std(ddof=min(1, len(missed) - 1))
-    edges = np.histogram_bin_edges(missed, "fd") if deviation > 0 else 1
-    edges = edges if np.size(edges) <= 80 else 80
-    _, places, _ = axes.hist(missed, edges, orientation="horizontal", color=BLUE, alpha=0.5, edgecolor="white")
+    # Freedman and Diaconis's width (1981), which one row far away must not turn into a million bars.
+    width = 2 * np.subtract(*np.quantile(missed, [0.75, 0.25])) / np.cbrt(len(missed))
+    bars = int(np.clip(np.ptp(missed) / width, 1, MOST)) if width > 0 else MOST
+    _, places, _ = axes.hist(missed, bars, orientation="horizontal", color=BLUE, alpha=0.5, edgecolor="white")
     if deviation > 0:
-        grid = np.linspace(*axes.get_ylim(), 200)
+        low, high = axes.get_ylim()
+        grid = np.linspace(low, high, 200)
         density = np.exp(-0.5 * ((grid - mean) / deviation) ** 2) / (deviation * np.sqrt(2 * np.pi))
         axes.plot(density * len(missed) * np.diff(places).mean(), grid, "--", color="black", linewidth=1.3)
     axes.axhline(mean, color=VERMILION, linewidth=1.3)

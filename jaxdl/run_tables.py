@@ -46,13 +46,11 @@ def notes(rows: Iterable[Row]) -> list[str]:
 
     >>> from pathlib import Path
     >>> notes([Row("small", Path("small"), "epochs", figure="rmse", best=3.0, test=3.5)])
-    ['best: rmse of the validation rows after the best epoch; test: of the test rows, by the same weights.']
+    ['best: rmse of the validation rows at the best epoch; test: of the test rows, by the same weights.']
     """
     rows = list(rows)
     figures = " or ".join(sorted({each.figure for each in rows if each.figure}))
-    meaning = (
-        f"best: {figures} of the validation rows after the best epoch; test: of the test rows, by the same weights."
-    )
+    meaning = f"best: {figures} of the validation rows at the best epoch; test: of the test rows, by the same weights."
     return [meaning] * bool(figures) + [f"{each.run}: {each.problem}" for each in rows if each.problem]
 
 
