@@ -138,8 +138,9 @@ def _scale(axes: Axes, runs: Mapping[str, pd.DataFrame], metric: str) -> None:
     finite = [column for column in finite if column.size]
     if finite:
         # The first epochs, or a run that diverges, are often far above the rest and would flatten it.
-        low, high = min(map(np.min, finite)), max(column[len(column) // 5 :].max() for column in finite)
-        usual = np.median([np.quantile(column, 0.9) for column in finite])
+        later = [column[len(column) // 5 :] for column in finite]
+        low, high = min(map(np.min, finite)), max(map(np.max, later))
+        usual = np.median([np.quantile(column, 0.9) for column in later])
         high = min(high, low + 3 * (usual - low)) if usual > low else high
         reach = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
         axes.set_ylim(low - reach, high + reach)

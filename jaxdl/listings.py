@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import io
+import csv
 import math
 import os
 import re
@@ -136,8 +136,10 @@ def history(folder: Path) -> pd.DataFrame:
         text = path.read_text().rpartition("\n")[0] if path.exists() else ""
         if not text:
             return pd.DataFrame(index=pd.Index([], name="epoch", dtype=int))
-        return pd.read_csv(io.StringIO(text), index_col="epoch").astype(float)
-    except ValueError as error:
+        names, *rows = csv.reader(text.splitlines())
+        values = np.array(rows, float).reshape(-1, len(names))
+        return pd.DataFrame(values, columns=names).astype({"epoch": int}).set_index("epoch")
+    except (KeyError, ValueError, csv.Error) as error:
         raise InputError(f"{path} is damaged ({error}). The same command on that run writes it anew.") from None
 
 

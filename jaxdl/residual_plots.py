@@ -77,8 +77,11 @@ def _histogram(axes: Any, missed: np.ndarray) -> None:
     # Freedman and Diaconis's width (1981), which one row far away must not turn into a million bars.
     width = 2 * np.subtract(*np.quantile(missed, [0.75, 0.25])) / np.cbrt(len(missed))
     bars = int(np.clip(np.ptp(missed) / width, 1, MOST)) if width > 0 else MOST
-    _, places, _ = axes.hist(missed, bars, orientation="horizontal", color=BLUE, alpha=0.5, edgecolor="white")
-    if deviation > 0:
+    alike = np.ptp(missed) <= 1e-9 * np.abs(missed).max()
+    within = (mean - 0.5, mean + 0.5) if alike else None
+    style: dict[str, Any] = {"orientation": "horizontal", "color": BLUE, "alpha": 0.5, "edgecolor": "white"}
+    _, places, _ = axes.hist(missed, 1 if alike else bars, range=within, **style)
+    if not alike:
         low, high = axes.get_ylim()
         grid = np.linspace(low, high, 200)
         density = np.exp(-0.5 * ((grid - mean) / deviation) ** 2) / (deviation * np.sqrt(2 * np.pi))

@@ -18,16 +18,15 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 NARROW: tuple[Column, ...] = ("run", "recipe", "seed", "best", "test", "reason", "time", "commit")
-WIDE = 130  # columns of a terminal from which on all are shown
+WIDE = 140  # columns of a terminal from which on all are shown
 NUMBERS = ("seed", "best", "test", "time", "epochs", "parameters")
 SETS = ("train", "validation", "test")
 LEADING = ("recipe", "seed", "reason", "epochs", "best_epoch", "parameters", "dataset")  # told by lines of their own
 ABOUT = ("dataset", "versions", "devices", "platform", "commit", "changes", "workdir")
-NOTHING: tuple[Any, ...] = (None, [], False)
 
 
 def listed(rows: Sequence[Row], width: int = 80) -> Table:
-    """Rows of a listing in `width` columns, 80 or more; from 130 on with all columns.
+    """Rows of a listing in `width` columns, 80 or more; from 140 on with all columns.
 
     >>> from pathlib import Path
     >>> listed([Row("small", Path("runs", "small"), "epochs")]).row_count
@@ -98,13 +97,13 @@ def _lines(of: Account) -> Iterator[tuple[str, str]]:
     row, config, metrics = of.row, of.config, of.metrics or {}
     data = _object(config.get("dataset"))
     yield "run", row.run
-    yield "told", _pairs({name: value for name, value in config.items() if name not in ABOUT and value not in NOTHING})
+    yield "told", _pairs({name: value for name, value in config.items() if name not in ABOUT and _says(value)})
     for change in config.get("changes") or ():
         flags = {name: value for name, value in _object(change).items() if name != "after_epoch"}
         changed = ", ".join(f"{name} {words(before)} to {words(now)}" for name, (before, now) in flags.items())
         yield "changed", f"after epoch {change['after_epoch']}: {changed}"
     if data:
-        yield "data", _pairs({name: value for name, value in flat(data) if name != "note" and value not in NOTHING})
+        yield "data", _pairs({name: value for name, value in flat(data) if name != "note" and _says(value)})
     if data.get("note"):
         yield "note", str(data["note"])
     if row.parameters is not None:
@@ -162,7 +161,7 @@ def _cell(of: Row, column: Column, width: int) -> Text:
     if column == "time":
         return Text(duration(value))
     # Words are broken at their hyphens, which rich would not do.
-    room = {"run": max(12, width - 60), "recipe": 10, "reason": 10} if width < WIDE else {}
+    room = {"run": max(12, width - 60), "recipe": 10, "reason": 10} if width < WIDE else {"run": width - 107}
     return Text(textwrap.fill(str(value), room[column]) if column in room else str(value))
 
 
@@ -210,6 +209,10 @@ def words(value: Any) -> str:
     if isinstance(value, list):
         return " ".join(map(words, value)) or "none"
     return "none" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _says(value: Any) -> bool:
+    return value is not None and value is not False and value != []
 
 
 def _pairs(entries: Mapping[str, Any]) -> str:

@@ -1,0 +1,67 @@
+"""Folders of runs as experiments leave them, written by hand."""
+
+import json
+
+import pandas as pd
+
+CONFIG = {
+    "recipe": "small",
+    "seed": 0,
+    "epochs": 4,
+    "learning_rate": 0.001,
+    "hidden": [10, 5],
+    "patience": None,
+    "workdir": "somewhere",
+    "dataset": {"name": "weather", "source": "file:/data/weather.csv", "sha256": "ab" * 32, "note": None},
+    "versions": {"python": "3.11.7", "jax": "0.10.2"},
+    "devices": ["cpu"],
+    "platform": "Linux",
+    "commit": "0123456789abcdef",
+}
+HISTORY = pd.DataFrame(
+    {
+        "loss": [9.0, 4.0, 1.0, 0.5],
+        "rmse": [3.0, 2.0, 1.0, 0.7],
+        "val_loss": [16.0, 9.0, 12.0, 14.0],
+        "val_rmse": [4.0, 3.0, 3.5, 3.7],
+        "seconds": [0.5, 0.25, 0.25, 0.25],
+    },
+    index=pd.RangeIndex(1, 5, name="epoch"),
+)
+
+
+def sets(train, validation, test):
+    return {"train": train, "validation": validation, "test": test}
+
+
+METRICS = {
+    "dataset": CONFIG["dataset"],
+    "recipe": "small",
+    "seed": 0,
+    "epochs": 4,
+    "best_epoch": 2,
+    "reason": "epochs",
+    "parameters": 1701,
+    "seconds": {"fit": 1.0, "total": 4.25},
+    "baselines": {"persistence": {"test_rmse": 3.877}},
+    "rmse": sets(0.7, 3.7, 3.8),
+    "rmse_best": sets(2.0, 3.0, 3.25),
+}
+
+
+def write(folder, metrics=METRICS, history=HISTORY, **config):
+    """A run's folder; `metrics=None` for one that has not ended."""
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps({**CONFIG, **config}))
+    if history is not None:
+        history.to_csv(folder / "history.csv", na_rep="nan")
+    if metrics is not None:
+        told = {name: config[name] for name in ("recipe", "seed") if name in config}
+        (folder / "metrics.json").write_text(json.dumps({**metrics, **told}))
+    return folder
+
+
+def accuracy(validation, test):
+    """The metrics of a run that is judged by its accuracy."""
+    others = {name: value for name, value in METRICS.items() if not name.startswith("rmse")}
+    return {**others, "accuracy": sets(0.9, validation, test), "accuracy_best": sets(0.9, validation, test)}

@@ -1,0 +1,205 @@
+"""The runs under a folder: found, read and ordered, whatever lies there."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jaxdl.errors import InputError
+from jaxdl.listings import Row, find, histories, history, listing, ordered, read, row
+from jaxdl.locks import locked
+from tests.run_folders import CONFIG, HISTORY, METRICS, accuracy, write
+
+
+def test_a_finished_run_is_judged_by_the_weights_of_its_best_epoch(tmp_path):
+    found = row(write(tmp_path / "one", seed=3))
+    assert (found.run, found.recipe, found.seed, found.figure, found.reason) == ("one", "small", 3, "rmse", "epochs")
+    assert (found.best, found.test, found.test_last) == (3.0, 3.25, 3.8)
+    assert (found.best_epoch, found.epochs, found.parameters) == (2, 4, 1701)
+    assert (found.seconds, found.commit, found.problem) == (4.25, "0123456", None)
+
+
+def test_a_run_that_has_not_ended_has_the_best_epoch_of_its_history(tmp_path):
+    found = row(write(tmp_path / "one", metrics=None))
+    assert (found.reason, found.figure, found.best, found.best_epoch, found.epochs) == ("unfinished", "rmse", 3.0, 2, 4)
+    assert (found.test, found.parameters, found.seconds) == (None, None, HISTORY["seconds"].sum())
+
+
+@pytest.mark.parametrize("losses", [[np.nan] * 4, [np.inf, np.nan, np.inf, np.nan]])
+def test_an_unfinished_run_without_a_finite_epoch_has_no_best_one(tmp_path, losses):
+    found = row(write(tmp_path / "one", metrics=None, history=HISTORY.assign(val_loss=losses)))
+    assert (found.reason, found.epochs, found.best, found.best_epoch) == ("unfinished", 4, None, None)
+
+
+def test_infinity_is_never_the_best_epoch(tmp_path):
+    found = row(write(tmp_path / "one", metrics=None, history=HISTORY.assign(val_loss=[-np.inf, np.nan, 7, 8])))
+    assert (found.best_epoch, found.best) == (3, 3.5)
+
+
+@pytest.mark.parametrize("empty", [None, HISTORY[:0]])
+def test_a_run_that_was_killed_before_its_first_epoch_is_unfinished(tmp_path, empty):
+    found = row(write(tmp_path / "one", metrics=None, history=empty))
+    assert (found.reason, found.epochs, found.problem) == ("unfinished", 0, None)
+
+
+def test_a_run_that_a_process_holds_is_running_until_that_process_ends(tmp_path):
+    folder = write(tmp_path / "one", metrics=None)
+    program = "import sys\nfrom pathlib import Path\nfrom jaxdl.locks import locked\n"
+    program += "with locked(Path(sys.argv[1])):\n    print('held', flush=True)\n    sys.stdin.read()"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", program, str(folder)], **pipes) as holder:
+        assert holder.stdout.readline() == "held\n"
+        assert row(folder).reason == "running"
+        holder.kill()
+        holder.wait()
+        assert (folder / "lock").exists() and row(folder).reason == "unfinished"
+
+
+def test_to_list_runs_never_keeps_one_from_beginning(tmp_path):
+    folder = write(tmp_path / "one", metrics=None)
+    (folder / "lock").write_text(f"{2**22 + 1} nowhere")
+    row(folder)
+    with locked(folder):
+        assert row(folder).reason == "running"
+
+
+DAMAGES = {
+    "config.json is cut off": ("config.json", '{"recipe": "sm'),
+    "config.json is a list": ("config.json", "[1]"),
+    "config.json is of another program": ("config.json", '{"model_type": "bert"}'),
+    "config.json is binary": ("config.json", b"\xff\xfe\x00"),
+    "the seed is no number": ("config.json", json.dumps({**CONFIG, "seed": "first"})),
+    "metrics.json is empty": ("metrics.json", ""),
+    "metrics.json lacks everything": ("metrics.json", "{}"),
+    "metrics.json lacks the sets": ("metrics.json", json.dumps({**METRICS, "rmse_best": {"train": 1}})),
+    "a figure is a word": ("metrics.json", json.dumps({**METRICS, "rmse": {"test": "low"}})),
+    "the seconds are a number": ("metrics.json", json.dumps({**METRICS, "seconds": 3})),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_damaged_run_is_a_row_that_says_so_beside_the_others(tmp_path, name):
+    file, content = DAMAGES[name]
+    write(tmp_path / "a")
+    write(tmp_path / "b")
+    (tmp_path / "a" / file).write_bytes(content if isinstance(content, bytes) else content.encode())
+    damaged, healthy = listing(tmp_path)
+    assert (damaged.run, damaged.reason, healthy.reason) == ("a", "damaged", "epochs")
+    assert str(tmp_path / "a") in damaged.problem
+
+
+@pytest.mark.parametrize("content", ["loss\n1\n", "epoch,loss\n1,low\n", "epoch,loss\n1,2,3,4\n1\n", "\x00\n"])
+def test_a_damaged_history_is_told_and_only_needed_where_nothing_else_tells(tmp_path, content):
+    folder = write(tmp_path / "one")
+    (folder / "history.csv").write_text(content)
+    with pytest.raises(InputError, match=r"history\.csv is damaged"):
+        history(folder)
+    assert row(folder).reason == "epochs"
+    (folder / "metrics.json").unlink()
+    assert row(folder).reason == "damaged"
+
+
+def test_a_history_is_what_was_written_without_a_line_that_is_being_written(tmp_path):
+    folder = write(tmp_path / "one")
+    pd.testing.assert_frame_equal(history(folder), HISTORY, check_index_type=False)
+    with (folder / "history.csv").open("a") as file:
+        file.write("5,0.1")
+    pd.testing.assert_frame_equal(history(folder), HISTORY, check_index_type=False)
+
+
+def test_histories_are_those_that_can_be_read(tmp_path):
+    rows = [row(write(tmp_path / "a")), row(write(tmp_path / "b", history=None))]
+    write(tmp_path / "c")
+    (tmp_path / "c" / "history.csv").write_text("loss\n1\n")
+    assert list(histories([*rows, row(tmp_path / "c")])) == ["a"]
+
+
+def test_runs_are_found_at_any_depth_but_not_inside_of_runs_and_not_hidden(tmp_path):
+    for name in ("b", "deep/er/a", ".hidden/c", "b/copies/d"):
+        write(tmp_path / name)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "circle").symlink_to(tmp_path)
+    assert [each.run for each in listing(tmp_path)] == ["b", "deep/er/a"]
+    assert {*find(tmp_path)} == {tmp_path / "b", tmp_path / "deep" / "er" / "a"}
+
+
+def test_the_folder_of_a_run_lists_that_run(tmp_path):
+    (found,) = listing(write(tmp_path / "one"))
+    assert (found.run, found.folder) == ("one", tmp_path / "one")
+
+
+def test_what_is_no_folder_is_told(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="file must be a folder with runs, got a file"):
+        listing(tmp_path / "file")
+    with pytest.raises(InputError, match=r"the folder of a run, which holds a config\.json, got a folder without"):
+        read(tmp_path)
+    assert listing(tmp_path) == []
+
+
+def test_the_best_run_comes_first_within_its_kind_of_figure(tmp_path):
+    values = {"a": (0.5, 0.6), "b": (0.7, 0.4)}
+    for name, figures in values.items():
+        write(tmp_path / name, metrics=accuracy(*figures))
+    write(tmp_path / "c")
+    write(tmp_path / "d", metrics={**METRICS, "rmse_best": {"validation": 2.0, "test": 5.0}})
+    write(tmp_path / "e", metrics={**METRICS, "rmse_best": {"validation": None, "test": None}})
+    write(tmp_path / "f", metrics=None, history=None)
+    rows = listing(tmp_path)
+    assert math.isnan(rows[4].best)
+    assert "".join(each.run for each in ordered(rows, "best")) == "badcef"
+    assert "".join(each.run for each in ordered(rows, "test")) == "abcdef"
+    assert "".join(each.run for each in ordered(rows, "test", reverse=True)) == "badcef"
+
+
+COLUMNS = ("run", "recipe", "seed", "best", "test", "reason", "time", "commit", "when", "figure", "epochs")
+
+
+@given(
+    st.lists(
+        st.builds(
+            Row,
+            run=st.text("ab1²٣-", max_size=5),
+            folder=st.none(),
+            reason=st.sampled_from(["epochs", "damaged"]),
+            recipe=st.none() | st.text(max_size=3),
+            seed=st.none() | st.integers(),
+            figure=st.sampled_from([None, "rmse", "accuracy"]),
+            best=st.none() | st.floats(),
+            test=st.none() | st.floats(),
+        )
+    ),
+    st.sampled_from(COLUMNS),
+    st.booleans(),
+)
+def test_any_rows_can_be_ordered_by_any_column_and_those_without_a_value_are_last(rows, by, reverse):
+    found = ordered(rows, by, reverse)
+    assert sorted(map(id, found)) == sorted(map(id, rows))
+    values = [getattr(each, "seconds" if by == "time" else by) for each in found]
+    missing = [value is None or value != value for value in values]
+    assert missing == sorted(missing)
+
+
+@given(st.lists(st.integers(0, 10**6)), st.booleans())
+def test_numbers_order_as_numbers_do(seeds, reverse):
+    by_seed = ordered([Row("", None, "epochs", seed=seed) for seed in seeds], "seed", reverse)
+    assert [each.seed for each in by_seed] == sorted(seeds, reverse=reverse)
+    by_name = ordered([Row(f"run-{seed}", None, "epochs") for seed in seeds], "run", reverse)
+    assert [each.run for each in by_name] == [f"run-{seed}" for seed in sorted(seeds, reverse=reverse)]
+
+
+def test_a_folder_that_may_not_be_read_is_a_row(tmp_path, monkeypatch):
+    folder = write(tmp_path / "one")
+
+    def refuse(path):
+        raise PermissionError(13, os.strerror(13))
+
+    monkeypatch.setattr("jaxdl.listings.read_json", refuse)
+    assert row(folder).problem == f"{folder} cannot be read: Permission denied."
