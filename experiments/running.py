@@ -15,20 +15,19 @@ from typing import Any, NamedTuple
 from jax.sharding import Mesh
 from rich.console import Console
 
-from experiments import STARTED, placement, sharing
+from experiments import STARTED, placement, sharing, watching
 from experiments.command import StoppedError, workdir
 from experiments.experiment import Built, Experiment, short
 from experiments.output import warn
 from experiments.resuming import Beginning, beginning, changes, check_epochs, goes_on, other_surroundings, refused
-from jaxdl import bars, folders, logs, processes, runs, weights
+from jaxdl import costs, folders, processes, runs, weights
 from jaxdl.errors import InputError
-from jaxdl.fitting import Observer, reason
+from jaxdl.fitting import reason
 from jaxdl.interrupts import NEVER, Interrupts
 from jaxdl.locks import locked
 from jaxdl.sharding import fetched
 from jaxdl.steps import shown_weights
 from jaxdl.summaries import as_table, summary
-from jaxdl.training import batches_of_epoch
 
 
 class Job(NamedTuple):
@@ -157,14 +156,16 @@ def _work(
     job: Job, begin: Beginning, interrupts: Interrupts, seconds: dict[str, float], compiling: Callable[[], float]
 ) -> dict[str, Any]:
     """Trains and writes all but the metrics, which it gives."""
-    experiment, config, built, _, console, _ = job
-    network = summary(built.plan.model, built.sets["train"].inputs[:1])
+    experiment, config, built, folder, console, mesh = job
+    network, tell = summary(built.plan.model, built.sets["train"].inputs[:1]), partial(warn, shown=console)
     console.print(as_table(network, f"{config.recipe}, seed {config.seed}, {short(built.dataset.source)}"))
+    if config.tensorboard:
+        watching.describe(config, network, built, folder, tell)
     compiled, began = compiling(), time.perf_counter()
     end = _train(job, begin, interrupts)
     seconds["fit"] = time.perf_counter() - began - (compiling() - compiled)
-    _keep(job, end)
-    return {
+    pictures = _keep(job, end)
+    metrics = {
         "dataset": experiment.describe(built),
         **experiment.results(built, end.progress),
         "recipe": config.recipe,
@@ -174,6 +175,13 @@ def _work(
         "seed": config.seed,
         "parameters": network.parameters,
     }
+    if config.tensorboard:
+        watching.conclude(metrics, pictures, folder, tell)
+    if config.cost:
+        found = watching.cost(built, end.history, 1 if mesh is None else mesh.size)
+        metrics["cost"] = costs.as_record(*found)
+        console.print(costs.as_table(*found))
+    return metrics
 
 
 def _train(job: Job, begin: Beginning, interrupts: Interrupts) -> runs.End:
@@ -181,20 +189,15 @@ def _train(job: Job, begin: Beginning, interrupts: Interrupts) -> runs.End:
     sets = built.sets["train"], built.sets["validation"]
     progress, train, validation = sharing.placed(begin.progress, *sets, mesh)
     about = {"config": {**asdict(config), "workdir": str(folder)}, "data": built.dataset.sha256}
-    tell, done = partial(warn, shown=console), len(begin.history)
-    _, batches = batches_of_epoch(built.plan, train, validation)
+    tell = partial(warn, shown=console)
     with ExitStack() as stack:
         where = folder / "checkpoints" / "progress"
         save = sharing.saving(where, about, every=config.save_every, tell=tell, interrupts=interrupts)
         saving = stack.enter_context(save)
-        observers: list[Observer] = []
-        watchers: list[Observer] = []
+        looking = watching.NOBODY
         if processes.is_first():
-            rows = [logs.csv_file(folder / "history.csv", begin.history)]
-            if config.tensorboard:
-                rows.append(logs.tensorboard(folder / "tensorboard", begin=done, tell=tell))
-            bar = bars.progress_bar(built.epochs, experiment.shown, console=console, batches=batches, begin=done)
-            observers, watchers = [*map(stack.enter_context, rows)], [stack.enter_context(bar)]
+            run = built, folder, console, progress, begin.history
+            looking = stack.enter_context(watching.watched(config, *run, experiment.shown, tell))
         end = runs.drive(
             built.plan,
             progress,
@@ -202,8 +205,7 @@ def _train(job: Job, begin: Beginning, interrupts: Interrupts) -> runs.End:
             validation,
             epochs=built.epochs,
             history=begin.history,
-            observers=observers,
-            watchers=watchers,
+            **looking._asdict(),
             interrupts=interrupts,
             on_nan=config.on_nan,
             **saving._asdict(),
@@ -215,8 +217,9 @@ def _train(job: Job, begin: Beginning, interrupts: Interrupts) -> runs.End:
     return end._replace(progress=fetched(end.progress))
 
 
-def _keep(job: Job, end: runs.End) -> None:
-    experiment, config, built, folder, _, _ = job
+def _keep(job: Job, end: runs.End) -> list[Path]:
+    """Writes weights and pictures; gives the pictures."""
+    experiment, _, built, folder, _, _ = job
     for name, kept in (("final", shown_weights(end.progress.state)), ("best", end.progress.best)):
         # There already where the run was finished before and went on, or was cut off just here.
         shutil.rmtree(folder / "checkpoints" / name, ignore_errors=True)
@@ -227,5 +230,4 @@ def _keep(job: Job, end: runs.End) -> None:
     for name, figure in experiment.figures(built, end.progress, end.history, title).items():
         pictures.append(folder / "figures" / f"{name}.png")
         figure.savefig(pictures[-1])
-    if config.tensorboard:
-        logs.pictures(folder / "tensorboard" / "pictures", pictures, step=len(end.history))
+    return pictures

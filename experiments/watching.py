@@ -1,11 +1,26 @@
-"""How a run is watched while it trains."""
+"""How a run is watched while it trains, and what is told of it for TensorBoard."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, NamedTuple
 
+import numpy as np
+from rich.console import Console
+
+from experiments.experiment import Built, History
 from experiments.output import Output
+from jaxdl import bars, costs, descriptions, distributions, logs, profiles, speeds
 from jaxdl.errors import InputError
+from jaxdl.fitting import Observer
+from jaxdl.summaries import Summary, as_markdown
+from jaxdl.training import batches_of_epoch
+from jaxdl.types import Progress
+
+CHARTS, RUN, PROFILE = "tensorboard", "run", "profile"  # folders
 
 
 @dataclass(frozen=True)
@@ -16,6 +31,8 @@ class Watching(Output):
     """Write curves, pictures, settings and the network's graph for TensorBoard."""
     histograms: int = 0
     """For TensorBoard, histograms of each layer's weights and gradients every so many epochs; 0 for none."""
+    cost: bool = False
+    """Tell what a training step costs, and what share of a matrix product's speed the run reaches."""
     profile: bool = False
     """Trace a few epochs, to be looked at in TensorBoard or Perfetto."""
 
@@ -33,3 +50,83 @@ def check(config: Watching) -> None:
         raise InputError(f"--histograms must be 0 epochs or more, got {config.histograms}. Leave it out for none.")
     if config.histograms and not config.tensorboard:
         raise InputError("--histograms must come without --no-tensorboard, which it is written for. Leave one out.")
+
+
+class Watchers(NamedTuple):
+    """Who looks at a run."""
+
+    observers: tuple[Observer, ...]  # after every epoch
+    watchers: tuple[Observer, ...]  # after every chunk
+
+
+NOBODY = Watchers((), ())
+
+
+@contextmanager
+def watched(
+    config: Any,
+    built: Built,
+    folder: Path,
+    console: Console,
+    begin: Progress,
+    history: History,
+    shown: tuple[str, str],
+    tell: Callable[[str], None],
+) -> Iterator[Watchers]:
+    """Those who look at a run that begins at `begin`, after the epochs in `history`, and write into its folder.
+
+    begin: placed as it is trained. shown: what the bar shows of an epoch. tell: is told what could not be written.
+    """
+    done, (train, validation) = len(history), (built.sets[name] for name in ("train", "validation"))
+    _, batches = batches_of_epoch(built.plan, train, validation)
+    with ExitStack() as stack:
+        observers = [logs.csv_file(folder / "history.csv", history)]
+        watchers = [bars.progress_bar(built.epochs, shown, console=console, batches=batches, begin=done)]
+        if config.tensorboard:
+            observers.append(logs.tensorboard(folder / CHARTS, begin=done, tell=tell))
+        if config.histograms:
+            every = config.histograms
+            observers.append(
+                distributions.distributions(folder / CHARTS, built.plan, train, begin, every=every, tell=tell)
+            )
+        if config.profile:
+            watchers.append(profiles.tracing(folder / PROFILE, begin=done, last=built.epochs, tell=tell))
+        yield Watchers(*(tuple(map(stack.enter_context, each)) for each in (observers, watchers)))
+
+
+def describe(config: Any, network: Summary, built: Built, folder: Path, tell: Callable[[str], None]) -> None:
+    """Tells TensorBoard what the run is: its flags, its layers and their graph."""
+    # Imported here: a run that tells nothing does not need it.
+    from jaxdl import graphs
+
+    flags = {name: value for name, value in asdict(config).items() if name not in FLAGS}
+    text = {"configuration": descriptions.table(("flag", "value"), flags.items()), "layers": as_markdown(network)}
+    graph = graphs.graph(built.plan.model, built.sets["train"].inputs[: built.plan.batch_size])
+    with _told(tell):
+        descriptions.description(folder / CHARTS / RUN, text=text, hyperparameters=flags, graph=graph)
+
+
+def conclude(metrics: Mapping[str, Any], pictures: list[Path], folder: Path, tell: Callable[[str], None]) -> None:
+    """Tells TensorBoard what came of the run."""
+    with _told(tell):
+        logs.pictures(folder / CHARTS / "pictures", pictures, step=metrics["epochs"])
+        figures = {name: value for name, value in metrics.items() if isinstance(value, Mapping) and name != "dataset"}
+        descriptions.results(folder / CHARTS / RUN, figures, step=metrics["epochs"])
+
+
+@contextmanager
+def _told(tell: Callable[[str], None]) -> Iterator[None]:
+    """Charts are not worth a run: where they cannot be written, that is told."""
+    try:
+        yield
+    except (InputError, OSError) as error:
+        tell(f"TensorBoard is told less than usual: {error}")
+
+
+def cost(built: Built, history: History, devices: int) -> tuple[costs.StepCost, speeds.Speed]:
+    """What a training step costs, and how fast the run was, by the median of its epochs without the first."""
+    train, validation = (built.sets[name] for name in ("train", "validation"))
+    seconds = float(np.median([record["seconds"] for record in history[1:] or history]))
+    computed = costs.epoch_flops(built.plan, built.start, train, validation)
+    possible = devices * speeds.matmul_rate()
+    return costs.step_cost(built.plan, built.start, train), speeds.achieved(computed, seconds, possible)
