@@ -40,7 +40,7 @@ class StepCost(NamedTuple):
     results: int | None  # bytes of memory: what does not take the place of an argument, as the new state does
 
     @property
-    def memory(self) -> int | None:
+    def peak_memory(self) -> int | None:
         """Bytes of memory at the peak: arguments, temporaries and results, but neither data set nor program."""
         parts = self.arguments, self.temporaries, self.results
         return None if None in parts else sum(part or 0 for part in parts)
@@ -137,10 +137,10 @@ def as_record(cost: StepCost, speed: Speed | None = None) -> dict[str, float | N
 
     >>> cost = StepCost(4, 100, True, None, 50, 20, 10, 5)
     >>> record = as_record(cost, Speed(1e9, 4e9))
-    >>> record["memory"], record["flops_a_byte"], record["share"]
+    >>> record["peak_memory"], record["intensity"], record["share"]
     (35, 2.0, 0.25)
     """
-    record = {**cost._asdict(), "memory": cost.memory, "flops_a_byte": cost.intensity}
+    record = {**cost._asdict(), "peak_memory": cost.peak_memory, "intensity": cost.intensity}
     return record if speed is None else {**record, **speed._asdict(), "share": speed.share}
 
 
@@ -160,13 +160,13 @@ def as_table(cost: StepCost, speed: Speed | None = None, title: str = "") -> Tab
     counted = "" if cost.xla_flops is None else f"{short(cost.xla_flops)} by XLA's count"
     table.add_row("FLOPs", f"{'' if cost.exact else '≥ '}{short(cost.flops)}", counted)
     table.add_row("read and written", _known(cost.bytes, "B"), f"{_known(cost.intensity)} FLOPs a byte")
-    table.add_row("memory at the peak", _known(cost.memory, "B"), "of which")
+    table.add_row("memory at the peak", _known(cost.peak_memory, "B"), "of which")
     for name in ("arguments", "temporaries", "results"):
         table.add_row(f"  {name}", _known(getattr(cost, name), "B"), MEANINGS[name])
     if speed is not None:
         table.add_section()
-        possible = f"a matrix product's {short(speed.possible, 'FLOP/s')}"
-        table.add_row("reached", short(speed.reached, "FLOP/s"), f"{short(100 * speed.share)} % of {possible}")
+        table.add_row("reached", short(speed.reached, "FLOP/s"), f"{100 * speed.share:.3g} % of what is possible")
+        table.add_row("possible", short(speed.possible, "FLOP/s"), "a matrix product on this device")
     return table
 
 
