@@ -1,6 +1,6 @@
 """Traces of what a run does, operation by operation.
 
-TensorBoard shows them with its profile plugin (`pip install tensorboard-plugin-profile`) where the folder is its
+TensorBoard shows them with its profile plugin (`pip install xprof`) where the folder is its
 `--logdir`, and https://ui.perfetto.dev opens the file perfetto_trace.json.gz below it.
 """
 
