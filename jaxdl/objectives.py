@@ -138,8 +138,8 @@ def mean(name: str, of_row: Callable[[Array, Array], Array]) -> Metric:
     return Metric(name, of_row, lambda total, weight: total / weight)
 
 
-rmse = Metric("rmse", squared_error, lambda total, weight: jnp.sqrt(total / weight))
-mae = mean("mae", absolute_error)
+rmse = Metric("rmse", squared_error, lambda total, weight: jnp.sqrt(total / weight))  # the root of the mean squared error
+mae = mean("mae", absolute_error)  # the mean absolute error
 
 
 def r2(center: float = 0.0) -> Metric:
@@ -183,7 +183,7 @@ def top_k(k: int) -> Metric:
     return Metric("accuracy" if k == 1 else f"top{k}", statistics, lambda total, weight: total / weight)
 
 
-accuracy = top_k(1)
+accuracy = top_k(1)  # the share of rows whose label has the largest output
 
 
 def measure(objective: Objective, outputs: Array, targets: Array, weights: Array) -> Sums:
