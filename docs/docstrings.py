@@ -8,23 +8,63 @@ import griffe
 
 
 class Docstrings(griffe.Extension):
-    """Turns every docstring into Markdown, and gives fields and constants the comment beside them as one."""
+    """Turns every docstring into Markdown, with the fields of a class and the comment at a constant in it."""
 
-    def on_object(self, *, obj, loader, **_):
-        """One object of the package, its members there already."""
-        if obj.is_attribute and obj.docstring is None:
-            comment = comment_of(obj)
-            obj.docstring = griffe.Docstring(comment, parent=obj) if comment else None
-        elif obj.docstring is not None:
-            names = [parameter.name for parameter in obj.parameters] if obj.is_function else []
-            obj.docstring.value = as_markdown(obj.docstring.value, names)
+    def on_package(self, *, pkg, loader, **_):
+        """The package, once all of it is read."""
+        for obj in list(walked(pkg)):
+            if obj.docstring is not None:
+                names = [parameter.name for parameter in obj.parameters] if obj.is_function else []
+                text = as_markdown(obj.docstring.value, names)
+                obj.docstring.value = linked(text + (fields_of(obj) if obj.is_class else ""), obj, names)
+            elif obj.is_attribute and obj.parent.is_module and (comment := comment_of(obj)):
+                obj.docstring = griffe.Docstring(linked(comment, obj, ()), parent=obj)
+
+
+def walked(obj):
+    """An object and all that is defined in it; what is only imported is not."""
+    yield obj
+    for member in obj.members.values():
+        if not member.is_alias:
+            yield from walked(member)
 
 
 def comment_of(attribute):
-    """The comment that ends an attribute's line, as a sentence."""
-    line = attribute.lines[-1] if attribute.lineno else ""
-    comment = line.partition("  # ")[2].strip()
+    """The comment that ends an attribute's line, or stands above it, as a sentence; "" where there is none."""
+    if not attribute.lineno:
+        return ""
+    comment = attribute.lines[-1].partition("  # ")[2].strip()
+    lines = attribute.module.source.splitlines()[: attribute.lineno - 1] if not comment else []
+    while lines and lines[-1].strip().startswith("# "):
+        comment = f"{lines.pop().strip()[2:]} {comment}".strip()
     return comment and as_markdown(comment[0].upper() + comment[1:] + "." * (comment[-1] not in ".?"), [])
+
+
+def fields_of(cls):
+    """The fields of a class that have no docstring of their own, as a list."""
+    fields = [m for m in cls.members.values() if m.is_attribute and m.annotation and not m.docstring]
+    shown = [f"* `{m.name}: {m.annotation}` {comment_of(m)}".strip() for m in fields if not m.name.startswith("_")]
+    return "\n\n" + "\n".join(shown) if shown else ""
+
+
+def linked(text, obj, names):
+    """Text with the names in it that the package defines as links, but for the function's own parameters."""
+
+    def link(match):
+        name = match.group(1) or match.group(2)
+        path = f"jaxdl.{name}" if "." in name else f"{obj.module.path}.{name}"
+        member = obj.module.members.get(name) if "." not in name else None
+        path = member.target_path if member is not None and member.is_alias else path
+        found = obj.package.members.get(path.removeprefix("jaxdl.").partition(".")[0])
+        for part in path.split(".")[2:]:
+            found = None if found is None or found.is_alias else found.members.get(part)
+        if name in names or found is None or found is obj or found.is_alias or found.docstring is None:
+            return match.group()
+        return f"[{match.group()}][{found.path}]" if found.is_function or found.is_class else match.group()
+
+    pieces = re.split(r"(```.*?```)", text, flags=re.DOTALL)
+    pieces[::2] = [re.sub(r"`([\w.]+)`|\b(InputError)\b(?!`)", link, piece) for piece in pieces[::2]]
+    return "".join(pieces)
 
 
 def as_markdown(text, names):

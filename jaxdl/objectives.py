@@ -138,7 +138,7 @@ def mean(name: str, of_row: Callable[[Array, Array], Array]) -> Metric:
     return Metric(name, of_row, lambda total, weight: total / weight)
 
 
-rmse = Metric("rmse", squared_error, lambda total, weight: jnp.sqrt(total / weight))  # the root of the mean squared error
+rmse = Metric("rmse", squared_error, lambda total, weight: jnp.sqrt(total / weight))  # root of the mean squared error
 mae = mean("mae", absolute_error)  # the mean absolute error
 
 
