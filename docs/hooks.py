@@ -17,6 +17,8 @@ SECTIONS = {
     "weather.md": "The weather experiment",
     "cifar10.md": "The CIFAR-10 experiment",
 }
+# Pages that need more room than the columns beside them leave: tables, and code beside code.
+HIDE = {"index.md": ["navigation"], "keras.md": ["navigation", "toc"], "faults.md": ["toc"], "benchmarks": ["toc"]}
 OUTSIDE = re.compile(r'<(?:script|link|img|iframe)[^>]+(?:src|href)="?(?:https?:)?//[^">]*')
 
 
@@ -35,7 +37,9 @@ def on_files(files, config):
 
 def on_page_markdown(markdown, page, config, files):
     """The text of a page, with links that leave docs/ turned to where the site has their files."""
-    return turned(markdown, f"docs/{page.file.src_uri}") if page.file.abs_src_path else markdown
+    source = page.file.src_uri
+    page.meta["hide"] = HIDE.get(source, HIDE.get(source.partition("/")[0].removesuffix(".md"), []))
+    return turned(markdown, f"docs/{source}") if page.file.abs_src_path else markdown
 
 
 def on_post_page(output, page, config):

@@ -65,7 +65,7 @@ def _reflected(places: Array, size: int) -> Array:
 def cutout(size: int = 8) -> Change:
     """A square of `size` x `size` pixels set to 0, its centre anywhere in the image, so that it may stick out.
 
-    Source: DeVries and Taylor, arXiv:1708.04552 (2017).
+    Source: DeVries and Taylor, arXiv:1708.04552 (2017). Raises InputError for a negative size.
 
     >>> int((cutout(2)(jax.random.key(0), jnp.ones((1, 8, 8, 1))) == 0).sum()) in (1, 2, 4)
     True

@@ -52,7 +52,7 @@ def random(count: int, seed: int = 0, **draws: Draw) -> list[Candidate]:
 
 
 def uniform(low: float, high: float) -> Draw:
-    """A float from `low` to `high`, all equally likely.
+    """A float from `low` to `high`, all equally likely. Raises InputError for bounds that are not finite or in order.
 
     >>> 1 <= uniform(1.0, 2.0)(np.random.default_rng(0)) <= 2
     True
@@ -65,6 +65,8 @@ def uniform(low: float, high: float) -> Draw:
 def log_uniform(low: float, high: float) -> Draw:
     """A float from `low` to `high` whose logarithm is uniform, as fits a learning rate.
 
+    Raises InputError unless 0 < low <= high, both finite.
+
     >>> 1e-4 <= log_uniform(1e-4, 1e-1)(np.random.default_rng(0)) <= 1e-1
     True
     """
@@ -75,7 +77,7 @@ def log_uniform(low: float, high: float) -> Draw:
 
 
 def choice(*values: Any) -> Draw:
-    """One of the values, all equally likely.
+    """One of the values, all equally likely. Raises InputError where there are none.
 
     >>> choice("relu")(np.random.default_rng(0))
     'relu'

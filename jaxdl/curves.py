@@ -42,11 +42,11 @@ def roc(scores: Any, labels: Any) -> Curve:
 
 
 def precision_recall(scores: Any, labels: Any) -> Curve:
-    """The precision against the recall, and the average precision: the area under steps, as no line between points is
-    what thresholds in between would give.
+    """The precision against the recall, and the average precision: the area under steps.
 
-    The first point, recall 0 with precision 1, stands for a threshold that no row reaches. Source: Davis and Goadrich,
-    ICML (2006). Arguments and errors are those of `roc`.
+    No line between points is what thresholds in between would give. The first point, recall 0 with precision 1, stands
+    for a threshold that no row reaches. Source: Davis and Goadrich, ICML (2006). Arguments and errors are those of
+    `roc`.
 
     >>> curve = precision_recall([0.1, 0.4, 0.35, 0.8], [0, 0, 1, 1])
     >>> curve.x.tolist(), curve.y.round(2).tolist(), round(curve.area, 4)

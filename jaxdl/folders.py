@@ -72,6 +72,8 @@ def make(folder: Path) -> None:
 def set_aside(folder: Path) -> Path | None:
     """Gives a folder the first free name like `folder-old-1`, which is returned; None where there is no folder.
 
+    Raises InputError where it cannot be renamed.
+
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as above:
     ...     make(Path(above, "one"))

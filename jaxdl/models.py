@@ -127,6 +127,8 @@ class ConvNet(nn.Module):
 def unit_range(images: Array, dtype: Any = jnp.float32) -> Array:
     """Images of bytes as floats from 0 to 1; images of floats only change their dtype.
 
+    Raises InputError for other integers.
+
     >>> unit_range(jnp.array([0, 255], jnp.uint8)).tolist()
     [0.0, 1.0]
     """
@@ -206,6 +208,8 @@ class ResidualNet(nn.Module):
 
 def residual_net(width: int = 64, *, outputs: int = 10, dtype: Any = jnp.float32) -> Model:
     """A ResidualNet as a Model of (B, H, W, C) images of at least 8 x 8, uint8 or float: logits of classes.
+
+    Raises InputError for a width or a number of outputs below 1.
 
     >>> import jax
     >>> images = jnp.zeros((1, 32, 32, 3), jnp.uint8)

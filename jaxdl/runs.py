@@ -48,8 +48,10 @@ def drive(
     paused: Callable[[Progress, list[dict[str, float]]], bool] = lambda progress, history: True,
     on_nan: Literal["stop", "continue"] = "stop",
 ) -> End:
-    """Trains from `begin` up to epoch `epochs` as `fit` does; each record holds the epoch's wall `seconds` too, without
-    what was spent on compiling. Observers look while the next chunk is under way, so they rarely cost any.
+    """Trains from `begin` up to epoch `epochs` as `fit` does, with a clock, signals and checkpoints.
+
+    Each record holds the epoch's wall `seconds` too, without what was spent on compiling. Observers look while the next
+    chunk is under way, so they rarely cost any.
 
     history: the records of the epochs before `begin`.
     observers: called after every epoch. watchers: after every chunk. keep: after every chunk whose numbers are finite.

@@ -44,6 +44,8 @@ def early_stopping(
     start_from_epoch: epochs at the beginning that are not looked at.
     baseline: an improvement that does not also beat this value does not reset the patience.
 
+    Raises InputError for a negative patience or start, and a mode that is neither "min" nor "max".
+
     For values v1, v2, ... and `mode="min"` this is
 
         best, best_epoch, stale, done = inf, 0, 0, False
@@ -107,7 +109,10 @@ def reduce_on_plateau(
     """Multiplies the learning rate by `factor` once `monitor` has not improved for `patience` epochs.
 
     After a reduction `cooldown` epochs pass uncounted; the rate does not fall below `min_learning_rate`. `init` takes
-    the initial learning rate; the state holds the one to use next. For values v1, v2, ... and `mode="min"` this is
+    the initial learning rate; the state holds the one to use next. Raises InputError for a factor that is not between 0
+    and 1, a negative patience or cooldown, and a mode that is neither "min" nor "max".
+
+    For values v1, v2, ... and `mode="min"` this is
 
         best, stale, cool = inf, 0, 0
         for value in values:
