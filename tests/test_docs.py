@@ -1,14 +1,21 @@
 """What the documentation names is there, and what it shows runs."""
 
+import ast
 import re
 from dataclasses import fields
-from pathlib import Path
 
+import numpy as np
+import optax
 import pytest
 
 from experiments.cifar10 import Config
+from jaxdl.datasets import simulated_table
+from jaxdl.fitting import fit
+from tests.documents import PAGES, ROOT, blocks, name_of
 
-ROOT = Path(__file__).parent.parent
+WITH_PYTHON = [page for page in PAGES if blocks(page, "python")]
+# Pages with tests of their own, here and in test_readme.py and test_docs_keras.py.
+OWN = {"README.md", "docs/keras.md", *(f"docs/{name}.md" for name in ("how-it-works", "many-runs", "growing"))}
 ROWS = [line for line in (ROOT / "docs" / "faults.md").read_text().splitlines() if line.startswith("| ")][1:]
 
 
@@ -30,21 +37,52 @@ def test_every_fault_in_the_table_has_a_test(row):
         assert f"def {name}(" in (ROOT / "tests" / file).read_text(), f"{file} has no {name}"
 
 
-def run_blocks(guide, names):
-    """Runs the blocks of a guide one after the other, in which each sees the names of those before."""
-    for block in re.findall(r"```python\n(.*?)```", (ROOT / "docs" / f"{guide}.md").read_text(), re.DOTALL):
-        exec(block, names)
+def run_blocks(page, names):
+    """Runs the blocks of a page one after the other, in which each sees the names of those before."""
+    for block in blocks(page, "python"):
+        exec(block.code, names)
     return names
 
 
+@pytest.fixture
+def data_folder(tmp_path, monkeypatch):
+    """Where a page that names no data finds a weather table, and what it writes lies in a folder of the test."""
+    simulated_table(1200).to_csv(tmp_path / "weather.csv", index=False)
+    monkeypatch.setenv("JAXDL_DATA", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+
+
+def test_every_page_with_python_is_run_by_one_of_the_tests():
+    # Those with a test of their own say what must come out of them.
+    assert {name_of(page) for page in WITH_PYTHON} >= {"docs/index.md", "docs/watching.md", *OWN}
+
+
+@pytest.mark.parametrize("page", [page for page in WITH_PYTHON if name_of(page) not in OWN], ids=name_of)
+def test_the_blocks_of_a_page_run_one_after_the_other(page, data_folder, capsys):
+    run_blocks(page, {})
+
+
+def test_the_walk_by_hand_is_what_fit_does(capsys):
+    names = run_blocks(ROOT / "docs" / "how-it-works.md", {})
+    lines = capsys.readouterr().out.splitlines()
+    plan = names["plan"]
+    run = fit(plan.model, plan.objective, optax.adam(1e-3), names["train"], names["validation"], epochs=3)
+    for line, (epoch, record) in zip(lines[:3], run.history.iterrows(), strict=True):
+        assert line == f"{epoch} { {name: round(value, 2) for name, value in record.items()} }"
+    # The step's loss is that of NumPy before the update.
+    outputs, _ = plan.model.apply(names["progress"].state.weights, names["batch"].inputs, train=True, key=None)
+    expected = np.mean((np.asarray(outputs) - names["batch"].targets) ** 2)
+    assert float(lines[3]) == pytest.approx(expected, rel=1e-5)
+
+
 def test_the_blocks_of_the_guide_to_many_runs_run_one_after_the_other(capsys, tmp_path):
-    names = run_blocks("many-runs", {"folder": tmp_path})
+    names = run_blocks(ROOT / "docs" / "many-runs.md", {"folder": tmp_path})
     assert "4 seeds" in capsys.readouterr().out
     assert names["rmse"].shape == (8,) and names["choice"] in names["table"].index
 
 
 def test_the_blocks_of_the_guide_to_growing_run_and_say_what_it_says(capsys):
-    names = run_blocks("growing", {})
+    names = run_blocks(ROOT / "docs" / "growing.md", {})
     assert names["mesh"].size == 8  # as many as the tests have
     assert names["run"].final.params["Dense_0"]["kernel"].sharding.mesh == names["mesh"]
     said = capsys.readouterr().out.split("\n")
@@ -65,3 +103,36 @@ def test_the_guide_to_growing_names_what_is_there():
     known = {field.name.replace("_", "-") for field in fields(Config)}
     for command in re.findall(r"-m experiments\.cifar10(.*)", text):
         assert set(re.findall(r" --([a-z-]+)", command)) <= known, command
+
+
+API = {page: re.findall(r"^::: (\S+)$", page.read_text(), re.MULTILINE) for page in sorted(ROOT.glob("docs/api/*.md"))}
+
+
+def test_every_module_is_on_one_page_of_the_api():
+    files = [path for path in ROOT.glob("jaxdl/**/*.py") if path != ROOT / "jaxdl" / "__init__.py"]
+    modules = [".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in files]
+    assert sorted(name for names in API.values() for name in names) == sorted(modules)
+
+
+def test_the_api_begins_with_what_the_package_gives():
+    tree = ast.parse((ROOT / "jaxdl" / "__init__.py").read_text())
+    given = {f"{node.module}.{alias.name}" for node in tree.body[1:] for alias in node.names}
+    linked = re.findall(r"\[`(\w+)`\]\[([\w.]+)\]", (ROOT / "docs" / "api" / "index.md").read_text())
+    assert {path for _, path in linked} == given and all(path.endswith(f".{name}") for name, path in linked)
+
+
+def test_every_page_is_in_the_navigation():
+    text = (ROOT / "mkdocs.yml").read_text().partition("\nnav:")[2]
+    listed = re.findall(r"^ *- (?:[^#\n]*: )?(\S+\.md)$", text, re.MULTILINE)
+    assert len(listed) == len(set(listed))
+    assert {name_of(page).removeprefix("docs/") for page in (*ROOT.glob("docs/**/*.md"),)} <= set(listed)
+    assert {name_of(page) for page in ROOT.glob("benchmarks/**/*.md")} <= set(listed)
+
+
+@pytest.mark.parametrize("page", [*PAGES, *API], ids=name_of)
+def test_links_lead_to_files(page):
+    # Those of the site are checked again where it is built.
+    for target in re.findall(r"\]\((?!\w+:)([^)#\s]+)", page.read_text()):
+        generated = page.parent == ROOT / "docs" and target in ("lesson.md", "weather.md", "cifar10.md")
+        inside = page.name == "benchmarks.md" and target.startswith("benchmarks/")
+        assert generated or inside or (page.parent / target).exists(), target

@@ -1,0 +1,135 @@
+"""Every command of the README and the guides runs as it stands there, or is parsed by the program that it names."""
+
+import re
+import shlex
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+from tensorboard.backend.event_processing.event_multiplexer import EventMultiplexer
+
+import jaxdl.__main__
+from experiments.command import command
+from tests import test_experiments_lesson as small_lesson
+from tests.documents import (
+    EXPERIMENTS,
+    PAGES,
+    ROOT,
+    blocks,
+    lines_of,
+    name_of,
+    parsed,
+    parsed_by_argparse,
+    quoted,
+    sets_up,
+)
+
+BASH = [(page, [line for block in blocks(page, "bash") for line in lines_of(block.code)]) for page in PAGES]
+QUOTED = sorted({(name_of(page), one) for page in PAGES for one in quoted(page)})
+# Appended to what stands in the text, so that it takes seconds; the last of two equal flags counts.
+SHORT = {
+    "experiments.weather": "--data simulated:400 --epochs 2 --no-compilation-cache",
+    "experiments.cifar10": "--data simulated:240 --train-size 128 --epochs 1 --no-compilation-cache",
+    "experiments.lesson": "--data simulated:400 --seeds 2 --only weather --no-compilation-cache",
+}
+# What decides whether a change lands runs these; here it is only looked up that it does.
+IN_CI = {"ruff", "mypy", "mkdocs"}
+# Flags that the texts name and that belong to other programs.
+FOREIGN = {"signal", "strict", "logdir", "bind-all"}
+
+
+def python_m(words):
+    """Runs `python -m MODULE FLAGS` in this process; the exit code."""
+    module, *flags = words
+    if module in EXPERIMENTS:
+        of = EXPERIMENTS[module]
+        return command(of.Config, of.run, f"python -m {module}", [*flags, *SHORT[module].split()])
+    if module == "jaxdl":
+        return jaxdl.__main__.main(flags)
+    raise AssertionError(f"no test knows how to run python -m {module}: teach this one")
+
+
+def run(line):
+    """Runs a line of a guide, each of its commands after the other."""
+    for part in line.split(" && "):
+        program, *words = shlex.split(part)
+        program = Path(program).name
+        if program == "python" and words[:2] == ["-m", "pytest"]:
+            # The tests are running.
+            assert line in (ROOT / "README.md").read_text()
+        elif program == "python" and words[0] == "-m":
+            assert python_m(words[1:]) == 0, line
+        elif program in IN_CI:
+            assert part in (ROOT / ".ci" / "run").read_text().splitlines(), f".ci/run does not run: {part}"
+        elif program == "tensorboard":
+            assert shown_by_tensorboard(words) >= {"loss", "rmse"}
+        else:
+            raise AssertionError(f"no test knows how to run {program}: teach this one")
+
+
+def shown_by_tensorboard(words):
+    """The names of the charts that TensorBoard finds in its --logdir."""
+    assert words[0] == "--logdir"
+    found = EventMultiplexer().AddRunsFromDirectory(words[1]).Reload()
+    return {tag for kinds in found.Runs().values() for tag in kinds["scalars"]}
+
+
+@pytest.fixture
+def one_size(monkeypatch):
+    """The lesson with one network of its weather part: its own tests go through the others."""
+    small_lesson.make_small(monkeypatch)
+    steps = small_lesson.lesson_steps.weather_steps
+    few = lambda *of: [step for step in steps(*of) if step.names[0] in ("10, 5", "BatchNorm")]  # noqa: E731
+    monkeypatch.setattr(small_lesson.lesson_steps, "weather_steps", few)
+
+
+@pytest.mark.parametrize("page, lines", BASH, ids=[name_of(page) for page, _ in BASH])
+def test_the_commands_of_a_page_run_one_after_the_other(page, lines, tmp_path, monkeypatch, one_size):
+    monkeypatch.chdir(tmp_path)
+    for line in lines:
+        if not sets_up(line):
+            run(line)
+
+
+def test_three_commands_set_up_and_each_installs_what_it_needs():
+    lines = {line for _, lines in BASH for line in lines if sets_up(line)}
+    assert {re.search(r"-e (\S+)", line).group(1) for line in lines} == {".", "'.[test]'", "'.[dev,docs,test]'"}
+    assert all("-c constraints.txt" in line for line in lines)
+
+
+@pytest.mark.parametrize("page, text", QUOTED, ids=[f"{page}: {text[10:60]}" for page, text in QUOTED])
+def test_commands_in_the_text_are_such_as_their_programs_take(page, text):
+    parsed(text)
+
+
+def test_a_command_with_a_flag_that_is_not_there_is_found():
+    # The test above is worth what this one sees.
+    for wrong in (
+        "experiments.weather --hiden 3",
+        "tests.faults --kill 3 x",
+        "jaxdl.launch --pine -n 2",
+        "jaxdl shew runs",
+    ):
+        with pytest.raises(AssertionError):
+            parsed(f"python -m {wrong}")
+
+
+@pytest.fixture(scope="module")
+def known_flags():
+    """Of all programs of the repository, and of those that the texts name beside them."""
+    names = [field.name for of in EXPERIMENTS.values() for field in fields(of.Config)]
+    commands = getattr(jaxdl.__main__.Command, "__args__", (jaxdl.__main__.Command,))
+    names += [field.name for one in commands for field in fields(one)]
+    known = FOREIGN | {"help"} | {name.replace("_", "-") for name in names}
+    for path in (*ROOT.glob("benchmarks/*.py"), ROOT / "tests" / "faults.py", ROOT / "jaxdl" / "launch.py"):
+        if "import argparse" in path.read_text():
+            module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+            known |= {flag.lstrip("-") for flag in parsed_by_argparse(module, ["--help"])}
+    return known
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_flags_that_a_text_names_are_there(page, known_flags):
+    spans = re.findall(r"`([^`\n]*)`", page.read_text())
+    named = {flag for span in spans for flag in re.findall(r"(?<!\S)--([a-z-]+)", span)}
+    assert named <= known_flags
