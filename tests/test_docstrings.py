@@ -73,6 +73,29 @@ def test_public_functions_have_an_example(name):
     assert sorted(set(missing) - EXCEPTIONS) == []
 
 
+def raises_input_error(function):
+    """Whether the body of a function raises InputError itself; functions inside of it do not count."""
+    within = [node for node in ast.iter_child_nodes(function) if not isinstance(node, (ast.FunctionDef, ast.Lambda))]
+    own = isinstance(function, ast.Raise) and function.exc is not None and "InputError" in ast.unparse(function.exc)
+    return own or any(map(raises_input_error, within))
+
+
+def test_what_raises_is_found_where_it_is_raised():
+    raised = "raise InputError('a') from None"
+    for code, found in ((f"if a:\n        {raised}", True), (f"def g():\n        {raised}", False)):
+        assert raises_input_error(ast.parse(f"def f():\n    {code}").body[0]) is found
+
+
+@pytest.mark.parametrize("name", modules(jaxdl))
+def test_docstrings_begin_with_one_line_and_name_the_error_that_is_raised(name):
+    for function in ast.parse(inspect.getsource(importlib.import_module(name))).body:
+        if isinstance(function, ast.FunctionDef) and not function.name.startswith("_"):
+            docstring = ast.get_docstring(function)
+            first = docstring.partition("\n\n")[0]
+            assert "\n" not in first, f"{name}.{function.name}: {first}"
+            assert not raises_input_error(function) or "InputError" in docstring, f"{name}.{function.name}"
+
+
 def test_the_exceptions_are_still_needed():
     functions = {}
     for name in modules(jaxdl):
