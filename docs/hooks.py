@@ -17,8 +17,9 @@ SECTIONS = {
     "weather.md": "The weather experiment",
     "cifar10.md": "The CIFAR-10 experiment",
 }
-# Pages that need more room than the columns beside them leave: tables, and code beside code.
-HIDE = {"index.md": ["navigation"], "keras.md": ["navigation", "toc"], "faults.md": ["toc"], "benchmarks": ["toc"]}
+# Pages that need more room than the columns beside them leave: tables, a drawing, code beside code.
+WIDE = ("benchmarks", "cifar10", "faults", "how-it-works", "inside", "lesson", "weather")
+HIDE = {"index": ["navigation"], "keras": ["navigation", "toc"], **{name: ["toc"] for name in WIDE}}
 OUTSIDE = re.compile(r'<(?:script|link|img|iframe)[^>]+(?:src|href)="?(?:https?:)?//[^">]*')
 
 
@@ -38,7 +39,7 @@ def on_files(files, config):
 def on_page_markdown(markdown, page, config, files):
     """The text of a page, with links that leave docs/ turned to where the site has their files."""
     source = page.file.src_uri
-    page.meta["hide"] = HIDE.get(source, HIDE.get(source.partition("/")[0].removesuffix(".md"), []))
+    page.meta["hide"] = HIDE.get(source.partition("/")[0].removesuffix(".md"), [])
     return turned(markdown, f"docs/{source}") if page.file.abs_src_path else markdown
 
 
