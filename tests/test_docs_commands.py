@@ -131,5 +131,6 @@ def known_flags():
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_flags_that_a_text_names_are_there(page, known_flags):
     spans = re.findall(r"`([^`\n]*)`", page.read_text())
-    named = {flag for span in spans for flag in re.findall(r"(?<!\S)--([a-z-]+)", span)}
+    # A flag that is on by default is named by what turns it off.
+    named = {flag.removeprefix("no-") for span in spans for flag in re.findall(r"(?<!\S)--([a-z-]+)", span)}
     assert named <= known_flags
