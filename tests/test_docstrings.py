@@ -29,6 +29,8 @@ EXCEPTIONS = {
     # The example of `save` loads what it has saved.
     "jaxdl.weights.load",
     # What they do is seen in a folder, in the settings of the process, or on this machine only.
+    "jaxdl.events.picture",
+    "jaxdl.events.written",
     "jaxdl.logs.tensorboard",
     "jaxdl.checkpoints.keeper",
     "jaxdl.checkpoints.latest",

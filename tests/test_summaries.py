@@ -11,7 +11,7 @@ from rich.console import Console
 
 from jaxdl.adapters import from_linen, from_nnx
 from jaxdl.models import convnet, mlp, residual_net
-from jaxdl.summaries import Layer, as_table, summary
+from jaxdl.summaries import Layer, as_markdown, as_table, summary
 from jaxdl.types import Model, Weights
 
 
@@ -212,3 +212,11 @@ def test_the_table_says_where_flops_are_not_known():
 
     lines = lines_of(as_table(summary(from_linen(Loop()), jnp.ones((1, 3)))))
     assert next(line for line in lines if line[:1] == ["total"])[:5] == ["total", "8", "32", "B", "≥"]
+
+
+def test_the_table_in_markdown_says_the_same():
+    lines = as_markdown(summary(mlp((100, 50), input_norm=True), jnp.ones((1, 89)))).splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert ["BatchNorm_0", "(rows, 89)", "356", "in part", "1.42 kB", "534"] in cells
+    assert ["total", "", "14,457", "", "57.8 kB", "28.7 k"] in cells
+    assert {len(row) for row in cells} == {6}
