@@ -2,14 +2,16 @@
 
 import ast
 import re
+import tomllib
 from dataclasses import fields
 
 import numpy as np
 import optax
 import pytest
+import yaml
 
 from experiments.cifar10 import Config
-from jaxdl.datasets import simulated_table
+from jaxdl.datasets import simulated_table, sources
 from jaxdl.fitting import fit
 from tests.documents import PAGES, ROOT, blocks, name_of
 
@@ -136,3 +138,13 @@ def test_links_lead_to_files(page):
         generated = page.parent == ROOT / "docs" and target in ("lesson.md", "weather.md", "cifar10.md")
         inside = page.name == "benchmarks.md" and target.startswith("benchmarks/")
         assert generated or inside or (page.parent / target).exists(), target
+
+
+def test_the_citation_is_read_and_names_the_data_that_the_code_reads():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert (citation["title"], citation["version"]) == (project["name"], project["version"])
+    cited = {reference["doi"] for reference in citation["references"] if "doi" in reference}
+    assert cited == {published.doi for published in (sources.LIGHT, sources.FULL, sources.LABELS)}
+    for page in ("README.md", "docs/index.md"):
+        assert cited <= set(re.findall(r"10\.5281/zenodo\.\d+", (ROOT / page).read_text()))
