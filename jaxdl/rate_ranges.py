@@ -95,7 +95,7 @@ def steepest(found: RateRange) -> float:
     lowest, since after that training is about to diverge, and it depends on the batches and on the initial weights.
 
     >>> losses = np.array([1.0, 1.0, 0.9, 0.5, 0.4, 0.4, 3.0])
-    >>> steepest(RateRange(np.geomspace(1e-6, 1, 7), losses)).round(6).item()
+    >>> round(steepest(RateRange(np.geomspace(1e-6, 1, 7), losses)), 6)
     0.0001
     """
     means = smoothed(found)

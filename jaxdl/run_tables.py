@@ -57,7 +57,7 @@ def compared(found: Sequence[Difference], names: tuple[str, str]) -> Table:
     """What differs between two runs of these names; of results that are numbers, the change too.
 
     >>> compared([Difference("result", "rmse.test", 3.5, 3.25)], ("plain", "small")).row_count
-    1
+    2
     """
     table = _table()
     for name in ("", *names, "change"):

@@ -121,3 +121,8 @@ def test_json_replaces_the_file_and_leaves_no_draft(tmp_path):
         folders.write_json(tmp_path / "a.json", {"a": number})
     assert [file.name for file in tmp_path.iterdir()] == ["a.json"]
     assert json.loads((tmp_path / "a.json").read_text()) == {"a": 2}
+
+
+def test_json_has_null_for_what_is_not_finite_at_any_depth():
+    content = [{"rmse": {"test": float("nan")}, "losses": (1.5, float("-inf"))}, None, "é"]
+    assert json.loads(folders.as_json(content)) == [{"rmse": {"test": None}, "losses": [1.5, None]}, None, "é"]

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from jaxdl.errors import InputError
-from jaxdl.locks import locked
+from jaxdl.locks import held, locked
 
 HOLD = """
 import sys, time
@@ -89,3 +89,32 @@ def test_of_processes_that_race_one_wins(tmp_path):
 def test_a_folder_that_cannot_be_written_is_told(tmp_path):
     with pytest.raises(InputError, match="must be a folder that can be written: No such file"), locked(tmp_path / "no"):
         pass
+
+
+def test_held_tells_whether_a_process_lives_that_holds_the_folder(tmp_path):
+    assert not held(tmp_path) and not held(tmp_path / "no")
+    with holder(tmp_path) as first:
+        assert first.stdout.readline() == "held\n"
+        assert held(tmp_path)
+        first.kill()
+        first.wait()
+    assert (tmp_path / "lock").exists() and not held(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["", "1 nowhere", f"{os.getpid()} {socket.gethostname()}", "x y", f"{10**30} here"])
+def test_a_lock_file_that_nobody_holds_is_not_held_and_stays_as_it_is(tmp_path, content):
+    (tmp_path / "lock").write_text(content)
+    assert not held(tmp_path)
+    assert (tmp_path / "lock").read_text() == content
+
+
+def test_to_ask_about_a_lock_that_a_dead_process_left_takes_it_from_nobody(tmp_path, monkeypatch):
+    with holder(tmp_path, 0) as first:
+        first.wait()
+    (tmp_path / "lock").write_text(f"{first.pid} {socket.gethostname()}")
+
+    def refuse(*_):
+        raise AssertionError("another process could not have begun just then")
+
+    monkeypatch.setattr("jaxdl.locks.fcntl.flock", refuse)
+    assert not held(tmp_path)
