@@ -15,7 +15,7 @@ import tyro
 
 from experiments import output, sharing
 from experiments.output import Output
-from experiments.resuming import OWN
+from experiments.watching import OWN
 from jaxdl import folders, processes
 from jaxdl.errors import InputError
 from jaxdl.interrupts import Interrupts, interrupts

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from experiments import placement, watching
+from experiments.watching import OWN
 from jaxdl import checkpoints
 from jaxdl.errors import InputError
 from jaxdl.folders import Earlier
@@ -18,9 +18,6 @@ from jaxdl.types import Progress
 
 # Flags that a run may be given anew. The data are known by their checksum, so their name may change too.
 FREE = {"epochs", "patience", "save_every", "on_nan", "compilation_cache", "data"}
-
-# Flags of a command, not of a run.
-OWN = {"workdir", "fresh", *placement.FLAGS, *watching.FLAGS}
 
 Changes = dict[str, tuple[Any, Any]]
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from rich.console import Console
 
+from experiments import placement
 from experiments.experiment import Built, History
 from experiments.output import Output
 from jaxdl import bars, costs, descriptions, distributions, logs, profiles, speeds
@@ -39,6 +40,8 @@ class Watching(Output):
 
 # Flags of a command, not of a run.
 FLAGS = {field.name for field in fields(Watching)}
+OWN = {"workdir", "fresh", *placement.FLAGS, *FLAGS}
+HOW = {"save_every", "on_nan", "compilation_cache"}  # that change nothing of what a run comes to
 
 
 def check(config: Watching) -> None:
@@ -99,18 +102,20 @@ def describe(config: Any, network: Summary, built: Built, folder: Path, tell: Ca
     # Imported here: a run that tells nothing does not need it.
     from jaxdl import graphs
 
-    flags = {name: value for name, value in asdict(config).items() if name not in FLAGS}
+    flags = {name: value for name, value in asdict(config).items() if name not in OWN}
+    told = {name: value for name, value in flags.items() if name not in HOW}
     text = {"configuration": descriptions.table(("flag", "value"), flags.items()), "layers": as_markdown(network)}
     graph = graphs.graph(built.plan.model, built.sets["train"].inputs[: built.plan.batch_size])
     with _told(tell):
-        descriptions.description(folder / CHARTS / RUN, text=text, hyperparameters=flags, graph=graph)
+        descriptions.description(folder / CHARTS / RUN, text=text, hyperparameters=told, graph=graph)
 
 
 def conclude(metrics: Mapping[str, Any], pictures: list[Path], folder: Path, tell: Callable[[str], None]) -> None:
     """Tells TensorBoard what came of the run."""
     with _told(tell):
         logs.pictures(folder / CHARTS / "pictures", pictures, step=metrics["epochs"])
-        figures = {name: value for name, value in metrics.items() if isinstance(value, Mapping) and name != "dataset"}
+        # Of the best epoch alone: each is a column of a table.
+        figures = {name: value for name, value in metrics.items() if name.endswith("_best")}
         descriptions.results(folder / CHARTS / RUN, figures, step=metrics["epochs"])
 
 
