@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -191,3 +192,16 @@ def test_a_download_that_is_killed_is_begun_again(server, path):
     assert not path.exists()
     server.stall = None
     assert downloading(server, path).wait() == 0 and path.read_bytes() == CONTENT
+
+
+def test_a_notebook_is_not_told_to_install_widgets_for_bars_that_nobody_shows(tmp_path, monkeypatch):
+    (tmp_path / "pooch.py").write_text(
+        "import warnings\nwarnings.warn('IProgress not found. Please update jupyter and ipywidgets.')\n"
+        "def os_cache(name): return name\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "pooch", raising=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert str(downloads.user_cache()) == "jaxdl"
+    monkeypatch.delitem(sys.modules, "pooch")

@@ -8,6 +8,7 @@ import re
 import tempfile
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
@@ -57,10 +58,7 @@ def user_cache() -> Path:
     >>> user_cache().name
     'jaxdl'
     """
-    # Imported here, and below: a program that reads a file of its own needs no downloads.
-    import pooch
-
-    return Path(pooch.os_cache("jaxdl"))
+    return Path(_pooch().os_cache("jaxdl"))
 
 
 def cached(name: str, cache: Path) -> Path | None:
@@ -71,8 +69,6 @@ def cached(name: str, cache: Path) -> Path | None:
     >>> print(cached("a.csv", Path("no-such-folder")))
     None
     """
-    import pooch
-
     path = cache / name
     try:
         if not (path.is_file() and _checksum_of(path).is_file()):
@@ -80,7 +76,7 @@ def cached(name: str, cache: Path) -> Path | None:
         checksum = _checksum_of(path).read_text().strip()
         if CHECKSUM.fullmatch(checksum):
             algorithm, _, expected = checksum.partition(":")
-            if pooch.file_hash(str(path), algorithm) == expected:
+            if _pooch().file_hash(str(path), algorithm) == expected:
                 return path
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}). Make it readable or remove it.") from error
@@ -192,7 +188,6 @@ def _answer(url: str, deadline: Deadline, stream: bool) -> Any:
 
 
 def _download(url: str, checksum: str, path: Path, deadline: Deadline) -> None:
-    import pooch
     import urllib3
 
     def copy(url: str, output: str, _: Any) -> None:
@@ -205,7 +200,7 @@ def _download(url: str, checksum: str, path: Path, deadline: Deadline) -> None:
             raise InputError(f"the download of {url} broke off. Try again.") from error
 
     try:
-        pooch.retrieve(url, checksum, fname=path.name, path=path.parent, downloader=copy)
+        _pooch().retrieve(url, checksum, fname=path.name, path=path.parent, downloader=copy)
     except InputError:
         raise
     except ValueError as error:
@@ -214,6 +209,15 @@ def _download(url: str, checksum: str, path: Path, deadline: Deadline) -> None:
             f"the download of {url} must have the checksum {checksum}, and has another. Nothing is kept. Try again; if "
             "it stays so, do not trust this copy."
         ) from error
+
+
+def _pooch() -> Any:
+    """Pooch, imported where it is needed: a program that reads a file of its own needs no downloads."""
+    with warnings.catch_warnings():
+        # In a notebook tqdm, which pooch brings along, warns that its bars need ipywidgets; none is shown here.
+        warnings.filterwarnings("ignore", "IProgress not found")
+        import pooch
+    return pooch
 
 
 def _checksum_of(path: Path) -> Path:
