@@ -11,21 +11,23 @@ from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File
 
 ROOT = Path(__file__).parent.parent
-WHOLE = ("CONTRIBUTING.md", "CHANGELOG.md", "LICENSE", "benchmarks/notes.md", "experiments/notebooks/cifar10.ipynb")
+WHOLE = ("CONTRIBUTING.md", "CHANGELOG.md", "LICENSE", "benchmarks/notes.md")
+SEVERAL = ("benchmarks/results/*.md", "experiments/notebooks/*.md", "experiments/notebooks/*.ipynb")
 SECTIONS = {
     "lesson.md": "The whole lesson, with error bars",
     "weather.md": "The weather experiment",
     "cifar10.md": "The CIFAR-10 experiment",
 }
 # Pages that need more room than the columns beside them leave: tables, a drawing, code beside code.
-WIDE = ("benchmarks", "cifar10", "faults", "how-it-works", "inside", "lesson", "weather")
+WIDE = ("benchmarks", "cifar10", "experiments", "faults", "how-it-works", "inside", "lesson", "weather")
 HIDE = {"index": ["navigation"], "keras": ["navigation", "toc"], **{name: ["toc"] for name in WIDE}}
 OUTSIDE = re.compile(r'<(?:script|link|img|iframe)[^>]+(?:src|href)="?(?:https?:)?//[^">]*')
 
 
 def on_files(files, config):
     """The site's files: those of docs/, and those that lie elsewhere."""
-    for path in (*WHOLE, *(str(path.relative_to(ROOT)) for path in sorted(ROOT.glob("benchmarks/results/*.md")))):
+    several = [str(path.relative_to(ROOT)) for pattern in SEVERAL for path in sorted(ROOT.glob(pattern))]
+    for path in (*WHOLE, *several):
         text = (ROOT / path).read_text()
         if path == "LICENSE":
             path, text = "LICENSE.md", f"# Licence\n\n```text\n{text}```\n"
