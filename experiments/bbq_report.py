@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from rich.table import Table
 
-from experiments import weather_report
+from experiments import experiment, weather_report
 from experiments.experiment import SETS, Built, short
 from jaxdl import plots
 from jaxdl.curves import precision_recall, roc
+from jaxdl.exports import Outputs
 from jaxdl.fitting import as_table
+from jaxdl.margins import share_error
 from jaxdl.passes import evaluate, predict
 from jaxdl.types import Progress, Weights
 
@@ -40,6 +42,19 @@ def describe(built: Built) -> dict[str, Any]:
     sets = built.sets
     shares = {name: float(np.mean(np.asarray(sets[name].targets), dtype=np.float64)) for name in SETS}
     return {**weather_report.describe(built), "labels": built.dataset.labels, "share_of_yes": shares}
+
+
+def usage(built: Built) -> dict[str, Any]:
+    """What it takes to use the model, in config.json."""
+    return experiment.usage(
+        built,
+        Outputs(("barbecue_probability",), "sigmoid"),
+        title="Whether tomorrow is barbecue weather in Basel",
+        predicts="From what was measured at places in Europe today: the probability that tomorrow is a day in Basel "
+        "without rain and with at least 18 degrees Celsius.",
+        limits=weather_report.limits(built.dataset),
+        columns=built.dataset.columns,
+    )
 
 
 def baselines(built: Built) -> dict[str, np.ndarray]:
@@ -107,10 +122,13 @@ def results(built: Built, progress: Progress) -> dict[str, Any]:
     def judged(scores: np.ndarray) -> dict[str, float]:
         return {f"test_{name}": value for name, value in quality(scores, _true(built, "test"), 0.5).items()}
 
+    best = {f"{name}_best": value for name, value in figures(progress.best).items()}
+    figured, count = {**figures(progress.state.weights), **best}, len(built.rows["test"])
+    accuracies = {name: figured[name]["test"] for name in ("accuracy", "accuracy_best")}
     return {
         "baselines": {name: judged(scores) for name, scores in baselines(built).items()},
-        **figures(progress.state.weights),
-        **{f"{name}_best": value for name, value in figures(progress.best).items()},
+        **figured,
+        "test_errors": {name: share_error(share * count, count) for name, share in accuracies.items()},
     }
 
 

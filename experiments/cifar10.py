@@ -16,27 +16,26 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
 from experiments import running, watching
-from experiments.cifar10_report import describe, figures, results, table
+from experiments.cifar10_report import describe, figures, results, table, usage
 from experiments.command import command
 from experiments.experiment import Built, Experiment, check_save_every
 from experiments.placement import Placement
 from experiments.watching import Watching
-from jaxdl.augment import augmented, crop, cutout, flip, flip_averaged
+from jaxdl.augment import augmented, crop, cutout, flip
 from jaxdl.data import take
 from jaxdl.datasets import Images, cifar10
 from jaxdl.errors import InputError
 from jaxdl.fitting import check_seed
-from jaxdl.models import convnet, residual_net
+from jaxdl.networks import Network, as_model
 from jaxdl.objectives import accuracy, smoothed_cross_entropy, softmax_cross_entropy
 from jaxdl.plans import make_plan
 from jaxdl.stopping import early_stopping
 from jaxdl.training import start
-from jaxdl.types import Array, Examples, Model, Objective
+from jaxdl.types import Array, Examples, Objective
 
 Loss = Callable[[Array, Array], Array]
 
@@ -139,22 +138,21 @@ def settle(config: Config) -> Config:
     return config
 
 
-def network(config: Config) -> Model:
-    """The network of a settled configuration; `strong` changes what it sees in training and predicts twice.
+def network(config: Config) -> Network:
+    """The network of a settled configuration as data; `strong` predicts twice.
 
-    >>> images = jnp.zeros((2, 32, 32, 3), jnp.uint8)
-    >>> jax.eval_shape(network(settle(Config())).init, jax.random.key(0), images).params["Conv_1"]["bias"].shape
-    (50,)
+    >>> network(settle(Config(width=8, recipe="strong")))
+    Network(kind='residual_net', arguments={'width': 8, 'dtype': 'float32'}, flip_averaged=True)
     """
-    dtype = jnp.dtype(config.dtype)
+    dtype = {"dtype": config.dtype}
     if config.recipe == "strong":
-        net = residual_net(config.width or 0, dtype=dtype)
-        return flip_averaged(augmented(net, flip, crop(4), cutout(8)))
+        return Network("residual_net", {"width": config.width, **dtype}, flip_averaged=True)
     if config.recipe == "dense":
-        return convnet((), widths=(100, 50), dtype=dtype)
+        return Network("convnet", {"filters": (), "widths": (100, 50), **dtype})
     if config.recipe == "small":
-        return convnet((50, 50), dtype=dtype)
-    return convnet((50, 50, 50), widths=(50,), pool=True, dropout=config.dropout or 0, dtype=dtype)
+        return Network("convnet", {"filters": (50, 50), **dtype})
+    pooled = {"filters": (50, 50, 50), "widths": (50,), "pool": True, "dropout": config.dropout or 0}
+    return Network("convnet", {**pooled, **dtype})
 
 
 def momentum(learning_rate: float) -> optax.GradientTransformation:
@@ -196,14 +194,16 @@ def build(config: Config, dataset: Images) -> Built:
     config = settle(config)
     rows, sets = divide(config, dataset)
     assert config.epochs is not None and config.batch_size is not None and config.learning_rate is not None
+    net, optimiser, rate, average = network(config), optax.adam, config.learning_rate, None
+    model = as_model(net)
     loss: Loss = softmax_cross_entropy
-    optimiser, rate, average = optax.adam, config.learning_rate, None
     if config.recipe == "strong":
+        model = augmented(model, flip, crop(4), cutout(8))
         loss, optimiser, average = smoothed_cross_entropy(SMOOTHING), momentum, AVERAGE
         steps = config.epochs * -(-len(rows["train"]) // config.batch_size)
         rate = optax.cosine_onecycle_schedule(steps, config.learning_rate, RISING)
     plan = make_plan(
-        network(config),
+        model,
         Objective(loss, (accuracy,)),
         # Injected, so that the learning rate is part of the state and recorded every epoch.
         optax.inject_hyperparams(optimiser)(learning_rate=rate),
@@ -212,7 +212,7 @@ def build(config: Config, dataset: Images) -> Built:
         average=average,
     )
     progress = start(plan, sets["train"], sets["validation"], key=jax.random.key(config.seed))
-    return Built(dataset, rows, sets, plan, progress, config.epochs)
+    return Built(dataset, rows, sets, plan, progress, config.epochs, net)
 
 
 def read(config: Config) -> Images:
@@ -235,6 +235,7 @@ EXPERIMENT = Experiment(
     read=read,
     build=build,
     describe=describe,
+    usage=usage,
     results=results,
     figures=figures,
     table=table,

@@ -8,9 +8,12 @@ import jax
 import numpy as np
 from rich.table import Table
 
+from experiments import experiment
 from experiments.experiment import SETS, Built, short
 from jaxdl import plots
+from jaxdl.exports import Outputs
 from jaxdl.fitting import as_table
+from jaxdl.margins import share_error
 from jaxdl.passes import evaluate, predict
 from jaxdl.steps import shown_weights
 from jaxdl.types import Progress, Weights
@@ -21,6 +24,11 @@ if TYPE_CHECKING:
 LESSON_SPLIT = (
     "VALIDATED ON THE TEST IMAGES, as in the lesson: the best epoch, and early stopping, have seen them, so "
     "no figure of this run is an honest estimate for new images."
+)
+LIMITS = (
+    "It has learnt from {rows:,} pictures of {size} x {size} pixels of these classes, and calls every picture one of "
+    "them, however sure: it does not know what it has not seen. Its probabilities are not calibrated, and photographs "
+    "of other sizes, cameras or cuts are not what it was judged on."
 )
 SAMPLES, ERRORS = 40, 32
 
@@ -41,6 +49,17 @@ def describe(built: Built) -> dict[str, Any]:
     }
 
 
+def usage(built: Built) -> dict[str, Any]:
+    """What it takes to use the model, in config.json."""
+    return experiment.usage(
+        built,
+        Outputs(built.dataset.classes, "softmax"),
+        title="What is in a small picture",
+        predicts=f"Which of {len(built.dataset.classes)} things a picture shows: {', '.join(built.dataset.classes)}.",
+        limits=LIMITS.format(rows=len(built.rows["train"]), size=built.sets["train"].inputs.shape[1]),
+    )
+
+
 def results(built: Built, progress: Progress) -> dict[str, Any]:
     """The entries of metrics.json that say how well the run went."""
     plan, sets, classes = built.plan, built.sets, built.dataset.classes
@@ -56,9 +75,11 @@ def results(built: Built, progress: Progress) -> dict[str, Any]:
     majority = int(counts.argmax())
     of_class = np.bincount(true, minlength=len(classes))
     shares = matrix.diagonal() / np.maximum(of_class, 1)
+    figured = {**final, **{f"{name}_best": value for name, value in best.items()}}
+    accuracies = {name: figured[name]["test"] for name in ("accuracy", "accuracy_best")}
     return {
-        **final,
-        **{f"{name}_best": value for name, value in best.items()},
+        **figured,
+        "test_errors": {name: share_error(share * len(true), len(true)) for name, share in accuracies.items()},
         "per_class_accuracy": {
             name: float(share) if has else None for name, share, has in zip(classes, shares, of_class, strict=True)
         },

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from rich.table import Table
 
+from jaxdl.datasets.terms import terms_of
 from jaxdl.errors import InputError
+from jaxdl.exports import Outputs
+from jaxdl.networks import Network, to_json
 from jaxdl.types import Examples, Plan, Progress
 
 if TYPE_CHECKING:
@@ -27,6 +30,7 @@ class Built(NamedTuple):
     plan: Plan
     start: Progress  # before the first epoch
     epochs: int  # at most
+    network: Network  # the plan's model as data, without what it does in training alone
 
 
 class Experiment(NamedTuple):
@@ -37,11 +41,26 @@ class Experiment(NamedTuple):
     read: Callable[[Any], Any]  # a configuration -> its data set
     build: Callable[[Any, Any], Built]  # a configuration and its data set -> what is trained
     describe: Callable[[Built], dict[str, Any]]  # the data set in config.json and metrics.json
+    usage: Callable[[Built], dict[str, Any]]  # what it takes to use the model, in config.json
     results: Callable[[Built, Progress], dict[str, Any]]  # what metrics.json says of the weights
     figures: Callable[[Built, Progress, History, str], dict[str, Figure]]  # the pictures by name, with a title
     table: Callable[[dict[str, Any]], Table]  # metrics.json for people
     fixed: Callable[[Any], dict[str, str]]  # flags that this configuration cannot change later, and why
     shown: tuple[str, str]  # what the progress bar shows of an epoch
+
+
+def usage(
+    built: Built, outputs: Outputs, *, title: str, predicts: str, limits: str, columns: Sequence[str] | None = None
+) -> dict[str, Any]:
+    """What it takes to use a run's model without its code, in config.json: the texts are for its model card."""
+    inputs, dataset = built.sets["train"].inputs, built.dataset
+    return {
+        "network": to_json(built.network),
+        "inputs": {"shape": list(inputs.shape[1:]), "dtype": str(inputs.dtype), "columns": columns},
+        "outputs": outputs._asdict(),
+        "card": {"title": title, "predicts": predicts, "limits": limits},
+        "terms": terms_of(dataset.name, dataset.source)._asdict(),
+    }
 
 
 def short(source: str) -> str:

@@ -115,7 +115,8 @@ def _begin(job: Job) -> Beginning:
     """Where the run begins; its folder then holds its configuration. The folder is locked."""
     experiment, config, built, folder, console, _ = job
     about, flags = experiment.describe(built), asdict(config)
-    now = {**flags, "workdir": str(folder), "dataset": about, **runs.surroundings()}
+    usage = experiment.usage(built)
+    now = {**flags, "workdir": str(folder), "dataset": about, **usage, **runs.surroundings()}
     earlier = folders.earlier(folder)
     if earlier is None:
         folders.write_json(folder / folders.CONFIG, now)
@@ -125,11 +126,14 @@ def _begin(job: Job) -> Beginning:
     begin = beginning(built.start, folder, about["sha256"], found, refusal, partial(warn, shown=console))
     done = int(begin.progress.epoch)
     check_epochs(built.epochs, done, folder)
+    # A version before this one did not write what it takes to use the model.
+    kept = {**usage, **earlier.config}
     if found:
         (folder / folders.METRICS).unlink(missing_ok=True)
         record = {"after_epoch": done, **{name: list(values) for name, values in found.items()}}
-        changed = {"changes": [*earlier.config.get("changes", []), record]}
-        folders.write_json(folder / folders.CONFIG, {**earlier.config, **{n: now[n] for n in found}, **changed})
+        kept |= {**{n: now[n] for n in found}, "changes": [*earlier.config.get("changes", []), record]}
+    if kept != earlier.config:
+        folders.write_json(folder / folders.CONFIG, kept)
     warn(other_surroundings(earlier.config, now), console)
     console.print(begin.text, markup=False, soft_wrap=True)
     return begin

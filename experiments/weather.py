@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from rich.console import Console
@@ -33,7 +32,7 @@ from jaxdl.datasets.weather import TARGET
 from jaxdl.errors import InputError
 from jaxdl.fitting import check_seed
 from jaxdl.interrupts import NEVER, Interrupts
-from jaxdl.models import mlp
+from jaxdl.networks import Network, as_model
 from jaxdl.objectives import rmse, sigmoid_cross_entropy, squared_error
 from jaxdl.plans import make_plan
 from jaxdl.stopping import early_stopping
@@ -161,9 +160,9 @@ def build(config: Config, dataset: Dataset) -> Built:
     rows, sets = divide(dataset)
     if config.labels == "bbq":
         check_both_kinds(sets)
-    model = mlp(recipe.hidden, input_norm=recipe.input_norm, dtype=jnp.dtype(config.dtype))
+    network = Network("mlp", {"widths": recipe.hidden, "input_norm": recipe.input_norm, "dtype": config.dtype})
     plan = make_plan(
-        model,
+        as_model(network),
         OBJECTIVES[config.labels],
         # Injected, so that the learning rate is part of the state and recorded every epoch.
         optax.inject_hyperparams(adam)(learning_rate=config.learning_rate),
@@ -171,7 +170,7 @@ def build(config: Config, dataset: Dataset) -> Built:
         stop=early_stopping("val_loss", patience=recipe.patience),
     )
     progress = start(plan, sets["train"], sets["validation"], key=jax.random.key(config.seed))
-    return Built(dataset, rows, sets, plan, progress, recipe.epochs)
+    return Built(dataset, rows, sets, plan, progress, recipe.epochs, network)
 
 
 def check_both_kinds(sets: dict[str, Examples]) -> None:
@@ -209,6 +208,7 @@ EXPERIMENT = Experiment(
     read=read,
     build=build,
     describe=weather_report.describe,
+    usage=weather_report.usage,
     results=weather_report.results,
     figures=weather_report.figures,
     table=weather_report.table,
@@ -217,6 +217,7 @@ EXPERIMENT = Experiment(
 )
 BBQ = EXPERIMENT._replace(
     describe=bbq_report.describe,
+    usage=bbq_report.usage,
     results=bbq_report.results,
     figures=bbq_report.figures,
     table=bbq_report.table,

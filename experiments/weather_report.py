@@ -7,17 +7,25 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from rich.table import Table
 
+from experiments import experiment
 from experiments.experiment import SETS, Built, short
 from jaxdl import plots
 from jaxdl.baselines import climatology, mean_of_last, ridge, root_mean_square
 from jaxdl.datasets import Dataset
+from jaxdl.exports import Outputs
 from jaxdl.fitting import as_table
+from jaxdl.margins import rmse_error
 from jaxdl.passes import evaluate, predict
 from jaxdl.types import Progress, Weights
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+LIMITS = (
+    "It has learnt from days of {first} to {last} at places in Europe, and was judged on days between them that it had "
+    "not seen. What it says of other years, a changed climate or other instruments is not known. It knows what was "
+    "measured on one day and no more: do not put it in the place of a weather service."
+)
 DAYS = 7  # of the baseline that averages the last days
 PENALTIES = (0.1, 1.0, 10.0, 100.0, 1000.0)
 NAMES = {
@@ -58,12 +66,21 @@ def results(built: Built, progress: Progress) -> dict[str, Any]:
         plan = built.plan
         return {n: float(evaluate(plan.model, plan.objective, weights, built.sets[n])["rmse"]) for n in SETS}
 
+    def missed(weights: Weights) -> np.ndarray:
+        test = built.sets["test"]
+        return np.asarray(predict(built.plan.model, weights, test.inputs) - test.targets)
+
     true = built.dataset.examples.targets[built.rows["test"], 0]
     simple = baselines(built.dataset, built.rows)
+    misses = {name: guess - true for name, guess in simple.items()}
+    final, best = progress.state.weights, progress.best
     return {
-        "baselines": {name: {"test_rmse": root_mean_square(guess - true)} for name, guess in simple.items()},
-        "rmse": figures(progress.state.weights),
-        "rmse_best": figures(progress.best),
+        "baselines": {
+            n: {"test_rmse": root_mean_square(m), "test_rmse_error": rmse_error(m)} for n, m in misses.items()
+        },
+        "rmse": figures(final),
+        "rmse_best": figures(best),
+        "test_errors": {"rmse": rmse_error(missed(final)), "rmse_best": rmse_error(missed(best))},
     }
 
 
@@ -81,6 +98,23 @@ def describe(built: Built) -> dict[str, Any]:
     if dataset.noise is not None:
         entry["irreducible_test_rmse"] = root_mean_square(dataset.noise[rows["test"]])
     return entry
+
+
+def usage(built: Built) -> dict[str, Any]:
+    """What it takes to use the model, in config.json."""
+    return experiment.usage(
+        built,
+        Outputs(("sunshine_hours",), unit="hours"),
+        title="Tomorrow's sunshine hours in Basel",
+        predicts="How long the sun will shine in Basel tomorrow, from what was measured at places in Europe today.",
+        limits=limits(built.dataset),
+        columns=built.dataset.columns,
+    )
+
+
+def limits(dataset: Dataset) -> str:
+    """What a model of this data cannot be trusted with, for its card."""
+    return LIMITS.format(first=dataset.rows[0], last=dataset.rows[-1])
 
 
 def figures(built: Built, progress: Progress, history: list[dict[str, float]], title: str) -> dict[str, Figure]:

@@ -18,12 +18,12 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Literal, NoReturn
 
 import tyro
 from rich.console import Console
 
-from jaxdl import accounts, differences, folders, listings, run_tables
+from jaxdl import accounts, differences, exports, folders, listings, run_tables
 from jaxdl.canvas import save
 from jaxdl.comparison_plots import overlay, shared
 from jaxdl.errors import InputError
@@ -72,12 +72,40 @@ class Show(Output):
     """The run's folder."""
 
 
-Command = Runs | Show
+@dataclass(frozen=True)
+class Export(Output):
+    """The model of a finished run as a folder that needs only jax.
+
+    It holds the program, the weights, a model card and predict.py."""
+
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """The run's folder."""
+    out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
+    """The new folder."""
+    weights: Literal["best", "final"] = "best"
+    """Those of the best epoch, or of the last."""
+
+
+@dataclass(frozen=True)
+class Predict:
+    """What an exported model predicts, as CSV: a header, and a line a row."""
+
+    model: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
+    """The exported model's folder."""
+    data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
+    """A CSV file with a header (- for the standard input), a .npy file, a picture, or a folder of pictures."""
+    out: Annotated[str, tyro.conf.arg(aliases=["-o"], metavar="FILE")] = "-"
+    """The file to write; by default the standard output."""
+    batch_size: int | None = None
+    """Rows at a time; by default the model's."""
+
+
+Command = Runs | Show | Export | Predict
 
 
 def run(command: Command, console: Console) -> None:
     """Does what a command says. Raises InputError where that cannot be done."""
-    if command.json and command.quiet:
+    if isinstance(command, Output) and command.json and command.quiet:
         raise InputError("--json and --quiet exclude each other. Give one of them.")
     match command:
         case Runs(compare=None):
@@ -86,6 +114,10 @@ def run(command: Command, console: Console) -> None:
             _compare(command, console)
         case Show():
             _show(command, console)
+        case Export():
+            _export(command, console)
+        case Predict():
+            exports.predict(command.model, command.data, command.out, command.batch_size)
 
 
 def _list(command: Runs, console: Console) -> None:
@@ -127,6 +159,14 @@ def _show(command: Show, console: Console) -> None:
         print(of.row.reason)
     else:
         console.print(run_tables.told(of))
+
+
+def _export(command: Export, console: Console) -> None:
+    exports.export_run(command.run, command.out, kept=command.weights)
+    if command.json:
+        print(folders.as_json({"folder": str(command.out), "files": accounts.files(command.out)}), end="")
+    elif not command.quiet:
+        console.print(f"The model and how to use it are in {command.out}", markup=False, soft_wrap=True)
 
 
 def _of(folder: Path, name: str) -> Path:

@@ -33,6 +33,18 @@ def write(folder: Path) -> None:
     os.replace(draft, folder / NAME)
 
 
+def listing(folder: Path) -> str:
+    """The SHA-256 of each file below a folder, a line each, as `sha256sum -c` reads them.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as name:
+    ...     _ = Path(name, "a").write_text("content")
+    ...     listing(Path(name))[60:]
+    '9f73  a\\n'
+    """
+    return "".join(f"{_sum(folder / name)}  {name}\n" for name in _files(folder))
+
+
 def damage(folder: Path) -> str | None:
     """What is not as `write` found it, in a few words; None where all is.
 

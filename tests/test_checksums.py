@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+import subprocess
 
 import pytest
 
@@ -91,3 +92,13 @@ def test_a_path_in_the_list_that_leaves_the_folder_is_never_opened(folder):
     sums["../outside"] = hashlib.sha256(b"secret").hexdigest()
     (folder / checksums.NAME).write_bytes(checksums._canonical(sums))
     assert checksums.damage(folder) == "../outside is missing"
+
+
+def test_a_listing_is_what_sha256sum_prints_and_takes(folder):
+    names = ["a", "d/b", "d/deeper/empty"]
+    printed = subprocess.run(["sha256sum", *names], cwd=folder, capture_output=True, text=True, check=True).stdout
+    assert checksums.listing(folder) == printed
+    (folder / "SUMS").write_text(printed)
+    (folder / "a").write_bytes(b"content of A")
+    done = subprocess.run(["sha256sum", "-c", "SUMS"], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 1 and "a: FAILED" in done.stdout and "d/b: OK" in done.stdout

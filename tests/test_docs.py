@@ -2,6 +2,7 @@
 
 import ast
 import re
+import sys
 import tomllib
 from dataclasses import fields
 
@@ -9,15 +10,21 @@ import numpy as np
 import optax
 import pytest
 import yaml
+from starlette.testclient import TestClient
 
 from experiments.cifar10 import Config
+from jaxdl import exports, portable
 from jaxdl.datasets import simulated_table, sources
 from jaxdl.fitting import fit
 from tests.documents import PAGES, ROOT, blocks, name_of
 
 WITH_PYTHON = [page for page in PAGES if blocks(page, "python")]
 # Pages with tests of their own, here and in test_readme.py and test_docs_keras.py.
-OWN = {"README.md", "docs/keras.md", *(f"docs/{name}.md" for name in ("how-it-works", "many-runs", "growing"))}
+OWN = {
+    "README.md",
+    "docs/keras.md",
+    *(f"docs/{name}.md" for name in ("how-it-works", "many-runs", "growing", "sharing")),
+}
 ROWS = [line for line in (ROOT / "docs" / "faults.md").read_text().splitlines() if line.startswith("| ")][1:]
 
 
@@ -148,3 +155,36 @@ def test_the_citation_is_read_and_names_the_data_that_the_code_reads():
     assert cited == {published.doi for published in (sources.LIGHT, sources.FULL, sources.LABELS)}
     for page in ("README.md", "docs/index.md"):
         assert cited <= set(re.findall(r"10\.5281/zenodo\.\d+", (ROOT / page).read_text()))
+
+
+def test_the_blocks_of_the_guide_to_sharing_run_and_serve_what_they_predict(monkeypatch):
+    monkeypatch.setattr("sys.path", [*sys.path])
+    monkeypatch.delitem(sys.modules, "predict", raising=False)
+    names = run_blocks("sharing", {})
+    sys.modules.pop("predict")
+    columns, inputs = names["columns"], np.asarray(names["held_out"].inputs[:20])
+    rows = [dict(zip(columns, row, strict=True)) for row in inputs.tolist()]
+    client = TestClient(names["app"])
+    assert client.get("/health").json()["status"] == "ok"
+    answer = client.post("/predict", json={"rows": [dict(reversed(row.items())) for row in rows]})
+    assert answer.status_code == 200 and answer.json()["names"] == ["sunshine_hours"]
+    np.testing.assert_allclose(answer.json()["predictions"], names["wanted"][:20], rtol=1e-6, atol=1e-6)
+    missing = {column: number for column, number in rows[0].items() if column != "BASEL_sunshine"}
+    for wrong in (
+        *([], "rows", {"rows": []}, {"rows": [missing]}, {"rows": [{**missing, "BASEL_sunshine": "nan"}]}),
+        *({"rows": [{**missing, "BASEL_sunshine": None}]}, {"rows": rows[:1] * 1001}, {"rows": 3}),
+    ):
+        assert client.post("/predict", json=wrong).status_code in (413, 422), wrong
+    assert client.post("/predict", content="{").status_code == 422
+    assert client.post("/predict", content="[" * 10**5).status_code == 422
+    assert client.post("/predict", content=" " * (2**20 + 1)).status_code == 413
+    assert client.get("/predict").status_code == 405
+    assert "BASEL_sunshine" in client.post("/predict", json={"rows": [missing]}).text
+
+
+def test_the_guide_to_sharing_names_the_files_that_are_written():
+    text = (ROOT / "docs" / "sharing.md").read_text()
+    listed = re.findall(r"^\| `(\S+)` \|", text, re.MULTILINE)
+    assert sorted(listed) == sorted(
+        [portable.ABOUT, portable.PROGRAM, portable.SUMS, *(exports.CARD, exports.WEIGHTS, exports.PREDICT)]
+    )

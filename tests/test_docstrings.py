@@ -28,6 +28,13 @@ EXCEPTIONS = {
     "jaxdl.populations.trained",
     # The example of `save` loads what it has saved.
     "jaxdl.weights.load",
+    # The example of `export` loads what it has exported, and predicts.
+    "jaxdl.portable.load",
+    "jaxdl.portable.main",
+    "jaxdl.portable.pictures",
+    "jaxdl.portable.predictions",
+    "jaxdl.portable.write",
+    "jaxdl.portable.written",
     # What they do is seen in a folder, in the settings of the process, or on this machine only.
     "jaxdl.events.picture",
     "jaxdl.events.written",

@@ -1,0 +1,234 @@
+"""Predictions of an exported model: needs jax, flatbuffers and numpy, and the files that lie beside it.
+
+    python predict.py data.csv -o predictions.csv
+
+In a program: `load(folder).predict(inputs)`. Pictures (PNG, JPEG) need pillow too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from pathlib import Path
+from typing import Any, NamedTuple, TextIO
+
+import jax
+import jax.export
+import numpy as np
+
+ABOUT, PROGRAM, SUMS = "model.json", "model.stablehlo", "SHA256SUMS"
+PICTURES = (".png", ".jpg", ".jpeg")
+BEYOND = 2.0**128 - 2.0**103  # the least number that becomes infinity in float32
+
+
+class DataError(ValueError):
+    """Raised for a model or data that cannot be used: says where, and what is wrong."""
+
+
+class Portable(NamedTuple):
+    """An exported model, loaded."""
+
+    about: dict[str, Any]  # what model.json says
+    call: Callable[[np.ndarray], Any]
+    batch_size: int  # rows of the one program that is compiled: fewer are filled up, more are cut
+
+    def predict(self, inputs: Any, name: str = "inputs", first: int = 0) -> np.ndarray:
+        """Predictions (rows, numbers) float32 for raw inputs (rows, ...); `first` is the number of the first row."""
+        wanted, rows, size = self.about["inputs"], np.asarray(inputs), self.batch_size
+        dtype, shape = np.dtype(wanted["dtype"]), ("rows", *wanted["shape"])
+        if (
+            rows.shape[1:] != shape[1:]
+            or rows.ndim == 0
+            or rows.dtype.kind not in ("fiub" if dtype.kind == "f" else "iu")
+        ):
+            raise DataError(f"{name} must be {dtype} of shape {shape}, got {rows.dtype} of shape {rows.shape}.")
+        with np.errstate(over="ignore"):
+            cast = rows.astype(dtype, copy=False)
+        wrong = np.argwhere(~np.isfinite(cast) if dtype.kind == "f" else cast != rows)
+        if len(wrong):
+            row, got = first + int(wrong[0][0]), rows[tuple(wrong[0])]
+            raise DataError(f"{name}, row {row}: must hold numbers that {dtype} can hold, got {got}.")
+        found = [np.zeros((0, len(self.about["outputs"]["names"])), np.float32)]
+        for some in (cast[start : start + size] for start in range(0, len(cast), size)):
+            filled = some[np.minimum(np.arange(size), len(some) - 1)]
+            found.append(np.asarray(self.call(filled))[: len(some)])
+        return np.concatenate(found)
+
+
+def load(folder: str | Path, batch_size: int | None = None) -> Portable:
+    """The model in a folder, whose checksums are looked at."""
+    content = {}
+    try:
+        sums = {line[66:]: line[:64] for line in Path(folder, SUMS).read_text("utf-8").splitlines()}
+        for name in (ABOUT, PROGRAM):
+            content[name] = Path(folder, name).read_bytes()
+            if hashlib.sha256(content[name]).hexdigest() != sums.get(name):
+                raise DataError(f"{Path(folder, name)} is damaged: its SHA-256 is not that in {SUMS}.")
+    except OSError as error:
+        raise DataError(f"{folder} holds no exported model: {error.filename}: {error.strerror}.") from None
+    about, exported = json.loads(content[ABOUT]), jax.export.deserialize(bytearray(content[PROGRAM]))
+    return Portable(about, jax.jit(exported.call), max(1, batch_size or about["batch_size"]))
+
+
+def table(lines: Iterable[str], columns: list[str], name: str, size: int) -> Iterator[np.ndarray]:
+    """The rows of a CSV file, `size` at a time: the columns of these names, in this order.
+
+    >>> [rows.tolist() for rows in table(["b,DATE,a", "1,20000101,2"], ["a", "b"], "t.csv", 100)]
+    [[[2.0, 1.0]]]
+    """
+    reader, rows = csv.reader(lines, strict=True), []
+    try:
+        header = [cell.strip() for cell in next(reader, [])]
+        for count, text in ((0, "lacks"), (2, "has more than once")):
+            wrong = [column for column in columns if min(header.count(column), 2) == count]
+            if wrong:
+                raise DataError(f"{name} {text} {len(wrong)} of {len(columns)} columns: {', '.join(wrong[:9])}.")
+        places = [header.index(column) for column in columns]
+        for cells in reader:
+            where = f"{name}, line {reader.line_num}"
+            if not cells and not any(reader):
+                break  # Only empty lines were left.
+            if len(cells) != len(header):
+                raise DataError(f"{where}: must have {len(header)} cells as the header has, got {len(cells)}.")
+            rows.append(numbers([cells[place] for place in places], columns, where))
+            if len(rows) == size:
+                yield np.array(rows, np.float32)
+                rows = []
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise DataError(f"{name}, line {reader.line_num}: must be CSV in UTF-8 ({error}).") from None
+    if rows:
+        yield np.array(rows, np.float32)
+
+
+def numbers(cells: list[str], columns: list[str], where: str) -> list[float]:
+    """The numbers in the cells of a row.
+
+    >>> numbers(["1", " 2.5"], ["a", "b"], "t.csv, line 2")
+    [1.0, 2.5]
+    """
+    with suppress(ValueError):
+        found = [*map(float, cells)]
+        # The sum tells of nan and infinity; and Python takes 1_000 for a number.
+        if sum(map(abs, found)) < BEYOND and "_" not in "".join(cells):
+            return found
+    for column, cell in zip(columns, cells, strict=True):
+        with suppress(ValueError):
+            if abs(float(cell.replace("_", "?"))) < BEYOND:
+                continue
+        raise DataError(f"{where}, column {column}: must be a number that float32 can hold, got {cell!r}.")
+    return found
+
+
+def of_pictures(path: Path) -> bool:
+    """Whether a path is that of a picture, or of a folder of them.
+
+    >>> of_pictures(Path("cat.PNG"))
+    True
+    """
+    return path.is_dir() or path.suffix.lower() in PICTURES
+
+
+def pictures(paths: list[Path], shape: list[int]) -> np.ndarray:
+    """Picture files as (rows, height, width, channels) uint8."""
+    try:
+        from PIL import Image
+    except ImportError:
+        raise DataError("pictures need pillow (pip install pillow); .npy files do not.") from None
+    rows = []
+    for path in paths:
+        try:
+            with Image.open(path) as picture:
+                if [picture.height, picture.width] != shape[:2] or picture.mode[0] in "IF":
+                    got = f"{picture.height} x {picture.width} of mode {picture.mode}"
+                    raise DataError(f"{path} must be {shape[0]} x {shape[1]} pixels of 8 bits a colour, got {got}.")
+                rows.append(np.asarray(picture.convert("L" if shape[2] == 1 else "RGB")).reshape(shape))
+        except OSError as error:
+            raise DataError(f"{path} must be a picture ({error}).") from None
+    return np.stack(rows)
+
+
+def predictions(model: Portable, source: str) -> Iterator[tuple[list[str], np.ndarray]]:
+    """Predictions of a file, of a folder or of "-", a batch at a time; those of pictures with their files' names."""
+    wanted, size, path = model.about["inputs"], model.batch_size, Path(source)
+    if of_pictures(path):
+        files = sorted(f for f in path.iterdir() if f.suffix.lower() in PICTURES) if path.is_dir() else [path]
+        if wanted["dtype"] != "uint8" or len(wanted["shape"]) != 3:
+            raise DataError(f"{path} holds pictures; the model takes {wanted['dtype']} of shape {wanted['shape']}.")
+        for start in range(0, len(files), size):
+            some = files[start : start + size]
+            yield [file.name for file in some], model.predict(pictures(some, wanted["shape"]))
+    elif path.suffix == ".npy":
+        try:
+            array = np.atleast_1d(np.load(path, mmap_mode="r"))
+        except (ValueError, EOFError) as error:
+            raise DataError(f"{path} must be an array of numbers as numpy.save writes it ({error}).") from None
+        for start in range(0, len(array), size):
+            yield [], model.predict(array[start : start + size], source, start)
+    elif wanted["columns"] is None:
+        raise DataError(f"{path} is no .npy file; the model takes {wanted['dtype']} of shape {wanted['shape']}.")
+    else:
+        with (
+            nullcontext(sys.stdin)
+            if source == "-"
+            else path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file
+        ):
+            for rows in table(file, wanted["columns"], source, size):
+                yield [], model.predict(rows)
+
+
+@contextmanager
+def written(target: str) -> Iterator[TextIO]:
+    """A file to write that is there whole or not at all; "-" and devices are written as they are."""
+    path = Path(os.path.realpath(target))
+    if target == "-":
+        yield sys.stdout
+    elif path.exists() and not path.is_file():
+        with path.open("w", encoding="utf-8", newline="") as file:
+            yield file
+    else:
+        draft = path.with_name(path.name + ".part")
+        try:
+            with draft.open("w", encoding="utf-8", newline="") as file:
+                yield file
+            os.replace(draft, path)
+        finally:
+            draft.unlink(missing_ok=True)
+
+
+def write(folder: str | Path, source: str, target: str = "-", batch_size: int | None = None) -> None:
+    """Writes the predictions of a source as CSV: a header, and a line a row."""
+    model = load(folder, batch_size)
+    names, classes = model.about["outputs"]["names"], model.about["outputs"]["link"] == "softmax"
+    with written(target) as file:
+        lines = csv.writer(file, lineterminator="\n")
+        lines.writerow(["file"] * of_pictures(Path(source)) + ["class", "probability"] * classes + names)
+        for files, found in predictions(model, source):
+            best = found.argmax(1)
+            for place, row in enumerate(found.astype(str).tolist()):
+                lines.writerow([*files[place : place + 1], *([names[best[place]], row[best[place]]] * classes), *row])
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; its exit code is 2 for bad input."""
+    parser = argparse.ArgumentParser(description="Writes a model's predictions as CSV: a header, and a line a row.")
+    what = "a CSV file with a header (- for the standard input), a .npy file, a picture, or a folder of pictures"
+    parser.add_argument("data", help=what)
+    parser.add_argument("-o", "--out", default="-", help="the file to write; by default the standard output")
+    parser.add_argument("--batch-size", type=int, help="rows at a time; by default the model's")
+    given = parser.parse_args(arguments)
+    try:
+        write(Path(__file__).parent, given.data, given.out, given.batch_size)
+    except (DataError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

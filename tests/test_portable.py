@@ -1,0 +1,323 @@
+"""The code beside an exported model: tables by name, errors that name the row, and files larger than the memory."""
+
+import hashlib
+import io
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from jaxdl import portable
+from jaxdl.__main__ import main
+from jaxdl.exports import Outputs, export
+from jaxdl.models import convnet, mlp
+from jaxdl.types import Model, Weights
+
+DRAWS = np.random.default_rng(0)
+COLUMNS = ["sun", "wind", "rain"]
+ROWS = DRAWS.normal(5, 2, (10, 3)).astype(np.float32)
+IMAGES = DRAWS.integers(0, 256, (7, 8, 10, 3), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def weighted(tmp_path_factory):
+    """A model whose prediction is sun + 10 wind + 100 rain, three rows at a time."""
+    model, weights = mlp(()), Weights({"Dense_0": {"kernel": [[1.0], [10.0], [100.0]], "bias": [0.0]}}, {})
+    weights = Weights(jax.tree.map(np.float32, weights.params, is_leaf=lambda leaf: isinstance(leaf, list)), {})
+    folder = tmp_path_factory.mktemp("weighted") / "model"
+    return export(folder, model, weights, ROWS, columns=COLUMNS, outputs=Outputs(["sum"]), batch_size=3)
+
+
+@pytest.fixture(scope="module")
+def pictured(tmp_path_factory):
+    model = convnet((3,), outputs=2)
+    weights = jax.jit(model.init)(jax.random.key(0), IMAGES[:1])
+    folder = tmp_path_factory.mktemp("pictured") / "model"
+    return export(folder, model, weights, IMAGES, outputs=Outputs(["cat", "a, b"], "softmax"), batch_size=3)
+
+
+def run(folder, data, target, capsys):
+    """The exit code, and what is said, of the command."""
+    code = main(["predict", str(folder), str(data), "-o", str(target)])
+    return code, capsys.readouterr().err
+
+
+def sums(folder, text, tmp_path):
+    (tmp_path / "data.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
+    portable.write(folder, str(tmp_path / "data.csv"), str(tmp_path / "found.csv"))
+    header, *lines = (tmp_path / "found.csv").read_text().split("\n")
+    assert header == "sum" and lines.pop() == ""
+    return [float(line) for line in lines]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "sun,wind,rain\n1,2,3\n4,5,6\n",
+        "rain,sun,wind\n3,1,2\n6,4,5\n",
+        "DATE,rain,MONTH,sun,wind,DATE\n20000101,3,1,1,2,x\n,6,,4,5,nan\n",
+        b"\xef\xbb\xbfsun,wind,rain\r\n1,2,3\r\n4,5,6",
+        '"sun", wind ,rain\n"1", 2.0 ,3e0\n+4,.5e1,"6"\n\n\n',
+    ],
+    ids=["as they are", "reordered", "with others", "of Windows", "quoted, spaced, and empty lines at the end"],
+)
+def test_columns_are_taken_by_name(weighted, tmp_path, text):
+    assert sums(weighted, text, tmp_path) == [321, 654]
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 4, 6, 7])
+def test_there_is_a_line_for_each_row(weighted, tmp_path, count):
+    lines = [f"{row},0,0" for row in range(count)]
+    assert sums(weighted, "\n".join(["sun,wind,rain", *lines]), tmp_path) == list(range(count))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("sun,wind\n1,2\n", "data.csv lacks 1 of 3 columns: rain."),
+        ("a,b,c\n1,2,3\n", "data.csv lacks 3 of 3 columns: sun, wind, rain."),
+        ("", "data.csv lacks 3 of 3 columns"),
+        ("sun,wind,rain,wind\n1,2,3,4\n", "data.csv has more than once 1 of 3 columns: wind."),
+        (
+            "sun,wind,rain\n1,2,3\n1,,3\n",
+            "data.csv, line 3, column wind: must be a number that float32 can hold, got ''.",
+        ),
+        (
+            "sun,wind,rain\n1,2,nan\n",
+            "data.csv, line 2, column rain: must be a number that float32 can hold, got 'nan'.",
+        ),
+        ("sun,wind,rain\n1,-inf,0\n", "line 2, column wind: must be a number that float32 can hold, got '-inf'."),
+        ("sun,wind,rain\n1,2,1e39\n", "line 2, column rain: must be a number that float32 can hold, got '1e39'."),
+        ("sun,wind,rain\n1,2,1_000\n", "line 2, column rain: must be a number that float32 can hold, got '1_000'."),
+        ("sun,wind,rain\n1,2,0\n1,x y,0\n", "line 3, column wind: must be a number that float32 can hold, got 'x y'."),
+        ("sun,wind,rain\n1,2\n", "data.csv, line 2: must have 3 cells as the header has, got 2."),
+        ("sun,wind,rain\n1,2,3,4\n", "data.csv, line 2: must have 3 cells as the header has, got 4."),
+        ("sun,wind,rain\n1,2,3\n\n1,2,3\n", "data.csv, line 3: must have 3 cells as the header has, got 0."),
+        ('sun,wind,rain,text\n1,2,3,"a\nb"\n1,2,x,c\n', "data.csv, line 4, column rain: must be a number"),
+        (b"sun,wind,rain\n1,2,3\n1,\xff,0\n", "data.csv, line 3, column wind: must be a number"),
+        (b"sun,wind,rain\n1,2,3\x00\n", "data.csv, line 2"),
+        ('sun,wind,rain\n1,2,"3', "data.csv, line 2: must be CSV in UTF-8"),
+    ],
+)
+def test_an_error_names_the_row_and_leaves_what_was_there(weighted, tmp_path, capsys, text, said):
+    data, target = tmp_path / "data.csv", tmp_path / "found.csv"
+    data.write_bytes(text if isinstance(text, bytes) else text.encode())
+    target.write_text("earlier")
+    code, error = run(weighted, data, target, capsys)
+    assert code == 2 and error.startswith("error: ") and error.count("\n") == 1 and said in error
+    assert target.read_text() == "earlier" and {path.name for path in tmp_path.iterdir()} == {"data.csv", "found.csv"}
+
+
+def test_an_error_late_in_a_file_is_found_at_its_line(weighted, tmp_path, capsys):
+    lines = ["sun,wind,rain", *["1,2,3"] * 100]
+    lines[77] = "1,two,3"
+    (tmp_path / "data.csv").write_text("\n".join(lines))
+    code, error = run(weighted, tmp_path / "data.csv", tmp_path / "found.csv", capsys)
+    assert code == 2 and "line 78, column wind" in error and not (tmp_path / "found.csv").exists()
+
+
+@given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1, max_size=4))
+def test_every_float32_that_is_written_is_read_again(values):
+    names = [f"c{number}" for number in range(len(values))]
+    lines = [",".join(names), ",".join(str(np.float32(value)) for value in values)]
+    (found,) = portable.table(lines, names[::-1], "t.csv", 5)
+    assert found.tobytes() == np.array([values[::-1]], np.float32).tobytes()
+
+
+@given(st.text(st.characters(codec="utf-8", exclude_characters="\0")))
+def test_any_cell_is_a_number_or_is_refused_by_name(cell):
+    try:
+        expected = np.float32(cell.replace("_", "?"))
+    except ValueError:
+        expected = np.float32(np.nan)
+    if np.isfinite(expected):
+        assert np.float32(portable.numbers([cell, "1"], ["a", "b"], "line 2")).tolist() == [expected, 1]
+    else:
+        with pytest.raises(portable.DataError, match=r"^line 2, column a: must be a number"):
+            portable.numbers([cell, "1"], ["a", "b"], "line 2")
+
+
+def test_predictions_go_from_the_standard_input_to_the_standard_output(weighted, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO("sun,wind,rain\n1,2,3\n"))
+    assert main(["predict", str(weighted), "-"]) == 0
+    assert capsys.readouterr().out == "sum\n321.0\n"
+
+
+def test_a_device_is_written_and_not_replaced(weighted, tmp_path):
+    (tmp_path / "data.csv").write_text("sun,wind,rain\n1,2,3\n")
+    portable.write(weighted, str(tmp_path / "data.csv"), "/dev/null")
+    assert Path("/dev/null").is_char_device()
+
+
+def test_arrays_may_have_any_number_of_rows_and_any_kind_of_number(weighted):
+    model = portable.load(weighted)
+    for rows in (ROWS, ROWS[:1], ROWS[:0], ROWS.astype(np.float64), np.arange(12).reshape(4, 3), [[1, 2, 3]]):
+        wanted = np.asarray(rows, np.float64) @ [[1.0], [10.0], [100.0]]
+        np.testing.assert_allclose(model.predict(rows), wanted, rtol=1e-6)
+
+
+def test_one_program_serves_every_number_of_rows(weighted, compilations):
+    model = portable.load(weighted, batch_size=4)
+    with compilations() as names:
+        for count in (1, 3, 4, 5, 9):
+            model.predict(ROWS[:count])
+    assert len(names) == 1
+
+
+@pytest.mark.parametrize(
+    ("inputs", "said"),
+    [
+        (ROWS[:, :2], "must be float32 of shape ('rows', 3), got float32 of shape (10, 2)"),
+        (ROWS[0], "must be float32 of shape"),
+        (1.0, "must be float32 of shape"),
+        ([["a", "b", "c"]], "got <U1 of shape (1, 3)"),
+        (np.where(np.arange(30).reshape(10, 3) == 13, np.nan, ROWS), "inputs, row 4: must hold numbers that float32"),
+        (np.where(np.arange(30).reshape(10, 3) == 13, 1e39, ROWS.astype(float)), "row 4: must .* got 1e\\+39"),
+    ],
+)
+def test_arrays_that_do_not_fit_are_refused(weighted, inputs, said):
+    with pytest.raises(portable.DataError, match=said if "\\" in said else re.escape(said)):
+        portable.load(weighted).predict(inputs)
+
+
+def test_images_are_whole_numbers_of_a_byte(pictured):
+    model = portable.load(pictured)
+    np.testing.assert_array_equal(model.predict(IMAGES.astype(np.int64)), model.predict(IMAGES))
+    np.testing.assert_allclose(model.predict(IMAGES).sum(1), 1, rtol=1e-6)
+    with pytest.raises(portable.DataError, match="must be uint8"):
+        model.predict(IMAGES / 255)
+    with pytest.raises(portable.DataError, match="row 0: must hold numbers that uint8 can hold, got 300"):
+        model.predict(np.full_like(IMAGES, 300, dtype=np.int32))
+
+
+def test_images_of_a_file_and_pictures_of_a_folder_are_predicted_alike(pictured, tmp_path):
+    np.save(tmp_path / "images.npy", IMAGES)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "notes.txt").write_text("not a picture")
+    (tmp_path / "folder" / "deeper").mkdir()
+    for number, image in enumerate(IMAGES):
+        Image.fromarray(image).save(tmp_path / "folder" / f"{number}.PNG")
+    texts = {}
+    for name in ("images.npy", "folder", "folder/5.PNG"):
+        portable.write(pictured, str(tmp_path / name), str(tmp_path / "found.csv"))
+        texts[name] = (tmp_path / "found.csv").read_text().splitlines()
+    assert texts["images.npy"][0] == 'class,probability,cat,"a, b"'
+    assert texts["folder"] == ["file," + texts["images.npy"][0]] + [
+        f"{number}.PNG,{line}" for number, line in enumerate(texts["images.npy"][1:])
+    ]
+    assert texts["folder/5.PNG"] == [texts["folder"][0], texts["folder"][6]]
+
+
+def broken(tmp_path, name):
+    path = tmp_path / name
+    match name:
+        case "text.npy" | "text.png":
+            path.write_text("no picture, no array")
+        case "empty.npy":
+            path.touch()
+        case "cut.npy":
+            np.save(path, IMAGES)
+            path.write_bytes(path.read_bytes()[:-1])
+        case "objects.npy":
+            np.save(path, np.array([{}], object))
+        case "wide.npy":
+            np.save(path, IMAGES[:, :, :4])
+        case "wide.png":
+            Image.fromarray(IMAGES[0, :, :4]).save(path)
+        case "deep.png":
+            Image.fromarray(np.zeros((8, 10), np.uint16)).save(path)
+        case "table.csv":
+            path.write_text("a,b\n1,2\n")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("text.npy", "must be an array of numbers as numpy.save writes it"),
+        ("empty.npy", "must be an array of numbers as numpy.save writes it"),
+        ("cut.npy", "must be an array of numbers as numpy.save writes it"),
+        ("objects.npy", "must be an array of numbers as numpy.save writes it"),
+        ("wide.npy", "must be uint8 of shape ('rows', 8, 10, 3), got uint8 of shape (3, 8, 4, 3)"),
+        ("text.png", "text.png must be a picture"),
+        ("wide.png", "must be 8 x 10 pixels of 8 bits a colour, got 8 x 4 of mode RGB"),
+        ("deep.png", "got 8 x 10 of mode I"),
+        ("table.csv", "is no .npy file; the model takes uint8 of shape [8, 10, 3]"),
+        ("missing.csv", "is no .npy file"),
+        ("missing.npy", "No such file"),
+        ("missing.png", "must be a picture"),
+    ],
+)
+def test_files_that_are_something_else_are_refused(pictured, tmp_path, capsys, name, said):
+    code, error = run(pictured, broken(tmp_path, name), tmp_path / "found.csv", capsys)
+    assert code == 2 and said in error and not list(tmp_path.glob("found*"))
+
+
+def test_a_table_that_is_missing_and_pictures_for_a_model_of_tables_are_refused(weighted, tmp_path, capsys):
+    assert "No such file" in run(weighted, tmp_path / "missing.csv", tmp_path / "found.csv", capsys)[1]
+    assert "the model takes float32 of shape [3]" in run(weighted, tmp_path, tmp_path / "found.csv", capsys)[1]
+    (tmp_path / "data.csv").write_text("sun,wind,rain\n1,2,3\n")
+    assert "No such file" in run(weighted, tmp_path / "data.csv", tmp_path / "no" / "found.csv", capsys)[1]
+
+
+@pytest.mark.parametrize("name", ["model.json", "model.stablehlo"])
+def test_a_damaged_model_is_refused(weighted, tmp_path, capsys, name):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for path in weighted.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    content = bytearray((folder / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / name).write_bytes(content)
+    assert f"{name} is damaged: its SHA-256 is not that in SHA256SUMS" in run(folder, "-", "-", capsys)[1]
+    (folder / name).unlink()
+    assert "holds no exported model" in run(folder, "-", "-", capsys)[1]
+
+
+def test_two_models_may_say_what_they_like_of_a_row(tmp_path):
+    model = Model(lambda key, inputs: Weights({}, {}), lambda weights, inputs, **_: (inputs * 2, {}))
+    folder = export(tmp_path / "model", model, Weights({}, {}), ROWS, outputs=Outputs(["a", "b", "c"]))
+    np.testing.assert_array_equal(portable.load(folder).predict(ROWS), 2 * ROWS)
+
+
+MEASURED = """
+import importlib.util, re, sys
+spec = importlib.util.spec_from_file_location("predict", sys.argv[1])
+predict = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(predict)
+for data in sys.argv[2:]:
+    assert predict.main([data, "-o", data + ".found"]) == 0
+    print(re.search(r"VmHWM:\\s*(\\d+) kB", open("/proc/self/status").read())[1])
+"""
+
+
+def test_memory_does_not_grow_with_the_file(weighted, tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for path in weighted.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes().replace(b'"batch_size": 3', b'"batch_size": 512'))
+    lines = [
+        f"{hashlib.sha256(p.read_bytes()).hexdigest()}  {p.name}\n" for p in folder.iterdir() if p.name != "SHA256SUMS"
+    ]
+    (folder / "SHA256SUMS").write_text("".join(lines))
+    for name, count in (("small.csv", 2_000), ("large.csv", 200_000)):
+        with (tmp_path / name).open("w") as file:
+            file.write("sun,wind,rain," + ",".join(f"c{number}" for number in range(20)) + "\n")
+            rest = ",0.123456" * 20
+            file.writelines(f"{row % 7},{row % 5},0{rest}\n" for row in range(count))
+    arguments = [folder / "predict.py", tmp_path / "small.csv", tmp_path / "large.csv"]
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURED, *map(str, arguments)], check=True, capture_output=True, text=True
+    )
+    small, large = (int(line) / 1024 for line in done.stdout.split())
+    assert (tmp_path / "large.csv").stat().st_size > 35 * 2**20 and large - small < 10
+    with (tmp_path / "large.csv.found").open() as file:
+        found = [float(line) for line in list(file)[1:]]
+    assert found == [row % 7 + 10 * (row % 5) for row in range(200_000)]
