@@ -15,6 +15,7 @@ from jaxdl.exports import Outputs
 from jaxdl.fitting import as_table
 from jaxdl.margins import share_error
 from jaxdl.passes import evaluate, predict
+from jaxdl.rate_plots import learning_rates
 from jaxdl.steps import shown_weights
 from jaxdl.types import Progress, Weights
 
@@ -116,7 +117,8 @@ def confusion(true: np.ndarray, guessed: np.ndarray, classes: int) -> np.ndarray
 
 
 def figures(built: Built, progress: Progress, history: list[dict[str, float]], title: str) -> dict[str, Figure]:
-    """The run's pictures by name: samples, histories, the confusion matrix, confident errors, the first kernels."""
+    """The run's pictures by name: samples, histories, the confusion matrix, confident errors, the first kernels, and
+    the learning rate where it changes."""
     classes, records, best = built.dataset.classes, as_table(history), int(progress.stopping.best_epoch)
     train, test = built.sets["train"], built.sets["test"]
     names = [classes[label] for label in np.asarray(train.targets[:SAMPLES])]
@@ -132,6 +134,8 @@ def figures(built: Built, progress: Progress, history: list[dict[str, float]], t
     first = next((leaf for leaf in jax.tree.leaves(shown_weights(progress.state).params) if leaf.ndim == 4), None)
     if first is not None:
         pictures["kernels"] = plots.kernels(first, title=f"first layer: {title}")
+    if records["learning_rate"].nunique() > 1:
+        pictures["learning-rate"] = learning_rates(records, unit="nats", title=title)
     return pictures
 
 

@@ -16,6 +16,7 @@ from jaxdl.exports import Outputs
 from jaxdl.fitting import as_table
 from jaxdl.margins import rmse_error
 from jaxdl.passes import evaluate, predict
+from jaxdl.residual_plots import residuals
 from jaxdl.types import Progress, Weights
 
 if TYPE_CHECKING:
@@ -118,7 +119,7 @@ def limits(dataset: Dataset) -> str:
 
 
 def figures(built: Built, progress: Progress, history: list[dict[str, float]], title: str) -> dict[str, Figure]:
-    """The run's pictures by name: its history, and its predictions for the test rows beside persistence."""
+    """The run's pictures by name: its history, its predictions for the test rows beside persistence, and what it misses."""
     test = built.sets["test"]
     model = np.asarray(predict(built.plan.model, progress.state.weights, test.inputs))
     persistence = built.dataset.today[built.rows["test"]]
@@ -127,6 +128,7 @@ def figures(built: Built, progress: Progress, history: list[dict[str, float]], t
     return {
         "history": plots.history(as_table(history), best_epoch=best, unit="hours", title=title),
         "predictions": plots.predictions(test.targets, shown, quantity="sunshine hours", title=title),
+        "residuals": residuals(test.targets, model, quantity="sunshine hours", title=title),
     }
 
 
