@@ -119,7 +119,7 @@ def limits(dataset: Dataset) -> str:
 
 
 def figures(built: Built, progress: Progress, history: list[dict[str, float]], title: str) -> dict[str, Figure]:
-    """The run's pictures by name: its history, its predictions for the test rows beside persistence, and what it misses."""
+    """The run's pictures by name: history, predictions for the test rows beside persistence, what they miss."""
     test = built.sets["test"]
     model = np.asarray(predict(built.plan.model, progress.state.weights, test.inputs))
     persistence = built.dataset.today[built.rows["test"]]
