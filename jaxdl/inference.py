@@ -43,7 +43,9 @@ def inference(
         raise InputError(f"scaling must have a mean and a spread for each column of {inputs.shape}, got {scaling}.")
 
     def predictions(raw: Array) -> Array:
-        outputs, _ = model.apply(weights, raw if scaling is None else _standardised(raw, scaling), train=False)
+        # Else XLA computes with them beforehand, and rounds otherwise than where they are arguments.
+        held = lax.optimization_barrier(weights)
+        outputs, _ = model.apply(held, raw if scaling is None else _standardised(raw, scaling), train=False)
         return LINKS[link](outputs.astype(jnp.float32)).reshape(outputs.shape[0], -1)
 
     shape = jax_export.symbolic_shape(", ".join(["rows", *map(str, inputs.shape[1:])]))
