@@ -2,6 +2,8 @@
 
 import re
 import shlex
+import subprocess
+import sys
 from dataclasses import fields
 from pathlib import Path
 
@@ -10,6 +12,7 @@ from tensorboard.backend.event_processing.event_multiplexer import EventMultiple
 
 import jaxdl.__main__
 from experiments.command import command
+from jaxdl.datasets import simulated_table
 from tests import test_experiments_lesson as small_lesson
 from tests.documents import (
     EXPERIMENTS,
@@ -35,7 +38,7 @@ SHORT = {
 # What decides whether a change lands runs these; here it is only looked up that it does.
 IN_CI = {"ruff", "mypy", "mkdocs"}
 # Flags that the texts name and that belong to other programs.
-FOREIGN = {"signal", "strict", "logdir", "bind-all"}
+FOREIGN = {"signal", "strict", "logdir", "bind-all", "limit-concurrency"}
 
 
 def python_m(words):
@@ -59,6 +62,9 @@ def run(line):
             assert line in (ROOT / "README.md").read_text()
         elif program == "python" and words[0] == "-m":
             assert python_m(words[1:]) == 0, line
+        elif program == "python" and words[0].endswith("predict.py"):
+            # With nothing but what it needs: tests/test_portable.py builds that environment.
+            assert subprocess.run([sys.executable, *words], check=False).returncode == 0, line
         elif program in IN_CI:
             assert part in (ROOT / ".ci" / "run").read_text().splitlines(), f".ci/run does not run: {part}"
         elif program == "tensorboard":
@@ -86,6 +92,8 @@ def one_size(monkeypatch):
 @pytest.mark.parametrize("page, lines", BASH, ids=[name_of(page) for page, _ in BASH])
 def test_the_commands_of_a_page_run_one_after_the_other(page, lines, tmp_path, monkeypatch, one_size):
     monkeypatch.chdir(tmp_path)
+    # A reader's own table.
+    simulated_table(30).to_csv("days.csv", index=False)
     for line in lines:
         if not sets_up(line):
             run(line)
