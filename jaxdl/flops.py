@@ -15,7 +15,7 @@ from jax.extend.core import Jaxpr, JaxprEqn, Literal, jaxprs_in_params
 
 # What only moves numbers, chooses among them or changes their dtype. Operations that are named nowhere here count one
 # FLOP a number that they give.
-MOVES = {
+_MOVES = {
     *("all_gather", "all_gather_invariant", "all_to_all", "bitcast_convert_type", "broadcast_in_dim", "complex"),
     *("concatenate", "conj", "convert_element_type", "copy", "copy_p", "device_put", "dynamic_slice"),
     *(
@@ -35,7 +35,7 @@ MOVES = {
     *("stop_gradient", "swap", "top_k", "transpose"),
 }
 # Libraries, kernels and loops: what they do inside is not known from the jaxpr.
-OPAQUE = {
+_OPAQUE = {
     *("cholesky", "custom_linear_solve", "eig", "eigh", "fft", "ffi_call", "geqrf", "hessenberg", "io_callback", "lu"),
     *("householder_product", "pallas_call", "pure_callback", "qr", "ragged_dot_general", "schur", "svd"),
     *("triangular_solve", "tridiagonal", "tridiagonal_solve"),
@@ -82,7 +82,7 @@ def _counted(jaxpr: Jaxpr, wanted: Sequence[bool], outer: tuple[str, ...]) -> Fl
             for path, count in part.scopes.items():
                 scopes[path] += trips * count
         name = equation.primitive.name
-        if name in OPAQUE or (name == "while" and any(part.total for part in inner)):
+        if name in _OPAQUE or (name == "while" and any(part.total for part in inner)):
             least.add(name)
         if own := 0 if inner else _own(equation):
             scopes["/".join(scope)] += own
@@ -104,7 +104,7 @@ def _used(jaxpr: Jaxpr, wanted: Sequence[bool]) -> list[tuple[JaxprEqn, list[boo
 def _inside(equation: JaxprEqn, used: list[bool], scope: tuple[str, ...]) -> tuple[int, list[Flops]]:
     """How often an equation runs what it holds, and what that costs once; [] for one that holds nothing."""
     name, params = equation.primitive.name, equation.params
-    if name in MOVES | OPAQUE or REDUCTIONS.fullmatch(name) or "window_dimensions" in params:
+    if name in _MOVES | _OPAQUE or REDUCTIONS.fullmatch(name) or "window_dimensions" in params:
         return 1, []
     if name == "cond":
         branches = [_counted(branch.jaxpr, used, scope) for branch in params["branches"]]
@@ -125,7 +125,7 @@ def _own(equation: JaxprEqn) -> int:
     name, params = equation.primitive.name, equation.params
     inputs: list[Any] = [var.aval for var in equation.invars]
     outputs: list[Any] = [var.aval for var in equation.outvars]
-    if name in MOVES or not any(map(_is_float, (*inputs, *outputs))):
+    if name in _MOVES or not any(map(_is_float, (*inputs, *outputs))):
         return 0
     size = sum(_size(aval) for aval in outputs)
     if name == "dot_general":
