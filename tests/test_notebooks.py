@@ -74,7 +74,6 @@ def parts(stem):
 
 def run_cell(code, names, shown):
     """As Jupyter does: what the last line comes to is shown."""
-    names["display"] = shown.append
     tree = ast.parse(code)
     last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
     exec(compile(tree, "cell", "exec"), names)
@@ -91,16 +90,19 @@ def run(monkeypatch):
     monkeypatch.setattr(datasets, "cifar10", partial(datasets.cifar10, "simulated:240"))
 
     def go(of, apart=False):
-        shown, names, said = [], {}, io.StringIO()
+        shown, said = [], io.StringIO()
+        names = {"display": shown.append}
         with redirect_stdout(said), warnings.catch_warnings():
-            # A notebook shows warnings to its readers.
+            # A notebook shows its readers all warnings but those that Python leaves out.
             warnings.simplefilter("error")
+            for kind in (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning):
+                warnings.simplefilter("ignore", kind)
             for number, part in enumerate(of):
                 own = dict(names) if apart and number else names
                 for code in part:
                     run_cell(code, own, shown)
-                # What overwrote a common name would change the parts that follow.
-                changed = [name for name in names if name != "display" and own[name] is not names[name]]
+                # A part that overwrote a common name would change the parts that follow when all run.
+                changed = [name for name in names if own[name] is not names[name]]
                 assert not changed, f"{changed} of the first cell are overwritten in\n{part[0]}"
         figures = [thing for thing in shown if isinstance(thing, Figure)]
         for figure in figures:
