@@ -12,6 +12,7 @@ from rich.text import Text
 from jaxdl.accounts import Account
 from jaxdl.differences import RESULT, SURROUNDINGS, TOLD, Difference, flat
 from jaxdl.listings import Column, Row
+from jaxdl.units import short
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -121,7 +122,7 @@ def _lines(of: Account) -> Iterator[tuple[str, str]]:
     more = dict(flat({name: value for name, value in metrics.items() if name not in known}))
     if more:
         yield "more", _pairs(more)
-    yield "files", ", ".join(f"{name} {size(count)}" for name, count in of.files.items())
+    yield "files", ", ".join(f"{name} {short(count, 'B')}" for name, count in of.files.items())
 
 
 def _measured(metrics: Mapping[str, Any]) -> list[str]:
@@ -187,17 +188,6 @@ def duration(seconds: float) -> str:
     if seconds < 100:
         return f"{seconds:.1f} s"
     return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
-
-
-def size(count: int) -> str:
-    """Bytes in the unit that people would use.
-
-    >>> size(12), size(15_300), size(2_500_000)
-    ('12 B', '15.3 kB', '2.5 MB')
-    """
-    if count < 1000:
-        return f"{count} B"
-    return f"{count / 1e3:.1f} kB" if count < 1e6 else f"{count / 1e6:.1f} MB"
 
 
 def words(value: Any) -> str:

@@ -18,7 +18,9 @@ from jaxdl.types import Weights
 def save(path: str | Path, weights: Weights) -> None:
     """Writes weights to a new folder `path`, whole or not at all. Of several processes the one that calls it writes.
 
-    Raises InputError where the folder exists already, so that nothing is overwritten, or cannot be written.
+    Params and stats are arrays in dicts with strings for keys and in lists; a tuple comes back as a list. Raises
+    InputError for other trees, which `load` could not make again; and where the folder exists already, so that nothing
+    is overwritten, or cannot be written.
 
     >>> import tempfile, jax.numpy as jnp
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -33,6 +35,7 @@ def save(path: str | Path, weights: Weights) -> None:
     if set("[]") & set(str(folder)):
         # Orbax takes them for a pattern, and would write a folder without the numbers.
         raise InputError(f"save needs a path without [ and ], got {folder}. Choose another name.")
+    _check_kinds(weights)
     if folder.exists():
         raise InputError(f"save needs a new folder, got {folder}, which exists. Choose another name or remove it.")
     try:
@@ -71,6 +74,17 @@ def load(path: str | Path) -> Weights:
         except (OSError, KeyError, TypeError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise InputError(f"the weights in {folder} are damaged ({reason}). Use another copy.") from error
+
+
+def _check_kinds(weights: Weights) -> None:
+    for path, _ in jax.tree_util.tree_leaves_with_path(weights._asdict()):
+        for key in path:
+            kept = isinstance(key, jax.tree_util.SequenceKey) or isinstance(getattr(key, "key", None), str)
+            if not kept:
+                raise InputError(
+                    f"save keeps arrays in dicts of strings and in lists, got {jax.tree_util.keystr(path)}. Give "
+                    "{str(n): leaf for n, leaf in enumerate(jax.tree.leaves(tree))}, say."
+                )
 
 
 def _checksum(weights: Weights) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Weights on disk: what comes back is what was saved, bit for bit, or an error."""
 
 import shutil
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -160,3 +161,22 @@ def test_flipped_bits_never_become_other_numbers(tmp_path):
 def test_brackets_which_orbax_takes_for_a_pattern_are_refused(tmp_path):
     with pytest.raises(InputError, match=r"without \[ and \]"):
         save(tmp_path / "[best]", Weights({"w": jnp.ones(2)}, {}))
+
+
+class Pair(NamedTuple):
+    kernel: Any
+    bias: Any
+
+
+@pytest.mark.parametrize("params", [Pair(jnp.ones(2), jnp.ones(1)), {"layers": {0: jnp.ones(2)}}])
+def test_trees_that_could_not_be_read_again_are_refused_before_anything_is_written(params, tmp_path):
+    with pytest.raises(InputError, match="arrays in dicts of strings and in lists"):
+        save(tmp_path / "model", Weights(params, {}))
+    assert not (tmp_path / "model").exists()
+
+
+def test_lists_come_back_and_tuples_as_lists(tmp_path):
+    save(tmp_path / "model", Weights([jnp.ones(2), (jnp.zeros(1),)], {}))
+    first, (second,) = load(tmp_path / "model").params
+    np.testing.assert_array_equal(first, np.ones(2))
+    np.testing.assert_array_equal(second, np.zeros(1))
