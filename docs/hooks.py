@@ -1,6 +1,6 @@
 """What the site shows beyond docs/: files of the repository at their own paths, and sections of the README as guides.
 
-Nothing is written twice: a page is the file that a reader of the repository opens, with its links turned to the site.
+Such a page is the file that a reader of the repository opens, with its links turned to the site.
 """
 
 import posixpath

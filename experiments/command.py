@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import time
@@ -32,7 +33,7 @@ class StoppedError(Exception):
     """A signal ended the run, which is saved; the arguments are the signal and the folder."""
 
 
-FAILED, BAD_INPUT, SIGNAL = 1, 2, 128  # a signal's exit code is 128 and its number
+FAILED, BAD_INPUT, CLOSED, SIGNAL = 1, 2, 141, 128  # a signal's exit code is 128 and its number
 
 
 def command(
@@ -45,8 +46,8 @@ def command(
 ) -> int:
     """Parses the flags and runs; the exit code. Whatever ends the run is one message and no traceback.
 
-    Bad input is 2, nan or infinity 1, SIGTERM 143, Ctrl-C 130. Flags that are left out are those of the run in
-    `--workdir`, where there is one. `as_data`: what `--json` prints of the result.
+    Bad input is 2, nan or infinity 1, a closed output 141, SIGTERM 143, Ctrl-C 130. Flags that are left out are those
+    of the run in `--workdir`, where there is one. `as_data`: what `--json` prints of the result.
     """
     code = 0
     try:
@@ -58,7 +59,7 @@ def command(
                 config = tyro.cli(config_type, args=arguments, prog=prog, default=default)
             result = run(config, output.console(config), signals)
         if config.json and processes.is_first():
-            print(folders.as_json(as_data(result)), end="")
+            print(folders.as_json(as_data(result)), end="", flush=True)
     except InputError as error:
         return _alone(_said(f"error: {error}", BAD_INPUT))
     except sharing.EndedError as error:
@@ -70,6 +71,10 @@ def command(
         number, folder = error.args
         text = f"the run has stopped; the same command with --workdir {folder} goes on from its last checkpoint."
         code = _said(f"{signal.Signals(number).name}: {text}", SIGNAL + number)
+    except BrokenPipeError:
+        # Or Python would try once more, and complain, when it closes the output at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = CLOSED
     except KeyboardInterrupt:
         return _said("interrupted before the run began.", SIGNAL + signal.SIGINT)
     except Exception as error:

@@ -154,7 +154,8 @@ def read(config: Config) -> Data:
 
 def _claim(config: Config, folder: Path, data: Data) -> bool:
     """Writes config.json, and says whether the folder holds rows already; raises InputError where they are others."""
-    now = {**asdict(config), "workdir": str(folder), "checksums": data.checksums(), **runs.surroundings()}
+    flags = {name: value for name, value in asdict(config).items() if name not in ("quiet", "json")}
+    now = {**flags, "workdir": str(folder), "checksums": data.checksums(), **runs.surroundings()}
     earlier = folders.earlier(folder)
     if earlier is not None:
         before = earlier.config

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from typing import NoReturn
 
 from rich.console import Console
 
@@ -20,13 +21,20 @@ class Output:
     """Be quiet, and print the results as JSON at the end."""
 
 
+class _Terminal(Console):
+    """A console that leaves a closed pipe to its caller."""
+
+    def on_broken_pipe(self) -> NoReturn:
+        raise BrokenPipeError
+
+
 def console(output: Output) -> Console:
     """The console that the flags ask for.
 
     >>> console(Output(json=True)).quiet
     True
     """
-    return Console(quiet=output.quiet or output.json)
+    return _Terminal(quiet=output.quiet or output.json)
 
 
 def warn(text: str | None, shown: Console) -> None:

@@ -74,7 +74,7 @@ def _lead(
     settled = experiment.settle(config)
     earlier = None if config.workdir is None or config.fresh else folders.earlier(config.workdir)
     if earlier is not None and earlier.metrics is not None:
-        found = changes(asdict(settled), earlier)
+        found = changes(_flags(settled), earlier)
         if not refused(found, experiment.fixed(settled)) and not goes_on(found, earlier.metrics):
             return _show_again(experiment, earlier.metrics, config, console)
     if config.compilation_cache:
@@ -102,6 +102,11 @@ def _lead(
     return metrics
 
 
+def _flags(config: Any) -> dict[str, Any]:
+    """What a run is told; how it is watched belongs to the command."""
+    return {name: value for name, value in asdict(config).items() if name not in watching.FLAGS}
+
+
 def _built(experiment: Experiment, config: Any, console: Console) -> Built:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # The note is printed instead.
@@ -114,7 +119,7 @@ def _built(experiment: Experiment, config: Any, console: Console) -> Built:
 def _begin(job: Job) -> Beginning:
     """Where the run begins; its folder then holds its configuration. The folder is locked."""
     experiment, config, built, folder, console, _ = job
-    about, flags = experiment.describe(built), asdict(config)
+    about, flags = experiment.describe(built), _flags(config)
     usage = experiment.usage(built)
     now = {**flags, "workdir": str(folder), "dataset": about, **usage, **runs.surroundings()}
     earlier = folders.earlier(folder)
@@ -150,6 +155,8 @@ def _show_again(experiment: Experiment, metrics: dict[str, Any], config: Any, co
         ) from error
     more = "a larger --patience" if metrics.get("reason") == "early-stopping" else "more --epochs"
     text = f"{config.workdir} holds a finished run ({run}); nothing is changed. It goes on with {more}."
+    if config.histograms or config.cost or config.profile:
+        text += " So --histograms, --cost and --profile have had nothing to look at."
     console.print(text, markup=False, soft_wrap=True)
     warn(note, console)
     console.print(result)
@@ -182,7 +189,7 @@ def _work(
     if config.tensorboard:
         watching.conclude(metrics, pictures, folder, tell)
     if config.cost:
-        found = watching.cost(built, end.history, 1 if mesh is None else mesh.size)
+        found = watching.cost(config, built, end.history, mesh)
         metrics["cost"] = costs.as_record(*found)
         console.print(costs.as_table(*found))
     return metrics
@@ -192,7 +199,7 @@ def _train(job: Job, begin: Beginning, interrupts: Interrupts) -> runs.End:
     experiment, config, built, folder, console, mesh = job
     sets = built.sets["train"], built.sets["validation"]
     progress, train, validation = sharing.placed(begin.progress, *sets, mesh)
-    about = {"config": {**asdict(config), "workdir": str(folder)}, "data": built.dataset.sha256}
+    about = {"config": {**_flags(config), "workdir": str(folder)}, "data": built.dataset.sha256}
     tell = partial(warn, shown=console)
     with ExitStack() as stack:
         where = folder / "checkpoints" / "progress"

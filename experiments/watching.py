@@ -8,13 +8,15 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
+from jax.sharding import Mesh
 from rich.console import Console
 
 from experiments import placement
 from experiments.experiment import Built, History
 from experiments.output import Output
-from jaxdl import bars, costs, descriptions, distributions, logs, profiles, speeds
+from jaxdl import bars, costs, descriptions, distributions, logs, processes, profiles, speeds
 from jaxdl.errors import InputError
 from jaxdl.fitting import Observer
 from jaxdl.summaries import Summary, as_markdown
@@ -105,8 +107,8 @@ def describe(config: Any, network: Summary, built: Built, folder: Path, tell: Ca
     flags = {name: value for name, value in asdict(config).items() if name not in OWN}
     told = {name: value for name, value in flags.items() if name not in HOW}
     text = {"configuration": descriptions.table(("flag", "value"), flags.items()), "layers": as_markdown(network)}
-    graph = graphs.graph(built.plan.model, built.sets["train"].inputs[: built.plan.batch_size])
     with _told(tell):
+        graph = graphs.graph(built.plan.model, built.sets["train"].inputs[: built.plan.batch_size])
         descriptions.description(folder / CHARTS / RUN, text=text, hyperparameters=told, graph=graph)
 
 
@@ -128,10 +130,15 @@ def _told(tell: Callable[[str], None]) -> Iterator[None]:
         tell(f"TensorBoard is told less than usual: {error}")
 
 
-def cost(built: Built, history: History, devices: int) -> tuple[costs.StepCost, speeds.Speed]:
-    """What a training step costs, and how fast the run was, by the median of its epochs without the first."""
+def cost(config: Any, built: Built, history: History, mesh: Mesh | None) -> tuple[costs.StepCost, speeds.Speed]:
+    """What a training step costs if one device does all of it, and how fast the run was.
+
+    That is the median of its epochs without the first, beside a matrix product on as many devices. Those of one CPU
+    share its cores, and a product takes them all: there it is processes that count.
+    """
     train, validation = (built.sets[name] for name in ("train", "validation"))
     seconds = float(np.median([record["seconds"] for record in history[1:] or history]))
     computed = costs.epoch_flops(built.plan, built.start, train, validation)
-    possible = devices * speeds.matmul_rate()
+    devices = 1 if mesh is None else processes.count() if jax.default_backend() == "cpu" else mesh.size
+    possible = devices * speeds.matmul_rate(config.dtype)
     return costs.step_cost(built.plan, built.start, train), speeds.achieved(computed, seconds, possible)

@@ -74,7 +74,7 @@ class Show(Output):
 
 @dataclass(frozen=True)
 class Export(Output):
-    """The model of a finished run as a folder that needs only jax.
+    """The model of a finished run as a folder that needs only jax and flatbuffers.
 
     It holds the program, the weights, a model card and predict.py."""
 
@@ -82,8 +82,8 @@ class Export(Output):
     """The run's folder."""
     out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
     """The new folder."""
-    weights: Literal["best", "final"] = "best"
-    """Those of the best epoch, or of the last."""
+    weights: Annotated[Literal["best", "final"], tyro.conf.arg(metavar="WHICH")] = "best"
+    """best, those of the best epoch; or final, those of the last."""
 
 
 @dataclass(frozen=True)

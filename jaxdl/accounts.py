@@ -43,18 +43,22 @@ def files(folder: Path) -> dict[str, int]:
     {'config.json': 4, 'figures/all/': 0, 'figures/history.png': 4}
     """
     found = {}
-    for path in sorted(folder.iterdir()):
-        for inner in sorted(path.iterdir()) if path.is_dir() else [path]:
+    for path in _inside(folder):
+        for inner in _inside(path) if path.is_dir() else [path]:
             name = str(inner.relative_to(folder))
-            found[f"{name}/" if inner.is_dir() else name] = _bytes(inner)
+            found[f"{name}/" if inner.is_dir() else name] = sum(map(_bytes, _inside(inner, "**/*") or [inner]))
     return found
 
 
+def _inside(folder: Path, pattern: str = "*") -> list[Path]:
+    try:
+        return sorted(folder.glob(pattern))
+    except OSError:  # A run that goes on replaces its checkpoints.
+        return []
+
+
 def _bytes(path: Path) -> int:
-    sizes = []
-    for each in path.rglob("*") if path.is_dir() else [path]:
-        try:
-            sizes.append(each.stat().st_size if each.is_file() else 0)
-        except OSError:  # A run that goes on replaces its checkpoints.
-            continue
-    return sum(sizes)
+    try:
+        return path.stat().st_size if path.is_file() else 0
+    except OSError:
+        return 0

@@ -27,7 +27,7 @@ def of_run(config: Mapping[str, Any], metrics: Mapping[str, Any], kept: str) -> 
     Tomorrow's rain.
     """
     about, terms, data = config["card"], config["terms"], metrics["dataset"]
-    rows = ", ".join(f"{data['rows'][name]:,} for {name}" for name in SETS if name in data["rows"])
+    rows = ", ".join(f"{data['rows'][name]:,} {name}" for name in SETS if name in data["rows"])
     source = data["source"].rpartition("/")[2] if data["source"].startswith("file:") else data["source"]
     epoch = metrics["best_epoch"] if kept == "best" else metrics["epochs"]
     versions = ", ".join(f"{name} {version}" for name, version in config["versions"].items())
@@ -47,9 +47,17 @@ def of_run(config: Mapping[str, Any], metrics: Mapping[str, Any], kept: str) -> 
         "## How it was trained",
         f"The {kept} weights, of epoch {epoch} of {metrics['epochs']}, seed {config['seed']}, recipe "
         f"{config.get('recipe')}. Commit of the code: {config['commit'] or 'unknown'}. Versions: {versions}.",
-        f"Network: `{config.get('network')}`",
+        f"Network: {_network(config.get('network'))}",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _network(entry: Any) -> str:
+    if not isinstance(entry, Mapping):
+        return "not told"
+    words = ", ".join(f"{name} {value}" for name, value in entry.get("arguments", {}).items())
+    twice = "; each picture is seen as its mirror image too" if entry.get("flip_averaged") else ""
+    return f"{entry.get('kind')} ({words}){twice}."
 
 
 def figures(metrics: Mapping[str, Any], kept: str, unit: str = "") -> str:

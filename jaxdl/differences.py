@@ -6,11 +6,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxdl.folders import Earlier
+from jaxdl.folders import USAGE, Earlier
 from jaxdl.listings import read, row
 
 TOLD, SURROUNDINGS, RESULT = "configuration", "surroundings", "result"
 _SURROUNDINGS = {"versions", "devices", "platform", "commit"}
+# What follows from the rest: folders have names of their own, and the network is told by the flags that made it.
+_FOLLOWS = {"workdir", *USAGE}
+_TOLD_TOO = {"recipe", "seed", "dataset"}  # that metrics.json says again
 
 
 class Difference(NamedTuple):
@@ -34,14 +37,15 @@ def differences(a: Path, b: Path) -> list[Difference]:
     """
     runs = [(told, _result(folder, told)) for folder, told in ((a, read(a)), (b, read(b)))]
     found = []
-    for part, sides in ((TOLD, [told.config for told, _ in runs]), (RESULT, [result for _, result in runs])):
+    flags = [{name: entry for name, entry in told.config.items() if name not in _FOLLOWS} for told, _ in runs]
+    for part, sides in ((TOLD, flags), (RESULT, [result for _, result in runs])):
         one, other = (dict(flat(side)) for side in sides)
         for entry in dict.fromkeys((*one, *other)):
             if one.get(entry) != other.get(entry):
                 around = part == TOLD and entry.partition(".")[0] in _SURROUNDINGS
                 found.append(Difference(SURROUNDINGS if around else part, entry, one.get(entry), other.get(entry)))
     order = (TOLD, SURROUNDINGS, RESULT)
-    return sorted((each for each in found if each.entry != "workdir"), key=lambda each: order.index(each.part))
+    return sorted(found, key=lambda each: order.index(each.part))
 
 
 def flat(entries: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
@@ -59,7 +63,7 @@ def flat(entries: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, An
 
 def _result(folder: Path, run: Earlier) -> dict[str, Any]:
     if run.metrics is not None:
-        return {name: value for name, value in run.metrics.items() if name not in run.config or name == "epochs"}
+        return {name: value for name, value in run.metrics.items() if name not in _TOLD_TOO}
     of = row(folder)
     best = {} if of.figure is None else {f"{of.figure}_best": {"validation": of.best}}
     return {**best, "epochs": of.epochs, "best_epoch": of.best_epoch, "reason": of.reason}

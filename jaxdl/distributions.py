@@ -81,14 +81,16 @@ def distributions(
             write(pair for each in waiting for pair in _events(each))
         waiting.clear()
 
-    # Of the epoch `begin` too, which is written again.
-    with events.written(folder, ("weights", "gradients"), begin=begin - 1, tell=tell) as write:
+    # At an epoch's end that epoch's are written again, in case they were lost; inside of the next they cannot be.
+    between = int(start.cursor) == 0
+    with events.written(folder, ("weights", "gradients"), begin=begin - between, tell=tell) as write:
 
         def observe(progress: Progress, history: list[dict[str, float]]) -> None:
             flush(write)
             look(progress, int(history[-1]["epoch"]))
 
-        look(start, begin)
+        if between:
+            look(start, begin)
         try:
             yield observe
         finally:

@@ -34,10 +34,10 @@ def written(
 ) -> Iterator[Write]:
     """A function that takes events with the run of each, one of `names`, and has them on the disk when it returns.
 
-    `begin`: the epochs that were done before; what the runs in the folder say of later ones is taken back. Where the
-    disk is full, that is told once and the rest left out.
+    `begin`: the epochs that were done before; what the runs in the folder say of later ones is taken back. Where they
+    cannot be written, because the disk is full, say, that is told once and the rest left out.
     """
-    writers = {name: _writer(folder / name, begin) for name in names}
+    writers: dict[str, EventsWriter] = {}
     full = False
 
     def write(events: Iterable[tuple[str, Event]]) -> None:
@@ -51,6 +51,12 @@ def written(
             if not full:
                 tell(f"{folder} cannot be written ({error.strerror}); the rest of the charts is left out.")
             full = True
+
+    try:
+        writers.update((name, _writer(folder / name, begin)) for name in names)
+    except OSError as error:
+        full = True
+        tell(f"{folder} cannot be written ({error.strerror}); there will be no charts.")
 
     try:
         yield write

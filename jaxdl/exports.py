@@ -54,7 +54,7 @@ def export(
     `standardise` does. card: Markdown, which the model card begins with. batch_size: rows that `predict.py` takes at a
     time; fewer are filled up to them.
     Raises InputError where the folder exists or cannot be written, and for weights that are not finite or not the
-    model's, names that do not fit, and 64-bit numbers.
+    model's, names that do not fit, a batch_size below 1, and 64-bit numbers.
 
     >>> import tempfile
     >>> from jaxdl import mlp
@@ -67,6 +67,8 @@ def export(
     ['README.md', 'SHA256SUMS', 'model.json', 'model.stablehlo', 'predict.py', 'weights.safetensors']
     True
     """
+    if batch_size is not None and batch_size < 1:
+        raise InputError(f"batch_size must be at least 1 row, got {batch_size}. Leave it out.")
     rows, kept = _row(np.asarray(inputs)), jax.tree.map(np.asarray, weights)
     _check_weights(model, kept, rows)
     program = inference(model, kept, rows, scaling=scaling, link=outputs.link)
@@ -105,7 +107,7 @@ def export_run(run: Path, folder: str | Path, *, kept: Literal["best", "final"] 
         inputs, outputs = config["inputs"], Outputs(**config["outputs"])
         rows = np.zeros((1, *inputs["shape"]), inputs["dtype"])
         model, card = as_model(from_json(config["network"])), cards.of_run(config, metrics, kept)
-    except (KeyError, TypeError) as error:
+    except (AttributeError, KeyError, TypeError) as error:
         raise InputError(
             f"{run / folders.CONFIG} and {folders.METRICS} must describe the model, but lack or garble {error}. "
             "Restore them from a copy, or train again."
@@ -127,6 +129,8 @@ def predict(folder: Path, source: str, target: str, batch_size: int | None = Non
     """
     try:
         portable.write(folder, source, target, batch_size)
+    except BrokenPipeError:
+        raise  # Of the output's reader, who has had enough: nothing is wrong with the input.
     except (portable.DataError, OSError) as error:
         raise InputError(str(error)) from error
 

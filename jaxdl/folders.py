@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 from jaxdl.errors import InputError
 
 CONFIG, METRICS, HISTORY = "config.json", "metrics.json", "history.csv"
+# What config.json says for those who use the model, beside what the run was told.
+USAGE = ("network", "inputs", "outputs", "card", "terms")
 
 
 # What a process that was killed at its very beginning leaves.

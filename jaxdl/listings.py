@@ -52,7 +52,8 @@ class Row(NamedTuple):
 def find(folder: Path) -> list[Path]:
     """The folders of runs under a folder, at any depth, or itself: those with a config.json; not inside of runs.
 
-    Hidden folders are passed over. Raises InputError where there is no such folder.
+    Hidden folders, and those of lessons, are passed over. Raises InputError where there is no such folder, or one below
+    it cannot be read.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as above:
@@ -65,11 +66,24 @@ def find(folder: Path) -> list[Path]:
         got = "a file" if folder.exists() else "nothing"
         raise InputError(f"{folder} must be a folder with runs, got {got}. Give the folder that was the --workdir.")
     found = []
-    for above, inside, files in os.walk(folder):
-        if CONFIG in files:
+    for above, inside, files in os.walk(folder, onerror=_unreadable):
+        if CONFIG in files and not _of_another_kind(Path(above)):
             found.append(Path(above))
         inside[:] = [] if CONFIG in files else [name for name in inside if not name.startswith(".")]
     return found
+
+
+def _unreadable(error: OSError) -> None:
+    raise InputError(f"{error.filename} cannot be read ({error.strerror}). Give a folder whose runs may be read.")
+
+
+def _of_another_kind(folder: Path) -> bool:
+    """Whether a config.json is that of a lesson or of another program; a damaged one may be a run's."""
+    try:
+        told = read_json(folder / CONFIG)
+    except (InputError, OSError):
+        return False
+    return bool(told) and not {"recipe", "seed"} & set(told)
 
 
 def listing(folder: Path) -> list[Row]:
@@ -117,6 +131,8 @@ def read(folder: Path) -> Earlier:
         got = "a folder without" if folder.is_dir() else "a file" if folder.exists() else "nothing of that name"
         advice = "List the runs with `python -m jaxdl runs FOLDER`."
         raise InputError(f"{folder} must be the folder of a run, which holds a {CONFIG}, got {got}. {advice}")
+    if _of_another_kind(folder):
+        raise InputError(f"{folder} must be the folder of a run, got one whose {CONFIG} has no recipe. Name a run's.")
     return Earlier(read_json(folder / CONFIG), read_json(folder / METRICS) if (folder / METRICS).exists() else None)
 
 

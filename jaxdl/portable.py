@@ -14,7 +14,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
@@ -65,15 +65,20 @@ def load(folder: str | Path, batch_size: int | None = None) -> Portable:
     """The model in a folder, whose checksums are looked at."""
     content = {}
     try:
-        sums = {line[66:]: line[:64] for line in Path(folder, SUMS).read_text("utf-8").splitlines()}
+        sums = {line[66:]: line[:64] for line in Path(folder, SUMS).read_text("utf-8", "replace").splitlines()}
         for name in (ABOUT, PROGRAM):
             content[name] = Path(folder, name).read_bytes()
             if hashlib.sha256(content[name]).hexdigest() != sums.get(name):
                 raise DataError(f"{Path(folder, name)} is damaged: its SHA-256 is not that in {SUMS}.")
     except OSError as error:
         raise DataError(f"{folder} holds no exported model: {error.filename}: {error.strerror}.") from None
-    about, exported = json.loads(content[ABOUT]), jax.export.deserialize(bytearray(content[PROGRAM]))
-    return Portable(about, jax.jit(exported.call), max(1, batch_size or about["batch_size"]))
+    try:
+        about, exported = json.loads(content[ABOUT]), jax.export.deserialize(bytearray(content[PROGRAM]))
+    except ValueError as error:
+        raise DataError(f"{folder} cannot be read by jax {jax.__version__}: {error}. Try a later one.") from None
+    if batch_size is not None and batch_size < 1:
+        raise DataError(f"--batch-size must be at least 1 row, got {batch_size}. Leave it out.")
+    return Portable(about, jax.jit(exported.call), batch_size or about["batch_size"])
 
 
 def table(lines: Iterable[str], columns: list[str], name: str, size: int) -> Iterator[np.ndarray]:
@@ -173,11 +178,9 @@ def predictions(model: Portable, source: str) -> Iterator[tuple[list[str], np.nd
     elif wanted["columns"] is None:
         raise DataError(f"{path} is no .npy file; the model takes {wanted['dtype']} of shape {wanted['shape']}.")
     else:
-        with (
-            nullcontext(sys.stdin)
-            if source == "-"
-            else path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file
-        ):
+        # The standard input too is read as the file would be, and left open.
+        file_or_number, closed = (sys.stdin.fileno(), False) if source == "-" else (path, True)
+        with open(file_or_number, encoding="utf-8-sig", errors="surrogateescape", newline="", closefd=closed) as file:
             for rows in table(file, wanted["columns"], source, size):
                 yield [], model.predict(rows)
 
@@ -194,7 +197,11 @@ def written(target: str) -> Iterator[TextIO]:
     else:
         draft = path.with_name(path.name + ".part")
         try:
-            with draft.open("w", encoding="utf-8", newline="") as file:
+            file = draft.open("w", encoding="utf-8", newline="")
+        except OSError as error:
+            raise DataError(f"{target} cannot be written: {error.strerror}.") from None
+        try:
+            with file:
                 yield file
             os.replace(draft, path)
         finally:
@@ -215,7 +222,7 @@ def write(folder: str | Path, source: str, target: str = "-", batch_size: int | 
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line; its exit code is 2 for bad input."""
+    """The command line; its exit code is 2 for bad input, 141 where the output's reader is gone."""
     parser = argparse.ArgumentParser(description="Writes a model's predictions as CSV: a header, and a line a row.")
     what = "a CSV file with a header (- for the standard input), a .npy file, a picture, or a folder of pictures"
     parser.add_argument("data", help=what)
@@ -224,6 +231,11 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     try:
         write(Path(__file__).parent, given.data, given.out, given.batch_size)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader has had enough, as `head` does; Python would try once more, and complain, at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except (DataError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

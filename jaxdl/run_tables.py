@@ -11,6 +11,7 @@ from rich.text import Text
 
 from jaxdl.accounts import Account
 from jaxdl.differences import RESULT, SURROUNDINGS, TOLD, Difference, flat
+from jaxdl.folders import USAGE
 from jaxdl.listings import Column, Row
 from jaxdl.units import short
 
@@ -23,7 +24,7 @@ WIDE = 140  # columns of a terminal from which on all are shown
 NUMBERS = ("seed", "best", "test", "time", "epochs", "parameters")
 SETS = ("train", "validation", "test")
 LEADING = ("recipe", "seed", "reason", "epochs", "best_epoch", "parameters", "dataset")  # told by lines of their own
-ABOUT = ("dataset", "versions", "devices", "platform", "commit", "changes", "workdir")
+ABOUT = (*USAGE, "dataset", "versions", "devices", "platform", "commit", "changes", "workdir")
 
 
 def listed(rows: Sequence[Row], width: int = 80) -> Table:
@@ -107,8 +108,10 @@ def _lines(of: Account) -> Iterator[tuple[str, str]]:
         yield "data", _pairs({name: value for name, value in flat(data) if name != "note" and _says(value)})
     if data.get("note"):
         yield "note", str(data["note"])
-    if row.parameters is not None:
-        yield "network", f"{row.parameters:,} parameters"
+    network = _object(config.get("network"))
+    if network or row.parameters is not None:
+        said = [f"{network['kind']} ({_pairs(_object(network.get('arguments')))})"] if "kind" in network else []
+        yield "network", ", ".join(said + ([f"{row.parameters:,} parameters"] if row.parameters is not None else []))
     best = f"; best epoch {row.best_epoch}" if row.best_epoch else ""
     yield "ended", f"{row.reason}, after epoch {row.epochs}{best}"
     if row.seconds is not None:

@@ -17,6 +17,11 @@ CONFIG = {
     "devices": ["cpu"],
     "platform": "Linux",
     "commit": "0123456789abcdef",
+    "network": {"kind": "mlp", "arguments": {"widths": [10, 5], "input_norm": False}, "flip_averaged": False},
+    "inputs": {"shape": [2], "dtype": "float32", "columns": ["BASEL_sunshine", "BASEL_humidity"]},
+    "outputs": {"names": ["sunshine_hours"], "link": "none", "unit": "hours"},
+    "card": {"title": "Sunshine", "predicts": "Hours.", "limits": "A long paragraph."},
+    "terms": {"what": "Daily weather", "licence": "CC BY 4.0", "cite": ["Huber et al."]},
 }
 HISTORY = pd.DataFrame(
     {
@@ -46,6 +51,7 @@ METRICS = {
     "baselines": {"persistence": {"test_rmse": 3.877}},
     "rmse": sets(0.7, 3.7, 3.8),
     "rmse_best": sets(2.0, 3.0, 3.25),
+    "cost": {"batch_size": 32, "flops": 3_420_000, "share": 0.4},
 }
 
 

@@ -62,7 +62,7 @@ def test_a_card_names_the_data_its_terms_and_the_code():
         "CC BY 4.0",
         "c0ffee",
         "jax 0.10.2",
-        "7,670 for train",
+        "7,670 train",
         "Three years",
         "ab12",
     ):

@@ -69,3 +69,9 @@ def test_flat_entries_are_found_by_their_path(entries):
         for part in name.split("."):
             found = found[part]
         assert found == value and not isinstance(value, dict)
+
+
+def test_what_follows_from_the_flags_is_not_told_again(tmp_path):
+    a = write(tmp_path / "a")
+    b = write(tmp_path / "b", inputs={"shape": [3]}, card={"limits": "Others."}, hidden=[3, 3])
+    assert [each.entry for each in differences(a, b)] == ["hidden"]

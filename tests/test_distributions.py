@@ -193,3 +193,21 @@ def test_an_interval_below_one_epoch_is_refused(tmp_path):
         distributions(tmp_path, PLAN, ROWS, START, every=0),
     ):
         pass
+
+
+def test_a_run_that_goes_on_inside_of_an_epoch_keeps_the_histograms_of_the_one_before(tmp_path):
+    with distributions(tmp_path, PLAN, ROWS, START, every=1) as observe:
+        half = run(observe, epochs=2).progress
+    before = read(tmp_path / "weights")["Dense_0/kernel"]
+    for run_of in ("weights", "gradients"):
+        # As above: files are read in the order of their names.
+        (file,) = (tmp_path / run_of).iterdir()
+        file.rename(file.with_name("events.out.tfevents.0"))
+    # As a checkpoint inside of the third epoch holds it: other weights, and a batch done.
+    inside = half._replace(cursor=half.cursor + 1, state=jax.tree.map(lambda leaf: leaf, half.state))
+    weights = jax.tree.map(lambda leaf: leaf + 1, inside.state.weights)
+    inside = inside._replace(state=inside.state._replace(weights=weights))
+    with distributions(tmp_path, PLAN, ROWS, inside, every=1):
+        pass
+    after = read(tmp_path / "weights")["Dense_0/kernel"]
+    assert sorted(after) == [0, 1, 2] and after[2].sum == before[2].sum

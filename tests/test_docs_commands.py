@@ -12,7 +12,6 @@ from tensorboard.backend.event_processing.event_multiplexer import EventMultiple
 
 import jaxdl.__main__
 from experiments.command import command
-from jaxdl.datasets import simulated_table
 from tests import test_experiments_lesson as small_lesson
 from tests.documents import (
     EXPERIMENTS,
@@ -38,7 +37,7 @@ SHORT = {
 # What decides whether a change lands runs these; here it is only looked up that it does.
 IN_CI = {"ruff", "mypy", "mkdocs"}
 # Flags that the texts name and that belong to other programs.
-FOREIGN = {"signal", "strict", "logdir", "bind-all", "limit-concurrency"}
+FOREIGN = {"signal", "strict", "logdir", "bind-all", "limit-concurrency", "to", "update"}
 
 
 def python_m(words):
@@ -60,6 +59,8 @@ def run(line):
         if program == "python" and words[:2] == ["-m", "pytest"]:
             # The tests are running.
             assert line in (ROOT / "README.md").read_text()
+        elif program == "python" and words[0] == "-c":
+            exec(words[1], {})
         elif program == "python" and words[0] == "-m":
             assert python_m(words[1:]) == 0, line
         elif program == "python" and words[0].endswith("predict.py"):
@@ -92,8 +93,6 @@ def one_size(monkeypatch):
 @pytest.mark.parametrize("page, lines", BASH, ids=[name_of(page) for page, _ in BASH])
 def test_the_commands_of_a_page_run_one_after_the_other(page, lines, tmp_path, monkeypatch, one_size):
     monkeypatch.chdir(tmp_path)
-    # A reader's own table.
-    simulated_table(30).to_csv("days.csv", index=False)
     for line in lines:
         if not sets_up(line):
             run(line)

@@ -125,3 +125,11 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
     events.replace(tmp_path, "a", [events.event([events.scalar("loss", 3.0)], step=1)])
     assert [e.value for e in read(tmp_path).Scalars("loss")] == [3.0]
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_folder_that_cannot_be_made_is_told_and_ends_nothing(tmp_path):
+    (tmp_path / "charts").write_text("a file")
+    told = []
+    with events.written(tmp_path / "charts", ("train",), tell=told.append) as write:
+        write([("train", events.event([events.scalar("loss", 0.5)], step=1))])
+    assert len(told) == 1 and "charts cannot be written" in told[0]

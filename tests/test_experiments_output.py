@@ -81,3 +81,27 @@ def test_help_fits_a_terminal_and_has_no_colours_where_it_is_piped(module):
 
 def test_the_rows_of_a_lesson_are_data():
     assert lesson.as_records([]) == []
+
+
+def test_a_reader_that_is_gone_ends_a_command_without_a_word(tmp_path):
+    flags = [*SHORT, "--json", "--workdir", str(tmp_path / "run")]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "experiments.weather", *flags], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT
+    )
+    process.stdout.close()
+    assert (process.wait(), process.stderr.read()) == (141, b"")
+    # What it has done is kept.
+    assert (tmp_path / "run" / "metrics.json").exists()
+
+
+def test_how_a_run_was_watched_is_not_part_of_it(tmp_path):
+    assert go("--workdir", tmp_path / "run", "--quiet", "--cost") == 0
+    told = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert not {"quiet", "json", "cost", "histograms", "profile", "tensorboard"} & set(told)
+    assert "share" in json.loads((tmp_path / "run" / "metrics.json").read_text())["cost"]
+
+
+def test_a_finished_run_says_that_nothing_was_looked_at(tmp_path, capsys):
+    assert go("--workdir", tmp_path / "run", "--quiet") == 0
+    assert go("--workdir", tmp_path / "run", "--cost") == 0
+    assert "have had nothing to look at" in " ".join(capsys.readouterr().out.split())

@@ -170,7 +170,7 @@ def test_config_json_describes_what_is_trained(runs):
     assert config["network"]["arguments"] == {"widths": [100, 50], "input_norm": True, "dtype": "float32"}
     assert config["inputs"] == {"shape": [89], "dtype": "float32", "columns": list(dataset.columns)}
     assert config["outputs"] == {"names": ["sunshine_hours"], "link": "none", "unit": "hours"}
-    assert config["terms"]["licence"] == "None."
+    assert config["terms"]["licence"] == "none needed."
     links = {name: json.loads((folder / "config.json").read_text())["outputs"]["link"] for name, folder in runs.items()}
     assert links == {"sunshine": "none", "barbecue": "sigmoid", "pictures": "softmax"}
 

@@ -73,7 +73,6 @@ def test_to_list_runs_never_keeps_one_from_beginning(tmp_path):
 DAMAGES = {
     "config.json is cut off": ("config.json", '{"recipe": "sm'),
     "config.json is a list": ("config.json", "[1]"),
-    "config.json is of another program": ("config.json", '{"model_type": "bert"}'),
     "config.json is binary": ("config.json", b"\xff\xfe\x00"),
     "the seed is no number": ("config.json", json.dumps({**CONFIG, "seed": "first"})),
     "metrics.json is empty": ("metrics.json", ""),
@@ -203,3 +202,13 @@ def test_a_folder_that_may_not_be_read_is_a_row(tmp_path, monkeypatch):
 
     monkeypatch.setattr("jaxdl.listings.read_json", refuse)
     assert row(folder).problem == f"{folder} cannot be read: Permission denied."
+
+
+def test_lessons_and_other_programs_are_no_runs(tmp_path):
+    write(tmp_path / "run")
+    for name, told in (("lesson", {"only": "all", "seeds": 16}), ("other", {"model": "bert"})):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps(told))
+    assert [each.run for each in listing(tmp_path)] == ["run"]
+    with pytest.raises(InputError, match="has no recipe"):
+        read(tmp_path / "lesson")

@@ -1,7 +1,6 @@
 """The code beside an exported model: tables by name, errors that name the row, and files larger than the memory."""
 
 import hashlib
-import io
 import re
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from PIL import Image
 
 from jaxdl import portable
 from jaxdl.__main__ import main
+from jaxdl.errors import InputError
 from jaxdl.exports import Outputs, export
 from jaxdl.models import convnet, mlp
 from jaxdl.types import Model, Weights
@@ -144,10 +144,35 @@ def test_any_cell_is_a_number_or_is_refused_by_name(cell):
             portable.numbers([cell, "1"], ["a", "b"], "line 2")
 
 
-def test_predictions_go_from_the_standard_input_to_the_standard_output(weighted, capsys, monkeypatch):
-    monkeypatch.setattr("sys.stdin", io.StringIO("sun,wind,rain\n1,2,3\n"))
-    assert main(["predict", str(weighted), "-"]) == 0
-    assert capsys.readouterr().out == "sum\n321.0\n"
+@pytest.mark.parametrize("begin", [b"", b"\xef\xbb\xbf"], ids=["plain", "with a mark of byte order"])
+def test_predictions_go_from_the_standard_input_to_the_standard_output(begin, weighted):
+    call = [sys.executable, str(weighted / "predict.py"), "-"]
+    done = subprocess.run(call, input=begin + b"sun,wind,rain\r\n1,2,3\r\n", capture_output=True, check=True)
+    assert done.stdout == b"sum\n321.0\n"
+
+
+def test_a_reader_that_has_had_enough_is_no_error(weighted, tmp_path):
+    (tmp_path / "data.csv").write_text("sun,wind,rain\n" + "1,2,3\n" * 50_000)
+    for program in ([str(weighted / "predict.py")], ["-m", "jaxdl", "predict", str(weighted)]):
+        call = [sys.executable, *program, str(tmp_path / "data.csv")]
+        process = subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        assert process.stdout.readline() == b"sum\n"
+        process.stdout.close()
+        assert (process.wait(), process.stderr.read()) == (141, b"")
+
+
+def test_a_batch_of_no_rows_is_refused(weighted):
+    for size in (0, -3):
+        with pytest.raises(portable.DataError, match="at least 1 row"):
+            portable.load(weighted, batch_size=size)
+        with pytest.raises(InputError, match="at least 1 row"):
+            export(weighted / "new", mlp(()), Weights({}, {}), ROWS, batch_size=size)
+
+
+def test_a_file_that_cannot_be_written_is_called_by_its_own_name(weighted, tmp_path, capsys):
+    (tmp_path / "data.csv").write_text("sun,wind,rain\n1,2,3\n")
+    code, said = run(weighted, tmp_path / "data.csv", tmp_path / "none" / "p.csv", capsys)
+    assert code == 2 and f"{tmp_path}/none/p.csv cannot be written" in said
 
 
 def test_a_device_is_written_and_not_replaced(weighted, tmp_path):

@@ -101,3 +101,10 @@ def test_metrics_that_are_not_finite_are_shown(tmp_path):
     folder = write(tmp_path / "one", metrics={**METRICS, "rmse": none, "rmse_best": none, "best_epoch": 0})
     assert "nan" in "\n".join(shown(run_tables.told(account(folder)), 80))
     assert "nan" in "\n".join(shown(run_tables.listed(listing(tmp_path)), 80))
+
+
+def test_an_account_tells_the_network_and_the_costs_but_not_what_export_needs(tmp_path):
+    text = " ".join(" ".join(shown(run_tables.told(account(write(tmp_path / "run"))), 80)).split())
+    assert "mlp (widths 10 5, input_norm False), 1,701 parameters" in text
+    assert "cost.flops" in text
+    assert "A long paragraph" not in text and "BASEL_humidity" not in text

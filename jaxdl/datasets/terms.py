@@ -33,14 +33,16 @@ CIFAR10 = Terms(
         "https://www.cs.toronto.edu/~kriz/cifar.html",
     ),
 )
-SIMULATED = Terms("Simulated by this project's own generator: nothing was measured or photographed.", "None.", ())
+SIMULATED = Terms(
+    "Simulated by this project's own generator: nothing was measured or photographed.", "none needed.", ()
+)
 
 
 def terms_of(name: str, source: str) -> Terms:
     """The terms of the data set of a name, `weather` or `cifar10`, from a source such as "file:/home/me/weather.csv".
 
     >>> terms_of("weather", "simulated:3654:seed=0").licence, terms_of("weather", "zenodo:x").licence[:9]
-    ('None.', 'CC BY 4.0')
+    ('none needed.', 'CC BY 4.0')
     """
     if source.startswith("simulated"):
         return SIMULATED
