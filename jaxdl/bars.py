@@ -61,7 +61,7 @@ def _bar(console: Console, epochs: int, figures: tuple[str, ...], batches: int) 
             done = int(progress.epoch) + int(progress.cursor) / batches
             bar.update(task, completed=done, description=_line(progress, history, figures), refresh=True)
 
-        with _now_and_then(show, every=0.1) as observe:
+        with _now_and_then(show, every=0.2) as observe:
             yield observe
 
 
