@@ -57,7 +57,8 @@ def command(
             if earlier:
                 default = replace(config, **earlier)
                 config = tyro.cli(config_type, args=arguments, prog=prog, default=default)
-            result = run(config, output.console(config), signals)
+            with output.alone(config):
+                result = run(config, output.console(config), signals)
         if config.json and processes.is_first():
             print(folders.as_json(as_data(result)), end="", flush=True)
     except InputError as error:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -26,6 +29,29 @@ class _Terminal(Console):
 
     def on_broken_pipe(self) -> NoReturn:
         raise BrokenPipeError
+
+
+@contextmanager
+def alone(output: Output) -> Iterator[None]:
+    """Keeps the standard output for the results where scripts read it.
+
+    Libraries that write there themselves, as those do that connect processes, write to the standard error instead.
+
+    >>> with alone(Output()):
+    ...     print("as ever")
+    as ever
+    """
+    if not (output.quiet or output.json):
+        yield
+        return
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def console(output: Output) -> Console:

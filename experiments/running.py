@@ -5,9 +5,8 @@ from __future__ import annotations
 import shutil
 import time
 import warnings
-from collections.abc import Callable
-from contextlib import ExitStack
-from dataclasses import asdict
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +14,7 @@ from typing import Any, NamedTuple
 from jax.sharding import Mesh
 from rich.console import Console
 
-from experiments import STARTED, placement, sharing, watching
+from experiments import STARTED, finished, placement, sharing, watching
 from experiments.command import StoppedError, workdir
 from experiments.experiment import Built, Experiment, short
 from experiments.output import warn
@@ -74,9 +73,11 @@ def _lead(
     settled = experiment.settle(config)
     earlier = None if config.workdir is None or config.fresh else folders.earlier(config.workdir)
     if earlier is not None and earlier.metrics is not None:
-        found = changes(_flags(settled), earlier)
+        found = changes(watching.told(settled), earlier)
         if not refused(found, experiment.fixed(settled)) and not goes_on(found, earlier.metrics):
-            return _show_again(experiment, earlier.metrics, config, console)
+            if not set(folders.USAGE) <= set(earlier.config):
+                finished.complete(experiment.usage(_built(experiment, config, console)), earlier, config.workdir)
+            return finished.show(experiment, earlier.metrics, config, console)
     if config.compilation_cache:
         runs.keep_compilations()
     with ExitStack() as stack, runs.compile_clock() as compiling:
@@ -94,17 +95,25 @@ def _lead(
         job = Job(experiment, settled, built, folder, console, mesh)
         begin = _begin(job)
         go(folder, begin.progress)
-        metrics = _work(job, begin, interrupts, seconds, compiling)
-        metrics["seconds"] = {**seconds, "compile": compiling(), "total": time.perf_counter() - STARTED}
-        folders.write_json(folder / folders.METRICS, metrics)
+        with _room(folder):
+            metrics = _work(job, begin, interrupts, seconds, compiling)
+            metrics["seconds"] = {**seconds, "compile": compiling(), "total": time.perf_counter() - STARTED}
+            folders.write_json(folder / folders.METRICS, metrics)
     console.print(experiment.table(metrics))
     console.print(f"Everything about this run is in {folder}", markup=False, soft_wrap=True)
     return metrics
 
 
-def _flags(config: Any) -> dict[str, Any]:
-    """What a run is told; how it is watched belongs to the command."""
-    return {name: value for name, value in asdict(config).items() if name not in watching.FLAGS}
+@contextmanager
+def _room(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise InputError(
+            f"{folder} cannot be written ({error.strerror or error}). Free some space and start the same command again."
+        ) from error
 
 
 def _built(experiment: Experiment, config: Any, console: Console) -> Built:
@@ -119,7 +128,7 @@ def _built(experiment: Experiment, config: Any, console: Console) -> Built:
 def _begin(job: Job) -> Beginning:
     """Where the run begins; its folder then holds its configuration. The folder is locked."""
     experiment, config, built, folder, console, _ = job
-    about, flags = experiment.describe(built), _flags(config)
+    about, flags = experiment.describe(built), watching.told(config)
     usage = experiment.usage(built)
     now = {**flags, "workdir": str(folder), "dataset": about, **usage, **runs.surroundings()}
     earlier = folders.earlier(folder)
@@ -142,25 +151,6 @@ def _begin(job: Job) -> Beginning:
     warn(other_surroundings(earlier.config, now), console)
     console.print(begin.text, markup=False, soft_wrap=True)
     return begin
-
-
-def _show_again(experiment: Experiment, metrics: dict[str, Any], config: Any, console: Console) -> dict[str, Any]:
-    try:
-        result, run = experiment.table(metrics), f"{metrics['recipe']}, seed {metrics['seed']}"
-        note = metrics["dataset"]["note"]
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise InputError(
-            f"{config.workdir}/{folders.METRICS} must hold the metrics of a {experiment.name} run, got something else "
-            f"({error}). Restore it, or choose another --workdir."
-        ) from error
-    more = "a larger --patience" if metrics.get("reason") == "early-stopping" else "more --epochs"
-    text = f"{config.workdir} holds a finished run ({run}); nothing is changed. It goes on with {more}."
-    if config.histograms or config.cost or config.profile:
-        text += " So --histograms, --cost and --profile have had nothing to look at."
-    console.print(text, markup=False, soft_wrap=True)
-    warn(note, console)
-    console.print(result)
-    return metrics
 
 
 def _work(
@@ -199,7 +189,7 @@ def _train(job: Job, begin: Beginning, interrupts: Interrupts) -> runs.End:
     experiment, config, built, folder, console, mesh = job
     sets = built.sets["train"], built.sets["validation"]
     progress, train, validation = sharing.placed(begin.progress, *sets, mesh)
-    about = {"config": {**_flags(config), "workdir": str(folder)}, "data": built.dataset.sha256}
+    about = {"config": {**watching.told(config), "workdir": str(folder)}, "data": built.dataset.sha256}
     tell = partial(warn, shown=console)
     with ExitStack() as stack:
         where = folder / "checkpoints" / "progress"

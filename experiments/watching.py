@@ -57,6 +57,15 @@ def check(config: Watching) -> None:
         raise InputError("--histograms must come without --no-tensorboard, which it is written for. Leave one out.")
 
 
+def told(config: Any) -> dict[str, Any]:
+    """The flags that a run is told; how it is watched belongs to the command.
+
+    >>> told(Watching(cost=True))
+    {}
+    """
+    return {name: value for name, value in asdict(config).items() if name not in FLAGS}
+
+
 class Watchers(NamedTuple):
     """Who looks at a run."""
 

@@ -158,7 +158,11 @@ def _show(command: Show, console: Console) -> None:
     elif command.quiet:
         print(of.row.reason)
     else:
-        console.print(run_tables.told(of))
+        try:
+            table = run_tables.told(of)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{command.run} does not hold what a run's files hold ({error!r}).") from error
+        console.print(table)
 
 
 def _export(command: Export, console: Console) -> None:

@@ -70,20 +70,25 @@ def _html(epochs: int, figures: tuple[str, ...], batches: int, begin: int) -> It
     from IPython.display import display
 
     began: tuple[float, float] | None = None
+    latest: tuple[float, str] = begin, "no epoch has ended"
     shown = display(_as_html(begin, epochs, "compiling"), raw=True, display_id=True)
 
     def show(progress: Progress, history: History) -> None:
-        nonlocal began
+        nonlocal began, latest
         done, now = int(progress.epoch) + int(progress.cursor) / batches, time.monotonic()
-        text = _line(progress, history, figures)
+        text, left = _line(progress, history, figures), ""
         # What came before the first call compiled, so it says nothing about the rest.
         if began is not None and done < epochs:
-            text += f", at most {(now - began[0]) / (done - began[1]) * (epochs - done):.0f} s left"
-        began = began or (now, done)
-        shown.update(_as_html(done, epochs, text), raw=True)
+            left = f", at most {(now - began[0]) / (done - began[1]) * (epochs - done):.0f} s left"
+        began, latest = began or (now, done), (done, text)
+        shown.update(_as_html(done, epochs, text + left), raw=True)
 
-    with _now_and_then(show, every=0.2) as observe:
-        yield observe
+    try:
+        with _now_and_then(show, every=0.2) as observe:
+            yield observe
+    finally:
+        # Where it ended: a run may stop early, or be stopped.
+        shown.update(_as_html(latest[0], epochs, latest[1]), raw=True)
 
 
 def _as_html(done: float, epochs: int, text: str) -> dict[str, str]:

@@ -42,7 +42,7 @@ def plain(title: str) -> str:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Writes a Figure in the format that the end of the file's name asks for: .png, .pdf or .svg, say.
+    """Writes a Figure, whole or not at all, in the format that the end of the file's name asks for: .png or .pdf, say.
 
     Raises InputError for an end that is no such format, and where the file cannot be written.
 
@@ -55,7 +55,10 @@ def save(figure: Figure, path: Path) -> None:
     known = sorted(figure.canvas.get_supported_filetypes())
     if path.suffix[1:].lower() not in known:
         raise InputError(f"a figure's file must end in .{', .'.join(known)}, got {path}. Use {path.stem}.png, say.")
+    draft = path.with_name(f"{path.name}.part")
     try:
-        figure.savefig(path)
+        figure.savefig(draft, format=path.suffix[1:].lower())
+        draft.replace(path)
     except OSError as error:
+        draft.unlink(missing_ok=True)
         raise InputError(f"{path} cannot be written: {error.strerror}. Choose another file.") from None

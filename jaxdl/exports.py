@@ -107,7 +107,9 @@ def export_run(run: Path, folder: str | Path, *, kept: Literal["best", "final"] 
         inputs, outputs = config["inputs"], Outputs(**config["outputs"])
         rows = np.zeros((1, *inputs["shape"]), inputs["dtype"])
         model, card = as_model(from_json(config["network"])), cards.of_run(config, metrics, kept)
-    except (AttributeError, KeyError, TypeError) as error:
+    except InputError:
+        raise
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"{run / folders.CONFIG} and {folders.METRICS} must describe the model, but lack or garble {error}. "
             "Restore them from a copy, or train again."
@@ -146,8 +148,8 @@ def _finished(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     config = folders.read_json(run / folders.CONFIG)
     if "network" not in config:
         raise InputError(
-            f"{run / folders.CONFIG} describes no network, because an older version wrote it. Let the run go on with "
-            "more --epochs, which adds it, or train again."
+            f"{run / folders.CONFIG} describes no network, because an older version wrote it. The command that trained "
+            f"it adds that, with --workdir {run}."
         )
     return config, folders.read_json(run / folders.METRICS)
 

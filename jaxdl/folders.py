@@ -98,7 +98,7 @@ def set_aside(folder: Path) -> Path | None:
 def read_json(path: Path) -> dict[str, Any]:
     """The object that a JSON file holds.
 
-    Raises InputError where it holds something else.
+    Raises InputError where it holds something else, or cannot be read.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -108,6 +108,8 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         return {**json.loads(path.read_bytes())}
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}. Make it readable.") from None
     except (ValueError, TypeError, RecursionError):
         raise InputError(
             f"{path} is damaged: it must be JSON with an object, got something else. Restore it from a copy, or start "

@@ -1,8 +1,8 @@
-"""Predictions of an exported model: needs jax, flatbuffers and numpy, and the files that lie beside it.
+"""Predictions of an exported model: needs jax, flatbuffers, numpy and the files beside it; for pictures pillow too.
 
     python predict.py data.csv -o predictions.csv
 
-In a program: `load(folder).predict(inputs)`. Pictures (PNG, JPEG) need pillow too.
+In a program: `load(folder).predict(inputs)`.
 """
 
 from __future__ import annotations
@@ -42,11 +42,8 @@ class Portable(NamedTuple):
         """Predictions (rows, numbers) float32 for raw inputs (rows, ...); `first` is the number of the first row."""
         wanted, rows, size = self.about["inputs"], np.asarray(inputs), self.batch_size
         dtype, shape = np.dtype(wanted["dtype"]), ("rows", *wanted["shape"])
-        if (
-            rows.shape[1:] != shape[1:]
-            or rows.ndim == 0
-            or rows.dtype.kind not in ("fiub" if dtype.kind == "f" else "iu")
-        ):
+        kinds = "fiub" if dtype.kind == "f" else "iu"
+        if rows.ndim == 0 or rows.shape[1:] != shape[1:] or rows.dtype.kind not in kinds:
             raise DataError(f"{name} must be {dtype} of shape {shape}, got {rows.dtype} of shape {rows.shape}.")
         with np.errstate(over="ignore"):
             cast = rows.astype(dtype, copy=False)
@@ -55,9 +52,13 @@ class Portable(NamedTuple):
             row, got = first + int(wrong[0][0]), rows[tuple(wrong[0])]
             raise DataError(f"{name}, row {row}: must hold numbers that {dtype} can hold, got {got}.")
         found = [np.zeros((0, len(self.about["outputs"]["names"])), np.float32)]
-        for some in (cast[start : start + size] for start in range(0, len(cast), size)):
+        for start in range(0, len(cast), size):
+            some = cast[start : start + size]
             filled = some[np.minimum(np.arange(size), len(some) - 1)]
             found.append(np.asarray(self.call(filled))[: len(some)])
+            lost = np.flatnonzero(~np.isfinite(found[-1]).all(1))
+            if len(lost):
+                raise DataError(f"{name}, row {first + start + int(lost[0])}: lies too far from what was trained on.")
         return np.concatenate(found)
 
 
@@ -74,8 +75,8 @@ def load(folder: str | Path, batch_size: int | None = None) -> Portable:
         raise DataError(f"{folder} holds no exported model: {error.filename}: {error.strerror}.") from None
     try:
         about, exported = json.loads(content[ABOUT]), jax.export.deserialize(bytearray(content[PROGRAM]))
-    except ValueError as error:
-        raise DataError(f"{folder} cannot be read by jax {jax.__version__}: {error}. Try a later one.") from None
+    except Exception as error:  # Whatever a program of another version, or none at all, makes jax raise.
+        raise DataError(f"{folder} cannot be read by jax {jax.__version__}: {error!r}. Try a later one.") from None
     if batch_size is not None and batch_size < 1:
         raise DataError(f"--batch-size must be at least 1 row, got {batch_size}. Leave it out.")
     return Portable(about, jax.jit(exported.call), batch_size or about["batch_size"])
@@ -101,7 +102,7 @@ def table(lines: Iterable[str], columns: list[str], name: str, size: int) -> Ite
                 break  # Only empty lines were left.
             if len(cells) != len(header):
                 raise DataError(f"{where}: must have {len(header)} cells as the header has, got {len(cells)}.")
-            rows.append(numbers([cells[place] for place in places], columns, where))
+            rows.append(_numbers([cells[place] for place in places], columns, where))
             if len(rows) == size:
                 yield np.array(rows, np.float32)
                 rows = []
@@ -111,12 +112,8 @@ def table(lines: Iterable[str], columns: list[str], name: str, size: int) -> Ite
         yield np.array(rows, np.float32)
 
 
-def numbers(cells: list[str], columns: list[str], where: str) -> list[float]:
-    """The numbers in the cells of a row.
-
-    >>> numbers(["1", " 2.5"], ["a", "b"], "t.csv, line 2")
-    [1.0, 2.5]
-    """
+def _numbers(cells: list[str], columns: list[str], where: str) -> list[float]:
+    """The numbers in the cells of a row."""
     with suppress(ValueError):
         found = [*map(float, cells)]
         # The sum tells of nan and infinity; and Python takes 1_000 for a number.
@@ -130,12 +127,8 @@ def numbers(cells: list[str], columns: list[str], where: str) -> list[float]:
     return found
 
 
-def of_pictures(path: Path) -> bool:
-    """Whether a path is that of a picture, or of a folder of them.
-
-    >>> of_pictures(Path("cat.PNG"))
-    True
-    """
+def _of_pictures(path: Path) -> bool:
+    """Whether a path is that of a picture, or of a folder of them."""
     return path.is_dir() or path.suffix.lower() in PICTURES
 
 
@@ -153,7 +146,9 @@ def pictures(paths: list[Path], shape: list[int]) -> np.ndarray:
                     got = f"{picture.height} x {picture.width} of mode {picture.mode}"
                     raise DataError(f"{path} must be {shape[0]} x {shape[1]} pixels of 8 bits a colour, got {got}.")
                 rows.append(np.asarray(picture.convert("L" if shape[2] == 1 else "RGB")).reshape(shape))
-        except OSError as error:
+        except DataError:
+            raise
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise DataError(f"{path} must be a picture ({error}).") from None
     return np.stack(rows)
 
@@ -161,10 +156,13 @@ def pictures(paths: list[Path], shape: list[int]) -> np.ndarray:
 def predictions(model: Portable, source: str) -> Iterator[tuple[list[str], np.ndarray]]:
     """Predictions of a file, of a folder or of "-", a batch at a time; those of pictures with their files' names."""
     wanted, size, path = model.about["inputs"], model.batch_size, Path(source)
-    if of_pictures(path):
+    if source != "-" and not path.exists():
+        raise DataError(f"{source} must be a file or a folder, got nothing of that name.")
+    if _of_pictures(path):
         files = sorted(f for f in path.iterdir() if f.suffix.lower() in PICTURES) if path.is_dir() else [path]
-        if wanted["dtype"] != "uint8" or len(wanted["shape"]) != 3:
-            raise DataError(f"{path} holds pictures; the model takes {wanted['dtype']} of shape {wanted['shape']}.")
+        if wanted["dtype"] != "uint8" or len(wanted["shape"]) != 3 or not files:
+            takes = f"the model takes {wanted['dtype']} of shape {wanted['shape']}"
+            raise DataError(f"{path} holds {len(files)} pictures ({', '.join(PICTURES)}); {takes}.")
         for start in range(0, len(files), size):
             some = files[start : start + size]
             yield [file.name for file in some], model.predict(pictures(some, wanted["shape"]))
@@ -178,11 +176,10 @@ def predictions(model: Portable, source: str) -> Iterator[tuple[list[str], np.nd
     elif wanted["columns"] is None:
         raise DataError(f"{path} is no .npy file; the model takes {wanted['dtype']} of shape {wanted['shape']}.")
     else:
-        # The standard input too is read as the file would be, and left open.
         file_or_number, closed = (sys.stdin.fileno(), False) if source == "-" else (path, True)
         with open(file_or_number, encoding="utf-8-sig", errors="surrogateescape", newline="", closefd=closed) as file:
-            for rows in table(file, wanted["columns"], source, size):
-                yield [], model.predict(rows)
+            for number, rows in enumerate(table(file, wanted["columns"], source, size)):
+                yield [], model.predict(rows, source, number * size)
 
 
 @contextmanager
@@ -211,10 +208,13 @@ def written(target: str) -> Iterator[TextIO]:
 def write(folder: str | Path, source: str, target: str = "-", batch_size: int | None = None) -> None:
     """Writes the predictions of a source as CSV: a header, and a line a row."""
     model = load(folder, batch_size)
+    paths = [Path(os.path.realpath(each)) for each in (target, source, folder)]
+    if target != "-" and paths[0].is_file() and (paths[0] == paths[1] or paths[2] in paths[0].parents):
+        raise DataError(f"{target} must not be what is read, or a part of the model. Choose another file.")
     names, classes = model.about["outputs"]["names"], model.about["outputs"]["link"] == "softmax"
     with written(target) as file:
         lines = csv.writer(file, lineterminator="\n")
-        lines.writerow(["file"] * of_pictures(Path(source)) + ["class", "probability"] * classes + names)
+        lines.writerow(["file"] * _of_pictures(Path(source)) + ["class", "probability"] * classes + names)
         for files, found in predictions(model, source):
             best = found.argmax(1)
             for place, row in enumerate(found.astype(str).tolist()):
@@ -222,7 +222,7 @@ def write(folder: str | Path, source: str, target: str = "-", batch_size: int | 
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line; its exit code is 2 for bad input, 141 where the output's reader is gone."""
+    """The command line; its exit code is 2 for bad input, 130 after Ctrl-C, 141 where the output's reader is gone."""
     parser = argparse.ArgumentParser(description="Writes a model's predictions as CSV: a header, and a line a row.")
     what = "a CSV file with a header (- for the standard input), a .npy file, a picture, or a folder of pictures"
     parser.add_argument("data", help=what)
@@ -232,6 +232,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         write(Path(__file__).parent, given.data, given.out, given.batch_size)
         sys.stdout.flush()
+    except KeyboardInterrupt:
+        return 130
     except BrokenPipeError:
         # The reader has had enough, as `head` does; Python would try once more, and complain, at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

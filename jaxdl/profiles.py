@@ -6,6 +6,7 @@ TensorBoard shows them with its profile plugin (`pip install xprof`) where the f
 
 from __future__ import annotations
 
+import shutil
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -41,7 +42,9 @@ def profiled(folder: Path) -> Iterator[None]:
     options.python_tracer_level = 0
     try:
         # Now, because JAX begins no other trace after one that it could not write.
-        (folder / "plugins" / "profile").mkdir(parents=True, exist_ok=True)
+        traces = folder / "plugins" / "profile"
+        traces.mkdir(parents=True, exist_ok=True)
+        before = set(traces.iterdir())
         jax.profiler.start_trace(folder, create_perfetto_trace=True, profiler_options=options)
     except RuntimeError as error:
         raise InputError(f"a profile must be the only one that runs, got: {error} End the other one.") from error
@@ -53,6 +56,9 @@ def profiled(folder: Path) -> Iterator[None]:
         try:
             jax.profiler.stop_trace()
         except (OSError, RuntimeError) as error:
+            # A part of a trace is of no use, and the run needs the room.
+            for part in set(traces.iterdir()) - before:
+                shutil.rmtree(part, ignore_errors=True)
             raise InputError(f"{folder} must have room for a trace, got: {error}. Free some space.") from error
 
 

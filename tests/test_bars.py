@@ -60,7 +60,8 @@ def test_a_notebook_gets_one_bar_that_fills(clock, notebook):
         for epoch in range(1, 5):
             clock.now += 2
             observe(progress(epoch, epoch), history(epoch))
-    assert [value(formats) for formats in notebook] == [0, 1, 2, 3, 4]
+    # And once more where it ended.
+    assert [value(formats) for formats in notebook] == [0, 1, 2, 3, 4, 4]
     assert all('max="4"' in formats["text/html"] for formats in notebook)
     assert "compiling" in notebook[0]["text/html"]
     # The first epoch compiles, so it says nothing about the others; two more at 2 s each are left after the second.
@@ -74,8 +75,8 @@ def test_it_is_redrawn_five_times_a_second_at_most_and_at_the_end(clock, noteboo
         for epoch in range(1, 1001):
             clock.now += 0.001
             observe(progress(epoch), history(epoch))
-    # The first epoch, then every 0.2 s of one second, and the last.
-    assert len(notebook) - 1 == 6 and value(notebook[-1]) == 1000
+    # The first epoch, then every 0.2 s of one second, the last, and where it ended.
+    assert len(notebook) - 1 == 7 and value(notebook[-1]) == 1000
 
 
 def test_it_moves_inside_of_an_epoch(clock, notebook):
@@ -89,8 +90,23 @@ def test_a_run_that_goes_on_begins_where_it_stands(clock, notebook):
         for epoch in (91, 92):
             clock.now += 1
             observe(progress(epoch, epoch), [{"epoch": n, "loss": 1.0} for n in range(91, epoch + 1)])
-    assert [value(formats) for formats in notebook] == [90, 91, 92]
-    assert notebook[-1]["text/plain"].endswith("at most 8 s left")
+    assert [value(formats) for formats in notebook] == [90, 91, 92, 92]
+    assert notebook[-2]["text/plain"].endswith("at most 8 s left")
+
+
+def test_a_run_that_ends_early_is_not_said_to_go_on(clock, notebook):
+    with notebook_bar(1000) as observe:
+        for epoch in (1, 2):
+            clock.now += 1
+            observe(progress(epoch, epoch), history(epoch))
+    assert "left" in notebook[-2]["text/plain"]
+    assert notebook[-1]["text/plain"] == "epoch 2/1000 loss 0.5000 val_loss 1.0000 best 1.0000 (epoch 2)"
+
+
+def test_a_run_that_breaks_off_is_not_said_to_compile(clock, notebook):
+    with pytest.raises(KeyboardInterrupt), notebook_bar(10):
+        raise KeyboardInterrupt
+    assert notebook[-1]["text/plain"] == "epoch 0/10 no epoch has ended"
 
 
 def test_a_quiet_console_shows_nothing():

@@ -138,10 +138,10 @@ def test_any_cell_is_a_number_or_is_refused_by_name(cell):
     except ValueError:
         expected = np.float32(np.nan)
     if np.isfinite(expected):
-        assert np.float32(portable.numbers([cell, "1"], ["a", "b"], "line 2")).tolist() == [expected, 1]
+        assert np.float32(portable._numbers([cell, "1"], ["a", "b"], "line 2")).tolist() == [expected, 1]
     else:
         with pytest.raises(portable.DataError, match=r"^line 2, column a: must be a number"):
-            portable.numbers([cell, "1"], ["a", "b"], "line 2")
+            portable._numbers([cell, "1"], ["a", "b"], "line 2")
 
 
 @pytest.mark.parametrize("begin", [b"", b"\xef\xbb\xbf"], ids=["plain", "with a mark of byte order"])
@@ -275,9 +275,9 @@ def broken(tmp_path, name):
         ("wide.png", "must be 8 x 10 pixels of 8 bits a colour, got 8 x 4 of mode RGB"),
         ("deep.png", "got 8 x 10 of mode I"),
         ("table.csv", "is no .npy file; the model takes uint8 of shape [8, 10, 3]"),
-        ("missing.csv", "is no .npy file"),
-        ("missing.npy", "No such file"),
-        ("missing.png", "must be a picture"),
+        ("missing.csv", "got nothing of that name"),
+        ("missing.npy", "got nothing of that name"),
+        ("missing.png", "got nothing of that name"),
     ],
 )
 def test_files_that_are_something_else_are_refused(pictured, tmp_path, capsys, name, said):
@@ -286,7 +286,7 @@ def test_files_that_are_something_else_are_refused(pictured, tmp_path, capsys, n
 
 
 def test_a_table_that_is_missing_and_pictures_for_a_model_of_tables_are_refused(weighted, tmp_path, capsys):
-    assert "No such file" in run(weighted, tmp_path / "missing.csv", tmp_path / "found.csv", capsys)[1]
+    assert "got nothing of that name" in run(weighted, tmp_path / "missing.csv", tmp_path / "found.csv", capsys)[1]
     assert "the model takes float32 of shape [3]" in run(weighted, tmp_path, tmp_path / "found.csv", capsys)[1]
     (tmp_path / "data.csv").write_text("sun,wind,rain\n1,2,3\n")
     assert "No such file" in run(weighted, tmp_path / "data.csv", tmp_path / "no" / "found.csv", capsys)[1]
@@ -346,3 +346,32 @@ def test_memory_does_not_grow_with_the_file(weighted, tmp_path):
     with (tmp_path / "large.csv.found").open() as file:
         found = [float(line) for line in list(file)[1:]]
     assert found == [row % 7 + 10 * (row % 5) for row in range(200_000)]
+
+
+def test_what_is_read_is_never_written_over(weighted, tmp_path, capsys):
+    (tmp_path / "data.csv").write_text("sun,wind,rain\n1,2,3\n")
+    kept = (weighted / "weights.safetensors").read_bytes()
+    for target in (tmp_path / "data.csv", weighted / "weights.safetensors"):
+        code, said = run(weighted, tmp_path / "data.csv", target, capsys)
+        assert code == 2 and "must not be what is read" in said
+    assert (tmp_path / "data.csv").read_text() == "sun,wind,rain\n1,2,3\n"
+    assert (weighted / "weights.safetensors").read_bytes() == kept
+
+
+def test_a_folder_without_pictures_is_refused(pictured, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    code, said = run(pictured, tmp_path / "empty", tmp_path / "p.csv", capsys)
+    assert code == 2 and "holds 0 pictures" in said and not (tmp_path / "p.csv").exists()
+
+
+def test_a_prediction_that_is_no_number_is_an_error_that_names_the_row(weighted, tmp_path, capsys):
+    (tmp_path / "data.csv").write_text("sun,wind,rain\n" + "1,2,3\n" * 4 + "3e38,3e37,3e38\n")
+    code, said = run(weighted, tmp_path / "data.csv", tmp_path / "p.csv", capsys)
+    assert code == 2 and "data.csv, row 4: lies too far" in said and not (tmp_path / "p.csv").exists()
+
+
+@pytest.mark.parametrize("content", [b"\x89PNG\r\n\x1a\n\x00\x00", b""])
+def test_a_broken_picture_is_refused(content, pictured, tmp_path, capsys):
+    (tmp_path / "cat.png").write_bytes(content)
+    code, said = run(pictured, tmp_path / "cat.png", tmp_path / "p.csv", capsys)
+    assert code == 2 and "must be a picture" in said
