@@ -31,6 +31,14 @@ def on_files(files, config):
         text = (ROOT / path).read_text()
         if path == "LICENSE":
             path, text = "LICENSE.md", f"# Licence\n\n```text\n{text}```\n"
+        if path.startswith("experiments/notebooks/") and path.endswith(".md"):
+            name = Path(path).with_suffix(".ipynb").name
+            text = re.sub(
+                r"(?m)^(# .*\n)",
+                rf"\1\nAs a notebook, without results until it is run: [{name}]({name}).\n",
+                text,
+                count=1,
+            )
         files.append(File.generated(config, path, content=turned(text, path)))
     readme = (ROOT / "README.md").read_text()
     for page, heading in SECTIONS.items():

@@ -50,8 +50,8 @@ def usage(built: Built) -> dict[str, Any]:
         built,
         Outputs(("barbecue_probability",), "sigmoid"),
         title="Whether tomorrow is barbecue weather in Basel",
-        predicts="From what was measured at places in Europe today: the probability that tomorrow is a day in Basel "
-        "without rain and with at least 18 degrees Celsius.",
+        predicts=f"From what was measured {weather_report.where(built.dataset)} today: the probability that tomorrow "
+        "is a day in Basel without rain and with at least 18 degrees Celsius.",
         limits=weather_report.limits(built.dataset),
         columns=built.dataset.columns,
     )

@@ -51,16 +51,7 @@ def command(
     """
     code = 0
     try:
-        with interrupts() as signals:
-            config = tyro.cli(config_type, args=arguments, prog=prog)
-            earlier = _earlier(config)
-            if earlier:
-                default = replace(config, **earlier)
-                config = tyro.cli(config_type, args=arguments, prog=prog, default=default)
-            with output.alone(config):
-                result = run(config, output.console(config), signals)
-        if config.json and processes.is_first():
-            print(folders.as_json(as_data(result)), end="", flush=True)
+        _go(config_type, run, prog, arguments, as_data)
     except InputError as error:
         return _alone(_said(f"error: {error}", BAD_INPUT))
     except sharing.EndedError as error:
@@ -86,6 +77,25 @@ def command(
         return _alone(processes.LOST if gone else FAILED)
     processes.leave()
     return code
+
+
+def _go(
+    config_type: type[ConfigT],
+    run: Callable[[ConfigT, Console, Interrupts], Any],
+    prog: str,
+    arguments: Sequence[str] | None,
+    as_data: Any,
+) -> None:
+    with interrupts() as signals:
+        config = tyro.cli(config_type, args=arguments, prog=prog)
+        earlier = _earlier(config)
+        if earlier:
+            default = replace(config, **earlier)
+            config = tyro.cli(config_type, args=arguments, prog=prog, default=default)
+        with output.alone(config):
+            result = run(config, output.console(config), signals)
+    if config.json and processes.is_first():
+        print(folders.as_json(as_data(result)), end="", flush=True)
 
 
 def _said(text: str, code: int) -> int:

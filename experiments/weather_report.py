@@ -12,6 +12,7 @@ from experiments.experiment import SETS, Built, short
 from jaxdl import plots
 from jaxdl.baselines import climatology, mean_of_last, ridge, root_mean_square
 from jaxdl.datasets import Dataset
+from jaxdl.datasets.weather import place_of
 from jaxdl.exports import Outputs
 from jaxdl.fitting import as_table
 from jaxdl.margins import rmse_error
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LIMITS = (
-    "It has learnt from days of {first} to {last} at places in Europe, and was judged on days between them that it had "
+    "It has learnt from days of {first} to {last} {where}, and was judged on days between them that it had "
     "not seen. What it says of other years, a changed climate or other instruments is not known. It knows what was "
     "measured on one day and no more: do not put it in the place of a weather service."
 )
@@ -107,7 +108,7 @@ def usage(built: Built) -> dict[str, Any]:
         built,
         Outputs(("sunshine_hours",), unit="hours"),
         title="Tomorrow's sunshine hours in Basel",
-        predicts="How long the sun will shine in Basel tomorrow, from what was measured at places in Europe today.",
+        predicts=f"How long the sun will shine in Basel tomorrow, from what was measured {where(built.dataset)} today.",
         limits=limits(built.dataset),
         columns=built.dataset.columns,
     )
@@ -115,7 +116,14 @@ def usage(built: Built) -> dict[str, Any]:
 
 def limits(dataset: Dataset) -> str:
     """What a model of this data cannot be trusted with, for its card."""
-    return LIMITS.format(first=dataset.rows[0], last=dataset.rows[-1])
+    return LIMITS.format(first=dataset.rows[0], last=dataset.rows[-1], where=where(dataset))
+
+
+def where(dataset: Dataset) -> str:
+    """Where the weather was measured, or that it was not."""
+    places = {place_of(column) for column in dataset.columns}
+    found = f"in {places.pop().replace('_', ' ').title()}" if len(places) == 1 else "at places in Europe"
+    return f"{found}, all of it simulated," if dataset.source.startswith("simulated") else found
 
 
 def figures(built: Built, progress: Progress, history: list[dict[str, float]], title: str) -> dict[str, Figure]:
@@ -124,11 +132,13 @@ def figures(built: Built, progress: Progress, history: list[dict[str, float]], t
     model = np.asarray(predict(built.plan.model, progress.state.weights, test.inputs))
     persistence = built.dataset.today[built.rows["test"]]
     best = int(progress.stopping.best_epoch)
-    shown = {"model": model, "persistence": persistence}
+    shown = {f"model after epoch {len(history)}": model, "persistence": persistence}
     return {
         "history": plots.history(as_table(history), best_epoch=best, unit="hours", title=title),
         "predictions": plots.predictions(test.targets, shown, quantity="sunshine hours", title=title),
-        "residuals": residuals(test.targets, model, quantity="sunshine hours", title=title),
+        "residuals": residuals(
+            test.targets, model, quantity="sunshine hours", title=f"{title}, after epoch {len(history)}"
+        ),
     }
 
 

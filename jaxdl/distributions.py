@@ -81,8 +81,7 @@ def distributions(
             write(pair for each in waiting for pair in _events(each))
         waiting.clear()
 
-    # At an epoch's end that epoch's are written again, in case they were lost; inside of the next they cannot be.
-    between = int(start.cursor) == 0
+    between = int(start.cursor) == 0  # at an epoch's end, whose own are written again in case they were lost
     with events.written(folder, ("weights", "gradients"), begin=begin - between, tell=tell) as write:
 
         def observe(progress: Progress, history: list[dict[str, float]]) -> None:

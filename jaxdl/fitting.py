@@ -34,6 +34,10 @@ class Fit(NamedTuple):
     reason: str  # why it ended: "epochs", "early-stopping", "not-finite" or "interrupted"
     progress: Progress  # all that the run remembers: give it to `fit` again to go on
 
+    def __repr__(self) -> str:
+        """In one line: the arrays would fill a screen."""
+        return f"Fit({len(self.history)} epochs, best epoch {self.best_epoch}, reason {self.reason!r})"
+
     @property
     def best_epoch(self) -> int:
         """The epoch that `best` belongs to, from 1; 0 where no epoch had a finite monitored figure."""

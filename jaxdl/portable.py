@@ -214,11 +214,13 @@ def write(folder: str | Path, source: str, target: str = "-", batch_size: int | 
     names, classes = model.about["outputs"]["names"], model.about["outputs"]["link"] == "softmax"
     with written(target) as file:
         lines = csv.writer(file, lineterminator="\n")
-        lines.writerow(["file"] * _of_pictures(Path(source)) + ["class", "probability"] * classes + names)
+        waiting = [["file"] * _of_pictures(Path(source)) + ["class", "probability"] * classes + names]
         for files, found in predictions(model, source):
-            best = found.argmax(1)
+            lines.writerows(waiting)
+            waiting, best = [], found.argmax(1)
             for place, row in enumerate(found.astype(str).tolist()):
                 lines.writerow([*files[place : place + 1], *([names[best[place]], row[best[place]]] * classes), *row])
+        lines.writerows(waiting)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -87,8 +87,9 @@ def test_the_walk_by_hand_is_what_fit_does(capsys):
     assert float(lines[3]) == pytest.approx(expected, rel=1e-5)
 
 
-def test_the_blocks_of_the_guide_to_many_runs_run_one_after_the_other(capsys, tmp_path):
-    names = run_blocks(ROOT / "docs" / "many-runs.md", {"folder": tmp_path})
+def test_the_blocks_of_the_guide_to_many_runs_run_one_after_the_other(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = run_blocks(ROOT / "docs" / "many-runs.md", {})
     assert "4 seeds" in capsys.readouterr().out
     assert names["rmse"].shape == (8,) and names["choice"] in names["table"].index
 
