@@ -123,7 +123,7 @@ def where(dataset: Dataset) -> str:
     """Where the weather was measured, or that it was not."""
     places = {place_of(column) for column in dataset.columns}
     found = f"in {places.pop().replace('_', ' ').title()}" if len(places) == 1 else "at places in Europe"
-    return f"{found}, all of it simulated," if dataset.source.startswith("simulated") else found
+    return f"{found} (simulated)" if dataset.source.startswith("simulated") else found
 
 
 def figures(built: Built, progress: Progress, history: list[dict[str, float]], title: str) -> dict[str, Figure]:

@@ -72,7 +72,7 @@ def load(folder: str | Path, batch_size: int | None = None) -> Portable:
             if hashlib.sha256(content[name]).hexdigest() != sums.get(name):
                 raise DataError(f"{Path(folder, name)} is damaged: its SHA-256 is not that in {SUMS}.")
     except OSError as error:
-        raise DataError(f"{folder} holds no exported model: {error.filename}: {error.strerror}.") from None
+        raise DataError(f"{folder} holds no exported model ({error}). Name the folder that export made.") from None
     try:
         about, exported = json.loads(content[ABOUT]), jax.export.deserialize(bytearray(content[PROGRAM]))
     except Exception as error:  # Whatever a program of another version, or none at all, makes jax raise.
