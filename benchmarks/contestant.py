@@ -35,7 +35,8 @@ def serve(prepare: Prepare) -> None:
     """Does what the lines of the standard input, or --once, ask for."""
     if "--once" in sys.argv:
         task = _task(json.loads(sys.argv[sys.argv.index("--once") + 1]))
-        print(json.dumps({"figure": prepare(task, load(task))(1, 0).figure}))
+        figure = prepare(task, load(task))(1, 0).figure
+        print(json.dumps({"figure": figure, "memory": _memory()}))
         return
     # Libraries print what they like: only this module writes where the answers go.
     answers = os.fdopen(os.dup(1), "w")

@@ -1,0 +1,88 @@
+"""The contestant jaxdl: what a user of the library writes.
+
+    python -m benchmarks.jaxdl_loop
+
+It answers as `benchmarks.contestant` says.
+"""
+
+import time
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from benchmarks.contestant import Result, Run, serve
+from benchmarks.tasks import BATCH, DROPPED, MOST_EPOCHS, PATIENCE, Arrays, Task
+from jaxdl import Objective, early_stopping, evaluate, examples, fit, mlp, objectives, predict
+from jaxdl.models import convnet
+from jaxdl.plans import NEVER
+from jaxdl.types import Model
+
+STOP = early_stopping(patience=PATIENCE)
+
+
+def model_of(task: Task) -> Model:
+    if task.kind == "mlp":
+        return mlp(task.widths, input_norm=task.norm)
+    if task.recipe == "small":
+        return convnet((50, 50))
+    return convnet((50, 50, 50), widths=(50,), pool=True, dropout=DROPPED if task.recipe == "dropout" else 0.0)
+
+
+def objective_of(task: Task) -> Objective:
+    if task.kind == "mlp":
+        return Objective(objectives.squared_error, (objectives.rmse,))
+    return Objective(objectives.softmax_cross_entropy, (objectives.accuracy,))
+
+
+def adam_of(task: Task) -> optax.GradientTransformation:
+    # On one vector where layers are small, as the weather experiment does.
+    small = task.kind == "mlp" and max(task.widths, default=1) <= 100
+    return optax.flatten(optax.adam(1e-3)) if small else optax.adam(1e-3)
+
+
+def prepare(task: Task, arrays: Arrays) -> Run:
+    model, objective, adam = model_of(task), objective_of(task), adam_of(task)
+    train, validation = examples(*arrays.train), examples(*arrays.validation)
+
+    def trained(epochs: int, seed: int) -> Result:
+        ends: list[float] = []
+        run = fit(
+            model,
+            objective,
+            adam,
+            train,
+            validation if task.kind == "mlp" else None,
+            epochs=MOST_EPOCHS if task.deed == "stop" else epochs,
+            batch_size=BATCH,
+            stop=STOP if task.deed == "stop" else NEVER,
+            seed=seed,
+            observers=[lambda progress, history: ends.append(time.perf_counter())],
+        )
+        return Result(ends, float(run.history["val_loss" if task.kind == "mlp" else "loss"].iloc[-1]))
+
+    if task.deed in ("train", "stop"):
+        return trained
+    weights = model.init(jax.random.key(0), validation.inputs[:BATCH])
+    inputs = jax.numpy.asarray(arrays.validation[0])
+    measured = jax.tree.map(jax.numpy.asarray, validation)
+
+    def once() -> Any:
+        if task.deed == "evaluate":
+            return float(evaluate(model, objective, weights, measured)["loss"])
+        return np.asarray(predict(model, weights, inputs))
+
+    def repeated(times: int, seed: int) -> Result:
+        ends, value = [], 0.0
+        for _ in range(times):
+            value = once()
+            ends.append(time.perf_counter())
+        return Result(ends, float(np.sum(value)))
+
+    repeated(1, 0)
+    return repeated
+
+
+if __name__ == "__main__":
+    serve(prepare)

@@ -1,0 +1,133 @@
+"""What no program can undercut: the FLOPs of a row over what a product of its shape reaches here, and its bytes over what
+a copy of their size reaches, whichever takes longer."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.jaxdl_loop import adam_of, model_of, objective_of
+from benchmarks.rows import Row
+from benchmarks.tasks import BATCH, Arrays, Task, load
+from jaxdl import examples
+from jaxdl.costs import epoch_flops
+from jaxdl.flops import flops
+from jaxdl.plans import make_plan
+from jaxdl.steps import make_eval_step
+from jaxdl.training import start
+from jaxdl.types import Weights
+
+CALL, CALLS = 0.01, 7  # seconds of a timing of many calls, and how many timings
+
+
+class Limit(NamedTuple):
+    """The work of a row, and how fast this machine does such work."""
+
+    flops: float
+    bytes: float  # that must be read and written at least
+    rate: float  # FLOP/s of a matrix product of the shape that most of the work has
+    bandwidth: float  # bytes a second, read and written, of a copy as large as what a step touches
+
+    @property
+    def seconds(self) -> float:
+        """The least that the row can take."""
+        return max(self.flops / self.rate, self.bytes / self.bandwidth)
+
+
+def limit(row: Row, epochs: float) -> Limit:
+    """The limit of a row of so many epochs."""
+    task = row.task
+    arrays = load(task)
+    model, objective = model_of(task), objective_of(task)
+    train, validation = examples(*arrays.train), examples(*arrays.validation)
+    plan = make_plan(model, objective, adam_of(task), batch_size=BATCH)
+    progress = jax.eval_shape(lambda key: start(plan, train, key=key), jax.random.key(0))
+    if task.deed in ("train", "stop"):
+        steps = -(-task.rows // BATCH)
+        state = 2 * _bytes(progress.state._replace(key=()))  # read and written
+        count = epoch_flops(plan, progress, train, validation if task.kind == "mlp" else None) * epochs * row.times
+        moved = (_bytes(train) + steps * state) * epochs * row.times
+        return Limit(count, moved, rate(shape(task, arrays, BATCH)), bandwidth(state // 2))
+    batch = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((task.rows, *leaf.shape[1:]), leaf.dtype), validation)
+    weights = progress.state.weights
+    moved = (_bytes(validation) + _bytes(weights)) * row.times
+    count = flops(_deed(task), *((weights, batch) if task.deed == "evaluate" else (weights, batch.inputs))).total
+    together = min(task.rows, BATCH)  # more would not fit the caches
+    return Limit(count * row.times, moved, rate(shape(task, arrays, together)), bandwidth(_bytes(weights)))
+
+
+def _deed(task: Task) -> Callable[..., Any]:
+    model = model_of(task)
+    if task.deed == "evaluate":
+        return make_eval_step(model, objective_of(task))
+
+    def predict(weights: Weights, inputs: Any) -> Any:
+        return model.apply(weights, inputs, train=False)[0]
+
+    return predict
+
+
+def _bytes(tree: Any) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def shape(task: Task, arrays: Arrays, batch: int) -> tuple[int, int, int]:
+    """Rows, inputs and outputs of the matrix product that most of the task's FLOPs are in.
+
+    A convolution is one of as many rows as there are places, of as many inputs as the kernel sees.
+
+    >>> images = np.zeros((1, 32, 32, 3), np.float32), np.zeros(1, np.int32)
+    >>> shape(Task("small", "train", "convnet", "", 1, recipe="small"), Arrays(images, images), 32)
+    (25088, 450, 50)
+    """
+    if task.kind == "mlp":
+        sides = (arrays.train[0].shape[1], *task.widths, 1)
+        inputs, outputs = max(zip(sides, sides[1:], strict=False), key=lambda pair: pair[0] * pair[1])
+        return batch, inputs, outputs
+    places = 28 * 28 if task.recipe == "small" else 13 * 13
+    return batch * places, 9 * 50, 50
+
+
+def rate(sides: tuple[int, int, int]) -> float:
+    """FLOP/s of a float32 product (rows, inputs) by (inputs, outputs): the faster of XLA's and, on a CPU, NumPy's."""
+    rows, inputs, outputs = sides
+    rng = np.random.default_rng(0)
+    left, right = rng.random((rows, inputs), np.float32), rng.random((inputs, outputs), np.float32)
+    on_device = jnp.asarray(left), jnp.asarray(right)
+    product = jax.jit(jnp.matmul)
+    ways = [lambda: jax.block_until_ready(product(*on_device))]
+    if jax.default_backend() == "cpu":
+        ways.append(lambda: left @ right)
+    return 2 * rows * inputs * outputs / min(map(_seconds, ways))
+
+
+def bandwidth(size: int) -> float:
+    """Bytes a second, read and written, of a copy of so many bytes: of caches, where they hold them."""
+    numbers = jnp.zeros(max(1024, size // 4), jnp.float32)
+    copy = jax.jit(lambda old: old + 1)
+    ways = [lambda: jax.block_until_ready(copy(numbers))]
+    if jax.default_backend() == "cpu":
+        here, there = np.zeros(numbers.shape, np.float32), np.zeros(numbers.shape, np.float32)
+        ways.append(lambda: np.copyto(there, here))
+    return 2 * numbers.nbytes / min(map(_seconds, ways))
+
+
+def _seconds(call: Callable[[], Any]) -> float:
+    """The median seconds of a call, of timings of enough of them."""
+    call()
+    began = time.perf_counter()
+    call()
+    many = max(1, round(CALL / max(1e-7, time.perf_counter() - began)))
+    timings = []
+    for _ in range(CALLS):
+        began = time.perf_counter()
+        for _ in range(many):
+            call()
+        timings.append((time.perf_counter() - began) / many)
+    return statistics.median(timings)

@@ -1,0 +1,90 @@
+"""Measures the rows with all contestants in turn, round after round."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+from benchmarks.contestants import Ask
+from benchmarks.rows import Row, seconds
+
+BOX = 0.4  # seconds that a run should take: it is cut to as many epochs, or times, as fit
+LONGEST = 1.5  # seconds of an epoch beyond which a contestant is not run: its tenth part tells
+
+
+class Measured(NamedTuple):
+    """What a contestant needs for a row."""
+
+    seconds: tuple[float, ...]  # of each round
+    memory: float = 0.0  # the process's peak in MB, after the row
+    figure: float = 0.0
+    epochs: float = 0.0  # that a run had
+    derived: bool = False  # whether it is ten times what a tenth of the row needs
+    error: str = ""
+
+    @property
+    def median(self) -> float:
+        """Seconds, the median of the rounds."""
+        return statistics.median(self.seconds)
+
+
+Found = dict[str, Measured]  # by contestant
+
+
+def measure(
+    row: Row, asks: Mapping[str, Ask], rounds: int, before: Found | None = None, tell: Callable[[str], None] = print
+) -> Found:
+    """The contestants' figures for a row: prepared one after the other, then measured in turn.
+
+    before: the figures of the row that is a tenth of this one.
+    """
+    found: Found = {}
+    amounts: dict[str, int] = {}
+    began = time.perf_counter()
+    for name, ask in asks.items():
+        if before and name in before and (before[name].error or 10 * before[name].median > LONGEST):
+            found[name] = tenfold(before[name])
+            continue
+        answer = ask({"prepare": row.task._asdict()})
+        if "error" not in answer:
+            answer = ask({"run": 2 if row.task.deed != "stop" else 1, "seed": 0})
+        if "error" in answer:
+            found[name] = Measured((), error=str(answer["error"]))
+        else:
+            amounts[name] = amount(row, answer["ends"])
+    ready = time.perf_counter()
+    taken: dict[str, list[tuple[float, dict]]] = {name: [] for name in amounts}
+    for seed in range(rounds):
+        for name, many in amounts.items():
+            answer = asks[name]({"run": many, "seed": seed})
+            taken[name].append((seconds(row, answer["ends"]), answer))
+    for name, runs in taken.items():
+        last = runs[-1][1]
+        epochs = statistics.mean(len(answer["ends"]) for _, answer in runs)
+        found[name] = Measured(tuple(s for s, _ in runs), last["memory"], last["figure"], epochs)
+    tell(f"{row.title}: prepared in {ready - began:.0f} s, measured in {time.perf_counter() - ready:.0f} s")
+    return {name: found[name] for name in asks}
+
+
+def tenfold(before: Measured) -> Measured:
+    """Ten times what a tenth needs."""
+    if before.error:
+        return before
+    return before._replace(seconds=tuple(10 * s for s in before.seconds), derived=True)
+
+
+def amount(row: Row, ends: Sequence[float]) -> int:
+    """How many epochs, or times, a run of about BOX seconds has.
+
+    >>> from benchmarks.tasks import Task
+    >>> amount(Row("", "", Task("plain", "train", "mlp", "", 767), "whole", epochs=200), [0.3, 0.31])
+    40
+    """
+    if row.per == "stop":
+        return 1
+    one = max(1e-6, ends[-1] - ends[0])
+    if row.per == "epoch" and one > BOX:
+        return 1 if row.after else 2
+    return max(2, min(row.epochs if row.per == "whole" else 10_000, round(BOX / one)))

@@ -1,0 +1,85 @@
+"""The rows of the table whose contestants train, evaluate or predict."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from benchmarks.arrays import IMAGES, TIMES
+from benchmarks.tasks import Task
+
+LESSON = 767  # training rows of the lesson
+PLAIN = (100, 50)
+WIDER = (4, 16)  # times as wide
+CONVNETS = ("small", "pooled", "dropout")
+# So much of the images is measured, and the rest calculated: all steps are alike.
+TRAINED, MEASURED, ALL = 320, 1000, 10_000
+
+
+class Row(NamedTuple):
+    """What a row measures."""
+
+    title: str
+    group: str  # rows that a process does one after the other
+    task: Task
+    per: str  # "whole": `epochs` epochs from new weights; "epoch"; "stop": until it stops; "once"
+    epochs: int = 1
+    times: float = 1.0  # the row's work is so many times what the task does
+    after: str = ""  # title of the row that is a tenth of this one: who would take too long by that is not run
+
+
+def rows(folder: Path) -> list[Row]:
+    """All rows, on the arrays in a folder."""
+    real, simulated, images = (str(folder / name) for name in ("real", "simulated", "images"))
+    plain = Task("plain", "train", "mlp", real, LESSON, PLAIN)
+    found = [
+        Row("`plain`, 200 epochs", "weather", plain, "whole", epochs=200),
+        Row("`batchnorm`, until it stops", "weather", plain._replace(name="batchnorm", deed="stop", norm=True), "stop"),
+    ]
+    for times, before in zip(TIMES, (0, *TIMES), strict=False):
+        task = Task(f"x{times}", "train", "mlp", simulated, times * LESSON, PLAIN)
+        found.append(Row(rows_title(times), "weather", task, "epoch", after=rows_title(before) if before else ""))
+    for wider in WIDER:
+        task = plain._replace(name=f"width x{wider}", widths=tuple(wider * width for width in PLAIN))
+        found.append(Row(f"widths x {wider}, an epoch", "weather", task, "epoch"))
+    for recipe in CONVNETS:
+        found += _images(recipe, Task(recipe, "train", "convnet", images, TRAINED, recipe=recipe))
+    return found
+
+
+def _images(recipe: str, train: Task) -> Sequence[Row]:
+    evaluate = train._replace(deed="evaluate", rows=MEASURED)
+    whole = ALL / MEASURED
+    return (
+        Row(f"`{recipe}`, an epoch of 5,000 images", "CIFAR-10", train, "epoch", times=IMAGES / TRAINED),
+        Row(f"`{recipe}`, evaluation of 10,000", "CIFAR-10", evaluate, "once", times=whole),
+        Row(f"`{recipe}`, prediction of one", "CIFAR-10", evaluate._replace(deed="predict", rows=1), "once"),
+        Row(f"`{recipe}`, prediction of 10,000", "CIFAR-10", evaluate._replace(deed="predict"), "once", times=whole),
+    )
+
+
+def rows_title(times: int) -> str:
+    """The title of the row with so many times the lesson's rows.
+
+    >>> rows_title(100)
+    'rows x 100, an epoch'
+    """
+    return f"rows x {times}, an epoch"
+
+
+def seconds(row: Row, ends: Sequence[float]) -> float:
+    """The seconds of the row's work, from when each epoch, or each time, of a run ended.
+
+    What comes after the first is the rate at which a run goes on; of a whole run the first counts once.
+
+    >>> task = Task("plain", "train", "mlp", "", 767)
+    >>> seconds(Row("", "", task, "whole", epochs=11), [0.5, 0.6, 0.7])
+    1.5
+    >>> seconds(Row("", "", task, "epoch", times=10), [0.5, 0.75, 1.0])
+    2.5
+    """
+    one = (ends[-1] - ends[0]) / (len(ends) - 1) if len(ends) > 1 else ends[0]
+    if row.per == "stop" or (row.per == "whole" and len(ends) == row.epochs):
+        return ends[-1] * row.times
+    return (ends[0] + (row.epochs - 1) * one if row.per == "whole" else one) * row.times
