@@ -36,7 +36,9 @@ def write_simulated(folder: Path, like: dict[str, Examples]) -> Path:
     rows, kept = max(TIMES) * len(like["train"].weights), len(like["validation"].weights)
     simulated = weather(f"simulated:{rows + kept + 1}", days=None).examples
     simulated = simulated._replace(inputs=standardise(simulated.inputs, fit_scaling(simulated.inputs)))
-    return write(folder, {"train": take(simulated, range(rows)), "validation": take(simulated, range(rows, rows + kept))})
+    return write(
+        folder, {"train": take(simulated, range(rows)), "validation": take(simulated, range(rows, rows + kept))}
+    )
 
 
 def write_images(folder: Path, data: str) -> None:

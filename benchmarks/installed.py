@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 import sys
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
+from pathlib import Path
 
 NAME = re.compile(r"[A-Za-z0-9._-]+")
 
@@ -27,6 +29,15 @@ def megabytes(names: str) -> float | None:
     except PackageNotFoundError:
         return None
     return sum(_size(one) for one in closure(found).values()) / 1e6
+
+
+def sizes(python: str, *names: str) -> dict[str, float | None]:
+    """`megabytes` of each list, in the environment of a Python."""
+    asked = [python, "-m", "benchmarks.installed", *names]
+    found: dict[str, float | None] = json.loads(
+        subprocess.run(asked, check=True, stdout=subprocess.PIPE, cwd=Path(__file__).parent.parent).stdout
+    )
+    return found
 
 
 def closure(found: list[Distribution]) -> dict[str, Distribution]:

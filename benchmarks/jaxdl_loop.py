@@ -1,10 +1,11 @@
 """The contestant jaxdl: what a user of the library writes.
 
-    python -m benchmarks.jaxdl_loop
+    python -m benchmarks.jaxdl_loop [--devices 2]
 
-It answers as `benchmarks.contestant` says.
+It answers as `benchmarks.contestant` says. With --devices a CPU is so many devices, which share members of a sweep.
 """
 
+import sys
 import time
 from typing import Any
 
@@ -13,8 +14,8 @@ import numpy as np
 import optax
 
 from benchmarks.contestant import Result, Run, serve
-from benchmarks.tasks import BATCH, DROPPED, MOST_EPOCHS, PATIENCE, Arrays, Task
-from jaxdl import Objective, early_stopping, evaluate, examples, fit, mlp, objectives, predict
+from benchmarks.tasks import BATCH, DROPPED, MEMBERS, MOST_EPOCHS, PATIENCE, Arrays, Task
+from jaxdl import Objective, early_stopping, evaluate, examples, fit, fit_seeds, mlp, objectives, predict
 from jaxdl.models import convnet
 from jaxdl.plans import NEVER
 from jaxdl.types import Model
@@ -62,8 +63,15 @@ def prepare(task: Task, arrays: Arrays) -> Run:
         )
         return Result(ends, float(run.history["val_loss" if task.kind == "mlp" else "loss"].iloc[-1]))
 
-    if task.deed in ("train", "stop"):
-        return trained
+    def swept(epochs: int, seed: int) -> Result:
+        seeds = range(seed * MEMBERS, (seed + 1) * MEMBERS)
+        runs = fit_seeds(
+            model, objective, optax.adam(1e-3), train, validation, seeds=seeds, epochs=epochs, batch_size=BATCH
+        )
+        return Result([time.perf_counter()], float(runs.history.groupby("member")["val_loss"].last().mean()))
+
+    if task.deed in ("train", "stop", "sweep"):
+        return swept if task.deed == "sweep" else trained
     weights = model.init(jax.random.key(0), validation.inputs[:BATCH])
     inputs = jax.numpy.asarray(arrays.validation[0])
     measured = jax.tree.map(jax.numpy.asarray, validation)
@@ -85,4 +93,6 @@ def prepare(task: Task, arrays: Arrays) -> Run:
 
 
 if __name__ == "__main__":
+    if "--devices" in sys.argv:
+        jax.config.update("jax_num_cpu_devices", int(sys.argv[sys.argv.index("--devices") + 1]))
     serve(prepare)

@@ -52,7 +52,9 @@ def keeping(data: str, rounds: int) -> list[Kept]:
     disk = size / written(size)
     alone = measured["alone"].median
     return [
-        Kept("200 epochs, checkpoints every 30 s and at the end", measured["kept"], alone + disk, "without, and the disk"),
+        Kept(
+            "200 epochs, checkpoints every 30 s and at the end", measured["kept"], alone + disk, "without, and the disk"
+        ),
         Kept("200 epochs, history.csv and TensorBoard", measured["logged"], alone + disk, "without, and the disk"),
         Kept("a checkpoint, read and checked", measured["resumed"], size / read(size), "its bytes from the disk"),
     ]

@@ -1,8 +1,9 @@
-"""What no program can undercut: the FLOPs of a row over what a product of its shape reaches here, and its bytes over what
-a copy of their size reaches, whichever takes longer."""
+"""What no program can undercut: the FLOPs of a row over what a matrix product of its shape reaches here, and its bytes
+over what a copy of their size reaches, whichever takes longer."""
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import time
 from collections.abc import Callable
@@ -88,7 +89,7 @@ def shape(task: Task, arrays: Arrays, batch: int) -> tuple[int, int, int]:
     """
     if task.kind == "mlp":
         sides = (arrays.train[0].shape[1], *task.widths, 1)
-        inputs, outputs = max(zip(sides, sides[1:], strict=False), key=lambda pair: pair[0] * pair[1])
+        inputs, outputs = max(itertools.pairwise(sides), key=lambda pair: pair[0] * pair[1])
         return batch, inputs, outputs
     places = 28 * 28 if task.recipe == "small" else 13 * 13
     return batch * places, 9 * 50, 50

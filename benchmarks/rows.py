@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.arrays import IMAGES, TIMES
-from benchmarks.tasks import Task
+from benchmarks.tasks import MEMBERS, Task
 
 LESSON = 767  # training rows of the lesson
 PLAIN = (100, 50)
 WIDER = (4, 16)  # times as wide
+SWEPT = 50  # epochs of the sweep that are measured; starting it is counted four times
 CONVNETS = ("small", "pooled", "dropout")
 # So much of the images is measured, and the rest calculated: all steps are alike.
 TRAINED, MEASURED, ALL = 320, 1000, 10_000
@@ -23,7 +24,7 @@ class Row(NamedTuple):
     title: str
     group: str  # rows that a process does one after the other
     task: Task
-    per: str  # "whole": `epochs` epochs from new weights; "epoch"; "stop": until it stops; "once"
+    per: str  # "whole": `epochs` epochs from new weights; "epoch"; "once"; "stop", "sweep": until the end
     epochs: int = 1
     times: float = 1.0  # the row's work is so many times what the task does
     after: str = ""  # title of the row that is a tenth of this one: who would take too long by that is not run
@@ -36,6 +37,14 @@ def rows(folder: Path) -> list[Row]:
     found = [
         Row("`plain`, 200 epochs", "weather", plain, "whole", epochs=200),
         Row("`batchnorm`, until it stops", "weather", plain._replace(name="batchnorm", deed="stop", norm=True), "stop"),
+        Row(
+            f"{MEMBERS} seeds of `plain`, 200 epochs",
+            "sweep",
+            plain._replace(deed="sweep"),
+            "sweep",
+            SWEPT,
+            200 / SWEPT,
+        ),
     ]
     for times, before in zip(TIMES, (0, *TIMES), strict=False):
         task = Task(f"x{times}", "train", "mlp", simulated, times * LESSON, PLAIN)
@@ -80,6 +89,6 @@ def seconds(row: Row, ends: Sequence[float]) -> float:
     2.5
     """
     one = (ends[-1] - ends[0]) / (len(ends) - 1) if len(ends) > 1 else ends[0]
-    if row.per == "stop" or (row.per == "whole" and len(ends) == row.epochs):
+    if row.per in ("stop", "sweep") or (row.per == "whole" and len(ends) == row.epochs):
         return ends[-1] * row.times
     return (ends[0] + (row.epochs - 1) * one if row.per == "whole" else one) * row.times
