@@ -83,8 +83,8 @@ def seconds(row: Row, ends: Sequence[float]) -> float:
     What comes after the first is the rate at which a run goes on; of a whole run the first counts once.
 
     >>> task = Task("plain", "train", "mlp", "", 767)
-    >>> seconds(Row("", "", task, "whole", epochs=11), [0.5, 0.6, 0.7])
-    1.5
+    >>> seconds(Row("", "", task, "whole", epochs=11), [0.5, 0.75, 1.0])
+    3.0
     >>> seconds(Row("", "", task, "epoch", times=10), [0.5, 0.75, 1.0])
     2.5
     """
