@@ -98,9 +98,10 @@ def epoch_flops(plan: Plan, progress: Progress, train: Examples | Source, valida
     total: int = -(-count // plan.batch_size) * once
     if validation is None:
         return total
-    size, measure = batch_rows(validation.inputs), make_eval_step(plan.model, plan.objective)
+    rows, measure = epoch_rows(validation), make_eval_step(plan.model, plan.objective)
+    size = min(batch_rows(validation.inputs), rows)
     once = flops(measure, _shapes(shown_weights(progress.state)), _batch(validation, size)).total
-    return total + -(-epoch_rows(validation) // size) * once
+    return total + -(-rows // size) * once
 
 
 def _shapes(tree: PyTree) -> PyTree:

@@ -149,8 +149,11 @@ def test_an_epoch_is_its_steps_and_its_validation():
     assert trained == 10 * step_cost(plan, progress, ROWS).flops
     forward = 2 * 20 * 7 + 7 + 7 + 2 * 7 + 1
     more = epoch_flops(plan, progress, ROWS, ROWS) - trained
-    # One batch of 1024 rows, each of which is measured by a few operations.
-    assert 1024 * forward < more < 1024 * (forward + 20)
+    # One batch of all the rows, each of which is measured by a few operations.
+    assert 150 * forward < more < 150 * (forward + 20)
+    many = examples(DRAWS.normal(size=(1500, 20)), DRAWS.normal(size=(1500, 1)))
+    # Two batches of 1024.
+    assert 2048 * forward < epoch_flops(plan, progress, ROWS, many) - trained < 2048 * (forward + 20)
 
 
 @pytest.mark.parametrize(
