@@ -6,8 +6,6 @@ With --large all steps of an epoch are one execution (`steps_per_execution`). Te
 still calls a program for each step and only spares the work between them; torch refuses, and answers with the error.
 """
 
-# ruff: noqa: E402 -- the backend must be chosen before Keras is imported.
-
 from __future__ import annotations
 
 import argparse
@@ -16,7 +14,7 @@ import random
 import time
 from functools import partial
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # up here, because the backend must be chosen before Keras is imported
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backend", choices=("jax", "tensorflow", "torch"), default="jax")
     parser.add_argument("--large", action="store_true", help="all steps of an epoch are one execution")
@@ -53,7 +51,7 @@ def prepare(task: Task, arrays: Arrays, large: bool = False) -> Run:
     start = [keras.ops.convert_to_numpy(variable) for variable in variables]
     trains = task.deed in ("train", "stop")
 
-    def run(times: int, seed: int) -> Result:
+    def renewed(seed: int) -> None:
         seeded(seed)
         for number, (variable, value) in enumerate(zip(variables, start, strict=True)):
             if variable.name == "kernel":
@@ -61,10 +59,14 @@ def prepare(task: Task, arrays: Arrays, large: bool = False) -> Run:
             elif variable.name == "seed_generator_state":  # of Dropout
                 value = np.array([seed, number], value.dtype)
             variable.assign(value)
+
+    def run(times: int, seed: int) -> Result:
+        renewed(seed)
         if trains:
             return trained(model, task, arrays, MOST_EPOCHS if task.deed == "stop" else times)
         return repeated(model, task, arrays, times)
 
+    renewed(0)  # drawing compiles too
     if trains:
         # A whole batch and the last one of an epoch, if that is shorter: the shapes that there are.
         rows = BATCH + len(arrays.train[0]) % BATCH
