@@ -106,7 +106,7 @@ def layers_of(task: Task) -> list[keras.Layer]:
 
 
 def at_once(task: Task) -> int:
-    """Rows measured or predicted together: the fastest of 32, 256 and 1024 (with jax, `predict` of `small` prefers 32)."""
+    """Rows at once: the fastest of 32, 256 and 1024, but for `predict` of `small` with jax, which prefers 32."""
     return 32 if task.kind == "convnet" and keras.backend.backend() == "torch" else 1024
 
 
