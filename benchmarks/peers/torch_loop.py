@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -20,7 +21,8 @@ from benchmarks.tasks import BATCH, DROPPED, Arrays, Task
 
 RATE, EPSILON, DECAY = 1e-3, 1e-7, (0.9, 0.999)
 EVALUATED = {"mlp": 4096, "convnet": 64}  # rows of a call without gradients: what fits the caches
-ONE_THREAD = 10**7  # products of a call below which a second thread costs more than it does
+ONE_THREAD = 2 * 10**6  # products of a pass forward below which a second thread costs more than it does
+ONE_THREAD_COMPILED = 2 * 10**7  # the same of a compiled training step
 ALL_THREADS = torch.get_num_threads()
 COMPILED = "--compile" in sys.argv
 
@@ -61,8 +63,9 @@ def network(task: Task, features: int) -> nn.Sequential:
 
 def dense(widths: tuple[int, ...]) -> list[nn.Module]:
     """Dense layers from each width to the next, with ReLU."""
-    pairs = zip(widths[:-1], widths[1:], strict=True)
-    return [layer for width, following in pairs for layer in (nn.Linear(width, following), nn.ReLU(inplace=True))]
+    return [
+        layer for width, following in pairwise(widths) for layer in (nn.Linear(width, following), nn.ReLU(inplace=True))
+    ]
 
 
 def draw(model: nn.Module, seed: int) -> None:
@@ -124,11 +127,14 @@ def compiled(model: nn.Module, loss: Loss) -> Callable[[], Step]:
     return begin
 
 
-def threads(task: Task, features: int, rows: int) -> int:
-    """One for calls so small that a second costs more than it does."""
-    layers = zip((features, *task.widths), (*task.widths, 1), strict=True)
-    products = rows * sum(width * following for width, following in layers)
-    return 1 if task.kind == "mlp" and products < ONE_THREAD else ALL_THREADS
+def threads(task: Task, features: int) -> int:
+    """One for an mlp whose calls are so small that a second costs more than it does."""
+    if task.kind != "mlp":
+        return ALL_THREADS
+    trains = task.deed in ("train", "stop")
+    rows = BATCH if trains else min(EVALUATED["mlp"], task.rows)
+    products = rows * sum(width * following for width, following in pairwise((features, *task.widths, 1)))
+    return 1 if products < (ONE_THREAD_COMPILED if COMPILED and trains else ONE_THREAD) else ALL_THREADS
 
 
 def batches(inputs: Tensor, targets: Tensor, order: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
@@ -148,11 +154,10 @@ def prepare(task: Task, arrays: Arrays) -> Run:
     model = network(task, train[0].shape[-1])
     loss = nn.functional.mse_loss if task.kind == "mlp" else nn.functional.cross_entropy
     size = EVALUATED[task.kind]
-    forward = torch.compile(model, dynamic=False) if COMPILED else model
+    # Without gradients a compiled mlp takes longer than an eager one.
+    forward = torch.compile(model, dynamic=False) if COMPILED and task.kind == "convnet" else model
     begin = (compiled if COMPILED else eager)(model, loss)
-    torch.set_num_threads(
-        threads(task, train[0].shape[-1], BATCH if task.deed in ("train", "stop") else min(size, task.rows))
-    )
+    torch.set_num_threads(threads(task, train[0].shape[-1]))
 
     @torch.inference_mode()
     def outputs(rows: int) -> Tensor:
