@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -66,13 +66,24 @@ def step_cost(plan: Plan, progress: Progress, train: Examples | Source) -> StepC
     (4, True)
     """
     step = make_train_step(plan.model, plan.objective, plan.optimiser, average=plan.average)
-    arguments = _shapes(progress.state), _batch(head(train, 1), plan.batch_size)
+    return cost_of(step, progress.state, _batch(head(train, 1), plan.batch_size))
+
+
+def cost_of(step: Callable[[Any, Examples], Any], state: PyTree, batch: Examples) -> StepCost:
+    """The cost of `step(state, batch)`, compiled as `step_cost` does it; arrays, or anything with shapes and dtypes.
+
+    >>> from jaxdl import examples
+    >>> rows, kernel = examples([[1.0, 2.0]] * 4, [[1.0]] * 4), jax.ShapeDtypeStruct((2, 1), "float32")
+    >>> cost_of(lambda kernel, rows: kernel - rows.inputs.T @ rows.targets, kernel, rows).flops
+    18
+    """
+    arguments = _shapes(state), _shapes(batch)
     counted = flops(step, *arguments)
     # The new state takes the place of the old one, as in the loop of an epoch.
     compiled = jax.jit(step, donate_argnums=0, compiler_options=compiler_options()).lower(*arguments).compile()
     analysed, memory = _first(compiled.cost_analysis()), compiled.memory_analysis()
     return StepCost(
-        plan.batch_size,
+        batch.weights.shape[0],
         counted.total,
         not counted.least,
         _figure(analysed, "flops"),
