@@ -212,3 +212,11 @@ def test_the_record_is_json_and_holds_what_the_table_shows():
     assert (record["reached"], record["possible"], record["share"]) == (12e9, 96e9, 0.125)
     assert {name: record[name] for name in COST._fields} == COST._asdict()
     assert "share" not in as_record(COST)
+
+
+def test_the_cost_of_any_step_is_its_products_and_the_sizes_of_what_it_uses():
+    kernel = jax.ShapeDtypeStruct((20, 1), jnp.float32)
+    cost = costs.cost_of(lambda kernel, rows: kernel - rows.inputs.T @ rows.targets, kernel, ROWS)
+    assert (cost.batch_size, cost.flops, cost.exact) == (150, 2 * 150 * 20 + 20, True)
+    # The weights of the rows are not used, and the new kernel takes the place of the old one.
+    assert (cost.arguments, cost.results) == (4 * (20 + 150 * 20 + 150), 0)
