@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxdl.batches import Window
@@ -198,5 +197,10 @@ def _together(progress: Progress, train: Examples, validation: Examples | None) 
         validation = place_rows(validation, mesh)
     if mesh is not None:
         return progress, train, validation
-    # Not `device_put`: it would gather random keys that are spread over devices.
-    return jax.tree.map(jnp.asarray, everything)
+    return jax.tree.map(_on_device, everything)
+
+
+def _on_device(leaf: Any) -> Array:
+    # Arrays stay where they are: `device_put` would gather random keys that are spread over devices. Of NumPy's a copy,
+    # which JAX may go on to read; `jnp.asarray` would compile a program a shape.
+    return leaf if isinstance(leaf, jax.Array) else jax.device_put(np.array(leaf))
