@@ -55,9 +55,24 @@ def compiled_chunk(
     True
     """
     check_rows(plan, train, validation)
-    progress, train, validation = _together(progress, train, validation)
+    return lowered_chunk(plan, *_together(progress, train, validation)).compile()
+
+
+def lowered_chunk(
+    plan: Plan, progress: Progress, train: Examples, validation: Examples | None = None
+) -> jax.stages.Lowered:
+    """The program that `chunks` run, of arguments or of their shapes. Once it is compiled, `chunks` compile nothing.
+
+    >>> import optax
+    >>> from jaxdl import Objective, examples, make_plan, mlp, objectives
+    >>> from jaxdl.training import start_shapes
+    >>> rows = examples([[1.0], [2.0]], [[1.0], [2.0]])
+    >>> plan = make_plan(mlp(()), Objective(objectives.squared_error), optax.sgd(0.1), batch_size=1)
+    >>> "while" in lowered_chunk(plan, start_shapes(plan, rows, key=jax.random.key(0)), rows).as_text()
+    True
+    """
     steps = wish(WHOLE, mesh_of(progress))
-    return chunk_program.lower(progress, train, validation, steps, plan=plan, like=layout(progress)).compile()
+    return chunk_program.lower(progress, train, validation, steps, plan=plan, like=layout(progress))
 
 
 def chunks(

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import jax
 import optax
 
+from jaxdl.beginnings import begin
 from jaxdl.chunks import Chunk
 from jaxdl.errors import InputError
 from jaxdl.paces import paced
 from jaxdl.plans import NEVER, make_plan
 from jaxdl.replays import NotFiniteError, guarded
-from jaxdl.sources import Source, head
+from jaxdl.sources import Source
 from jaxdl.steps import shown_weights
-from jaxdl.training import start
 from jaxdl.types import Examples, Model, Objective, Progress, Rule, Weights
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ Observer = Callable[[Progress, list[dict[str, float]]], None]
 class Fit(NamedTuple):
     """What a run leaves."""
 
-    history: pd.DataFrame  # a row an epoch, indexed by the epoch from 1, a column a figure
+    records: list[dict[str, float]]  # the figures of each epoch, and its number from 1
     best: Weights  # of the best epoch by the monitored figure
     final: Weights
     reason: str  # why it ended: "epochs", "early-stopping", "not-finite" or "interrupted"
@@ -36,7 +36,12 @@ class Fit(NamedTuple):
 
     def __repr__(self) -> str:
         """In one line: the arrays would fill a screen."""
-        return f"Fit({len(self.history)} epochs, best epoch {self.best_epoch}, reason {self.reason!r})"
+        return f"Fit({len(self.records)} epochs, best epoch {self.best_epoch}, reason {self.reason!r})"
+
+    @property
+    def history(self) -> pd.DataFrame:
+        """The records as a table, made anew whenever asked for: a row an epoch, indexed by it, a column a figure."""
+        return as_table(self.records)
 
     @property
     def best_epoch(self) -> int:
@@ -92,7 +97,7 @@ def fit(
     check_seed(seed)
     plan = make_plan(model, objective, optimiser, batch_size=batch_size, stop=stop, plateau=plateau, average=average)
     if progress is None:
-        progress = start(plan, head(train, batch_size), validation, key=jax.random.key(seed), weights=weights)
+        progress = begin(plan, train, validation, key=jax.random.key(seed), weights=weights)
     chunks: Iterator[Chunk] = paced(plan, progress, train, validation, last=max(epochs, int(progress.epoch)))
     history: list[dict[str, float]] = []
     ended = ""
@@ -108,7 +113,7 @@ def fit(
     except NotFiniteError as error:
         progress, ended = error.args[0].progress, "not-finite"
         warnings.warn(f"the run stopped: {error}.", RuntimeWarning, stacklevel=2)
-    return Fit(as_table(history), progress.best, shown_weights(progress.state), ended or reason(progress), progress)
+    return Fit(history, progress.best, shown_weights(progress.state), ended or reason(progress), progress)
 
 
 def check_seed(seed: int) -> None:
@@ -138,7 +143,7 @@ def as_table(history: list[dict[str, float]]) -> pd.DataFrame:
     >>> as_table([{"epoch": 1, "loss": 2.0}, {"epoch": 2, "loss": 1.0}]).loc[2, "loss"].item()
     1.0
     """
-    # Imported here: `import jaxdl` must not cost what pandas costs.
+    # Imported here: neither `import jaxdl` nor `fit` must cost what pandas costs.
     import pandas as pd
 
     return pd.DataFrame(history, columns=None if history else ["epoch"]).set_index("epoch")

@@ -68,6 +68,9 @@ class Program(Protocol[P, R]):
     def lower(self, *arguments: P.args, **keywords: P.kwargs) -> jax.stages.Lowered:
         """The program that such a call would run; `.compile()` gives it as it runs, nothing is computed."""
 
+    def eval_shape(self, *arguments: P.args, **keywords: P.kwargs) -> R:
+        """The shapes and dtypes of what such a call would give; nothing is compiled."""
+
 
 def program(function: Callable[P, R], *, static_argnames: str | tuple[str, ...]) -> Program[P, R]:
     """`jax.jit` with `compiler_options`, on the mesh where the arguments lie if they lie on one.
@@ -98,8 +101,13 @@ def program(function: Callable[P, R], *, static_argnames: str | tuple[str, ...])
             lowered: jax.stages.Lowered = whole().lower(*arguments, **keywords)
             return lowered
 
+    def eval_shape(*arguments: P.args, **keywords: P.kwargs) -> R:
+        with _mesh_of(*arguments, *keywords.values()):
+            shapes: R = inner.eval_shape(*arguments, **keywords)
+            return shapes
+
     compiled: Any = call
-    compiled.lower = lower
+    compiled.lower, compiled.eval_shape = lower, eval_shape
     return cast(Program[P, R], compiled)
 
 

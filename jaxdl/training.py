@@ -41,6 +41,22 @@ def start(
     return progress
 
 
+def start_shapes(plan: Plan, train: Examples, validation: Examples | None = None, *, key: Array) -> Progress:
+    """The shapes and dtypes of what `start` gives; nothing is computed or compiled. Raises what it raises.
+
+    >>> import optax
+    >>> from jaxdl import Objective, examples, make_plan, mlp, objectives
+    >>> plan = make_plan(mlp(()), Objective(objectives.squared_error), optax.sgd(0.1), batch_size=2)
+    >>> start_shapes(plan, examples([[1.0], [2.0]], [[1.0], [2.0]]), key=jax.random.key(0)).epoch.dtype
+    dtype('int32')
+    """
+    check_rows(plan, train, validation)
+    batch = jax.tree.map(lambda leaf: leaf[: plan.batch_size], train)
+    shapes = _start_program.eval_shape(batch, key, None, plan=plan)
+    check_monitors(plan, shapes, validation)
+    return shapes
+
+
 def _start(batch: Examples, key: Array, weights: Weights | None, *, plan: Plan) -> Progress:
     init_key, step_key, order_key = jax.random.split(key, 3)
     if weights is None:

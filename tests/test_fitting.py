@@ -1,5 +1,8 @@
 """`fit`, for people who know Keras."""
 
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -89,6 +92,28 @@ def test_observers_see_every_epoch():
         observers=[lambda progress, history: seen.append((int(progress.epoch), len(history), history[-1]["loss"]))],
     )
     assert [entry[:2] for entry in seen] == [(1, 1), (2, 2), (3, 3)]
+
+
+def test_a_first_run_compiles_each_of_its_programs_once(compilations):
+    with compilations() as names:
+        fit(mlp((6,)), OBJECTIVE, optax.adam(0.01), TRAIN, VALIDATION, epochs=2)
+    # In either order: they are compiled side by side.
+    assert sorted(name for name in names if name in ("_start", "chunk_program")) == ["_start", "chunk_program"]
+
+
+def test_a_run_whose_table_nobody_asks_for_does_not_load_pandas():
+    code = """
+import sys
+import numpy as np
+import optax
+from jaxdl import Objective, examples, fit, mlp, objectives
+rows = examples(np.ones((4, 1)), np.ones((4, 1)))
+run = fit(mlp(()), Objective(objectives.squared_error), optax.sgd(0.1), rows, epochs=2, batch_size=2)
+assert (len(run.records), repr(run)) == (2, "Fit(2 epochs, best epoch 2, reason 'epochs')")
+assert "pandas" not in sys.modules
+assert run.history["loss"].tolist() == [record["loss"] for record in run.records]
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_a_second_run_compiles_nothing(compilations):

@@ -29,6 +29,7 @@ RING = (
         "streams",
         "evaluations",
         "paces",
+        "beginnings",
         "replays",
         "fitting",
         "seeds",

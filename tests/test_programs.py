@@ -50,6 +50,13 @@ def test_it_can_be_lowered_as_it_is_called(monkeypatch):
         refusing.lower(3.0, n=2).compile()
 
 
+def test_its_shapes_are_known_without_a_compilation(compilations):
+    with compilations() as names:
+        found = program(power, static_argnames="n").eval_shape(jnp.ones((2, 3)), n=2)
+    assert (found.shape, found.dtype) == ((2, 3), jnp.float32)
+    assert "power" not in names
+
+
 def test_it_is_lowered_for_the_mesh_of_its_arguments():
     def mesh_sizes(x, n):
         seen.append(dict(jax.sharding.get_abstract_mesh().shape))
@@ -59,6 +66,7 @@ def test_it_is_lowered_for_the_mesh_of_its_arguments():
     ours, mesh = program(mesh_sizes, static_argnames="n"), make_mesh()
     x = jax.device_put(jnp.ones(8), jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data")))
     compiled = ours.lower(x, n=1).compile()
+    assert ours.eval_shape(x, n=1).shape == (8,)
     assert seen == [{"data": 8}]
     assert compiled(x).tolist() == [2.0] * 8
 

@@ -16,7 +16,7 @@ from jaxdl.models import mlp
 from jaxdl.passes import evaluate
 from jaxdl.plans import make_plan
 from jaxdl.stopping import early_stopping, reduce_on_plateau
-from jaxdl.training import run_epoch, start
+from jaxdl.training import run_epoch, start, start_shapes
 from jaxdl.types import Model, Objective, Weights
 
 RANDOM = np.random.default_rng(0)
@@ -44,6 +44,26 @@ def same(one, other):
         if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
             a, b = jax.random.key_data(a), jax.random.key_data(b)
         np.testing.assert_array_equal(a, b)
+
+
+def test_the_shapes_of_a_start_are_known_without_a_compilation(compilations):
+    plan = plan_of(mlp((5,), input_norm=True), average=0.9, plateau=reduce_on_plateau("loss"), optimiser=INJECTED)
+    with compilations() as names:
+        found = start_shapes(plan, TRAIN, VALIDATION, key=jax.random.key(0))
+    assert "_start" not in names
+    wanted = jax.eval_shape(lambda: begin(plan))
+    assert jax.tree.structure(found) == jax.tree.structure(wanted)
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        assert (one.shape, one.dtype) == (other.shape, other.dtype)
+
+
+def test_what_a_start_refuses_its_shapes_refuse():
+    with pytest.raises(InputError, match="batch_size=10 leaves no full batch in 9 training rows"):
+        start_shapes(plan_of(), examples(INPUTS[:9], INPUTS[:9, :1]), key=jax.random.key(0))
+    with pytest.raises(InputError, match="compares outputs with targets of the same shape"):
+        start_shapes(plan_of(), examples(INPUTS, INPUTS), key=jax.random.key(0))
+    with pytest.raises(InputError, match='monitor="val_loss" is not measured'):
+        start_shapes(plan_of(stop=early_stopping("val_loss", patience=1)), TRAIN, key=jax.random.key(0))
 
 
 def test_epochs_is_the_loop_in_its_docstring(meaning):

@@ -1,0 +1,110 @@
+"""The beginning of a run: what `start` gives, with the program of the chunks at hand."""
+
+from threading import Event
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxdl import beginnings
+from jaxdl import objectives as o
+from jaxdl.beginnings import begin
+from jaxdl.chunks import chunks
+from jaxdl.data import examples
+from jaxdl.errors import InputError
+from jaxdl.leaves import named
+from jaxdl.models import mlp
+from jaxdl.plans import make_plan
+from jaxdl.sources import Source
+from jaxdl.streams import chunks_of
+from jaxdl.training import start
+from jaxdl.types import Examples, Objective
+
+RANDOM = np.random.default_rng(0)
+INPUTS = RANDOM.normal(size=(50, 3)).astype(np.float32)
+TRAIN, VALIDATION = examples(INPUTS[:33], INPUTS[:33, :1]), examples(INPUTS[33:], INPUTS[33:, :1])
+SOURCE = Source(33, lambda rows: Examples(*(np.asarray(leaf)[rows] for leaf in TRAIN)))
+KEY = jax.random.key(3)
+OURS = {"_start", "chunk_program"}
+
+
+def plan_of(width=4):
+    model = mlp((width,), input_norm=True, dropout=0.1)
+    return make_plan(model, Objective(o.squared_error, (o.rmse,)), optax.adam(0.01), batch_size=8)
+
+
+def bits(tree):
+    return {name: np.asarray(leaf).tobytes() for name, leaf in named(tree).items()}
+
+
+def bound(rows):
+    return jax.device_put(rows, jax.devices()[0])
+
+
+@pytest.mark.parametrize(
+    ("train", "validation"),
+    [
+        (TRAIN, VALIDATION),
+        (TRAIN, None),
+        (SOURCE, VALIDATION),
+        (jax.tree.map(jnp.asarray, TRAIN), VALIDATION),
+        (bound(TRAIN), bound(VALIDATION)),
+    ],
+    ids=["rows", "without validation", "a source", "arrays of JAX", "on a device"],
+)
+def test_it_is_a_start_and_each_program_is_compiled_once(train, validation, compilations):
+    plan = plan_of()
+    with compilations() as names:
+        progress = begin(plan, train, validation, key=KEY)
+        ends = list(chunks_of(plan, progress, train, validation, last=2))
+    assert sorted(name for name in names if name in OURS) == sorted(OURS)
+    assert len(ends) == 2
+    assert bits(progress) == bits(start(plan, TRAIN, VALIDATION if validation is not None else None, key=KEY))
+
+
+def test_given_weights_are_begun_with():
+    plan = plan_of()
+    weights = plan.model.init(jax.random.key(9), INPUTS)
+    assert bits(begin(plan, TRAIN, key=KEY, weights=weights).state.weights) == bits(weights)
+
+
+def test_in_float64_nothing_is_compiled_for_float32(compilations):
+    plan = make_plan(mlp((4,), dtype=jnp.float64), Objective(o.squared_error), optax.adam(0.01), batch_size=8)
+    with jax.enable_x64(True), compilations() as names:
+        rows = examples(INPUTS.astype(np.float64), INPUTS[:, :1].astype(np.float64))
+        progress = begin(plan, rows, key=jax.random.key(0))
+        list(chunks(plan, progress, rows, last=2))
+        assert progress.state.weights.params["Dense_0"]["kernel"].dtype == jnp.float64
+    assert sorted(name for name in names if name in OURS) == sorted(OURS)
+
+
+def test_weights_are_drawn_while_the_other_program_is_compiled(monkeypatch):
+    drawn = Event()
+
+    def start_and_tell(*arguments, **options):
+        drawn.set()
+        return start(*arguments, **options)
+
+    monkeypatch.setattr(beginnings, "start", start_and_tell)
+    waiting = SimpleNamespace(compile=lambda: drawn.wait(60) or pytest.fail("nothing was drawn meanwhile"))
+    monkeypatch.setattr(beginnings, "lowered_chunk", lambda *_: waiting)
+    begin(plan_of(), TRAIN, key=KEY)
+    assert drawn.is_set()
+
+
+def test_what_fails_in_the_thread_is_raised(monkeypatch):
+    def fail():
+        raise MemoryError("no room for the program")
+
+    monkeypatch.setattr(beginnings, "lowered_chunk", lambda *_: SimpleNamespace(compile=fail))
+    with pytest.raises(MemoryError, match="no room for the program"):
+        begin(plan_of(), TRAIN, key=KEY)
+
+
+def test_rows_that_do_not_fit_are_refused_before_anything_is_compiled(compilations):
+    with compilations() as names, pytest.raises(InputError, match="compares outputs with targets of the same shape"):
+        begin(plan_of(), examples(INPUTS, INPUTS), key=KEY)
+    assert not OURS.intersection(names)
