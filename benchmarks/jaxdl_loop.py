@@ -61,7 +61,7 @@ def prepare(task: Task, arrays: Arrays) -> Run:
             seed=seed,
             observers=[lambda progress, history: ends.append(time.perf_counter())],
         )
-        return Result(ends, float(run.history["val_loss" if task.kind == "mlp" else "loss"].iloc[-1]))
+        return Result(ends, run.records[-1]["val_loss" if task.kind == "mlp" else "loss"])
 
     def swept(epochs: int, seed: int) -> Result:
         seeds = range(seed * MEMBERS, (seed + 1) * MEMBERS)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import optax
+from jax import lax
 
 from jaxdl.data import precision
 from jaxdl.objectives import LOSS, measure
@@ -42,15 +43,28 @@ def make_train_step(
 
     def step(state: TrainState, batch: Examples) -> tuple[TrainState, Sums]:
         grads, (stats, sums) = _gradient(model, objective, state, batch)
-        updates, opt_state = optimiser.update(grads, state.opt_state, state.weights.params)
-        weights = Weights(optax.apply_updates(state.weights.params, updates), stats)
-        after = weights, opt_state, () if average is None else _averaged(state, weights, average)
+
+        def moved() -> PyTree:
+            updates, opt_state = optimiser.update(grads, state.opt_state, state.weights.params)
+            weights = Weights(optax.apply_updates(state.weights.params, updates), stats)
+            return weights, opt_state, () if average is None else _averaged(state, weights, average)
+
         # Padding alone has no mean and no gradient, but momentum would still move the weights.
-        before = state.weights, state.opt_state, state.average
-        weights, opt_state, mean = jax.tree.map(lambda new, old: jnp.where(sums.weight > 0, new, old), after, before)
+        kept = state.weights, state.opt_state, state.average
+        weights, opt_state, mean = _either(sums.weight > 0, moved, lambda: kept)
         return TrainState(state.step + 1, weights, opt_state, state.key, mean), sums
 
     return step
+
+
+def _either(chosen: Array, one: Callable[[], PyTree], other: Callable[[], PyTree]) -> PyTree:
+    """What one of two functions gives."""
+
+    def both() -> PyTree:
+        return jax.tree.map(lambda first, second: jnp.where(chosen, first, second), one(), other())
+
+    # On a CPU a choice between arrays has the state copied every step. Elsewhere the host would have to be asked.
+    return lax.platform_dependent(cpu=lambda: lax.cond(chosen, one, other), default=both)
 
 
 def make_gradient(model: Model, objective: Objective) -> Gradient:

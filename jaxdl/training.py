@@ -82,7 +82,7 @@ def _start(batch: Examples, key: Array, weights: Weights | None, *, plan: Plan) 
     )
 
 
-_start_program = program(_start, static_argnames="plan")
+_start_program = program(_start, static_argnames="plan", once=True)
 
 
 def run_epoch(

@@ -5,6 +5,7 @@ import sys
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from jaxdl import programs
@@ -44,7 +45,7 @@ def test_it_can_be_lowered_as_it_is_called(monkeypatch):
     ours = program(power, static_argnames="n")
     assert float(ours.lower(3.0, n=2).compile()(3.0)) == 9.0
     # With the options of the call, here one that XLA refuses.
-    monkeypatch.setattr(programs, "compiler_options", lambda: {"xla_cpu_no_such_option": True})
+    monkeypatch.setattr(programs, "compiler_options", lambda **_: {"xla_cpu_no_such_option": True})
     refusing = program(power, static_argnames="n")
     with pytest.raises((ValueError, jax.errors.JaxRuntimeError)):
         refusing.lower(3.0, n=2).compile()
@@ -85,10 +86,11 @@ def test_only_values_inside_of_a_transformation_are_traced():
 
 
 def test_an_option_that_xla_does_not_know_is_left_out(monkeypatch):
-    monkeypatch.setattr(programs, "FAST_ON_CPU", {"xla_cpu_no_such_option": True})
+    for options in ("FAST_ON_CPU", "ONCE_ON_CPU"):
+        monkeypatch.setattr(programs, options, {"xla_cpu_no_such_option": True})
     compiler_options.cache_clear()
     try:
-        assert compiler_options() == {}
+        assert compiler_options() == compiler_options(once=True) == {}
         assert float(program(power, static_argnames="n")(3.0, n=2)) == 9.0
     finally:
         monkeypatch.undo()
@@ -103,11 +105,23 @@ def test_what_xla_does_not_know_is_told(options):
     assert known({})
 
 
+def test_what_runs_once_is_compiled_to_the_same_bits():
+    def draw(key, n):
+        first, second = jax.random.split(key)
+        return jax.random.uniform(first, (n, 33)) * jax.random.normal(second, (1, 33)), jax.random.permutation(first, n)
+
+    key = jax.random.key(0)
+    often, once = (program(draw, static_argnames="n", once=once)(key, n=40) for once in (False, True))
+    for one, other in zip(often, once, strict=True):
+        assert np.asarray(one).tobytes() == np.asarray(other).tobytes()
+    assert compiler_options().items() < compiler_options(once=True).items()
+
+
 def test_no_option_for_other_platforms(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     compiler_options.cache_clear()
     try:
-        assert compiler_options() == {}
+        assert compiler_options() == compiler_options(once=True) == {}
     finally:
         monkeypatch.undo()
         compiler_options.cache_clear()

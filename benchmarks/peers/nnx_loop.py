@@ -96,7 +96,7 @@ def steps_of(task: Task, features: int) -> Steps:
     def eval_step(model: nnx.Module, x: jax.Array, y: jax.Array) -> jax.Array:
         return mean_loss(task, model(x, train=False), y)
 
-    both = model, optimizer = new(0)
+    both = model, _ = new(0)
     trains = nnx.jit_partial(train_step, *both, graph=False, donate_argnums=(0, 1))
     measures = nnx.jit_partial(eval_step, model, graph=False)
     predicts = nnx.jit_partial(predict_step, model, graph=False)
