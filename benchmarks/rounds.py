@@ -11,7 +11,7 @@ from benchmarks.contestants import OURS, Ask
 from benchmarks.rows import Row, seconds
 
 BOX = 0.4  # seconds that a run should take: it is cut to as many epochs, or times, as fit
-LONGEST = 1.5  # seconds of an epoch beyond which a contestant is not run: its tenth part tells
+LONGEST = 2.5  # seconds of an epoch beyond which a contestant is not run: its tenth part tells
 
 
 class Measured(NamedTuple):
@@ -90,6 +90,4 @@ def amount(row: Row, ends: Sequence[float]) -> int:
     if row.per in ("stop", "sweep"):
         return row.epochs
     one = max(1e-6, ends[-1] - ends[0])
-    if row.per == "epoch" and one > BOX:
-        return 1 if row.after else 2
     return max(2, min(row.epochs if row.per == "whole" else 10_000, round(BOX / one)))

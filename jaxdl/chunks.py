@@ -216,6 +216,11 @@ def _together(progress: Progress, train: Examples, validation: Examples | None) 
 
 
 def _on_device(leaf: Any) -> Array:
-    # Arrays stay where they are: `device_put` would gather random keys that are spread over devices. Of NumPy's a copy,
-    # which JAX may go on to read; `jnp.asarray` would compile a program a shape.
-    return leaf if isinstance(leaf, jax.Array) else jax.device_put(np.array(leaf))
+    # Arrays stay where they are: `device_put` would gather random keys that are spread over devices, and `jnp.asarray`
+    # would compile a program for each shape of NumPy's.
+    if isinstance(leaf, jax.Array):
+        return leaf
+    placed = jax.device_put(leaf)
+    # On a CPU JAX reads NumPy's own memory where it can, which is the caller's to change.
+    shared = isinstance(leaf, np.ndarray) and placed.unsafe_buffer_pointer() == leaf.ctypes.data
+    return jax.device_put(leaf.copy()) if shared else placed

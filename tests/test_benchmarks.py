@@ -78,12 +78,12 @@ def test_a_whole_run_counts_its_first_epoch_once_and_the_others_at_the_rate_that
 
 
 def test_who_would_take_too_long_is_told_from_a_tenth_and_who_fails_is_named():
-    before = {"slow": Measured((0.2, 0.3)), "jaxdl": Measured((0.2,)), "failed": Measured((), error="no")}
+    before = {"slow": Measured((0.3, 0.4)), "jaxdl": Measured((0.2,)), "failed": Measured((), error="no")}
     asked = {name: [] for name in ("slow", "jaxdl", "failed", "broken")}
     asks = {name: steady(0.1, 0.1, asked[name]) for name in asked}
     asks["broken"] = lambda request: {"error": "no compiler"}
     found = measure(row(after="before"), asks, 2, before, tell=str)
-    assert found["slow"] == Measured((2.0, 3.0), derived=True) and not asked["slow"]
+    assert found["slow"] == Measured((3.0, 4.0), derived=True) and not asked["slow"]
     assert asked["jaxdl"] and not found["jaxdl"].derived  # ours always
     assert found["failed"].error == "no" and found["broken"].error == "no compiler"
     assert repeated(Measured((1.0,)), 64).seconds == (64.0,)

@@ -66,7 +66,7 @@ class Convolutions(nnx.Module):
 
 def network(task: Task, features: int, seed: int) -> nnx.Module:
     """The task's network with new weights, drawn with the seed."""
-    rngs = nnx.Rngs(seed)
+    rngs = nnx.Rngs(jax.random.key(seed))
     return Perceptron(task, features, rngs) if task.kind == "mlp" else Convolutions(task, rngs)
 
 
@@ -86,7 +86,16 @@ def steps_of(task: Task, features: int) -> Steps:
         return model, nnx.Optimizer(model, ADAM, wrt=nnx.Param)
 
     def train_step(model: nnx.Module, optimizer: nnx.Optimizer, x: jax.Array, y: jax.Array) -> jax.Array:
-        loss, slopes = nnx.value_and_grad(lambda model: mean_loss(task, model(x, train=True), y), graph=False)(model)
+        # The parameters apart: a model with dropout holds keys too, which have no gradient.
+        graph, params, others = nnx.split(model, nnx.Param, ...)
+
+        def loss_of(params: nnx.State) -> tuple[jax.Array, nnx.State]:
+            merged = nnx.merge(graph, params, others, copy=True)
+            loss = mean_loss(task, merged(x, train=True), y)
+            return loss, nnx.state(merged, nnx.Not(nnx.Param))
+
+        (loss, changed), slopes = jax.value_and_grad(loss_of, has_aux=True)(params)
+        nnx.update(model, changed)
         optimizer.update(model, slopes)
         return loss
 
@@ -97,7 +106,7 @@ def steps_of(task: Task, features: int) -> Steps:
         return mean_loss(task, model(x, train=False), y)
 
     both = model, _ = new(0)
-    trains = nnx.jit_partial(train_step, *both, graph=False, donate_argnums=(0, 1))
+    trains = nnx.jit_partial(train_step, *both, graph=False)
     measures = nnx.jit_partial(eval_step, model, graph=False)
     predicts = nnx.jit_partial(predict_step, model, graph=False)
 
