@@ -38,8 +38,8 @@ def objective_of(task: Task) -> Objective:
 
 
 def adam_of(task: Task) -> optax.GradientTransformation:
-    # On one vector where layers are small, as the weather experiment does.
-    small = task.kind == "mlp" and max(task.widths, default=1) <= 100
+    # On one vector where layers are small, as the weather experiment does; but not of many members.
+    small = task.kind == "mlp" and max(task.widths, default=1) <= 100 and task.deed != "sweep"
     return optax.flatten(optax.adam(1e-3)) if small else optax.adam(1e-3)
 
 
@@ -65,9 +65,7 @@ def prepare(task: Task, arrays: Arrays) -> Run:
 
     def swept(epochs: int, seed: int) -> Result:
         seeds = range(seed * MEMBERS, (seed + 1) * MEMBERS)
-        runs = fit_seeds(
-            model, objective, optax.adam(1e-3), train, validation, seeds=seeds, epochs=epochs, batch_size=BATCH
-        )
+        runs = fit_seeds(model, objective, adam, train, validation, seeds=seeds, epochs=epochs, batch_size=BATCH)
         return Result([time.perf_counter()], float(runs.history.groupby("member")["val_loss"].last().mean()))
 
     if task.deed in ("train", "stop", "sweep"):
