@@ -13,8 +13,11 @@ import os
 import platform
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
-from benchmarks.weather import PEERS, alternate, output
+from benchmarks.alternating import alternate, output
+
+PEERS = Path(__file__).parent / "peers"
 
 
 def last_of(command: list[str]) -> Callable[[], float]:

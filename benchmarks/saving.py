@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
-from benchmarks.weather import alternate
+from benchmarks.alternating import alternate
 from experiments.experiment import Built
 from experiments.weather import Config, build
 from jaxdl.checkpoints import keeper

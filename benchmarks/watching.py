@@ -20,7 +20,7 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmarks.weather import alternate
+from benchmarks.alternating import alternate
 from experiments.experiment import Built
 from experiments.weather import Config, build
 from jaxdl import logs

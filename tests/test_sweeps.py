@@ -67,7 +67,8 @@ def test_batched_runs_are_solo_runs_up_to_rounding(alone):
     found = sweep(make, CANDIDATES, *ROWS, seeds=SEEDS, epochs=EPOCHS)
     for (index, seed), run in alone.items():
         history, row = history_of(found, index, seed), row_of(found, index, seed)
-        np.testing.assert_allclose(history.loc[1], run.history.loc[1], rtol=1e-5)
+        # Rounding is that of the numbers that were added up, not of a small difference of theirs.
+        np.testing.assert_allclose(history.loc[1], run.history.loc[1], rtol=1e-5, atol=1e-6)
         assert (row["epochs"], row["reason"]) == (len(run.history), run.reason)
         np.testing.assert_allclose(row["val_loss"], run.history["val_loss"].min(), rtol=0.01)
 
