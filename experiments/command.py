@@ -12,8 +12,6 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import tyro
-
 from experiments import output, sharing
 from experiments.output import Output
 from experiments.watching import OWN
@@ -86,6 +84,9 @@ def _go(
     arguments: Sequence[str] | None,
     as_data: Any,
 ) -> None:
+    # Imported here: who only builds what an experiment trains, as the benchmarks do, needs no command line.
+    import tyro
+
     with interrupts() as signals:
         config = tyro.cli(config_type, args=arguments, prog=prog)
         earlier = _earlier(config)
