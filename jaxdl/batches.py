@@ -14,7 +14,8 @@ from jaxdl.orders import shuffle
 from jaxdl.sharding import data_devices, split_rows
 from jaxdl.types import Array, Examples
 
-# What a batch of an evaluation holds at most. More numbers would only take memory: images grow large in a ConvNet.
+# What a batch of an evaluation holds at most, the same on every platform: a run counts its batches, and may go on
+# elsewhere. More numbers would only take memory: images grow large in a ConvNet.
 EVAL_ROWS, EVAL_NUMBERS = 1024, 2**19
 
 
@@ -99,13 +100,13 @@ def validation_batch(rows_of: Examples, index: Any, batch_size: int) -> Examples
     return rows._replace(weights=_kept(rows.weights, (start + numbers >= wanted) & (numbers < size)))
 
 
-def batch_rows(inputs: Array) -> int:
-    """How many rows of (N, ...) inputs an evaluation takes at once unless told: 1024, or fewer where rows are large.
+def batch_rows(inputs: Array, numbers: int = EVAL_NUMBERS) -> int:
+    """How many rows of (N, ...) inputs an evaluation takes at once unless told: 1024, or fewer that hold `numbers`.
 
     >>> batch_rows(jnp.zeros((5, 163))), batch_rows(jnp.zeros((5, 32, 32, 3)))
     (1024, 170)
     """
-    return max(1, min(EVAL_ROWS, EVAL_NUMBERS // max(1, math.prod(inputs.shape[1:]))))
+    return max(1, min(EVAL_ROWS, numbers // max(1, math.prod(inputs.shape[1:]))))
 
 
 def _of_window(window: Window, index: Any) -> Examples:

@@ -19,6 +19,8 @@ from jaxdl.sharding import data_devices, split_rows
 from jaxdl.steps import EvalStep, TrainStep, make_eval_step
 from jaxdl.types import Array, Examples, Model, Objective, PyTree, Sums, TrainState, Weights
 
+CACHED, FILLING = 2**17, 2**22  # numbers of a batch whose activations a CPU's caches hold, or that keep a GPU busy
+
 
 def scan_steps(
     step: TrainStep,
@@ -78,7 +80,9 @@ def zeros_of(function: Callable[..., PyTree], *arguments: Any) -> PyTree:
 def _rows_at_once(inputs: Array, batch_size: int | None) -> int:
     if batch_size is not None and batch_size < 1:
         raise InputError(f"batch_size must be at least 1, got {batch_size}.")
-    return batch_rows(inputs) if batch_size is None else batch_size
+    if batch_size is not None:
+        return batch_size
+    return batch_rows(inputs, CACHED if jax.default_backend() == "cpu" else FILLING)
 
 
 @partial(program, static_argnames=("model", "objective", "batch_size"))

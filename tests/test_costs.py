@@ -135,7 +135,7 @@ def test_only_the_shapes_of_progress_and_rows_matter():
 
 def test_it_is_compiled_with_the_options_of_a_run(monkeypatch):
     # Here one that XLA refuses.
-    monkeypatch.setattr(costs, "compiler_options", lambda: {"xla_cpu_no_such_option": True})
+    monkeypatch.setattr(costs, "compiler_options", lambda **_: {"xla_cpu_no_such_option": True})
     with pytest.raises((ValueError, jax.errors.JaxRuntimeError)):
         cost_of(mlp(()))
 

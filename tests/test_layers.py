@@ -279,6 +279,15 @@ def test_filters_that_fill_no_vector_are_computed_apart_with_the_same_result(fil
         np.testing.assert_allclose(mine, other, rtol=1e-5, atol=2e-5 * np.abs(other).max())
 
 
+@pytest.mark.parametrize("rows", [1, 23])
+@pytest.mark.parametrize("channels", [3, 20])
+def test_a_large_batch_is_taken_in_parts_with_the_same_result(rows, channels):
+    """The gradient of a kernel is added up over parts of the batch, here of 23 x 26 x 28 pixels."""
+    images, kernel = random(1, rows, 28, 30, channels), random(2, 3, 3, channels, 20)
+    for ours, defined_value in zip(*both(images, kernel, defined, window_strides=(1, 1), padding="VALID"), strict=True):
+        np.testing.assert_allclose(ours, defined_value, rtol=1e-4, atol=1e-4 * np.abs(defined_value).max())
+
+
 def test_the_bias_is_added_and_its_gradient_is_the_sum():
     images, bias = random(0, 3, 5, 4, 6), random(1, 6)
     np.testing.assert_array_equal(add_bias(images, bias), images + bias[None, None, None, :])

@@ -1,5 +1,6 @@
 """Functions compiled as a whole: their options, and how they behave inside of other transformations."""
 
+import functools
 import subprocess
 import sys
 
@@ -86,11 +87,11 @@ def test_only_values_inside_of_a_transformation_are_traced():
 
 
 def test_an_option_that_xla_does_not_know_is_left_out(monkeypatch):
-    for options in ("FAST_ON_CPU", "ONCE_ON_CPU"):
+    for options in ("FAST_ON_CPU", "ONCE_ON_CPU", "IMAGES_ON_CPU"):
         monkeypatch.setattr(programs, options, {"xla_cpu_no_such_option": True})
     compiler_options.cache_clear()
     try:
-        assert compiler_options() == compiler_options(once=True) == {}
+        assert compiler_options() == compiler_options(once=True) == compiler_options(images=True) == {}
         assert float(program(power, static_argnames="n")(3.0, n=2)) == 9.0
     finally:
         monkeypatch.undo()
@@ -117,11 +118,22 @@ def test_what_runs_once_is_compiled_to_the_same_bits():
     assert compiler_options().items() < compiler_options(once=True).items()
 
 
+def test_images_have_options_of_their_own():
+    @functools.partial(program, static_argnames="n")
+    def sums(values, n):
+        return n * values.sum(-1)
+
+    for shape in ((6, 5), (6, 4, 4, 5)):
+        values = np.random.default_rng(0).random(shape, np.float32)
+        np.testing.assert_allclose(sums(values, n=2), 2 * values.sum(-1), rtol=1e-6)
+    assert compiler_options().items() < compiler_options(images=True).items()
+
+
 def test_no_option_for_other_platforms(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     compiler_options.cache_clear()
     try:
-        assert compiler_options() == compiler_options(once=True) == {}
+        assert compiler_options() == compiler_options(once=True) == compiler_options(images=True) == {}
     finally:
         monkeypatch.undo()
         compiler_options.cache_clear()
