@@ -41,8 +41,9 @@ def compiler_options(*, once: bool = False, images: bool = False) -> dict[str, A
     """
     if jax.default_backend() != "cpu":
         return {}
-    wanted = [FAST_ON_CPU, *([ONCE_ON_CPU] if once else [IMAGES_ON_CPU] if images else [])]
-    return {name: value for options in wanted if known(options) for name, value in options.items()}
+    wanted = ONCE_ON_CPU if once else IMAGES_ON_CPU if images else FAST_ON_CPU
+    usable = wanted if known(wanted) else {}
+    return compiler_options() | usable if once or images else usable
 
 
 def known(options: dict[str, Any]) -> bool:
