@@ -1,6 +1,6 @@
 """jaxdl beside what one would use instead: the table, from one command.
 
-    python -m benchmarks --data DIR [--peers PYTHON] [--rounds 5] [--out FOLDER]
+    python -m benchmarks --data DIR [--peers PYTHON] [--rounds 5] [--contestants NAME ...] [--steady] [--out FOLDER]
 
 `--peers` names the Python of the peers' environment (benchmarks/peers/requirements.txt says how to make it); without it
 the peers that this environment has take part, and the rest is named as missing. Writes <date>-table.md and
@@ -9,6 +9,7 @@ the peers that this environment has take part, and the rest is named as missing.
 
 import argparse
 import datetime
+import os
 import sys
 import tempfile
 import time
@@ -17,7 +18,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from benchmarks import arrays, lines, machine, report, sizes, table
-from benchmarks.contestants import OURS, PEERS, Contestant, present, started
+from benchmarks.contestants import OURS, PEERS, SHARING, Contestant, present, started
 from benchmarks.keeping import keeping
 from benchmarks.rounds import Found, measure
 from benchmarks.rows import MEASURED, TRAINED, Row, rows
@@ -31,10 +32,14 @@ def main() -> None:
     parser.add_argument("--data", default="auto", help="as of the experiments")
     parser.add_argument("--peers", default=sys.executable, help="the Python of the peers' environment")
     parser.add_argument("--rounds", type=int, default=5)
+    names = [one.name for one in PEERS]
+    parser.add_argument("--contestants", nargs="+", choices=names, default=names, help="the peers that take part")
+    parser.add_argument("--steady", action="store_true", help="no starts, no checkpoints, no sizes on disk")
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
+    os.environ |= SHARING
     began = time.perf_counter()
-    here, missing = present(options.peers, PEERS)
+    here, missing = present(options.peers, [one for one in PEERS if one.name in options.contestants])
     tell(table.absent(missing, {}) or "no peer is missing")
     contestants = [OURS, *here]
     with tempfile.TemporaryDirectory() as folder:
@@ -42,11 +47,12 @@ def main() -> None:
         wanted = rows(Path(folder))
         found = measured(wanted, contestants, options)
         made = lines.of_rows(wanted, found)
-        made += lines.of_starts(contestants, options.peers, wanted[0], found, options.rounds)
+        if not options.steady:
+            made += lines.of_starts(contestants, options.peers, wanted[0], found, options.rounds)
         costs = lines.costs(wanted, found)
         ends = sizes.around_batches(wanted[0].task, options.rounds)
-    made += lines.of_keeping(keeping(options.data, options.rounds))
-    made += lines.of_sizes(options.peers)
+    if not options.steady:
+        made += [*lines.of_keeping(keeping(options.data, options.rounds)), *lines.of_sizes(options.peers)]
     options.out.mkdir(parents=True, exist_ok=True)
     picture = options.out / f"{datetime.date.today()}-sizes.png"
     sizes.plot(costs, ends, lines.peers_by_rows(found), picture)

@@ -15,6 +15,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.tasks import Arrays, Task, load
@@ -71,4 +72,7 @@ def _task(fields: dict) -> Task:
 
 def _memory() -> float:
     """The process's peak in MB, so far."""
+    told = Path("/proc/self/status")
+    if told.exists():  # else a child is told the peak of its parent, if that is higher
+        return next(int(line.split()[1]) for line in told.read_text().splitlines() if line.startswith("VmHWM")) / 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -70,7 +70,9 @@ def measure(
         epochs = statistics.mean(len(answer["ends"]) for _, answer in runs)
         found[name] = Measured(tuple(s for s, _ in runs), last["memory"], last["figure"], epochs)
     tell(f"{row.title}: prepared in {ready - began:.0f} s, measured in {time.perf_counter() - ready:.0f} s")
-    return {name: found[name] for name in asks}
+    found = {name: found[name] for name in asks}
+    tell("    " + ", ".join(f"{name} {one.error or f'{one.median:.3g} s'}" for name, one in found.items()))
+    return found
 
 
 def repeated(measured: Measured, times: int) -> Measured:

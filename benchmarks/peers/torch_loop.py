@@ -2,7 +2,8 @@
 
     python -m benchmarks.peers.torch_loop [--compile]
 
-Images stay channels last. Adam's epsilon and BatchNorm's momentum and epsilon are Keras's.
+On a GPU where there is one, with all rows there, and TF32 in its products as in JAX's. Images stay channels last.
+Adam's epsilon and BatchNorm's momentum and epsilon are Keras's.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from benchmarks.peers.laps import laps, warm_up
 from benchmarks.tasks import BATCH, DROPPED, Arrays, Task
 
 RATE, EPSILON, DECAY = 1e-3, 1e-7, (0.9, 0.999)
-EVALUATED = {"mlp": 4096, "convnet": 64}  # rows of a call without gradients: what fits the caches
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+# Rows of a call without gradients: what fits the caches, or keeps a GPU busy.
+EVALUATED = {"mlp": 4096, "convnet": 64 if DEVICE.type == "cpu" else 1024}
 ONE_THREAD = 2 * 10**6  # products of a pass forward below which a second thread costs more than it does
 ONE_THREAD_COMPILED = 2 * 10**7  # the same of a compiled training step
 ALL_THREADS = torch.get_num_threads()
@@ -102,7 +105,7 @@ def compiled(model: nn.Module, loss: Loss) -> Callable[[], Step]:
     """Begins training with one program for gradient and Adam, half the time of two for a small network."""
     weights = {name: weight.detach() for name, weight in model.named_parameters()}
     moments = {name: (torch.zeros_like(weight), torch.zeros_like(weight)) for name, weight in weights.items()}
-    averages, count = dict(model.named_buffers()), torch.zeros(())
+    averages, count = dict(model.named_buffers()), torch.zeros((), device=DEVICE)
 
     def value(weights: dict, averages: dict, inputs: Tensor, targets: Tensor) -> Tensor:
         return loss(torch.func.functional_call(model, (weights, averages), (inputs,)), targets)
@@ -146,12 +149,14 @@ def batches(inputs: Tensor, targets: Tensor, order: Tensor) -> Iterator[tuple[Te
 
 def prepare(task: Task, arrays: Arrays) -> Run:
     """Builds the network and warms up with few rows, which compiles where that was asked for."""
+    if DEVICE.type == "cuda":
+        torch.set_float32_matmul_precision("high")
     if COMPILED:
         torch.compiler.reset()  # else the programs of earlier tasks count towards a limit
-    train, validation = ((torch.from_numpy(x), torch.from_numpy(y)) for x, y in arrays)
+    train, validation = ((torch.from_numpy(x).to(DEVICE), torch.from_numpy(y).to(DEVICE)) for x, y in arrays)
     if task.kind == "convnet":  # cross_entropy takes no int32
         train, validation = ((images, labels.long()) for images, labels in (train, validation))
-    model = network(task, train[0].shape[-1])
+    model = network(task, train[0].shape[-1]).to(DEVICE)
     loss = nn.functional.mse_loss if task.kind == "mlp" else nn.functional.cross_entropy
     size = EVALUATED[task.kind]
     # Without gradients a compiled mlp takes longer than an eager one.
@@ -170,7 +175,7 @@ def prepare(task: Task, arrays: Arrays) -> Run:
     def epoch(step: Step, order: Tensor, rows: int) -> float:
         model.train()
         losses, sizes = zip(*((step(*batch), len(batch[0])) for batch in batches(*train, order)), strict=True)
-        mean = np.average(torch.stack(losses).numpy(), weights=sizes)
+        mean = np.average(torch.stack(losses).cpu().numpy(), weights=sizes)
         return measured(rows) if task.kind == "mlp" else mean
 
     def run(times: int, seed: int, train_rows: int = len(train[0]), rows: int = len(validation[0])) -> Result:
@@ -178,9 +183,9 @@ def prepare(task: Task, arrays: Arrays) -> Run:
         if task.deed == "evaluate":
             return laps(task, times, lambda: measured(rows))
         if task.deed == "predict":
-            return laps(task, times, lambda: outputs(rows).numpy())
+            return laps(task, times, lambda: outputs(rows).cpu().numpy())
         step = begin()
-        return laps(task, times, lambda: epoch(step, torch.randperm(train_rows), rows))
+        return laps(task, times, lambda: epoch(step, torch.randperm(train_rows, device=DEVICE), rows))
 
     run(1, 0, warm_up(len(train[0]), BATCH), warm_up(len(validation[0]), size))
     return run
