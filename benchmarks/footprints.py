@@ -134,7 +134,8 @@ def footprint(make: Callable[[], Case]) -> Figures:
         return case, case.fit(2)
 
     # Asked once a process, which compiles.
-    compiler_options()
+    for kind in ({}, {"images": True}, {"once": True}):
+        compiler_options(**kind)
     jax.clear_caches()
     with endless_epochs():
         first, (case, progress) = compilations(begin)

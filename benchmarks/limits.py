@@ -7,6 +7,7 @@ import itertools
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -21,6 +22,7 @@ from jaxdl import examples
 from jaxdl.costs import epoch_flops
 from jaxdl.flops import flops
 from jaxdl.plans import make_plan
+from jaxdl.programs import compiler_options
 from jaxdl.steps import make_eval_step
 from jaxdl.training import start
 from jaxdl.types import Array, Weights
@@ -56,13 +58,13 @@ def limit(row: Row, epochs: float) -> Limit:
         state = 2 * _bytes(progress.state._replace(key=()))  # read and written
         count = epoch_flops(plan, progress, train, validation if task.kind == "mlp" else None) * epochs * row.times
         moved = (_bytes(train) + steps * state) * epochs * row.times
-        return Limit(count, moved, rate(shape(task, arrays, BATCH)), bandwidth(state // 2))
+        return Limit(count, moved, rate(task, arrays, BATCH), bandwidth(state // 2))
     batch = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((task.rows, *leaf.shape[1:]), leaf.dtype), validation)
     weights = progress.state.weights
     moved = (_bytes(validation) + _bytes(weights)) * row.times
     count = flops(_deed(task), *((weights, batch) if task.deed == "evaluate" else (weights, batch.inputs))).total
     together = min(task.rows, BATCH)  # more would not fit the caches
-    return Limit(count * row.times, moved, rate(shape(task, arrays, together)), bandwidth(_bytes(weights)))
+    return Limit(count * row.times, moved, rate(task, arrays, together), bandwidth(_bytes(weights)))
 
 
 def _deed(task: Task) -> Callable[..., Any]:
@@ -83,39 +85,61 @@ def _bytes(tree: Any) -> int:
 def shape(task: Task, arrays: Arrays, batch: int) -> tuple[int, int, int]:
     """Rows, inputs and outputs of the matrix product that most of the task's FLOPs are in.
 
-    A convolution is one of as many rows as there are places, of as many inputs as the kernel sees.
+    A convolution is one of as many rows as there are places, of as many inputs as the kernel sees; its outputs are made
+    up to 64, since products of 50 are slower than the convolutions.
 
     >>> images = np.zeros((1, 32, 32, 3), np.float32), np.zeros(1, np.int32)
     >>> shape(Task("small", "train", "convnet", "", 1, recipe="small"), Arrays(images, images), 32)
-    (25088, 450, 50)
+    (25088, 450, 64)
     """
     if task.kind == "mlp":
         sides = (arrays.train[0].shape[1], *task.widths, 1)
         inputs, outputs = max(itertools.pairwise(sides), key=lambda pair: pair[0] * pair[1])
         return batch, inputs, outputs
     places = 28 * 28 if task.recipe == "small" else 13 * 13
-    return batch * places, 9 * 50, 50
+    return batch * places, 9 * 50, 64
 
 
-def rate(sides: tuple[int, int, int]) -> float:
+def rate(task: Task, arrays: Arrays, batch: int) -> float:
+    """FLOP/s of the fastest way here to what most of a task's FLOPs are: a product of their shape, or a convolution."""
+    fastest = product_rate(*shape(task, arrays, batch))
+    if task.kind == "mlp":
+        return fastest
+    return max(fastest, convolution_rate(batch, 30 if task.recipe == "small" else 15))
+
+
+def product_rate(rows: int, inputs: int, outputs: int) -> float:
     """FLOP/s of a float32 product (rows, inputs) by (inputs, outputs): the faster of XLA's and, on a CPU, NumPy's."""
-    rows, inputs, outputs = sides
     rng = np.random.default_rng(0)
     left, right = rng.random((rows, inputs), np.float32), rng.random((inputs, outputs), np.float32)
-    product = jnp.zeros((rows, outputs), jnp.float32)
+    ways = [_seconds_of(jnp.matmul, jnp.asarray(left), jnp.asarray(right))]
+    if jax.default_backend() == "cpu":
+        ways.append(_seconds(lambda: left @ right))
+    return 2 * rows * inputs * outputs / min(ways)
+
+
+def convolution_rate(batch: int, side: int) -> float:
+    """FLOP/s of a convolution of 50 channels by 50 kernels of 3 x 3, as XLA has it."""
+    rng = np.random.default_rng(0)
+    images, kernel = rng.random((batch, side, side, 50), np.float32), rng.random((3, 3, 50, 50), np.float32)
+    convolve = partial(
+        lax.conv_general_dilated, window_strides=(1, 1), padding="VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    flops_of_one = 2 * batch * (side - 2) ** 2 * 9 * 50 * 50
+    return flops_of_one / _seconds_of(convolve, jnp.asarray(images), jnp.asarray(kernel))
+
+
+def _seconds_of(work: Callable[[Array, Array], Array], left: Array, right: Array) -> float:
+    if jax.default_backend() == "cpu":
+        once = jax.jit(work, compiler_options=compiler_options(images=left.ndim == 4))
+        return _seconds(lambda: jax.block_until_ready(once(left, right)))
 
     def again(carry: tuple[Array, Array]) -> tuple[Array, Array]:
-        left, product = carry
-        left = left.at[0, 0].set(product[-1, -1])  # else one product would do for all
-        return left, left @ right
+        left, result = carry
+        left = left.at[(0,) * left.ndim].set(result[(-1,) * result.ndim])  # else once would do for all
+        return left, work(left, right)
 
-    if jax.default_backend() == "cpu":
-        once = jax.jit(jnp.matmul)
-        on_device = jnp.asarray(left), jnp.asarray(right)
-        seconds = min(_seconds(lambda: jax.block_until_ready(once(*on_device))), _seconds(lambda: left @ right))
-    else:
-        seconds = _in_a_loop(again, (jnp.asarray(left), product))
-    return 2 * rows * inputs * outputs / seconds
+    return _in_a_loop(again, (left, jnp.zeros(jax.eval_shape(work, left, right).shape)))
 
 
 def bandwidth(size: int) -> float:

@@ -17,12 +17,13 @@ P = ParamSpec("P")
 R = TypeVar("R", covariant=True)
 
 # On a CPU, some versions of XLA hand convolutions to a library (YNNPACK) that takes five times as long as XLA's own
-# code. With this, they hand it matrix products alone.
-FAST_ON_CPU = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT"}
-# What runs once is compiled in a third of the time where XLA takes less pains, to the same bits.
-ONCE_ON_CPU = {"xla_backend_optimization_level": 1, "xla_cpu_use_fusion_emitters": False}
+# code. With these they hand it matrix products alone: of tables one by one, since several at once wait for each other.
+_HANDED = "xla_cpu_experimental_ynn_fusion_type"
+TABLES_ON_CPU = {_HANDED: "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"}
 # Around convolutions XLA's older code for elementwise work is faster; of tables the newer one is, twice as fast.
-IMAGES_ON_CPU = {"xla_cpu_use_fusion_emitters": False}
+IMAGES_ON_CPU = {_HANDED: "LIBRARY_FUSION_TYPE_DOT", "xla_cpu_use_fusion_emitters": False}
+# What runs once is compiled in a third of the time where XLA takes less pains, to the same bits.
+ONCE_ON_CPU = IMAGES_ON_CPU | {"xla_backend_optimization_level": 1}
 _state = functools.partial(get_opaque_trace_state, convention="flax")
 # In a thread of its own, because this module may be imported while a function is traced.
 with ThreadPoolExecutor(1) as _pool:
@@ -41,19 +42,19 @@ def compiler_options(*, once: bool = False, images: bool = False) -> dict[str, A
     """
     if jax.default_backend() != "cpu":
         return {}
-    wanted = ONCE_ON_CPU if once else IMAGES_ON_CPU if images else FAST_ON_CPU
-    usable = wanted if known(wanted) else {}
-    return compiler_options() | usable if once or images else usable
+    wanted = ONCE_ON_CPU if once else IMAGES_ON_CPU if images else TABLES_ON_CPU
+    return {name: value for name, value in wanted.items() if known(name, value)}
 
 
-def known(options: dict[str, Any]) -> bool:
-    """Whether XLA compiles with the options.
+@functools.cache
+def known(option: str, value: Any) -> bool:
+    """Whether XLA compiles with an option.
 
-    >>> known({"no_such_option": 1})
+    >>> known("no_such_option", 1)
     False
     """
     try:
-        jax.jit(lambda: 0, compiler_options=options).lower().compile()
+        jax.jit(lambda: 0, compiler_options={option: value}).lower().compile()
     except (jax.errors.JaxRuntimeError, ValueError):
         return False
     return True

@@ -87,7 +87,7 @@ def test_only_values_inside_of_a_transformation_are_traced():
 
 
 def test_an_option_that_xla_does_not_know_is_left_out(monkeypatch):
-    for options in ("FAST_ON_CPU", "ONCE_ON_CPU", "IMAGES_ON_CPU"):
+    for options in ("TABLES_ON_CPU", "IMAGES_ON_CPU", "ONCE_ON_CPU"):
         monkeypatch.setattr(programs, options, {"xla_cpu_no_such_option": True})
     compiler_options.cache_clear()
     try:
@@ -99,11 +99,11 @@ def test_an_option_that_xla_does_not_know_is_left_out(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "options", [{"xla_cpu_no_such_option": True}, {"xla_cpu_experimental_ynn_fusion_type": "NONE"}]
+    ("option", "value"), [("xla_cpu_no_such_option", True), ("xla_cpu_experimental_ynn_fusion_type", "NONE")]
 )
-def test_what_xla_does_not_know_is_told(options):
-    assert not known(options)
-    assert known({})
+def test_what_xla_does_not_know_is_told(option, value):
+    assert not known(option, value)
+    assert known("xla_backend_optimization_level", 1)
 
 
 def test_what_runs_once_is_compiled_to_the_same_bits():
@@ -115,7 +115,7 @@ def test_what_runs_once_is_compiled_to_the_same_bits():
     often, once = (program(draw, static_argnames="n", once=once)(key, n=40) for once in (False, True))
     for one, other in zip(often, once, strict=True):
         assert np.asarray(one).tobytes() == np.asarray(other).tobytes()
-    assert compiler_options().items() < compiler_options(once=True).items()
+    assert compiler_options(once=True) not in ({}, compiler_options())
 
 
 def test_images_have_options_of_their_own():
@@ -126,7 +126,7 @@ def test_images_have_options_of_their_own():
     for shape in ((6, 5), (6, 4, 4, 5)):
         values = np.random.default_rng(0).random(shape, np.float32)
         np.testing.assert_allclose(sums(values, n=2), 2 * values.sum(-1), rtol=1e-6)
-    assert compiler_options().items() < compiler_options(images=True).items()
+    assert compiler_options(images=True) not in ({}, compiler_options())
 
 
 def test_no_option_for_other_platforms(monkeypatch):
