@@ -10,8 +10,9 @@ from typing import NamedTuple
 from benchmarks.contestants import OURS, Ask
 from benchmarks.rows import Row, seconds
 
-BOX = 0.4  # seconds that a run should take: it is cut to as many epochs, or times, as fit
-LONGEST = 2.5  # seconds of an epoch beyond which a contestant is not run: its tenth part tells
+BOX = 0.3  # seconds that a run should take: it is cut to as many epochs, or times, as fit
+FAR, SURE = 4, 2  # times ours: who takes longer in each of the first rounds is not run again; how many those are
+LONGEST = 1.0  # seconds of an epoch beyond which a contestant is not run: its tenth part tells
 
 
 class Measured(NamedTuple):
@@ -65,6 +66,8 @@ def measure(
     taken: dict[str, list[tuple[float, dict]]] = {name: [] for name in amounts}
     for seed in range(rounds):
         for name, many in amounts.items():
+            if seed >= SURE and far([s for s, _ in taken[name]], [s for s, _ in taken.get(OURS.name, ())]):
+                continue
             answer = asks[name]({"run": many, "seed": seed})
             taken[name].append((seconds(row, answer["ends"]), answer))
     for name, runs in taken.items():
@@ -75,6 +78,15 @@ def measure(
     found = {name: found[name] for name in asks}
     tell("    " + ", ".join(f"{name} {one.error or f'{one.median:.3g} s'}" for name, one in found.items()))
     return found
+
+
+def far(seconds: Sequence[float], ours: Sequence[float]) -> bool:
+    """Whether who took so long in some rounds cannot be the best peer.
+
+    >>> far([5.0, 4.1], [1.0, 1.1]), far([5.0, 3.0], [1.0, 1.1]), far([5.0], [])
+    (True, False, False)
+    """
+    return bool(ours) and min(seconds) > FAR * min(ours)
 
 
 def repeated(measured: Measured, times: int) -> Measured:
@@ -89,7 +101,7 @@ def amount(row: Row, ends: Sequence[float]) -> int:
 
     >>> from benchmarks.tasks import Task
     >>> amount(Row("", "", Task("plain", "train", "mlp", "", 767), "whole", epochs=200), [0.3, 0.31])
-    40
+    30
     """
     if row.per in ("stop", "sweep"):
         return row.epochs

@@ -66,13 +66,19 @@ def test_contestants_take_turns_and_a_run_fills_its_time():
     # To prepare, a run that compiles and one that tells how many fill the time; then in turn.
     assert log[:6] == ["quick"] * 3 + ["slow"] * 3 and log[6:12] == ["quick", "slow"] * 3
     assert found["quick"].seconds == pytest.approx([0.1] * 3) and found["slow"].seconds == pytest.approx([0.2] * 3)
-    assert found["quick"].epochs == 4 and found["slow"].epochs == 2  # of 0.4 s
+    assert found["quick"].epochs == 3 and found["slow"].epochs == 2  # of 0.3 s
+
+
+def test_who_is_far_behind_is_run_twice():
+    asks = {"jaxdl": steady(0.5, 0.01), "near": steady(0.5, 0.03), "far": steady(0.5, 0.05)}
+    found = measure(row(), asks, 5, tell=str)
+    assert [len(found[name].seconds) for name in asks] == [5, 5, 2]
 
 
 def test_a_whole_run_counts_its_first_epoch_once_and_the_others_at_the_rate_that_follows():
     log = []
     found = measure(row(per="whole", epochs=200), {"one": steady(1.0, 0.01, log)}, 1, tell=str)
-    assert log[-1] == {"run": 40, "seed": 0}
+    assert log[-1] == {"run": 30, "seed": 0}
     assert found["one"].median == pytest.approx(1.0 + 199 * 0.01)
     # All of them, where they fit.
     assert seconds(row(per="whole", epochs=3), [0.9, 1.0, 7.0]) == 7.0
