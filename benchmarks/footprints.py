@@ -134,7 +134,7 @@ def footprint(make: Callable[[], Case]) -> Figures:
         return case, case.fit(2)
 
     # Asked once a process, which compiles.
-    for kind in ({}, {"images": True}, {"once": True}):
+    for kind in ({}, {"convolves": True}, {"once": True}):
         compiler_options(**kind)
     jax.clear_caches()
     with endless_epochs():

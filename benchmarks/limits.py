@@ -131,7 +131,7 @@ def convolution_rate(batch: int, side: int) -> float:
 
 def _seconds_of(work: Callable[[Array, Array], Array], left: Array, right: Array) -> float:
     if jax.default_backend() == "cpu":
-        once = jax.jit(work, compiler_options=compiler_options(images=left.ndim == 4))
+        once = jax.jit(work, compiler_options=compiler_options(convolves=left.ndim == 4))
         return _seconds(lambda: jax.block_until_ready(once(left, right)))
 
     def again(carry: tuple[Array, Array]) -> tuple[Array, Array]:

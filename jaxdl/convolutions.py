@@ -140,7 +140,7 @@ def _to_kernel(images: Array, slope: Array, pads: _Pads, precision: Any) -> Arra
     """The gradient of the kernel, added up over parts of the batch: all at once take XLA's code up to twice as long."""
     rows, height, width, _ = slope.shape
     # In bfloat16 each part would be rounded.
-    parts = min(rows, _PARTS, -(-rows * height * width // _PLACES)) if slope.dtype.itemsize > 2 else 1
+    parts = max(1, min(rows, _PARTS, -(-rows * height * width // _PLACES))) if slope.dtype.itemsize > 2 else 1
     ends = [part * rows // parts for part in range(parts + 1)]
     grads = (_part_to_kernel(images[i:j], slope[i:j], pads, precision) for i, j in pairwise(ends))
     return reduce(jnp.add, grads)

@@ -9,7 +9,7 @@ import jax
 
 from jaxdl.batches import batch_rows, epoch_rows
 from jaxdl.flops import flops
-from jaxdl.programs import compiler_options, has_images
+from jaxdl.programs import compiler_options, convolves
 from jaxdl.sources import Source, head
 from jaxdl.speeds import Speed
 from jaxdl.steps import make_eval_step, make_train_step, shown_weights
@@ -80,7 +80,7 @@ def cost_of(step: Callable[[Any, Examples], Any], state: PyTree, batch: Examples
     arguments = _shapes(state), _shapes(batch)
     counted = flops(step, *arguments)
     # The new state takes the place of the old one, as in the loop of an epoch.
-    options = compiler_options(images=has_images(batch))
+    options = compiler_options(convolves=convolves(batch, state))
     compiled = jax.jit(step, donate_argnums=0, compiler_options=options).lower(*arguments).compile()
     analysed, memory = _first(compiled.cost_analysis()), compiled.memory_analysis()
     return StepCost(

@@ -19,7 +19,7 @@ from jaxdl.sharding import data_devices, split_rows
 from jaxdl.steps import EvalStep, TrainStep, make_eval_step
 from jaxdl.types import Array, Examples, Model, Objective, PyTree, Sums, TrainState, Weights
 
-CACHED, FILLING = 2**17, 2**22  # numbers of a batch whose activations a CPU's caches hold, or that keep a GPU busy
+CACHED, FILLING = 2**17, 2**22  # numbers of images whose activations a CPU's caches hold, or that keep a GPU busy
 
 
 def scan_steps(
@@ -82,6 +82,8 @@ def _rows_at_once(inputs: Array, batch_size: int | None) -> int:
         raise InputError(f"batch_size must be at least 1, got {batch_size}.")
     if batch_size is not None:
         return batch_size
+    if inputs.ndim < 4:
+        return batch_rows(inputs)
     return batch_rows(inputs, CACHED if jax.default_backend() == "cpu" else FILLING)
 
 

@@ -20,7 +20,7 @@ R = TypeVar("R", covariant=True)
 # code. With these they hand it matrix products alone: of tables one by one, since several at once wait for each other.
 _HANDED = "xla_cpu_experimental_ynn_fusion_type"
 TABLES_ON_CPU = {_HANDED: "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"}
-# Around convolutions XLA's older code for elementwise work is faster; of tables the newer one is, twice as fast.
+# Around convolutions XLA's older code for elementwise work is faster; without any the newer one is, twice as fast.
 IMAGES_ON_CPU = {_HANDED: "LIBRARY_FUSION_TYPE_DOT", "xla_cpu_use_fusion_emitters": False}
 # What runs once is compiled in a third of the time where XLA takes less pains, to the same bits.
 ONCE_ON_CPU = IMAGES_ON_CPU | {"xla_backend_optimization_level": 1}
@@ -31,18 +31,18 @@ with ThreadPoolExecutor(1) as _pool:
 
 
 @functools.cache
-def compiler_options(*, once: bool = False, images: bool = False) -> dict[str, Any]:
+def compiler_options(*, once: bool = False, convolves: bool = False) -> dict[str, Any]:
     """What to give to `jax.jit(..., compiler_options=...)` so that convolutions are fast; {} where nothing is needed.
 
     Options that this version of XLA does not know are left out: it would refuse to compile. `once`: for a function that
-    runs a single time, so that to compile it is what takes long. `images`: for one that is given images.
+    runs a single time, so that to compile it is what takes long. `convolves`: for one that is not only of tables.
 
     >>> isinstance(compiler_options(), dict)
     True
     """
     if jax.default_backend() != "cpu":
         return {}
-    wanted = ONCE_ON_CPU if once else IMAGES_ON_CPU if images else TABLES_ON_CPU
+    wanted = ONCE_ON_CPU if once else IMAGES_ON_CPU if convolves else TABLES_ON_CPU
     return {name: value for name, value in wanted.items() if known(name, value)}
 
 
@@ -60,14 +60,19 @@ def known(option: str, value: Any) -> bool:
     return True
 
 
-def has_images(*arguments: Any) -> bool:
-    """Whether one of the arguments begins with an array of four dimensions: rows, height, width, channels.
+def convolves(*arguments: Any) -> bool:
+    """Whether images (N, H, W, C) are among the arguments, first of one of them, and kernels too: (h, w, C, K).
 
-    >>> has_images(3, {"inputs": jax.numpy.zeros((5, 32, 32, 3))}), has_images(jax.numpy.zeros((5, 89)))
+    >>> images = {"inputs": jax.numpy.zeros((5, 32, 32, 3))}
+    >>> convolves(images, {"kernel": jax.numpy.zeros((3, 3, 3, 50))}), convolves(images, images)
     (True, False)
     """
-    # By the first leaf of each, as the mesh: to look at all takes as long as a step of a small table.
-    return any(getattr(leaves[0], "ndim", 0) >= 4 for leaves in map(jax.tree.leaves, arguments) if leaves)
+    # First by the first leaf of each, as the mesh: to look at all takes as long as a step of a small table.
+    trees = [leaves for leaves in map(jax.tree.leaves, arguments) if leaves]
+    kinds = {leaves[0].shape[1:] for leaves in trees if getattr(leaves[0], "ndim", 0) >= 4}
+    return bool(kinds) and any(
+        getattr(leaf, "ndim", 0) >= 4 and leaf.shape[1:] not in kinds for leaves in trees for leaf in leaves
+    )
 
 
 def is_traced(value: Any) -> bool:
@@ -105,8 +110,8 @@ def program(function: Callable[P, R], *, static_argnames: str | tuple[str, ...],
     inner = jax.jit(function, static_argnames=static_argnames)
 
     @functools.cache
-    def whole(images: bool) -> Any:
-        options = compiler_options(once=once, images=images)
+    def whole(convolving: bool) -> Any:
+        options = compiler_options(once=once, convolves=convolving)
         return jax.jit(function, static_argnames=static_argnames, compiler_options=options)
 
     @functools.wraps(function)
@@ -114,14 +119,12 @@ def program(function: Callable[P, R], *, static_argnames: str | tuple[str, ...],
         if _state() != _OUTSIDE:
             return inner(*arguments, **keywords)
         with _mesh_of(*arguments, *keywords.values()):
-            result: R = whole(has_images(*arguments, *keywords.values()))(*arguments, **keywords)
+            result: R = whole(convolves(*arguments, *keywords.values()))(*arguments, **keywords)
             return result
 
     def lower(*arguments: P.args, **keywords: P.kwargs) -> jax.stages.Lowered:
         with _mesh_of(*arguments, *keywords.values()):
-            lowered: jax.stages.Lowered = whole(has_images(*arguments, *keywords.values())).lower(
-                *arguments, **keywords
-            )
+            lowered: jax.stages.Lowered = whole(convolves(*arguments, *keywords.values())).lower(*arguments, **keywords)
             return lowered
 
     def eval_shape(*arguments: P.args, **keywords: P.kwargs) -> R:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jaxdl import programs
-from jaxdl.programs import compiler_options, is_traced, known, program
+from jaxdl.programs import compiler_options, convolves, is_traced, known, program
 from jaxdl.sharding import make_mesh
 
 
@@ -91,7 +91,7 @@ def test_an_option_that_xla_does_not_know_is_left_out(monkeypatch):
         monkeypatch.setattr(programs, options, {"xla_cpu_no_such_option": True})
     compiler_options.cache_clear()
     try:
-        assert compiler_options() == compiler_options(once=True) == compiler_options(images=True) == {}
+        assert compiler_options() == compiler_options(once=True) == compiler_options(convolves=True) == {}
         assert float(program(power, static_argnames="n")(3.0, n=2)) == 9.0
     finally:
         monkeypatch.undo()
@@ -118,22 +118,38 @@ def test_what_runs_once_is_compiled_to_the_same_bits():
     assert compiler_options(once=True) not in ({}, compiler_options())
 
 
-def test_images_have_options_of_their_own():
+def test_convolutions_have_options_of_their_own():
     @functools.partial(program, static_argnames="n")
-    def sums(values, n):
-        return n * values.sum(-1)
+    def sums(values, kernel, n):
+        return n * values.sum(-1) + kernel.sum()
 
-    for shape in ((6, 5), (6, 4, 4, 5)):
+    for shape, kernel in (((6, 5), (5,)), ((6, 4, 4, 5), (3, 3, 5, 2))):
         values = np.random.default_rng(0).random(shape, np.float32)
-        np.testing.assert_allclose(sums(values, n=2), 2 * values.sum(-1), rtol=1e-6)
-    assert compiler_options(images=True) not in ({}, compiler_options())
+        np.testing.assert_allclose(sums(values, np.ones(kernel), n=2), 2 * values.sum(-1) + np.prod(kernel), rtol=1e-6)
+    assert compiler_options(convolves=True) not in ({}, compiler_options())
+
+
+@pytest.mark.parametrize(
+    ("kernel", "images", "expected"),
+    [
+        ((3, 3, 3, 8), (9, 32, 32, 3), True),
+        ((4, 3, 3, 3, 8), (9, 32, 32, 3), True),  # of members
+        ((3, 3, 3, 8), (7, 9, 32, 32, 3), True),  # a window of batches
+        ((3072, 8), (9, 32, 32, 3), False),  # a dense network that flattens images
+        ((5, 8), (9, 5), False),
+        ((5, 8), (7, 9, 5), False),
+    ],
+)
+def test_where_images_meet_kernels_there_is_a_convolution(kernel, images, expected):
+    weights, rows = {"kernel": np.zeros(kernel), "a": np.zeros(())}, (np.zeros(images), np.zeros(images[0]))
+    assert convolves(weights, rows, rows, 3, None, abs) is expected
 
 
 def test_no_option_for_other_platforms(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     compiler_options.cache_clear()
     try:
-        assert compiler_options() == compiler_options(once=True) == compiler_options(images=True) == {}
+        assert compiler_options() == compiler_options(once=True) == compiler_options(convolves=True) == {}
     finally:
         monkeypatch.undo()
         compiler_options.cache_clear()
