@@ -37,7 +37,7 @@ def serve(prepare: Prepare) -> None:
     if "--once" in sys.argv:
         task = _task(json.loads(sys.argv[sys.argv.index("--once") + 1]))
         figure = prepare(task, load(task))(1, 0).figure
-        print(json.dumps({"figure": figure, "memory": _memory()}))
+        print(json.dumps({"figure": figure, "memory": memory()}))
         return
     # Libraries print what they like: only this module writes where the answers go.
     answers = os.fdopen(os.dup(1), "w")
@@ -56,12 +56,12 @@ def replies(prepare: Prepare, lines: Iterable[str]) -> Iterable[dict[str, object
                 run = None  # frees the task before
                 task = _task(asked["prepare"])
                 run = prepare(task, load(task))
-                yield {"seconds": time.perf_counter() - began, "memory": _memory()}
+                yield {"seconds": time.perf_counter() - began, "memory": memory()}
             else:
                 assert run is not None, "nothing is prepared"
                 began = time.perf_counter()
                 result = run(asked["run"], asked["seed"])
-                yield {"ends": [e - began for e in result.ends], "figure": result.figure, "memory": _memory()}
+                yield {"ends": [e - began for e in result.ends], "figure": result.figure, "memory": memory()}
         except Exception as error:  # a compiler that is missing, memory that does not suffice
             yield {"error": f"{type(error).__name__}: {error}"}
 
@@ -70,9 +70,14 @@ def _task(fields: dict) -> Task:
     return Task(**{**fields, "widths": tuple(fields["widths"])})
 
 
-def _memory() -> float:
+def memory() -> float:
     """The process's peak in MB, so far."""
     told = Path("/proc/self/status")
     if told.exists():  # else a child is told the peak of its parent, if that is higher
-        return next(int(line.split()[1]) for line in told.read_text().splitlines() if line.startswith("VmHWM")) / 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        return (
+            next(int(line.split()[1]) for line in told.read_text().splitlines() if line.startswith("VmHWM"))
+            * 1024
+            / 1e6
+        )
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6

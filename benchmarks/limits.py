@@ -1,10 +1,9 @@
-"""What no program can undercut: the FLOPs of a row over what a matrix product of its shape reaches here, and its bytes
-over what a copy of their size reaches, whichever takes longer."""
+"""What no program that computes directly can undercut, so without Winograd's or Fourier's ways: the FLOPs of a row over
+what a matrix product of its shape reaches here, or its bytes over what a copy reaches, whichever takes longer."""
 
 from __future__ import annotations
 
 import itertools
-import statistics
 import time
 from collections.abc import Callable
 from functools import partial
@@ -17,7 +16,7 @@ from jax import lax
 
 from benchmarks.jaxdl_loop import adam_of, model_of, objective_of
 from benchmarks.rows import Row
-from benchmarks.tasks import BATCH, Arrays, Task, load
+from benchmarks.tasks import BATCH, MEMBERS, Arrays, Task, load
 from jaxdl import examples
 from jaxdl.costs import epoch_flops
 from jaxdl.flops import flops
@@ -28,7 +27,8 @@ from jaxdl.training import start
 from jaxdl.types import Array, Weights
 
 CALL, CALLS = 0.01, 7  # seconds of a timing of many calls, and how many timings
-TIMES = 200  # of a program that repeats its work
+REPEATED = 200  # times that a program does its work
+TOGETHER = 256  # rows that contestants measure or predict at once, at most
 
 
 class Limit(NamedTuple):
@@ -36,7 +36,7 @@ class Limit(NamedTuple):
 
     flops: float
     bytes: float  # that must be read and written at least
-    rate: float  # FLOP/s of a matrix product of the shape that most of the work has
+    rate: float  # FLOP/s of a matrix product, or a convolution, of the shape that most of the work has
     bandwidth: float  # bytes a second, read and written, of a copy as large as what a step touches
 
     @property
@@ -53,18 +53,20 @@ def limit(row: Row, epochs: float) -> Limit:
     train, validation = examples(*arrays.train), examples(*arrays.validation)
     plan = make_plan(model, objective, adam_of(task), batch_size=BATCH)
     progress = jax.eval_shape(lambda key: start(plan, train, key=key), jax.random.key(0))
-    if task.deed in ("train", "stop"):
-        steps = -(-task.rows // BATCH)
+    if task.deed in ("train", "stop", "sweep"):
+        steps, members = -(-task.rows // BATCH), MEMBERS if task.deed == "sweep" else 1
         state = 2 * _bytes(progress.state._replace(key=()))  # read and written
-        count = epoch_flops(plan, progress, train, validation if task.kind == "mlp" else None) * epochs * row.times
-        moved = (_bytes(train) + steps * state) * epochs * row.times
-        return Limit(count, moved, rate(task, arrays, BATCH), bandwidth(state // 2))
+        flops_of_one = epoch_flops(plan, progress, train, validation if task.kind == "mlp" else None)
+        times = members * epochs * row.times
+        moved = (_bytes(train) / members + steps * state) * times
+        # Of members the rows stand side by side, so that all that the machine has can be at work.
+        return Limit(flops_of_one * times, moved, rate(task, arrays, BATCH * members), bandwidth(state // 2 * members))
     batch = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((task.rows, *leaf.shape[1:]), leaf.dtype), validation)
     weights = progress.state.weights
     moved = (_bytes(validation) + _bytes(weights)) * row.times
     count = flops(_deed(task), *((weights, batch) if task.deed == "evaluate" else (weights, batch.inputs))).total
-    together = min(task.rows, BATCH)  # more would not fit the caches
-    return Limit(count * row.times, moved, rate(task, arrays, together), bandwidth(_bytes(weights)))
+    fastest = max(rate(task, arrays, min(task.rows, size)) for size in (BATCH, TOGETHER))
+    return Limit(count * row.times, moved, fastest, bandwidth(_bytes(weights)))
 
 
 def _deed(task: Task) -> Callable[..., Any]:
@@ -156,11 +158,11 @@ def bandwidth(size: int) -> float:
 def _in_a_loop(step: Callable[[Any], Any], first: Any) -> float:
     """The seconds of a step that a program repeats: to call it from Python takes longer than it does on a GPU."""
     program = jax.jit(lambda first, times: lax.fori_loop(0, times, lambda _, carry: step(carry), first))
-    return _seconds(lambda: jax.block_until_ready(program(first, TIMES))) / TIMES
+    return _seconds(lambda: jax.block_until_ready(program(first, REPEATED))) / REPEATED
 
 
 def _seconds(call: Callable[[], Any]) -> float:
-    """The median seconds of a call, of timings of enough of them."""
+    """The least seconds of a call, of timings of enough of them."""
     call()
     began = time.perf_counter()
     call()
@@ -171,4 +173,4 @@ def _seconds(call: Callable[[], Any]) -> float:
         for _ in range(many):
             call()
         timings.append((time.perf_counter() - began) / many)
-    return statistics.median(timings)
+    return min(timings)

@@ -37,11 +37,8 @@ def of_rows(table: Sequence[Row], found: Mapping[str, Found]) -> list[Line]:
         if row.group == "sweep":
             alone = found[table[0].title]
             mine = {**{name: repeated(one, MEMBERS) for name, one in alone.items()}, OURS.name: mine[OURS.name]}
-            least = MEMBERS * limit(table[0], table[0].epochs).seconds
-        else:
-            epochs = mine[OURS.name].epochs if row.per == "stop" else row.epochs
-            least = limit(row, epochs).seconds
-        made.append(Line(row.title, mine, least))
+        epochs = mine[OURS.name].epochs if row.per == "stop" else row.epochs
+        made.append(Line(row.title, mine, limit(row, epochs).seconds))
     return made
 
 

@@ -10,13 +10,13 @@ from benchmarks.sizes import Cost
 from benchmarks.table import Line, absent, everyone, figure, summary
 
 READING = """Seconds unless said otherwise: medians of {rounds} rounds in which the contestants took turns, with the
-least and the greatest; who took over four times as long as jaxdl in each of the first two was not run again. A run is
-cut to as many epochs or times as take about a third of a second, and the rest calculated from it; images are {trained}
-to train on and {measured} to predict, scaled to the row. `~`: calculated from a tenth of the row (rows), a row of one
-member (seeds), or from a process of one epoch and the row of `plain` (200 epochs). `large`: Keras with
-`steps_per_execution` of an epoch. The limit is the larger of FLOPs over what a matrix product or a convolution of the
-row's shape reached in this run, and of bytes over what a copy reached; where it is something else, that is said.
-Reached is the limit over our time."""
+least and the greatest; who took over four times as long as jaxdl in the first two was run no more, but for the best
+peer. A run is cut to as many epochs or times as take about a third of a second, and the rest calculated from it;
+images are {trained} to train on and {measured} to predict, scaled to the row. `~`: calculated from a tenth of the row
+(rows), from a run alone (seeds: one after the other, each on as many cores as is fastest for one), or from a process
+of one epoch and the row of `plain` (200 epochs). `large`: Keras with `steps_per_execution` of an epoch. The limit is
+the larger of FLOPs over what a matrix product or a convolution of the row's shape reached in this run, and of bytes
+over what a copy reached; where it is something else, that is said. Reached is the limit over our time."""
 
 
 def page(

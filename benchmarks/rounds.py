@@ -10,9 +10,10 @@ from typing import NamedTuple
 from benchmarks.contestants import OURS, Ask
 from benchmarks.rows import Row, seconds
 
-BOX = 0.3  # seconds that a run should take: it is cut to as many epochs, or times, as fit
-FAR, SURE = 4, 2  # times ours: who takes longer in each of the first rounds is not run again; how many those are
-LONGEST = 1.0  # seconds of an epoch beyond which a contestant is not run: its tenth part tells
+BOX = 0.3  # seconds of a run: it has as many epochs, or times, as fit into them
+FAR = 4  # times ours: who takes longer in each of the first rounds is not run again, but for the best peer
+SURE = 2  # how many those are
+LONGEST = 1.0  # seconds of a row beyond which a peer is not run where a tenth of the row was: ten times that stands
 
 
 class Measured(NamedTuple):
@@ -41,52 +42,72 @@ def measure(
 
     before: the figures of the row that is a tenth of this one.
     """
+    began = time.perf_counter()
     found: Found = {}
     amounts: dict[str, int] = {}
-    began = time.perf_counter()
     for name, ask in asks.items():
-        if (
-            name != OURS.name
-            and before
-            and name in before
-            and (before[name].error or 10 * before[name].median > LONGEST)
-        ):
-            found[name] = repeated(before[name], 10)
+        tenth = before.get(name) if before and name != OURS.name else None
+        if tenth and (tenth.error or 10 * tenth.median > LONGEST):
+            found[name] = repeated(tenth, 10)
             continue
-        answer = ask({"prepare": row.task._asdict()})
-        if "error" not in answer:
-            answer = ask({"run": 2, "seed": 0})
-        if "error" not in answer and row.per not in ("stop", "sweep"):
-            answer = ask({"run": 3, "seed": 0})  # nothing is compiled any more
+        answer = prepare(row, ask)
         if "error" in answer:
             found[name] = Measured((), error=str(answer["error"]))
         else:
             amounts[name] = amount(row, answer["ends"])
     ready = time.perf_counter()
-    taken: dict[str, list[tuple[float, dict]]] = {name: [] for name in amounts}
-    for seed in range(rounds):
-        for name, many in amounts.items():
-            if seed >= SURE and far([s for s, _ in taken[name]], [s for s, _ in taken.get(OURS.name, ())]):
-                continue
-            answer = asks[name]({"run": many, "seed": seed})
-            taken[name].append((seconds(row, answer["ends"]), answer))
-    for name, runs in taken.items():
-        last = runs[-1][1]
-        epochs = statistics.mean(len(answer["ends"]) for _, answer in runs)
-        found[name] = Measured(tuple(s for s, _ in runs), last["memory"], last["figure"], epochs)
+    found |= in_turn(row, asks, amounts, rounds)
     tell(f"{row.title}: prepared in {ready - began:.0f} s, measured in {time.perf_counter() - ready:.0f} s")
     found = {name: found[name] for name in asks}
     tell("    " + ", ".join(f"{name} {one.error or f'{one.median:.3g} s'}" for name, one in found.items()))
     return found
 
 
-def far(seconds: Sequence[float], ours: Sequence[float]) -> bool:
-    """Whether who took so long in some rounds cannot be the best peer.
+def prepare(row: Row, ask: Ask) -> dict:
+    """The answer to a first run, or to one in which nothing is compiled any more; or the error."""
+    answer = ask({"prepare": row.task._asdict()})
+    if "error" not in answer:
+        answer = ask({"run": 2, "seed": 0})
+    if "error" not in answer and row.per not in ("stop", "sweep"):
+        answer = ask({"run": 3, "seed": 0})
+    return answer
 
-    >>> far([5.0, 4.1], [1.0, 1.1]), far([5.0, 3.0], [1.0, 1.1]), far([5.0], [])
-    (True, False, False)
+
+def in_turn(row: Row, asks: Mapping[str, Ask], amounts: Mapping[str, int], rounds: int) -> Found:
+    """Runs of so many epochs, or times, of each, round after round; who fails has no figure."""
+    taken: dict[str, list[float]] = {name: [] for name in amounts}
+    epochs: dict[str, list[int]] = {name: [] for name in amounts}
+    found: Found = {}
+    for seed in range(rounds):
+        behind = far(taken) if seed >= SURE else set()
+        for name, many in amounts.items():
+            if name in behind or (name in found and found[name].error):
+                continue
+            answer = asks[name]({"run": many, "seed": seed})
+            if "error" in answer:
+                found[name] = Measured((), error=str(answer["error"]))
+                continue
+            taken[name].append(seconds(row, answer["ends"]))
+            epochs[name].append(len(answer["ends"]))
+            mean = statistics.mean(epochs[name])
+            found[name] = Measured(tuple(taken[name]), answer["memory"], answer["figure"], mean)
+    return found
+
+
+def far(taken: Mapping[str, Sequence[float]]) -> set[str]:
+    """Who took so much longer than jaxdl in some rounds that it need not go on; never the best peer.
+
+    >>> sorted(far({"jaxdl": [1.0, 1.1], "near": [5.0, 3.0], "far": [5.0, 4.1], "failed": []}))
+    ['far']
+    >>> far({"jaxdl": [1.0], "best": [9.0]})
+    set()
     """
-    return bool(ours) and min(seconds) > FAR * min(ours)
+    least = {name: min(seconds) for name, seconds in taken.items() if seconds}
+    peers = {name: seconds for name, seconds in least.items() if name != OURS.name}
+    if OURS.name not in least or not peers:
+        return set()
+    most = max(FAR * least[OURS.name], min(peers.values()))
+    return {name for name, seconds in peers.items() if seconds > most}
 
 
 def repeated(measured: Measured, times: int) -> Measured:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from benchmarks.contestants import OURS, ROOT, Contestant, command, environment
+from benchmarks.contestants import ROOT, Contestant, command, environment
 from benchmarks.rounds import SURE, Found, Measured, far
 from benchmarks.tasks import Task
 
@@ -38,10 +38,8 @@ def first_epochs(
     failed: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as folder:
         for index in range(-1 if cached else 0, rounds):
-            for one in contestants:
-                mine, ours = ([seconds for seconds, _, _ in runs[name]] for name in (one.name, OURS.name))
-                if one.name in failed or (index >= SURE and far(mine, ours)):
-                    continue
+            behind = far({name: [run[0] for run in done] for name, done in runs.items()}) if index >= SURE else set()
+            for one in [one for one in contestants if one.name not in failed and one.name not in behind]:
                 cache = Path(folder, one.name.replace(" ", "-") if cached else f"{one.name}-{index}".replace(" ", "-"))
                 try:
                     run = once(one, peers, task, cache)
@@ -82,19 +80,23 @@ def imports(contestants: Sequence[Contestant], peers: str, rounds: int) -> tuple
         if one.name in IMPORTS:
             backend = {"KERAS_BACKEND": one.flags[1]} if "--backend" in one.flags else {}
             programs[one.name] = (sys.executable if one.own else peers, IMPORTS[one.name], backend)
-    programs[FLOOR] = (sys.executable, FLOOR, {})
+    programs[FLOOR] = (sys.executable, f"{FLOOR}; from benchmarks.contestant import memory; print(memory())", {})
     seconds: dict[str, list[float]] = {name: [] for name in programs}
+    peak = 0.0
     for _ in range(-1, rounds):
         for name, (python, modules, more) in programs.items():
             began = time.perf_counter()
-            subprocess.run(
+            done = subprocess.run(
                 [python, "-c", f"import {modules}"],
                 check=True,
+                stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
+                text=True,
                 cwd=ROOT,
                 env={**environment(None), **more},
             )
             seconds[name].append(time.perf_counter() - began)
+            peak = float(done.stdout.split()[-1]) if name == FLOOR else peak
     # The first round read the files from disk.
     found = {name: Measured(tuple(values[1:])) for name, values in seconds.items()}
-    return found, found.pop(FLOOR)
+    return found, found.pop(FLOOR)._replace(memory=peak)

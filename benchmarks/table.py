@@ -38,10 +38,10 @@ def _summary(line: Line) -> str:
     limit = f"{figure(line.limit, line.unit)}{', ' + line.of if line.of else ''}"
     share = f"{100 * line.limit / ours.median:.3g} %" if ours.seconds else ""
     if not peers:
-        return f"| {line.title} | {_spread(ours, line.unit)} | | | {limit} | {share} |"
+        return f"| {line.title} | {_cell(ours, line.unit)} | | | {limit} | {share} |"
     best = min(peers, key=lambda name: peers[name].median)
     return (
-        f"| {line.title} | {_spread(ours, line.unit)} | {best}: {figure(peers[best].median, line.unit)} "
+        f"| {line.title} | {_cell(ours, line.unit)} | {best}: {_about(peers[best])}{figure(peers[best].median, line.unit)} "
         f"| {ratio(ours, peers[best]):.2g} | {limit} | {share} |"
     )
 
@@ -73,9 +73,11 @@ def everyone(lines: Sequence[Line], names: Sequence[str]) -> str:
 def _cell(measured: Measured | None, unit: str) -> str:
     if measured is None or not measured.seconds:
         return ""
-    if measured.derived:
-        return f"~{figure(measured.median, unit)}"
-    return _spread(measured, unit)
+    return _about(measured) + (figure(measured.median, unit) if measured.derived else _spread(measured, unit))
+
+
+def _about(measured: Measured) -> str:
+    return "~" if measured.derived else ""
 
 
 def _spread(measured: Measured, unit: str) -> str:

@@ -73,6 +73,16 @@ def test_who_is_far_behind_is_run_twice():
     asks = {"jaxdl": steady(0.5, 0.01), "near": steady(0.5, 0.03), "far": steady(0.5, 0.05)}
     found = measure(row(), asks, 5, tell=str)
     assert [len(found[name].seconds) for name in asks] == [5, 5, 2]
+    del asks["near"]  # the best peer goes on, however far it is
+    assert len(measure(row(), asks, 5, tell=str)["far"].seconds) == 5
+
+
+def test_who_fails_on_the_way_is_named_and_the_others_go_on():
+    def failing(request):
+        return {"error": "no memory"} if request.get("seed") == 2 else steady(0.5, 0.01)(request)
+
+    found = measure(row(), {"jaxdl": steady(0.5, 0.01), "failing": failing}, 4, tell=str)
+    assert found["failing"].error == "no memory" and len(found["jaxdl"].seconds) == 4
 
 
 def test_a_whole_run_counts_its_first_epoch_once_and_the_others_at_the_rate_that_follows():
@@ -160,11 +170,13 @@ def test_the_page_names_the_limit_of_every_row(tmp_path):
 
 
 def test_a_sweep_stands_beside_its_members_one_after_the_other(folder):
-    whole, swept = row(folder, per="whole", epochs=2), row(folder, per="sweep")._replace(title="64", group="sweep")
+    whole, swept = row(folder, per="whole", epochs=2), row(folder, per="sweep", epochs=2)
+    swept = swept._replace(title="64", group="sweep", task=swept.task._replace(deed="sweep"))
     found = {"a row": {"jaxdl": Measured((1.0,)), "torch": Measured((2.0,))}, "64": {"jaxdl": Measured((20.0,))}}
     line = lines.of_rows([whole, swept], found)[1]
     assert line.found["jaxdl"].median == 20.0 and line.found["torch"].median == 128.0
-    assert line.limit == pytest.approx(64 * lines.of_rows([whole], found)[0].limit, rel=0.9)
+    alone, together = limit(whole, 2), limit(swept, 2)
+    assert together.flops == 64 * alone.flops and line.limit > 0
 
 
 def test_installed_files_are_counted_once():

@@ -288,6 +288,29 @@ def test_a_large_batch_is_taken_in_parts_with_the_same_result(rows, channels):
         np.testing.assert_allclose(ours, defined_value, rtol=1e-4, atol=1e-4 * np.abs(defined_value).max())
 
 
+@pytest.mark.parametrize("size", [1, 3, 9])
+def test_few_channels_as_columns_of_a_product_give_the_same_under_vmap_over_kernels(size):
+    """Nine pixels a side exceed these images, of which nothing is left."""
+    images, kernels = random(1, 5, 8, 7, 3), random(2, 4, size, size, 3, 18)
+    how = {"window_strides": (1, 1), "padding": "VALID", "dimension_numbers": NUMBERS}
+    ours = jax.vmap(lambda kernel: convolve(images, kernel, **how))(kernels)
+    theirs = [lax.conv_general_dilated(images, kernel, **how) for kernel in kernels]
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_columns_and_parts_are_as_exact_in_bfloat16_as_the_convolution():
+    images, kernel = (
+        jnp.asarray(random(seed, *shape), jnp.bfloat16) for seed, shape in ((1, (40, 20, 20, 3)), (2, (3, 3, 3, 18)))
+    )
+    exact = by_hand(np.float32(images), np.float32(kernel), ((0, 0), (0, 0)))
+    ours, stock = (
+        function(images, kernel, (1, 1), "VALID", dimension_numbers=NUMBERS)
+        for function in (convolve, lax.conv_general_dilated)
+    )
+    errors = [np.abs(np.float64(found) - exact).max() for found in (ours, stock)]
+    assert ours.dtype == jnp.bfloat16 and errors[0] <= 1.01 * errors[1]
+
+
 def test_the_bias_is_added_and_its_gradient_is_the_sum():
     images, bias = random(0, 3, 5, 4, 6), random(1, 6)
     np.testing.assert_array_equal(add_bias(images, bias), images + bias[None, None, None, :])
