@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).parent.parent
 QUIET = {"TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONWARNINGS": "ignore"}
 SHARING = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "TF_FORCE_GPU_ALLOW_GROWTH": "true"}  # a GPU, which all are on
+# What is freed is kept: else a process may give memory back and ask for it anew every step, torch's most of all.
+KEPT = {"MALLOC_TRIM_THRESHOLD_": str(2**32), "MALLOC_MMAP_THRESHOLD_": str(2**30)}
 CACHED = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1"}
 
 
@@ -82,7 +84,7 @@ def command(contestant: Contestant, peers: str, *more: str) -> list[str]:
 def environment(cache: Path | None) -> dict[str, str]:
     """The environment of its process: with a folder, compiled programs are kept there."""
     kept = {} if cache is None else {"JAX_COMPILATION_CACHE_DIR": str(cache), "TORCHINDUCTOR_CACHE_DIR": str(cache)}
-    return {**os.environ, **QUIET, **SHARING, **CACHED, **kept}
+    return {**os.environ, **QUIET, **SHARING, **KEPT, **CACHED, **kept}
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from benchmarks.table import Line, absent, everyone, figure, summary
 
 READING = """Seconds unless said otherwise: medians of {rounds} rounds in which the contestants took turns, with the
 least and the greatest; who took over four times as long as jaxdl in the first two was run no more, but for the best
-peer. A run is cut to as many epochs or times as take about a third of a second, and the rest calculated from it;
+peer. A run is cut to as many epochs or times as take about a fifth of a second, and the rest calculated from it;
 images are {trained} to train on and {measured} to predict, scaled to the row. `~`: calculated from a tenth of the row
 (rows), from a run alone (seeds: one after the other, each on as many cores as is fastest for one), or from a process
 of one epoch and the row of `plain` (200 epochs). `large`: Keras with `steps_per_execution` of an epoch. The limit is
@@ -32,7 +32,10 @@ def page(
 ) -> str:
     """The page as Markdown."""
     names = [one.name for one in contestants]
-    errors = {f"{name}, {line.title}": one.error for line in lines for name, one in line.found.items() if one.error}
+    # Of each who cannot do a row, the first such row.
+    errors = {
+        name: f"{line.title}: {one.error}" for line in reversed(lines) for name, one in line.found.items() if one.error
+    }
     gone = absent(missing, errors)
     return (
         "\n\n".join(

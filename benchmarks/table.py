@@ -40,9 +40,9 @@ def _summary(line: Line) -> str:
     if not peers:
         return f"| {line.title} | {_cell(ours, line.unit)} | | | {limit} | {share} |"
     best = min(peers, key=lambda name: peers[name].median)
+    theirs = f"{best}: {_about(peers[best])}{figure(peers[best].median, line.unit)}"
     return (
-        f"| {line.title} | {_cell(ours, line.unit)} | {best}: {_about(peers[best])}{figure(peers[best].median, line.unit)} "
-        f"| {ratio(ours, peers[best]):.2g} | {limit} | {share} |"
+        f"| {line.title} | {_cell(ours, line.unit)} | {theirs} | {ratio(ours, peers[best]):.2g} | {limit} | {share} |"
     )
 
 

@@ -69,7 +69,9 @@ def _stock(images: Array, kernel: Array, pads: _Pads, precision: Any) -> Array:
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _convolve(images: Array, kernel: Array, pads: _Pads, precision: Any) -> Array:
     few = math.prod(kernel.shape[:3]) <= _COLUMNS and kernel.shape[3] >= _VECTOR and images.shape[0] != 1
-    few = few and all(side + sum(pad) >= size for side, pad, size in zip(images.shape[1:3], pads, kernel.shape))
+    few = few and all(
+        side + sum(pad) >= size for side, pad, size in zip(images.shape[1:3], pads, kernel.shape[:2], strict=True)
+    )
     own, stock = (partial(way, pads=pads, precision=precision) for way in (_in_columns if few else _in_parts, _stock))
     return lax.platform_dependent(images, kernel, cpu=own, default=stock)
 
