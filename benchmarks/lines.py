@@ -48,7 +48,8 @@ def of_starts(
     """Imports, and runs in a new process that has and has not compiled before; their memory."""
     importing, floor = starts.imports(contestants, peers, rounds)
     made = [Line("import", importing, floor.median, f"import of {starts.FLOOR}")]
-    starting = [one for one in contestants if "--large" not in one.flags]
+    # A library's variants start as it does, or later.
+    starting = [one for one in contestants if not {"--large", "--compile"} & set(one.flags)]
     least = floor.median + limit(plain, plain.epochs).seconds
     for cached, how in ((False, "nothing compiled before"), (True, "compiled before")):
         first = starts.first_epochs(starting, peers, plain.task, rounds, cached)
