@@ -69,10 +69,9 @@ def convolves(*arguments: Any) -> bool:
     """
     # First by the first leaf of each, as the mesh: to look at all takes as long as a step of a small table.
     trees = [leaves for leaves in map(jax.tree.leaves, arguments) if leaves]
-    kinds = {leaves[0].shape[1:] for leaves in trees if getattr(leaves[0], "ndim", 0) >= 4}
-    return bool(kinds) and any(
-        getattr(leaf, "ndim", 0) >= 4 and leaf.shape[1:] not in kinds for leaves in trees for leaf in leaves
-    )
+    if not any(getattr(leaves[0], "ndim", 0) >= 4 for leaves in trees):
+        return False
+    return len({leaf.shape[-3:] for leaves in trees for leaf in leaves if getattr(leaf, "ndim", 0) >= 4}) > 1
 
 
 def is_traced(value: Any) -> bool:

@@ -84,7 +84,11 @@ def parsed_by_argparse(module, flags):
         read(parser, flags)
         raise SystemExit(0)
 
-    main = launch.main if module == "jaxdl.launch" else importlib.import_module(module).main
+    main = (
+        launch.main
+        if module == "jaxdl.launch"
+        else importlib.import_module(f"{module}.__main__" if module == "benchmarks" else module).main
+    )
     with patch.object(argparse.ArgumentParser, "parse_args", only_parse):
         try:
             main()

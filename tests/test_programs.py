@@ -141,8 +141,10 @@ def test_convolutions_have_options_of_their_own():
     ],
 )
 def test_where_images_meet_kernels_there_is_a_convolution(kernel, images, expected):
-    weights, rows = {"kernel": np.zeros(kernel), "a": np.zeros(())}, (np.zeros(images), np.zeros(images[0]))
-    assert convolves(weights, rows, rows, 3, None, abs) is expected
+    weights, rows = {"kernel": np.zeros(kernel)}, (np.zeros(images), np.zeros(images[0]))
+    held_out = np.zeros((2, *images[-3:])) if len(images) > 3 else rows
+    assert convolves(weights, rows, held_out, 3, None, abs) is expected
+    assert convolves({"a": 0.0, **weights}, rows) is expected
 
 
 def test_no_option_for_other_platforms(monkeypatch):
