@@ -172,6 +172,7 @@ np.savez(sys.argv[2], **made)
 def torch_there():
     here, _ = present(PEERS, speedrun.contestants(CONFIG))
     if not here:
+        # torch is no part of the tests' environment: who has none still runs every test of jaxdl's own.
         pytest.skip("no torch, the contestant of these tests: JAXDL_PEERS may name a Python that has it")
     return here
 
