@@ -10,6 +10,7 @@ the peers that this environment has take part, and the rest is named as missing.
 import argparse
 import datetime
 import os
+import shutil
 import sys
 import tempfile
 import time
@@ -22,6 +23,7 @@ from benchmarks.contestants import OURS, PEERS, SHARING, Contestant, present, st
 from benchmarks.keeping import keeping
 from benchmarks.rounds import Found, measure
 from benchmarks.rows import MEASURED, TRAINED, Row, rows
+from jaxdl.errors import InputError
 
 RESULTS = Path(__file__).parent / "results"
 TOGETHER = OURS._replace(flags=("--devices", "2"))  # a sweep's members, a core each
@@ -37,7 +39,21 @@ def main() -> None:
     parser.add_argument("--steady", action="store_true", help="no starts, no checkpoints, no sizes on disk")
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
+    if options.rounds < 1:
+        parser.error(f"--rounds must be at least 1, got {options.rounds}.")
+    if shutil.which(options.peers) is None:
+        parser.error(
+            f"--peers must be a Python, got {options.peers}. benchmarks/peers/requirements.txt says how to make one."
+        )
     os.environ |= SHARING
+    try:
+        tabulate(options)
+    except InputError as error:
+        parser.error(str(error))
+
+
+def tabulate(options: argparse.Namespace) -> None:
+    """Measures, and writes the page and the picture."""
     began = time.perf_counter()
     here, missing = present(options.peers, [one for one in PEERS if one.name in options.contestants])
     tell(table.absent(missing, {}) or "no peer is missing")

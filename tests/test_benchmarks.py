@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from benchmarks import arrays, lines, report, table
+from benchmarks.__main__ import main
 from benchmarks.contestants import OURS, PEERS, Contestant, present, started
 from benchmarks.limits import Limit, limit
 from benchmarks.rounds import Measured, measure, repeated
@@ -185,3 +186,18 @@ def test_installed_files_are_counted_once():
     sizes = json.loads(subprocess.run(ask, check=True, stdout=subprocess.PIPE, cwd=root).stdout)
     assert 0 < sizes["numpy"] < sizes["scipy"] == pytest.approx(sizes["numpy+scipy"])  # scipy requires numpy
     assert sizes["no-such-package"] is None
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--rounds", "0"], "--rounds must be at least 1, got 0"),
+        (["--peers", "/no/python"], "--peers must be a Python, got /no/python"),
+        (["--data", "/nowhere", "--contestants", "torch"], "/nowhere does not exist"),
+    ],
+)
+def test_a_wrong_flag_is_told_in_a_line(flags, told, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["benchmarks", *flags])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 2 and told in capsys.readouterr().err
