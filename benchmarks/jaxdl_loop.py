@@ -18,7 +18,7 @@ from benchmarks.tasks import BATCH, DROPPED, MEMBERS, MOST_EPOCHS, PATIENCE, Arr
 from jaxdl import Objective, early_stopping, evaluate, examples, fit, fit_seeds, mlp, objectives, predict
 from jaxdl.models import convnet
 from jaxdl.plans import NEVER
-from jaxdl.types import Model
+from jaxdl.types import Examples, Model
 
 STOP = early_stopping(patience=PATIENCE)
 
@@ -44,8 +44,14 @@ def adam_of(task: Task) -> optax.GradientTransformation:
 
 
 def prepare(task: Task, arrays: Arrays) -> Run:
-    model, objective, adam = model_of(task), objective_of(task), adam_of(task)
     train, validation = examples(*arrays.train), examples(*arrays.validation)
+    if task.deed == "sweep":
+        return sweeping(task, train, validation)
+    return training(task, train, validation) if task.deed in ("train", "stop") else measuring(task, validation)
+
+
+def training(task: Task, train: Examples, validation: Examples) -> Run:
+    model, objective, adam = model_of(task), objective_of(task), adam_of(task)
 
     def trained(epochs: int, seed: int) -> Result:
         ends: list[float] = []
@@ -63,21 +69,29 @@ def prepare(task: Task, arrays: Arrays) -> Run:
         )
         return Result(ends, run.records[-1]["val_loss" if task.kind == "mlp" else "loss"])
 
+    return trained
+
+
+def sweeping(task: Task, train: Examples, validation: Examples) -> Run:
+    model, objective, adam = model_of(task), objective_of(task), adam_of(task)
+
     def swept(epochs: int, seed: int) -> Result:
         seeds = range(seed * MEMBERS, (seed + 1) * MEMBERS)
         runs = fit_seeds(model, objective, adam, train, validation, seeds=seeds, epochs=epochs, batch_size=BATCH)
         return Result([time.perf_counter()], float(runs.history.groupby("member")["val_loss"].last().mean()))
 
-    if task.deed in ("train", "stop", "sweep"):
-        return swept if task.deed == "sweep" else trained
+    return swept
+
+
+def measuring(task: Task, validation: Examples) -> Run:
+    model, objective = model_of(task), objective_of(task)
     weights = model.init(jax.random.key(0), validation.inputs[:BATCH])
-    inputs = jax.numpy.asarray(arrays.validation[0])
-    measured = jax.tree.map(jax.numpy.asarray, validation)
+    rows = jax.tree.map(jax.numpy.asarray, validation)
 
     def once() -> Any:
         if task.deed == "evaluate":
-            return float(evaluate(model, objective, weights, measured)["loss"])
-        return np.asarray(predict(model, weights, inputs))
+            return float(evaluate(model, objective, weights, rows)["loss"])
+        return np.asarray(predict(model, weights, rows.inputs))
 
     def repeated(times: int, seed: int) -> Result:
         ends, value = [], 0.0

@@ -51,8 +51,8 @@ def of_starts(
     # A library's variants start as it does, or later.
     starting = [one for one in contestants if not {"--large", "--compile"} & set(one.flags)]
     least = floor.median + limit(plain, plain.epochs).seconds
-    for cached, how in ((False, "nothing compiled before"), (True, "compiled before")):
-        first = starts.first_epochs(starting, peers, plain.task, rounds, cached)
+    both = starts.first_epochs(starting, peers, plain.task, rounds)
+    for first, how in zip(both, ("nothing compiled before", "compiled before"), strict=True):
         whole = {
             name: one if one.error else _and(one, found[plain.title][name], plain.epochs) for name, one in first.items()
         }

@@ -28,36 +28,33 @@ FLOOR = "jax, flax, optax"  # what jaxdl is made of
 
 
 def first_epochs(
-    contestants: Sequence[Contestant], peers: str, task: Task, rounds: int, cached: bool
-) -> Mapping[str, Measured]:
-    """Seconds from the start of a process to its end after one epoch, and its peak memory.
-
-    cached: whether programs that it has compiled before are kept on disk, as each can; the first time is not counted.
+    contestants: Sequence[Contestant], peers: str, task: Task, rounds: int
+) -> tuple[Mapping[str, Measured], Mapping[str, Measured]]:
+    """Seconds from the start of a process to its end after one epoch, and its peak memory: of one that finds nothing
+    compiled, and of one that finds on the disk what the one before has compiled, as each contestant can.
     """
-    runs: dict[str, list[tuple[float, float, float]]] = {one.name: [] for one in contestants}
-    failed: dict[str, str] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        for index in range(-1 if cached else 0, rounds):
-            behind = far({name: [run[0] for run in done] for name, done in runs.items()}) if index >= SURE else set()
-            for one in [one for one in contestants if one.name not in failed and one.name not in behind]:
-                cache = Path(folder, one.name.replace(" ", "-") if cached else f"{one.name}-{index}".replace(" ", "-"))
+    taken: dict[str, list[tuple[Measured, Measured]]] = {one.name: [] for one in contestants}
+    failed: Found = {}
+    for index in range(rounds):
+        warm = {name: [second.median for _, second in pairs] for name, pairs in taken.items()}
+        behind = far(warm) if index >= SURE else set()
+        for one in [one for one in contestants if one.name not in behind | failed.keys()]:
+            with tempfile.TemporaryDirectory() as cache:
                 try:
-                    run = once(one, peers, task, cache)
+                    taken[one.name].append((once(one, peers, task, Path(cache)), once(one, peers, task, Path(cache))))
                 except subprocess.CalledProcessError as error:
-                    failed[one.name] = f"ended with {error.returncode}"
-                    continue
-                if index >= 0:
-                    runs[one.name].append(run)
-    found = {name: Measured((), error=failed[name]) for name in failed}
-    for name, all_runs in runs.items():
-        if name not in failed:
-            seconds, memory, figure = zip(*all_runs, strict=True)
-            found[name] = Measured(seconds, max(memory), figure[-1], 1)
-    return found
+                    failed[one.name] = Measured((), error=f"ended with {error.returncode}")
+    whole = {name: pairs for name, pairs in taken.items() if name not in failed}
+    cold, warm_ones = ({name: _together([pair[i] for pair in pairs]) for name, pairs in whole.items()} for i in (0, 1))
+    return cold | failed, warm_ones | failed
 
 
-def once(contestant: Contestant, peers: str, task: Task, cache: Path) -> tuple[float, float, float]:
-    """Seconds of a process of one epoch, its peak memory in MB, and its figure."""
+def _together(runs: Sequence[Measured]) -> Measured:
+    return runs[-1]._replace(seconds=tuple(run.median for run in runs), memory=max(run.memory for run in runs))
+
+
+def once(contestant: Contestant, peers: str, task: Task, cache: Path) -> Measured:
+    """A process of one epoch."""
     began = time.perf_counter()
     done = subprocess.run(
         command(contestant, peers, "--once", json.dumps(task._asdict())),
@@ -70,7 +67,7 @@ def once(contestant: Contestant, peers: str, task: Task, cache: Path) -> tuple[f
     )
     seconds = time.perf_counter() - began
     said = json.loads(done.stdout.splitlines()[-1])
-    return seconds, said["memory"], said["figure"]
+    return Measured((seconds,), said["memory"], said["figure"], 1)
 
 
 def imports(contestants: Sequence[Contestant], peers: str, rounds: int) -> tuple[Found, Measured]:
@@ -83,8 +80,11 @@ def imports(contestants: Sequence[Contestant], peers: str, rounds: int) -> tuple
     programs[FLOOR] = (sys.executable, f"{FLOOR}; from benchmarks.contestant import memory; print(memory())", {})
     seconds: dict[str, list[float]] = {name: [] for name in programs}
     peak = 0.0
-    for _ in range(-1, rounds):
+    for index in range(-1, rounds):
+        behind = far(seconds) if index >= SURE else set()
         for name, (python, modules, more) in programs.items():
+            if name in behind:
+                continue
             began = time.perf_counter()
             done = subprocess.run(
                 [python, "-c", f"import {modules}"],
@@ -95,8 +95,8 @@ def imports(contestants: Sequence[Contestant], peers: str, rounds: int) -> tuple
                 cwd=ROOT,
                 env={**environment(None), **more},
             )
-            seconds[name].append(time.perf_counter() - began)
+            # The first round reads the files from disk.
+            seconds[name] += [time.perf_counter() - began] if index >= 0 else []
             peak = float(done.stdout.split()[-1]) if name == FLOOR else peak
-    # The first round read the files from disk.
-    found = {name: Measured(tuple(values[1:])) for name, values in seconds.items()}
+    found = {name: Measured(tuple(values)) for name, values in seconds.items()}
     return found, found.pop(FLOOR)._replace(memory=peak)

@@ -68,7 +68,7 @@ def _stock(images: Array, kernel: Array, pads: _Pads, precision: Any) -> Array:
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _convolve(images: Array, kernel: Array, pads: _Pads, precision: Any) -> Array:
-    few = math.prod(kernel.shape[:3]) <= _COLUMNS and kernel.shape[3] >= _VECTOR and images.shape[0] != 1
+    few = math.prod(kernel.shape[:3]) <= _COLUMNS and kernel.shape[3] >= _VECTOR
     few = few and all(
         side + sum(pad) >= size for side, pad, size in zip(images.shape[1:3], pads, kernel.shape[:2], strict=True)
     )

@@ -147,15 +147,19 @@ def batches(inputs: Tensor, targets: Tensor, order: Tensor) -> Iterator[tuple[Te
     return ((inputs.index_select(0, rows), targets.index_select(0, rows)) for rows in order.split(BATCH))
 
 
+def tensors(task: Task, inputs: np.ndarray, targets: np.ndarray) -> tuple[Tensor, Tensor]:
+    """The rows on the device; cross_entropy takes no int32."""
+    targets = torch.from_numpy(targets).to(DEVICE)
+    return torch.from_numpy(inputs).to(DEVICE), targets.long() if task.kind == "convnet" else targets
+
+
 def prepare(task: Task, arrays: Arrays) -> Run:
     """Builds the network and warms up with few rows, which compiles where that was asked for."""
     if DEVICE.type == "cuda":
         torch.set_float32_matmul_precision("high")
     if COMPILED:
         torch.compiler.reset()  # else the programs of earlier tasks count towards a limit
-    train, validation = ((torch.from_numpy(x).to(DEVICE), torch.from_numpy(y).to(DEVICE)) for x, y in arrays)
-    if task.kind == "convnet":  # cross_entropy takes no int32
-        train, validation = ((images, labels.long()) for images, labels in (train, validation))
+    train, validation = (tensors(task, *rows) for rows in arrays)
     model = network(task, train[0].shape[-1]).to(DEVICE)
     loss = nn.functional.mse_loss if task.kind == "mlp" else nn.functional.cross_entropy
     size = EVALUATED[task.kind]
