@@ -30,7 +30,7 @@ def memory(task: Task) -> tuple[float, float]:
     """The peak in MB of a process that trains for an epoch, and the MB of its rows."""
     arrays = load(task)
     with tempfile.TemporaryDirectory() as folder:
-        _, peak, _ = once(OURS, "", task, Path(folder))
+        peak = once(OURS, "", task, Path(folder)).memory
     return peak, sum(array.nbytes for array in arrays.train) / 1e6
 
 

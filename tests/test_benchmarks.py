@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import arrays, lines, report, table
+from benchmarks import arrays, lines, report, starts, table
 from benchmarks.__main__ import main
 from benchmarks.contestants import OURS, PEERS, Contestant, present, started
 from benchmarks.limits import Limit, limit
 from benchmarks.rounds import Measured, measure, repeated
 from benchmarks.rows import LESSON, Row, rows, seconds
-from benchmarks.sizes import Cost, plot
+from benchmarks.sizes import Cost, memory, plot
 from benchmarks.tasks import Task, load
 from jaxdl import examples
 
@@ -128,6 +128,18 @@ def test_a_process_of_jaxdl_answers(folder):
         predicted = ask({"prepare": task._replace(deed="predict", rows=20)._asdict()})
         assert "error" not in predicted and "figure" in ask({"run": 2, "seed": 0})
         assert "FileNotFoundError" in ask({"prepare": task._replace(folder="nowhere")._asdict()})["error"]
+
+
+def test_a_start_that_finds_what_was_compiled_reads_it_and_memory_is_that_of_its_process(folder):
+    task = Task("plain", "train", "mlp", str(folder), 100, (4,))
+    broken = Contestant("broken", "benchmarks.no_such_module", ())
+    cold, warm = starts.first_epochs([OURS, broken], sys.executable, task, 2)
+    assert len(cold["jaxdl"].seconds) == len(warm["jaxdl"].seconds) == 2
+    assert cold["jaxdl"].figure == warm["jaxdl"].figure
+    assert min(warm["jaxdl"].seconds) < min(cold["jaxdl"].seconds)
+    assert cold["broken"].error and warm["broken"].error
+    peak, data = memory(task)
+    assert data == pytest.approx(100 * 6 * 4 / 1e6) and 50 < peak < 2 * cold["jaxdl"].memory
 
 
 def test_a_contestant_that_ends_says_why():
