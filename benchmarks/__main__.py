@@ -21,7 +21,7 @@ from pathlib import Path
 from benchmarks import arrays, lines, machine, report, sizes, table
 from benchmarks.contestants import OURS, PEERS, SHARING, Contestant, present, started
 from benchmarks.keeping import keeping
-from benchmarks.rounds import Found, measure
+from benchmarks.rounds import FAR, SURE, Found, measure
 from benchmarks.rows import MEASURED, TRAINED, Row, rows
 from jaxdl.errors import InputError
 
@@ -72,7 +72,7 @@ def tabulate(options: argparse.Namespace) -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     picture = options.out / f"{datetime.date.today()}-sizes.png"
     sizes.plot(costs, ends, lines.peers_by_rows(found), picture)
-    reading = report.READING.format(rounds=options.rounds, trained=TRAINED, measured=MEASURED)
+    reading = report.READING.format(rounds=options.rounds, far=FAR, sure=SURE, trained=TRAINED, measured=MEASURED)
     minutes = (time.perf_counter() - began) / 60
     text = report.page(machine.describe(), made, contestants, missing, costs, ends, reading, minutes, picture.name)
     (options.out / f"{datetime.date.today()}-table.md").write_text(text)

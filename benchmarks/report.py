@@ -10,7 +10,7 @@ from benchmarks.sizes import Cost
 from benchmarks.table import Line, absent, everyone, figure, summary
 
 READING = """Seconds unless said otherwise: medians of {rounds} rounds in which the contestants took turns, with the
-least and the greatest; who took over four times as long as jaxdl in the first two was run no more, but for the best
+least and the greatest; who took over {far} times as long as jaxdl in the first {sure} was run no more, but for the best
 peer. A run is cut to as many epochs or times as take about a fifth of a second, and the rest calculated from it;
 images are {trained} to train on and {measured} to predict, scaled to the row. `~`: calculated from a tenth of the row
 (rows), from a run alone (seeds: one after the other, each on as many cores as is fastest for one), or from a process

@@ -15,7 +15,7 @@ WIDER = (4, 16)  # times as wide
 SWEPT = 50  # epochs of the sweep that are measured; starting it is counted four times
 CONVNETS = ("small", "pooled", "dropout")
 # So much of the images is measured, and the rest calculated: all steps are alike.
-TRAINED, MEASURED, ALL = 320, 500, 10_000
+TRAINED, MEASURED, ALL = 160, 500, 10_000
 
 
 class Row(NamedTuple):

@@ -71,7 +71,10 @@ def once(contestant: Contestant, peers: str, task: Task, cache: Path) -> Measure
 
 
 def imports(contestants: Sequence[Contestant], peers: str, rounds: int) -> tuple[Found, Measured]:
-    """Seconds that a Python needs to start and to import each, and those of what jaxdl is made of."""
+    """Seconds that a Python needs to start and to import each, and those of what jaxdl is made of.
+
+    To be asked after other rows, which have read the files from the disk.
+    """
     programs = {}
     for one in contestants:
         if one.name in IMPORTS:
@@ -80,7 +83,7 @@ def imports(contestants: Sequence[Contestant], peers: str, rounds: int) -> tuple
     programs[FLOOR] = (sys.executable, f"{FLOOR}; from benchmarks.contestant import memory; print(memory())", {})
     seconds: dict[str, list[float]] = {name: [] for name in programs}
     peak = 0.0
-    for index in range(-1, rounds):
+    for index in range(rounds):
         behind = far(seconds) if index >= SURE else set()
         for name, (python, modules, more) in programs.items():
             if name in behind:
@@ -95,8 +98,7 @@ def imports(contestants: Sequence[Contestant], peers: str, rounds: int) -> tuple
                 cwd=ROOT,
                 env={**environment(None), **more},
             )
-            # The first round reads the files from disk.
-            seconds[name] += [time.perf_counter() - began] if index >= 0 else []
+            seconds[name].append(time.perf_counter() - began)
             peak = float(done.stdout.split()[-1]) if name == FLOOR else peak
     found = {name: Measured(tuple(values)) for name, values in seconds.items()}
     return found, found.pop(FLOOR)._replace(memory=peak)
