@@ -127,7 +127,8 @@ def settle(config: Config) -> Config:
     config = replace(config, **left_out)
     assert config.learning_rate is not None and config.epochs is not None
     if not 1e-30 < config.learning_rate < 1e30:
-        raise InputError(f"--learning-rate must be above 0 and finite, got {config.learning_rate}. Try 0.001.")
+        bounds = "above 0 and finite (between 1e-30 and 1e30)"
+        raise InputError(f"--learning-rate must be {bounds}, got {config.learning_rate}. Try 0.001.")
     for name, most in MOST.items():
         value = getattr(config, name)
         if value is not None and not 1 <= value <= most:

@@ -125,7 +125,8 @@ def settle(config: Config) -> tuple[Config, Recipe]:
     given = {name: getattr(config, name) for name in ("epochs", "patience", "hidden")}
     recipe = recipe._replace(**{name: value for name, value in given.items() if value is not None})
     if not 1e-30 < config.learning_rate < 1e30:
-        raise InputError(f"--learning-rate must be above 0 and finite, got {config.learning_rate}. Try 0.001.")
+        bounds = "above 0 and finite (between 1e-30 and 1e30)"
+        raise InputError(f"--learning-rate must be {bounds}, got {config.learning_rate}. Try 0.001.")
     if recipe.epochs < 1:
         raise InputError(f"--epochs must be at least 1, got {recipe.epochs}. Leave it out for the recipe's.")
     check_seed(config.seed)

@@ -199,6 +199,7 @@ def test_bad_data_ends_in_one_message_and_leaves_nothing(damage, table, tmp_path
         (("--epochs", "0"), "--epochs must be at least 1"),
         (("--learning-rate", "-1"), "--learning-rate must be above 0"),
         (("--learning-rate", "inf"), "--learning-rate must be above 0 and finite"),
+        (("--learning-rate", "1e37"), "between 1e-30 and 1e30"),
         (("--seed", "-1"), "seed must be from 0 to 4294967295, got -1"),
         (("--seed", "99999999999999999999"), "seed must be from 0"),
         (("--patience", "2147483648"), "patience must be at most"),
