@@ -1,4 +1,4 @@
-"""The architecture, read from the source: who imports whom, and how long things are."""
+"""The architecture, read from the source: who imports whom."""
 
 import ast
 import subprocess
@@ -136,7 +136,6 @@ def label(path):
 
 EVERY = pytest.mark.parametrize("path", [p for p in sources("jaxdl") if module_of(p) != "__init__"], ids=label)
 OF_CORE = pytest.mark.parametrize("path", [ROOT / "jaxdl" / f"{name}.py" for name in CORE], ids=label)
-WITH_EXPERIMENTS = pytest.mark.parametrize("path", sources("jaxdl", "experiments"), ids=label)
 
 
 def test_imports_are_found_wherever_they_stand(tmp_path):
@@ -221,34 +220,6 @@ def test_the_core_has_no_files_no_printing_and_no_clocks(path):
 
 def documented(node):
     return ast.get_docstring(node) is not None
-
-
-def length(function):
-    """Lines of a function from `def` to its end, without its docstring."""
-    lines = function.end_lineno - function.lineno + 1
-    if documented(function):
-        lines -= function.body[0].end_lineno - function.body[0].lineno + 1
-    return lines
-
-
-def functions(tree):
-    return [node for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]
-
-
-def test_lengths_are_counted_without_docstrings():
-    text = '@decorated\ndef f(\n    a,\n):\n    """One.\n\n    Two.\n    """\n\n    return a\n'
-    (function,) = functions(ast.parse(text))
-    assert length(function) == 5
-
-
-@WITH_EXPERIMENTS
-def test_no_file_is_longer_than_250_lines(path):
-    assert len(path.read_text().splitlines()) <= 250
-
-
-@WITH_EXPERIMENTS
-def test_no_function_is_longer_than_40_lines(path):
-    assert {f.name: length(f) for f in functions(parsed(path)) if length(f) > 40} == {}
 
 
 @pytest.mark.parametrize("path", sources("jaxdl"), ids=label)
