@@ -33,7 +33,9 @@ def _mean_of_shares(total: PyTree, weight: Array) -> Array:
 
 
 # The share of answers that are right.
-accuracy = mean("accuracy", lambda outputs, targets: right(outputs, targets).reshape(len(targets), -1).mean(1))
+accuracy = mean(
+    "accuracy", lambda outputs, targets: right(outputs, targets).reshape(len(targets), -1).mean(1), mode="max"
+)
 # The mean of two shares: of the rows that are yes, and of those that are no, that were found. Guessing cannot beat 0.5,
 # however rare a class is. As in scikit-learn a class without rows is left out. Several outputs count the same.
-balanced_accuracy = Metric("balanced_accuracy", _of_classes, _mean_of_shares)
+balanced_accuracy = Metric("balanced_accuracy", _of_classes, _mean_of_shares, "max")

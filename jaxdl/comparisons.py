@@ -6,7 +6,7 @@ A figure of M runs is a row of numbers (M,), one a seed. All is computed in floa
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -151,16 +151,24 @@ def adjusted(p_values: Any) -> np.ndarray:
     return result
 
 
-def one_standard_error(means: Any, errors: Any, costs: Any) -> int:
-    """Which candidate to take: the cheapest whose mean is within one standard error of the best's, the lowest.
+def one_standard_error(means: Any, errors: Any, costs: Any, *, mode: Literal["min", "max"] = "min") -> int:
+    """Return the index of the cheapest candidate whose mean is within one standard error of the best mean.
 
-    All are rows (M,): the error is that of the best's mean; of equal costs the lower mean decides. A candidate with nan
-    or infinity anywhere never wins. Raises InputError for rows of different lengths and where no candidate is finite.
-    Source: Breiman, Friedman, Olshen and Stone, Classification and Regression Trees (1984).
+    All are rows (M,): the error is that of the best's mean; of equal costs the better mean decides. A candidate with
+    nan or infinity anywhere never wins. Source: Breiman, Friedman, Olshen and Stone, Classification and Regression
+    Trees (1984).
+
+    mode: "min" where the lowest mean is the best, as of an error; "max" where the highest is, as of an accuracy.
+
+    Raises InputError for rows of different lengths, for another mode, and where no candidate is finite.
 
     >>> one_standard_error([3.5, 3.2, 3.1], [0.1, 0.2, 0.15], costs=[10, 100, 1000])
     1
+    >>> one_standard_error([0.70, 0.90, 0.91], [0.02, 0.02, 0.02], costs=[10, 100, 1000], mode="max")
+    1
     """
+    if mode not in ("min", "max"):
+        raise InputError(f'mode must be "min" or "max", got "{mode}".')
     table = [_row(name, values) for name, values in (("means", means), ("errors", errors), ("costs", costs))]
     if len({len(row) for row in table}) > 1:
         raise InputError(f"means, errors and costs must be of one length, got {', '.join(str(len(r)) for r in table)}.")
@@ -171,6 +179,7 @@ def one_standard_error(means: Any, errors: Any, costs: Any) -> int:
             "of each, and leave out settings that diverge."
         )
     mean, error, cost = (row[sound] for row in table)
+    mean = mean if mode == "min" else -mean
     best = mean.argmin()
     near = np.flatnonzero(mean <= mean[best] + error[best])
     return int(sound[min(near, key=lambda index: (cost[index], mean[index]))])

@@ -208,10 +208,10 @@ def _number(value: float | None) -> float:
 def higher_is_better(figure: str) -> bool:
     """Whether a figure grows as a model gets better, by its name.
 
-    >>> higher_is_better("balanced_accuracy"), higher_is_better("rmse")
-    (True, False)
+    >>> higher_is_better("balanced_accuracy"), higher_is_better("r2"), higher_is_better("rmse")
+    (True, True, False)
     """
-    return figure.endswith(("accuracy", "area", "precision"))
+    return re.search(r"(accuracy|area|auc|precision|recall|f1|r2|top\d+)$", figure) is not None
 
 
 def ordered(rows: Iterable[Row], by: Column = "run", reverse: bool = False) -> list[Row]:

@@ -15,7 +15,7 @@ import optax
 from jaxdl.data import precision
 from jaxdl.errors import InputError
 from jaxdl.programs import is_traced
-from jaxdl.types import Array, Metric, Objective, PyTree, Sums
+from jaxdl.types import Array, Metric, Mode, Objective, PyTree, Sums
 
 LOSS = "loss"
 
@@ -129,17 +129,21 @@ def sigmoid_cross_entropy(outputs: Array, targets: Array) -> Array:
     return _mean_of_row(optax.losses.sigmoid_binary_cross_entropy(outputs, targets))
 
 
-def mean(name: str, of_row: Callable[[Array, Array], Array]) -> Metric:
+def mean(name: str, of_row: Callable[[Array, Array], Array], *, mode: Mode | None = None) -> Metric:
     """The weighted mean over rows of any per-row function `(outputs, targets) -> (B,)`.
+
+    mode: "min" where a lower value is better, "max" where a higher one is, which early stopping and reduce-on-plateau
+        take; None where neither is monitored.
 
     >>> mean("mae", absolute_error).name
     'mae'
     """
-    return Metric(name, of_row, lambda total, weight: total / weight)
+    return Metric(name, of_row, lambda total, weight: total / weight, mode)
 
 
-rmse = Metric("rmse", squared_error, lambda total, weight: jnp.sqrt(total / weight))  # root of the mean squared error
-mae = mean("mae", absolute_error)  # the mean absolute error
+# The root of the mean squared error.
+rmse = Metric("rmse", squared_error, lambda total, weight: jnp.sqrt(total / weight), "min")
+mae = mean("mae", absolute_error, mode="min")  # the mean absolute error
 
 
 def r2(center: float = 0.0) -> Metric:
@@ -160,7 +164,7 @@ def r2(center: float = 0.0) -> Metric:
     def finish(total: PyTree, weight: Array) -> Array:
         return jnp.mean(1 - total["residual"] / (total["square"] - total["sum"] ** 2 / weight))
 
-    return Metric("r2", statistics, finish)
+    return Metric("r2", statistics, finish, "max")
 
 
 def top_k(k: int) -> Metric:
@@ -180,7 +184,7 @@ def top_k(k: int) -> Metric:
         known = (targets >= 0) & (targets < outputs.shape[1])
         return ((ahead.sum(1) < k) & known & jnp.isfinite(own[:, 0])).astype(jnp.float32)
 
-    return Metric("accuracy" if k == 1 else f"top{k}", statistics, lambda total, weight: total / weight)
+    return Metric("accuracy" if k == 1 else f"top{k}", statistics, lambda total, weight: total / weight, "max")
 
 
 accuracy = top_k(1)  # the share of rows whose label has the largest output

@@ -30,8 +30,12 @@ def make_plan(
 ) -> Plan:
     """What a run does, checked.
 
-    Raises InputError for a batch size below 1, an objective that is none, metrics whose names clash, and an `average`
-    that is not from 0 to below 1.
+    A rule without a mode takes the direction of what it monitors: that of the metric, with or without `val_`, and "min"
+    for the loss.
+
+    Raises InputError for a batch size below 1, an objective that is none, metrics whose names clash, an `average` that
+    is not from 0 to below 1, a rule without a mode that monitors a value of unknown direction, and a rule whose mode
+    contradicts the direction that the metric carries.
 
     Plans made of the same functions are equal and share one compiled program.
 
@@ -52,7 +56,30 @@ def make_plan(
         if names.count(name) > 1 or name in RESERVED or name.startswith("val_"):
             raise InputError(f'every metric must have a name of its own, got "{name}", which is taken. Rename it.')
     objective = objective._replace(metrics=tuple(objective.metrics))
+    stop = _with_direction("stop", stop, objective)
+    plateau = None if plateau is None else _with_direction("plateau", plateau, objective)
     return Plan(model, objective, optimiser, batch_size, stop, plateau, average)
+
+
+def _with_direction(name: str, rule: Rule, objective: Objective) -> Rule:
+    """Return the rule with the direction of what it monitors; `check_monitors` refuses what no run measures."""
+    monitor = LOSS if rule.monitor is None else rule.monitor.removeprefix("val_")
+    modes = {LOSS: "min", "learning_rate": None} | {metric.name: metric.mode for metric in objective.metrics}
+    mode = modes.get(monitor, rule.mode)
+    if rule.mode is not None and mode is not None and rule.mode != mode:
+        better = "lower" if mode == "min" else "higher"
+        raise InputError(
+            f'{name} has mode="{rule.mode}" and monitors "{rule.monitor}", of which a {better} value is better. Leave '
+            "mode out."
+        )
+    if rule.mode is not None or rule.maximizing is None or monitor not in modes:
+        return rule
+    if mode is None:
+        raise InputError(
+            f'{name} monitors "{rule.monitor}" without a mode, and the direction of "{monitor}" is unknown. Give the '
+            'rule mode="min" where a lower value is better, or mode="max".'
+        )
+    return rule.maximizing if mode == "max" else rule
 
 
 class Family(NamedTuple):
@@ -117,7 +144,7 @@ def check_rows(plan: Plan, train: Examples, validation: Examples | None) -> None
 
 
 def check_monitors(plan: Plan, progress: Progress, validation: Examples | None) -> None:
-    """Raises InputError where a rule watches what the run does not measure, or an average is begun or given up midway.
+    """Raises InputError where a rule monitors what the run does not measure, or an average is begun or given up midway.
 
     >>> import jax
     >>> from jaxdl import examples, mlp, objectives, start
@@ -131,3 +158,7 @@ def check_monitors(plan: Plan, progress: Progress, validation: Examples | None) 
     for rule in (plan.stop, plan.plateau):
         if rule is not None and rule.monitor is not None and rule.monitor not in names:
             raise InputError(f'monitor="{rule.monitor}" is not measured. This run measures: {", ".join(names)}.')
+    # A plan that was not made by make_plan may hold a rule whose direction nobody looked up.
+    for name, rule in (("stop", plan.stop), ("plateau", plan.plateau)):
+        if rule is not None and _with_direction(name, rule, plan.objective) is not rule:
+            raise InputError(f'{name} monitors "{rule.monitor}" without a mode. Use make_plan(..., {name}=...).')

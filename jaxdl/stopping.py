@@ -10,16 +10,18 @@ import jax.numpy as jnp
 
 from jaxdl.data import precision
 from jaxdl.errors import InputError
-from jaxdl.types import Array, Plateau, Rule, Stopping
+from jaxdl.types import Array, Mode, Plateau, Rule, Stopping
 
 MOST = 2**31 - 1  # epochs are counted in int32
 _SIGNS = {"min": 1.0, "max": -1.0}
 
 
-def _sign(mode: str) -> float:
-    if mode not in _SIGNS:
-        raise InputError(f'mode must be "min" or "max", got "{mode}".')
-    return _SIGNS[mode]
+def _sign(mode: Mode | None) -> float:
+    if mode is not None and mode not in _SIGNS:
+        raise InputError(
+            f'mode must be "min" or "max", got "{mode}". Leave it out to take the direction of the metric.'
+        )
+    return _SIGNS[mode or "min"]
 
 
 def _at_least(name: str, value: float, least: float) -> None:
@@ -32,7 +34,7 @@ def early_stopping(
     *,
     patience: int | None = 0,
     min_delta: float = 0.0,
-    mode: str = "min",
+    mode: Mode | None = None,
     start_from_epoch: int = 0,
     baseline: float | None = None,
 ) -> Rule:
@@ -41,10 +43,13 @@ def early_stopping(
     monitor: the figure to watch; by default `val_loss`, or `loss` where a run has no validation rows.
     patience: epochs without improvement; None never stops and only remembers the best.
     min_delta: what an improvement must exceed.
+    mode: "min" where a lower value is better, "max" where a higher one is. None, the default, takes the direction that
+        the monitored metric carries ("min" for the loss): `make_plan` looks it up, and refuses a mode that contradicts
+        it. A metric of unknown direction needs a mode. Used without a plan, None means "min".
     start_from_epoch: epochs at the beginning that are not looked at.
     baseline: an improvement that does not also beat this value does not reset the patience.
 
-    Raises InputError for a negative patience or start, and a mode that is neither "min" nor "max".
+    Raises InputError for a negative patience or start, and a mode that is none of "min", "max" and None.
 
     For values v1, v2, ... and `mode="min"` this is
 
@@ -93,7 +98,17 @@ def early_stopping(
             done=state.done | over,
         )
 
-    return Rule(monitor, init, update)
+    maximizing = None
+    if mode is None:
+        maximizing = early_stopping(
+            monitor,
+            mode="max",
+            patience=patience,
+            min_delta=min_delta,
+            start_from_epoch=start_from_epoch,
+            baseline=baseline,
+        )
+    return Rule(monitor, init, update, mode, maximizing)
 
 
 def reduce_on_plateau(
@@ -101,7 +116,7 @@ def reduce_on_plateau(
     *,
     factor: float = 0.1,
     patience: int = 10,
-    mode: str = "min",
+    mode: Mode | None = None,
     min_delta: float = 1e-4,
     cooldown: int = 0,
     min_learning_rate: float = 0.0,
@@ -109,8 +124,10 @@ def reduce_on_plateau(
     """Multiplies the learning rate by `factor` once `monitor` has not improved for `patience` epochs.
 
     After a reduction `cooldown` epochs pass uncounted; the rate does not fall below `min_learning_rate`. `init` takes
-    the initial learning rate; the state holds the one to use next. Raises InputError for a factor that is not between 0
-    and 1, a negative patience or cooldown, and a mode that is neither "min" nor "max".
+    the initial learning rate; the state holds the one to use next. `mode` is that of `early_stopping`.
+
+    Raises InputError for a factor that is not between 0 and 1, a negative patience or cooldown, and a mode that is none
+    of "min", "max" and None.
 
     For values v1, v2, ... and `mode="min"` this is
 
@@ -157,4 +174,15 @@ def reduce_on_plateau(
             learning_rate=jnp.where(reduce, lowered, state.learning_rate),
         )
 
-    return Rule(monitor, init, update)
+    maximizing = None
+    if mode is None:
+        maximizing = reduce_on_plateau(
+            monitor,
+            mode="max",
+            factor=factor,
+            patience=patience,
+            min_delta=min_delta,
+            cooldown=cooldown,
+            min_learning_rate=min_learning_rate,
+        )
+    return Rule(monitor, init, update, mode, maximizing)

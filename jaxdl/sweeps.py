@@ -93,7 +93,8 @@ def summary(found: Sweep, figure: str, *, at: Literal["best", "last"] = "best") 
 
     at: the best epoch of each run by what it watched, or its last. Columns: the candidate's values, `parameters`, and
     those of `comparisons.estimate`: mean, deviation, standard error, 95 % confidence interval. What it recommends is
-    `comparisons.one_standard_error(mean, error, parameters)`. Raises InputError for a figure that is not measured.
+    `comparisons.one_standard_error(mean, error, parameters)`, with `mode="max"` for an accuracy. Raises InputError for
+    a figure that is not measured.
 
     >>> import pandas as pd
     >>> table = pd.DataFrame({"candidate": [0, 0], "seed": [0, 1], "parameters": 2, "epochs": 9, "best_epoch": 9})

@@ -6,13 +6,14 @@ Shapes: B rows in a batch, N rows in a data set. A NamedTuple here is traced dat
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import jax
 import optax
 
 Array = jax.Array
 PyTree = Any
+Mode = Literal["min", "max"]  # whether a lower or a higher value is better
 
 
 class Examples(NamedTuple):
@@ -60,6 +61,7 @@ class Metric(NamedTuple):
     name: str
     statistics: Callable[[Array, Array], PyTree]  # (outputs, targets) -> pytree of (B, ...)
     finish: Callable[[PyTree, Array], Array]  # (weighted totals, total weight) -> scalar
+    mode: Mode | None = None  # None: unknown, so a rule that monitors the metric must name its mode
 
 
 class Objective(NamedTuple):
@@ -111,6 +113,8 @@ class Rule(NamedTuple):
     monitor: str | None  # the record's entry that it watches; None: val_loss, or loss where nothing validates
     init: Callable[..., Any]
     update: Callable[[Any, Array, Array], Any]  # (state, value, epoch from 1) -> state
+    mode: Mode | None = None  # None: the direction of what the rule monitors
+    maximizing: Rule | None = None  # the rule with mode="max", which a plan takes where a higher value is better
 
 
 class Progress(NamedTuple):
