@@ -1,17 +1,24 @@
-"""What makes the tests strict: rank promotion raises, warnings of the project are errors, eight CPU devices."""
+"""What makes the tests strict and fast: rank promotion raises, warnings are errors, compiled programs are kept."""
 
 import inspect
 import os
 import re
 import textwrap
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
 # Before jax is imported: Keras, an oracle of some tests, would load a backend of its own.
 os.environ["KERAS_BACKEND"] = "jax"
+# Compiling takes most of the time, so the suite keeps its compiled programs between runs, and shares them between
+# workers and with the processes that tests start. They get the folder by the environment.
+CACHE = Path(__file__).parent.parent / ".pytest_cache" / "jax"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
-import jax
+import jax  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -21,6 +28,33 @@ STRICT_DTYPES = (
     *("test_data", "test_augment", "test_layers", "test_models"),
     *("test_objectives", "test_binary", "test_stopping", "test_passes"),
 )
+
+COMPILE = "/jax/core/compile/backend_compile_duration"  # JAX reports this event for a program from its cache too
+imported = []  # the programs that are compiled until the tests are collected
+
+
+def note_program(event, duration_secs, fun_name="", **_):
+    if event == COMPILE:
+        imported.append(fun_name)
+
+
+jax.monitoring.register_event_duration_secs_listener(note_program)
+
+
+def pytest_collection_finish(session):
+    jax.monitoring.unregister_event_duration_listener(note_program)
+
+
+@pytest.fixture
+def compiled_by_imports():
+    """The names of the programs that were compiled while the modules of tests were imported."""
+    return imported
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config):
+    """`-n auto` starts one worker a core, and at most eight: each takes about 2 GiB of memory."""
+    return min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
 def pytest_configure(config):
@@ -56,7 +90,7 @@ def compilations():
         names = []
 
         def listen(event, duration_secs, fun_name="", **_):
-            if event == "/jax/core/compile/backend_compile_duration":
+            if event == COMPILE:
                 names.append(fun_name.removeprefix("jit(").removesuffix(")"))
 
         jax.monitoring.register_event_duration_secs_listener(listen)

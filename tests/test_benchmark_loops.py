@@ -7,6 +7,8 @@ from benchmarks import jaxdl_loop
 from benchmarks.peers import flax_loop, nnx_loop
 from benchmarks.tasks import PATIENCE, Arrays, Task
 
+pytestmark = pytest.mark.slow
+
 RANDOM = np.random.default_rng(0)
 INPUTS = RANDOM.normal(size=(75, 4)).astype(np.float32)
 TARGETS = (INPUTS @ np.array([[0.3], [-0.5], [0.2], [0.0]]) + 0.3 * RANDOM.normal(size=(75, 1))).astype(np.float32)

@@ -14,6 +14,8 @@ from benchmarks.contestant import Result, replies
 from benchmarks.peers import sklearn_loop
 from benchmarks.tasks import BATCH, PATIENCE, Arrays, Task, load
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 ROWS, VALIDATED, COLUMNS = 3 * BATCH + 5, 40, 4
 

@@ -26,6 +26,8 @@ from jaxdl.datasets import cifar10
 from jaxdl.errors import InputError
 from jaxdl.models import residual_net
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 PEERS = os.environ.get("JAXDL_PEERS", sys.executable)
 CONFIG = settle(

@@ -69,11 +69,13 @@ def test_every_page_with_python_is_run_by_one_of_the_tests():
     assert {name_of(page) for page in WITH_PYTHON} >= {"docs/index.md", "docs/watching.md", *OWN}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in WITH_PYTHON if name_of(page) not in OWN], ids=name_of)
 def test_the_blocks_of_a_page_run_one_after_the_other(page, data_folder, capsys):
     run_blocks(page, {})
 
 
+@pytest.mark.slow
 def test_the_walk_by_hand_is_what_fit_does(capsys):
     names = run_blocks(ROOT / "docs" / "how-it-works.md", {})
     lines = capsys.readouterr().out.splitlines()
@@ -87,6 +89,7 @@ def test_the_walk_by_hand_is_what_fit_does(capsys):
     assert float(lines[3]) == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_the_blocks_of_the_guide_to_many_runs_run_one_after_the_other(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = run_blocks(ROOT / "docs" / "many-runs.md", {})
@@ -94,6 +97,7 @@ def test_the_blocks_of_the_guide_to_many_runs_run_one_after_the_other(capsys, tm
     assert names["rmse"].shape == (8,) and names["choice"] in names["table"].index
 
 
+@pytest.mark.slow
 def test_the_blocks_of_the_guide_to_growing_run_and_say_what_it_says(capsys):
     names = run_blocks(ROOT / "docs" / "growing.md", {})
     assert names["mesh"].size == 8  # as many as the tests have
@@ -161,6 +165,7 @@ def test_the_citation_is_read_and_names_the_data_that_the_code_reads():
         assert cited <= set(re.findall(r"10\.5281/zenodo\.\d+", (ROOT / page).read_text()))
 
 
+@pytest.mark.slow
 def test_the_blocks_of_the_guide_to_sharing_run_and_serve_what_they_predict(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.path", [*sys.path])

@@ -10,6 +10,8 @@ from sklearn.metrics import root_mean_squared_error
 
 from tests.documents import ROOT, blocks
 
+pytestmark = pytest.mark.slow
+
 keras = pytest.importorskip("keras", reason="Keras, which this page is about, is not installed")
 
 PAGE = ROOT / "docs" / "keras.md"

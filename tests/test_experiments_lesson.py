@@ -38,6 +38,8 @@ from jaxdl.models import convnet, mlp
 from jaxdl.passes import evaluate, predict
 from jaxdl.stopping import early_stopping
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 DAYS, SEEDS, BUDGET = 400, 3, Budget(64, 32, 1, 2, (0.0, 0.5))
 QUICK = ("--data", f"simulated:{DAYS}", "--seeds", SEEDS, "--no-compilation-cache")

@@ -19,6 +19,8 @@ from jaxdl.meetings import free_port
 from jaxdl.weights import load
 from tests.groups import ended, running, until
 
+pytestmark = pytest.mark.processes
+
 # 279 rows of training: 9 steps an epoch, the last one not full.
 FLAGS = ("--recipe", "plain", "--data", "simulated:400", "--hidden", 8, 4)
 EPOCHS = 6

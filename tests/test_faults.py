@@ -8,6 +8,8 @@ import pytest
 from jaxdl import checkpoints
 from tests.faults import Lab, cut_off, differs, flips, full_disk, kills, newest, repeat
 
+pytestmark = pytest.mark.processes
+
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):

@@ -7,6 +7,8 @@ import pytest
 
 from tests.groups import scripts
 
+pytestmark = pytest.mark.processes
+
 TRAINS = """
 import json, time
 import jax

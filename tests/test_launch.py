@@ -89,6 +89,7 @@ def test_the_exit_code_is_that_of_the_process_that_failed(code, exit_code, said)
     assert (done.returncode, done.stderr) == (exit_code, said)
 
 
+@pytest.mark.processes
 def test_after_a_failure_the_others_have_a_time_then_sigterm_then_sigkill(tmp_path):
     code = f"""
 signal.signal(signal.SIGTERM, lambda *_: open({str(tmp_path)!r} + f"/{{own}}", "w").close())
@@ -104,6 +105,7 @@ while True:
     assert done.stderr == "process 2 ended with exit code 5.\nprocess 0, 1 still running 1 seconds later: ended.\n"
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_reaches_each_process_once(number):
     code = f"""
@@ -128,6 +130,7 @@ sys.exit(128 + {int(number)})
         assert sorted(rest.splitlines()) == [f"[1] came [{int(number)}]", f"came [{int(number)}]"]
 
 
+@pytest.mark.processes
 def test_ctrl_c_in_a_terminal_reaches_each_process_once():
     import pty
 
@@ -159,6 +162,7 @@ print("came", len(came), flush=True)
     assert said.count(b"True") == said.count(b"False") == 1
 
 
+@pytest.mark.processes
 def test_no_process_outlives_a_launcher_that_is_killed():
     with launcher(code="print(os.getpid(), 'ready', flush=True)\ntime.sleep(60)") as process:
         pids = ready(process)
@@ -218,6 +222,7 @@ def test_the_help_fits_80_columns():
     assert max(map(len, done.stdout.splitlines())) <= 80
 
 
+@pytest.mark.processes
 def test_what_is_started_joins_and_a_killed_process_is_named_by_both():
     code = """
 from jaxdl import processes

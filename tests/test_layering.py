@@ -1,12 +1,11 @@
 """The architecture, read from the source: who imports whom."""
 
 import ast
+import functools
 import subprocess
 import sys
 from pathlib import Path
 from typing import NamedTuple
-
-import pytest
 
 ROOT = Path(__file__).parent.parent
 
@@ -72,6 +71,7 @@ ONLY = {
 }
 # Packages outside of the standard library that the core may import at the top of a file.
 CORE_PACKAGES = {"jax", "numpy", "optax"}
+KNOW_FLAX = ("adapters", "layers", "models")
 # Files, printing, clocks, the process: not for the core.
 EFFECTS = {
     *("os", "pathlib", "io", "tempfile", "shutil", "glob", "pickle", "csv", "sqlite3", "urllib", "socket"),
@@ -89,10 +89,12 @@ def sources(*folders):
     return sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
 
 
+@functools.cache
 def parsed(path):
     return ast.parse(path.read_text(), str(path))
 
 
+@functools.cache
 def imports(path):
     """Every import of a file; `from a import b` counts as a.b, where b may be a module."""
     found = []
@@ -134,8 +136,18 @@ def label(path):
     return str(path.relative_to(ROOT))
 
 
-EVERY = pytest.mark.parametrize("path", [p for p in sources("jaxdl") if module_of(p) != "__init__"], ids=label)
-OF_CORE = pytest.mark.parametrize("path", [ROOT / "jaxdl" / f"{name}.py" for name in CORE], ids=label)
+MODULES = [path for path in sources("jaxdl") if module_of(path) != "__init__"]
+CORE_FILES = [ROOT / "jaxdl" / f"{name}.py" for name in CORE]
+
+
+def offenders(paths, wrong, packages=None):
+    """ "file: import" of each import that `wrong(module, import)` finds, a line each."""
+    return [
+        f"{label(path)} imports {found.name}"
+        for path in paths
+        for found in imports(path)
+        if (packages is None or found.name.split(".")[0] in packages) and wrong(module_of(path), found)
+    ]
 
 
 def test_imports_are_found_wherever_they_stand(tmp_path):
@@ -165,79 +177,69 @@ def test_every_module_has_a_place_in_the_order():
     assert {module_of(path) for path in sources("jaxdl")} == {*ORDER, "__init__"}
 
 
-@EVERY
-def test_modules_import_only_what_stands_above_them(path):
-    module = module_of(path)
-    allowed = ONLY.get(module, set(ORDER[: ORDER.index(module)]))
-    for name, _ in imports(path):
-        target = of_jaxdl(name)
-        assert target != "", f"{module} imports {name} from the package itself; import it from its module"
-        assert target is None or target in allowed, f"{module} must not import {name}"
+def test_modules_import_only_what_stands_above_them():
+    def wrong(module, found):
+        allowed = ONLY.get(module, set(ORDER[: ORDER.index(module)]))
+        # A name from the package itself is imported from its module instead.
+        return of_jaxdl(found.name) not in {None, *allowed}
+
+    assert offenders(MODULES, wrong) == []
 
 
 def test_errors_import_nothing():
     assert [name for name, _ in imports(ROOT / "jaxdl" / "errors.py")] == ["__future__.annotations"]
 
 
-@EVERY
-def test_experiments_are_imported_by_no_module(path):
-    assert not [name for name, _ in imports(path) if name.split(".")[0] in ("experiments", "tests", "benchmarks")]
+def test_experiments_are_imported_by_no_module():
+    assert offenders(MODULES, lambda *_: True, ("experiments", "tests", "benchmarks")) == []
 
 
-@EVERY
-def test_only_adapters_layers_and_models_know_flax(path):
-    assert module_of(path) in ("adapters", "layers", "models") or not [
-        n for n, _ in imports(path) if n.split(".")[0] == "flax"
+def test_only_adapters_layers_and_models_know_flax():
+    assert offenders(MODULES, lambda module, _: module not in KNOW_FLAX, ("flax",)) == []
+
+
+def test_only_saves_and_weights_know_orbax():
+    assert offenders(MODULES, lambda module, _: module not in ("saves", "weights"), ("orbax",)) == []
+
+
+def test_the_core_loads_no_package_but_jax_numpy_optax_and_flax():
+    def wrong(module, found):
+        package = found.name.split(".")[0]
+        allowed = CORE_PACKAGES | ({"flax"} if module in KNOW_FLAX else set())
+        # NNX is not part of what `import jaxdl` promises to load.
+        nnx_at_once = found.name.startswith("flax.nnx") and found.when == "top"
+        return package not in {"jaxdl", *sys.stdlib_module_names, *allowed} or nnx_at_once
+
+    assert offenders(CORE_FILES, wrong) == []
+
+
+def test_the_core_has_no_files_no_printing_and_no_clocks():
+    assert offenders(CORE_FILES, lambda *_: True, EFFECTS) == []
+    effects = ("print", "open", "input", "breakpoint")
+    calls = [
+        f"{label(path)} line {node.lineno} calls {node.func.id}"
+        for path in CORE_FILES
+        for node in ast.walk(parsed(path))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in effects
     ]
+    assert calls == []
 
 
-@EVERY
-def test_only_saves_and_weights_know_orbax(path):
-    known = [name for name, _ in imports(path) if name.split(".")[0] == "orbax"]
-    assert module_of(path) in ("saves", "weights") or not known
+def undocumented(nodes, owner=""):
+    """The public functions, classes and methods that have no docstring."""
+    for node in nodes:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
+            if ast.get_docstring(node) is None:
+                yield owner + node.name
+            if isinstance(node, ast.ClassDef):
+                yield from undocumented(node.body, f"{node.name}.")
 
 
-@OF_CORE
-def test_the_core_loads_no_package_but_jax_numpy_optax_and_flax(path):
-    module = module_of(path)
-    allowed = CORE_PACKAGES | ({"flax"} if module in ("adapters", "layers", "models") else set())
-    for name, when in imports(path):
-        package = name.split(".")[0]
-        if package != "jaxdl" and package not in sys.stdlib_module_names:
-            assert package in allowed, f"{module} must not import {name}"
-            # NNX is not part of what `import jaxdl` promises to load.
-            assert not name.startswith("flax.nnx") or when != "top", f"{module} must not load {name} at once"
-
-
-@OF_CORE
-def test_the_core_has_no_files_no_printing_and_no_clocks(path):
-    touched = [name for name, _ in imports(path) if name.split(".")[0] in EFFECTS]
-    assert not touched, f"{module_of(path)} must not import {touched}"
-    for node in ast.walk(parsed(path)):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-            assert node.func.id not in ("print", "open", "input", "breakpoint"), f"line {node.lineno}"
-
-
-def documented(node):
-    return ast.get_docstring(node) is not None
-
-
-@pytest.mark.parametrize("path", sources("jaxdl"), ids=label)
-def test_everything_public_has_a_docstring(path):
-    tree = parsed(path)
+def test_everything_public_has_a_docstring():
+    trees = {label(path): parsed(path) for path in sources("jaxdl")}
     # An empty __init__.py only marks a folder.
-    assert documented(tree) or not tree.body
-    missing = []
-
-    def look(nodes, owner=""):
-        for node in nodes:
-            if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
-                if not documented(node):
-                    missing.append(owner + node.name)
-                if isinstance(node, ast.ClassDef):
-                    look(node.body, f"{node.name}.")
-
-    look(tree.body)
+    missing = [path for path, tree in trees.items() if tree.body and ast.get_docstring(tree) is None]
+    missing += [f"{path}: {name}" for path, tree in trees.items() for name in undocumented(tree.body)]
     assert missing == []
 
 
@@ -252,7 +254,7 @@ def test_importing_jaxdl_loads_nothing_heavier_than_flax_and_optax():
     assert loaded("import jaxdl") <= loaded("import flax, optax")
 
 
-@pytest.mark.parametrize("path", sources("jaxdl", "experiments", "benchmarks"), ids=label)
-def test_nothing_sets_flags_for_all_of_xla(path):
+def test_nothing_sets_flags_for_all_of_xla():
     # A flag that another version does not know ends the whole process.
-    assert "XLA_FLAGS" not in path.read_text()
+    paths = sources("jaxdl", "experiments", "benchmarks")
+    assert [label(path) for path in paths if "XLA_FLAGS" in path.read_text()] == []

@@ -115,6 +115,7 @@ def run(monkeypatch):
     jax.config.update("jax_disable_most_optimizations", False)
 
 
+@pytest.mark.slow
 def test_the_notebook_on_weather_runs(run):
     ran = run(parts("1-weather"))
     names = ran.names
@@ -133,6 +134,7 @@ def test_the_notebook_on_weather_runs(run):
     assert names["simple"]["as today"] == pytest.approx(as_today, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_the_notebook_on_pictures_runs(run):
     ran = run(parts("2-cifar10"))
     names, image = ran.names, ran.names["train"].inputs[:1]
@@ -149,6 +151,7 @@ def test_the_notebook_on_pictures_runs(run):
     assert np.array_equal(names["by_hand"], expected)
 
 
+@pytest.mark.slow
 def test_the_notebook_on_the_parts_runs_and_each_part_alone(run):
     ran = run(parts("3-parts"), apart=True)
     assert len(ran.figures) == 11

@@ -323,6 +323,7 @@ for data in sys.argv[2:]:
 """
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_file(weighted, tmp_path):
     folder = tmp_path / "model"
     folder.mkdir()

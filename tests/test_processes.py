@@ -76,6 +76,7 @@ def outputs(members, timeout=60):
     return [re.sub(r"\[Gloo\].*\n", "", out) for out, _ in texts], [told for _, told in texts]
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("number", [2, 4])
 def test_processes_join_and_tell_each_other(number):
     body = """
@@ -98,6 +99,7 @@ sys.exit(7)
         ]
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("gone", [0, 1])
 def test_where_a_process_is_killed_the_other_ends_at_once_and_names_it(gone):
     with group(SUMS) as members:
@@ -112,6 +114,7 @@ def test_where_a_process_is_killed_the_other_ends_at_once_and_names_it(gone):
         assert other.returncode == processes.LOST
 
 
+@pytest.mark.processes
 def test_of_three_processes_each_names_the_one_that_was_killed():
     # They compute nothing and would not notice by themselves.
     with group("print('here', flush=True)\ntime.sleep(60)", 3) as members:
@@ -123,6 +126,7 @@ def test_of_three_processes_each_names_the_one_that_was_killed():
             assert members[own].returncode == processes.LOST
 
 
+@pytest.mark.processes
 def test_an_exit_without_leaving_ends_the_others_with_its_own_code():
     body = "if own == 1:\n    print('said')\n    processes.end(3)\n" + SUMS
     with group(body) as members:
@@ -131,6 +135,7 @@ def test_an_exit_without_leaving_ends_the_others_with_its_own_code():
         assert [member.returncode for member in members] == [processes.LOST, 3]
 
 
+@pytest.mark.processes
 def test_where_a_process_stops_the_other_ends_after_the_heartbeats_timeout():
     with group(SUMS) as members:
         assert [line(member) for member in members] == ["summing"] * 2
@@ -139,6 +144,7 @@ def test_where_a_process_stops_the_other_ends_after_the_heartbeats_timeout():
         assert members[0].returncode in (-signal.SIGABRT, processes.LOST) and "heartbeat" in told.lower()
 
 
+@pytest.mark.processes
 def test_sigterm_is_not_swallowed():
     with group("print('here', flush=True)\ntime.sleep(60)", 1) as (member,):
         assert line(member) == "here"

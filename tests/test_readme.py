@@ -42,7 +42,7 @@ def test_the_notebook_cell_trains_plots_and_predicts_in_15_lines(tmp_path, monke
 def test_the_commands_are_each_one_line_and_two_of_them_set_up():
     commands = [block.strip() for block in blocks("bash")]
     assert len(commands) == 3 and all("\n" not in command for command in commands)
-    assert commands[0].endswith("-m experiments.weather") and commands[1].endswith("-m pytest")
+    assert commands[0].endswith("-m experiments.weather") and commands[1].endswith("-m pytest -n auto --dist loadfile")
     assert all("-c constraints.txt -e" in command for command in commands[:2])
     assert commands[2] == ".venv/bin/python -m experiments.lesson"
 

@@ -230,6 +230,7 @@ def together(number, folder, epochs):
     return told[0]
 
 
+@pytest.mark.processes
 def test_split_weights_go_from_one_number_of_processes_to_another_bit_for_bit(tmp_path):
     folder, whole = tmp_path / "shared", alone(tmp_path / "alone", 4)[1]
     alone(folder, 1)
@@ -249,6 +250,7 @@ def test_split_weights_go_from_one_number_of_processes_to_another_bit_for_bit(tm
         np.testing.assert_allclose(array, expected[name], rtol=1e-5, atol=1e-5, err_msg=name)
 
 
+@pytest.mark.processes
 def test_where_one_process_has_no_room_nobody_saves_and_the_run_goes_on(tmp_path):
     body = """
 from jaxdl import room
