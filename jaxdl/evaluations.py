@@ -51,7 +51,7 @@ def evaluate_source(
     for piece in _pieces(weights, source, batch_size, window_bytes):
         sums: Any = _sums(model, objective, weights, piece.batches, np.int32(piece.full))
         sums = jax.tree.map(lambda total: np.asarray(total, np.float64), sums)
-        totals = sums if totals is None else jax.tree.map(np.add, totals, sums)
+        totals = sums if totals is None else add(totals, sums)
     return finish(objective, jax.tree.map(lambda total: jnp.asarray(total, jnp.float32), totals))
 
 

@@ -6,18 +6,68 @@ rows' weights, added over batches, and finished once: batch sizes, padding and d
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxdl.data import precision
 from jaxdl.errors import InputError
 from jaxdl.programs import is_traced
-from jaxdl.types import Array, Metric, Mode, Objective, PyTree, Sums
+from jaxdl.types import Array, Examples, Metric, Mode, Objective, PyTree, Sums
 
 LOSS = "loss"
+
+
+class Moments(NamedTuple):
+    """The first two moments of numbers about a center, which keep float32 exact where the mean is large.
+
+    A metric's `statistics` return those of single rows; `measure` and `add` merge them.
+    """
+
+    weight: Any  # scalar: how many numbers, weighted; (B,) of single rows
+    center: Any  # (...): any number near the others
+    first: Any  # (...): the weighted sum of (number - center)
+    second: Any  # (...): the weighted sum of (number - center)**2
+
+    def variation(self) -> Any:
+        """Return the weighted sum of the squared differences from the mean, 0 exactly where all numbers are equal."""
+        return self.second - self.first * (self.first / self.weight)
+
+
+def moments_of(values: Array) -> Moments:
+    """Return the moments of each row (B, ...), a set of one number.
+
+    >>> moments_of(jnp.array([[7.0], [9.0]])).second.tolist()
+    [[0.0], [0.0]]
+    """
+    zero = jnp.zeros_like(values)
+    return Moments(jnp.ones(values.shape[:1], values.dtype), values, zero, zero)
+
+
+def _is_moments(leaf: Any) -> bool:
+    return isinstance(leaf, Moments)
+
+
+def _about(center: Any, of: Moments) -> Moments:
+    """The same moments about another center."""
+    shift, weight = of.center - center, of.weight
+    first = of.first + weight * shift
+    return Moments(weight, center, first, of.second + shift * (of.first + first))
+
+
+def _merged(one: Any, other: Any) -> Any:
+    """The sum of two leaves, or the moments of two sets of numbers together, in NumPy's arrays or in JAX's."""
+    if not _is_moments(one):
+        return one + other
+    # Nothing has no center of its own. Written without `where`, for both kinds of arrays.
+    empty = (one.weight == 0).astype(one.center.dtype)
+    center = one.center + empty * (other.center - one.center)
+    return Moments(*map(operator.add, _about(center, one), _about(center, other)))._replace(center=center)
 
 
 def same_shape(name: str, outputs: Array, targets: Array) -> tuple[Array, Array]:
@@ -111,22 +161,65 @@ def smoothed_cross_entropy(smoothing: float | Array) -> Callable[[Array, Array],
     if not is_traced(smoothing) and not 0 <= smoothing < 1:
         raise InputError(f"smoothing must be from 0 to below 1, got {smoothing}. Use 0.1, say.")
 
-    def loss(outputs: Array, targets: Array) -> Array:
+    def smoothed(outputs: Array, targets: Array) -> Array:
         own = softmax_cross_entropy(outputs, targets)
         wide = outputs.astype(precision(outputs.dtype))
         return (1 - smoothing) * own - smoothing * jax.nn.log_softmax(wide).mean(1)
 
-    return loss
+    smoothed.takes_labels = True  # type: ignore[attr-defined]
+    return smoothed
 
 
 def sigmoid_cross_entropy(outputs: Array, targets: Array) -> Array:
     """The negative log-likelihood in nats of each row's 0-or-1 targets, (B,), from logits of the same shape.
 
+    Targets may be probabilities too; a target outside of 0 to 1 gives nan.
+
     >>> round(sigmoid_cross_entropy(jnp.zeros((1, 1)), jnp.array([[1.0]])).item(), 4)
     0.6931
     """
     outputs, targets = same_shape("sigmoid_cross_entropy", outputs, targets)
-    return _mean_of_row(optax.losses.sigmoid_binary_cross_entropy(outputs, targets))
+    likely = (targets >= -ROUNDING) & (targets <= 1 + ROUNDING)
+    return _mean_of_row(jnp.where(likely, optax.losses.sigmoid_binary_cross_entropy(outputs, targets), jnp.nan))
+
+
+ROUNDING = 1e-6  # by which a probability may miss 0 and 1
+
+
+def check_targets(loss: Callable[[Array, Array], Array], rows_of: Examples, name: str) -> None:
+    """Raise InputError, which calls the rows `name`, where a target of weight above 0 is none that the loss can take.
+
+    Sigmoid cross-entropy takes numbers from 0 to 1, the softmax losses labels from 0. Rows that are traced, or that
+    stand on the devices of other processes, are not checked: their loss is nan.
+
+    >>> rows = Examples(np.ones((2, 1)), np.array([[0.0], [-1.0]]), np.ones(2))
+    >>> check_targets(sigmoid_cross_entropy, rows, "train")
+    Traceback (most recent call last):
+    jaxdl.errors.InputError: sigmoid_cross_entropy needs targets from 0 to 1, got -1.0 in row 1 of train. Encode no as \
+0 and yes as 1: targets == targets.max() turns labels such as -1 and 1 into them.
+    """
+    binary, labels = loss is sigmoid_cross_entropy, getattr(loss, "takes_labels", loss is softmax_cross_entropy)
+    given = rows_of.targets, rows_of.weights
+    if not (binary or labels) or any(isinstance(a, jax.Array) and not a.is_fully_addressable for a in given):
+        return
+    if any(map(is_traced, given)):
+        return
+    targets, weights = map(np.asarray, given)
+    if targets.shape[:1] != weights.shape or targets.dtype.kind not in "fiub":
+        return  # The loss itself refuses them.
+    wrong = (targets < -ROUNDING) | (targets > 1 + ROUNDING) if binary else targets < 0
+    wrong &= (weights > 0).reshape(-1, *[1] * (targets.ndim - 1))
+    for place in np.argwhere(wrong)[:1]:
+        got = f"got {targets[tuple(place)]} in row {place[0]} of {name}"
+        if binary:
+            raise InputError(
+                f"sigmoid_cross_entropy needs targets from 0 to 1, {got}. Encode no as 0 and yes as 1: "
+                "targets == targets.max() turns labels such as -1 and 1 into them."
+            )
+        raise InputError(
+            f"{getattr(loss, '__name__', 'the loss')} needs labels that count classes from 0, {got}. Encode each target"
+            " as the number of its class, or give rows without a label the weight 0."
+        )
 
 
 def mean(name: str, of_row: Callable[[Array, Array], Array], *, mode: Mode | None = None) -> Metric:
@@ -149,20 +242,24 @@ mae = mean("mae", absolute_error, mode="min")  # the mean absolute error
 def r2(center: float = 0.0) -> Metric:
     """The coefficient of determination, 1 - residual / total sum of squares over all rows, averaged over the outputs.
 
-    The result does not depend on `center`; a value near the targets' mean keeps float32 exact where that mean is large
-    against their spread.
+    As in scikit-learn an output whose targets are all equal counts as 1 where every prediction is right, else as 0. The
+    result does not depend on `center`, nor on the mean of the targets: what is summed is their distance from a number
+    near them.
 
-    >>> metric = r2()
-    >>> metric.name
-    'r2'
+    >>> objective, targets = Objective(squared_error, (r2(),)), jnp.array([[1e5], [1e5 + 2]])
+    >>> finish(objective, measure(objective, targets + 0.5, targets, jnp.ones(2)))["r2"].item()
+    0.75
     """
 
     def statistics(outputs: Array, targets: Array) -> PyTree:
         outputs, targets = same_shape("r2", outputs, targets)
-        return {"residual": (outputs - targets) ** 2, "sum": targets - center, "square": (targets - center) ** 2}
+        return {"residual": (outputs - targets) ** 2, "targets": moments_of(targets - center)}
 
     def finish(total: PyTree, weight: Array) -> Array:
-        return jnp.mean(1 - total["residual"] / (total["square"] - total["sum"] ** 2 / weight))
+        residual, variation = total["residual"], total["targets"].variation()
+        # Of no rows, or of a residual that is not finite, it is nan.
+        constant = jnp.where(residual == 0, 1, residual * 0) + 0 / weight
+        return jnp.mean(jnp.where(variation > 0, 1 - residual / jnp.where(variation > 0, variation, 1), constant))
 
     return Metric("r2", statistics, finish, "max")
 
@@ -202,21 +299,33 @@ def measure(objective: Objective, outputs: Array, targets: Array, weights: Array
     if precision(rows[LOSS].dtype) == jnp.float64:
         # Left in float32, their sum would be rounded to it.
         weights = weights.astype(jnp.float64)
-    return Sums(jax.tree.map(lambda values: _total(values, weights), rows), jnp.sum(weights))
+    totals = jax.tree.map(lambda values: _total(values, weights), rows, is_leaf=_is_moments)
+    return Sums(totals, jnp.sum(weights))
 
 
-def _total(values: Array, weights: Array) -> Array:
-    return jnp.sum(values * weights.reshape(-1, *[1] * (values.ndim - 1)), axis=0)
+def _total(values: Any, weights: Array) -> Any:
+    if not _is_moments(values):
+        return jnp.sum(values * weights.reshape(-1, *[1] * (values.ndim - 1)), axis=0)
+    counted = (weights > 0).reshape(-1, *[1] * (values.center.ndim - 1))
+    weight = jnp.sum(weights * values.weight)
+    lowest = jnp.min(jnp.where(counted, values.center, jnp.inf), axis=0)
+    lowest = jnp.where(weight > 0, lowest, 0).astype(values.center.dtype)
+    above = _total(jnp.where(counted, values.center - lowest[None], 0), weights)
+    # The lowest number first, so that the center of equal numbers is that number.
+    center = lowest + above / jnp.where(weight > 0, weight, 1)
+    rows = _about(center[None], values._replace(weight=values.weight.reshape(counted.shape)))
+    first, second = (_total(jnp.where(counted, each, 0), weights) for each in (rows.first, rows.second))
+    return Moments(weight, center, first, second)
 
 
 def add(one: Sums, other: Sums) -> Sums:
-    """The sums of two disjoint sets of rows together.
+    """The sums of two disjoint sets of rows together, in the arrays of NumPy or of JAX that they are given in.
 
     >>> one = Sums({"loss": jnp.float32(1)}, jnp.float32(2))
     >>> float(add(one, one).weight)
     4.0
     """
-    return jax.tree.map(jnp.add, one, other)
+    return jax.tree.map(_merged, one, other, is_leaf=_is_moments)
 
 
 def finish(objective: Objective, sums: Sums) -> dict[str, Array]:

@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import optax
 
 from jaxdl.errors import InputError
-from jaxdl.objectives import LOSS
+from jaxdl.objectives import LOSS, check_targets
 from jaxdl.rates import learning_rate
 from jaxdl.stopping import early_stopping
 from jaxdl.types import Examples, Model, Objective, Plan, Progress, Rule, Weights
@@ -124,6 +125,8 @@ def measured(plan: Plan, progress: Progress, validation: Examples | None) -> lis
 def check_rows(plan: Plan, train: Examples, validation: Examples | None) -> None:
     """Raises InputError for rows that are no Examples, that do not fill a batch, or that differ in their columns.
 
+    Targets that the loss cannot take are refused as well (`objectives.check_targets`), and bytes beside floats.
+
     >>> from jaxdl import examples, mlp, objectives
     >>> plan = make_plan(mlp(()), Objective(objectives.squared_error), optax.sgd(0.1), batch_size=2)
     >>> check_rows(plan, examples([[1.0], [2.0]], [[1.0], [2.0]]), None)
@@ -141,6 +144,14 @@ def check_rows(plan: Plan, train: Examples, validation: Examples | None) -> None
             f"validation rows must have the shape of training rows, {train.inputs.shape[1:]}, got "
             f"{validation.inputs.shape[1:]}. Give both the same columns."
         )
+    if validation is not None and (train.inputs.dtype == np.uint8) != (validation.inputs.dtype == np.uint8):
+        raise InputError(
+            f"train and validation must both hold bytes or neither, got inputs of {train.inputs.dtype} and of "
+            f"{validation.inputs.dtype}: networks for images divide bytes by 255. Give both in the same dtype."
+        )
+    for name, rows in (("train", train), ("validation", validation)):
+        if rows is not None:
+            check_targets(plan.objective.loss, rows, name)
 
 
 def check_monitors(plan: Plan, progress: Progress, validation: Examples | None) -> None:

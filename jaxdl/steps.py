@@ -11,6 +11,7 @@ from jax import lax
 
 from jaxdl.data import precision
 from jaxdl.objectives import LOSS, measure
+from jaxdl.rates import with_float_rates
 from jaxdl.types import Array, Examples, Model, Objective, PyTree, Sums, TrainState, Weights
 
 TrainStep = Callable[[TrainState, Examples], tuple[TrainState, Sums]]
@@ -121,11 +122,19 @@ def make_eval_step(model: Model, objective: Objective) -> EvalStep:
 
 def _averaged(state: TrainState, weights: Weights, average: float) -> Weights:
     def mix(old: Array, new: Array) -> Array:
+        if not jnp.issubdtype(old.dtype, jnp.inexact):
+            return new  # Counters and keys have no mean.
         step = state.step.astype(precision(old.dtype))
         kept = jnp.minimum(average, (1 + step) / (10 + step))
-        return (kept * old + (1 - kept) * new).astype(old.dtype)
+        return (kept * old + (1 - kept) * new.astype(old.dtype)).astype(old.dtype)
 
     return jax.tree.map(mix, state.average, weights)
+
+
+def _widened(leaf: Array) -> Array:
+    """A narrow float as float32: in bfloat16 a change of less than 1/256 is rounded off, and an average stands still."""
+    narrow = jnp.issubdtype(leaf.dtype, jnp.floating) and jnp.finfo(leaf.dtype).bits < 32
+    return leaf.astype(jnp.float32) if narrow else leaf
 
 
 def make_train_state(
@@ -133,22 +142,33 @@ def make_train_state(
 ) -> TrainState:
     """The state before the first step; every leaf has a dtype of its own, so that the step compiles once.
 
-    `average`: whether it holds a moving average of the weights, which starts at the weights.
+    `average`: whether it holds a moving average of the weights, which starts at the weights; that of float16 and
+    bfloat16 leaves is float32. A learning rate that is an integer becomes a float.
 
     >>> state = make_train_state(Weights({"w": jnp.ones(2)}, {}), optax.sgd(0.1), jax.random.key(0))
     >>> int(state.step)
     0
     """
+    opt_state = with_float_rates(optimiser.init(weights.params))
     return TrainState(
-        jnp.zeros((), jnp.int32), weights, optimiser.init(weights.params), key, weights if average else ()
+        jnp.zeros((), jnp.int32), weights, opt_state, key, jax.tree.map(_widened, weights) if average else ()
     )
 
 
 def shown_weights(state: TrainState) -> Weights:
     """The weights that are measured and kept: the moving average where there is one, else those that are trained.
 
+    The average has the dtypes of the trained weights here, whatever it is kept in.
+
     >>> state = make_train_state(Weights({"w": jnp.ones(2)}, {}), optax.sgd(0.1), jax.random.key(0))
     >>> shown_weights(state) is state.weights
     True
     """
-    return state.average if isinstance(state.average, Weights) else state.weights
+    if not isinstance(state.average, Weights):
+        return state.weights
+
+    def as_trained(mean: Array, own: Array) -> Array:
+        return mean if mean.dtype == own.dtype else mean.astype(own.dtype)
+
+    shown: Weights = jax.tree.map(as_trained, state.average, state.weights)
+    return shown

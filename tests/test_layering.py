@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 CORE = (
     *("types", "errors", "sharding", "orders", "data", "batches", "programs", "flops"),
     *("augment", "convolutions", "layers", "adapters", "models", "networks"),
-    *("objectives", "binary", "steps", "passes", "stopping", "rates", "plans", "training"),
+    *("objectives", "binary", "rates", "steps", "passes", "stopping", "plans", "training"),
     *("pieces", "chunks", "rate_ranges", "ensembles", "committees", "nonfinite", "leaves", "inference"),
 )
 RING = (

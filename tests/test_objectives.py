@@ -1,6 +1,6 @@
 """Losses and metrics against scikit-learn and SciPy, and the algebra that reduces them."""
 
-from functools import partial
+from functools import partial, reduce
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from sklearn import metrics as sk
 
 from jaxdl import objectives as o
 from jaxdl.errors import InputError
-from jaxdl.types import Objective
+from jaxdl.types import Examples, Objective
 
 RANDOM = np.random.default_rng(0)
 OUTPUTS, TARGETS = RANDOM.normal(size=(2, 57, 3)).astype(np.float32)
@@ -146,3 +146,66 @@ def test_one_program_serves_all_smoothings(compilations):
 def test_a_smoothing_that_is_no_share_is_refused(smoothing):
     with pytest.raises(InputError, match="smoothing must be from 0 to below 1, got"):
         o.smoothed_cross_entropy(smoothing)
+
+
+@pytest.mark.parametrize("outputs", [1, 3])
+@pytest.mark.parametrize(("mean", "deviation"), [(1e5, 1), (101325, 70), (-1e6, 20), (5, 1e-3)])
+def test_r2_is_that_of_scikit_learn_far_from_zero_for_every_cut_of_the_rows(mean, deviation, outputs):
+    targets = RANDOM.normal(mean, deviation, (2000, outputs)).astype(np.float32)
+    predicted = (targets + RANDOM.normal(0, deviation / 2, targets.shape)).astype(np.float32)
+    weights = RANDOM.uniform(0, 3, 2000).astype(np.float32)
+    # The first batch has no row of weight above 0, and the rows rise, so that no batch is like the others.
+    weights[:20] = 0
+    targets[:, 0].sort()
+    objective = Objective(o.squared_error, (o.r2(),))
+    expected = sk.r2_score(targets.astype(np.float64), predicted.astype(np.float64), sample_weight=weights)
+    batch = jax.jit(partial(o.measure, objective))
+    for size in (2000, 500, 20):
+        parts = [slice(start, start + size) for start in range(0, 2000, size)]
+        sums = [batch(predicted[part], targets[part], weights[part]) for part in parts]
+        wide = [jax.tree.map(lambda total: np.asarray(total, np.float64), each) for each in sums]
+        for found in (reduce(o.add, sums), jax.tree.map(np.float32, reduce(o.add, wide))):
+            np.testing.assert_allclose(o.finish(objective, found)["r2"], expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("value", [0.1, 1e5 + 1 / 3, 0.0])
+def test_r2_of_equal_targets_is_1_where_all_is_right_else_0(value):
+    objective = Objective(o.squared_error, (o.r2(),))
+    targets = np.full((50, 1), value, np.float32)
+    for predicted in (targets, targets + np.float32(1)):
+        expected = sk.r2_score(targets.astype(np.float64), predicted)
+        parts = [o.measure(objective, predicted[rows], targets[rows], np.ones(10, np.float32)) for rows in np.arange(50).reshape(5, 10)]
+        assert o.finish(objective, reduce(o.add, parts))["r2"] == expected
+    assert np.isnan(figures(objective, targets * np.float32(np.nan), targets)["r2"])
+
+
+@pytest.mark.parametrize("target", [-1.0, 2.0, np.nan])
+def test_a_sigmoid_target_outside_of_0_to_1_gives_nan(target):
+    logits, targets = jnp.zeros((3, 1)), jnp.array([[0.0], [target], [0.3]])
+    assert np.isnan(o.sigmoid_cross_entropy(logits, targets)).tolist() == [False, True, False]
+
+
+def of_targets(targets, weights=None):
+    weights = np.ones(len(targets), np.float32) if weights is None else np.asarray(weights, np.float32)
+    return Examples(np.ones((len(targets), 1), np.float32), np.asarray(targets), weights)
+
+
+@pytest.mark.parametrize(
+    ("loss", "targets", "message"),
+    [
+        (o.sigmoid_cross_entropy, [[0.0], [-1.0]], r"needs targets from 0 to 1, got -1.0 in row 1 of train"),
+        (o.sigmoid_cross_entropy, [[1], [2]], r"needs targets from 0 to 1, got 2 in row 1 of train"),
+        (o.softmax_cross_entropy, [0, -1], r"softmax_cross_entropy needs labels that count classes from 0, got -1"),
+        (o.smoothed_cross_entropy(0.1), [-1, 0], r"labels that count classes from 0, got -1 in row 0 of train"),
+    ],
+)
+def test_targets_that_a_loss_cannot_take_are_refused_unless_they_weigh_nothing(loss, targets, message):
+    with pytest.raises(InputError, match=message):
+        o.check_targets(loss, of_targets(targets), "train")
+    o.check_targets(loss, of_targets(targets, [target[0] in (0, 1) if isinstance(target, list) else target >= 0 for target in targets]), "train")
+
+
+@pytest.mark.parametrize("targets", [[[0], [1]], [[True], [False]], [[0.0], [1.0 + 1e-7]], [[0.2], [0.9]]])
+def test_targets_that_are_probabilities_are_taken(targets):
+    o.check_targets(o.sigmoid_cross_entropy, of_targets(targets), "train")
+    o.check_targets(o.squared_error, of_targets([[-7.0], [9.0]]), "train")

@@ -1,0 +1,108 @@
+"""Rates, averages and dtypes of a run, against arithmetic in NumPy."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxdl import InputError, Objective, convnet, examples, fit, fit_seeds, from_linen, mlp, objectives, reduce_on_plateau
+from jaxdl.plans import make_plan
+from jaxdl.rate_ranges import rate_range
+from jaxdl.steps import shown_weights
+from jaxdl.training import start
+
+
+SQUARED = Objective(objectives.squared_error)
+INPUTS = np.random.default_rng(0).normal(size=(32, 2)).astype(np.float32)
+ROWS = examples(INPUTS * 0.01, INPUTS @ np.ones((2, 1), np.float32))
+
+
+@pytest.mark.parametrize("rate", [1, jnp.int32(1), jnp.asarray(1, jnp.uint8)])
+@pytest.mark.parametrize("train", [fit, fit_seeds])
+def test_a_rate_that_is_an_integer_is_lowered_as_a_float_is(train, rate):
+    rule = reduce_on_plateau(patience=0, factor=0.5, min_delta=10.0)
+    seeds = {"seeds": (0, 1)} if train is fit_seeds else {}
+
+    def rates(learning_rate):
+        optimizer = optax.inject_hyperparams(optax.sgd)(learning_rate=learning_rate)
+        history = train(mlp(()), SQUARED, optimizer, ROWS, epochs=4, plateau=rule, **seeds).history
+        return history["learning_rate"].to_numpy()
+
+    np.testing.assert_array_equal(rates(rate), rates(1.0))
+    assert set(rates(rate)) == {1, 0.5, 0.25}
+
+
+def test_the_range_test_begins_at_its_lowest_rate_where_the_optimizers_is_an_integer():
+    def losses(rate):
+        plan = make_plan(mlp(()), SQUARED, optax.inject_hyperparams(optax.sgd)(learning_rate=rate), batch_size=8)
+        return rate_range(plan, start(plan, ROWS, key=jax.random.key(0)), ROWS, low=1e-3, high=10.0, steps=8).losses
+
+    np.testing.assert_array_equal(losses(1), losses(1.0))
+
+
+class Narrow(nn.Module):
+    dtype: object
+
+    @nn.compact
+    def __call__(self, inputs):
+        return nn.Dense(1, dtype=jnp.float32, param_dtype=self.dtype)(inputs)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
+def test_a_moving_average_of_narrow_parameters_is_that_of_numpy_in_float32(dtype):
+    optimizer, steps = optax.sgd(0.05), 40
+    run = fit(from_linen(Narrow(dtype)), SQUARED, optimizer, ROWS, epochs=steps, batch_size=32, average=0.99)
+    # One step an epoch: the weights of each are those of a run that ends there.
+    expected, path = None, []
+    fit(
+        from_linen(Narrow(dtype)),
+        SQUARED,
+        optimizer,
+        ROWS,
+        epochs=steps,
+        batch_size=32,
+        observers=[lambda progress, _: path.append(np.asarray(progress.state.weights.params["Dense_0"]["kernel"], np.float32))],
+    )
+    plan = make_plan(from_linen(Narrow(dtype)), SQUARED, optimizer, batch_size=32)
+    first = start(plan, ROWS, key=jax.random.key(0)).state.weights.params["Dense_0"]["kernel"]
+    expected = np.asarray(first, np.float32)
+    for step, weights in enumerate(path):
+        kept = min(0.99, (1 + step) / (10 + step))
+        expected = kept * expected + (1 - kept) * weights
+    mean = run.progress.state.average.params["Dense_0"]["kernel"]
+    assert mean.dtype == jnp.float32
+    np.testing.assert_allclose(mean, expected, rtol=1e-5, atol=1e-6)
+    for weights in (run.final, run.best, shown_weights(run.progress.state)):
+        assert weights.params["Dense_0"]["kernel"].dtype == dtype
+    again = fit(
+        from_linen(Narrow(dtype)), SQUARED, optimizer, ROWS, epochs=steps + 1, batch_size=32, average=0.99, progress=run.progress
+    )
+    assert again.progress.state.average.params["Dense_0"]["kernel"].dtype == jnp.float32
+
+
+def test_bytes_beside_floats_are_refused():
+    images, labels = np.zeros((8, 8, 8, 3), np.uint8), np.arange(8) % 2
+    objective = Objective(objectives.softmax_cross_entropy)
+    pairs = [(images, images.astype(np.float32)), (images.astype(np.float32), images), (images, images.astype(int))]
+    for train, validation in pairs:
+        with pytest.raises(InputError, match="train and validation must both hold bytes or neither, got inputs of"):
+            fit(
+                convnet((4,), outputs=2),
+                objective,
+                optax.sgd(0.1),
+                examples(train, labels),
+                examples(validation, labels),
+                batch_size=8,
+            )
+
+
+def test_labels_of_minus_one_and_one_are_refused_before_the_first_step():
+    objective, signs = Objective(objectives.sigmoid_cross_entropy), np.where(INPUTS[:, :1] > 0, 1, -1)
+    good, bad = examples(INPUTS, signs > 0), examples(INPUTS, signs)
+    for name, rows in (("train", (bad, good)), ("validation", (good, bad))):
+        with pytest.raises(InputError, match=rf"targets from 0 to 1, got -1 in row \d+ of {name}"):
+            fit(mlp(()), objective, optax.sgd(0.1), *rows, epochs=1)
+        with pytest.raises(InputError, match=rf"targets from 0 to 1, got -1 in row \d+ of {name}"):
+            fit_seeds(mlp(()), objective, optax.sgd(0.1), *rows, epochs=1, seeds=(0, 1))
