@@ -200,9 +200,9 @@ def check_targets(loss: Callable[[Array, Array], Array], rows_of: Examples, name
     """
     binary, labels = loss is sigmoid_cross_entropy, getattr(loss, "takes_labels", loss is softmax_cross_entropy)
     given = rows_of.targets, rows_of.weights
-    if not (binary or labels) or any(isinstance(a, jax.Array) and not a.is_fully_addressable for a in given):
+    if not (binary or labels) or any(map(is_traced, given)):
         return
-    if any(map(is_traced, given)):
+    if any(isinstance(array, jax.Array) and not array.is_fully_addressable for array in given):
         return
     targets, weights = map(np.asarray, given)
     if targets.shape[:1] != weights.shape or targets.dtype.kind not in "fiub":

@@ -132,7 +132,7 @@ def _averaged(state: TrainState, weights: Weights, average: float) -> Weights:
 
 
 def _widened(leaf: Array) -> Array:
-    """A narrow float as float32: in bfloat16 a change of less than 1/256 is rounded off, and an average stands still."""
+    """A narrow float as float32: bfloat16 rounds off a change of less than 1/256, and an average stands still."""
     narrow = jnp.issubdtype(leaf.dtype, jnp.floating) and jnp.finfo(leaf.dtype).bits < 32
     return leaf.astype(jnp.float32) if narrow else leaf
 
