@@ -8,10 +8,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 from jaxdl.batches import batch_rows, filled, validation_batch
+from jaxdl.data import as_numbers, as_rows
 from jaxdl.errors import InputError
 from jaxdl.objectives import add, finish
 from jaxdl.programs import program
@@ -112,14 +112,17 @@ def evaluate(
 def predict(model: Model, weights: Weights, inputs: Any, *, batch_size: int | None = None) -> Array:
     """The model's outputs for (N, ...) inputs, computed in batches of at most `batch_size` rows.
 
-    Compiles once for each model and shape of the inputs. Raises InputError where there are no rows.
+    Compiles once for each model and shape of the inputs. Raises InputError where there are no rows, and for inputs
+    that `data.examples` refuses; arrays of JAX are taken as they are.
 
     >>> from jaxdl import mlp
     >>> model, inputs = mlp((), outputs=2), jnp.ones((5, 3))
     >>> predict(model, model.init(jax.random.key(0), inputs), inputs, batch_size=2).shape
     (5, 2)
     """
-    inputs = jnp.asarray(np.asarray(inputs)) if not isinstance(inputs, jax.Array) else inputs
+    if not isinstance(inputs, jax.Array):
+        numbers, _ = as_numbers("inputs", inputs)
+        inputs = jnp.asarray(as_rows("inputs", inputs) if numbers.size and numbers.ndim > 1 else numbers)
     if inputs.ndim < 2 or len(inputs) == 0:
         raise InputError(
             f"predict needs at least one row, got inputs of shape {inputs.shape}. Give inputs of shape (rows, ...)."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from jaxdl.data import as_numbers
 from jaxdl.errors import InputError
 from jaxdl.types import Examples
 
@@ -19,7 +21,7 @@ class Source:
     """Rows that are not in memory. Raises InputError for no rows, or for more than 32 bits can count."""
 
     count: int
-    # Row numbers (B,) int64, in rising order, to NumPy rows (B, ...). It is called from another thread.
+    # Row numbers (B,) int64, each once and in rising order, to NumPy rows (B, ...). It is called from another thread.
     read: Callable[[np.ndarray], Examples]
 
     def __post_init__(self) -> None:
@@ -71,24 +73,38 @@ def memory_mapped(
     return Source(count, read)
 
 
-def from_random_access(records: Records, to_row: Callable[[Any], tuple[Any, ...]]) -> Source:
+def from_random_access(records: Records, to_row: Callable[[Any], tuple[Any, ...]], *, workers: int = 1) -> Source:
     """The rows of records that are read by number, such as an ArrayRecord reader's or those of tfds's `data_source`.
 
     to_row: makes of a record the pair (inputs, targets) of one row, or (inputs, targets, weight). Rows that are random,
-    such as changed images, are not the same when a run goes on: do that in the model. Raises InputError where there are
-    no records.
+    such as changed images, are not the same when a run goes on: do that in the model.
+    workers: threads that read and make rows side by side, for records that wait for a disk or a network; both must then
+    bear several threads. Raises InputError where there are no records, and for fewer than 1 worker.
 
     >>> source = from_random_access([b"a1", b"b0"], lambda record: ([float(record[0])], int(record[1:])))
     >>> rows = read_rows(source, np.array([1, 0]))
     >>> rows.inputs.tolist(), rows.targets.tolist()
     ([[98.0], [97.0]], [0, 1])
     """
+    if isinstance(workers, bool) or not isinstance(workers, int | np.integer) or workers < 1:
+        raise InputError(f"workers must be a whole number of at least 1, got {workers!r}. Use 16, say.")
+    pool = ThreadPoolExecutor(int(workers), "jaxdl-records") if workers > 1 else None
 
     def read(rows: np.ndarray) -> Examples:
         numbers = rows.tolist()
         many = getattr(records, "__getitems__", None)
-        read_ones: Iterator[Any] = iter(many(numbers)) if many else (records[number] for number in numbers)
-        made = [_three(row, to_row(record)) for row, record in zip(numbers, read_ones, strict=True)]
+
+        def made_of(some: list[int]) -> list[tuple[Any, ...]]:
+            read_ones: Iterator[Any] = iter(many(some)) if many else (records[number] for number in some)
+            return [_three(row, to_row(record)) for row, record in zip(some, read_ones, strict=True)]
+
+        if pool is None:
+            made = made_of(numbers)
+        else:
+            # Several parts a worker, because some records take longer than others.
+            size = max(1, len(numbers) // (4 * workers))
+            parts = [numbers[start : start + size] for start in range(0, len(numbers), size)]
+            made = [row for part in pool.map(made_of, parts) for row in part]
         columns = zip(Examples._fields, zip(*made, strict=True), strict=True)
         leaves: dict[str, Any] = {name: _stacked(name, values, rows) for name, values in columns}
         return Examples(**leaves)
@@ -108,22 +124,19 @@ def head(train: Examples | Source, count: int) -> Examples:
 def read_rows(source: Source, rows: np.ndarray) -> Examples:
     """The rows of the given numbers, (B,) int64, in the given order, checked: NumPy arrays (B, ...).
 
-    The source is asked for them in rising order, so that a file is read from its beginning to its end. float64 becomes
-    float32. Raises InputError where it does not give as many rows, or a row that is not finite.
+    The source is asked for each of them once and in rising order, so that a file is read from its beginning to its end.
+    float64 becomes float32. Raises InputError where it does not give as many rows, or a row that is not finite.
 
     >>> source = Source(9, lambda rows: Examples(rows / 2, rows, np.ones(len(rows), np.float32)))
     >>> read_rows(source, np.array([4, 1])).inputs
     array([2. , 0.5], dtype=float32)
     """
-    rising = np.argsort(rows)
-    found = source.read(rows[rising])
+    # Each once: HDF5 wants numbers that rise strictly, and windows are filled with rows that they hold already.
+    rising, back = np.unique(rows, return_inverse=True)
+    found = source.read(rising)
     if not isinstance(found, Examples):
         raise InputError(f"a source must read Examples, got {type(found).__name__}. Use Examples of NumPy arrays.")
-    back = np.empty_like(rising)
-    back[rising] = np.arange(len(rows))
-    leaves: dict[str, Any] = {
-        name: _checked(name, np.asarray(leaf), rows[rising]) for name, leaf in found._asdict().items()
-    }
+    leaves: dict[str, Any] = {name: _checked(name, leaf, rising) for name, leaf in found._asdict().items()}
     return Examples(**{name: leaf[back] for name, leaf in leaves.items()})
 
 
@@ -155,7 +168,7 @@ def _three(row: int, made: Any) -> tuple[Any, ...]:
 
 
 def _stacked(name: str, values: tuple[Any, ...], rows: np.ndarray) -> np.ndarray:
-    arrays = [np.asarray(value) for value in values]
+    arrays = [as_numbers(f"{name} of row {row}", value)[0] for row, value in zip(rows.tolist(), values, strict=True)]
     for row, array in zip(rows.tolist(), arrays, strict=True):
         if array.shape != arrays[0].shape:
             raise InputError(
@@ -165,10 +178,10 @@ def _stacked(name: str, values: tuple[Any, ...], rows: np.ndarray) -> np.ndarray
     return np.stack(arrays)
 
 
-def _checked(name: str, array: np.ndarray, rows: np.ndarray) -> np.ndarray:
+def _checked(name: str, values: Any, rows: np.ndarray) -> np.ndarray:
+    array, _ = as_numbers(name, values)
     if array.ndim == 0 or len(array) != len(rows):
         raise InputError(f"a source must read as many {name} as rows, got shape {array.shape} for {len(rows)} rows.")
-    _check_kind(name, array)
     if name == "weights" and (array.ndim != 1 or (array < 0).any()):
         raise InputError(f"weights must be numbers >= 0, one a row, got shape {array.shape}, least {array.min()}.")
     if array.dtype.kind == "f" or name == "weights":

@@ -1,7 +1,10 @@
 """Rows of data, against scikit-learn, NumPy and counting."""
 
+import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 import pytest
+import scipy.sparse
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.model_selection import train_test_split
@@ -94,3 +97,149 @@ def test_no_rows_may_be_taken():
 def test_bad_rows_are_refused_by_name(arguments, message):
     with pytest.raises(InputError, match=message):
         examples(*arguments)
+
+
+NUMBERS = np.random.default_rng(0).normal(size=(70, 3)).astype(np.float32)
+TABLE = pd.DataFrame(NUMBERS, columns=["warm", "wind", "rain"])
+COUNT = np.arange(70)
+
+
+@pytest.mark.parametrize(
+    ("column", "wanted"),
+    [
+        (TABLE.warm > 0, NUMBERS[:, 0] > 0),
+        ((TABLE.warm > 0).astype("boolean"), NUMBERS[:, 0] > 0),
+        (pd.array(COUNT, dtype="Int64"), COUNT),
+        (TABLE.warm.astype("Float64"), NUMBERS[:, 0]),
+        (TABLE.warm.astype("double[pyarrow]"), NUMBERS[:, 0]),
+        (pd.arrays.SparseArray(COUNT * 1.0), COUNT),
+        (COUNT.astype(">i4"), COUNT),
+    ],
+    ids=["bool", "boolean", "Int64", "Float64", "arrow", "sparse", "big-endian"],
+)
+def test_columns_of_pandas_that_are_numbers_stand_beside_floats(column, wanted):
+    rows = examples(TABLE.assign(warm=column), column)
+    assert rows.inputs.dtype == np.float32 and rows.targets.dtype.isnative
+    np.testing.assert_array_equal(rows.inputs[:, 0], np.asarray(wanted, np.float32))
+    np.testing.assert_array_equal(rows.inputs[:, 1:], NUMBERS[:, 1:])
+    np.testing.assert_array_equal(rows.targets, wanted)
+
+
+def test_dummies_of_words_are_numbers():
+    words = pd.DataFrame({"wind": NUMBERS[:, 0], "sky": ["clear", "grey"] * 35})
+    np.testing.assert_array_equal(examples(pd.get_dummies(words), COUNT).inputs[:2, 1:], [[1, 0], [0, 1]])
+
+
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [
+        (
+            pd.array([None, *range(69)], dtype="Int64"),
+            r"a number in every row, got 1 missing, the first in row 0.*fillna",
+        ),
+        (pd.array([True] * 69 + [None], dtype="boolean"), r"got 1 missing, the first in row 69"),
+        (TABLE.warm.where(TABLE.warm < 1), r"a number in every row, got \d+ missing"),
+        (pd.Categorical(["x", "y"] * 35), r"must hold numbers, got dtype category.*get_dummies"),
+        (["x", "y"] * 35, r"must hold numbers, got dtype \w+\..*one-hot"),
+        ([1.0] * 69 + [None], r"got 1 missing"),
+        (pd.Series([1.0] * 70, dtype=object), r"got dtype object.*astype\(float\)"),
+        (pd.date_range("2000", periods=70), r"got dtype datetime64.*day of the year"),
+        (pd.date_range("2000", periods=70, tz="UTC"), r"got dtype datetime64"),
+        (1.7e9 + 60 * COUNT, r"has 70 values that float32 rounds to 33, from 1700000000 to 1700004140"),
+    ],
+)
+def test_a_column_of_pandas_that_is_no_number_is_refused_by_its_name(column, message):
+    with pytest.raises(InputError, match=rf'column "(warm)" of inputs.*{message}'):
+        examples(TABLE.assign(warm=column), COUNT)
+
+
+@pytest.mark.parametrize("name", ["Unnamed: 0", "index", "id", "ID", "row_id", "PassengerId", "customer_id"])
+def test_a_column_that_numbers_the_rows_is_refused_unless_it_holds_something_else(name):
+    for numbers in (COUNT, COUNT[::-1] + 1000, COUNT * 1.0):
+        with pytest.raises(InputError, match=rf'column "{name}" of inputs numbers the rows.*drop'):
+            examples(TABLE.assign(**{name: numbers}), COUNT)
+    examples(TABLE.assign(**{name: NUMBERS[:, 0]}), COUNT)
+    examples(TABLE.assign(**{name: COUNT}).to_numpy(), COUNT)
+
+
+@pytest.mark.parametrize(
+    ("column", "left"),
+    [
+        (1.7e9 + 60 * COUNT, 33),  # Unix times of minutes
+        ((1.7e9 + 60 * COUNT).astype(np.int64), 33),
+        (1.7e9 + COUNT / 4, 1),
+        (30_000_000 + COUNT, 35),  # identifiers
+        (3e9 + COUNT, 1),
+    ],
+)
+def test_values_that_float32_cannot_tell_apart_are_refused(column, left):
+    assert len(np.unique(column.astype(np.float32))) == left
+    for rows in ((column[:, None], COUNT), (NUMBERS, column[:, None])):
+        with pytest.raises(
+            InputError, match=rf"column 0 of (inputs|targets) has \d+ values that float32 rounds to {left}"
+        ):
+            examples(*rows)
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        1e5 + NUMBERS[:, 0],  # a pressure in Pa
+        1.7e9 + 3600.0 * COUNT,
+        1.7e9 + 60.0 * COUNT - 1.7e9,
+        np.where(COUNT % 2, 0.1 + 0.2, 0.3),  # equal but for rounding
+        np.random.default_rng(0).integers(0, 10**9, 70),
+        np.full(70, 2.0**40),
+    ],
+)
+def test_values_that_float32_holds_well_enough_are_taken(column):
+    assert examples(column[:, None], COUNT).inputs.shape == (70, 1)
+
+
+def test_narrow_floats_of_ml_dtypes_are_numbers():
+    for dtype in (jnp.bfloat16, jnp.float8_e4m3fn, np.float16):
+        for array in (NUMBERS.astype(dtype), jnp.asarray(NUMBERS, dtype)):
+            found = examples(array, COUNT).inputs
+            assert found.dtype == np.float32
+            np.testing.assert_array_equal(found, NUMBERS.astype(dtype).astype(np.float32))
+
+
+@pytest.mark.parametrize("kind", [">f8", ">f4", ">i4", ">u2", ">i8", "<f4"])
+def test_arrays_of_the_other_byte_order_are_the_same_numbers(kind):
+    values = np.arange(12).reshape(6, 2)
+    rows = examples(values.astype(kind), values.astype(kind), np.ones(6, ">f4"))
+    assert all(leaf.dtype.isnative for leaf in rows)
+    np.testing.assert_array_equal(rows.inputs, values)
+    np.testing.assert_array_equal(rows.targets, values)
+
+
+@pytest.mark.parametrize("name", ["inputs", "targets", "weights"])
+def test_masked_values_are_refused_and_arrays_with_no_value_masked_are_taken(name):
+    plain = {"inputs": NUMBERS, "targets": COUNT * 1.0, "weights": np.ones(70)}
+    hidden = np.ma.array(plain[name], mask=False)
+    assert len(examples(**plain | {name: hidden}).inputs) == 70
+    hidden[5] = np.ma.masked
+    with pytest.raises(
+        InputError, match=rf"{name} must hold a number everywhere, got \d masked values, the first at \(5,"
+    ):
+        examples(**plain | {name: hidden})
+    with pytest.raises(InputError, match=rf"{name} must hold a number everywhere"):
+        examples(**plain | {name: list(hidden)})
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ({"a": NUMBERS, "b": NUMBERS}, "must be one array, got a dict of a, b. Concatenate"),
+        ([NUMBERS, NUMBERS[:, :2]], "must be one array of numbers, got list"),
+        ([NUMBERS, NUMBERS], "Inputs must be one array, not a list of several"),
+        (scipy.sparse.csr_matrix(NUMBERS), "must be a dense array, got a sparse csr_matrix. Use its .toarray"),
+        (NUMBERS + 1j, "got dtype complex64. Give the real and the imaginary part"),
+        (COUNT.astype("M8[s]"), "got dtype datetime64.*day of the year"),
+        (np.zeros(70, [("a", "f4")]), "structured_to_unstructured"),
+        (np.full((70, 1), -(2**63)), "must fit into 32 bits, got 9223372036854775808"),
+    ],
+)
+def test_what_is_no_array_of_numbers_is_refused(inputs, message):
+    with pytest.raises(InputError, match=message):
+        examples(inputs, COUNT)

@@ -131,3 +131,27 @@ def test_lists_and_tables_can_be_predicted(kind):
 def test_what_has_no_rows_is_not_predicted(shape):
     with pytest.raises(InputError, match="at least one row, got inputs of shape"):
         predict(MODEL, WEIGHTS, np.zeros(shape, np.float32))
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        (np.array([[3_000_000_000], [5]]), "inputs must fit into 32 bits, got 3000000000"),
+        (np.array([[1.0], [np.nan]]), r"inputs must be finite, got nan at \(1, 0\)"),
+        (np.ma.masked_equal([[1.0], [-9999.0]], -9999.0), "inputs must hold a number everywhere, got 1 masked"),
+        (np.array([["1"], ["2"]]), "inputs must hold numbers, got dtype <U1"),
+        ([[1.0], [2.0, 3.0]], "inputs must be one array of numbers"),
+        ({"a": np.ones((2, 1))}, "inputs must be one array, got a dict of a"),
+    ],
+)
+def test_inputs_that_cannot_be_trained_on_cannot_be_predicted_from(inputs, message):
+    weights = Weights({"Dense_0": {"kernel": np.ones((1, 1), np.float32), "bias": np.zeros(1, np.float32)}}, {})
+    with pytest.raises(InputError, match=message):
+        predict(mlp(()), weights, inputs)
+
+
+def test_predictions_do_not_depend_on_the_byte_order_or_the_kind_of_table():
+    weights = Weights({"Dense_0": {"kernel": np.ones((2, 1), np.float32), "bias": np.zeros(1, np.float32)}}, {})
+    table = pd.DataFrame({"warm": [True, False], "wind": [1.5, 2.5]})
+    for inputs in (table, table.astype("Float64"), table.to_numpy(float).astype(">f8"), table.to_numpy(float).tolist()):
+        np.testing.assert_array_equal(predict(mlp(()), weights, inputs), [[2.5], [2.5]])

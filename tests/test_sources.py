@@ -1,10 +1,16 @@
 """Sources: rows read by number, against NumPy's indexing."""
 
+import threading
+import time
+
 import numpy as np
+import optax
 import pytest
 
+from jaxdl import Objective, evaluate, fit, mlp, objectives, predict
 from jaxdl.data import examples, take
 from jaxdl.errors import InputError
+from jaxdl.evaluations import evaluate_source, predict_source
 from jaxdl.sources import Source, from_random_access, head, memory_mapped, read_rows
 from jaxdl.types import Examples
 
@@ -63,7 +69,8 @@ def test_rows_are_asked_for_in_rising_order_and_given_in_the_wanted_one():
 
     wanted = np.concatenate([ROWS, ROWS[:3]])
     found = read_rows(Source(50, read), wanted)
-    np.testing.assert_array_equal(asked, [np.sort(wanted)])
+    # Each once, as HDF5 wants it.
+    np.testing.assert_array_equal(asked, [np.sort(ROWS)])
     np.testing.assert_array_equal(found.inputs, rows.inputs[wanted])
 
 
@@ -177,3 +184,81 @@ def test_records_that_make_no_rows_are_refused():
         InputError, match=r"inputs must have one shape in all rows, got \(1,\) for row 0 and \(3,\) for"
     ):
         read(lambda record: (np.zeros(int(record)), 0))
+
+
+class Strict:
+    """Rows that are read as from HDF5: by numbers that rise strictly, and no others."""
+
+    def __init__(self, array):
+        self.array = array
+
+    def __getitem__(self, rows):
+        if (np.diff(rows) <= 0).any():
+            raise TypeError("Indexing elements must be in increasing order")
+        return self.array[rows]
+
+
+@pytest.mark.parametrize("batch_size", [8, 32, 50])
+def test_rows_that_are_read_by_strictly_rising_numbers_train_evaluate_and_predict(batch_size):
+    rows = examples(INPUTS, INPUTS[:, :1])
+    strict = [Strict(leaf) for leaf in rows]
+    source = Source(50, lambda numbers: Examples(*(leaf[numbers] for leaf in strict)))
+    objective = Objective(objectives.squared_error)
+    found, wanted = (
+        fit(mlp(()), objective, optax.sgd(0.1), each, epochs=2, batch_size=batch_size) for each in (source, rows)
+    )
+    np.testing.assert_allclose(found.history["loss"], wanted.history["loss"], rtol=1e-6)
+    # Windows that are filled up hold rows twice.
+    evaluated = evaluate_source(mlp(()), objective, found.final, source, batch_size=8, window_bytes=400)
+    np.testing.assert_allclose(evaluated["loss"], evaluate(mlp(()), objective, found.final, rows)["loss"], rtol=1e-5)
+    pieces = predict_source(mlp(()), found.final, source, batch_size=8, window_bytes=400)
+    np.testing.assert_allclose(np.concatenate([*pieces]), predict(mlp(()), found.final, INPUTS), rtol=1e-5)
+
+
+@pytest.mark.parametrize("many", [True, False])
+def test_workers_wait_for_records_side_by_side_and_keep_the_order(many):
+    waiting, most, lock = 0, 0, threading.Lock()
+
+    class Slow(Numbered):
+        def __getitem__(self, row):
+            nonlocal waiting, most
+            with lock:
+                waiting += 1
+                most = max(most, waiting)
+            time.sleep(0.02)
+            with lock:
+                waiting -= 1
+            return super().__getitem__(row)
+
+    source = from_random_access(Slow(many), lambda record: (record["image"], record["label"]), workers=16)
+    for _ in range(2):
+        found = read_rows(source, ROWS)
+        np.testing.assert_array_equal(found.inputs, INPUTS.astype(np.float32)[ROWS])
+        np.testing.assert_array_equal(found.targets, TARGETS[ROWS])
+    assert 8 <= most <= 16
+
+
+def test_an_error_of_a_record_comes_out_of_the_workers_and_their_number_is_checked():
+    source = from_random_access([1.0, 2.0, 3.0], lambda record: 1 / 0, workers=2)
+    with pytest.raises(ZeroDivisionError):
+        read_rows(source, np.array([2, 0]))
+    for workers in (0, -1, 2.5, True, "4"):
+        with pytest.raises(InputError, match="workers must be a whole number of at least 1, got"):
+            from_random_access([1.0], lambda record: (record, 0), workers=workers)
+
+
+def test_files_of_the_other_byte_order_are_the_same_numbers(tmp_path):
+    source = memory_mapped(*files(tmp_path, inputs=INPUTS.astype(">f8"), targets=TARGETS.astype(">i4")))
+    found = read_rows(source, ROWS)
+    assert all(leaf.dtype.isnative for leaf in found)
+    np.testing.assert_array_equal(found.inputs, INPUTS.astype(np.float32)[ROWS])
+    np.testing.assert_array_equal(found.targets, TARGETS[ROWS])
+
+
+def test_masked_records_are_refused():
+    hidden = np.ma.masked_equal([[1.0, 2.0], [3.0, -9999.0]], -9999.0)
+    with pytest.raises(InputError, match="inputs of row 1 must hold a number everywhere, got 1 masked values"):
+        read_rows(from_random_access(hidden, lambda record: (record, 0)), np.array([1, 0]))
+    whole = Source(2, lambda rows: Examples(hidden[rows], rows, np.ones(len(rows))))
+    with pytest.raises(InputError, match="inputs must hold a number everywhere, got 1 masked values"):
+        read_rows(whole, np.array([1, 0]))
