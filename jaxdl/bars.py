@@ -61,8 +61,13 @@ def _bar(console: Console, epochs: int, figures: tuple[str, ...], batches: int) 
             done = int(progress.epoch) + int(progress.cursor) / batches
             bar.update(task, completed=done, description=_line(progress, history, figures), refresh=True)
 
-        with _now_and_then(show, every=0.2) as observe:
-            yield observe
+        try:
+            with _now_and_then(show, every=0.2) as observe:
+                yield observe
+        finally:
+            # A run that stops early has no time left.
+            bar.columns = columns[:-1]
+            bar.refresh()
 
 
 @contextmanager
@@ -102,14 +107,15 @@ def _as_html(done: float, epochs: int, text: str) -> dict[str, str]:
 @contextmanager
 def _lines(console: Console, epochs: int, figures: tuple[str, ...], seen: int) -> Iterator[Observer]:
     began: tuple[float, int] | None = None
+    latest = epochs
 
     def show(progress: Progress, history: History) -> None:
-        nonlocal began
+        nonlocal began, latest
         epoch, now, left = int(history[-1]["epoch"]), time.monotonic(), ""
         # The first epoch compiles, so it says nothing about the others.
         if began is not None:
             left = f" left at most {(now - began[0]) / (epoch - began[1]) * (epochs - epoch):.0f} s"
-        began = began or (now, epoch)
+        began, latest = began or (now, epoch), epoch
         text = _line(progress, history, figures)
         console.print(f"epoch {epoch}/{epochs} {text}{left}", highlight=False, soft_wrap=True)
 
@@ -122,6 +128,9 @@ def _lines(console: Console, epochs: int, figures: tuple[str, ...], seen: int) -
                 observe(progress, history)
 
         yield after_epochs
+
+    if latest < epochs:
+        console.print(f"ended after epoch {latest} of {epochs}", highlight=False)
 
 
 @contextmanager

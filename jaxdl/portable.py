@@ -40,6 +40,8 @@ class Portable(NamedTuple):
 
     def predict(self, inputs: Any, name: str = "inputs", first: int = 0) -> np.ndarray:
         """Predictions (rows, numbers) float32 for raw inputs (rows, ...); `first` is the number of the first row."""
+        if np.ma.is_masked(inputs):
+            raise DataError(f"{name} must hold a number everywhere, got masked values. Fill them or drop such rows.")
         wanted, rows, size = self.about["inputs"], np.asarray(inputs), self.batch_size
         dtype, shape = np.dtype(wanted["dtype"]), ("rows", *wanted["shape"])
         kinds = "fiub" if dtype.kind == "f" else "iu"
@@ -94,7 +96,8 @@ def table(lines: Iterable[str], columns: list[str], name: str, size: int) -> Ite
         for count, text in ((0, "lacks"), (2, "has more than once")):
             wrong = [column for column in columns if min(header.count(column), 2) == count]
             if wrong:
-                raise DataError(f"{name} {text} {len(wrong)} of {len(columns)} columns: {', '.join(wrong[:9])}.")
+                more = f" and {len(wrong) - 9} more" if len(wrong) > 9 else ""
+                raise DataError(f"{name} {text} {len(wrong)} of {len(columns)} columns: {', '.join(wrong[:9])}{more}.")
         places = [header.index(column) for column in columns]
         for cells in reader:
             where = f"{name}, line {reader.line_num}"
@@ -133,18 +136,23 @@ def _of_pictures(path: Path) -> bool:
 
 
 def pictures(paths: list[Path], shape: list[int]) -> np.ndarray:
-    """Picture files as (rows, height, width, channels) uint8."""
+    """Picture files as (rows, height, width, channels) uint8: turned as their EXIF says, on white where transparent."""
     try:
-        from PIL import Image
+        from PIL import Image, ImageOps
     except ImportError:
         raise DataError("pictures need pillow (pip install pillow); .npy files do not.") from None
     rows = []
     for path in paths:
         try:
-            with Image.open(path) as picture:
+            with Image.open(path) as file:
+                # A camera stores the pixels as its sensor saw them, and beside them how to turn them.
+                picture = ImageOps.exif_transpose(file)
                 if [picture.height, picture.width] != shape[:2] or picture.mode[0] in "IF":
                     got = f"{picture.height} x {picture.width} of mode {picture.mode}"
-                    raise DataError(f"{path} must be {shape[0]} x {shape[1]} pixels of 8 bits a colour, got {got}.")
+                    raise DataError(f"{path} must be {shape[0]} x {shape[1]} pixels of 8 bits a color, got {got}.")
+                if "A" in picture.getbands() or "a" in picture.getbands() or "transparency" in picture.info:
+                    seen = picture.convert("RGBA")
+                    picture = Image.alpha_composite(Image.new("RGBA", seen.size, "white"), seen)
                 rows.append(np.asarray(picture.convert("L" if shape[2] == 1 else "RGB")).reshape(shape))
         except DataError:
             raise

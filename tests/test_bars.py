@@ -121,3 +121,26 @@ def test_without_a_console_it_finds_where_it_is_shown(capsys):
         observe(progress(1), history(1))
     # What pytest captures is no terminal.
     assert capsys.readouterr().out.startswith("epoch 1/1 loss 1.0000")
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_run_that_stops_early_ends_with_no_time_left(clock, terminal):
+    out = Console(file=io.StringIO(), force_terminal=terminal, width=100, color_system=None)
+    with bars.progress_bar(40, FIGURES, console=out) as observe:
+        for epoch in range(1, 8):
+            clock.now += 2
+            observe(progress(epoch, min(epoch, 3)), history(epoch))
+    last = re.split(r"[\r\n]", re.sub(r"\x1b\[[?\d;]*[A-Za-z]", "", out.file.getvalue()).strip())[-1]
+    if terminal:
+        assert "7/40" in last and last.rstrip().endswith("best 0.6667 (epoch 3)")
+    else:
+        assert last == "ended after epoch 7 of 40"
+
+
+def test_a_log_of_a_run_that_does_all_epochs_ends_with_the_last(clock):
+    out = Console(file=io.StringIO(), force_terminal=False)
+    with bars.progress_bar(2, FIGURES, console=out) as observe:
+        for epoch in (1, 2):
+            clock.now += 2
+            observe(progress(epoch, epoch), history(epoch))
+    assert out.file.getvalue().splitlines()[-1].startswith("epoch 2/2 loss 0.5000")

@@ -170,3 +170,47 @@ def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Path, "read_bytes", refuse)
     assert "weather.csv cannot be read (Permission denied). Name a CSV file that you may read" in refusal(path)
+
+
+def days(cells, column="OSLO_sunshine"):
+    first = np.datetime64("2000-01-01")
+    dates = [str(first + number).replace("-", "") for number in range(len(cells))]
+    lines = [f"{date},{int(date[4:6])},{cell},1" for date, cell in zip(dates, cells, strict=True)]
+    return "\n".join([f"DATE,MONTH,{column},OSLO_humidity", *lines])
+
+
+@pytest.mark.parametrize("code", ["-9999", "-999.0", "-99.9", "-99", "9999", "-999.9", "99999"])
+def test_a_code_for_what_was_not_measured_is_refused_with_its_line_and_column(tmp_path, code):
+    (tmp_path / "w.csv").write_text(days([code if number in (5, 7) else number % 9 for number in range(60)]))
+    where = rf"w.csv, line 7 \(DATE 20000106\), column OSLO_sunshine: {float(code):.15g} is a code"
+    with pytest.raises(InputError, match=where + ".*holds 2 such cells. Fill them"):
+        read_table(tmp_path / "w.csv")
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [
+        [950 + number for number in range(60)],  # a pressure in hPa that reaches 999
+        [-99, *[number % 9 for number in range(1999)]],  # as rare as in the measured file
+        [number * 20 for number in range(60)],  # radiation
+        [999.9, *range(900, 1100)],
+    ],
+)
+def test_numbers_of_nines_among_others_like_them_are_measurements(tmp_path, cells):
+    (tmp_path / "w.csv").write_text(days(cells))
+    assert len(read_table(tmp_path / "w.csv").values) == len(cells)
+
+
+@pytest.mark.parametrize(
+    ("header", "said"),
+    [
+        ("date,price,beds", "with a column DATE, got 3 columns: date, price, beds; the nearest name is date."),
+        ("price,Date,beds", "with a column DATE, got 3 columns: price, Date, beds; the nearest name is Date."),
+        ("DATE,month,beds", "with a column MONTH, got 3 columns: DATE, month, beds; the nearest name is month."),
+        ("DATE,beds,moon", "with a column MONTH, got 3 columns: DATE, beds, moon; the nearest name is moon."),
+    ],
+)
+def test_the_nearest_name_may_differ_in_capitals_and_is_not_one_that_is_there(tmp_path, header, said):
+    (tmp_path / "houses.csv").write_text(f"{header}\n20000101,1,3\n")
+    with pytest.raises(InputError, match=said):
+        read_table(tmp_path / "houses.csv")

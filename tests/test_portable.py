@@ -272,7 +272,7 @@ def broken(tmp_path, name):
         ("objects.npy", "must be an array of numbers as numpy.save writes it"),
         ("wide.npy", "must be uint8 of shape ('rows', 8, 10, 3), got uint8 of shape (3, 8, 4, 3)"),
         ("text.png", "text.png must be a picture"),
-        ("wide.png", "must be 8 x 10 pixels of 8 bits a colour, got 8 x 4 of mode RGB"),
+        ("wide.png", "must be 8 x 10 pixels of 8 bits a color, got 8 x 4 of mode RGB"),
         ("deep.png", "got 8 x 10 of mode I"),
         ("table.csv", "is no .npy file; the model takes uint8 of shape [8, 10, 3]"),
         ("missing.csv", "got nothing of that name"),
@@ -376,3 +376,98 @@ def test_a_broken_picture_is_refused(content, pictured, tmp_path, capsys):
     (tmp_path / "cat.png").write_bytes(content)
     code, said = run(pictured, tmp_path / "cat.png", tmp_path / "p.csv", capsys)
     assert code == 2 and "must be a picture" in said
+
+
+def test_the_names_of_columns_that_are_not_told_are_counted():
+    columns = [f"c{number}" for number in range(15)]
+    with pytest.raises(portable.DataError, match=r"lacks 11 of 15 columns: c4, .*, c12 and 2 more\.$"):
+        [*portable.table([",".join(columns[:4]), "1,2,3,4"], columns, "t.csv", 10)]
+    with pytest.raises(portable.DataError, match=r"lacks 9 of 15 columns: c6, .*, c13, c14\.$"):
+        [*portable.table([",".join(columns[:6]), "1,2,3,4,5,6"], columns, "t.csv", 10)]
+
+
+# How a picture is stored whose EXIF has the number: what a viewer undoes.
+STORED = {
+    1: lambda seen: seen,
+    2: lambda seen: seen[:, ::-1],
+    3: lambda seen: seen[::-1, ::-1],
+    4: lambda seen: seen[::-1],
+    5: lambda seen: seen.swapaxes(0, 1),
+    6: lambda seen: np.rot90(seen),
+    7: lambda seen: np.rot90(seen, 2).swapaxes(0, 1),
+    8: lambda seen: np.rot90(seen, -1),
+}
+
+
+@pytest.mark.parametrize("orientation", STORED)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_pictures_are_turned_as_their_exif_says(tmp_path, orientation, channels):
+    seen, exif = IMAGES[0, :, :, :channels], Image.Exif()
+    exif[0x0112] = orientation
+    stored = np.ascontiguousarray(STORED[orientation](seen)).squeeze()
+    Image.fromarray(stored).save(tmp_path / "a.png", exif=exif)
+    np.testing.assert_array_equal(portable.pictures([tmp_path / "a.png"], [8, 10, channels])[0], seen)
+    if orientation > 4:
+        with pytest.raises(portable.DataError, match="must be 10 x 8 pixels of 8 bits a color, got 8 x 10"):
+            portable.pictures([tmp_path / "a.png"], [10, 8, channels])
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "RGB", "L"])
+def test_transparent_pictures_stand_on_white(tmp_path, mode):
+    red, clear = np.uint8([200, 0, 0]), np.arange(80).reshape(8, 10) % 3 == 0
+    if mode in ("RGBA", "LA"):
+        picture = Image.fromarray(
+            np.dstack([np.broadcast_to(red, (8, 10, 3)), np.where(clear, 0, 255).astype(np.uint8)])
+        )
+        picture.convert(mode).save(tmp_path / "a.png")
+    elif mode == "P":
+        picture = Image.fromarray(clear.astype(np.uint8), "P")
+        picture.putpalette([*red.tolist(), 0, 0, 255])
+        picture.save(tmp_path / "a.png", transparency=1)
+    else:
+        colors = np.where(clear[..., None], np.uint8([0, 0, 255]), red).astype(np.uint8)
+        picture = Image.fromarray(colors).convert(mode)
+        picture.save(tmp_path / "a.png", transparency=picture.getpixel((0, 0)))
+    shade = (
+        red
+        if mode in ("RGBA", "P", "RGB")
+        else np.full(3, np.asarray(Image.new("RGB", (1, 1), (200, 0, 0)).convert("L")))
+    )
+    wanted = np.where(clear[..., None], 255, shade)
+    np.testing.assert_array_equal(portable.pictures([tmp_path / "a.png"], [8, 10, 3])[0], wanted)
+
+
+def test_half_transparent_pixels_are_mixed_with_white_and_opaque_ones_stay(tmp_path):
+    pixels = DRAWS.integers(0, 256, (8, 10, 4), np.uint8)
+    pixels[:4, :, 3] = 255
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    color, alpha = pixels[..., :3].astype(float), pixels[..., 3:] / 255
+    found = portable.pictures([tmp_path / "a.png"], [8, 10, 3])[0]
+    np.testing.assert_array_equal(found[:4], pixels[:4, :, :3])
+    np.testing.assert_allclose(found, color * alpha + 255 * (1 - alpha), atol=1)
+
+
+def test_pictures_of_16_bits_are_refused_and_of_four_inks_are_converted(tmp_path):
+    Image.fromarray(np.arange(80, dtype=np.uint16).reshape(8, 10) * 800).save(tmp_path / "deep.png")
+    with pytest.raises(portable.DataError, match="of 8 bits a color, got 8 x 10 of mode I"):
+        portable.pictures([tmp_path / "deep.png"], [8, 10, 3])
+    Image.new("CMYK", (10, 8), (0, 255, 255, 0)).save(tmp_path / "ink.jpg", quality=100)
+    found = portable.pictures([tmp_path / "ink.jpg"], [8, 10, 3])[0]
+    np.testing.assert_allclose(found, np.broadcast_to([255, 0, 0], (8, 10, 3)), atol=3)
+
+
+@pytest.mark.parametrize(
+    "block", [b"Exif\0\0nonsense", b"Exif\0\0II*\0\xff\xff\xff\x7f", b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12"]
+)
+def test_a_picture_whose_exif_is_damaged_is_read_or_refused(tmp_path, block):
+    Image.fromarray(IMAGES[0]).save(tmp_path / "a.jpg", exif=block)
+    try:
+        assert portable.pictures([tmp_path / "a.jpg"], [8, 10, 3]).shape == (1, 8, 10, 3)
+    except portable.DataError as error:
+        assert "a.jpg must be a picture" in str(error)
+
+
+def test_masked_rows_are_refused(weighted):
+    rows = np.ma.masked_equal([[1.0, 2.0, -9999.0]], -9999.0)
+    with pytest.raises(portable.DataError, match="inputs must hold a number everywhere, got masked values"):
+        portable.load(weighted).predict(rows)

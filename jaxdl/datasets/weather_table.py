@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 CALENDAR = ("DATE", "MONTH")
 ADVICE = "Correct the file, or get it again."
+# What files write where nothing was measured.
+CODES = (-99.0, -99.9, *(sign * number for number in (999, 999.9, 9999, 9999.9, 99999, 999999) for sign in (-1.0, 1.0)))
 
 
 class Table(NamedTuple):
@@ -37,8 +39,8 @@ def read_table(path: Path) -> Table:
     """The days of a CSV file with the columns DATE (YYYYMMDD), MONTH and any others, all numbers.
 
     UTF-8, with or without a byte order mark, with line ends of any system. Raises InputError, which names the line and
-    the column, unless every cell is a number that float32 can hold and the dates follow each other day by day. No
-    value is judged: the measured file has -99 for a few that are missing.
+    the column, unless every cell is a number that float32 can hold, no column has a code for missing values such as
+    -9999, and the dates follow each other day by day. The measured file has -99 twice, which is let pass.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -51,18 +53,20 @@ def read_table(path: Path) -> Table:
     numbers = _numbers(path.name, content, header)
     dates = _dates(path.name, *(numbers[:, header.index(column)] for column in CALENDAR))
     kept = [number for number, column in enumerate(header) if column not in CALENDAR]
+    _refuse_codes(path.name, dates, [header[number] for number in kept], numbers[:, kept])
     columns = tuple(header[number] for number in kept)
     return Table(path.name, dates, columns, numbers[:, kept], hashlib.sha256(content).hexdigest())
 
 
 def nearest(name: str, names: Sequence[str]) -> str:
-    """The part of a message that helps with a misspelt name.
+    """The part of a message that helps with a misspelt name, whose letters may be small ones or capitals.
 
     >>> nearest("OSL0", ["BASEL", "OSLO"])
     'the nearest name is OSLO'
     """
-    near = difflib.get_close_matches(name, names, 1, cutoff=0.0)
-    return f"the nearest name is {near[0]}" if near else "it has no names"
+    lower = {other.lower(): other for other in reversed(names)}
+    near = difflib.get_close_matches(name.lower(), lower, 1, cutoff=0.0)
+    return f"the nearest name is {lower[near[0]]}" if near else "it has no names"
 
 
 def read_header(path: Path, needed: Sequence[str]) -> tuple[bytes, list[str]]:
@@ -93,9 +97,10 @@ def _header(name: str, content: bytes, needed: Sequence[str]) -> list[str]:
         raise InputError(f"{name} must be a CSV file in UTF-8, got something else ({error}). {ADVICE}") from error
     for column in needed:
         if column not in header:
+            others = [name for name in header if name not in needed] or header
             got = f"{len(header)} columns: {', '.join(header[:3])}{', ...' * (len(header) > 3)}"
             raise InputError(
-                f"{name} must be a CSV file with a column {column}, got {got[:200]}; {nearest(column, header)[:200]}."
+                f"{name} must be a CSV file with a column {column}, got {got[:200]}; {nearest(column, others)[:200]}."
             )
     # Told from the header itself: pandas gives the second of two equal names another one.
     twice = [column for column in dict.fromkeys(header) if header.count(column) > 1]
@@ -196,6 +201,29 @@ def _dates(name: str, stated: NDArray[np.float64], months: NDArray[np.float64]) 
         where = f"DATE {after} on {_line(row + 1)} follows {before}"
         raise InputError(f"{name} must hold day after day, but {where} and {fault}. {ADVICE}")
     return dates
+
+
+def _refuse_codes(
+    name: str, dates: NDArray[np.datetime64], columns: Sequence[str], values: NDArray[np.float64]
+) -> None:
+    """Raises InputError for a number of nines, such as -9999, far from all others of its column.
+
+    The measured file has -99 on 2 of 3,654 days, so that a single one, or fewer than one in a thousand, passes.
+    """
+    for column, numbers in zip(columns, values.T, strict=True):
+        coded = np.isin(numbers, CODES)
+        if not coded.any():
+            continue
+        others = numbers[~coded]
+        low, high = (others.min(), others.max()) if len(others) else (0.0, 0.0)
+        coded &= np.maximum(low - numbers, numbers - high) > high - low
+        if (coded & (numbers < -100) | coded & (numbers > 0)).any() or coded.sum() > max(1, len(numbers) / 1000):
+            row = int(np.argmax(coded))
+            where = f"{name}, {_line(row)} (DATE {str(dates[row]).replace('-', '')}), column {column}"
+            raise InputError(
+                f"{where}: {numbers[row]:.15g} is a code for a missing value, not a measurement; the column holds "
+                f"{coded.sum()} such cells. Fill them, from the days before and after, say, or delete the column."
+            )
 
 
 def _line(row: int) -> str:
