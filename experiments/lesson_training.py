@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
@@ -48,7 +49,9 @@ class Trained(NamedTuple):
 
 def trained(row: Row, task: Task) -> Trained:
     """The row with its figures, those of the last epoch's weights, from all its seeds at once."""
-    with compile_clock() as compiling:
+    with compile_clock() as compiling, warnings.catch_warnings():
+        # The lesson uses the last weights alone.
+        warnings.filterwarnings("ignore", message="no epoch of members")
         began = time.perf_counter()
         runs = fit_seeds(
             task.model,

@@ -21,7 +21,7 @@ from experiments.output import warn
 from experiments.resuming import Beginning, beginning, changes, check_epochs, goes_on, other_surroundings, refused
 from jaxdl import costs, folders, processes, runs, weights
 from jaxdl.errors import InputError
-from jaxdl.fitting import reason
+from jaxdl.fitting import reason, without_best
 from jaxdl.interrupts import NEVER, Interrupts
 from jaxdl.locks import locked
 from jaxdl.sharding import fetched
@@ -165,6 +165,8 @@ def _work(
     compiled, began = compiling(), time.perf_counter()
     end = _train(job, begin, interrupts)
     seconds["fit"] = time.perf_counter() - began - (compiling() - compiled)
+    if not int(end.progress.stopping.best_epoch):
+        tell(without_best(built.plan, built.sets["validation"]))
     pictures = _keep(job, end)
     metrics = {
         "dataset": experiment.describe(built),

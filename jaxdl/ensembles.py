@@ -16,8 +16,9 @@ from jaxdl.errors import InputError
 from jaxdl.pieces import advance
 from jaxdl.plans import Family
 from jaxdl.programs import program
+from jaxdl.steps import shown_weights
 from jaxdl.training import start
-from jaxdl.types import Array, Examples, Plan, Progress, PyTree
+from jaxdl.types import Array, Examples, Plan, Progress, PyTree, Weights
 
 How = Literal["vmap", "map"]
 AXIS = "member"
@@ -229,6 +230,28 @@ def gathered(tree: PyTree) -> PyTree:
     (2,)
     """
     return jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), tree)
+
+
+def best_and_final(many: Progress) -> tuple[Weights, Weights]:
+    """Return the best and the final variables of many runs, of leaves (M, ...), on the default device.
+
+    Of a run without a best epoch the final variables are the best too.
+
+    >>> import optax
+    >>> from jaxdl import Objective, examples, make_plan, mlp, objectives, start
+    >>> rows = examples([[1.0], [2.0]], [[1.0], [2.0]])
+    >>> plan = make_plan(mlp(()), Objective(objectives.squared_error), optax.sgd(0.1), batch_size=2)
+    >>> many = members(jax.random.split(jax.random.key(0), 3), lambda key: start(plan, rows, key=key))
+    >>> [leaves.params["out"]["kernel"].shape for leaves in best_and_final(many)]
+    [(3, 1, 1), (3, 1, 1)]
+    """
+    best, final = gathered((many.best, shown_weights(many.state)))
+    without = np.asarray(many.stopping.best_epoch) == 0
+    if without.any():
+        best = jax.tree.map(
+            lambda new, old: jnp.where(without.reshape(-1, *[1] * (old.ndim - 1)), new, old), final, best
+        )
+    return best, final
 
 
 def most_devices(count: int) -> list[Any]:

@@ -12,12 +12,13 @@ import optax
 from jaxdl.beginnings import begin
 from jaxdl.chunks import Chunk
 from jaxdl.errors import InputError
+from jaxdl.objectives import LOSS
 from jaxdl.paces import paced
 from jaxdl.plans import NEVER, make_plan
 from jaxdl.replays import NotFiniteError, guarded
 from jaxdl.sources import Source
 from jaxdl.steps import shown_weights
-from jaxdl.types import Examples, Model, Objective, Progress, Rule, Weights
+from jaxdl.types import Examples, Model, Objective, Plan, Progress, Rule, Weights
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,7 +30,7 @@ class Fit(NamedTuple):
     """What a run leaves."""
 
     records: list[dict[str, float]]  # the figures of each epoch, and its number from 1
-    best: Weights  # of the best epoch by the monitored figure
+    best: Weights  # of the best epoch by the monitored figure; the final ones where no epoch was the best
     final: Weights
     reason: str  # why it ended: "epochs", "early-stopping", "not-finite" or "interrupted"
     progress: Progress  # all that the run remembers: give it to `fit` again to go on
@@ -45,7 +46,10 @@ class Fit(NamedTuple):
 
     @property
     def best_epoch(self) -> int:
-        """The epoch that `best` belongs to, from 1; 0 where no epoch had a finite monitored figure."""
+        """The epoch that `best` belongs to, from 1; 0 where no epoch was the best, so that `best` is `final`.
+
+        That is so where the monitored figure was never finite, and where `start_from_epoch` left out every epoch.
+        """
         return int(self.progress.stopping.best_epoch)
 
 
@@ -80,6 +84,8 @@ def fit(
     on_nan: whether to stop where a weight or a loss is not finite, with a warning that says where that arose. The
         result then stands before that step. Such an epoch is never the best.
 
+    Warns where no epoch was the best: `best` then holds the final weights.
+
     Raises InputError for arguments that do not fit together. Calls with the same model, objective, optimiser and rules
     share one compiled program, so a second one starts at once.
 
@@ -96,9 +102,12 @@ def fit(
         raise InputError(f"epochs must be at least 1, got {epochs}.")
     check_seed(seed)
     plan = make_plan(model, objective, optimiser, batch_size=batch_size, stop=stop, plateau=plateau, average=average)
+    last = epochs
     if progress is None:
         progress = begin(plan, train, validation, key=jax.random.key(seed), weights=weights)
-    chunks: Iterator[Chunk] = paced(plan, progress, train, validation, last=max(epochs, int(progress.epoch)))
+    else:
+        last = max(epochs, int(progress.epoch))
+    chunks: Iterator[Chunk] = paced(plan, progress, train, validation, last=last)
     history: list[dict[str, float]] = []
     ended = ""
     try:
@@ -113,7 +122,26 @@ def fit(
     except NotFiniteError as error:
         progress, ended = error.args[0].progress, "not-finite"
         warnings.warn(f"the run stopped: {error}.", RuntimeWarning, stacklevel=2)
-    return Fit(history, progress.best, shown_weights(progress.state), ended or reason(progress), progress)
+    final = best = shown_weights(progress.state)
+    if int(progress.stopping.best_epoch):
+        best = progress.best
+    elif int(progress.epoch):
+        warnings.warn(without_best(plan, validation), RuntimeWarning, stacklevel=2)
+    return Fit(history, best, final, ended or reason(progress), progress)
+
+
+def without_best(plan: Plan, validation: Examples | None, which: str = "the run") -> str:
+    """Return the sentence for a run that has trained and has no best epoch.
+
+    >>> from jaxdl import mlp, objectives
+    >>> print(without_best(make_plan(mlp(()), Objective(objectives.squared_error), optax.sgd(0.1)), None))
+    no epoch of the run was the best by loss, which was never finite or was left out by start_from_epoch; `best`...
+    """
+    monitor = plan.stop.monitor or (LOSS if validation is None else f"val_{LOSS}")
+    return (
+        f"no epoch of {which} was the best by {monitor}, which was never finite or was left out by start_from_epoch; "
+        "`best` holds the variables of the last epoch. Lower start_from_epoch, or monitor a finite value."
+    )
 
 
 def check_seed(seed: int) -> None:

@@ -11,11 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdl.chunks import Chunk
-from jaxdl.ensembles import How, gathered, most_devices, run_members, spread, start_members
+from jaxdl.ensembles import How, best_and_final, most_devices, run_members, spread, start_members
 from jaxdl.errors import InputError
 from jaxdl.paces import paced
 from jaxdl.plans import Family
-from jaxdl.steps import shown_weights
 from jaxdl.types import Array, Examples, Plan, Progress, Weights
 
 Candidate = Mapping[str, Any]
@@ -117,7 +116,7 @@ def trained(population: Population, last: int, how: How) -> Iterator[Chunk]:
 def ended(population: Population) -> dict[int, Ended]:
     """Where the runs of each candidate stand, by its number."""
     progress = population.progress
-    weights = gathered((progress.best, shown_weights(progress.state)))
+    weights = best_and_final(progress)
     ends = tuple(map(np.asarray, (progress.epoch, progress.stopping.best_epoch, progress.stopping.done)))
     count = len(ends[0]) // len(population.alive)
     found = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
@@ -11,12 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxdl.ensembles import How, gathered, most_devices, run_members, spread, start_members
+from jaxdl.ensembles import How, best_and_final, most_devices, run_members, spread, start_members
 from jaxdl.errors import InputError
-from jaxdl.fitting import check_seed
+from jaxdl.fitting import check_seed, without_best
 from jaxdl.paces import paced
 from jaxdl.plans import NEVER, make_plan
-from jaxdl.steps import shown_weights
 from jaxdl.types import Array, Examples, Model, Objective, Progress, Rule, Weights
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class Fits(NamedTuple):
     history: pd.DataFrame  # a row for each member and epoch that it did: `member`, `epoch`, and a column a figure
     best: Weights  # of leaves (M, ...), of each member's best epoch
     final: Weights  # of leaves (M, ...)
-    best_epochs: np.ndarray  # (M,) int32, from 1; 0 where no epoch of a member had a finite monitored figure
+    best_epochs: np.ndarray  # (M,) int32, from 1; 0 where no epoch was the best, and `best` holds the final weights
     reasons: tuple[str, ...]  # why each run ended: "epochs", "early-stopping" or "interrupted"
     progress: Progress  # of all members: give it to `fit_seeds` again to go on
 
@@ -66,7 +66,7 @@ def fit_seeds(
     observers: functions `(progress, records) -> None`, called after every epoch; a figure of a record is an array (M,).
         With `checkpoints.keeper` for one, the run can go on after a crash.
 
-    Raises InputError for arguments that do not fit together.
+    Warns where a member has no best epoch, as `fit` does. Raises InputError for arguments that do not fit together.
 
     >>> from jaxdl import examples, mlp, objectives
     >>> inputs = np.linspace(-1, 1, 64)[:, None]
@@ -96,11 +96,16 @@ def fit_seeds(
                     observe(progress, records)
     except KeyboardInterrupt:
         ends = "interrupted"
-    return _fits(progress, records, ends)
+    fits = _fits(progress, records, ends)
+    without = np.flatnonzero((fits.best_epochs == 0) & (np.asarray(progress.epoch) > 0))
+    if len(without):
+        which = f"members {', '.join(map(str, without))} of {len(fits.best_epochs)}"
+        warnings.warn(without_best(plan, validation, which), RuntimeWarning, stacklevel=2)
+    return fits
 
 
 def _fits(progress: Progress, records: list[Record], ends: str) -> Fits:
-    best, final = gathered((progress.best, shown_weights(progress.state)))
+    best, final = best_and_final(progress)
     done, best_epochs, stopped = map(np.asarray, (progress.epoch, progress.stopping.best_epoch, progress.stopping.done))
     reasons = tuple(reason_of(over, ends) for over in stopped)
     return Fits(as_table(records, done), best, final, best_epochs, reasons, progress)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -11,6 +12,7 @@ import numpy as np
 from jaxdl.comparisons import Estimate, estimate
 from jaxdl.ensembles import How
 from jaxdl.errors import InputError
+from jaxdl.fitting import without_best
 from jaxdl.populations import Candidate, Ended, Population, compacted, ended, populations, scores, trained
 from jaxdl.seeds import Record, reason_of, seed_keys
 from jaxdl.types import Examples, Plan, Weights
@@ -63,7 +65,7 @@ def sweep(
         dropout rates, and differ in the last bits where XLA or Python computes beforehand with one that is known.
     rows: `(rows, **structure) -> rows`, what candidates see of the rows, where they differ in that (in columns, say).
 
-    Raises InputError for arguments that do not fit together.
+    Warns where a run has no best epoch, as `fit` does. Raises InputError for arguments that do not fit together.
 
     >>> import optax
     >>> from jaxdl import Objective, examples, grid, make_plan, mlp, objectives
@@ -85,6 +87,10 @@ def sweep(
     history = _history(records, seeds, runs)
     table = _table(candidates, seeds, runs, reasons, history)
     plans, best, final = zip(*(runs[index][:3] for index in range(len(candidates))), strict=True)
+    without = [index for index, run in sorted(runs.items()) if ((run.best_epochs == 0) & (run.epochs > 0)).any()]
+    if without:
+        which = f"seeds of the candidates {', '.join(map(str, without))}"
+        warnings.warn(without_best(plans[without[0]], validation, which), RuntimeWarning, stacklevel=2)
     return Sweep(table, history, plans, best, final)
 
 

@@ -163,6 +163,7 @@ def run_steps(
 def finish_epoch(progress: Progress, validation: Examples | None, *, plan: Plan) -> tuple[Progress, dict[str, Array]]:
     """Closes an epoch whose batches are done: its record, the rules, the best weights.
 
+    Before any epoch was the best, the weights of the last one count as the best: never the untrained ones.
     `validation` only tells whether there is any.
 
     >>> import optax
@@ -185,7 +186,8 @@ def finish_epoch(progress: Progress, validation: Examples | None, *, plan: Plan)
     if plan.plateau is not None:
         plateau = plan.plateau.update(plateau, _monitored(plan.plateau, record), epoch)
         state = state._replace(opt_state=with_learning_rate(state.opt_state, plateau.learning_rate))
-    best = jax.tree.map(lambda new, old: jnp.where(stopping.improved, new, old), weights, progress.best)
+    replaces = stopping.improved | (stopping.best_epoch == 0)
+    best = jax.tree.map(lambda new, old: jnp.where(replaces, new, old), weights, progress.best)
     sums, val_sums = jax.tree.map(jnp.zeros_like, (progress.sums, progress.val_sums))
     zero = jnp.zeros((), jnp.int32)
     return Progress(epoch, zero, state, best, stopping, plateau, sums, val_sums, progress.key), record
