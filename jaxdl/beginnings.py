@@ -1,15 +1,20 @@
-"""The beginning of a run: two programs, compiled side by side."""
+"""The beginning of a run, from new weights or from where an earlier run stands."""
 
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import jax
+import numpy as np
 
 from jaxdl.chunks import lowered_chunk
+from jaxdl.errors import InputError
+from jaxdl.plans import check_monitors
+from jaxdl.rates import rate_to_change
 from jaxdl.sources import Source, head
 from jaxdl.training import start, start_shapes
-from jaxdl.types import Array, Examples, Plan, Progress, Weights
+from jaxdl.types import Array, Examples, Plan, Progress, PyTree, Weights
 
 
 def begin(
@@ -42,3 +47,61 @@ def begin(
         progress = start(plan, first, validation, key=key)
         compiling.result()
     return progress
+
+
+def resume(plan: Plan, progress: Progress, train: Examples | Source, validation: Examples | None = None) -> Progress:
+    """Return the progress of an earlier run, or of many, as this plan continues it.
+
+    What the rules remember is read under the rules of this plan: a run that stopped early trains on where `stop` has
+    more patience or is another one that would not have stopped it. A new `plateau` begins with the learning rate that
+    there is. Nothing is compiled.
+
+    Raises InputError where the progress does not fit the plan or the data, with the first array that differs.
+
+    >>> import optax
+    >>> from jaxdl import Objective, early_stopping, examples, fit, make_plan, mlp, objectives
+    >>> rows, model, objective = examples([[1.0], [2.0]], [[1.0], [2.0]]), mlp(()), Objective(objectives.squared_error)
+    >>> stop, optimizer = early_stopping("loss", min_delta=100.0), optax.sgd(0.1)
+    >>> run = fit(model, objective, optimizer, rows, epochs=9, batch_size=2, stop=stop)
+    >>> plan = make_plan(model, objective, optimizer, batch_size=2, stop=early_stopping("loss", patience=5))
+    >>> bool(run.progress.stopping.done), bool(resume(plan, run.progress, rows).stopping.done)
+    (True, False)
+    """
+    many = progress.epoch.ndim > 0
+    check_monitors(plan, progress, validation)
+    if plan.plateau is None:
+        progress = progress._replace(plateau=())
+    elif progress.plateau == ():
+        rate = rate_to_change(progress.state.opt_state)
+        progress = progress._replace(plateau=(jax.vmap(plan.plateau.init) if many else plan.plateau.init)(rate))
+    key = jax.random.key(0, impl=jax.random.key_impl(progress.key))
+    _check_same(progress, start_shapes(plan, head(train, plan.batch_size), validation, key=key), many)
+    if plan.stop.resume is not None and np.asarray(progress.stopping.done).any():
+        progress = progress._replace(stopping=plan.stop.resume(progress.stopping))
+    return progress
+
+
+def _check_same(progress: Progress, expected: Progress, many: bool) -> None:
+    """Raise InputError where arrays differ from what the plan expects; `many`: they have an axis of members."""
+    advice = "Continue with the model, optimizer, metrics and columns of that run, or begin a new run without progress."
+    found, wanted = _kinds(progress._replace(cursor=progress.epoch), many), _kinds(expected, False)
+    different = [name for name in {**wanted, **found} if found.get(name) != wanted.get(name)]
+    if different:
+        # The arrays of the model say more than those that follow from them, and a kernel more than a bias.
+        own = [name for name in different if name.startswith("state/weights")] or different
+        name = max(own, key=lambda name: len((wanted.get(name) or found[name])[0]))
+        held, needed = (_told(kinds.get(name)) for kinds in (found, wanted))
+        raise InputError(f"progress has {held} for {name.removeprefix('state/weights/')}, expected {needed}. {advice}")
+    if jax.tree.structure(progress) != jax.tree.structure(expected):
+        raise InputError(f"progress has the state of another optimizer than optimiser. {advice}")
+
+
+def _kinds(tree: PyTree, many: bool) -> dict[str, tuple[tuple[int, ...], Any]]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): (leaf.shape[many:], leaf.dtype) for path, leaf in leaves
+    }
+
+
+def _told(kind: tuple[tuple[int, ...], Any] | None) -> str:
+    return "nothing" if kind is None else f"{kind[1]} of shape {kind[0]}"

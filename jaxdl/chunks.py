@@ -102,7 +102,9 @@ def chunks(
     check_rows(plan, train, validation)
     check_monitors(plan, progress, validation)
     progress, train, validation = _together(progress, train, validation)
-    _, length = batches_of_epoch(plan, train, validation)
+    trained, length = batches_of_epoch(plan, train, validation)
+    if int(progress.cursor):
+        _check_rows_done(progress, train, min(int(progress.cursor), trained) * plan.batch_size)
     feed = Feed(lambda at: (train, length - at % length))
     yield from fed(plan, progress, feed, validation, length, last=last, steps=steps, run=run)
 
@@ -184,6 +186,17 @@ def epochs(
 def _check_place(progress: Progress, length: int) -> None:
     if int(progress.cursor) >= length:
         raise InputError(f"progress stands at batch {progress.cursor} of {length}. Give the rows that it began with.")
+
+
+def _check_rows_done(progress: Progress, train: Examples, done: int) -> None:
+    """Raise InputError where the epoch under way has counted other rows than `done`, as weights of 1 do."""
+    count = train.weights.shape[0]
+    expected, counted = min(done, count), float(np.asarray(progress.sums.weight).max())
+    if abs(counted - expected) > 1e-6 * expected and (np.asarray(train.weights) == 1).all():
+        raise InputError(
+            f"progress stands inside an epoch after {counted:.0f} rows, this batch_size and these rows make it "
+            f"{expected}. Continue with those that it began with."
+        )
 
 
 def _keeping_layout(run: Run, progress: Progress) -> Run:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import jax
 import optax
 
-from jaxdl.beginnings import begin
+from jaxdl.beginnings import begin, resume
 from jaxdl.chunks import Chunk
 from jaxdl.errors import InputError
 from jaxdl.objectives import LOSS
@@ -65,7 +65,7 @@ def fit(
     stop: Rule = NEVER,
     plateau: Rule | None = None,
     average: float | None = None,
-    seed: int = 0,
+    seed: int | None = None,
     weights: Weights | None = None,
     progress: Progress | None = None,
     observers: Iterable[Observer] = (),
@@ -78,8 +78,12 @@ def fit(
 
     train: rows in memory, or a source of rows that are not (`sources.memory_mapped`); the results are the same.
     average: such as 0.999, to measure and keep a moving average of the weights instead of the weights themselves.
+    seed: draws the initial weights, the order of rows and what is random in training; 0 by default.
     weights: initial weights, instead of ones drawn with `seed`.
-    progress: where an earlier run stands, to go on from there; `epochs` counts its epochs too.
+    progress: where an earlier run stands, to continue from there; `epochs` counts its epochs too. It comes without a
+        seed and weights, and must be of the same model, optimizer and metrics; inside of an epoch of the same batch
+        size and rows too. A run that stopped early trains on with more patience or without `stop`; with the rule that
+        ended it, it stands still.
     observers: functions `(progress, history) -> None`, called after every epoch with the records so far.
     on_nan: whether to stop where a weight or a loss is not finite, with a warning that says where that arose. The
         result then stands before that step. Such an epoch is never the best.
@@ -100,12 +104,21 @@ def fit(
     """
     if epochs < 1:
         raise InputError(f"epochs must be at least 1, got {epochs}.")
-    check_seed(seed)
+    if on_nan not in ("stop", "continue"):
+        raise InputError(f'on_nan must be "stop" or "continue", got "{on_nan}".')
+    if seed is not None:
+        check_seed(seed)
+    if progress is not None and (seed is not None or weights is not None):
+        name = "weights" if seed is None else f"seed={seed}"
+        raise InputError(f"{name} has no effect beside progress, which holds the weights and the keys. Leave one out.")
     plan = make_plan(model, objective, optimiser, batch_size=batch_size, stop=stop, plateau=plateau, average=average)
     last = epochs
     if progress is None:
-        progress = begin(plan, train, validation, key=jax.random.key(seed), weights=weights)
+        progress = begin(plan, train, validation, key=jax.random.key(seed or 0), weights=weights)
     else:
+        if progress.epoch.ndim:
+            raise InputError(f"progress is that of {len(progress.epoch)} runs. Continue them with fit_seeds.")
+        progress = resume(plan, progress, train, validation)
         last = max(epochs, int(progress.epoch))
     chunks: Iterator[Chunk] = paced(plan, progress, train, validation, last=last)
     history: list[dict[str, float]] = []

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxdl.beginnings import resume
 from jaxdl.ensembles import How, best_and_final, most_devices, run_members, spread, start_members
 from jaxdl.errors import InputError
 from jaxdl.fitting import check_seed, without_best
@@ -43,7 +44,7 @@ def fit_seeds(
     train: Examples,
     validation: Examples | None = None,
     *,
-    seeds: Sequence[int] = tuple(range(16)),
+    seeds: Sequence[int] | None = None,
     epochs: int = 10,
     batch_size: int = 32,
     stop: Rule = NEVER,
@@ -63,6 +64,8 @@ def fit_seeds(
     how: "vmap" trains the members in batches, and rounds differently than `fit`; "map" trains them one after the other,
         with the bits of `fit` (on several devices, not of BatchNorm, which XLA rounds otherwise there). On a CPU
         neither is much faster for small dense networks; for ConvNets "map" is.
+    seeds: 0 to 15 by default; with a progress, those that it was begun with.
+    progress: where earlier runs stand, to continue from there, as for `fit`.
     observers: functions `(progress, records) -> None`, called after every epoch; a figure of a record is an array (M,).
         With `checkpoints.keeper` for one, the run can go on after a crash.
 
@@ -78,15 +81,16 @@ def fit_seeds(
     """
     if epochs < 1:
         raise InputError(f"epochs must be at least 1, got {epochs}.")
-    keys = seed_keys(seeds)
+    keys = None if seeds is None and progress is not None else seed_keys(range(16) if seeds is None else seeds)
     plan = make_plan(model, objective, optimiser, batch_size=batch_size, stop=stop, plateau=plateau, average=average)
     if progress is None:
         progress = start_members(keys, train, validation, plan=plan)
-    if progress.epoch.shape != keys.shape:
-        raise InputError(f"progress must be that of {len(seeds)} seeds, got one of shape {progress.epoch.shape}.")
+    else:
+        _check_members(progress, keys)
+        progress = resume(plan, progress, train, validation)
     last, ends = max(epochs, int(progress.epoch.max())), "epochs"
     records: list[Record] = []
-    progress, *rows = spread(progress, train, validation, devices=most_devices(len(seeds)))
+    progress, *rows = spread(progress, train, validation, devices=most_devices(len(progress.epoch)))
     try:
         for chunk in paced(plan, progress, *rows, last=last, run=partial(run_members, how=how)):
             progress = chunk.progress
@@ -102,6 +106,19 @@ def fit_seeds(
         which = f"members {', '.join(map(str, without))} of {len(fits.best_epochs)}"
         warnings.warn(without_best(plan, validation, which), RuntimeWarning, stacklevel=2)
     return fits
+
+
+def _check_members(progress: Progress, keys: Array | None) -> None:
+    """Raise InputError for the progress of a single run, and for that of other seeds than those of the keys."""
+    if progress.epoch.ndim != 1:
+        raise InputError("progress must be that of fit_seeds, got that of a single run. Continue it with fit.")
+    if keys is None:
+        return
+    if progress.epoch.shape != keys.shape:
+        raise InputError(f"progress must be that of {len(keys)} seeds, got one of shape {progress.epoch.shape}.")
+    orders = jax.vmap(lambda key: jax.random.split(key, 3)[2])(keys)  # as `training.start` draws them
+    if not np.array_equal(jax.random.key_data(orders), jax.random.key_data(progress.key)):
+        raise InputError("progress is that of other seeds. Leave seeds out to continue it.")
 
 
 def _fits(progress: Progress, records: list[Record], ends: str) -> Fits:

@@ -49,6 +49,9 @@ def early_stopping(
     start_from_epoch: epochs at the beginning that are not looked at.
     baseline: an improvement that does not also beat this value does not reset the patience.
 
+    A run that this or another rule has ended resumes where the epochs without improvement are fewer than `patience`: so
+    more patience trains on, as None does, and the same rule changes nothing.
+
     Raises InputError for a negative patience or start, and a mode that is none of "min", "max" and None.
 
     For values v1, v2, ... and `mode="min"` this is
@@ -98,6 +101,10 @@ def early_stopping(
             done=state.done | over,
         )
 
+    def resume(state: Stopping) -> Stopping:
+        over = jnp.zeros_like(state.done) if patience is None else ~state.improved & (state.stale >= patience)
+        return state._replace(done=state.done & over)
+
     maximizing = None
     if mode is None:
         maximizing = early_stopping(
@@ -108,7 +115,7 @@ def early_stopping(
             start_from_epoch=start_from_epoch,
             baseline=baseline,
         )
-    return Rule(monitor, init, update, mode, maximizing)
+    return Rule(monitor, init, update, mode, maximizing, resume)
 
 
 def reduce_on_plateau(

@@ -115,6 +115,8 @@ class Rule(NamedTuple):
     update: Callable[[Any, Array, Array], Any]  # (state, value, epoch from 1) -> state
     mode: Mode | None = None  # None: the direction of what the rule monitors
     maximizing: Rule | None = None  # the rule with mode="max", which a plan takes where a higher value is better
+    # (state) -> state of a run that resumes under this rule, where another may have ended it; None: the state as it is.
+    resume: Callable[[Any], Any] | None = None
 
 
 class Progress(NamedTuple):

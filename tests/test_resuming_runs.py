@@ -1,0 +1,176 @@
+"""Resuming: a run that stopped early trains on under another rule, and a progress of something else is refused."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxdl import (
+    InputError,
+    Objective,
+    early_stopping,
+    examples,
+    fit,
+    fit_seeds,
+    make_plan,
+    mlp,
+    objectives,
+    reduce_on_plateau,
+    start,
+)
+from jaxdl.plans import NEVER
+from jaxdl.training import run_steps
+
+RNG = np.random.default_rng(0)
+INPUTS = RNG.normal(size=(70, 4)).astype(np.float32)
+TARGETS = (INPUTS @ np.array([1, -2, 3, 0.5], np.float32))[:, None]
+ROWS = examples(INPUTS, TARGETS)
+MODEL, OPTIMIZER = mlp((4,)), optax.adam(1e-2)
+INJECTED = optax.inject_hyperparams(optax.sgd)(learning_rate=0.01)
+OBJECTIVE = Objective(objectives.squared_error)
+# No epoch improves by so much, so the run ends after patience + 1 epochs.
+STOP = early_stopping("loss", patience=2, min_delta=100.0)
+PLAN = make_plan(MODEL, OBJECTIVE, OPTIMIZER)
+
+
+def train(**options):
+    return fit(**{"model": MODEL, "objective": OBJECTIVE, "optimiser": OPTIMIZER, "train": ROWS, **options})
+
+
+def train_seeds(**options):
+    return fit_seeds(MODEL, OBJECTIVE, OPTIMIZER, ROWS, **options)
+
+
+def assert_equal(one, other):
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+@pytest.fixture(scope="module")
+def stopped():
+    run = train(epochs=9, stop=STOP)
+    assert (run.reason, len(run.records)) == ("early-stopping", 3)
+    return run
+
+
+@pytest.mark.parametrize("stop", [NEVER, early_stopping("loss", patience=50, min_delta=100.0)])
+def test_a_run_that_stopped_early_trains_on_with_more_patience_or_without_a_rule(stopped, stop):
+    rest = train(epochs=9, progress=stopped.progress, stop=stop)
+    assert [record["epoch"] for record in rest.records] == [4, 5, 6, 7, 8, 9] and rest.reason == "epochs"
+    assert_equal(rest.final, train(epochs=9).final)
+
+
+def test_a_run_that_stopped_early_ends_where_the_larger_patience_would_have_ended_it(stopped):
+    longer = early_stopping("loss", patience=4, min_delta=100.0)
+    rest, whole = (train(epochs=9, stop=longer, **options) for options in ({"progress": stopped.progress}, {}))
+    assert int(rest.progress.epoch) == int(whole.progress.epoch) == 5
+    assert_equal((rest.final, rest.best), (whole.final, whole.best))
+
+
+def test_the_rule_that_ended_a_run_leaves_it_as_it_is(stopped):
+    rest = train(epochs=9, progress=stopped.progress, stop=STOP)
+    assert (rest.records, rest.reason) == ([], "early-stopping")
+
+
+@pytest.mark.parametrize("stop", [NEVER, early_stopping("loss", patience=4, min_delta=100.0)])
+def test_members_that_stopped_early_train_on(stop):
+    first = train_seeds(seeds=(0, 1), epochs=6, stop=STOP)
+    assert first.reasons == ("early-stopping",) * 2
+    rest, whole = (
+        train_seeds(epochs=6, stop=stop, **options) for options in ({"progress": first.progress}, {"seeds": (0, 1)})
+    )
+    np.testing.assert_array_equal(rest.progress.epoch, whole.progress.epoch)
+    assert_equal(rest.final, whole.final)
+
+
+def test_reduce_on_plateau_may_be_added_and_left_out():
+    first = train(optimiser=INJECTED, epochs=1)
+    plateau = reduce_on_plateau("loss", patience=1, factor=0.5, min_delta=100.0)
+    added = train(optimiser=INJECTED, epochs=4, progress=first.progress, plateau=plateau)
+    rates = [round(record["learning_rate"] / 0.01, 3) for record in added.records]
+    assert rates == [1.0, 1.0, 0.5]
+    left = train(optimiser=INJECTED, epochs=6, progress=added.progress)
+    assert len({record["learning_rate"] for record in left.records}) == 1
+
+
+OTHERS = {
+    "sgd before adam": ({"optimiser": optax.sgd(0.1)}, {}, "nothing for state/opt_state"),
+    "adamw before adam": ({"optimiser": optax.adamw(0.1)}, {}, "the state of another optimizer"),
+    "momentum before none": (
+        {"optimiser": optax.sgd(0.1, momentum=0.9)},
+        {"optimiser": optax.sgd(0.1)},
+        "expected nothing",
+    ),
+    "another metric": ({"objective": Objective(objectives.squared_error, (objectives.rmse,))}, {}, "sums/totals/rmse"),
+    "another width": (
+        {"model": mlp((5,))},
+        {},
+        r"float32 of shape \(4, 5\) for params/.*, expected float32 of shape \(4, 4\)",
+    ),
+    "another depth": ({"model": mlp((4, 4))}, {}, "for params/"),
+    "other columns": ({"train": examples(INPUTS[:, :3], TARGETS)}, {}, r"of shape \(3, 4\) for params/"),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_progress_of_another_run_is_refused_by_the_first_array_that_differs(name):
+    first, then, said = OTHERS[name]
+    progress = train(epochs=1, **first).progress
+    with pytest.raises(InputError, match=f"progress has .*{said}"):
+        train(epochs=2, progress=progress, **then)
+
+
+def test_a_progress_of_another_dtype_is_refused(stopped):
+    halves = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), stopped.progress.state.weights)
+    progress = stopped.progress._replace(state=stopped.progress.state._replace(weights=halves))
+    with pytest.raises(InputError, match=r"progress has bfloat16 of shape .* expected float32"):
+        train(epochs=9, progress=progress)
+
+
+def test_members_of_another_width_are_refused():
+    progress = fit_seeds(mlp((5,)), OBJECTIVE, OPTIMIZER, ROWS, seeds=(0, 1), epochs=1).progress
+    with pytest.raises(InputError, match=r"float32 of shape \(4, 5\) for params/.* expected float32 of shape \(4, 4\)"):
+        train_seeds(epochs=2, progress=progress)
+
+
+def test_fit_and_fit_seeds_refuse_the_progress_of_each_other(stopped):
+    many = train_seeds(seeds=(0, 1), epochs=1).progress
+    with pytest.raises(InputError, match="progress is that of 2 runs"):
+        train(epochs=2, progress=many)
+    with pytest.raises(InputError, match="got that of a single run"):
+        train_seeds(epochs=9, progress=stopped.progress)
+
+
+def test_a_progress_goes_without_seed_and_weights(stopped):
+    for name, value in {"seed": 0, "weights": stopped.final}.items():
+        with pytest.raises(InputError, match=f"{name}.* has no effect beside progress"):
+            train(epochs=9, progress=stopped.progress, **{name: value})
+
+
+def test_members_continue_with_their_own_seeds_or_without_naming_them():
+    first = train_seeds(seeds=(3, 5), epochs=1)
+    whole = train_seeds(seeds=(3, 5), epochs=2)
+    for seeds in (None, (3, 5)):
+        assert_equal(train_seeds(seeds=seeds, epochs=2, progress=first.progress).final, whole.final)
+    with pytest.raises(InputError, match="progress is that of other seeds"):
+        train_seeds(seeds=(3, 6), epochs=2, progress=first.progress)
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+@pytest.mark.parametrize("batch_size", [16, 64])
+def test_an_epoch_goes_on_with_its_own_batch_size_alone(steps, batch_size):
+    middle = run_steps(start(PLAN, ROWS, key=jax.random.key(0)), ROWS, None, steps, plan=PLAN)
+    with pytest.raises(InputError, match="progress stands"):
+        train(epochs=1, batch_size=batch_size, progress=middle)
+    assert_equal(train(epochs=1, progress=middle).final, train(epochs=1).final)
+
+
+def test_a_run_between_epochs_may_change_its_batch_size():
+    run = train(epochs=2, batch_size=16, progress=train(epochs=1).progress)
+    assert int(run.progress.state.step) == 3 + 5
+
+
+@pytest.mark.parametrize("on_nan", ["raise", "Stop", None])
+def test_what_to_do_at_nan_is_one_of_two(on_nan):
+    with pytest.raises(InputError, match='on_nan must be "stop" or "continue"'):
+        train(epochs=1, on_nan=on_nan)
