@@ -92,7 +92,8 @@ def _check_same(progress: Progress, expected: Progress, many: bool) -> None:
         name = max(own, key=lambda name: len((wanted.get(name) or found[name])[0]))
         held, needed = (_told(kinds.get(name)) for kinds in (found, wanted))
         raise InputError(f"progress has {held} for {name.removeprefix('state/weights/')}, expected {needed}. {advice}")
-    if jax.tree.structure(progress) != jax.tree.structure(expected):
+    structures: list[Any] = [jax.tree.structure(tree) for tree in (progress, expected)]
+    if structures[0] != structures[1]:
         raise InputError(f"progress has the state of another optimizer than optimiser. {advice}")
 
 

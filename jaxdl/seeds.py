@@ -81,10 +81,10 @@ def fit_seeds(
     """
     if epochs < 1:
         raise InputError(f"epochs must be at least 1, got {epochs}.")
-    keys = None if seeds is None and progress is not None else seed_keys(range(16) if seeds is None else seeds)
+    keys = None if seeds is None else seed_keys(seeds)
     plan = make_plan(model, objective, optimiser, batch_size=batch_size, stop=stop, plateau=plateau, average=average)
     if progress is None:
-        progress = start_members(keys, train, validation, plan=plan)
+        progress = start_members(seed_keys(range(16)) if keys is None else keys, train, validation, plan=plan)
     else:
         _check_members(progress, keys)
         progress = resume(plan, progress, train, validation)
