@@ -87,7 +87,8 @@ def mlp(
         raise InputError(f"init_scale must be a positive number, got {init_scale}. Use 1.0 for Keras's initial values.")
     # Glorot uniform, where the scale is 1.
     kernels = nn.initializers.variance_scaling(init_scale**2, "fan_avg", "uniform")
-    return from_linen(MLP(tuple(widths), outputs, input_norm, dropout, jnp.dtype(dtype), kernels))
+    net = MLP(tuple(widths), outputs, input_norm, dropout, jnp.dtype(dtype), kernels)
+    return from_linen(net, mask="mask")
 
 
 class ConvNet(nn.Module):
@@ -219,7 +220,7 @@ def residual_net(width: int = 64, *, outputs: int = 10, dtype: Any = jnp.float32
     """
     if width < 1 or outputs < 1:
         raise InputError(f"width and outputs must be at least 1, got {width} and {outputs}.")
-    return from_linen(ResidualNet(width, outputs, jnp.dtype(dtype)))
+    return from_linen(ResidualNet(width, outputs, jnp.dtype(dtype)), mask="mask")
 
 
 def _check_fit(images: Array, kernel: int, pooling: int) -> None:

@@ -108,10 +108,15 @@ def test_a_linen_module_gets_the_mask():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), masked, alone)
 
 
-@pytest.mark.parametrize("module", [Maskless(), nn.Sequential([nn.BatchNorm(use_running_average=True)])])
-def test_linen_statistics_without_a_mask_are_refused_by_name(module):
-    with pytest.raises(InputError, match=f"{type(module).__name__} has moving statistics but takes no mask"):
-        from_linen(module).init(KEY, ROWS)
+def test_a_linen_batch_norm_without_a_mask_leaves_padding_out():
+    model = from_linen(Maskless())
+    weights = model.init(KEY, ROWS)
+    outputs, padded = model.apply(weights, ROWS, train=True, mask=jnp.arange(len(ROWS)) < 8)
+    direct, alone = Maskless().apply(
+        {"params": weights.params, **weights.stats}, ROWS[:8], train=True, mutable=["batch_stats"]
+    )
+    np.testing.assert_allclose(outputs[:8], direct, rtol=1e-5, atol=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), padded, dict(alone))
 
 
 @pytest.mark.parametrize("module", [Noisy(), OtherStream()], ids=lambda module: type(module).__name__)
@@ -288,9 +293,14 @@ def test_other_state_of_nnx_is_refused_by_name(kind):
         from_nnx(lambda rngs: Holding(rngs, kind))
 
 
-def test_nnx_statistics_without_a_mask_are_refused_by_name():
-    with pytest.raises(InputError, match="NnxMaskless has moving statistics but takes no mask"):
-        from_nnx(lambda rngs: NnxMaskless(rngs))
+def test_an_nnx_batch_norm_without_a_mask_leaves_padding_out():
+    model = from_nnx(lambda rngs: NnxMaskless(rngs))
+    weights = model.init(KEY, ROWS)
+    outputs, padded = model.apply(weights, ROWS, train=True, mask=jnp.arange(len(ROWS)) < 8)
+    module = NnxMaskless(nnx.Rngs(0))
+    np.testing.assert_allclose(outputs[:8], module(ROWS[:8]), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(padded["norm"]["mean"], module.norm.mean[...], rtol=1e-5)
+    np.testing.assert_allclose(padded["norm"]["var"], module.norm.var[...], rtol=1e-5)
 
 
 class Tower(nnx.Module):
@@ -391,5 +401,5 @@ def test_a_switch_that_nobody_would_set_is_refused(name):
 
     exec(f"def call(self, inputs, {name}=True): return inputs", space := {})
     Net.__call__ = space["call"]
-    with pytest.raises(InputError, match=f"Net.__call__ takes {name}, which nobody would set"):
+    with pytest.raises(InputError, match=f"Net.__call__ takes {name}, which nothing would set. Write .*train=.{name}"):
         from_linen(Net())
