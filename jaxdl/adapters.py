@@ -67,6 +67,7 @@ DROPPED = ("intermediates", "perturbations")
 MANY = 7919
 # The mask of the batch with which an NNX module computes.
 _ROWS: ContextVar[Array | None] = ContextVar("rows", default=None)
+_CALLS = count()
 
 
 def from_linen(
@@ -122,7 +123,7 @@ def from_linen(
 
         def run(inputs: Array, rows: Array) -> Any:
             keys = {"params": jax.random.key(0)}
-            return call("init", keys, inputs, train, rows if masked else None, rows)
+            return call("init", keys, inputs, train, rows if masked else None, rows, mutable=_mutable())
 
         jax.eval_shape(run, *_many(inputs))
 
@@ -136,9 +137,8 @@ def from_linen(
     def init(key: Array, inputs: Array) -> Weights:
         found: list[tuple[str, ...]] = []
         with nn.intercept_methods(_notes_statistics(found)):
-            variables = dict(call("init", {"params": key}, inputs, False, None, None))
-        params = variables.pop("params", {})
-        stats = {kind: tree for kind, tree in variables.items() if kind not in DROPPED}
+            variables = dict(call("init", {"params": key}, inputs, False, None, None, mutable=_mutable()))
+        params, stats = variables.pop("params", {}), variables
         other = {
             kind: ["/".join(path) for path in flatten_dict(tree) if not any(path[: len(p)] == p for p in found)]
             for kind, tree in stats.items()
@@ -157,7 +157,7 @@ def from_linen(
         weights: Weights, inputs: Array, *, train: bool, key: Array | None = None, mask: Array | None = None
     ) -> tuple[Array, PyTree]:
         variables, given = {"params": weights.params, **weights.stats}, mask if takes_mask(inputs) else None
-        mutable: Any = DenyList(("params", *DROPPED)) if train else []
+        mutable = _mutable("params") if train else []
 
         def run(rngs: Mapping[str, Array] | None) -> Any:
             return call("apply", variables, inputs, train, given, mask, rngs=rngs, mutable=mutable)
@@ -206,15 +206,22 @@ def from_nnx(
     def parts(module: nnx.Module) -> tuple[Any, ...]:
         return nnx.split(module, nnx.Param, nnx.BatchStat, nnx.RngState, ...)
 
-    module = nnx.eval_shape(lambda: make(nnx.Rngs(0)))
-    if not isinstance(module, nnx.Module):
-        raise InputError(f"from_nnx needs a function that makes an nnx.Module, got {type(module).__name__}.")
+    def made() -> nnx.Module:
+        module = make(nnx.Rngs(0))
+        if not isinstance(module, nnx.Module):
+            raise InputError(f"from_nnx needs a function that makes an nnx.Module, got {type(module).__name__}.")
+        return module
+
+    module = nnx.eval_shape(made)
     name = type(module).__name__
     _, param_shapes, stat_shapes, random, other = parts(module)
     if jax.tree.leaves(other):
         kinds = sorted({type(leaf).__name__ for _, leaf in nnx.to_flat_state(other)})
         raise InputError(f"{name} must hold Param, BatchStat and RngState only, got {kinds}.")
-    arguments = _arguments("from_nnx", name, _nnx_signature(module, train), train, inverted, mask)
+    signature = _nnx_signature(module, train)
+    arguments = _arguments("from_nnx", name, signature, train, inverted, mask)
+    if any(parameter.name == "rngs" for parameter in signature.parameters) and not jax.tree.leaves(random):
+        arguments = arguments._replace(rngs=True)
     norms = [
         (path, node) for path, node in nnx.iter_graph(module) if isinstance(node, (nnx.BatchNorm, nnx.SpectralNorm))
     ]
@@ -242,6 +249,10 @@ def from_nnx(
         positional, keywords = _placed(arguments, inputs, train, given)
         if arguments.rngs:
             keywords["rngs"] = nnx.Rngs(key)
+        norms_of_call: list[Any] = [node for _, node in nnx.iter_modules(live) if isinstance(node, nnx.BatchNorm)]
+        for node in norms_of_call if train else ():
+            # No two calls are alike, because nnx.jit would compute with the mask of the call before.
+            node.call = next(_CALLS)
         before = _ROWS.set(rows)
         try:
             return live(*positional, **keywords), live
@@ -324,7 +335,7 @@ def _masked_class(kind: type) -> type:
         def __call__(self, inputs: Any, use_running_average: bool | None = None, *, mask: Array | None = None) -> Any:
             average = self.use_running_average if use_running_average is None else use_running_average
             if mask is None and not average:
-                mask = _rows_for(kind.__name__, "the module", inputs, self.axis, _ROWS.get())
+                mask = _rows_for(kind.__name__, "the module", inputs, self.axis, self.axis_name, _ROWS.get())
             return super().__call__(inputs, use_running_average, mask=mask)
 
     return Masked if kind is nnx.BatchNorm else type(kind.__name__, (kind, Masked), {})
@@ -384,7 +395,8 @@ def _completes(name: str, train: bool, rows: Array | None) -> Callable[..., Any]
             average = getattr(layer, "use_running_average", None) if average is None else average
             if not average and given.get("train", True):
                 where = "/".join(layer.path) or name
-                given["mask"] = _rows_for(where, name, next(iter(given.values())), getattr(layer, "axis", -1), rows)
+                axis, mapped = getattr(layer, "axis", -1), getattr(layer, "axis_name", None)
+                given["mask"] = _rows_for(where, name, next(iter(given.values())), axis, mapped, rows)
         return following(*bound.args, **bound.kwargs)
 
     return complete
@@ -402,13 +414,14 @@ def _notes_statistics(paths: list[tuple[str, ...]]) -> Callable[..., Any]:
     return note
 
 
-def _rows_for(layer: str, name: str, inputs: Array, axis: Any, rows: Array | None) -> Array | None:
+def _rows_for(layer: str, name: str, inputs: Array, axis: Any, mapped: str | None, rows: Array | None) -> Array | None:
     """Return the mask of the examples as a BatchNorm layer takes it, of the inputs' number of axes.
 
-    Raises InputError where the first axis of the inputs is not that of the examples.
+    axis: of the features; mapped: the name of a mapped axis, over which the layer averages, too. Raises InputError
+    where the first axis of the inputs is not that of the examples.
     """
     axes = axis if isinstance(axis, (tuple, list)) else (axis,)
-    if rows is None or any(number % inputs.ndim == 0 for number in axes):
+    if rows is None or (mapped is None and any(number % inputs.ndim == 0 for number in axes)):
         return None
     if inputs.shape[0] != rows.shape[0]:
         raise InputError(
@@ -441,6 +454,12 @@ def _with_streams(name: str, run: Callable[..., Any], key: Array | None) -> Any:
             if key is None or not more:
                 raise
             streams.append(more[0])
+
+
+def _mutable(*fixed: str) -> Any:
+    """Return the collections that a call changes: all but those that are fixed and those that Flax drops."""
+    # No two calls are alike, because nn.jit would compute with the mask of the call before.
+    return DenyList((*fixed, *DROPPED, f"call {next(_CALLS)}"))
 
 
 def _key_of(stream: str, key: Array) -> Array:
@@ -480,7 +499,8 @@ def _mask_rule(arguments: Arguments, mask: str | None, trace: Callable[..., None
     @cache
     def accepts(shape: tuple[int, ...], dtype: Any) -> bool:
         inputs = jax.ShapeDtypeStruct(shape, dtype)
-        return _traces(trace, inputs, False, True) or not _traces(trace, inputs, False, False)
+        masked = all(_traces(trace, inputs, train, True) for train in (False, True))
+        return masked or not _traces(trace, inputs, False, False)
 
     def takes_mask(inputs: Array) -> bool:
         return arguments.mask is not None and (mask != "auto" or accepts((1, *inputs.shape[1:]), inputs.dtype))
@@ -525,7 +545,7 @@ def _linen_signature(module: nn.Module) -> _Signature:
     values = {field.name: getattr(layer, field.name, None) for field in dataclasses.fields(layer)}
     if not _is_stock(layer):
         return _Signature(parameters, set(), values if layer is module else {})
-    return _Signature(parameters, {name for name in SWITCHES if values.get(name, 0) is None}, {})
+    return _Signature(parameters, set(SWITCHES) & set(values), {})
 
 
 def _is_stock(layer: Any) -> bool:
@@ -602,7 +622,7 @@ def _arguments(
             f"{name}.__call__ needs {_listed(required)}, and a model is given one array of inputs. "
             + (f"Leave {draws[0]} out and draw with self.make_rng('dropout')." if draws else "")
             + ("" if draws else "Give all but one a default value, or let it take one array and split that; ")
-            + ("" if draws else f'a switch of training is named by {function}(..., train="{required[-1]}").')
+            + ("" if draws else f'a switch of training is named by {_whole(function)}, train="{required[-1]}").')
         )
     first = required[0] if required else next((p.name for p in candidates), None)
     if first is None and not any(p.kind == kinds.VAR_POSITIONAL for p in signature.parameters):
@@ -649,7 +669,7 @@ def _check_switches(
                 f"{_line(function, unset[0], True)} if it is True in evaluation",
             ]
         )
-        lines.append(f"{function}(..., train=None) to leave it as it is")
+        lines.append(f"{_whole(function)}, train=None) to leave it as it is")
         raise InputError(
             f"{name}{'.__call__' * (held == 'takes')} {held} {unset[0]}, which nothing would set. Write "
             f"{', '.join(lines[:-1])}, or {lines[-1]}."
@@ -657,13 +677,17 @@ def _check_switches(
     if starred and switch is None:
         raise InputError(
             f"{name}.__call__ takes **keywords, among which may be a switch of training that nothing would set. Write "
-            f'{function}(..., train="train") or {function}(..., train="deterministic", inverted=True) with its name, '
-            f"or {function}(..., train=None) if there is none."
+            f'{_whole(function)}, train="train") or {_whole(function)}, train="deterministic", inverted=True) with its '
+            f"name, or {_whole(function)}, train=None) if there is none."
         )
 
 
 def _line(function: str, switch: str, inverted: bool) -> str:
-    return f'{function}(..., train="{switch}"{", inverted=True" * inverted})'
+    return f'{_whole(function)}, train="{switch}"{", inverted=True" * inverted})'
+
+
+def _whole(function: str) -> str:
+    return f"{function}({'module' if function == 'from_linen' else 'make'}"
 
 
 def _listed(names: Any) -> str:

@@ -403,3 +403,406 @@ def test_a_switch_that_nobody_would_set_is_refused(name):
     Net.__call__ = space["call"]
     with pytest.raises(InputError, match=f"Net.__call__ takes {name}, which nothing would set. Write .*train=.{name}"):
         from_linen(Net())
+
+
+# Streams
+
+
+class Repeated(nn.Module):
+    """Dropout at every step of time, through nn.scan."""
+
+    stream: str = "dropout"
+
+    @nn.compact
+    def __call__(self, inputs, train=False):
+        class Cell(nn.Module):
+            stream: str
+
+            @nn.compact
+            def __call__(self, carry, step):
+                return carry, nn.Dropout(0.5, deterministic=not train, rng_collection=self.stream)(step)
+
+        split = {"params": False, self.stream: True}
+        cells = nn.scan(Cell, variable_broadcast="params", split_rngs=split, in_axes=1, out_axes=1)
+        return cells(self.stream)(jnp.zeros(()), inputs)[1]
+
+
+def test_dropout_under_scan_draws_the_masks_of_flax():
+    model, inputs = from_linen(Repeated()), jnp.ones((3, 6, 8))
+    outputs, _ = model.apply(Weights({}, {}), inputs, train=True, key=KEY)
+    np.testing.assert_array_equal(outputs, Repeated().apply({}, inputs, train=True, rngs={"dropout": KEY}))
+    assert not np.array_equal(outputs[:, 0], outputs[:, 1])
+
+
+def test_streams_of_any_name_are_split_under_scan():
+    outputs, _ = from_linen(Repeated("noise")).apply(Weights({}, {}), jnp.ones((3, 6, 8)), train=True, key=KEY)
+    assert not np.array_equal(outputs[:, 0], outputs[:, 1])
+
+
+@pytest.mark.parametrize("split", [True, False])
+def test_dropout_under_vmap_is_split_as_the_module_says(split):
+    class Mapped(nn.Module):
+        @nn.compact
+        def __call__(self, inputs, train=False):
+            layer = nn.vmap(nn.Dropout, variable_axes={}, split_rngs={"dropout": split}, in_axes=(1,), out_axes=1)
+            return layer(0.5, deterministic=not train)(inputs)
+
+    outputs, _ = from_linen(Mapped()).apply(Weights({}, {}), jnp.ones((40, 2)), train=True, key=KEY)
+    np.testing.assert_array_equal(outputs, Mapped().apply({}, jnp.ones((40, 2)), train=True, rngs={"dropout": KEY}))
+    assert np.array_equal(outputs[:, 0], outputs[:, 1]) != split
+
+
+def test_two_streams_of_a_module_draw_apart():
+    class Two(nn.Module):
+        @nn.compact
+        def __call__(self, inputs, train=False):
+            names = ("one", "two", "params") if train else ()
+            return jnp.stack([jax.random.normal(self.make_rng(name), (5,)) for name in names]) if train else inputs
+
+    outputs, _ = from_linen(Two()).apply(Weights({}, {}), ROWS, train=True, key=KEY)
+    assert len(np.unique(outputs)) == outputs.size == 15
+
+
+def test_a_stream_that_evaluation_draws_from_is_named():
+    model = from_linen(nn.Sequential([nn.Dropout(0.5, deterministic=False)]))
+    with pytest.raises(InputError, match="Sequential draws from the stream 'dropout' where no key is given"):
+        model.apply(Weights({}, {}), ROWS, train=False)
+
+
+class Stacked(nnx.Module):
+    """Three layers of dropout, made by nnx.vmap and all given the same inputs."""
+
+    def __init__(self, rngs):
+        @nnx.split_rngs(splits=3)
+        @nnx.vmap(in_axes=0, out_axes=0)
+        def make(rngs):
+            return nnx.Dropout(0.5, rngs=rngs)
+
+        self.layers = make(rngs)
+
+    def __call__(self, inputs):
+        return nnx.vmap(lambda layer, inputs: layer(inputs), in_axes=(0, None))(self.layers, inputs)
+
+
+def test_stacked_nnx_layers_draw_apart_and_anew():
+    model = from_nnx(lambda rngs: Stacked(rngs))
+    draws = [model.apply(Weights({}, {}), jnp.ones((9, 9)), train=True, key=jax.random.key(n))[0] for n in (1, 1, 2)]
+    np.testing.assert_array_equal(draws[0], draws[1])
+    masks = [*draws[0], *draws[2]]
+    assert all(not np.array_equal(a, b) for i, a in enumerate(masks) for b in masks[:i])
+    np.testing.assert_array_equal(model.apply(Weights({}, {}), ROWS, train=False)[0], [ROWS] * 3)
+
+
+# The switch of training
+
+
+def with_call(parameters, switch="False"):
+    """A module whose `__call__` has these parameters and drops where `switch` is true."""
+    text = f"def call(self, {parameters}): return nn.Dropout(0.5, deterministic=not ({switch}))(x)"
+    exec(text, {"nn": nn}, space := {})
+    return type("Net", (nn.Module,), {"__call__": nn.compact(space["call"])})()
+
+
+def drops(model):
+    """Whether a model drops in training, and whether it does in evaluation."""
+    inputs = jnp.ones((8, 8))
+    return tuple(
+        bool((model.apply(Weights({}, {}), inputs, train=train, key=KEY)[0] != inputs).any()) for train in (True, False)
+    )
+
+
+@pytest.mark.parametrize(
+    "parameters, switch, options",
+    [
+        ("x, *, train", "train", {}),
+        ("*, x, train", "train", {}),
+        ("train, x", "train", {}),
+        ("x, train=False, features: bool = False", "train", {}),
+        ("x, is_train=False", "is_train", {"train": "is_train"}),
+        ("x, inference=True", "not inference", {"train": "inference", "inverted": True}),
+        ("x, flag: bool = True", "not flag", {"train": "flag", "inverted": True}),
+        ("x, **keywords", "keywords['enable']", {"train": "enable"}),
+    ],
+)
+def test_a_switch_of_any_name_is_set(parameters, switch, options):
+    assert drops(from_linen(with_call(parameters, switch), **options)) == (True, False)
+
+
+@pytest.mark.parametrize(
+    "parameters, line",
+    [
+        ("x, is_train=False", 'takes is_train, .* from_linen(module, train="is_train")'),
+        ("x, *, enable_dropout: bool", 'takes enable_dropout, .* from_linen(module, train="enable_dropout")'),
+        ("x, inference=True", 'from_linen(module, train="inference", inverted=True)'),
+        ("x, deterministic: bool | None = None", 'from_linen(module, train="deterministic", inverted=True)'),
+        ("x, flag: 'bool' = 1", 'from_linen(module, train="flag", inverted=True) if it is True in evaluation'),
+        ("x, **keywords", "takes **keywords, .* from_linen(module, train=None) if there is none"),
+        ("x, train, deterministic=True", "takes train and deterministic, and from_linen sets one of them"),
+        ("x, y", "needs x, y, and a model is given one array of inputs"),
+        ("x, rngs", "Leave rngs out and draw with self.make_rng"),
+    ],
+)
+def test_an_argument_that_nothing_would_set_is_refused_with_the_line_to_write(parameters, line):
+    with pytest.raises(InputError) as caught:
+        from_linen(with_call(parameters))
+    assert all(part in str(caught.value) for part in line.split(" .* "))
+
+
+def test_a_switch_that_points_the_other_way_is_refused():
+    with pytest.raises(InputError, match=r"deterministic is True in evaluation. Write .*inverted=True"):
+        from_linen(with_call("x, deterministic=True"), train="deterministic")
+    with pytest.raises(InputError, match=r"does not take flagg, which train= names. It takes x, flag."):
+        from_linen(with_call("x, flag=True"), train="flagg")
+
+
+@pytest.mark.parametrize("given", [nn.Dense, lambda inputs: inputs, 3])
+def test_what_is_no_linen_module_is_refused(given):
+    with pytest.raises(InputError, match=r"from_linen needs an instance of a flax.linen.Module"):
+        from_linen(given)
+
+
+class Field(nn.Module):
+    train: bool = False
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dropout(0.5, deterministic=not self.train)(x)
+
+
+class Deterministic(nn.Module):
+    deterministic: bool = True
+
+    def __call__(self, x):
+        return nn.Dropout(0.5, parent=None).apply({}, x, self.deterministic, self.make_rng("dropout"))
+
+
+def test_a_switch_may_be_a_field_of_the_module():
+    assert drops(from_linen(Field())) == (True, False)
+    with pytest.raises(InputError, match=r'holds deterministic, .*train="deterministic", inverted=True'):
+        from_linen(Deterministic())
+    assert drops(from_linen(Deterministic(), train="deterministic", inverted=True)) == (True, False)
+
+
+def test_layers_of_flax_without_a_switch_follow_the_training_mode():
+    model = from_linen(nn.Sequential([nn.Dropout(0.5), nn.BatchNorm(), nn.relu]))
+    weights = model.init(KEY, ROWS)
+    _, stats = model.apply(weights, ROWS, train=True, key=KEY)
+    assert not np.array_equal(stats["batch_stats"]["layers_1"]["mean"], np.zeros(3))
+    with pytest.raises(InputError, match=r"nn.Sequential hands train to none but its first layer"):
+        from_linen(nn.Sequential([nn.Dense(3), Noisy()]))
+
+
+def test_a_module_under_remat_gets_a_constant_switch():
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x, train: bool = False):
+            return nn.Dropout(0.5, deterministic=not train)(x)
+
+    assert drops(from_linen(nn.remat(Net, static_argnums=(2,))())) == (True, False)
+
+
+class NnxSwitch(nnx.Module):
+    def __init__(self, rngs):
+        self.drop, self.is_train = nnx.Dropout(0.5, rngs=rngs), False
+
+    def __call__(self, inputs):
+        return self.drop(inputs) if self.is_train else inputs
+
+
+class NnxArgument(NnxSwitch):
+    def __call__(self, inputs, enable: bool = False):
+        return self.drop(inputs) if enable else inputs
+
+
+class NnxStreams(nnx.Module):
+    def __call__(self, inputs, rngs):
+        return nnx.Dropout(0.5, deterministic=False)(inputs, rngs=rngs)
+
+
+@pytest.mark.parametrize("kind, name", [(NnxSwitch, "is_train"), (NnxArgument, "enable")])
+def test_a_switch_of_an_nnx_module_is_set_or_refused(kind, name):
+    assert drops(from_nnx(lambda rngs: kind(rngs), train=name)) == (True, False)
+    with pytest.raises(InputError, match=f'{name}, which nothing would set. Write from_nnx.make, train="{name}"'):
+        from_nnx(lambda rngs: kind(rngs))
+
+
+def test_an_nnx_module_that_takes_streams_in_its_call_gets_them():
+    model = from_nnx(lambda rngs: NnxStreams())
+    one, two = (model.apply(Weights({}, {}), ROWS, train=True, key=jax.random.key(n))[0] for n in (1, 2))
+    assert not np.array_equal(one, two)
+
+
+def test_what_makes_no_nnx_module_is_refused():
+    with pytest.raises(InputError, match="from_nnx needs a function that makes a module, got OneDropout"):
+        from_nnx(OneDropout(nnx.Rngs(0)))
+    with pytest.raises(InputError, match=r"from_nnx needs a function that makes an nnx.Module, got Dense"):
+        from_nnx(lambda rngs: nn.Dense(3))
+
+
+# Masks and statistics
+
+
+def with_norm(norm):
+    """A module that puts its inputs through `norm(inputs, train)`."""
+
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, inputs, train: bool = False):
+            return norm(inputs, train)
+
+    return Net
+
+
+def plain(inputs, train):
+    return nn.BatchNorm(use_running_average=not train)(inputs)
+
+
+def over_features(inputs, train):
+    kind = nn.vmap(
+        nn.BatchNorm, in_axes=2, out_axes=2, variable_axes={"params": 0, "batch_stats": 0}, split_rngs={"params": True}
+    )
+    return kind(use_running_average=not train)(jnp.stack([inputs, inputs**2], 2))
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        with_norm(plain)(),
+        nn.remat(with_norm(plain), static_argnums=(2,))(),
+        nn.jit(with_norm(plain), static_argnums=(2,))(),
+        with_norm(over_features)(),
+    ],
+    ids=["plain", "remat", "jit", "vmap over features"],
+)
+def test_every_call_leaves_out_the_padding_of_its_own_mask(module):
+    model = from_linen(module)
+    weights = model.init(KEY, ROWS)
+    for real in (5, 8):
+        outputs, stats = model.apply(weights, ROWS, train=True, mask=jnp.arange(12) < real)
+        direct, alone = module.apply(
+            {"params": weights.params, **weights.stats}, ROWS[:real], True, mutable=["batch_stats"]
+        )
+        np.testing.assert_allclose(outputs[:real], direct, rtol=1e-4, atol=1e-5)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), stats, dict(alone))
+
+
+def over_examples(inputs, train):
+    kind = nn.vmap(
+        nn.BatchNorm,
+        axis_name="batch",
+        variable_axes={"params": None, "batch_stats": None},
+        split_rngs={"params": False},
+    )
+    return kind(use_running_average=not train, axis_name="batch")(inputs)
+
+
+def flattened(inputs, train):
+    return plain(inputs.reshape(-1, 1), train).reshape(inputs.shape)
+
+
+@pytest.mark.parametrize("norm", [over_examples, flattened])
+def test_statistics_over_other_axes_than_the_first_are_refused(norm):
+    with pytest.raises(InputError, match="normalizes inputs whose first axis is not that of the examples"):
+        from_linen(with_norm(norm)()).init(KEY, ROWS)
+
+
+def test_statistics_of_another_kind_without_a_mask_are_refused_by_name():
+    class Centered(nn.Module):
+        @nn.compact
+        def __call__(self, inputs, train=False):
+            mean = self.variable("batch_stats", "mean", jnp.zeros, 3)
+            if train:
+                mean.value = 0.9 * mean.value + 0.1 * inputs.mean(0)
+            return inputs - mean.value[None]
+
+    with pytest.raises(InputError, match=r"Centered has moving statistics but takes no mask, .* in batch_stats/mean"):
+        from_linen(Centered()).init(KEY, ROWS)
+
+
+def test_statistics_of_the_parameters_need_no_mask():
+    def spectral(inputs, train):
+        return nn.SpectralNorm(nn.Dense(1))(inputs, update_stats=train)
+
+    rows = examples(ROWS, ROWS[:, :1])
+    result = fit(
+        from_linen(with_norm(spectral)()), Objective(squared_error), optax.sgd(0.01), rows, epochs=1, batch_size=4
+    )
+    assert np.isfinite(result.history["loss"]).all()
+
+
+class Attention(nn.Module):
+    """Takes a mask of its own, (B, T)."""
+
+    @nn.compact
+    def __call__(self, inputs, mask=None):
+        allowed = None if mask is None else nn.make_attention_mask(mask, mask)
+        return nn.MultiHeadDotProductAttention(2, qkv_features=4)(inputs[:, :, None], mask=allowed)[:, 0]
+
+
+def test_a_mask_of_another_meaning_is_left_alone():
+    model = from_linen(Attention())
+    weights = model.init(KEY, ROWS)
+    # Three examples of three steps: their shapes alone would allow the mask.
+    outputs, _ = model.apply(weights, ROWS[:3], train=True, mask=jnp.array([True, True, False]))
+    np.testing.assert_array_equal(outputs, Attention().apply({"params": weights.params}, ROWS[:3]))
+
+
+class InBatch(nn.Module):
+    """Compares every example with the others of the batch."""
+
+    def __call__(self, inputs, mask=None):
+        mask = jnp.ones(len(inputs), bool) if mask is None else mask
+        return inputs - inputs.mean(0, where=mask[:, None])
+
+
+def test_the_mask_of_the_examples_is_given_by_default_by_name_or_never():
+    for option, real in (("auto", 8), ("mask", 8), (None, 12)):
+        model = from_linen(InBatch(), mask=option)
+        outputs, _ = model.apply(Weights({}, {}), ROWS, train=True, mask=jnp.arange(12) < 8)
+        np.testing.assert_allclose(outputs, ROWS - ROWS[:real].mean(0), rtol=1e-5, atol=1e-6)
+    with pytest.raises(InputError, match="does not take rows, which mask= names"):
+        from_linen(InBatch(), mask="rows")
+
+
+# Sown values
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("summed", [False, True])
+def test_sown_losses_are_refused_by_their_name(late, summed):
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, inputs, train=False, mask=None):
+            options = {"init_fn": lambda: 0.0, "reduce_fn": jnp.add} if summed else {}
+            if train or not late:
+                self.sow("losses", "l2", (inputs**2).mean(), **options)
+            return nn.Dense(1)(inputs)
+
+    rows = examples(ROWS, ROWS[:, :1])
+    with pytest.raises(InputError, match="Net sows values into 'losses', which is not added to the loss"):
+        fit(from_linen(Net()), Objective(squared_error), optax.sgd(0.01), rows, epochs=1, batch_size=4)
+
+
+def test_intermediates_and_perturbations_are_dropped():
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, inputs):
+            self.sow("intermediates", "inputs", inputs)
+            return nn.Dense(1)(self.perturb("inputs", inputs))
+
+    model = from_linen(Net())
+    weights = model.init(KEY, ROWS)
+    assert weights.stats == model.apply(weights, ROWS[:5], train=True)[1] == {}
+
+
+def test_sown_values_of_an_nnx_module_are_refused_by_their_kind():
+    class Penalty(nnx.Variable):
+        pass
+
+    class Net(nnx.Module):
+        def __call__(self, inputs):
+            self.penalty = Penalty((inputs**2).mean())
+            return inputs
+
+    with pytest.raises(InputError, match="Net sows values into 'Penalty'"):
+        from_nnx(lambda rngs: Net()).apply(Weights({}, {}), ROWS, train=True)
