@@ -7,10 +7,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
-from jaxdl.data import precision
+from jaxdl.data import as_rows, precision
 from jaxdl.errors import InputError
 from jaxdl.passes import evaluate, predict
 from jaxdl.programs import program
@@ -36,7 +35,8 @@ def predict_mean(model: Model, weights: Weights, inputs: Any, *, batch_size: int
     >>> predict_mean(model, weights, inputs).spread.shape
     (5, 2)
     """
-    _check_many("predict_mean", "predict", model, weights, np.asarray(inputs[:1]))
+    inputs = inputs if isinstance(inputs, jax.Array) else as_rows("inputs", inputs)
+    _check_many("predict_mean", "predict", model, weights, inputs[:1])
     count = jax.tree.leaves(weights)[0].shape[0]
     mean: Any = jnp.float32(0)
     squares: Any = jnp.float32(0)

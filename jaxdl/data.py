@@ -269,13 +269,13 @@ def fit_scaling(inputs: Any) -> Scaling:
     """The scaling of (N, F) inputs: give it training rows only, or the other sets leak into training.
 
     Means and deviations (ddof 0) are taken in float64 in two passes, which a column of mean 100 and deviation 1e-3
-    needs.
+    needs. Raises InputError for masked values and for what is no number.
 
     >>> scaling = fit_scaling(np.array([[1.0, 5.0], [3.0, 5.0]]))
     >>> scaling.mean.tolist(), scaling.spread.tolist()
     ([2.0, 5.0], [1.0, 1.0])
     """
-    table = np.asarray(inputs, np.float64)
+    table = as_numbers("inputs", inputs)[0].astype(np.float64)
     mean = table.mean(0)
     spread = np.sqrt(((table - mean) ** 2).mean(0))
     # Rounding leaves a constant column with a spread of a few units in the last place.
@@ -290,7 +290,7 @@ def standardise(inputs: Any, scaling: Scaling) -> np.ndarray:
     >>> standardise(table, fit_scaling(table)).tolist()
     [[-1.0], [1.0]]
     """
-    table = np.asarray(inputs)
+    table, _ = as_numbers("inputs", inputs)
     return ((table.astype(np.float64) - scaling.mean) / scaling.spread).astype(precision(table.dtype))
 
 
@@ -300,5 +300,5 @@ def unstandardise(standardised: Any, scaling: Scaling) -> np.ndarray:
     >>> unstandardise([[-1.0], [1.0]], Scaling(np.array([2.0]), np.array([1.0]))).tolist()
     [[1.0], [3.0]]
     """
-    table = np.asarray(standardised)
+    table, _ = as_numbers("standardised", standardised)
     return (table.astype(np.float64) * scaling.spread + scaling.mean).astype(precision(table.dtype))

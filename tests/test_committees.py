@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 import pytest
 
 from jaxdl import objectives as o
@@ -91,3 +92,13 @@ def test_inputs_may_be_lists():
     model, rows, _ = COMMITTEES["mlp"]
     weights = jax.vmap(lambda key: model.init(key, rows.inputs))(jax.random.split(jax.random.key(0), 2))
     assert predict_mean(model, weights, INPUTS.tolist()).mean.shape == (45, 1)
+
+
+def test_tables_are_predicted_from_as_arrays_are_and_masked_values_are_refused():
+    table = pd.DataFrame(INPUTS, columns=list("abcde")).assign(a=INPUTS[:, 0] > 0)
+    model = mlp((3,))
+    weights = jax.vmap(lambda key: model.init(key, INPUTS))(jax.random.split(jax.random.key(0), 2))
+    plain = np.hstack([INPUTS[:, :1] > 0, INPUTS[:, 1:]]).astype(np.float32)
+    np.testing.assert_array_equal(predict_mean(model, weights, table).mean, predict_mean(model, weights, plain).mean)
+    with pytest.raises(InputError, match="inputs must hold a number everywhere"):
+        predict_mean(model, weights, np.ma.masked_greater(INPUTS, 1))

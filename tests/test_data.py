@@ -243,3 +243,15 @@ def test_masked_values_are_refused_and_arrays_with_no_value_masked_are_taken(nam
 def test_what_is_no_array_of_numbers_is_refused(inputs, message):
     with pytest.raises(InputError, match=message):
         examples(inputs, COUNT)
+
+
+def test_scaling_reads_what_examples_reads_and_refuses_masked_values():
+    table = pd.DataFrame({"warm": NUMBERS[:, 0] > 0, "wind": pd.array(COUNT, dtype="Int64")})
+    plain = np.stack([NUMBERS[:, 0] > 0, COUNT], 1).astype(float)
+    np.testing.assert_allclose(
+        standardise(table, fit_scaling(table)), StandardScaler().fit_transform(plain), rtol=1e-5, atol=1e-6
+    )
+    hidden = np.ma.masked_equal(plain, 5)
+    for scale in (fit_scaling, lambda inputs: standardise(inputs, fit_scaling(plain))):
+        with pytest.raises(InputError, match="inputs must hold a number everywhere, got 1 masked values"):
+            scale(hidden)
