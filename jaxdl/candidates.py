@@ -9,12 +9,14 @@ from typing import Any
 
 import numpy as np
 
+from jaxdl.arguments import explain_calls, number, whole_number
 from jaxdl.errors import InputError
 
 Candidate = dict[str, Any]
 Draw = Callable[[np.random.Generator], Any]
 
 
+@explain_calls
 def grid(**values: Iterable[Any]) -> list[Candidate]:
     """Every combination of the values, the last name changing fastest.
 
@@ -42,8 +44,7 @@ def random(count: int, seed: int = 0, **draws: Draw) -> list[Candidate]:
     >>> random(2, dropout=uniform(0.0, 0.5), hidden=choice((10, 5), (3, 3)))[1]
     {'dropout': 0.020..., 'hidden': (10, 5)}
     """
-    if count < 1:
-        raise InputError(f"count must be at least 1, got {count}.")
+    count = whole_number("count", count, 1)
     for name, draw in draws.items():
         if not callable(draw):
             raise InputError(f"{name} must be a draw, such as uniform(0.0, 0.5), got {draw!r}.")
@@ -57,7 +58,7 @@ def uniform(low: float, high: float) -> Draw:
     >>> 1 <= uniform(1.0, 2.0)(np.random.default_rng(0)) <= 2
     True
     """
-    if not -math.inf < low <= high < math.inf:
+    if not -math.inf < number("low", low) <= number("high", high) < math.inf:
         raise InputError(f"uniform needs low <= high, both finite, got {low} and {high}.")
     return lambda generator: float(generator.uniform(low, high))
 
@@ -70,7 +71,7 @@ def log_uniform(low: float, high: float) -> Draw:
     >>> 1e-4 <= log_uniform(1e-4, 1e-1)(np.random.default_rng(0)) <= 1e-1
     True
     """
-    if not 0 < low <= high < math.inf:
+    if not 0 < number("low", low) <= number("high", high) < math.inf:
         raise InputError(f"log_uniform needs 0 < low <= high, both finite, got {low} and {high}.")
     # Rounding may pass an end.
     return lambda generator: float(min(max(low, math.exp(generator.uniform(math.log(low), math.log(high)))), high))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from jaxdl.arguments import given_as
 from jaxdl.errors import InputError
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def plain(title: str) -> str:
     return title.encode("utf-8", "replace").decode().replace("$", r"\$")
 
 
-def save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, path: str | Path) -> None:
     """Writes a Figure, whole or not at all, in the format that the end of the file's name asks for: .png or .pdf, say.
 
     Raises InputError for an end that is no such format, and where the file cannot be written.
@@ -52,6 +53,9 @@ def save(figure: Figure, path: Path) -> None:
     ...     Path(folder, "a.png").read_bytes()[1:4]
     b'PNG'
     """
+    if not hasattr(figure, "savefig"):
+        raise InputError(f"save needs a Figure and a path, got {given_as(figure)}. Use save(figure, path).")
+    path = Path(path).expanduser()
     known = sorted(figure.canvas.get_supported_filetypes())
     if path.suffix[1:].lower() not in known:
         raise InputError(f"a figure's file must end in .{', .'.join(known)}, got {path}. Use {path.stem}.png, say.")

@@ -9,8 +9,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxdl.arguments import check_examples, check_model, check_weights, explain_calls
 from jaxdl.data import as_rows, precision
 from jaxdl.errors import InputError
+from jaxdl.objectives import check_labels, check_objective
 from jaxdl.passes import evaluate, predict
 from jaxdl.programs import program
 from jaxdl.types import Array, Examples, Model, Objective, Weights
@@ -23,6 +25,7 @@ class Mean(NamedTuple):
     spread: Array  # (N, ...), the standard deviation over members, which divides by their number
 
 
+@explain_calls
 def predict_mean(model: Model, weights: Weights, inputs: Any, *, batch_size: int | None = None) -> Mean:
     """Mean and spread of the outputs of many networks for (N, ...) inputs; the leaves of the weights are (M, ...).
 
@@ -51,7 +54,7 @@ def predict_mean(model: Model, weights: Weights, inputs: Any, *, batch_size: int
     return Mean(mean, jnp.sqrt(squares / count))
 
 
-@partial(program, static_argnames=("model", "objective", "batch_size"))
+@explain_calls
 def evaluate_members(
     model: Model, objective: Objective, weights: Weights, rows_of: Examples, *, batch_size: int | None = None
 ) -> dict[str, Array]:
@@ -66,11 +69,23 @@ def evaluate_members(
     >>> evaluate_members(model, Objective(objectives.squared_error), weights, rows)["loss"].shape
     (4,)
     """
+    objective = check_objective(objective)
+    check_examples("rows_of", rows_of)
     _check_many("evaluate_members", "evaluate", model, weights, rows_of.inputs[:1])
+    check_labels(model, objective, rows_of)
+    return _evaluate_members(model, objective, weights, rows_of, batch_size=batch_size)
+
+
+@partial(program, static_argnames=("model", "objective", "batch_size"))
+def _evaluate_members(
+    model: Model, objective: Objective, weights: Weights, rows_of: Examples, *, batch_size: int | None
+) -> dict[str, Array]:
     return lax.map(lambda one: evaluate(model, objective, one, rows_of, batch_size=batch_size), weights)
 
 
 def _check_many(name: str, of_one: str, model: Model, weights: Weights, inputs: Any) -> None:
+    check_model(model)
+    check_weights(weights)
     alone = jax.eval_shape(model.init, jax.random.key(0), inputs)
     if [jnp.ndim(leaf) for leaf in jax.tree.leaves(weights)] == [leaf.ndim for leaf in jax.tree.leaves(alone)]:
         raise InputError(

@@ -11,10 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxdl.arguments import explain_calls, given_as, number, whole_number
 from jaxdl.errors import InputError
 from jaxdl.types import Examples
 
 
+@explain_calls
 def examples(inputs: Any, targets: Any, weights: Any = None) -> Examples:
     """Aligned rows, checked: `inputs` (N, ...), `targets` (N, ...), `weights` (N,) of ones unless given.
 
@@ -33,9 +35,16 @@ def examples(inputs: Any, targets: Any, weights: Any = None) -> Examples:
     weights = weights.astype(precision(weights.dtype), copy=False)
     for name, array in (("targets", targets), ("weights", weights)):
         if len(array) != len(inputs):
-            several = isinstance(given, list | tuple) and all(np.ndim(each) > 1 for each in given)
-            hint = f" Inputs must be one array, not a {type(given).__name__} of several: concatenate them." * several
-            raise InputError(f"{name} must have one row for each of the {len(inputs)} inputs, got {len(array)}.{hint}")
+            advice = ""
+            if isinstance(given, list | tuple) and all(np.ndim(each) > 1 for each in given):
+                advice = f" Inputs must be one array, not a {type(given).__name__} of several: concatenate them."
+            elif array.shape[-1] == len(inputs):
+                advice = f" Their shape is {array.shape}: use {name}.T where they are transposed."
+            elif inputs.shape[-1] == len(array):
+                advice = f" The inputs' shape is {inputs.shape}: use inputs.T where they are transposed."
+            raise InputError(
+                f"{name} must have one row for each of the {len(inputs)} inputs, got {len(array)}.{advice}"
+            )
     if weights.ndim != 1 or (weights < 0).any() or not weights.any():
         raise InputError("weights must be a row of numbers >= 0, not all 0. Use 1 for a real row and 0 for padding.")
     return Examples(inputs, targets, weights)
@@ -238,6 +247,7 @@ def pad(rows_of: Examples, multiple: int) -> Examples:
     return padded._replace(weights=weights)
 
 
+@explain_calls
 def split(count: int, fraction: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Rows (kept, held out) of `count`, shuffled: the two sets of scikit-learn's `train_test_split`, row for row.
 
@@ -248,6 +258,13 @@ def split(count: int, fraction: float, seed: int = 0) -> tuple[np.ndarray, np.nd
     >>> kept.tolist(), held_out.tolist()
     ([9, 1, 6, 7, 3, 0, 5], [2, 8, 4])
     """
+    if getattr(count, "ndim", 0) or (not isinstance(count, bool) and not hasattr(type(count), "__index__")):
+        counted = "len(rows.weights)" if isinstance(count, Examples) else "len(rows)"
+        raise InputError(f"count must be the number of rows, got {given_as(count)}. Use split({counted}, 0.3), say.")
+    count, seed = whole_number("count", count, 1), whole_number("seed", seed, 0, 2**32 - 1)
+    if not 0 < number("fraction", fraction) < 1:
+        advice = f"Use {fraction / 100:g}." if 1 < fraction < 100 else "Use 0.3, say."
+        raise InputError(f"split needs a fraction between 0 and 1, got fraction={fraction}. {advice}")
     held = math.ceil(fraction * count)
     if not 0 < held < count:
         raise InputError(

@@ -9,6 +9,14 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import jax
 import optax
 
+from jaxdl.arguments import (
+    check_callbacks,
+    check_choice,
+    check_platform,
+    check_weights,
+    explain_calls,
+    whole_number,
+)
 from jaxdl.beginnings import begin, resume
 from jaxdl.chunks import Chunk
 from jaxdl.errors import InputError
@@ -53,6 +61,7 @@ class Fit(NamedTuple):
         return int(self.progress.stopping.best_epoch)
 
 
+@explain_calls
 def fit(
     model: Model,
     objective: Objective,
@@ -102,15 +111,16 @@ def fit(
     >>> run.reason, bool(run.history["rmse"].iloc[-1] < 0.1)
     ('epochs', True)
     """
-    if epochs < 1:
-        raise InputError(f"epochs must be at least 1, got {epochs}.")
-    if on_nan not in ("stop", "continue"):
-        raise InputError(f'on_nan must be "stop" or "continue", got "{on_nan}".')
-    if seed is not None:
-        check_seed(seed)
+    epochs = whole_number("epochs", epochs, 1)
+    seed = None if seed is None else check_seed(seed)
+    check_choice("on_nan", on_nan, ("stop", "continue"))
+    observers = check_callbacks(observers)
+    if weights is not None:
+        check_weights(weights)
     if progress is not None and (seed is not None or weights is not None):
         name = "weights" if seed is None else f"seed={seed}"
         raise InputError(f"{name} has no effect beside progress, which holds the weights and the keys. Leave one out.")
+    check_platform()
     plan = make_plan(model, objective, optimiser, batch_size=batch_size, stop=stop, plateau=plateau, average=average)
     last = epochs
     if progress is None:
@@ -134,12 +144,12 @@ def fit(
         ended = "interrupted"
     except NotFiniteError as error:
         progress, ended = error.args[0].progress, "not-finite"
-        warnings.warn(f"the run stopped: {error}.", RuntimeWarning, stacklevel=2)
+        warnings.warn(f"the run stopped: {error}.", RuntimeWarning, stacklevel=3)
     final = best = shown_weights(progress.state)
     if int(progress.stopping.best_epoch):
         best = progress.best
     elif int(progress.epoch):
-        warnings.warn(without_best(plan, validation), RuntimeWarning, stacklevel=2)
+        warnings.warn(without_best(plan, validation), RuntimeWarning, stacklevel=3)
     return Fit(history, best, final, ended or reason(progress), progress)
 
 
@@ -157,13 +167,13 @@ def without_best(plan: Plan, validation: Examples | None, which: str = "the run"
     )
 
 
-def check_seed(seed: int) -> None:
-    """Raises InputError for a seed that is not from 0 to 2**32 - 1: beyond, different seeds would draw the same.
+def check_seed(seed: int) -> int:
+    """Return a seed from 0 to 2**32 - 1. Raises InputError beyond, where different seeds would draw the same.
 
     >>> check_seed(7)
+    7
     """
-    if not 0 <= seed < 2**32:
-        raise InputError(f"seed must be from 0 to {2**32 - 1}, got {seed}.")
+    return whole_number("seed", seed, 0, 2**32 - 1)
 
 
 def reason(progress: Progress) -> str:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxdl.arguments import number
 from jaxdl.convolutions import NUMBERS, add_bias, convolve
 from jaxdl.data import precision
 from jaxdl.errors import InputError
@@ -80,7 +81,7 @@ def check_rate(rate: float | Array) -> None:
 
     >>> check_rate(0.5)
     """
-    if not is_traced(rate) and not 0 <= np.float32(rate) < 1:
+    if not is_traced(rate) and not 0 <= np.float32(number("dropout", rate)) < 1:
         raise InputError(f"dropout must be a rate from 0 to below 1, got {rate}.")
 
 

@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from jaxdl.adapters import from_linen
+from jaxdl.arguments import check_choice, explain_calls, number, sizes, whole_number
 from jaxdl.data import precision
 from jaxdl.errors import InputError
 from jaxdl.layers import BatchNorm, Conv, Dropout, Flatten, MaxPool, check_rate
@@ -57,6 +58,7 @@ class MLP(nn.Module):
         return dense(self.outputs)(hidden).astype(kept)
 
 
+@explain_calls
 def mlp(
     widths: Sequence[int],
     *,
@@ -80,14 +82,13 @@ def mlp(
     >>> sum(leaf.size for leaf in jax.tree.leaves(weights))
     14457
     """
-    if any(width < 1 for width in (*widths, outputs)):
-        raise InputError(f"widths must be at least 1, got {tuple(widths)} and outputs={outputs}.")
+    widths, outputs = sizes("widths", widths), whole_number("outputs", outputs, 1)
     check_rate(dropout)
-    if not is_traced(init_scale) and not 0 < init_scale < math.inf:
+    if not is_traced(init_scale) and not 0 < number("init_scale", init_scale) < math.inf:
         raise InputError(f"init_scale must be a positive number, got {init_scale}. Use 1.0 for Keras's initial values.")
     # Glorot uniform, where the scale is 1.
     kernels = nn.initializers.variance_scaling(init_scale**2, "fan_avg", "uniform")
-    net = MLP(tuple(widths), outputs, input_norm, dropout, jnp.dtype(dtype), kernels)
+    net = MLP(widths, outputs, input_norm, dropout, jnp.dtype(dtype), kernels)
     return from_linen(net, mask="mask")
 
 
@@ -138,6 +139,7 @@ def unit_range(images: Array, dtype: Any = jnp.float32) -> Array:
     return images.astype(dtype) / 255 if images.dtype == jnp.uint8 else images.astype(dtype)
 
 
+@explain_calls
 def convnet(
     filters: Sequence[int],
     *,
@@ -162,15 +164,11 @@ def convnet(
     >>> sum(leaf.size for leaf in jax.tree.leaves(weights))
     415960
     """
-    if any(size < 1 for size in (*filters, *widths, outputs, kernel)):
-        raise InputError(
-            f"filters, widths, outputs and kernel must be at least 1, got {tuple(filters)}, {tuple(widths)}, {outputs} "
-            f"and {kernel}."
-        )
+    filters, widths = sizes("filters", filters), sizes("widths", widths)
+    outputs, kernel = whole_number("outputs", outputs, 1), whole_number("kernel", kernel, 1)
     check_rate(dropout)
-    if padding not in ("VALID", "SAME"):
-        raise InputError(f"padding must be VALID or SAME, got {padding!r}.")
-    net = ConvNet(tuple(filters), tuple(widths), outputs, kernel, padding, pool, dropout, jnp.dtype(dtype))
+    check_choice("padding", padding, ("VALID", "SAME"))
+    net = ConvNet(filters, widths, outputs, kernel, padding, pool, dropout, jnp.dtype(dtype))
     return from_linen(net)
 
 
@@ -207,6 +205,7 @@ class ResidualNet(nn.Module):
         return nn.Dense(self.outputs, dtype=self.dtype, param_dtype=kept)(features).astype(kept)
 
 
+@explain_calls
 def residual_net(width: int = 64, *, outputs: int = 10, dtype: Any = jnp.float32) -> Model:
     """A ResidualNet as a Model of (B, H, W, C) images of at least 8 x 8, uint8 or float: logits of classes.
 
@@ -218,8 +217,7 @@ def residual_net(width: int = 64, *, outputs: int = 10, dtype: Any = jnp.float32
     >>> weights.params["Dense_0"]["kernel"].shape
     (64, 10)
     """
-    if width < 1 or outputs < 1:
-        raise InputError(f"width and outputs must be at least 1, got {width} and {outputs}.")
+    width, outputs = whole_number("width", width, 1), whole_number("outputs", outputs, 1)
     return from_linen(ResidualNet(width, outputs, jnp.dtype(dtype)), mask="mask")
 
 

@@ -6,6 +6,7 @@ rows' weights, added over batches, and finished once: batch sizes, padding and d
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -15,12 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxdl.arguments import check_kinds
 from jaxdl.data import precision
 from jaxdl.errors import InputError
 from jaxdl.programs import is_traced
-from jaxdl.types import Array, Examples, Metric, Mode, Objective, PyTree, Sums
+from jaxdl.types import Array, Examples, Metric, Mode, Model, Objective, PyTree, Sums
 
 LOSS = "loss"
+RESERVED = {LOSS, "epoch", "learning_rate", "seconds"}
 
 
 class Moments(NamedTuple):
@@ -89,9 +92,16 @@ def same_shape(name: str, outputs: Array, targets: Array) -> tuple[Array, Array]
 
 def _labels(name: str, outputs: Array, targets: Array) -> tuple[Array, Array]:
     if targets.shape != outputs.shape[:1] or outputs.ndim != 2 or not jnp.issubdtype(targets.dtype, jnp.integer):
+        advice = "Encode each target as the number of its class, from 0."
+        if targets.ndim == 2 and targets.shape[1] == 1:
+            advice = "Use targets[:, 0] as whole numbers, from 0."
+        elif targets.ndim == 2 and targets.shape == outputs.shape:
+            advice = "Where the targets are one-hot, use targets.argmax(1)."
+        elif targets.shape == outputs.shape[:1] and outputs.ndim == 2:
+            advice = 'Use targets.astype("int32"), where they are the numbers of classes, from 0.'
         raise InputError(
             f"{name} needs outputs (rows, classes) and integer labels (rows,), got outputs {outputs.shape} and targets "
-            f"{targets.shape} of {targets.dtype}. Encode each target as the number of its class, from 0."
+            f"{targets.shape} of {targets.dtype}. {advice}"
         )
     return outputs.astype(precision(outputs.dtype)), targets
 
@@ -170,6 +180,15 @@ def smoothed_cross_entropy(smoothing: float | Array) -> Callable[[Array, Array],
     return smoothed
 
 
+def reads_labels(loss: Callable[[Array, Array], Array]) -> bool:
+    """Return whether a loss is one of this module that takes targets as labels, of which some are no class.
+
+    >>> reads_labels(softmax_cross_entropy), reads_labels(squared_error)
+    (True, False)
+    """
+    return bool(getattr(loss, "takes_labels", loss is softmax_cross_entropy))
+
+
 def sigmoid_cross_entropy(outputs: Array, targets: Array) -> Array:
     """The negative log-likelihood in nats of each row's 0-or-1 targets, (B,), from logits of the same shape.
 
@@ -198,7 +217,7 @@ def check_targets(loss: Callable[[Array, Array], Array], rows_of: Examples, name
     jaxdl.errors.InputError: sigmoid_cross_entropy needs targets from 0 to 1, got -1.0 in row 1 of train. Encode no as \
 0 and yes as 1: targets == targets.max() turns labels such as -1 and 1 into them.
     """
-    binary, labels = loss is sigmoid_cross_entropy, getattr(loss, "takes_labels", loss is softmax_cross_entropy)
+    binary, labels = loss is sigmoid_cross_entropy, reads_labels(loss)
     given = rows_of.targets, rows_of.weights
     if not (binary or labels) or any(map(is_traced, given)):
         return
@@ -287,6 +306,22 @@ def top_k(k: int) -> Metric:
 accuracy = top_k(1)  # the share of rows whose label has the largest output
 
 
+def check_objective(objective: Any) -> Objective:
+    """Return an Objective with its metrics as a tuple.
+
+    Raises InputError for what `arguments.check_kinds` refuses, and for metrics whose names clash.
+
+    >>> check_objective(Objective(squared_error, [rmse])).metrics[0].name
+    'rmse'
+    """
+    objective = check_kinds(objective)
+    names = [metric.name for metric in objective.metrics]
+    for name in names:
+        if names.count(name) > 1 or name in RESERVED or name.startswith("val_"):
+            raise InputError(f'every metric must have a name of its own, got "{name}", which is taken. Rename it.')
+    return objective
+
+
 def measure(objective: Objective, outputs: Array, targets: Array, weights: Array) -> Sums:
     """The weighted sums of the loss and of every metric's statistics over the rows of a batch.
 
@@ -336,3 +371,51 @@ def finish(objective: Objective, sums: Sums) -> dict[str, Array]:
     """
     figures = {LOSS: sums.totals[LOSS] / sums.weight}
     return figures | {m.name: m.finish(sums.totals[m.name], sums.weight) for m in objective.metrics}
+
+
+def check_labels(model: Model, objective: Objective, *sets: Examples | None) -> None:
+    """Raise InputError for labels that are no class of the model's outputs, such as 3 beside 3 outputs.
+
+    Examples of weight 0 may have any label. Nothing is computed on a device.
+
+    >>> from jaxdl import examples, mlp
+    >>> try:
+    ...     check_labels(mlp((), outputs=3), Objective(softmax_cross_entropy), examples([[1.0], [2.0]], [2, 3]))
+    ... except InputError as error:
+    ...     print(error)
+    labels must be from 0 to 2, because the model has 3 outputs, got 3 in row 1. Use outputs=4, or labels from 0.
+    """
+    if not reads_labels(objective.loss):
+        return
+    for rows in sets:
+        if rows is None or not all(_on_host(leaf) for leaf in (rows.targets, rows.weights)):
+            continue
+        labels, counted = np.asarray(rows.targets), np.asarray(rows.weights) > 0
+        if labels.ndim != 1 or labels.dtype.kind not in "iu" or not counted.any():
+            continue
+        shape = _shape_of_outputs(model, rows.inputs.shape[1:], rows.inputs.dtype)
+        if len(shape) != 2:
+            continue
+        unknown = counted & ((labels < 0) | (labels >= shape[1]))
+        if unknown.any():
+            place, most = int(unknown.argmax()), int(labels[counted].max())
+            advice = f"Use outputs={most + 1}, or labels from 0." if labels[place] >= 0 else "Give them weight 0."
+            raise InputError(
+                f"labels must be from 0 to {shape[1] - 1}, because the model has {shape[1]} outputs, "
+                f"got {labels[place]} in row {place}. {advice}"
+            )
+
+
+def _on_host(leaf: Any) -> bool:
+    """Whether the values of an array can be read here."""
+    return not isinstance(leaf, jax.core.Tracer) and getattr(leaf, "is_fully_addressable", True)
+
+
+@functools.lru_cache(maxsize=32)
+def _shape_of_outputs(model: Model, row: tuple[int, ...], dtype: Any) -> tuple[int, ...]:
+    """Return the shape of a model's outputs for one row; it is traced once, and nothing is computed."""
+    key, inputs = jax.eval_shape(jax.random.key, 0), jax.ShapeDtypeStruct((1, *row), dtype)
+    outputs = jax.eval_shape(
+        lambda key, inputs: model.apply(model.init(key, inputs), inputs, train=False)[0], key, inputs
+    )
+    return tuple(outputs.shape)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -10,10 +11,19 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxdl.arguments import (
+    check_examples,
+    check_model,
+    check_platform,
+    check_weights,
+    explain_calls,
+    given_as,
+    whole_number,
+)
 from jaxdl.batches import batch_rows, filled, validation_batch
 from jaxdl.data import as_numbers, as_rows
 from jaxdl.errors import InputError
-from jaxdl.objectives import add, finish
+from jaxdl.objectives import add, check_labels, check_objective, finish
 from jaxdl.programs import program
 from jaxdl.sharding import data_devices, split_rows
 from jaxdl.steps import EvalStep, TrainStep, make_eval_step
@@ -78,16 +88,14 @@ def zeros_of(function: Callable[..., PyTree], *arguments: Any) -> PyTree:
 
 
 def _rows_at_once(inputs: Array, batch_size: int | None) -> int:
-    if batch_size is not None and batch_size < 1:
-        raise InputError(f"batch_size must be at least 1, got {batch_size}.")
     if batch_size is not None:
-        return batch_size
+        return whole_number("batch_size", batch_size, 1)
     if inputs.ndim < 4:
         return batch_rows(inputs)
     return batch_rows(inputs, CACHED if jax.default_backend() == "cpu" else FILLING)
 
 
-@partial(program, static_argnames=("model", "objective", "batch_size"))
+@explain_calls
 def evaluate(
     model: Model, objective: Objective, weights: Weights, rows_of: Examples, *, batch_size: int | None = None
 ) -> dict[str, Array]:
@@ -101,7 +109,22 @@ def evaluate(
     >>> sorted(evaluate(model, Objective(objectives.squared_error, (objectives.rmse,)), weights, rows))
     ['loss', 'rmse']
     """
-    size, count = _rows_at_once(rows_of.inputs, batch_size), rows_of.weights.shape[0]
+    check_model(model)
+    objective = check_objective(objective)
+    check_weights(weights)
+    check_examples("rows_of", rows_of)
+    check_platform()
+    check_labels(model, objective, rows_of)
+    size = _rows_at_once(rows_of.inputs, batch_size)
+    with explain_misfit(model, weights, rows_of.inputs):
+        return _evaluate(model, objective, weights, rows_of, size=size)
+
+
+@partial(program, static_argnames=("model", "objective", "size"))
+def _evaluate(
+    model: Model, objective: Objective, weights: Weights, rows_of: Examples, *, size: int
+) -> dict[str, Array]:
+    count = rows_of.weights.shape[0]
     step = make_eval_step(model, objective)
     if count <= size and data_devices() == 1:
         return finish(objective, step(weights, rows_of))
@@ -109,6 +132,7 @@ def evaluate(
     return finish(objective, sum_steps(step, weights, rows_of, zero, 0, -(-count // size), batch_size=size))
 
 
+@explain_calls
 def predict(model: Model, weights: Weights, inputs: Any, *, batch_size: int | None = None) -> Array:
     """The model's outputs for (N, ...) inputs, computed in batches of at most `batch_size` rows.
 
@@ -120,14 +144,89 @@ def predict(model: Model, weights: Weights, inputs: Any, *, batch_size: int | No
     >>> predict(model, model.init(jax.random.key(0), inputs), inputs, batch_size=2).shape
     (5, 2)
     """
+    check_model(model)
+    check_weights(weights)
+    _check_inputs(inputs)
+    check_platform()
     if not isinstance(inputs, jax.Array):
         numbers, _ = as_numbers("inputs", inputs)
         inputs = jnp.asarray(as_rows("inputs", inputs) if numbers.size and numbers.ndim > 1 else numbers)
     if inputs.ndim < 2 or len(inputs) == 0:
+        advice = " Use inputs[None] for one row, inputs[:, None] for one column." if inputs.ndim == 1 else ""
         raise InputError(
             f"predict needs at least one row, got inputs of shape {inputs.shape}. Give inputs of shape (rows, ...)."
+            + advice
         )
-    return _predict(model, weights, inputs, batch_size=_rows_at_once(inputs, batch_size))
+    with explain_misfit(model, weights, inputs):
+        return _predict(model, weights, inputs, batch_size=_rows_at_once(inputs, batch_size))
+
+
+@contextmanager
+def explain_misfit(model: Model, weights: Any, inputs: Any) -> Iterator[None]:
+    """Raise InputError for an error of the block, where the weights are not those of this model for such inputs.
+
+    A library reports such weights in words of its own, with its own traceback. Other errors pass.
+
+    >>> from jaxdl import mlp
+    >>> model = mlp((), outputs=2)
+    >>> weights = model.init(jax.random.key(0), jnp.ones((5, 3)))
+    >>> try:
+    ...     predict(model, weights, jnp.ones((5, 4)))
+    ... except InputError as error:
+    ...     print(error)
+    weights do not fit the model and inputs of shape (rows, 4): params['Dense_0']['kernel'] must be of shape (4, 2), got
+    (3, 2). Give inputs with the columns of the training data, or the weights of this model.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        misfit = None if weights is None else _misfit(model, weights, inputs)
+        if misfit is None:
+            raise
+        shape = str(("rows", *inputs.shape[1:])).replace("'", "")
+        raise InputError(
+            f"weights do not fit the model and inputs of shape {shape}: {misfit}. Give inputs with the columns of the "
+            "training data, or the weights of this model."
+        ) from error
+
+
+def _misfit(model: Model, weights: Any, inputs: Any) -> str | None:
+    """Return the first array of the weights that is not as the model would make it for such inputs."""
+    rows = jax.ShapeDtypeStruct((1, *inputs.shape[1:]), inputs.dtype)
+    try:
+        made = jax.eval_shape(model.init, jax.eval_shape(jax.random.key, 0), rows)
+    except Exception:  # Whatever the model's library raises: then it cannot be told.
+        return None
+    wanted, given = (
+        {
+            jax.tree_util.keystr(path).removeprefix("."): jnp.shape(leaf)
+            for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        }
+        for tree in (made, weights)
+    )
+    for name, shape in wanted.items():
+        if name not in given:
+            return f"{name} of shape {shape} is missing"
+        if given[name] != shape:
+            return f"{name} must be of shape {shape}, got {given[name]}"
+    return None
+
+
+def _check_inputs(inputs: Any) -> None:
+    """Raise InputError for what is no one array of inputs, (N, ...)."""
+    if isinstance(inputs, Examples):
+        raise InputError("inputs must be an array, got Examples. Use rows.inputs of the examples `rows`.")
+    if type(inputs).__name__ == "Source":
+        raise InputError(
+            "inputs must be an array, got a Source. Use evaluations.predict_source(model, weights, source)."
+        )
+    if isinstance(inputs, (Model, Weights, Objective, str, Mapping)) or inputs is None or callable(inputs):
+        raise InputError(
+            f"inputs must be an array (rows, ...), got {given_as(inputs)}. "
+            "The order is predict(model, weights, inputs)."
+        )
 
 
 @partial(program, static_argnames=("model", "batch_size"))

@@ -9,16 +9,26 @@ import jax
 import numpy as np
 import optax
 
+from jaxdl.arguments import (
+    check_examples,
+    check_model,
+    check_optimizer,
+    check_rule,
+    explain_calls,
+    nearest,
+    number,
+    whole_number,
+)
 from jaxdl.errors import InputError
-from jaxdl.objectives import LOSS, check_targets
+from jaxdl.objectives import LOSS, check_objective, check_targets
 from jaxdl.rates import learning_rate
 from jaxdl.stopping import early_stopping
 from jaxdl.types import Examples, Model, Objective, Plan, Progress, Rule, Weights
 
-RESERVED = {LOSS, "epoch", "learning_rate", "seconds"}
 NEVER = early_stopping(patience=None)
 
 
+@explain_calls
 def make_plan(
     model: Model,
     objective: Objective,
@@ -44,19 +54,15 @@ def make_plan(
     >>> make_plan(mlp((10, 5)), Objective(objectives.squared_error), optax.sgd(0.1)).batch_size
     32
     """
-    if batch_size < 1:
-        raise InputError(f"batch_size must be at least 1, got {batch_size}.")
-    if not isinstance(objective, Objective):
-        raise InputError(
-            f"objective must be an Objective, got {type(objective).__name__}. Use Objective(loss, metrics)."
-        )
-    if average is not None and not 0 <= average < 1:
+    check_model(model)
+    objective = check_objective(objective)
+    check_optimizer(optimiser)
+    batch_size = whole_number("batch_size", batch_size, 1)
+    check_rule("stop", stop)
+    if plateau is not None:
+        check_rule("plateau", plateau)
+    if average is not None and not 0 <= number("average", average) < 1:
         raise InputError(f"average must be from 0 to below 1, got {average}. Use 0.999, say, or None for no average.")
-    names = [metric.name for metric in objective.metrics]
-    for name in names:
-        if names.count(name) > 1 or name in RESERVED or name.startswith("val_"):
-            raise InputError(f'every metric must have a name of its own, got "{name}", which is taken. Rename it.')
-    objective = objective._replace(metrics=tuple(objective.metrics))
     stop = _with_direction("stop", stop, objective)
     plateau = None if plateau is None else _with_direction("plateau", plateau, objective)
     return Plan(model, objective, optimiser, batch_size, stop, plateau, average)
@@ -131,27 +137,34 @@ def check_rows(plan: Plan, train: Examples, validation: Examples | None) -> None
     >>> plan = make_plan(mlp(()), Objective(objectives.squared_error), optax.sgd(0.1), batch_size=2)
     >>> check_rows(plan, examples([[1.0], [2.0]], [[1.0], [2.0]]), None)
     """
-    for name, rows in (("train", train), ("validation", validation)):
-        if rows is not None and not isinstance(rows, Examples):
-            raise InputError(f"{name} must be Examples, got {type(rows).__name__}. Use examples(inputs, targets).")
+    check_examples("train", train)
+    if validation is not None:
+        check_examples("validation", validation)
     count = train.weights.shape[0]
     if plan.batch_size > count:
         raise InputError(
             f"batch_size={plan.batch_size} leaves no full batch in {count} training rows. Use at most {count}."
         )
-    if validation is not None and validation.inputs.shape[1:] != train.inputs.shape[1:]:
+    for name, rows in (("train", train), ("validation", validation)):
+        if rows is not None:
+            check_targets(plan.objective.loss, rows, name)
+    if validation is None:
+        return
+    if validation.inputs.shape[1:] != train.inputs.shape[1:]:
         raise InputError(
             f"validation rows must have the shape of training rows, {train.inputs.shape[1:]}, got "
             f"{validation.inputs.shape[1:]}. Give both the same columns."
         )
-    if validation is not None and (train.inputs.dtype == np.uint8) != (validation.inputs.dtype == np.uint8):
+    if (train.inputs.dtype == np.uint8) != (validation.inputs.dtype == np.uint8):
         raise InputError(
             f"train and validation must both hold bytes or neither, got inputs of {train.inputs.dtype} and of "
             f"{validation.inputs.dtype}: networks for images divide bytes by 255. Give both in the same dtype."
         )
-    for name, rows in (("train", train), ("validation", validation)):
-        if rows is not None:
-            check_targets(plan.objective.loss, rows, name)
+    if validation.targets.shape[1:] != train.targets.shape[1:]:
+        raise InputError(
+            f"validation targets must have the shape of training targets, {train.targets.shape[1:]} without the rows, "
+            f"got {validation.targets.shape[1:]}. Encode both in the same way."
+        )
 
 
 def check_monitors(plan: Plan, progress: Progress, validation: Examples | None) -> None:
@@ -168,7 +181,11 @@ def check_monitors(plan: Plan, progress: Progress, validation: Examples | None) 
     names = measured(plan, progress, validation)
     for rule in (plan.stop, plan.plateau):
         if rule is not None and rule.monitor is not None and rule.monitor not in names:
-            raise InputError(f'monitor="{rule.monitor}" is not measured. This run measures: {", ".join(names)}.')
+            meant = nearest(rule.monitor, names)
+            raise InputError(
+                f'monitor="{rule.monitor}" is not measured. This run measures: {", ".join(names)}.'
+                + (f' Use "{meant}".' if meant else "")
+            )
     # A plan that was not made by make_plan may hold a rule whose direction nobody looked up.
     for name, rule in (("stop", plan.stop), ("plateau", plan.plateau)):
         if rule is not None and _with_direction(name, rule, plan.objective) is not rule:

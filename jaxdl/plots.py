@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from jaxdl.arguments import given_as, nearest
 from jaxdl.canvas import BLUE, GREEN, GREY, PURPLE, VERMILION, blank, plain
 from jaxdl.curves import Curve
+from jaxdl.errors import InputError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,34 +23,47 @@ LINES = ((BLUE, "-", 2.0), (GREEN, "--", 1.3), (VERMILION, "-.", 1.3), (PURPLE, 
 
 
 def history(
-    table: pd.DataFrame, metric: str = "rmse", *, best_epoch: int | None = None, unit: str = "", title: str = ""
+    table: Any,
+    metric: str | Sequence[str] = "rmse",
+    *,
+    best_epoch: int | None = None,
+    unit: str = "",
+    title: str = "",
 ) -> Figure:
-    """Training and validation curves of one figure against epochs, with the best and the last epoch marked.
+    """Draw metrics against epochs, with the best and the last epoch marked.
 
-    table: a row an epoch, indexed by the epoch; columns `metric` and, where there was validation, `val_<metric>`.
-    A marker at the right end shows where training stopped.
+    table: a row an epoch, indexed by the epoch, as `run.history`; the records of a run, or what `fit` returned, serve
+    too. metric: one name draws the columns `metric` and, where there was validation, `val_<metric>`; a list of names
+    draws those columns. A line at the right end shows where training stopped. Raises InputError for a column that the
+    table does not have.
 
     >>> import pandas as pd
     >>> records = pd.DataFrame({"rmse": [3.0, 2.0], "val_rmse": [3.0, 2.5]}, index=[1, 2])
     >>> len(history(records, best_epoch=2).axes)
     1
     """
+    table = _table(table)
+    names = _columns(table, metric)
     figure = blank(7, 4.5, above=0.45)
     axes = figure.subplots()
     epochs = table.index.to_numpy()
-    for name, label, colour in ((metric, "training", BLUE), (f"val_{metric}", "validation", VERMILION)):
-        if name in table:
-            # A single epoch makes no line.
-            axes.plot(epochs, table[name], color=colour, label=label, linewidth=1.5, marker="." * (len(epochs) < 3))
-    watched = table[f"val_{metric}"] if f"val_{metric}" in table else table[metric]
+    bases = [*dict.fromkeys(name.removeprefix("val_") for name in names)]
+    colors = cycle((BLUE, VERMILION, GREEN, PURPLE, GREY))
+    for name in names:
+        label, color = ("validation", VERMILION) if name.startswith("val_") else ("training", BLUE)
+        if len(bases) > 1:
+            label, color = name, next(colors)
+        # A single epoch makes no line.
+        axes.plot(epochs, table[name], color=color, label=label, linewidth=1.5, marker="." * (len(epochs) < 3))
+    watched = table[next((name for name in names if name.startswith("val_")), names[0])]
     axes.axvline(epochs[-1], color=GREY, linestyle=":", label=f"stopped after epoch {epochs[-1]}")
     if best_epoch is not None and best_epoch in table.index:
         axes.plot(
             best_epoch, watched[best_epoch], "o", color=VERMILION, markersize=7, label=f"best: epoch {best_epoch}"
         )
-    quantity = metric.upper() if metric == "rmse" else metric
+    quantity = ", ".join(base.upper() if base == "rmse" else base for base in bases)
     axes.set(xlabel="epoch", ylabel=f"{quantity} ({unit})" if unit else quantity, title=plain(title))
-    finite = table[[c for c in (metric, f"val_{metric}") if c in table]].to_numpy()
+    finite = table[names].to_numpy(np.float64)
     finite = finite[np.isfinite(finite)]
     if finite.size:
         # The first epochs are often far above the rest and would flatten it.
@@ -59,22 +74,73 @@ def history(
     return figure
 
 
-def predictions(true: Any, predicted: Mapping[str, Any], *, quantity: str = "value", title: str = "") -> Figure:
-    """Predicted against true values (N,), one panel for each entry of `predicted`, on the same axes with the diagonal.
+def _table(table: Any) -> pd.DataFrame:
+    """Return a DataFrame indexed by the epoch, of a run, its records or its table."""
+    import pandas as pd
+
+    records = getattr(table, "records", table)
+    if isinstance(records, Mapping) or (
+        isinstance(records, (list, tuple)) and records and all(isinstance(each, Mapping) for each in records)
+    ):
+        records = pd.DataFrame(records)
+    if not isinstance(records, pd.DataFrame):
+        many = isinstance(getattr(table, "history", None), pd.DataFrame)
+        advice = "It holds many runs: choose one of its history." if many else "Use run.history of a run of fit."
+        raise InputError(f"table must be the history of a run, got {given_as(table)}. {advice}")
+    if len(records) == 0:
+        raise InputError("table must have at least one epoch, got none. Train for one first.")
+    if {"member", "candidate"} & {*records}:
+        raise InputError("table must be the history of one run, got that of several. Use table[table.member == 0].")
+    return records.set_index("epoch") if "epoch" in records else records
+
+
+def _columns(table: pd.DataFrame, metric: str | Sequence[str]) -> list[str]:
+    """Return the names of the columns to draw. Raises InputError for one that the table does not have."""
+    known = [str(name) for name in table]
+    if isinstance(metric, str):
+        found = [name for name in (metric, f"val_{metric}") if name in known]
+        wanted: list[Any] = [metric]
+    else:
+        wanted = [*metric] if isinstance(metric, Sequence) else [metric]
+        found = [*dict.fromkeys(wanted)] if all(name in known for name in wanted) else []
+    if not found:
+        missing = next((name for name in wanted if name not in known), metric)
+        meant = nearest(missing, known)
+        raise InputError(
+            f"metric must name columns of the table, {', '.join(known)}, got {missing!r}."
+            + (f' Use "{meant}".' if meant else "")
+        )
+    return found
+
+
+def predictions(true: Any, predicted: Any, *, quantity: str = "value", title: str = "") -> Figure:
+    """Draw predicted against true values (N,), a panel for each entry of `predicted`, with the diagonal.
+
+    predicted: predictions (N,) or (N, 1) by the name of what makes them, or one array of them. Raises InputError for
+    another number of predictions than of true values.
 
     >>> len(predictions([1.0, 2.0], {"model": [1.1, 2.2], "persistence": [2.0, 1.0]}).axes)
     2
     """
+    if not isinstance(predicted, Mapping):
+        predicted = {"predictions": predicted}
+    if not predicted:
+        raise InputError('predicted must have at least one entry, got none. Use {"model": array}.')
+    true = _numbers("true", true)
+    predicted = {name: _numbers("predicted", values) for name, values in predicted.items()}
+    for name, values in predicted.items():
+        if len(values) != len(true):
+            raise InputError(
+                f"predicted must have a number for each of the {len(true)} true values, got {len(values)} in {name!r}."
+            )
     figure = blank(4.3 * len(predicted) + 1, 5.2, above=0.8)
     panels = figure.subplots(1, len(predicted), sharex=True, sharey=True, squeeze=False)[0]
-    true = np.asarray(true, np.float64).ravel()
-    everything = np.concatenate([true, *(np.asarray(values).ravel() for values in predicted.values())])
+    everything = np.concatenate([true, *predicted.values()])
     # A diverged model predicts nan, which has no place on an axis.
     finite = everything[np.isfinite(everything)]
     low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
     margin = 0.03 * (high - low) or 1.0
     for axes, (name, values) in zip(panels, predicted.items(), strict=True):
-        values = np.asarray(values, np.float64).ravel()
         error = np.sqrt(np.mean((values - true) ** 2))
         axes.plot([low, high], [low, high], color=GREY, linewidth=1)
         axes.scatter(true, values, s=14, alpha=0.6, color=BLUE, linewidths=0)
@@ -84,6 +150,14 @@ def predictions(true: Any, predicted: Mapping[str, Any], *, quantity: str = "val
     if title:
         figure.suptitle(plain(title))
     return figure
+
+
+def _numbers(name: str, values: Any) -> np.ndarray:
+    """Return numbers (N,). Raises InputError for anything else."""
+    try:
+        return np.asarray(values, np.float64).ravel()
+    except (TypeError, ValueError):
+        raise InputError(f"{name} must be an array of numbers, got {given_as(values)}.") from None
 
 
 def images(
@@ -98,6 +172,12 @@ def images(
     4
     """
     pictures = np.asarray(pictures)
+    if pictures.ndim not in (3, 4):
+        raise InputError(
+            f"pictures must be of shape (N, H, W, 3) or (N, H, W), got {pictures.shape}. Use pictures[None] for one."
+        )
+    if isinstance(captions, str):
+        raise InputError(f"captions must be a list of strings, got one string. Use [{captions!r}].")
     columns = max(1, min(columns, len(pictures)))
     rows = max(1, -(-len(pictures) // columns))
     lines = max((caption.count("\n") + 1 for caption in captions), default=0)
@@ -133,7 +213,7 @@ def kernels(values: Any, *, columns: int = 10, title: str = "") -> Figure:
 
 
 def roc(
-    curves: Mapping[str, Curve], points: Mapping[str, tuple[float, float]] | None = None, *, title: str = ""
+    curves: Mapping[str, Curve] | Curve, points: Mapping[str, tuple[float, float]] | None = None, *, title: str = ""
 ) -> Figure:
     """ROC curves with their areas, and the diagonal of chance.
 
@@ -143,6 +223,7 @@ def roc(
     >>> len(roc({"model": curve([0.1, 0.9], [0, 1])}, {"persistence": (0.2, 0.7)}).axes)
     1
     """
+    curves = _named(curves)
     figure = blank(5.6, 5.6, above=0.6)
     axes = _square(figure, "false positive rate", "true positive rate", title)
     for (name, curve), (colour, line, width) in zip(curves.items(), cycle(LINES), strict=False):
@@ -154,7 +235,7 @@ def roc(
 
 
 def precision_recall(
-    curves: Mapping[str, Curve],
+    curves: Mapping[str, Curve] | Curve,
     points: Mapping[str, tuple[float, float]] | None = None,
     *,
     share: float,
@@ -168,6 +249,7 @@ def precision_recall(
     >>> len(precision_recall({"model": curve([0.1, 0.9], [0, 1])}, share=0.5).axes)
     1
     """
+    curves = _named(curves)
     figure = blank(5.6, 5.6, above=0.6)
     axes = _square(figure, "recall", "precision", title)
     for (name, curve), (colour, line, width) in zip(curves.items(), cycle(LINES), strict=False):
@@ -179,6 +261,17 @@ def precision_recall(
     axes.axhline(share, color=GREY, linewidth=1, label=f"share of positives ({share:.3f})")
     axes.legend(loc="lower left", fontsize=9)
     return figure
+
+
+def _named(curves: Any) -> Mapping[str, Curve]:
+    """Return curves by name, also where one is given. Raises InputError for anything else."""
+    curves = {"model": curves} if isinstance(curves, Curve) else curves
+    if not isinstance(curves, Mapping) or not all(isinstance(curve, Curve) for curve in curves.values()):
+        raise InputError(
+            f"curves must be a dict of curves by name, got {given_as(curves)}. Use "
+            '{"model": jaxdl.curves.roc(scores, labels)}.'
+        )
+    return curves
 
 
 def _square(figure: Figure, across: str, up: str, title: str) -> Axes:
@@ -205,6 +298,10 @@ def confusion(matrix: Any, classes: Sequence[str], *, title: str = "") -> Figure
     1
     """
     counts = np.asarray(matrix)
+    if isinstance(classes, str) or counts.shape != (len(classes), len(classes)):
+        raise InputError(
+            f"a confusion matrix must be of shape (classes, classes), got {counts.shape} and {len(classes)} classes."
+        )
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     few = len(classes) < 5
     size = (1.2 if few else 0.55) * len(classes) + 1.6

@@ -13,8 +13,9 @@ import numpy as np
 from jaxdl.chunks import Chunk
 from jaxdl.ensembles import How, best_and_final, most_devices, run_members, spread, start_members
 from jaxdl.errors import InputError
+from jaxdl.objectives import check_labels
 from jaxdl.paces import paced
-from jaxdl.plans import Family
+from jaxdl.plans import Family, check_rows
 from jaxdl.types import Array, Examples, Plan, Progress, Weights
 
 Candidate = Mapping[str, Any]
@@ -77,6 +78,9 @@ def populations(
     for (fixed, floats), alive in together.items():
         family, (train, validation) = Family(make, fixed), see(**dict(fixed))
         own = [{name: candidates[index][name] for name in floats} for index in alive]
+        plan = family(own[0])
+        check_rows(plan, train, validation)
+        check_labels(plan.model, plan.objective, train, validation)
         numbers = {name: jnp.repeat(jnp.asarray([of[name] for of in own], jnp.float32), len(keys)) for name in floats}
         progress = start_members(jnp.tile(keys, len(alive)), train, validation, numbers, plan=family)
         found.append(

@@ -12,12 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxdl.arguments import check_callbacks, check_choice, check_platform, explain_calls, whole_number
 from jaxdl.beginnings import resume
 from jaxdl.ensembles import How, best_and_final, most_devices, run_members, spread, start_members
 from jaxdl.errors import InputError
 from jaxdl.fitting import check_seed, without_best
+from jaxdl.objectives import check_labels
 from jaxdl.paces import paced
-from jaxdl.plans import NEVER, make_plan
+from jaxdl.plans import NEVER, check_rows, make_plan
 from jaxdl.types import Array, Examples, Model, Objective, Progress, Rule, Weights
 
 if TYPE_CHECKING:
@@ -36,7 +38,13 @@ class Fits(NamedTuple):
     reasons: tuple[str, ...]  # why each run ended: "epochs", "early-stopping" or "interrupted"
     progress: Progress  # of all members: give it to `fit_seeds` again to go on
 
+    def __repr__(self) -> str:
+        """Return one line: the table and the arrays would fill many screens."""
+        reasons = ", ".join(f"{self.reasons.count(each)} {each}" for each in dict.fromkeys(self.reasons))
+        return f"Fits({len(self.reasons)} members, {len(self.history)} epochs in all, reasons: {reasons})"
 
+
+@explain_calls
 def fit_seeds(
     model: Model,
     objective: Objective,
@@ -79,10 +87,14 @@ def fit_seeds(
     >>> runs.history.groupby("member")["rmse"].last().shape, runs.reasons
     ((3,), ('epochs', 'epochs', 'epochs'))
     """
-    if epochs < 1:
-        raise InputError(f"epochs must be at least 1, got {epochs}.")
+    epochs = whole_number("epochs", epochs, 1)
+    check_choice("how", how, ("vmap", "map"))
+    observers = check_callbacks(observers)
+    check_platform()
     keys = None if seeds is None else seed_keys(seeds)
     plan = make_plan(model, objective, optimiser, batch_size=batch_size, stop=stop, plateau=plateau, average=average)
+    check_rows(plan, train, validation)
+    check_labels(model, objective, train, validation)
     if progress is None:
         progress = start_members(seed_keys(range(16)) if keys is None else keys, train, validation, plan=plan)
     else:
@@ -145,7 +157,7 @@ def seed_keys(seeds: Sequence[int]) -> Array:
     >>> seed_keys(range(3)).shape
     (3,)
     """
-    if np.ndim(seeds) != 1 or not len(seeds) or np.asarray(seeds).dtype.kind not in "iu":
+    if isinstance(seeds, str) or np.ndim(seeds) != 1 or not len(seeds) or np.asarray(seeds).dtype.kind not in "iu":
         raise InputError(f"seeds must be a row of at least one whole number, got {seeds!r}. Use range(16), say.")
     for seed in seeds:
         check_seed(seed)

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
+from jaxdl.arguments import check_model, check_optimizer
 from jaxdl.data import precision
-from jaxdl.objectives import LOSS, measure
+from jaxdl.objectives import LOSS, check_objective, measure
 from jaxdl.rates import with_float_rates
 from jaxdl.types import Array, Examples, Model, Objective, PyTree, Sums, TrainState, Weights
 
@@ -41,6 +42,10 @@ def make_train_step(
     >>> int(state.step), bool(second.totals["loss"] < first.totals["loss"])
     (2, True)
     """
+
+    check_model(model)
+    check_optimizer(optimiser)
+    objective = check_objective(objective)
 
     def step(state: TrainState, batch: Examples) -> tuple[TrainState, Sums]:
         grads, (stats, sums) = _gradient(model, objective, state, batch)
@@ -112,6 +117,9 @@ def make_eval_step(model: Model, objective: Objective) -> EvalStep:
     >>> float(make_eval_step(model, Objective(objectives.squared_error))(weights, batch).weight)
     4.0
     """
+
+    check_model(model)
+    objective = check_objective(objective)
 
     def step(weights: Weights, batch: Examples) -> Sums:
         outputs, _ = model.apply(weights, batch.inputs, train=False, mask=batch.weights > 0)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
+from jaxdl.arguments import check_name, explain_calls, number, whole_number
 from jaxdl.data import precision
 from jaxdl.errors import InputError
 from jaxdl.types import Array, Mode, Plateau, Rule, Stopping
@@ -24,11 +25,7 @@ def _sign(mode: Mode | None) -> float:
     return _SIGNS[mode or "min"]
 
 
-def _at_least(name: str, value: float, least: float) -> None:
-    if not value >= least:
-        raise InputError(f"{name} must be at least {least:g}, got {value}.")
-
-
+@explain_calls
 def early_stopping(
     monitor: str | None = None,
     *,
@@ -74,12 +71,15 @@ def early_stopping(
     >>> bool(state.done), int(state.best_epoch), float(state.best)
     (True, 2, 1.0)
     """
-    sign, margin = _sign(mode), abs(min_delta)
+    check_name("monitor", monitor)
+    sign, margin = _sign(mode), abs(number("min_delta", min_delta))
+    if baseline is not None:
+        number("baseline", baseline)
     if patience is not None:
-        _at_least("patience", patience, 0)
+        patience = whole_number("patience", patience, 0)
         if patience > MOST:
             raise InputError(f"patience must be at most {MOST}, got {patience}. Use None to never stop.")
-    _at_least("start_from_epoch", start_from_epoch, 0)
+    start_from_epoch = whole_number("start_from_epoch", start_from_epoch, 0)
 
     def init() -> Stopping:
         zero, no = jnp.zeros((), jnp.int32), jnp.zeros((), bool)
@@ -118,6 +118,7 @@ def early_stopping(
     return Rule(monitor, init, update, mode, maximizing, resume)
 
 
+@explain_calls
 def reduce_on_plateau(
     monitor: str | None = None,
     *,
@@ -154,10 +155,11 @@ def reduce_on_plateau(
     >>> round(float(state.learning_rate), 3)
     0.05
     """
-    sign, margin = _sign(mode), abs(min_delta)
-    _at_least("patience", patience, 0)
-    _at_least("cooldown", cooldown, 0)
-    if not 0 < factor < 1:
+    check_name("monitor", monitor)
+    sign, margin = _sign(mode), abs(number("min_delta", min_delta))
+    number("min_learning_rate", min_learning_rate)
+    patience, cooldown = whole_number("patience", patience, 0), whole_number("cooldown", cooldown, 0)
+    if not 0 < number("factor", factor) < 1:
         raise InputError(f"factor must lie between 0 and 1, got {factor}.")
 
     def init(learning_rate: Array) -> Plateau:

@@ -10,8 +10,9 @@ import jax
 
 from jaxdl import descriptions
 from jaxdl.adapters import Call, linen_calls
+from jaxdl.arguments import check_model, explain_calls
 from jaxdl.flops import flops
-from jaxdl.types import Array, Model, PyTree, Weights
+from jaxdl.types import Array, Examples, Model, PyTree, Weights
 from jaxdl.units import short
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ class Summary(NamedTuple):
         return self.trained + self.moving
 
 
+@explain_calls
 def summary(model: Model, inputs: Any) -> Summary:
     """The layers of a model that takes `inputs` (B, ...), in the order of their calls; nothing is computed.
 
@@ -76,6 +78,8 @@ def summary(model: Model, inputs: Any) -> Summary:
     >>> [layer.flops for layer in table.layers], table.flops
     ([17900, 10050, 101], 28201)
     """
+    check_model(model)
+    inputs = inputs.inputs if isinstance(inputs, Examples) else inputs
     row = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape[1:]), leaf.dtype), inputs)
     weights = jax.eval_shape(model.init, jax.random.key(0), row)
 

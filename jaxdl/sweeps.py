@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import jax
 import numpy as np
 
+from jaxdl.arguments import check_choice, check_examples, check_platform, explain_calls, given_as, nearest, whole_number
 from jaxdl.comparisons import Estimate, estimate
 from jaxdl.ensembles import How
 from jaxdl.errors import InputError
@@ -34,7 +35,12 @@ class Sweep(NamedTuple):
     best: tuple[Weights, ...]  # of the candidates, of leaves (seeds, ...), of each run's best epoch
     final: tuple[Weights, ...]
 
+    def __repr__(self) -> str:
+        """Return one line: the tables and arrays would fill many screens."""
+        return f"Sweep({len(self.plans)} candidates, {len(self.table)} runs, {len(self.history)} epochs in all)"
 
+
+@explain_calls
 def sweep(
     make: Callable[..., Plan],
     candidates: Sequence[Candidate],
@@ -77,7 +83,14 @@ def sweep(
     >>> found.table.shape[0], int(found.table.groupby("candidate")["loss"].mean().idxmin())
     (8, 0)
     """
-    _check(candidates, seeds, structure)
+    candidates = _checked(make, candidates, seeds, structure)
+    check_choice("how", how, ("vmap", "map"))
+    check_examples("train", train)
+    if validation is not None:
+        check_examples("validation", validation)
+    if rows is not None and not callable(rows):
+        raise InputError(f"rows must be a function (rows, **structure) -> rows, got {given_as(rows)}.")
+    check_platform()
     keys, ends, see = seed_keys(seeds), _rungs(epochs, halving, least), rows or (lambda of, **_: of)
 
     def seen(**fixed: Any) -> tuple[Examples, Examples | None]:
@@ -112,7 +125,11 @@ def summary(found: Sweep, figure: str, *, at: Literal["best", "last"] = "best") 
 
     measured = [str(name) for name in found.history if name not in ("candidate", "seed")]
     if figure not in measured:
-        raise InputError(f'figure="{figure}" is not measured. The sweep measures: {", ".join(measured)}.')
+        meant = nearest(figure, measured)
+        raise InputError(
+            f'figure="{figure}" is not measured. The sweep measures: {", ".join(measured)}.'
+            + (f' Use "{meant}".' if meant else "")
+        )
     if at not in ("best", "last"):
         raise InputError(f'at must be "best" or "last", got "{at}".')
     # From the history: in the table, a value of the candidates may have the figure's name.
@@ -126,9 +143,29 @@ def summary(found: Sweep, figure: str, *, at: Literal["best", "last"] = "best") 
     return about.join(pd.DataFrame.from_dict(estimates, orient="index"))
 
 
-def _check(candidates: Sequence[Candidate], seeds: Sequence[int], structure: Sequence[str]) -> None:
+def _checked(
+    make: Callable[..., Plan], candidates: Any, seeds: Sequence[int], structure: Sequence[str]
+) -> list[Candidate]:
+    """The candidates as a list."""
+    if not callable(make):
+        raise InputError(f"make must be a function that returns make_plan(...), got {given_as(make)}.")
+    if isinstance(candidates, (str, Mapping)) or not isinstance(candidates, Iterable):
+        advice = (
+            "Use grid(**candidates)." if isinstance(candidates, Mapping) else "Use grid(learning_rate=(0.1, 0.01))."
+        )
+        raise InputError(f"candidates must be a list of dicts, got {given_as(candidates)}. {advice}")
+    candidates = list(candidates)
     if not candidates:
         raise InputError("candidates must have at least one entry, got none. Use grid(...), say.")
+    for index, candidate in enumerate(candidates):
+        if not isinstance(candidate, Mapping) or not all(isinstance(name, str) for name in candidate):
+            raise InputError(
+                f"candidates must be dicts of the arguments of make by name, got {candidate!r} for candidate {index}. "
+                "Use grid(learning_rate=(0.1, 0.01)), say."
+            )
+    if isinstance(structure, str):
+        raise InputError(f'structure must be a tuple of names, got "{structure}". Use ("{structure}",).')
+    seed_keys(seeds)
     if len({*seeds}) < len(seeds):
         raise InputError(f"seeds must differ, got {tuple(seeds)}: the same seed would be counted twice.")
     names = {name for candidate in candidates for name in candidate}
@@ -136,17 +173,16 @@ def _check(candidates: Sequence[Candidate], seeds: Sequence[int], structure: Seq
         raise InputError(f"candidates must not name a value {min(names & TAKEN)}, as the tables do. Rename it.")
     if unknown := {*structure} - names:
         listed = ", ".join(sorted(names))
-        raise InputError(f'structure must name values of the candidates, {listed}, got "{min(unknown)}".')
+        raise InputError(f'structure must name values of the candidates, {listed}, got "{min(unknown, key=str)}".')
+    return candidates
 
 
 def _rungs(epochs: int, halving: int | None, least: int) -> list[int]:
     """The epochs after which candidates are ranked, and the last."""
-    if epochs < 1 or least < 1:
-        raise InputError(f"epochs and least must be at least 1, got {epochs} and {least}.")
+    epochs, least = whole_number("epochs", epochs, 1), whole_number("least", least, 1)
     if halving is None:
         return [epochs]
-    if halving < 2 or halving != int(halving):
-        raise InputError(f"halving must be a whole number from 2 on, got {halving}. Use None for no halving.")
+    halving = whole_number("halving", halving, 2)
     ends = [least]
     while ends[-1] < epochs:
         ends.append(ends[-1] * halving)

@@ -8,9 +8,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxdl.arguments import explain_calls
 from jaxdl.batches import Window, batch_rows, batches_of, epoch_rows
-from jaxdl.objectives import LOSS, finish, measure
-from jaxdl.passes import scan_steps, sum_steps, zeros_of
+from jaxdl.errors import InputError
+from jaxdl.objectives import LOSS, check_labels, finish, measure
+from jaxdl.passes import explain_misfit, scan_steps, sum_steps, zeros_of
 from jaxdl.plans import check_monitors, check_rows
 from jaxdl.programs import is_traced, program
 from jaxdl.rates import learning_rate, rate_to_change, with_learning_rate
@@ -19,6 +21,7 @@ from jaxdl.steps import make_eval_step, make_train_state, make_train_step, shown
 from jaxdl.types import Array, Examples, Plan, Progress, Rule, Stopping, Weights
 
 
+@explain_calls
 def start(
     plan: Plan, train: Examples, validation: Examples | None = None, *, key: Array, weights: Weights | None = None
 ) -> Progress:
@@ -34,9 +37,11 @@ def start(
     0
     """
     check_rows(plan, train, validation)
+    check_labels(plan.model, plan.objective, train, validation)
     batch = jax.tree.map(lambda leaf: leaf[: plan.batch_size], train)
     # Inside a program the plan may hold its traced values (see Family), which a program of its own would keep for good.
-    progress = (_start if is_traced(key) else _start_program)(batch, key, weights, plan=plan)
+    with explain_misfit(plan.model, weights, batch.inputs):
+        progress = (_start if is_traced(key) else _start_program)(batch, key, weights, plan=plan)
     check_monitors(plan, progress, validation)
     return progress
 
@@ -63,6 +68,12 @@ def _start(batch: Examples, key: Array, weights: Weights | None, *, plan: Plan) 
         weights = plan.model.init(init_key, batch.inputs)
     weights = jax.tree.map(jnp.asarray, weights)
     outputs, _ = plan.model.apply(weights, batch.inputs, train=False)
+    if jnp.shape(outputs)[:1] != batch.weights.shape:
+        advice = "Use inputs[:, None] for one column." if batch.inputs.ndim == 1 else "Let it keep the first axis."
+        raise InputError(
+            f"a model must return outputs (rows, ...), got {jnp.shape(outputs)} for inputs of shape "
+            f"{batch.inputs.shape}. {advice}"
+        )
     state = make_train_state(weights, plan.optimiser, step_key, average=plan.average is not None)
     zero = jnp.zeros((), jnp.int32)
     plateau = () if plan.plateau is None else plan.plateau.init(rate_to_change(state.opt_state))

@@ -23,12 +23,21 @@ class Examples(NamedTuple):
     targets: Array  # (N, ...), the shape of the model's outputs, or (N,) labels
     weights: Array  # (N,) float32, or float64: 1 for a real row, 0 for padding
 
+    def __repr__(self) -> str:
+        """Return the shapes in one line: the arrays would fill a screen."""
+        leaves = {name: leaf for name, leaf in self._asdict().items() if leaf is not None}
+        return f"Examples({', '.join(f'{name}={_shape(leaf)}' for name, leaf in leaves.items())})"
+
 
 class Weights(NamedTuple):
     """What a prediction needs."""
 
     params: PyTree  # what gradients train
     stats: PyTree  # what training only observes: BatchNorm's moving moments; {} if there are none
+
+    def __repr__(self) -> str:
+        """Return the counts in one line: the arrays would fill a screen."""
+        return f"Weights(params={_counts(self.params)}, stats={_counts(self.stats)})"
 
 
 class Init(Protocol):
@@ -132,6 +141,10 @@ class Progress(NamedTuple):
     val_sums: Sums  # of its validation rows
     key: Array  # constant: with the epoch it gives the order of rows
 
+    def __repr__(self) -> str:
+        """Return where the run stands in one line: the arrays would fill a screen."""
+        return f"Progress(epoch={_value(self.epoch)}, cursor={_value(self.cursor)}, best={self.best!r})"
+
 
 class Plan(NamedTuple):
     """What a run does, as functions and constants only: hashable, so one compiled program belongs to it."""
@@ -143,3 +156,23 @@ class Plan(NamedTuple):
     stop: Rule
     plateau: Rule | None = None
     average: float | None = None  # how much of itself the moving average of the weights keeps each step
+
+    def __repr__(self) -> str:
+        """Return what the run does in one line: its functions would fill several."""
+        names = ", ".join(metric.name for metric in self.objective.metrics)
+        loss = getattr(self.objective.loss, "__name__", "loss")
+        return f"Plan(loss={loss}, metrics=({names}), batch_size={self.batch_size}, monitor={self.stop.monitor!r})"
+
+
+def _shape(leaf: Any) -> str:
+    return f"{leaf.dtype}{[*leaf.shape]}" if hasattr(leaf, "dtype") and hasattr(leaf, "shape") else repr(leaf)
+
+
+def _counts(tree: PyTree) -> str:
+    leaves = jax.tree.leaves(tree)
+    return f"{sum(getattr(leaf, 'size', 1) for leaf in leaves):,} numbers in {len(leaves)} arrays"
+
+
+def _value(leaf: Any) -> str:
+    """A scalar's value; the shape of one that is traced or belongs to many runs."""
+    return _shape(leaf) if isinstance(leaf, jax.core.Tracer) or getattr(leaf, "shape", None) else str(leaf)
