@@ -134,9 +134,11 @@ def given_as(value: Any) -> str:
     """Return what a value is, in a few words, for a message.
 
     >>> given_as(3), given_as("adam"), given_as(np.ones((2, 3))), given_as(len), given_as(dict)
-    ('3', "'adam'", 'an array of shape (2, 3)', 'the function len', 'the class dict')
+    ('3', '"adam"', 'an array of shape (2, 3)', 'the function len', 'the class dict')
     """
-    if value is None or isinstance(value, (str, bool, int, float, np.generic)):
+    if isinstance(value, str):
+        return f'"{value}"' if len(value) < 80 else "a long string"
+    if value is None or isinstance(value, (bool, int, float, np.generic)):
         return repr(value) if len(repr(value)) < 80 else f"a {type(value).__name__}"
     if isinstance(value, (np.ndarray, jax.Array)):
         return f"an array of shape {tuple(value.shape)}"
@@ -153,7 +155,7 @@ def _name(function: Any) -> str:
     return str(getattr(of, "__name__", type(of).__name__))
 
 
-def whole_number(name: str, value: Any, least: int, most: int | None = None) -> int:
+def whole_number(name: str, value: Any, least: int | None = None, most: int | None = None) -> int:
     """Return a whole number from `least` to `most` as an int. NumPy's integers count, Booleans do not.
 
     Raises InputError for anything else, which names the argument `name`.
@@ -161,19 +163,20 @@ def whole_number(name: str, value: Any, least: int, most: int | None = None) -> 
     >>> whole_number("epochs", np.int64(3), 1)
     3
     """
-    allowed = f"at least {least}" if most is None else f"from {least} to {most}"
+    allowed = "" if least is None else f"at least {least}" if most is None else f"from {least} to {most}"
     advice = ""
     if not isinstance(value, (bool, np.bool_)):
         try:
             number = operator.index(value)
-            if number >= least and (most is None or number <= most):
+            if (least is None or number >= least) and (most is None or number <= most):
                 return number
             raise InputError(f"{name} must be {allowed}, got {number}.")
         except jax.errors.JAXTypeError:
             raise  # A traced value: the caller says who traces it.
         except TypeError:
             advice = _whole_advice(value)
-    raise InputError(f"{name} must be a whole number, {allowed}, got {given_as(value)}.{advice}")
+    kind = f"a whole number, {allowed}" if allowed else "a whole number"
+    raise InputError(f"{name} must be {kind}, got {given_as(value)}.{advice}")
 
 
 def _whole_advice(value: Any) -> str:
@@ -220,7 +223,10 @@ def sizes(name: str, values: Any) -> tuple[int, ...]:
         raise InputError(
             f"{name} must be a tuple of whole numbers, one for each layer, got {given_as(values)}.{advice}"
         )
-    return tuple(whole_number(f"{name}[{place}]", value, 1) for place, value in enumerate(values))
+    given = tuple(whole_number(f"{name}[{place}]", value) for place, value in enumerate(values))
+    if any(value < 1 for value in given):
+        raise InputError(f"{name} must be at least 1, got {given}.")
+    return given
 
 
 _NETWORKS = ("flax", "flax.nnx", "torch", "keras", "tensorflow", "equinox", "haiku")
@@ -244,7 +250,7 @@ def check_model(model: Any) -> None:
     ...     check_model("mlp")
     ... except InputError as error:
     ...     print(error)
-    model must be a Model, got 'mlp'. Use mlp((100, 50)), or from_linen(...) and from_nnx(...) for modules of Flax.
+    model must be a Model, got "mlp". Use mlp((100, 50)), or from_linen(...) and from_nnx(...) for modules of Flax.
     """
     if isinstance(model, Model):
         return
@@ -329,7 +335,7 @@ def _check_loss(loss: Any) -> None:
         raise InputError(
             f"a loss must be a function (outputs, targets) -> (batch,), got {given_as(loss)}. Use {LOSSES}."
         )
-    if not _takes(loss, 2):
+    if not _takes(loss, 2) or (_name(loss) == "mean" and loss.__module__ == "jaxdl.objectives"):
         raise InputError(
             f"a loss must be a function (outputs, targets) -> (batch,), got {given_as(loss)}, which takes "
             f"{_signature(loss)}. Where it makes a loss, call it first: {_name(loss)}(...)."
@@ -369,7 +375,7 @@ def check_optimizer(optimizer: Any, name: str = "optimiser") -> None:
     ...     check_optimizer("adam")
     ... except InputError as error:
     ...     print(error)
-    optimiser must be an optax optimizer, got 'adam'. Use optax.adam(1e-3).
+    optimiser must be an optax optimizer, got "adam". Use optax.adam(1e-3).
     """
     package = _package(optimizer)
     if (

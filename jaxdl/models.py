@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from jaxdl.adapters import from_linen
-from jaxdl.arguments import check_choice, explain_calls, number, sizes, whole_number
+from jaxdl.arguments import check_choice, explain_calls, given_as, number, sizes, whole_number
 from jaxdl.data import precision
 from jaxdl.errors import InputError
 from jaxdl.layers import BatchNorm, Conv, Dropout, Flatten, MaxPool, check_rate
@@ -88,8 +88,22 @@ def mlp(
         raise InputError(f"init_scale must be a positive number, got {init_scale}. Use 1.0 for Keras's initial values.")
     # Glorot uniform, where the scale is 1.
     kernels = nn.initializers.variance_scaling(init_scale**2, "fan_avg", "uniform")
-    net = MLP(widths, outputs, input_norm, dropout, jnp.dtype(dtype), kernels)
+    net = MLP(widths, outputs, input_norm, dropout, _dtype(dtype), kernels)
     return from_linen(net, mask="mask")
+
+
+
+def _dtype(dtype: Any) -> Any:
+    """Return a floating dtype. Raises InputError for anything else."""
+    try:
+        found = jnp.dtype(dtype)
+    except TypeError:
+        raise InputError(
+            f"dtype must be a floating dtype, got {given_as(dtype)}. Use jax.numpy.float32, say."
+        ) from None
+    if not jnp.issubdtype(found, jnp.floating):
+        raise InputError(f"dtype must be a floating dtype, got {found}. Use jnp.float32, say.")
+    return found
 
 
 class ConvNet(nn.Module):
@@ -168,7 +182,7 @@ def convnet(
     outputs, kernel = whole_number("outputs", outputs, 1), whole_number("kernel", kernel, 1)
     check_rate(dropout)
     check_choice("padding", padding, ("VALID", "SAME"))
-    net = ConvNet(filters, widths, outputs, kernel, padding, pool, dropout, jnp.dtype(dtype))
+    net = ConvNet(filters, widths, outputs, kernel, padding, pool, dropout, _dtype(dtype))
     return from_linen(net)
 
 
@@ -218,7 +232,7 @@ def residual_net(width: int = 64, *, outputs: int = 10, dtype: Any = jnp.float32
     (64, 10)
     """
     width, outputs = whole_number("width", width, 1), whole_number("outputs", outputs, 1)
-    return from_linen(ResidualNet(width, outputs, jnp.dtype(dtype)), mask="mask")
+    return from_linen(ResidualNet(width, outputs, _dtype(dtype)), mask="mask")
 
 
 def _check_fit(images: Array, kernel: int, pooling: int) -> None:

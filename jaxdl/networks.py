@@ -43,11 +43,9 @@ def as_model(network: Network) -> Model:
             raise InputError(f"a network of the kind {network.kind} takes {', '.join(known)}, got {name!r}.")
     try:
         model = make(**network.arguments)
-    except InputError:
-        raise
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError) as error:  # InputError among them.
         given = dict(network.arguments)
-        raise InputError(f"a network of the kind {network.kind} cannot be made of {given}: {error}.") from error
+        raise InputError(f"a network of the kind {network.kind} cannot be made of {given}: {error}") from error
     return flip_averaged(model) if network.flip_averaged else model
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxdl.arguments import explain_calls
+from jaxdl.arguments import explain_calls, given_as
 from jaxdl.batches import Window, batch_rows, batches_of, epoch_rows
 from jaxdl.errors import InputError
 from jaxdl.objectives import LOSS, check_labels, finish, measure
@@ -36,6 +36,8 @@ def start(
     >>> int(start(plan, examples([[1.0], [2.0]], [[1.0], [2.0]]), key=jax.random.key(0)).epoch)
     0
     """
+    if not hasattr(key, "dtype"):
+        raise InputError(f"key must be a key of JAX, got {given_as(key)}. Use jax.random.key(0), say.")
     check_rows(plan, train, validation)
     check_labels(plan.model, plan.objective, train, validation)
     batch = jax.tree.map(lambda leaf: leaf[: plan.batch_size], train)

@@ -304,7 +304,7 @@ def test_what_does_not_fit_a_stream_is_refused():
     source, _ = in_parts(TRAIN)
     with pytest.raises(InputError, match="a source trains one run at a time"):
         chunks_of(PLAN, BEGIN, source, VALIDATION, run=run_members)
-    with pytest.raises(InputError, match="validation must be Examples, got Source"):
+    with pytest.raises(InputError, match="validation must be Examples, got a Source"):
         next(streamed(PLAN, BEGIN, source, source))
     with pytest.raises(InputError, match="batch_size=100 leaves no full batch in 77 training rows"):
         next(streamed(PLAN._replace(batch_size=100), BEGIN, source, VALIDATION))

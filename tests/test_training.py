@@ -235,10 +235,10 @@ def test_metrics_may_be_listed():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: make_plan(mlp(()), o.squared_error, INJECTED), "objective must be an Objective, got function"),
+        (lambda: make_plan(mlp(()), o.squared_error, INJECTED), "objective must be an Objective, got the function"),
         (
             lambda: start(plan_of(), (INPUTS, INPUTS), key=jax.random.key(0)),
-            "train must be Examples, got tuple",
+            "train must be Examples, got a tuple",
         ),
         (
             lambda: begin(plan_of(), validation=examples(INPUTS[:, :2], INPUTS[:, :1])),
