@@ -576,7 +576,7 @@ def check_platform() -> None:
     try:
         jax.default_backend()
     except (AssertionError, RuntimeError) as error:  # An assertion fails where the plugin of cuda is not installed.
-        wanted = jax.config.read("jax_platforms")
+        wanted = jax.config.jax_platforms  # type: ignore[attr-defined]
         if not wanted:
             raise
         there = _platforms_there()
@@ -591,7 +591,7 @@ def _platforms_there() -> str:
     """Return the platforms that JAX starts by itself, and leave none of them started."""
     from jax.extend.backend import clear_backends
 
-    wanted = jax.config.read("jax_platforms")
+    wanted = jax.config.jax_platforms  # type: ignore[attr-defined]
     jax.config.update("jax_platforms", "")
     try:
         return ", ".join(sorted({device.platform for device in jax.devices()}))

@@ -12,6 +12,7 @@ import optax
 from jaxdl.arguments import (
     check_callbacks,
     check_choice,
+    check_examples,
     check_platform,
     check_weights,
     explain_calls,
@@ -121,6 +122,8 @@ def fit(
         name = "weights" if seed is None else f"seed={seed}"
         raise InputError(f"{name} has no effect beside progress, which holds the weights and the keys. Leave one out.")
     check_platform()
+    if not isinstance(train, Source):
+        check_examples("train", train)
     plan = make_plan(model, objective, optimiser, batch_size=batch_size, stop=stop, plateau=plateau, average=average)
     last = epochs
     if progress is None:

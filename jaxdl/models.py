@@ -98,9 +98,7 @@ def _dtype(dtype: Any) -> Any:
     try:
         found = jnp.dtype(dtype)
     except TypeError:
-        raise InputError(
-            f"dtype must be a floating dtype, got {given_as(dtype)}. Use jax.numpy.float32, say."
-        ) from None
+        raise InputError(f"dtype must be a floating dtype, got {given_as(dtype)}. Use jnp.float32, say.") from None
     if not jnp.issubdtype(found, jnp.floating):
         raise InputError(f"dtype must be a floating dtype, got {found}. Use jnp.float32, say.")
     return found

@@ -58,6 +58,7 @@ def start_shapes(plan: Plan, train: Examples, validation: Examples | None = None
     dtype('int32')
     """
     check_rows(plan, train, validation)
+    check_labels(plan.model, plan.objective, train, validation)
     batch = jax.tree.map(lambda leaf: leaf[: plan.batch_size], train)
     shapes = _start_program.eval_shape(batch, key, None, plan=plan)
     check_monitors(plan, shapes, validation)
