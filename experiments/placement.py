@@ -8,6 +8,7 @@ import jax
 from jax.sharding import Mesh
 
 from jaxdl import processes
+from jaxdl.arguments import check_platform
 from jaxdl.errors import InputError
 from jaxdl.sharding import AXES, make_mesh
 
@@ -33,10 +34,14 @@ FLAGS = {"mesh", "distributed", "coordinator", "processes", "process_id"}
 
 
 def join(config: Placement) -> None:
-    """Joins the other processes that share the run, if the flags or the launcher say that there are any."""
+    """Join the other processes that share the run, if the flags or the launcher say that there are any.
+
+    Raises InputError where `JAX_PLATFORMS` names a platform that is not there.
+    """
     flags = config.coordinator, config.processes, config.process_id
     if config.distributed or processes.launched() or any(flag is not None for flag in flags):
         processes.join(*flags)
+    check_platform()
 
 
 def sizes(axes: tuple[str, ...]) -> dict[str, int]:

@@ -24,6 +24,7 @@ import tyro
 from rich.console import Console
 
 from jaxdl import accounts, differences, exports, folders, listings, run_tables
+from jaxdl.arguments import check_platform
 from jaxdl.canvas import save
 from jaxdl.comparison_plots import overlay, shared
 from jaxdl.errors import InputError
@@ -107,6 +108,8 @@ def run(command: Command, console: Console) -> None:
     """Does what a command says. Raises InputError where that cannot be done."""
     if isinstance(command, Output) and command.json and command.quiet:
         raise InputError("--json and --quiet exclude each other. Give one of them.")
+    if isinstance(command, (Export, Predict)):
+        check_platform()
     match command:
         case Runs(compare=None):
             _list(command, console)

@@ -18,20 +18,21 @@ class Account(NamedTuple):
     files: dict[str, int]  # what the folder holds, by name from the folder, in bytes; folders with all that is in them
 
 
-def account(folder: Path) -> Account:
+def account(folder: str | Path) -> Account:
     """What the folder of a run says. Raises InputError where it holds no run, or a damaged one.
 
     >>> account(Path("no", "such", "run"))
     Traceback (most recent call last):
     jaxdl.errors.InputError: no/such/run must be the folder of a run, which holds a config.json, got nothing ...
     """
+    folder = Path(folder)
     run, of = read(folder), row(folder)
     if of.problem is not None:
         raise InputError(of.problem)
     return Account(of, run.config, run.metrics, files(folder))
 
 
-def files(folder: Path) -> dict[str, int]:
+def files(folder: str | Path) -> dict[str, int]:
     """What a run's folder holds in bytes: its files, and of each folder in it what that holds, with a / at the end.
 
     >>> import tempfile
@@ -42,6 +43,7 @@ def files(folder: Path) -> dict[str, int]:
     ...     files(Path(name))
     {'config.json': 4, 'figures/all/': 0, 'figures/history.png': 4}
     """
+    folder = Path(folder)
     found = {}
     for path in _inside(folder):
         for inner in _inside(path) if path.is_dir() else [path]:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def description(
-    folder: Path,
+    folder: str | Path,
     *,
     text: Mapping[str, str] | None = None,
     hyperparameters: Mapping[str, Any] | None = None,
@@ -36,6 +36,7 @@ def description(
     ...     print(*[file.name for file in Path(folder).iterdir()])
     events.out.tfevents.1-description
     """
+    folder = Path(folder)
     values = [events.text(name, page) for name, page in (text or {}).items()]
     if hyperparameters:
         values.append(_session_start(hyperparameters))
@@ -45,7 +46,7 @@ def description(
     events.replace(folder, "1-description", found)
 
 
-def results(folder: Path, metrics: Mapping[str, Any], *, step: int) -> None:
+def results(folder: str | Path, metrics: Mapping[str, Any], *, step: int) -> None:
     """Writes what came of a run that ended after the epoch `step`, in the place of what an earlier call wrote.
 
     Metrics may be nested: {"test": {"rmse": 0.5}} is shown as test/rmse. What is no number is left out. Raises
@@ -57,6 +58,7 @@ def results(folder: Path, metrics: Mapping[str, Any], *, step: int) -> None:
     ...     print(*[file.name for file in Path(folder).iterdir()])
     events.out.tfevents.2-results
     """
+    folder = Path(folder)
     values = [events.scalar(name, value) for name, value in _figures(metrics)]
     events.replace(folder, "2-results", [events.event([*values, _session_end()], step=step)])
 

@@ -30,13 +30,14 @@ Write = Callable[[Iterable[tuple[str, "Event"]]], None]
 
 @contextmanager
 def written(
-    folder: Path, names: Sequence[str], *, begin: int = 0, tell: Callable[[str], None] = warnings.warn
+    folder: str | Path, names: Sequence[str], *, begin: int = 0, tell: Callable[[str], None] = warnings.warn
 ) -> Iterator[Write]:
     """A function that takes events with the run of each, one of `names`, and has them on the disk when it returns.
 
     `begin`: the epochs that were done before; what the runs in the folder say of later ones is taken back. Where they
     cannot be written, because the disk is full, say, that is told once and the rest left out.
     """
+    folder = Path(folder)
     writers: dict[str, EventsWriter] = {}
     full = False
 
@@ -80,7 +81,7 @@ def _writer(folder: Path, begin: int) -> EventsWriter:
     return writer
 
 
-def replace(folder: Path, name: str, events: Iterable[Event]) -> None:
+def replace(folder: str | Path, name: str, events: Iterable[Event]) -> None:
     """Writes one file of a run whole, in the place of the one that had this name.
 
     Raises InputError where it cannot be written.
@@ -91,6 +92,7 @@ def replace(folder: Path, name: str, events: Iterable[Event]) -> None:
     ...     print(*[file.name for file in Path(folder).iterdir()])
     events.out.tfevents.text
     """
+    folder = Path(folder)
     from tensorboardX.proto.event_pb2 import Event
     from tensorboardX.record_writer import RecordWriter
 

@@ -89,7 +89,7 @@ def export(
     return Path(folder).expanduser()
 
 
-def export_run(run: Path, folder: str | Path, *, kept: Literal["best", "final"] = "best") -> Path:
+def export_run(run: str | Path, folder: str | Path, *, kept: Literal["best", "final"] = "best") -> Path:
     """Writes the model of a finished run, the weights of its best epoch or its last, as `export` does.
 
     Raises InputError for a folder that is not that of a finished run, or of one whose config.json describes no
@@ -100,6 +100,7 @@ def export_run(run: Path, folder: str | Path, *, kept: Literal["best", "final"] 
     ...
     jaxdl.errors.InputError: no/such/folder holds no run: it has no config.json. Name the folder of a finished run.
     """
+    run = Path(run)
     config, metrics = _finished(run)
     if kept == "best" and metrics.get("best_epoch") == 0:
         raise InputError(f"the run in {run} has no best epoch, because no loss was finite. Train it anew.")
@@ -118,7 +119,7 @@ def export_run(run: Path, folder: str | Path, *, kept: Literal["best", "final"] 
     return export(folder, model, weights, rows, columns=inputs["columns"], outputs=outputs, card=card)
 
 
-def predict(folder: Path, source: str, target: str, batch_size: int | None = None) -> None:
+def predict(folder: str | Path, source: str, target: str, batch_size: int | None = None) -> None:
     """Writes the predictions of an exported model for a file as CSV, by the code that `predict.py` is.
 
     source: a CSV file, "-" for one from the standard input, a `.npy` file, a picture, or a folder of pictures. target:
@@ -129,6 +130,7 @@ def predict(folder: Path, source: str, target: str, batch_size: int | None = Non
     ...
     jaxdl.errors.InputError: no/such/folder holds no exported model ...
     """
+    folder = Path(folder)
     try:
         portable.write(folder, source, target, batch_size)
     except BrokenPipeError:

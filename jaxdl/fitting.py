@@ -124,6 +124,8 @@ def fit(
     check_platform()
     if not isinstance(train, Source):
         check_examples("train", train)
+    if validation is not None:
+        check_examples("validation", validation)
     plan = make_plan(model, objective, optimiser, batch_size=batch_size, stop=stop, plateau=plateau, average=average)
     last = epochs
     if progress is None:

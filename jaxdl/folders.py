@@ -26,7 +26,7 @@ class Earlier(NamedTuple):
     metrics: dict[str, Any] | None  # where it is finished
 
 
-def earlier(folder: Path) -> Earlier | None:
+def earlier(folder: str | Path) -> Earlier | None:
     """The run that a folder holds; None for a folder that is new or empty.
 
     Raises InputError for any other folder: a run never writes among files that are not its own.
@@ -34,6 +34,7 @@ def earlier(folder: Path) -> Earlier | None:
     >>> earlier(Path("no", "such", "folder")) is None
     True
     """
+    folder = Path(folder)
     try:
         if not folder.exists() or not {path.name for path in folder.iterdir()} - _REMAINS:
             return None

@@ -49,7 +49,7 @@ class Row(NamedTuple):
     when: str | None = None  # it began, or was changed, by the time of its config.json
 
 
-def find(folder: Path) -> list[Path]:
+def find(folder: str | Path) -> list[Path]:
     """The folders of runs under a folder, at any depth, or itself: those with a config.json; not inside of runs.
 
     Hidden folders, and those of lessons, are passed over. Raises InputError where there is no such folder, or one below
@@ -62,6 +62,7 @@ def find(folder: Path) -> list[Path]:
     ...     [path.name for path in find(Path(above))]
     ['one']
     """
+    folder = Path(folder)
     if not folder.is_dir():
         got = "a file" if folder.exists() else "nothing"
         raise InputError(f"{folder} must be a folder with runs, got {got}. Give the folder that was the --workdir.")
@@ -86,22 +87,24 @@ def _of_another_kind(folder: Path) -> bool:
     return bool(told) and not {"recipe", "seed"} & set(told)
 
 
-def listing(folder: Path) -> list[Row]:
+def listing(folder: str | Path) -> list[Row]:
     """A row for each run under a folder, by name. Raises InputError where there is no such folder.
 
     >>> listing(Path("no", "such", "folder"))
     Traceback (most recent call last):
     jaxdl.errors.InputError: no/such/folder must be a folder with runs, got nothing. Give the folder that was the ...
     """
+    folder = Path(folder)
     return ordered(row(run, str(run.relative_to(folder)) if run != folder else "") for run in find(folder))
 
 
-def row(folder: Path, name: str = "") -> Row:
+def row(folder: str | Path, name: str = "") -> Row:
     """The row of the run in a folder, which is called by the folder's name if by no other; never raises.
 
     >>> row(Path("no", "such", "run")).reason
     'damaged'
     """
+    folder = Path(folder)
     name = name or folder.resolve().name
     try:
         run = read(folder)
@@ -120,13 +123,14 @@ def row(folder: Path, name: str = "") -> Row:
     return Row(name, folder, commit=str(commit)[:7] if commit else None, **about, **figures)
 
 
-def read(folder: Path) -> Earlier:
+def read(folder: str | Path) -> Earlier:
     """What a run was told and what it measured. Raises InputError where the folder holds no run, or a damaged one.
 
     >>> read(Path("no", "such", "run"))
     Traceback (most recent call last):
     jaxdl.errors.InputError: no/such/run must be the folder of a run, which holds a config.json, got ... List the ...
     """
+    folder = Path(folder)
     if not (folder / CONFIG).is_file():
         got = "a folder without" if folder.is_dir() else "a file" if folder.exists() else "nothing of that name"
         advice = "List the runs with `python -m jaxdl runs FOLDER`."
@@ -136,7 +140,7 @@ def read(folder: Path) -> Earlier:
     return Earlier(read_json(folder / CONFIG), read_json(folder / METRICS) if (folder / METRICS).exists() else None)
 
 
-def history(folder: Path) -> pd.DataFrame:
+def history(folder: str | Path) -> pd.DataFrame:
     """The records of a run, a row an epoch, indexed by the epoch; no row where none has ended.
 
     Raises InputError where the file is damaged.
@@ -144,6 +148,7 @@ def history(folder: Path) -> pd.DataFrame:
     >>> history(Path("no", "such", "run")).shape
     (0, 0)
     """
+    folder = Path(folder)
     import pandas as pd
 
     path = folder / HISTORY

@@ -107,7 +107,7 @@ def tensorboard(
             flush(write)
 
 
-def pictures(folder: Path, files: Sequence[Path], *, step: int) -> None:
+def pictures(folder: str | Path, files: Sequence[Path], *, step: int) -> None:
     """Writes PNG files for TensorBoard, each under its name, as the pictures of an epoch.
 
     Raises InputError for a file that is no PNG.
@@ -118,6 +118,7 @@ def pictures(folder: Path, files: Sequence[Path], *, step: int) -> None:
     ...     len(list(Path(folder).iterdir()))
     1
     """
+    folder = Path(folder)
     from tensorboardX.event_file_writer import EventsWriter
 
     folder.mkdir(parents=True, exist_ok=True)

@@ -23,7 +23,7 @@ EPOCHS, SECONDS = 3, 2.0  # that are traced at most: a second may hold a million
 
 
 @contextmanager
-def profiled(folder: Path) -> Iterator[None]:
+def profiled(folder: str | Path) -> Iterator[None]:
     """Traces what happens in the block, on this machine's processors and devices, but no Python functions.
 
     What was begun in the block must have ended: wait for results with `jax.block_until_ready`. It writes
@@ -37,6 +37,7 @@ def profiled(folder: Path) -> Iterator[None]:
     ...     [path.name for path in Path(folder).glob("plugins/profile/*/perfetto*")]
     ['perfetto_trace.json.gz']
     """
+    folder = Path(folder)
     options = jax.profiler.ProfileOptions()
     # Python's own calls would be most of a trace, and slow down what is measured.
     options.python_tracer_level = 0

@@ -1,5 +1,6 @@
 """Wrong guesses of people who come from other libraries: each ends in one sentence that names what to type."""
 
+import contextlib
 import os
 import re
 import subprocess
@@ -124,13 +125,16 @@ def test_an_nnx_module_is_told_the_line_to_type():
 
 
 def test_a_keras_model_is_told_the_line_to_type():
-    keras = pytest.importorskip("keras")
-    model = keras.Sequential([keras.layers.Dense(1)])
+    # Classes are known by the package that made them, so that none of these needs to be imported.
+    keras = {
+        name: type(name, (), {"__module__": "keras.src", "__call__": print}) for name in ("Sequential", "Adam", "MSE")
+    }
+    model = keras["Sequential"]()
     assert "got the Keras module Sequential. Wrap the Keras network in Model(init, apply)" in refusal(
         lambda: fit(model)
     )
-    assert "Use optax.adam(1e-3), say" in refusal(lambda: fit(optimiser=keras.optimizers.Adam()))
-    assert "Use objectives.squared_error" in refusal(lambda: fit(objective=Objective(keras.losses.MeanSquaredError())))
+    assert "Use optax.adam(1e-3), say" in refusal(lambda: fit(optimiser=keras["Adam"]()))
+    assert "Use objectives.squared_error" in refusal(lambda: fit(objective=Objective(keras["MSE"]())))
 
 
 @cases(
@@ -580,6 +584,7 @@ except jaxdl.InputError as error:
 """
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("platform", ["tpu", "nonsense"])
 def test_a_platform_that_is_not_there_is_told(platform):
     environment = {**os.environ, "JAX_PLATFORMS": platform}
@@ -589,3 +594,50 @@ def test_a_platform_that_is_not_there_is_told(platform):
     said = f'JAX_PLATFORMS="{platform}" names a platform that JAX cannot start here'
     assert done.stdout.startswith(said), done.stderr
     assert "Use JAX_PLATFORMS=cpu, or unset it." in done.stdout
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("-m", "experiments.weather", "--data", "simulated:10", "--workdir"),
+        ("-m", "jaxdl", "export", "nowhere"),
+    ],
+)
+def test_a_command_tells_in_a_line_that_its_platform_is_not_there(command, tmp_path):
+    environment = {**os.environ, "JAX_PLATFORMS": "nonsense"}
+    done = subprocess.run(
+        [sys.executable, *command, str(tmp_path / "run")],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith('error: JAX_PLATFORMS="nonsense" names a platform that JAX cannot start here')
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_platform_that_is_not_there_is_an_input_error(monkeypatch):
+    from jaxdl import arguments
+
+    def fail():
+        raise RuntimeError("Unable to initialize backend 'tpu': no tpu (set JAX_PLATFORMS='' to choose)")
+
+    monkeypatch.setattr(jax, "default_backend", fail)
+    monkeypatch.setattr(arguments, "_platforms_there", lambda: "cpu")
+    with jax_platforms("tpu"):
+        words = refusal(arguments.check_platform)
+    assert words.startswith('JAX_PLATFORMS="tpu" names a platform that JAX cannot start here; this machine has cpu.')
+    assert words.endswith("JAX says: Unable to initialize backend 'tpu': no tpu")
+
+
+@contextlib.contextmanager
+def jax_platforms(name):
+    before = jax.config.jax_platforms
+    jax.config.update("jax_platforms", name)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_platforms", before)
