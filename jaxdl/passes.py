@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -222,7 +222,7 @@ def _check_inputs(inputs: Any) -> None:
         raise InputError(
             "inputs must be an array, got a Source. Use evaluations.predict_source(model, weights, source)."
         )
-    if isinstance(inputs, (Model, Weights, Objective, str, Mapping)) or inputs is None or callable(inputs):
+    if isinstance(inputs, (Model, Weights, Objective, str)) or inputs is None or callable(inputs):
         raise InputError(
             f"inputs must be an array (rows, ...), got {given_as(inputs)}. "
             "The order is predict(model, weights, inputs)."

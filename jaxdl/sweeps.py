@@ -164,7 +164,9 @@ def _checked(
                 "Use grid(learning_rate=(0.1, 0.01)), say."
             )
     if isinstance(structure, str):
-        raise InputError(f'structure must be a tuple of names, got "{structure}". Use ("{structure}",).')
+        raise InputError(
+            f'structure must name values of the candidates in a tuple, got "{structure}". Use ("{structure}",).'
+        )
     seed_keys(seeds)
     if len({*seeds}) < len(seeds):
         raise InputError(f"seeds must differ, got {tuple(seeds)}: the same seed would be counted twice.")
@@ -182,7 +184,8 @@ def _rungs(epochs: int, halving: int | None, least: int) -> list[int]:
     epochs, least = whole_number("epochs", epochs, 1), whole_number("least", least, 1)
     if halving is None:
         return [epochs]
-    halving = whole_number("halving", halving, 2)
+    if isinstance(halving, bool) or not isinstance(halving, (int, np.integer)) or halving < 2:
+        raise InputError(f"halving must be a whole number from 2 on, got {given_as(halving)}. Use None for no halving.")
     ends = [least]
     while ends[-1] < epochs:
         ends.append(ends[-1] * halving)

@@ -353,7 +353,7 @@ def test_bfloat16_computes_near_float32_and_gives_float32(model):
         (lambda: convnet((0,)), r"filters must be at least 1, got \(0,\)"),
         (lambda: convnet((5,), kernel=0), "must be at least 1"),
         (lambda: convnet((5,), dropout=1.0), "dropout must be a rate from 0 to below 1, got 1.0"),
-        (lambda: convnet((5,), padding="valid"), 'padding must be "VALID" or "SAME", got \'valid\''),
+        (lambda: convnet((5,), padding="valid"), 'padding must be "VALID" or "SAME", got "valid"'),
         (lambda: residual_net(4).init(KEY, jnp.zeros((1, 4, 4, 3))), "needs images of at least 8 x 8"),
         (lambda: residual_net(4).init(KEY, jnp.zeros((4, 4, 3))), "needs images \\(rows, height, width, channels\\)"),
         (lambda: convnet((4,)).init(KEY, jnp.zeros((1, 8, 8, 3), jnp.int32)), "images must be uint8"),
