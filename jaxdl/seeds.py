@@ -116,7 +116,7 @@ def fit_seeds(
     without = np.flatnonzero((fits.best_epochs == 0) & (np.asarray(progress.epoch) > 0))
     if len(without):
         which = f"members {', '.join(map(str, without))} of {len(fits.best_epochs)}"
-        warnings.warn(without_best(plan, validation, which), RuntimeWarning, stacklevel=2)
+        warnings.warn(without_best(plan, validation, which), RuntimeWarning, stacklevel=3)
     return fits
 
 

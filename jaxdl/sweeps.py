@@ -103,7 +103,7 @@ def sweep(
     without = [index for index, run in sorted(runs.items()) if ((run.best_epochs == 0) & (run.epochs > 0)).any()]
     if without:
         which = f"seeds of the candidates {', '.join(map(str, without))}"
-        warnings.warn(without_best(plans[without[0]], validation, which), RuntimeWarning, stacklevel=2)
+        warnings.warn(without_best(plans[without[0]], validation, which), RuntimeWarning, stacklevel=3)
     return Sweep(table, history, plans, best, final)
 
 

@@ -401,7 +401,6 @@ def test_whole_numbers_of_numpy_and_jax_are_counts(run):
 @cases(
     negative=(lambda: fit(seed=-1), "seed must be from 0 to 4294967295, got -1"),
     half=(lambda: fit(seed=1.5), "seed must be a whole number"),
-    none=(lambda: fit(seed=None), "got None"),
     key=(lambda: fit(seed=jax.random.key(0)), "seed must be a whole number"),
     count_of_seeds=(lambda: fit_seeds(seeds=8), "Use range(16), say."),
     string_of_seeds=(lambda: fit_seeds(seeds="12"), "Use range(16), say."),
