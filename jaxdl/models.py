@@ -92,7 +92,6 @@ def mlp(
     return from_linen(net, mask="mask")
 
 
-
 def _dtype(dtype: Any) -> Any:
     """Return a floating dtype. Raises InputError for anything else."""
     try:
