@@ -168,7 +168,7 @@ def table(metrics: dict[str, Any]) -> Table:
     for label in FIGURES.values():
         rows.add_column(label, justify="right")
     ended = f"model, after epoch {metrics['epochs']}"
-    kept = f"model, best epoch {best}" if best else "model, untrained (no epoch was finite)"
+    kept = f"model, best epoch {best}" if best else "model, last epoch (no epoch was finite)"
     for label, suffix in ((ended, ""), (kept, "_best")):
         rows.add_row(label, style="bold")
         for name in SETS:

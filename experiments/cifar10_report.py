@@ -160,7 +160,7 @@ def table(metrics: dict[str, Any]) -> Table:
     for name in SETS:
         rows.add_column("test images" if data["lesson_split"] and name == "validation" else name, justify="right")
     ended = f"model, after epoch {metrics['epochs']} ({metrics['reason']})"
-    kept = f"model, best epoch {best}" if best else "model, untrained (no epoch was finite)"
+    kept = f"model, best epoch {best}" if best else "model, last epoch (no epoch was finite)"
     for label, key in ((ended, "accuracy"), (kept, "accuracy_best")):
         rows.add_row(label, *(_share(metrics[key][name]) for name in SETS), style="bold")
     rows.add_section()

@@ -152,7 +152,7 @@ def table(metrics: dict[str, Any]) -> Table:
     for name in SETS:
         rows.add_column(name, justify="right")
     ended = f"model, after epoch {metrics['epochs']} ({metrics['reason']})"
-    kept = f"model, best epoch {best}" if best else "model, untrained (no epoch was finite)"
+    kept = f"model, best epoch {best}" if best else "model, last epoch (no epoch was finite)"
     for label, key in ((ended, "rmse"), (kept, "rmse_best")):
         rows.add_row(label, *(_number(metrics[key][name]) for name in SETS), style="bold")
     rows.add_section()

@@ -76,9 +76,22 @@ def resume(plan: Plan, progress: Progress, train: Examples | Source, validation:
         progress = progress._replace(plateau=(jax.vmap(plan.plateau.init) if many else plan.plateau.init)(rate))
     key = jax.random.key(0, impl=jax.random.key_impl(progress.key))
     _check_same(progress, start_shapes(plan, head(train, plan.batch_size), validation, key=key), many)
+    if isinstance(train, Examples) and int(progress.cursor):
+        _check_rows_done(plan, progress, train)
     if plan.stop.resume is not None and np.asarray(progress.stopping.done).any():
         progress = progress._replace(stopping=plan.stop.resume(progress.stopping))
     return progress
+
+
+def _check_rows_done(plan: Plan, progress: Progress, train: Examples) -> None:
+    """Raise InputError where the epoch under way has counted other rows than this plan would; weights of 1 tell."""
+    done, count = int(progress.cursor) * plan.batch_size, train.weights.shape[0]
+    expected, counted = min(done, count), float(np.asarray(progress.sums.weight).max())
+    if abs(counted - expected) > 1e-6 * expected and (np.asarray(train.weights) == 1).all():
+        raise InputError(
+            f"progress stands inside an epoch after {counted:.0f} rows, this batch_size and these rows make it "
+            f"{expected}. Continue with those that it began with."
+        )
 
 
 def _check_same(progress: Progress, expected: Progress, many: bool) -> None:

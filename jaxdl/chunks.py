@@ -30,6 +30,7 @@ class Chunk(NamedTuple):
     record: dict[str, Any] | None  # of the epoch, where the chunk ended one: a float a figure, of many runs an array
     finite: bool  # whether the weights, and the losses of the epoch under way, are
     batches: int  # how many were done; 0 where `steps` asked for none, on this process or on another
+    should_stop: bool = False  # whether the rule has ended the run; of many runs, all
 
 
 class Feed(NamedTuple):
@@ -102,9 +103,7 @@ def chunks(
     check_rows(plan, train, validation)
     check_monitors(plan, progress, validation)
     progress, train, validation = _together(progress, train, validation)
-    trained, length = batches_of_epoch(plan, train, validation)
-    if int(progress.cursor):
-        _check_rows_done(progress, train, min(int(progress.cursor), trained) * plan.batch_size)
+    _, length = batches_of_epoch(plan, train, validation)
     feed = Feed(lambda at: (train, length - at % length))
     yield from fed(plan, progress, feed, validation, length, last=last, steps=steps, run=run)
 
@@ -158,7 +157,7 @@ def fed(
         ahead = ahead if size else jax.block_until_ready(ahead) and None
         at += size
         record = None if at % length or not size else _record(at // length, names, figures)
-        yield Chunk(progress, record, bool((finite != 0).all()), size)
+        yield Chunk(progress, record, bool((finite != 0).all()), size, done)
 
 
 def epochs(
@@ -186,17 +185,6 @@ def epochs(
 def _check_place(progress: Progress, length: int) -> None:
     if int(progress.cursor) >= length:
         raise InputError(f"progress stands at batch {progress.cursor} of {length}. Give the rows that it began with.")
-
-
-def _check_rows_done(progress: Progress, train: Examples, done: int) -> None:
-    """Raise InputError where the epoch under way has counted other rows than `done`, as weights of 1 do."""
-    count = train.weights.shape[0]
-    expected, counted = min(done, count), float(np.asarray(progress.sums.weight).max())
-    if abs(counted - expected) > 1e-6 * expected and (np.asarray(train.weights) == 1).all():
-        raise InputError(
-            f"progress stands inside an epoch after {counted:.0f} rows, this batch_size and these rows make it "
-            f"{expected}. Continue with those that it began with."
-        )
 
 
 def _keeping_layout(run: Run, progress: Progress) -> Run:

@@ -232,21 +232,21 @@ def gathered(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), tree)
 
 
-def best_and_final(many: Progress) -> tuple[Weights, Weights]:
+def best_and_final(many: Progress, best_epochs: np.ndarray) -> tuple[Weights, Weights]:
     """Return the best and the final variables of many runs, of leaves (M, ...), on the default device.
 
-    Of a run without a best epoch the final variables are the best too.
+    Of a run without a best epoch, 0 in `best_epochs` (M,), the final variables are the best too.
 
     >>> import optax
     >>> from jaxdl import Objective, examples, make_plan, mlp, objectives, start
     >>> rows = examples([[1.0], [2.0]], [[1.0], [2.0]])
     >>> plan = make_plan(mlp(()), Objective(objectives.squared_error), optax.sgd(0.1), batch_size=2)
     >>> many = members(jax.random.split(jax.random.key(0), 3), lambda key: start(plan, rows, key=key))
-    >>> [leaves.params["out"]["kernel"].shape for leaves in best_and_final(many)]
+    >>> [leaves.params["out"]["kernel"].shape for leaves in best_and_final(many, np.zeros(3))]
     [(3, 1, 1), (3, 1, 1)]
     """
     best, final = gathered((many.best, shown_weights(many.state)))
-    without = np.asarray(many.stopping.best_epoch) == 0
+    without = best_epochs == 0
     if without.any():
         best = jax.tree.map(
             lambda new, old: jnp.where(without.reshape(-1, *[1] * (old.ndim - 1)), new, old), final, best

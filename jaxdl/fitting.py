@@ -127,20 +127,21 @@ def fit(
     if validation is not None:
         check_examples("validation", validation)
     plan = make_plan(model, objective, optimiser, batch_size=batch_size, stop=stop, plateau=plateau, average=average)
-    last = epochs
+    stopped = False
     if progress is None:
         progress = begin(plan, train, validation, key=jax.random.key(seed or 0), weights=weights)
     else:
         if progress.epoch.ndim:
             raise InputError(f"progress is that of {len(progress.epoch)} runs. Continue them with fit_seeds.")
         progress = resume(plan, progress, train, validation)
-        last = max(epochs, int(progress.epoch))
+        stopped = bool(progress.stopping.done)
+    last = max(epochs, int(progress.epoch))
     chunks: Iterator[Chunk] = paced(plan, progress, train, validation, last=last)
     history: list[dict[str, float]] = []
     ended = ""
     try:
         for chunk in guarded(chunks, plan, progress, train, validation) if on_nan == "stop" else chunks:
-            progress = chunk.progress
+            progress, stopped = chunk.progress, chunk.should_stop
             if chunk.record is not None:
                 history.append(chunk.record)
                 for observe in observers:
@@ -155,7 +156,7 @@ def fit(
         best = progress.best
     elif int(progress.epoch):
         warnings.warn(without_best(plan, validation), RuntimeWarning, stacklevel=3)
-    return Fit(history, best, final, ended or reason(progress), progress)
+    return Fit(history, best, final, ended or ("early-stopping" if stopped else "epochs"), progress)
 
 
 def without_best(plan: Plan, validation: Examples | None, which: str = "the run") -> str:

@@ -120,8 +120,8 @@ def trained(population: Population, last: int, how: How) -> Iterator[Chunk]:
 def ended(population: Population) -> dict[int, Ended]:
     """Where the runs of each candidate stand, by its number."""
     progress = population.progress
-    weights = best_and_final(progress)
     ends = tuple(map(np.asarray, (progress.epoch, progress.stopping.best_epoch, progress.stopping.done)))
+    weights = best_and_final(progress, ends[1])
     count = len(ends[0]) // len(population.alive)
     found = {}
     for place, index in enumerate(population.alive):

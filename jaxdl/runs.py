@@ -77,7 +77,7 @@ def drive(
         chunks = guarded(chunks, plan, begin, train, validation)
     with compile_clock() as compiling:
         try:
-            for progress, record, finite, batches in chunks:
+            for progress, record, finite, batches, _ in chunks:
                 interrupts.hold(True)
                 if record is not None:
                     now = time.perf_counter()

@@ -113,8 +113,8 @@ def fit_seeds(
     except KeyboardInterrupt:
         ends = "interrupted"
     fits = _fits(progress, records, ends)
-    without = np.flatnonzero((fits.best_epochs == 0) & (np.asarray(progress.epoch) > 0))
-    if len(without):
+    without = np.flatnonzero(fits.best_epochs == 0)
+    if len(without) and len(fits.history):
         which = f"members {', '.join(map(str, without))} of {len(fits.best_epochs)}"
         warnings.warn(without_best(plan, validation, which), RuntimeWarning, stacklevel=3)
     return fits
@@ -134,8 +134,8 @@ def _check_members(progress: Progress, keys: Array | None) -> None:
 
 
 def _fits(progress: Progress, records: list[Record], ends: str) -> Fits:
-    best, final = best_and_final(progress)
     done, best_epochs, stopped = map(np.asarray, (progress.epoch, progress.stopping.best_epoch, progress.stopping.done))
+    best, final = best_and_final(progress, best_epochs)
     reasons = tuple(reason_of(over, ends) for over in stopped)
     return Fits(as_table(records, done), best, final, best_epochs, reasons, progress)
 

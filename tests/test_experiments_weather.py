@@ -267,7 +267,7 @@ def test_a_network_that_diverges_ends_well(tmp_path, capsys):
     assert call(*arguments, "--on-nan", "continue", "--workdir", tmp_path / "run") == 0
     metrics = json.loads((tmp_path / "run/metrics.json").read_text())
     assert metrics["rmse"]["test"] is None and metrics["best_epoch"] == 0
-    assert "untrained (no epoch was finite)" in capsys.readouterr().out
+    assert "last epoch (no epoch was finite)" in capsys.readouterr().out
 
 
 def test_help_explains_every_flag():
