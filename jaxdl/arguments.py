@@ -458,6 +458,7 @@ def check_examples(name: str, rows: Any) -> None:
                 raise InputError(
                     f"{name} must hold arrays, got {given_as(leaf)} for its {field}. Use examples(inputs, targets)."
                 )
+            _check_leaf(f"{name}.{field}", leaf)
         counts = [leaf.shape[0] for leaf in leaves.values()]
         if len({*counts}) > 1:
             raise InputError(
@@ -482,6 +483,26 @@ def check_examples(name: str, rows: Any) -> None:
     else:
         advice = "Use examples(inputs, targets)."
     raise InputError(f"{name} must be Examples, got {given_as(rows)}. {advice}")
+
+
+def _check_leaf(name: str, leaf: Any) -> None:
+    """Raise InputError for an array of Examples made by hand, which JAX cannot take or would change."""
+    if not isinstance(leaf, np.ndarray):
+        fault = "a table of pandas" if hasattr(leaf, "iloc") else None
+    elif isinstance(leaf, np.ma.MaskedArray):
+        fault = "a masked array"
+    elif not leaf.dtype.isnative:
+        fault = f"the byte order of {leaf.dtype.str}"
+    elif leaf.dtype.kind in "iu" and leaf.dtype.itemsize == 8 and leaf.size:
+        largest = max(int(leaf.max()), -int(leaf.min()))
+        fault = f"{largest}, beyond 32 bits," if largest >= 2**31 else None
+    else:
+        fault = None
+    if fault is not None:
+        raise InputError(
+            f"{name} must be an array of numbers that JAX can hold, got {fault} in it. Use examples(inputs, targets), "
+            "which converts what can be converted."
+        )
 
 
 def check_weights(weights: Any) -> None:

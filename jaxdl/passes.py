@@ -23,7 +23,7 @@ from jaxdl.arguments import (
 from jaxdl.batches import batch_rows, filled, validation_batch
 from jaxdl.data import as_numbers, as_rows
 from jaxdl.errors import InputError
-from jaxdl.objectives import add, check_labels, check_objective, finish
+from jaxdl.objectives import add, check_labels, check_objective, check_targets, finish
 from jaxdl.programs import program
 from jaxdl.sharding import data_devices, split_rows
 from jaxdl.steps import EvalStep, TrainStep, make_eval_step
@@ -115,6 +115,7 @@ def evaluate(
     check_examples("rows_of", rows_of)
     check_platform()
     check_labels(model, objective, rows_of)
+    check_targets(objective.loss, rows_of, "rows_of")
     size = _rows_at_once(rows_of.inputs, batch_size)
     with explain_misfit(model, weights, rows_of.inputs):
         return _evaluate(model, objective, weights, rows_of, size=size)

@@ -8,8 +8,10 @@ import optax
 import pytest
 
 from jaxdl import (
+    Examples,
     InputError,
     Objective,
+    evaluate,
     examples,
     fit,
     fit_seeds,
@@ -116,3 +118,28 @@ def test_labels_of_minus_one_and_one_are_refused_before_the_first_step():
             fit(mlp(()), objective, optax.sgd(0.1), *rows, epochs=1)
         with pytest.raises(InputError, match=rf"targets from 0 to 1, got -1 in row \d+ of {name}"):
             fit_seeds(mlp(()), objective, optax.sgd(0.1), *rows, epochs=1, seeds=(0, 1))
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        (INPUTS.astype(">f4"), "got the byte order of >f4 in it"),
+        (np.ma.masked_greater(INPUTS, 1), "got a masked array in it"),
+        (np.full((32, 2), 3_000_000_000), "got 3000000000, beyond 32 bits, in it"),
+    ],
+)
+def test_arrays_of_examples_made_by_hand_are_checked(inputs, message):
+    rows, weights = Examples(inputs, ROWS.targets, ROWS.weights), mlp(()).init(jax.random.key(0), INPUTS)
+    with pytest.raises(InputError, match=f"train.inputs must be an array of numbers that JAX can hold, {message}"):
+        fit(mlp(()), SQUARED, optax.sgd(0.1), rows, epochs=1)
+    with pytest.raises(InputError, match=f"validation.inputs must be an array .*{message}"):
+        fit(mlp(()), SQUARED, optax.sgd(0.1), ROWS, rows, epochs=1)
+    with pytest.raises(InputError, match=f"rows_of.inputs must be an array .*{message}. Use examples"):
+        evaluate(mlp(()), SQUARED, weights, rows)
+
+
+def test_an_evaluation_refuses_targets_that_its_loss_cannot_take():
+    objective, signs = Objective(objectives.sigmoid_cross_entropy), np.where(INPUTS[:, :1] > 0, 1, -1)
+    weights = mlp(()).init(jax.random.key(0), INPUTS)
+    with pytest.raises(InputError, match=r"targets from 0 to 1, got -1 in row \d+ of rows_of"):
+        evaluate(mlp(()), objective, weights, examples(INPUTS, signs))
