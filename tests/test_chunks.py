@@ -1,5 +1,6 @@
 """Chunks: one program, whatever their lengths, and the bits of the whole run."""
 
+import functools
 import itertools
 
 import jax
@@ -38,19 +39,26 @@ PLAN = make_plan(
     plateau=reduce_on_plateau("val_loss", factor=0.5, patience=1),
     average=0.9,
 )
-BEGIN = start(PLAN, TRAIN, VALIDATION, key=jax.random.key(1))
+
+
+@functools.cache
+def beginning():
+    return start(PLAN, TRAIN, VALIDATION, key=jax.random.key(1))
 
 
 def bits(tree):
     return {name: np.asarray(leaf).tobytes() for name, leaf in named(tree).items()}
 
 
-def cut(lengths, begin=BEGIN, last=6):
+def cut(lengths, begin=None, last=6):
+    begin = beginning() if begin is None else begin
     lengths = itertools.cycle(lengths)
     return list(chunks(PLAN, begin, TRAIN, VALIDATION, last=last, steps=lambda: next(lengths)))
 
 
-WHOLE = list(epochs(PLAN, BEGIN, TRAIN, VALIDATION, last=6))
+@functools.cache
+def whole_run():
+    return list(epochs(PLAN, beginning(), TRAIN, VALIDATION, last=6))
 
 
 def test_an_epoch_is_its_batches_of_training_then_those_of_validation():
@@ -62,16 +70,16 @@ def test_an_epoch_is_its_batches_of_training_then_those_of_validation():
 @given(st.lists(st.integers(1, 15), min_size=1, max_size=8))
 def test_a_run_cut_in_any_way_is_the_whole_run_bit_for_bit(lengths):
     found = cut(lengths)
-    assert bits(found[-1].progress) == bits(WHOLE[-1][0])
-    assert [chunk.record for chunk in found if chunk.record is not None] == [record for _, record in WHOLE]
-    assert sum(chunk.batches for chunk in found) == 11 * len(WHOLE)
+    assert bits(found[-1].progress) == bits(whole_run()[-1][0])
+    assert [chunk.record for chunk in found if chunk.record is not None] == [record for _, record in whole_run()]
+    assert sum(chunk.batches for chunk in found) == 11 * len(whole_run())
 
 
 @pytest.mark.parametrize("batch", [1, 7, 8, 9, 10, 11, 25])
 def test_a_run_goes_on_from_any_batch_bit_for_bit(batch):
-    middle = list(itertools.islice(chunks(PLAN, BEGIN, TRAIN, VALIDATION, steps=lambda: 1), batch))[-1].progress
+    middle = list(itertools.islice(chunks(PLAN, beginning(), TRAIN, VALIDATION, steps=lambda: 1), batch))[-1].progress
     assert int(middle.epoch) * 11 + int(middle.cursor) == batch
-    assert bits(cut([100], middle)[-1].progress) == bits(WHOLE[-1][0])
+    assert bits(cut([100], middle)[-1].progress) == bits(whole_run()[-1][0])
 
 
 def test_rows_of_numpy_are_copied_without_a_program(compilations):
@@ -81,13 +89,13 @@ def test_rows_of_numpy_are_copied_without_a_program(compilations):
     mine = memory[first : first + 71 * 3].reshape(71, 3)
     mine[:] = INPUTS[:71]
     with compilations() as names:
-        found = chunks(PLAN, BEGIN, examples(mine, TRAIN.targets[:71]), VALIDATION, last=4)
+        found = chunks(PLAN, beginning(), examples(mine, TRAIN.targets[:71]), VALIDATION, last=4)
         next(found)
         # What becomes of the rows does not matter to a run that has begun.
         mine[:] = 0
         records = [chunk.record for chunk in found]
     assert names == ["chunk_program"]
-    whole = chunks(PLAN, BEGIN, examples(INPUTS[:71], TRAIN.targets[:71]), VALIDATION, last=4)
+    whole = chunks(PLAN, beginning(), examples(INPUTS[:71], TRAIN.targets[:71]), VALIDATION, last=4)
     assert records == [chunk.record for chunk in whole][1:]
 
 
@@ -105,7 +113,7 @@ def test_chunks_is_the_loop_in_its_docstring(meaning):
 
     seen = []
     lengths = itertools.cycle([3, 9])
-    names = {"progress": BEGIN, "train": TRAIN, "validation": VALIDATION, "plan": PLAN, "last": 2}
+    names = {"progress": beginning(), "train": TRAIN, "validation": VALIDATION, "plan": PLAN, "last": 2}
     told = meaning(
         chunks,
         **names,
@@ -141,16 +149,17 @@ def test_a_validation_loss_that_is_not_finite_is_told_too():
     rows = VALIDATION._replace(
         targets=np.where(np.arange(2500)[:, None] == 2400, np.float32(np.nan), VALIDATION.targets)
     )
-    told = [chunk.finite for chunk in chunks(PLAN, BEGIN, TRAIN, rows, last=1, steps=lambda: 1)]
+    told = [chunk.finite for chunk in chunks(PLAN, beginning(), TRAIN, rows, last=1, steps=lambda: 1)]
     assert told == [True] * 10 + [False]
 
 
 def test_a_progress_of_other_rows_is_refused():
-    middle = next(chunks(PLAN, BEGIN, TRAIN, VALIDATION, steps=lambda: 10)).progress
+    middle = next(chunks(PLAN, beginning(), TRAIN, VALIDATION, steps=lambda: 10)).progress
     with pytest.raises(InputError, match=r"progress stands at batch 10 of 8\. Give the rows that it began with"):
         next(chunks(PLAN._replace(stop=NEVER, plateau=None), middle, TRAIN))
 
 
+@pytest.mark.processes
 def test_a_pause_that_one_process_asks_for_in_the_last_epoch_is_one_of_all_with_nothing_under_way():
     body = """
 import optax

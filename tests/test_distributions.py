@@ -1,5 +1,7 @@
 """Histograms of weights and gradients: of what, when, and that a run is the same with them."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,11 +27,16 @@ ROWS = examples(RANDOM.normal(size=(24, 3)), RANDOM.normal(size=(24, 1)))
 BATCH = 8
 MODEL, OBJECTIVE, OPTIMISER = mlp((5,)), Objective(squared_error), optax.sgd(0.05)
 PLAN = make_plan(MODEL, OBJECTIVE, OPTIMISER, batch_size=BATCH)
-START = start(PLAN, ROWS, key=jax.random.key(0))
 NAMES = ["Dense_0/bias", "Dense_0/kernel", "Dense_1/bias", "Dense_1/kernel"]
 
 
-def run(*observers, progress=START, rows=ROWS, **options):
+@functools.cache
+def beginning():
+    return start(PLAN, ROWS, key=jax.random.key(0))
+
+
+def run(*observers, progress=None, rows=ROWS, **options):
+    progress = beginning() if progress is None else progress
     options = {"epochs": 4, "batch_size": BATCH, "progress": progress, "observers": observers, **options}
     return fit(MODEL, OBJECTIVE, OPTIMISER, rows, **options)
 
@@ -80,14 +87,14 @@ def assert_read(folder, step, params):
 
 
 def test_the_initial_weights_and_their_gradients_are_the_first(tmp_path):
-    with distributions(tmp_path, PLAN, ROWS, START, every=3):
+    with distributions(tmp_path, PLAN, ROWS, beginning(), every=3):
         pass
-    assert_read(tmp_path, 0, START.state.weights.params)
+    assert_read(tmp_path, 0, beginning().state.weights.params)
 
 
 def test_each_histogram_is_of_the_weights_after_its_epoch(tmp_path):
     kept = {}
-    with distributions(tmp_path, PLAN, ROWS, START, every=2) as observe:
+    with distributions(tmp_path, PLAN, ROWS, beginning(), every=2) as observe:
         run(observe, lambda progress, history: kept.update({len(history): progress.state.weights.params}))
     assert list(read(tmp_path / "weights")["Dense_0/kernel"]) == [0, 2, 4]
     for step in (2, 4):
@@ -96,7 +103,7 @@ def test_each_histogram_is_of_the_weights_after_its_epoch(tmp_path):
 
 def test_histograms_are_written_while_the_run_goes_on(tmp_path):
     seen = []
-    with distributions(tmp_path, PLAN, ROWS, START, every=1) as observe:
+    with distributions(tmp_path, PLAN, ROWS, beginning(), every=1) as observe:
         run(observe, lambda progress, history: seen.append(list(read(tmp_path / "weights")["Dense_0/bias"])))
     # An epoch later, because the device is at the next one when it is told.
     assert seen == [[0], [0, 1], [0, 1, 2], [0, 1, 2, 3]]
@@ -107,14 +114,14 @@ def test_a_run_that_breaks_off_keeps_its_histograms(tmp_path):
     def stop(progress, history):
         raise RuntimeError
 
-    with pytest.raises(RuntimeError), distributions(tmp_path, PLAN, ROWS, START, every=1) as observe:
+    with pytest.raises(RuntimeError), distributions(tmp_path, PLAN, ROWS, beginning(), every=1) as observe:
         run(observe, stop)
     assert list(read(tmp_path / "gradients")["Dense_0/bias"]) == [0, 1]
 
 
 def test_a_run_that_goes_on_takes_back_what_was_said_of_later_epochs(tmp_path):
     first = run(epochs=2)
-    with distributions(tmp_path, PLAN, ROWS, START, every=1) as observe:
+    with distributions(tmp_path, PLAN, ROWS, beginning(), every=1) as observe:
         run(observe)
     for run_of in ("weights", "gradients"):
         # Files are read in the order of their names, which hold the second of their beginning.
@@ -128,7 +135,7 @@ def test_a_run_that_goes_on_takes_back_what_was_said_of_later_epochs(tmp_path):
 def test_it_compiles_one_program(tmp_path, compilations):
     plan = make_plan(mlp((6,)), OBJECTIVE, OPTIMISER, batch_size=BATCH)
     begin = start(plan, ROWS, key=jax.random.key(0))
-    with distributions(tmp_path / "warm", PLAN, ROWS, START):
+    with distributions(tmp_path / "warm", PLAN, ROWS, beginning()):
         pass  # Whatever else JAX compiles once.
     with compilations() as names, distributions(tmp_path, plan, ROWS, begin, every=1) as observe:
         fit(plan.model, OBJECTIVE, OPTIMISER, ROWS, epochs=3, batch_size=BATCH, progress=begin, observers=[observe])
@@ -137,7 +144,7 @@ def test_it_compiles_one_program(tmp_path, compilations):
 
 def test_it_does_not_change_the_run(tmp_path):
     plain = run()
-    with distributions(tmp_path, PLAN, ROWS, START, every=1) as observe:
+    with distributions(tmp_path, PLAN, ROWS, beginning(), every=1) as observe:
         watched = run(observe)
     jax.tree.map(np.testing.assert_array_equal, watched.final, plain.final)
     np.testing.assert_array_equal(watched.history, plain.history)
@@ -146,9 +153,9 @@ def test_it_does_not_change_the_run(tmp_path):
 @pytest.mark.parametrize("large", [2**24, 0], ids=["whole", "split"])
 def test_a_run_on_a_mesh_has_the_same_histograms(tmp_path, large):
     mesh = make_mesh(jax.devices()[:4], data=2, model=2)
-    with distributions(tmp_path / "one", PLAN, ROWS, START, every=2) as observe:
+    with distributions(tmp_path / "one", PLAN, ROWS, beginning(), every=2) as observe:
         run(observe)
-    placed, rows = place_progress(START, mesh, large=large), place_rows(ROWS, mesh)
+    placed, rows = place_progress(beginning(), mesh, large=large), place_rows(ROWS, mesh)
     with distributions(tmp_path / "mesh", PLAN, rows, placed, every=2) as observe:
         run(observe, progress=placed, rows=rows)
     for run_of in ("weights", "gradients"):
@@ -163,22 +170,24 @@ def test_a_run_on_a_mesh_has_the_same_histograms(tmp_path, large):
 
 def test_rows_bound_to_another_device_do_no_harm(tmp_path):
     rows = jax.device_put(ROWS, jax.devices()[3])
-    with distributions(tmp_path, PLAN, rows, START, every=4) as observe:
+    with distributions(tmp_path, PLAN, rows, beginning(), every=4) as observe:
         run(observe, rows=rows)
     assert list(read(tmp_path / "gradients")["Dense_0/bias"]) == [0, 4]
 
 
 def test_rows_that_are_not_in_memory_are_read(tmp_path):
     source = Source(24, lambda numbers: jax.tree.map(lambda leaf: leaf[numbers], ROWS))
-    with distributions(tmp_path, PLAN, source, START):
+    with distributions(tmp_path, PLAN, source, beginning()):
         pass
-    assert_read(tmp_path, 0, START.state.weights.params)
+    assert_read(tmp_path, 0, beginning().state.weights.params)
 
 
 def test_weights_that_are_not_finite_are_left_out(tmp_path):
-    params = jax.tree.map(lambda leaf: leaf, START.state.weights.params)
+    params = jax.tree.map(lambda leaf: leaf, beginning().state.weights.params)
     params["Dense_0"]["kernel"] = params["Dense_0"]["kernel"].at[0, 0].set(jnp.nan)
-    broken = START._replace(state=START.state._replace(weights=START.state.weights._replace(params=params)))
+    broken = beginning()._replace(
+        state=beginning().state._replace(weights=beginning().state.weights._replace(params=params))
+    )
     with distributions(tmp_path, PLAN, ROWS, broken):
         pass
     weights, gradients = read(tmp_path / "weights"), read(tmp_path / "gradients")
@@ -190,13 +199,13 @@ def test_weights_that_are_not_finite_are_left_out(tmp_path):
 def test_an_interval_below_one_epoch_is_refused(tmp_path):
     with (
         pytest.raises(InputError, match="every must be at least 1 epoch, got 0"),
-        distributions(tmp_path, PLAN, ROWS, START, every=0),
+        distributions(tmp_path, PLAN, ROWS, beginning(), every=0),
     ):
         pass
 
 
 def test_a_run_that_goes_on_inside_of_an_epoch_keeps_the_histograms_of_the_one_before(tmp_path):
-    with distributions(tmp_path, PLAN, ROWS, START, every=1) as observe:
+    with distributions(tmp_path, PLAN, ROWS, beginning(), every=1) as observe:
         half = run(observe, epochs=2).progress
     before = read(tmp_path / "weights")["Dense_0/kernel"]
     for run_of in ("weights", "gradients"):

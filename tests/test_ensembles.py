@@ -1,5 +1,6 @@
 """Ensembles: each member is its solo run, whatever the others do."""
 
+import functools
 import itertools
 import re
 from functools import partial
@@ -35,8 +36,18 @@ PLAN = make_plan(
     plateau=reduce_on_plateau("val_loss", factor=0.5, patience=1),
     average=0.5,
 )
-KEYS = jax.random.split(jax.random.key(0), 4)
-BEGIN = ensembles.members(KEYS, lambda key: start(PLAN, TRAIN, VALIDATION, key=key))
+
+
+@functools.cache
+def keys():
+    return jax.random.split(jax.random.key(0), 4)
+
+
+@functools.cache
+def beginning():
+    return ensembles.members(keys(), lambda key: start(PLAN, TRAIN, VALIDATION, key=key))
+
+
 LAST = 40
 
 
@@ -44,14 +55,15 @@ def bits(tree):
     return {name: np.asarray(leaf).tobytes() for name, leaf in leaves.named(tree).items()}
 
 
-def together(how="vmap", begin=BEGIN, last=LAST, plan=PLAN):
+def together(how="vmap", begin=None, last=LAST, plan=PLAN):
+    begin = beginning() if begin is None else begin
     return list(epochs(plan, begin, TRAIN, VALIDATION, last=last, run=partial(ensembles.run_members, how=how)))
 
 
 @pytest.fixture(scope="module")
 def alone():
     """The solo runs, each a list of (progress, record)."""
-    begins = [start(PLAN, TRAIN, VALIDATION, key=key) for key in KEYS]
+    begins = [start(PLAN, TRAIN, VALIDATION, key=key) for key in keys()]
     return [list(epochs(PLAN, begin, TRAIN, VALIDATION, last=LAST)) for begin in begins]
 
 
@@ -66,8 +78,8 @@ def batched():
 
 
 def test_members_begin_as_solo_runs(alone):
-    for index, key in enumerate(KEYS):
-        assert bits(ensembles.member(BEGIN, index)) == bits(start(PLAN, TRAIN, VALIDATION, key=key))
+    for index, key in enumerate(keys()):
+        assert bits(ensembles.member(beginning(), index)) == bits(start(PLAN, TRAIN, VALIDATION, key=key))
 
 
 def test_these_runs_end_at_different_epochs(alone):
@@ -113,19 +125,19 @@ def test_who_has_stopped_stands_still(how, request):
 def test_chunks_of_an_ensemble_give_the_bits_of_the_whole(how, request):
     expected = request.getfixturevalue("mapped" if how == "map" else "batched")[-1][0]
     lengths, run = itertools.cycle([1, 3, 2, 100]), partial(ensembles.run_members, how=how)
-    *_, end = chunks(PLAN, BEGIN, TRAIN, VALIDATION, last=LAST, steps=lambda: next(lengths), run=run)
+    *_, end = chunks(PLAN, beginning(), TRAIN, VALIDATION, last=LAST, steps=lambda: next(lengths), run=run)
     assert bits(end.progress) == bits(expected)
 
 
 @pytest.mark.parametrize("batches", [3, 4, 13, 50])
 def test_an_ensemble_goes_on_from_a_checkpoint_bit_for_bit(batches, batched, tmp_path):
     run = ensembles.run_members
-    pieces = chunks(PLAN, BEGIN, TRAIN, VALIDATION, last=LAST, steps=lambda: 1, run=run)
+    pieces = chunks(PLAN, beginning(), TRAIN, VALIDATION, last=LAST, steps=lambda: 1, run=run)
     middle = list(itertools.islice(pieces, batches))[-1].progress
     with checkpoints.keeper(tmp_path, {}, every=99, tell=print) as keep:
         keep(middle, [])
     saved = checkpoints.latest(tmp_path, print)
-    *_, (many, _) = together(begin=leaves.rebuilt(BEGIN, saved.arrays))
+    *_, (many, _) = together(begin=leaves.rebuilt(beginning(), saved.arrays))
     assert bits(many) == bits(batched[-1][0])
 
 
@@ -138,9 +150,9 @@ def test_a_member_goes_on_alone(mapped, alone):
 
 
 def test_a_member_of_nan_harms_no_other(batched):
-    params = jax.tree.map(lambda leaf: leaf.at[1].set(jnp.nan), BEGIN.state.weights.params)
-    state = BEGIN.state._replace(weights=BEGIN.state.weights._replace(params=params))
-    found = together(begin=BEGIN._replace(state=state))[-1][0]
+    params = jax.tree.map(lambda leaf: leaf.at[1].set(jnp.nan), beginning().state.weights.params)
+    state = beginning().state._replace(weights=beginning().state.weights._replace(params=params))
+    found = together(begin=beginning()._replace(state=state))[-1][0]
     for index in (0, 2, 3):
         assert bits(ensembles.member(found, index)) == bits(ensembles.member(batched[-1][0], index))
     ill = ensembles.member(found, 1)
@@ -163,10 +175,10 @@ def test_an_ensemble_is_one_program(compilations, batched):
 def test_ensemble_is_the_loop_in_its_docstring(meaning):
     epoch = partial(run_epoch, plan=PLAN)
     together = jax.jit(ensembles.ensemble(epoch, "map"))
-    many, progresses = BEGIN, [start(PLAN, TRAIN, VALIDATION, key=key) for key in KEYS]
+    many, progresses = beginning(), [start(PLAN, TRAIN, VALIDATION, key=key) for key in keys()]
     for _ in range(8):
         many, record = together(many, TRAIN, VALIDATION)
-        loop = {"progresses": progresses, "figures": [dict.fromkeys(record, np.nan) for _ in KEYS]}
+        loop = {"progresses": progresses, "figures": [dict.fromkeys(record, np.nan) for _ in keys()]}
         names = {"epoch": epoch, "arguments": (TRAIN, VALIDATION), "own": {}, **loop}
         figures = meaning(ensembles.ensemble, **names)["figures"]
         for name, values in record.items():
@@ -179,7 +191,7 @@ def test_ensemble_is_the_loop_in_its_docstring(meaning):
 @pytest.fixture(scope="module")
 def apart():
     """The ensemble and its data on two devices."""
-    return ensembles.spread(BEGIN, TRAIN, VALIDATION, devices=jax.devices()[:2])
+    return ensembles.spread(beginning(), TRAIN, VALIDATION, devices=jax.devices()[:2])
 
 
 def test_members_on_several_devices_are_the_same_runs(batched, apart):
@@ -200,7 +212,7 @@ def test_devices_only_tell_each_other_whether_all_have_stopped(how, apart):
 
 def test_members_that_cannot_be_shared_evenly_are_refused():
     with pytest.raises(InputError, match=r"4 members cannot be spread evenly over 3 devices\. Use a multiple\."):
-        ensembles.spread(BEGIN, TRAIN, devices=jax.devices()[:3])
+        ensembles.spread(beginning(), TRAIN, devices=jax.devices()[:3])
 
 
 @pytest.mark.parametrize(("count", "size"), [(1, 1), (8, 8), (9, 3), (16, 8), (17, 1), (24, 8)])
@@ -226,18 +238,18 @@ def test_members_in_blocks_are_their_solo_runs(count):
 @pytest.mark.parametrize("count", [2, 4])
 def test_mapped_members_on_several_devices_are_solo_runs_bit_for_bit_without_batchnorm(count):
     plan = PLAN._replace(model=mlp((8,), dropout=0.1))
-    begin = ensembles.start_members(KEYS, TRAIN, VALIDATION, plan=plan)
+    begin = ensembles.start_members(keys(), TRAIN, VALIDATION, plan=plan)
     many, train, validation = ensembles.spread(begin, TRAIN, VALIDATION, devices=jax.devices()[:count])
     *_, (found, _) = epochs(plan, many, train, validation, last=LAST, run=partial(ensembles.run_members, how="map"))
     assert len(found.epoch.sharding.device_set) == len(found.key.sharding.device_set) == count
-    for index, key in enumerate(KEYS):
+    for index, key in enumerate(keys()):
         run = epochs(plan, start(plan, TRAIN, VALIDATION, key=key), TRAIN, VALIDATION, last=LAST)
         assert bits(ensembles.member(found, index)) == bits(list(run)[-1][0])
 
 
 @pytest.mark.parametrize("count", [2, 4])
 def test_mapped_members_with_batchnorm_on_several_devices_are_solo_runs_up_to_rounding(count, alone):
-    many, train, validation = ensembles.spread(BEGIN, TRAIN, VALIDATION, devices=jax.devices()[:count])
+    many, train, validation = ensembles.spread(beginning(), TRAIN, VALIDATION, devices=jax.devices()[:count])
     *_, (found, _) = epochs(PLAN, many, train, validation, last=LAST, run=partial(ensembles.run_members, how="map"))
     for index, run in enumerate(alone):
         expected = leaves.named(run[-1][0])
@@ -251,9 +263,9 @@ def test_as_many_devices_are_used_as_share_the_members_evenly(count, devices):
 
 
 def test_what_was_gathered_is_the_same_on_one_device():
-    (many,) = ensembles.spread(BEGIN, devices=jax.devices()[:4])
+    (many,) = ensembles.spread(beginning(), devices=jax.devices()[:4])
     found = ensembles.gathered(many.state.weights)
-    assert bits(found) == bits(BEGIN.state.weights)
+    assert bits(found) == bits(beginning().state.weights)
     assert all(len(leaf.sharding.device_set) == 1 for leaf in jax.tree.leaves(found))
 
 
@@ -266,5 +278,5 @@ def family(learning_rate, dropout, scale):
 def test_the_plans_of_a_family_leave_none_of_their_traced_values_behind(how):
     numbers = {name: jnp.array([0.1, 0.2]) for name in ("learning_rate", "dropout", "scale")}
     with jax.checking_leaks():
-        many = ensembles.start_members(KEYS[:2], TRAIN, VALIDATION, numbers, plan=Family(family))
+        many = ensembles.start_members(keys()[:2], TRAIN, VALIDATION, numbers, plan=Family(family))
         ensembles.run_members(many, TRAIN, VALIDATION, np.int32(3), plan=Family(family), how=how, numbers=numbers)

@@ -1,5 +1,7 @@
 """Figures and predictions of a source, against those of the same rows in memory and NumPy."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -20,21 +22,27 @@ ROWS = examples(INPUTS, INPUTS[:, :2] + RANDOM.normal(size=(333, 2)), RANDOM.int
 SOURCE = Source(333, lambda rows: take(ROWS, rows))
 OBJECTIVE = Objective(o.squared_error, (o.rmse, o.r2()))
 MODEL = mlp((5,), outputs=2)
-WEIGHTS = MODEL.init(jax.random.key(0), ROWS.inputs)
+
+
+@functools.cache
+def weights():
+    return MODEL.init(jax.random.key(0), ROWS.inputs)
+
+
 # Batches of 10, 7, all; windows of one batch, of a few, of all.
 CUTS = pytest.mark.parametrize(("batch_size", "window_bytes"), [(10, 1), (7, 900), (None, 2**25), (500, 2**25)])
 MESHES = pytest.mark.parametrize("axes", [None, {"data": 4}, {"data": 2, "member": 2}])
 
 
 def on(axes):
-    return WEIGHTS if axes is None else place_progress(WEIGHTS, make_mesh(jax.devices()[:4], **axes))
+    return weights() if axes is None else place_progress(weights(), make_mesh(jax.devices()[:4], **axes))
 
 
 @CUTS
 @MESHES
 def test_the_figures_of_a_source_are_those_of_its_rows(batch_size, window_bytes, axes):
     found = evaluate_source(MODEL, OBJECTIVE, on(axes), SOURCE, batch_size=batch_size, window_bytes=window_bytes)
-    wanted = evaluate(MODEL, OBJECTIVE, WEIGHTS, ROWS)
+    wanted = evaluate(MODEL, OBJECTIVE, weights(), ROWS)
     assert {name: float(value) for name, value in found.items()} == pytest.approx(
         {name: float(value) for name, value in wanted.items()}, rel=1e-5
     )
@@ -45,13 +53,13 @@ def test_the_figures_of_a_source_are_those_of_its_rows(batch_size, window_bytes,
 def test_the_predictions_of_a_source_are_those_of_its_rows_in_their_order(batch_size, window_bytes, axes):
     found = list(predict_source(MODEL, on(axes), SOURCE, batch_size=batch_size, window_bytes=window_bytes))
     assert all(type(piece) is np.ndarray for piece in found)
-    np.testing.assert_allclose(np.concatenate(found), predict(MODEL, WEIGHTS, ROWS.inputs), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(np.concatenate(found), predict(MODEL, weights(), ROWS.inputs), rtol=1e-5, atol=1e-6)
 
 
 def test_a_few_windows_are_one_program(compilations):
     with compilations() as names:
-        evaluate_source(MODEL, OBJECTIVE, WEIGHTS, SOURCE, batch_size=9, window_bytes=900)
-        list(predict_source(MODEL, WEIGHTS, SOURCE, batch_size=9, window_bytes=900))
+        evaluate_source(MODEL, OBJECTIVE, weights(), SOURCE, batch_size=9, window_bytes=900)
+        list(predict_source(MODEL, weights(), SOURCE, batch_size=9, window_bytes=900))
     assert names.count("_sums") == 1 and names.count("_outputs") == 1
 
 
@@ -68,9 +76,9 @@ def test_totals_beyond_the_digits_of_float32_stay_exact():
 
 def test_a_batch_of_no_rows_is_refused():
     with pytest.raises(InputError, match="batch_size must be at least 1, got 0"):
-        evaluate_source(MODEL, OBJECTIVE, WEIGHTS, SOURCE, batch_size=0)
+        evaluate_source(MODEL, OBJECTIVE, weights(), SOURCE, batch_size=0)
     with pytest.raises(InputError, match="batch_size must be at least 1, got -1"):
-        next(predict_source(MODEL, WEIGHTS, SOURCE, batch_size=-1))
+        next(predict_source(MODEL, weights(), SOURCE, batch_size=-1))
 
 
 def test_a_source_of_billions_of_rows_gives_its_first_predictions_at_once():

@@ -1,6 +1,7 @@
 """What is exported: the folder, its numbers, and an environment that holds nothing but what it needs."""
 
 import csv
+import functools
 import importlib.metadata
 import json
 import os
@@ -38,7 +39,13 @@ ROOT = Path(__file__).parent.parent
 DRAWS = np.random.default_rng(0)
 ROWS = DRAWS.normal(5, 2, (33, 3)).astype(np.float32)
 MODEL = mlp((8,), input_norm=True)
-WEIGHTS = jax.jit(MODEL.init)(jax.random.key(0), ROWS)
+
+
+@functools.cache
+def network():
+    return jax.jit(MODEL.init)(jax.random.key(0), ROWS)
+
+
 FILES = ["README.md", "SHA256SUMS", "model.json", "model.stablehlo", "predict.py", "weights.safetensors"]
 
 
@@ -73,7 +80,7 @@ def built(runs):
 
 
 def test_the_folder_holds_all_and_its_checksums_agree(tmp_path):
-    folder = export(tmp_path / "above" / "model", MODEL, WEIGHTS, ROWS, card="# Rain\n\nAs it falls.\n")
+    folder = export(tmp_path / "above" / "model", MODEL, network(), ROWS, card="# Rain\n\nAs it falls.\n")
     assert sorted(path.name for path in folder.iterdir()) == FILES
     assert [path.name for path in folder.parent.iterdir()] == ["model"]
     done = subprocess.run(["sha256sum", "-c", "--strict", "SHA256SUMS"], cwd=folder, capture_output=True, text=True)
@@ -99,35 +106,35 @@ def test_the_weights_beside_the_program_are_the_same_to_the_bit(tmp_path, dtype)
 
 def test_a_scaling_is_part_of_the_program(tmp_path):
     scaling = fit_scaling(ROWS)
-    folder = export(tmp_path / "model", MODEL, WEIGHTS, ROWS, scaling=scaling)
-    wanted = predict(MODEL, WEIGHTS, standardise(ROWS, scaling))
+    folder = export(tmp_path / "model", MODEL, network(), ROWS, scaling=scaling)
+    wanted = predict(MODEL, network(), standardise(ROWS, scaling))
     np.testing.assert_allclose(portable.load(folder).predict(ROWS), wanted, rtol=1e-6, atol=1e-6)
 
 
 def test_weights_on_a_mesh_of_devices_are_exported_for_one(tmp_path):
     mesh = make_mesh()
-    spread = jax.device_put(WEIGHTS, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
+    spread = jax.device_put(network(), jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
     one, many = (
-        portable.load(export(tmp_path / name, MODEL, w, ROWS)) for name, w in (("one", WEIGHTS), ("many", spread))
+        portable.load(export(tmp_path / name, MODEL, w, ROWS)) for name, w in (("one", network()), ("many", spread))
     )
     assert mesh.size > 1
     np.testing.assert_array_equal(one.predict(ROWS), many.predict(ROWS))
 
 
 def test_inputs_of_python_are_those_of_float32(tmp_path):
-    folder = export(tmp_path / "model", MODEL, WEIGHTS, ROWS.tolist())
+    folder = export(tmp_path / "model", MODEL, network(), ROWS.tolist())
     about = json.loads((folder / "model.json").read_text())
     assert about["inputs"] == {"shape": [3], "dtype": "float32", "columns": ["x1", "x2", "x3"]}
     assert about["outputs"]["names"] == ["prediction"] and about["platforms"] == ["cpu", "cuda", "tpu"]
 
 
 def test_nothing_is_written_over(tmp_path):
-    folder = export(tmp_path / "model", MODEL, WEIGHTS, ROWS)
+    folder = export(tmp_path / "model", MODEL, network(), ROWS)
     before = {path: path.read_bytes() for path in folder.iterdir()}
     (tmp_path / "link").symlink_to("nowhere")
     for name in ("model", "link"):
         with pytest.raises(InputError, match=f"needs a new folder, got .*{name}, which exists"):
-            export(tmp_path / name, MODEL, WEIGHTS, ROWS)
+            export(tmp_path / name, MODEL, network(), ROWS)
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
 
 
@@ -138,16 +145,22 @@ def test_a_folder_is_there_whole_or_not_at_all(tmp_path, monkeypatch, error):
 
     monkeypatch.setattr("jaxdl.exports.checksums.listing", fails)
     with pytest.raises(KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else InputError, match=r"No space|^$"):
-        export(tmp_path / "model", MODEL, WEIGHTS, ROWS)
+        export(tmp_path / "model", MODEL, network(), ROWS)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"weights": jax.tree.map(lambda leaf: leaf * np.float32(np.nan), WEIGHTS)}, "must be finite"),
-        ({"weights": WEIGHTS._replace(params={})}, "those of the model, got no such array for params/.*has "),
-        ({"weights": jax.tree.map(lambda leaf: leaf[:1], WEIGHTS)}, r"those of the model, got \(1,\) for .*has \(3,\)"),
+        ({"weights": lambda weights: jax.tree.map(lambda leaf: leaf * np.float32(np.nan), weights)}, "must be finite"),
+        (
+            {"weights": lambda weights: weights._replace(params={})},
+            "those of the model, got no such array for params/.*has ",
+        ),
+        (
+            {"weights": lambda weights: jax.tree.map(lambda leaf: leaf[:1], weights)},
+            r"those of the model, got \(1,\) for .*has \(3,\)",
+        ),
         ({"inputs": np.array([["a", "b", "c"]])}, "inputs must be rows of numbers, got <U1"),
         ({"inputs": 1.0}, "inputs must be rows of numbers"),
         ({"columns": ["a", "b"]}, r"columns must be 3 different names .* got \['a', 'b'\]"),
@@ -158,7 +171,9 @@ def test_a_folder_is_there_whole_or_not_at_all(tmp_path, monkeypatch, error):
     ],
 )
 def test_what_does_not_fit_the_model_is_refused(tmp_path, change, said):
-    given = {"model": MODEL, "weights": WEIGHTS, "inputs": ROWS, **change}
+    given = {"model": MODEL, "weights": network(), "inputs": ROWS, **change}
+    if callable(given["weights"]):
+        given["weights"] = given["weights"](network())
     with pytest.raises(InputError, match=said):
         export(tmp_path / "model", **given)
     assert list(tmp_path.iterdir()) == []

@@ -1,6 +1,7 @@
 """Observers: what they write, when, and that they only look."""
 
 import csv
+import functools
 import io
 from types import SimpleNamespace
 
@@ -27,7 +28,12 @@ ROWS = examples(INPUTS, 3 * INPUTS)
 # Made once, so that all runs here share one compiled program.
 MODEL, OBJECTIVE = mlp(()), Objective(squared_error, (rmse,))
 ADAM = optax.inject_hyperparams(optax.adam)(learning_rate=0.05)
-WEIGHTS = MODEL.init(jax.random.key(0), INPUTS)
+
+
+@functools.cache
+def network():
+    return MODEL.init(jax.random.key(0), INPUTS)
+
 
 # A figure for every epoch that no decimal shortening survives.
 RECORDS = [
@@ -42,7 +48,7 @@ def numbered(records):
 
 
 def run(*observers, **options):
-    options = {"epochs": EPOCHS, "batch_size": 8, "weights": WEIGHTS, **options}
+    options = {"epochs": EPOCHS, "batch_size": 8, "weights": network(), **options}
     return fit(MODEL, OBJECTIVE, ADAM, ROWS, ROWS, observers=observers, **options)
 
 

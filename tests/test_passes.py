@@ -1,5 +1,6 @@
 """Passes over data, against the loops that their docstrings say they mean."""
 
+import functools
 from functools import partial
 
 import jax
@@ -22,7 +23,11 @@ RANDOM = np.random.default_rng(0)
 ROWS = jax.tree.map(jnp.asarray, examples(RANDOM.normal(size=(77, 3)), RANDOM.normal(size=(77, 1))))
 OBJECTIVE = Objective(o.squared_error, (o.rmse, o.r2()))
 MODEL = mlp((5,))
-WEIGHTS = MODEL.init(jax.random.key(0), ROWS.inputs)
+
+
+@functools.cache
+def network():
+    return MODEL.init(jax.random.key(0), ROWS.inputs)
 
 
 def step(state, batch):
@@ -40,18 +45,25 @@ def step(state, batch):
 
 def start():
     sums = passes.zeros_of(partial(o.measure, OBJECTIVE), ROWS.targets, ROWS.targets, ROWS.weights)
-    return TrainState(jnp.int32(0), WEIGHTS, (), jax.random.key(1)), sums
+    return TrainState(jnp.int32(0), network(), (), jax.random.key(1)), sums
 
 
-BATCH = batches_of(ROWS, jax.random.key(2), 0, 10)
-CHUNK = jax.jit(lambda state, sums, start, stop: scan_steps(step, state, sums, BATCH, start, stop))
+@functools.cache
+def a_batch():
+    return batches_of(ROWS, jax.random.key(2), 0, 10)
+
+
+@functools.cache
+def chunk_of_steps():
+    batch = a_batch()
+    return jax.jit(lambda state, sums, start, stop: scan_steps(step, state, sums, batch, start, stop))
 
 
 def test_scan_steps_is_the_loop_in_its_docstring(meaning):
     state, sums = start()
-    names = {"step": jax.jit(step), "state": state, "sums": sums, "batch": BATCH, "start": 0, "stop": 8}
+    names = {"step": jax.jit(step), "state": state, "sums": sums, "batch": a_batch(), "start": 0, "stop": 8}
     told = meaning(scan_steps, **names, add=o.add)
-    found = CHUNK(state, sums, 0, 8)
+    found = chunk_of_steps()(state, sums, 0, 8)
     for one, other in zip(
         jax.tree.leaves((told["state"].weights, told["sums"])),
         jax.tree.leaves((found[0].weights, found[1])),
@@ -64,10 +76,10 @@ def test_scan_steps_is_the_loop_in_its_docstring(meaning):
 @pytest.mark.parametrize("chunk", [1, 3, 7])
 def test_chunks_of_any_length_give_the_bits_of_the_whole_from_one_program(chunk, compilations):
     state, sums = start()
-    whole = CHUNK(state, sums, np.int32(0), np.int32(8))
+    whole = chunk_of_steps()(state, sums, np.int32(0), np.int32(8))
     with compilations() as names:
         for begin in range(0, 8, chunk):
-            state, sums = CHUNK(state, sums, np.int32(begin), np.int32(min(begin + chunk, 8)))
+            state, sums = chunk_of_steps()(state, sums, np.int32(begin), np.int32(min(begin + chunk, 8)))
     assert names == []
     for one, other in zip(
         jax.tree.leaves((whole[0].weights, whole[1])), jax.tree.leaves((state.weights, sums)), strict=True
@@ -77,8 +89,8 @@ def test_chunks_of_any_length_give_the_bits_of_the_whole_from_one_program(chunk,
 
 @pytest.mark.parametrize("batch_size", [1, 10, 38, 76, 77, 1024])
 def test_figures_are_those_of_the_data_set_whatever_the_batch_size(batch_size, meaning):
-    outputs = np.asarray(MODEL.apply(WEIGHTS, ROWS.inputs, train=False)[0], np.float64)
-    found = evaluate(MODEL, OBJECTIVE, WEIGHTS, ROWS, batch_size=batch_size)
+    outputs = np.asarray(MODEL.apply(network(), ROWS.inputs, train=False)[0], np.float64)
+    found = evaluate(MODEL, OBJECTIVE, network(), ROWS, batch_size=batch_size)
     mean = ((outputs - ROWS.targets) ** 2).mean()
     np.testing.assert_allclose(found["loss"], mean, rtol=2e-5)
     np.testing.assert_allclose(found["rmse"], np.sqrt(mean), rtol=2e-5)
@@ -86,11 +98,18 @@ def test_figures_are_those_of_the_data_set_whatever_the_batch_size(batch_size, m
 
 def test_sum_steps_is_the_loop_in_its_docstring(meaning):
     evaluation = make_eval_step(MODEL, OBJECTIVE)
-    zero = zeros_of(evaluation, WEIGHTS, ROWS)
+    zero = zeros_of(evaluation, network(), ROWS)
     for start, stop in ((0, 4), (1, 3), (3, 4), (2, 1)):
-        names = {"step": evaluation, "weights": WEIGHTS, "rows_of": ROWS, "batch_size": 20, "take": take, "add": o.add}
+        names = {
+            "step": evaluation,
+            "weights": network(),
+            "rows_of": ROWS,
+            "batch_size": 20,
+            "take": take,
+            "add": o.add,
+        }
         told = meaning(sum_steps, sums=zero, start=start, stop=stop, **names)["sums"]
-        found = sum_steps(evaluation, WEIGHTS, ROWS, zero, jnp.int32(start), jnp.int32(stop), batch_size=20)
+        found = sum_steps(evaluation, network(), ROWS, zero, jnp.int32(start), jnp.int32(stop), batch_size=20)
         assert isinstance(found, Sums)
         for one, other in zip(jax.tree.leaves(told), jax.tree.leaves(found), strict=True):
             np.testing.assert_allclose(one, other, rtol=1e-5)
@@ -99,15 +118,15 @@ def test_sum_steps_is_the_loop_in_its_docstring(meaning):
 def test_rows_of_weight_0_are_not_measured():
     some = ROWS._replace(weights=jnp.where(jnp.arange(77) < 50, ROWS.weights, jnp.float32(0)))
     for batch_size in (30, 100):
-        found = evaluate(MODEL, OBJECTIVE, WEIGHTS, some, batch_size=batch_size)
-        kept = evaluate(MODEL, OBJECTIVE, WEIGHTS, take(ROWS, range(50)))
+        found = evaluate(MODEL, OBJECTIVE, network(), some, batch_size=batch_size)
+        kept = evaluate(MODEL, OBJECTIVE, network(), take(ROWS, range(50)))
         np.testing.assert_allclose(found["rmse"], kept["rmse"], rtol=1e-5)
 
 
 @pytest.mark.parametrize("batch_size", [1, 10, 76, 77, 1024])
 def test_predictions_do_not_depend_on_the_batch_size(batch_size):
-    found = predict(MODEL, WEIGHTS, ROWS.inputs, batch_size=batch_size)
-    np.testing.assert_allclose(found, MODEL.apply(WEIGHTS, ROWS.inputs, train=False)[0], rtol=1e-5, atol=1e-6)
+    found = predict(MODEL, network(), ROWS.inputs, batch_size=batch_size)
+    np.testing.assert_allclose(found, MODEL.apply(network(), ROWS.inputs, train=False)[0], rtol=1e-5, atol=1e-6)
 
 
 def test_evaluation_and_prediction_compile_once_a_shape(compilations):
@@ -124,13 +143,13 @@ def test_evaluation_and_prediction_compile_once_a_shape(compilations):
 @pytest.mark.parametrize("kind", [np.asarray, lambda rows: rows.tolist(), pd.DataFrame])
 def test_lists_and_tables_can_be_predicted(kind):
     rows = np.asarray(ROWS.inputs)
-    np.testing.assert_array_equal(predict(MODEL, WEIGHTS, kind(rows)), predict(MODEL, WEIGHTS, ROWS.inputs))
+    np.testing.assert_array_equal(predict(MODEL, network(), kind(rows)), predict(MODEL, network(), ROWS.inputs))
 
 
 @pytest.mark.parametrize("shape", [(0, 3), (3,)])
 def test_what_has_no_rows_is_not_predicted(shape):
     with pytest.raises(InputError, match="at least one row, got inputs of shape"):
-        predict(MODEL, WEIGHTS, np.zeros(shape, np.float32))
+        predict(MODEL, network(), np.zeros(shape, np.float32))
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Traces: what is in the files, when they begin and end, and that the run is left alone."""
 
+import functools
 import gzip
 import json
 
@@ -107,10 +108,12 @@ def through(observe, said, last, begin=0):
     """Epochs up to the last, each told to an observer and noted."""
     for epoch in range(begin + 1, last + 1):
         said.append(epoch)
-        observe(PROGRESS._replace(epoch=jnp.int32(epoch)), [])
+        observe(beginning()._replace(epoch=jnp.int32(epoch)), [])
 
 
-PROGRESS = start(PLAN, ROWS, key=jax.random.key(0))
+@functools.cache
+def beginning():
+    return start(PLAN, ROWS, key=jax.random.key(0))
 
 
 @pytest.mark.parametrize(
@@ -136,7 +139,7 @@ def test_a_trace_ends_after_its_seconds_within_an_epoch_too(monkeypatch, tmp_pat
     with tracing(tmp_path, seconds=2) as observe:
         # Chunks of epoch 2, a second each.
         for now[0] in (0.0, 1.0, 2.0, 3.0):
-            observe(PROGRESS._replace(epoch=jnp.int32(1)), [])
+            observe(beginning()._replace(epoch=jnp.int32(1)), [])
             said.append(now[0])
     assert said == ["begin", 0.0, 1.0, "end", 2.0, 3.0]
 
@@ -150,9 +153,9 @@ def test_a_trace_ends_with_a_run_that_fails(monkeypatch, tmp_path):
 
 
 def test_a_run_is_traced_and_comes_out_the_same(tmp_path):
-    plain = drive(PLAN, PROGRESS, ROWS, None, epochs=6)
+    plain = drive(PLAN, beginning(), ROWS, None, epochs=6)
     with tracing(tmp_path, last=6) as watch:
-        traced = drive(PLAN, PROGRESS, ROWS, None, epochs=6, watchers=[watch])
+        traced = drive(PLAN, beginning(), ROWS, None, epochs=6, watchers=[watch])
     leaves = map(jax.tree.leaves, (plain.progress.state.weights, traced.progress.state.weights))
     assert all((a == b).all() for a, b in zip(*leaves, strict=True))
     # Its steps are in a loop, each of which takes several operations.

@@ -1,5 +1,7 @@
 """The range test against the loop in its docstring, and what is read from it."""
 
+import functools
+
 import jax
 import numpy as np
 import optax
@@ -31,7 +33,11 @@ PLAN = make_plan(
     batch_size=10,
     average=0.9,
 )
-BEGIN = start(PLAN, TRAIN, key=jax.random.key(1))
+
+
+@functools.cache
+def beginning():
+    return start(PLAN, TRAIN, key=jax.random.key(1))
 
 
 def least_squares(rate=0.1):
@@ -42,7 +48,7 @@ def least_squares(rate=0.1):
 
 @pytest.mark.parametrize("begun", [0, 2])
 def test_it_is_the_loop_in_its_docstring(meaning, begun):
-    progress = BEGIN
+    progress = beginning()
     for _ in range(begun):
         progress, _ = run_epoch(progress, TRAIN, None, plan=PLAN)
     seen = []
@@ -84,15 +90,15 @@ def test_full_batches_of_a_linear_model_follow_gradient_descent_in_float64():
 
 
 def test_the_progress_stays_as_it_is_and_so_does_the_learning_rate_of_a_run_after_it():
-    before = {name: np.asarray(leaf).tobytes() for name, leaf in named(BEGIN).items()}
-    rate_range(PLAN, BEGIN, TRAIN, steps=5)
-    assert {name: np.asarray(leaf).tobytes() for name, leaf in named(BEGIN).items()} == before
+    before = {name: np.asarray(leaf).tobytes() for name, leaf in named(beginning()).items()}
+    rate_range(PLAN, beginning(), TRAIN, steps=5)
+    assert {name: np.asarray(leaf).tobytes() for name, leaf in named(beginning()).items()} == before
 
 
 def test_other_rates_are_the_same_program(compilations):
-    rate_range(PLAN, BEGIN, TRAIN, low=1e-5, high=0.1, steps=7)
+    rate_range(PLAN, beginning(), TRAIN, low=1e-5, high=0.1, steps=7)
     with compilations() as names:
-        rate_range(PLAN, BEGIN, TRAIN, low=1e-3, high=2.0, steps=7)
+        rate_range(PLAN, beginning(), TRAIN, low=1e-3, high=2.0, steps=7)
     assert names == []
 
 
@@ -107,8 +113,8 @@ def test_divergence_leaves_losses_that_are_not_finite_and_a_suggestion_before_it
 
 
 def test_rows_on_a_mesh_give_the_same_losses():
-    alone = rate_range(PLAN, BEGIN, TRAIN, low=1e-4, high=0.1, steps=9)
-    shared = rate_range(PLAN, BEGIN, place_rows(TRAIN, make_mesh(jax.devices()[:2])), low=1e-4, high=0.1, steps=9)
+    alone = rate_range(PLAN, beginning(), TRAIN, low=1e-4, high=0.1, steps=9)
+    shared = rate_range(PLAN, beginning(), place_rows(TRAIN, make_mesh(jax.devices()[:2])), low=1e-4, high=0.1, steps=9)
     np.testing.assert_allclose(shared.losses, alone.losses, rtol=1e-4)
 
 
@@ -124,7 +130,7 @@ def test_rows_on_a_mesh_give_the_same_losses():
 )
 def test_bad_arguments_are_told(given_, said):
     with pytest.raises(InputError, match=said):
-        rate_range(PLAN, BEGIN, TRAIN, **given_)
+        rate_range(PLAN, beginning(), TRAIN, **given_)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Runs on meshes of eight simulated devices, against the same runs on one."""
 
+import functools
 from functools import partial
 
 import jax
@@ -38,14 +39,19 @@ PLAN = make_plan(
     plateau=reduce_on_plateau(patience=2),
     average=0.9,
 )
-BEGIN = start(PLAN, TRAIN, VALIDATION, key=jax.random.key(0))
+
+
+@functools.cache
+def beginning():
+    return start(PLAN, TRAIN, VALIDATION, key=jax.random.key(0))
 
 
 def mesh_of_size(count, **sizes):
     return sharding.make_mesh(jax.devices()[:count], **sizes)
 
 
-def placed(mesh, begin=BEGIN, rows=(TRAIN, VALIDATION), large=sharding.LARGE):
+def placed(mesh, begin=None, rows=(TRAIN, VALIDATION), large=sharding.LARGE):
+    begin = beginning() if begin is None else begin
     return (
         sharding.place_progress(begin, mesh, large=large),
         *(each if each is None else sharding.place_rows(each, mesh) for each in rows),
@@ -60,7 +66,7 @@ def history(plan, progress, train, validation, last):
 @pytest.fixture(scope="module")
 def alone():
     # 9 epochs of 6 batches.
-    return history(PLAN, BEGIN, TRAIN, VALIDATION, 9)
+    return history(PLAN, beginning(), TRAIN, VALIDATION, 9)
 
 
 @pytest.mark.parametrize(
@@ -116,7 +122,7 @@ def test_every_batch_size_is_exact_on_every_number_of_devices(batch_size):
 
 @pytest.mark.parametrize("batch_size", [None, 5, 16, 82, 1000])
 def test_evaluation_and_prediction_on_a_mesh_are_those_of_one_device(batch_size):
-    mesh, weights = mesh_of_size(8), BEGIN.state.weights
+    mesh, weights = mesh_of_size(8), beginning().state.weights
     rows = sharding.place_rows(TRAIN, mesh)
     wanted = evaluate(PLAN.model, OBJECTIVE, weights, TRAIN)
     on_mesh = sharding.put(weights, jax.tree.map(lambda _: NamedSharding(mesh, PartitionSpec()), weights))
@@ -186,7 +192,9 @@ def test_keys_are_placed_and_fetched_as_keys():
 def test_a_run_that_starts_on_a_mesh_is_the_run_that_is_placed_there():
     begin = start(PLAN, *placed(mesh_of_size(8))[1:], key=jax.random.key(0))
     assert all(len(leaf.sharding.device_set) == 8 for leaf in jax.tree.leaves(begin))
-    for one, other in zip(jax.tree.leaves(begin.state.weights), jax.tree.leaves(BEGIN.state.weights), strict=True):
+    for one, other in zip(
+        jax.tree.leaves(begin.state.weights), jax.tree.leaves(beginning().state.weights), strict=True
+    ):
         np.testing.assert_array_equal(one, other)
 
 

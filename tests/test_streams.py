@@ -1,5 +1,6 @@
 """Streams: the bits of the same run in memory, in windows that a thread reads."""
 
+import functools
 import itertools
 import subprocess
 import sys
@@ -32,7 +33,7 @@ from jaxdl.stopping import early_stopping
 from jaxdl.streams import chunks_of, streamed, window_at
 from jaxdl.training import batches_of_epoch, start
 from jaxdl.types import Objective
-from tests.test_chunks import BEGIN, OBJECTIVE, PLAN, TRAIN, VALIDATION
+from tests.test_chunks import OBJECTIVE, PLAN, TRAIN, VALIDATION, beginning
 
 # 77 rows of 20 bytes in batches of 10: windows of one batch, of two (the last of an epoch not full), of the epoch.
 SIZES = (1, 400, 2**25)
@@ -72,7 +73,9 @@ def threads():
     return [thread for thread in threading.enumerate() if thread.name.startswith("jaxdl-windows")]
 
 
-WHOLE = list(chunks(PLAN, BEGIN, TRAIN, VALIDATION, last=6))
+@functools.cache
+def whole_run():
+    return list(chunks(PLAN, beginning(), TRAIN, VALIDATION, last=6))
 
 
 @pytest.mark.parametrize("window_bytes", SIZES)
@@ -80,10 +83,10 @@ WHOLE = list(chunks(PLAN, BEGIN, TRAIN, VALIDATION, last=6))
 def test_a_stream_gives_the_bits_of_the_run_in_memory(tmp_path, window_bytes, sizes):
     # BatchNorm, dropout, Adam, an average, both rules, a short last batch, validation, six epochs.
     options = {"last": 6, "steps": lengths(*sizes), "window_bytes": window_bytes}
-    found = list(streamed(PLAN, BEGIN, mapped(tmp_path, TRAIN), VALIDATION, **options))
-    assert bits(found[-1].progress) == bits(WHOLE[-1].progress)
-    assert records(found) == records(WHOLE) and {type(record["epoch"]) for record in records(found)} == {int}
-    assert sum(chunk.batches for chunk in found) == sum(chunk.batches for chunk in WHOLE)
+    found = list(streamed(PLAN, beginning(), mapped(tmp_path, TRAIN), VALIDATION, **options))
+    assert bits(found[-1].progress) == bits(whole_run()[-1].progress)
+    assert records(found) == records(whole_run()) and {type(record["epoch"]) for record in records(found)} == {int}
+    assert sum(chunk.batches for chunk in found) == sum(chunk.batches for chunk in whole_run())
 
 
 def test_a_stream_of_images_gives_the_bits_of_the_run_in_memory(tmp_path):
@@ -101,25 +104,25 @@ def test_a_stream_of_images_gives_the_bits_of_the_run_in_memory(tmp_path):
 @pytest.mark.parametrize("window_bytes", SIZES)
 def test_a_stream_goes_on_from_any_batch_bit_for_bit(batch, window_bytes):
     source, asked = in_parts(TRAIN)
-    single = streamed(PLAN, BEGIN, source, VALIDATION, steps=lambda: 1, window_bytes=window_bytes)
+    single = streamed(PLAN, beginning(), source, VALIDATION, steps=lambda: 1, window_bytes=window_bytes)
     middle = next(itertools.islice(single, batch - 1, None)).progress
     single.close()
     assert int(middle.epoch) * 11 + int(middle.cursor) == batch
     asked.clear()
     found = list(streamed(PLAN, middle, source, VALIDATION, last=6, window_bytes=window_bytes))
-    assert bits(found[-1].progress) == bits(WHOLE[-1].progress)
+    assert bits(found[-1].progress) == bits(whole_run()[-1].progress)
     # The first rows are read to know their shapes; then the window in which the run stands, and none before.
     held = {1: 1, 400: 2}.get(window_bytes, 8)
     first = min(batch % 11, 7) // held * held * 10
-    rows = np.resize(np.asarray(order(BEGIN.key, batch // 11, 77))[first:], min(held * 10, 80 - first))
+    rows = np.resize(np.asarray(order(beginning().key, batch // 11, 77))[first:], min(held * 10, 80 - first))
     assert set(rows.tolist()) <= set(asked[1].tolist()) and len(asked[1]) == len(rows)
 
 
 def test_a_progress_goes_from_memory_to_a_stream_and_back():
     source, _ = in_parts(TRAIN)
-    middle = next(chunks(PLAN, BEGIN, TRAIN, VALIDATION, steps=lambda: 5)).progress
+    middle = next(chunks(PLAN, beginning(), TRAIN, VALIDATION, steps=lambda: 5)).progress
     middle = next(streamed(PLAN, middle, source, VALIDATION, steps=lambda: 3)).progress
-    assert bits(list(chunks(PLAN, middle, TRAIN, VALIDATION, last=6))[-1].progress) == bits(WHOLE[-1].progress)
+    assert bits(list(chunks(PLAN, middle, TRAIN, VALIDATION, last=6))[-1].progress) == bits(whole_run()[-1].progress)
 
 
 def test_windows_chunks_and_epochs_are_one_program(compilations):
@@ -160,7 +163,7 @@ def test_a_rule_ends_a_stream_and_its_thread():
 
 def test_the_thread_ends_with_the_generator():
     source, _ = in_parts(TRAIN)
-    stream = streamed(PLAN, BEGIN, source, VALIDATION, window_bytes=400)
+    stream = streamed(PLAN, beginning(), source, VALIDATION, window_bytes=400)
     next(stream)
     assert len(threads()) == 1
     stream.close()
@@ -179,20 +182,20 @@ def test_an_error_of_the_reader_ends_the_run_where_it_arose(error):
     source, _ = in_parts(TRAIN, read)
     seen = []
     with pytest.raises(type(error)):
-        seen.extend(iter(streamed(PLAN, BEGIN, source, VALIDATION, window_bytes=400)))
+        seen.extend(iter(streamed(PLAN, beginning(), source, VALIDATION, window_bytes=400)))
     assert threads() == []
 
 
 def test_the_windows_before_an_error_are_trained():
     # A row of the third window that is none of the first ten, whose shapes the run is begun with.
-    bad = next(row for row in np.asarray(order(BEGIN.key, 0, 77))[40:60].tolist() if row >= 10)
+    bad = next(row for row in np.asarray(order(beginning().key, 0, 77))[40:60].tolist() if row >= 10)
     inputs = np.array(TRAIN.inputs)
     inputs[bad] = np.nan
     source, _ = in_parts(TRAIN._replace(inputs=inputs))
     seen = []
     # The rows are checked where they are read: a row that is not finite is told by its number.
     with pytest.raises(InputError, match=rf"inputs must be finite, got nan in row {bad}\."):
-        for chunk in streamed(PLAN, BEGIN, source, VALIDATION, window_bytes=400):
+        for chunk in streamed(PLAN, beginning(), source, VALIDATION, window_bytes=400):
             seen.append(chunk.batches)
     assert seen == [2, 2]
 
@@ -203,8 +206,8 @@ def test_a_slow_reader_only_slows():
         return take(rows, numbers)
 
     source, _ = in_parts(TRAIN, read)
-    found = list(streamed(PLAN, BEGIN, source, VALIDATION, last=2, window_bytes=400))
-    assert bits(found[-1].progress) == bits(WHOLE[1].progress)
+    found = list(streamed(PLAN, beginning(), source, VALIDATION, last=2, window_bytes=400))
+    assert bits(found[-1].progress) == bits(whole_run()[1].progress)
 
 
 def test_a_chunk_is_given_before_the_next_window_is_waited_for():
@@ -218,7 +221,7 @@ def test_a_chunk_is_given_before_the_next_window_is_waited_for():
         return take(rows, numbers)
 
     source, _ = in_parts(TRAIN, read)
-    stream = streamed(PLAN, BEGIN, source, VALIDATION, window_bytes=400)
+    stream = streamed(PLAN, beginning(), source, VALIDATION, window_bytes=400)
     assert next(stream).batches == 2
     go.set()
     assert next(stream).batches == 2
@@ -227,7 +230,7 @@ def test_a_chunk_is_given_before_the_next_window_is_waited_for():
 
 def test_windows_are_read_one_ahead_and_no_more():
     source, asked = in_parts(TRAIN)
-    stream = streamed(PLAN, BEGIN, source, VALIDATION, steps=lambda: 1, window_bytes=400)
+    stream = streamed(PLAN, beginning(), source, VALIDATION, steps=lambda: 1, window_bytes=400)
     next(stream)
     time.sleep(0.3)
     # The first rows, the first window, the one after.
@@ -238,9 +241,9 @@ def test_windows_are_read_one_ahead_and_no_more():
 @pytest.mark.parametrize("pauses", [(0, 2, 2), (2, 0, 0)])
 def test_a_pause_changes_nothing(pauses):
     source, _ = in_parts(TRAIN)
-    found = list(streamed(PLAN, BEGIN, source, VALIDATION, last=6, steps=lengths(*pauses), window_bytes=400))
+    found = list(streamed(PLAN, beginning(), source, VALIDATION, last=6, steps=lengths(*pauses), window_bytes=400))
     assert 0 in [chunk.batches for chunk in found]
-    assert bits(found[-1].progress) == bits(WHOLE[-1].progress)
+    assert bits(found[-1].progress) == bits(whole_run()[-1].progress)
 
 
 @pytest.mark.parametrize("batch_size", [8, 10])
@@ -268,19 +271,19 @@ def test_fit_and_drive_take_a_source(tmp_path):
         for rows in (source, TRAIN)
     ]
     assert runs[0].history.equals(runs[1].history) and bits(runs[0].progress) == bits(runs[1].progress)
-    ends = [drive(PLAN, BEGIN, rows, VALIDATION, epochs=2).progress for rows in (source, TRAIN)]
+    ends = [drive(PLAN, beginning(), rows, VALIDATION, epochs=2).progress for rows in (source, TRAIN)]
     assert bits(ends[0]) == bits(ends[1])
 
 
 def test_a_step_that_is_not_finite_is_told_with_its_rows(tmp_path):
     # The target is finite, but not its square: the last batch of the epoch, which is short.
-    row = int(order(BEGIN.key, 0, 77)[75])
+    row = int(order(beginning().key, 0, 77)[75])
     targets = np.array(TRAIN.targets)
     targets[row] = 1e30
     rows = TRAIN._replace(targets=targets)
     plan = make_plan(mlp((5,)), OBJECTIVE, optax.sgd(0.01), batch_size=10)
     begin = start(plan, TRAIN, VALIDATION, key=jax.random.key(1))
-    begin = begin._replace(key=BEGIN.key)
+    begin = begin._replace(key=beginning().key)
     troubles = []
     for train in (mapped(tmp_path, rows), rows):
         with pytest.raises(NotFiniteError) as caught:
@@ -292,9 +295,9 @@ def test_a_step_that_is_not_finite_is_told_with_its_rows(tmp_path):
 
 def test_the_batch_at_a_progress_is_a_window_of_its_own():
     source, _ = in_parts(TRAIN)
-    middle = next(chunks(PLAN, BEGIN, TRAIN, VALIDATION, steps=lambda: 7)).progress
+    middle = next(chunks(PLAN, beginning(), TRAIN, VALIDATION, steps=lambda: 7)).progress
     window = window_at(PLAN, middle, source)
-    rows = np.asarray(order(BEGIN.key, 0, 77))[70:]
+    rows = np.asarray(order(beginning().key, 0, 77))[70:]
     assert int(window.first) == 7 and batches_of_epoch(PLAN, window, VALIDATION) == (8, 11)
     np.testing.assert_array_equal(window.batches.inputs[0, :7], TRAIN.inputs[rows])
     np.testing.assert_array_equal(window.batches.weights[0], [1] * 7 + [0] * 3)
@@ -303,11 +306,11 @@ def test_the_batch_at_a_progress_is_a_window_of_its_own():
 def test_what_does_not_fit_a_stream_is_refused():
     source, _ = in_parts(TRAIN)
     with pytest.raises(InputError, match="a source trains one run at a time"):
-        chunks_of(PLAN, BEGIN, source, VALIDATION, run=run_members)
+        chunks_of(PLAN, beginning(), source, VALIDATION, run=run_members)
     with pytest.raises(InputError, match="validation must be Examples, got a Source"):
-        next(streamed(PLAN, BEGIN, source, source))
+        next(streamed(PLAN, beginning(), source, source))
     with pytest.raises(InputError, match="batch_size=100 leaves no full batch in 77 training rows"):
-        next(streamed(PLAN._replace(batch_size=100), BEGIN, source, VALIDATION))
+        next(streamed(PLAN._replace(batch_size=100), beginning(), source, VALIDATION))
     with pytest.raises(InputError, match=r"progress stands at batch 8 of 8\. Give the rows that it began with"):
         plan = make_plan(mlp(()), OBJECTIVE, optax.sgd(0.1), batch_size=10)
         begin = start(plan, TRAIN, key=jax.random.key(0))
@@ -320,8 +323,8 @@ def test_the_order_is_drawn_without_a_cpu_among_the_platforms_too(monkeypatch):
 
     monkeypatch.setattr(streams.jax, "local_devices", missing)
     source, _ = in_parts(TRAIN)
-    found = list(streamed(PLAN, BEGIN, source, VALIDATION, last=1, window_bytes=400))
-    assert bits(found[-1].progress) == bits(WHOLE[0].progress)
+    found = list(streamed(PLAN, beginning(), source, VALIDATION, last=1, window_bytes=400))
+    assert bits(found[-1].progress) == bits(whole_run()[0].progress)
 
 
 LARGE = """
@@ -353,6 +356,7 @@ for chunk in streamed(plan, begin, source, steps=lambda: 20):
 """
 
 
+@pytest.mark.slow
 def test_data_of_a_gigabyte_and_a_half_are_trained_in_a_few_hundred_megabytes(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", LARGE, str(tmp_path)],
