@@ -119,6 +119,7 @@ def test_the_limit_is_that_of_the_products(folder):
     assert Limit(1e9, 1e3, 1e9, 1e9).seconds == 1.0 and Limit(1e3, 1e9, 1e9, 5e8).seconds == 2.0
 
 
+@pytest.mark.slow
 def test_a_process_of_jaxdl_answers(folder):
     task = Task("plain", "train", "mlp", str(folder), 100, (4,))
     with started(OURS, sys.executable) as ask:
@@ -130,6 +131,7 @@ def test_a_process_of_jaxdl_answers(folder):
         assert "FileNotFoundError" in ask({"prepare": task._replace(folder="nowhere")._asdict()})["error"]
 
 
+@pytest.mark.slow
 def test_a_start_that_finds_what_was_compiled_reads_it_and_memory_is_that_of_its_process(folder):
     task = Task("plain", "train", "mlp", str(folder), 100, (4,))
     broken = Contestant("broken", "benchmarks.no_such_module", ())

@@ -101,7 +101,12 @@ def test_held_tells_whether_a_process_lives_that_holds_the_folder(tmp_path):
     assert (tmp_path / "lock").exists() and not held(tmp_path)
 
 
-@pytest.mark.parametrize("content", ["", "1 nowhere", f"{os.getpid()} {socket.gethostname()}", "x y", f"{10**30} here"])
+@pytest.mark.parametrize(
+    "content",
+    ["", "1 nowhere", f"{os.getpid()} {socket.gethostname()}", "x y", f"{10**30} here"],
+    # Every worker must give the tests the same names, and each has a number of its own.
+    ids=["nothing", "a process elsewhere", "this process", "no number", "a large number"],
+)
 def test_a_lock_file_that_nobody_holds_is_not_held_and_stays_as_it_is(tmp_path, content):
     (tmp_path / "lock").write_text(content)
     assert not held(tmp_path)

@@ -30,7 +30,7 @@ CANDIDATES = [{"learning_rate": rate, "kind": index % 2} for index, rate in enum
 MAKES = {"least": make_least, "largest": make_largest}
 
 
-@pytest.fixture(scope="module", params=list(MAKES))
+@pytest.fixture(scope="module", params=["least", pytest.param("largest", marks=pytest.mark.slow)])
 def watched(request):
     """The name of a rule, each candidate's plan and its solo histories, one a seed, and the sweep without halving."""
     make = MAKES[request.param]
