@@ -37,6 +37,7 @@ def examples_of(name):
     return failed, max(0, written - tried)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("package", [jaxdl, experiments], ids=lambda package: package.__name__)
 def test_examples_run(package):
     found = {name: examples_of(name) for name in modules(package)}

@@ -220,7 +220,7 @@ def test_members_are_batched_in_equal_blocks_of_at_most_eight_on_a_cpu(count, si
     assert ensembles._block(count) == size
 
 
-# 9 is one block and a part of another; the larger ones take as long again.
+# The larger ones take as long again.
 @pytest.mark.parametrize("count", [9, *(pytest.param(count, marks=pytest.mark.slow) for count in (16, 17))])
 def test_members_in_blocks_are_their_solo_runs(count):
     keys = jax.random.split(jax.random.key(5), count)
