@@ -143,6 +143,7 @@ def test_the_noise_is_uncorrelated_with_everything_known_the_day_before(long):
     assert abs(np.corrcoef(standard[1:], standard[:-1])[0, 1]) < bound
 
 
+@pytest.mark.slow
 def test_a_small_network_comes_near_the_irreducible_rmse_and_a_linear_model_does_not(long):
     inputs, targets, train, validation, test = sets(long)
     irreducible = rmse(long.noise[test])

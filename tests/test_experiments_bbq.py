@@ -137,6 +137,7 @@ def test_the_confusion_matrix_is_that_of_scikit_learn():
     assert np.isnan(found["roc_area"]) and found["accuracy"] < sk.accuracy_score(true[10:], scores[10:] > 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("first", "then"), [("sunshine", "bbq"), ("bbq", "sunshine")])
 def test_a_run_cannot_go_on_with_other_labels(first, then, tmp_path, capsys):
     folder = tmp_path / "run"
@@ -149,6 +150,7 @@ def test_a_run_cannot_go_on_with_other_labels(first, then, tmp_path, capsys):
     assert {path: content for path, content in before.items() if path.name != "lock"} == kept
 
 
+@pytest.mark.slow
 def test_more_epochs_continue_to_the_bits_of_one_run(finished, tmp_path):
     folder = shutil.copytree(finished, tmp_path / "run")
     assert call("--workdir", folder, "--epochs", 5) == 0
@@ -157,6 +159,7 @@ def test_more_epochs_continue_to_the_bits_of_one_run(finished, tmp_path):
     assert {**went_on, "seconds": None} == {**whole, "seconds": None} and whole["epochs"] == 5
 
 
+@pytest.mark.slow
 def test_a_run_does_not_go_on_with_another_file_of_labels(tmp_path, capsys):
     table = simulated_table(400)
     table.to_csv(tmp_path / "weather.csv", index=False)
@@ -194,6 +197,7 @@ def test_days_without_barbecue_weather_cannot_be_learnt(tmp_path, capsys):
         check_both_kinds({"train": examples(np.ones(2), [0, 1]), "test": examples(np.ones(3), np.ones(3))})
 
 
+@pytest.mark.slow
 def test_a_network_that_diverges_ends_well(tmp_path, capsys):
     arguments = ("--learning-rate", "1e29", "--on-nan", "continue", "--workdir", tmp_path / "run")
     assert call(*QUICK[:-1], 12, *arguments) == 0
@@ -204,6 +208,7 @@ def test_a_network_that_diverges_ends_well(tmp_path, capsys):
     assert (tmp_path / "run/figures/roc.png").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["small", "basel", "all-years"])
 def test_every_recipe_takes_the_labels(recipe, tmp_path):
     assert call("--recipe", recipe, *QUICK, "--workdir", tmp_path / "run") == 0
@@ -226,6 +231,7 @@ def test_persistence_on_the_real_files_is_that_of_scikit_learn(recipe, rows, rea
     assert found["balanced_accuracy"] == pytest.approx(sk.balanced_accuracy_score(true, guess))
 
 
+@pytest.mark.slow
 def test_a_run_on_the_real_files_beats_the_simple_baselines(real_data, tmp_path):
     arguments = ("--labels", "bbq", "--recipe", "basel", "--data", real_data, "--no-compilation-cache")
     assert call(*arguments, "--workdir", tmp_path / "run") == 0

@@ -93,6 +93,7 @@ def test_the_confusion_matrix_is_scikit_learns():
     np.testing.assert_array_equal(confusion(true, guessed, 5), confusion_matrix(true, guessed, labels=range(5)))
 
 
+@pytest.mark.slow
 def test_the_lessons_split_validates_on_the_test_images_and_says_so(tmp_path, capsys):
     arguments = ("--data", IMAGES, "--train-size", "300", "--epochs", "1", "--no-compilation-cache")
     assert call(*arguments, "--recipe", "dense", "--lesson-split", "--workdir", tmp_path / "run") == 0
@@ -115,6 +116,7 @@ def test_three_sets_are_the_first_images_the_rest_and_the_test_file():
     assert np.shares_memory(sets["train"].inputs, images.train.inputs)
 
 
+@pytest.mark.slow
 def test_training_compiles_once_a_run(compilations):
     built = build(Config(recipe="dense", train_size=250, epochs=3, seed=5), cifar10(IMAGES))
     with compilations() as names:
@@ -122,6 +124,7 @@ def test_training_compiles_once_a_run(compilations):
     assert names.count("chunk_program") == 1
 
 
+@pytest.mark.slow
 def test_the_strong_recipe_runs_with_all_that_it_has(tmp_path, monkeypatch):
     plans = []
     monkeypatch.setattr(experiment, "make_plan", lambda *a, **k: plans.append(make_plan(*a, **k)) or plans[-1])
@@ -215,6 +218,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, data.inputs.nby
 """
 
 
+@pytest.mark.slow
 def test_twice_the_images_take_no_more_memory_than_the_images():
     peaks, sizes = [], []
     for rows in (20_000, 40_000):
@@ -228,6 +232,7 @@ def test_twice_the_images_take_no_more_memory_than_the_images():
     assert peaks[1] - peaks[0] < 1.25 * (sizes[1] - sizes[0])
 
 
+@pytest.mark.slow
 def test_the_real_images_are_learned(real_data):
     """A tenth of the lesson: one epoch of the smallest ConvNet is far above chance."""
     built = build(replace(Config(recipe="pooled", data=real_data), train_size=1000, epochs=4), cifar10(real_data))
@@ -236,6 +241,7 @@ def test_the_real_images_are_learned(real_data):
     assert record["val_accuracy"] > 0.22
 
 
+@pytest.mark.slow
 def test_a_diverged_model_is_right_about_nothing(tmp_path):
     arguments = (
         *QUICK,

@@ -61,6 +61,7 @@ def three(folder_of_three, tmp_path):
     return shutil.copytree(folder_of_three, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_signal_during_the_last_save_stops_the_run_before_it_reports(folder_of_six, tmp_path, capsys):
     folder = tmp_path / "run"
     saved = folder / "checkpoints/progress/1"
@@ -77,6 +78,7 @@ def contents(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 def test_more_epochs_continue_a_finished_run_to_the_same_bits(three, folder_of_six, capsys):
     # The other flags are left out: they are those of the run.
     assert call("--workdir", three, "--epochs", 6) == 0
@@ -86,6 +88,7 @@ def test_more_epochs_continue_a_finished_run_to_the_same_bits(three, folder_of_s
     assert config["epochs"] == 6 and config["changes"] == [{"after_epoch": 3, "epochs": [3, 6]}]
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_shown_again_and_not_changed(three, capsys):
     before = contents(three)
     assert call("--workdir", three) == 0
@@ -93,6 +96,7 @@ def test_a_finished_run_is_shown_again_and_not_changed(three, capsys):
     assert contents(three) == before
 
 
+@pytest.mark.slow
 def test_a_run_that_was_cut_off_while_it_reported_only_reports_again(three, folder_of_six):
     whole = bits(three)
     (three / "metrics.json").unlink()
@@ -100,6 +104,7 @@ def test_a_run_that_was_cut_off_while_it_reported_only_reports_again(three, fold
     assert bits(three) == whole
 
 
+@pytest.mark.slow
 def test_a_run_without_a_checkpoint_begins_again(three, capsys):
     whole = bits(three)
     for path in (three / "checkpoints/progress").iterdir():
@@ -110,6 +115,7 @@ def test_a_run_without_a_checkpoint_begins_again(three, capsys):
     assert bits(three) == whole
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "told"),
     [
@@ -138,6 +144,7 @@ def test_a_change_that_may_not_be_is_refused_by_name_with_the_flag(three, capsys
     assert "Traceback" not in error and contents(three) == before
 
 
+@pytest.mark.slow
 def test_what_may_change_is_allowed_and_recorded(three):
     assert call("--workdir", three, "--save-every", 0.5, "--on-nan", "continue", "--epochs", 4, "--patience", 7) == 0
     config = json.loads((three / "config.json").read_text())
@@ -146,6 +153,7 @@ def test_what_may_change_is_allowed_and_recorded(three):
     assert record["save_every"] == [30.0, 0.5] and record["patience"] == [10, 7]
 
 
+@pytest.mark.slow
 def test_more_patience_continues_a_run_that_stopped_early(tmp_path):
     one, other = tmp_path / "one", tmp_path / "other"
     flags = (*DATA, "--hidden", 8, "--epochs", 60)
@@ -160,6 +168,7 @@ def test_more_patience_continues_a_run_that_stopped_early(tmp_path):
     assert bits(one) == bits(other)
 
 
+@pytest.mark.slow
 def test_fresh_starts_over_and_keeps_the_old_run(three, tmp_path, capsys):
     before = {path.relative_to(three): content for path, content in contents(three).items()}
     assert call(*DATA, "--epochs", 1, "--hidden", 5, "--workdir", three, "--fresh") == 0
@@ -176,6 +185,7 @@ def test_fresh_does_not_touch_a_folder_of_other_files(tmp_path, capsys):
     assert (tmp_path / "thesis.tex").exists()
 
 
+@pytest.mark.slow
 def test_a_folder_in_use_is_refused_with_the_process(three, capsys):
     (three / "metrics.json").unlink()
     with locked(three):
@@ -183,6 +193,7 @@ def test_a_folder_in_use_is_refused_with_the_process(three, capsys):
     assert f"is in use by process {os.getpid()} on " in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_told_and_the_one_before_used(three, capsys, folder_of_six):
     assert call("--workdir", three, "--epochs", 4) == 0
     (three / "checkpoints/progress/2/arrays/_METADATA").write_text("{}")
@@ -192,6 +203,7 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_used(three, capsys, fol
     assert bits(three) == bits(folder_of_six)
 
 
+@pytest.mark.slow
 def test_nan_stops_a_run_which_then_can_continue(tmp_path, capsys):
     folder = tmp_path / "run"
     flags = (*DATA, "--recipe", "plain", "--learning-rate", "1e12", "--epochs", 3, "--workdir", folder)

@@ -12,6 +12,8 @@ from experiments import cifar10, weather
 from experiments.command import command
 from jaxdl.weights import load
 
+pytestmark = pytest.mark.slow
+
 QUICK = ("--data", "simulated:400", "--no-compilation-cache", "--epochs", "4", "--quiet", "--recipe", "batchnorm")
 
 

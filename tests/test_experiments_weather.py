@@ -102,6 +102,7 @@ def test_a_finished_run_is_shown_and_not_changed(finished, capsys):
     assert contents(finished) == before
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_run_and_another_does_not(finished, tmp_path):
     assert call(*QUICK, "--workdir", tmp_path / "again") == 0
     assert call(*QUICK, "--workdir", tmp_path / "other", "--seed", "1") == 0
@@ -116,6 +117,7 @@ def test_flags_override_the_recipe():
     assert (config.patience, config.hidden, config.epochs) == (4, (7,), 9)
 
 
+@pytest.mark.slow
 def test_patience_stops_a_recipe_that_has_none(tmp_path):
     arguments = ("--recipe", "plain", "--data", "simulated:400", "--no-compilation-cache", "--patience", "1")
     assert call(*arguments, "--workdir", tmp_path / "run") == 0
@@ -123,6 +125,7 @@ def test_patience_stops_a_recipe_that_has_none(tmp_path):
     assert metrics["reason"] == "early-stopping" and metrics["epochs"] < 200
 
 
+@pytest.mark.slow
 def test_bfloat16_trains(tmp_path):
     assert call(*QUICK, "--workdir", tmp_path / "run", "--dtype", "bfloat16") == 0
 
@@ -262,6 +265,7 @@ def test_a_fallback_is_told_again_with_the_result(finished, tmp_path, capsys):
     assert "WARNING: SIMULATED WEATHER" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_network_that_diverges_ends_well(tmp_path, capsys):
     arguments = ("--data", "simulated:400", "--no-compilation-cache", "--epochs", "12", "--learning-rate", "1e29")
     assert call(*arguments, "--on-nan", "continue", "--workdir", tmp_path / "run") == 0
@@ -308,6 +312,7 @@ def test_the_real_files_known_figures(recipe, features, rows, persistence, param
     assert sum(leaf.size for leaf in jax.tree.leaves(built.start.best)) == parameters
 
 
+@pytest.mark.slow
 def test_a_run_on_the_real_file_beats_persistence(real_data, tmp_path):
     environment = {**os.environ, "JAXDL_DATA": real_data}
     arguments = ["--workdir", str(tmp_path / "run"), "--no-compilation-cache"]
@@ -327,6 +332,7 @@ def test_a_run_on_the_real_file_beats_persistence(real_data, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_a_network_comes_near_what_is_possible_and_a_linear_model_does_not(tmp_path):
     arguments = ("--recipe", "all-years", "--data", "simulated:20001", "--no-compilation-cache")
     assert call(*arguments, "--workdir", tmp_path / "run") == 0

@@ -295,11 +295,13 @@ def call(python, *arguments, cwd):
     return subprocess.run([python, *map(str, arguments)], cwd=cwd, capture_output=True, text=True, env=clean)
 
 
+@pytest.mark.slow
 def test_the_bare_environment_is_bare(bare, tmp_path):
     for package in ("flax", "optax", "orbax", "pandas", "PIL", "jaxdl", "experiments", "safetensors"):
         assert f"No module named '{package}'" in call(bare, "-c", f"import {package}", cwd=tmp_path).stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sunshine", "pictures"])
 def test_an_exported_run_predicts_where_nothing_but_jax_and_numpy_is(runs, built, bare, tmp_path, name):
     out = export_run(runs[name], tmp_path / "out")

@@ -31,6 +31,7 @@ def triple():
     return lambda x=number: program(x)
 
 
+@pytest.mark.slow
 def test_runs_compile_dispatch_read_compute_and_carry_what_is_stored():
     # In a process of its own: many seeds spread over devices, of which the tests have eight.
     done = subprocess.run(

@@ -69,6 +69,7 @@ paddings = st.one_of(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None)
 @given(shapes, paddings, st.integers(0, 9))
 def test_values_and_gradients_are_those_of_the_definition(shape, padding, seed):
