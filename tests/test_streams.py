@@ -115,7 +115,8 @@ def test_a_stream_goes_on_from_any_batch_bit_for_bit(batch, window_bytes):
     held = {1: 1, 400: 2}.get(window_bytes, 8)
     first = min(batch % 11, 7) // held * held * 10
     rows = np.resize(np.asarray(order(beginning().key, batch // 11, 77))[first:], min(held * 10, 80 - first))
-    assert set(rows.tolist()) <= set(asked[1].tolist()) and len(asked[1]) == len(rows)
+    # Each row is read once, although the epoch's last batch is filled with rows of its beginning.
+    assert sorted(set(rows.tolist())) == sorted(asked[1].tolist())
 
 
 def test_a_progress_goes_from_memory_to_a_stream_and_back():
