@@ -93,7 +93,9 @@ def write(folder: Path, arrays: Mapping[str, Any], about: Mapping[str, Any]) -> 
 
     number, first = max(numbers_in(folder), default=0) + 1, jax.process_index() == 0
     path = folder / str(number)
-    items = ocp.args.Composite(arrays=ocp.args.StandardSave(dict(arrays)), about=ocp.args.JsonSave(dict(about)))
+    # Orbax saves no array without numbers; its shape stands in `about`.
+    filled = {name: array for name, array in arrays.items() if array.size}
+    items = ocp.args.Composite(arrays=ocp.args.StandardSave(filled), about=ocp.args.JsonSave(dict(about)))
     folder.mkdir(parents=True, exist_ok=True)
     room.require(folder, size_of(arrays, about))
     try:
@@ -119,8 +121,9 @@ def read(folder: Path, number: int) -> Saved:
         with _quiet(), _manager(folder, create=False, **alone()) as manager:
             about = manager.restore(number, args=ocp.args.Composite(about=ocp.args.JsonRestore())).about
             like = {name: np.empty(shape, dtype) for name, (dtype, shape) in about["arrays"].items()}
-            items = ocp.args.Composite(arrays=ocp.args.StandardRestore(like))
-            return Saved(manager.restore(number, args=items).arrays, about, number)
+            filled = {name: array for name, array in like.items() if array.size}
+            items = ocp.args.Composite(arrays=ocp.args.StandardRestore(filled))
+            return Saved({**like, **manager.restore(number, args=items).arrays}, about, number)
     except Exception as error:  # Whatever orbax raises.
         raise InputError(
             f"the checkpoint {folder / str(number)} is as it was saved, but cannot be read ({first_line(error)}). Use "

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdl import checkpoints, checksums, leaves, room
+from jaxdl import checkpoints, checksums, leaves, room, saves
 from jaxdl.errors import InputError
 
 HISTORY = [{"epoch": 1, "loss": 0.1, "val_loss": float("nan")}, {"epoch": 2, "loss": 1e-45, "val_loss": float("inf")}]
@@ -270,3 +270,17 @@ def test_too_little_room_is_told(tmp_path):
     with pytest.raises(OSError, match=r"File too large|No space left"):
         room.require(tmp_path, 2**62)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_uneven_leaves_come_back_from_a_checkpoint(tmp_path):
+    tree = {
+        "a/b": jnp.ones(2),
+        "a": {"b": jnp.zeros(2), "%2F": jnp.full(2, 3.0)},
+        "a%2Fb": jnp.full(2, 2.0),
+        "empty": jnp.zeros((0, 3), jnp.bfloat16),
+    }
+    arrays, about = saves.content_of({}, tree, [])
+    saves.write(tmp_path, arrays, about)
+    restored = leaves.rebuilt(tree, saves.read(tmp_path, 1).arrays)
+    jax.tree.map(np.testing.assert_array_equal, restored, tree)
+    assert restored["empty"].dtype == jnp.bfloat16

@@ -168,15 +168,157 @@ class Pair(NamedTuple):
     bias: Any
 
 
-@pytest.mark.parametrize("params", [Pair(jnp.ones(2), jnp.ones(1)), {"layers": {0: jnp.ones(2)}}])
-def test_trees_that_could_not_be_read_again_are_refused_before_anything_is_written(params, tmp_path):
-    with pytest.raises(InputError, match="arrays in dicts of strings and in lists"):
-        save(tmp_path / "model", Weights(params, {}))
+NAMED = Pair(np.ones((2, 3), np.float32), np.zeros(3, np.float32))
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"a.b": jnp.zeros(2), "a": {"b": jnp.ones(2)}, "a/b": jnp.full(2, 2.0), "": jnp.full(2, 3.0)},
+        {"empty": np.zeros((0, 3), np.float32), "flat": np.zeros(0, np.int8)},
+        {"none": None, "dict": {}, "list": [], "tuple": (), "some": [jnp.ones(2), (jnp.zeros(1),), None]},
+        {"layers": {0: jnp.ones(2), 10: jnp.zeros(2), 2: jnp.full(2, 2.0)}},
+        {"narrow": jnp.arange(-4, 4).astype(jnp.int4), "float8": jnp.arange(8.0).astype(jnp.float8_e4m3fn)},
+        {"number": jnp.float32(2), "scalar": np.float32(0.1), "complex": np.array([1 + 2j], np.complex64)},
+        [jnp.ones(2), {"w": jnp.zeros(3)}],
+        jnp.ones(3),
+        None,
+    ],
+    ids=["dots", "no numbers", "empty containers", "whole keys", "narrow", "scalars", "list", "array", "nothing"],
+)
+def test_uneven_trees_come_back_as_they_were(tmp_path, params):
+    weights = Weights(params, {"also": params})
+    save(tmp_path / "model", weights)
+    assert_same_bits(load(tmp_path / "model"), weights)
+    assert_same_bits(load(tmp_path / "model", like=weights), weights)
+    assert_same_bits(load(tmp_path / "model", like=jax.eval_shape(lambda: weights)), weights)
+
+
+def test_numbers_of_python_and_keys_come_back_as_such(tmp_path):
+    weights = Weights({"n": 3, "x": 0.1, "on": True, "key": jax.random.key(7, impl="rbg")}, {})
+    save(tmp_path / "model", weights)
+    for restored in (load(tmp_path / "model").params, load(tmp_path / "model", like=weights).params):
+        assert [(type(restored[name]), restored[name]) for name in ("n", "x", "on")] == [
+            (int, 3),
+            (float, 0.1),
+            (bool, True),
+        ]
+        assert jax.random.key_impl(restored["key"]) == "rbg"
+        np.testing.assert_array_equal(jax.random.bits(restored["key"]), jax.random.bits(weights.params["key"]))
+
+
+def trees_of_others():
+    import equinox as eqx
+    from flax import nnx
+    from flax.core import freeze
+
+    network = eqx.nn.MLP(2, 1, 3, 1, key=jax.random.key(0))
+    state = nnx.state(nnx.Sequential(nnx.Linear(2, 3, rngs=nnx.Rngs(0)), nnx.Dropout(0.1, rngs=nnx.Rngs(1))))
+    return {
+        "NamedTuple": NAMED,
+        "deep NamedTuple": {"layers": [NAMED, (NAMED,)]},
+        "Equinox": eqx.filter(network, eqx.is_array),
+        "FrozenDict": freeze({"a": {"b": jnp.ones(2)}}),
+        "NNX": state,
+        "tuple keys": {(0, 1): jnp.ones(2), (1, 0): jnp.zeros(2)},
+    }
+
+
+@pytest.mark.parametrize("name", ["NamedTuple", "deep NamedTuple", "Equinox", "FrozenDict", "NNX", "tuple keys"])
+def test_trees_of_other_libraries_come_back_by_their_like(tmp_path, name):
+    params = trees_of_others()[name]
+    save(tmp_path / "model", Weights(params, {}))
+    other = jax.tree.map(lambda leaf: leaf if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else 0 * leaf, params)
+    restored = load(tmp_path / "model", like=Weights(other, {})).params
+    assert jax.tree.structure(restored) == jax.tree.structure(params)
+    for a, b in zip(jax.tree.leaves(restored), jax.tree.leaves(params), strict=True):
+        assert a.dtype == b.dtype and bool(jnp.all(a == b))
+    if name in ("NamedTuple", "Equinox", "tuple keys"):
+        with pytest.raises(InputError, match=r"which load cannot make. Write load\(path, like=weights\)"):
+            load(tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    "like, words",
+    [  # What is saved: {"a": {"w": float32 (2,)}, "b": float64 (3,)}.
+        ({"a": {"w": np.ones(2, np.float32)}}, r"float64 of shape \(3,\) at params\['b'\], and like has nothing"),
+        (
+            {"a": {"w": np.ones(2, np.float32)}, "b": np.ones(3), "c": 1},
+            r"holds nothing at params\['c'\], and like has a Python int",
+        ),
+        (
+            {"a": {"w": np.ones(3, np.float32)}, "b": np.ones(3)},
+            r"holds float32 of shape \(2,\) at params\['a'\]\['w'\], and like has float32",
+        ),
+        ({"a": {"w": np.ones(2, np.float16)}, "b": np.ones(3)}, "and like has float16 of shape"),
+        ({"a": {"w": 1.0}, "b": np.ones(3)}, "and like has a Python float"),
+    ],
+)
+def test_a_like_that_differs_is_refused_by_its_path(tmp_path, like, words):
+    save(tmp_path / "model", Weights({"a": {"w": np.ones(2, np.float32)}, "b": np.ones(3)}, {}))
+    with pytest.raises(InputError, match=words):
+        load(tmp_path / "model", like=Weights(like, {}))
+
+
+@pytest.mark.parametrize(
+    "leaf, words",
+    [
+        (np.array([np.ones(2), np.ones(3)], object), "of dtype object"),
+        (np.array(["a"]), "of dtype <U1"),
+        ("name", "str"),
+        (jnp.tanh, "of dtype object"),
+        (np.ma.masked_equal(np.arange(3), 1), "MaskedArray"),
+        (np.array(["2020-01-01"], "datetime64[D]"), "datetime64"),
+    ],
+    ids=["ragged", "strings", "string", "function", "masked", "dates"],
+)
+def test_leaves_that_are_no_numbers_are_refused_before_anything_is_written(tmp_path, leaf, words):
+    with pytest.raises(InputError, match=rf"save keeps arrays of numbers, got .*{words}.* at params\['layer'\]\[0\]"):
+        save(tmp_path / "model", Weights({"layer": [leaf]}, {}))
     assert not (tmp_path / "model").exists()
 
 
-def test_lists_come_back_and_tuples_as_lists(tmp_path):
+def test_what_is_not_weights_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"save needs Weights\(params, stats\), got dict"):
+        save(tmp_path / "model", {"w": jnp.ones(2)})
+    save(tmp_path / "model", WEIGHTS)
+    with pytest.raises(InputError, match=r"load needs Weights\(params, stats\) as like, got dict"):
+        load(tmp_path / "model", like={"w": jnp.ones(2)})
+
+
+def test_a_save_that_fails_leaves_nothing_and_harms_nothing(tmp_path, monkeypatch):
+    import orbax.checkpoint as ocp
+
+    def fail(*arguments, **options):
+        raise OSError(28, "No space left on device")
+
+    save(tmp_path / "before", WEIGHTS)
+    monkeypatch.setattr(ocp.StandardCheckpointer, "save", fail)
+    with pytest.raises(InputError, match="No space left on device"):
+        save(tmp_path / "model", WEIGHTS)
+    assert [path.name for path in tmp_path.iterdir()] == ["before"]
+    assert_same_bits(load(tmp_path / "before"), WEIGHTS)
+
+
+def test_folders_of_the_first_format_are_read(tmp_path):
+    import hashlib
+
+    import orbax.checkpoint as ocp
+
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(WEIGHTS):
+        digest.update(f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape} ".encode() + leaf.tobytes())
+    content = {**WEIGHTS._asdict(), "checksum": np.frombuffer(digest.digest(), np.uint8)}
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "model", content)
+    assert_same_bits(load(tmp_path / "model"), WEIGHTS)
+    assert_same_bits(load(tmp_path / "model", like=WEIGHTS), WEIGHTS)
+
+
+def test_lists_and_tuples_come_back_as_they_were(tmp_path):
     save(tmp_path / "model", Weights([jnp.ones(2), (jnp.zeros(1),)], {}))
-    first, (second,) = load(tmp_path / "model").params
+    restored = load(tmp_path / "model").params
+    assert type(restored) is list and type(restored[1]) is tuple
+    first, (second,) = restored
     np.testing.assert_array_equal(first, np.ones(2))
     np.testing.assert_array_equal(second, np.zeros(1))
