@@ -78,9 +78,9 @@ def _items(tree: PyTree) -> list[tuple[str, Array]]:
 
 
 def _name(path: Any) -> str:
-    # A "/" inside of a key would make {"a/b": ...} and {"a": {"b": ...}} alike.
+    # As in JSON pointers: a "/" inside of a key would make {"a/b": ...} and {"a": {"b": ...}} alike.
     parts = (jax.tree_util.keystr((key,), simple=True) for key in path)
-    return "/".join(part.replace("%", "%25").replace("/", "%2F") for part in parts)
+    return "/".join(part.replace("~", "~0").replace("/", "~1") for part in parts)
 
 
 def _data(leaf: Array) -> Array:

@@ -39,7 +39,9 @@ def content_of(
     {'a': ['float32', [2]]}
     """
     arrays = named(progress)
-    told = {**about, "kinds": kinds(progress), "arrays": kinds(arrays), "history": [*map(_listed, history)]}
+    # By the names that they have already.
+    shapes = {name: [str(array.dtype), list(array.shape)] for name, array in arrays.items()}
+    told = {**about, "kinds": kinds(progress), "arrays": shapes, "history": [*map(_listed, history)]}
     return arrays, told
 
 
