@@ -6,15 +6,16 @@ import html
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from jaxdl.fitting import Observer
-from jaxdl.types import Progress
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-History = list[dict[str, float]]
+History = list[dict[str, Any]]
 
 
 def progress_bar(
@@ -29,8 +30,9 @@ def progress_bar(
 
     That is one line in a terminal, one bar in a notebook, plain lines in a log, and nothing where the console is quiet.
     To be called after every epoch, or every chunk: `batches`, of an epoch, let the bar move inside of one; `begin`: the
-    epochs that were done before. It is redrawn, and a line is printed, only now and then, so that short epochs are not
-    slowed down. The best epoch is shown with the last of the figures.
+    epochs that were done before. Of many runs, as of `fit_seeds` and `sweep`, it shows the means. It is redrawn, and a
+    line is printed, only now and then, so that short epochs are not slowed down. The best epoch is shown with the last
+    of the figures.
 
     >>> from rich.console import Console
     >>> with progress_bar(5, ("loss", "val_loss"), console=Console(quiet=True)) as observe:
@@ -57,8 +59,8 @@ def _bar(console: Console, epochs: int, figures: tuple[str, ...], batches: int) 
     with Bar(*columns, console=console, auto_refresh=False) as bar:
         task = bar.add_task("", total=epochs)
 
-        def show(progress: Progress, history: History) -> None:
-            done = int(progress.epoch) + int(progress.cursor) / batches
+        def show(progress: Any, history: History) -> None:
+            done = _done(progress, history, batches)
             bar.update(task, completed=done, description=_line(progress, history, figures), refresh=True)
 
         try:
@@ -78,14 +80,15 @@ def _html(epochs: int, figures: tuple[str, ...], batches: int, begin: int) -> It
     latest: tuple[float, str] = begin, "no epoch has ended"
     shown = display(_as_html(begin, epochs, "compiling"), raw=True, display_id=True)
 
-    def show(progress: Progress, history: History) -> None:
+    def show(progress: Any, history: History) -> None:
         nonlocal began, latest
-        done, now = int(progress.epoch) + int(progress.cursor) / batches, time.monotonic()
+        done, now = _done(progress, history, batches), time.monotonic()
         text, left = _line(progress, history, figures), ""
         # What came before the first call compiled, so it says nothing about the rest.
-        if began is not None and done < epochs:
+        if began is not None and began[1] < done < epochs:
             left = f", at most {(now - began[0]) / (done - began[1]) * (epochs - done):.0f} s left"
-        began, latest = began or (now, done), (done, text)
+        # A run may be set back, and a sweep begins with other candidates.
+        began, latest = began if began and began[1] <= done else (now, done), (done, text)
         shown.update(_as_html(done, epochs, text + left), raw=True)
 
     try:
@@ -105,26 +108,30 @@ def _as_html(done: float, epochs: int, text: str) -> dict[str, str]:
 
 
 @contextmanager
-def _lines(console: Console, epochs: int, figures: tuple[str, ...], seen: int) -> Iterator[Observer]:
+def _lines(console: Console, epochs: int, figures: tuple[str, ...], begin: int) -> Iterator[Observer]:
+    seen: dict[str, Any] = {"epoch": begin}
     began: tuple[float, int] | None = None
     latest = epochs
 
-    def show(progress: Progress, history: History) -> None:
+    def show(progress: Any, history: History) -> None:
         nonlocal began, latest
         epoch, now, left = int(history[-1]["epoch"]), time.monotonic(), ""
         # The first epoch compiles, so it says nothing about the others.
-        if began is not None:
+        if began is not None and epoch > began[1]:
             left = f" left at most {(now - began[0]) / (epoch - began[1]) * (epochs - epoch):.0f} s"
-        began, latest = began or (now, epoch), epoch
+        # A run may be set back, and a sweep begins with other candidates.
+        began = began if began and began[1] <= epoch else (now, epoch)
+        latest = epoch if _stopped_early(progress) else epochs
         text = _line(progress, history, figures)
         console.print(f"epoch {epoch}/{epochs} {text}{left}", highlight=False, soft_wrap=True)
 
     with _now_and_then(show, every=1.0) as observe:
 
-        def after_epochs(progress: Progress, history: History) -> None:
+        def after_epochs(progress: Any, history: History) -> None:
             nonlocal seen
-            if len(history) > seen:
-                seen = len(history)
+            # The records of a run that is resumed are not new, and inside an epoch there is no new one.
+            if history and history[-1] is not seen and (len(seen) > 1 or history[-1]["epoch"] != begin):
+                seen = history[-1]
                 observe(progress, history)
 
         yield after_epochs
@@ -138,7 +145,7 @@ def _now_and_then(show: Observer, every: float) -> Iterator[Observer]:
     """Calls `show` for the first epoch, then at most every so many seconds, and for the last epoch at the end."""
     shown, latest = -every, None
 
-    def observe(progress: Progress, history: History) -> None:
+    def observe(progress: Any, history: History) -> None:
         nonlocal shown, latest
         latest = (progress, history)
         if time.monotonic() - shown >= every:
@@ -150,9 +157,42 @@ def _now_and_then(show: Observer, every: float) -> Iterator[Observer]:
         show(*latest)
 
 
-def _line(progress: Progress, history: History, figures: tuple[str, ...]) -> str:
+def _done(progress: Any, history: History, batches: int) -> float:
+    """How many epochs are done, with the part of the one under way; of many runs whole ones."""
+    if history and _runs(history[-1]):
+        return int(np.max(history[-1]["epoch"]))
+    return int(progress.epoch) + int(progress.cursor) / batches
+
+
+def _stopped_early(progress: Any) -> bool:
+    """Whether the stopping rule has ended the run, or all of many; a sweep has no rule of its own."""
+    return bool(np.all(getattr(getattr(progress, "stopping", None), "done", False)))
+
+
+def _runs(record: dict[str, Any]) -> int:
+    """How many runs a record is of; 0 for one whose values are plain numbers."""
+    return max((np.size(value) for value in record.values() if np.ndim(value)), default=0)
+
+
+def _mean_line(record: dict[str, Any], figures: tuple[str, ...]) -> str:
+    """The means over the runs that have a finite value."""
+    values = {name: np.asarray(record[name]) for name in figures if name in record}
+    finite = {name: value[np.isfinite(value)] for name, value in values.items()}
+    shown = " ".join(f"{name} {of.mean() if of.size else np.nan:.4f}" for name, of in finite.items())
+    runs, left = _runs(record), min((of.size for of in finite.values()), default=0)
+    count = f"{left} of {runs}" if left < runs else runs
+    if "candidate" in record:
+        candidates = np.unique(record["candidate"]).tolist()
+        many = ", ".join(map(str, candidates[:3])) + ", ..." * (len(candidates) > 3)
+        return f"{shown} (mean of {count} runs, candidate{'s' * (len(candidates) > 1)} {many})"
+    return f"{shown} (mean of {count} runs)"
+
+
+def _line(progress: Any, history: History, figures: tuple[str, ...]) -> str:
     if not history:
         return "first epoch"
+    if _runs(history[-1]):
+        return _mean_line(history[-1], figures)
     shown = " ".join(f"{name} {history[-1][name]:.4f}" for name in figures if name in history[-1])
     best, first = int(progress.stopping.best_epoch), int(history[0]["epoch"])
     if best < first or figures[-1] not in history[-1]:

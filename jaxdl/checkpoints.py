@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from jaxdl import checksums
 from jaxdl.errors import InputError
-from jaxdl.saves import History, Saved, content_of, drafts_in, first_line, load_orbax, numbers_in, read, write
-from jaxdl.types import Progress
+from jaxdl.fitting import Written
+from jaxdl.locks import exclusive
+from jaxdl.saves import (
+    History,
+    Saved,
+    content_of,
+    described,
+    drafts_in,
+    first_line,
+    folder_of,
+    load_orbax,
+    numbers_in,
+    read,
+    write,
+)
 
 # Seconds that the first save is taken to need.
 FIRST = 0.5
@@ -22,16 +36,38 @@ FIRST = 0.5
 
 @contextmanager
 def keeper(
-    folder: Path, about: Mapping[str, Any], *, every: float, tell: Callable[[str], None]
-) -> Iterator[Callable[[Progress, History], None]]:
-    """Gives an observer that saves what it last saw, every so many seconds and when the block ends.
+    folder: str | Path, about: Mapping[str, Any], *, every: float, tell: Callable[[str], None]
+) -> Iterator[Callable[[Any, History], None]]:
+    """Gives a callback that saves what it last saw, every so many seconds and when the block ends.
 
     A save begins earlier by twice what the last one took, so that a process that is killed loses no more than `every`.
     It saves in a thread of its own, so that training goes on meanwhile, keeps the latest checkpoint and the one before,
     and writes checksums over each. A save that fails (the disk is full, say) is told, and nothing else: the run goes
-    on, and the last good checkpoint stays.
+    on, and the last good checkpoint stays. `fit`, `fit_seeds` and `sweep` resume from what `latest` returns.
+
+    about: what `Saved.about` gives back, as `saves.described` says: numbers, strings, paths and nests of these.
+
+    Raises InputError at the start of the block: for an `about` that JSON cannot hold, for a folder that cannot be one
+    or in which another run saves, and for an `every` that is no number of seconds from 0 on.
     """
-    with ThreadPoolExecutor(1) as pool:
+    folder, about = folder_of(folder), described(about)
+    try:
+        every = float(every)
+    except (TypeError, ValueError):
+        every = math.nan
+    if not every >= 0:
+        raise InputError("every must be a number of seconds from 0 on. Use 30, say.")
+    if not callable(tell):
+        raise InputError(f"tell must be a function of a sentence, such as print, got {tell!r:.80}.")
+    with ExitStack() as stack:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(exclusive(folder))
+        except (FileExistsError, NotADirectoryError, PermissionError) as error:
+            raise InputError(f"folder {folder} cannot be made: {error.strerror}. Choose another folder.") from None
+        except OSError:  # A disk that is full now may have room when a save is due.
+            pass
+        pool = stack.enter_context(ThreadPoolExecutor(1))
         # Loaded while training compiles; else the first save would take as long as several.
         pool.submit(load_orbax)
         now = time.monotonic()
@@ -54,12 +90,15 @@ class _Saver:
     begun: float  # when the last save began, or the run
     observed: float  # when training was last seen
     took: float  # what the last save took
-    seen: tuple[Progress, History, int] | None = None
-    kept: Progress | None = None
+    seen: tuple[Any, History, int] | None = None
+    kept: Any = None
     saving: Future[None] | None = None
+    written: Written = field(default_factory=Written)
 
-    def observe(self, progress: Progress, history: History) -> None:
+    def observe(self, progress: Any, history: History) -> None:
         now = time.monotonic()
+        # With epochs before a bare state of a run, where this callback has seen these.
+        history = self.written.whole(history)
         # The history goes on to grow, by epochs too that are not shown here.
         self.seen, since, self.observed = (progress, history, len(history)), now - self.observed, now
         if self.saving is not None and self.saving.done():
@@ -70,7 +109,7 @@ class _Saver:
         if self.saving is None and now - self.begun + 2 * self.took + since >= self.every:
             self.begin(progress, history)
 
-    def begin(self, progress: Progress, history: History) -> None:
+    def begin(self, progress: Any, history: History) -> None:
         self.kept, self.begun = progress, time.monotonic()
         self.saving = self.pool.submit(write, self.folder, *content_of(self.about, progress, history))
 
@@ -90,12 +129,13 @@ class _Saver:
             self.settle()
 
 
-def latest(folder: Path, tell: Callable[[str], None]) -> Saved | None:
+def latest(folder: str | Path, tell: Callable[[str], None]) -> Saved | None:
     """The latest checkpoint in a run's folder that is whole; None where no save was ever finished.
 
     A damaged one is told in one line, put aside as `damaged-<number>`, and the one before is used. Raises InputError
     where all are damaged, or one cannot be read although nothing of it has changed.
     """
+    folder = Path(folder)
     numbers = numbers_in(folder)
     # Without checksums a save was not finished, as where a process is killed in its first.
     finished = sorted(folder.glob(f"*/{checksums.NAME}"))

@@ -25,7 +25,7 @@ class Difference(NamedTuple):
     b: Any
 
 
-def differences(a: Path, b: Path) -> list[Difference]:
+def differences(a: str | Path, b: str | Path) -> list[Difference]:
     """What differs between the runs in two folders, whose own names do not count.
 
     A run that has not ended has the figures of its best epoch so far. Raises InputError for a folder that holds no run,
@@ -35,7 +35,7 @@ def differences(a: Path, b: Path) -> list[Difference]:
     Traceback (most recent call last):
     jaxdl.errors.InputError: no/such/run must be the folder of a run, which holds a config.json, got nothing ...
     """
-    runs = [(told, _result(folder, told)) for folder, told in ((a, read(a)), (b, read(b)))]
+    runs = [(told, _result(folder, told)) for folder, told in ((Path(of), read(of)) for of in (a, b))]
     found = []
     flags = [{name: entry for name, entry in told.config.items() if name not in _FOLLOWS} for told, _ in runs]
     for part, sides in ((TOLD, flags), (RESULT, [result for _, result in runs])):

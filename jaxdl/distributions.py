@@ -34,7 +34,7 @@ class _Look(NamedTuple):
 
 @contextmanager
 def distributions(
-    folder: Path,
+    folder: str | Path,
     plan: Plan,
     rows: Examples | Source,
     start: Progress,
@@ -65,6 +65,11 @@ def distributions(
     """
     if every < 1:
         raise InputError(f"every must be at least 1 epoch, got {every}. Use 10, say.")
+    if start.epoch.ndim:
+        raise InputError(
+            "start must be the state of one run, got that of many. Use ensembles.member(progress, 0), say."
+        )
+    folder = Path(folder)
     if not all(leaf.is_fully_addressable or leaf.is_fully_replicated for leaf in jax.tree.leaves(start.state.weights)):
         # To put them together, all processes would have to call this, at the same moment.
         tell(f"{folder} gets no histograms, because several processes hold parts of the weights.")

@@ -25,14 +25,17 @@ if TYPE_CHECKING:
 
 BINS = 50  # of a histogram; TensorBoard draws 30
 PREFIX = "events.out.tfevents"  # by which TensorBoard knows its files
+OPEN = 256  # files that are open at a time
 Write = Callable[[Iterable[tuple[str, "Event"]]], None]
 
 
 @contextmanager
 def written(
-    folder: str | Path, names: Sequence[str], *, begin: int = 0, tell: Callable[[str], None] = warnings.warn
+    folder: str | Path, names: Sequence[str], *, begin: int | None = 0, tell: Callable[[str], None] = warnings.warn
 ) -> Iterator[Write]:
-    """A function that takes events with the run of each, one of `names`, and has them on the disk when it returns.
+    """A function that takes events with the run of each and has them on the disk when it returns.
+
+    names: runs that are there from the beginning; others are made as their first event comes.
 
     `begin`: the epochs that were done before; what the runs in the folder say of later ones is taken back. Where they
     cannot be written, because the disk is full, say, that is told once and the rest left out.
@@ -45,6 +48,10 @@ def written(
         nonlocal full
         try:
             for name, event in events if not full else ():
+                if name not in writers:
+                    if len(writers) >= OPEN:
+                        writers.pop(next(iter(writers))).close()
+                    writers[name] = _writer(folder / name, None)
                 writers[name].write_event(event)
             for writer in writers.values():
                 writer.flush()
@@ -67,17 +74,27 @@ def written(
                 writer.close()
 
 
-def _writer(folder: Path, begin: int) -> EventsWriter:
+def restart(step: int) -> Event:
+    """An event by which TensorBoard forgets what a run has said of an epoch, `step`, and of later ones.
+
+    >>> restart(3).step
+    3
+    """
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+    return Event(wall_time=time.time(), step=step, session_log=SessionLog(status=SessionLog.START))
+
+
+def _writer(folder: Path, begin: int | None) -> EventsWriter:
     # Imported here and below: only runs that write for TensorBoard need it.
     from tensorboardX.event_file_writer import EventsWriter
-    from tensorboardX.proto.event_pb2 import Event, SessionLog
 
     folder.mkdir(parents=True, exist_ok=True)
     # Not FileWriter: what that flushes may still stand in the queue of its thread.
     writer = EventsWriter(str(folder / "events"))
     # Of a run that begins anew too: one that was killed before its first checkpoint may have written here.
-    taken_back = SessionLog(status=SessionLog.START)
-    writer.write_event(Event(wall_time=time.time(), step=begin + 1, session_log=taken_back))
+    if begin is not None:
+        writer.write_event(restart(begin + 1))
     return writer
 
 
@@ -96,6 +113,7 @@ def replace(folder: str | Path, name: str, events: Iterable[Event]) -> None:
     from tensorboardX.proto.event_pb2 import Event
     from tensorboardX.record_writer import RecordWriter
 
+    folder = Path(folder)
     part = folder / f"{name}.part"
     try:
         folder.mkdir(parents=True, exist_ok=True)

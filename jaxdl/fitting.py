@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import jax
+import numpy as np
 import optax
 
 from jaxdl.arguments import (
@@ -21,12 +22,15 @@ from jaxdl.arguments import (
 from jaxdl.beginnings import begin, resume
 from jaxdl.chunks import Chunk
 from jaxdl.errors import InputError
+from jaxdl.leaves import check_kinds, rebuilt
 from jaxdl.objectives import LOSS
 from jaxdl.paces import paced
 from jaxdl.plans import NEVER, make_plan
 from jaxdl.replays import NotFiniteError, guarded
-from jaxdl.sources import Source
+from jaxdl.saves import Saved
+from jaxdl.sources import Source, head
 from jaxdl.steps import shown_weights
+from jaxdl.training import start
 from jaxdl.types import Examples, Model, Objective, Plan, Progress, Rule, Weights
 
 if TYPE_CHECKING:
@@ -42,7 +46,7 @@ class Fit(NamedTuple):
     best: Weights  # of the best epoch by the monitored figure; the final ones where no epoch was the best
     final: Weights
     reason: str  # why it ended: "epochs", "early-stopping", "not-finite" or "interrupted"
-    progress: Progress  # all that the run remembers: give it to `fit` again to go on
+    progress: Progress  # the state of the run, without its records
 
     def __repr__(self) -> str:
         """In one line: the arrays would fill a screen."""
@@ -77,24 +81,25 @@ def fit(
     average: float | None = None,
     seed: int | None = None,
     weights: Weights | None = None,
-    progress: Progress | None = None,
+    progress: Fit | Saved | Progress | None = None,
     observers: Iterable[Observer] = (),
     on_nan: Literal["stop", "continue"] = "stop",
 ) -> Fit:
     """Trains until `epochs` epochs are done, or until `stop` ends the run.
 
-    Ctrl-C, or the stop button of a notebook, ends it too: the result holds what has been reached so far, and `fit` goes
-    on from its `progress`, to the bits of a run that was not interrupted.
+    Ctrl-C, or the stop button of a notebook, ends it too: the result holds what has been reached so far, and
+    `fit(..., progress=result)` resumes the run, to the bits of a run that was not interrupted.
 
     train: rows in memory, or a source of rows that are not (`sources.memory_mapped`); the results are the same.
     average: such as 0.999, to measure and keep a moving average of the weights instead of the weights themselves.
     seed: draws the initial weights, the order of rows and what is random in training; 0 by default.
     weights: initial weights, instead of ones drawn with `seed`.
-    progress: where an earlier run stands, to continue from there; `epochs` counts its epochs too. It comes without a
-        seed and weights, and must be of the same model, optimizer and metrics; inside of an epoch of the same batch
-        size and rows too. A run that stopped early trains on with more patience or without `stop`; with the rule that
-        ended it, it stands still.
-    observers: functions `(progress, history) -> None`, called after every epoch with the records so far.
+    progress: an earlier run to resume: the result of `fit`, or what `checkpoints.latest` returns. `epochs` counts its
+        epochs too, and its records stand before the new ones, in the result and for the callbacks. A bare Progress
+        resumes the same run, whose earlier records are not known then. It comes without a seed and weights, and must be
+        of the same model, optimizer and metrics; inside of an epoch of the same batch size and rows too. A run that
+        stopped early trains on with more patience or without `stop`; with the rule that ended it, it stands still.
+    observers: functions `(progress, history) -> None`, called after every epoch with the records of all epochs so far.
     on_nan: whether to stop where a weight or a loss is not finite, with a warning that says where that arose. The
         result then stands before that step. Such an epoch is never the best.
 
@@ -127,36 +132,42 @@ def fit(
     if validation is not None:
         check_examples("validation", validation)
     plan = make_plan(model, objective, optimiser, batch_size=batch_size, stop=stop, plateau=plateau, average=average)
+    earlier, history = resumed(
+        progress, lambda: start(plan, head(train, plan.batch_size), validation, key=jax.random.key(0))
+    )
     stopped = False
-    if progress is None:
-        progress = begin(plan, train, validation, key=jax.random.key(seed or 0), weights=weights)
+    if earlier is None:
+        state = begin(plan, train, validation, key=jax.random.key(seed or 0), weights=weights)
     else:
-        if progress.epoch.ndim:
-            raise InputError(f"progress is that of {len(progress.epoch)} runs. Continue them with fit_seeds.")
-        progress = resume(plan, progress, train, validation)
-        stopped = bool(progress.stopping.done)
-    last = max(epochs, int(progress.epoch))
-    chunks: Iterator[Chunk] = paced(plan, progress, train, validation, last=last)
-    history: list[dict[str, float]] = []
+        if earlier.epoch.ndim:
+            raise InputError(f"progress is that of {len(earlier.epoch)} runs. Continue them with fit_seeds.")
+        state = resume(plan, earlier, train, validation)
+        stopped = bool(state.stopping.done)
+    last = max(epochs, int(state.epoch))
+    chunks: Iterator[Chunk] = paced(plan, state, train, validation, last=last)
     ended = ""
     try:
-        for chunk in guarded(chunks, plan, progress, train, validation) if on_nan == "stop" else chunks:
-            progress, stopped = chunk.progress, chunk.should_stop
+        for chunk in guarded(chunks, plan, state, train, validation) if on_nan == "stop" else chunks:
+            # The record first: Ctrl-C may come between the two, and a record too many is seen below.
             if chunk.record is not None:
                 history.append(chunk.record)
+            state, stopped = chunk.progress, chunk.should_stop
+            if chunk.record is not None:
                 for observe in observers:
-                    observe(progress, history)
+                    observe(state, history)
     except KeyboardInterrupt:
         ended = "interrupted"
     except NotFiniteError as error:
-        progress, ended = error.args[0].progress, "not-finite"
+        state, ended = error.args[0].progress, "not-finite"
         warnings.warn(f"the run stopped: {error}.", RuntimeWarning, stacklevel=3)
-    final = best = shown_weights(progress.state)
-    if int(progress.stopping.best_epoch):
-        best = progress.best
-    elif int(progress.epoch):
+    if ended:
+        history = [record for record in history if record["epoch"] <= int(state.epoch)]
+    final = best = shown_weights(state.state)
+    if int(state.stopping.best_epoch):
+        best = state.best
+    elif int(state.epoch):
         warnings.warn(without_best(plan, validation), RuntimeWarning, stacklevel=3)
-    return Fit(history, best, final, ended or ("early-stopping" if stopped else "epochs"), progress)
+    return Fit(history, best, final, ended or ("early-stopping" if stopped else "epochs"), state)
 
 
 def without_best(plan: Plan, validation: Examples | None, which: str = "the run") -> str:
@@ -171,6 +182,125 @@ def without_best(plan: Plan, validation: Examples | None, which: str = "the run"
         f"no epoch of {which} was the best by {monitor}, which was never finite or was left out by start_from_epoch; "
         "`best` holds the variables of the last epoch. Lower start_from_epoch, or monitor a finite value."
     )
+
+
+def resumed(
+    given: Any, template: Callable[[], Progress], result: type[Any] | None = None
+) -> tuple[Progress | None, list[dict[str, Any]]]:
+    """Return the state of the run that a caller gives as `progress`, and a copy of its records so far.
+
+    given: a result, of type `result` (by default Fit); what `checkpoints.latest` returns; a bare Progress, whose
+        records are not known; or None.
+    template: makes a state like that of the run, by which the arrays of a checkpoint are put together.
+
+    Raises InputError for anything else, and for a checkpoint of another model, optimizer or plan.
+
+    >>> resumed(None, lambda: None)
+    (None, [])
+    """
+    result = result or Fit
+    match given:
+        case None:
+            return None, []
+        case Progress():
+            return given, []
+        case Saved():
+            like = template()
+            check_kinds(given.about["kinds"], like)
+            state: Progress = rebuilt(like, given.arrays)
+            return state, recalled(given.about["history"])
+        case _ if isinstance(given, result):
+            done = int(np.max(given.progress.epoch))
+            return given.progress, [{**record} for record in given.records if np.max(record["epoch"]) <= done]
+    raise InputError(
+        f"progress must be the {result.__name__} that an earlier call returned, what checkpoints.latest returns, or a "
+        f"Progress, got {type(given).__name__}. Leave it out to begin a new run."
+    )
+
+
+def recalled(history: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return records as they were before JSON held them: the values of many runs are float32 arrays, or integers.
+
+    >>> recalled([{"epoch": 1, "loss": [0.5, 0.25]}])[0]["loss"].dtype
+    dtype('float32')
+    """
+
+    def value(of: Any) -> Any:
+        if not isinstance(of, list):
+            return of
+        return np.asarray(of, None if all(isinstance(each, int) for each in of) else np.float32)
+
+    return [{name: value(of) for name, of in record.items()} for record in history]
+
+
+class Written:
+    """The records that a callback has written, by which it tells what a history has that is new.
+
+    A callback is called after every epoch with all records so far. The last is new, and more where the callback was not
+    called before; where a run was set back, records that were written are taken back. A history that begins after
+    epoch 1, as that of a bare Progress does, leaves the records of the epochs before as they are.
+
+    >>> written = Written()
+    >>> written.update([{"epoch": 1, "loss": 3.0}, {"epoch": 2, "loss": 2.0}])[0]
+    0
+    >>> written.update([{"epoch": 1, "loss": 3.0}, {"epoch": 2, "loss": 1.0}])
+    (1, [{'epoch': 2, 'loss': 1.0}])
+    """
+
+    def __init__(self, records: Iterable[dict[str, Any]] = (), known: bool = True) -> None:
+        """Begins with records that are written already; where they are not `known`, only their epochs are compared."""
+        self.records = list(records)
+        self._unknown = 0 if known else len(self.records)
+
+    def update(self, history: Sequence[dict[str, Any]]) -> tuple[int, Sequence[dict[str, Any]]]:
+        """Return how many of the records stay, and those of the history that come after these.
+
+        Raises InputError where the history is of another run than the records, as where two runs share a callback.
+        """
+        records = self.records
+        if not history or (records and records[-1] is history[-1]):
+            return len(records), []
+        if len(history) > 1 and records and records[-1] is history[-2]:
+            records.append(history[-1])
+            return len(records) - 1, history[-1:]
+        first = next((index for index, record in enumerate(records) if _not_before(record, history[0])), len(records))
+        same = 0
+        while same < min(len(history), len(records) - first) and _equal(records[first + same], history[same]):
+            same += 1
+        held = first + same
+        if self._unknown <= held < len(records) and len(history) - same > 1:
+            raise InputError(
+                f"observers: a callback has written epoch {records[held].get('epoch')} of another run than the one "
+                "that calls it now. Give each run a callback and a folder of its own."
+            )
+        self._unknown = min(self._unknown, held)
+        records[held:] = history[same:]
+        return held, history[same:]
+
+    def whole(self, history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Return the history after the records of earlier epochs that were written. Raises what `update` raises."""
+        self.update(history)
+        before = len(self.records) - len(history) if history else 0
+        return [*self.records[:before], *history] if before else history
+
+
+def _not_before(record: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    if "candidate" in other:  # The records of a sweep are not in the order of their epochs.
+        return _equal({name: record.get(name) for name in _PLACE}, {name: other[name] for name in _PLACE})
+    return bool(np.max(record["epoch"]) >= np.max(other["epoch"]))
+
+
+_PLACE = ("epoch", "candidate")
+
+
+def _equal(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two records hold the same; nan is nan."""
+    return one.keys() == other.keys() and all(map(_same, one.values(), (other[name] for name in one)))
+
+
+def _same(one: Any, other: Any) -> bool:
+    floats = np.asarray(one).dtype.kind == "f" and np.asarray(other).dtype.kind == "f"
+    return one is other or np.array_equal(one, other, equal_nan=floats)
 
 
 def check_seed(seed: int) -> int:

@@ -48,6 +48,36 @@ def locked(folder: Path) -> Iterator[None]:
         os.close(number)
 
 
+@contextmanager
+def exclusive(path: Path) -> Iterator[None]:
+    """Hold a file or a folder that exists for the one run that writes there, for the time of the block.
+
+    No file is made, and the system gives the lock back when its process ends. Where the system cannot lock, nothing is
+    locked. Raises InputError where another run holds it, of this process or of another.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as name, exclusive(Path(name)):
+    ...     with exclusive(Path(name)):
+    ...         pass
+    Traceback (most recent call last):
+    jaxdl.errors.InputError: ... is being written by another run. ...
+    """
+    number = os.open(path, os.O_RDONLY)
+    try:
+        if fcntl is not None:
+            try:
+                fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise InputError(
+                    f"{path} is being written by another run. Wait for it, stop it, or choose another name."
+                ) from None
+            except OSError:  # A file system without locks.
+                pass
+        yield
+    finally:
+        os.close(number)
+
+
 def held(folder: Path) -> bool:
     """Whether a process holds the lock of a folder; False too where that cannot be told.
 

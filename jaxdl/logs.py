@@ -1,7 +1,8 @@
-"""Observers of a run: they look at progress and history and touch neither.
+"""Callbacks that write a run's metrics; they read the state and the history and change neither.
 
 Each is a context manager that gives a function `(progress, history) -> None`, to be called after every epoch. The
-history is a list of records, the last of which is the epoch that has just ended.
+history is a list of records, the last of which is the epoch that has just ended. In those of many runs, which
+`fit_seeds` and `sweep` give, a value is an array with an entry a run.
 """
 
 from __future__ import annotations
@@ -12,24 +13,63 @@ import io
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
 
 from jaxdl import events
 from jaxdl.errors import InputError
-from jaxdl.fitting import Observer
-from jaxdl.types import Progress
+from jaxdl.fitting import Observer, Written
+from jaxdl.locks import exclusive
 
-History = list[dict[str, float]]
+History = list[dict[str, Any]]
+
+
+def rows_of(progress: Any, record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the rows of a table for a record: one, or of many runs one for each run that did this epoch.
+
+    The first columns of these are `member` and `epoch`, as in the history of `fit_seeds`, or `candidate`, `seed` and
+    `epoch`, as in that of `sweep`.
+
+    >>> rows_of(None, {"epoch": 1, "loss": 0.5})
+    [{'epoch': 1, 'loss': 0.5}]
+    """
+    many = {name: value for name, value in record.items() if np.ndim(value)}
+    if not many:
+        return [dict(record)]
+    if "candidate" in many:
+        runs: dict[str, Any] = {name: many.pop(name).tolist() for name in ("candidate", "seed")}
+        done = _epochs_of(progress, runs["candidate"])
+    else:
+        done = np.asarray(progress.epoch)
+        runs = {"member": range(len(done))}
+    columns = runs | {"epoch": np.broadcast_to(record["epoch"], done.shape).tolist()}
+    columns |= {name: value.tolist() for name, value in many.items() if name != "epoch"}
+    rows = (dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
+    return [row for row, end in zip(rows, done, strict=True) if row["epoch"] <= end]
+
+
+def _epochs_of(progress: Any, candidates: Sequence[int]) -> np.ndarray:
+    """The epochs that the runs of these candidates have done, those of a candidate side by side."""
+    did: dict[int, np.ndarray] = {}
+    for group in (*progress.racing, *progress.dropped):
+        numbers = np.asarray(group.candidates)
+        if set(candidates) & {*numbers.tolist()}:
+            did.update(zip(numbers.tolist(), np.asarray(group.progress.epoch).reshape(len(numbers), -1), strict=True))
+    return np.concatenate([did[index] for index in dict.fromkeys(candidates)])
 
 
 @contextmanager
-def csv_file(path: Path, history: Sequence[dict[str, float]] = ()) -> Iterator[Observer]:
+def csv_file(path: str | Path, history: Sequence[dict[str, Any]] = ()) -> Iterator[Observer]:
     """Writes a row an epoch, with a header, each row on the disk before the next epoch begins.
 
-    `history`: records of earlier epochs, which the file then begins with; a file of that name is replaced. Where the
-    disk is full, rows wait until there is room; InputError at the end of the block where there is none.
+    Of many runs it writes a row for each run and epoch that the run did. `history`: records of earlier epochs, which
+    the file then begins with; a run that is resumed brings its own. A file of that name is replaced as the first epoch
+    ends, but for the rows of epochs before that one. Where the disk is full, rows wait until there is room; InputError
+    at the end of the block where there is none, and at its start where another run is writing the file.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -38,65 +78,150 @@ def csv_file(path: Path, history: Sequence[dict[str, float]] = ()) -> Iterator[O
     ...     print(Path(folder, "history.csv").read_text().split())
     ['epoch,loss', '1,0.5']
     """
-    written, good, full = 0, 0, None
+    path, draft = Path(path), Path(f"{path}.part")
+    with ExitStack() as stack:
+        if path.exists():
+            stack.enter_context(exclusive(path))
+        file = stack.enter_context(draft.open("wb", buffering=0))
+        stack.enter_context(exclusive(draft))
+        table = _Table(file, Written(history) if history else Written(_rows_in(path), known=False))
+        if history or not path.exists():
+            table.write(None)
+            os.replace(draft, path)
 
-    def write(history: History) -> None:
-        nonlocal written, good, full
-        text = io.StringIO()
-        rows = csv.writer(text, lineterminator="\n")
-        if written == 0 and history:
-            rows.writerow(history[0])
-        rows.writerows(record.values() for record in history[written:])
-        content = text.getvalue().encode()
+        def observe(progress: Any, history: History) -> None:
+            held, _ = table.written.update(history)
+            del table.ends[held + 1 :]
+            table.write(progress)
+            # Only now, so that the rows of earlier epochs are on the disk at every moment.
+            if draft.exists():
+                os.replace(draft, path)
+
         try:
-            file.truncate(good)
-            file.seek(good)
-            if file.write(content) != len(content):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            written, good, full = len(history), good + len(content), None
-        except OSError as error:
-            full = (error, history)
+            yield observe
+            if table.full is not None:
+                table.write(table.progress)
+            if table.full is not None:
+                raise InputError(
+                    f"{path} cannot be written ({table.full.strerror}). Free some space and start the same command "
+                    "again."
+                )
+        finally:
+            # Without an epoch, the file that was there stays.
+            draft.unlink(missing_ok=True)
 
-    with path.with_name(path.name + ".part").open("wb", buffering=0) as file:
-        write(list(history))
-        # Only now, so that the rows of earlier epochs are on the disk at every moment.
-        os.replace(file.name, path)
-        yield lambda progress, history: write(history)
-        if full is not None:
-            write(full[1])
-        if full is not None:
-            raise InputError(
-                f"{path} cannot be written ({full[0].strerror}). Free some space and start the same command again."
-            )
+
+def _rows_in(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file that `csv_file` wrote of a run; none where it holds anything else."""
+    try:
+        with path.open(newline="") as file:
+            rows = csv.DictReader(file, strict=True)
+            if (rows.fieldnames or [""])[0] != "epoch":  # of many runs, which bring their whole history
+                return []
+            return [{**row, "epoch": int(row["epoch"])} for row in rows]
+    except (OSError, ValueError, KeyError, TypeError, csv.Error):
+        return []
+
+
+class _Table:
+    """The rows of the records that a callback has written, in a file."""
+
+    def __init__(self, file: IO[bytes], written: Written) -> None:
+        self.file, self.written = file, written
+        self.columns: list[str] = []
+        self.ends = [0]  # where the header ends, and where each record does
+        self.progress: Any = None  # the one seen last
+        self.full: OSError | None = None
+
+    def write(self, progress: Any) -> None:
+        """Writes the rows of the records that are not in the file yet; where the disk is full, `full` says so."""
+        self.progress = progress
+        columns = [] if len(self.ends) == 1 else self.columns
+        new = self._new()
+        names = [*dict.fromkeys([*columns, *(name for rows in new for row in rows for name in row)])]
+        if names != self.columns:
+            # Another header, which the whole file then follows.
+            self.columns, self.ends = names, [0]
+            new = self._new()
+        text = io.StringIO()
+        lines = csv.writer(text, lineterminator="\n")
+        if len(self.ends) == 1 and names:
+            lines.writerow(names)
+        header, pieces = text.getvalue().encode(), []
+        for rows in new:
+            text.seek(text.truncate(0))
+            lines.writerows([row.get(name, "") for name in names] for row in rows)
+            pieces.append(text.getvalue().encode())
+        begin = self.ends[-1] if len(self.ends) > 1 else 0
+        content = b"".join((header, *pieces))
+        try:
+            self.file.truncate(begin)
+            self.file.seek(begin)
+            if self.file.write(content) != len(content):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            if len(self.ends) == 1:
+                self.ends = [len(header)]
+            for piece in pieces:
+                self.ends.append(self.ends[-1] + len(piece))
+            self.full = None
+        except OSError as error:
+            self.full = error
+
+    def _new(self) -> list[list[dict[str, Any]]]:
+        return [rows_of(self.progress, record) for record in self.written.records[len(self.ends) - 1 :]]
 
 
 @contextmanager
 def tensorboard(
-    folder: Path, *, every: float = 1.0, begin: int = 0, tell: Callable[[str], None] = warnings.warn
+    folder: str | Path, *, every: float = 1.0, begin: int | None = None, tell: Callable[[str], None] = warnings.warn
 ) -> Iterator[Observer]:
-    """Writes every figure of every epoch for TensorBoard, training and validation as two runs that share charts.
+    """Writes every value of every epoch for TensorBoard, training and validation as two runs that share charts.
+
+    Of many runs, each has these two in a folder of its own: `member-0`, or `candidate-0-seed-3` of a sweep.
 
     Epochs are written together after `every` seconds, and at the end, so that short ones are not slowed down: a crash
-    loses no more than those seconds. `begin`: the epochs that were done before; what the folder says of later ones is
-    taken back. Where the disk is full, that is told once and the rest of the charts left out.
+    loses no more than those seconds. `begin`: the epochs that are in the folder already; by default all that the
+    history holds are written, and what the folder says of these and later epochs is taken back. Where the disk is full,
+    that is told once and the rest of the charts left out. Raises InputError where another run is writing there.
     """
-    runs = {"train": "", "validation": "val_"}
-    waiting: list[tuple[float, dict[str, float]]] = []
+    folder, runs = Path(folder), {"train": "", "validation": "val_"}
+    waiting: list[tuple[str, int, Any]] = []
+    latest = dict.fromkeys(runs, begin) if begin is not None else {}  # the last epoch of each of TensorBoard's runs
+    written = Written()
     last = time.monotonic()
 
     def flush(write: events.Write) -> None:
-        write(
-            (name, events.event(events.scalars(record, prefix), step=int(record["epoch"]), moment=moment))
-            for moment, record in waiting
-            for name, prefix in runs.items()
-        )
+        due: list[tuple[str, Any]] = []
+        for name, step, event in waiting:
+            before = latest.get(name)
+            if before is None or step <= before:
+                due.append((name, events.restart(step)))
+            latest[name] = step
+            due.append((name, event))
+        write(due)
         waiting.clear()
 
-    with events.written(folder, list(runs), begin=begin, tell=tell) as write:
+    with ExitStack() as stack:
+        with suppress(OSError):  # told below
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(exclusive(folder))
+        write = stack.enter_context(
+            events.written(folder, list(runs) if begin is not None else [], begin=begin, tell=tell)
+        )
+        first = begin or 0
 
-        def observe(progress: Progress, history: History) -> None:
-            nonlocal last
-            waiting.append((time.time(), history[-1]))
+        def observe(progress: Any, history: History) -> None:
+            nonlocal last, first
+            _, new = written.update(history)
+            moment = time.time()
+            for record in new:
+                for row in rows_of(progress, record) if np.max(record["epoch"]) > first else ():
+                    step, where = row["epoch"], _folder_of(row)
+                    for name, prefix in runs.items():
+                        values = events.scalars(row, prefix)
+                        if values or not where:
+                            waiting.append((where + name, step, events.event(values, step=step, moment=moment)))
+            first = 0
             if time.monotonic() - last >= every:
                 flush(write)
                 last = time.monotonic()
@@ -107,7 +232,13 @@ def tensorboard(
             flush(write)
 
 
-def pictures(folder: str | Path, files: Sequence[Path], *, step: int) -> None:
+def _folder_of(row: dict[str, Any]) -> str:
+    """Takes from a row what says of which run it is; gives that run's folder."""
+    own = {name: row.pop(name) for name in ("member", "candidate", "seed") if name in row}
+    return "-".join(f"{name}-{number}" for name, number in own.items()) + "/" * bool(own)
+
+
+def pictures(folder: str | Path, files: Sequence[str | Path], *, step: int) -> None:
     """Writes PNG files for TensorBoard, each under its name, as the pictures of an epoch.
 
     Raises InputError for a file that is no PNG.
@@ -121,8 +252,9 @@ def pictures(folder: str | Path, files: Sequence[Path], *, step: int) -> None:
     folder = Path(folder)
     from tensorboardX.event_file_writer import EventsWriter
 
+    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    event = events.event(map(events.picture, files), step=step)
+    event = events.event(map(events.picture, map(Path, files)), step=step)
     writer = EventsWriter(str(folder / "events"))
     writer.write_event(event)
     writer.flush()

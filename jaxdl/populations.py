@@ -13,6 +13,7 @@ import numpy as np
 from jaxdl.chunks import Chunk
 from jaxdl.ensembles import How, best_and_final, most_devices, run_members, spread, start_members
 from jaxdl.errors import InputError
+from jaxdl.leaves import check_kinds, kinds, named
 from jaxdl.objectives import check_labels
 from jaxdl.paces import paced
 from jaxdl.plans import Family, check_rows
@@ -31,6 +32,14 @@ class Population(NamedTuple):
     progress: Progress  # of M = candidates x seeds members
     train: Examples
     validation: Examples | None
+
+
+class Group(NamedTuple):
+    """The state of the candidates that train together, or did until they were dropped."""
+
+    candidates: Array | np.ndarray  # (C,) int32, their numbers
+    numbers: dict[str, Array]  # float32 (M,), what differs within the program
+    progress: Progress  # of M = C x seeds members
 
 
 class Ended(NamedTuple):
@@ -153,3 +162,32 @@ def compacted(population: Population, kept: Collection[int]) -> Population:
         numbers={name: values[rows] for name, values in population.numbers.items()},
         progress=progress,
     )
+
+
+def group(population: Population) -> Group:
+    """What a population remembers, as a pytree of arrays."""
+    return Group(np.asarray(population.alive, np.int32), population.numbers, population.progress)
+
+
+def regrouped(fresh: Collection[Population], group: Group) -> Population:
+    """The population of a group, in the state in which the group is; `fresh`: the populations before their first epoch.
+
+    Raises InputError where the group is not of these candidates, seeds or numbers.
+    """
+    alive = {*np.asarray(group.candidates).tolist()}
+    found = [population for population in fresh if alive and alive <= {*population.alive}]
+    if not found:
+        raise InputError("progress must be of a sweep with the same candidates. Give these, or begin a new sweep.")
+    whole = compacted(found[0], alive)
+    if not _equal_arrays((whole.progress.key, whole.numbers), (group.progress.key, group.numbers)):
+        raise InputError(
+            f"progress must be of a sweep with the same seeds, and the same values of candidates {sorted(alive)}. Give "
+            "these, or begin a new sweep."
+        )
+    check_kinds(kinds(group.progress), whole.progress)
+    return whole._replace(progress=group.progress)
+
+
+def _equal_arrays(one: Any, other: Any) -> bool:
+    ours, theirs = named(one), named(other)
+    return ours.keys() == theirs.keys() and all(np.array_equal(ours[name], theirs[name]) for name in ours)

@@ -14,6 +14,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import jax
+import numpy as np
 
 from jaxdl.errors import InputError
 from jaxdl.fitting import Observer
@@ -65,7 +66,7 @@ def profiled(folder: str | Path) -> Iterator[None]:
 
 @contextmanager
 def tracing(
-    folder: Path,
+    folder: str | Path,
     *,
     begin: int = 0,
     last: int | None = None,
@@ -101,7 +102,8 @@ def tracing(
         attempt(lambda: trace.enter_context(profiled(folder)))
 
     def observe(progress: Progress, history: list[dict[str, float]]) -> None:
-        epoch = int(progress.epoch)
+        # Of many runs the one that is furthest.
+        epoch = int(np.max(history[-1]["epoch"])) if history else int(progress.epoch)
         if until is None and epoch > begin and epoch != last:
             start(epoch)
         elif until is not None and (epoch >= until[0] or time.monotonic() >= until[1]):

@@ -71,7 +71,7 @@ def drive(
     (2, ['epoch', 'loss', 'seconds'])
     """
     progress, records, began, compiled = begin, list(history), time.perf_counter(), 0.0
-    wanted = partial(_wanted, interrupts, pause)
+    wanted, observers, watchers = partial(_wanted, interrupts, pause), tuple(observers), tuple(watchers)
     chunks: Iterator[Chunk] = paced(plan, begin, train, validation, last=epochs, pause=wanted)
     if on_nan == "stop":
         chunks = guarded(chunks, plan, begin, train, validation)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+import datetime
+import enum
 import json
 import logging
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -11,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxdl import checksums, room
@@ -19,6 +24,7 @@ from jaxdl.leaves import kinds, named
 from jaxdl.types import Array, Progress
 
 History = list[dict[str, float]]
+OWN = ("kinds", "arrays", "history")  # entries of a checkpoint's `about` that `content_of` writes
 
 
 class Saved(NamedTuple):
@@ -41,7 +47,7 @@ def content_of(
     arrays = named(progress)
     # By the names that they have already.
     shapes = {name: [str(array.dtype), list(array.shape)] for name, array in arrays.items()}
-    told = {**about, "kinds": kinds(progress), "arrays": shapes, "history": [*map(_listed, history)]}
+    told = {**described(about), "kinds": kinds(progress), "arrays": shapes, "history": [*map(_recorded, history)]}
     return arrays, told
 
 
@@ -55,9 +61,119 @@ def size_of(arrays: Mapping[str, Array], about: Mapping[str, Any]) -> int:
     return sum(array.nbytes for array in arrays.values()) + len(json.dumps(about))
 
 
-def _listed(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A record as JSON can hold it: those of many runs are arrays."""
-    return {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in record.items()}
+def described(about: Any) -> dict[str, Any]:
+    """Return what a caller tells about a run, as `Saved.about` gives it back: of JSON's types alone.
+
+    A NumPy or JAX scalar becomes a number, an array and a set a list, a path a string, a date its ISO form, a dtype its
+    name, a dataclass and a named tuple a dict; keys become strings. The result is a copy.
+
+    Raises InputError for any other value, for keys that become the same string, and for names that a checkpoint uses.
+
+    >>> described({"batch_size": np.int64(32), "data": Path("houses.csv"), 1: (2.5, None)})
+    {'batch_size': 32, 'data': 'houses.csv', '1': [2.5, None]}
+    """
+    try:
+        plain = as_plain(about, "about")
+    except RecursionError:
+        raise InputError("about must not contain itself. Give a dict of strings and numbers.") from None
+    if not isinstance(plain, dict):
+        raise InputError(f'about must be a dict, got {type(about).__name__}. Use {{"config": ...}}, say.')
+    if taken := [name for name in OWN if name in plain]:
+        raise InputError(f'about must not have an entry "{taken[0]}": a checkpoint writes its own. Rename it.')
+    return plain
+
+
+def as_plain(value: Any, name: str) -> Any:
+    """Return a value as JSON can hold it. Raises InputError, which calls the value `name`, where there is no such form.
+
+    >>> as_plain({"a": np.arange(2)}, "about")
+    {'a': [0, 1]}
+    """
+    match value:
+        case None | bool():
+            return value
+        case enum.Enum():
+            return as_plain(value.value, name)
+        case np.datetime64() | np.timedelta64() | datetime.timedelta():
+            return str(value)
+        case np.generic() | np.ndarray() | jax.Array():
+            return _listed(value, name)
+        case int() | float() | str():
+            # The types themselves: a subclass may print as something else.
+            return next(kind(value) for kind in (int, float, str) if isinstance(value, kind))
+        case os.PathLike():
+            return os.fsdecode(value)
+        case datetime.date() | datetime.time():
+            return value.isoformat()
+        case np.dtype():
+            return value.name
+        case Mapping():
+            return _with_string_keys(value, name)
+        case tuple() if hasattr(value, "_asdict"):
+            return _with_string_keys(value._asdict(), name)
+        case list() | tuple() | range():
+            return [as_plain(entry, f"{name}[{index}]") for index, entry in enumerate(value)]
+        case set() | frozenset():
+            return sorted((as_plain(entry, name) for entry in value), key=lambda entry: (str(type(entry)), str(entry)))
+        case _ if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            own = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+            return _with_string_keys(own, name)
+        case _ if type(value).__name__ == "NAType":  # pandas' missing value
+            return None
+        case _ if isinstance(value, type) or callable(value):
+            # `np.float32` and `jnp.float32` are names of dtypes.
+            kind = value if isinstance(value, type) and issubclass(value, np.generic) else getattr(value, "dtype", None)
+            if isinstance(kind, np.dtype) or kind is value:
+                return np.dtype(kind).name
+    raise InputError(
+        f"{name} must be a number, a string, None, or a list or a dict of such, got {value!r:.80}, which is of type "
+        f"{type(value).__name__}. Give it as a string, or leave it out."
+    )
+
+
+def _recorded(record: Mapping[str, Any]) -> dict[str, Any]:
+    # Most values of a long history are floats already.
+    return {name: value if type(value) is float else as_plain(value, name) for name, value in record.items()}
+
+
+def _listed(value: Any, name: str) -> Any:
+    """An array as nested lists, of no dimensions as a number."""
+    if isinstance(value, np.ma.MaskedArray):
+        raise InputError(f"{name} must be an array without a mask. Fill it, or leave it out.")
+    if jnp.issubdtype(value.dtype, jnp.floating):
+        return np.asarray(value).astype(np.float64).tolist()
+    if getattr(value.dtype, "kind", "keys of random numbers") in "biuU":
+        return np.asarray(value).tolist()
+    raise InputError(
+        f"{name} must be an array of numbers or strings, got one of dtype {value.dtype}. Give it as a list of them, or "
+        "leave it out."
+    )
+
+
+def _with_string_keys(entries: Mapping[Any, Any], name: str) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in entries.items():
+        text = str(as_plain(key, f"a key of {name}"))
+        if text in found:
+            raise InputError(f'{name} must have keys that differ as strings, got "{text}" twice. Rename one.')
+        found[text] = as_plain(value, f"{name}[{text!r}]")
+    return found
+
+
+def folder_of(folder: Any) -> Path:
+    """Return the folder of checkpoints as a path. Raises InputError for what cannot be one.
+
+    >>> folder_of("runs/one").name
+    'one'
+    """
+    if not isinstance(folder, (str, os.PathLike)) or not isinstance(os.fspath(folder), str) or not os.fspath(folder):
+        raise InputError(f'folder must be a path or a string, got {folder!r:.80}. Use "checkpoints", say.')
+    if "://" in os.fspath(folder) or set("[]\\") & set(str(Path(folder).absolute())):
+        raise InputError(
+            f"folder must be one of this machine, without [, ] and \\ in its path, got {os.fspath(folder)}. Choose "
+            "another folder."
+        )
+    return Path(folder)
 
 
 def numbers_in(folder: Path) -> list[int]:

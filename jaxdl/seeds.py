@@ -16,10 +16,11 @@ from jaxdl.arguments import check_callbacks, check_choice, check_platform, expla
 from jaxdl.beginnings import resume
 from jaxdl.ensembles import How, best_and_final, most_devices, run_members, spread, start_members
 from jaxdl.errors import InputError
-from jaxdl.fitting import check_seed, without_best
+from jaxdl.fitting import check_seed, resumed, without_best
 from jaxdl.objectives import check_labels
 from jaxdl.paces import paced
 from jaxdl.plans import NEVER, check_rows, make_plan
+from jaxdl.saves import Saved
 from jaxdl.types import Array, Examples, Model, Objective, Progress, Rule, Weights
 
 if TYPE_CHECKING:
@@ -36,7 +37,8 @@ class Fits(NamedTuple):
     final: Weights  # of leaves (M, ...)
     best_epochs: np.ndarray  # (M,) int32, from 1; 0 where no epoch was the best, and `best` holds the final weights
     reasons: tuple[str, ...]  # why each run ended: "epochs", "early-stopping" or "interrupted"
-    progress: Progress  # of all members: give it to `fit_seeds` again to go on
+    progress: Progress  # the state of all members, without their records
+    records: Sequence[Record] = ()  # of all members together: the values of each epoch, arrays (M,), and its number
 
     def __repr__(self) -> str:
         """Return one line: the table and the arrays would fill many screens."""
@@ -60,22 +62,23 @@ def fit_seeds(
     average: float | None = None,
     how: How = "vmap",
     observers: Iterable[Callable[[Progress, list[Record]], None]] = (),
-    progress: Progress | None = None,
+    progress: Fits | Saved | Progress | None = None,
 ) -> Fits:
     """Trains one network a seed, each as `fit(..., seed=seed)` would, until all have ended.
 
     A member that stops early keeps what it has while the others go on; one that meets nan harms no other. They are
     spread over as many of the process's devices as share them evenly; a CPU is one device unless JAX is told otherwise
     before it starts, as by `jax.config.update("jax_num_cpu_devices", 2)`. Ctrl-C, or the stop button of a notebook,
-    ends all, and `fit_seeds` goes on from the `progress`.
+    ends all, and `fit_seeds(..., progress=result)` resumes them, to the bits of runs that were not interrupted.
 
     how: "vmap" trains the members in batches, and rounds differently than `fit`; "map" trains them one after the other,
         with the bits of `fit` (on several devices, not of BatchNorm, which XLA rounds otherwise there). On a CPU
         neither is much faster for small dense networks; for ConvNets "map" is.
     seeds: 0 to 15 by default; with a progress, those that it was begun with.
-    progress: where earlier runs stand, to continue from there, as for `fit`.
-    observers: functions `(progress, records) -> None`, called after every epoch; a figure of a record is an array (M,).
-        With `checkpoints.keeper` for one, the run can go on after a crash.
+    observers: functions `(progress, records) -> None`, called after every epoch with the records of all epochs so far;
+        a value of a record is an array (M,). With `checkpoints.keeper` for one, the runs can be resumed after a crash.
+    progress: earlier runs of the same seeds to resume, as for `fit`: the result of `fit_seeds`, or what
+        `checkpoints.latest` returns; their records stand before the new ones. Those of a bare Progress are not known.
 
     Warns where a member has no best epoch, as `fit` does. Raises InputError for arguments that do not fit together.
 
@@ -95,24 +98,31 @@ def fit_seeds(
     plan = make_plan(model, objective, optimiser, batch_size=batch_size, stop=stop, plateau=plateau, average=average)
     check_rows(plan, train, validation)
     check_labels(model, objective, train, validation)
-    if progress is None:
-        progress = start_members(seed_keys(range(16)) if keys is None else keys, train, validation, plan=plan)
+    count = sum(progress.about["kinds"]["epoch"][1]) if isinstance(progress, Saved) else 16
+    begun = seed_keys(range(count)) if keys is None else keys
+    earlier, records = resumed(progress, lambda: start_members(begun, train, validation, plan=plan), Fits)
+    if earlier is None:
+        state = start_members(begun, train, validation, plan=plan)
     else:
-        _check_members(progress, keys)
-        progress = resume(plan, progress, train, validation)
-    last, ends = max(epochs, int(progress.epoch.max())), "epochs"
-    records: list[Record] = []
-    progress, *rows = spread(progress, train, validation, devices=most_devices(len(progress.epoch)))
+        _check_members(earlier, keys)
+        state = resume(plan, earlier, train, validation)
+    last, ends = max(epochs, int(state.epoch.max())), "epochs"
+    # Members that had stopped earlier and train on are at earlier epochs than the others.
+    behind = np.asarray(state.epoch.max() - state.epoch)
+    state, *rows = spread(state, train, validation, devices=most_devices(len(state.epoch)))
     try:
-        for chunk in paced(plan, progress, *rows, last=last, run=partial(run_members, how=how)):
-            progress = chunk.progress
+        for chunk in paced(plan, state, *rows, last=last, run=partial(run_members, how=how)):
+            # The record first: Ctrl-C may come between the two, and a record too many is seen below.
             if chunk.record is not None:
-                records.append(chunk.record)
+                own = {"epoch": chunk.record["epoch"] - behind} if behind.any() else {}
+                records.append({**chunk.record, **own})
+            state = chunk.progress
+            if chunk.record is not None:
                 for observe in observers:
-                    observe(progress, records)
+                    observe(state, records)
     except KeyboardInterrupt:
         ends = "interrupted"
-    fits = _fits(progress, records, ends)
+    fits = _fits(state, records, ends)
     without = np.flatnonzero(fits.best_epochs == 0)
     if len(without) and len(fits.history):
         which = f"members {', '.join(map(str, without))} of {len(fits.best_epochs)}"
@@ -137,7 +147,7 @@ def _fits(progress: Progress, records: list[Record], ends: str) -> Fits:
     done, best_epochs, stopped = map(np.asarray, (progress.epoch, progress.stopping.best_epoch, progress.stopping.done))
     best, final = best_and_final(progress, best_epochs)
     reasons = tuple(reason_of(over, ends) for over in stopped)
-    return Fits(as_table(records, done), best, final, best_epochs, reasons, progress)
+    return Fits(as_table(records, done), best, final, best_epochs, reasons, progress, records)
 
 
 def reason_of(stopped: bool, otherwise: str) -> str:
@@ -167,7 +177,7 @@ def seed_keys(seeds: Sequence[int]) -> Array:
 def as_table(records: Sequence[Record], done: np.ndarray) -> pd.DataFrame:
     """Records of (M,) arrays as a DataFrame, a row for each member and epoch, without what members did not do.
 
-    done: (M,) the epochs that each has done.
+    done: (M,) the epochs that each has done. The epoch of a record is a number, or an array (M,) where members differ.
 
     >>> as_table([{"epoch": 1, "loss": np.array([3.0, 4.0])}, {"epoch": 2, "loss": np.array([2.0, np.nan])}], [2, 1])
        member  epoch  loss
@@ -178,10 +188,12 @@ def as_table(records: Sequence[Record], done: np.ndarray) -> pd.DataFrame:
     # Imported here: `import jaxdl` must not cost what pandas costs.
     import pandas as pd
 
-    rows = [
-        {"member": index, **{name: value if name == "epoch" else value[index] for name, value in record.items()}}
-        for index, end in enumerate(done)
-        for record in records
-        if record["epoch"] <= end
-    ]
+    rows = []
+    for index, end in enumerate(done):
+        of = {}
+        for record in records:
+            row = {name: value[index] if np.ndim(value) else value for name, value in record.items()}
+            # Of a member that stopped and trains on later, the record of an epoch follows one in which it stood still.
+            of[int(row["epoch"])] = {"member": index, **row}
+        rows += [of[epoch] for epoch in sorted(of) if epoch <= end]
     return pd.DataFrame(rows, columns=None if rows else ["member", "epoch"])

@@ -13,7 +13,7 @@ from jaxdl.checkpoints import FIRST
 from jaxdl.errors import InputError
 from jaxdl.fitting import Observer
 from jaxdl.replays import NotFiniteError
-from jaxdl.saves import History, content_of, first_line, size_of, write
+from jaxdl.saves import History, content_of, described, first_line, folder_of, size_of, write
 from jaxdl.types import Progress
 
 
@@ -27,14 +27,16 @@ class SharedKeeper(NamedTuple):
 
 @contextmanager
 def shared_keeper(
-    folder: Path, about: Mapping[str, Any], *, every: float, tell: Callable[[str], None]
+    folder: str | Path, about: Mapping[str, Any], *, every: float, tell: Callable[[str], None]
 ) -> Iterator[SharedKeeper]:
     """Saves every so many seconds by the clock of process 0, and when the block ends well.
 
     It saves while the run stands still, because two processes that wait for each other in two ways would wait for ever.
     What fails is told, and the run goes on. Where the block ends with an error nothing is saved: another process may be
-    gone, and to wait for it would never end.
+    gone, and to wait for it would never end. Raises InputError at the start for a folder or an `about` that `keeper`
+    refuses.
     """
+    folder, about = folder_of(folder), described(about)
     seen: tuple[Progress, History, int] | None = None
     kept, begun, took = None, time.monotonic(), FIRST
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import jax
@@ -13,17 +14,38 @@ from jaxdl.arguments import check_choice, check_examples, check_platform, explai
 from jaxdl.comparisons import Estimate, estimate
 from jaxdl.ensembles import How
 from jaxdl.errors import InputError
-from jaxdl.fitting import without_best
-from jaxdl.populations import Candidate, Ended, Population, compacted, ended, populations, scores, trained
+from jaxdl.fitting import recalled, without_best
+from jaxdl.leaves import check_kinds, rebuilt
+from jaxdl.populations import (
+    Candidate,
+    Ended,
+    Group,
+    Population,
+    compacted,
+    ended,
+    group,
+    populations,
+    regrouped,
+    scores,
+    trained,
+)
+from jaxdl.saves import Saved
 from jaxdl.seeds import Record, reason_of, seed_keys
-from jaxdl.types import Examples, Plan, Weights
+from jaxdl.types import Array, Examples, Plan, Weights
 
 if TYPE_CHECKING:
     import pandas as pd
 
-Records = tuple[tuple[int, ...], list[Record]]  # candidates, and the records of their members together
 ENDS = ("epochs", "best_epoch", "reason")
 TAKEN = {"candidate", "seed", "parameters", *ENDS, *Estimate._fields}  # the tables' own columns
+
+
+class SweepProgress(NamedTuple):
+    """The state of a sweep, without its records: a pytree of arrays, which a checkpoint can hold."""
+
+    rung: Array | np.ndarray  # int32 scalar, how often candidates were ranked
+    racing: tuple[Group, ...]
+    dropped: tuple[Group, ...]
 
 
 class Sweep(NamedTuple):
@@ -34,6 +56,11 @@ class Sweep(NamedTuple):
     plans: tuple[Plan, ...]  # of the candidates
     best: tuple[Weights, ...]  # of the candidates, of leaves (seeds, ...), of each run's best epoch
     final: tuple[Weights, ...]
+    progress: SweepProgress | None = None
+    records: Sequence[
+        Record
+    ] = ()  # of an epoch and the runs that share a program: `epoch`, and arrays (M,), among them
+    # `candidate` and `seed`
 
     def __repr__(self) -> str:
         """Return one line: the tables and arrays would fill many screens."""
@@ -54,6 +81,8 @@ def sweep(
     structure: Sequence[str] = (),
     rows: Callable[..., Examples] | None = None,
     how: How = "vmap",
+    observers: Iterable[Callable[[SweepProgress, list[Record]], None]] = (),
+    progress: Sweep | Saved | None = None,
 ) -> Sweep:
     """Trains `make(**candidate)` with every seed, for every candidate, each run with its own early stopping.
 
@@ -61,6 +90,9 @@ def sweep(
     rate, weight decay, dropout rate, label smoothing, the length of a schedule. All else (widths, an activation, a
     batch size) is structure: a program for each combination. `make` then gets float32 scalars that it must not decide
     on; it should be a function of a module, because its programs are found again by it.
+
+    Ctrl-C, or the stop button of a notebook, ends the sweep; `sweep(..., progress=result)` with the same arguments
+    resumes it, to the bits of a sweep that was not interrupted.
 
     halving: such as 3, for successive halving: the best third goes on after `least` epochs, the best third of these
         after three times as many, until the rest has `epochs`. The others hold what they had. Candidates are ranked by
@@ -70,6 +102,10 @@ def sweep(
     how: as for `fit_seeds`. With "map", runs have the bits of `fit` where numbers are learning rates, weight decays or
         dropout rates, and differ in the last bits where XLA or Python computes beforehand with one that is known.
     rows: `(rows, **structure) -> rows`, what candidates see of the rows, where they differ in that (in columns, say).
+    observers: functions `(progress, records) -> None`, called after every epoch of runs that share a program, with all
+        records of the sweep so far. With `checkpoints.keeper` for one, the sweep can be resumed after a crash.
+    progress: an earlier sweep to resume: the result of `sweep`, or what `checkpoints.latest` returns. `epochs` may be
+        larger than before.
 
     Warns where a run has no best epoch, as `fit` does. Raises InputError for arguments that do not fit together.
 
@@ -96,15 +132,17 @@ def sweep(
     def seen(**fixed: Any) -> tuple[Examples, Examples | None]:
         return see(train, **fixed), None if validation is None else see(validation, **fixed)
 
-    runs, reasons, records = _race(populations(make, candidates, structure, keys, seen), ends, halving or 1, how)
-    history = _history(records, seeds, runs)
+    race = _resumed(progress, populations(make, candidates, structure, keys, seen), ends)
+    interrupted = _run(race, seeds, ends, halving or 1, how, check_callbacks(observers))
+    runs, reasons = _ended(race, ends, interrupted)
+    history = _history(race.records, runs)
     table = _table(candidates, seeds, runs, reasons, history)
     plans, best, final = zip(*(runs[index][:3] for index in range(len(candidates))), strict=True)
     without = [index for index, run in sorted(runs.items()) if ((run.best_epochs == 0) & (run.epochs > 0)).any()]
     if without:
         which = f"seeds of the candidates {', '.join(map(str, without))}"
         warnings.warn(without_best(plans[without[0]], validation, which), RuntimeWarning, stacklevel=3)
-    return Sweep(table, history, plans, best, final)
+    return Sweep(table, history, plans, best, final, race.progress(), race.records)
 
 
 def summary(found: Sweep, figure: str, *, at: Literal["best", "last"] = "best") -> pd.DataFrame:
@@ -192,36 +230,125 @@ def _rungs(epochs: int, halving: int | None, least: int) -> list[int]:
     return [*ends[:-1], epochs]
 
 
-def _race(
-    racing: list[Population], ends: Sequence[int], halving: int, how: How
-) -> tuple[dict[int, Ended], dict[int, str], list[Records]]:
-    """Where each candidate's runs ended, why, and what was recorded on the way."""
-    runs: dict[int, Ended] = {}
-    records: list[Records] = []
-    why = "epochs"  # also of runs that have stopped, which have a reason of their own
+@dataclass
+class _Race:
+    """Where a sweep stands while it runs."""
+
+    # How often candidates were ranked, who is racing, who was dropped: together, as Ctrl-C may come between two lines.
+    state: tuple[int, list[Population], list[Population]]
+    records: list[Record]
+
+    def progress(self) -> SweepProgress:
+        rung, racing, dropped = self.state
+        return SweepProgress(np.asarray(rung, np.int32), tuple(map(group, racing)), tuple(map(group, dropped)))
+
+
+def _resumed(given: Any, fresh: list[Population], ends: Sequence[int]) -> _Race:
+    """Where the sweep stands that a caller gives as `progress`; at its beginning without one."""
+    progress: Any
+    match given:
+        case None:
+            return _Race((0, fresh, []), [])
+        case Saved():
+            progress, records = _restored(given, fresh), recalled(given.about["history"])
+        case Sweep(progress=SweepProgress() as progress):
+            records = [{**record} for record in given.records]
+        case _:
+            raise InputError(
+                "progress must be the Sweep that an earlier call returned, or what checkpoints.latest returns, got "
+                f"{type(given).__name__}. Leave it out to begin a new sweep."
+            )
+    rung, racing, dropped = int(progress.rung), *([regrouped(fresh, of) for of in side] for side in progress[1:])
+    known = sorted(index for population in (*racing, *dropped) for index in population.alive)
+    if known != sorted(index for population in fresh for index in population.alive):
+        raise InputError(
+            f"progress must be of a sweep with the same candidates: it has {len(known)}. Give these, or begin a new "
+            "sweep."
+        )
+    done = max(int(population.progress.epoch.max()) for population in racing)
+    if rung >= len(ends) or done > ends[rung]:
+        raise InputError(
+            f"epochs, halving and least must fit the progress, whose runs have done {done} epochs after {rung} "
+            f"rankings; with these arguments the sweep ends at {ends[-1]} after {len(ends) - 1}. Give those of the "
+            "earlier call, or more epochs."
+        )
+    race = _Race((rung, racing, dropped), [])
+    race.records = [record for record in records if record["epoch"] <= _done(race, record)]
+    return race
+
+
+def _done(race: _Race, record: Record) -> int:
+    """How many epochs the candidates of a record have done, the run that did most."""
+    first = int(record["candidate"][0])
+    (population,) = (each for each in (*race.state[1], *race.state[2]) if first in each.alive)
+    return int(population.progress.epoch.max())
+
+
+def _restored(saved: Saved, fresh: list[Population]) -> SweepProgress:
+    """The state that a checkpoint of a sweep holds."""
+
+    def groups(side: str) -> tuple[Group, ...]:
+        found, place = [], 0
+        while (name := f"{side}/{place}/candidates") in saved.arrays:
+            alive = {*np.asarray(saved.arrays[name]).tolist()}
+            of = [population for population in fresh if alive <= {*population.alive}]
+            if not of:
+                raise InputError(f"the checkpoint holds a sweep with other candidates than {len(fresh)} programs have.")
+            found.append(group(compacted(of[0], alive)))
+            place += 1
+        return tuple(found)
+
+    if "rung" not in saved.arrays:
+        raise InputError("progress must be a checkpoint of a sweep, got one of another run. Begin a new sweep.")
+    like = SweepProgress(np.asarray(0, np.int32), groups("racing"), groups("dropped"))
+    check_kinds(saved.about["kinds"], like)
+    progress: SweepProgress = rebuilt(like, saved.arrays)
+    return progress
+
+
+def _run(
+    race: _Race,
+    seeds: Sequence[int],
+    ends: Sequence[int],
+    halving: int,
+    how: How,
+    observers: Collection[Callable[[SweepProgress, list[Record]], None]],
+) -> bool:
+    """Trains and ranks the candidates; says whether Ctrl-C ended that."""
     try:
-        for last in ends:
+        while True:
+            rung, racing, dropped = race.state
             for place, population in enumerate(racing):
-                records.append((population.alive, []))
-                for chunk in trained(population, last, how):
+                candidates, count = population.alive, len(population.alive)
+                of = {"candidate": np.repeat(candidates, len(seeds)), "seed": np.tile(seeds, count)}
+                for chunk in trained(population, ends[rung], how):
+                    # The record first: Ctrl-C may come between the two, and a record too many is seen by its epoch.
+                    if chunk.record is not None:
+                        race.records.append({"epoch": chunk.record["epoch"], **of, **chunk.record})
                     racing[place] = population._replace(progress=chunk.progress)
                     if chunk.record is not None:
-                        records[-1][1].append(chunk.record)
-            if last < ends[-1]:
-                runs |= _all_ended(racing)
-                kept = _best(racing, halving)
-                racing = [compacted(population, kept) for population in racing if kept & {*population.alive}]
+                        for observe in observers:
+                            observe(race.progress(), race.records)
+            if rung == len(ends) - 1:
+                return False
+            kept = _best(racing, halving)
+            left = [{*population.alive} - kept for population in racing]
+            gone = [compacted(population, of) for population, of in zip(racing, left, strict=True) if of]
+            on = [compacted(population, kept) for population in racing if kept & {*population.alive}]
+            race.state = rung + 1, on, [*dropped, *gone]
     except KeyboardInterrupt:
-        why = "interrupted"
+        return True
+
+
+def _ended(race: _Race, ends: Sequence[int], interrupted: bool) -> tuple[dict[int, Ended], dict[int, str]]:
+    """Where each candidate's runs ended, and why; runs that have stopped have a reason of their own."""
+    _, racing, dropped = race.state
+    race.records = [record for record in race.records if record["epoch"] <= _done(race, record)]
+    runs = {index: run for population in (*racing, *dropped) for index, run in ended(population).items()}
     alive = {index for population in racing for index in population.alive}
-    runs |= _all_ended(racing)
     whole = {index for index in alive if runs[index].epochs.max() == ends[-1]}
-    reasons = {index: "epochs" if index in whole else why if index in alive else "halving" for index in runs}
-    return runs, reasons, records
-
-
-def _all_ended(racing: Collection[Population]) -> dict[int, Ended]:
-    return {index: run for population in racing for index, run in ended(population).items()}
+    why = "interrupted" if interrupted else "epochs"
+    return runs, {index: "epochs" if index in whole else why if index in alive else "halving" for index in runs}
 
 
 def _best(racing: Collection[Population], halving: int) -> set[int]:
@@ -230,21 +357,24 @@ def _best(racing: Collection[Population], halving: int) -> set[int]:
     return set(sorted(found, key=lambda index: (found[index], index))[: -(-len(found) // halving)])
 
 
-def _history(records: Collection[Records], seeds: Sequence[int], runs: Mapping[int, Ended]) -> pd.DataFrame:
+def _history(records: Collection[Record], runs: Mapping[int, Ended]) -> pd.DataFrame:
     """A row for each candidate, seed and epoch that it did."""
     import pandas as pd
 
-    frames = [pd.DataFrame({"candidate": [], "seed": [], "epoch": []}, dtype=int)]
-    for alive, of in records:
-        if not of:
-            continue
-        members = pd.DataFrame({"candidate": np.repeat(alive, len(seeds)), "seed": np.tile(seeds, len(alive))})
-        epochs = np.repeat([record["epoch"] for record in of], len(members))
-        figures = {name: np.concatenate([record[name] for record in of]) for name in of[0] if name != "epoch"}
-        frame = pd.concat([members] * len(of), ignore_index=True).assign(epoch=epochs, **figures)
-        ends = np.concatenate([runs[index].epochs for index in alive])
-        frames.append(frame[epochs <= np.tile(ends, len(of))])
-    return pd.concat(frames, ignore_index=True).sort_values(["candidate", "seed", "epoch"], ignore_index=True)
+    columns: dict[str, list[np.ndarray]] = {name: [] for name in ("candidate", "seed", "epoch")}
+    columns |= {name: [] for record in records for name in record if name not in columns}
+    # Who did how many epochs, in the order of a record's rows.
+    did = {index: run.epochs for index, run in runs.items()}
+    for record in records:
+        candidates = record["candidate"]
+        done = np.concatenate([did[index] for index in dict.fromkeys(candidates.tolist())]) >= record["epoch"]
+        for name, of in columns.items():
+            value = record.get(name, np.float32(np.nan))
+            of.append(np.broadcast_to(value, candidates.shape)[done])
+    whole = {name: np.concatenate(of) if of else np.zeros(0, int) for name, of in columns.items()}
+    # In float64, so that what is computed with the table is not rounded as float32 is.
+    table = pd.DataFrame({name: of.astype(np.float64) if of.dtype.kind == "f" else of for name, of in whole.items()})
+    return table.sort_values(["candidate", "seed", "epoch"], ignore_index=True)
 
 
 def _table(

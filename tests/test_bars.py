@@ -38,8 +38,8 @@ def notebook(monkeypatch):
     return shown
 
 
-def progress(epoch, best=1, cursor=0):
-    return SimpleNamespace(epoch=epoch, cursor=cursor, stopping=SimpleNamespace(best_epoch=best))
+def progress(epoch, best=1, cursor=0, done=False):
+    return SimpleNamespace(epoch=epoch, cursor=cursor, stopping=SimpleNamespace(best_epoch=best, done=done))
 
 
 def history(epochs):
@@ -129,7 +129,7 @@ def test_a_run_that_stops_early_ends_with_no_time_left(clock, terminal):
     with bars.progress_bar(40, FIGURES, console=out) as observe:
         for epoch in range(1, 8):
             clock.now += 2
-            observe(progress(epoch, min(epoch, 3)), history(epoch))
+            observe(progress(epoch, min(epoch, 3), done=epoch == 7), history(epoch))
     last = re.split(r"[\r\n]", re.sub(r"\x1b\[[?\d;]*[A-Za-z]", "", out.file.getvalue()).strip())[-1]
     if terminal:
         assert "7/40" in last and last.rstrip().endswith("best 0.6667 (epoch 3)")

@@ -1,0 +1,178 @@
+"""Sweeps that are interrupted and resumed, from their result or a checkpoint, have the bits of uninterrupted ones."""
+
+import csv
+import io
+from functools import partial
+
+import numpy as np
+import pandas as pd
+import pytest
+from rich.console import Console
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from jaxdl import bars, checkpoints, logs, sweeps
+from jaxdl.errors import InputError
+from jaxdl.stopping import early_stopping
+from jaxdl.sweeps import sweep
+from tests.sweep_runs import ROWS, bits, make_linear
+
+NEVER = early_stopping(patience=None)
+SEEDS = (3, 0)
+CANDIDATES = [{"learning_rate": rate, "kind": index % 2} for index, rate in enumerate((0.03, 0.15, 1e-3, 1e30, 0.1))]
+
+
+def make(learning_rate, kind=0):
+    return make_linear(learning_rate, early_stopping(patience=1) if kind else NEVER)
+
+
+halved = {"epochs": 5, "halving": 2, "least": 1}
+run = partial(sweep, make, CANDIDATES, *ROWS, seeds=SEEDS)
+
+
+def refuse(text):
+    raise AssertionError(text)
+
+
+def same(found, whole):
+    """Raises where two sweeps differ in a bit."""
+    pd.testing.assert_frame_equal(found.table, whole.table, check_exact=True)
+    pd.testing.assert_frame_equal(found.history, whole.history, check_exact=True)
+    for parts in ("best", "final", "progress"):
+        assert bits(getattr(found, parts)) == bits(getattr(whole, parts))
+    assert [*map(str, found.records)] == [*map(str, whole.records)]
+
+
+@pytest.fixture(scope="module", params=[halved, {"epochs": 3}], ids=["halving", "no halving"])
+def flags(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def whole(flags):
+    seen = []
+    found = run(**flags, observers=[lambda progress, records: seen.append(len(records))])
+    assert seen == list(range(1, len(found.records) + 1))
+    return found
+
+
+def interrupted(after, observers=(), **flags):
+    """A sweep that Ctrl-C ends after so many epochs, and all those of others."""
+
+    def stop(progress, records):
+        if len(records) == after:
+            raise KeyboardInterrupt
+
+    return run(**flags, observers=[*observers, stop])
+
+
+def test_an_interrupted_sweep_is_resumed_to_the_bit(flags, whole):
+    for after in (1, len(whole.records) // 2, len(whole.records) - 1):
+        first = interrupted(after, **flags)
+        assert len(first.records) == after and "interrupted" in {*first.table["reason"]}
+        same(run(**flags, progress=first), whole)
+
+
+def test_a_sweep_that_is_interrupted_inside_an_epoch_is_resumed_to_the_bit(flags, whole, monkeypatch):
+    trained, count = sweeps.trained, iter(range(10**6))
+
+    def stopping(*arguments):
+        for chunk in trained(*arguments):
+            yield chunk
+            if next(count) % 6 == 5:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(sweeps, "trained", stopping)
+    found, times = None, 0
+    while found is None or "interrupted" in {*found.table["reason"]}:
+        found, times = run(**flags, progress=found), times + 1
+    assert times > 2
+    same(found, whole)
+
+
+def test_a_sweep_that_was_killed_is_resumed_from_its_checkpoint_to_the_bit(flags, whole, tmp_path):
+    for after in (1, len(whole.records) // 2, len(whole.records) - 1):
+        folder = tmp_path / str(after)
+        with checkpoints.keeper(folder, {"seeds": SEEDS}, every=99, tell=refuse) as keep:
+            interrupted(after, **flags, observers=[keep])
+        # From here on only the files are known.
+        same(run(**flags, progress=checkpoints.latest(folder, refuse)), whole)
+
+
+def test_a_finished_sweep_is_resumed_with_more_epochs():
+    flags = {"epochs": 4, "halving": 2, "least": 2}
+    whole = run(**flags)
+    same(run(**flags, progress=run(**{**flags, "epochs": 2})), whole)
+    same(run(**flags, progress=whole), whole)
+
+
+def test_the_sweep_that_is_resumed_is_not_changed(flags):
+    first = interrupted(2, **flags)
+    before, records = bits(first.progress), [*first.records]
+    run(**flags, progress=first)
+    assert bits(first.progress) == before and len(first.records) == len(records) == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"seeds": (3, 1)}, "progress must be of a sweep with the same seeds"),
+        ({"candidates": CANDIDATES[:4]}, "progress must be of a sweep with the same candidates"),
+        ({"candidates": [{**one, "learning_rate": 0.5} for one in CANDIDATES]}, "the same values of candidates"),
+        ({"halving": None}, "epochs, halving and least must fit the progress"),
+        ({"epochs": 1}, "epochs, halving and least must fit the progress"),
+        ({"progress": "a sweep"}, "progress must be the Sweep that an earlier call returned, .* got str"),
+    ],
+)
+def test_a_sweep_of_other_arguments_is_not_resumed(change, said):
+    given = {"candidates": CANDIDATES, "seeds": SEEDS, **halved, "progress": interrupted(4, **halved), **change}
+    with pytest.raises(InputError, match=said):
+        sweep(make, given.pop("candidates"), *ROWS, **given)
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path):
+    from tests.sweep_runs import solo
+
+    alone = solo(make(0.1), 0, 1)
+    with checkpoints.keeper(tmp_path, {}, every=99, tell=refuse) as keep:
+        keep(alone.progress, alone.records)
+    with pytest.raises(InputError, match="progress must be a checkpoint of a sweep"):
+        run(**halved, progress=checkpoints.latest(tmp_path, refuse))
+
+
+# Callbacks
+
+
+@pytest.mark.parametrize("anew", [False, True], ids=["the same callbacks", "callbacks made anew"])
+def test_callbacks_of_a_sweep_write_every_run_and_epoch_once(flags, whole, anew, tmp_path):
+    def opened():
+        return logs.csv_file(tmp_path / "history.csv"), logs.tensorboard(tmp_path / "charts", every=0.0)
+
+    rows, charts = opened()
+    with rows as one, charts as other:
+        first = interrupted(3, **flags, observers=[one, other])
+        if not anew:
+            run(**flags, progress=first, observers=[one, other])
+    if anew:
+        rows, charts = opened()
+        with rows as one, charts as other:
+            run(**flags, progress=first, observers=[one, other])
+    with (tmp_path / "history.csv").open(newline="") as file:
+        table = pd.DataFrame(csv.DictReader(file)).astype(float)
+    table = table.sort_values(["candidate", "seed", "epoch"], ignore_index=True)
+    pd.testing.assert_frame_equal(table, whole.history.astype(float), check_exact=True)
+    for (candidate, seed), of in whole.history.groupby(["candidate", "seed"]):
+        accumulator = EventAccumulator(str(tmp_path / f"charts/candidate-{candidate}-seed-{seed}/validation"))
+        accumulator.Reload()
+        found = [(event.step, event.value) for event in accumulator.Scalars("loss")]
+        np.testing.assert_array_equal(found, of[["epoch", "val_loss"]].to_numpy())
+
+
+@pytest.mark.parametrize("terminal", [False, True], ids=["lines", "a bar"])
+def test_the_bar_shows_the_mean_of_the_runs_that_share_a_program(flags, whole, terminal):
+    out = Console(file=io.StringIO(), width=120, force_terminal=terminal)
+    with bars.progress_bar(flags["epochs"], ("loss",), console=out) as observe:
+        run(**flags, observers=[observe])
+    record = whole.records[-1]
+    values = record["loss"][np.isfinite(record["loss"])].astype(np.float64)
+    assert f"{record['epoch']}/{flags['epochs']}" in out.file.getvalue()
+    assert f"loss {values.mean():.4f} (mean of " in out.file.getvalue()

@@ -1,0 +1,291 @@
+"""Runs that are resumed from their result: every epoch stands once in their records, files, charts and checkpoints."""
+
+import csv
+from functools import partial
+
+import jax
+import numpy as np
+import optax
+import pandas as pd
+import pytest
+from rich.console import Console
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from jaxdl import bars, checkpoints, logs
+from jaxdl.data import examples
+from jaxdl.ensembles import member
+from jaxdl.errors import InputError
+from jaxdl.fitting import Written, fit
+from jaxdl.leaves import named
+from jaxdl.models import mlp
+from jaxdl.objectives import rmse, squared_error
+from jaxdl.plans import make_plan
+from jaxdl.runs import drive
+from jaxdl.seeds import fit_seeds
+from jaxdl.types import Objective
+
+INPUTS = np.linspace(-1, 1, 24, dtype=np.float32)[:, None]
+ROWS = examples(INPUTS, 3 * INPUTS)
+MODEL, OBJECTIVE, OPTIMIZER = mlp(()), Objective(squared_error, (rmse,)), optax.adam(0.05)
+train = partial(fit, MODEL, OBJECTIVE, OPTIMIZER, ROWS, ROWS, batch_size=8)
+many = partial(fit_seeds, MODEL, OBJECTIVE, OPTIMIZER, ROWS, ROWS, batch_size=8, seeds=(3, 0, 7))
+
+
+def bits(tree):
+    return {name: np.asarray(leaf).tobytes() for name, leaf in named(tree).items()}
+
+
+def refuse(text):
+    raise AssertionError(text)
+
+
+def rows_in(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def losses_in(folder):
+    accumulator = EventAccumulator(str(folder), size_guidance={"scalars": 0})
+    accumulator.Reload()
+    return [(event.step, event.value) for event in accumulator.Scalars("loss")]
+
+
+class Callbacks:
+    """A file, charts and checkpoints in a folder, and what callbacks were given."""
+
+    def __init__(self, folder):
+        self.folder, self.lengths = folder, []
+
+    def __enter__(self):
+        self.open = [
+            logs.csv_file(str(self.folder / "history.csv")),
+            logs.tensorboard(str(self.folder / "charts"), every=0.0),
+            checkpoints.keeper(str(self.folder / "kept"), {}, every=99, tell=refuse),
+        ]
+        return [each.__enter__() for each in self.open] + [lambda _, history: self.lengths.append(len(history))]
+
+    def __exit__(self, *error):
+        for each in self.open:
+            each.__exit__(None, None, None)
+
+    def check(self, records):
+        """Raises where a place does not hold each of these epochs once."""
+        assert [int(row["epoch"]) for row in rows_in(self.folder / "history.csv")] == [row["epoch"] for row in records]
+        assert [float(row["loss"]) for row in rows_in(self.folder / "history.csv")] == [row["loss"] for row in records]
+        assert losses_in(self.folder / "charts/train") == [(row["epoch"], row["loss"]) for row in records]
+        steps = [step for step, _ in losses_in(self.folder / "charts/validation")]
+        assert steps == [row["epoch"] for row in records]
+        assert checkpoints.latest(str(self.folder / "kept"), refuse).about["history"] == records
+
+
+@pytest.fixture(scope="module")
+def whole():
+    return train(epochs=5)
+
+
+@pytest.mark.parametrize("anew", [False, True], ids=["the same callbacks", "callbacks made anew"])
+def test_a_run_resumed_from_its_result_keeps_its_whole_history(whole, anew, tmp_path):
+    callbacks = Callbacks(tmp_path)
+    with callbacks as observers:
+        run = train(epochs=2, observers=observers)
+        if not anew:
+            run = train(epochs=5, progress=run, observers=observers)
+    if anew:
+        with callbacks as observers:
+            run = train(epochs=5, progress=run, observers=observers)
+    assert run.records == whole.records and bits(run.progress) == bits(whole.progress)
+    pd.testing.assert_frame_equal(run.history, whole.history, check_exact=True)
+    assert callbacks.lengths == [1, 2, 3, 4, 5]
+    callbacks.check(whole.records)
+
+
+@pytest.mark.parametrize("anew", [False, True], ids=["the same callbacks", "callbacks made anew"])
+def test_a_run_that_is_set_back_takes_later_epochs_back(whole, anew, tmp_path):
+    first = train(epochs=2)
+    # Another learning rate would give other epochs 3 and 4; so does another order of the rows.
+    other = first._replace(progress=first.progress._replace(key=jax.random.key(9)))
+    callbacks = Callbacks(tmp_path)
+    with callbacks as observers:
+        train(epochs=4, progress=other, observers=observers)
+        if not anew:
+            run = train(epochs=3, progress=first, observers=observers)
+    if anew:
+        with callbacks as observers:
+            run = train(epochs=3, progress=first, observers=observers)
+    assert run.records == whole.records[:3]
+    callbacks.check(whole.records[:3])
+
+
+def test_callbacks_that_saw_the_epochs_before_a_bare_state_keep_them(whole, tmp_path):
+    callbacks = Callbacks(tmp_path)
+    with callbacks as observers:
+        first = train(epochs=2, observers=observers)
+        second = train(epochs=5, progress=first.progress, observers=observers)
+    assert [row["epoch"] for row in second.records] == [3, 4, 5]
+    callbacks.check(whole.records)
+
+
+def test_a_file_made_anew_keeps_the_rows_before_a_bare_state(whole, tmp_path):
+    with logs.csv_file(tmp_path / "history.csv") as observe:
+        first = train(epochs=4, observers=[observe])
+    second = train(epochs=2)
+    with logs.csv_file(tmp_path / "history.csv") as observe:
+        assert len(rows_in(tmp_path / "history.csv")) == len(first.records)
+        train(epochs=5, progress=second.progress, observers=[observe])
+    assert [float(row["loss"]) for row in rows_in(tmp_path / "history.csv")] == [row["loss"] for row in whole.records]
+
+
+def test_a_new_run_replaces_the_file_of_another(tmp_path):
+    for seed, epochs in ((0, 4), (1, 2)):
+        with logs.csv_file(tmp_path / "history.csv") as observe:
+            run = train(epochs=epochs, seed=seed, observers=[observe])
+    found = rows_in(tmp_path / "history.csv")
+    assert [float(row["loss"]) for row in found] == [row["loss"] for row in run.records]
+    assert [path.name for path in tmp_path.iterdir()] == ["history.csv"]
+
+
+def test_a_checkpoint_is_resumed_with_its_history(whole, tmp_path):
+    with checkpoints.keeper(tmp_path, {}, every=99, tell=refuse) as keep:
+        train(epochs=2, observers=[keep])
+    saved = checkpoints.latest(tmp_path, refuse)
+    run = train(epochs=5, progress=saved)
+    assert run.records == whole.records and bits(run.progress) == bits(whole.progress)
+    with pytest.raises(InputError, match="the checkpoint holds"):
+        fit(mlp((4,)), OBJECTIVE, OPTIMIZER, ROWS, ROWS, batch_size=8, epochs=5, progress=saved)
+
+
+def test_an_interrupted_run_has_the_records_of_its_state_and_no_more(whole):
+    def stop(progress, history):
+        if len(history) == 3:
+            raise KeyboardInterrupt
+
+    run = train(epochs=5, observers=[stop])
+    assert run.reason == "interrupted" and run.records == whole.records[:3]
+    assert train(epochs=5, progress=run).records == whole.records
+
+
+def test_the_result_that_is_resumed_is_not_changed(whole):
+    first = train(epochs=2)
+    before = [*first.records]
+    train(epochs=5, progress=first)
+    assert first.records == before == whole.records[:2]
+
+
+def test_a_driven_run_writes_every_epoch_once(whole, tmp_path):
+    plan = make_plan(MODEL, OBJECTIVE, OPTIMIZER, batch_size=8)
+    first = train(epochs=2)
+    for _ in range(2):  # the second is set back
+        with logs.csv_file(tmp_path / "a.csv", first.records) as rows, logs.tensorboard(tmp_path, begin=2) as charts:
+            assert len(rows_in(tmp_path / "a.csv")) == 2
+            flags = {"epochs": 5, "history": first.records, "observers": [rows, charts]}
+            end = drive(plan, first.progress, ROWS, ROWS, **flags)
+    assert [row["loss"] for row in end.history] == [row["loss"] for row in whole.records]
+    assert [int(row["epoch"]) for row in rows_in(tmp_path / "a.csv")] == [1, 2, 3, 4, 5]
+    assert [step for step, _ in losses_in(tmp_path / "train")] == [3, 4, 5]
+
+
+@pytest.mark.parametrize("given", ["a run", {"epoch": 2}, 3], ids=str)
+def test_what_is_no_run_is_refused_as_progress(given):
+    with pytest.raises(
+        InputError, match=r"progress must be the Fit that an earlier call returned.*, got (str|dict|int)"
+    ):
+        train(progress=given)
+    with pytest.raises(InputError, match="progress must be the Fits that an earlier call returned"):
+        many(progress=given)
+
+
+# Two runs
+
+
+def test_two_runs_that_share_a_callback_are_refused():
+    one, other = ([{"epoch": epoch, "loss": loss / epoch} for epoch in (1, 2)] for loss in (1.0, 2.0))
+    written = Written()
+    written.update(one[:1])
+    written.update(other[:1])
+    with pytest.raises(InputError, match=r"a callback has written epoch 1 of another run .* a callback and a folder"):
+        written.update([*one])
+
+
+@pytest.mark.parametrize(
+    "make", [logs.csv_file, logs.tensorboard, partial(checkpoints.keeper, about={}, every=9, tell=print)]
+)
+def test_two_callbacks_at_one_place_are_refused(make, tmp_path):
+    with (
+        make(tmp_path / "a"),
+        pytest.raises(InputError, match="a is being written by another run"),
+        make(tmp_path / "a"),
+    ):
+        pass
+    with make(tmp_path / "a"):
+        pass
+
+
+# Many runs
+
+
+@pytest.fixture(scope="module")
+def all_runs():
+    return many(epochs=4)
+
+
+@pytest.mark.parametrize("anew", [False, True], ids=["the same callbacks", "callbacks made anew"])
+def test_many_runs_keep_their_whole_history(all_runs, anew, tmp_path):
+    callbacks = Callbacks(tmp_path)
+    with callbacks as observers:
+        runs = many(epochs=2, observers=observers)
+        if not anew:
+            runs = many(epochs=4, progress=runs, observers=observers)
+    if anew:
+        with callbacks as observers:
+            runs = many(epochs=4, progress=runs, observers=observers)
+    assert bits(runs.progress) == bits(all_runs.progress) and callbacks.lengths == [1, 2, 3, 4]
+    pd.testing.assert_frame_equal(runs.history, all_runs.history, check_exact=True)
+    # A row a run and epoch in the file, a folder of charts a run.
+    table = pd.DataFrame(rows_in(tmp_path / "history.csv")).astype(float)
+    expected = all_runs.history.sort_values(["epoch", "member"], ignore_index=True)
+    pd.testing.assert_frame_equal(table, expected, check_exact=True, check_dtype=False)
+    for index in range(3):
+        of = all_runs.history[all_runs.history["member"] == index]
+        for name, column in (("train", "loss"), ("validation", "val_loss")):
+            assert losses_in(tmp_path / f"charts/member-{index}" / name) == list(
+                zip(of["epoch"], of[column], strict=True)
+            )
+    saved = checkpoints.latest(tmp_path / "kept", refuse)
+    assert [row["epoch"] for row in saved.about["history"]] == [1, 2, 3, 4]
+
+
+def test_many_runs_are_resumed_from_a_checkpoint(all_runs, tmp_path):
+    with checkpoints.keeper(tmp_path, {}, every=99, tell=refuse) as keep:
+        many(epochs=2, observers=[keep])
+    runs = many(epochs=4, progress=checkpoints.latest(tmp_path, refuse))
+    assert bits(runs.progress) == bits(all_runs.progress)
+    pd.testing.assert_frame_equal(runs.history, all_runs.history, check_exact=True)
+
+
+def test_runs_that_stopped_early_have_no_rows_after_their_end(tmp_path):
+    from jaxdl.stopping import early_stopping
+
+    with logs.csv_file(tmp_path / "a.csv") as observe:
+        runs = many(epochs=40, stop=early_stopping(patience=0), observers=[observe], seeds=(0, 5, 6))
+    ends = runs.history.groupby("member")["epoch"].max()
+    assert ends.nunique() > 1
+    table = pd.DataFrame(rows_in(tmp_path / "a.csv")).astype(float)
+    expected = runs.history.sort_values(["epoch", "member"], ignore_index=True)
+    pd.testing.assert_frame_equal(table, expected, check_exact=True, check_dtype=False)
+
+
+@pytest.mark.parametrize("terminal", [False, True], ids=["lines", "a bar"])
+def test_the_bar_shows_the_mean_of_many_runs(all_runs, terminal):
+    import io
+
+    out = Console(file=io.StringIO(), width=120, force_terminal=terminal)
+    with bars.progress_bar(4, ("loss", "val_loss"), console=out) as observe:
+        many(epochs=4, observers=[observe])
+    text = out.file.getvalue()
+    mean = np.mean(all_runs.records[-1]["val_loss"], dtype=np.float64)
+    assert "4/4" in text and f"val_loss {mean:.4f} (mean of 3 runs)" in text
+
+
+def test_a_member_of_many_runs_is_resumed_alone(all_runs):
+    one = member(all_runs.progress, 1)
+    assert [row["epoch"] for row in train(epochs=5, progress=one).records] == [5]
