@@ -108,7 +108,8 @@ def fit_seeds(
         state = resume(plan, earlier, train, validation)
     last, ends = max(epochs, int(state.epoch.max())), "epochs"
     # Members that had stopped earlier and train on are at earlier epochs than the others.
-    behind = np.asarray(state.epoch.max() - state.epoch)
+    begun_at = np.asarray(state.epoch)
+    behind = np.where(np.asarray(state.stopping.done), 0, begun_at.max() - begun_at)
     state, *rows = spread(state, train, validation, devices=most_devices(len(state.epoch)))
     try:
         for chunk in paced(plan, state, *rows, last=last, run=partial(run_members, how=how)):

@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import jax
 import numpy as np
 
-from jaxdl.arguments import check_choice, check_examples, check_platform, explain_calls, given_as, nearest, whole_number
+from jaxdl.arguments import (
+    check_callbacks,
+    check_choice,
+    check_examples,
+    check_platform,
+    explain_calls,
+    given_as,
+    nearest,
+    whole_number,
+)
 from jaxdl.comparisons import Estimate, estimate
 from jaxdl.ensembles import How
 from jaxdl.errors import InputError

@@ -16,6 +16,9 @@ from jaxdl.stopping import early_stopping
 from jaxdl.sweeps import sweep
 from tests.sweep_runs import ROWS, bits, make_linear
 
+# A candidate diverges, which a sweep warns of.
+pytestmark = pytest.mark.filterwarnings("ignore:no epoch of seeds:RuntimeWarning")
+
 NEVER = early_stopping(patience=None)
 SEEDS = (3, 0)
 CANDIDATES = [{"learning_rate": rate, "kind": index % 2} for index, rate in enumerate((0.03, 0.15, 1e-3, 1e30, 0.1))]

@@ -289,3 +289,18 @@ def test_the_bar_shows_the_mean_of_many_runs(all_runs, terminal):
 def test_a_member_of_many_runs_is_resumed_alone(all_runs):
     one = member(all_runs.progress, 1)
     assert [row["epoch"] for row in train(epochs=5, progress=one).records] == [5]
+
+
+def test_members_that_stopped_and_train_on_keep_their_own_epochs():
+    from jaxdl.stopping import early_stopping
+
+    seeds = (0, 5, 6)
+    first = many(epochs=40, stop=early_stopping(patience=0), seeds=seeds, how="map")
+    ends = np.asarray(first.progress.epoch)
+    assert len({*ends}) > 1
+    rest = many(epochs=int(ends.max()) + 3, progress=first, seeds=seeds, how="map")
+    whole = many(epochs=int(ends.max()) + 3, seeds=seeds, how="map")
+    for index, end in enumerate(ends):
+        history, expected = (runs.history[runs.history["member"] == index] for runs in (rest, whole))
+        assert len(history) == end + 3
+        np.testing.assert_array_equal(history, expected[: len(history)])
