@@ -107,9 +107,11 @@ def fit_seeds(
         _check_members(earlier, keys)
         state = resume(plan, earlier, train, validation)
     last, ends = max(epochs, int(state.epoch.max())), "epochs"
-    # Members that had stopped earlier and train on are at earlier epochs than the others.
-    begun_at = np.asarray(state.epoch)
-    behind = np.where(np.asarray(state.stopping.done), 0, begun_at.max() - begun_at)
+    behind = np.zeros(len(state.epoch), int)
+    if earlier is not None:
+        # Members that had stopped earlier and train on are at earlier epochs than the others.
+        begun_at, over = np.asarray(state.epoch), np.asarray(state.stopping.done)
+        behind = np.where(over, 0, begun_at.max() - begun_at)
     state, *rows = spread(state, train, validation, devices=most_devices(len(state.epoch)))
     try:
         for chunk in paced(plan, state, *rows, last=last, run=partial(run_members, how=how)):
@@ -148,6 +150,7 @@ def _fits(progress: Progress, records: list[Record], ends: str) -> Fits:
     done, best_epochs, stopped = map(np.asarray, (progress.epoch, progress.stopping.best_epoch, progress.stopping.done))
     best, final = best_and_final(progress, best_epochs)
     reasons = tuple(reason_of(over, ends) for over in stopped)
+    records = [record for record in records if np.max(record["epoch"]) <= done.max()]
     return Fits(as_table(records, done), best, final, best_epochs, reasons, progress, records)
 
 

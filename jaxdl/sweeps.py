@@ -281,16 +281,13 @@ def _resumed(given: Any, fresh: list[Population], ends: Sequence[int]) -> _Race:
             f"rankings; with these arguments the sweep ends at {ends[-1]} after {len(ends) - 1}. Give those of the "
             "earlier call, or more epochs."
         )
-    race = _Race((rung, racing, dropped), [])
-    race.records = [record for record in records if record["epoch"] <= _done(race, record)]
-    return race
-
-
-def _done(race: _Race, record: Record) -> int:
-    """How many epochs the candidates of a record have done, the run that did most."""
-    first = int(record["candidate"][0])
-    (population,) = (each for each in (*race.state[1], *race.state[2]) if first in each.alive)
-    return int(population.progress.epoch.max())
+    did = {
+        index: int(np.asarray(population.progress.epoch).max())
+        for population in (*racing, *dropped)
+        for index in population.alive
+    }
+    reached = [record for record in records if record["epoch"] <= did[int(record["candidate"][0])]]
+    return _Race((rung, racing, dropped), reached)
 
 
 def _restored(saved: Saved, fresh: list[Population]) -> SweepProgress:
@@ -352,8 +349,12 @@ def _run(
 def _ended(race: _Race, ends: Sequence[int], interrupted: bool) -> tuple[dict[int, Ended], dict[int, str]]:
     """Where each candidate's runs ended, and why; runs that have stopped have a reason of their own."""
     _, racing, dropped = race.state
-    race.records = [record for record in race.records if record["epoch"] <= _done(race, record)]
     runs = {index: run for population in (*racing, *dropped) for index, run in ended(population).items()}
+
+    def done(record: Record) -> bool:
+        return any(runs[index].epochs.max() >= record["epoch"] for index in {*record["candidate"].tolist()})
+
+    race.records = [record for record in race.records if done(record)]
     alive = {index for population in racing for index in population.alive}
     whole = {index for index in alive if runs[index].epochs.max() == ends[-1]}
     why = "interrupted" if interrupted else "epochs"
