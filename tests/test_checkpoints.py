@@ -1,7 +1,9 @@
 """Checkpoints of a run: when they are saved, what comes back, and what becomes of damaged ones."""
 
+import datetime
 import json
 import os
+import pathlib
 import shutil
 import threading
 import time
@@ -284,3 +286,76 @@ def test_uneven_leaves_come_back_from_a_checkpoint(tmp_path):
     restored = leaves.rebuilt(tree, saves.read(tmp_path, 1).arrays)
     jax.tree.map(np.testing.assert_array_equal, restored, tree)
     assert restored["empty"].dtype == jnp.bfloat16
+
+
+# What a caller tells about a run
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        (np.int64(32), 32),
+        (np.float32(0.5), 0.5),
+        (jnp.bfloat16(1.5), 1.5),
+        (np.bool_(True), True),
+        (np.arange(3), [0, 1, 2]),
+        (pathlib.Path("a", "b"), "a/b"),
+        (datetime.date(2026, 1, 2), "2026-01-02"),
+        (np.dtype("float32"), "float32"),
+        (jnp.float32, "float32"),
+        ((1, (2.5, None)), [1, [2.5, None]]),
+        ({2, 1}, [1, 2]),
+        ({np.int64(1): {"a": np.int8(2)}}, {"1": {"a": 2}}),
+    ],
+    ids=str,
+)
+def test_values_that_json_does_not_know_are_saved_in_their_plain_form(given, kept, tmp_path):
+    assert json.loads(json.dumps(saves.described({"it": given}))) == {"it": kept}
+
+
+@pytest.mark.parametrize(
+    "given",
+    [b"x", 1j, len, object(), jax.random.key(0), {1: 2, "1": 3}, np.ma.masked, np.array([None])],
+    ids=lambda value: type(value).__name__,
+)
+def test_values_without_a_plain_form_are_refused_before_the_first_save(given, tmp_path):
+    with (
+        pytest.raises(InputError, match=r"about\['it'\] must"),
+        checkpoints.keeper(tmp_path, {"it": given}, every=9, tell=refuse),
+    ):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"about": {"history": 1}}, 'about must not have an entry "history"'),
+        ({"about": "config"}, "about must be a dict, got str"),
+        ({"folder": 3}, "folder must be a path or a string, got 3"),
+        ({"folder": "a[1]"}, "folder must be one of this machine"),
+        ({"folder": "gs://bucket/a"}, "folder must be one of this machine"),
+        ({"every": -1}, "every must be a number of seconds"),
+        ({"every": None}, "every must be a number of seconds"),
+    ],
+    ids=str,
+)
+def test_arguments_that_could_not_be_saved_are_refused_at_the_start(arguments, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    flags = {"folder": "a", "about": {}, "every": 9, "tell": refuse, **arguments}
+    with pytest.raises(InputError, match=said), checkpoints.keeper(**flags):
+        pass
+
+
+def test_a_file_in_the_place_of_the_folder_is_refused_at_the_start(tmp_path):
+    (tmp_path / "a").write_text("")
+    with (
+        pytest.raises(InputError, match="a cannot be made"),
+        checkpoints.keeper(str(tmp_path / "a"), {}, every=9, tell=refuse),
+    ):
+        pass
+
+
+def test_a_record_of_numpy_numbers_is_saved(tmp_path):
+    with checkpoints.keeper(str(tmp_path), {}, every=9, tell=refuse) as observe:
+        observe(tree_of(1), [{"epoch": np.int64(1), "loss": np.float32(0.5)}])
+    assert checkpoints.latest(str(tmp_path), refuse).about["history"] == [{"epoch": 1, "loss": 0.5}]
