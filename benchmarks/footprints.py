@@ -102,7 +102,7 @@ def together(built: Built) -> Case:
     """The same with several seeds at once, by `fit_seeds`; a step is one of all of them."""
     plan, train, validation = built.plan, built.sets["train"], built.sets["validation"]
     run = partial(fit_seeds, plan.model, plan.objective, plan.optimiser, train, validation, seeds=SEEDS)
-    step = jax.vmap(make_train_step(plan.model, plan.objective, plan.optimiser), in_axes=(0, None))
+    step = jax.vmap(make_train_step(plan.model, plan.objective, plan.optimiser, prepared=True), in_axes=(0, None))
     return Case(
         lambda epochs: run(epochs=epochs, batch_size=plan.batch_size, stop=plan.stop).progress,
         lambda progress: cost_of(step, progress.state, take(train, range(plan.batch_size))),

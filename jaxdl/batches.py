@@ -4,25 +4,89 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from jaxdl.orders import shuffle
+from jaxdl.programs import is_traced
 from jaxdl.sharding import data_devices, split_rows
-from jaxdl.types import Array, Examples
+from jaxdl.types import Array, Batch, Examples
+
+T = TypeVar("T")
 
 # What a batch of an evaluation holds at most, the same on every platform: a run counts its batches, and may go on
 # elsewhere. More numbers would only take memory: images grow large in a ConvNet.
 EVAL_ROWS, EVAL_NUMBERS = 1024, 2**19
 
 
+def only_counted(rows: Any) -> Any:
+    """Return the rows with a counted example's inputs and targets in the place of those that do not count.
+
+    What stands in an example of weight 0 may be anything, and its part of a sum or of a gradient would be 0 times that,
+    which is nan for nan and infinity. Rows that all count are returned as they are.
+
+    >>> rows = Examples(jnp.array([[jnp.nan], [2.0]]), jnp.array([-1, 1]), jnp.array([0.0, 1.0]))
+    >>> only_counted(rows).inputs.tolist(), only_counted(rows).targets.tolist()
+    ([[2.0], [2.0]], [1, 1])
+    """
+    if is_traced(rows.weights):
+        counted = rows.weights > 0
+        first = jnp.argmax(counted)
+
+        def chosen(leaf: Array) -> Array:
+            leaf = jnp.asarray(leaf)
+            return jnp.where(counted.reshape(-1, *[1] * (leaf.ndim - 1)), leaf, leaf[first][None])
+
+        return rows._replace(inputs=chosen(rows.inputs), targets=chosen(rows.targets))
+    known = np.asarray(rows.weights) > 0
+    if known.all():
+        return rows
+    if not known.any():
+        empty = np.zeros_like if isinstance(rows.inputs, np.ndarray) else jnp.zeros_like
+        return rows._replace(inputs=empty(rows.inputs), targets=empty(rows.targets))
+    places = np.where(known, np.arange(len(known)), np.argmax(known))
+    return rows._replace(inputs=rows.inputs[places], targets=rows.targets[places])
+
+
+def training_rows(rows: Any) -> Any:
+    """Return a data set as training takes it: `only_counted`, with sample weights relative to their mean.
+
+    Steps need not know the other batches then. Where the weights are not all 1 they come as a Batch, whose mask tells
+    padding from examples of weight 0. Windows, which are made so, and traced rows are returned as they are: a
+    program of one's own must be given rows that have been prepared.
+
+    >>> rows = Examples(np.ones((2, 1)), np.ones((2, 1)), np.array([1.0, 3.0], np.float32))
+    >>> training_rows(rows).weights.tolist()
+    [0.5, 1.5]
+    """
+    if not isinstance(rows, Examples) or is_traced(rows.weights):
+        return rows
+    known = np.asarray(rows.weights)
+    if (known == 1).all():
+        return rows
+    # Divided in their own precision, as weights of a source are.
+    mean = known.dtype.type(known.mean(dtype=np.float64))
+    mask = jnp.ones_like(rows.weights, bool) if isinstance(rows.weights, jax.Array) else np.ones(known.shape, bool)
+    return only_counted(Batch(rows.inputs, rows.targets, rows.weights / mean, mask))
+
+
+def evaluation_rows(rows: Any) -> Any:
+    """Return a data set as an evaluation takes it: `only_counted`. None and traced rows are returned as they are.
+
+    >>> evaluation_rows(None) is None
+    True
+    """
+    return only_counted(rows) if isinstance(rows, Examples) and not is_traced(rows.weights) else rows
+
+
 class Window(NamedTuple):
     """Some consecutive batches of an epoch, already in its order: of data that are too large for the memory."""
 
-    batches: Examples  # (K, B, ...): the last batch of the epoch is padded with rows of weight 0
+    batches: Examples  # (K, B, ...): the last batch of the epoch is padded; weights are relative to their mean
     first: Array  # int32 scalar, the number in the epoch of the first of them, from 0
     rows: Array  # int32 scalar, those of the whole epoch
 
@@ -40,6 +104,8 @@ def epoch_rows(train: Examples | Window) -> Any:
 def batches_of(train: Examples | Window, key: Array, epoch: Any, batch_size: int) -> Callable[[Any], Examples]:
     """The batches of an epoch by number: rows of data in the order that (key, epoch) gives, or those of a window.
 
+    `train` is as `training_rows` gives it.
+
     >>> from jaxdl import examples
     >>> rows = jax.tree.map(jnp.asarray, examples([10.0, 11.0, 12.0], [0, 1, 2]))
     >>> batch = batches_of(rows, jax.random.key(0), 0, 2)
@@ -53,7 +119,7 @@ def batches_of(train: Examples | Window, key: Array, epoch: Any, batch_size: int
 
 
 def batch_at(rows_of: Examples, at: Callable[[Array], Array], index: Any, batch_size: int) -> Examples:
-    """Batch number `index` of rows in an order; the last one is filled with weight-0 rows.
+    """Batch number `index` of rows in an order; the last one is filled with padding: weight 0, out of a mask.
 
     at: which rows stand at the places (B,) of the order. On several devices each takes its share of the batch, which
     is filled up where they do not divide it.
@@ -67,8 +133,7 @@ def batch_at(rows_of: Examples, at: Callable[[Array], Array], index: Any, batch_
     count = rows_of.weights.shape[0]
     numbers = split_rows(jnp.arange(filled(batch_size), dtype=jnp.int32))
     places = index * batch_size + numbers
-    batch = _taken(rows_of, at(places % count))
-    return batch._replace(weights=_kept(batch.weights, (places < count) & (numbers < batch_size)))
+    return _masked(_taken(rows_of, at(places % count)), (places < count) & (numbers < batch_size))
 
 
 def filled(batch_size: int) -> int:
@@ -94,10 +159,10 @@ def validation_batch(rows_of: Examples, index: Any, batch_size: int) -> Examples
     start = jnp.minimum(wanted, count - size)
     if data_devices() == 1:
         rows = jax.tree.map(lambda leaf: lax.dynamic_slice_in_dim(jnp.asarray(leaf), start, size), rows_of)
-        return rows._replace(weights=_kept(rows.weights, start + jnp.arange(size, dtype=jnp.int32) >= wanted))
+        return _masked(rows, start + jnp.arange(size, dtype=jnp.int32) >= wanted)
     numbers = split_rows(jnp.arange(filled(size), dtype=jnp.int32))
     rows = _taken(rows_of, jnp.minimum(start + numbers, count - 1))
-    return rows._replace(weights=_kept(rows.weights, (start + numbers >= wanted) & (numbers < size)))
+    return _masked(rows, (start + numbers >= wanted) & (numbers < size))
 
 
 def batch_rows(inputs: Array, numbers: int = EVAL_NUMBERS) -> int:
@@ -120,5 +185,10 @@ def _taken(rows_of: Examples, rows: Array) -> Examples:
     return split_rows(batch)
 
 
-def _kept(weights: Array, real: Array) -> Array:
-    return jnp.where(real, weights, jnp.zeros((), weights.dtype))
+def _masked(rows: Any, real: Array) -> Any:
+    """The rows with those that are not real as padding: of weight 0, and out of the mask where there is one."""
+    if isinstance(rows, Examples):
+        # Of rows that all weigh 1, the weights say as much as a mask would.
+        return rows._replace(weights=jnp.where(real, rows.weights, jnp.zeros((), rows.weights.dtype)))
+    mask = real & rows.mask
+    return rows._replace(weights=jnp.where(mask, rows.weights, jnp.zeros((), rows.weights.dtype)), mask=mask)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxdl.batches import Window
+from jaxdl.batches import Window, evaluation_rows, training_rows
 from jaxdl.errors import InputError
 from jaxdl.pieces import chunk_program, run_chunk
 from jaxdl.plans import check_monitors, check_rows, measured
@@ -102,7 +102,7 @@ def chunks(
     """
     check_rows(plan, train, validation)
     check_monitors(plan, progress, validation)
-    progress, train, validation = _together(progress, train, validation)
+    progress, train, validation = _together(progress, training_rows(train), evaluation_rows(validation))
     _, length = batches_of_epoch(plan, train, validation)
     feed = Feed(lambda at: (train, length - at % length))
     yield from fed(plan, progress, feed, validation, length, last=last, steps=steps, run=run)

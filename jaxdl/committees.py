@@ -10,11 +10,12 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxdl.arguments import check_examples, check_model, check_weights, explain_calls
+from jaxdl.batches import evaluation_rows
 from jaxdl.data import as_rows, precision
 from jaxdl.errors import InputError
 from jaxdl.objectives import check_labels, check_objective
-from jaxdl.passes import evaluate, predict
-from jaxdl.programs import program
+from jaxdl.passes import evaluate_prepared, predict, rows_at_once
+from jaxdl.programs import is_traced, program
 from jaxdl.types import Array, Examples, Model, Objective, Weights
 
 
@@ -73,14 +74,20 @@ def evaluate_members(
     check_examples("rows_of", rows_of)
     _check_many("evaluate_members", "evaluate", model, weights, rows_of.inputs[:1])
     check_labels(model, objective, rows_of)
-    return _evaluate_members(model, objective, weights, rows_of, batch_size=batch_size)
+    rows, prepared = evaluation_rows(rows_of), not is_traced(rows_of.weights)
+    return _evaluate_members(model, objective, weights, rows, batch_size=batch_size, prepared=prepared)
 
 
-@partial(program, static_argnames=("model", "objective", "batch_size"))
+@partial(program, static_argnames=("model", "objective", "batch_size", "prepared"))
 def _evaluate_members(
-    model: Model, objective: Objective, weights: Weights, rows_of: Examples, *, batch_size: int | None
+    model: Model, objective: Objective, weights: Weights, rows_of: Examples, *, batch_size: int | None, prepared: bool
 ) -> dict[str, Array]:
-    return lax.map(lambda one: evaluate(model, objective, one, rows_of, batch_size=batch_size), weights)
+    size = rows_at_once(rows_of.inputs, batch_size)
+
+    def of_one(one: Weights) -> dict[str, Array]:
+        return evaluate_prepared(model, objective, one, rows_of, size=size, prepared=prepared)
+
+    return lax.map(of_one, weights)
 
 
 def _check_many(name: str, of_one: str, model: Model, weights: Weights, inputs: Any) -> None:

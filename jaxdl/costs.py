@@ -65,7 +65,7 @@ def step_cost(plan: Plan, progress: Progress, train: Examples | Source) -> StepC
     >>> cost.batch_size, cost.flops >= 4 * 2 * 2 * 2  # four rows of two products, and those of their gradients
     (4, True)
     """
-    step = make_train_step(plan.model, plan.objective, plan.optimiser, average=plan.average)
+    step = make_train_step(plan.model, plan.objective, plan.optimiser, average=plan.average, prepared=True)
     return cost_of(step, progress.state, _batch(head(train, 1), plan.batch_size))
 
 
@@ -104,15 +104,15 @@ def epoch_flops(plan: Plan, progress: Progress, train: Examples | Source, valida
     >>> epoch_flops(plan, progress, rows, None) == 2 * step_cost(plan, progress, rows).flops
     True
     """
-    step = make_train_step(plan.model, plan.objective, plan.optimiser, average=plan.average)
+    step = make_train_step(plan.model, plan.objective, plan.optimiser, average=plan.average, prepared=True)
     count = train.count if isinstance(train, Source) else epoch_rows(train)
     once = flops(step, _shapes(progress.state), _batch(head(train, 1), plan.batch_size)).total
     total: int = -(-count // plan.batch_size) * once
     if validation is None:
         return total
-    rows, measure = epoch_rows(validation), make_eval_step(plan.model, plan.objective)
+    rows, measure = epoch_rows(validation), make_eval_step(plan.model, plan.objective, prepared=True)
     size = min(batch_rows(validation.inputs), rows)
-    once = flops(measure, _shapes(shown_weights(progress.state)), _batch(validation, size)).total
+    once = flops(measure, _shapes(shown_weights(progress.state, plan.eval_params)), _batch(validation, size)).total
     return total + -(-rows // size) * once
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxdl.arguments import explain_calls, given_as, number, whole_number
 from jaxdl.errors import InputError
-from jaxdl.types import Examples
+from jaxdl.types import Batch, Examples
 
 
 @explain_calls
@@ -21,18 +21,24 @@ def examples(inputs: Any, targets: Any, weights: Any = None) -> Examples:
     """Aligned rows, checked: `inputs` (N, ...), `targets` (N, ...), `weights` (N,) of ones unless given.
 
     Python numbers and float64 become float32, or stay float64 where JAX's `jax_enable_x64` is set, given weights too;
-    integers (labels, pixels) keep their dtype. Weights are 1 for a real row and 0 for padding. Tables of pandas may mix
-    numbers and yes-or-no columns. Raises InputError where the counts of rows differ, there are none, a value is
-    missing, masked, not finite or no number, a column only counts the rows, or float32 cannot tell its values apart.
+    integers (labels, pixels) keep their dtype. Tables of pandas may mix numbers and yes-or-no columns. `weights` are
+    sample weights: training minimizes the weighted mean loss, and what an example of weight 0 holds counts nowhere, so
+    it may be nan, or a label that is no class. Raises InputError where the counts of rows differ, there are none, a
+    value that counts is missing, masked, not finite or no number, a column only counts the rows, or float32 cannot tell
+    its values apart.
 
     >>> rows = examples([[1.0], [2.0]], [[3.0], [4.0]])
     >>> rows.inputs.shape, rows.weights
     ((2, 1), array([1., 1.], dtype=float32))
     """
     given = inputs
-    inputs, targets = as_rows("inputs", inputs), as_rows("targets", targets)
-    weights = as_rows("weights", np.ones(len(inputs), np.float32) if weights is None else weights)
-    weights = weights.astype(precision(weights.dtype), copy=False)
+    counted = None
+    if weights is not None:
+        weights = as_rows("weights", weights)
+        weights = weights.astype(precision(weights.dtype), copy=False)
+        counted = weights > 0
+    inputs, targets = as_rows("inputs", inputs, counted), as_rows("targets", targets, counted)
+    weights = np.ones(len(inputs), np.float32) if weights is None else weights
     for name, array in (("targets", targets), ("weights", weights)):
         if len(array) != len(inputs):
             advice = ""
@@ -46,14 +52,18 @@ def examples(inputs: Any, targets: Any, weights: Any = None) -> Examples:
                 f"{name} must have one row for each of the {len(inputs)} inputs, got {len(array)}.{advice}"
             )
     if weights.ndim != 1 or (weights < 0).any() or not weights.any():
-        raise InputError("weights must be a row of numbers >= 0, not all 0. Use 1 for a real row and 0 for padding.")
+        raise InputError(
+            f"weights must be a row of numbers >= 0, not all 0, got shape {weights.shape}, least {weights.min():g}. "
+            "Use 1 for each example, and 0 for those that must not count."
+        )
     return Examples(inputs, targets, weights)
 
 
-def as_rows(name: str, values: Any) -> np.ndarray:
+def as_rows(name: str, values: Any, counted: np.ndarray | None = None) -> np.ndarray:
     """Return values as rows (N, ...) of finite numbers that JAX can hold, which errors call `name`.
 
-    Floats become their `precision`, other numbers keep their dtype; the byte order becomes the machine's. Raises
+    Floats become their `precision`, other numbers keep their dtype; the byte order becomes the machine's. Rows that are
+    not `counted`, (N,) bool, need not be finite. Raises
     InputError for everything else (see `examples`).
 
     >>> as_rows("inputs", np.array([1, 2], ">i2")).dtype
@@ -66,8 +76,11 @@ def as_rows(name: str, values: Any) -> np.ndarray:
     if array.dtype.kind == "f":
         with np.errstate(over="ignore"):
             array = array.astype(precision(array.dtype), copy=False)
-        if not np.isfinite(array).all():
-            place = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
+        finite = np.isfinite(array)
+        if counted is not None and counted.shape == array.shape[:1]:
+            finite |= ~counted.reshape(-1, *[1] * (array.ndim - 1))
+        if not finite.all():
+            place = tuple(int(i) for i in np.argwhere(~finite)[0])
             of = f" ({_column(place[1], labels)})" if labels else ""
             raise InputError(f"{name} must be finite, got {array[place]} at {place}{of}. Drop or fill such rows first.")
     elif array.dtype.itemsize == 8 and array.size:
@@ -233,18 +246,20 @@ def take(rows_of: Examples, rows: Any) -> Examples:
     return jax.tree.map(lambda leaf: leaf[chosen if chosen.size else chosen.astype(int)], rows_of)
 
 
-def pad(rows_of: Examples, multiple: int) -> Examples:
-    """Rows up to a multiple of `multiple`: the last row again, with weight 0, so that nothing is counted twice.
+def pad(rows_of: Examples, multiple: int) -> Batch:
+    """Rows up to a multiple of `multiple`: the last row again, out of the mask, so that nothing is counted twice.
 
     A repeated real row keeps padded computation finite; zeros might not be (a logarithm, a division).
 
-    >>> pad(examples([1.0, 2.0, 3.0], [0, 1, 0]), 2).weights
-    array([1., 1., 1., 0.], dtype=float32)
+    >>> padded = pad(examples([1.0, 2.0, 3.0], [0, 1, 0]), 2)
+    >>> padded.mask.tolist(), padded.weights.tolist()
+    ([True, True, True, False], [1.0, 1.0, 1.0, 0.0])
     """
     count = len(rows_of.weights)
     padded = take(rows_of, np.minimum(np.arange(count + -count % multiple), count - 1))
-    weights: Any = np.where(np.arange(len(padded.weights)) < count, padded.weights, np.float32(0))
-    return padded._replace(weights=weights)
+    real = np.arange(len(padded.weights)) < count
+    weights: Any = np.where(real, padded.weights, np.float32(0))
+    return Batch(padded.inputs, padded.targets, weights, real)  # type: ignore[arg-type]
 
 
 @explain_calls

@@ -18,7 +18,7 @@ from jaxdl.plans import Family
 from jaxdl.programs import program
 from jaxdl.steps import shown_weights
 from jaxdl.training import start
-from jaxdl.types import Array, Examples, Plan, Progress, PyTree, Weights
+from jaxdl.types import Array, EvalParams, Examples, Plan, Progress, PyTree, Weights
 
 How = Literal["vmap", "map"]
 AXIS = "member"
@@ -86,6 +86,22 @@ def member(many: Progress, index: int) -> Progress:
     one: Progress = jax.tree.map(lambda leaf: leaf[index], _apart(many))
     # A member that has stopped closed its last epoch, wherever the others are in theirs.
     return one._replace(cursor=jnp.where(one.stopping.done, 0, many.cursor))
+
+
+def shown_weights_of_members(many: Progress, eval_params: EvalParams | None = None) -> Weights:
+    """Return the weights of many runs that are measured and kept, leaves (M, ...): `shown_weights` of each.
+
+    >>> import optax
+    >>> from jaxdl import Objective, examples, make_plan, mlp, objectives, start
+    >>> rows = examples([[1.0], [2.0]], [[1.0], [2.0]])
+    >>> plan = make_plan(mlp(()), Objective(objectives.squared_error), optax.sgd(0.1), batch_size=2)
+    >>> many = members(jax.random.split(jax.random.key(0), 3), lambda key: start(plan, rows, key=key))
+    >>> shown_weights_of_members(many).params["Dense_0"]["bias"].shape
+    (3, 1)
+    """
+    if eval_params is None:
+        return shown_weights(many.state)
+    return jax.vmap(lambda state: shown_weights(state, eval_params))(many.state)
 
 
 def ensemble(
@@ -232,7 +248,9 @@ def gathered(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), tree)
 
 
-def best_and_final(many: Progress, best_epochs: np.ndarray) -> tuple[Weights, Weights]:
+def best_and_final(
+    many: Progress, best_epochs: np.ndarray, eval_params: EvalParams | None = None
+) -> tuple[Weights, Weights]:
     """Return the best and the final variables of many runs, of leaves (M, ...), on the default device.
 
     Of a run without a best epoch, 0 in `best_epochs` (M,), the final variables are the best too.
@@ -245,7 +263,7 @@ def best_and_final(many: Progress, best_epochs: np.ndarray) -> tuple[Weights, We
     >>> [leaves.params["out"]["kernel"].shape for leaves in best_and_final(many, np.zeros(3))]
     [(3, 1, 1), (3, 1, 1)]
     """
-    best, final = gathered((many.best, shown_weights(many.state)))
+    best, final = gathered((many.best, shown_weights_of_members(many, eval_params)))
     without = best_epochs == 0
     if without.any():
         best = jax.tree.map(

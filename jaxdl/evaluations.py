@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
@@ -12,9 +12,9 @@ import numpy as np
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from jaxdl.batches import batch_rows
+from jaxdl.batches import batch_rows, only_counted
 from jaxdl.errors import InputError
-from jaxdl.objectives import add, finish
+from jaxdl.objectives import add, check_objective, finish
 from jaxdl.passes import zeros_of
 from jaxdl.programs import program
 from jaxdl.sharding import data_devices, split_rows
@@ -47,8 +47,9 @@ def evaluate_source(
     >>> np.allclose(found["loss"], wanted["loss"])
     True
     """
+    objective = check_objective(objective)
     totals: Any = None
-    for piece in _pieces(weights, source, batch_size, window_bytes):
+    for piece in _pieces(weights, source, batch_size, window_bytes, only_counted):
         sums: Any = _sums(model, objective, weights, piece.batches, np.int32(piece.full))
         sums = jax.tree.map(lambda total: np.asarray(total, np.float64), sums)
         totals = sums if totals is None else add(totals, sums)
@@ -72,7 +73,7 @@ def predict_source(
     >>> [piece.shape for piece in predict_source(model, weights, source, batch_size=1, window_bytes=40)]
     [(2, 2), (2, 2), (1, 2)]
     """
-    for piece in _pieces(weights, source, batch_size, window_bytes):
+    for piece in _pieces(weights, source, batch_size, window_bytes, lambda rows: rows):
         outputs = np.asarray(_outputs(model, weights, piece.batches.inputs, np.int32(piece.full)))
         yield outputs[:, : piece.size].reshape(-1, *outputs.shape[2:])[: piece.rows]
 
@@ -84,13 +85,20 @@ class _Piece(NamedTuple):
     rows: int  # of them all
 
 
-def _pieces(weights: Weights, source: Source, batch_size: int | None, window_bytes: int) -> Iterator[_Piece]:
+def _pieces(
+    weights: Weights, source: Source, batch_size: int | None, window_bytes: int, prepare: Callable[[Examples], Examples]
+) -> Iterator[_Piece]:
     if batch_size is not None and batch_size < 1:
         raise InputError(f"batch_size must be at least 1, got {batch_size}.")
     first, home = head(source, 1), home_of(weights)
     size = min(source.count, batch_size or batch_rows(first.inputs))
     cut = cut_rows(first, source.count, size, window_bytes)
-    with fetching(lambda number: load(source, first, cut, number, lambda places: places, home), cut.windows) as fetch:
+
+    def make(number: int) -> Examples:
+        window: Examples = load(source, first, cut, number, lambda places: places, home, prepare=prepare)
+        return window
+
+    with fetching(make, cut.windows) as fetch:
         for number in range(cut.windows):
             full = min(cut.held, cut.batches - number * cut.held)
             rows = min(cut.held * size, cut.rows - number * cut.held * size)
@@ -99,7 +107,7 @@ def _pieces(weights: Weights, source: Source, batch_size: int | None, window_byt
 
 @partial(program, static_argnames=("model", "objective"))
 def _sums(model: Model, objective: Objective, weights: Weights, batches: Examples, count: Any) -> Sums:
-    step = make_eval_step(model, objective)
+    step = make_eval_step(model, objective, prepared=True)
     zero = zeros_of(step, weights, _batch(batches, 0))
     return lax.fori_loop(0, count, lambda index, sums: add(sums, step(weights, _batch(batches, index))), zero)
 

@@ -29,9 +29,9 @@ from jaxdl.plans import NEVER, make_plan
 from jaxdl.replays import NotFiniteError, guarded
 from jaxdl.saves import Saved
 from jaxdl.sources import Source, head
-from jaxdl.steps import shown_weights
+from jaxdl.steps import missing_eval_params, shown_weights
 from jaxdl.training import start
-from jaxdl.types import Examples, Model, Objective, Plan, Progress, Rule, Weights
+from jaxdl.types import EvalParams, Examples, Model, Objective, Plan, Progress, Rule, Weights
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -80,6 +80,7 @@ def fit(
     plateau: Rule | None = None,
     average: float | None = None,
     seed: int | None = None,
+    eval_params: EvalParams | None = None,
     weights: Weights | None = None,
     progress: Fit | Saved | Progress | None = None,
     observers: Iterable[Observer] = (),
@@ -93,6 +94,9 @@ def fit(
     train: rows in memory, or a source of rows that are not (`sources.memory_mapped`); the results are the same.
     average: such as 0.999, to measure and keep a moving average of the weights instead of the weights themselves.
     seed: draws the initial weights, the order of rows and what is random in training; 0 by default.
+    eval_params: `(opt_state, params) -> params`, for an optimizer that is evaluated at other parameters than it trains,
+        such as `optax.contrib.schedule_free_eval_params`; they are measured and kept. Where a known one lacks it, there
+        is a warning.
     weights: initial weights, instead of ones drawn with `seed`.
     progress: an earlier run to resume: the result of `fit`, or what `checkpoints.latest` returns. `epochs` counts its
         epochs too, and its records stand before the new ones, in the result and for the callbacks. A bare Progress
@@ -131,7 +135,16 @@ def fit(
         check_examples("train", train)
     if validation is not None:
         check_examples("validation", validation)
-    plan = make_plan(model, objective, optimiser, batch_size=batch_size, stop=stop, plateau=plateau, average=average)
+    plan = make_plan(
+        model,
+        objective,
+        optimiser,
+        batch_size=batch_size,
+        stop=stop,
+        plateau=plateau,
+        average=average,
+        eval_params=eval_params,
+    )
     earlier, history = resumed(
         progress, lambda: start(plan, head(train, plan.batch_size), validation, key=jax.random.key(0))
     )
@@ -144,6 +157,7 @@ def fit(
         state = resume(plan, earlier, train, validation)
         stopped = bool(state.stopping.done)
     last = max(epochs, int(state.epoch))
+    warn_of_eval_params(plan, state)
     chunks: Iterator[Chunk] = paced(plan, state, train, validation, last=last)
     ended = ""
     try:
@@ -162,7 +176,7 @@ def fit(
         warnings.warn(f"the run stopped: {error}.", RuntimeWarning, stacklevel=3)
     if ended:
         history = [record for record in history if record["epoch"] <= int(state.epoch)]
-    final = best = shown_weights(state.state)
+    final = best = shown_weights(state.state, plan.eval_params)
     if int(state.stopping.best_epoch):
         best = state.best
     elif int(state.epoch):
@@ -301,6 +315,19 @@ def _equal(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
 def _same(one: Any, other: Any) -> bool:
     floats = np.asarray(one).dtype.kind == "f" and np.asarray(other).dtype.kind == "f"
     return one is other or np.array_equal(one, other, equal_nan=floats)
+
+
+def warn_of_eval_params(plan: Plan, progress: Progress) -> None:
+    """Warn where an optimizer is known to evaluate at other parameters than it trains, and the plan does not say so.
+
+    >>> from jaxdl import examples, mlp, objectives
+    >>> rows = examples([[1.0], [2.0]], [[1.0], [2.0]])
+    >>> plan = make_plan(mlp(()), Objective(objectives.squared_error), optax.sgd(0.1), batch_size=2)
+    >>> warn_of_eval_params(plan, begin(plan, rows, key=jax.random.key(0)))
+    """
+    sentence = missing_eval_params(progress.state.opt_state)
+    if sentence is not None and plan.eval_params is None:
+        warnings.warn(sentence, UserWarning, stacklevel=4)
 
 
 def check_seed(seed: int) -> int:

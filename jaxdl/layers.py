@@ -155,7 +155,7 @@ def _moments(inputs: Array, mask: Array | None) -> tuple[Array, Array]:
     """Mean and variance of each channel over the rows that the mask (B,) keeps."""
     rows = inputs.reshape(inputs.shape[0], -1, inputs.shape[-1])
     weights = jnp.ones(len(rows), rows.dtype) if mask is None else mask.astype(rows.dtype)
-    # A batch of padding alone has no mean; what it gives is thrown away, but must be finite.
+    # A batch that counts nothing has no mean; what it gives is thrown away, but must be finite.
     count = jnp.maximum(weights.sum(), 1) * rows.shape[1]
 
     def mean_of(values: Array) -> Array:

@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
 
+from jaxdl.batches import only_counted
 from jaxdl.data import precision
 from jaxdl.objectives import LOSS
-from jaxdl.steps import make_gradient, make_train_step
+from jaxdl.steps import loss_of_params, make_train_step, optimizer_update
 from jaxdl.types import Array, Examples, Plan, PyTree, TrainState, Weights
 
 # Operations that only call others.
@@ -48,14 +49,15 @@ def in_step(plan: Plan, state: TrainState, batch: Examples) -> Arose | None:
     >>> in_step(plan, make_train_state(weights, plan.optimiser, jax.random.key(0)), batch)
     Arose(layer='Dense_0 (dot_general)', value='inf', rows=(0, 1))
     """
-    key = jax.random.fold_in(state.key, state.step)
+    key, batch = jax.random.fold_in(state.key, state.step), only_counted(batch)
     found = _before(state.weights, batch) or _forward(plan, state.weights, batch, train=True, key=key)
     if found is not None:
         return found
 
     params = state.weights.params
-    gradients = make_gradient(plan.model, plan.objective)(state, batch)
-    updates, _ = plan.optimiser.update(gradients, state.opt_state, params)
+    loss = loss_of_params(plan.model, plan.objective, state, batch)
+    (value, _), gradients = jax.value_and_grad(loss, has_aux=True)(params)
+    updates, _ = optimizer_update(plan.optimiser, state, gradients, value, lambda params: loss(params)[0])
     step = make_train_step(plan.model, plan.objective, plan.optimiser, average=plan.average)
     after, sums = step(state, batch)
     return (
@@ -77,6 +79,7 @@ def in_evaluation(plan: Plan, weights: Weights, batch: Examples) -> Arose | None
     >>> in_evaluation(plan, plan.model.init(jax.random.key(0), batch.inputs), batch).rows
     (1,)
     """
+    batch = only_counted(batch)
     return _before(weights, batch) or _forward(plan, weights, batch, train=False, key=None)
 
 

@@ -7,14 +7,16 @@ rows' weights, added over batches, and finished once: batch sizes, padding and d
 from __future__ import annotations
 
 import functools
+import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.extend.core import jaxprs_in_params
 
 from jaxdl.arguments import check_kinds
 from jaxdl.data import precision
@@ -71,6 +73,9 @@ def _merged(one: Any, other: Any) -> Any:
     empty = (one.weight == 0).astype(one.center.dtype)
     center = one.center + empty * (other.center - one.center)
     return Moments(*map(operator.add, _about(center, one), _about(center, other)))._replace(center=center)
+
+
+_ROWS = 10_007  # of a batch that only shapes are asked of: a prime, so that no other axis has its length
 
 
 def same_shape(name: str, outputs: Array, targets: Array) -> tuple[Array, Array]:
@@ -322,25 +327,34 @@ def check_objective(objective: Any) -> Objective:
     return objective
 
 
-def measure(objective: Objective, outputs: Array, targets: Array, weights: Array) -> Sums:
-    """The weighted sums of the loss and of every metric's statistics over the rows of a batch.
+def measure(objective: Objective, outputs: Array, targets: Array, weights: Array, *, prepared: bool = False) -> Sums:
+    """Return the weighted sums of the loss and of every metric's statistics over the examples of a batch.
+
+    weights: (B,), the sample weights. What an example of weight 0 gives is left out, whatever it is; so is padding,
+    whose weight is 0. prepared: whether it is known to be finite, so that a product with 0 leaves it out. Raises
+    InputError for a loss that does not give one value for each example, and for statistics without an entry for each.
 
     >>> sums = measure(Objective(squared_error, (rmse,)), jnp.ones((2, 1)), jnp.zeros((2, 1)), jnp.array([1.0, 0.0]))
     >>> float(sums.weight), float(sums.totals["loss"])
     (1.0, 1.0)
     """
+    _check_shapes(objective, outputs, targets, weights)
+    _check_shapes(objective, outputs, targets, weights)
     rows: dict[str, PyTree] = {LOSS: objective.loss(outputs, targets)}
     rows |= {metric.name: metric.statistics(outputs, targets) for metric in objective.metrics}
     if precision(rows[LOSS].dtype) == jnp.float64:
         # Left in float32, their sum would be rounded to it.
         weights = weights.astype(jnp.float64)
-    totals = jax.tree.map(lambda values: _total(values, weights), rows, is_leaf=_is_moments)
+    totals = jax.tree.map(lambda values: _total(values, weights, prepared), rows, is_leaf=_is_moments)
     return Sums(totals, jnp.sum(weights))
 
 
-def _total(values: Any, weights: Array) -> Any:
+def _total(values: Any, weights: Array, prepared: bool = True) -> Any:
     if not _is_moments(values):
-        return jnp.sum(values * weights.reshape(-1, *[1] * (values.ndim - 1)), axis=0)
+        weights = weights.reshape(-1, *[1] * (values.ndim - 1))
+        weighted = values * weights
+        # Chosen, because 0 times nan is nan.
+        return jnp.sum(weighted if prepared else jnp.where(weights > 0, weighted, 0), axis=0)
     counted = (weights > 0).reshape(-1, *[1] * (values.center.ndim - 1))
     weight = jnp.sum(weights * values.weight)
     lowest = jnp.min(jnp.where(counted, values.center, jnp.inf), axis=0)
@@ -351,6 +365,85 @@ def _total(values: Any, weights: Array) -> Any:
     rows = _about(center[None], values._replace(weight=values.weight.reshape(counted.shape)))
     first, second = (_total(jnp.where(counted, each, 0), weights) for each in (rows.first, rows.second))
     return Moments(weight, center, first, second)
+
+
+def _check_shapes(objective: Objective, outputs: Array, targets: Array, weights: Array) -> None:
+    """Raises InputError unless the loss gives (B,), statistics give (B, ...), and metrics give scalars."""
+    functions = [("the loss", objective.loss)]
+    functions += [(f'the metric "{metric.name}"', metric.statistics) for metric in objective.metrics]
+    for name, function in functions:
+        count, given = _shapes_of(function, outputs, targets)
+        shapes = [leaf.shape for leaf in jax.tree.leaves(given)]
+        if any(shape[:1] != (count,) for shape in shapes) or (name == "the loss" and shapes != [(count,)]):
+            raise InputError(_shape_message(name, shapes, count))
+        if _crosses_examples(function, outputs, targets):
+            raise InputError(
+                f"{name} combines every output with the targets of all examples: outputs {_rows(outputs.shape)} and "
+                f"targets {_rows(targets.shape)} broadcast to (examples, examples). Give both the same shape, as with "
+                f"{'targets[:, None]' if targets.ndim < outputs.ndim else 'outputs[:, None]'} in the data."
+            )
+    for metric in objective.metrics:
+        _, given = _shapes_of(metric.statistics, outputs, targets)
+        totals = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), given)
+        figure = jax.eval_shape(metric.finish, totals, jax.ShapeDtypeStruct((), weights.dtype))
+        if getattr(figure, "shape", None) != ():
+            raise InputError(
+                f'the metric "{metric.name}" must give one number for a data set, got shape '
+                f"{getattr(figure, 'shape', None)}. Return one value for each example, shape (examples,), from its "
+                "function, as with .mean(1)."
+            )
+
+
+def _shapes_of(function: Callable[..., PyTree], outputs: Array, targets: Array) -> tuple[int, PyTree]:
+    """The length of a batch, and the shapes that a function gives of it.
+
+    Of a batch of an unusual length where the function takes one: by its own length alone, an axis of classes might be
+    taken for that of the examples.
+    """
+    try:
+        return _ROWS, jax.eval_shape(function, *_of_length(_ROWS, outputs, targets))
+    except (TypeError, ValueError):
+        return outputs.shape[0], jax.eval_shape(function, outputs, targets)
+
+
+def _of_length(count: int, *arrays: Array) -> list[jax.ShapeDtypeStruct]:
+    return [jax.ShapeDtypeStruct((count, *array.shape[1:]), array.dtype) for array in arrays]
+
+
+def _shape_message(name: str, shapes: list[tuple[int, ...]], count: int) -> str:
+    given = ", ".join(_rows(shape, count) for shape in shapes) or "nothing"
+    advice = "Take the mean over the other axes alone, as with .mean(1)."
+    if () in shapes:
+        advice = "It is already a mean or a sum over the examples: leave that out, so that jaxdl can weight them."
+    return f"{name} must give one value for each example, shape (examples,), got {given}. {advice}"
+
+
+def _rows(shape: tuple[int, ...], count: int | None = None) -> str:
+    """A shape for people, with the axis of the examples by its name."""
+    first = shape[:1] if count is None else (count,)
+    sizes = ["examples" if (size,) == first else str(size) for size in shape]
+    return f"({', '.join(sizes)}{',' if len(sizes) == 1 else ''})"
+
+
+def _crosses_examples(function: Callable[..., PyTree], outputs: Array, targets: Array) -> bool:
+    """Whether (B, 1) outputs meet (B,) targets, or the reverse, as (B, B).
+
+    Elsewhere (B, B) may be meant: a contrastive loss compares all examples of a batch.
+    """
+    if outputs.ndim == targets.ndim or math.prod(outputs.shape) != math.prod(targets.shape):
+        return False
+    try:
+        jaxpr = jax.make_jaxpr(function)(*_of_length(_ROWS, outputs, targets))
+    except (TypeError, ValueError):
+        return False
+    return any(shape.count(_ROWS) > 1 for shape in _shapes_in(jaxpr.jaxpr))
+
+
+def _shapes_in(jaxpr: Any) -> Iterator[tuple[int, ...]]:
+    for equation in jaxpr.eqns:
+        yield from (tuple(variable.aval.shape) for variable in equation.outvars)
+        for inner in jaxprs_in_params(equation.params):
+            yield from _shapes_in(inner)
 
 
 def add(one: Sums, other: Sums) -> Sums:

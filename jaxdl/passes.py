@@ -20,11 +20,11 @@ from jaxdl.arguments import (
     given_as,
     whole_number,
 )
-from jaxdl.batches import batch_rows, filled, validation_batch
+from jaxdl.batches import batch_rows, evaluation_rows, filled, validation_batch
 from jaxdl.data import as_numbers, as_rows
 from jaxdl.errors import InputError
 from jaxdl.objectives import add, check_labels, check_objective, check_targets, finish
-from jaxdl.programs import program
+from jaxdl.programs import is_traced, program
 from jaxdl.sharding import data_devices, split_rows
 from jaxdl.steps import EvalStep, TrainStep, make_eval_step
 from jaxdl.types import Array, Examples, Model, Objective, PyTree, Sums, TrainState, Weights
@@ -87,7 +87,12 @@ def zeros_of(function: Callable[..., PyTree], *arguments: Any) -> PyTree:
     return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(function, *arguments))
 
 
-def _rows_at_once(inputs: Array, batch_size: int | None) -> int:
+def rows_at_once(inputs: Array, batch_size: int | None) -> int:
+    """Return how many rows an evaluation takes at once: the batch size that is given, or one that suits the device.
+
+    >>> rows_at_once(jnp.zeros((5, 163)), None)
+    1024
+    """
     if batch_size is not None:
         return whole_number("batch_size", batch_size, 1)
     if inputs.ndim < 4:
@@ -116,17 +121,26 @@ def evaluate(
     check_platform()
     check_labels(model, objective, rows_of)
     check_targets(objective.loss, rows_of, "rows_of")
-    size = _rows_at_once(rows_of.inputs, batch_size)
+    size = rows_at_once(rows_of.inputs, batch_size)
     with explain_misfit(model, weights, rows_of.inputs):
-        return _evaluate(model, objective, weights, rows_of, size=size)
+        rows, prepared = evaluation_rows(rows_of), not is_traced(rows_of.weights)
+        return evaluate_prepared(model, objective, weights, rows, size=size, prepared=prepared)
 
 
-@partial(program, static_argnames=("model", "objective", "size"))
-def _evaluate(
-    model: Model, objective: Objective, weights: Weights, rows_of: Examples, *, size: int
+@partial(program, static_argnames=("model", "objective", "size", "prepared"))
+def evaluate_prepared(
+    model: Model, objective: Objective, weights: Weights, rows_of: Examples, *, size: int, prepared: bool
 ) -> dict[str, Array]:
+    """Return what `evaluate` gives for rows that `evaluation_rows` has prepared, or that are traced.
+
+    >>> from jaxdl import examples, mlp, objectives
+    >>> model, rows = mlp(()), examples([[1.0], [2.0]], [[0.0], [0.0]])
+    >>> weights, objective = model.init(jax.random.key(0), rows.inputs), Objective(objectives.squared_error)
+    >>> list(evaluate_prepared(model, objective, weights, rows, size=2, prepared=True))
+    ['loss']
+    """
     count = rows_of.weights.shape[0]
-    step = make_eval_step(model, objective)
+    step = make_eval_step(model, objective, prepared=prepared)
     if count <= size and data_devices() == 1:
         return finish(objective, step(weights, rows_of))
     zero = zeros_of(step, weights, jax.tree.map(lambda leaf: leaf[:size], rows_of))
@@ -159,7 +173,7 @@ def predict(model: Model, weights: Weights, inputs: Any, *, batch_size: int | No
             + advice
         )
     with explain_misfit(model, weights, inputs):
-        return _predict(model, weights, inputs, batch_size=_rows_at_once(inputs, batch_size))
+        return _predict(model, weights, inputs, batch_size=rows_at_once(inputs, batch_size))
 
 
 @contextmanager

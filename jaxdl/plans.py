@@ -23,7 +23,7 @@ from jaxdl.errors import InputError
 from jaxdl.objectives import LOSS, check_objective, check_targets
 from jaxdl.rates import learning_rate
 from jaxdl.stopping import early_stopping
-from jaxdl.types import Examples, Model, Objective, Plan, Progress, Rule, Weights
+from jaxdl.types import EvalParams, Examples, Model, Objective, Plan, Progress, Rule, Weights
 
 NEVER = early_stopping(patience=None)
 
@@ -38,6 +38,7 @@ def make_plan(
     stop: Rule = NEVER,
     plateau: Rule | None = None,
     average: float | None = None,
+    eval_params: EvalParams | None = None,
 ) -> Plan:
     """What a run does, checked.
 
@@ -63,9 +64,16 @@ def make_plan(
         check_rule("plateau", plateau)
     if average is not None and not 0 <= number("average", average) < 1:
         raise InputError(f"average must be from 0 to below 1, got {average}. Use 0.999, say, or None for no average.")
+    if eval_params is not None and not callable(eval_params):
+        raise InputError(
+            f"eval_params must be a function (opt_state, params) -> params, got a {type(eval_params).__name__}. "
+            "Use optax.contrib.schedule_free_eval_params, say."
+        )
+    if eval_params is not None and average is not None:
+        raise InputError("average and eval_params each choose what is measured: give one of them.")
     stop = _with_direction("stop", stop, objective)
     plateau = None if plateau is None else _with_direction("plateau", plateau, objective)
-    return Plan(model, objective, optimiser, batch_size, stop, plateau, average)
+    return Plan(model, objective, optimiser, batch_size, stop, plateau, average, eval_params)
 
 
 def _with_direction(name: str, rule: Rule, objective: Objective) -> Rule:

@@ -13,6 +13,7 @@ import numpy as np
 from jaxdl.chunks import Chunk
 from jaxdl.ensembles import How, best_and_final, most_devices, run_members, spread, start_members
 from jaxdl.errors import InputError
+from jaxdl.fitting import warn_of_eval_params
 from jaxdl.leaves import check_kinds, kinds, named
 from jaxdl.objectives import check_labels
 from jaxdl.paces import paced
@@ -91,10 +92,10 @@ def populations(
         check_rows(plan, train, validation)
         check_labels(plan.model, plan.objective, train, validation)
         numbers = {name: jnp.repeat(jnp.asarray([of[name] for of in own], jnp.float32), len(keys)) for name in floats}
+        plans = tuple(family(of) for of in own)
         progress = start_members(jnp.tile(keys, len(alive)), train, validation, numbers, plan=family)
-        found.append(
-            Population(family, tuple(alive), tuple(family(of) for of in own), numbers, progress, train, validation)
-        )
+        warn_of_eval_params(plans[0], progress)
+        found.append(Population(family, tuple(alive), plans, numbers, progress, train, validation))
     return found
 
 
@@ -130,7 +131,7 @@ def ended(population: Population) -> dict[int, Ended]:
     """Where the runs of each candidate stand, by its number."""
     progress = population.progress
     ends = tuple(map(np.asarray, (progress.epoch, progress.stopping.best_epoch, progress.stopping.done)))
-    weights = best_and_final(progress, ends[1])
+    weights = best_and_final(progress, ends[1], population.plans[0].eval_params)
     count = len(ends[0]) // len(population.alive)
     found = {}
     for place, index in enumerate(population.alive):

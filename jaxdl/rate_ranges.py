@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxdl.batches import batches_of
+from jaxdl.batches import batches_of, training_rows
 from jaxdl.errors import InputError
 from jaxdl.objectives import LOSS
 from jaxdl.plans import check_rows
@@ -54,13 +54,13 @@ def rate_range(
     check_rows(plan, train, None)
     rate_to_change(progress.state.opt_state, who="rate_range")
     rates = np.geomspace(low, high, steps).astype(np.float32)
-    losses = _losses(progress, jax.tree.map(jnp.asarray, train), jnp.asarray(rates), plan=plan)
+    losses = _losses(progress, jax.tree.map(jnp.asarray, training_rows(train)), jnp.asarray(rates), plan=plan)
     return RateRange(rates, np.asarray(losses))
 
 
 @partial(program, static_argnames="plan")
 def _losses(progress: Progress, train: Examples, rates: Array, *, plan: Plan) -> Array:
-    step = make_train_step(plan.model, plan.objective, plan.optimiser, average=plan.average)
+    step = make_train_step(plan.model, plan.objective, plan.optimiser, average=plan.average, prepared=True)
     batches, _ = batches_of_epoch(plan, train, None)
 
     def body(state: TrainState, at: tuple[Array, Array]) -> tuple[TrainState, Array]:

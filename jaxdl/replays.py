@@ -99,7 +99,7 @@ def replay(plan: Plan, progress: Progress, train: Examples | Source, validation:
     assert validation is not None
     size, index = batch_rows(validation.inputs), cursor - trained
     batch = validation_batch(validation, index, size)
-    arose = in_evaluation(plan, shown_weights(here.state), batch)
+    arose = in_evaluation(plan, shown_weights(here.state, plan.eval_params), batch)
     count = validation.weights.shape[0]
     rows = min(index * size, max(0, count - size)) + np.arange(min(size, count))
     return _trouble(progress, epoch, index + 1, length - trained, "validation", arose, rows)

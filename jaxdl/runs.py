@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 
 from jaxdl.chunks import Chunk
-from jaxdl.fitting import Observer
+from jaxdl.fitting import Observer, warn_of_eval_params
 from jaxdl.interrupts import NEVER, Interrupts
 from jaxdl.paces import paced
 from jaxdl.replays import NotFiniteError, guarded
@@ -70,6 +70,7 @@ def drive(
     >>> int(end.progress.epoch), list(end.history[-1])
     (2, ['epoch', 'loss', 'seconds'])
     """
+    warn_of_eval_params(plan, begin)
     progress, records, began, compiled = begin, list(history), time.perf_counter(), 0.0
     wanted, observers, watchers = partial(_wanted, interrupts, pause), tuple(observers), tuple(watchers)
     chunks: Iterator[Chunk] = paced(plan, begin, train, validation, last=epochs, pause=wanted)

@@ -16,12 +16,12 @@ from jaxdl.arguments import check_callbacks, check_choice, check_platform, expla
 from jaxdl.beginnings import resume
 from jaxdl.ensembles import How, best_and_final, most_devices, run_members, spread, start_members
 from jaxdl.errors import InputError
-from jaxdl.fitting import check_seed, resumed, without_best
+from jaxdl.fitting import check_seed, resumed, warn_of_eval_params, without_best
 from jaxdl.objectives import check_labels
 from jaxdl.paces import paced
 from jaxdl.plans import NEVER, check_rows, make_plan
 from jaxdl.saves import Saved
-from jaxdl.types import Array, Examples, Model, Objective, Progress, Rule, Weights
+from jaxdl.types import Array, EvalParams, Examples, Model, Objective, Progress, Rule, Weights
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -60,6 +60,7 @@ def fit_seeds(
     stop: Rule = NEVER,
     plateau: Rule | None = None,
     average: float | None = None,
+    eval_params: EvalParams | None = None,
     how: How = "vmap",
     observers: Iterable[Callable[[Progress, list[Record]], None]] = (),
     progress: Fits | Saved | Progress | None = None,
@@ -95,7 +96,16 @@ def fit_seeds(
     observers = check_callbacks(observers)
     check_platform()
     keys = None if seeds is None else seed_keys(seeds)
-    plan = make_plan(model, objective, optimiser, batch_size=batch_size, stop=stop, plateau=plateau, average=average)
+    plan = make_plan(
+        model,
+        objective,
+        optimiser,
+        batch_size=batch_size,
+        stop=stop,
+        plateau=plateau,
+        average=average,
+        eval_params=eval_params,
+    )
     check_rows(plan, train, validation)
     check_labels(model, objective, train, validation)
     count = sum(progress.about["kinds"]["epoch"][1]) if isinstance(progress, Saved) else 16
@@ -106,6 +116,7 @@ def fit_seeds(
     else:
         _check_members(earlier, keys)
         state = resume(plan, earlier, train, validation)
+    warn_of_eval_params(plan, state)
     last, ends = max(epochs, int(state.epoch.max())), "epochs"
     behind = np.zeros(len(state.epoch), int)
     if earlier is not None:
@@ -125,7 +136,7 @@ def fit_seeds(
                     observe(state, records)
     except KeyboardInterrupt:
         ends = "interrupted"
-    fits = _fits(state, records, ends)
+    fits = _fits(state, records, ends, eval_params)
     without = np.flatnonzero(fits.best_epochs == 0)
     if len(without) and len(fits.history):
         which = f"members {', '.join(map(str, without))} of {len(fits.best_epochs)}"
@@ -146,9 +157,9 @@ def _check_members(progress: Progress, keys: Array | None) -> None:
         raise InputError("progress is that of other seeds. Leave seeds out to continue it.")
 
 
-def _fits(progress: Progress, records: list[Record], ends: str) -> Fits:
+def _fits(progress: Progress, records: list[Record], ends: str, eval_params: EvalParams | None) -> Fits:
     done, best_epochs, stopped = map(np.asarray, (progress.epoch, progress.stopping.best_epoch, progress.stopping.done))
-    best, final = best_and_final(progress, best_epochs)
+    best, final = best_and_final(progress, best_epochs, eval_params)
     reasons = tuple(reason_of(over, ends) for over in stopped)
     records = [record for record in records if np.max(record["epoch"]) <= done.max()]
     return Fits(as_table(records, done), best, final, best_epochs, reasons, progress, records)

@@ -18,15 +18,24 @@ from jaxdl.types import Examples
 
 @dataclass(frozen=True)
 class Source:
-    """Rows that are not in memory. Raises InputError for no rows, or for more than 32 bits can count."""
+    """Rows that are not in memory.
+
+    Raises InputError for no rows, for more than 32 bits can count, and for a mean weight that is not above 0.
+    """
 
     count: int
     # Row numbers (B,) int64, each once and in rising order, to NumPy rows (B, ...). It is called from another thread.
     read: Callable[[np.ndarray], Examples]
+    # The mean sample weight of all examples, which training needs where the weights are not all 1.
+    mean_weight: float | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.count < 2**31:
             raise InputError(f"a source must have from 1 to {2**31 - 1} rows, got {self.count}. Give it others.")
+        if self.mean_weight is not None and not 0 < self.mean_weight < np.inf:
+            raise InputError(
+                f"mean_weight must be above 0, got {self.mean_weight}. Use the mean of all sample weights."
+            )
 
 
 class Records(Protocol):
@@ -70,16 +79,22 @@ def memory_mapped(
         found: dict[str, Any] = {name: array[rows] for name, array in arrays.items()}
         return Examples(**{"weights": np.ones(len(rows), np.float32), **found})
 
-    return Source(count, read)
+    mean = None if weights is None else float(np.mean(arrays["weights"], dtype=np.float64))
+    return Source(count, read, mean)
 
 
-def from_random_access(records: Records, to_row: Callable[[Any], tuple[Any, ...]], *, workers: int = 1) -> Source:
+def from_random_access(
+    records: Records, to_row: Callable[[Any], tuple[Any, ...]], *, workers: int = 1, mean_weight: float | None = None
+) -> Source:
     """The rows of records that are read by number, such as an ArrayRecord reader's or those of tfds's `data_source`.
 
     to_row: makes of a record the pair (inputs, targets) of one row, or (inputs, targets, weight). Rows that are random,
     such as changed images, are not the same when a run goes on: do that in the model.
     workers: threads that read and make rows side by side, for records that wait for a disk or a network; both must then
-    bear several threads. Raises InputError where there are no records, and for fewer than 1 worker.
+    bear several threads.
+    mean_weight: the mean weight of all records, where `to_row` makes weights that are not all 1; training needs it.
+
+    Raises InputError where there are no records, and for fewer than 1 worker.
 
     >>> source = from_random_access([b"a1", b"b0"], lambda record: ([float(record[0])], int(record[1:])))
     >>> rows = read_rows(source, np.array([1, 0]))
@@ -105,11 +120,11 @@ def from_random_access(records: Records, to_row: Callable[[Any], tuple[Any, ...]
             size = max(1, len(numbers) // (4 * workers))
             parts = [numbers[start : start + size] for start in range(0, len(numbers), size)]
             made = [row for part in pool.map(made_of, parts) for row in part]
-        columns = zip(Examples._fields, zip(*made, strict=True), strict=True)
+        columns = zip(("inputs", "targets", "weights"), zip(*made, strict=True), strict=True)
         leaves: dict[str, Any] = {name: _stacked(name, values, rows) for name, values in columns}
         return Examples(**leaves)
 
-    return Source(len(records), read)
+    return Source(len(records), read, mean_weight)
 
 
 def head(train: Examples | Source, count: int) -> Examples:
@@ -136,7 +151,9 @@ def read_rows(source: Source, rows: np.ndarray) -> Examples:
     found = source.read(rising)
     if not isinstance(found, Examples):
         raise InputError(f"a source must read Examples, got {type(found).__name__}. Use Examples of NumPy arrays.")
-    leaves: dict[str, Any] = {name: _checked(name, leaf, rising) for name, leaf in found._asdict().items()}
+    columns = found._asdict()
+    counted = _checked("weights", columns["weights"], rising) > 0
+    leaves: dict[str, Any] = {name: _checked(name, leaf, rising, counted) for name, leaf in columns.items()}
     return Examples(**{name: leaf[back] for name, leaf in leaves.items()})
 
 
@@ -178,7 +195,8 @@ def _stacked(name: str, values: tuple[Any, ...], rows: np.ndarray) -> np.ndarray
     return np.stack(arrays)
 
 
-def _checked(name: str, values: Any, rows: np.ndarray) -> np.ndarray:
+def _checked(name: str, values: Any, rows: np.ndarray, counted: np.ndarray | None = None) -> np.ndarray:
+    """The column of a read, checked; what does not count may hold anything."""
     array, _ = as_numbers(name, values)
     if array.ndim == 0 or len(array) != len(rows):
         raise InputError(f"a source must read as many {name} as rows, got shape {array.shape} for {len(rows)} rows.")
@@ -192,6 +210,8 @@ def _checked(name: str, values: Any, rows: np.ndarray) -> np.ndarray:
         fitting, need = (array <= np.iinfo(np.int32).max) & (array >= -np.iinfo(np.int32).max), "fit into 32 bits"
     else:
         return array
+    if counted is not None and array.dtype.kind == "f":
+        fitting = fitting | ~counted.reshape(-1, *[1] * (array.ndim - 1))
     if not fitting.all():
         place = tuple(np.argwhere(~fitting)[0])
         raise InputError(

@@ -2,32 +2,51 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 from jax import lax
 
 from jaxdl.arguments import check_model, check_optimizer
+from jaxdl.batches import only_counted
 from jaxdl.data import precision
+from jaxdl.errors import InputError
 from jaxdl.objectives import LOSS, check_objective, measure
 from jaxdl.rates import with_float_rates
-from jaxdl.types import Array, Examples, Model, Objective, PyTree, Sums, TrainState, Weights
+from jaxdl.types import Array, Batch, EvalParams, Examples, Model, Objective, PyTree, Sums, TrainState, Weights
 
-TrainStep = Callable[[TrainState, Examples], tuple[TrainState, Sums]]
-EvalStep = Callable[[Weights, Examples], Sums]
-Gradient = Callable[[TrainState, Examples], PyTree]
+TrainStep = Callable[[TrainState, Examples | Batch], tuple[TrainState, Sums]]
+EvalStep = Callable[[Weights, Examples | Batch], Sums]
+Gradient = Callable[[TrainState, Examples | Batch], PyTree]
 
 
 def make_train_step(
-    model: Model, objective: Objective, optimiser: optax.GradientTransformation, *, average: float | None = None
+    model: Model,
+    objective: Objective,
+    optimiser: optax.GradientTransformation,
+    *,
+    average: float | None = None,
+    prepared: bool = False,
 ) -> TrainStep:
-    """A pure function `(state, batch) -> (state, sums)`: one optimiser update on the batch's weighted mean loss.
+    """Return a pure function `(state, batch) -> (state, sums)`: one update of the optimizer on the loss of a batch.
 
-    The sums measure the batch before the update; a batch of padding only changes nothing. Randomness comes from
-    `fold_in(state.key, state.step)`, so the key never advances and a resumed run draws what the uninterrupted one would
-    have drawn. Clipping, accumulation, weight decay and schedules are optax's: compose them into `optimiser`.
+    The loss is the sum of weight times loss over the examples, divided by their number: with sample weights whose mean
+    over the data set is 1, as the loops give them, the expected gradient is that of the data set's weighted mean loss,
+    whatever the batch size. The padding of a Batch is no example; an example of weight 0 is one, but nothing that it
+    holds counts. The sums measure the batch before the update; a batch whose weights are all 0 changes nothing.
+
+    Randomness comes from `fold_in(state.key, state.step)`, so the key never advances and a resumed run draws what the
+    uninterrupted one would have drawn. Clipping, accumulation, weight decay and schedules are optax's: compose them
+    into `optimiser`. One that asks for them is given the loss and its gradient (`value`, `grad`), functions of the
+    parameters (`value_fn`, `obj_fn`) and `grad_fn`, all on the same batch with the same key.
+
+    prepared: whether the batches come of data that `batches.training_rows` has prepared, as in the loops. They are
+        taken as they are then, and in one that is no Batch padding has weight 0 and all examples weight 1.
 
     With `average`, such as 0.999, the state's moving average of the weights and stats keeps that share of itself each
     step, and less in the first steps: min(average, (1 + step) / (10 + step)).
@@ -47,20 +66,88 @@ def make_train_step(
     check_optimizer(optimiser)
     objective = check_objective(objective)
 
-    def step(state: TrainState, batch: Examples) -> tuple[TrainState, Sums]:
-        grads, (stats, sums) = _gradient(model, objective, state, batch)
+    def step(state: TrainState, batch: Examples | Batch) -> tuple[TrainState, Sums]:
+        loss = loss_of_params(model, objective, state, batch, prepared=prepared)
+        (value, (stats, sums)), grads = jax.value_and_grad(loss, has_aux=True)(state.weights.params)
 
         def moved() -> PyTree:
-            updates, opt_state = optimiser.update(grads, state.opt_state, state.weights.params)
+            updates, opt_state = optimizer_update(optimiser, state, grads, value, lambda params: loss(params)[0])
             weights = Weights(optax.apply_updates(state.weights.params, updates), stats)
             return weights, opt_state, () if average is None else _averaged(state, weights, average)
 
-        # Padding alone has no mean and no gradient, but momentum would still move the weights.
+        # A batch that counts nothing has no mean and no gradient, but momentum would still move the weights.
         kept = state.weights, state.opt_state, state.average
         weights, opt_state, mean = _either(sums.weight > 0, moved, lambda: kept)
         return TrainState(state.step + 1, weights, opt_state, state.key, mean), sums
 
     return step
+
+
+def optimizer_update(
+    optimiser: optax.GradientTransformation,
+    state: TrainState,
+    grads: PyTree,
+    value: Array,
+    value_fn: Callable[[PyTree], Array],
+) -> tuple[PyTree, PyTree]:
+    """Return the updates and the next state of an optimizer, which is given what it asks for of the loss.
+
+    value: the loss, a scalar. value_fn: the loss as a function of the parameters. Raises InputError for an optimizer
+    that needs anything else, or whose state does not keep its form.
+
+    >>> state = make_train_state(Weights({"w": jnp.ones(2)}, {}), optax.sgd(0.1), jax.random.key(0))
+    >>> updates, _ = optimizer_update(optax.sgd(0.1), state, {"w": jnp.ones(2)}, jnp.float32(0), lambda params: 0.0)
+    >>> updates["w"].tolist() == [-jnp.float32(0.1)] * 2
+    True
+    """
+    extra = {
+        "value": value,
+        "grad": grads,
+        "value_fn": value_fn,
+        "obj_fn": value_fn,
+        "grad_fn": lambda params, *_: jax.grad(value_fn)(params),
+    }
+    arguments = grads, state.opt_state, state.weights.params
+    parameters = inspect.signature(optimiser.update).parameters.values()
+    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        accepted = {parameter.name for parameter in parameters}
+        extra = {name: given for name, given in extra.items() if name in accepted}
+    try:
+        updates, opt_state = optimiser.update(*arguments, **extra)
+    except TypeError as error:
+        try:
+            # One of a chain may take no such arguments, although the chain does.
+            updates, opt_state = optimiser.update(*arguments)
+        except (TypeError, ValueError):
+            raise InputError(
+                f"the optimizer cannot make an update: {error}. It is given value, grad, value_fn, obj_fn and grad_fn "
+                "of the batch; wrap one that needs anything else in an optax.GradientTransformationExtraArgs."
+            ) from error
+    return updates, _like(state.opt_state, opt_state)
+
+
+def _like(old: PyTree, new: PyTree) -> PyTree:
+    """The optimizer's new state, checked to have the form of the old one, which a compiled loop needs."""
+    forms: list[Any] = [jax.tree.structure(old), jax.tree.structure(new)]
+    if forms[0] != forms[1]:
+        raise InputError(
+            "the optimizer's update must return a state of the structure that its init returned, got "
+            f"{forms[1]} after {forms[0]}."
+        )
+    for (path, one), other in zip(jax.tree.leaves_with_path(old), jax.tree.leaves(new), strict=True):
+        if jnp.shape(one) != jnp.shape(other) or jnp.result_type(one) != jnp.result_type(other):
+            name, before, after = jax.tree_util.keystr(path), jnp.result_type(one), jnp.result_type(other)
+            raise InputError(
+                f"the optimizer's update must keep the shapes and dtypes of its state, got {jnp.shape(other)} of "
+                f"{after} after {jnp.shape(one)} of {before} for {name}. "
+                "Give its numbers as floats, and its arrays with a dtype."
+            )
+    return jax.tree.map(_typed, new)
+
+
+def _typed(leaf: Any) -> Array:
+    """An array whose dtype is its own: one that came from a Python number would be another program's argument."""
+    return leaf if isinstance(leaf, jax.Array) and not leaf.aval.weak_type else jnp.asarray(leaf, jnp.result_type(leaf))
 
 
 def _either(chosen: Array, one: Callable[[], PyTree], other: Callable[[], PyTree]) -> PyTree:
@@ -87,29 +174,48 @@ def make_gradient(model: Model, objective: Objective) -> Gradient:
     -2.0
     """
 
-    def gradient(state: TrainState, batch: Examples) -> PyTree:
-        return _gradient(model, objective, state, batch)[0]
+    def gradient(state: TrainState, batch: Examples | Batch) -> PyTree:
+        gradients, _ = jax.grad(loss_of_params(model, objective, state, batch), has_aux=True)(state.weights.params)
+        return gradients
 
     return gradient
 
 
-def _gradient(
-    model: Model, objective: Objective, state: TrainState, batch: Examples
-) -> tuple[PyTree, tuple[PyTree, Sums]]:
-    key = jax.random.fold_in(state.key, state.step)
+def loss_of_params(
+    model: Model, objective: Objective, state: TrainState, batch: Examples | Batch, *, prepared: bool = False
+) -> Callable[[PyTree], tuple[Array, tuple[PyTree, Sums]]]:
+    """Return the loss that a step minimizes, as a function `params -> (loss, (stats, sums))`.
+
+    >>> from jaxdl import mlp, objectives
+    >>> model, batch = mlp(()), Examples(jnp.ones((4, 1)), jnp.ones((4, 1)), jnp.ones(4))
+    >>> weights = Weights({"Dense_0": {"kernel": jnp.zeros((1, 1)), "bias": jnp.zeros(1)}}, {})
+    >>> state = make_train_state(weights, optax.sgd(0.1), jax.random.key(1))
+    >>> float(loss_of_params(model, Objective(objectives.squared_error), state, batch)(weights.params)[0])
+    1.0
+    """
+    key, batch = jax.random.fold_in(state.key, state.step), batch if prepared else only_counted(batch)
+    mask = batch.weights > 0
+    if not prepared or isinstance(batch, Batch):
+        # Moments of no example at all would be nan; what comes of such a batch is thrown away.
+        mask = mask | ~mask.any()
 
     def mean_loss(params: PyTree) -> tuple[Array, tuple[PyTree, Sums]]:
         weights = Weights(params, state.weights.stats)
-        outputs, stats = model.apply(weights, batch.inputs, train=True, key=key, mask=batch.weights > 0)
-        sums = measure(objective, outputs, batch.targets, batch.weights)
-        return sums.totals[LOSS] / jnp.where(sums.weight > 0, sums.weight, 1), (stats, sums)
+        outputs, stats = model.apply(weights, batch.inputs, train=True, key=key, mask=mask)
+        sums = measure(objective, outputs, batch.targets, batch.weights, prepared=prepared)
+        if isinstance(batch, Batch):
+            count = batch.mask.astype(sums.weight.dtype).sum()
+        else:
+            count = sums.weight if prepared else jnp.asarray(len(batch.weights), sums.weight.dtype)
+        return sums.totals[LOSS] / jnp.where(count > 0, count, 1), (stats, sums)
 
-    found: tuple[PyTree, tuple[PyTree, Sums]] = jax.grad(mean_loss, has_aux=True)(state.weights.params)
-    return found
+    return mean_loss
 
 
-def make_eval_step(model: Model, objective: Objective) -> EvalStep:
-    """A pure function `(weights, batch) -> sums` that measures a batch and changes nothing.
+def make_eval_step(model: Model, objective: Objective, *, prepared: bool = False) -> EvalStep:
+    """Return a pure function `(weights, batch) -> sums` that measures a batch and changes nothing.
+
+    prepared: as for `make_train_step`.
 
     >>> from jaxdl import mlp, objectives
     >>> model, batch = mlp(()), Examples(jnp.ones((4, 2)), jnp.ones((4, 1)), jnp.ones(4))
@@ -121,9 +227,9 @@ def make_eval_step(model: Model, objective: Objective) -> EvalStep:
     check_model(model)
     objective = check_objective(objective)
 
-    def step(weights: Weights, batch: Examples) -> Sums:
+    def step(weights: Weights, batch: Examples | Batch) -> Sums:
         outputs, _ = model.apply(weights, batch.inputs, train=False, mask=batch.weights > 0)
-        return measure(objective, outputs, batch.targets, batch.weights)
+        return measure(objective, outputs, batch.targets, batch.weights, prepared=prepared)
 
     return step
 
@@ -157,14 +263,17 @@ def make_train_state(
     >>> int(state.step)
     0
     """
-    opt_state = with_float_rates(optimiser.init(weights.params))
+    opt_state = jax.tree.map(_typed, with_float_rates(optimiser.init(weights.params)))
     return TrainState(
         jnp.zeros((), jnp.int32), weights, opt_state, key, jax.tree.map(_widened, weights) if average else ()
     )
 
 
-def shown_weights(state: TrainState) -> Weights:
-    """The weights that are measured and kept: the moving average where there is one, else those that are trained.
+def shown_weights(state: TrainState, eval_params: EvalParams | None = None) -> Weights:
+    """Return the weights that are measured and kept.
+
+    They are the moving average where there is one, what `eval_params` gives where the optimizer evaluates elsewhere
+    than it trains, and else those that are trained.
 
     The average has the dtypes of the trained weights here, whatever it is kept in.
 
@@ -172,11 +281,42 @@ def shown_weights(state: TrainState) -> Weights:
     >>> shown_weights(state) is state.weights
     True
     """
-    if not isinstance(state.average, Weights):
+    if isinstance(state.average, Weights):
+        pairs = zip(jax.tree.leaves(state.average), jax.tree.leaves(state.weights), strict=True)
+        if all(mean.dtype == own.dtype for mean, own in pairs):
+            return state.average
+        # An average is kept in float32 or wider; the model takes what it trains in.
+        average: Weights = jax.tree.map(lambda mean, own: mean.astype(own.dtype), state.average, state.weights)
+        return average
+    if eval_params is None:
         return state.weights
+    params = eval_params(state.opt_state, state.weights.params)
+    given: Any = jax.tree.structure(params)
+    if given != jax.tree.structure(state.weights.params):
+        raise InputError(
+            f"eval_params must return parameters like those of the model, got {given}. "
+            "Use optax.contrib.schedule_free_eval_params, say, or lambda opt_state, params: opt_state.cache for SAM."
+        )
+    params = jax.tree.map(lambda new, old: jnp.asarray(new, old.dtype), params, state.weights.params)
+    return state.weights._replace(params=params)
 
-    def as_trained(mean: Array, own: Array) -> Array:
-        return mean if mean.dtype == own.dtype else mean.astype(own.dtype)
 
-    shown: Weights = jax.tree.map(as_trained, state.average, state.weights)
-    return shown
+def missing_eval_params(opt_state: PyTree) -> str | None:
+    """Return a sentence where an optimizer is known to evaluate at other parameters than it trains; else None.
+
+    >>> missing_eval_params(optax.sgd(0.1).init({})) is None
+    True
+    """
+    kinds = (optax.contrib.ScheduleFreeState, optax.contrib.SAMState)
+    for state in jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, kinds)):
+        if isinstance(state, optax.contrib.ScheduleFreeState):
+            return (
+                "a schedule-free optimizer is evaluated at other parameters than it trains. "
+                "Give eval_params=optax.contrib.schedule_free_eval_params."
+            )
+        if isinstance(state, optax.contrib.SAMState) and state.cache is not None:
+            return (
+                "between two steps of optax.contrib.sam the parameters are perturbed. "
+                "Give eval_params=lambda opt_state, params: opt_state.cache, or use opaque_mode=True."
+            )
+    return None

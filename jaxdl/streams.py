@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxdl.batches import Window
+from jaxdl.batches import Window, evaluation_rows
 from jaxdl.chunks import WHOLE, Chunk, Feed, Run, chunks, fed
 from jaxdl.errors import InputError
 from jaxdl.orders import draws, rows_on_host
@@ -20,7 +20,7 @@ from jaxdl.sharding import mesh_of, place_rows
 from jaxdl.sources import Source, head
 from jaxdl.training import batches_of_epoch
 from jaxdl.types import Examples, Plan, Progress
-from jaxdl.windows import BYTES, Cut, cut_rows, fetching, home_of, load
+from jaxdl.windows import BYTES, Cut, cut_rows, fetching, for_training, home_of, load
 
 
 def chunks_of(
@@ -81,7 +81,7 @@ def streamed(
     first = head(source, plan.batch_size)
     check_rows(plan, first, validation)
     check_monitors(plan, progress, validation)
-    progress, validation = _together(progress, validation)
+    progress, validation = _together(progress, evaluation_rows(validation))
     cut = cut_rows(first, source.count, plan.batch_size, window_bytes)
     length = int(batches_of_epoch(plan, _window(first, 0, source.count), validation)[1])
 
@@ -130,7 +130,7 @@ def _maker(source: Source, first: Examples, cut: Cut, progress: Progress) -> Cal
         with _on_host():
             drawn = draws(jax.random.wrap_key_data(bits, impl=impl), epoch, cut.rows)
             order = partial(rows_on_host, jax.tree.map(np.asarray, drawn), count=cut.rows)
-        batches = load(source, first, cut, part, order, home)
+        batches = load(source, first, cut, part, order, home, prepare=partial(for_training, source))
         return _window(batches, part * cut.held, cut.rows)
 
     return make

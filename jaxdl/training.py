@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxdl.arguments import explain_calls, given_as
-from jaxdl.batches import Window, batch_rows, batches_of, epoch_rows
+from jaxdl.batches import Window, batch_rows, batches_of, epoch_rows, evaluation_rows, training_rows
 from jaxdl.errors import InputError
 from jaxdl.objectives import LOSS, check_labels, finish, measure
 from jaxdl.passes import explain_misfit, scan_steps, sum_steps, zeros_of
@@ -117,6 +117,7 @@ def run_epoch(
     >>> int(progress.epoch), list(record)
     (1, ['loss'])
     """
+    train, validation = training_rows(train), evaluation_rows(validation)
     return _run_epoch(progress, train, validation, plan=plan, like=layout(progress))
 
 
@@ -158,17 +159,21 @@ def run_steps(
     >>> int(run_steps(start(plan, rows, key=jax.random.key(0)), rows, None, 2, plan=plan).cursor)
     2
     """
+    train, validation = training_rows(train), evaluation_rows(validation)
     trained, length = batches_of_epoch(plan, train, validation)
     begin, stop = progress.cursor, jnp.asarray(length, jnp.int32)
     if steps is not None:
         stop = jnp.minimum(begin + steps, length).astype(jnp.int32)
-    step = make_train_step(plan.model, plan.objective, plan.optimiser, average=plan.average)
+    step = make_train_step(plan.model, plan.objective, plan.optimiser, average=plan.average, prepared=True)
     batch = batches_of(train, progress.key, progress.epoch, plan.batch_size)
     state, sums = scan_steps(step, progress.state, progress.sums, batch, begin, jnp.minimum(stop, trained))
     progress = progress._replace(cursor=stop, state=state, sums=sums)
     if validation is None:
         return progress
-    measure_batch, weights = make_eval_step(plan.model, plan.objective), shown_weights(state)
+    measure_batch, weights = (
+        make_eval_step(plan.model, plan.objective, prepared=True),
+        shown_weights(state, plan.eval_params),
+    )
     first, size = jnp.maximum(begin - trained, 0), batch_rows(validation.inputs)
     val_sums = sum_steps(measure_batch, weights, validation, progress.val_sums, first, stop - trained, batch_size=size)
     return progress._replace(val_sums=val_sums)
@@ -188,7 +193,7 @@ def finish_epoch(progress: Progress, validation: Examples | None, *, plan: Plan)
     >>> finish_epoch(progress, None, plan=plan)[0].stopping.best_epoch.item()
     1
     """
-    state, epoch, weights = progress.state, progress.epoch + 1, shown_weights(progress.state)
+    state, epoch, weights = progress.state, progress.epoch + 1, shown_weights(progress.state, plan.eval_params)
     record = finish(plan.objective, progress.sums)
     if validation is not None:
         record |= {f"val_{name}": value for name, value in finish(plan.objective, progress.val_sums).items()}

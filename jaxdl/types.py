@@ -21,12 +21,21 @@ class Examples(NamedTuple):
 
     inputs: Array  # (N, ...)
     targets: Array  # (N, ...), the shape of the model's outputs, or (N,) labels
-    weights: Array  # (N,) float32, or float64: 1 for a real row, 0 for padding
+    weights: Array  # (N,) float32, or float64, >= 0: what each counts, relative to the others
 
     def __repr__(self) -> str:
         """Return the shapes in one line: the arrays would fill a screen."""
         leaves = {name: leaf for name, leaf in self._asdict().items() if leaf is not None}
         return f"Examples({', '.join(f'{name}={_shape(leaf)}' for name, leaf in leaves.items())})"
+
+
+class Batch(NamedTuple):
+    """Examples, and rows that only fill them up."""
+
+    inputs: Array  # (B, ...)
+    targets: Array  # (B, ...)
+    weights: Array  # (B,): 0 for padding
+    mask: Array  # (B,) bool: False for padding, which is no example
 
 
 class Weights(NamedTuple):
@@ -49,7 +58,8 @@ class Init(Protocol):
 class Apply(Protocol):
     """Outputs for (B, ...) inputs, and the stats after seeing them (unchanged where `train` is False).
 
-    `key` draws what is random in training; `mask` (B,) bool is False for padding rows, which must not be counted.
+    `key` draws what is random in training; `mask` (B,) bool is False for padding and for examples of weight 0, which
+    must not be counted.
     """
 
     def __call__(
@@ -62,6 +72,12 @@ class Model(NamedTuple):
 
     init: Init
     apply: Apply
+
+
+class EvalParams(Protocol):
+    """Gives the parameters to evaluate, where an optimizer trains at others (schedule-free, SAM)."""
+
+    def __call__(self, opt_state: PyTree, params: PyTree, /) -> PyTree: ...
 
 
 class Metric(NamedTuple):
@@ -156,6 +172,7 @@ class Plan(NamedTuple):
     stop: Rule
     plateau: Rule | None = None
     average: float | None = None  # how much of itself the moving average of the weights keeps each step
+    eval_params: EvalParams | None = None  # where the parameters to evaluate are others than those that are trained
 
     def __repr__(self) -> str:
         """Return what the run does in one line: its functions would fill several."""

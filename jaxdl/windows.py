@@ -11,10 +11,11 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
+from jaxdl.batches import only_counted
 from jaxdl.errors import InputError
 from jaxdl.sharding import DATA, mesh_of
 from jaxdl.sources import Source, read_rows
-from jaxdl.types import Examples, PyTree
+from jaxdl.types import Batch, Examples, PyTree
 
 T = TypeVar("T")
 
@@ -71,12 +72,15 @@ def load(
     number: int,
     order: Callable[[np.ndarray], np.ndarray],
     home: Sharding | None = None,
-) -> Examples:
+    *,
+    prepare: Callable[[Examples], Examples | Batch] = lambda rows: rows,
+) -> Any:
     """Window `number` of the rows in an order: (K, B, ...), where devices that split B fill it up.
 
     first: a row, or some, whose shapes and dtypes all must have. order: which rows stand at places (B,) of the order.
-    Each process reads the rows of its own devices only. Places that are filled up hold rows of weight 0. Raises
-    InputError for rows of another shape or dtype.
+    Each process reads the rows of its own devices only. Places that are filled up hold padding.
+    prepare: what is done to the rows as they are read, such as `only_counted`. Raises InputError for rows of another
+    shape or dtype.
 
     >>> source = Source(5, lambda rows: Examples(rows, rows, np.ones(len(rows), np.float32)))
     >>> first = read_rows(source, np.array([0]))
@@ -85,19 +89,40 @@ def load(
     ([[4, 3], [2, 1], [0, 4]], [[1.0, 1.0], [1.0, 1.0], [1.0, 0.0]])
     """
     if home is None:
-        whole: Examples = jax.device_put(_part(source, first, cut, number, order, 0, cut.batch_size))
-        return whole
+        return jax.device_put(_part(source, first, cut, number, order, 0, cut.batch_size, prepare))
     mesh = home.mesh if isinstance(home, NamedSharding) else None
     size = cut.batch_size + -cut.batch_size % (1 if mesh is None else mesh.shape.get(DATA, 1))
     # Devices that hold the same rows share what is read once.
     shares = {_share(index, size) for index in home.addressable_devices_indices_map((cut.held, size)).values()}
-    parts = {share: _part(source, first, cut, number, order, *share) for share in sorted(shares)}
+    parts = {share: _part(source, first, cut, number, order, *share, prepare) for share in sorted(shares)}
 
     def placed(name: str) -> jax.Array:
-        shape = (cut.held, size, *getattr(first, name).shape[1:])
+        shape = (cut.held, size, *(() if name == "mask" else getattr(first, name).shape[1:]))
         return jax.make_array_from_callback(shape, home, lambda index: getattr(parts[_share(index, size)], name))
 
-    return Examples(*map(placed, Examples._fields))
+    kind: Any = type(next(iter(parts.values())))
+    return kind(*map(placed, kind._fields))
+
+
+def for_training(source: Source, rows: Examples) -> Examples | Batch:
+    """Return rows of a source as training takes them: `only_counted`, with weights relative to the mean of all.
+
+    Raises InputError for weights that are not 1 where the source does not know their mean.
+
+    >>> source = Source(2, lambda rows: Examples(rows, rows, rows), mean_weight=2.0)
+    >>> for_training(source, Examples(np.ones((2, 1)), np.ones((2, 1)), np.array([1.0, 3.0]))).weights.tolist()
+    [0.5, 1.5]
+    """
+    if source.mean_weight is not None:
+        mean, mask = np.float32(source.mean_weight), np.ones(len(rows.weights), bool)
+        return only_counted(Batch(rows.inputs, rows.targets, rows.weights / mean, mask))  # type: ignore[arg-type]
+    others = rows.weights[rows.weights != 1]
+    if len(others):
+        raise InputError(
+            f"to train with sample weights, a source must know their mean over all {source.count} examples, got a "
+            f"weight of {others[0]:g}. Give it as mean_weight=..."
+        )
+    return rows
 
 
 @contextmanager
@@ -134,7 +159,9 @@ def _share(index: Any, size: int) -> tuple[int, int]:
     return start, stop
 
 
-def _part(source: Source, first: Examples, cut: Cut, number: int, order: Any, start: int, stop: int) -> Examples:
+def _part(
+    source: Source, first: Examples, cut: Cut, number: int, order: Any, start: int, stop: int, prepare: Any
+) -> Any:
     """Rows `start` to `stop` of each batch of a window, (K, stop - start, ...), on the host."""
     begin = number * cut.held
     batches, numbers = np.arange(begin, min(begin + cut.held, cut.batches)), np.arange(start, stop)
@@ -146,11 +173,12 @@ def _part(source: Source, first: Examples, cut: Cut, number: int, order: Any, st
                 f"{name} must have one shape and dtype in all rows of a source, got {leaf.shape[1:]} of {leaf.dtype} "
                 f"after {one.shape[1:]} of {one.dtype}. Make them alike."
             )
-    real = (places < cut.rows) & (numbers < cut.batch_size)
-    weights: Any = np.where(real.ravel(), rows.weights, np.float32(0))
-    return jax.tree.map(
-        lambda leaf: _filled(leaf.reshape(*places.shape, *leaf.shape[1:]), cut.held), rows._replace(weights=weights)
-    )
+    real = ((places < cut.rows) & (numbers < cut.batch_size)).ravel()
+    held = prepare(rows)
+    held = held._replace(weights=np.where(real, held.weights, np.float32(0)))
+    if isinstance(held, Batch):
+        held = held._replace(mask=real & np.asarray(held.mask))
+    return jax.tree.map(lambda leaf: _filled(leaf.reshape(*places.shape, *leaf.shape[1:]), cut.held), held)
 
 
 def _filled(batches: np.ndarray, held: int) -> np.ndarray:
