@@ -152,9 +152,13 @@ def compile_clock() -> Iterator[Callable[[], float]]:
 
 
 def keep_compilations() -> None:
-    """Switches on JAX's persistent compilation cache in the user's cache folder, however short a compilation."""
+    """Switch on JAX's persistent compilation cache in the user's cache folder, however short a compilation.
+
+    A folder that was chosen before, as by the variable JAX_COMPILATION_CACHE_DIR, stays.
+    """
     import platformdirs
 
-    jax.config.update("jax_compilation_cache_dir", platformdirs.user_cache_dir("jaxdl") + "/compilations")
+    if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
+        jax.config.update("jax_compilation_cache_dir", platformdirs.user_cache_dir("jaxdl") + "/compilations")
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

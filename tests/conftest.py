@@ -57,6 +57,15 @@ def pytest_xdist_auto_num_workers(config):
     return min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Mark the tests that `slow.txt` lists by their time, beside those that are marked where they stand."""
+    slow = set((Path(__file__).parent / "slow.txt").read_text().split())
+    for item in items:
+        if f"{item.path.name}::{getattr(item, 'originalname', item.name)}" in slow:
+            item.add_marker(pytest.mark.slow)
+
+
 def pytest_configure(config):
     for package in ("jaxdl", "experiments"):
         config.addinivalue_line("filterwarnings", rf"error:::{package}(\..*)?")

@@ -137,7 +137,7 @@ def test_evaluation_and_prediction_compile_once_a_shape(compilations):
         for rows in (ROWS, half, ROWS, half):
             evaluate(model, OBJECTIVE, weights, rows)
             predict(model, weights, rows.inputs)
-    assert sorted(names) == ["_evaluate"] * 2 + ["_predict"] * 2
+    assert sorted(names) == ["_predict"] * 2 + ["evaluate_prepared"] * 2
 
 
 @pytest.mark.parametrize("kind", [np.asarray, lambda rows: rows.tolist(), pd.DataFrame])

@@ -78,7 +78,7 @@ def test_the_seconds_of_an_epoch_are_not_those_of_its_compilation(monkeypatch):
                 yield Chunk(progress, record, True, 1)
 
     monkeypatch.setattr(runs, "paced", paced)
-    end = runs.drive(PLAN, None, ROWS, ROWS, epochs=3)
+    end = runs.drive(PLAN, start(PLAN, ROWS, ROWS, key=jax.random.key(0)), ROWS, ROWS, epochs=3)
     assert [record["seconds"] for record in end.history] == [2, 2, 2]
 
 
@@ -209,8 +209,15 @@ def restored_settings():
         jax.config.update(name, value)
 
 
+def test_a_folder_for_compilations_that_was_chosen_before_stays(tmp_path, restored_settings):
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path))
+    runs.keep_compilations()
+    assert jax.config.jax_compilation_cache_dir == str(tmp_path)
+
+
 def test_compilations_are_kept_in_the_users_cache(tmp_path, monkeypatch, restored_settings):
     monkeypatch.setattr(platformdirs, "user_cache_dir", lambda name: str(tmp_path / name))
+    jax.config.update("jax_compilation_cache_dir", None)
     runs.keep_compilations()
     assert Path(jax.config.jax_compilation_cache_dir).is_relative_to(tmp_path / "jaxdl")
     # However short a compilation.

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -40,3 +41,11 @@ def test_processes_of_tests_share_the_kept_programs():
     assert done.stdout.strip() == jax.config.jax_compilation_cache_dir == os.environ["JAX_COMPILATION_CACHE_DIR"]
     jnp.zeros(3).block_until_ready()
     assert os.listdir(jax.config.jax_compilation_cache_dir)
+
+
+def test_the_list_of_slow_tests_names_tests_that_there_are():
+    folder = Path(__file__).parent
+    lines = (folder / "slow.txt").read_text().split()
+    assert lines == sorted(set(lines))
+    for file, name in (line.split("::") for line in lines):
+        assert f"def {name}(" in (folder / file).read_text(), f"{file} has no {name}"

@@ -178,7 +178,7 @@ NAMED = Pair(np.ones((2, 3), np.float32), np.zeros(3, np.float32))
         {"empty": np.zeros((0, 3), np.float32), "flat": np.zeros(0, np.int8)},
         {"none": None, "dict": {}, "list": [], "tuple": (), "some": [jnp.ones(2), (jnp.zeros(1),), None]},
         {"layers": {0: jnp.ones(2), 10: jnp.zeros(2), 2: jnp.full(2, 2.0)}},
-        {"narrow": jnp.arange(-4, 4).astype(jnp.int4), "float8": jnp.arange(8.0).astype(jnp.float8_e4m3fn)},
+        {"narrow": jnp.asarray(np.arange(-4, 4), jnp.int4), "float8": jnp.asarray(np.arange(8.0), jnp.float8_e4m3fn)},
         {"number": jnp.float32(2), "scalar": np.float32(0.1), "complex": np.array([1 + 2j], np.complex64)},
         [jnp.ones(2), {"w": jnp.zeros(3)}],
         jnp.ones(3),
