@@ -101,10 +101,13 @@ def epoch_rows(train: Examples | Window) -> Any:
     return train.rows if isinstance(train, Window) else train.weights.shape[0]
 
 
-def batches_of(train: Examples | Window, key: Array, epoch: Any, batch_size: int) -> Callable[[Any], Examples]:
+def batches_of(
+    train: Examples | Batch | Window, key: Array, epoch: Any, batch_size: int, *, mask: bool = True
+) -> Callable[[Any], Any]:
     """The batches of an epoch by number: rows of data in the order that (key, epoch) gives, or those of a window.
 
-    `train` is as `training_rows` gives it.
+    train: as `training_rows` gives it. mask: whether each is a Batch, as a step of one's own needs it to tell padding
+    from examples. Without, rows whose weights are all 1 come as Examples, in which padding alone has weight 0.
 
     >>> from jaxdl import examples
     >>> rows = jax.tree.map(jnp.asarray, examples([10.0, 11.0, 12.0], [0, 1, 2]))
@@ -112,13 +115,16 @@ def batches_of(train: Examples | Window, key: Array, epoch: Any, batch_size: int
     >>> sorted([*batch(0).inputs.tolist(), batch(1).inputs[0].item()]), batch(1).weights.tolist()
     ([10.0, 11.0, 12.0], [1.0, 0.0])
     """
-    if isinstance(train, Window):
-        return lambda index: _of_window(train, index)
-    at = shuffle(key, epoch, train.weights.shape[0])
-    return lambda index: batch_at(train, at, index, batch_size)
+    at = None if isinstance(train, Window) else shuffle(key, epoch, train.weights.shape[0])
+
+    def batch(index: Any) -> Any:
+        rows = _of_window(train, index) if isinstance(train, Window) else batch_at(train, at, index, batch_size)
+        return Batch(*rows, rows.weights > 0) if mask and isinstance(rows, Examples) else rows
+
+    return batch
 
 
-def batch_at(rows_of: Examples, at: Callable[[Array], Array], index: Any, batch_size: int) -> Examples:
+def batch_at(rows_of: Any, at: Any, index: Any, batch_size: int) -> Any:
     """Batch number `index` of rows in an order; the last one is filled with padding: weight 0, out of a mask.
 
     at: which rows stand at the places (B,) of the order. On several devices each takes its share of the batch, which

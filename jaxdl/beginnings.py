@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import zlib
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from jaxdl.batches import evaluation_rows, training_rows
 from jaxdl.chunks import lowered_chunk
 from jaxdl.errors import InputError
+from jaxdl.objectives import LOSS
 from jaxdl.plans import check_monitors
 from jaxdl.rates import rate_to_change
 from jaxdl.sources import Source, head
@@ -41,7 +46,8 @@ def begin(
     if weights is not None or placed or isinstance(train, Source):
         return start(plan, first, validation, key=key, weights=weights)
     # Traced here, where the caller's settings of JAX hold; the thread only compiles, and Python goes on meanwhile.
-    lowered = lowered_chunk(plan, start_shapes(plan, first, validation, key=key), train, validation)
+    rows = training_rows(train), evaluation_rows(validation)
+    lowered = lowered_chunk(plan, start_shapes(plan, first, validation, key=key), *rows)
     with ThreadPoolExecutor(1) as pool:
         compiling = pool.submit(lowered.compile)
         progress = start(plan, first, validation, key=key)
@@ -81,6 +87,73 @@ def resume(plan: Plan, progress: Progress, train: Examples | Source, validation:
     if plan.stop.resume is not None and np.asarray(progress.stopping.done).any():
         progress = progress._replace(stopping=plan.stop.resume(progress.stopping))
     return progress
+
+
+def data_of_epoch(plan: Plan, progress: Progress, train: Examples | Source) -> str:
+    """Return what tells the batch size and the rows of the epoch under way from others; "" between two epochs.
+
+    Of a source it is the number of its rows and the first of them.
+
+    >>> import optax
+    >>> from jaxdl import Objective, examples, make_plan, mlp, objectives
+    >>> rows = examples([[1.0], [2.0]], [[1.0], [2.0]])
+    >>> plan = make_plan(mlp(()), Objective(objectives.squared_error), optax.sgd(0.1), batch_size=1)
+    >>> data_of_epoch(plan, begin(plan, rows, key=jax.random.key(0)), rows)
+    ''
+    """
+    if not int(progress.cursor):
+        return ""
+    count = train.count if isinstance(train, Source) else train.weights.shape[0]
+    crc = 0
+    for leaf in head(train, 8):
+        array = np.ascontiguousarray(leaf)
+        crc = zlib.crc32(array.tobytes() if isinstance(train, Source) else array.data.cast("B"), crc)
+    return f"batch_size={plan.batch_size}, {count} rows, checksum {crc:08x}"
+
+
+def check_data(plan: Plan, progress: Progress, train: Examples | Source, earlier: str) -> None:
+    """Raise InputError where an epoch under way is to go on with other data than `data_of_epoch` told of it before.
+
+    >>> import optax
+    >>> from jaxdl import Objective, examples, make_plan, mlp, objectives
+    >>> rows = examples([[1.0], [2.0]], [[1.0], [2.0]])
+    >>> plan = make_plan(mlp(()), Objective(objectives.squared_error), optax.sgd(0.1), batch_size=1)
+    >>> check_data(plan, begin(plan, rows, key=jax.random.key(0)), rows, "")
+    """
+    now = data_of_epoch(plan, progress, train)
+    if earlier and now != earlier:
+        raise InputError(
+            f"progress stands inside an epoch of {earlier}, got {now}. Continue with the batch size and the rows that "
+            "the epoch began with."
+        )
+
+
+def under_new_monitor(plan: Plan, progress: Progress, history: Sequence[Mapping[str, Any]]) -> Progress:
+    """Return the progress with a rule that begins anew where the plan monitors another value than the run did before.
+
+    The best value so far is one of the records: where it is not that of the monitored value, it cannot be compared
+    with what comes. The best epoch is then one of those to come.
+
+    >>> import optax
+    >>> from jaxdl import Objective, examples, make_plan, mlp, objectives
+    >>> rows = examples([[1.0], [2.0]], [[1.0], [2.0]])
+    >>> plan = make_plan(mlp(()), Objective(objectives.squared_error), optax.sgd(0.1), batch_size=1)
+    >>> progress = begin(plan, rows, key=jax.random.key(0))
+    >>> under_new_monitor(plan, progress, []) is progress
+    True
+    """
+    epochs, best = np.atleast_1d(progress.stopping.best_epoch), np.atleast_1d(progress.stopping.best)
+    for record in history:
+        values = np.broadcast_to(np.asarray(_monitored(plan, record), np.float32), epochs.shape)
+        if ((np.asarray(record["epoch"]) == epochs) & (values != best)).any():
+            init = plan.stop.init()
+            anew = init if progress.epoch.ndim == 0 else jax.tree.map(lambda leaf: jnp.tile(leaf, len(epochs)), init)
+            return progress._replace(stopping=anew)
+    return progress
+
+
+def _monitored(plan: Plan, record: Mapping[str, Any]) -> Any:
+    return record.get(plan.stop.monitor or (f"val_{LOSS}" if f"val_{LOSS}" in record else LOSS), np.nan)
 
 
 def _check_rows_done(plan: Plan, progress: Progress, train: Examples) -> None:

@@ -56,7 +56,7 @@ def compiled_chunk(
     True
     """
     check_rows(plan, train, validation)
-    return lowered_chunk(plan, *_together(progress, train, validation)).compile()
+    return lowered_chunk(plan, *_together(progress, training_rows(train), evaluation_rows(validation))).compile()
 
 
 def lowered_chunk(
@@ -85,6 +85,7 @@ def chunks(
     last: int | None = None,
     steps: Callable[[], int] = lambda: WHOLE,
     run: Run = run_chunk,
+    prepared: bool = False,
 ) -> Iterator[Chunk]:
     """Yields after every `steps()` batches, and after every epoch, up to the epoch `last` or until the rule stops.
 
@@ -99,10 +100,13 @@ def chunks(
     Where `steps()` is 0, nothing is done and nothing under way when that is yielded: a pause. Where several processes
     share the run, each asks for steps of its own and gets the least: a pause that one asks for is a pause of all.
     With `run=ensembles.run_members` the progress is that of many runs, and the figures are arrays.
+    prepared: whether the rows have been checked, and are as `training_rows` and `evaluation_rows` give them.
     """
-    check_rows(plan, train, validation)
     check_monitors(plan, progress, validation)
-    progress, train, validation = _together(progress, training_rows(train), evaluation_rows(validation))
+    if not prepared:
+        check_rows(plan, train, validation)
+        train, validation = training_rows(train), evaluation_rows(validation)
+    progress, train, validation = _together(progress, train, validation)
     _, length = batches_of_epoch(plan, train, validation)
     feed = Feed(lambda at: (train, length - at % length))
     yield from fed(plan, progress, feed, validation, length, last=last, steps=steps, run=run)

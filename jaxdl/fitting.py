@@ -19,7 +19,7 @@ from jaxdl.arguments import (
     explain_calls,
     whole_number,
 )
-from jaxdl.beginnings import begin, resume
+from jaxdl.beginnings import begin, check_data, data_of_epoch, resume, under_new_monitor
 from jaxdl.chunks import Chunk
 from jaxdl.errors import InputError
 from jaxdl.leaves import check_kinds, rebuilt
@@ -47,6 +47,7 @@ class Fit(NamedTuple):
     final: Weights
     reason: str  # why it ended: "epochs", "early-stopping", "not-finite" or "interrupted"
     progress: Progress  # the state of the run, without its records
+    data: str = ""  # what the rows of the epoch under way are told by; empty between two epochs
 
     def __repr__(self) -> str:
         """In one line: the arrays would fill a screen."""
@@ -102,7 +103,8 @@ def fit(
         epochs too, and its records stand before the new ones, in the result and for the callbacks. A bare Progress
         resumes the same run, whose earlier records are not known then. It comes without a seed and weights, and must be
         of the same model, optimizer and metrics; inside of an epoch of the same batch size and rows too. A run that
-        stopped early trains on with more patience or without `stop`; with the rule that ended it, it stands still.
+        stopped early trains on with more patience or without `stop`; with the rule that ended it, it stands
+        still. Where another value is monitored than before, the best epoch is one of those to come.
     observers: functions `(progress, history) -> None`, called after every epoch with the records of all epochs so far.
     on_nan: whether to stop where a weight or a loss is not finite, with a warning that says where that arose. The
         result then stands before that step. Such an epoch is never the best.
@@ -154,7 +156,8 @@ def fit(
     else:
         if earlier.epoch.ndim:
             raise InputError(f"progress is that of {len(earlier.epoch)} runs. Continue them with fit_seeds.")
-        state = resume(plan, earlier, train, validation)
+        state = under_new_monitor(plan, resume(plan, earlier, train, validation), history)
+        check_data(plan, state, train, getattr(progress, "data", ""))
         stopped = bool(state.stopping.done)
     last = max(epochs, int(state.epoch))
     warn_of_eval_params(plan, state)
@@ -181,7 +184,10 @@ def fit(
         best = state.best
     elif int(state.epoch):
         warnings.warn(without_best(plan, validation), RuntimeWarning, stacklevel=3)
-    return Fit(history, best, final, ended or ("early-stopping" if stopped else "epochs"), state)
+    reason = ended or ("early-stopping" if stopped else "epochs")
+    # Elsewhere a run ends between two epochs, and the device need not be asked.
+    data = data_of_epoch(plan, state, train) if ended else ""
+    return Fit(history, best, final, reason, state, data)
 
 
 def without_best(plan: Plan, validation: Examples | None, which: str = "the run") -> str:
@@ -317,7 +323,7 @@ def _same(one: Any, other: Any) -> bool:
     return one is other or np.array_equal(one, other, equal_nan=floats)
 
 
-def warn_of_eval_params(plan: Plan, progress: Progress) -> None:
+def warn_of_eval_params(plan: Plan, progress: Progress, stacklevel: int = 4) -> None:
     """Warn where an optimizer is known to evaluate at other parameters than it trains, and the plan does not say so.
 
     >>> from jaxdl import examples, mlp, objectives
@@ -327,7 +333,7 @@ def warn_of_eval_params(plan: Plan, progress: Progress) -> None:
     """
     sentence = missing_eval_params(progress.state.opt_state)
     if sentence is not None and plan.eval_params is None:
-        warnings.warn(sentence, UserWarning, stacklevel=4)
+        warnings.warn(sentence, UserWarning, stacklevel=stacklevel)
 
 
 def check_seed(seed: int) -> int:

@@ -26,6 +26,7 @@ def paced(
     seconds: float = SECONDS,
     pause: Callable[[], bool] = lambda: False,
     run: Run = run_chunk,
+    prepared: bool = False,
 ) -> Iterator[Chunk]:
     """`chunks` of about so many seconds each, or of a whole epoch, or a source's window, where that is shorter.
 
@@ -45,7 +46,7 @@ def paced(
     def steps() -> int:
         return 0 if pause() else size
 
-    for chunk in chunks_of(plan, progress, train, validation, last=last, steps=steps, run=run):
+    for chunk in chunks_of(plan, progress, train, validation, last=last, steps=steps, run=run, prepared=prepared):
         now = time.perf_counter()
         if chunk.batches:
             fitting = int(seconds * chunk.batches / max(now - began, 1e-9))

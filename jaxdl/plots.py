@@ -83,8 +83,8 @@ def _table(table: Any) -> pd.DataFrame:
         isinstance(records, (list, tuple)) and records and all(isinstance(each, Mapping) for each in records)
     ):
         records = pd.DataFrame(records)
-    if not isinstance(records, pd.DataFrame):
-        many = isinstance(getattr(table, "history", None), pd.DataFrame)
+    many = isinstance(getattr(table, "history", None), pd.DataFrame) and {"member", "candidate"} & {*table.history}
+    if many or not isinstance(records, pd.DataFrame):
         advice = "It holds many runs: choose one of its history." if many else "Use run.history of a run of fit."
         raise InputError(f"table must be the history of a run, got {given_as(table)}. {advice}")
     if len(records) == 0:
@@ -165,7 +165,7 @@ def images(
 ) -> Figure:
     """A grid of (N, H, W, 3) or (N, H, W) pictures, uint8 or floats from 0 to 1, each under its caption.
 
-    colours: of the captions.
+    colours: of the captions. Raises InputError for pictures of another shape.
 
     >>> import numpy as np
     >>> len(images(np.zeros((3, 8, 8, 3), np.uint8), ["a", "b", "c"], columns=2).axes)
@@ -293,6 +293,8 @@ def _mark(axes: Axes, points: Mapping[str, tuple[float, float]] | None) -> None:
 
 def confusion(matrix: Any, classes: Sequence[str], *, title: str = "") -> Figure:
     """A confusion matrix (C, C) of counts, true classes down and predicted ones across, shaded by the share of the row.
+
+    Raises InputError for a matrix of another shape than that of the classes.
 
     >>> len(confusion([[5, 1], [2, 4]], ["cat", "dog"]).axes)
     1

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxdl.batches import evaluation_rows, training_rows
 from jaxdl.chunks import Chunk
 from jaxdl.ensembles import How, best_and_final, most_devices, run_members, spread, start_members
 from jaxdl.errors import InputError
@@ -94,7 +95,7 @@ def populations(
         numbers = {name: jnp.repeat(jnp.asarray([of[name] for of in own], jnp.float32), len(keys)) for name in floats}
         plans = tuple(family(of) for of in own)
         progress = start_members(jnp.tile(keys, len(alive)), train, validation, numbers, plan=family)
-        warn_of_eval_params(plans[0], progress)
+        warn_of_eval_params(plans[0], progress, stacklevel=5)
         found.append(Population(family, tuple(alive), plans, numbers, progress, train, validation))
     return found
 
@@ -117,14 +118,13 @@ def _floats(name: str, value: Any, structure: Collection[str]) -> bool:
 def trained(population: Population, last: int, how: How) -> Iterator[Chunk]:
     """`paced` chunks of a population up to the epoch `last`, spread over the devices that share it evenly."""
     count = population.progress.epoch.shape[0]
-    progress, train, validation = spread(
-        population.progress, population.train, population.validation, devices=most_devices(count)
-    )
+    rows: Any = training_rows(population.train), evaluation_rows(population.validation)
+    progress, train, validation = spread(population.progress, *rows, devices=most_devices(count))
 
     def run(*arguments: Any, plan: Plan) -> tuple[Progress, Array]:
         return run_members(*arguments, plan=population.family, how=how, numbers=population.numbers)
 
-    return paced(population.plans[0], progress, train, validation, last=last, run=run)
+    return paced(population.plans[0], progress, train, validation, last=last, run=run, prepared=True)
 
 
 def ended(population: Population) -> dict[int, Ended]:

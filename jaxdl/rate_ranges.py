@@ -65,7 +65,7 @@ def _losses(progress: Progress, train: Examples, rates: Array, *, plan: Plan) ->
 
     def body(state: TrainState, at: tuple[Array, Array]) -> tuple[TrainState, Array]:
         index, rate = at
-        batch = batches_of(train, progress.key, progress.epoch + index // batches, plan.batch_size)
+        batch = batches_of(train, progress.key, progress.epoch + index // batches, plan.batch_size, mask=False)
         state = state._replace(opt_state=with_learning_rate(state.opt_state, rate))
         state, sums = step(state, batch(index % batches))
         return state, (sums.totals[LOSS] / sums.weight).astype(jnp.float32)

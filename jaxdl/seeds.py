@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,8 @@ import numpy as np
 import optax
 
 from jaxdl.arguments import check_callbacks, check_choice, check_platform, explain_calls, whole_number
-from jaxdl.beginnings import resume
+from jaxdl.batches import evaluation_rows, training_rows
+from jaxdl.beginnings import check_data, data_of_epoch, resume, under_new_monitor
 from jaxdl.ensembles import How, best_and_final, most_devices, run_members, spread, start_members
 from jaxdl.errors import InputError
 from jaxdl.fitting import check_seed, resumed, warn_of_eval_params, without_best
@@ -39,6 +40,7 @@ class Fits(NamedTuple):
     reasons: tuple[str, ...]  # why each run ended: "epochs", "early-stopping" or "interrupted"
     progress: Progress  # the state of all members, without their records
     records: Sequence[Record] = ()  # of all members together: the values of each epoch, arrays (M,), and its number
+    data: str = ""  # what the rows of the epoch under way are told by; empty between two epochs
 
     def __repr__(self) -> str:
         """Return one line: the table and the arrays would fill many screens."""
@@ -115,7 +117,8 @@ def fit_seeds(
         state = start_members(begun, train, validation, plan=plan)
     else:
         _check_members(earlier, keys)
-        state = resume(plan, earlier, train, validation)
+        state = under_new_monitor(plan, resume(plan, earlier, train, validation), records)
+        check_data(plan, state, train, getattr(progress, "data", ""))
     warn_of_eval_params(plan, state)
     last, ends = max(epochs, int(state.epoch.max())), "epochs"
     behind = np.zeros(len(state.epoch), int)
@@ -123,9 +126,10 @@ def fit_seeds(
         # Members that had stopped earlier and train on are at earlier epochs than the others.
         begun_at, over = np.asarray(state.epoch), np.asarray(state.stopping.done)
         behind = np.where(over, 0, begun_at.max() - begun_at)
-    state, *rows = spread(state, train, validation, devices=most_devices(len(state.epoch)))
+    rows: Any = training_rows(train), evaluation_rows(validation)
+    state, *rows = spread(state, *rows, devices=most_devices(len(state.epoch)))
     try:
-        for chunk in paced(plan, state, *rows, last=last, run=partial(run_members, how=how)):
+        for chunk in paced(plan, state, *rows, last=last, run=partial(run_members, how=how), prepared=True):
             # The record first: Ctrl-C may come between the two, and a record too many is seen below.
             if chunk.record is not None:
                 own = {"epoch": chunk.record["epoch"] - behind} if behind.any() else {}
@@ -137,6 +141,8 @@ def fit_seeds(
     except KeyboardInterrupt:
         ends = "interrupted"
     fits = _fits(state, records, ends, eval_params)
+    if ends == "interrupted":
+        fits = fits._replace(data=data_of_epoch(plan, state, train))
     without = np.flatnonzero(fits.best_epochs == 0)
     if len(without) and len(fits.history):
         which = f"members {', '.join(map(str, without))} of {len(fits.best_epochs)}"

@@ -100,29 +100,26 @@ def optimizer_update(
     >>> updates["w"].tolist() == [-jnp.float32(0.1)] * 2
     True
     """
-    extra = {
-        "value": value,
-        "grad": grads,
-        "value_fn": value_fn,
-        "obj_fn": value_fn,
-        "grad_fn": lambda params, *_: jax.grad(value_fn)(params),
-    }
-    arguments = grads, state.opt_state, state.weights.params
+    usual = {"value": value, "grad": grads, "value_fn": value_fn}
+    rare = {"obj_fn": value_fn, "grad_fn": lambda params, *_: jax.grad(value_fn)(params)}
+    # Line searches refuse what they do not know, and one of a chain may take no argument although the chain does.
+    choices: list[dict[str, Any]] = [usual, usual | rare, {"grad_fn": rare["grad_fn"]}, {}]
     parameters = inspect.signature(optimiser.update).parameters.values()
     if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         accepted = {parameter.name for parameter in parameters}
-        extra = {name: given for name, given in extra.items() if name in accepted}
-    try:
-        updates, opt_state = optimiser.update(*arguments, **extra)
-    except TypeError as error:
+        choices = [{name: given for name, given in (usual | rare).items() if name in accepted}]
+    errors: list[Exception] = []
+    for extra in choices:
         try:
-            # One of a chain may take no such arguments, although the chain does.
-            updates, opt_state = optimiser.update(*arguments)
-        except (TypeError, ValueError):
-            raise InputError(
-                f"the optimizer cannot make an update: {error}. It is given value, grad, value_fn, obj_fn and grad_fn "
-                "of the batch; wrap one that needs anything else in an optax.GradientTransformationExtraArgs."
-            ) from error
+            updates, opt_state = optimiser.update(grads, state.opt_state, state.weights.params, **extra)
+            break
+        except (TypeError, ValueError) as error:
+            errors.append(error)
+    else:
+        raise InputError(
+            f"the optimizer cannot make an update: {errors[0]}. It is given value, grad, value_fn, obj_fn and grad_fn "
+            "of the batch; wrap one that needs anything else in an optax.GradientTransformationExtraArgs."
+        ) from errors[0]
     return updates, _like(state.opt_state, opt_state)
 
 
@@ -273,7 +270,7 @@ def shown_weights(state: TrainState, eval_params: EvalParams | None = None) -> W
     """Return the weights that are measured and kept.
 
     They are the moving average where there is one, what `eval_params` gives where the optimizer evaluates elsewhere
-    than it trains, and else those that are trained.
+    than it trains, and else those that are trained. Raises InputError where it gives no such parameters.
 
     The average has the dtypes of the trained weights here, whatever it is kept in.
 

@@ -32,6 +32,7 @@ def chunks_of(
     last: int | None = None,
     steps: Callable[[], int] = lambda: WHOLE,
     run: Run = run_chunk,
+    prepared: bool = False,
 ) -> Iterator[Chunk]:
     """`chunks` of rows in memory, `streamed` of a source. Raises InputError for a source and many runs at once.
 
@@ -43,7 +44,7 @@ def chunks_of(
     [2]
     """
     if not isinstance(train, Source):
-        return chunks(plan, progress, train, validation, last=last, steps=steps, run=run)
+        return chunks(plan, progress, train, validation, last=last, steps=steps, run=run, prepared=prepared)
     if run is not run_chunk:
         raise InputError("a source trains one run at a time. Use fit for each, or rows in memory: examples(...).")
     return streamed(plan, progress, train, validation, last=last, steps=steps)

@@ -165,7 +165,7 @@ def run_steps(
     if steps is not None:
         stop = jnp.minimum(begin + steps, length).astype(jnp.int32)
     step = make_train_step(plan.model, plan.objective, plan.optimiser, average=plan.average, prepared=True)
-    batch = batches_of(train, progress.key, progress.epoch, plan.batch_size)
+    batch = batches_of(train, progress.key, progress.epoch, plan.batch_size, mask=False)
     state, sums = scan_steps(step, progress.state, progress.sums, batch, begin, jnp.minimum(stop, trained))
     progress = progress._replace(cursor=stop, state=state, sums=sums)
     if validation is None:

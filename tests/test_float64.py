@@ -24,7 +24,7 @@ from jaxdl.plans import make_plan
 from jaxdl.sharding import make_mesh, place_rows
 from jaxdl.steps import make_train_state, make_train_step
 from jaxdl.stopping import reduce_on_plateau
-from jaxdl.types import Examples, Weights
+from jaxdl.types import Batch, Examples, Weights
 
 RNG = np.random.default_rng(0)
 INPUTS = RNG.normal(3, 2, (23, 4))
@@ -103,12 +103,12 @@ def test_fifty_steps_of_a_hidden_layer_and_their_average_are_those_of_numpy():
         chosen = np.arange(number, number + 8) % 23
         # The last two rows are padding.
         shares = SHARES[chosen] * (np.arange(8) < 6)
-        batch = Examples(*(jnp.asarray(part) for part in (INPUTS[chosen], TARGETS[chosen], shares)))
+        batch = Batch(*(jnp.asarray(part) for part in (INPUTS[chosen], TARGETS[chosen], shares, np.arange(8) < 6)))
         state, sums = step(state, batch)
         hidden = np.maximum(INPUTS[chosen] @ k + b, 0)
         error = hidden @ v + c - TARGETS[chosen]
         close(sums.totals["loss"], (shares * error[:, 0] ** 2).sum())
-        slope = 2 * shares[:, None] * error / shares.sum()
+        slope = 2 * shares[:, None] * error / 6
         inner = (slope @ v.T) * (hidden > 0)
         gradients = INPUTS[chosen].T @ inner, inner.sum(0), hidden.T @ slope, slope.sum(0)
         k, b, v, c = (old - 0.02 * gradient for old, gradient in zip((k, b, v, c), gradients, strict=True))

@@ -19,6 +19,8 @@ from jaxdl import (
     reduce_on_plateau,
     start,
 )
+from jaxdl.batches import training_rows
+from jaxdl.beginnings import data_of_epoch
 from jaxdl.plans import NEVER
 from jaxdl.training import run_steps
 
@@ -174,3 +176,58 @@ def test_a_run_between_epochs_may_change_its_batch_size():
 def test_what_to_do_at_nan_is_one_of_two(on_nan):
     with pytest.raises(InputError, match='on_nan must be "stop" or "continue"'):
         train(epochs=1, on_nan=on_nan)
+
+
+def interrupted(rows, batch_size=8, **arguments):
+    """The result of a run that ended inside its second epoch."""
+    run = fit(MODEL, OBJECTIVE, optax.sgd(1e-3), rows, epochs=1, batch_size=batch_size, **arguments)
+    plan = make_plan(MODEL, OBJECTIVE, optax.sgd(1e-3), batch_size=batch_size)
+    inside = run_steps(run.progress, training_rows(rows), None, 3, plan=plan)
+    return run._replace(progress=inside, data=data_of_epoch(plan, inside, rows))
+
+
+def test_a_result_inside_an_epoch_resumes_on_its_own_rows_alone():
+    x = np.random.default_rng(1).normal(size=(64, 2)).astype(np.float32)
+    rows, others = examples(x, x[:, :1]), examples(x, x[:, 1:])
+    fewer = examples(x[:48], x[:48, :1])
+    run = interrupted(rows)
+    whole = fit(MODEL, OBJECTIVE, optax.sgd(1e-3), rows, epochs=2, batch_size=8)
+    for one, other in zip(
+        *(
+            jax.tree.leaves(each.final)
+            for each in (whole, fit(MODEL, OBJECTIVE, optax.sgd(1e-3), rows, epochs=2, batch_size=8, progress=run))
+        ),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(one, other)
+    for wrong in (others, fewer):
+        with pytest.raises(InputError, match=r"an epoch of batch_size=8, 64 rows, checksum \w+, got batch_size=8"):
+            fit(MODEL, OBJECTIVE, optax.sgd(1e-3), wrong, epochs=2, batch_size=8, progress=run)
+    # Between two epochs other rows may follow.
+    done = fit(MODEL, OBJECTIVE, optax.sgd(1e-3), rows, epochs=1, batch_size=8)
+    assert len(fit(MODEL, OBJECTIVE, optax.sgd(1e-3), others, epochs=2, batch_size=8, progress=done).records) == 2
+
+
+def test_a_result_inside_an_epoch_of_weighted_rows_or_a_source_is_checked_too():
+    x = np.random.default_rng(1).normal(size=(64, 2)).astype(np.float32)
+    rows = examples(x, x[:, :1], np.linspace(0.1, 2, 64))
+    with pytest.raises(InputError, match=r"batch_size=8, 64 rows, .* got batch_size=16"):
+        fit(MODEL, OBJECTIVE, optax.sgd(1e-3), rows, epochs=2, batch_size=16, progress=interrupted(rows))
+
+
+def test_another_monitor_makes_the_best_epoch_one_of_those_to_come():
+    x = np.random.default_rng(1).normal(size=(64, 2)).astype(np.float32)
+    rows, objective = examples(x, x[:, :1]), Objective(objectives.squared_error, (objectives.r2(),))
+    first = fit(MODEL, objective, optax.sgd(1e-2), rows, rows, epochs=2, stop=early_stopping("val_loss", patience=9))
+    then = fit(MODEL, objective, optax.sgd(1e-2), rows, rows, epochs=4, stop=early_stopping("val_r2", patience=9),
+               progress=first)  # fmt: skip
+    values = [record["val_r2"] for record in then.records]
+    assert then.best_epoch == 3 + int(np.argmax(values[2:]))
+    same = fit(MODEL, objective, optax.sgd(1e-2), rows, rows, epochs=4, stop=early_stopping("val_loss", patience=9),
+               progress=first)  # fmt: skip
+    losses = [record["val_loss"] for record in same.records]
+    assert same.best_epoch == 1 + int(np.argmin(losses))
+    many = fit_seeds(MODEL, objective, optax.sgd(1e-2), rows, rows, seeds=(0, 1), epochs=2)
+    resumed = fit_seeds(MODEL, objective, optax.sgd(1e-2), rows, rows, seeds=(0, 1), epochs=3, progress=many,
+                        stop=early_stopping("val_r2", patience=9))  # fmt: skip
+    assert resumed.best_epochs.tolist() == [3, 3]

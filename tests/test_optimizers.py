@@ -1,0 +1,178 @@
+"""Every optimizer of optax trains, is given what it asks for, and is evaluated where it should be."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import optax.contrib as contrib
+import pytest
+
+from jaxdl import Model, Objective, Weights, evaluate, examples, fit, fit_seeds, make_plan, objectives, sweep
+from jaxdl.errors import InputError
+from jaxdl.steps import make_train_state, make_train_step
+
+RANDOM = np.random.default_rng(0)
+X = RANDOM.normal(size=(64, 3)).astype(np.float32)
+Y = (X @ np.array([[1.0], [-2.0], [0.5]]) + 0.3 + RANDOM.normal(size=(64, 1)) / 9).astype(np.float32)
+ROWS = examples(X, Y)
+SQUARED = Objective(objectives.squared_error)
+
+
+def _apply(weights, inputs, *, train, key=None, mask=None):
+    return inputs @ weights.params["w"] + weights.params["b"][None, :], weights.stats
+
+
+MODEL = Model(lambda key, inputs: Weights({"w": jnp.zeros((3, 1)), "b": jnp.zeros(1)}, {}), _apply)
+
+PLAIN = "adabelief adadelta adagrad adafactor adam adamax adamaxw adamw adan amsgrad fromage lamb lars lion nadam"
+PLAIN += " nadamw noisy_sgd novograd optimistic_gradient_descent optimistic_adam_v2 radam rmsprop sgd sign_sgd sm3 yogi"
+OPTIMIZERS = {name: getattr(optax, name)(1e-2) for name in PLAIN.split() if hasattr(optax, name)} | {
+    "rprop": optax.rprop(1e-2),
+    "lbfgs": optax.lbfgs(),
+    "polyak_sgd": optax.polyak_sgd(),
+    "momo": contrib.momo(),
+    "momo_adam": contrib.momo_adam(),
+    "sophia": contrib.sophia(1e-2),
+    "prodigy": contrib.prodigy(),
+    "dadapt_adamw": contrib.dadapt_adamw(),
+    "dog": contrib.dog(1e-2),
+    "ademamix": contrib.ademamix(1e-2),
+    "mechanize": contrib.mechanize(optax.sgd(1e-2)),
+    "cocob": contrib.cocob(),
+    "reduce_on_plateau": optax.chain(optax.sgd(1e-2), contrib.reduce_on_plateau(patience=2)),
+    "accumulated plateau": optax.chain(optax.adam(1e-2), contrib.reduce_on_plateau(accumulation_size=2)),
+    "backtracking": optax.chain(optax.sgd(1.0), optax.scale_by_backtracking_linesearch(max_backtracking_steps=10)),
+    "injected": optax.inject_hyperparams(optax.adam)(learning_rate=1e-2),
+    "MultiSteps": optax.MultiSteps(optax.adam(1e-2), 2).gradient_transformation(),
+    "apply_if_finite": optax.apply_if_finite(optax.adam(1e-2), 3),
+    "masked": optax.masked(optax.adam(1e-2), {"w": True, "b": False}),
+    "sam, opaque": contrib.sam(optax.sgd(0.01), optax.chain(contrib.normalize(), optax.sgd(0.05)), opaque_mode=True),
+    "sam in a chain": optax.chain(
+        optax.clip(1.0), contrib.sam(optax.sgd(0.01), optax.sgd(0.05), opaque_mode=False)
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.filterwarnings("ignore:between two steps")
+def test_every_optimizer_trains_and_compiles_once(name, compilations):
+    run = fit(MODEL, SQUARED, OPTIMIZERS[name], ROWS, epochs=1)
+    assert run.reason == "epochs" and np.isfinite(run.records[0]["loss"])
+    with compilations() as names:
+        fit(MODEL, SQUARED, OPTIMIZERS[name], ROWS, epochs=3, progress=run)
+    assert "chunk_program" not in names
+
+
+def test_lbfgs_finds_the_least_squares():
+    run = fit(MODEL, SQUARED, optax.lbfgs(), ROWS, epochs=12, batch_size=64)
+    wanted = np.linalg.lstsq(np.c_[X, np.ones(64)].astype(np.float64), Y.astype(np.float64), rcond=None)[0]
+    np.testing.assert_allclose(run.final.params["w"], wanted[:3], atol=1e-4)
+
+
+def test_polyak_steps_are_those_of_the_formula():
+    # The step is (loss - lowest loss) / |gradient|**2 times the gradient.
+    w, b, x, y = np.zeros((3, 1)), np.zeros(1), np.float64(X), np.float64(Y)
+    for _ in range(3):
+        error = x @ w + b - y
+        gradients = 2 * x.T @ error / 64, 2 * error.mean(0)
+        rate = min((error**2).mean() / sum((each**2).sum() for each in gradients), 1.0)
+        w, b = w - rate * gradients[0], b - rate * gradients[1]
+    run = fit(MODEL, SQUARED, optax.polyak_sgd(max_learning_rate=1.0), ROWS, epochs=3, batch_size=64)
+    np.testing.assert_allclose(run.final.params["w"], w, rtol=1e-4)
+    np.testing.assert_allclose(run.final.params["b"], b, rtol=1e-4)
+
+
+def test_the_loss_of_many_runs_reaches_each_of_them():
+    both = fit_seeds(MODEL, SQUARED, optax.polyak_sgd(), ROWS, seeds=(3, 4), epochs=2)
+    for place, seed in enumerate((3, 4)):
+        alone = fit(MODEL, SQUARED, optax.polyak_sgd(), ROWS, seed=seed, epochs=2)
+        np.testing.assert_allclose(both.final.params["w"][place], alone.final.params["w"], rtol=1e-4, atol=1e-6)
+
+
+def strict(init):
+    return optax.GradientTransformationExtraArgs(init, lambda updates, state, params=None, *, moon: (updates, state))
+
+
+def test_what_cannot_be_given_is_named():
+    with pytest.raises(InputError, match=r"'moon'.* It is given value, grad, value_fn, obj_fn and grad_fn"):
+        fit(MODEL, SQUARED, strict(lambda params: ()), ROWS, epochs=1)
+
+
+def test_a_state_that_changes_its_form_is_refused():
+    grows = optax.GradientTransformation(lambda params: (), lambda updates, state, params=None: (updates, (0.0,)))
+    with pytest.raises(InputError, match="a state of the structure that its init returned"):
+        fit(MODEL, SQUARED, grows, ROWS, epochs=1)
+    widens = optax.GradientTransformation(
+        lambda params: jnp.zeros((), jnp.int32), lambda updates, state, params=None: (updates, state + 0.5)
+    )
+    with pytest.raises(InputError, match=r"got \(\) of float32 after \(\) of int32"):
+        fit(MODEL, SQUARED, widens, ROWS, epochs=1)
+
+
+FREE = contrib.schedule_free_sgd(0.1)
+SAM = contrib.sam(optax.sgd(0.05), optax.chain(contrib.normalize(), optax.sgd(0.5)), sync_period=2)
+
+
+def of_sam(opt_state, params):
+    return opt_state.cache
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "eval_params"), [(FREE, contrib.schedule_free_eval_params), (SAM, of_sam)], ids=["free", "SAM"]
+)
+def test_what_is_measured_and_kept_are_the_parameters_to_evaluate(optimizer, eval_params):
+    run = fit(MODEL, SQUARED, optimizer, ROWS, ROWS, epochs=3, batch_size=64, eval_params=eval_params)
+    # The same by hand, a step an epoch.
+    state = make_train_state(MODEL.init(jax.random.key(0), X), optimizer, jax.random.key(0))
+    step = jax.jit(make_train_step(MODEL, SQUARED, optimizer))
+    for record in run.records:
+        state, _ = step(state, ROWS)
+        wanted = Weights(eval_params(state.opt_state, state.weights.params), {})
+        np.testing.assert_allclose(record["val_loss"], evaluate(MODEL, SQUARED, wanted, ROWS)["loss"], rtol=1e-5)
+    np.testing.assert_allclose(run.final.params["w"], wanted.params["w"], rtol=1e-5)
+    best = min(run.records, key=lambda record: record["val_loss"])
+    np.testing.assert_allclose(evaluate(MODEL, SQUARED, run.best, ROWS)["loss"], best["val_loss"], rtol=1e-5)
+
+
+def test_many_runs_are_measured_at_the_parameters_to_evaluate():
+    both = fit_seeds(
+        MODEL, SQUARED, FREE, ROWS, ROWS, seeds=(0, 1), epochs=2, eval_params=contrib.schedule_free_eval_params
+    )
+    alone = fit(MODEL, SQUARED, FREE, ROWS, ROWS, seed=1, epochs=2, eval_params=contrib.schedule_free_eval_params)
+    np.testing.assert_allclose(both.final.params["w"][1], alone.final.params["w"], rtol=1e-4)
+    last = both.history[both.history["member"] == 1]["val_loss"].iloc[-1]
+    np.testing.assert_allclose(last, alone.records[-1]["val_loss"], rtol=1e-4)
+
+
+def free_plan(learning_rate):
+    return make_plan(MODEL, SQUARED, contrib.schedule_free_sgd(learning_rate))
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: fit(MODEL, SQUARED, FREE, ROWS, epochs=1),
+        lambda: fit(MODEL, SQUARED, optax.chain(optax.clip(1.0), FREE), ROWS, epochs=1),
+        lambda: fit_seeds(MODEL, SQUARED, FREE, ROWS, seeds=(0, 1), epochs=1),
+        lambda: sweep(free_plan, [{"learning_rate": 0.1}], ROWS, seeds=(0, 1), epochs=1),
+    ],
+    ids=["fit", "chain", "fit_seeds", "sweep"],
+)
+def test_a_known_optimizer_without_its_parameters_to_evaluate_is_warned_of(call):
+    with pytest.warns(UserWarning, match="Give eval_params=optax.contrib.schedule_free_eval_params") as seen:
+        call()
+    assert seen[0].filename == __file__
+
+
+def test_sam_is_warned_of():
+    with pytest.warns(UserWarning, match="the parameters are perturbed"):
+        fit(MODEL, SQUARED, SAM, ROWS, epochs=1)
+
+
+def test_eval_params_that_cannot_be_meant_are_refused():
+    with pytest.raises(InputError, match="average and eval_params each choose what is measured"):
+        make_plan(MODEL, SQUARED, FREE, average=0.9, eval_params=of_sam)
+    with pytest.raises(InputError, match="eval_params must be a function"):
+        make_plan(MODEL, SQUARED, FREE, eval_params="free")
+    with pytest.raises(InputError, match="eval_params must return parameters like those of the model"):
+        fit(MODEL, SQUARED, FREE, ROWS, epochs=1, eval_params=lambda opt_state, params: params["w"])
