@@ -260,7 +260,7 @@ def best_and_final(
     >>> rows = examples([[1.0], [2.0]], [[1.0], [2.0]])
     >>> plan = make_plan(mlp(()), Objective(objectives.squared_error), optax.sgd(0.1), batch_size=2)
     >>> many = members(jax.random.split(jax.random.key(0), 3), lambda key: start(plan, rows, key=key))
-    >>> [leaves.params["out"]["kernel"].shape for leaves in best_and_final(many, np.zeros(3))]
+    >>> [leaves.params["Dense_0"]["kernel"].shape for leaves in best_and_final(many, np.zeros(3))]
     [(3, 1, 1), (3, 1, 1)]
     """
     best, final = gathered((many.best, shown_weights_of_members(many, eval_params)))
