@@ -16,7 +16,7 @@ def device(monkeypatch):
         now = SimpleNamespace(time=50.0)
         monkeypatch.setattr(paces, "time", SimpleNamespace(perf_counter=lambda: now.time))
 
-        def chunks(plan, progress, train, validation, *, last, steps, run):
+        def chunks(plan, progress, train, validation, *, last, steps, run, prepared):
             done = 0
             while done < batches:
                 size = steps()
