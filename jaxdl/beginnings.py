@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 import zlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +20,7 @@ from jaxdl.plans import check_monitors
 from jaxdl.rates import rate_to_change
 from jaxdl.sources import Source, head
 from jaxdl.training import start, start_shapes
-from jaxdl.types import Array, Examples, Plan, Progress, PyTree, Weights
+from jaxdl.types import Array, Examples, Plan, Progress, PyTree, Stopping, Weights
 
 
 def begin(
@@ -114,6 +115,8 @@ def data_of_epoch(plan: Plan, progress: Progress, train: Examples | Source) -> s
 def check_data(plan: Plan, progress: Progress, train: Examples | Source, earlier: str) -> None:
     """Raise InputError where an epoch under way is to go on with other data than `data_of_epoch` told of it before.
 
+    Warns where `earlier` is empty, as for a bare Progress: its data cannot be compared.
+
     >>> import optax
     >>> from jaxdl import Objective, examples, make_plan, mlp, objectives
     >>> rows = examples([[1.0], [2.0]], [[1.0], [2.0]])
@@ -126,13 +129,22 @@ def check_data(plan: Plan, progress: Progress, train: Examples | Source, earlier
             f"progress stands inside an epoch of {earlier}, got {now}. Continue with the batch size and the rows that "
             "the epoch began with."
         )
+    if now and not earlier:
+        warnings.warn(
+            "progress stands inside an epoch and does not hold which data the epoch began with; it resumes with "
+            f"{now}. Pass the result of fit as progress: it holds the checksum of the data, which is then compared.",
+            RuntimeWarning,
+            stacklevel=3,
+        )
 
 
 def under_new_monitor(plan: Plan, progress: Progress, history: Sequence[Mapping[str, Any]]) -> Progress:
-    """Return the progress with a rule that begins anew where the plan monitors another value than the run did before.
+    """Return the progress as the rule of this plan reads the records of the run so far.
 
     The best value so far is one of the records: where it is not that of the monitored value, it cannot be compared
     with what comes. The best epoch is then one of those to come.
+
+    A run that its rule has ended trains on where this plan's rule, over the same records, would not have ended it.
 
     >>> import optax
     >>> from jaxdl import Objective, examples, make_plan, mlp, objectives
@@ -149,7 +161,39 @@ def under_new_monitor(plan: Plan, progress: Progress, history: Sequence[Mapping[
             init = plan.stop.init()
             anew = init if progress.epoch.ndim == 0 else jax.tree.map(lambda leaf: jnp.tile(leaf, len(epochs)), init)
             return progress._replace(stopping=anew)
+    if plan.stop.resume is not None and history and np.asarray(progress.stopping.done).any():
+        return progress._replace(stopping=_read_again(plan, progress, history))
     return progress
+
+
+def _read_again(plan: Plan, progress: Progress, history: Sequence[Mapping[str, Any]]) -> Stopping:
+    """Return what the rule of the plan remembers of these records, for runs that it would not have ended.
+
+    The variables of another best epoch than the one so far are gone, so that one stays. Nothing changes where the
+    records are not those of all epochs of a run.
+    """
+    done, held = np.asarray(progress.epoch), progress.stopping
+    state, last = plan.stop.init(), np.zeros_like(done)
+    for record in history:
+        epoch = np.broadcast_to(np.asarray(record["epoch"], np.int32), done.shape)
+        values = np.broadcast_to(_monitored(plan, record), done.shape)
+        after = plan.stop.update(state, jnp.asarray(values), jnp.asarray(epoch))
+        # A run that stood still while others trained has records of nan, under epochs that it has not done.
+        new = (epoch == last + 1) & (epoch <= done)
+        state, last = jax.tree.map(lambda now, old, new=new: np.where(new, now, old), after, state), last + new
+    trains = np.asarray(held.done) & (last == done) & ~state.done
+    own = trains & ((state.best_epoch == 0) | (state.best_epoch == np.asarray(held.best_epoch)))
+
+    def choose(which: np.ndarray, new: Array, old: Array) -> Array:
+        return jnp.asarray(np.where(which, new, old).astype(old.dtype))
+
+    return Stopping(
+        choose(own, state.best, held.best),
+        choose(own, state.best_epoch, held.best_epoch),
+        choose(trains, state.stale, held.stale),
+        choose(own, state.improved, held.improved),
+        choose(trains, state.done, held.done),
+    )
 
 
 def _monitored(plan: Plan, record: Mapping[str, Any]) -> Any:

@@ -101,10 +101,10 @@ def fit(
     weights: initial weights, instead of ones drawn with `seed`.
     progress: an earlier run to resume: the result of `fit`, or what `checkpoints.latest` returns. `epochs` counts its
         epochs too, and its records stand before the new ones, in the result and for the callbacks. A bare Progress
-        resumes the same run, whose earlier records are not known then. It comes without a seed and weights, and must be
-        of the same model, optimizer and metrics; inside of an epoch of the same batch size and rows too. A run that
-        stopped early trains on with more patience or without `stop`; with the rule that ended it, it stands
-        still. Where another value is monitored than before, the best epoch is one of those to come.
+        resumes the same run, whose earlier records are not known then, and warns inside of an epoch, whose data it
+        does not hold. An earlier run comes without a seed and weights, and must be of the same model, optimizer and
+        metrics; inside of an epoch of the same batch size and rows too. A run that stopped early trains on where `stop`
+        would not have ended it: with more patience, say, or another `min_delta`, or without a rule. Where another value is monitored than before, the best epoch is one of those to come.
     observers: functions `(progress, history) -> None`, called after every epoch with the records of all epochs so far.
     on_nan: whether to stop where a weight or a loss is not finite, with a warning that says where that arose. The
         result then stands before that step. Such an epoch is never the best.
@@ -230,8 +230,8 @@ def resumed(
             state: Progress = rebuilt(like, given.arrays)
             return state, recalled(given.about["history"])
         case _ if isinstance(given, result):
-            done = int(np.max(given.progress.epoch))
-            return given.progress, [{**record} for record in given.records if np.max(record["epoch"]) <= done]
+            done = np.asarray(given.progress.epoch)
+            return given.progress, [{**record} for record in given.records if (record["epoch"] <= done).any()]
     raise InputError(
         f"progress must be the {result.__name__} that an earlier call returned, what checkpoints.latest returns, or a "
         f"Progress, got {type(given).__name__}. Leave it out to begin a new run."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,6 +15,7 @@ import optax
 from jaxdl.arguments import check_callbacks, check_choice, check_platform, explain_calls, whole_number
 from jaxdl.batches import evaluation_rows, training_rows
 from jaxdl.beginnings import check_data, data_of_epoch, resume, under_new_monitor
+from jaxdl.chunks import Chunk, Run
 from jaxdl.ensembles import How, best_and_final, most_devices, run_members, spread, start_members
 from jaxdl.errors import InputError
 from jaxdl.fitting import check_seed, resumed, warn_of_eval_params, without_best
@@ -22,7 +23,7 @@ from jaxdl.objectives import check_labels
 from jaxdl.paces import paced
 from jaxdl.plans import NEVER, check_rows, make_plan
 from jaxdl.saves import Saved
-from jaxdl.types import Array, EvalParams, Examples, Model, Objective, Progress, Rule, Weights
+from jaxdl.types import Array, EvalParams, Examples, Model, Objective, Plan, Progress, Rule, Weights
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -82,6 +83,7 @@ def fit_seeds(
         a value of a record is an array (M,). With `checkpoints.keeper` for one, the runs can be resumed after a crash.
     progress: earlier runs of the same seeds to resume, as for `fit`: the result of `fit_seeds`, or what
         `checkpoints.latest` returns; their records stand before the new ones. Those of a bare Progress are not known.
+        Members that had stopped at different epochs and train on all reach `epochs`.
 
     Warns where a member has no best epoch, as `fit` does. Raises InputError for arguments that do not fit together.
 
@@ -120,20 +122,19 @@ def fit_seeds(
         state = under_new_monitor(plan, resume(plan, earlier, train, validation), records)
         check_data(plan, state, train, getattr(progress, "data", ""))
     warn_of_eval_params(plan, state)
-    last, ends = max(epochs, int(state.epoch.max())), "epochs"
-    behind = np.zeros(len(state.epoch), int)
-    if earlier is not None:
-        # Members that had stopped earlier and train on are at earlier epochs than the others.
-        begun_at, over = np.asarray(state.epoch), np.asarray(state.stopping.done)
-        behind = np.where(over, 0, begun_at.max() - begun_at)
+    ends = "epochs"
     rows: Any = training_rows(train), evaluation_rows(validation)
     state, *rows = spread(state, *rows, devices=most_devices(len(state.epoch)))
+    run = partial(run_members, how=how)
+    if earlier is None:
+        chunks = paced(plan, state, *rows, last=epochs, run=run, prepared=True)
+    else:
+        chunks = _until_all(plan, state, *rows, last=epochs, run=run)
     try:
-        for chunk in paced(plan, state, *rows, last=last, run=partial(run_members, how=how), prepared=True):
+        for chunk in chunks:
             # The record first: Ctrl-C may come between the two, and a record too many is seen below.
             if chunk.record is not None:
-                own = {"epoch": chunk.record["epoch"] - behind} if behind.any() else {}
-                records.append({**chunk.record, **own})
+                records.append(chunk.record)
             state = chunk.progress
             if chunk.record is not None:
                 for observe in observers:
@@ -148,6 +149,44 @@ def fit_seeds(
         which = f"members {', '.join(map(str, without))} of {len(fits.best_epochs)}"
         warnings.warn(without_best(plan, validation, which), RuntimeWarning, stacklevel=3)
     return fits
+
+
+def _until_all(
+    plan: Plan, state: Progress, train: Examples, validation: Examples | None, *, last: int, run: Run
+) -> Iterator[Chunk]:
+    """Yield the chunks of `paced` until each member has done the epoch `last` or has been stopped by its rule.
+
+    Members of one progress need not be at the same epoch: one that had stopped early may train on. All share the place
+    inside the epoch, so a member that stood still waits where the others are inside of one.
+    """
+    inside = int(state.cursor) > 0
+    while True:
+        epochs, over = np.asarray(state.epoch), np.asarray(state.stopping.done)
+        trains = ~over & (epochs < last)
+        if inside:
+            under_way = np.asarray(state.sums.weight).reshape(len(epochs), -1).any(1)
+            trains &= under_way | ~under_way.any()
+        if not trains.any():
+            return
+        behind, waits = np.where(trains, epochs.max() - epochs, 0), ~over & ~trains
+        end = int(epochs.max()) + (1 if inside and waits.any() else last - int(epochs[trains].max()))
+        here = _standing(state, state.stopping.done | waits) if waits.any() else state
+        for chunk in paced(plan, here, train, validation, last=end, run=run, prepared=True):
+            if waits.any():
+                state = _standing(chunk.progress, chunk.progress.stopping.done & ~waits)
+                chunk = chunk._replace(progress=state)
+            else:
+                state = chunk.progress
+            if chunk.record is not None and behind.any():
+                chunk = chunk._replace(record={**chunk.record, "epoch": chunk.record["epoch"] - behind})
+            yield chunk
+        if not behind.any() and not waits.any():
+            return
+        inside = False
+
+
+def _standing(progress: Progress, which: Array) -> Progress:
+    return progress._replace(stopping=progress.stopping._replace(done=which))
 
 
 def _check_members(progress: Progress, keys: Array | None) -> None:
@@ -167,7 +206,7 @@ def _fits(progress: Progress, records: list[Record], ends: str, eval_params: Eva
     done, best_epochs, stopped = map(np.asarray, (progress.epoch, progress.stopping.best_epoch, progress.stopping.done))
     best, final = best_and_final(progress, best_epochs, eval_params)
     reasons = tuple(reason_of(over, ends) for over in stopped)
-    records = [record for record in records if np.max(record["epoch"]) <= done.max()]
+    records = [record for record in records if (record["epoch"] <= done).any()]
     return Fits(as_table(records, done), best, final, best_epochs, reasons, progress, records)
 
 

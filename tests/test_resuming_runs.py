@@ -21,6 +21,7 @@ from jaxdl import (
 )
 from jaxdl.batches import training_rows
 from jaxdl.beginnings import data_of_epoch
+from jaxdl.ensembles import run_members
 from jaxdl.plans import NEVER
 from jaxdl.training import run_steps
 
@@ -72,6 +73,73 @@ def test_a_run_that_stopped_early_ends_where_the_larger_patience_would_have_ende
 def test_the_rule_that_ended_a_run_leaves_it_as_it_is(stopped):
     rest = train(epochs=9, progress=stopped.progress, stop=STOP)
     assert (rest.records, rest.reason) == ([], "early-stopping")
+
+
+@pytest.mark.parametrize(
+    "stop",
+    [
+        early_stopping("loss", patience=2),
+        early_stopping("loss", patience=2, start_from_epoch=5, min_delta=100.0),
+        early_stopping("loss", patience=3, min_delta=1e-3),
+    ],
+)
+def test_another_rule_with_the_records_ends_a_run_where_it_would_have_ended_it(stopped, stop):
+    rest, whole = train(epochs=9, progress=stopped, stop=stop), train(epochs=9, stop=stop)
+    assert (rest.reason, len(rest.records)) == (whole.reason, len(whole.records))
+    assert len(rest.records) > 3
+    assert_equal(rest.final, whole.final)
+
+
+def test_a_stricter_rule_leaves_a_run_that_has_ended(stopped):
+    stop = early_stopping("loss", patience=1, min_delta=100.0)
+    assert len(train(epochs=9, progress=stopped, stop=stop).records) == 3
+
+
+def test_members_at_different_epochs_all_reach_the_last():
+    objective = Objective(objectives.squared_error)
+    noise = examples(INPUTS, np.random.default_rng(3).normal(size=(len(INPUTS), 1)))
+    flags = {"model": MODEL, "objective": objective, "optimiser": optax.adam(0.05), "train": ROWS, "validation": noise}
+    first = fit_seeds(**flags, seeds=(0, 1, 2), epochs=20, stop=early_stopping(patience=1), how="map")
+    reached = np.asarray(first.progress.epoch)
+    assert len(set(reached)) > 1 and first.reasons == ("early-stopping",) * 3
+    last = int(reached.max()) + 2
+    stops = []
+
+    def stop_inside(progress, records):
+        if len(records) == len(first.records) + stops[-1]:
+            raise KeyboardInterrupt
+
+    def resumed(*after):
+        run = first
+        for stops[:] in ([number] for number in after):
+            run = fit_seeds(**flags, epochs=last, progress=run, how="map", observers=[stop_inside])
+            assert set(run.reasons) == {"interrupted"}
+        return fit_seeds(**flags, epochs=last, progress=run, how="map")
+
+    for run in (resumed(), resumed(1), resumed(last - reached.min() - 1)):
+        assert np.asarray(run.progress.epoch).tolist() == [last] * 3 and run.reasons == ("epochs",) * 3
+        for seed in range(3):
+            alone = fit(**flags, seed=seed, epochs=last)
+            assert_equal(jax.tree.map(lambda leaf, seed=seed: leaf[seed], run.final), alone.final)
+            own = run.history[run.history["member"] == seed].drop(columns="member").set_index("epoch")
+            np.testing.assert_array_equal(own.index, range(1, last + 1))
+            np.testing.assert_array_equal(
+                own["val_loss"].astype(np.float32), alone.history["val_loss"].astype(np.float32)
+            )
+
+
+def test_members_that_stand_still_wait_for_the_epoch_of_the_others():
+    plan = make_plan(MODEL, OBJECTIVE, OPTIMIZER, stop=STOP)
+    first = train_seeds(seeds=(0, 1), epochs=2, how="map")
+    # Of two members one has stopped, and the other is cut inside the next epoch.
+    over = first.progress.stopping._replace(done=jnp.array([True, False]), stale=jnp.array([9, 0]))
+    half, _ = run_members(first.progress._replace(stopping=over), ROWS, None, 1, plan=plan, how="map")
+    assert int(half.cursor) == 1 and np.asarray(half.epoch).tolist() == [2, 2]
+    with pytest.warns(RuntimeWarning, match="does not hold which data"):
+        both = train_seeds(epochs=4, progress=half, how="map")
+    whole = train_seeds(seeds=(0, 1), epochs=4, how="map")
+    assert np.asarray(both.progress.epoch).tolist() == [4, 4]
+    assert_equal(both.final, whole.final)
 
 
 @pytest.mark.parametrize("stop", [NEVER, early_stopping("loss", patience=4, min_delta=100.0)])
@@ -164,7 +232,9 @@ def test_an_epoch_goes_on_with_its_own_batch_size_alone(steps, batch_size):
     middle = run_steps(start(PLAN, ROWS, key=jax.random.key(0)), ROWS, None, steps, plan=PLAN)
     with pytest.raises(InputError, match="progress stands"):
         train(epochs=1, batch_size=batch_size, progress=middle)
-    assert_equal(train(epochs=1, progress=middle).final, train(epochs=1).final)
+    with pytest.warns(RuntimeWarning, match="progress stands inside an epoch and does not hold which data"):
+        rest = train(epochs=1, progress=middle)
+    assert_equal(rest.final, train(epochs=1).final)
 
 
 def test_a_run_between_epochs_may_change_its_batch_size():
