@@ -104,7 +104,8 @@ def fit(
         resumes the same run, whose earlier records are not known then, and warns inside of an epoch, whose data it
         does not hold. An earlier run comes without a seed and weights, and must be of the same model, optimizer and
         metrics; inside of an epoch of the same batch size and rows too. A run that stopped early trains on where `stop`
-        would not have ended it: with more patience, say, or another `min_delta`, or without a rule. Where another value is monitored than before, the best epoch is one of those to come.
+        would not have ended it: with more patience, say, or another `min_delta`, or without a rule. Where another value
+        is monitored than before, the best epoch is one of those to come.
     observers: functions `(progress, history) -> None`, called after every epoch with the records of all epochs so far.
     on_nan: whether to stop where a weight or a loss is not finite, with a warning that says where that arose. The
         result then stands before that step. Such an epoch is never the best.
@@ -225,8 +226,13 @@ def resumed(
         case Progress():
             return given, []
         case Saved():
-            like = template()
-            check_kinds(given.about["kinds"], like)
+            kinds, like = given.about["kinds"], template()
+            # `plateau` may be added and left out, as where a result is resumed.
+            names = [name for name in kinds if name.startswith("plateau/")]
+            if not names or like.plateau == ():
+                arrays = {name.removeprefix("plateau/"): np.zeros(*kinds[name][::-1]) for name in names}
+                like = like._replace(plateau=arrays or ())
+            check_kinds(kinds, like)
             state: Progress = rebuilt(like, given.arrays)
             return state, recalled(given.about["history"])
         case _ if isinstance(given, result):

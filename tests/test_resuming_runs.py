@@ -9,6 +9,7 @@ import pytest
 from jaxdl import (
     InputError,
     Objective,
+    checkpoints,
     early_stopping,
     examples,
     fit,
@@ -161,6 +162,20 @@ def test_reduce_on_plateau_may_be_added_and_left_out():
     assert rates == [1.0, 1.0, 0.5]
     left = train(optimiser=INJECTED, epochs=6, progress=added.progress)
     assert len({record["learning_rate"] for record in left.records}) == 1
+
+
+def test_reduce_on_plateau_may_be_added_to_a_checkpoint_and_left_out(tmp_path):
+    options = {"optimiser": INJECTED, "plateau": reduce_on_plateau("loss", patience=1, factor=0.5, min_delta=100.0)}
+    for name, first, then in (
+        ("left out", options, {"optimiser": INJECTED}),
+        ("added", {"optimiser": INJECTED}, options),
+    ):
+        with checkpoints.keeper(tmp_path / name, {}, every=99, tell=print) as keep:
+            run = train(**first, epochs=3, observers=[keep])
+        kept = train(**then, epochs=5, progress=checkpoints.latest(tmp_path / name, print))
+        expected = train(**then, epochs=5, progress=run)
+        assert_equal(kept.final, expected.final)
+        assert kept.records == expected.records and len(kept.records) == 5
 
 
 OTHERS = {
