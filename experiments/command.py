@@ -16,7 +16,7 @@ from experiments import output, sharing
 from experiments.output import Output
 from experiments.watching import OWN
 from jaxdl import folders, processes
-from jaxdl.errors import InputError
+from jaxdl.errors import InputError, printable
 from jaxdl.interrupts import Interrupts, interrupts
 from jaxdl.locks import locked
 from jaxdl.replays import NotFiniteError
@@ -102,7 +102,7 @@ def _go(
 def _said(text: str, code: int) -> int:
     # Of what all processes have met one tells; bad input may be that of one alone.
     if processes.is_first() or code == BAD_INPUT:
-        print(text, file=sys.stderr)
+        print(printable(text), file=sys.stderr)
     return code
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 
 from experiments.lesson_rows import Row
 from experiments.lesson_training import Trained
+from jaxdl._files import atomic_write
 from jaxdl.errors import InputError
 
 ARRAYS = ("values", "outputs", "history")
@@ -36,13 +36,8 @@ def save(folder: Path, done: Trained) -> None:
     # A zip file checks what it holds, but not that its list of contents is whole.
     about["arrays"] = list(named)
     folder.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(".part")
-    with draft.open("wb") as file:
+    with atomic_write(path) as file:
         np.savez(file, about=np.array(json.dumps(about)), epochs=row.epochs, **named)
-        # Or a machine that stops may keep the new name and lose what it names.
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(draft, path)
 
 
 def load(folder: Path, section: str, name: str) -> Trained | None:

@@ -7,9 +7,10 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NoReturn
 
 from rich.console import Console
+
+from jaxdl.terminals import Terminal
 
 WARNING = "bold red"
 
@@ -22,13 +23,6 @@ class Output:
     """Print nothing but warnings and errors, which go to the standard error."""
     json: bool = False
     """Be quiet, and print the results as JSON at the end."""
-
-
-class _Terminal(Console):
-    """A console that leaves a closed pipe to its caller."""
-
-    def on_broken_pipe(self) -> NoReturn:
-        raise BrokenPipeError
 
 
 @contextmanager
@@ -60,7 +54,7 @@ def console(output: Output) -> Console:
     >>> console(Output(json=True)).quiet
     True
     """
-    return _Terminal(quiet=output.quiet or output.json)
+    return Terminal(quiet=output.quiet or output.json)
 
 
 def warn(text: str | None, shown: Console) -> None:
@@ -69,5 +63,5 @@ def warn(text: str | None, shown: Console) -> None:
     >>> warn(None, Console())
     """
     if text:
-        heard = Console(file=sys.stderr) if shown.quiet else shown
+        heard = Terminal(file=sys.stderr) if shown.quiet else shown
         heard.print(f"WARNING: {text}", style=WARNING, markup=False, soft_wrap=True)

@@ -18,7 +18,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, NoReturn
+from typing import Annotated, Literal
 
 import tyro
 from rich.console import Console
@@ -27,7 +27,8 @@ from jaxdl import accounts, differences, exports, folders, listings, run_tables
 from jaxdl.arguments import check_platform
 from jaxdl.canvas import save
 from jaxdl.comparison_plots import overlay, shared
-from jaxdl.errors import InputError
+from jaxdl.errors import InputError, printable
+from jaxdl.terminals import Terminal
 
 PROG = "python -m jaxdl"
 BAD_INPUT, INTERRUPTED, CLOSED = 2, 130, 141
@@ -129,7 +130,7 @@ def _list(command: Runs, console: Console) -> None:
     if command.json:
         print(folders.as_json([{**each._asdict(), "folder": str(each.folder)} for each in rows]), end="")
     elif command.quiet:
-        print("".join(f"{each.folder}\n" for each in rows), end="")
+        print("".join(f"{printable(str(each.folder))}\n" for each in rows), end="")
     elif rows:
         console.print(run_tables.listed(rows, console.width))
         for note in run_tables.notes(rows):
@@ -146,7 +147,7 @@ def _compare(command: Runs, console: Console) -> None:
     if command.json:
         print(folders.as_json([each._asdict() for each in found]), end="")
     elif command.quiet:
-        print("".join(f"{each.entry}\n" for each in found), end="")
+        print("".join(f"{printable(each.entry)}\n" for each in found), end="")
     elif found:
         console.print(run_tables.compared(found, names))
     else:
@@ -189,14 +190,8 @@ def _draw(command: Runs, rows: Sequence[listings.Row]) -> None:
     tables = listings.histories(rows)
     save(overlay(tables, command.metric or shared(tables), title=str(command.folder)), command.plot)
     if left_out := [each.run for each in rows if each.run not in tables]:
-        print(f"not drawn, because no epoch of theirs can be read: {', '.join(left_out)}", file=sys.stderr)
-
-
-class _Terminal(Console):
-    """A console that leaves a closed pipe to its caller."""
-
-    def on_broken_pipe(self) -> NoReturn:
-        raise BrokenPipeError
+        text = f"not drawn, because no epoch of theirs can be read: {', '.join(left_out)}"
+        print(printable(text), file=sys.stderr)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -205,7 +200,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command = tyro.cli(
             Command, args=arguments, prog=PROG, description=__doc__, config=(tyro.conf.FlagCreatePairsOff,)
         )
-        run(command, _Terminal())
+        run(command, Terminal())
         sys.stdout.flush()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from jaxdl._files import atomic_write
 from jaxdl.arguments import given_as
 from jaxdl.errors import InputError
 
@@ -59,10 +60,8 @@ def save(figure: Figure, path: str | Path) -> None:
     known = sorted(figure.canvas.get_supported_filetypes())
     if path.suffix[1:].lower() not in known:
         raise InputError(f"a figure's file must end in .{', .'.join(known)}, got {path}. Use {path.stem}.png, say.")
-    draft = path.with_name(f"{path.name}.part")
     try:
-        figure.savefig(draft, format=path.suffix[1:].lower())
-        draft.replace(path)
+        with atomic_write(path) as file:
+            figure.savefig(file, format=path.suffix[1:].lower())
     except OSError as error:
-        draft.unlink(missing_ok=True)
         raise InputError(f"{path} cannot be written: {error.strerror}. Choose another file.") from None

@@ -8,12 +8,15 @@ import os
 import stat
 from pathlib import Path
 
+from jaxdl._files import atomic_write, is_draft, sync, sync_below
+
 NAME = "checksums.json"
-_DRAFT = NAME + ".part"
 
 
 def write(folder: Path) -> None:
     """Writes `checksums.json` into a folder: the SHA-256 of each file below it, and of that list itself.
+
+    When it returns, all of that and the folder's own name are on the disk.
 
     Raises OSError where a file cannot be read, or the list not written.
 
@@ -24,13 +27,11 @@ def write(folder: Path) -> None:
     ...     print(damage(Path(name)))
     None
     """
-    draft = folder / _DRAFT
-    with draft.open("wb") as file:
+    # What the list names is on the disk before the list is, or a power cut could leave the list alone.
+    sync_below(folder)
+    with atomic_write(folder / NAME) as file:
         file.write(_canonical({name: _sum(folder / name) for name in _files(folder)}))
-        # Or a machine that stops may keep the new name and lose what it names.
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(draft, folder / NAME)
+    sync(folder.parent)
 
 
 def listing(folder: Path) -> str:
@@ -84,7 +85,7 @@ def _files(folder: Path) -> list[str]:
                 raise ValueError(f"{_shown(path.relative_to(folder).as_posix())} is a link or no file")
             if stat.S_ISREG(mode):
                 found.append(path.relative_to(folder).as_posix())
-    return sorted(name for name in found if name not in (NAME, _DRAFT))
+    return sorted(name for name in found if name != NAME and not is_draft(name))
 
 
 def _raise(error: OSError) -> None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from jaxdl._files import draft_name
 from jaxdl.errors import InputError
 
 if TYPE_CHECKING:
@@ -114,7 +115,7 @@ def replace(folder: str | Path, name: str, events: Iterable[Event]) -> None:
     from tensorboardX.record_writer import RecordWriter
 
     folder = Path(folder)
-    part = folder / f"{name}.part"
+    part = draft_name(folder / name)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         writer = RecordWriter(str(part))
@@ -126,6 +127,7 @@ def replace(folder: str | Path, name: str, events: Iterable[Event]) -> None:
             writer.close()
         os.replace(part, folder / f"{PREFIX}.{name}")
     except OSError as error:
+        part.unlink(missing_ok=True)
         raise InputError(
             f"{folder} cannot be written ({error.strerror}). Free some space and start the same command again."
         ) from error

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -13,11 +14,13 @@ import jax
 import numpy as np
 
 from jaxdl import cards, checksums, folders, portable
+from jaxdl._files import draft_name, is_draft, sync, sync_below
 from jaxdl.batches import batch_rows
 from jaxdl.data import Scaling
 from jaxdl.errors import InputError
 from jaxdl.inference import inference
 from jaxdl.leaves import named
+from jaxdl.locks import exclusive
 from jaxdl.networks import as_model, from_json
 from jaxdl.runs import surroundings
 from jaxdl.types import Model, PyTree, Weights
@@ -217,14 +220,30 @@ def _new(folder: Path) -> Iterator[Path]:
     """A folder to fill, which gets its name when all is in it."""
     if os.path.lexists(folder):
         raise InputError(f"export needs a new folder, got {folder}, which exists. Choose another name or remove it.")
-    draft = folder.absolute().with_name(f".{folder.name}-{os.getpid()}.part")
+    folder, draft = folder.absolute(), None
     try:
-        draft.mkdir(parents=True)
-        yield draft
-        draft.rename(folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        _remove_killed(folder)
+        draft = draft_name(folder)
+        draft.mkdir()
+        with exclusive(draft):
+            yield draft
+            sync_below(draft)
+            draft.rename(folder)
+        sync(folder.parent)
     except OSError as error:
         raise InputError(
             f"{folder} cannot be written ({error.strerror}). Make room, or choose another folder."
         ) from error
     finally:
-        shutil.rmtree(draft, ignore_errors=True)
+        if draft is not None:
+            shutil.rmtree(draft, ignore_errors=True)
+
+
+def _remove_killed(folder: Path) -> None:
+    """Remove what exports to this folder that were killed have left beside it."""
+    for path in folder.parent.glob(f".{glob.escape(folder.name[:100])}*.part"):
+        if not is_draft(path.name) or path.is_symlink() or not path.is_dir():
+            continue
+        with suppress(InputError, OSError), exclusive(path):  # An export that is under way holds its draft.
+            shutil.rmtree(path)

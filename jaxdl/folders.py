@@ -5,18 +5,17 @@ from __future__ import annotations
 import json
 import math
 import os
+import stat
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxdl.errors import InputError
+from jaxdl._files import atomic_write, is_draft, open_regular
+from jaxdl.errors import InputError, printable
 
 CONFIG, METRICS, HISTORY = "config.json", "metrics.json", "history.csv"
 # What config.json says for those who use the model, beside what the run was told.
 USAGE = ("network", "inputs", "outputs", "card", "terms")
-
-
-# What a process that was killed at its very beginning leaves.
-_REMAINS = {"lock", CONFIG + ".part"}
 
 
 class Earlier(NamedTuple):
@@ -36,8 +35,10 @@ def earlier(folder: str | Path) -> Earlier | None:
     """
     folder = Path(folder)
     try:
-        if not folder.exists() or not {path.name for path in folder.iterdir()} - _REMAINS:
+        # A process that was killed at its very beginning leaves its lock and a draft.
+        if not folder.exists() or all(path.name == "lock" or is_draft(path.name) for path in folder.iterdir()):
             return None
+        check_no_links(folder)
         if not (folder / CONFIG).exists():
             raise InputError(
                 f"--workdir {folder} must be new, empty or the folder of a run, got a folder that holds other files. "
@@ -49,6 +50,31 @@ def earlier(folder: str | Path) -> Earlier | None:
         raise InputError(f"--workdir {folder} must be a folder, got a file. Choose another name.") from None
     except OSError as error:
         raise InputError(f"--workdir {folder} cannot be read: {error.strerror}. Choose another folder.") from None
+
+
+def check_no_links(folder: Path) -> None:
+    """Raise InputError where a run's folder holds anything but files and folders.
+
+    A run writes and removes what lies below its folder. Through a link, in a folder that comes from elsewhere, that
+    would be any file of the user's; a pipe would make it wait for ever.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     os.symlink("/tmp", Path(folder, "figures"))
+    ...     check_no_links(Path(folder))
+    Traceback (most recent call last):
+    jaxdl.errors.InputError: --workdir ... holds figures, which is a link or no file. ...
+    """
+    for root, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            with suppress(FileNotFoundError):  # Another process may remove its drafts meanwhile.
+                mode = Path(root, name).lstat().st_mode
+                if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+                    found = printable(Path(root, name).relative_to(folder).as_posix())
+                    raise InputError(
+                        f"--workdir {folder} holds {found}, which is a link or no file. Remove it if you know where it "
+                        "comes from, or choose another folder."
+                    )
 
 
 def make(folder: Path) -> None:
@@ -108,7 +134,8 @@ def read_json(path: Path) -> dict[str, Any]:
     {'rmse': 3.5}
     """
     try:
-        return {**json.loads(path.read_bytes())}
+        with open_regular(path) as file:
+            return {**json.loads(file.read())}
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}. Make it readable.") from None
     except (ValueError, TypeError, RecursionError):
@@ -127,13 +154,8 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     ...     json.loads(Path(folder, "a.json").read_text())
     {'rmse': None}
     """
-    draft = path.with_name(path.name + ".part")
-    with draft.open("w") as file:
+    with atomic_write(path, "w") as file:
         file.write(as_json(content))
-        # Or a machine that stops may keep the new name and lose what it names.
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(draft, path)
 
 
 def as_json(content: Any) -> str:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import socket
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from jaxdl._files import open_regular
 from jaxdl.errors import InputError
 
 try:
@@ -62,7 +66,7 @@ def exclusive(path: Path) -> Iterator[None]:
     Traceback (most recent call last):
     jaxdl.errors.InputError: ... is being written by another run. ...
     """
-    number = os.open(path, os.O_RDONLY)
+    number = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     try:
         if fcntl is not None:
             try:
@@ -90,12 +94,13 @@ def held(folder: Path) -> bool:
     """
     path = folder / NAME
     try:
-        holder = path.read_text(errors="replace").split()
+        with open_regular(path, follow=False) as file:
+            holder = file.read(1000).decode(errors="replace").split()
         # To ask the system means to hold the lock for a moment, which another process might just then want: so that is
         # asked only where the file names a process that may well hold it.
         if fcntl is None or len(holder) != 2 or (holder[1] == socket.gethostname() and not _runs(int(holder[0]))):
             return False
-        number = os.open(path, os.O_RDONLY)
+        number = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except (OSError, ValueError, OverflowError):
         return False
     try:
@@ -117,14 +122,29 @@ def _runs(process: int) -> bool:
     return True
 
 
+def _ours(number: int) -> bool:
+    """Whether a lock file is one that a run wrote, or an empty one: nothing else may be written over or removed."""
+    if not stat.S_ISREG(os.fstat(number).st_mode):
+        return False
+    text = os.pread(number, 1000, 0)
+    return not text or re.fullmatch(rb"\d+ \S+", text) is not None
+
+
 def _acquire(path: Path) -> int:
     while True:
         try:
-            number = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
         except OSError as error:
+            reason = f"its {NAME} is a link" if error.errno == errno.ELOOP else error.strerror
             raise InputError(
-                f"--workdir {path.parent} must be a folder that can be written: {error.strerror}. Choose another."
+                f"--workdir {path.parent} must be a folder that can be written: {reason}. Choose another."
             ) from None
+        if not _ours(number):
+            os.close(number)
+            raise InputError(
+                f"--workdir {path.parent} holds a {NAME} that no run has written. Rename that file, or choose another "
+                "folder."
+            )
         try:
             fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # Its holder may have removed the file between the opening and the locking.

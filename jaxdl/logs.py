@@ -21,6 +21,7 @@ from typing import IO, Any
 import numpy as np
 
 from jaxdl import events
+from jaxdl._files import create_draft, open_regular, sync
 from jaxdl.errors import InputError
 from jaxdl.fitting import Observer, Written
 from jaxdl.locks import exclusive
@@ -78,44 +79,47 @@ def csv_file(path: str | Path, history: Sequence[dict[str, Any]] = ()) -> Iterat
     ...     print(Path(folder, "history.csv").read_text().split())
     ['epoch,loss', '1,0.5']
     """
-    path, draft = Path(path), Path(f"{path}.part")
+    path = Path(path)
     with ExitStack() as stack:
         if path.exists():
             stack.enter_context(exclusive(path))
-        file = stack.enter_context(draft.open("wb", buffering=0))
+        draft, number = create_draft(path)
+        file = stack.enter_context(os.fdopen(number, "wb", buffering=0))
+        # Without an epoch, the file that was there stays.
+        stack.callback(draft.unlink, missing_ok=True)
         stack.enter_context(exclusive(draft))
         table = _Table(file, Written(history) if history else Written(_rows_in(path), known=False))
-        if history or not path.exists():
+        waits = not history and path.exists()
+        if not waits:
             table.write(None)
             os.replace(draft, path)
 
         def observe(progress: Any, history: History) -> None:
+            nonlocal waits
             held, _ = table.written.update(history)
             del table.ends[held + 1 :]
             table.write(progress)
             # Only now, so that the rows of earlier epochs are on the disk at every moment.
-            if draft.exists():
+            if waits:
                 os.replace(draft, path)
+                waits = False
 
-        try:
-            yield observe
-            if table.full is not None:
-                table.write(table.progress)
-            if table.full is not None:
-                raise InputError(
-                    f"{path} cannot be written ({table.full.strerror}). Free some space and start the same command "
-                    "again."
-                )
-        finally:
-            # Without an epoch, the file that was there stays.
-            draft.unlink(missing_ok=True)
+        yield observe
+        if table.full is not None:
+            table.write(table.progress)
+        if table.full is not None:
+            raise InputError(
+                f"{path} cannot be written ({table.full.strerror}). Free some space and start the same command again."
+            )
+        os.fsync(number)
+        sync(path.parent)
 
 
 def _rows_in(path: Path) -> list[dict[str, Any]]:
     """The rows of a file that `csv_file` wrote of a run; none where it holds anything else."""
     try:
-        with path.open(newline="") as file:
-            rows = csv.DictReader(file, strict=True)
+        with open_regular(path) as content:
+            rows = csv.DictReader(io.TextIOWrapper(content, newline=""), strict=True)
             if (rows.fieldnames or [""])[0] != "epoch":  # of many runs, which bring their whole history
                 return []
             return [{**row, "epoch": int(row["epoch"])} for row in rows]

@@ -12,6 +12,7 @@ import csv
 import hashlib
 import json
 import os
+import secrets
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -200,14 +201,17 @@ def written(target: str) -> Iterator[TextIO]:
         with path.open("w", encoding="utf-8", newline="") as file:
             yield file
     else:
-        draft = path.with_name(path.name + ".part")
+        # A name that nobody can foresee and that did not exist: no link is followed, and no file written over.
+        draft = path.with_name(f".{path.name[:50]}.{secrets.token_hex(8)}.part")
         try:
-            file = draft.open("w", encoding="utf-8", newline="")
+            file = draft.open("x", encoding="utf-8", newline="")
         except OSError as error:
             raise DataError(f"{target} cannot be written: {error.strerror}.") from None
         try:
             with file:
                 yield file
+                file.flush()
+                os.fsync(file.fileno())
             os.replace(draft, path)
         finally:
             draft.unlink(missing_ok=True)

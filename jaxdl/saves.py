@@ -24,6 +24,7 @@ from jaxdl.leaves import kinds, named
 from jaxdl.types import Array, Progress
 
 History = list[dict[str, float]]
+KEPT = 2  # checkpoints of a run: the latest, and the one before
 OWN = ("kinds", "arrays", "history")  # entries of a checkpoint's `about` that `content_of` writes
 
 
@@ -221,6 +222,9 @@ def write(folder: Path, arrays: Mapping[str, Any], about: Mapping[str, Any]) -> 
             manager.save(number, args=items)
         if first:
             checksums.write(path)
+            # Only now: before, what is older was all that a power cut would have left.
+            for old in numbers_in(folder)[:-KEPT]:
+                shutil.rmtree(folder / str(old), ignore_errors=True)
     except BaseException:
         # What is half-written would only take room on a disk that may be full.
         for rest in (path, *drafts_in(folder)) if first else ():
@@ -251,10 +255,8 @@ def read(folder: Path, number: int) -> Saved:
 
 def _manager(folder: Path, **options: Any) -> Any:
     import orbax.checkpoint as ocp
-    from orbax.checkpoint.checkpoint_managers import preservation_policy
 
     settings = ocp.CheckpointManagerOptions(
-        preservation_policy=preservation_policy.LatestN(2),
         cleanup_tmp_directories=True,
         # The thread that calls it is not the one that trains.
         enable_async_checkpointing=False,

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdl import room
+from jaxdl._files import sync, sync_below
 from jaxdl.errors import InputError
 from jaxdl.saves import alone
 from jaxdl.types import PyTree, Weights
@@ -56,6 +57,8 @@ def save(path: str | Path, weights: Weights) -> None:
         room.require(folder.parent, sum(array.nbytes for array in arrays.values()) + about.nbytes)
         with ocp.StandardCheckpointer(**alone()) as checkpointer:
             checkpointer.save(folder, {"about": about, **arrays, "checksum": _digest(about, arrays)})
+        sync_below(folder)
+        sync(folder.parent)
     except OSError as error:
         raise InputError(
             f"{folder} cannot be written ({error.strerror or error}). Make room, or choose another folder."

@@ -18,7 +18,7 @@ def test_a_new_or_an_empty_folder_holds_no_run(tmp_path):
     assert folders.earlier(tmp_path / "new" / "deeper") is None
 
 
-@pytest.mark.parametrize("name", ["lock", "config.json.part"])
+@pytest.mark.parametrize("name", ["lock", ".config.json.0123456789abcdef.part"])
 def test_what_a_process_leaves_that_was_killed_at_once_is_no_run(tmp_path, name):
     (tmp_path / name).touch()
     assert folders.earlier(tmp_path) is None

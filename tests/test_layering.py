@@ -30,6 +30,7 @@ RING = (
         "paces",
         "beginnings",
         "replays",
+        "_files",
         "room",
         "checksums",
         "saves",
@@ -52,7 +53,7 @@ RING = (
     *("events", "logs", "distributions", "graphs", "descriptions"),
     *("bars", "curves", "canvas", "plots", "ensemble_plots", "interval_plots", "residual_plots", "rate_plots"),
     *("comparison_plots", "units", "summaries", "speeds", "costs", "profiles"),
-    *("collectives", "folders", "runs", "listings", "differences", "accounts", "run_tables"),
+    *("collectives", "terminals", "folders", "runs", "listings", "differences", "accounts", "run_tables"),
     *("cards", "portable", "exports", "__main__"),
 )
 ORDER = CORE + RING
@@ -186,8 +187,8 @@ def test_modules_import_only_what_stands_above_them():
     assert offenders(MODULES, wrong) == []
 
 
-def test_errors_import_nothing():
-    assert [name for name, _ in imports(ROOT / "jaxdl" / "errors.py")] == ["__future__.annotations"]
+def test_errors_import_nothing_but_regular_expressions():
+    assert [name for name, _ in imports(ROOT / "jaxdl" / "errors.py")] == ["__future__.annotations", "re"]
 
 
 def test_experiments_are_imported_by_no_module():

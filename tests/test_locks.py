@@ -62,11 +62,36 @@ def test_a_lock_is_given_back_when_the_block_fails(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("content", ["", "1 nowhere", "a very long text " * 100])
+@pytest.mark.parametrize("content", ["", "1 nowhere"])
 def test_a_lock_file_that_nobody_holds_is_taken_over(tmp_path, content):
     (tmp_path / "lock").write_text(content)
     with locked(tmp_path):
         assert (tmp_path / "lock").read_text() == f"{os.getpid()} {socket.gethostname()}"
+
+
+@pytest.mark.parametrize("content", ["my notes", "1 nowhere and more", "4711", "a very long text " * 100])
+def test_a_file_called_lock_that_no_run_wrote_is_refused_and_stays(tmp_path, content):
+    (tmp_path / "lock").write_text(content)
+    with pytest.raises(InputError, match="holds a lock that no run has written"), locked(tmp_path):
+        pass
+    assert (tmp_path / "lock").read_text() == content
+
+
+@pytest.mark.parametrize("target", ["mine", "nothing", "pipe"])
+def test_a_lock_that_is_a_link_or_a_pipe_is_refused_and_nothing_is_written(tmp_path, target):
+    (tmp_path / "mine").write_text("1 nowhere")
+    os.mkfifo(tmp_path / "pipe")
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "lock").symlink_to(tmp_path / target)
+    before = {path.name for path in tmp_path.iterdir()}
+    with pytest.raises(InputError, match="its lock is a link"), locked(folder):
+        pass
+    (folder / "lock").unlink()
+    os.mkfifo(folder / "lock")
+    with pytest.raises(InputError), locked(folder):
+        pass
+    assert (tmp_path / "mine").read_text() == "1 nowhere" and {path.name for path in tmp_path.iterdir()} == before
 
 
 def test_a_child_does_not_keep_the_lock(tmp_path):
