@@ -8,12 +8,13 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
 from experiments import output, sharing
 from experiments.output import Output
+from experiments.resuming import flags_of
 from experiments.watching import OWN
 from jaxdl import folders, processes
 from jaxdl.errors import InputError, printable
@@ -120,9 +121,8 @@ def _earlier(config: Any) -> dict[str, Any]:
     earlier = folders.earlier(config.workdir)
     if earlier is None:
         return {}
-    names = {field.name for field in fields(config)} - OWN
-    flags = {name: value for name, value in earlier.config.items() if name in names}
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in flags.items()}
+    kinds = get_type_hints(type(config))
+    return flags_of(config.workdir, earlier, {name: kind for name, kind in kinds.items() if name not in OWN})
 
 
 def workdir(given: Path | None, fresh: bool, name: str, console: Console) -> Path:

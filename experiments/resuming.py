@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import UnionType
+from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
 
 import jax.numpy as jnp
 
 from experiments.watching import OWN
-from jaxdl import checkpoints
+from jaxdl import checkpoints, saves
 from jaxdl.errors import InputError
-from jaxdl.folders import Earlier
+from jaxdl.folders import CONFIG, Earlier
 from jaxdl.leaves import check_kinds, rebuilt
 from jaxdl.types import Progress
 
 # Flags that a run may be given anew. The data are known by their checksum, so their name may change too.
 FREE = {"epochs", "patience", "save_every", "on_nan", "compilation_cache", "data"}
+
+CHECKPOINTS = Path("checkpoints", "progress")  # in the folder of a run
 
 Changes = dict[str, tuple[Any, Any]]
 
@@ -28,6 +32,55 @@ class Beginning(NamedTuple):
     progress: Progress
     history: list[dict[str, float]]
     text: str | None  # for people, where it goes on
+    saved: dict[str, Any] | None = None  # what the checkpoint says of where it was trained
+
+
+def recorded(folder: Path, earlier: Earlier) -> tuple[Earlier, str | None]:
+    """Return the run in a folder with the flags of its latest checkpoint, and what to warn of in its config.json.
+
+    The checkpoint is what the run goes on from, and is known to be whole: where config.json says another thing, it was
+    edited or damaged, or a change of flags was not saved yet. Flags that may change are then taken as changes.
+    """
+    about = saves.about_of(folder / CHECKPOINTS)
+    kept = {} if about is None else about.get("config")
+    if not isinstance(kept, dict):
+        return earlier, None
+    flags = {name: value for name, value in kept.items() if name not in OWN}
+    other = [name for name in flags if name not in FREE and earlier.config.get(name) != flags[name]]
+    texts = [f"{name} {earlier.config.get(name)!r}, the checkpoint {flags[name]!r}" for name in other]
+    text = f"config.json says {'; '.join(texts)}. What the checkpoint says counts." if texts else None
+    return earlier._replace(config={**earlier.config, **flags}), text
+
+
+def flags_of(folder: Path, earlier: Earlier, kinds: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the flags that the run in a folder has where a command gives none. kinds: their types, by name.
+
+    Raises InputError where config.json holds a value of another type.
+    """
+    whole = recorded(folder, earlier)[0].config
+    flags = {name: value for name, value in whole.items() if name in kinds}
+    flags |= {name: earlier.config[name] for name in FREE & flags.keys() & earlier.config.keys()}
+    for name, value in flags.items():
+        if not _is_of(value, kinds[name]):
+            raise InputError(
+                f"{folder / CONFIG} is damaged: {name} is {value!r:.80}, which --{name.replace('_', '-')} cannot be. "
+                "Restore it from a copy, or start over with --fresh."
+            )
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in flags.items()}
+
+
+def _is_of(value: Any, kind: Any) -> bool:
+    """Whether a value of JSON is of the type of a flag."""
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin in (UnionType, Union):
+        return any(_is_of(value, each) for each in parts)
+    if origin is Literal:
+        return any(type(value) is type(each) and value == each for each in parts)
+    if origin is tuple:
+        return isinstance(value, list) and all(_is_of(entry, parts[0]) for entry in value)
+    if kind is float:
+        return type(value) in (int, float)
+    return type(value) is (str if kind is Path else kind)
 
 
 def changes(flags: Mapping[str, Any], earlier: Earlier) -> Changes:
@@ -80,7 +133,7 @@ def beginning(
     advice = (
         f"{refusal or 'Use the data and the code of that run'}, choose another --workdir, or start over with --fresh."
     )
-    saved = checkpoints.latest(folder / "checkpoints" / "progress", tell)
+    saved = checkpoints.latest(folder / CHECKPOINTS, tell)
     if saved is None:
         if refusal is not None:
             raise InputError(f"the run in {folder} cannot go on: {advice}")
@@ -89,8 +142,10 @@ def beginning(
         check_kinds(saved.about["kinds"], start)
         if refusal is not None:
             raise InputError(advice)
-        if saved.about["data"] != data:
-            raise InputError(f"it is on other data (SHA-256 {saved.about['data'][:12]}... there, {data[:12]}... here)")
+        if saved.about.get("data") != data:
+            there = str(saved.about.get("data"))
+            raise InputError(f"it is on other data (SHA-256 {there[:12]}... there, {data[:12]}... here)")
+        _check_history(saved, start)
     except InputError as error:
         text = str(error) if str(error) == advice else f"{error}. {advice}"
         raise InputError(f"the run in {folder} cannot go on: {text}") from None
@@ -100,7 +155,24 @@ def beginning(
         progress = progress._replace(stopping=progress.stopping._replace(done=jnp.zeros((), bool)))
     batches = int(progress.cursor)
     where = f"epoch {int(progress.epoch)}" + (f" and batch {batches} of the next" if batches else "")
-    return Beginning(progress, saved.about["history"], f"The run goes on after {where} (checkpoint {saved.number}).")
+    text = f"The run goes on after {where} (checkpoint {saved.number})."
+    return Beginning(progress, saved.about["history"], text, _dict(saved.about, "surroundings"))
+
+
+def _check_history(saved: saves.Saved, start: Progress) -> None:
+    """Raise InputError where the records of a checkpoint are not those of its epochs: they are written into files."""
+    history, done = saved.about.get("history"), int(saved.arrays["epoch"])
+    whole = isinstance(history, list) and [_epoch_of(record) for record in history] == [*range(1, done + 1)]
+    if not whole or not int(saved.arrays["cursor"]) >= 0:
+        raise InputError(f"its history does not hold the {done} epochs that are done")
+
+
+def _epoch_of(record: Any) -> int | None:
+    """The epoch of a record; None for anything that is none."""
+    if not isinstance(record, dict) or type(record.get("epoch")) is not int:
+        return None
+    names = all(re.fullmatch(r"[\w .%@()/+-]{1,200}", name) for name in record)
+    return record["epoch"] if names and all(type(value) in (int, float) for value in record.values()) else None
 
 
 def other_surroundings(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
@@ -109,12 +181,19 @@ def other_surroundings(before: Mapping[str, Any], now: Mapping[str, Any]) -> str
     >>> other_surroundings({"versions": {"jax": "1"}, "devices": []}, {"versions": {"jax": "2"}, "devices": []})
     'the run began on jax 1 and goes on with jax 2: its numbers may differ in the last bits.'
     """
-    old, new = ({**which.get("versions", {}), "devices": which.get("devices")} for which in (before, now))
+    old, new = ({**_dict(which, "versions"), "devices": which.get("devices")} for which in (before, now))
+    if _dict(before, "machine"):  # which a version before this one did not write
+        old, new = ({**of, **_dict(which, "machine")} for of, which in ((old, before), (new, now)))
     other = [name for name in new if old.get(name) != new[name]]
-    if not other or "versions" not in before:
+    if not other or not _dict(before, "versions"):
         return None
     was, is_ = (", ".join(f"{name} {which.get(name)}" for name in other) for which in (old, new))
     return f"the run began on {was} and goes on with {is_}: its numbers may differ in the last bits."
+
+
+def _dict(config: Mapping[str, Any], name: str) -> dict[str, Any]:
+    value = config.get(name)
+    return value if isinstance(value, dict) else {}
 
 
 def check_epochs(epochs: int, done: int, folder: Path) -> None:

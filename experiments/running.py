@@ -18,7 +18,16 @@ from experiments import STARTED, finished, placement, sharing, watching
 from experiments.command import StoppedError, workdir
 from experiments.experiment import Built, Experiment, short
 from experiments.output import warn
-from experiments.resuming import Beginning, beginning, changes, check_epochs, goes_on, other_surroundings, refused
+from experiments.resuming import (
+    Beginning,
+    beginning,
+    changes,
+    check_epochs,
+    goes_on,
+    other_surroundings,
+    recorded,
+    refused,
+)
 from jaxdl import costs, folders, processes, runs, weights
 from jaxdl.errors import InputError
 from jaxdl.fitting import reason, without_best
@@ -72,6 +81,8 @@ def _lead(
     seconds = {"import": time.perf_counter() - STARTED}
     settled = experiment.settle(config)
     earlier = None if config.workdir is None or config.fresh else folders.earlier(config.workdir)
+    if earlier is not None:
+        earlier, _ = recorded(config.workdir, earlier)
     if earlier is not None and earlier.metrics is not None:
         found = changes(watching.told(settled), earlier)
         if not refused(found, experiment.fixed(settled)) and not goes_on(found, earlier.metrics):
@@ -135,20 +146,26 @@ def _begin(job: Job) -> Beginning:
     if earlier is None:
         folders.write_json(folder / folders.CONFIG, now)
         return Beginning(built.start, [], None)
+    written = earlier.config
+    earlier, doubt = recorded(folder, earlier)
+    warn(doubt, console)
     found = changes(flags, earlier)
     refusal = refused(found, experiment.fixed(config))
     begin = beginning(built.start, folder, about["sha256"], found, refusal, partial(warn, shown=console))
     done = int(begin.progress.epoch)
     check_epochs(built.epochs, done, folder)
-    # A version before this one did not write what it takes to use the model.
-    kept = {**usage, **earlier.config}
-    if found:
+    kept = {**earlier.config, **usage, "dataset": about}
+    if begin.saved is None:
+        kept = now
+    elif found:
         (folder / folders.METRICS).unlink(missing_ok=True)
         record = {"after_epoch": done, **{name: list(values) for name, values in found.items()}}
-        kept |= {**{n: now[n] for n in found}, "changes": [*earlier.config.get("changes", []), record]}
-    if kept != earlier.config:
+        before = written["changes"] if isinstance(written.get("changes"), list) else []
+        kept |= {**{n: now[n] for n in found}, "changes": [*(each for each in before if each != record), record]}
+    if folders.as_json(kept) != folders.as_json(written):
         folders.write_json(folder / folders.CONFIG, kept)
-    warn(other_surroundings(earlier.config, now), console)
+    if begin.saved is not None:
+        warn(other_surroundings(begin.saved or earlier.config, now), console)
     console.print(begin.text, markup=False, soft_wrap=True)
     return begin
 
@@ -191,7 +208,11 @@ def _train(job: Job, begin: Beginning, interrupts: Interrupts) -> runs.End:
     experiment, config, built, folder, console, mesh = job
     sets = built.sets["train"], built.sets["validation"]
     progress, train, validation = sharing.placed(begin.progress, *sets, mesh)
-    about = {"config": {**watching.told(config), "workdir": str(folder)}, "data": built.dataset.sha256}
+    about = {
+        "config": {**watching.told(config), "workdir": str(folder)},
+        "data": built.dataset.sha256,
+        "surroundings": runs.surroundings(),
+    }
     tell = partial(warn, shown=console)
     with ExitStack() as stack:
         where = folder / "checkpoints" / "progress"

@@ -10,7 +10,7 @@ from jaxdl.folders import USAGE, Earlier
 from jaxdl.listings import read, row
 
 TOLD, SURROUNDINGS, RESULT = "configuration", "surroundings", "result"
-_SURROUNDINGS = {"versions", "devices", "platform", "commit"}
+_SURROUNDINGS = {"versions", "devices", "platform", "machine", "commit"}
 # What follows from the rest: folders have names of their own, and the network is told by the flags that made it.
 _FOLLOWS = {"workdir", *USAGE}
 _TOLD_TOO = {"recipe", "seed", "dataset"}  # that metrics.json says again

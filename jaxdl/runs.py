@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 import time
@@ -23,6 +24,10 @@ from jaxdl.sources import Source
 from jaxdl.types import Examples, Plan, Progress
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "pandas")
+
+
+# Settings of JAX that change the numbers of a run.
+SETTINGS = ("threefry_partitionable", "default_prng_impl", "default_matmul_precision", "enable_x64")
 
 
 class End(NamedTuple):
@@ -101,13 +106,38 @@ def _wanted(interrupts: Interrupts, pause: Callable[[], bool]) -> bool:
 
 
 def surroundings() -> dict[str, Any]:
-    """What a run ran on: versions, devices, and the git commit of the code or None."""
+    """What a run ran on: versions, devices, the machine, and the git commit of the code or None."""
     return {
         "versions": {"python": platform.python_version()} | {name: metadata.version(name) for name in PACKAGES},
         "devices": [str(device.device_kind) for device in jax.devices()],
         "platform": platform.platform(),
+        "machine": machine(),
         "commit": _commit(Path(__file__).parent),
     }
+
+
+def machine() -> dict[str, Any]:
+    """Return what the bits of a run depend on beside versions and devices: processor, cores, settings of XLA and JAX.
+
+    >>> machine()["cores"] > 0
+    True
+    """
+    cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    settings = {name: getattr(jax.config, f"jax_{name}", None) for name in SETTINGS}
+    return {
+        "processor": _processor(),
+        "cores": len(cores),
+        "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
+        **{name: value if value is None else str(value) for name, value in settings.items()},
+    }
+
+
+def _processor() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("model name")), "")
 
 
 def _commit(folder: Path) -> str | None:

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdl import checksums, room
+from jaxdl._files import open_regular
 from jaxdl.errors import InputError
 from jaxdl.leaves import kinds, named
 from jaxdl.types import Array, Progress
@@ -251,6 +252,25 @@ def read(folder: Path, number: int) -> Saved:
             f"the checkpoint {folder / str(number)} is as it was saved, but cannot be read ({first_line(error)}). Use "
             "the versions that its run's config.json names."
         ) from error
+
+
+def about_of(folder: Path) -> dict[str, Any] | None:
+    """Return what the latest whole checkpoint in a folder says of its run, without reading an array or orbax.
+
+    None where there is no such checkpoint, or where it cannot be read so.
+
+    >>> about_of(Path("no", "such", "folder")) is None
+    True
+    """
+    for number in reversed(numbers_in(folder)):
+        path = folder / str(number)
+        if checksums.damage(path) is None:
+            try:
+                with open_regular(path / "about" / "metadata", follow=False) as file:
+                    return {**json.loads(file.read())}
+            except (OSError, ValueError, TypeError, RecursionError):
+                return None
+    return None
 
 
 def _manager(folder: Path, **options: Any) -> Any:
