@@ -8,6 +8,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
@@ -16,7 +17,7 @@ from experiments import output, sharing
 from experiments.output import Output
 from experiments.resuming import flags_of
 from experiments.watching import OWN
-from jaxdl import folders, processes
+from jaxdl import _startup, folders, processes
 from jaxdl.errors import InputError, printable
 from jaxdl.interrupts import Interrupts, interrupts
 from jaxdl.locks import locked
@@ -48,6 +49,20 @@ def command(
     Bad input is 2, nan or infinity 1, a closed output 141, SIGTERM 143, Ctrl-C 130. Flags that are left out are those
     of the run in `--workdir`, where there is one. `as_data`: what `--json` prints of the result.
     """
+    _startup.begin()
+    try:
+        return _ended(config_type, run, prog, arguments, as_data)
+    finally:
+        _startup.end()
+
+
+def _ended(
+    config_type: type[ConfigT],
+    run: Callable[[ConfigT, Console, Interrupts], Any],
+    prog: str,
+    arguments: Sequence[str] | None,
+    as_data: Callable[[Any], Any],
+) -> int:
     code = 0
     try:
         _go(config_type, run, prog, arguments, as_data)
@@ -66,6 +81,11 @@ def command(
         # Or Python would try once more, and complain, when it closes the output at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = CLOSED
+    except OSError as error:
+        # What no other message names: a file without rights, too many open files, a full disk.
+        what = "a file or the output" if error.filename is None else error.filename
+        text = f"error: {what} cannot be read or written ({error.strerror or error}). Mend that, and start the same"
+        return _alone(_said(f"{text} command again.", BAD_INPUT))
     except KeyboardInterrupt:
         return _said("interrupted before the run began.", SIGNAL + signal.SIGINT)
     except Exception as error:
@@ -103,7 +123,8 @@ def _go(
 def _said(text: str, code: int) -> int:
     # Of what all processes have met one tells; bad input may be that of one alone.
     if processes.is_first() or code == BAD_INPUT:
-        print(printable(text), file=sys.stderr)
+        with suppress(OSError):  # A full disk.
+            print(printable(text), file=sys.stderr)
     return code
 
 

@@ -1,5 +1,6 @@
 """jaxdl: a functional training toolkit on JAX and Flax."""
 
+from jaxdl import _startup as _startup  # isort: skip
 from jaxdl.adapters import from_linen as from_linen
 from jaxdl.adapters import from_nnx as from_nnx
 from jaxdl.candidates import grid as grid

@@ -16,6 +16,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -23,7 +24,7 @@ from typing import Annotated, Literal
 import tyro
 from rich.console import Console
 
-from jaxdl import accounts, differences, exports, folders, listings, run_tables
+from jaxdl import _startup, accounts, differences, exports, folders, listings, run_tables
 from jaxdl.arguments import check_platform
 from jaxdl.canvas import save
 from jaxdl.comparison_plots import overlay, shared
@@ -196,6 +197,14 @@ def _draw(command: Runs, rows: Sequence[listings.Row]) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parses a command and runs it; the exit code, as above."""
+    _startup.begin()
+    try:
+        return _ended(arguments)
+    finally:
+        _startup.end()
+
+
+def _ended(arguments: Sequence[str] | None) -> int:
     try:
         command = tyro.cli(
             Command, args=arguments, prog=PROG, description=__doc__, config=(tyro.conf.FlagCreatePairsOff,)
@@ -211,6 +220,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Or Python would try once more, and complain, when it closes the output at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return CLOSED
+    except OSError as error:
+        what = "the output" if error.filename is None else printable(str(error.filename))
+        with suppress(OSError):
+            print(f"error: {what} cannot be read or written ({error.strerror or error}).", file=sys.stderr)
+        return BAD_INPUT
     return 0
 
 

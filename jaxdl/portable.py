@@ -253,7 +253,8 @@ def main(arguments: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except (DataError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        # Names from elsewhere must not command the terminal.
+        print("error: " + "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(error)), file=sys.stderr)
         return 2
     return 0
 

@@ -30,6 +30,7 @@ RING = (
         "paces",
         "beginnings",
         "replays",
+        "_startup",
         "_files",
         "room",
         "checksums",

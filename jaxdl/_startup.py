@@ -1,0 +1,50 @@
+"""What `python -m jaxdl` and the experiments do before they import the rest, which takes seconds."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from typing import Any
+
+
+def _end(*_: Any) -> None:
+    os.write(2, b"\ninterrupted before the command began.\n")
+    os._exit(128 + signal.SIGINT)
+
+
+# So Python calls a command while it looks for its module, and no program that imports this package.
+if sys.argv[:1] == ["-m"] and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    # Or Ctrl-C would end in a traceback through whatever is imported at that moment.
+    signal.signal(signal.SIGINT, _end)
+
+
+def begin() -> None:
+    """Let Ctrl-C raise KeyboardInterrupt again, and keep the numbers of the standard streams.
+
+    Where one of these is closed, the next file that is opened would get its number, and whatever a library prints.
+
+    >>> begin()
+    """
+    if signal.getsignal(signal.SIGINT) is _end:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+
+
+def end() -> None:
+    """Write what the standard streams still hold, or drop it where that cannot be written.
+
+    Python would try once more, complain, and end with another exit code.
+
+    >>> end()
+    """
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+        except (OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
