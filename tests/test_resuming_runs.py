@@ -21,7 +21,9 @@ from jaxdl import (
 )
 from jaxdl.batches import training_rows
 from jaxdl.beginnings import data_of_epoch
+from jaxdl.ensembles import start_members
 from jaxdl.plans import NEVER
+from jaxdl.seeds import seed_keys
 from jaxdl.training import run_steps
 
 RNG = np.random.default_rng(0)
@@ -134,7 +136,7 @@ def test_a_progress_of_another_dtype_is_refused(stopped):
 
 
 def test_members_of_another_width_are_refused():
-    progress = fit_seeds(mlp((5,)), OBJECTIVE, OPTIMIZER, ROWS, seeds=(0, 1), epochs=1).progress
+    progress = start_members(seed_keys((0, 1)), ROWS, plan=make_plan(mlp((5,)), OBJECTIVE, OPTIMIZER))
     with pytest.raises(InputError, match=r"float32 of shape \(4, 5\) for params/.* expected float32 of shape \(4, 4\)"):
         fit_seeds(NETWORK, OBJECTIVE, OPTIMIZER, ROWS, epochs=2, progress=progress)
 
