@@ -32,13 +32,22 @@ def compiled_quickly():
     jax.config.update("jax_disable_most_optimizations", False)
 
 
+def heard(folder, *flags):
+    """The folder of a finished run, only read, and what it printed to stdout and stderr."""
+    texts = StringIO(), StringIO()
+    with redirect_stdout(texts[0]), redirect_stderr(texts[1]):
+        assert go(*flags, "--workdir", folder) == 0
+    return folder, *(text.getvalue() for text in texts)
+
+
 @pytest.fixture(scope="module")
 def short(tmp_path_factory):
-    """The folder of a finished run, only read, and what it printed to stdout and stderr with `--json`."""
-    folder, texts = tmp_path_factory.mktemp("runs") / "short", (StringIO(), StringIO())
-    with redirect_stdout(texts[0]), redirect_stderr(texts[1]):
-        assert go("--json", "--workdir", folder) == 0
-    return folder, *(text.getvalue() for text in texts)
+    return heard(tmp_path_factory.mktemp("runs") / "short", "--json")
+
+
+@pytest.fixture(scope="module")
+def quiet(tmp_path_factory):
+    return heard(tmp_path_factory.mktemp("runs") / "quiet", "--quiet", "--cost")
 
 
 @pytest.fixture
@@ -56,12 +65,15 @@ def test_json_is_what_the_folder_keeps_and_all_that_is_printed(short, capsys):
     assert json.loads(capsys.readouterr().out) == json.loads(out)
 
 
-def test_quiet_prints_nothing_and_how_a_run_was_watched_is_not_part_of_it(tmp_path, capsys):
-    assert go("--workdir", tmp_path / "run", "--quiet", "--cost") == 0
-    assert capsys.readouterr() == ("", "")
-    told = json.loads((tmp_path / "run" / "config.json").read_text())
+def test_quiet_prints_nothing(quiet):
+    assert quiet[1:] == ("", "")
+
+
+def test_how_a_run_was_watched_is_not_part_of_it(quiet):
+    folder, *_ = quiet
+    told = json.loads((folder / "config.json").read_text())
     assert not {"quiet", "json", "cost", "histograms", "profile", "tensorboard"} & set(told)
-    assert "share" in json.loads((tmp_path / "run" / "metrics.json").read_text())["cost"]
+    assert "share" in json.loads((folder / "metrics.json").read_text())["cost"]
 
 
 def test_warnings_are_heard_beside_a_quiet_console_too(capsys):
