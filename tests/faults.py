@@ -37,21 +37,31 @@ MARGIN = 1.0
 
 
 class Lab:
-    """A place for runs of one experiment, with a cache of compiled programs of its own."""
+    """A place for runs of one experiment, with a cache of compiled programs of its own.
 
-    def __init__(self, name, folder, seed=0):
+    flags: of every run. every: seconds between its checkpoints.
+    """
+
+    def __init__(self, name, folder, seed=0, flags=None, every=EVERY):
         self.name, self.folder, self.random = name, Path(folder), random.Random(seed)
-        self.environment = {**os.environ, "XDG_CACHE_HOME": str(self.folder / "cache")}
+        self.flags, self.every = FLAGS[name] if flags is None else flags, every
+        self.environment = {**os.environ, **cache(self.folder / "cache")}
         self.number = 0
         if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
             # A shell ignores it for what it puts in the background, and so would the runs that are started here.
             signal.signal(signal.SIGINT, signal.default_int_handler)
+        check(not self.programs(), "the cache of the first run is not cold")
         self.reference = self.finished(self.new())
+        check(self.programs(), "the first run has kept no programs")
         # The second start takes its programs from the cache, as those do that go on.
         began = time.monotonic()
-        again = self.finished(self.new())
+        self.again = self.finished(self.new())
         self.length = time.monotonic() - began
-        check(again == self.reference, "two runs without interruption differ")
+        check(self.again == self.reference, "two runs without interruption differ")
+
+    def programs(self):
+        """The compiled programs that are kept."""
+        return sorted((self.folder / "cache").rglob("*-cache"))
 
     def new(self):
         self.number += 1
@@ -59,7 +69,7 @@ class Lab:
 
     def start(self, folder, environment=None):
         call = [sys.executable, "-m", "tests.faulty", self.name, "--workdir", str(folder)]
-        flags = () if (folder / "config.json").exists() else (*FLAGS[self.name], "--save-every", str(EVERY))
+        flags = () if (folder / "config.json").exists() else (*self.flags, "--save-every", str(self.every))
         log = folder.with_name(folder.name + ".log").open("a")
         surroundings = {**self.environment, **(environment or {})}
         process = subprocess.Popen([*call, *flags], cwd=ROOT, env=surroundings, stdout=log, stderr=log)
@@ -86,6 +96,11 @@ class Lab:
         check(
             found == self.reference, f"{folder} differs from the run that was not interrupted: {differs(found, self)}"
         )
+
+
+def cache(folder):
+    """The variables that name the folder of compiled programs; who runs the tests may have set the second."""
+    return {"XDG_CACHE_HOME": str(folder), "JAX_COMPILATION_CACHE_DIR": str(folder)}
 
 
 def differs(found, lab):
@@ -179,7 +194,7 @@ def kills(lab, count):
             if not alive:
                 break
             done, most = done + 1, max(most, lost)
-            check(lost <= EVERY + MARGIN, f"{lost:.2f} s lost after a kill ({event})")
+            check(lost <= lab.every + MARGIN, f"{lost:.2f} s lost after a kill ({event})")
             if done >= count:
                 break
         number, _ = newest(folder)
@@ -234,9 +249,12 @@ def cut_off(lab, least=2):
     return folder
 
 
-def flips(lab, count):
-    """A bit flipped at a random place of the newest checkpoint: detected, and the one before is used."""
-    folder = cut_off(lab)
+def flips(lab, count, folder=None, whole=2):
+    """A bit flipped at a random place of the newest checkpoint: detected, and the one before is used.
+
+    folder: of a run that was cut off. whole: how many runs go on to their end.
+    """
+    folder = folder or cut_off(lab)
     number, _ = newest(folder)
     for turn in range(count):
         copy = lab.new()
@@ -247,7 +265,7 @@ def flips(lab, count):
         data = bytearray(file.read_bytes())
         data[lab.random.randrange(len(data))] ^= 1 << lab.random.randrange(8)
         file.write_bytes(data)
-        if turn < 2:
+        if turn < whole:
             lab.go_on(copy, number - 1)
             told = lab.said(copy)
         else:
@@ -263,8 +281,7 @@ def flips(lab, count):
 def full_disk(lab):
     """No file may grow beyond 20 kB, as if the disk were full; then there is room again."""
     folder = lab.new()
-    # Without it the cache of compiled programs would meet the limit too.
-    lab.finished(lab.new())
+    # The cache of compiled programs, which would meet the limit too, holds all of them already.
     code = lab.start(folder, {"FAULTY_LIMIT": "20000"}).wait()
     said = lab.said(folder)
     check("could not be saved" in said, f"the full disk was not told: {said[-2000:]}")
@@ -275,7 +292,7 @@ def full_disk(lab):
 
 def repeat(lab):
     """The same bits twice, and with a cold and a warm cache of compiled programs."""
-    environment = {"XDG_CACHE_HOME": str(lab.folder / "another cache")}
+    environment = cache(lab.folder / "another cache")
     for turn in ("cold", "warm"):
         check(lab.finished(lab.new(), environment=environment) == lab.reference, f"a {turn} cache gives other bits")
     return "the same bits twice in a row, and with a cold and a warm compile cache"

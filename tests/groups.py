@@ -24,6 +24,13 @@ address, number, own, *given = sys.argv[1:]
 number, own = int(number), int(own)
 processes.join(address, number, own)
 """
+# A program's beginning that makes importing a module of jaxdl import no more than that module does: what the package
+# imports takes seconds, and the modules that wait for sockets, locks and signals need none of it.
+LIGHT = f"""
+import sys, types
+package = sys.modules["jaxdl"] = types.ModuleType("jaxdl")
+package.__path__ = [{str(ROOT / "jaxdl")!r}]
+"""
 
 
 @contextmanager

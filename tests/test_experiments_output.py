@@ -3,10 +3,14 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
 
+import jax
 import pytest
 
 from experiments import lesson, output, weather
@@ -20,19 +24,56 @@ def go(*arguments):
     return command(weather.Config, weather.run, "python -m experiments.weather", [*SHORT, *map(str, arguments)])
 
 
-def test_json_is_what_the_folder_keeps_and_all_that_is_printed(tmp_path, capsys):
-    assert go("--json", "--workdir", tmp_path / "run") == 0
-    out, err = capsys.readouterr()
-    assert json.loads(out) == json.loads((tmp_path / "run" / "metrics.json").read_text())
+@pytest.fixture(scope="module", autouse=True)
+def compiled_quickly():
+    """Programs run for a moment here, so it is compiling them that takes the time."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def heard(folder, *flags):
+    """The folder of a finished run, only read, and what it printed to stdout and stderr."""
+    texts = StringIO(), StringIO()
+    with redirect_stdout(texts[0]), redirect_stderr(texts[1]):
+        assert go(*flags, "--workdir", folder) == 0
+    return folder, *(text.getvalue() for text in texts)
+
+
+@pytest.fixture(scope="module")
+def short(tmp_path_factory):
+    return heard(tmp_path_factory.mktemp("runs") / "short", "--json")
+
+
+@pytest.fixture(scope="module")
+def quiet(tmp_path_factory):
+    return heard(tmp_path_factory.mktemp("runs") / "quiet", "--quiet", "--cost")
+
+
+@pytest.fixture
+def finished(short, tmp_path):
+    """A finished run, to do with as a test likes."""
+    return shutil.copytree(short[0], tmp_path / "run")
+
+
+def test_json_is_what_the_folder_keeps_and_all_that_is_printed(short, capsys):
+    folder, out, err = short
+    assert json.loads(out) == json.loads((folder / "metrics.json").read_text())
     assert err == ""
     # A finished run, asked again, says it again.
-    assert go("--json", "--workdir", tmp_path / "run") == 0
+    assert go("--json", "--workdir", folder) == 0
     assert json.loads(capsys.readouterr().out) == json.loads(out)
 
 
-def test_quiet_prints_nothing(tmp_path, capsys):
-    assert go("--quiet", "--workdir", tmp_path / "run") == 0
-    assert capsys.readouterr() == ("", "")
+def test_quiet_prints_nothing(quiet):
+    assert quiet[1:] == ("", "")
+
+
+def test_how_a_run_was_watched_is_not_part_of_it(quiet):
+    folder, *_ = quiet
+    told = json.loads((folder / "config.json").read_text())
+    assert not {"quiet", "json", "cost", "histograms", "profile", "tensorboard"} & set(told)
+    assert "share" in json.loads((folder / "metrics.json").read_text())["cost"]
 
 
 def test_warnings_are_heard_beside_a_quiet_console_too(capsys):
@@ -48,12 +89,10 @@ def test_errors_are_one_paragraph_beside_what_scripts_read(tmp_path, capsys):
     assert out == "" and err.count("\n") == 1 and err.startswith("error: --learning-rate must be")
 
 
-def test_how_a_run_is_watched_can_change_when_it_goes_on(tmp_path, capsys):
-    assert go("--workdir", tmp_path / "run") == 0
-    assert not (tmp_path / "run" / "tensorboard").exists()
-    assert go("--workdir", tmp_path / "run", "--epochs", "3", "--quiet", "--tensorboard") == 0
-    assert (tmp_path / "run" / "tensorboard").is_dir()
-    capsys.readouterr()
+def test_how_a_run_is_watched_can_change_when_it_goes_on(finished):
+    assert not (finished / "tensorboard").exists()
+    assert go("--workdir", finished, "--epochs", "3", "--quiet", "--tensorboard") == 0
+    assert (finished / "tensorboard").is_dir()
 
 
 @pytest.mark.parametrize(
@@ -85,23 +124,16 @@ def test_the_rows_of_a_lesson_are_data():
 
 def test_a_reader_that_is_gone_ends_a_command_without_a_word(tmp_path):
     flags = [*SHORT, "--json", "--workdir", str(tmp_path / "run")]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "experiments.weather", *flags], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT
-    )
+    call = [sys.executable, "-m", "experiments.weather", *flags]
+    # As here, so that it finds the programs of the run above.
+    surroundings = os.environ | {"JAX_NUM_CPU_DEVICES": "8", "JAX_DISABLE_MOST_OPTIMIZATIONS": "true"}
+    process = subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT, env=surroundings)
     process.stdout.close()
     assert (process.wait(), process.stderr.read()) == (141, b"")
     # What it has done is kept.
     assert (tmp_path / "run" / "metrics.json").exists()
 
 
-def test_how_a_run_was_watched_is_not_part_of_it(tmp_path):
-    assert go("--workdir", tmp_path / "run", "--quiet", "--cost") == 0
-    told = json.loads((tmp_path / "run" / "config.json").read_text())
-    assert not {"quiet", "json", "cost", "histograms", "profile", "tensorboard"} & set(told)
-    assert "share" in json.loads((tmp_path / "run" / "metrics.json").read_text())["cost"]
-
-
-def test_a_finished_run_says_that_nothing_was_looked_at(tmp_path, capsys):
-    assert go("--workdir", tmp_path / "run", "--quiet") == 0
-    assert go("--workdir", tmp_path / "run", "--cost") == 0
+def test_a_finished_run_says_that_nothing_was_looked_at(finished, capsys):
+    assert go("--workdir", finished, "--cost") == 0
     assert "have had nothing to look at" in " ".join(capsys.readouterr().out.split())

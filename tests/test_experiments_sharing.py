@@ -17,16 +17,26 @@ from jaxdl.errors import InputError
 from jaxdl.locks import locked
 from jaxdl.meetings import free_port
 from jaxdl.weights import load
-from tests.groups import ended, running, until
+from tests.groups import ended, running, scripts, until
 
 pytestmark = pytest.mark.processes
 
 # 279 rows of training: 9 steps an epoch, the last one not full.
 FLAGS = ("--recipe", "plain", "--data", "simulated:400", "--hidden", 8, 4)
 EPOCHS = 6
-# Steps that are slow enough to do something to a run before it has done many.
+# Steps that are slow enough to do something to a run before it has done many, on batches that three cannot divide.
 SLOW = ("--recipe", "plain", "--data", "simulated:4001", "--hidden", 300, 200, "--batch-size", 700)
-ENDLESS = (*SLOW, "--epochs", 100_000, "--save-every", 0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_quickly():
+    """Programs run for a moment here, so it is compiling them that takes the time."""
+    with pytest.MonkeyPatch.context() as patch:
+        # For the processes that are started, and for this one.
+        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
+        jax.config.update("jax_disable_most_optimizations", True)
+        yield
+        jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +45,7 @@ def cache(tmp_path_factory):
     return str(tmp_path_factory.mktemp("cache"))
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def together(cache):
     """`with together(2, *flags) as members:` shares a run among two processes that were started by hand."""
 
@@ -89,6 +99,10 @@ def names_of(folder):
     return sorted(str(path).partition(".out.")[0] for path in paths if path.parts[0] != "checkpoints")
 
 
+def saves_of(folder):
+    return set((folder / "checkpoints/progress").glob("*/checksums.json"))
+
+
 def rows_of(folder):
     history = folder / "history.csv"
     return max(0, len(history.read_text().splitlines()) - 1) if history.exists() else 0
@@ -113,16 +127,6 @@ def test_two_processes_begun_by_hand_give_the_run_of_one_and_the_first_alone_spe
     assert len(json.loads((folder / "config.json").read_text())["changes"]) == 1
 
 
-def test_four_processes_and_then_two_give_the_run_of_one_with_batches_that_four_cannot_divide(cache, tmp_path):
-    folder, flags = tmp_path / "run", (*FLAGS, "--batch-size", 30)
-    code, out, told = launch(cache, 4, *flags, "--epochs", EPOCHS, "--workdir", folder)
-    assert (code, told) == (0, "") and f"Everything about this run is in {folder}" in out
-    code, out, told = launch(cache, 2, "--workdir", folder, "--epochs", EPOCHS + 2)
-    assert (code, told) == (0, "") and f"The run goes on after epoch {EPOCHS} (" in out
-    assert alone(*flags, "--epochs", EPOCHS + 2, "--workdir", tmp_path / "whole") == 0
-    check_same(folder, tmp_path / "whole", EPOCHS + 2)
-
-
 def test_a_run_goes_from_one_process_to_two_on_a_mesh_that_is_named_and_is_then_shown(whole, cache, tmp_path):
     folder = tmp_path / "run"
     assert alone(*FLAGS, "--epochs", 3, "--workdir", folder) == 0
@@ -139,16 +143,30 @@ def test_a_run_goes_from_one_process_to_two_on_a_mesh_that_is_named_and_is_then_
 
 
 @pytest.fixture(scope="module")
-def stopped(cache, tmp_path_factory):
+def stopped(together, tmp_path_factory):
     """The folder of a run of two processes that SIGTERM to process 1 has stopped, and what they told."""
     folder = tmp_path_factory.mktemp("stopped") / "run"
-    where = ("--coordinator", f"127.0.0.1:{free_port()}", "--processes", 2, "--workdir", folder)
-    flags = (*SLOW, "--epochs", 100_000, *where)
-    calls = (["-m", "experiments.weather", *flags, "--process-id", own] for own in range(2))
-    with running(*calls, XDG_CACHE_HOME=cache) as members:
+    with together(2, *SLOW, "--epochs", 100_000, "--workdir", folder) as members:
         until(lambda: rows_of(folder), members)
         members[1].send_signal(signal.SIGTERM)
         return folder, *ended(members)
+
+
+@pytest.fixture(scope="module")
+def bereft(stopped, together, tmp_path_factory):
+    """The folder of that run, gone on among three processes, then two, of which one was killed each time; of each time
+    that one, the ids of the processes, what they told, and the epoch that was saved."""
+    folder = shutil.copytree(stopped[0], tmp_path_factory.mktemp("bereft") / "run")
+
+    def lose(number, gone):
+        rows, saves = rows_of(folder), saves_of(folder)
+        with together(number, "--workdir", folder, "--save-every", 0) as members:
+            until(lambda: rows_of(folder) > rows + 2 and saves_of(folder) - saves, members)
+            members[gone].send_signal(signal.SIGKILL)
+            pids = [member.pid for member in members]
+            return gone, pids, *ended(members, 30), int(saved(folder).arrays["epoch"])
+
+    return folder, [lose(3, 1), lose(2, 0)]
 
 
 def test_sigterm_to_one_process_saves_the_run_and_stops_all_of_them(stopped):
@@ -163,34 +181,44 @@ def test_sigterm_to_one_process_saves_the_run_and_stops_all_of_them(stopped):
     assert not (folder / "metrics.json").exists()
 
 
-@pytest.mark.parametrize("number", [1, 4])
-def test_a_run_that_was_stopped_goes_on_among_another_number_of_processes(stopped, number, cache, tmp_path):
-    folder, epochs = shutil.copytree(stopped[0], tmp_path / "run"), rows_of(stopped[0]) + 2
-    flags = ("--workdir", folder, "--epochs", epochs)
-    assert (alone(*flags) if number == 1 else launch(cache, number, *flags)[0]) == 0
-    assert alone(*SLOW, "--epochs", epochs, "--workdir", tmp_path / "whole") == 0
-    check_same(folder, tmp_path / "whole", epochs)
-
-
-@pytest.mark.parametrize(("number", "gone"), [(2, 0), (3, 1)])
-def test_where_a_process_is_killed_the_others_end_and_name_it_and_the_run_goes_on(together, number, gone, tmp_path):
-    folder = tmp_path / "run"
-    with together(number, *ENDLESS, "--workdir", folder) as members:
-        until(lambda: list((folder / "checkpoints/progress").glob("*/checksums.json")), members)
-        members[gone].send_signal(signal.SIGKILL)
-        codes, said = ended(members, 30)
-    assert codes == [-9 if own == gone else processes.LOST for own in range(number)], said
-    for own in range(number):
-        name = f"process {gone} (pid {members[gone].pid} on "
+@pytest.mark.parametrize("turn", [0, 1])
+def test_where_a_process_is_killed_the_others_end_and_name_it(bereft, turn):
+    gone, pids, codes, said, _ = bereft[1][turn]
+    assert codes == [-9 if own == gone else processes.LOST for own in range(len(pids))], said
+    for own in range(len(pids)):
+        name = f"process {gone} (pid {pids[gone]} on "
         assert own == gone or (name in said[own][1] and f"so process {own} ends too." in said[own][1])
-    found = saved(folder)
-    epochs = int(found.arrays["epoch"]) + 2
-    assert alone("--workdir", folder, "--epochs", epochs, "--save-every", 30) == 0
-    assert alone(*SLOW, "--epochs", epochs, "--workdir", tmp_path / "whole") == 0
-    check_same(folder, tmp_path / "whole", epochs)
+
+
+def test_a_run_that_was_stopped_and_lost_processes_goes_on_among_other_numbers(stopped, bereft, tmp_path):
+    folder, ends = bereft
+    first, second, third = rows_of(stopped[0]), *(end[-1] for end in ends)
+    # Each number of processes has trained some of its epochs.
+    assert 0 < first < second < third
+    assert alone("--workdir", folder, "--save-every", 30, "--epochs", third + 2) == 0
+    assert alone(*SLOW, "--epochs", third + 2, "--workdir", tmp_path / "whole") == 0
+    check_same(folder, tmp_path / "whole", third + 2)
 
 
 # What goes wrong
+
+
+# Runs that are refused; each tells that it has ended.
+REFUSED = """
+import json
+from contextlib import redirect_stderr
+from rich.console import Console
+from experiments import sharing, weather
+flags, folder = json.loads(given[0]), Path(given[1])
+with redirect_stderr(sys.stdout):
+    for each in flags:
+        config = weather.Config(**{"recipe": "plain", "data": "simulated:400", "workdir": folder, **each})
+        try:
+            weather.run(config, Console())
+        except sharing.EndedError as error:
+            print("ended with", error)
+processes.leave()
+"""
 
 
 def refused(together, number, *flags, code=2):
@@ -210,26 +238,28 @@ def test_what_process_0_alone_finds_bad_is_one_message_and_nobody_hangs(together
         assert "is in use by process " in refused(together, 2, "--workdir", folder)
 
 
-@pytest.mark.parametrize(
-    ("flags", "told"),
-    [
-        (("--epochs", 0), "error: --epochs must be at least 1, got 0."),
-        (("--data", "no-such-file.csv"), "error: "),
-        (("--mesh", "data=3"), "error: the axes of a mesh must use up its 2 devices, got data=3, which is 3."),
-    ],
-)
-def test_what_all_find_bad_is_one_message_too_and_leaves_nothing(together, flags, told, tmp_path):
-    assert refused(together, 2, *FLAGS, *flags, "--workdir", tmp_path / "run").startswith(told)
+def test_what_all_find_bad_is_one_message_too_and_leaves_nothing(tmp_path):
+    cases = {
+        "error: --epochs must be at least 1, got 0.": {"epochs": 0},
+        "error: no-such-file.csv": {"data": "no-such-file.csv"},
+        "error: the axes of a mesh must use up its 2 devices, got data=3, which is 3.": {"mesh": ["data=3"]},
+    }
+    # One after the other in the same processes, which takes a start of each less.
+    first, second = scripts(REFUSED, 2, json.dumps([*cases.values()]), tmp_path / "run")
+    lines = first.splitlines()
+    assert lines[1::2] == second.splitlines() == ["ended with 2"] * 3
+    assert [line.startswith(text) for line, text in zip(lines[::2], cases, strict=True)] == [True] * 3, lines
     assert not (tmp_path / "run").exists()
 
 
-def test_a_folder_that_is_a_file_is_told_by_each_before_they_meet(together, tmp_path):
+@pytest.mark.parametrize("own", [0, 1])
+def test_a_folder_that_is_a_file_is_told_by_each_before_they_meet(own, tmp_path, capsys):
     path = tmp_path / "file"
     path.touch()
-    with together(2, *FLAGS, "--workdir", path) as members:
-        codes, said = ended(members)
+    where = ("--coordinator", f"127.0.0.1:{free_port()}", "--processes", 2, "--process-id", own)
+    assert alone(*FLAGS, "--workdir", path, *where) == 2
     text = f"error: --workdir {path} must be a folder, got a file. Choose another name.\n"
-    assert codes == [2, 2] and said == [("", text)] * 2
+    assert capsys.readouterr() == ("", text) and processes.count() == 1
 
 
 def test_numbers_that_are_not_finite_are_one_message_and_what_was_before_is_saved(together, tmp_path):

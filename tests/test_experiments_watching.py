@@ -2,7 +2,9 @@
 
 import gzip
 import json
+import shutil
 
+import jax
 import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_multiplexer import EventMultiplexer
@@ -100,13 +102,21 @@ def test_being_watched_changes_no_bit(watched, tmp_path):
 
 
 def test_histograms_go_on_with_the_run(watched, tmp_path):
-    assert call("--workdir", tmp_path / "run", "--histograms", 2) == 0
-    assert call("--workdir", tmp_path / "run", "--histograms", 2, "--epochs", 6) == 0
-    seen = read(tmp_path / "run")
+    folder = shutil.copytree(watched, tmp_path / "run")
+    assert call("--workdir", folder, "--histograms", 2, "--epochs", 6) == 0
+    seen = read(folder)
     assert [each.step for each in seen.Histograms("weights", "Dense_0/kernel")] == [0, 2, 4, 6]
 
 
-def test_images_are_watched_too(tmp_path):
+@pytest.fixture
+def compiled_quickly():
+    """For programs of one test alone, that run for a moment: it is compiling them that takes the time."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def test_images_are_watched_too(tmp_path, compiled_quickly):
     few = ["--data", "simulated:240", "--train-size", "128", "--epochs", "1", "--no-compilation-cache", "--quiet"]
     flags = [*few, "--histograms", "1", "--recipe", "pooled", "--workdir", str(tmp_path / "run")]
     assert command(cifar10.Config, cifar10.run, "python -m experiments.cifar10", flags) == 0

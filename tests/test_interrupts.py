@@ -9,6 +9,7 @@ import time
 import pytest
 
 from jaxdl.interrupts import NEVER, interrupts
+from tests.groups import LIGHT
 
 START = """
 import hashlib, os, signal, sys, time
@@ -40,7 +41,7 @@ sys.exit(7)
 def program(body, **handlers):
     """A process that begins with these handlers; only what is ignored is handed down."""
     before = {name: signal.signal(getattr(signal, name), handler) for name, handler in handlers.items()}
-    call = [sys.executable, "-c", START + BODIES[body]]
+    call = [sys.executable, "-c", LIGHT + START + BODIES[body]]
     process = subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     for name, handler in before.items():
         signal.signal(getattr(signal, name), handler)

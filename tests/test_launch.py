@@ -12,13 +12,18 @@ import pytest
 
 from jaxdl.links import LOST
 from jaxdl.places import NAMES
+from tests.groups import LIGHT
 
 ROOT = Path(__file__).parent.parent
 WHO = "import os, signal, sys, time\nown = int(os.environ['JAXDL_PROCESS_ID'])\n"
 
 
+# As `-m jaxdl.launch` does, which two tests begin with, but seconds sooner.
+LAUNCH = LIGHT + "import runpy\nrunpy.run_module('jaxdl.launch', run_name='__main__', alter_sys=True)"
+
+
 def call(*flags, code):
-    return [sys.executable, "-m", "jaxdl.launch", *flags, "--", "-c", WHO + code]
+    return [sys.executable, "-c", LAUNCH, *flags, "--", "-c", WHO + code]
 
 
 def run(*flags, code, **more):
@@ -232,7 +237,8 @@ if own == 1:
     os.kill(os.getpid(), signal.SIGKILL)
 time.sleep(60)
 """
-    done = run(code=code)
+    program = [sys.executable, "-m", "jaxdl.launch", "--", "-c", WHO + code]
+    done = subprocess.run(program, capture_output=True, text=True, timeout=60, cwd=ROOT)
     assert "from 0 [[0], [1]]\n" in done.stdout and "[1] from 0 [[0], [1]]\n" in done.stderr
     assert "has ended, so process 0 ends too." in done.stderr and "process 1 was killed by SIGKILL.\n" in done.stderr
     assert done.returncode == 137

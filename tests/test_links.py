@@ -11,6 +11,7 @@ import time
 import pytest
 
 from jaxdl.links import LOST, Link, Member, linked, part, watch
+from tests.groups import LIGHT
 
 # Process `own` of three, whose connections come as file descriptors.
 PROCESS = """
@@ -36,7 +37,7 @@ def linked_to(own, *others, then="sleeps"):
     """A real process of three, and the other ends of its connections."""
     pairs = {other: socket.socketpair() for other in others}
     ends = {other: there.fileno() for other, (_, there) in pairs.items()}
-    call = [sys.executable, "-c", PROCESS, str(own), json.dumps(ends), then]
+    call = [sys.executable, "-c", LIGHT + PROCESS, str(own), json.dumps(ends), then]
     process = subprocess.Popen(call, pass_fds=list(ends.values()), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     for _, there in pairs.values():
         there.close()

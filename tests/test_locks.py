@@ -10,6 +10,7 @@ import pytest
 
 from jaxdl.errors import InputError
 from jaxdl.locks import held, locked
+from tests.groups import LIGHT
 
 HOLD = """
 import sys, time
@@ -26,7 +27,9 @@ except InputError:
 
 
 def holder(folder, seconds=60):
-    return subprocess.Popen([sys.executable, "-c", HOLD, str(folder), str(seconds)], stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-c", LIGHT + HOLD, str(folder), str(seconds)], stdout=subprocess.PIPE, text=True
+    )
 
 
 def test_a_second_process_is_refused_with_the_first_ones_id(tmp_path):

@@ -22,15 +22,18 @@ from jaxdl import (
 )
 from jaxdl.batches import training_rows
 from jaxdl.beginnings import data_of_epoch
-from jaxdl.ensembles import run_members
+from jaxdl.ensembles import run_members, start_members
 from jaxdl.plans import NEVER
+from jaxdl.seeds import seed_keys
 from jaxdl.training import run_steps
 
 RNG = np.random.default_rng(0)
 INPUTS = RNG.normal(size=(70, 4)).astype(np.float32)
 TARGETS = (INPUTS @ np.array([1, -2, 3, 0.5], np.float32))[:, None]
 ROWS = examples(INPUTS, TARGETS)
-MODEL, OPTIMIZER = mlp((4,)), optax.adam(1e-2)
+# The least that can be trained, and a network for what is told of layers.
+MODEL, NETWORK, OPTIMIZER = mlp(()), mlp((4,)), optax.adam(1e-2)
+SLOW, SGD = optax.sgd(1e-3), optax.sgd(1e-2)
 INJECTED = optax.inject_hyperparams(optax.sgd)(learning_rate=0.01)
 OBJECTIVE = Objective(objectives.squared_error)
 # No epoch improves by so much, so the run ends after patience + 1 epochs.
@@ -200,9 +203,11 @@ OTHERS = {
 @pytest.mark.parametrize("name", OTHERS)
 def test_a_progress_of_another_run_is_refused_by_the_first_array_that_differs(name):
     first, then, said = OTHERS[name]
-    progress = train(epochs=1, **first).progress
+    of = {"model": NETWORK, "objective": OBJECTIVE, "optimiser": OPTIMIZER, "train": ROWS, **first}
+    rows = of.pop("train")
+    progress = start(make_plan(*of.values()), rows, key=jax.random.key(0))
     with pytest.raises(InputError, match=f"progress has .*{said}"):
-        train(epochs=2, progress=progress, **then)
+        train(epochs=2, progress=progress, **{"model": NETWORK, **then})
 
 
 def test_a_progress_of_another_dtype_is_refused(stopped):
@@ -213,9 +218,9 @@ def test_a_progress_of_another_dtype_is_refused(stopped):
 
 
 def test_members_of_another_width_are_refused():
-    progress = fit_seeds(mlp((5,)), OBJECTIVE, OPTIMIZER, ROWS, seeds=(0, 1), epochs=1).progress
+    progress = start_members(seed_keys((0, 1)), ROWS, plan=make_plan(mlp((5,)), OBJECTIVE, OPTIMIZER))
     with pytest.raises(InputError, match=r"float32 of shape \(4, 5\) for params/.* expected float32 of shape \(4, 4\)"):
-        train_seeds(epochs=2, progress=progress)
+        fit_seeds(NETWORK, OBJECTIVE, OPTIMIZER, ROWS, epochs=2, progress=progress)
 
 
 def test_fit_and_fit_seeds_refuse_the_progress_of_each_other(stopped):
@@ -265,8 +270,8 @@ def test_what_to_do_at_nan_is_one_of_two(on_nan):
 
 def interrupted(rows, batch_size=8, **arguments):
     """The result of a run that ended inside its second epoch."""
-    run = fit(MODEL, OBJECTIVE, optax.sgd(1e-3), rows, epochs=1, batch_size=batch_size, **arguments)
-    plan = make_plan(MODEL, OBJECTIVE, optax.sgd(1e-3), batch_size=batch_size)
+    run = fit(MODEL, OBJECTIVE, SLOW, rows, epochs=1, batch_size=batch_size, **arguments)
+    plan = make_plan(MODEL, OBJECTIVE, SLOW, batch_size=batch_size)
     inside = run_steps(run.progress, training_rows(rows), None, 3, plan=plan)
     return run._replace(progress=inside, data=data_of_epoch(plan, inside, rows))
 
@@ -276,43 +281,41 @@ def test_a_result_inside_an_epoch_resumes_on_its_own_rows_alone():
     rows, others = examples(x, x[:, :1]), examples(x, x[:, 1:])
     fewer = examples(x[:48], x[:48, :1])
     run = interrupted(rows)
-    whole = fit(MODEL, OBJECTIVE, optax.sgd(1e-3), rows, epochs=2, batch_size=8)
+    whole = fit(MODEL, OBJECTIVE, SLOW, rows, epochs=2, batch_size=8)
     for one, other in zip(
         *(
             jax.tree.leaves(each.final)
-            for each in (whole, fit(MODEL, OBJECTIVE, optax.sgd(1e-3), rows, epochs=2, batch_size=8, progress=run))
+            for each in (whole, fit(MODEL, OBJECTIVE, SLOW, rows, epochs=2, batch_size=8, progress=run))
         ),
         strict=True,
     ):
         np.testing.assert_array_equal(one, other)
     for wrong in (others, fewer):
         with pytest.raises(InputError, match=r"an epoch of batch_size=8, 64 rows, checksum \w+, got batch_size=8"):
-            fit(MODEL, OBJECTIVE, optax.sgd(1e-3), wrong, epochs=2, batch_size=8, progress=run)
+            fit(MODEL, OBJECTIVE, SLOW, wrong, epochs=2, batch_size=8, progress=run)
     # Between two epochs other rows may follow.
-    done = fit(MODEL, OBJECTIVE, optax.sgd(1e-3), rows, epochs=1, batch_size=8)
-    assert len(fit(MODEL, OBJECTIVE, optax.sgd(1e-3), others, epochs=2, batch_size=8, progress=done).records) == 2
+    done = fit(MODEL, OBJECTIVE, SLOW, rows, epochs=1, batch_size=8)
+    assert len(fit(MODEL, OBJECTIVE, SLOW, others, epochs=2, batch_size=8, progress=done).records) == 2
 
 
 def test_a_result_inside_an_epoch_of_weighted_rows_or_a_source_is_checked_too():
     x = np.random.default_rng(1).normal(size=(64, 2)).astype(np.float32)
     rows = examples(x, x[:, :1], np.linspace(0.1, 2, 64))
     with pytest.raises(InputError, match=r"batch_size=8, 64 rows, .* got batch_size=16"):
-        fit(MODEL, OBJECTIVE, optax.sgd(1e-3), rows, epochs=2, batch_size=16, progress=interrupted(rows))
+        fit(MODEL, OBJECTIVE, SLOW, rows, epochs=2, batch_size=16, progress=interrupted(rows))
 
 
 def test_another_monitor_makes_the_best_epoch_one_of_those_to_come():
     x = np.random.default_rng(1).normal(size=(64, 2)).astype(np.float32)
     rows, objective = examples(x, x[:, :1]), Objective(objectives.squared_error, (objectives.r2(),))
-    first = fit(MODEL, objective, optax.sgd(1e-2), rows, rows, epochs=2, stop=early_stopping("val_loss", patience=9))
-    then = fit(MODEL, objective, optax.sgd(1e-2), rows, rows, epochs=4, stop=early_stopping("val_r2", patience=9),
-               progress=first)  # fmt: skip
+    loss, score = (early_stopping(name, patience=9) for name in ("val_loss", "val_r2"))
+    first = fit(MODEL, objective, SGD, rows, rows, epochs=2, stop=loss)
+    then = fit(MODEL, objective, SGD, rows, rows, epochs=4, stop=score, progress=first)
     values = [record["val_r2"] for record in then.records]
     assert then.best_epoch == 3 + int(np.argmax(values[2:]))
-    same = fit(MODEL, objective, optax.sgd(1e-2), rows, rows, epochs=4, stop=early_stopping("val_loss", patience=9),
-               progress=first)  # fmt: skip
+    same = fit(MODEL, objective, SGD, rows, rows, epochs=4, stop=loss, progress=first)
     losses = [record["val_loss"] for record in same.records]
     assert same.best_epoch == 1 + int(np.argmin(losses))
-    many = fit_seeds(MODEL, objective, optax.sgd(1e-2), rows, rows, seeds=(0, 1), epochs=2)
-    resumed = fit_seeds(MODEL, objective, optax.sgd(1e-2), rows, rows, seeds=(0, 1), epochs=3, progress=many,
-                        stop=early_stopping("val_r2", patience=9))  # fmt: skip
+    many = fit_seeds(MODEL, objective, SGD, rows, rows, seeds=(0, 1), epochs=2)
+    resumed = fit_seeds(MODEL, objective, SGD, rows, rows, seeds=(0, 1), epochs=3, progress=many, stop=score)
     assert resumed.best_epochs.tolist() == [3, 3]
