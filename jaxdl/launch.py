@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from typing import NoReturn
 
 from jaxdl.links import LOST
 from jaxdl.meetings import free_port
-from jaxdl.places import NAMES
+from jaxdl.places import NAMES, SECRET
 
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 # Seconds between SIGTERM and SIGKILL, and between two looks at the processes.
@@ -114,7 +115,7 @@ def _started(program: list[str], processes: int, pin: bool) -> list[subprocess.P
     coordinator = f"127.0.0.1:{free_port()}"
     # Before the fork, after which no library may be loaded.
     kernel = ctypes.CDLL(None) if sys.platform == "linux" else None
-    children = []
+    children, secret = [], os.environ.get(SECRET, secrets.token_hex(16))
     for number, cores in enumerate(_shares(processes, pin)):
 
         def begin(cores: set[int] = cores) -> None:
@@ -126,7 +127,13 @@ def _started(program: list[str], processes: int, pin: bool) -> list[subprocess.P
 
         own = dict(zip(NAMES, (coordinator, str(processes), str(number)), strict=True))
         # On a machine with several GPUs each process has one.
-        environment = {"JAX_LOCAL_DEVICE_IDS": str(number), "PYTHONUNBUFFERED": "1", **os.environ, **own}
+        environment = {
+            "JAX_LOCAL_DEVICE_IDS": str(number),
+            "PYTHONUNBUFFERED": "1",
+            **os.environ,
+            **own,
+            SECRET: secret,
+        }
         children.append(
             subprocess.Popen(
                 [sys.executable, *program],

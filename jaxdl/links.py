@@ -9,6 +9,8 @@ import time
 from contextlib import suppress
 from typing import NamedTuple, TextIO
 
+from jaxdl.errors import printable
+
 # The exit code of a process that ends because another one has: EX_TEMPFAIL, "try again later".
 LOST = 75
 
@@ -92,13 +94,14 @@ def say(link: Link, word: str) -> None:
 
 def _listen(links: Links, index: int) -> None:
     with suppress(OSError):  # Its end may be a reset.
-        for line in links.links[index].lines:
+        while line := links.links[index].lines.readline(100):
             word = line.strip()
-            if word != "bye":
+            if word.isdecimal() and int(word) < len(links.members):
                 _end(links, int(word))
-            elif index == 0:
-                links.parted.set()
-            links.goodbyes.release()
+            elif word == "bye":
+                if index == 0:
+                    links.parted.set()
+                links.goodbyes.release()
     if not links.parted.is_set():
         _end(links, index)
 
@@ -111,7 +114,7 @@ def _end(links: Links, gone: int) -> None:
     if links.own == 0:
         for link in others:
             say(link, str(gone))
-    who = f"process {gone} (pid {pid} on {host})"
+    who = f"process {gone} (pid {pid} on {printable(host)})"
     text = f"{who} has ended, so process {links.own} ends too. Start all of them again."
     with suppress(OSError):
         os.write(2, f"\n{text}\n".encode())

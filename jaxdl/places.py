@@ -11,6 +11,7 @@ from jaxdl.errors import InputError
 
 # What the launcher tells its processes.
 NAMES = ("JAXDL_COORDINATOR", "JAXDL_PROCESSES", "JAXDL_PROCESS_ID")
+SECRET = "JAXDL_SECRET"  # by which the processes of a run know each other
 
 
 class Place(NamedTuple):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Sequence
-from typing import NoReturn
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
@@ -16,8 +16,8 @@ from jaxdl.errors import InputError
 from jaxdl.links import LOST as LOST
 from jaxdl.links import Links, part, watch
 from jaxdl.meetings import local, meet
+from jaxdl.places import SECRET, place, whole
 from jaxdl.places import launched as launched
-from jaxdl.places import place, whole
 
 # Of what JAX's errors speak when another process has gone.
 SIGNS = ("gloo", "nccl", "heartbeat", "socket closed", "coordination", "connection", "unhealthy")
@@ -35,6 +35,8 @@ def join(
     *,
     heartbeat: int = 10,
     timeout: int = 120,
+    about: Mapping[str, Any] | None = None,
+    secret: str | None = None,
 ) -> None:
     """Makes this process one of several that compute together; to be called before JAX computes anything.
 
@@ -43,7 +45,13 @@ def join(
     without `leave`, each of the others ends too, with one line that names it and exit code LOST, 75. One that is only
     stopped, or whose machine is gone, is found by JAX's heartbeats after about `heartbeat` seconds: JAX then aborts the
     others (SIGABRT). On a CPU each process has one device, and JAX's service for preemptions, which would swallow
-    SIGTERM, is off. Raises InputError for anything that does not fit, or does not come.
+    SIGTERM, is off.
+
+    about: what all processes must agree on, as `meetings.meet` compares it: flags, versions, a name of the run.
+    secret: a text that only the processes of this run know, by which they turn strangers away; by default that of the
+    variable JAXDL_SECRET, which the launcher sets.
+
+    Raises InputError for anything that does not fit, or does not come.
 
     >>> join("127.0.0.1:4000", processes=2, process_id=2)
     Traceback (most recent call last):
@@ -56,7 +64,8 @@ def join(
             raise InputError(f"{name} must be a whole number of seconds, at least 1, got {value!r}.")
     host, port, number, own, devices = place(coordinator, processes, process_id)
     _prepare()
-    links = meet(host, port, number, own, timeout)
+    known = os.environ.get(SECRET, "") if secret is None else secret
+    links = meet(host, port, number, own, timeout, about, known)
     watch(links)
     _joined.append(links)
     # A port of its own, told to those who have met: JAX's runtime aborts a process whose coordinator does not come.
