@@ -24,11 +24,18 @@ from jaxdl.errors import InputError
 from jaxdl.passes import predict
 from jaxdl.plans import make_plan
 from jaxdl.weights import load
+from tests.quick import quick_programs
 
 ROOT = Path(__file__).parent.parent
 IMAGES = "simulated:360"
 QUICK = ("--data", IMAGES, "--train-size", "250", "--epochs", "2", "--no-compilation-cache")
 FIGURES = {"samples", "accuracy", "loss", "confusion", "errors", "kernels"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick():
+    with quick_programs():
+        yield
 
 
 def call(*arguments):
