@@ -38,6 +38,14 @@ def quick():
         yield
 
 
+@pytest.fixture
+def as_users_compile(quick):
+    """Programs as fast as they are outside of the tests, where much is computed."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
+
+
 def call(*arguments):
     return command(Config, run, "cifar10", [str(argument) for argument in arguments])
 
@@ -240,7 +248,7 @@ def test_twice_the_images_take_no_more_memory_than_the_images():
 
 
 @pytest.mark.slow
-def test_the_real_images_are_learned(real_data):
+def test_the_real_images_are_learned(real_data, as_users_compile):
     """A tenth of the lesson: one epoch of the smallest ConvNet is far above chance."""
     built = build(replace(Config(recipe="pooled", data=real_data), train_size=1000, epochs=4), cifar10(real_data))
     train, test = built.sets["train"], built.sets["test"]
