@@ -41,7 +41,7 @@ def quick():
 
 @pytest.fixture
 def as_users_compile(quick):
-    """Programs as fast as they are outside of the tests, where bits are compared or much is computed."""
+    """Programs as fast as they are outside of the tests, for a test that compares bits."""
     jax.config.update("jax_disable_most_optimizations", False)
     yield
     jax.config.update("jax_disable_most_optimizations", True)
@@ -256,7 +256,7 @@ def test_persistence_on_the_real_files_is_that_of_scikit_learn(recipe, rows, rea
 
 
 @pytest.mark.slow
-def test_a_run_on_the_real_files_beats_the_simple_baselines(real_data, as_users_compile, tmp_path, monkeypatch):
+def test_a_run_on_the_real_files_beats_the_simple_baselines(real_data, tmp_path, monkeypatch):
     monkeypatch.setitem(RECIPES, "basel", LESSON["basel"])
     arguments = ("--labels", "bbq", "--recipe", "basel", "--data", real_data, "--no-compilation-cache")
     assert call(*arguments, "--workdir", tmp_path / "run") == 0
