@@ -5,7 +5,8 @@ import pytest
 
 from benchmarks import jaxdl_loop
 from benchmarks.peers import flax_loop, nnx_loop
-from benchmarks.tasks import PATIENCE, Arrays, Task
+from benchmarks.tasks import BATCH, PATIENCE, Arrays, Task
+from tests.quick import quick_programs
 
 pytestmark = pytest.mark.slow
 
@@ -13,10 +14,17 @@ RANDOM = np.random.default_rng(0)
 INPUTS = RANDOM.normal(size=(75, 4)).astype(np.float32)
 TARGETS = (INPUTS @ np.array([[0.3], [-0.5], [0.2], [0.0]]) + 0.3 * RANDOM.normal(size=(75, 1))).astype(np.float32)
 ROWS = Arrays((INPUTS[:50], TARGETS[:50]), (INPUTS[50:], TARGETS[50:]))
-IMAGES = RANDOM.random((40, 32, 32, 3), np.float32)
-LABELS = RANDOM.integers(0, 10, 40).astype(np.int32)
+# One whole batch: a short one, as the rows above have, would be compiled apart.
+IMAGES = RANDOM.random((BATCH, 32, 32, 3), np.float32)
+LABELS = RANDOM.integers(0, 10, BATCH).astype(np.int32)
 PICTURES = Arrays((IMAGES, LABELS), (IMAGES[:7], LABELS[:7]))
 LOOPS = pytest.mark.parametrize("loop", [flax_loop, nnx_loop, jaxdl_loop], ids=lambda loop: loop.__name__)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick():
+    with quick_programs():
+        yield
 
 
 def task(deed="train", **changes):
@@ -37,7 +45,7 @@ def test_a_linear_network_comes_to_least_squares(loop):
 @LOOPS
 @pytest.mark.parametrize("norm", [False, True])
 def test_each_run_is_that_of_its_seed_with_new_weights(loop, norm):
-    run = loop.prepare(task(widths=(5,), norm=norm), ROWS)
+    run = loop.prepare(task(widths=(8,), norm=norm), ROWS)
     first, other, again = (run(3, seed).figure for seed in (1, 2, 1))
     assert first == again != other
 
@@ -54,7 +62,7 @@ def test_what_is_measured_and_predicted_is_of_all_validation_rows(loop):
     # Whatever the weights: the loss of outputs p and targets t and of t + 1 differ by 1 - 2 mean(p - t).
     def figure(deed, targets):
         arrays = ROWS._replace(validation=(ROWS.validation[0], targets))
-        return loop.prepare(task(deed, rows=25, widths=(3,)), arrays)(1, 0).figure
+        return loop.prepare(task(deed, rows=25, widths=(8,)), arrays)(1, 0).figure
 
     there = ROWS.validation[1]
     total = figure("predict", there)
@@ -65,9 +73,9 @@ def test_what_is_measured_and_predicted_is_of_all_validation_rows(loop):
 @LOOPS
 @pytest.mark.parametrize("recipe", ["small", "dropout"])
 def test_images_are_learned(loop, recipe):
-    wanted = task(kind="convnet", recipe=recipe, rows=40)
+    wanted = task(kind="convnet", recipe=recipe, rows=BATCH)
     run = loop.prepare(wanted, PICTURES)
-    figures = [run(many, 0).figure for many in (1, 6)]
+    figures = [run(many, 0).figure for many in (1, 3)]
     assert figures[1] < figures[0] < 3  # the logarithm of ten classes is 2.3
     predicted = loop.prepare(wanted._replace(deed="predict", rows=1), PICTURES)(2, 0)
     assert np.isfinite(predicted.figure) and len(predicted.ends) == 2

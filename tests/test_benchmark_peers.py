@@ -13,6 +13,7 @@ from benchmarks import contestant
 from benchmarks.contestant import Result, replies
 from benchmarks.peers import sklearn_loop
 from benchmarks.tasks import BATCH, PATIENCE, Arrays, Task, load
+from tests.quick import quick_programs
 
 pytestmark = pytest.mark.slow
 
@@ -239,7 +240,7 @@ def keras_loop():
     pytest.importorskip("keras", reason="Keras, the contestant of these tests, is not installed")
     from benchmarks.peers import keras_loop
 
-    with jax.numpy_rank_promotion("allow"):  # which Keras's own layers need
+    with quick_programs(), jax.numpy_rank_promotion("allow"):  # which Keras's own layers need
         yield keras_loop
 
 
@@ -276,9 +277,9 @@ def test_runs_of_keras_compile_nothing_and_a_seed_gives_its_figure_again(keras_l
 
 
 def test_keras_starts_from_glorot_uniform_kernels_and_trains_down_to_the_noise(keras_loop):
-    arrays = table()
-    assert keras_loop.prepare(task_of(), arrays)(1, 0).figure > 1
-    assert keras_loop.prepare(task_of(), arrays)(300, 0).figure < 0.1
+    run = keras_loop.prepare(task_of(), table())
+    assert run(1, 0).figure > 1
+    assert run(300, 0).figure < 0.1
 
 
 def test_the_new_weights_of_keras_are_glorot_uniform_with_biases_of_zero(keras_loop, monkeypatch):

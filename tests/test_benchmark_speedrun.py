@@ -25,6 +25,7 @@ from experiments.cifar10 import Config, build, settle
 from jaxdl.datasets import cifar10
 from jaxdl.errors import InputError
 from jaxdl.models import residual_net
+from tests.quick import quick_programs
 
 pytestmark = pytest.mark.slow
 
@@ -42,6 +43,12 @@ CONFIG = settle(
         learning_rate=0.1,
     )
 )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick():
+    with quick_programs():
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -38,6 +38,12 @@ def folder(tmp_path):
     return arrays.write(tmp_path / "real", sets)
 
 
+@pytest.fixture
+def quick(monkeypatch):
+    """Processes run their programs for a moment here, so it is compiling them that takes the time."""
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+
+
 def row(folder="", **changes):
     task = Task("plain", "train", "mlp", str(folder), 100, (4,))
     return Row("a row", "weather", task, **{"per": "epoch", **changes})
@@ -120,7 +126,7 @@ def test_the_limit_is_that_of_the_products(folder):
 
 
 @pytest.mark.slow
-def test_a_process_of_jaxdl_answers(folder):
+def test_a_process_of_jaxdl_answers(folder, quick):
     task = Task("plain", "train", "mlp", str(folder), 100, (4,))
     with started(OURS, sys.executable) as ask:
         assert "seconds" in ask({"prepare": task._asdict()})
@@ -132,7 +138,7 @@ def test_a_process_of_jaxdl_answers(folder):
 
 
 @pytest.mark.slow
-def test_a_start_that_finds_what_was_compiled_reads_it_and_memory_is_that_of_its_process(folder):
+def test_a_start_that_finds_what_was_compiled_reads_it_and_memory_is_that_of_its_process(folder, quick):
     task = Task("plain", "train", "mlp", str(folder), 100, (4,))
     broken = Contestant("broken", "benchmarks.no_such_module", ())
     cold, warm = starts.first_epochs([OURS, broken], sys.executable, task, 2)

@@ -178,7 +178,8 @@ def test_a_full_disk_is_told_and_a_second_start_works(server, path):
     _, told = first.communicate()
     assert first.returncode == 1 and "cannot be written (File too large)" in told and "Traceback" not in told
     assert files(path.parent) == []
-    assert downloading(server, path).wait() == 0 and path.read_bytes() == CONTENT
+    downloads.fetch(f"{server.url}/a", CHECKSUM, path)
+    assert path.read_bytes() == CONTENT
 
 
 def test_a_download_that_is_killed_is_begun_again(server, path):
@@ -191,7 +192,8 @@ def test_a_download_that_is_killed_is_begun_again(server, path):
     first.communicate()
     assert not path.exists()
     server.stall = None
-    assert downloading(server, path).wait() == 0 and path.read_bytes() == CONTENT
+    downloads.fetch(f"{server.url}/a", CHECKSUM, path)
+    assert path.read_bytes() == CONTENT
 
 
 def test_a_notebook_is_not_told_to_install_widgets_for_bars_that_nobody_shows(tmp_path, monkeypatch):

@@ -20,6 +20,7 @@ from jaxdl import exports, portable
 from jaxdl.datasets import simulated_table, sources
 from jaxdl.fitting import fit
 from tests.documents import PAGES, ROOT, blocks, name_of
+from tests.quick import quick_programs
 
 WITH_PYTHON = [page for page in PAGES if blocks(page, "python")]
 # Pages with tests of their own, here and in test_readme.py and test_docs_keras.py.
@@ -27,6 +28,22 @@ OWN = {
     "README.md",
     "docs/keras.md",
     *(f"docs/{name}.md" for name in ("how-it-works", "many-runs", "growing", "sharing")),
+}
+# What is quick to compile instead of what a page says, and how often it says it: here it is the calls that are tried.
+SMALL = {
+    "docs/index.md": {"mlp((100, 50), ": ("mlp((8,), ", 1)},
+    "docs/watching.md": {
+        "mlp((100, 50), ": ("mlp((), ", 1),
+        "optax.adam(1e-2)": ("optax.sgd(1e-3)", 2),
+        "inject_hyperparams(optax.adam)": ("inject_hyperparams(optax.sgd)", 1),
+    },
+    "docs/many-runs.md": {
+        "mlp((20, 10), ": ("mlp((), ", 1),
+        "optax.adam(1e-2)": ("optax.sgd(1e-3)", 3),
+        "optax.adam(learning_rate)": ("optax.sgd(learning_rate / 10)", 1),
+        "grid(hidden=((20, 10), (5, 5)), ": ("grid(hidden=((5,),), ", 1),
+    },
+    "docs/growing.md": {"mlp((100, 50), ": ("mlp((100,), ", 1), "optax.adam(1e-3)": ("optax.sgd(1e-3)", 3)},
 }
 ROWS = [line for line in (ROOT / "docs" / "faults.md").read_text().splitlines() if line.startswith("| ")][1:]
 
@@ -49,10 +66,20 @@ def test_every_fault_in_the_table_has_a_test(row):
         assert f"def {name}(" in (ROOT / "tests" / file).read_text(), f"{file} has no {name}"
 
 
+@pytest.fixture(scope="module", autouse=True)
+def quick():
+    with quick_programs():
+        yield
+
+
 def run_blocks(page, names):
-    """Runs the blocks of a page one after the other, in which each sees the names of those before."""
-    for block in blocks(page, "python"):
-        exec(block.code, names)
+    """Runs the blocks of a page one after the other, in which each sees the names of those before; some made small."""
+    small, codes = SMALL.get(name_of(page), {}), [block.code for block in blocks(page, "python")]
+    for large, (less, times) in small.items():
+        assert sum(code.count(large) for code in codes) == times, f"{name_of(page)} must say {large!r} {times} times"
+        codes = [code.replace(large, less) for code in codes]
+    for code in codes:
+        exec(code, names)
     return names
 
 

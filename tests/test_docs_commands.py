@@ -12,6 +12,7 @@ from tensorboard.backend.event_processing.event_multiplexer import EventMultiple
 
 import jaxdl.__main__
 from experiments.command import command
+from experiments.weather import RECIPES
 from tests import test_experiments_lesson as small_lesson
 from tests.documents import (
     EXPERIMENTS,
@@ -25,6 +26,7 @@ from tests.documents import (
     quoted,
     sets_up,
 )
+from tests.quick import quick_programs
 
 BASH = [(page, [line for block in blocks(page, "bash") for line in lines_of(block.code)]) for page in PAGES]
 QUOTED = sorted({(name_of(page), one) for page in PAGES for one in quoted(page)})
@@ -82,13 +84,19 @@ def shown_by_tensorboard(words):
     return {tag for kinds in found.Runs().values() for tag in kinds["scalars"]}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def quick():
+    with quick_programs():
+        yield
+
+
 @pytest.fixture
 def one_size(monkeypatch):
-    """The lesson with one network of its weather part: its own tests go through the others."""
+    """Small networks, and the lesson with one of its weather part: its own tests go through the others."""
     small_lesson.make_small(monkeypatch)
-    steps = small_lesson.lesson_steps.weather_steps
-    few = lambda *of: [step for step in steps(*of) if step.names[0] in ("10, 5", "BatchNorm")]  # noqa: E731
-    monkeypatch.setattr(small_lesson.lesson_steps, "weather_steps", few)
+    for name, recipe in RECIPES.items():
+        monkeypatch.setitem(RECIPES, name, recipe._replace(hidden=(4,)))
+    small_lesson.only_steps(monkeypatch, ("10, 5", "BatchNorm").__contains__)
 
 
 @pytest.mark.slow

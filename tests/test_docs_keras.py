@@ -9,6 +9,7 @@ import pytest
 from sklearn.metrics import root_mean_squared_error
 
 from tests.documents import ROOT, blocks
+from tests.quick import quick_programs
 
 pytestmark = pytest.mark.slow
 
@@ -28,6 +29,12 @@ class WithoutTensorFlow(keras.callbacks.TensorBoard):
         if name.startswith("on_") or name in ("set_model", "_push_writer"):
             return lambda *_, **__: None
         return super().__getattribute__(name)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick():
+    with quick_programs():
+        yield
 
 
 @pytest.fixture(scope="module", autouse=True)

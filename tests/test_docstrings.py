@@ -10,6 +10,7 @@ import pytest
 
 import experiments
 import jaxdl
+from tests.quick import quick_programs
 
 
 def modules(package):
@@ -40,7 +41,8 @@ def examples_of(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("package", [jaxdl, experiments], ids=lambda package: package.__name__)
 def test_examples_run(package):
-    found = {name: examples_of(name) for name in modules(package)}
+    with quick_programs():
+        found = {name: examples_of(name) for name in modules(package)}
     wrong = {name: counts for name, counts in found.items() if any(counts)}
     assert wrong == {}, "(failed, not tried) of each module; what failed stands above, in the captured output"
 

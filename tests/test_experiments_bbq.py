@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import jax
 import numpy as np
 import pandas as pd
 import pytest
@@ -21,10 +22,29 @@ from jaxdl.datasets.barbecue import BASEL, RULE
 from jaxdl.errors import InputError
 from jaxdl.passes import predict
 from jaxdl.weights import load
+from tests.quick import quick_programs
 
 DATA = ("--data", "simulated:400", "--no-compilation-cache")
 QUICK = ("--labels", "bbq", *DATA, "--epochs", "3")
 SETS = {"train", "validation", "test"}
+LESSON = dict(RECIPES)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick():
+    """Small networks, which are quick to compile."""
+    with quick_programs(), pytest.MonkeyPatch.context() as patch:
+        for name, recipe in LESSON.items():
+            patch.setitem(RECIPES, name, recipe._replace(hidden=(4,)))
+        yield
+
+
+@pytest.fixture
+def as_users_compile(quick):
+    """Programs as fast as they are outside of the tests, for a test that compares bits."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
 
 
 def call(*arguments):
@@ -139,9 +159,12 @@ def test_the_confusion_matrix_is_that_of_scikit_learn():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("first", "then"), [("sunshine", "bbq"), ("bbq", "sunshine")])
-def test_a_run_cannot_go_on_with_other_labels(first, then, tmp_path, capsys):
+def test_a_run_cannot_go_on_with_other_labels(first, then, finished, tmp_path, capsys):
     folder = tmp_path / "run"
-    assert call(*DATA, "--epochs", 2, "--labels", first, "--workdir", folder) == 0
+    if first == "bbq":
+        shutil.copytree(finished, folder)
+    else:
+        assert call(*DATA, "--epochs", 2, "--labels", first, "--workdir", folder) == 0
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     for more in ((), ("--epochs", 4)):
         assert call("--workdir", folder, "--labels", then, *more) == 2
@@ -151,8 +174,9 @@ def test_a_run_cannot_go_on_with_other_labels(first, then, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_more_epochs_continue_to_the_bits_of_one_run(finished, tmp_path):
-    folder = shutil.copytree(finished, tmp_path / "run")
+def test_more_epochs_continue_to_the_bits_of_one_run(as_users_compile, tmp_path):
+    folder = tmp_path / "run"
+    assert call(*QUICK, "--workdir", folder) == 0
     assert call("--workdir", folder, "--epochs", 5) == 0
     assert call(*QUICK[:-1], 5, "--workdir", tmp_path / "whole") == 0
     went_on, whole = metrics_of(folder), metrics_of(tmp_path / "whole")
@@ -232,7 +256,8 @@ def test_persistence_on_the_real_files_is_that_of_scikit_learn(recipe, rows, rea
 
 
 @pytest.mark.slow
-def test_a_run_on_the_real_files_beats_the_simple_baselines(real_data, tmp_path):
+def test_a_run_on_the_real_files_beats_the_simple_baselines(real_data, tmp_path, monkeypatch):
+    monkeypatch.setitem(RECIPES, "basel", LESSON["basel"])
     arguments = ("--labels", "bbq", "--recipe", "basel", "--data", real_data, "--no-compilation-cache")
     assert call(*arguments, "--workdir", tmp_path / "run") == 0
     metrics = metrics_of(tmp_path / "run")

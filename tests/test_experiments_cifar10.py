@@ -24,11 +24,26 @@ from jaxdl.errors import InputError
 from jaxdl.passes import predict
 from jaxdl.plans import make_plan
 from jaxdl.weights import load
+from tests.quick import quick_programs
 
 ROOT = Path(__file__).parent.parent
 IMAGES = "simulated:360"
 QUICK = ("--data", IMAGES, "--train-size", "250", "--epochs", "2", "--no-compilation-cache")
 FIGURES = {"samples", "accuracy", "loss", "confusion", "errors", "kernels"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick():
+    with quick_programs():
+        yield
+
+
+@pytest.fixture
+def as_users_compile(quick):
+    """Programs as fast as they are outside of the tests, where much is computed."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
 
 
 def call(*arguments):
@@ -233,7 +248,7 @@ def test_twice_the_images_take_no_more_memory_than_the_images():
 
 
 @pytest.mark.slow
-def test_the_real_images_are_learned(real_data):
+def test_the_real_images_are_learned(real_data, as_users_compile):
     """A tenth of the lesson: one epoch of the smallest ConvNet is far above chance."""
     built = build(replace(Config(recipe="pooled", data=real_data), train_size=1000, epochs=4), cifar10(real_data))
     train, test = built.sets["train"], built.sets["test"]

@@ -1,5 +1,6 @@
 """The lesson in one command, made small: what it writes, what it refuses, and how it goes on."""
 
+import io
 import json
 import os
 import re
@@ -8,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import jax
@@ -21,7 +23,7 @@ from sklearn.metrics import accuracy_score, root_mean_squared_error
 from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import StandardScaler
 
-from experiments import lesson, lesson_cifar10, lesson_steps, lesson_store, lesson_training, lesson_weather
+from experiments import lesson, lesson_cifar10, lesson_page, lesson_steps, lesson_store, lesson_training, lesson_weather
 from experiments.command import command
 from experiments.lesson import Config, Data, run
 from experiments.lesson_calibration import Truth, bars
@@ -35,8 +37,9 @@ from jaxdl.datasets.barbecue import BASEL
 from jaxdl.fitting import fit
 from jaxdl.locks import locked
 from jaxdl.models import convnet, mlp
-from jaxdl.passes import evaluate, predict
+from jaxdl.passes import predict
 from jaxdl.stopping import early_stopping
+from tests.quick import quick_programs
 
 pytestmark = pytest.mark.slow
 
@@ -44,10 +47,16 @@ ROOT = Path(__file__).parent.parent
 DAYS, SEEDS, BUDGET = 400, 3, Budget(64, 32, 1, 2, (0.0, 0.5))
 QUICK = ("--data", f"simulated:{DAYS}", "--seeds", SEEDS, "--no-compilation-cache")
 SETS = ("train", "validation", "test")
+# Of so few days the first has the rows of "BatchNorm"; the second differs in its labels alone, as another row does too.
+LEFT_OUT = {"all years", "BatchNorm, yes or no"}
+ADAM = optax.adam(1e-3)
 
 
 def shorter(exercise):
-    return exercise._replace(recipe=exercise.recipe._replace(epochs=4))
+    """The exercise with what is quick to compile: a patience, which never ends four epochs, and few layers."""
+    recipe = exercise.recipe
+    hidden = () if recipe.input_norm else recipe.hidden
+    return exercise._replace(recipe=recipe._replace(epochs=4, patience=10, hidden=hidden))
 
 
 SMALLER = tuple(shorter(of) for of in lesson_weather.SMALLER if of.name in ("100, 50", "10, 5"))
@@ -59,16 +68,25 @@ def call(*arguments):
     return command(Config, run, "lesson", [str(argument) for argument in arguments])
 
 
+def only_steps(patch, wanted):
+    """The lesson with those weather exercises alone for whose name `wanted` is true."""
+    steps = lesson_steps.weather_steps
+    patch.setattr(
+        lesson_steps, "weather_steps", lambda *of: [step for step in steps(*of) if all(map(wanted, step.names))]
+    )
+
+
 def make_small(patch):
+    only_steps(patch, lambda name: name not in LEFT_OUT)
+    patch.setattr(lesson_page, "DOTS", 1)
     for name, value in (("SMALLER", SMALLER), ("EXERCISED", EXERCISED), ("BBQ", BBQ), ("QUICK", BUDGET)):
         patch.setattr(lesson_steps, name, value)
 
 
 @pytest.fixture(scope="module", autouse=True)
-def quick_programs(tmp_path_factory):
-    """Compiling takes nearly all of the time here: each program is compiled once, and not made fast."""
+def quick(tmp_path_factory):
+    """Each program is compiled once."""
     wanted = {
-        "jax_disable_most_optimizations": True,
         "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("programs")),
         "jax_persistent_cache_min_compile_time_secs": 0.0,
         "jax_persistent_cache_min_entry_size_bytes": -1,
@@ -77,7 +95,8 @@ def quick_programs(tmp_path_factory):
     for name, value in wanted.items():
         jax.config.update(name, value)
     compilation_cache.reset_cache()
-    yield
+    with quick_programs():
+        yield
     for name, value in before.items():
         jax.config.update(name, value)
     compilation_cache.reset_cache()
@@ -99,32 +118,42 @@ def finished(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def again(finished, tmp_path_factory):
+    """The folder of the small lesson after a second start, in which no network may be trained, and what was said."""
+    folder = shutil.copytree(finished, tmp_path_factory.mktemp("again") / "copy")
+    said = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(said):
+        make_small(patch)
+        forbid_training(patch)
+        assert call("--workdir", folder) == 0
+    return folder, said.getvalue()
+
+
 @pytest.fixture
 def copied(finished, tmp_path):
     """A small lesson, finished, to do with as a test likes."""
     return shutil.copytree(finished, tmp_path / "copy")
 
 
-@pytest.fixture
-def untrained(monkeypatch):
-    """Whatever trains a network raises."""
-
+def forbid_training(patch):
     def fail(*_, **__):
         raise AssertionError("a network is trained")
 
-    monkeypatch.setattr(lesson_training, "fit_seeds", fail)
-    monkeypatch.setattr(lesson_cifar10, "sweep", fail)
+    patch.setattr(lesson_training, "fit_seeds", fail)
+    patch.setattr(lesson_cifar10, "sweep", fail)
+
+
+@pytest.fixture
+def untrained(monkeypatch):
+    """Whatever trains a network raises."""
+    forbid_training(monkeypatch)
 
 
 @pytest.fixture
 def three_exercises(monkeypatch):
     """A size, a regression and a classification, without the rest."""
-    steps, chosen = lesson_steps.weather_steps, {"10, 5", "BatchNorm", "one place, yes or no"}
-
-    def few(*of):
-        return [step for step in steps(*of) if chosen & {*step.names}]
-
-    monkeypatch.setattr(lesson_steps, "weather_steps", few)
+    only_steps(monkeypatch, {"10, 5", "BatchNorm", "one place, yes or no"}.__contains__)
 
 
 @pytest.fixture
@@ -173,7 +202,7 @@ def test_a_lesson_writes_its_folder(finished):
 
 def test_every_exercise_is_a_row_and_in_the_page(finished):
     rows, text = rows_of(finished), text_of(finished)
-    trained = {(of.section, of.name) for of in (*SMALLER, *EXERCISED, *BBQ)}
+    trained = {(of.section, of.name) for of in (*SMALLER, *EXERCISED, *BBQ) if of.name not in LEFT_OUT}
     trained |= {(EXERCISES, "plain"), (EXERCISES, "small")}
     trained |= {(CIFAR10, name) for name in ("dense", "small", "pooled", "dropout 0.5")}
     assert set(rows.index[rows["seeds"] > 0]) == trained
@@ -196,26 +225,26 @@ def test_every_exercise_is_a_row_and_in_the_page(finished):
         np.testing.assert_array_equal(rows.loc[(SIZES, size), "test_mean"], rows.loc[(EXERCISES, name), "test_mean"])
 
 
-def solo(exercise, target, seed):
-    """The weights of one network, trained alone, with its rows of data."""
+def solo(exercise, target):
+    """The sets of data, and the outputs for their rows, of networks that are trained alone: by the name of a set."""
     of = Weather(weather(f"simulated:{DAYS}", days=None, target=target), target)
     recipe, (_, sets) = exercise.recipe, divide(of.dataset(exercise))
     sets["train"] = exercise.draw(sets["train"])
     model = mlp(recipe.hidden, input_norm=recipe.input_norm)
     objective = OBJECTIVES["bbq" if of.labels() else "sunshine"]
     stop = early_stopping("val_loss", patience=recipe.patience)
-    done = fit(
-        model,
-        objective,
-        optax.adam(1e-3),
-        sets["train"],
-        sets["validation"],
-        seed=seed,
-        epochs=recipe.epochs,
-        batch_size=32,
-        stop=stop,
-    )
-    return model, objective, sets, done.final
+    return sets, [
+        outputs_of(model, sets, fit(model, objective, ADAM, sets["train"], sets["validation"], seed=seed, **how).final)
+        for how in [{"epochs": recipe.epochs, "batch_size": 32, "stop": stop}]
+        for seed in range(SEEDS)
+    ]
+
+
+def outputs_of(model, sets, weights):
+    """By the name of a set; one program for all of them."""
+    told = np.asarray(predict(model, weights, np.concatenate([sets[name].inputs for name in SETS])))
+    ends = np.cumsum([len(sets[name].weights) for name in SETS])[:-1]
+    return dict(zip(SETS, np.split(told, ends), strict=True))
 
 
 @pytest.mark.parametrize("name", ["10, 5", "BatchNorm", "one place", "oversampled", "one place, yes or no"])
@@ -224,20 +253,20 @@ def test_a_row_has_the_figures_of_networks_that_are_trained_alone(name, finished
     labels = exercise.section == BARBECUE
     rows = seeds_of(finished).loc[exercise.section, name]
     assert rows["seed"].tolist() == list(range(SEEDS))
-    told = []
-    for seed in range(SEEDS):
-        model, objective, sets, weights = solo(exercise, BASEL if labels else "BASEL_sunshine", seed)
+    sets, told = solo(exercise, BASEL if labels else "BASEL_sunshine")
+    for seed, outputs in enumerate(told):
         for which in SETS:
-            found, shown = evaluate(model, objective, weights, sets[which]), rows[which].iloc[seed]
+            targets, shown = sets[which].targets, rows[which].iloc[seed]
             if labels:
                 # A row that is nearly undecided may fall on either side.
-                assert shown == pytest.approx(100 * float(found["accuracy"]), abs=100.1 / len(sets[which].weights))
+                right = accuracy_score(targets, outputs[which] > 0)
+                assert shown == pytest.approx(100 * right, abs=100.1 / len(targets))
             else:
-                assert shown == pytest.approx(float(found["rmse"]), rel=0.01)
-        told.append(predict(model, weights, sets["test"].inputs))
+                assert shown == pytest.approx(root_mean_squared_error(targets, outputs[which]), rel=0.01)
     if name == "BatchNorm":
         together = rows_of(finished).loc[(NEXT, f"all {SEEDS} together"), "test_mean"]
-        assert together == pytest.approx(root_mean_squared_error(sets["test"].targets, np.mean(told, 0)), rel=0.01)
+        mean = np.mean([outputs["test"] for outputs in told], 0)
+        assert together == pytest.approx(root_mean_squared_error(sets["test"].targets, mean), rel=0.01)
 
 
 def test_a_row_of_photographs_has_the_figures_of_networks_that_are_trained_alone(finished):
@@ -246,25 +275,20 @@ def test_a_row_of_photographs_has_the_figures_of_networks_that_are_trained_alone
     assert [len(sets[name].weights) for name in SETS[:2]] == [64, 32]
     rows = seeds_of(finished).loc[CIFAR10, "dense"]
     for seed in range(BUDGET.seeds):
-        done = fit(
-            model, lesson_cifar10.OBJECTIVE, optax.adam(1e-3), sets["train"], sets["validation"], seed=seed, epochs=1
-        )
+        done = fit(model, lesson_cifar10.OBJECTIVE, ADAM, sets["train"], sets["validation"], seed=seed, epochs=1)
+        outputs = outputs_of(model, sets, done.final)
         for which in SETS:
-            found = evaluate(model, lesson_cifar10.OBJECTIVE, done.final, sets[which])
-            assert rows[which].iloc[seed] == pytest.approx(
-                100 * float(found["accuracy"]), abs=100.1 / len(sets[which].weights)
-            )
+            right = accuracy_score(sets[which].targets, outputs[which].argmax(1))
+            assert rows[which].iloc[seed] == pytest.approx(100 * right, abs=100.1 / len(sets[which].weights))
 
 
-def test_that_data_are_simulated_is_said_loudly_and_nothing_of_the_lesson_s_is_printed_beside(
-    copied, untrained, capsys
-):
-    assert call("--workdir", copied) == 0
-    said, text = " ".join(capsys.readouterr().out.split()), text_of(copied)
+def test_that_data_are_simulated_is_said_loudly_and_nothing_of_the_lesson_s_is_printed_beside(again):
+    folder, shown = again
+    said, text = " ".join(shown.split()), text_of(folder)
     for what in ("weather", "images"):
         note = f"SIMULATED {what.upper()}: no figure of this lesson says anything about real {what}."
         assert f"WARNING: {note}" in said and text.count(note) == 1
-    assert rows_of(copied)[[f"lesson_{name}" for name in SETS]].isna().all(axis=None)
+    assert rows_of(folder)[[f"lesson_{name}" for name in SETS]].isna().all(axis=None)
     # Neither data set has had a part in it.
     assert "Klein Tank" not in text and "Krizhevsky" not in text
     assert f"python -m experiments.lesson --seeds {SEEDS} --data simulated:{DAYS}" in text
@@ -283,9 +307,8 @@ def test_of_measured_data_there_is_no_note():
     assert Data((Weather(measured), Weather(measured, BASEL)), (pictures,)).notes() == []
 
 
-def test_the_terminal_tells_all_in_80_columns(copied, untrained, capsys):
-    assert call("--workdir", copied) == 0
-    shown = capsys.readouterr().out
+def test_the_terminal_tells_all_in_80_columns(again):
+    _, shown = again
     said = " ".join(shown.split())
     for name in ("BatchNorm", "one place, yes or no", "dropout 0.5", f"all {SEEDS} together", "is the standard error"):
         assert name in said
@@ -295,10 +318,10 @@ def test_the_terminal_tells_all_in_80_columns(copied, untrained, capsys):
 # How it goes on
 
 
-def test_a_second_start_trains_nothing_and_gives_the_same_bytes(copied, finished, untrained, capsys):
-    assert call("--workdir", copied) == 0
-    assert "goes on after its finished rows" in capsys.readouterr().out
-    before, after = contents(finished), contents(copied)
+def test_a_second_start_trains_nothing_and_gives_the_same_bytes(finished, again):
+    folder, shown = again
+    assert "goes on after its finished rows" in shown
+    before, after = contents(finished), contents(folder)
     assert set(before) == set(after)
     changed = {path.as_posix() for path in before if before[path] != after[path]}
     # The one holds the folder's name; the other the date, which may have changed.
@@ -307,9 +330,15 @@ def test_a_second_start_trains_nothing_and_gives_the_same_bytes(copied, finished
     assert without[0] == without[1]
 
 
-@pytest.mark.parametrize(("missing", "more"), [("*", 1), ("*questions*", 0), ("*barbecue*", 1)])
-def test_a_lesson_that_was_killed_goes_on_to_the_same_table(missing, more, finished, tmp_path, monkeypatch):
-    """missing: rows that are not finished yet. more: how many of them are saved before the lesson dies."""
+@pytest.mark.parametrize(
+    ("missing", "more", "few"),
+    [("*", 1, ("10, 5", "BatchNorm")), ("*questions*", 0, ()), ("*one-place*", 1, ())],
+)
+def test_a_lesson_that_was_killed_goes_on_to_the_same_table(missing, more, few, finished, tmp_path, monkeypatch):
+    """missing: rows that are not finished yet. more: how many of them are saved before the lesson dies.
+
+    few: the exercises with networks, where the lesson has not all of them.
+    """
     folder, save, saved = tmp_path / "run", lesson_store.save, []
     shutil.copytree(finished, folder, ignore=shutil.ignore_patterns("*.csv", "*.html", "figures"))
     for path in folder.glob(f"rows/{missing}"):
@@ -324,6 +353,8 @@ def test_a_lesson_that_was_killed_goes_on_to_the_same_table(missing, more, finis
         saved.append((done.row.section, done.row.name))
         save(folder, done)
 
+    if few:
+        only_steps(monkeypatch, few.__contains__)
     monkeypatch.setattr(lesson_store, "save", dying)
     with pytest.raises(MemoryError):
         call(*QUICK, "--only", "weather", "--workdir", folder)
@@ -333,6 +364,10 @@ def test_a_lesson_that_was_killed_goes_on_to_the_same_table(missing, more, finis
     # Nothing that was finished is trained again.
     assert len(saved) > more and len(saved) == len(set(saved))
     expected, found = rows_of(finished).drop(CIFAR10), rows_of(folder)
+    if few:
+        # What is a size and an exercise too has two rows.
+        names = expected.index.get_level_values("row")
+        expected = expected[(expected["seeds"] == 0) | names.isin([*few, "small"])]
     pd.testing.assert_frame_equal(found.drop(columns="seconds"), expected.drop(columns="seconds"), check_exact=True)
 
 
@@ -459,10 +494,30 @@ def test_unknown_flags_and_values_exit_with_2(flags, capsys):
     assert stop.value.code == 2
 
 
-def test_one_seed_shows_no_errors_and_allows_no_findings(tmp_path, three_exercises, capsys):
-    folder = tmp_path / "run"
-    assert call(*QUICK, "--seeds", 1, "--only", "weather", "--workdir", folder) == 0
+def first_alone(done):
+    """What a row's first seed left, as if it were the only one."""
+    row = done.row
+    values = {name: array[:1] for name, array in row.values.items()}
+    return done._replace(
+        row=row._replace(values=values, seeds=(0,), epochs=row.epochs[:1]),
+        history=done.history[done.history["member"] == 0],
+        outputs={name: array[:1] for name, array in done.outputs.items()},
+    )
+
+
+def test_one_seed_shows_no_errors_and_allows_no_findings(copied, finished, capsys):
+    folder, config = copied, json.loads((copied / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "seeds": 1}))
+    for of in (*SMALLER, *EXERCISED, *BBQ):
+        if of.name not in LEFT_OUT:
+            lesson_store.save(folder / "rows", first_alone(lesson_store.load(folder / "rows", of.section, of.name)))
+    # One is trained, the only network of its row.
+    (folder / "rows" / "the-lesson-s-exercises-batchnorm.npz").unlink()
+    assert call("--seeds", 1, "--only", "weather", "--workdir", folder) == 0
     shown, text, rows = capsys.readouterr().out, text_of(folder), rows_of(folder)
+    first = seeds_of(finished).loc[EXERCISES, "BatchNorm"].iloc[0]
+    assert rows.loc[(EXERCISES, "BatchNorm"), "test_mean"] == pytest.approx(first["test"], rel=0.01)
+    assert set(rows["seeds"]) == {0, 1}
     assert rows[[f"{name}_error" for name in SETS]].isna().all(axis=None) and rows["test_mean"].notna().all()
     assert not re.search(r"\d \+- \d", shown) and not re.search(r"\d ± \d", text)
     assert "is better than" not in shown + text and "What these figures say" not in text
@@ -500,6 +555,7 @@ def test_a_signal_ends_the_lesson_and_says_how_it_goes_on(number, code, tmp_path
     process = subprocess.Popen(
         [sys.executable, "-m", "experiments.lesson", *arguments, "--no-compilation-cache"],
         cwd=ROOT,
+        env={**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -526,7 +582,7 @@ def with_nan(done, members):
 
 @pytest.mark.parametrize("lost", [[True, False, False], [True, True, True]])
 def test_networks_that_diverge_do_not_end_the_lesson(lost, copied, untrained, capsys):
-    for section, name in [(of.section, of.name) for of in (*SMALLER, *EXERCISED, *BBQ)]:
+    for section, name in [(of.section, of.name) for of in (*SMALLER, *EXERCISED, *BBQ) if of.name not in LEFT_OUT]:
         done = lesson_store.load(copied / "rows", section, name)
         lesson_store.save(copied / "rows", with_nan(done, np.array(lost)))
     assert call("--workdir", copied, "--only", "weather") == 0

@@ -118,21 +118,21 @@ def test_a_run_is_shown_to_people_and_to_scripts(runs, capsys):
     assert capsys.readouterr().out == "epochs\n"
 
 
-def commands():
-    text = subprocess.run([sys.executable, "-m", "jaxdl", "--help"], cwd=ROOT, capture_output=True, text=True).stdout
-    return re.search(r"\{([\w,-]+)\}", text).group(1).split(",")
-
-
-def test_the_help_of_every_command_fits_a_terminal_and_tells_the_exit_codes():
-    names = commands()
+def test_the_help_of_every_command_fits_a_terminal_and_tells_the_exit_codes(monkeypatch, capsys):
+    with process("--help") as shown:
+        text, _ = shown.communicate(timeout=120)
+    assert shown.returncode == 0 and all(f"* {code}: " in text for code in (0, 2, 130, 141))
+    names = re.search(r"\{([\w,-]+)\}", text).group(1).split(",")
     assert {"runs", "show"} <= {*names}
-    for arguments in ([], *([name] for name in names)):
-        with process(*arguments, "--help") as shown:
-            text, _ = shown.communicate(timeout=120)
-        assert shown.returncode == 0 and "\x1b" not in text
-        assert max(map(len, text.splitlines())) <= 80, arguments
-        if not arguments:
-            assert all(f"* {code}: " in text for code in (0, 2, 130, 141))
+    texts = {"": text}
+    monkeypatch.setenv("COLUMNS", "80")
+    for name in names:
+        with pytest.raises(SystemExit) as end:
+            main([name, "--help"])
+        assert end.value.code == 0
+        texts[name] = capsys.readouterr().out
+    for name, text in texts.items():
+        assert "\x1b" not in text and 0 < max(map(len, text.splitlines())) <= 80, name
 
 
 def test_what_is_piped_has_no_colours_and_a_terminal_of_80_columns_is_enough(runs):

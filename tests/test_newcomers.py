@@ -24,6 +24,7 @@ from jaxdl.curves import roc
 from jaxdl.models import convnet, mlp, residual_net
 from jaxdl.plans import make_plan
 from jaxdl.stopping import early_stopping, reduce_on_plateau
+from tests.quick import quick_programs
 
 INPUTS = np.random.default_rng(0).normal(size=(12, 4)).astype(np.float32)
 TARGETS = INPUTS[:, :1] * 2
@@ -70,6 +71,12 @@ def plan_of(rate):
 def sweep(candidates=None, train=CLASSES, make=plan_of, **options):
     candidates = grid(rate=(0.1,)) if candidates is None else candidates
     return jaxdl.sweep(make, candidates, train, **{"epochs": 1, "seeds": (0,), **options})
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick():
+    with quick_programs():
+        yield
 
 
 @pytest.fixture(scope="module")

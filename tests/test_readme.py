@@ -9,6 +9,7 @@ import matplotlib.figure
 import pytest
 
 from jaxdl.datasets import simulated_table
+from tests.quick import quick_programs
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -27,7 +28,8 @@ def test_the_notebook_cell_trains_plots_and_predicts_in_15_lines(tmp_path, monke
     assert len(lines) <= 15 and lines[0] == "%matplotlib inline"
     shown = []
     names = {"display": shown.append}
-    exec("\n".join(lines[1:-1]), names)
+    with quick_programs():
+        exec("\n".join(lines[1:-1]), names)
     shown.append(eval(lines[-1], names))
     assert names["run"].reason == "early-stopping" and names["run"].best_epoch >= 1
     for number, figure in enumerate(shown):
