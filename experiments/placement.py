@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -33,14 +35,14 @@ class Placement:
 FLAGS = {"mesh", "distributed", "coordinator", "processes", "process_id"}
 
 
-def join(config: Placement) -> None:
+def join(config: Placement, about: Mapping[str, Any] | None = None) -> None:
     """Join the other processes that share the run, if the flags or the launcher say that there are any.
 
-    Raises InputError where `JAX_PLATFORMS` names a platform that is not there.
+    about: what all of them must agree on. Raises InputError where they do not, and where `JAX_PLATFORMS` names a platform that is not there.
     """
     flags = config.coordinator, config.processes, config.process_id
     if config.distributed or processes.launched() or any(flag is not None for flag in flags):
-        processes.join(*flags)
+        processes.join(*flags, about=about)
     check_platform()
 
 

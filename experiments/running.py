@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 import warnings
@@ -56,11 +57,19 @@ def run(experiment: Experiment, config: Any, console: Console, interrupts: Inter
     all this and the others only train. Raises StoppedError where a signal ended the run, NotFiniteError where nan or
     infinity did, and EndedError where processes have agreed to end.
     """
-    placement.join(config)
+    placement.join(config, _agreed(experiment, config))
     if not processes.is_first():
         return _follow(experiment, config, interrupts)
     with sharing.leading() as go:
         return _lead(experiment, config, console, interrupts, go)
+
+
+def _agreed(experiment: Experiment, config: Any) -> dict[str, Any]:
+    """What the processes of a run must agree on before they train: flags and versions, which change its numbers."""
+    own = {"process_id", "coordinator", "distributed"}  # which differ, or are compared as processes meet
+    flags = {f"--{name.replace('_', '-')}": value for name, value in watching.told(config).items() if name not in own}
+    versions = {f"version of {name}": version for name, version in runs.versions().items()}
+    return json.loads(json.dumps({"experiment": experiment.name, **flags, **versions}, default=str))
 
 
 def _follow(experiment: Experiment, config: Any, interrupts: Interrupts) -> dict[str, Any]:
@@ -70,6 +79,7 @@ def _follow(experiment: Experiment, config: Any, interrupts: Interrupts) -> dict
         if config.compilation_cache:
             runs.keep_compilations()
         mesh, built = placement.mesh(config), _built(experiment, config, console)
+    sharing.check_data(built.dataset.sha256)
     folder, begin = sharing.following(built.start)
     _train(Job(experiment, settled, built, folder, console, mesh), Beginning(begin, [], None), interrupts)
     return {}
@@ -97,6 +107,7 @@ def _lead(
         began = time.perf_counter()
         mesh, built = placement.mesh(config), _built(experiment, config, console)
         seconds["data"] = time.perf_counter() - began
+        sharing.check_data(built.dataset.sha256)
         folder = (
             config.workdir if earlier is not None else workdir(config.workdir, config.fresh, config.recipe, console)
         )

@@ -64,6 +64,31 @@ def leading() -> Iterator[Go]:
         processes.told(json.dumps({"code": 0}))
 
 
+def check_data(checksum: str) -> None:
+    """End all processes with one message where they have read different data; every process that goes on calls it.
+
+    checksum: the SHA-256 of the data that this process has read. Raises EndedError where another process has ended, or
+    the data differ.
+
+    >>> check_data("0" * 64)
+    """
+    if processes.count() == 1:
+        return
+    message = json.loads(processes.told(json.dumps({"reads": "data"})))
+    if "code" in message:
+        raise EndedError(message["code"])
+    sums = processes.gathered(np.frombuffer(bytes.fromhex(checksum), np.int64))
+    other = np.flatnonzero((sums != sums[0]).any(1))
+    if len(other):
+        first, second = (sums[index].tobytes().hex() for index in (0, other[0]))
+        print(
+            f"error: all processes of a run must read the same data, got SHA-256 {first[:12]}... in process 0 and "
+            f"{second[:12]}... in process {other[0]}. Give each of them the same --data.",
+            file=sys.stderr,
+        )
+        raise EndedError(2)
+
+
 @contextmanager
 def preparing() -> Iterator[None]:
     """What a process does before it follows. Where bad input ends that, process 0 may have met it too, and told it."""

@@ -108,12 +108,21 @@ def _wanted(interrupts: Interrupts, pause: Callable[[], bool]) -> bool:
 def surroundings() -> dict[str, Any]:
     """What a run ran on: versions, devices, the machine, and the git commit of the code or None."""
     return {
-        "versions": {"python": platform.python_version()} | {name: metadata.version(name) for name in PACKAGES},
+        "versions": versions(),
         "devices": [str(device.device_kind) for device in jax.devices()],
         "platform": platform.platform(),
         "machine": machine(),
         "commit": _commit(Path(__file__).parent),
     }
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that a run's numbers depend on.
+
+    >>> versions()["jax"] == jax.__version__
+    True
+    """
+    return {"python": platform.python_version()} | {name: metadata.version(name) for name in PACKAGES}
 
 
 def machine() -> dict[str, Any]:
