@@ -77,7 +77,6 @@ def alone():
         (1, {}, sharding.LARGE),
         (2, {}, sharding.LARGE),
         (8, {}, sharding.LARGE),
-        (2, {}, 0),
         (8, {}, 0),
         (8, {"data": 4, "model": 2}, 0),
         (2, {"data": 1, "model": 2}, 0),
@@ -113,8 +112,8 @@ def test_fit_needs_nothing_but_placed_rows():
     assert len(found.progress.epoch.sharding.device_set) == 8
 
 
-# Batches of fewer rows than devices, of as many, of no multiple of them, and of all rows.
-@pytest.mark.parametrize(("batch_size", "counts"), [(1, (8,)), (3, (3, 8)), (8, (3, 8)), (83, (3,))])
+# Batches of one row, of fewer rows than devices, of as many, of no multiple of them, and of all rows.
+@pytest.mark.parametrize(("batch_size", "counts"), [(1, (8,)), (3, (8,)), (8, (3, 8)), (83, (3,))])
 def test_every_batch_size_is_exact_on_every_number_of_devices(batch_size, counts):
     run = partial(fit, NORMED, OBJECTIVE, SGD, epochs=1, batch_size=batch_size)
     wanted = run(TRAIN, VALIDATION)
