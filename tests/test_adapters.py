@@ -1,5 +1,7 @@
 """Flax modules as Models: against Flax called directly, and Linen against NNX."""
 
+from functools import partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -429,13 +431,15 @@ class Repeated(nn.Module):
 
 def test_dropout_under_scan_draws_the_masks_of_flax():
     model, inputs = from_linen(Repeated()), jnp.ones((3, 6, 8))
-    outputs, _ = model.apply(Weights({}, {}), inputs, train=True, key=KEY)
-    np.testing.assert_array_equal(outputs, Repeated().apply({}, inputs, train=True, rngs={"dropout": KEY}))
+    outputs, _ = jax.jit(partial(model.apply, train=True))(Weights({}, {}), inputs, key=KEY)
+    theirs = jax.jit(partial(Repeated().apply, train=True))({}, inputs, rngs={"dropout": KEY})
+    np.testing.assert_array_equal(outputs, theirs)
     assert not np.array_equal(outputs[:, 0], outputs[:, 1])
 
 
 def test_streams_of_any_name_are_split_under_scan():
-    outputs, _ = from_linen(Repeated("noise")).apply(Weights({}, {}), jnp.ones((3, 6, 8)), train=True, key=KEY)
+    run = jax.jit(partial(from_linen(Repeated("noise")).apply, train=True))
+    outputs, _ = run(Weights({}, {}), jnp.ones((3, 6, 8)), key=KEY)
     assert not np.array_equal(outputs[:, 0], outputs[:, 1])
 
 
@@ -447,8 +451,10 @@ def test_dropout_under_vmap_is_split_as_the_module_says(split):
             layer = nn.vmap(nn.Dropout, variable_axes={}, split_rngs={"dropout": split}, in_axes=(1,), out_axes=1)
             return layer(0.5, deterministic=not train)(inputs)
 
-    outputs, _ = from_linen(Mapped()).apply(Weights({}, {}), jnp.ones((40, 2)), train=True, key=KEY)
-    np.testing.assert_array_equal(outputs, Mapped().apply({}, jnp.ones((40, 2)), train=True, rngs={"dropout": KEY}))
+    inputs = np.ones((40, 2), np.float32)
+    outputs, _ = jax.jit(partial(from_linen(Mapped()).apply, train=True))(Weights({}, {}), inputs, key=KEY)
+    theirs = jax.jit(partial(Mapped().apply, train=True))({}, inputs, rngs={"dropout": KEY})
+    np.testing.assert_array_equal(outputs, theirs)
     assert np.array_equal(outputs[:, 0], outputs[:, 1]) != split
 
 
@@ -486,7 +492,8 @@ class Stacked(nnx.Module):
 
 def test_stacked_nnx_layers_draw_apart_and_anew():
     model = from_nnx(lambda rngs: Stacked(rngs))
-    draws = [model.apply(Weights({}, {}), jnp.ones((9, 9)), train=True, key=jax.random.key(n))[0] for n in (1, 1, 2)]
+    run = jax.jit(partial(model.apply, train=True))
+    draws = [np.asarray(run(Weights({}, {}), np.ones((9, 9), np.float32), key=jax.random.key(n))[0]) for n in (1, 1, 2)]
     np.testing.assert_array_equal(draws[0], draws[1])
     masks = [*draws[0], *draws[2]]
     assert all(not np.array_equal(a, b) for i, a in enumerate(masks) for b in masks[:i])
@@ -505,9 +512,10 @@ def with_call(parameters, switch="False"):
 
 def drops(model):
     """Whether a model drops in training, and whether it does in evaluation."""
-    inputs = jnp.ones((8, 8))
+    inputs = np.ones((8, 8), np.float32)
     return tuple(
-        bool((model.apply(Weights({}, {}), inputs, train=train, key=KEY)[0] != inputs).any()) for train in (True, False)
+        bool((np.asarray(model.apply(Weights({}, {}), inputs, train=train, key=KEY)[0]) != inputs).any())
+        for train in (True, False)
     )
 
 
@@ -676,12 +684,12 @@ def over_features(inputs, train):
 )
 def test_every_call_leaves_out_the_padding_of_its_own_mask(module):
     model = from_linen(module)
-    weights = model.init(KEY, ROWS)
+    weights = jax.jit(model.init)(KEY, ROWS)
+    ours = jax.jit(partial(model.apply, train=True))
+    theirs = jax.jit(lambda variables, rows: module.apply(variables, rows, True, mutable=["batch_stats"]))
     for real in (5, 8):
-        outputs, stats = model.apply(weights, ROWS, train=True, mask=jnp.arange(12) < real)
-        direct, alone = module.apply(
-            {"params": weights.params, **weights.stats}, ROWS[:real], True, mutable=["batch_stats"]
-        )
+        outputs, stats = ours(weights, ROWS, mask=np.arange(12) < real)
+        direct, alone = theirs({"params": weights.params, **weights.stats}, ROWS[:real])
         np.testing.assert_allclose(outputs[:real], direct, rtol=1e-4, atol=1e-5)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), stats, dict(alone))
 
@@ -741,10 +749,11 @@ class Attention(nn.Module):
 
 def test_a_mask_of_another_meaning_is_left_alone():
     model = from_linen(Attention())
-    weights = model.init(KEY, ROWS)
+    weights = jax.jit(model.init)(KEY, ROWS)
     # Three examples of three steps: their shapes alone would allow the mask.
-    outputs, _ = model.apply(weights, ROWS[:3], train=True, mask=jnp.array([True, True, False]))
-    np.testing.assert_array_equal(outputs, Attention().apply({"params": weights.params}, ROWS[:3]))
+    run = jax.jit(partial(model.apply, train=True))
+    outputs, _ = run(weights, ROWS[:3], mask=np.array([True, True, False]))
+    np.testing.assert_array_equal(outputs, jax.jit(Attention().apply)({"params": weights.params}, ROWS[:3]))
 
 
 class InBatch(nn.Module):

@@ -16,7 +16,7 @@ RNG = np.random.default_rng(0)
 INPUTS = RNG.normal(size=(70, 4)).astype(np.float32)
 TARGETS = (INPUTS @ np.array([1, -2, 3, 0.5], np.float32))[:, None]
 ROWS = examples(INPUTS, TARGETS)
-MODEL, OPTIMIZER = mlp((4,)), optax.adam(1e-2)
+MODEL, OPTIMIZER = mlp(()), optax.sgd(1e-2)
 OBJECTIVE = Objective(objectives.squared_error)
 NEVER_FINITE = Objective(
     objectives.squared_error,

@@ -23,7 +23,7 @@ MEASURE = jax.jit(lambda *rows: measure(OBJECTIVE, *rows))
 
 def figures(outputs, targets, weights=None):
     weights = np.ones(len(outputs), np.float32) if weights is None else weights
-    return finish(OBJECTIVE, measure(OBJECTIVE, *map(jnp.asarray, (outputs, targets, weights))))
+    return finish(OBJECTIVE, MEASURE(outputs, targets, weights))
 
 
 def expected(logits, labels):

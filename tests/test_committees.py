@@ -1,7 +1,6 @@
 """Committees: what many networks say together, and each of them alone."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import pytest
@@ -22,23 +21,28 @@ CLASSES = Objective(o.softmax_cross_entropy, (o.accuracy,))
 COMMITTEES = {
     "mlp": (mlp((8,), input_norm=True), examples(INPUTS, INPUTS[:, :1] ** 2), Objective(o.squared_error, (o.rmse,))),
     "convnet": (
-        convnet((4, 3), widths=(5,), padding="SAME", pool=True),
+        convnet((4,), widths=(5,), padding="SAME", pool=True),
         examples(IMAGES, RANDOM.integers(0, 10, 23)),
         CLASSES,
     ),
 }
 
 
+def begun(model, inputs, count):
+    """The weights of many networks as they begin."""
+    begin = jax.jit(jax.vmap(lambda key: model.init(key, inputs)))
+    return begin(jax.random.split(jax.random.key(0), count))
+
+
 @pytest.fixture(scope="module", params=list(COMMITTEES))
 def committee(request):
     """A model, the weights of four, rows, and what is measured."""
     model, rows, objective = COMMITTEES[request.param]
-    keys = jax.random.split(jax.random.key(0), 4)
-    return model, jax.vmap(lambda key: model.init(key, rows.inputs[:1]))(keys), rows, objective
+    return model, begun(model, rows.inputs[:1], 4), rows, objective
 
 
 def member(weights, index):
-    return jax.tree.map(lambda leaf: leaf[index], weights)
+    return jax.tree.map(lambda leaf: np.asarray(leaf)[index], weights)
 
 
 def test_the_mean_and_spread_are_those_of_numpy(committee):
@@ -51,7 +55,7 @@ def test_the_mean_and_spread_are_those_of_numpy(committee):
 
 def test_the_spread_of_equal_members_is_nothing(committee):
     model, weights, rows, _ = committee
-    equal = jax.tree.map(lambda leaf: jnp.stack([leaf[2]] * 3), weights)
+    equal = jax.tree.map(lambda leaf: np.stack([leaf[2]] * 3), jax.tree.map(np.asarray, weights))
     assert float(predict_mean(model, equal, rows.inputs).spread.max()) == 0
 
 
@@ -70,7 +74,10 @@ def test_each_member_is_measured_as_it_is_alone(committee, batch_size):
 
 def test_a_member_of_nan_harms_no_other(committee):
     model, weights, rows, objective = committee
-    ill = weights._replace(params=jax.tree.map(lambda leaf: leaf.at[1].set(jnp.nan), weights.params))
+    spoilt = jax.tree.map(np.array, weights.params)
+    for leaf in jax.tree.leaves(spoilt):
+        leaf[1] = np.nan
+    ill = weights._replace(params=spoilt)
     found, expected = (evaluate_members(model, objective, of, rows)["loss"] for of in (ill, weights))
     assert np.isnan(found[1]) and not np.isnan(expected).any()
     np.testing.assert_array_equal(np.delete(found, 1), np.delete(expected, 1))
@@ -90,14 +97,14 @@ def test_the_weights_of_a_single_run_are_refused_and_those_of_an_ensemble_of_one
 
 def test_inputs_may_be_lists():
     model, rows, _ = COMMITTEES["mlp"]
-    weights = jax.vmap(lambda key: model.init(key, rows.inputs))(jax.random.split(jax.random.key(0), 2))
+    weights = begun(model, rows.inputs, 2)
     assert predict_mean(model, weights, INPUTS.tolist()).mean.shape == (45, 1)
 
 
 def test_tables_are_predicted_from_as_arrays_are_and_masked_values_are_refused():
     table = pd.DataFrame(INPUTS, columns=list("abcde")).assign(a=INPUTS[:, 0] > 0)
     model = mlp((3,))
-    weights = jax.vmap(lambda key: model.init(key, INPUTS))(jax.random.split(jax.random.key(0), 2))
+    weights = begun(model, INPUTS, 2)
     plain = np.hstack([INPUTS[:, :1] > 0, INPUTS[:, 1:]]).astype(np.float32)
     np.testing.assert_array_equal(predict_mean(model, weights, table).mean, predict_mean(model, weights, plain).mean)
     with pytest.raises(InputError, match="inputs must hold a number everywhere"):

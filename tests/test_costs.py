@@ -19,7 +19,7 @@ from jaxdl.objectives import accuracy, rmse, softmax_cross_entropy, squared_erro
 from jaxdl.plans import make_plan
 from jaxdl.sources import Source
 from jaxdl.speeds import Speed
-from jaxdl.training import start
+from jaxdl.training import start, start_shapes
 from jaxdl.types import Examples, Model, Objective, Weights
 
 KEY = jax.random.key(0)
@@ -30,7 +30,7 @@ ROWS = examples(DRAWS.normal(size=(150, 20)), DRAWS.normal(size=(150, 1)))
 
 def cost_of(model, rows=ROWS, objective=OBJECTIVE, optimiser=None, **arguments):
     plan = make_plan(model, objective, optimiser or optax.adam(1e-3), batch_size=16, **arguments)
-    return step_cost(plan, start(plan, rows, key=KEY), rows)
+    return step_cost(plan, start_shapes(plan, rows, key=KEY), rows)
 
 
 def test_a_step_is_the_products_forwards_and_two_of_each_backwards():
@@ -77,7 +77,7 @@ def test_xla_counts_a_loop_once_and_we_every_trip():
 def test_memory_is_at_least_that_of_what_goes_in():
     model = mlp((100, 50))
     cost = cost_of(model)
-    held = sum(leaf.nbytes for leaf in jax.tree.leaves(model.init(KEY, ROWS.inputs)))
+    held = sum(4 * leaf.size for leaf in jax.tree.leaves(jax.eval_shape(model.init, KEY, ROWS.inputs)))
     batch = 16 * (20 + 1 + 1) * 4
     # Adam has two more numbers for each parameter.
     assert 3 * held + batch <= cost.arguments <= 3 * held + batch + 100
@@ -91,7 +91,7 @@ def test_memory_is_at_least_that_of_what_goes_in():
 
 def test_a_larger_batch_takes_more_memory_for_what_is_kept_until_the_gradients():
     plans = [make_plan(mlp((100, 50)), OBJECTIVE, optax.sgd(0.1), batch_size=size) for size in (10, 150)]
-    small, large = (step_cost(plan, start(plan, ROWS, key=KEY), ROWS) for plan in plans)
+    small, large = (step_cost(plan, start_shapes(plan, ROWS, key=KEY), ROWS) for plan in plans)
     # The activations of both layers wait for their gradients.
     assert large.temporaries - small.temporaries >= 140 * (100 + 50) * 4
     assert large.arguments - small.arguments == 140 * 22 * 4

@@ -30,7 +30,7 @@ ROWS = examples(INPUTS, LABELS)
 CLASSES = Objective(objectives.softmax_cross_entropy, (objectives.accuracy,))
 NUMBERS = Objective(objectives.squared_error, (objectives.rmse, objectives.r2()))
 UNKNOWN = objectives.mean("largest_output", lambda outputs, targets: outputs.max(1))
-MODEL, OPTIMIZER = mlp((8,), outputs=2), optax.adam(1e-2)
+MODEL, OPTIMIZER = mlp((), outputs=2), optax.sgd(1e-2)
 
 
 def test_every_metric_of_the_toolkit_carries_its_direction():
@@ -53,7 +53,7 @@ def test_the_best_epoch_of_many_seeds_is_where_each_accuracy_is_highest():
 
 
 def make_by_accuracy(learning_rate):
-    return make_plan(MODEL, CLASSES, optax.adam(learning_rate), stop=early_stopping("val_accuracy", patience=5))
+    return make_plan(MODEL, CLASSES, optax.sgd(learning_rate), stop=early_stopping("val_accuracy", patience=5))
 
 
 def test_successive_halving_keeps_the_candidate_of_the_higher_accuracy():

@@ -27,13 +27,16 @@ NOISE = 0.3 * RANDOM.normal(size=(300, 1))
 TRAIN = examples(INPUTS[:200], (INPUTS.sum(1, keepdims=True) + NOISE)[:200])
 VALIDATION = examples(INPUTS[200:], (INPUTS.sum(1, keepdims=True) + NOISE)[200:])
 OBJECTIVE = Objective(o.squared_error, (o.rmse,))
+# Runs of the same parts share a program.
+LINEAR, SGD = mlp(()), optax.sgd(0.05)
+SMALL, ADAM = mlp((5,), dropout=0.2), optax.adam(0.01)
 
 
 def test_a_linear_model_reaches_least_squares():
-    run = fit(mlp(()), OBJECTIVE, optax.adam(optax.cosine_decay_schedule(0.05, 700)), TRAIN, epochs=100)
+    run = fit(LINEAR, OBJECTIVE, optax.adam(optax.cosine_decay_schedule(0.05, 700)), TRAIN, epochs=100)
     best = LinearRegression().fit(TRAIN.inputs, TRAIN.targets)
     np.testing.assert_allclose(
-        predict(mlp(()), run.final, VALIDATION.inputs), best.predict(VALIDATION.inputs), atol=0.02
+        predict(LINEAR, run.final, VALIDATION.inputs), best.predict(VALIDATION.inputs), atol=0.02
     )
 
 
@@ -51,42 +54,40 @@ def test_the_result_says_what_happened():
 
 
 def test_a_run_that_reaches_its_epochs_says_so():
-    run = fit(mlp(()), OBJECTIVE, optax.sgd(0.01), TRAIN, epochs=2)
+    run = fit(LINEAR, OBJECTIVE, SGD, TRAIN, epochs=2)
     assert (run.reason, len(run.history)) == ("epochs", 2)
 
 
 def test_seeds_decide_everything():
-    model, optimiser = mlp((5,), dropout=0.2), optax.adam(0.01)
-    one, again, other = (fit(model, OBJECTIVE, optimiser, TRAIN, epochs=3, seed=seed) for seed in (1, 1, 2))
+    one, again, other = (fit(SMALL, OBJECTIVE, ADAM, TRAIN, VALIDATION, epochs=3, seed=seed) for seed in (1, 1, 2))
     pd.testing.assert_frame_equal(one.history, again.history, check_exact=True)
     assert one.history["loss"].iloc[0] != other.history["loss"].iloc[0]
 
 
 def test_a_run_goes_on_where_it_stood():
-    model, optimiser = mlp((5,)), optax.adam(0.01)
-    whole = fit(model, OBJECTIVE, optimiser, TRAIN, VALIDATION, epochs=5)
-    half = fit(model, OBJECTIVE, optimiser, TRAIN, VALIDATION, epochs=2)
-    rest = fit(model, OBJECTIVE, optimiser, TRAIN, VALIDATION, epochs=5, progress=half.progress)
+    whole = fit(SMALL, OBJECTIVE, ADAM, TRAIN, VALIDATION, epochs=5)
+    half = fit(SMALL, OBJECTIVE, ADAM, TRAIN, VALIDATION, epochs=2)
+    rest = fit(SMALL, OBJECTIVE, ADAM, TRAIN, VALIDATION, epochs=5, progress=half.progress)
     pd.testing.assert_frame_equal(pd.concat([half.history, rest.history]), whole.history, check_exact=True)
     for one, other in zip(jax.tree.leaves(whole.final), jax.tree.leaves(rest.final), strict=True):
         np.testing.assert_array_equal(one, other)
 
 
 def test_given_weights_are_where_it_starts():
-    model = mlp(())
-    first = fit(model, OBJECTIVE, optax.sgd(0.1), TRAIN, epochs=3)
-    second = fit(model, OBJECTIVE, optax.sgd(0.0), TRAIN, epochs=1, weights=first.final)
+    first = fit(LINEAR, OBJECTIVE, SGD, TRAIN, epochs=3)
+    # All rows make one batch, which is measured before its step.
+    second = fit(LINEAR, OBJECTIVE, SGD, TRAIN, epochs=1, batch_size=200, weights=first.final)
     np.testing.assert_allclose(
-        second.history["loss"], evaluate(model, OBJECTIVE, first.final, TRAIN)["loss"], rtol=1e-5
+        second.history["loss"], evaluate(LINEAR, OBJECTIVE, first.final, TRAIN)["loss"], rtol=1e-5
     )
 
 
 def test_observers_see_every_epoch():
     seen = []
     fit(
-        mlp(()),
+        LINEAR,
         OBJECTIVE,
-        optax.sgd(0.01),
+        SGD,
         TRAIN,
         epochs=3,
         observers=[lambda progress, history: seen.append((int(progress.epoch), len(history), history[-1]["loss"]))],
@@ -117,10 +118,9 @@ assert run.history["loss"].tolist() == [record["loss"] for record in run.records
 
 
 def test_a_second_run_compiles_nothing(compilations):
-    model, optimiser = mlp((5,)), optax.adam(0.01)
-    fit(model, OBJECTIVE, optimiser, TRAIN, VALIDATION, epochs=1)
+    fit(SMALL, OBJECTIVE, ADAM, TRAIN, VALIDATION, epochs=1)
     with compilations() as names:
-        fit(model, OBJECTIVE, optimiser, TRAIN, VALIDATION, epochs=2, seed=5)
+        fit(SMALL, OBJECTIVE, ADAM, TRAIN, VALIDATION, epochs=2, seed=5)
     assert names == []
 
 
@@ -131,14 +131,14 @@ def test_seeds_that_would_draw_what_others_draw_are_refused(seed):
 
 
 def test_a_run_that_has_its_epochs_already_is_not_run_again():
-    run = fit(mlp(()), OBJECTIVE, optax.sgd(0.1), TRAIN, epochs=3)
-    again = fit(mlp(()), OBJECTIVE, optax.sgd(0.1), TRAIN, epochs=2, progress=run.progress)
+    run = fit(LINEAR, OBJECTIVE, SGD, TRAIN, epochs=3)
+    again = fit(LINEAR, OBJECTIVE, SGD, TRAIN, epochs=2, progress=run.progress)
     assert len(again.history) == 0 and int(again.progress.epoch) == 3
 
 
 def test_a_run_works_where_64_bits_are_switched_on():
     with jax.enable_x64(True):
-        run = fit(mlp((3,)), OBJECTIVE, optax.adam(0.01), TRAIN, VALIDATION, epochs=1)
+        run = fit(LINEAR, OBJECTIVE, ADAM, TRAIN, VALIDATION, epochs=1)
     assert np.isfinite(run.history).all().all()
 
 
@@ -156,20 +156,19 @@ def test_no_epochs_are_refused():
 
 
 def test_an_average_is_what_is_measured_and_kept():
-    model = mlp(())
-    run = fit(model, OBJECTIVE, optax.sgd(0.05), TRAIN, VALIDATION, epochs=3, average=0.9)
+    run = fit(LINEAR, OBJECTIVE, SGD, TRAIN, VALIDATION, epochs=3, average=0.9)
     state = run.progress.state
     assert run.final is state.average
     assert not np.array_equal(*(w.params["Dense_0"]["kernel"] for w in (state.weights, state.average)))
     np.testing.assert_allclose(
-        run.history["val_rmse"].iloc[-1], evaluate(model, OBJECTIVE, run.final, VALIDATION)["rmse"], rtol=1e-6
+        run.history["val_rmse"].iloc[-1], evaluate(LINEAR, OBJECTIVE, run.final, VALIDATION)["rmse"], rtol=1e-6
     )
-    plain = fit(model, OBJECTIVE, optax.sgd(0.05), TRAIN, VALIDATION, epochs=3)
+    plain = fit(LINEAR, OBJECTIVE, SGD, TRAIN, VALIDATION, epochs=3)
     jax.tree.map(np.testing.assert_array_equal, plain.final.params, state.weights.params)
 
 
 def test_a_run_with_an_average_goes_on_where_it_stood():
-    model, optimiser = mlp(()), optax.sgd(0.05)
+    model, optimiser = LINEAR, SGD
     first = fit(model, OBJECTIVE, optimiser, TRAIN, VALIDATION, epochs=2, average=0.9)
     rest = fit(model, OBJECTIVE, optimiser, TRAIN, VALIDATION, epochs=4, average=0.9, progress=first.progress)
     whole = fit(model, OBJECTIVE, optimiser, TRAIN, VALIDATION, epochs=4, average=0.9)
@@ -184,9 +183,9 @@ def test_an_average_that_is_no_share_is_refused(average):
 
 @pytest.mark.parametrize(("before", "after"), [(None, 0.9), (0.9, None)])
 def test_an_average_cannot_begin_or_end_midway(before, after):
-    first = fit(mlp(()), OBJECTIVE, optax.sgd(0.05), TRAIN, epochs=1, average=before)
+    first = fit(LINEAR, OBJECTIVE, SGD, TRAIN, VALIDATION, epochs=1, average=before)
     with pytest.raises(InputError, match="does not fit the progress, which holds"):
-        fit(mlp(()), OBJECTIVE, optax.sgd(0.05), TRAIN, epochs=2, average=after, progress=first.progress)
+        fit(LINEAR, OBJECTIVE, SGD, TRAIN, VALIDATION, epochs=2, average=after, progress=first.progress)
 
 
 def test_evaluations_need_a_batch_of_one_row_at_least():
@@ -209,7 +208,7 @@ def interrupting(epoch):
 
 
 def test_ctrl_c_gives_what_was_reached_and_fit_goes_on_from_there():
-    model, optimiser = mlp((5,), dropout=0.2), optax.adam(0.01)
+    model, optimiser = SMALL, ADAM
     whole = fit(model, OBJECTIVE, optimiser, TRAIN, VALIDATION, epochs=6)
     run = fit(model, OBJECTIVE, optimiser, TRAIN, VALIDATION, epochs=6, observers=[interrupting(4)])
     assert run.reason == "interrupted" and run.history.index.tolist() == [1, 2, 3, 4]
@@ -226,7 +225,7 @@ def test_ctrl_c_before_the_first_epoch_gives_the_beginning(monkeypatch):
         yield
 
     monkeypatch.setattr(fitting, "paced", paced)
-    run = fit(mlp(()), OBJECTIVE, optax.sgd(0.1), TRAIN, epochs=3)
+    run = fit(LINEAR, OBJECTIVE, SGD, TRAIN, epochs=3)
     assert (run.reason, len(run.history), run.best_epoch, int(run.progress.epoch)) == ("interrupted", 0, 0, 0)
 
 
@@ -236,7 +235,7 @@ EXPLODING = optax.chain(optax.scale_by_schedule(lambda n: jnp.where(n < 15, 0.01
 
 def test_a_run_that_meets_nan_stops_and_says_where():
     with pytest.warns(RuntimeWarning, match=r"the run stopped: epoch 3, step [23] of 7 of training: \w+ in "):
-        run = fit(mlp((5,)), OBJECTIVE, EXPLODING, TRAIN, VALIDATION, epochs=6)
+        run = fit(LINEAR, OBJECTIVE, EXPLODING, TRAIN, VALIDATION, epochs=6)
     assert run.reason == "not-finite" and run.history.index.tolist() == [1, 2]
     for weights in (run.best, run.final):
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(weights))
@@ -244,7 +243,7 @@ def test_a_run_that_meets_nan_stops_and_says_where():
 
 
 def test_a_run_may_go_on_with_nan_which_is_never_the_best():
-    run = fit(mlp((5,)), OBJECTIVE, EXPLODING, TRAIN, VALIDATION, epochs=6, on_nan="continue")
+    run = fit(LINEAR, OBJECTIVE, EXPLODING, TRAIN, VALIDATION, epochs=6, on_nan="continue")
     assert run.reason == "epochs" and run.history["val_loss"].notna().tolist()[:2] == [True, True]
     assert not np.isfinite(run.history["val_loss"].iloc[-1])
     assert run.best_epoch in (1, 2) and all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(run.best))

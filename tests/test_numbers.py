@@ -27,23 +27,28 @@ from jaxdl.steps import shown_weights
 from jaxdl.training import start
 
 SQUARED = Objective(objectives.squared_error)
+LINEAR, SGD = mlp(()), optax.sgd(0.05)
 INPUTS = np.random.default_rng(0).normal(size=(32, 2)).astype(np.float32)
 ROWS = examples(INPUTS * 0.01, INPUTS @ np.ones((2, 1), np.float32))
+
+
+LOWERED = reduce_on_plateau(patience=0, factor=0.5, min_delta=10.0)
+
+
+def lowered_rates(train, learning_rate):
+    """The learning rate of each epoch of a run in which a rule lowers it."""
+    optimizer = optax.inject_hyperparams(optax.sgd)(learning_rate=learning_rate)
+    seeds = {"seeds": (0, 1)} if train is fit_seeds else {}
+    history = train(LINEAR, SQUARED, optimizer, ROWS, epochs=4, plateau=LOWERED, **seeds).history
+    return history["learning_rate"].to_numpy()
 
 
 @pytest.mark.parametrize("rate", [1, jnp.int32(1), jnp.asarray(1, jnp.uint8)])
 @pytest.mark.parametrize("train", [fit, fit_seeds])
 def test_a_rate_that_is_an_integer_is_lowered_as_a_float_is(train, rate):
-    rule = reduce_on_plateau(patience=0, factor=0.5, min_delta=10.0)
-    seeds = {"seeds": (0, 1)} if train is fit_seeds else {}
-
-    def rates(learning_rate):
-        optimizer = optax.inject_hyperparams(optax.sgd)(learning_rate=learning_rate)
-        history = train(mlp(()), SQUARED, optimizer, ROWS, epochs=4, plateau=rule, **seeds).history
-        return history["learning_rate"].to_numpy()
-
-    np.testing.assert_array_equal(rates(rate), rates(1.0))
-    assert set(rates(rate)) == {1, 0.5, 0.25}
+    found = lowered_rates(train, rate)
+    np.testing.assert_array_equal(found, lowered_rates(train, 1.0))
+    assert set(found) == {1, 0.5, 0.25}
 
 
 def test_the_range_test_begins_at_its_lowest_rate_where_the_optimizers_is_an_integer():
@@ -73,13 +78,13 @@ def test_a_moving_average_of_narrow_parameters_is_that_of_numpy_in_float32(dtype
     run = fit(
         model,
         SQUARED,
-        optax.sgd(0.05),
+        SGD,
         ROWS,
         epochs=steps,
         observers=[lambda progress, _: path.append(np.asarray(kernel(progress.state.weights), np.float32))],
         **common,
     )
-    plan = make_plan(model, SQUARED, optax.sgd(0.05), batch_size=32)
+    plan = make_plan(model, SQUARED, SGD, batch_size=32)
     mean = np.asarray(kernel(start(plan, ROWS, key=jax.random.key(0)).state.weights), np.float32)
     for step, weights in enumerate(path):
         kept = min(0.99, (1 + step) / (10 + step))
@@ -90,7 +95,7 @@ def test_a_moving_average_of_narrow_parameters_is_that_of_numpy_in_float32(dtype
     np.testing.assert_allclose(found, mean, rtol=float(jnp.finfo(dtype).eps) + 1e-5, atol=1e-6)
     for weights in (run.final, run.best, shown_weights(run.progress.state)):
         assert kernel(weights).dtype == dtype
-    again = fit(model, SQUARED, optax.sgd(0.05), ROWS, epochs=steps + 1, progress=run.progress, **common)
+    again = fit(model, SQUARED, SGD, ROWS, epochs=steps + 1, progress=run.progress, **common)
     assert kernel(again.progress.state.average).dtype == jnp.float32 and kernel(again.final).dtype == dtype
 
 
@@ -129,7 +134,7 @@ def test_labels_of_minus_one_and_one_are_refused_before_the_first_step():
     ],
 )
 def test_arrays_of_examples_made_by_hand_are_checked(inputs, message):
-    rows, weights = Examples(inputs, ROWS.targets, ROWS.weights), mlp(()).init(jax.random.key(0), INPUTS)
+    rows, weights = Examples(inputs, ROWS.targets, ROWS.weights), jax.jit(LINEAR.init)(jax.random.key(0), INPUTS)
     with pytest.raises(InputError, match=f"train.inputs must be an array of numbers that JAX can hold, {message}"):
         fit(mlp(()), SQUARED, optax.sgd(0.1), rows, epochs=1)
     with pytest.raises(InputError, match=f"validation.inputs must be an array .*{message}"):
@@ -140,6 +145,6 @@ def test_arrays_of_examples_made_by_hand_are_checked(inputs, message):
 
 def test_an_evaluation_refuses_targets_that_its_loss_cannot_take():
     objective, signs = Objective(objectives.sigmoid_cross_entropy), np.where(INPUTS[:, :1] > 0, 1, -1)
-    weights = mlp(()).init(jax.random.key(0), INPUTS)
+    weights = jax.jit(LINEAR.init)(jax.random.key(0), INPUTS)
     with pytest.raises(InputError, match=r"targets from 0 to 1, got -1 in row \d+ of rows_of"):
         evaluate(mlp(()), objective, weights, examples(INPUTS, signs))

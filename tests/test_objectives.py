@@ -1,6 +1,6 @@
 """Losses and metrics against scikit-learn and SciPy, and the algebra that reduces them."""
 
-from functools import partial, reduce
+from functools import cache, partial, reduce
 
 import jax
 import jax.numpy as jnp
@@ -20,16 +20,25 @@ OUTPUTS, TARGETS = RANDOM.normal(size=(2, 57, 3)).astype(np.float32)
 LOGITS, LABELS = RANDOM.normal(size=(57, 5)).astype(np.float32), RANDOM.integers(0, 5, 57).astype(np.int32)
 
 REGRESSION = Objective(o.squared_error, (o.rmse, o.mae, o.r2()))
-MEASURE = jax.jit(partial(o.measure, REGRESSION))
+R2 = Objective(o.squared_error, (o.r2(),))
+
+
+@cache
+def measuring(objective):
+    """`o.measure` of an objective as a program."""
+    return jax.jit(partial(o.measure, objective))
+
+
+MEASURE = measuring(REGRESSION)
 
 
 def figures(objective, outputs, targets, weights=None):
     weights = np.ones(len(outputs), np.float32) if weights is None else weights
-    return o.finish(objective, o.measure(objective, *map(jnp.asarray, (outputs, targets, weights))))
+    return o.finish(objective, measuring(objective)(outputs, targets, weights))
 
 
 def test_regression_figures_are_those_of_scikit_learn():
-    found = figures(Objective(o.squared_error, (o.rmse, o.mae, o.r2())), OUTPUTS, TARGETS)
+    found = figures(REGRESSION, OUTPUTS, TARGETS)
     np.testing.assert_allclose(found["loss"], sk.mean_squared_error(TARGETS, OUTPUTS), rtol=1e-5)
     np.testing.assert_allclose(found["rmse"], np.sqrt(sk.mean_squared_error(TARGETS, OUTPUTS)), rtol=1e-5)
     np.testing.assert_allclose(found["mae"], sk.mean_absolute_error(TARGETS, OUTPUTS), rtol=1e-5)
@@ -51,12 +60,12 @@ def test_huber_is_its_definition(delta):
 
 
 def test_cross_entropies_are_log_likelihoods():
-    softmax = o.softmax_cross_entropy(jnp.asarray(LOGITS), jnp.asarray(LABELS))
+    softmax = jax.jit(o.softmax_cross_entropy)(LOGITS, LABELS)
     expected = -log_softmax(LOGITS.astype(np.float64), axis=1)[np.arange(57), LABELS]
     np.testing.assert_allclose(softmax, expected, rtol=1e-5)
     answers = (TARGETS > 0).astype(np.float32)
     likely = np.where(answers > 0, expit(OUTPUTS), expit(-OUTPUTS))
-    sigmoid = o.sigmoid_cross_entropy(jnp.asarray(OUTPUTS), jnp.asarray(answers))
+    sigmoid = jax.jit(o.sigmoid_cross_entropy)(OUTPUTS, answers)
     np.testing.assert_allclose(sigmoid, -np.log(likely).mean(1), rtol=1e-4)
 
 
@@ -104,7 +113,7 @@ def test_figures_do_not_depend_on_batches_or_padding(cuts):
 
 def test_weights_count_rows_several_times():
     weights = RANDOM.integers(0, 4, 57).astype(np.float32)
-    objective = Objective(o.squared_error, (o.rmse, o.r2()))
+    objective = REGRESSION
     again = np.repeat(np.arange(57), weights.astype(int))
     expected = figures(objective, OUTPUTS[again], TARGETS[again])
     for name, value in figures(objective, OUTPUTS, TARGETS, weights).items():
@@ -157,29 +166,27 @@ def test_r2_is_that_of_scikit_learn_far_from_zero_for_every_cut_of_the_rows(mean
     # The first batch has no row of weight above 0, and the rows rise, so that no batch is like the others.
     weights[:20] = 0
     targets[:, 0].sort()
-    objective = Objective(o.squared_error, (o.r2(),))
     expected = sk.r2_score(targets.astype(np.float64), predicted.astype(np.float64), sample_weight=weights)
-    batch = jax.jit(partial(o.measure, objective))
+    batch = measuring(R2)
     for size in (2000, 500, 20):
         parts = [slice(start, start + size) for start in range(0, 2000, size)]
         sums = [batch(predicted[part], targets[part], weights[part]) for part in parts]
         wide = [jax.tree.map(lambda total: np.asarray(total, np.float64), each) for each in sums]
         for found in (reduce(o.add, sums), jax.tree.map(np.float32, reduce(o.add, wide))):
-            np.testing.assert_allclose(o.finish(objective, found)["r2"], expected, rtol=1e-4, atol=1e-4)
+            np.testing.assert_allclose(o.finish(R2, found)["r2"], expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("value", [0.1, 1e5 + 1 / 3, 0.0])
 def test_r2_of_equal_targets_is_1_where_all_is_right_else_0(value):
-    objective = Objective(o.squared_error, (o.r2(),))
     targets = np.full((50, 1), value, np.float32)
     for predicted in (targets, targets + np.float32(1)):
         expected = sk.r2_score(targets.astype(np.float64), predicted)
         parts = [
-            o.measure(objective, predicted[rows], targets[rows], np.ones(10, np.float32))
+            measuring(R2)(predicted[rows], targets[rows], np.ones(10, np.float32))
             for rows in np.arange(50).reshape(5, 10)
         ]
-        assert o.finish(objective, reduce(o.add, parts))["r2"] == expected
-    assert np.isnan(figures(objective, targets * np.float32(np.nan), targets)["r2"])
+        assert o.finish(R2, reduce(o.add, parts))["r2"] == expected
+    assert np.isnan(figures(R2, targets * np.float32(np.nan), targets)["r2"])
 
 
 @pytest.mark.parametrize("target", [-1.0, 2.0, np.nan])

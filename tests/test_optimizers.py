@@ -1,5 +1,7 @@
 """Every optimizer of optax trains, is given what it asks for, and is evaluated where it should be."""
 
+import warnings
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,25 +28,29 @@ MODEL = Model(lambda key, inputs: Weights({"w": jnp.zeros((3, 1)), "b": jnp.zero
 
 PLAIN = "adabelief adadelta adagrad adafactor adam adamax adamaxw adamw adan amsgrad fromage lamb lars lion nadam"
 PLAIN += " nadamw noisy_sgd novograd optimistic_gradient_descent optimistic_adam_v2 radam rmsprop sgd sign_sgd sm3 yogi"
-OPTIMIZERS = {name: getattr(optax, name)(1e-2) for name in PLAIN.split() if hasattr(optax, name)} | {
+# None asks for the loss as a function of its parameters, so one program trains a network of each.
+SIDE_BY_SIDE = {name: getattr(optax, name)(1e-2) for name in PLAIN.split() if hasattr(optax, name)} | {
     "rprop": optax.rprop(1e-2),
-    "lbfgs": optax.lbfgs(),
-    "polyak_sgd": optax.polyak_sgd(),
-    "momo": contrib.momo(),
-    "momo_adam": contrib.momo_adam(),
-    "sophia": contrib.sophia(1e-2),
     "prodigy": contrib.prodigy(),
     "dadapt_adamw": contrib.dadapt_adamw(),
     "dog": contrib.dog(1e-2),
     "ademamix": contrib.ademamix(1e-2),
-    "mechanize": contrib.mechanize(optax.sgd(1e-2)),
     "cocob": contrib.cocob(),
-    "reduce_on_plateau": optax.chain(optax.sgd(1e-2), contrib.reduce_on_plateau(patience=2)),
     "accumulated plateau": optax.chain(optax.adam(1e-2), contrib.reduce_on_plateau(accumulation_size=2)),
+    "apply_if_finite": optax.apply_if_finite(optax.adam(1e-2), 3),
+    "MultiSteps": optax.MultiSteps(optax.adam(1e-2), 2).gradient_transformation(),
+    "mechanize": contrib.mechanize(optax.sgd(1e-2)),
+    "momo_adam": contrib.momo_adam(),
+}
+OPTIMIZERS = {
+    "sgd": SIDE_BY_SIDE["sgd"],
+    "lbfgs": optax.lbfgs(),
+    "polyak_sgd": optax.polyak_sgd(max_learning_rate=1.0),
+    "momo": contrib.momo(),
+    "sophia": contrib.sophia(1e-2),
+    "reduce_on_plateau": optax.chain(optax.sgd(1e-2), contrib.reduce_on_plateau(patience=2)),
     "backtracking": optax.chain(optax.sgd(1.0), optax.scale_by_backtracking_linesearch(max_backtracking_steps=10)),
     "injected": optax.inject_hyperparams(optax.adam)(learning_rate=1e-2),
-    "MultiSteps": optax.MultiSteps(optax.adam(1e-2), 2).gradient_transformation(),
-    "apply_if_finite": optax.apply_if_finite(optax.adam(1e-2), 3),
     "masked": optax.masked(optax.adam(1e-2), {"w": True, "b": False}),
     "sam, opaque": contrib.sam(optax.sgd(0.01), optax.chain(contrib.normalize(), optax.sgd(0.05)), opaque_mode=True),
     "sam in a chain": optax.chain(
@@ -56,15 +62,49 @@ OPTIMIZERS = {name: getattr(optax, name)(1e-2) for name in PLAIN.split() if hasa
 @pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.filterwarnings("ignore:between two steps")
 def test_every_optimizer_trains_and_compiles_once(name, compilations):
-    run = fit(MODEL, SQUARED, OPTIMIZERS[name], ROWS, epochs=1)
+    run = fit(MODEL, SQUARED, OPTIMIZERS[name], ROWS, epochs=1, batch_size=64)
     assert run.reason == "epochs" and np.isfinite(run.records[0]["loss"])
     with compilations() as names:
-        fit(MODEL, SQUARED, OPTIMIZERS[name], ROWS, epochs=3, progress=run)
+        fit(MODEL, SQUARED, OPTIMIZERS[name], ROWS, epochs=3, batch_size=64, progress=run)
     assert "chunk_program" not in names
 
 
+def test_optimizers_side_by_side_train_and_compile_once(compilations):
+    def predict(weights, inputs, **how):
+        outputs = [_apply(Weights(each, {}), inputs, **how)[0] for each in weights.params.values()]
+        return jnp.concatenate(outputs, 1), weights.stats
+
+    begun = {name: MODEL.init(jax.random.key(0), X).params for name in SIDE_BY_SIDE}
+    model = Model(lambda key, inputs: Weights(begun, {}), predict)
+    rows = examples(X, np.repeat(Y, len(begun), 1))
+    optimizer = optax.partition(SIDE_BY_SIDE, {name: {"w": name, "b": name} for name in begun})
+    first = fit(model, SQUARED, optimizer, rows, epochs=1, batch_size=64)
+    assert first.reason == "epochs" and np.isfinite(first.records[0]["loss"])
+    with compilations() as names:
+        second = fit(model, SQUARED, optimizer, rows, epochs=3, batch_size=64, progress=first)
+    assert "chunk_program" not in names
+    for name in SIDE_BY_SIDE:
+        trained = [np.concatenate([*map(np.ravel, run.final.params[name].values())]) for run in (first, second)]
+        assert np.isfinite(trained).all() and (trained[0] != trained[1]).any(), name
+
+
+@pytest.mark.parametrize("name", SIDE_BY_SIDE)
+def test_a_step_of_every_optimizer_keeps_the_form_of_its_state(name):
+    """A state of another shape or dtype, or one of weak type, would compile a second program."""
+
+    def form(tree):
+        leaves, structure = jax.tree.flatten(tree)
+        return structure, [(leaf.shape, leaf.dtype, leaf.weak_type) for leaf in leaves]
+
+    optimizer = SIDE_BY_SIDE[name]
+    key = jax.random.key(0)
+    begun = jax.eval_shape(lambda: make_train_state(MODEL.init(key, X), optimizer, key))
+    after, _ = jax.eval_shape(make_train_step(MODEL, SQUARED, optimizer), begun, ROWS)
+    assert form(after) == form(begun)
+
+
 def test_lbfgs_finds_the_least_squares():
-    run = fit(MODEL, SQUARED, optax.lbfgs(), ROWS, epochs=12, batch_size=64)
+    run = fit(MODEL, SQUARED, OPTIMIZERS["lbfgs"], ROWS, epochs=12, batch_size=64)
     wanted = np.linalg.lstsq(np.c_[X, np.ones(64)].astype(np.float64), Y.astype(np.float64), rcond=None)[0]
     np.testing.assert_allclose(run.final.params["w"], wanted[:3], atol=1e-4)
 
@@ -77,7 +117,7 @@ def test_polyak_steps_are_those_of_the_formula():
         gradients = 2 * x.T @ error / 64, 2 * error.mean(0)
         rate = min((error**2).mean() / sum((each**2).sum() for each in gradients), 1.0)
         w, b = w - rate * gradients[0], b - rate * gradients[1]
-    run = fit(MODEL, SQUARED, optax.polyak_sgd(max_learning_rate=1.0), ROWS, epochs=3, batch_size=64)
+    run = fit(MODEL, SQUARED, OPTIMIZERS["polyak_sgd"], ROWS, epochs=3, batch_size=64)
     np.testing.assert_allclose(run.final.params["w"], w, rtol=1e-4)
     np.testing.assert_allclose(run.final.params["b"], b, rtol=1e-4)
 
@@ -144,6 +184,24 @@ def test_many_runs_are_measured_at_the_parameters_to_evaluate():
     np.testing.assert_allclose(last, alone.records[-1]["val_loss"], rtol=1e-4)
 
 
+class WarnedError(Exception):
+    pass
+
+
+def warned_of(call, monkeypatch):
+    """The text of the first warning of a call and the file it points at; the call ends there, before it trains."""
+
+    def end(message, category, filename, *_):
+        assert category is UserWarning
+        raise WarnedError(str(message), filename)
+
+    with warnings.catch_warnings(), pytest.raises(WarnedError) as raised:
+        warnings.simplefilter("always")
+        monkeypatch.setattr(warnings, "showwarning", end)
+        call()
+    return raised.value.args
+
+
 def free_plan(learning_rate):
     return make_plan(MODEL, SQUARED, contrib.schedule_free_sgd(learning_rate))
 
@@ -158,15 +216,15 @@ def free_plan(learning_rate):
     ],
     ids=["fit", "chain", "fit_seeds", "sweep"],
 )
-def test_a_known_optimizer_without_its_parameters_to_evaluate_is_warned_of(call):
-    with pytest.warns(UserWarning, match="Give eval_params=optax.contrib.schedule_free_eval_params") as seen:
-        call()
-    assert seen[0].filename == __file__
+def test_a_known_optimizer_without_its_parameters_to_evaluate_is_warned_of(call, monkeypatch):
+    message, filename = warned_of(call, monkeypatch)
+    assert "Give eval_params=optax.contrib.schedule_free_eval_params" in message
+    assert filename == __file__
 
 
-def test_sam_is_warned_of():
-    with pytest.warns(UserWarning, match="the parameters are perturbed"):
-        fit(MODEL, SQUARED, SAM, ROWS, epochs=1)
+def test_sam_is_warned_of(monkeypatch):
+    message, _ = warned_of(lambda: fit(MODEL, SQUARED, SAM, ROWS, epochs=1), monkeypatch)
+    assert "the parameters are perturbed" in message
 
 
 def test_eval_params_that_cannot_be_meant_are_refused():

@@ -27,7 +27,12 @@ MODEL = mlp((5,))
 
 @functools.cache
 def network():
-    return MODEL.init(jax.random.key(0), ROWS.inputs)
+    return jax.jit(MODEL.init)(jax.random.key(0), ROWS.inputs)
+
+
+@functools.cache
+def outputs_of_network():
+    return np.asarray(jax.jit(partial(MODEL.apply, train=False))(network(), ROWS.inputs)[0])
 
 
 def step(state, batch):
@@ -89,15 +94,15 @@ def test_chunks_of_any_length_give_the_bits_of_the_whole_from_one_program(chunk,
 
 @pytest.mark.parametrize("batch_size", [1, 10, 38, 76, 77, 1024])
 def test_figures_are_those_of_the_data_set_whatever_the_batch_size(batch_size, meaning):
-    outputs = np.asarray(MODEL.apply(network(), ROWS.inputs, train=False)[0], np.float64)
+    outputs = np.float64(outputs_of_network())
     found = evaluate(MODEL, OBJECTIVE, network(), ROWS, batch_size=batch_size)
-    mean = ((outputs - ROWS.targets) ** 2).mean()
+    mean = ((outputs - np.asarray(ROWS.targets)) ** 2).mean()
     np.testing.assert_allclose(found["loss"], mean, rtol=2e-5)
     np.testing.assert_allclose(found["rmse"], np.sqrt(mean), rtol=2e-5)
 
 
 def test_sum_steps_is_the_loop_in_its_docstring(meaning):
-    evaluation = make_eval_step(MODEL, OBJECTIVE)
+    evaluation = jax.jit(make_eval_step(MODEL, OBJECTIVE))
     zero = zeros_of(evaluation, network(), ROWS)
     for start, stop in ((0, 4), (1, 3), (3, 4), (2, 1)):
         names = {
@@ -126,12 +131,12 @@ def test_rows_of_weight_0_are_not_measured():
 @pytest.mark.parametrize("batch_size", [1, 10, 76, 77, 1024])
 def test_predictions_do_not_depend_on_the_batch_size(batch_size):
     found = predict(MODEL, network(), ROWS.inputs, batch_size=batch_size)
-    np.testing.assert_allclose(found, MODEL.apply(network(), ROWS.inputs, train=False)[0], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found, outputs_of_network(), rtol=1e-5, atol=1e-6)
 
 
 def test_evaluation_and_prediction_compile_once_a_shape(compilations):
     model = mlp((6,))
-    weights = model.init(jax.random.key(0), ROWS.inputs)
+    weights = jax.jit(model.init)(jax.random.key(0), ROWS.inputs)
     half = jax.tree.map(lambda leaf: leaf[:40], ROWS)
     with compilations() as names:
         for rows in (ROWS, half, ROWS, half):

@@ -32,8 +32,7 @@ def with_negative(rows_of, row):
     return rows_of._replace(inputs=inputs)
 
 
-def plan_of(optimiser):
-    return make_plan(from_linen(Logs()), OBJECTIVE, optimiser, batch_size=8)
+PLAN = make_plan(from_linen(Logs()), OBJECTIVE, optax.sgd(0.01), batch_size=8)
 
 
 def run(plan, train, validation=VALIDATION, length=1000, epochs=5):
@@ -48,7 +47,7 @@ def run(plan, train, validation=VALIDATION, length=1000, epochs=5):
 @pytest.mark.parametrize("length", [1, 2, 3, 1000])
 def test_the_step_and_the_row_are_found_however_the_run_was_cut(length):
     train = with_negative(TRAIN, 17)
-    begin, trouble = run(plan_of(optax.sgd(0.01)), train, length=length)
+    begin, trouble = run(PLAN, train, length=length)
     # Oracle: where the row stands in the first epoch's order.
     place = np.asarray(order(begin.key, 0, 50)).tolist().index(17)
     assert trouble[1:] == (1, place // 8 + 1, 7, "training", "Logarithm (log)", "nan", (17,))
@@ -58,7 +57,7 @@ def test_the_step_and_the_row_are_found_however_the_run_was_cut(length):
 
 def test_the_progress_before_is_the_same_however_the_run_was_cut():
     train = with_negative(TRAIN, 17)
-    ends = [run(plan_of(optax.sgd(0.01)), train, length=length)[1].progress for length in (1, 4, 1000)]
+    ends = [run(PLAN, train, length=length)[1].progress for length in (1, 4, 1000)]
     bits = [{name: np.asarray(leaf).tobytes() for name, leaf in named(end).items()} for end in ends]
     assert bits[0] == bits[1] == bits[2]
 
@@ -66,12 +65,12 @@ def test_the_progress_before_is_the_same_however_the_run_was_cut():
 def test_a_later_epoch_is_told():
     # The rate becomes enormous in the third epoch of seven steps.
     rate = optax.chain(optax.scale_by_schedule(lambda n: jnp.where(n < 15, 0.01, 1e38)), optax.scale(-1.0))
-    _, trouble = run(make_plan(mlp((4,)), OBJECTIVE, rate, batch_size=8), TRAIN)
+    _, trouble = run(make_plan(mlp(()), OBJECTIVE, rate, batch_size=8), TRAIN)
     assert trouble.epoch == 3 and trouble.batch in (2, 3) and trouble.batches == 7
 
 
 def test_a_validation_row_is_told_as_such():
-    _, trouble = run(plan_of(optax.sgd(0.01)), TRAIN, with_negative(VALIDATION, 29))
+    _, trouble = run(PLAN, TRAIN, with_negative(VALIDATION, 29))
     assert trouble[1:] == (1, 1, 1, "validation", "Logarithm (log)", "nan", (29,))
     assert int(trouble.progress.cursor) == 7
 
@@ -79,22 +78,20 @@ def test_a_validation_row_is_told_as_such():
 def test_a_validation_row_of_a_last_batch_that_reaches_back_is_told():
     inputs = np.tile(INPUTS, (30, 1))
     rows = with_negative(examples(inputs, inputs[:, :1]), 1499)
-    _, trouble = run(plan_of(optax.sgd(0.01)), TRAIN, rows)
+    _, trouble = run(PLAN, TRAIN, rows)
     assert trouble.batch == 2 == trouble.batches and trouble.rows == (1499,)
 
 
 def test_a_run_that_is_finite_passes_unchanged():
-    plan = plan_of(optax.sgd(0.01))
-    begin = start(plan, TRAIN, VALIDATION, key=jax.random.key(3))
-    pieces = list(chunks(plan, begin, TRAIN, VALIDATION, last=3))
-    assert list(guarded(pieces, plan, begin, TRAIN, VALIDATION)) == pieces
+    begin = start(PLAN, TRAIN, VALIDATION, key=jax.random.key(3))
+    pieces = list(chunks(PLAN, begin, TRAIN, VALIDATION, last=3))
+    assert list(guarded(pieces, PLAN, begin, TRAIN, VALIDATION)) == pieces
 
 
 def test_weights_that_were_not_finite_from_the_start_are_told():
-    plan = plan_of(optax.sgd(0.01))
-    begin = start(plan, TRAIN, VALIDATION, key=jax.random.key(3))
+    begin = start(PLAN, TRAIN, VALIDATION, key=jax.random.key(3))
     spoilt = jax.tree.map(lambda leaf: leaf * jnp.nan, begin.state.weights)
-    trouble = replay(plan, begin._replace(state=begin.state._replace(weights=spoilt)), TRAIN, VALIDATION)
+    trouble = replay(PLAN, begin._replace(state=begin.state._replace(weights=spoilt)), TRAIN, VALIDATION)
     assert trouble.where == "params/Head/bias before the step" and trouble.batch == 1
 
 

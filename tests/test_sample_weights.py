@@ -1,5 +1,7 @@
 """Sample weights, examples of weight 0 and padding, against closed forms, NumPy, scikit-learn and invariances."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -53,6 +55,20 @@ def linear():
 
 
 LINEAR = linear()
+SGD = optax.sgd(0.05)
+NORMED, ADAM = mlp((4,), input_norm=True), optax.adam(0.01)
+
+
+def begun(model):
+    return jax.jit(model.init)(jax.random.key(0), X)
+
+
+@partial(jax.jit, static_argnames="batch_size")
+def mean_gradient(state, rows, *, batch_size):
+    """The mean of the gradients of an epoch's batches."""
+    batch, gradient = batches_of(rows, jax.random.key(1), 0, batch_size), make_gradient(LINEAR, SQUARED)
+    each = jax.lax.map(lambda number: gradient(state, batch(number)), jnp.arange(70 // batch_size))
+    return jax.tree.map(lambda leaf: leaf.mean(0), each)
 
 
 def leaves_equal(one, other):
@@ -78,13 +94,11 @@ def test_the_mean_gradient_of_an_epoch_is_that_of_the_weighted_mean_loss(batch_s
     weights_now = Weights({"w": jnp.array([[0.3], [0.1], [-0.2]]), "b": jnp.array([0.4])}, {})
     state = make_train_state(weights_now, optax.sgd(0.1), jax.random.key(0))
     rows = jax.tree.map(jnp.asarray, training_rows(examples(X, Y, weights)))
-    batch = batches_of(rows, jax.random.key(1), 0, batch_size)
-    gradient = jax.jit(make_gradient(LINEAR, SQUARED))
-    found = [gradient(state, batch(number)) for number in range(70 // batch_size)]
+    found = mean_gradient(state, rows, batch_size=batch_size)
     x, y, w = (np.float64(each) for each in (X, Y, weights[:, None]))
     error = x @ np.array([[0.3], [0.1], [-0.2]]) + 0.4 - y
-    np.testing.assert_allclose(np.mean([each["b"] for each in found], 0), [(2 * w * error).sum() / w.sum()], rtol=1e-4)
-    np.testing.assert_allclose(np.mean([each["w"] for each in found], 0), 2 * x.T @ (w * error) / w.sum(), rtol=1e-4)
+    np.testing.assert_allclose(found["b"], [(2 * w * error).sum() / w.sum()], rtol=1e-4)
+    np.testing.assert_allclose(found["w"], 2 * x.T @ (w * error) / w.sum(), rtol=1e-4)
 
 
 @pytest.mark.parametrize("batch_size", [1, 32])
@@ -100,14 +114,12 @@ def test_balanced_class_weights_give_even_odds(batch_size):
 
 
 def test_weights_of_one_change_no_bit_and_their_scale_does_not_matter():
-    plain = fit(LINEAR, SQUARED, optax.sgd(0.05), examples(X, Y), epochs=3, batch_size=16)
-    ones = fit(LINEAR, SQUARED, optax.sgd(0.05), examples(X, Y, np.ones(70)), epochs=3, batch_size=16)
+    plain = fit(LINEAR, SQUARED, SGD, examples(X, Y), epochs=3, batch_size=16)
+    ones = fit(LINEAR, SQUARED, SGD, examples(X, Y, np.ones(70)), epochs=3, batch_size=16)
     leaves_equal(plain.final, ones.final)
-    fives = fit(LINEAR, SQUARED, optax.sgd(0.05), examples(X, Y, np.full(70, 5.0)), epochs=3, batch_size=16)
+    fives = fit(LINEAR, SQUARED, SGD, examples(X, Y, np.full(70, 5.0)), epochs=3, batch_size=16)
     leaves_close(plain.final, fives.final, rtol=1e-5)
-    one, other = (
-        fit(LINEAR, SQUARED, optax.sgd(0.05), examples(X, Y, s * W), epochs=3, batch_size=16) for s in (1, 99)
-    )
+    one, other = (fit(LINEAR, SQUARED, SGD, examples(X, Y, s * W), epochs=3, batch_size=16) for s in (1, 99))
     leaves_close(one.final, other.final)
 
 
@@ -125,26 +137,28 @@ def test_metrics_are_those_of_scikit_learn_with_sample_weights():
     np.testing.assert_allclose(found["mae"], sk.mean_absolute_error(Y, 0 * Y, sample_weight=W), rtol=1e-5)
 
 
-@pytest.mark.parametrize("model", [mlp((8,)), mlp((8,), input_norm=True)], ids=["dense", "BatchNorm"])
-def test_weight_0_is_as_if_the_examples_were_not_there(model):
+def test_weight_0_is_as_if_the_examples_were_not_there():
+    model = NORMED
     kept = np.flatnonzero(ZEROS)
     left_out = take(examples(X, Y, W), kept)
-    weights = model.init(jax.random.key(0), X)
+    weights = begun(model)
     both = [
-        fit(model, SQUARED, optax.sgd(0.05), rows, epochs=4, batch_size=len(rows.weights), weights=weights)
+        fit(model, SQUARED, SGD, rows, epochs=4, batch_size=len(rows.weights), weights=weights)
         for rows in (with_garbage(), left_out)
     ]
     leaves_close(both[0].final, both[1].final)
     np.testing.assert_allclose(both[0].records[-1]["loss"], both[1].records[-1]["loss"], rtol=1e-4)
 
 
+eval_step = jax.jit(make_eval_step(NORMED, SQUARED))
+train_step = jax.jit(make_train_step(NORMED, SQUARED, ADAM))
 GARBAGE = [(np.nan, np.nan), (1e30, -np.inf)]
 
 
 @pytest.mark.parametrize("garbage", GARBAGE, ids=str)
 def test_what_an_example_of_weight_0_holds_changes_no_bit(garbage):
-    model, optimiser = mlp((4,), input_norm=True), optax.adam(0.01)
-    weights = model.init(jax.random.key(0), X)
+    model, optimiser = NORMED, ADAM
+    weights = begun(model)
     both = []
     for rows in (with_garbage(*garbage), with_garbage(0.0, 0.0)):
         source = Source(70, lambda numbers, rows=rows: take(rows, numbers), mean_weight=float(ZEROS.mean()))
@@ -159,10 +173,8 @@ def test_what_an_example_of_weight_0_holds_changes_no_bit(garbage):
                 evaluate(model, SQUARED, weights, rows, batch_size=16),
                 evaluate_source(model, SQUARED, weights, source),
                 evaluate_members(model, SQUARED, jax.tree.map(lambda leaf: leaf[None], weights), rows),
-                jax.jit(make_eval_step(model, SQUARED))(weights, rows),
-                jax.jit(make_train_step(model, SQUARED, optimiser))(
-                    make_train_state(weights, optimiser, jax.random.key(0)), rows
-                )[0].weights,
+                eval_step(weights, rows),
+                train_step(make_train_state(weights, optimiser, jax.random.key(0)), rows)[0].weights,
             ]
         )
     leaves_equal(*both)
@@ -183,7 +195,7 @@ def test_a_label_that_is_no_class_may_have_weight_0():
 @pytest.mark.parametrize("input_norm", [False, True])
 def test_a_batch_whose_examples_all_have_weight_0_changes_nothing(input_norm):
     model, optimiser = mlp((4,), input_norm=input_norm), optax.adam(0.1)
-    state = make_train_state(model.init(jax.random.key(0), X), optimiser, jax.random.key(0))
+    state = make_train_state(begun(model), optimiser, jax.random.key(0))
     step = jax.jit(make_train_step(model, SQUARED, optimiser))
     state, _ = step(state, examples(X, Y))  # so that there is momentum
     nothing = Examples(np.full_like(X, np.nan), np.full_like(Y, np.nan), np.zeros(70, np.float32))
@@ -222,17 +234,17 @@ def test_rows_to_blame_are_those_that_count():
 def test_a_source_with_weights_trains_as_rows_in_memory(tmp_path):
     for name, array in (("x", X), ("y", Y), ("w", W)):
         np.save(tmp_path / f"{name}.npy", array)
-    wanted = fit(LINEAR, SQUARED, optax.sgd(0.05), examples(X, Y, W), epochs=3, batch_size=16).final
+    wanted = fit(LINEAR, SQUARED, SGD, examples(X, Y, W), epochs=3, batch_size=16).final
     files = memory_mapped(tmp_path / "x.npy", tmp_path / "y.npy", tmp_path / "w.npy")
-    leaves_close(wanted, fit(LINEAR, SQUARED, optax.sgd(0.05), files, epochs=3, batch_size=16).final, rtol=1e-5)
+    leaves_close(wanted, fit(LINEAR, SQUARED, SGD, files, epochs=3, batch_size=16).final, rtol=1e-5)
     records = from_random_access(range(70), lambda n: (X[n], Y[n], W[n]), mean_weight=float(W.mean()))
-    leaves_close(wanted, fit(LINEAR, SQUARED, optax.sgd(0.05), records, epochs=3, batch_size=16).final, rtol=1e-5)
+    leaves_close(wanted, fit(LINEAR, SQUARED, SGD, records, epochs=3, batch_size=16).final, rtol=1e-5)
 
 
 def test_a_source_with_weights_whose_mean_is_not_known_cannot_train():
     records = from_random_access(range(70), lambda n: (X[n], Y[n], W[n]))
     with pytest.raises(InputError, match=r"must know their mean .* Give it as mean_weight="):
-        fit(LINEAR, SQUARED, optax.sgd(0.05), records, epochs=1)
+        fit(LINEAR, SQUARED, SGD, records, epochs=1)
     with pytest.raises(InputError, match="mean_weight must be above 0, got 0"):
         Source(3, lambda rows: None, mean_weight=0.0)
     weights = LINEAR.init(jax.random.key(0), X)
@@ -242,10 +254,8 @@ def test_a_source_with_weights_whose_mean_is_not_known_cannot_train():
 
 def test_weights_mean_the_same_on_several_devices():
     rows, mesh = with_garbage(), make_mesh(jax.devices()[:4])
-    one = fit(LINEAR, SQUARED, optax.sgd(0.05), rows, rows, epochs=3, batch_size=15)
-    many = fit(
-        LINEAR, SQUARED, optax.sgd(0.05), place_rows(rows, mesh), place_rows(rows, mesh), epochs=3, batch_size=15
-    )
+    one = fit(LINEAR, SQUARED, SGD, rows, rows, epochs=3, batch_size=15)
+    many = fit(LINEAR, SQUARED, SGD, place_rows(rows, mesh), place_rows(rows, mesh), epochs=3, batch_size=15)
     leaves_close(one.final, many.final, rtol=1e-5)
     np.testing.assert_allclose(one.records[-1]["val_loss"], many.records[-1]["val_loss"], rtol=1e-5)
 

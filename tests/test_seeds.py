@@ -109,8 +109,8 @@ def test_a_progress_of_other_seeds_is_refused():
 
 @pytest.mark.parametrize(("count", "devices"), [(3, 3), (4, 4), (9, 3), (11, 1)])
 def test_seeds_are_spread_over_devices_and_train_in_one_program(count, devices, compilations):
-    model, seeds = mlp((3,)), range(count)
-    train = partial(fit_seeds, model, OBJECTIVE, OPTIMISER, *DATA, epochs=3, batch_size=8)
+    seeds = range(count)
+    train = partial(fit_seeds, mlp(()), Objective(o.squared_error), optax.sgd(0.05), DATA[0], epochs=3, batch_size=8)
     with compilations() as names:
         runs = train(seeds=seeds)
     assert names.count("_run") == names.count("start_members") == 1

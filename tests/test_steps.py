@@ -1,5 +1,7 @@
 """One step, against NumPy by hand, closed forms and what optax composes."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,9 +32,23 @@ def linear(noise=0.0):
     return Model(init, apply)
 
 
+@functools.cache
+def step_of(model, optimiser):
+    """The step as a program, which runs of the same model and optimizer share."""
+    return jax.jit(make_train_step(model, OBJECTIVE, optimiser))
+
+
+@functools.cache
+def begun(model):
+    return jax.jit(model.init)(jax.random.key(0), ROWS.inputs)
+
+
+LINEAR, NOISY, SGD = linear(), linear(noise=1.0), optax.sgd(0.1)
+
+
 def run(model, optimiser, batches, weights=None, key=3):
-    step = jax.jit(make_train_step(model, OBJECTIVE, optimiser))
-    weights = model.init(jax.random.key(0), batches[0].inputs) if weights is None else weights
+    step = step_of(model, optimiser)
+    weights = begun(model) if weights is None else weights
     state, measured = make_train_state(weights, optimiser, jax.random.key(key)), []
     for batch in batches:
         state, sums = step(state, batch)
@@ -47,7 +63,7 @@ def test_sgd_on_a_linear_model_is_gradient_descent_by_hand():
         error = x @ w + b - y
         losses.append((error**2).mean())
         w, b = w - 0.1 * 2 * x.T @ error / len(x), b - 0.1 * 2 * error.mean(0)
-    state, measured = run(linear(), optax.sgd(0.1), [ROWS] * 5)
+    state, measured = run(LINEAR, SGD, [ROWS] * 5)
     np.testing.assert_allclose(measured, losses, rtol=1e-5)
     np.testing.assert_allclose(state.weights.params["w"], w, rtol=1e-5)
     assert int(state.step) == 5
@@ -65,20 +81,20 @@ def test_padding_changes_neither_loss_nor_weights_nor_statistics(optimiser, inpu
 
 
 def test_randomness_depends_on_key_and_step_alone():
-    _, first = run(linear(noise=1.0), optax.sgd(0.0), [ROWS] * 3)
-    _, again = run(linear(noise=1.0), optax.sgd(0.0), [ROWS] * 3)
-    _, other = run(linear(noise=1.0), optax.sgd(0.0), [ROWS] * 3, key=4)
+    _, first = run(NOISY, SGD, [ROWS] * 3)
+    _, again = run(NOISY, SGD, [ROWS] * 3)
+    _, other = run(NOISY, SGD, [ROWS] * 3, key=4)
     np.testing.assert_array_equal(first, again)
     assert len({*first.tolist(), *other.tolist()}) == 6
 
 
 def test_the_key_never_advances():
-    state, _ = run(linear(), optax.sgd(0.1), [ROWS] * 2)
+    state, _ = run(LINEAR, SGD, [ROWS] * 2)
     assert jax.random.key_data(state.key).tolist() == jax.random.key_data(jax.random.key(3)).tolist()
 
 
 def test_clipping_composes():
-    state, _ = run(linear(), optax.chain(optax.clip_by_global_norm(1e-3), optax.sgd(1.0)), [ROWS])
+    state, _ = run(LINEAR, optax.chain(optax.clip_by_global_norm(1e-3), optax.sgd(1.0)), [ROWS])
     moved = jax.tree.map(lambda new, old: new - old, state.weights.params, {"w": jnp.ones((4, 1)), "b": jnp.zeros(1)})
     np.testing.assert_allclose(optax.tree.norm(moved), 1e-3, rtol=1e-3)
 
@@ -86,20 +102,20 @@ def test_clipping_composes():
 def test_accumulating_halves_is_one_step_on_the_whole():
     halves = [jax.tree.map(lambda leaf, part=part: leaf[part], ROWS) for part in (slice(0, 15), slice(15, 30))]
     whole = jax.tree.map(lambda leaf: leaf[:30], ROWS)
-    accumulated, _ = run(linear(), optax.MultiSteps(optax.sgd(0.1), 2).gradient_transformation(), halves)
-    direct, _ = run(linear(), optax.sgd(0.1), [whole])
+    accumulated, _ = run(LINEAR, optax.MultiSteps(optax.sgd(0.1), 2).gradient_transformation(), halves)
+    direct, _ = run(LINEAR, SGD, [whole])
     np.testing.assert_allclose(accumulated.weights.params["w"], direct.weights.params["w"], rtol=1e-6)
 
 
 def test_weight_decay_shrinks_by_its_closed_form():
     batch = ROWS._replace(inputs=np.zeros_like(ROWS.inputs), targets=np.zeros_like(ROWS.targets))
-    state, _ = run(linear(), optax.adamw(0.1, weight_decay=0.5), [batch] * 3)
+    state, _ = run(LINEAR, optax.adamw(0.1, weight_decay=0.5), [batch] * 3)
     np.testing.assert_allclose(state.weights.params["w"], (1 - 0.1 * 0.5) ** 3, rtol=1e-6)
 
 
 def test_a_schedule_with_warm_up_sets_each_steps_rate():
     schedule = optax.warmup_cosine_decay_schedule(0.0, 0.1, warmup_steps=2, decay_steps=6)
-    state, _ = run(linear(), optax.inject_hyperparams(optax.sgd)(learning_rate=schedule), [ROWS] * 4)
+    state, _ = run(LINEAR, optax.inject_hyperparams(optax.sgd)(learning_rate=schedule), [ROWS] * 4)
     expected = 0.1 * 0.5 * (1 + np.cos(np.pi * 1 / 4))  # step 3: one of four steps of decay after two of warm-up
     np.testing.assert_allclose(state.opt_state.hyperparams["learning_rate"], expected, rtol=1e-5)
 
@@ -117,8 +133,8 @@ def test_a_batch_of_padding_only_moves_nothing(input_norm):
 
 def test_the_eval_step_changes_nothing_and_ignores_padding():
     model = mlp((8,), input_norm=True, dropout=0.5)
-    weights = model.init(jax.random.key(0), ROWS.inputs)
-    step = make_eval_step(model, OBJECTIVE)
+    weights = begun(model)
+    step = jax.jit(make_eval_step(model, OBJECTIVE))
     one, padded = step(weights, ROWS), step(weights, pad(ROWS, 40))
     np.testing.assert_allclose(one.totals["loss"], padded.totals["loss"], rtol=1e-6)
     assert float(one.weight) == float(padded.weight) == 31
@@ -128,7 +144,7 @@ def test_one_compilation_serves_every_step(compilations):
     model, optimiser = mlp((8,), input_norm=True, dropout=0.1), optax.adam(1e-3)
     step = jax.jit(make_train_step(model, OBJECTIVE, optimiser))
     batch = jax.tree.map(jnp.asarray, ROWS)
-    state = make_train_state(model.init(jax.random.key(0), batch.inputs), optimiser, jax.random.key(1))
+    state = make_train_state(begun(model), optimiser, jax.random.key(1))
     with compilations() as names:
         for _ in range(4):
             state, _ = step(state, batch)
@@ -176,8 +192,7 @@ def test_the_golden_step():
 def test_the_moving_average_is_numpys_and_padding_leaves_it_alone():
     decay, optimiser, model = 0.9, optax.sgd(0.1), linear()
     step = jax.jit(make_train_step(model, OBJECTIVE, optimiser, average=decay))
-    weights = model.init(jax.random.key(0), ROWS.inputs)
-    state = make_train_state(weights, optimiser, jax.random.key(3), average=True)
+    state = make_train_state(begun(model), optimiser, jax.random.key(3), average=True)
     average = np.ones((4, 1))
     for number in range(30):
         state, _ = step(state, ROWS)
@@ -196,8 +211,8 @@ def test_without_an_average_the_weights_are_shown():
 def test_the_gradient_is_numpys():
     x, y = np.float64(ROWS.inputs), np.float64(ROWS.targets)
     error = x.sum(1, keepdims=True) - y
-    state = make_train_state(linear().init(jax.random.key(0), ROWS.inputs), optax.sgd(0.1), jax.random.key(3))
-    found = jax.jit(make_gradient(linear(), OBJECTIVE))(state, ROWS)
+    state = make_train_state(begun(LINEAR), optax.sgd(0.1), jax.random.key(3))
+    found = jax.jit(make_gradient(LINEAR, OBJECTIVE))(state, ROWS)
     np.testing.assert_allclose(found["w"], 2 * x.T @ error / len(x), rtol=1e-5)
     np.testing.assert_allclose(found["b"], 2 * error.mean(0), rtol=1e-5)
 
@@ -206,10 +221,11 @@ def test_the_gradient_is_numpys():
 def test_the_gradient_is_what_one_step_of_gradient_descent_takes_away(options):
     model, optimiser = mlp((8,), **options), optax.sgd(1.0)
     batch = pad(ROWS, 40)
-    state = make_train_state(model.init(jax.random.key(0), batch.inputs), optimiser, jax.random.key(3))
+    state = make_train_state(begun(model), optimiser, jax.random.key(3))
+    gradient = jax.jit(make_gradient(model, OBJECTIVE))
     for _ in range(2):
-        gradients = jax.jit(make_gradient(model, OBJECTIVE))(state, batch)
-        after, _ = jax.jit(make_train_step(model, OBJECTIVE, optimiser))(state, batch)
+        gradients = gradient(state, batch)
+        after, _ = step_of(model, optimiser)(state, batch)
         taken = jax.tree.map(lambda old, new: old - new, state.weights.params, after.weights.params)
         for one, other in zip(*map(jax.tree.leaves, (taken, gradients)), strict=True):
             np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
@@ -218,7 +234,7 @@ def test_the_gradient_is_what_one_step_of_gradient_descent_takes_away(options):
 
 def test_the_gradient_is_that_of_a_loss_written_out():
     model = mlp((8,))
-    weights = model.init(jax.random.key(0), ROWS.inputs)
+    weights = begun(model)
 
     def loss(params):
         hidden = jax.nn.relu(ROWS.inputs @ params["Dense_0"]["kernel"] + params["Dense_0"]["bias"][None])
@@ -226,12 +242,12 @@ def test_the_gradient_is_that_of_a_loss_written_out():
         return ((outputs - ROWS.targets) ** 2).mean()
 
     state = make_train_state(weights, optax.sgd(0.1), jax.random.key(3))
-    found, expected = make_gradient(model, OBJECTIVE)(state, ROWS), jax.grad(loss)(weights.params)
+    found, expected = jax.jit(make_gradient(model, OBJECTIVE))(state, ROWS), jax.jit(jax.grad(loss))(weights.params)
     for one, other in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
 
 
 def test_a_batch_of_padding_only_has_no_gradient():
     empty = ROWS._replace(weights=np.zeros_like(ROWS.weights))
-    state = make_train_state(linear().init(jax.random.key(0), ROWS.inputs), optax.sgd(0.1), jax.random.key(3))
-    assert all((leaf == 0).all() for leaf in jax.tree.leaves(make_gradient(linear(), OBJECTIVE)(state, empty)))
+    state = make_train_state(begun(LINEAR), optax.sgd(0.1), jax.random.key(3))
+    assert all((leaf == 0).all() for leaf in jax.tree.leaves(jax.jit(make_gradient(LINEAR, OBJECTIVE))(state, empty)))

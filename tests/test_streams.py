@@ -93,7 +93,7 @@ def test_a_stream_of_images_gives_the_bits_of_the_run_in_memory(tmp_path):
     random = np.random.default_rng(0)
     rows = examples(random.integers(0, 256, (50, 8, 8, 3), np.uint8), random.integers(0, 4, 50))
     objective = Objective(o.softmax_cross_entropy, (o.accuracy,))
-    plan = make_plan(convnet((4, 8), outputs=4, pool=False, dropout=0.2), objective, optax.adam(0.01), batch_size=16)
+    plan = make_plan(convnet((4,), outputs=4, pool=False, dropout=0.2), objective, optax.adam(0.01), batch_size=16)
     begin = start(plan, rows, key=jax.random.key(0))
     found = list(streamed(plan, begin, mapped(tmp_path, rows), last=3, window_bytes=8000))
     wanted = list(chunks(plan, begin, rows, last=3))
@@ -155,7 +155,8 @@ def test_two_billion_rows_are_streamed_without_an_order_of_all():
 
 def test_a_rule_ends_a_stream_and_its_thread():
     source, _ = in_parts(TRAIN)
-    plan = PLAN._replace(stop=early_stopping("val_loss", patience=0))
+    stop = early_stopping("val_loss", patience=0, min_delta=0.5)
+    plan = make_plan(mlp(()), OBJECTIVE, optax.sgd(0.05), batch_size=10, stop=stop)
     begin = start(plan, TRAIN, VALIDATION, key=jax.random.key(2))
     found = list(streamed(plan, begin, source, VALIDATION, last=200, window_bytes=400))
     wanted = list(chunks(plan, begin, TRAIN, VALIDATION, last=200))
@@ -248,8 +249,8 @@ def test_a_pause_changes_nothing(pauses):
     assert bits(found[-1].progress) == bits(whole_run()[-1].progress)
 
 
-@pytest.mark.parametrize("batch_size", [8, 10])
-@pytest.mark.parametrize("axes", [{"data": 4}, {"data": 2, "model": 2}])
+# Four devices cannot share a batch of ten evenly.
+@pytest.mark.parametrize(("batch_size", "axes"), [(10, {"data": 4}), (8, {"data": 2, "model": 2})])
 def test_a_stream_on_a_mesh_is_the_run_in_memory_on_it(batch_size, axes):
     mesh, (source, asked) = make_mesh(jax.devices()[:4], **axes), in_parts(TRAIN)
     plan = PLAN._replace(batch_size=batch_size)
@@ -268,9 +269,9 @@ def test_a_stream_on_a_mesh_is_the_run_in_memory_on_it(batch_size, axes):
 
 def test_fit_and_drive_take_a_source(tmp_path):
     source = mapped(tmp_path, TRAIN)
+    model, optimizer = mlp(()), optax.sgd(0.01)
     runs = [
-        fit(mlp((5,)), OBJECTIVE, optax.adam(0.01), rows, VALIDATION, epochs=3, batch_size=10, seed=4)
-        for rows in (source, TRAIN)
+        fit(model, OBJECTIVE, optimizer, rows, VALIDATION, epochs=3, batch_size=10, seed=4) for rows in (source, TRAIN)
     ]
     assert runs[0].history.equals(runs[1].history) and bits(runs[0].progress) == bits(runs[1].progress)
     ends = [drive(PLAN, beginning(), rows, VALIDATION, epochs=2).progress for rows in (source, TRAIN)]

@@ -34,8 +34,7 @@ EPOCHS = 10
 CANDIDATES = [
     {"hidden": (8,), "learning_rate": 0.0371, "decay": 0.0123, "dropout": 0.31},
     {"hidden": (8,), "learning_rate": 0.2, "decay": 0.1, "dropout": 0.0},
-    {"hidden": (3, 3), "learning_rate": 0.0371, "decay": 0.0123, "dropout": 0.31},
-    {"hidden": (8,), "learning_rate": 0.05},
+    {"hidden": (3,), "learning_rate": 0.05},
 ]
 
 

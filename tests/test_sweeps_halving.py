@@ -2,14 +2,17 @@
 
 import jax
 import numpy as np
+import optax
 import pandas as pd
 import pytest
 
 from jaxdl import sweeps as module
+from jaxdl.models import mlp
+from jaxdl.plans import make_plan
 from jaxdl.stopping import early_stopping
 from jaxdl.sweeps import sweep
 from jaxdl.training import start
-from tests.sweep_runs import ROWS, SEEDS, bits, history_of, make_linear, row_of, solo, weights_of
+from tests.sweep_runs import OBJECTIVE, ROWS, SEEDS, bits, history_of, make_linear, row_of, solo, weights_of
 
 EPOCHS = 12
 NEVER = early_stopping(patience=None)
@@ -17,12 +20,18 @@ RATES = (0.03, 0.15, 1e-3, 1e30, 0.1)
 RULES = {"least": early_stopping(patience=0), "largest": early_stopping("val_r2", mode="max", patience=2)}
 
 
+def make_injected(learning_rate, stop):
+    """The learning rate is a part of the state, so the solo runs of all candidates are one program."""
+    optimiser = optax.inject_hyperparams(optax.sgd)(learning_rate)
+    return make_plan(mlp(()), OBJECTIVE, optimiser, batch_size=8, stop=stop)
+
+
 def make_least(learning_rate, kind=0):
-    return make_linear(learning_rate, RULES["least"])
+    return make_injected(learning_rate, RULES["least"])
 
 
 def make_largest(learning_rate, kind=0):
-    return make_linear(learning_rate, RULES["largest"])
+    return make_injected(learning_rate, RULES["largest"])
 
 
 # Two shapes, whose candidates are ranked together.

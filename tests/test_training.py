@@ -25,10 +25,17 @@ TRAIN = examples(INPUTS, INPUTS.sum(1, keepdims=True) + 0.1 * RANDOM.normal(size
 VALIDATION = examples(INPUTS[:20] + 1, INPUTS[:20].sum(1, keepdims=True) + 3)
 OBJECTIVE = Objective(o.squared_error, (o.rmse,))
 INJECTED = optax.inject_hyperparams(optax.sgd)(learning_rate=0.05)
+# Plans of the same parts share a program.
+MODEL, ADAM = mlp((5,)), optax.adam(0.01)
 
 
 def plan_of(model=None, optimiser=None, **options):
-    return make_plan(model or mlp((5,)), OBJECTIVE, optimiser or optax.adam(0.01), batch_size=10, **options)
+    return make_plan(model or MODEL, OBJECTIVE, optimiser or ADAM, batch_size=10, **options)
+
+
+TWO_EPOCHS = plan_of(stop=early_stopping("val_loss", patience=0, min_delta=1e9))
+NEVER_ENDS = plan_of(optimiser=optax.sgd(0.45), stop=early_stopping(patience=None))
+LOWERED = plan_of(optimiser=INJECTED, plateau=reduce_on_plateau("val_loss", factor=0.5, patience=1, min_delta=1e9))
 
 
 def begin(plan, validation=VALIDATION, **options):
@@ -67,7 +74,7 @@ def test_what_a_start_refuses_its_shapes_refuse():
 
 
 def test_epochs_is_the_loop_in_its_docstring(meaning):
-    plan = plan_of(stop=early_stopping("val_loss", patience=0, min_delta=0.5))
+    plan = TWO_EPOCHS
     found = take_epochs(plan, 50)
     records = []
     loop = {"progress": begin(plan), "train": TRAIN, "validation": VALIDATION, "plan": plan, "last": None}
@@ -94,7 +101,7 @@ def test_every_row_is_used_once_an_epoch():
 
 
 def test_a_record_reads_loss_first_and_holds_python_floats():
-    _, record = take_epochs(plan_of(optimiser=INJECTED), 1)[0]
+    _, record = take_epochs(LOWERED, 1)[0]
     assert list(record) == ["epoch", "loss", "rmse", "val_loss", "val_rmse", "learning_rate"]
     assert [type(value) for value in record.values()] == [int] + [float] * 5
     np.testing.assert_allclose(record["learning_rate"], 0.05, rtol=1e-6)
@@ -124,7 +131,7 @@ def test_going_on_from_a_progress_is_the_run_that_was_never_interrupted():
 
 
 def test_the_last_epoch_and_a_stopped_run_end_the_generator():
-    plan = plan_of(stop=early_stopping("val_loss", patience=0, min_delta=1e9))
+    plan = TWO_EPOCHS
     assert [record["epoch"] for _, record in epochs(plan, begin(plan), TRAIN, VALIDATION, last=1)] == [1]
     stopped = [progress for progress, _ in epochs(plan, begin(plan), TRAIN, VALIDATION)]
     assert len(stopped) == 2
@@ -134,7 +141,7 @@ def test_the_last_epoch_and_a_stopped_run_end_the_generator():
 
 
 def test_one_training_program_serves_a_run_whatever_the_row_counts(compilations):
-    plan = plan_of()
+    plan = plan_of(mlp((5,)))
     with compilations() as names:
         take_epochs(plan, 4)
         take_epochs(plan, 2)
@@ -151,7 +158,7 @@ def test_equal_plans_share_a_program(compilations):
 
 
 def test_best_weights_are_those_of_the_best_epoch():
-    plan = plan_of(optimiser=optax.sgd(0.45), stop=early_stopping("val_loss", patience=None))
+    plan = NEVER_ENDS
     seen = take_epochs(plan, 12)
     losses = [record["val_loss"] for _, record in seen]
     best = int(np.nanargmin(losses))
@@ -171,13 +178,12 @@ def test_a_run_that_goes_to_nan_keeps_its_best_weights_and_stops():
 
 
 def test_a_plateau_lowers_the_rate_of_the_next_epoch():
-    plan = plan_of(optimiser=INJECTED, plateau=reduce_on_plateau("val_loss", factor=0.5, patience=1, min_delta=1e9))
-    rates = [record["learning_rate"] for _, record in take_epochs(plan, 4)]
+    rates = [record["learning_rate"] for _, record in take_epochs(LOWERED, 4)]
     np.testing.assert_allclose(rates, [0.05, 0.05, 0.025, 0.0125], rtol=1e-6)
 
 
 def test_the_monitor_defaults_to_what_is_measured():
-    plan = plan_of(stop=early_stopping(patience=None))
+    plan = NEVER_ENDS
     ((with_validation, record),) = take_epochs(plan, 1)
     ((without, other),) = take_epochs(plan, 1, validation=None)
     np.testing.assert_allclose(with_validation.stopping.best, record["val_loss"], rtol=1e-6)
@@ -185,7 +191,7 @@ def test_the_monitor_defaults_to_what_is_measured():
 
 
 def test_rows_that_are_bound_to_a_device_compile_one_program(compilations):
-    plan = plan_of()
+    plan = plan_of(mlp((5,)))
     bound = jax.device_put(TRAIN, jax.devices()[1])
     progress = begin(plan)
     with compilations() as names:
