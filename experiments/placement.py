@@ -38,7 +38,9 @@ FLAGS = {"mesh", "distributed", "coordinator", "processes", "process_id"}
 def join(config: Placement, about: Mapping[str, Any] | None = None) -> None:
     """Join the other processes that share the run, if the flags or the launcher say that there are any.
 
-    about: what all of them must agree on. Raises InputError where they do not, and where `JAX_PLATFORMS` names a platform that is not there.
+    about: what all of them must agree on.
+
+    Raises InputError where they do not, and where `JAX_PLATFORMS` names a platform that is not there.
     """
     flags = config.coordinator, config.processes, config.process_id
     if config.distributed or processes.launched() or any(flag is not None for flag in flags):

@@ -66,7 +66,8 @@ def run(experiment: Experiment, config: Any, console: Console, interrupts: Inter
 
 def _agreed(experiment: Experiment, config: Any) -> dict[str, Any]:
     """What the processes of a run must agree on before they train: flags and versions, which change its numbers."""
-    own = {"process_id", "coordinator", "distributed"}  # which differ, or are compared as processes meet
+    # The data are compared by their checksum: on another machine they may have another name.
+    own = {"process_id", "coordinator", "distributed", "data"}
     flags = {f"--{name.replace('_', '-')}": value for name, value in watching.told(config).items() if name not in own}
     versions = {f"version of {name}": version for name, version in runs.versions().items()}
     return json.loads(json.dumps({"experiment": experiment.name, **flags, **versions}, default=str))
