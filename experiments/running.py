@@ -30,6 +30,7 @@ from experiments.resuming import (
     refused,
 )
 from jaxdl import costs, folders, processes, runs, weights
+from jaxdl._files import remove_drafts
 from jaxdl.errors import InputError
 from jaxdl.fitting import reason, without_best
 from jaxdl.interrupts import NEVER, Interrupts
@@ -48,6 +49,7 @@ class Job(NamedTuple):
     folder: Path
     console: Console
     mesh: Mesh | None
+    holds: Callable[[], bool] = lambda: True  # whether the folder is still locked for this process
 
 
 def run(experiment: Experiment, config: Any, console: Console, interrupts: Interrupts = NEVER) -> dict[str, Any]:
@@ -104,7 +106,7 @@ def _lead(
         runs.keep_compilations()
     with ExitStack() as stack, runs.compile_clock() as compiling:
         if earlier is not None:
-            stack.enter_context(locked(config.workdir))
+            holds = stack.enter_context(locked(config.workdir))
         began = time.perf_counter()
         mesh, built = placement.mesh(config), _built(experiment, config, console)
         seconds["data"] = time.perf_counter() - began
@@ -113,9 +115,10 @@ def _lead(
             config.workdir if earlier is not None else workdir(config.workdir, config.fresh, config.recipe, console)
         )
         if earlier is None:
-            stack.enter_context(locked(folder))
+            holds = stack.enter_context(locked(folder))
+        remove_drafts(folder)
         interrupts.advise(f"interrupted; the same command with --workdir {folder} goes on from what is saved there.")
-        job = Job(experiment, settled, built, folder, console, mesh)
+        job = Job(experiment, settled, built, folder, console, mesh, holds)
         begin = _begin(job)
         go(folder, begin.progress)
         with _room(folder):
@@ -150,7 +153,7 @@ def _built(experiment: Experiment, config: Any, console: Console) -> Built:
 
 def _begin(job: Job) -> Beginning:
     """Where the run begins; its folder then holds its configuration. The folder is locked."""
-    experiment, config, built, folder, console, _ = job
+    experiment, config, built, folder, console, *_ = job
     about, flags = experiment.describe(built), watching.told(config)
     usage = experiment.usage(built)
     now = {**flags, "workdir": str(folder), "dataset": about, **usage, **runs.surroundings()}
@@ -186,7 +189,7 @@ def _work(
     job: Job, begin: Beginning, interrupts: Interrupts, seconds: dict[str, float], compiling: Callable[[], float]
 ) -> dict[str, Any]:
     """Trains and writes all but the metrics, which it gives."""
-    experiment, config, built, folder, console, mesh = job
+    experiment, config, built, folder, console, mesh, _ = job
     network, tell = summary(built.plan.model, built.sets["train"].inputs[:1]), partial(warn, shown=console)
     console.print(as_table(network, f"{config.recipe}, seed {config.seed}, {short(built.dataset.source)}"))
     if config.tensorboard:
@@ -217,7 +220,7 @@ def _work(
 
 
 def _train(job: Job, begin: Beginning, interrupts: Interrupts) -> runs.End:
-    experiment, config, built, folder, console, mesh = job
+    experiment, config, built, folder, console, mesh, _ = job
     sets = built.sets["train"], built.sets["validation"]
     progress, train, validation = sharing.placed(begin.progress, *sets, mesh)
     about = {
@@ -234,6 +237,8 @@ def _train(job: Job, begin: Beginning, interrupts: Interrupts) -> runs.End:
         if processes.is_first():
             run = built, folder, console, progress, begin.history
             looking = stack.enter_context(watching.watched(config, *run, experiment.shown, tell))
+            notice = watching.noticing(job.holds, folder, config.save_every, tell)
+            looking = looking._replace(watchers=(*looking.watchers, notice))
         end = runs.drive(
             built.plan,
             progress,
@@ -255,7 +260,7 @@ def _train(job: Job, begin: Beginning, interrupts: Interrupts) -> runs.End:
 
 def _keep(job: Job, end: runs.End) -> list[Path]:
     """Writes weights and pictures; gives the pictures."""
-    experiment, _, built, folder, _, _ = job
+    experiment, _, built, folder, *_ = job
     for name, kept in (("final", shown_weights(end.progress.state)), ("best", end.progress.best)):
         # There already where the run was finished before and went on, or was cut off just here.
         shutil.rmtree(folder / "checkpoints" / name, ignore_errors=True)

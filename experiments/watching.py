@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields
@@ -44,6 +45,27 @@ class Watching(Output):
 FLAGS = {field.name for field in fields(Watching)}
 OWN = {"workdir", "fresh", *placement.FLAGS, *FLAGS}
 HOW = {"save_every", "on_nan", "compilation_cache"}  # that change nothing of what a run comes to
+
+
+def noticing(
+    holds: Callable[[], bool], folder: Path, every: float, tell: Callable[[str], None]
+) -> Callable[[Progress, History], None]:
+    """Return a callback that tells, once, that a run has lost its folder. holds: whether its lock is still there."""
+    looked, told = time.monotonic(), False
+
+    def observe(progress: Progress, history: History) -> None:
+        nonlocal looked, told
+        if told or time.monotonic() - looked < every:
+            return
+        looked = time.monotonic()
+        if not holds():
+            told = True
+            tell(
+                f"{folder} was moved, or its lock removed, while the run goes on: another process could write there "
+                "too. Start nothing else in it before this run has ended."
+            )
+
+    return observe
 
 
 def check(config: Watching) -> None:

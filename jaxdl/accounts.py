@@ -46,7 +46,7 @@ def files(folder: str | Path) -> dict[str, int]:
     folder = Path(folder)
     found = {}
     for path in _inside(folder):
-        for inner in _inside(path) if path.is_dir() else [path]:
+        for inner in _inside(path) if path.is_dir() and not path.is_symlink() else [path]:
             name = str(inner.relative_to(folder))
             found[f"{name}/" if inner.is_dir() else name] = sum(map(_bytes, _inside(inner, "**/*") or [inner]))
     return found
@@ -54,7 +54,8 @@ def files(folder: str | Path) -> dict[str, int]:
 
 def _inside(folder: Path, pattern: str = "*") -> list[Path]:
     try:
-        return sorted(folder.glob(pattern))
+        # Behind a link lies what is not the run's.
+        return [] if folder.is_symlink() else sorted(folder.glob(pattern))
     except OSError:  # A run that goes on replaces its checkpoints.
         return []
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Mapping
 from typing import Any
+
+from jaxdl.errors import printable
 
 SETS = ("train", "validation", "test")
 LINKS = {"none": "", "sigmoid": "probabilities, each of its own", "softmax": "probabilities, which add up to 1"}
@@ -49,7 +52,12 @@ def of_run(config: Mapping[str, Any], metrics: Mapping[str, Any], kept: str) -> 
         f"{config.get('recipe')}. Commit of the code: {config['commit'] or 'unknown'}. Versions: {versions}.",
         f"Network: {_network(config.get('network'))}",
     ]
-    return "\n\n".join(parts) + "\n"
+    return _escaped("\n\n".join(parts) + "\n")
+
+
+def _escaped(text: str) -> str:
+    """A card without HTML: names and sources may come from elsewhere, and pages show a card's HTML as such."""
+    return printable(html.escape(text, quote=False))
 
 
 def _network(entry: Any) -> str:
@@ -116,7 +124,7 @@ def usage(about: Mapping[str, Any]) -> str:
         "at least half a year. `weights.safetensors` holds the weights alone, for anything else. `model.json` says "
         "what goes in and out. `sha256sum -c SHA256SUMS` tells whether all is as it was written.",
     ]
-    return "\n\n".join(parts) + "\n"
+    return _escaped("\n\n".join(parts) + "\n")
 
 
 def _number(value: float | None) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -71,7 +72,7 @@ def keeper(
         # Loaded while training compiles; else the first save would take as long as several.
         pool.submit(load_orbax)
         now = time.monotonic()
-        saver = _Saver(folder, about, every, tell, pool, begun=now, observed=now, took=FIRST)
+        saver = _Saver(folder, about, every, tell, pool, begun=now, observed=now, took=FIRST, place=_place(folder))
         try:
             yield saver.observe
         finally:
@@ -94,6 +95,7 @@ class _Saver:
     kept: Any = None
     saving: Future[None] | None = None
     written: Written = field(default_factory=Written)
+    place: tuple[int, int] | None = None  # the folder itself, whatever its name; None where it could not be made yet
 
     def observe(self, progress: Any, history: History) -> None:
         now = time.monotonic()
@@ -111,7 +113,14 @@ class _Saver:
 
     def begin(self, progress: Any, history: History) -> None:
         self.kept, self.begun = progress, time.monotonic()
-        self.saving = self.pool.submit(write, self.folder, *content_of(self.about, progress, history))
+        self.saving = self.pool.submit(self.save, *content_of(self.about, progress, history))
+
+    def save(self, *content: Any) -> None:
+        # Else a folder that was moved would be made anew, with one checkpoint of the run in it.
+        if self.place is not None and _place(self.folder) != self.place:
+            raise OSError(f"{self.folder} was moved or removed while the run was writing there")
+        write(self.folder, *content)
+        self.place = _place(self.folder)
 
     def settle(self) -> None:
         if self.saving is not None and (error := self.saving.exception()) is not None:
@@ -129,24 +138,51 @@ class _Saver:
             self.settle()
 
 
+def _place(folder: Path) -> tuple[int, int] | None:
+    try:
+        about = folder.stat()
+    except OSError:
+        return None
+    return about.st_dev, about.st_ino
+
+
 def latest(folder: str | Path, tell: Callable[[str], None]) -> Saved | None:
     """The latest checkpoint in a run's folder that is whole; None where no save was ever finished.
 
-    A damaged one is told in one line, put aside as `damaged-<number>`, and the one before is used. Raises InputError
-    where all are damaged, or one cannot be read although nothing of it has changed.
+    A damaged one is told in one line, put aside as `damaged-<number>`, and the one before is used. What was put aside
+    earlier, and what saves that were killed have left, is removed. Where another run is saving there, nothing is
+    changed. Raises InputError where all are damaged, or one cannot be read although nothing of it has changed.
     """
     folder = Path(folder)
-    numbers = numbers_in(folder)
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(exclusive(folder))
+        except (InputError, OSError):
+            return _latest(folder, tell, tidy=False)
+        return _latest(folder, tell, tidy=os.access(folder, os.W_OK))
+
+
+def _latest(folder: Path, tell: Callable[[str], None], tidy: bool) -> Saved | None:
+    numbers, before_now = numbers_in(folder), sorted(folder.glob("damaged-*"))
     # Without checksums a save was not finished, as where a process is killed in its first.
     finished = sorted(folder.glob(f"*/{checksums.NAME}"))
-    for draft in drafts_in(folder):
+    for draft in drafts_in(folder) if tidy else ():
         tell(f"the checkpoint {draft} is damaged (its save was not finished); it is removed, and the one before used.")
         shutil.rmtree(draft)
     for number in reversed(numbers):
         path = folder / str(number)
-        damage = checksums.damage(path)
+        try:
+            damage = checksums.damage(path)
+        except OSError as error:
+            raise InputError(f"the checkpoint {path} cannot be read ({error.strerror}). Make it readable.") from None
         if damage is None:
-            return read(folder, number)
+            saved = read(folder, number)
+            for old in before_now if tidy else ():
+                shutil.rmtree(old, ignore_errors=True)
+            return saved
+        if not tidy:
+            tell(f"the checkpoint {path} is damaged ({damage}).")
+            continue
         aside = _put_aside(path)
         before = "" if number == numbers[0] else ", and the one before is used"
         tell(f"the checkpoint {path} is damaged ({damage}); it is now {aside.name}{before}.")

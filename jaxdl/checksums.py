@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -49,6 +50,8 @@ def listing(folder: Path) -> str:
 def damage(folder: Path) -> str | None:
     """What is not as `write` found it, in a few words; None where all is.
 
+    Raises OSError where this process may not read it, or has too many files open: that is no damage.
+
     It follows no link and opens no path that stands in the list, so nothing outside the folder is ever read.
 
     >>> damage(Path("no such folder"))
@@ -69,7 +72,11 @@ def damage(folder: Path) -> str | None:
                 return f"{_shown(name)} was not there when it was saved"
             if _sum(folder / name) != listed[name]:
                 return f"{_shown(name)} is not what was saved"
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE):
+            raise
+        return f"it cannot be read: {error}"
+    except ValueError as error:
         return f"it cannot be read: {error}"
     return None
 

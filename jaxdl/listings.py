@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
+from jaxdl._files import open_regular
 from jaxdl.errors import InputError
 from jaxdl.folders import CONFIG, HISTORY, METRICS, Earlier, read_json
 from jaxdl.locks import held
@@ -154,7 +155,7 @@ def history(folder: str | Path) -> pd.DataFrame:
     path = folder / HISTORY
     try:
         # A line without an end is one that is being written.
-        text = path.read_text().rpartition("\n")[0] if path.exists() else ""
+        text = _text(path).rpartition("\n")[0] if path.exists() else ""
         if not text:
             return pd.DataFrame(index=pd.Index([], name="epoch", dtype=int))
         names, *rows = csv.reader(text.splitlines())
@@ -162,6 +163,11 @@ def history(folder: str | Path) -> pd.DataFrame:
         return pd.DataFrame(values, columns=names).astype({"epoch": int}).set_index("epoch")
     except (KeyError, ValueError, csv.Error) as error:
         raise InputError(f"{path} is damaged ({error}). The same command on that run writes it anew.") from None
+
+
+def _text(path: Path) -> str:
+    with open_regular(path) as file:
+        return file.read().decode()
 
 
 def histories(rows: Iterable[Row]) -> dict[str, pd.DataFrame]:

@@ -7,7 +7,7 @@ import os
 import re
 import socket
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -23,8 +23,11 @@ NAME = "lock"
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[Callable[[], bool]]:
     """Holds the folder's file `lock` for the time of the block; the file says by which process.
+
+    Gives a function that tells whether the file is still there: where somebody has removed it, or moved the folder,
+    another process could take the folder too.
 
     The system gives a lock back when its process ends, however it ends, so what a dead process left is taken over.
     Raises InputError where another process holds it, or the file cannot be written.
@@ -35,19 +38,26 @@ def locked(folder: Path) -> Iterator[None]:
     True
     """
     if fcntl is None:
-        yield
+        yield lambda: True
         return
     path = folder / NAME
     number = _acquire(path)
+
+    def holds() -> bool:
+        try:
+            return os.path.samestat(os.fstat(number), path.stat())
+        except OSError:
+            return False
+
     try:
         os.ftruncate(number, 0)
         with suppress(OSError):  # A full disk: the lock holds without its text.
             os.pwrite(number, f"{os.getpid()} {socket.gethostname()}".encode(), 0)
-        yield
+        yield holds
     finally:
         # Before it is given back: afterwards the name could be another's.
         with suppress(OSError):
-            if os.path.samestat(os.fstat(number), path.stat()):
+            if holds():
                 path.unlink()
         os.close(number)
 

@@ -193,9 +193,16 @@ def compile_clock() -> Iterator[Callable[[], float]]:
 def keep_compilations() -> None:
     """Switch on JAX's persistent compilation cache in the user's cache folder, however short a compilation.
 
-    A folder that was chosen before, as by the variable JAX_COMPILATION_CACHE_DIR, stays.
+    A folder that was chosen before, as by the variable JAX_COMPILATION_CACHE_DIR, stays. Each program is kept with a
+    checksum, so that one that was damaged on the disk is compiled anew.
     """
     import platformdirs
+    from jax._src import compilation_cache
+
+    # JAX compresses with zstandard where that is installed, without a checksum; zlib, its other way, ends with one.
+    for name in ("zstd", "zstandard"):
+        if hasattr(compilation_cache, name):
+            setattr(compilation_cache, name, None)
 
     if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
         jax.config.update("jax_compilation_cache_dir", platformdirs.user_cache_dir("jaxdl") + "/compilations")

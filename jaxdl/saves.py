@@ -7,6 +7,7 @@ import datetime
 import enum
 import json
 import logging
+import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -243,6 +244,9 @@ def read(folder: Path, number: int) -> Saved:
     try:
         with _quiet(), _manager(folder, create=False, **alone()) as manager:
             about = manager.restore(number, args=ocp.args.Composite(about=ocp.args.JsonRestore())).about
+            needed = sum(np.dtype(dtype).itemsize * math.prod(shape) for dtype, shape in about["arrays"].values())
+            if needed > (there := _memory()):
+                raise ValueError(f"it needs {needed:,} bytes of memory, and this machine has {there:,}")
             like = {name: np.empty(shape, dtype) for name, (dtype, shape) in about["arrays"].items()}
             filled = {name: array for name, array in like.items() if array.size}
             items = ocp.args.Composite(arrays=ocp.args.StandardRestore(filled))
@@ -271,6 +275,14 @@ def about_of(folder: Path) -> dict[str, Any] | None:
             except (OSError, ValueError, TypeError, RecursionError):
                 return None
     return None
+
+
+def _memory() -> int:
+    """The bytes of memory of this machine."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return 1 << 62
 
 
 def _manager(folder: Path, **options: Any) -> Any:

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 from jaxdl import checkpoints, checksums
@@ -290,6 +291,65 @@ def full_disk(lab):
     return "a full disk is told, the run goes on, and ends bit-identical once there is room"
 
 
+def power_cuts(lab, count, every):
+    """Cuts of power: a new start finds only what had reached the disk, an image of ext4, at a random moment.
+
+    Needs root, mkfs.ext4 and loop devices. Each cut leaves a whole checkpoint, no older than the interval and a save,
+    and the run goes on from it.
+    """
+    disk, left = (lab.folder / name for name in ("disk", "left"))
+    most = 0.0
+    for turn in range(count):
+        flags = ("--epochs", "10000000", "--patience", "10000000", "--no-tensorboard", "--save-every", str(every))
+        with disk.open("wb") as file:
+            file.truncate(1 << 28)
+        subprocess.run(["mkfs.ext4", "-q", "-F", disk], check=True)
+        with mounted(disk) as place:
+            call = [sys.executable, "-m", "tests.faulty", lab.name, "--workdir", place / "run"]
+            process = subprocess.Popen(
+                [*call, *lab.flags[:2], *flags], cwd=ROOT, env=lab.environment, stdout=subprocess.DEVNULL
+            )
+            while newest(place / "run")[0] is None:
+                check(process.poll() is None, "the run ended before its first checkpoint")
+                time.sleep(0.01)
+            time.sleep(lab.random.uniform(0, 2 * every))
+            process.send_signal(signal.SIGSTOP)
+            cut = time.time()
+            shutil.copyfile(disk, left)
+            process.kill()
+            process.wait()
+        with mounted(left) as place:
+            lines = []
+            saved = checkpoints.latest(place / "run" / "checkpoints" / "progress", lines.append)
+            check(saved is not None, f"cut {turn + 1}: no checkpoint was whole: {lines}")
+            _, began = newest(place / "run")
+            most = max(most, cut - began)
+            check(cut - began <= every + MARGIN, f"cut {turn + 1}: {cut - began:.2f} s lost")
+            log = lab.folder / "again.log"
+            with log.open("w") as file:
+                process = subprocess.Popen(
+                    [*call[:-1], place / "run"], cwd=ROOT, env=lab.environment, stdout=file, stderr=file
+                )
+                while f"{GOES_ON}{saved.number})" not in log.read_text():
+                    check(process.poll() is None, f"the run does not go on: {log.read_text()[-2000:]}")
+                    time.sleep(0.01)
+                process.kill()
+                process.wait()
+        print(f"{lab.name} power cuts: {turn + 1} with {every} s, lost at most {most:.2f} s", flush=True)
+    return f"{count} power cuts, a whole checkpoint each; with {every} s between saves at most {most:.2f} s lost"
+
+
+@contextmanager
+def mounted(image):
+    place = Path(tempfile.mkdtemp(dir=image.parent))
+    subprocess.run(["mount", "-o", "loop", image, place], check=True)
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", "-l", place], check=True)
+        place.rmdir()
+
+
 def repeat(lab):
     """The same bits twice, and with a cold and a warm cache of compiled programs."""
     environment = cache(lab.folder / "another cache")
@@ -301,7 +361,8 @@ def repeat(lab):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--experiment", choices=[*FLAGS, "both"], default="both")
-    for name in ("kills", "signals", "flips", "seed"):
+    parser.add_argument("--power-every", type=float, default=2.0, help="seconds between saves where power is cut")
+    for name in ("kills", "signals", "flips", "power-cuts", "seed"):
         parser.add_argument(f"--{name}", type=int, default=0)
     parser.add_argument("--full-disk", action="store_true")
     parser.add_argument("--repeat", action="store_true")
@@ -312,6 +373,7 @@ def main():
             lab = Lab(name, place, options.seed)
             wanted = [(kills, options.kills), (signals, options.signals), (flips, options.flips)]
             wanted = [(fault, (count,)) for fault, count in wanted if count]
+            wanted += [(power_cuts, (options.power_cuts, options.power_every))] if options.power_cuts else []
             wanted += [(fault, ()) for fault, on in ((full_disk, options.full_disk), (repeat, options.repeat)) if on]
             for fault, arguments in wanted:
                 try:

@@ -96,3 +96,22 @@ def test_a_card_says_how_this_kind_of_data_is_given(inputs, data, said):
     text = usage({"inputs": inputs, "outputs": outputs, "platforms": ["cpu"], "versions": {"jax": "0.10.2"}})
     assert f"python predict.py {data} -o predictions.csv" in text and said in text
     assert "`cat`, `dog` (probabilities, which add up to 1)" in text
+
+
+HOSTILE = "<script>alert(1)</script>\x1b[2J"
+
+
+def test_a_card_holds_no_html_and_commands_no_terminal():
+    config = copy.deepcopy(CONFIG)
+    config["card"] = dict.fromkeys(config["card"], HOSTILE)
+    config["recipe"] = config["outputs"]["unit"] = config["terms"]["licence"] = HOSTILE
+    metrics = {
+        **METRICS,
+        "dataset": {**DATA, "source": HOSTILE, "note": HOSTILE},
+        "baselines": {HOSTILE: {"test_rmse": 1.0}},
+    }
+    inputs = {"shape": [1], "dtype": "float32", "columns": [HOSTILE]}
+    outputs = {"names": [HOSTILE], "link": "none"}
+    about = {"inputs": inputs, "outputs": outputs, "platforms": [HOSTILE], "versions": {"jax": HOSTILE}}
+    for card in (of_run(config, metrics, "best"), usage(about)):
+        assert "<" not in card and "\x1b" not in card and "&lt;script&gt;" in card

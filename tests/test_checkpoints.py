@@ -1,6 +1,7 @@
 """Checkpoints of a run: when they are saved, what comes back, and what becomes of damaged ones."""
 
 import datetime
+import errno
 import json
 import os
 import pathlib
@@ -16,6 +17,7 @@ import pytest
 
 from jaxdl import checkpoints, checksums, leaves, room, saves
 from jaxdl.errors import InputError
+from jaxdl.locks import exclusive
 
 HISTORY = [{"epoch": 1, "loss": 0.1, "val_loss": float("nan")}, {"epoch": 2, "loss": 1e-45, "val_loss": float("inf")}]
 
@@ -359,3 +361,62 @@ def test_a_record_of_numpy_numbers_is_saved(tmp_path):
     with checkpoints.keeper(str(tmp_path), {}, every=9, tell=refuse) as observe:
         observe(tree_of(1), [{"epoch": np.int64(1), "loss": np.float32(0.5)}])
     assert checkpoints.latest(str(tmp_path), refuse).about["history"] == [{"epoch": 1, "loss": 0.5}]
+
+
+def test_what_was_put_aside_is_removed_once_a_checkpoint_is_whole(folder):
+    (numbers,) = [checkpoints.numbers_in(folder)]
+    path = folder / str(numbers[-1]) / "about" / "metadata"
+    path.write_bytes(path.read_bytes()[:-1])
+    told = []
+    assert checkpoints.latest(folder, told.append).number == numbers[0] and "damaged" in told[0]
+    assert [path.name for path in folder.glob("damaged-*")] == [f"damaged-{numbers[-1]}"]
+    assert checkpoints.latest(folder, refuse).number == numbers[0]
+    assert not [*folder.glob("damaged-*")]
+
+
+def test_who_looks_while_a_run_saves_there_changes_nothing(folder):
+    number = max(checkpoints.numbers_in(folder))
+    path = folder / str(number) / "about" / "metadata"
+    path.write_bytes(path.read_bytes()[:-1])
+    (folder / "9.orbax-checkpoint-tmp").mkdir()
+    before = sorted(path.name for path in folder.iterdir())
+    told = []
+    with exclusive(folder):
+        assert checkpoints.latest(folder, told.append).number == number - 1
+    assert sorted(path.name for path in folder.iterdir()) == before and len(told) == 1
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EMFILE])
+def test_a_checkpoint_that_may_not_be_read_is_not_called_damaged(folder, monkeypatch, number):
+    def refuse_to_open(path):
+        raise OSError(number, os.strerror(number), str(path))
+
+    before = sorted(path.name for path in folder.rglob("*"))
+    monkeypatch.setattr(checksums, "_sum", refuse_to_open)
+    with pytest.raises(InputError, match=rf"the checkpoint .* cannot be read \({os.strerror(number)}\)"):
+        checkpoints.latest(folder, refuse)
+    assert sorted(path.name for path in folder.rglob("*")) == before
+
+
+def test_a_checkpoint_that_needs_more_memory_than_there_is_is_refused(folder, monkeypatch):
+    monkeypatch.setattr(saves, "_memory", lambda: 10)
+    with pytest.raises(InputError, match="bytes of memory, and this machine has 10"):
+        checkpoints.latest(folder, refuse)
+
+
+def test_a_folder_that_is_moved_while_a_run_saves_is_told_and_not_made_anew(tmp_path):
+    told = []
+    with checkpoints.keeper(tmp_path / "run", {}, every=0.0, tell=told.append) as observe:
+        observe(tree_of(1), [{"epoch": 1}])
+        until(lambda: (tmp_path / "run" / "1" / checksums.NAME).exists())
+        (tmp_path / "run").rename(tmp_path / "moved")
+        observe(tree_of(2), [{"epoch": 1}, {"epoch": 2}])
+    assert len(told) >= 1 and all("was moved or removed while the run was writing there" in text for text in told)
+    assert not (tmp_path / "run").exists() and checkpoints.latest(tmp_path / "moved", refuse).number == 1
+
+
+def until(condition):
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)

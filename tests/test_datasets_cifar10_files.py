@@ -6,6 +6,7 @@ import os
 import pickle
 import struct
 import tarfile
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -432,3 +433,34 @@ def test_a_real_batch_that_ends_early(real_data):
     for length in (1, 100, 2104, 2150, 2250, len(content) // 2, len(content) - 1):
         with pytest.raises(InputError, match="got one cut short or damaged"):
             cifar10_pickle.load("mine", content[:length])
+
+
+def bomb(kind, size=1 << 31, content=1 << 24):
+    """An archive of a few bytes whose first header says that `size` bytes of a name follow."""
+    entry = tarfile.TarInfo("x")
+    entry.size, entry.type = size, kind
+    return gzip.compress(entry.tobuf(format=tarfile.USTAR_FORMAT) + bytes(content), 1)
+
+
+@pytest.mark.parametrize("kind", [tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE])
+@pytest.mark.parametrize("size", [1 << 31, cifar10_files.HEADER + 512])
+def test_a_header_that_says_it_is_very_long_is_refused_in_little_memory(kind, size, tmp_path):
+    (tmp_path / "a.tar.gz").write_bytes(bomb(kind, size))
+    tracemalloc.start()
+    try:
+        with pytest.raises(InputError, match="must be an undamaged archive of CIFAR-10, got a part that is larger"):
+            cifar10_files.read(tmp_path / "a.tar.gz")
+        assert tracemalloc.get_traced_memory()[1] < 1 << 26
+    finally:
+        tracemalloc.stop()
+
+
+def test_an_archive_of_too_many_entries_or_bytes_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(cifar10_files, "ENTRIES", 3)
+    path = archive_of(tmp_path / "a.tar.gz", {f"other/{number}": b"" for number in range(4)})
+    with pytest.raises(InputError, match="more than 3 entries"):
+        cifar10_files.read(path)
+    monkeypatch.setattr(cifar10_files, "UNPACKED", 1 << 20)
+    path = archive_of(tmp_path / "b.tar.gz", {"other/a": bytes(1 << 21)})
+    with pytest.raises(InputError, match="bytes when it is unpacked"):
+        cifar10_files.read(path)

@@ -7,8 +7,10 @@ import pytest
 
 from experiments.command import command
 from experiments.resuming import other_surroundings
+from experiments.watching import noticing
 from experiments.weather import Config, run
 from jaxdl import checkpoints, runs, saves
+from jaxdl.locks import locked
 
 FLAGS = ("--data", "simulated:400", "--no-compilation-cache", "--no-tensorboard", "--hidden", 4)
 PROGRESS = "checkpoints/progress"
@@ -196,3 +198,26 @@ def test_the_record_of_a_checkpoint_is_read_where_it_is_whole_alone(cut, stopped
     path = cut / PROGRESS / str(saved.number) / "about" / "metadata"
     path.write_text(path.read_text().replace('"batch_size": 32', '"batch_size": 16'))
     assert saves.about_of(cut / PROGRESS) is None
+
+
+def test_a_lock_that_is_removed_while_a_run_goes_on_is_told_once(tmp_path):
+    told = []
+    with locked(tmp_path) as holds:
+        notice = noticing(holds, tmp_path, 0.0, told.append)
+        notice(None, [])
+        assert told == []
+        (tmp_path / "lock").unlink()
+        notice(None, [])
+        notice(None, [])
+        # Of another process, say: it is not this one's to remove.
+        (tmp_path / "lock").write_text("1 nowhere")
+    assert len(told) == 1 and f"{tmp_path} was moved, or its lock removed" in told[0]
+    assert (tmp_path / "lock").exists()
+
+
+def test_drafts_that_a_killed_process_left_are_removed_by_the_next_start(cut):
+    for name in (".history.csv.0123456789abcdef.part", "checkpoints/.a.0123456789abcdef.part"):
+        (cut / name).write_text("half")
+    (cut / "history.csv.part").write_text("mine")
+    assert call("--workdir", cut) == 0
+    assert [path.name for path in cut.rglob("*.part")] == ["history.csv.part"]

@@ -272,6 +272,32 @@ def test_numbers_that_are_not_finite_are_one_message_and_what_was_before_is_save
     )
 
 
+def different(cache, *flags, **environment):
+    """What two processes say, each with flags of its own beside those of the run, which end with 2 both."""
+    where = ("--coordinator", f"127.0.0.1:{free_port()}", "--processes", 2, "--process-id")
+    calls = (["-m", "experiments.weather", *FLAGS, *own, *where, index] for index, own in enumerate(flags))
+    with running(*calls, XDG_CACHE_HOME=cache, **environment) as members:
+        codes, said = ended(members, 60)
+    assert codes == [2, 2] and all(out == "" for out, _ in said), said
+    return [error for _, error in said]
+
+
+def test_processes_with_different_data_end_with_one_message_each(cache, tmp_path):
+    shared = ("--epochs", 2, "--workdir", tmp_path / "run")
+    one, other = different(cache, shared, (*shared, "--data", "simulated:400:seed=7"))
+    assert one == other and len(one.splitlines()) == 1
+    assert one.startswith("error: all processes of a run must read the same data, got SHA-256 ")
+    assert not (tmp_path / "run").exists()
+
+
+def test_processes_with_different_flags_end_with_one_message_each_before_they_read(cache, tmp_path):
+    shared = ("--epochs", 2, "--workdir", tmp_path / "run")
+    one, other = different(cache, shared, (*shared, "--batch-size", 16))
+    text = "all processes of a run must have the same --batch-size, got 32 in process 0 and 16 in process 1."
+    assert one == other == f"error: {text} Start all of them with the same.\n"
+    assert not (tmp_path / "run").exists()
+
+
 # The parts
 
 

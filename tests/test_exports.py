@@ -24,11 +24,13 @@ from experiments import cifar10, weather
 from experiments.command import command
 from jaxdl import portable
 from jaxdl.__main__ import main
+from jaxdl._files import draft_name
 from jaxdl.data import fit_scaling, standardise
 from jaxdl.datasets import weather as weather_data
 from jaxdl.errors import InputError
 from jaxdl.exports import Outputs, export, export_run
 from jaxdl.leaves import named
+from jaxdl.locks import exclusive
 from jaxdl.models import mlp
 from jaxdl.passes import predict
 from jaxdl.sharding import make_mesh
@@ -329,3 +331,13 @@ def test_an_exported_run_predicts_where_nothing_but_jax_and_numpy_is(runs, built
         np.testing.assert_allclose(np.array([row[2:] for row in rows], float), chances, rtol=1e-6, atol=1e-6)
         assert [row[0] for row in rows] == [was.dataset.classes[best] for best in chances.argmax(1)]
         assert [row[1] for row in rows] == [max(row[2:], key=float) for row in rows]
+
+
+def test_what_a_killed_export_left_is_removed_by_the_next_and_one_under_way_stays(tmp_path):
+    killed, going, other = (draft_name(tmp_path / name) for name in ("model", "model", "another"))
+    for draft in (killed, going, other, tmp_path / ".model-4711.part"):
+        draft.mkdir()
+        (draft / "weights.safetensors").write_text("half")
+    with exclusive(going):
+        export(tmp_path / "model", MODEL, network(), ROWS)
+    assert not killed.exists() and going.exists() and other.exists() and (tmp_path / ".model-4711.part").exists()

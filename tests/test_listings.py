@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jaxdl.accounts import files
 from jaxdl.errors import InputError
 from jaxdl.listings import Row, find, histories, history, listing, ordered, read, row
 from jaxdl.locks import locked
@@ -212,3 +213,23 @@ def test_lessons_and_other_programs_are_no_runs(tmp_path):
     assert [each.run for each in listing(tmp_path)] == ["run"]
     with pytest.raises(InputError, match="has no recipe"):
         read(tmp_path / "lesson")
+
+
+@pytest.mark.parametrize("name", ["config.json", "metrics.json", "history.csv"])
+def test_a_pipe_in_the_folder_of_a_run_holds_nobody_up(name, tmp_path):
+    for run in ("a", "b"):
+        (tmp_path / run).mkdir()
+        (tmp_path / run / "config.json").write_text('{"recipe": "small", "seed": 1}')
+    (tmp_path / "a" / name).unlink(missing_ok=True)
+    os.mkfifo(tmp_path / "a" / name)
+    assert [(row.run, row.reason) for row in listing(tmp_path)] == [("a", "damaged"), ("b", "unfinished")]
+
+
+def test_what_lies_behind_a_link_is_not_the_runs(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    (tmp_path / "large").write_bytes(bytes(1000))
+    for name in ("figures", "checkpoints"):
+        (folder / name).symlink_to("/")
+    assert files(folder) == {"config.json": 2, "checkpoints/": 0, "figures/": 0}

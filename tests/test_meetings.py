@@ -1,10 +1,11 @@
 """Processes meet: all of them, within a time, and whoever does not belong is told or sent away."""
 
+import json
 import os
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import pytest
 
@@ -118,3 +119,127 @@ def test_strangers_are_sent_away(words):
         for links in (first.result(), second.result()):
             assert len(links.members) == 2
             close(links)
+
+
+@contextmanager
+def waiting(processes=2, timeout=8, **options):
+    """Process 0 of a meeting, which listens; gives its port and its future."""
+    port = free_port()
+    with ThreadPoolExecutor(8) as pool:
+        first = pool.submit(meet, "127.0.0.1", port, processes, 0, timeout, **options)
+        for _ in range(500):
+            try:
+                socket.create_connection(("127.0.0.1", port)).close()
+                break
+            except OSError:
+                time.sleep(0.01)
+        yield port, first, pool
+
+
+def hello(**entries):
+    return (json.dumps({"process": 1, "processes": 2, "pid": 1, "host": "x", **entries}) + "\n").encode()
+
+
+STRANGERS = {
+    **{f"process {each!r}": hello(process=each) for each in (-1, 0, 2, 99, "1", None, [1], True, 1.0, 10**30)},
+    **{f"pid {each!r}": hello(pid=each) for each in (0, -4, "1", None, {})},
+    **{f"host {each!r:.9}": hello(host=each) for each in (1, None, ["x"], "x" * 300)},
+    "another count of another type": hello(processes="2"),
+    "about": hello(about=[1]),
+    "secret": hello(secret=1),
+    "a list": b"[1]\n",
+    "nested": b"[" * 200_000 + b"\n",
+    "a long line": b'{"process": "' + b"x" * 200_000,
+    "bytes": bytes(range(256)),
+    "a web browser": b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("name", STRANGERS)
+def test_whoever_says_something_else_is_sent_away_and_nobody_waits(name):
+    with waiting() as (port, first, pool):
+        with socket.create_connection(("127.0.0.1", port)) as stranger:
+            stranger.settimeout(5)
+            with suppress(OSError):
+                stranger.sendall(STRANGERS[name])
+                stranger.shutdown(socket.SHUT_WR)
+            with suppress(ConnectionError):
+                assert stranger.recv(100) == b""
+        second = pool.submit(meet, "127.0.0.1", port, 2, 1, 5)
+        for links in (first.result(), second.result()):
+            assert len(links.members) == 2
+            close(links)
+
+
+def test_whoever_says_nothing_or_one_letter_after_another_holds_nobody_up():
+    with waiting() as (port, first, pool):
+        silent = [socket.create_connection(("127.0.0.1", port)) for _ in range(20)]
+        for stranger in silent[10:]:
+            stranger.sendall(b" ")
+        began = time.monotonic()
+        second = pool.submit(meet, "127.0.0.1", port, 2, 1, 5)
+        for links in (first.result(), second.result()):
+            close(links)
+        assert time.monotonic() - began < 2
+        for stranger in silent:
+            stranger.close()
+
+
+def test_the_secret_of_a_run_turns_strangers_away():
+    with waiting(secret="ours") as (port, first, pool):
+        stranger = pool.submit(meet, "127.0.0.1", port, 2, 1, 1, secret="theirs")
+        with pytest.raises(InputError, match="must answer process 1"):
+            stranger.result()
+        second = pool.submit(meet, "127.0.0.1", port, 2, 1, 5, secret="ours")
+        for links in (first.result(), second.result()):
+            assert len(links.members) == 2
+            close(links)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "said"),
+    [
+        ({"--seed": 1}, {"--seed": 2}, "the same --seed, got 1 in process 0 and 2 in process 1"),
+        ({"--hidden": (4, 2)}, {"--hidden": [4]}, r"the same --hidden, got \[4, 2\] in process 0 and \[4\] in"),
+        ({}, {"version of jax": "1"}, "the same version of jax, got nothing in process 0 and '1' in process 1"),
+        ({"a": None}, {}, "the same a, got None in process 0 and nothing in process 1"),
+    ],
+)
+def test_what_processes_do_not_agree_on_is_named_to_all(ours, theirs, said):
+    with waiting(about=ours) as (port, first, pool):
+        second = pool.submit(meet, "127.0.0.1", port, 2, 1, 5, theirs)
+        for future in (first, second):
+            with pytest.raises(InputError, match=said):
+                future.result()
+
+
+def test_processes_that_agree_meet():
+    about = {"--hidden": (4, 2), "--patience": None, "version of jax": "1"}
+    with waiting(about=about) as (port, first, pool):
+        second = pool.submit(meet, "127.0.0.1", port, 2, 1, 5, dict(reversed(about.items())))
+        for links in (first.result(), second.result()):
+            close(links)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b'{"members": [[1, "x"]], "port": "4000"}\n',
+        b'{"members": [[1, "x"]], "port": 70000}\n',
+        b'{"members": [1, 2], "port": 4000}\n',
+        b'{"members": "xy", "port": 4000}\n',
+        b'{"error": [1]}\n',
+        b"[" * 100_000 + b"\n",
+    ],
+)
+def test_an_answer_of_something_else_is_told(answer):
+    def respond(server):
+        connection, _ = server.accept()
+        with connection:
+            connection.recv(1000)
+            connection.sendall(answer)
+
+    with socket.create_server(("127.0.0.1", 0)) as server, ThreadPoolExecutor(1) as pool:
+        pool.submit(respond, server)
+        with pytest.raises(InputError, match="something else listens there"):
+            meet("127.0.0.1", server.getsockname()[1], 2, 1, timeout=5)

@@ -2,18 +2,21 @@
 
 import hashlib
 import re
+import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from jaxdl import portable
+from jaxdl import checksums, portable
 from jaxdl.__main__ import main
 from jaxdl.errors import InputError
 from jaxdl.exports import Outputs, export
@@ -471,3 +474,65 @@ def test_masked_rows_are_refused(weighted):
     rows = np.ma.masked_equal([[1.0, 2.0, -9999.0]], -9999.0)
     with pytest.raises(portable.DataError, match="inputs must hold a number everywhere, got masked values"):
         portable.load(weighted).predict(rows)
+
+
+def called(x):
+    return jax.pure_callback(lambda x: x, jax.ShapeDtypeStruct(x.shape, x.dtype), x)
+
+
+def of_a_stranger(folder, function, tmp_path, *allowed):
+    """The folder of a model whose program is another one, with checksums that are right."""
+    copy = shutil.copytree(folder, tmp_path / "stranger")
+    rows, checks = jax.ShapeDtypeStruct((3, 3), np.float32), map(jax.export.DisabledSafetyCheck.custom_call, allowed)
+    program = jax.export.export(jax.jit(function), disabled_checks=[*checks])(rows)
+    (copy / portable.PROGRAM).write_bytes(program.serialize())
+    (copy / portable.SUMS).unlink()
+    (copy / portable.SUMS).write_text(checksums.listing(copy))
+    return copy
+
+
+def test_a_program_that_calls_back_is_refused_before_it_is_compiled(weighted, tmp_path, compilations):
+    text = jax.jit(called).lower(np.zeros((3, 3), np.float32)).as_text()
+    name = re.search(r"custom_call @(\w+)", text)[1]
+    folder = of_a_stranger(weighted, called, tmp_path, name)
+    with compilations() as names, pytest.raises(portable.DataError, match=f"calls {name}, which is not known"):
+        portable.load(folder)
+    assert names == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'stablehlo.custom_call @evil(%arg0) {backend_config = "4711"}',
+        'stablehlo.custom_call @"Sharding"(%arg0) stablehlo.custom_call @"go; there"(%arg0)',
+        '"stablehlo.custom_call"(%arg0) <{call_target_name = "evil"}>',
+        '"stablehlo.custom_call"(%arg0)',
+    ],
+)
+def test_calls_are_found_however_they_are_written(line):
+    with pytest.raises(portable.DataError, match="not known to be harmless"):
+        portable._check_calls("model", line)
+
+
+def test_calls_that_jax_itself_exports_are_run(weighted, tmp_path):
+    def solve(x):
+        square = x @ x.T + jnp.eye(len(x))
+        return jnp.linalg.cholesky(square) + jax.lax.top_k(jax.lax.erf(x), 1)[0]
+
+    folder = of_a_stranger(weighted, solve, tmp_path)
+    rows = np.arange(9, dtype=np.float32).reshape(3, 3)
+    np.testing.assert_allclose(portable.load(folder).call(rows), solve(rows), rtol=1e-5)
+
+
+def test_a_table_with_very_many_columns_is_read_in_linear_time():
+    names = [f"column {number}" for number in range(200_000)]
+    began = time.process_time()
+    (rows,) = portable.table([",".join(names), ",".join("1" for _ in names)], [*names], "t.csv", 10)
+    assert rows.shape == (1, 200_000) and time.process_time() - began < 5
+
+
+def test_a_name_that_commands_a_terminal_is_shown_as_text(weighted, tmp_path):
+    (tmp_path / "data.csv").write_text("sun,wind,rain\n1,2,\x1b[2J\n")
+    call = [sys.executable, str(weighted / "predict.py"), str(tmp_path / "data.csv")]
+    told = subprocess.run(call, capture_output=True, text=True).stderr
+    assert "x1b[2J" in told and "\x1b" not in told

@@ -3,6 +3,7 @@
 import json
 import platform
 import subprocess
+import warnings
 from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +15,8 @@ import optax
 import pandas as pd
 import platformdirs
 import pytest
+from jax._src import compilation_cache
+from jax.experimental.compilation_cache import compilation_cache as public
 
 from jaxdl import runs
 from jaxdl.chunks import Chunk
@@ -222,3 +225,28 @@ def test_compilations_are_kept_in_the_users_cache(tmp_path, monkeypatch, restore
     assert Path(jax.config.jax_compilation_cache_dir).is_relative_to(tmp_path / "jaxdl")
     # However short a compilation.
     assert jax.config.jax_persistent_cache_min_compile_time_secs == 0
+
+
+def test_a_program_that_was_damaged_in_the_cache_is_compiled_anew(tmp_path, monkeypatch, restored_settings):
+    # As where zstandard is installed, with which JAX keeps no checksum.
+    monkeypatch.setattr(compilation_cache, "zstandard", SimpleNamespace(), raising=False)
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path))
+    public.reset_cache()
+    runs.keep_compilations()
+    rows = np.linspace(0, 1, 300, dtype=np.float32).reshape(10, 30)
+
+    def compiled():
+        jax.clear_caches()
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            return np.asarray(jax.jit(lambda x: jnp.tanh(x @ x.T) * 3)(rows)).tobytes(), len(told)
+
+    expected, _ = compiled()
+    (path,) = tmp_path.glob("*lambda*-cache")
+    content, draws = path.read_bytes(), np.random.default_rng(0)
+    assert compiled() == (expected, 0)
+    for place in draws.integers(0, len(content), 20):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1 << draws.integers(8)]) + content[place + 1 :])
+        found, told = compiled()
+        assert found == expected and told
+    public.reset_cache()

@@ -6,6 +6,7 @@ Source: Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009,
 from __future__ import annotations
 
 import difflib
+import hashlib
 import os
 import warnings
 from pathlib import Path
@@ -86,8 +87,13 @@ def _local(path: Path, cache: Path | None) -> Images:
     if path.is_dir():
         # As quick as reading it back would be, or nearly.
         return read()
-    stat = path.stat()
-    return remember(cache or downloads.user_cache(), f"{absolute} {stat.st_size} {stat.st_mtime_ns}", read)
+    # By its content: an archive that was exchanged may have the size and the time of the one before.
+    try:
+        with path.open("rb") as file:
+            checksum = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}). Make it readable or name another.") from error
+    return remember(cache or downloads.user_cache(), f"{absolute} {checksum}", read)
 
 
 def _downloaded(cache: Path, server: str) -> Images:

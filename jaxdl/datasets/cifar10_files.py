@@ -21,6 +21,9 @@ from jaxdl.errors import InputError
 
 PIXELS = 3 * 32 * 32  # bytes of an image: all its red, all its green, all its blue, each row by row
 LARGEST = 1 << 28  # bytes of a file; a published one has some 31 million
+HEADER = 1 << 20  # bytes of what stands before a file in an archive: its name, mostly
+UNPACKED = 1 << 29  # bytes of an archive when it is unpacked; a published one has some 186 million
+ENTRIES = 10_000  # of an archive
 ADVICE = "Get it again."
 
 
@@ -132,14 +135,19 @@ def _unpacked(path: Path) -> tuple[Format, dict[str, bytes]]:
     files: dict[str, dict[str, bytes]] = {form.folder: {} for form in FORMATS}
     known = {f"{form.folder}/{name}" for form in FORMATS for name in form.files}
     try:
-        with gzip.open(path) as content, tarfile.open(fileobj=content, mode="r:") as archive:
+        with gzip.open(path) as unpacked:
+            content = _Bounded(unpacked)
+            archive = tarfile.open(fileobj=content, mode="r:")  # type: ignore[call-overload]  # noqa: SIM115
             # In the order of the archive: going back in it means to unpack it again.
-            for entry in archive:
+            for number, entry in enumerate(archive):
+                if number == ENTRIES:
+                    raise ValueError(f"more than {ENTRIES:,} entries")
                 folder, _, name = entry.name.removeprefix("./").partition("/")
                 if f"{folder}/{name}" in known:
                     _measured(Path(entry.name), entry.isfile(), entry.size)
-                    file = archive.extractfile(entry)
+                    file, content.most = archive.extractfile(entry), LARGEST
                     files[folder][name] = file.read() if file else b""
+                    content.most = HEADER
             # What tells whether it is undamaged stands at its end, behind what an archive needs.
             while content.read(1 << 20):
                 pass
@@ -152,6 +160,33 @@ def _unpacked(path: Path) -> tuple[Format, dict[str, bytes]]:
         if _format_of(files[form.folder]) is form:
             return form, files[form.folder]
     raise InputError(f"{path} must hold the files of CIFAR-10, in one of {', '.join(files)}, got none. {ADVICE}")
+
+
+class _Bounded:
+    """A file to read, in parts that are not too large and up to an end that is not too far.
+
+    What an archive says of its parts may be false, and a few bytes of it unpack to any number.
+    """
+
+    def __init__(self, file: gzip.GzipFile) -> None:
+        self._file, self.most = file, HEADER
+
+    def read(self, size: int = -1) -> bytes:
+        if not 0 <= size <= self.most:
+            raise ValueError(f"a part that is larger than {self.most:,} bytes")
+        self._check(self._file.tell() + size)
+        return self._file.read(size)
+
+    def seek(self, place: int, whence: int = 0) -> int:
+        self._check(place)
+        return self._file.seek(place, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def _check(self, place: int) -> None:
+        if place > UNPACKED:
+            raise ValueError(f"more than {UNPACKED:,} bytes when it is unpacked")
 
 
 def _measured(path: Path, plain: bool, size: int) -> None:

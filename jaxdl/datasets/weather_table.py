@@ -7,6 +7,7 @@ import difflib
 import hashlib
 import io
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -23,6 +24,9 @@ CALENDAR = ("DATE", "MONTH")
 ADVICE = "Correct the file, or get it again."
 # What files write where nothing was measured.
 CODES = (-99.0, -99.9, *(sign * number for number in (999, 999.9, 9999, 9999.9, 99999, 999999) for sign in (-1.0, 1.0)))
+
+
+MOST = 10_000  # columns
 
 
 class Table(NamedTuple):
@@ -95,6 +99,8 @@ def _header(name: str, content: bytes, needed: Sequence[str]) -> list[str]:
         header = next(csv.reader(io.StringIO(content.decode("utf-8-sig"), newline=""), strict=True))
     except (UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{name} must be a CSV file in UTF-8, got something else ({error}). {ADVICE}") from error
+    if len(header) > MOST:
+        raise InputError(f"{name} must have at most {MOST:,} columns, got {len(header):,}. Leave some out.")
     for column in needed:
         if column not in header:
             others = [name for name in header if name not in needed] or header
@@ -103,7 +109,7 @@ def _header(name: str, content: bytes, needed: Sequence[str]) -> list[str]:
                 f"{name} must be a CSV file with a column {column}, got {got[:200]}; {nearest(column, others)[:200]}."
             )
     # Told from the header itself: pandas gives the second of two equal names another one.
-    twice = [column for column in dict.fromkeys(header) if header.count(column) > 1]
+    twice = [column for column, count in Counter(header).items() if count > 1]
     if twice:
         raise InputError(f"{name} must name every column once, got {twice[0]!r} more than once. {ADVICE}")
     if "" in header:
