@@ -9,6 +9,7 @@ from typing import IO, Any, NoReturn
 
 from rich.console import Console
 from rich.segment import Segment
+from rich.text import Text
 
 from jaxdl.errors import printable
 
@@ -30,6 +31,10 @@ class Terminal(Console):
         stream = sys.stdout if file is None else file
         lines: Any = stream if isinstance(stream, io.StringIO) else _Lines(stream)
         super().__init__(file=lines, **options)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Return a text as it is shown, before its place in a table is measured."""
+        return super().render_str(printable(text), **options)
 
     def render(self, *arguments: Any, **options: Any) -> Iterable[Segment]:
         """Yield the segments of what is printed; only those of rich itself may command the terminal."""

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -39,7 +40,8 @@ def test_an_error_shows_hostile_names_as_text():
 
 @pytest.mark.parametrize("terminal", [False, True])
 def test_a_console_shows_hostile_texts_and_its_own_styles(terminal):
-    console = Terminal(file=io.StringIO(), width=200, force_terminal=terminal, color_system="standard")
+    color = "standard" if terminal else None
+    console = Terminal(file=io.StringIO(), width=200, force_terminal=terminal, color_system=color, highlight=False)
     table = Table(title=HOSTILE)
     table.add_column(HOSTILE)
     table.add_row(HOSTILE)
@@ -57,7 +59,8 @@ def test_a_run_with_hostile_names_is_listed_as_text(command, tmp_path, capsys):
     (folder / "config.json").write_text(json.dumps({"recipe": HOSTILE, "seed": 1, HOSTILE: HOSTILE}))
     assert main([*command, str(folder if command[0] == "show" else folder.parent)]) == 0
     said = capsys.readouterr()
-    assert said.err == "" and not {"\x1b", "\x07", "\x9b", "\u202e"} & set(said.out) and "2Jb" in said.out
+    assert said.err == "" and not {"\x1b", "\x07", "\x9b", "\u202e"} & set(said.out)
+    assert "x1b" in said.out or "001b" in said.out
 
 
 class Full(io.StringIO):
@@ -82,11 +85,13 @@ def test_a_full_disk_loses_lines_and_ends_nothing(monkeypatch):
 def test_a_closed_pipe_is_told_to_the_command():
     reading, writing = os.pipe()
     os.close(reading)
-    with os.fdopen(writing, "w") as stream, pytest.raises(BrokenPipeError):
+    stream = os.fdopen(writing, "w")
+    with pytest.raises(BrokenPipeError):
         for _ in range(10_000):
             Terminal(file=stream).print("a line")
         stream.flush()
-    # The stream cannot be flushed at its end either.
+    with suppress(BrokenPipeError):  # What it still holds cannot be written at its end either.
+        stream.close()
 
 
 def started(*arguments, **options):
