@@ -11,9 +11,10 @@ import numpy as np
 
 from experiments.lesson_rows import Row
 from experiments.lesson_training import Trained
-from jaxdl._files import atomic_write
+from jaxdl._files import atomic_write, open_regular
 from jaxdl.errors import InputError
 
+LARGEST = 1 << 30  # bytes of what a row unpacks to; a real one has some thousands
 ARRAYS = ("values", "outputs", "history")
 
 
@@ -55,7 +56,10 @@ def load(folder: Path, section: str, name: str) -> Trained | None:
         return None
     try:
         # numpy leaves a damaged file open.
-        with path.open("rb") as opened, np.load(opened) as file:
+        with open_regular(path) as opened, np.load(opened) as file:
+            unpacked = sum(entry.file_size for entry in file.zip.infolist())
+            if unpacked > LARGEST:
+                raise ValueError(f"it unpacks to {unpacked:,} bytes")
             about: dict[str, Any] = json.loads(str(file["about"]))
             if (about["section"], about["name"]) != (section, name):
                 raise ValueError(f"it holds {about['name']} of {about['section']}")
