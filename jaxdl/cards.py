@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Mapping
 from typing import Any
 
@@ -57,7 +56,7 @@ def of_run(config: Mapping[str, Any], metrics: Mapping[str, Any], kept: str) -> 
 
 def _escaped(text: str) -> str:
     """A card without HTML: names and sources may come from elsewhere, and pages show a card's HTML as such."""
-    return printable(html.escape(text, quote=False))
+    return printable(text.replace("<", "&lt;").replace(">", "&gt;"))
 
 
 def _network(entry: Any) -> str:

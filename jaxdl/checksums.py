@@ -9,7 +9,7 @@ import os
 import stat
 from pathlib import Path
 
-from jaxdl._files import atomic_write, is_draft, sync, sync_below
+from jaxdl._files import atomic_write, is_draft, open_regular, sync, sync_below
 
 NAME = "checksums.json"
 
@@ -79,6 +79,22 @@ def damage(folder: Path) -> str | None:
     except ValueError as error:
         return f"it cannot be read: {error}"
     return None
+
+
+def content(folder: Path, name: str) -> bytes | None:
+    """Return what one file of a folder holds, where it is as `write` found it; the others are not looked at.
+
+    >>> content(Path("no such folder"), "a") is None
+    True
+    """
+    try:
+        with open_regular(folder / NAME, follow=False) as file:
+            listed = _listed(file.read())
+        with open_regular(folder / name, follow=False) as file:
+            found = file.read()
+    except (OSError, ValueError):
+        return None
+    return found if listed is not None and listed.get(name) == hashlib.sha256(found).hexdigest() else None
 
 
 def _files(folder: Path) -> list[str]:

@@ -127,7 +127,8 @@ def replace(folder: str | Path, name: str, events: Iterable[Event]) -> None:
             writer.close()
         os.replace(part, folder / f"{PREFIX}.{name}")
     except OSError as error:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink()
         raise InputError(
             f"{folder} cannot be written ({error.strerror}). Free some space and start the same command again."
         ) from error

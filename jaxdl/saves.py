@@ -20,7 +20,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdl import checksums, room
-from jaxdl._files import open_regular
 from jaxdl.errors import InputError
 from jaxdl.leaves import kinds, named
 from jaxdl.types import Array, Progress
@@ -242,7 +241,7 @@ def read(folder: Path, number: int) -> Saved:
     import orbax.checkpoint as ocp
 
     try:
-        with _quiet(), _manager(folder, create=False, **alone()) as manager:
+        with _quiet(), _manager(folder, create=False, cleanup_tmp_directories=False, **alone()) as manager:
             about = manager.restore(number, args=ocp.args.Composite(about=ocp.args.JsonRestore())).about
             needed = sum(np.dtype(dtype).itemsize * math.prod(shape) for dtype, shape in about["arrays"].values())
             if needed > (there := _memory()):
@@ -259,20 +258,19 @@ def read(folder: Path, number: int) -> Saved:
 
 
 def about_of(folder: Path) -> dict[str, Any] | None:
-    """Return what the latest whole checkpoint in a folder says of its run, without reading an array or orbax.
+    """Return what the latest checkpoint in a folder says of its run, without looking at its arrays or importing orbax.
 
-    None where there is no such checkpoint, or where it cannot be read so.
+    None where there is no checkpoint whose list of checksums and whose description are as they were saved.
 
     >>> about_of(Path("no", "such", "folder")) is None
     True
     """
     for number in reversed(numbers_in(folder)):
-        path = folder / str(number)
-        if checksums.damage(path) is None:
+        text = checksums.content(folder / str(number), "about/metadata")
+        if text is not None:
             try:
-                with open_regular(path / "about" / "metadata", follow=False) as file:
-                    return {**json.loads(file.read())}
-            except (OSError, ValueError, TypeError, RecursionError):
+                return {**json.loads(text)}
+            except (ValueError, TypeError, RecursionError):
                 return None
     return None
 
@@ -289,10 +287,9 @@ def _manager(folder: Path, **options: Any) -> Any:
     import orbax.checkpoint as ocp
 
     settings = ocp.CheckpointManagerOptions(
-        cleanup_tmp_directories=True,
         # The thread that calls it is not the one that trains.
         enable_async_checkpointing=False,
-        **options,
+        **{"cleanup_tmp_directories": True, **options},
     )
     return ocp.CheckpointManager(folder.absolute(), options=settings)
 
