@@ -69,6 +69,8 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_configure(config):
+    # By name: xdist would begin with the files of many tests, and end with one long one while the other workers wait.
+    config.option.loadscopereorder = False
     for package in ("jaxdl", "experiments"):
         config.addinivalue_line("filterwarnings", rf"error:::{package}(\..*)?")
 
@@ -131,8 +133,8 @@ def meaning():
 # both sides of a comparison are one program, or numbers may differ in the last bits.
 AS_USERS_COMPILE = (
     *("test_steps", "test_chunks", "test_streams", "test_fitting", "test_training", "test_replays", "test_seeds"),
-    *("test_ensembles", "test_sweeps", "test_sweeps_halving", "test_sweeps_resumed", "test_layers", "test_collectives"),
-    *("test_footprints", "test_costs", "test_flops", "test_speeds", "test_runs", "test_programs"),
+    *("test_ensembles", "test_sweeps", "test_collectives", "test_footprints", "test_costs", "test_flops"),
+    *("test_speeds", "test_runs", "test_programs"),
 )
 
 

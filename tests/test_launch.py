@@ -234,6 +234,7 @@ from jaxdl import processes
 processes.join()
 print(processes.told(f"from {own}"), processes.gathered([own]).tolist(), flush=True)
 if own == 1:
+    time.sleep(1)  # in which the other prints
     os.kill(os.getpid(), signal.SIGKILL)
 time.sleep(60)
 """
