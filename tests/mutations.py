@@ -190,6 +190,7 @@ def folders(place, count, draws):
             problem = outcome(call)
             if problem is not None:
                 wrong.append(f"folder {number}, {name}: {said}: {problem}")
+                print(wrong[-1], flush=True)
         if (place / "mine").read_text() != "mine" or {path.name for path in place.iterdir()} != {
             "base",
             "mine",
@@ -254,7 +255,6 @@ def main():
         for name, function, count in (("f", folders, options.folders), ("m", guarded_models, options.models)):
             (Path(above) / name).mkdir()
             wrong += function(Path(above) / name, count, draws) if count else []
-    print("\n".join(wrong[:50]))
     done = f"{options.folders} run folders and {options.models} models in {time.monotonic() - began:.0f} s"
     print(f"{done}: {len(wrong)} went wrong")
     return 1 if wrong else 0

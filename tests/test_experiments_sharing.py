@@ -284,7 +284,7 @@ def different(cache, *flags, **environment):
 
 def test_processes_with_different_data_end_with_one_message_each(cache, tmp_path):
     shared = ("--epochs", 2, "--workdir", tmp_path / "run")
-    one, other = different(cache, shared, (*shared, "--data", "simulated:400:seed=7"))
+    one, other = different(cache, shared, (*shared, "--data", "simulated:400:7"))
     assert one == other and len(one.splitlines()) == 1
     assert one.startswith("error: all processes of a run must read the same data, got SHA-256 ")
     assert not (tmp_path / "run").exists()
