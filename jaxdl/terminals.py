@@ -23,7 +23,7 @@ class Terminal(Console):
     >>> terminal = Terminal(file=io.StringIO(), width=40)
     >>> terminal.print("a column called \\x1b[2J", markup=False)
     >>> print(terminal.file.getvalue(), end="")
-    a column called \\\\x1b[2J
+    a column called \\x1b[2J
     """
 
     def __init__(self, *, file: IO[str] | None = None, **options: Any) -> None:
