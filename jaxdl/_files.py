@@ -125,7 +125,7 @@ def sync(path: Path) -> None:
     >>> sync(Path("."))
     """
     try:
-        number = os.open(path, os.O_RDONLY)
+        number = os.open(path, os.O_RDONLY | _NO_WAIT)
     except OSError:
         if path.is_dir():
             return

@@ -182,3 +182,10 @@ def test_a_system_that_cannot_sync_folders_still_writes(tmp_path, monkeypatch):
     assert (tmp_path / "a").exists()
     with pytest.raises(FileNotFoundError):
         _files.sync(tmp_path / "b")
+
+
+def test_to_sync_a_folder_with_a_pipe_waits_for_nobody(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    _files.sync_below(tmp_path)
+    with pytest.raises(ValueError, match="pipe is a link or no file"):
+        checksums.write(tmp_path)
