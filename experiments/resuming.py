@@ -38,7 +38,7 @@ class Beginning(NamedTuple):
 def recorded(folder: Path, earlier: Earlier) -> tuple[Earlier, str | None]:
     """Return the run in a folder with the flags of its latest checkpoint, and what to warn of in its config.json.
 
-    The checkpoint is what the run goes on from, and is known to be whole: where config.json says another thing, it was
+    The run resumes from the checkpoint, which is known to be whole: where config.json says another thing, it was
     edited or damaged, or a change of flags was not saved yet. Flags that may change are then taken as changes.
     """
     about = saves.about_of(folder / CHECKPOINTS)

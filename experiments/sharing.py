@@ -65,7 +65,7 @@ def leading() -> Iterator[Go]:
 
 
 def check_data(checksum: str) -> None:
-    """End all processes with one message where they have read different data; every process that goes on calls it.
+    """End all processes with one message where they have read different data; every process calls it.
 
     checksum: the SHA-256 of the data that this process has read. Raises EndedError where another process has ended, or
     the data differ.

@@ -10,7 +10,7 @@ import socket
 import threading
 import time
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Any
 
 from jaxdl.errors import InputError
@@ -83,7 +83,9 @@ def _receive(
     links: dict[int, Link] = {}
     came: queue.Queue[tuple[Link, dict[str, Any]]] = queue.Queue()
     try:
-        with _server(host, port) as server:
+        with _server(host, port) as server, ExitStack() as stack:
+            # Closing alone would leave the thread that accepts at the port, and whoever comes later without an answer.
+            stack.callback(_shut, server)
             # Each is heard in a thread of its own: nobody waits for one that says nothing.
             threading.Thread(target=_accept, args=(server, came, own["secret"]), daemon=True).start()
             while len(members) < processes:
@@ -131,6 +133,11 @@ def _accept(server: socket.socket, came: queue.Queue[tuple[Link, dict[str, Any]]
                 connection.close()
 
 
+def _shut(server: socket.socket) -> None:
+    with suppress(OSError):
+        server.shutdown(socket.SHUT_RDWR)
+
+
 def _hear(
     connection: socket.socket,
     came: queue.Queue[tuple[Link, dict[str, Any]]],
@@ -139,7 +146,9 @@ def _hear(
 ) -> None:
     with hearing:
         hello = _line(connection, LINE, time.monotonic() + HELLO)
-        if _is_hello(hello) and hmac.compare_digest(hello["secret"].encode(), secret.encode()):
+        if _is_hello(hello) and hmac.compare_digest(
+            *(each.encode("utf-8", "surrogatepass") for each in (hello["secret"], secret))
+        ):
             came.put((_link(connection, HELLO), hello))
         else:
             connection.close()  # A stranger.
