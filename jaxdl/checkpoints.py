@@ -116,11 +116,18 @@ class _Saver:
         self.saving = self.pool.submit(self.save, *content_of(self.about, progress, history))
 
     def save(self, *content: Any) -> None:
-        # Else a folder that was moved would be made anew, with one checkpoint of the run in it.
-        if self.place is not None and _place(self.folder) != self.place:
-            raise OSError(f"{self.folder} was moved or removed while the run was writing there")
+        if self.place is None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.place = _place(self.folder)
+        # Before: a folder that was moved would be made anew, with one checkpoint of the run in it. After: it may have
+        # been moved while this was writing.
+        self.check_place()
         write(self.folder, *content)
-        self.place = _place(self.folder)
+        self.check_place()
+
+    def check_place(self) -> None:
+        if _place(self.folder) != self.place:
+            raise OSError(f"{self.folder} was moved or removed while the run was writing there")
 
     def settle(self) -> None:
         if self.saving is not None and (error := self.saving.exception()) is not None:

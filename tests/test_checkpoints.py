@@ -415,6 +415,21 @@ def test_a_folder_that_is_moved_while_a_run_saves_is_told_and_not_made_anew(tmp_
     assert not (tmp_path / "run").exists() and checkpoints.latest(tmp_path / "moved", refuse).number == 1
 
 
+def test_a_folder_that_is_moved_in_the_middle_of_a_save_is_told_and_not_made_anew(tmp_path, monkeypatch):
+    def write(folder, *content):
+        saves.write(folder, *content)
+        folder.rename(tmp_path / "moved")
+
+    told = []
+    monkeypatch.setattr(checkpoints, "write", write)
+    with checkpoints.keeper(tmp_path / "run", {}, every=0.0, tell=told.append) as observe:
+        observe(tree_of(1), [{"epoch": 1}])
+        until((tmp_path / "moved").exists)
+        observe(tree_of(2), [{"epoch": 1}, {"epoch": 2}])
+    assert len(told) >= 1 and all("was moved or removed while the run was writing there" in text for text in told)
+    assert not (tmp_path / "run").exists() and checkpoints.latest(tmp_path / "moved", refuse).number == 1
+
+
 def until(condition):
     deadline = time.monotonic() + 60
     while not condition():
