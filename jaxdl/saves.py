@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import datetime
 import enum
@@ -241,7 +242,11 @@ def read(folder: Path, number: int) -> Saved:
     import orbax.checkpoint as ocp
 
     try:
-        with _quiet(), _manager(folder, create=False, cleanup_tmp_directories=False, **alone()) as manager:
+        with (
+            _quiet(),
+            reads_finished(),
+            _manager(folder, create=False, cleanup_tmp_directories=False, **alone()) as manager,
+        ):
             about = manager.restore(number, args=ocp.args.Composite(about=ocp.args.JsonRestore())).about
             needed = sum(np.dtype(dtype).itemsize * math.prod(shape) for dtype, shape in about["arrays"].values())
             if needed > (there := _memory()):
@@ -310,6 +315,35 @@ def alone() -> dict[str, Any]:
         primary_host=own, active_processes={own}, barrier_sync_key_prefix=prefix
     )
     return {"multiprocessing_options": options}
+
+
+class _FinishingLoop(asyncio.SelectorEventLoop):
+    def close(self) -> None:
+        if not self.is_closed() and (unfinished := asyncio.all_tasks(self)):
+            self.run_until_complete(asyncio.wait(unfinished))
+        super().close()
+
+
+class _FinishingLoops(asyncio.DefaultEventLoopPolicy):
+    def new_event_loop(self) -> asyncio.AbstractEventLoop:
+        return _FinishingLoop()
+
+
+@contextmanager
+def reads_finished() -> Iterator[None]:
+    """Let orbax close an event loop only after all reads in it have ended.
+
+    It closes the loop at the first read that fails, and then every other read prints a traceback when it ends.
+
+    >>> with reads_finished():
+    ...     pass
+    """
+    before = asyncio.get_event_loop_policy()
+    asyncio.set_event_loop_policy(_FinishingLoops())
+    try:
+        yield
+    finally:
+        asyncio.set_event_loop_policy(before)
 
 
 def first_line(error: BaseException) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxdl import checksums, room
 from jaxdl.errors import InputError
-from jaxdl.saves import alone
+from jaxdl.saves import alone, reads_finished
 from jaxdl.types import PyTree, Weights
 
 # Python's numbers, which come back as they were.
@@ -91,7 +91,7 @@ def load(path: str | Path, like: Weights | None = None) -> Weights:
     damage = checksums.damage(folder) if (folder / checksums.NAME).exists() else None
     if damage is not None:
         raise InputError(f"the weights in {folder} are damaged ({damage}). Use another copy.")
-    with ocp.StandardCheckpointer(**alone()) as checkpointer:
+    with reads_finished(), ocp.StandardCheckpointer(**alone()) as checkpointer:
         try:
             shapes = checkpointer.metadata(folder).item_metadata
             if shapes is None:

@@ -1,5 +1,6 @@
 """Checkpoints of a run: when they are saved, what comes back, and what becomes of damaged ones."""
 
+import asyncio
 import datetime
 import errno
 import json
@@ -428,6 +429,32 @@ def test_a_folder_that_is_moved_in_the_middle_of_a_save_is_told_and_not_made_ane
         observe(tree_of(2), [{"epoch": 1}, {"epoch": 2}])
     assert len(told) >= 1 and all("was moved or removed while the run was writing there" in text for text in told)
     assert not (tmp_path / "run").exists() and checkpoints.latest(tmp_path / "moved", refuse).number == 1
+
+
+def test_what_a_stranger_has_cut_and_summed_anew_is_refused_without_tracebacks(tmp_path, capfd):
+    arrays = {f"a{number:02d}": jnp.ones((50, 20)) * number for number in range(30)}
+    saves.write(tmp_path, *saves.content_of({}, arrays, []))
+    for path in (tmp_path / "1" / "arrays" / "d").iterdir():
+        os.truncate(path, 100)
+    (tmp_path / "1" / checksums.NAME).unlink()
+    checksums.write(tmp_path / "1")
+    with pytest.raises(InputError, match="cannot be read"):
+        saves.read(tmp_path, 1)
+    time.sleep(0.2)  # Orbax's threads would print them late.
+    assert capfd.readouterr().err == ""
+
+
+def test_what_begins_while_orbax_reads_ends_before_its_loop_closes():
+    async def read():
+        await asyncio.sleep(0.05)
+        ended.append(True)
+
+    ended = []
+    with saves.reads_finished():
+        loop = asyncio.new_event_loop()
+        loop.create_task(read())
+        loop.close()
+    assert ended and loop.is_closed() and type(asyncio.get_event_loop_policy()) is asyncio.DefaultEventLoopPolicy
 
 
 def until(condition):
