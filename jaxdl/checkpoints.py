@@ -119,11 +119,12 @@ class _Saver:
         if self.place is None:
             self.folder.mkdir(parents=True, exist_ok=True)
             self.place = _place(self.folder)
-        # Before: a folder that was moved would be made anew, with one checkpoint of the run in it. After: it may have
-        # been moved while this was writing.
+        # Before: a folder that was moved would be made anew, with one checkpoint of the run in it.
         self.check_place()
-        write(self.folder, *content)
-        self.check_place()
+        try:
+            write(self.folder, *content)
+        finally:  # It may have been moved in the middle of the save, which then may fail for want of a file.
+            self.check_place()
 
     def check_place(self) -> None:
         if _place(self.folder) != self.place:

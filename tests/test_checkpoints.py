@@ -452,9 +452,14 @@ def test_what_begins_while_orbax_reads_ends_before_its_loop_closes():
     ended = []
     with saves.reads_finished():
         loop = asyncio.new_event_loop()
-        loop.create_task(read())
+        reading = loop.create_task(read())
         loop.close()
-    assert ended and loop.is_closed() and type(asyncio.get_event_loop_policy()) is asyncio.DefaultEventLoopPolicy
+    assert (
+        ended
+        and reading.done()
+        and loop.is_closed()
+        and type(asyncio.get_event_loop_policy()) is asyncio.DefaultEventLoopPolicy
+    )
 
 
 def until(condition):
