@@ -117,6 +117,19 @@ def open_regular(path: str | Path, *, follow: bool = True) -> IO[bytes]:
         raise
 
 
+def identity(path: Path) -> tuple[int, int] | None:
+    """Return what stays the same of a file or folder that is renamed; None where there is nothing, or no right to see.
+
+    >>> identity(Path("no", "such", "folder")) is None
+    True
+    """
+    try:
+        about = path.stat()
+    except OSError:
+        return None
+    return about.st_dev, about.st_ino
+
+
 def sync(path: Path) -> None:
     """Wait until what a file holds, or the names in a folder, are on the disk.
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxdl import checksums
+from jaxdl._files import identity
 from jaxdl.errors import InputError
 from jaxdl.fitting import Written
 from jaxdl.locks import exclusive
@@ -72,7 +73,7 @@ def keeper(
         # Loaded while training compiles; else the first save would take as long as several.
         pool.submit(load_orbax)
         now = time.monotonic()
-        saver = _Saver(folder, about, every, tell, pool, begun=now, observed=now, took=FIRST, place=_place(folder))
+        saver = _Saver(folder, about, every, tell, pool, begun=now, observed=now, took=FIRST, place=identity(folder))
         try:
             yield saver.observe
         finally:
@@ -118,7 +119,7 @@ class _Saver:
     def save(self, *content: Any) -> None:
         if self.place is None:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self.place = _place(self.folder)
+            self.place = identity(self.folder)
         # Before: a folder that was moved would be made anew, with one checkpoint of the run in it.
         self.check_place()
         try:
@@ -127,8 +128,7 @@ class _Saver:
             self.check_place()
 
     def check_place(self) -> None:
-        if _place(self.folder) != self.place:
-            raise OSError(f"{self.folder} was moved or removed while the run was writing there")
+        check_same(self.folder, self.place)
 
     def settle(self) -> None:
         if self.saving is not None and (error := self.saving.exception()) is not None:
@@ -146,12 +146,13 @@ class _Saver:
             self.settle()
 
 
-def _place(folder: Path) -> tuple[int, int] | None:
-    try:
-        about = folder.stat()
-    except OSError:
-        return None
-    return about.st_dev, about.st_ino
+def check_same(folder: Path, place: tuple[int, int] | None) -> None:
+    """Raise OSError where a folder is no longer the one whose `identity` is `place`.
+
+    >>> check_same(Path("."), identity(Path(".")))
+    """
+    if identity(folder) != place:
+        raise OSError(f"{folder} was moved or removed while the run was writing there")
 
 
 def latest(folder: str | Path, tell: Callable[[str], None]) -> Saved | None:

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxdl import processes, room
-from jaxdl.checkpoints import FIRST
+from jaxdl._files import identity
+from jaxdl.checkpoints import FIRST, check_same
 from jaxdl.errors import InputError
 from jaxdl.fitting import Observer
 from jaxdl.replays import NotFiniteError
@@ -39,6 +40,7 @@ def shared_keeper(
     folder, about = folder_of(folder), described(about)
     seen: tuple[Progress, History, int] | None = None
     kept, begun, took = None, time.monotonic(), FIRST
+    place = identity(folder)
 
     def observe(progress: Progress, history: History) -> None:
         nonlocal seen
@@ -50,12 +52,12 @@ def shared_keeper(
         return processes.is_first() and new and time.monotonic() - begun + 2 * took >= every
 
     def save() -> None:
-        nonlocal kept, begun, took
+        nonlocal kept, begun, took, place
         if seen is None or seen[0] is kept:
             return
         progress, history, epochs = seen
         start = time.monotonic()
-        _save_together(folder, about, progress, history[:epochs], tell)
+        place = _save_together(folder, place, about, progress, history[:epochs], tell)
         kept, begun = progress, time.monotonic()
         took = begun - start
 
@@ -69,20 +71,34 @@ def shared_keeper(
 
 
 def _save_together(
-    folder: Path, about: Mapping[str, Any], progress: Progress, history: History, tell: Callable[[str], None]
-) -> None:
+    folder: Path,
+    place: tuple[int, int] | None,
+    about: Mapping[str, Any],
+    progress: Progress,
+    history: History,
+    tell: Callable[[str], None],
+) -> tuple[int, int] | None:
+    """Save by all processes, or tell why not. Gives the folder's identity, where it had none before."""
     content = content_of(about, progress, history)
     problem = ""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        if place is None:
+            folder.mkdir(parents=True, exist_ok=True)
+            place = identity(folder)
+        # Before: a folder that was moved would be made anew, with one checkpoint of the run in it.
+        check_same(folder, place)
         room.require(folder, size_of(*content))
     except (InputError, OSError) as error:
         problem = first_line(error)
     # Before any of them writes: who wrote alone would wait for the others.
     if processes.gathered([bool(problem)]).any():
         tell(f"a checkpoint could not be saved ({problem or 'by another process'}); the last good one stays.")
-        return
+        return place
     try:
-        write(folder, *content)
+        try:
+            write(folder, *content)
+        finally:  # It may have been moved in the middle of the save.
+            check_same(folder, place)
     except Exception as error:  # Whatever orbax raises.
         tell(f"a checkpoint could not be saved ({first_line(error)}); the last good one stays.")
+    return place

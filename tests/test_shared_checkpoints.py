@@ -52,6 +52,18 @@ def clock(monkeypatch):
     return now
 
 
+def test_a_folder_that_is_moved_is_told_and_not_made_anew(tmp_path):
+    told = []
+    with shared_keeper(tmp_path / "run", {}, every=0.0, tell=told.append) as keeper:
+        keeper.observe(tree_of(1), HISTORY)
+        keeper.save()
+        (tmp_path / "run").rename(tmp_path / "moved")
+        keeper.observe(tree_of(2), HISTORY)
+        keeper.save()
+    assert len(told) == 1 and all("was moved or removed while the run was writing there" in text for text in told)
+    assert not (tmp_path / "run").exists() and checkpoints.latest(tmp_path / "moved", refuse).number == 1
+
+
 def test_it_is_due_by_the_clock_earlier_by_twice_what_a_save_takes(tmp_path, written, clock, monkeypatch):
     def write(folder, arrays, about):
         clock.time += 2
