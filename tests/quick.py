@@ -1,6 +1,7 @@
 """Programs that are compiled sooner and run slower, for tests in which compiling takes nearly all of the time."""
 
 import functools
+import os
 from contextlib import contextmanager
 
 import jax
@@ -35,6 +36,10 @@ def compiled_quickly():
     with pytest.MonkeyPatch.context() as patch:
         if _knows_older():
             patch.setattr(compiler, "get_compile_options", with_older)
+            # For the processes that tests start; this one has read its own when it compiled its first program.
+            flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
+            patch.setenv("XLA_FLAGS", flags.strip())
+        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
         jax.config.update("jax_disable_most_optimizations", True)
         yield
         jax.config.update("jax_disable_most_optimizations", before)

@@ -150,6 +150,7 @@ print("came", len(came), flush=True)
 """
     pid, terminal = pty.fork()
     if pid == 0:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Whoever runs the tests may have chosen to ignore it.
         os.chdir(ROOT)
         os.execv(sys.executable, call(code=code))
     said, sent = b"", False
