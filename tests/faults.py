@@ -1,6 +1,6 @@
 """Faults done to runs until they are finished; what they leave must be what an uninterrupted run leaves, bit for bit.
 
-    python -m tests.faults --kills 100 --signals 20 --flips 50 --full-disk --repeat
+    python -m tests.faults --kills 100 --signals 20 --flips 50 --full-disk --repeat --pair-kills 40
 
 Prints a line a round and a table, and ends with 1 if anything went wrong.
 """
@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from jaxdl import checkpoints, checksums
@@ -40,11 +40,12 @@ MARGIN = 1.0
 class Lab:
     """A place for runs of one experiment, with a cache of compiled programs of its own.
 
-    flags: of every run. every: seconds between its checkpoints.
+    flags: of every run. every: seconds between its checkpoints. processes: how many share each run.
     """
 
-    def __init__(self, name, folder, seed=0, flags=None, every=EVERY):
+    def __init__(self, name, folder, seed=0, flags=None, every=EVERY, processes=1):
         self.name, self.folder, self.random = name, Path(folder), random.Random(seed)
+        self.launch = ("-m", "jaxdl.launch", "-n", str(processes), "--grace", "2", "--") if processes > 1 else ()
         self.flags, self.every = FLAGS[name] if flags is None else flags, every
         self.environment = {**os.environ, **cache(self.folder / "cache")}
         self.number = 0
@@ -69,7 +70,7 @@ class Lab:
         return self.folder / f"{self.name}-{self.number}"
 
     def start(self, folder, environment=None):
-        call = [sys.executable, "-m", "tests.faulty", self.name, "--workdir", str(folder)]
+        call = [sys.executable, *self.launch, "-m", "tests.faulty", self.name, "--workdir", str(folder)]
         flags = () if (folder / "config.json").exists() else (*self.flags, "--save-every", str(self.every))
         log = folder.with_name(folder.name + ".log").open("a")
         surroundings = {**self.environment, **(environment or {})}
@@ -205,6 +206,47 @@ def kills(lab, count):
         print(f"{lab.name} kills: {done} in {runs} runs, all equal; lost at most {most:.2f} s", flush=True)
         shutil.rmtree(folder)
     return f"{done} SIGKILL in {runs} runs, all bit-identical; since the begin of the last save at most {most:.2f} s"
+
+
+def pair_kills(lab, count):
+    """One of two processes, or what has started both, is killed at a random moment: all end, and go on together."""
+    done, runs = 0, 0
+    while done < count:
+        folder = lab.new()
+        for _ in range(min(lab.random.randint(1, 4), count - done)):
+            process, moment = lab.start(folder), lab.random.uniform(0.5, 1.05 * lab.length)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(moment)
+            if process.poll() is not None:
+                break
+            family = [process.pid, *children(process.pid)]
+            os.kill(lab.random.choice(family), signal.SIGKILL)
+            process.wait(60)
+            ended_by = time.monotonic() + 60
+            while any(map(alive, family)):
+                check(
+                    time.monotonic() < ended_by, f"a process outlives the others by a minute: {lab.said(folder)[-500:]}"
+                )
+                time.sleep(0.05)
+            done += 1
+        lab.go_on(folder, None)
+        runs += 1
+        print(f"{lab.name} of two processes: {done} kills in {runs} runs, all equal", flush=True)
+        shutil.rmtree(folder)
+    return f"{done} SIGKILL to one of two processes or to their launcher in {runs} runs, all bit-identical"
+
+
+def children(pid):
+    """The processes that a process has started, in Linux."""
+    return [int(number) for number in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def alive(pid):
+    """Whether a process runs; one that nobody has waited for yet runs no more."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def signals(lab, count):
@@ -362,22 +404,27 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--experiment", choices=[*FLAGS, "both"], default="both")
     parser.add_argument("--power-every", type=float, default=2.0, help="seconds between saves where power is cut")
-    for name in ("kills", "signals", "flips", "power-cuts", "seed"):
+    for name in ("kills", "pair-kills", "signals", "flips", "power-cuts", "seed"):
         parser.add_argument(f"--{name}", type=int, default=0)
     parser.add_argument("--full-disk", action="store_true")
     parser.add_argument("--repeat", action="store_true")
     options = parser.parse_args()
+    counted = [(kills, options.kills), (signals, options.signals), (flips, options.flips)]
+    wanted = [(1, fault, (count,)) for fault, count in counted if count]
+    wanted += [(1, power_cuts, (options.power_cuts, options.power_every))] if options.power_cuts else []
+    wanted += [(1, fault, ()) for fault, on in ((full_disk, options.full_disk), (repeat, options.repeat)) if on]
+    wanted += [(2, pair_kills, (options.pair_kills,))] if options.pair_kills else []
     told, failed = [], 0
-    with tempfile.TemporaryDirectory() as place:
-        for name in FLAGS if options.experiment == "both" else [options.experiment]:
-            lab = Lab(name, place, options.seed)
-            wanted = [(kills, options.kills), (signals, options.signals), (flips, options.flips)]
-            wanted = [(fault, (count,)) for fault, count in wanted if count]
-            wanted += [(power_cuts, (options.power_cuts, options.power_every))] if options.power_cuts else []
-            wanted += [(fault, ()) for fault, on in ((full_disk, options.full_disk), (repeat, options.repeat)) if on]
-            for fault, arguments in wanted:
+    for name in FLAGS if options.experiment == "both" else [options.experiment]:
+        with tempfile.TemporaryDirectory() as place:
+            labs = {}
+            for processes, fault, arguments in wanted:
+                if processes not in labs:
+                    folder = Path(place, str(processes))
+                    folder.mkdir()
+                    labs[processes] = Lab(name, folder, options.seed, processes=processes)
                 try:
-                    told.append(f"{name}: {fault(lab, *arguments)}")
+                    told.append(f"{name}: {fault(labs[processes], *arguments)}")
                 except AssertionError as error:
                     failed += 1
                     told.append(f"{name}: {fault.__name__} FAILED: {error}")
