@@ -323,6 +323,9 @@ class _FinishingLoop(asyncio.SelectorEventLoop):
             self.run_until_complete(asyncio.wait(unfinished))
         super().close()
 
+    def call_exception_handler(self, context: dict[str, Any]) -> None:
+        """Log nothing: the first read that fails raises, and the others have the same to tell."""
+
 
 class _FinishingLoops(asyncio.DefaultEventLoopPolicy):
     def new_event_loop(self) -> asyncio.AbstractEventLoop:

@@ -31,6 +31,8 @@ FLAGS = {
         *("--train-size", "200", "--epochs", "15"),
     ),
 }
+# Two processes exchange gradients at each step, and take several times as long.
+PAIR = {"weather": ("--data", "simulated:400", "--epochs", "400", "--patience", "200"), "cifar10": FLAGS["cifar10"]}
 # What a start says of the checkpoint that it goes on from.
 GOES_ON = "(checkpoint "
 # What may be lost beyond the interval, in seconds, because a machine with other work does not keep to any.
@@ -422,7 +424,8 @@ def main():
                 if processes not in labs:
                     folder = Path(place, str(processes))
                     folder.mkdir()
-                    labs[processes] = Lab(name, folder, options.seed, processes=processes)
+                    flags = (FLAGS if processes == 1 else PAIR)[name]
+                    labs[processes] = Lab(name, folder, options.seed, flags, processes=processes)
                 try:
                     told.append(f"{name}: {fault(labs[processes], *arguments)}")
                 except AssertionError as error:

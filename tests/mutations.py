@@ -230,7 +230,8 @@ def guarded_models(place, count, draws):
         shutil.rmtree(place, ignore_errors=True)
         place.mkdir()
         call = [sys.executable, "-m", "tests.mutations", "--models-here", str(place), "--models", str(count - done)]
-        ended = subprocess.run([*call, "--seed", str(draws.randrange(2**31))], capture_output=True, text=True)
+        call += ["--seed", str(draws.randrange(2**31))]
+        ended = subprocess.run(call, capture_output=True, text=True, errors="replace")
         number, _, said = (place / "at").read_text().partition(" ")
         wrong += [line for line in ended.stdout.splitlines() if line.strip()]
         if ended.returncode not in (0, 1):

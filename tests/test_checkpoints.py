@@ -444,10 +444,11 @@ def test_what_a_stranger_has_cut_and_summed_anew_is_refused_without_tracebacks(t
     assert capfd.readouterr().err == ""
 
 
-def test_what_begins_while_orbax_reads_ends_before_its_loop_closes():
+def test_what_begins_while_orbax_reads_ends_before_its_loop_closes_and_logs_nothing(caplog):
     async def read():
         await asyncio.sleep(0.05)
         ended.append(True)
+        raise ValueError("a second file is damaged too")
 
     ended = []
     with saves.reads_finished():
