@@ -324,6 +324,8 @@ def test_what_is_refused_is_named():
 
 
 HOSTILE = {
+    "a name that takes for ever to hash": b"\x80\x04)" + b"q\x00h\x00\x86" * 60 + b"K\x01\x93.",
+    "a name nested too deep to hash": b"\x80\x04)" + b"\x85" * 200_000 + b"K\x01\x93.",
     "a huge string": b"\x80\x02}U\x01aT\xff\xff\xff\x7fabcs.",
     "a string of negative length": b"\x80\x02}U\x01aT\xff\xff\xff\xffabcs.",
     "huge bytes": b"\x80\x04}U\x01a\x8e\xff\xff\xff\xff\xff\xff\xff\x7fs.",

@@ -166,6 +166,9 @@ class _Machine:
         elif code == pickle.REDUCE:
             self.stack.append(self.made(*values))
         else:
+            # Only what is quickly hashed, here as well: a tuple of tuples may take for ever.
+            if not all(isinstance(name, str) for name in values):
+                raise TypeError
             self.stack.append(self.named(*values))
 
     def value(self, code: bytes, argument: Any) -> Any:
