@@ -163,7 +163,7 @@ def _check_history(saved: saves.Saved, start: Progress) -> None:
     """Raise InputError where the records of a checkpoint are not those of its epochs: they are written into files."""
     history, done = saved.about.get("history"), int(saved.arrays["epoch"])
     whole = isinstance(history, list) and [_epoch_of(record) for record in history] == [*range(1, done + 1)]
-    if not whole or not int(saved.arrays["cursor"]) >= 0:
+    if not whole or done < 0 or int(saved.arrays["cursor"]) < 0:
         raise InputError(f"its history does not hold the {done} epochs that are done")
 
 

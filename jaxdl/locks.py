@@ -133,8 +133,12 @@ def _runs(process: int) -> bool:
 
 
 def _ours(number: int) -> bool:
-    """Whether a lock file is one that a run wrote, or an empty one: nothing else may be written over or removed."""
-    if not stat.S_ISREG(os.fstat(number).st_mode):
+    """Whether a lock file is one that a run wrote, or an empty one: nothing else may be written over or removed.
+
+    One that has another name too is a file from elsewhere, and that would be written.
+    """
+    about = os.fstat(number)
+    if not stat.S_ISREG(about.st_mode) or about.st_nlink > 1:
         return False
     text = os.pread(number, 1000, 0)
     return not text or re.fullmatch(rb"\d+ \S+", text) is not None

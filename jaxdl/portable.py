@@ -11,9 +11,11 @@ import argparse
 import csv
 import hashlib
 import json
+import math
 import os
 import re
 import secrets
+import stat
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -28,6 +30,7 @@ import numpy as np
 ABOUT, PROGRAM, SUMS = "model.json", "model.stablehlo", "SHA256SUMS"
 PICTURES = (".png", ".jpg", ".jpeg")
 BEYOND = 2.0**128 - 2.0**103  # the least number that becomes infinity in float32
+MOST = 2**31  # bytes of a program, as of any flatbuffer, and of the rows that it takes at a time
 
 
 # Custom calls that jax.export itself may write, none of which takes an address.
@@ -68,7 +71,11 @@ class Portable(NamedTuple):
         for start in range(0, len(cast), size):
             some = cast[start : start + size]
             filled = some[np.minimum(np.arange(size), len(some) - 1)]
-            found.append(np.asarray(self.call(filled))[: len(some)])
+            try:
+                found.append(np.asarray(self.call(filled))[: len(some)])
+            except Exception as error:  # Whatever a program for other devices, or one that is none, makes jax raise.
+                why = next(iter(str(error).splitlines()), type(error).__name__)
+                raise DataError(f"the model cannot be run here ({why:.500}).") from None
             lost = np.flatnonzero(~np.isfinite(found[-1]).all(1))
             if len(lost):
                 raise DataError(f"{name}, row {first + start + int(lost[0])}: lies too far from what was trained on.")
@@ -79,21 +86,60 @@ def load(folder: str | Path, batch_size: int | None = None) -> Portable:
     """The model in a folder, whose checksums are looked at."""
     content = {}
     try:
-        sums = {line[66:]: line[:64] for line in Path(folder, SUMS).read_text("utf-8", "replace").splitlines()}
+        sums = {line[66:]: line[:64] for line in _read(Path(folder, SUMS)).decode("utf-8", "replace").splitlines()}
         for name in (ABOUT, PROGRAM):
-            content[name] = Path(folder, name).read_bytes()
+            content[name] = _read(Path(folder, name))
             if hashlib.sha256(content[name]).hexdigest() != sums.get(name):
                 raise DataError(f"{Path(folder, name)} is damaged: its SHA-256 is not that in {SUMS}.")
     except OSError as error:
         raise DataError(f"{folder} holds no exported model ({error}). Name the folder that export made.") from None
     try:
         about, exported = json.loads(content[ABOUT]), jax.export.deserialize(bytearray(content[PROGRAM]))
+        program = exported.mlir_module()
     except Exception as error:  # Whatever a program of another version, or none at all, makes jax raise.
-        raise DataError(f"{folder} cannot be read by jax {jax.__version__}: {error!r}. Try a later one.") from None
-    _check_calls(folder, exported.mlir_module())
+        raise DataError(f"{folder} cannot be read by jax {jax.__version__}: {error!r:.500}. Try a later one.") from None
+    _check_calls(folder, program)
+    if not _describes(about, exported):
+        raise DataError(f"{Path(folder, ABOUT)} does not describe the program beside it. Export the model anew.")
     if batch_size is not None and batch_size < 1:
         raise DataError(f"--batch-size must be at least 1 row, got {batch_size}. Leave it out.")
     return Portable(about, jax.jit(exported.call), batch_size or about["batch_size"])
+
+
+def _read(path: Path) -> bytes:
+    """What a file holds; OSError for a pipe or a device, which may never end, and for more than a program can have."""
+    with open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)), "rb") as file:
+        about = os.fstat(file.fileno())
+        if not stat.S_ISREG(about.st_mode) or about.st_size > MOST:
+            raise OSError(f"{path} is no file of at most {MOST:,} bytes")
+        return file.read()
+
+
+def _describes(about: Any, exported: Any) -> bool:
+    """Whether model.json, which anybody can write, says of a program what is true, as far as it is used here."""
+    try:
+        inputs, outputs, size = about["inputs"], about["outputs"], about["batch_size"]
+        (row,), (found,), columns, names = exported.in_avals, exported.out_avals, inputs["columns"], outputs["names"]
+        numbers = all(type(length) is int for length in inputs["shape"])
+        return (
+            numbers
+            and (tuple(inputs["shape"]), inputs["dtype"]) == (row.shape[1:], str(row.dtype))
+            and row.dtype.kind in "fiu"
+            and (columns is None or (_texts(columns) and [len(columns)] == inputs["shape"]))
+            and (exported.in_tree, exported.out_tree) == (jax.tree.structure(((0,), {})), jax.tree.structure(0))
+            and (found.dtype, found.shape[1:]) == (np.float32, (len(names),))
+            and _texts(names)
+            and outputs["link"] in ("none", "sigmoid", "softmax")
+            and type(size) is int
+            and 0 < size * max(1, math.prod(row.shape[1:])) * row.dtype.itemsize <= MOST
+        )
+    except (KeyError, TypeError, ValueError):
+        return False
+
+
+def _texts(entries: Any) -> bool:
+    """Whether this is a list of texts, each another one."""
+    return isinstance(entries, list) and all(type(each) is str for each in entries) and len({*entries}) == len(entries)
 
 
 def _check_calls(folder: str | Path, program: str) -> None:
@@ -244,13 +290,23 @@ def written(target: str) -> Iterator[TextIO]:
             draft.unlink(missing_ok=True)
 
 
+def shown(text: str) -> str:
+    """A text from elsewhere, with what a terminal would obey, or UTF-8 cannot say, as its escape.
+
+    >>> shown("cat\x1b[2J")
+    'cat\\x1b[2J'
+    """
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 def write(folder: str | Path, source: str, target: str = "-", batch_size: int | None = None) -> None:
     """Writes the predictions of a source as CSV: a header, and a line a row."""
     model = load(folder, batch_size)
     paths = [Path(os.path.realpath(each)) for each in (target, source, folder)]
     if target != "-" and paths[0].is_file() and (paths[0] == paths[1] or paths[2] in paths[0].parents):
         raise DataError(f"{target} must not be what is read, or a part of the model. Choose another file.")
-    names, classes = model.about["outputs"]["names"], model.about["outputs"]["link"] == "softmax"
+    names = [shown(name) for name in model.about["outputs"]["names"]]
+    classes = model.about["outputs"]["link"] == "softmax"
     with written(target) as file:
         lines = csv.writer(file, lineterminator="\n")
         waiting = [["file"] * _of_pictures(Path(source)) + ["class", "probability"] * classes + names]
@@ -258,7 +314,8 @@ def write(folder: str | Path, source: str, target: str = "-", batch_size: int | 
             lines.writerows(waiting)
             waiting, best = [], found.argmax(1)
             for place, row in enumerate(found.astype(str).tolist()):
-                lines.writerow([*files[place : place + 1], *([names[best[place]], row[best[place]]] * classes), *row])
+                file_name = map(shown, files[place : place + 1])
+                lines.writerow([*file_name, *([names[best[place]], row[best[place]]] * classes), *row])
         lines.writerows(waiting)
 
 
@@ -281,7 +338,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 141
     except (DataError, OSError) as error:
         # Names from elsewhere must not command the terminal.
-        print("error: " + "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(error)), file=sys.stderr)
+        print(f"error: {shown(str(error))}", file=sys.stderr)
         return 2
     return 0
 

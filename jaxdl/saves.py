@@ -27,6 +27,8 @@ from jaxdl.types import Array, Progress
 
 History = list[dict[str, float]]
 KEPT = 2  # checkpoints of a run: the latest, and the one before
+# The kinds of keys of random numbers, with how many numbers of 32 bits a key has.
+KEYS = {"key<fry>": 2, "key<rbg>": 4, "key<urbg>": 4}
 OWN = ("kinds", "arrays", "history")  # entries of a checkpoint's `about` that `content_of` writes
 
 
@@ -254,12 +256,28 @@ def read(folder: Path, number: int) -> Saved:
             like = {name: np.empty(shape, dtype) for name, (dtype, shape) in about["arrays"].items()}
             filled = {name: array for name, array in like.items() if array.size}
             items = ocp.args.Composite(arrays=ocp.args.StandardRestore(filled))
-            return Saved({**like, **manager.restore(number, args=items).arrays}, about, number)
+            arrays = {**like, **manager.restore(number, args=items).arrays}
+            _check_kinds(about["kinds"], arrays)
+            return Saved(arrays, about, number)
     except Exception as error:  # Whatever orbax raises.
         raise InputError(
             f"the checkpoint {folder / str(number)} is as it was saved, but cannot be read ({first_line(error)}). Use "
             "the versions that its run's config.json names."
         ) from error
+
+
+def _check_kinds(found: Any, arrays: Mapping[str, Any]) -> None:
+    """Raise ValueError where the kinds that an `about` tells are not those of the arrays beside it."""
+    expected = {name: [str(array.dtype), list(array.shape)] for name, array in arrays.items()}
+    if isinstance(found, dict):
+        # Of keys the checkpoint holds the numbers.
+        keys = {
+            name: [[key, shape[:-1]] for key, size in KEYS.items() if [dtype, shape[-1:]] == ["uint32", [size]]]
+            for name, (dtype, shape) in expected.items()
+        }
+        expected |= {name: found[name] for name in keys if found.get(name) in keys[name]}
+    if found != expected:
+        raise ValueError("the kinds that it tells are not those of its arrays")
 
 
 def about_of(folder: Path) -> dict[str, Any] | None:

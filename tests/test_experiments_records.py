@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 
 from experiments.command import command
@@ -144,7 +145,8 @@ def rewritten(folder, about):
     content = {**saved.about, **about(saved.about)}
     shutil.rmtree(folder / PROGRESS)
     own = {name: content.pop(name) for name in saves.OWN}
-    saves.write(folder / PROGRESS, saved.arrays, {**content, **own})
+    arrays = {name: content.pop(name, array) for name, array in saved.arrays.items()}
+    saves.write(folder / PROGRESS, arrays, {**content, **own})
 
 
 def without(*names):
@@ -160,9 +162,31 @@ HISTORIES = {
     "a text for a value": lambda about: {"history": [{**each, "loss": "=1+1"} for each in about["history"]]},
     "a list for a value": lambda about: {"history": [{**each, "loss": [1.0]} for each in about["history"]]},
     "nothing": without("history"),
+    "fewer epochs than none": lambda about: {"history": [], "epoch": np.array(-1, np.int32)},
     "other data": lambda about: {"data": 7},
     "no data": without("data"),
 }
+
+
+KINDS = {
+    "no dict": [1],
+    "no kind": {"epoch": "int32"},
+    "no shape": {"epoch": ["int32"]},
+    "a number for a shape": {"epoch": ["int32", 0]},
+    "another shape": {"epoch": ["int32", [1]]},
+    "another dtype": {"epoch": ["int64", []]},
+    "a key for a number": {"epoch": ["key<fry>", []]},
+    "an array that is not there": {"epochs": ["int32", []]},
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_checkpoint_whose_kinds_are_not_those_of_its_arrays_is_refused(name, cut, capsys):
+    kinds = KINDS[name]
+    rewritten(cut, lambda about: {"kinds": {**about["kinds"], **kinds} if isinstance(kinds, dict) else kinds})
+    assert call("--workdir", cut) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: the checkpoint ") and "not those of its arrays" in told and told.count("\n") == 1
 
 
 @pytest.mark.parametrize("name", HISTORIES)

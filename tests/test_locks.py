@@ -80,6 +80,15 @@ def test_a_file_called_lock_that_no_run_wrote_is_refused_and_stays(tmp_path, con
     assert (tmp_path / "lock").read_text() == content
 
 
+def test_a_lock_that_has_another_name_elsewhere_is_refused_and_not_written(tmp_path):
+    (tmp_path / "mine").touch()
+    (tmp_path / "run").mkdir()
+    os.link(tmp_path / "mine", tmp_path / "run" / "lock")
+    with pytest.raises(InputError, match="holds a lock that no run has written"), locked(tmp_path / "run"):
+        pass
+    assert (tmp_path / "mine").read_text() == ""
+
+
 @pytest.mark.parametrize("target", ["mine", "nothing", "pipe"])
 def test_a_lock_that_is_a_link_or_a_pipe_is_refused_and_nothing_is_written(tmp_path, target):
     (tmp_path / "mine").write_text("1 nowhere")

@@ -1,6 +1,8 @@
 """The code beside an exported model: tables by name, errors that name the row, and files larger than the memory."""
 
 import hashlib
+import json
+import os
 import re
 import shutil
 import subprocess
@@ -486,9 +488,17 @@ def of_a_stranger(folder, function, tmp_path, *allowed):
     rows, checks = jax.ShapeDtypeStruct((3, 3), np.float32), map(jax.export.DisabledSafetyCheck.custom_call, allowed)
     program = jax.export.export(jax.jit(function), disabled_checks=[*checks])(rows)
     (copy / portable.PROGRAM).write_bytes(program.serialize())
-    (copy / portable.SUMS).unlink()
-    (copy / portable.SUMS).write_text(checksums.listing(copy))
+    retold(copy, lambda about: about["outputs"].update(names=["a", "b", "c"]))
     return copy
+
+
+def retold(folder, change):
+    """Change what model.json says, as a stranger would who makes the checksums right again."""
+    about = json.loads((folder / portable.ABOUT).read_text())
+    change(about)
+    (folder / portable.ABOUT).write_text(json.dumps(about))
+    (folder / portable.SUMS).unlink()
+    (folder / portable.SUMS).write_text(checksums.listing(folder))
 
 
 def test_a_program_with_a_call_of_its_own_is_refused_before_it_is_compiled(weighted, tmp_path, compilations):
@@ -534,3 +544,60 @@ def test_a_name_that_commands_a_terminal_is_shown_as_text(weighted, tmp_path):
     call = [sys.executable, str(weighted / "predict.py"), str(tmp_path / "data.csv")]
     told = subprocess.run(call, capture_output=True, text=True).stderr
     assert "x1b[2J" in told and "\x1b" not in told
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda about: about.clear(),
+        lambda about: about.update(inputs=None),
+        lambda about: about.update(batch_size=0),
+        lambda about: about.update(batch_size="many"),
+        lambda about: about.update(batch_size=10**12),
+        lambda about: about["inputs"].update(dtype="object"),
+        lambda about: about["inputs"].update(shape=[4]),
+        lambda about: about["inputs"].update(shape=[3.0]),
+        lambda about: about["inputs"].update(columns=["sun", ["wind"], "rain"]),
+        lambda about: about["outputs"].update(names=7),
+        lambda about: about["outputs"].update(names=["a", "b"]),
+        lambda about: about["outputs"].update(link=[]),
+    ],
+)
+def test_a_model_json_that_does_not_describe_its_program_is_refused(weighted, tmp_path, capsys, change):
+    copy = shutil.copytree(weighted, tmp_path / "stranger")
+    retold(copy, change)
+    (tmp_path / "data.csv").write_text("sun,wind,rain\n1,2,3\n")
+    code, said = run(copy, tmp_path / "data.csv", tmp_path / "found.csv", capsys)
+    assert code == 2 and "does not describe the program" in said
+
+
+@pytest.mark.parametrize("name", [portable.ABOUT, portable.PROGRAM, portable.SUMS])
+def test_a_pipe_in_the_folder_of_a_model_is_refused_and_not_waited_for(weighted, tmp_path, capsys, name):
+    copy = shutil.copytree(weighted, tmp_path / "stranger")
+    (copy / name).unlink()
+    os.mkfifo(copy / name)
+    (tmp_path / "data.csv").write_text("sun,wind,rain\n1,2,3\n")
+    code, said = run(copy, tmp_path / "data.csv", tmp_path / "found.csv", capsys)
+    assert code == 2 and "holds no exported model" in said
+
+
+def test_a_program_for_another_device_is_refused_in_one_line(weighted, tmp_path, capsys):
+    copy = shutil.copytree(weighted, tmp_path / "stranger")
+    rows = jax.ShapeDtypeStruct((3, 3), np.float32)
+    (copy / portable.PROGRAM).write_bytes(jax.export.export(jax.jit(lambda x: x), platforms=["tpu"])(rows).serialize())
+    retold(copy, lambda about: about["outputs"].update(names=["a", "b", "c"]))
+    (tmp_path / "data.csv").write_text("sun,wind,rain\n1,2,3\n")
+    code, said = run(copy, tmp_path / "data.csv", tmp_path / "found.csv", capsys)
+    assert code == 2 and "cannot be run here" in said and said.count("\n") == 1
+
+
+def test_names_of_classes_and_files_do_not_command_a_terminal(pictured, tmp_path, capsysbinary):
+    copy = shutil.copytree(pictured, tmp_path / "stranger")
+    retold(copy, lambda about: about["outputs"].update(names=["cat\x1b[2J", "a, b"]))
+    (tmp_path / "pictures").mkdir()
+    Image.fromarray(IMAGES[0]).save(tmp_path / "pictures" / "a.png")
+    # A name that is no UTF-8 either.
+    os.rename(tmp_path / "pictures" / "a.png", os.fsencode(tmp_path / "pictures") + b"/\xff\x1b[2J.png")
+    assert main(["predict", str(copy), str(tmp_path / "pictures")]) == 0
+    told = capsysbinary.readouterr().out
+    assert b"\x1b" not in told and b"\\udcff\\x1b[2J.png" in told
