@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ParamSpec, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxdl.errors import InputError
@@ -75,6 +76,7 @@ _OTHER_WORDS = {
     **dict.fromkeys(("hidden", "hidden_sizes", "layers", "units", "features"), "widths"),
     **dict.fromkeys(("num_classes", "classes", "n_outputs", "out_features"), "outputs"),
     **dict.fromkeys(("dropout_rate", "rate"), "dropout"),
+    "min_lr": "min_learning_rate",
 }
 
 
@@ -465,6 +467,7 @@ def check_examples(name: str, rows: Any) -> None:
                 f"{name} must have one row of targets and one weight for each of its {counts[0]} inputs, got "
                 f"{counts[1]} and {counts[2]}. Use examples(inputs, targets)."
             )
+        _check_sample_weights(f"{name}.weights", rows.weights)
         return
     kind = type(rows).__name__
     if isinstance(rows, Mapping):
@@ -503,6 +506,20 @@ def _check_leaf(name: str, leaf: Any) -> None:
             f"{name} must be an array of numbers that JAX can hold, got {fault} in it. Use examples(inputs, targets), "
             "which converts what can be converted."
         )
+
+
+def _check_sample_weights(name: str, weights: Any) -> None:
+    """Raise InputError for weights of Examples made by hand that no sum can use; those of a device are not read."""
+    advice = "Use examples(inputs, targets, weights), which checks and converts them."
+    if weights.ndim != 1 or not jnp.issubdtype(weights.dtype, jnp.floating):
+        raise InputError(f"{name} must be a row of floats, got {weights.dtype} of shape {weights.shape}. {advice}")
+    if isinstance(weights, np.ndarray) and weights.size:
+        wrong = ~(weights >= 0) | np.isinf(weights)
+        if wrong.any():
+            place = int(wrong.argmax())
+            raise InputError(f"{name} must be numbers from 0 on, got {weights[place]} in row {place}. {advice}")
+        if not weights.any():
+            raise InputError(f"{name} must not all be 0, because no row would count then. Use 1 for those that do.")
 
 
 def check_weights(weights: Any) -> None:
@@ -554,7 +571,24 @@ def check_callbacks(observers: Any) -> tuple[Any, ...]:
             )
         if not callable(callback) or isinstance(callback, type):
             raise InputError(f"observers must hold functions (progress, history), got {given_as(callback)}.")
+        if not _takes_two(callback):
+            parameters = ", ".join(inspect.signature(callback).parameters) or "nothing"
+            raise InputError(
+                f"observers must hold functions (progress, history), got {given_as(callback)}, which takes "
+                f"{parameters}. Let it take both."
+            )
     return callbacks
+
+
+def _takes_two(function: Callable[..., Any]) -> bool:
+    """Return whether a function can be called with two values; so can one that does not tell."""
+    try:
+        inspect.signature(function).bind(None, None)
+    except TypeError:
+        return False
+    except ValueError:
+        pass  # A built-in function without a signature.
+    return True
 
 
 def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:

@@ -80,6 +80,8 @@ def csv_file(path: str | Path, history: Sequence[dict[str, Any]] = ()) -> Iterat
     ['epoch,loss', '1,0.5']
     """
     path = Path(path)
+    if path.is_dir():
+        raise InputError(f"csv_file needs the path of a file, got the folder {path}. Use {path / 'history.csv'}, say.")
     with ExitStack() as stack:
         if path.exists():
             stack.enter_context(exclusive(path))

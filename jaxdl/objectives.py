@@ -339,7 +339,6 @@ def measure(objective: Objective, outputs: Array, targets: Array, weights: Array
     (1.0, 1.0)
     """
     _check_shapes(objective, outputs, targets, weights)
-    _check_shapes(objective, outputs, targets, weights)
     rows: dict[str, PyTree] = {LOSS: objective.loss(outputs, targets)}
     rows |= {metric.name: metric.statistics(outputs, targets) for metric in objective.metrics}
     if precision(rows[LOSS].dtype) == jnp.float64:
@@ -376,6 +375,9 @@ def _check_shapes(objective: Objective, outputs: Array, targets: Array, weights:
         shapes = [leaf.shape for leaf in jax.tree.leaves(given)]
         if any(shape[:1] != (count,) for shape in shapes) or (name == "the loss" and shapes != [(count,)]):
             raise InputError(_shape_message(name, shapes, count))
+        if name == "the loss" and (not hasattr(given, "dtype") or jnp.issubdtype(given.dtype, jnp.complexfloating)):
+            kind = given.dtype if hasattr(given, "dtype") else f"a {type(given).__name__}"
+            raise InputError(f"the loss must return one array of real numbers, shape (examples,), got {kind}.")
         if _crosses_examples(function, outputs, targets):
             raise InputError(
                 f"{name} combines every output with the targets of all examples: outputs {_rows(outputs.shape)} and "
@@ -402,6 +404,12 @@ def _shapes_of(function: Callable[..., PyTree], outputs: Array, targets: Array) 
     """
     try:
         return _ROWS, jax.eval_shape(function, *_of_length(_ROWS, outputs, targets))
+    except jax.errors.TracerArrayConversionError as error:
+        called = getattr(function, "__name__", type(function).__name__)
+        raise InputError(
+            f"losses and metrics must compute with jax.numpy, and {called} asks for NumPy arrays, as NumPy and "
+            "scikit-learn do. Write it with jnp, or use one of jaxdl.objectives."
+        ) from error
     except (TypeError, ValueError):
         return outputs.shape[0], jax.eval_shape(function, outputs, targets)
 

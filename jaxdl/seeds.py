@@ -112,7 +112,12 @@ def fit_seeds(
     )
     check_rows(plan, train, validation)
     check_labels(model, objective, train, validation)
-    count = sum(progress.about["kinds"]["epoch"][1]) if isinstance(progress, Saved) else 16
+    count = 16
+    if isinstance(progress, Saved):
+        shape = progress.about["kinds"]["epoch"][1]
+        if len(shape) != 1:
+            raise InputError("progress must be that of fit_seeds, got that of a single run. Continue it with fit.")
+        count = shape[0]
     begun = seed_keys(range(count)) if keys is None else keys
     earlier, records = resumed(progress, lambda: start_members(begun, train, validation, plan=plan), Fits)
     if earlier is None:

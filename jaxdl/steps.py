@@ -113,7 +113,7 @@ def optimizer_update(
         try:
             updates, opt_state = optimiser.update(grads, state.opt_state, state.weights.params, **extra)
             break
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, AttributeError) as error:
             errors.append(error)
     else:
         raise InputError(
@@ -287,7 +287,14 @@ def shown_weights(state: TrainState, eval_params: EvalParams | None = None) -> W
         return average
     if eval_params is None:
         return state.weights
-    params = eval_params(state.opt_state, state.weights.params)
+    try:
+        params = eval_params(state.opt_state, state.weights.params)
+    except (AttributeError, TypeError) as error:
+        raise InputError(
+            f"eval_params cannot be taken of this optimizer's state: {error}. It is called with (opt_state, params); "
+            "inside of optax.chain the state of one optimizer is a part of it: use "
+            "lambda opt_state, params: optax.contrib.schedule_free_eval_params(opt_state[-1], params), say."
+        ) from error
     given: Any = jax.tree.structure(params)
     if given != jax.tree.structure(state.weights.params):
         raise InputError(
@@ -305,15 +312,18 @@ def missing_eval_params(opt_state: PyTree) -> str | None:
     True
     """
     kinds = (optax.contrib.ScheduleFreeState, optax.contrib.SAMState)
-    for state in jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, kinds)):
+    for path, state in jax.tree.leaves_with_path(opt_state, is_leaf=lambda node: isinstance(node, kinds)):
+        place = f"opt_state{jax.tree_util.keystr(path)}"
         if isinstance(state, optax.contrib.ScheduleFreeState):
+            function = "optax.contrib.schedule_free_eval_params"
+            # In a chain, the state is a part of the whole one.
+            given = f"lambda opt_state, params: {function}({place}, params)" if path else function
             return (
-                "a schedule-free optimizer is evaluated at other parameters than it trains. "
-                "Give eval_params=optax.contrib.schedule_free_eval_params."
+                f"a schedule-free optimizer is evaluated at other parameters than it trains. Give eval_params={given}."
             )
         if isinstance(state, optax.contrib.SAMState) and state.cache is not None:
             return (
                 "between two steps of optax.contrib.sam the parameters are perturbed. "
-                "Give eval_params=lambda opt_state, params: opt_state.cache, or use opaque_mode=True."
+                f"Give eval_params=lambda opt_state, params: {place}.cache, or use opaque_mode=True."
             )
     return None

@@ -71,6 +71,11 @@ def _start(batch: Examples, key: Array, weights: Weights | None, *, plan: Plan) 
         weights = plan.model.init(init_key, batch.inputs)
     weights = jax.tree.map(jnp.asarray, weights)
     outputs, _ = plan.model.apply(weights, batch.inputs, train=False)
+    if not hasattr(outputs, "shape"):
+        raise InputError(
+            f"a model must return one array of outputs (rows, ...), got {given_as(outputs)}. Let it return that one "
+            "alone, or several concatenated."
+        )
     if jnp.shape(outputs)[:1] != batch.weights.shape:
         advice = "Use inputs[:, None] for one column." if batch.inputs.ndim == 1 else "Let it keep the first axis."
         raise InputError(

@@ -294,3 +294,8 @@ def test_what_is_no_picture_is_refused(tmp_path):
     (tmp_path / "a.png").write_text("text")
     with pytest.raises(InputError, match=r"a\.png must be a PNG file"):
         logs.pictures(tmp_path / "pictures", [tmp_path / "a.png"], step=1)
+
+
+def test_a_folder_in_the_place_of_the_csv_file_is_refused_at_the_start(tmp_path):
+    with pytest.raises(InputError, match="csv_file needs the path of a file, got the folder"), logs.csv_file(tmp_path):
+        pass

@@ -15,6 +15,7 @@ import optax
 import pandas as pd
 import pytest
 from flax import nnx
+from sklearn.metrics import mean_squared_error
 
 import jaxdl
 from jaxdl import Examples, InputError, Objective, Weights, canvas, data, objectives, plots
@@ -647,3 +648,63 @@ def jax_platforms(name):
         yield
     finally:
         jax.config.update("jax_platforms", before)
+
+
+@pytest.mark.parametrize(
+    ("weights", "words"),
+    [
+        (np.where(LABELS == 0, 1, -1).astype(np.float32), "weights must be numbers from 0 on, got -1.0 in row 1."),
+        (np.where(LABELS == 0, 1, np.nan).astype(np.float32), "must be numbers from 0 on, got nan in row 1."),
+        (np.ones(12, np.int32), "train.weights must be a row of floats, got int32 of shape (12,)."),
+        (LABELS == 0, "train.weights must be a row of floats, got bool of shape (12,)."),
+        (np.ones((12, 1), np.float32), "train.weights must be a row of floats, got float32 of shape (12, 1)."),
+        (np.zeros(12, np.float32), "train.weights must not all be 0"),
+    ],
+    ids=["negative", "nan", "integers", "booleans", "column", "zeros"],
+)
+def test_sample_weights_of_examples_made_by_hand_are_checked(weights, words):
+    rows = Examples(INPUTS, TARGETS, weights)
+    assert words in refusal(lambda: fit(train=rows))
+    assert words in refusal(lambda: jaxdl.fit_seeds(MODEL, SQUARED, SGD, rows, seeds=(0,), batch_size=4))
+
+
+class Pair(nn.Module):
+    @nn.compact
+    def __call__(self, inputs):
+        outputs = nn.Dense(1)(inputs)
+        return outputs, inputs
+
+
+class Named(nn.Module):
+    @nn.compact
+    def __call__(self, inputs):
+        return {"mean": nn.Dense(1)(inputs)}
+
+
+@pytest.mark.parametrize(("module", "kind"), [(Pair(), "a tuple"), (Named(), "a dict")], ids=["tuple", "dict"])
+def test_a_model_of_several_outputs_is_told_to_return_one_array(module, kind):
+    words = f"must return one array of outputs (rows, ...), got {kind}."
+    assert words in refusal(lambda: fit(jaxdl.from_linen(module)))
+
+
+@pytest.mark.parametrize(
+    ("loss", "words"),
+    [
+        (lambda outputs, targets: np.square(np.asarray(outputs) - targets)[:, 0], "must compute with jax.numpy"),
+        (mean_squared_error, "must compute with jax.numpy, and mean_squared_error asks for NumPy arrays"),
+        (lambda outputs, targets: ((outputs - targets)[:, 0] ** 2, {}), "real numbers, shape (examples,), got a tuple"),
+        (lambda outputs, targets: (outputs - targets)[:, 0] ** 2 + 0j, "shape (examples,), got complex64"),
+    ],
+    ids=["numpy", "scikit-learn", "tuple", "complex"],
+)
+def test_losses_that_no_step_can_differentiate_are_refused(loss, words):
+    assert words in refusal(lambda: fit(objective=Objective(loss)))
+
+
+@pytest.mark.parametrize(("callback", "takes"), [(lambda: None, "nothing"), (lambda record: None, "record")])
+def test_callbacks_that_do_not_take_two_values_are_refused_at_the_start(callback, takes):
+    assert f"which takes {takes}. Let it take both." in refusal(lambda: fit(observers=[callback]))
+
+
+def test_the_lowest_rate_of_keras_is_translated():
+    assert "Use min_learning_rate." in refusal(lambda: reduce_on_plateau(min_lr=1e-5))

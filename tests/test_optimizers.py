@@ -218,7 +218,8 @@ def free_plan(learning_rate):
 )
 def test_a_known_optimizer_without_its_parameters_to_evaluate_is_warned_of(call, monkeypatch):
     message, filename = warned_of(call, monkeypatch)
-    assert "Give eval_params=optax.contrib.schedule_free_eval_params" in message
+    assert "Give eval_params=" in message
+    assert "optax.contrib.schedule_free_eval_params" in message
     assert filename == __file__
 
 
@@ -234,3 +235,33 @@ def test_eval_params_that_cannot_be_meant_are_refused():
         make_plan(MODEL, SQUARED, FREE, eval_params="free")
     with pytest.raises(InputError, match="eval_params must return parameters like those of the model"):
         fit(MODEL, SQUARED, FREE, ROWS, epochs=1, eval_params=lambda opt_state, params: params["w"])
+
+
+CHAINED = optax.chain(optax.clip(1.0), FREE)
+
+
+@pytest.mark.parametrize("optimizer", [CHAINED, optax.adam(0.1)], ids=["chain", "adam"])
+def test_eval_params_that_do_not_fit_the_state_are_refused_with_what_a_chain_needs(optimizer):
+    with pytest.raises(InputError, match=r"schedule_free_eval_params\(opt_state\[-1\], params\)"):
+        fit(MODEL, SQUARED, optimizer, ROWS, epochs=1, eval_params=contrib.schedule_free_eval_params)
+
+
+def test_eval_params_of_a_part_of_a_chain_are_measured():
+    def of_part(state, params):
+        return contrib.schedule_free_eval_params(state[-1], params)
+
+    run = fit(MODEL, SQUARED, CHAINED, ROWS, ROWS, epochs=1, eval_params=of_part)
+    wanted = Weights(of_part(run.progress.state.opt_state, run.progress.state.weights.params), {})
+    assert run.records[-1]["val_loss"] == pytest.approx(float(evaluate(MODEL, SQUARED, wanted, ROWS)["loss"]))
+
+
+def test_an_optimizer_that_wants_parameters_of_its_own_kind_is_refused():
+    with pytest.raises(InputError, match=r"the optimizer cannot make an update: .*fast"):
+        fit(MODEL, SQUARED, optax.lookahead(optax.sgd(0.1), 5, 0.5), ROWS, epochs=1)
+
+
+def test_the_warning_names_the_place_of_the_state_in_a_chain(monkeypatch):
+    message, _ = warned_of(lambda: fit(MODEL, SQUARED, CHAINED, ROWS, epochs=1), monkeypatch)
+    assert "lambda opt_state, params: optax.contrib.schedule_free_eval_params(opt_state[1], params)" in message
+    message, _ = warned_of(lambda: fit(MODEL, SQUARED, optax.chain(optax.clip(1.0), SAM), ROWS, epochs=1), monkeypatch)
+    assert "lambda opt_state, params: opt_state[1].cache" in message

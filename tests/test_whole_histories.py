@@ -304,3 +304,10 @@ def test_members_that_stopped_and_train_on_keep_their_own_epochs():
         history, expected = (runs.history[runs.history["member"] == index] for runs in (rest, whole))
         assert len(history) == ends.max() + 3
         np.testing.assert_array_equal(history, expected[: len(history)])
+
+
+def test_many_runs_do_not_go_on_from_the_checkpoint_of_one(tmp_path):
+    with checkpoints.keeper(tmp_path, {}, every=0, tell=refuse) as keep:
+        train(epochs=1, observers=[keep])
+    with pytest.raises(InputError, match=r"got that of a single run\. Continue it with fit"):
+        many(epochs=2, progress=checkpoints.latest(tmp_path, refuse))
