@@ -20,9 +20,9 @@ if sys.argv[:1] == ["-m"] and signal.getsignal(signal.SIGINT) is signal.default_
 
 
 def begin() -> None:
-    """Let Ctrl-C raise KeyboardInterrupt again, and keep the numbers of the standard streams.
+    """Let Ctrl-C raise KeyboardInterrupt again, and open the standard streams that are closed, on nothing.
 
-    Where one of these is closed, the next file that is opened would get its number, and whatever a library prints.
+    The next file that is opened would get the number of one, and whatever a library prints; and Python leaves it out.
 
     >>> begin()
     """
@@ -33,6 +33,9 @@ def begin() -> None:
             os.fstat(number)
         except OSError:
             os.open(os.devnull, os.O_RDWR)
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode, encoding="utf-8"))
 
 
 def end() -> None:

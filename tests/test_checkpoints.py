@@ -271,6 +271,23 @@ def test_room_is_asked_for():
     room.require(room.Path("."), 1000)
 
 
+def test_too_few_files_that_may_be_opened_are_told_before_any_is_written(tmp_path, monkeypatch):
+    may, opened = os.open, []
+
+    def few(*arguments):
+        if len(opened) == 20:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        opened.append(may(*arguments))
+        return opened[-1]
+
+    monkeypatch.setattr(os, "open", few)
+    with pytest.raises(OSError, match="Too many open files"):
+        room.require(tmp_path, 1)
+    for number in opened:  # each is closed again
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(number)
+
+
 def test_too_little_room_is_told(tmp_path):
     with pytest.raises(OSError, match=r"File too large|No space left"):
         room.require(tmp_path, 2**62)

@@ -19,6 +19,7 @@ from jaxdl import _startup
 from jaxdl.__main__ import main
 from jaxdl.errors import InputError, printable
 from jaxdl.terminals import Terminal
+from tests.run_folders import write
 
 ROOT = Path(__file__).parent.parent
 HOSTILE = "\x1b]0;owned\x07\x1b[2J\x9b2Jred\u202egreen"
@@ -130,11 +131,11 @@ def test_ctrl_c_while_python_imports_ends_in_one_line(module, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("setting", ["env -u HOME", "ulimit -n 24;", "env HOME=/nonexistent"])
+@pytest.mark.parametrize("setting", ["env -u HOME", "ulimit -n 12;", "ulimit -n 20;", "env HOME=/nonexistent"])
 def test_a_run_without_a_home_or_with_few_files_ends_in_one_message_or_well(setting, tmp_path):
     line = f"{setting} {sys.executable} -m experiments.weather {' '.join(RUN[:-1])} --workdir {tmp_path}/run"
     variables = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
-    done = subprocess.run(["bash", "-c", line], cwd=tmp_path, capture_output=True, text=True,
+    done = subprocess.run(["bash", "-c", line], cwd=tmp_path, capture_output=True, text=True, timeout=120,
                           env={**variables, "PYTHONPATH": str(ROOT)})  # fmt: skip
     assert done.returncode in (0, 2) and "Traceback" not in done.stderr, done.stderr
     assert not (tmp_path / "~").exists()
@@ -147,6 +148,22 @@ def test_the_numbers_of_closed_streams_are_taken():
         "os._exit(0 if os.fstat(1) and os.fstat(2) and os.open('/dev/null', 0) > 2 else 1)"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+@pytest.mark.parametrize("flag", [(), ("--json",), ("--quiet",)])
+def test_closed_streams_end_no_command(flag, tmp_path):
+    write(tmp_path / "run")
+    call = f"exec {sys.executable} -m jaxdl runs {tmp_path} {' '.join(flag)} <&- >&-"
+    done = subprocess.run(["bash", "-c", call], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flag", ["--json", "--quiet"])
+def test_a_quiet_run_whose_output_is_closed_is_finished(flag, tmp_path):
+    call = f"exec {sys.executable} -m {' '.join(RUN)} {flag} --workdir {tmp_path}/run >&-"
+    done = subprocess.run(["bash", "-c", call], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and (tmp_path / "run" / "metrics.json").exists(), done.stderr
 
 
 def test_begin_leaves_the_handlers_of_other_programs(monkeypatch):
