@@ -109,17 +109,21 @@ def export_run(run: str | Path, folder: str | Path, *, kept: Literal["best", "fi
         raise InputError(f"the run in {run} has no best epoch, because no loss was finite. Train it anew.")
     try:
         inputs, outputs = config["inputs"], Outputs(**config["outputs"])
+        columns = inputs["columns"]
+        for name, texts in (("outputs", [*outputs.names, outputs.link, outputs.unit]), ("columns", columns or [])):
+            if not all(isinstance(text, str) for text in texts):
+                raise TypeError(name)
         rows = np.zeros((1, *inputs["shape"]), inputs["dtype"])
         model, card = as_model(from_json(config["network"])), cards.of_run(config, metrics, kept)
     except InputError:
         raise
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, MemoryError, OverflowError, TypeError, ValueError) as error:
         raise InputError(
             f"{run / folders.CONFIG} and {folders.METRICS} must describe the model, but lack or garble {error}. "
             "Restore them from a copy, or train again."
         ) from error
     weights = load(run / "checkpoints" / kept)
-    return export(folder, model, weights, rows, columns=inputs["columns"], outputs=outputs, card=card)
+    return export(folder, model, weights, rows, columns=columns, outputs=outputs, card=card)
 
 
 def predict(folder: str | Path, source: str, target: str, batch_size: int | None = None) -> None:

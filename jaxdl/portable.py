@@ -293,8 +293,8 @@ def written(target: str) -> Iterator[TextIO]:
 def shown(text: str) -> str:
     """A text from elsewhere, with what a terminal would obey, or UTF-8 cannot say, as its escape.
 
-    >>> shown("cat\x1b[2J")
-    'cat\\x1b[2J'
+    >>> print(shown("cat\x1b[2J"))
+    cat\\x1b[2J
     """
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 

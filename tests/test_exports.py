@@ -246,7 +246,18 @@ def test_a_run_that_is_not_finished_or_too_old_is_refused_until_it_goes_on(runs,
 
 
 @pytest.mark.parametrize(
-    "damage", [{"network": {"kind": "mlp"}}, {"inputs": {}}, {"outputs": {"a": 1}}, {"card": None}]
+    "damage",
+    [
+        {"network": {"kind": "mlp"}},
+        {"inputs": {}},
+        {"inputs": {"shape": [89], "dtype": "float32"}},
+        {"inputs": {"shape": [89], "dtype": "float32", "columns": [["a"]]}},
+        {"inputs": {"shape": [10**40], "dtype": "float32", "columns": None}},
+        {"outputs": {"a": 1}},
+        {"outputs": {"names": ["hours"], "unit": [1]}},
+        {"outputs": {"names": [1]}},
+        {"card": None},
+    ],
 )
 def test_a_damaged_description_is_bad_input(runs, tmp_path, damage):
     folder = tmp_path / "run"
