@@ -138,7 +138,8 @@ def known_flags():
     commands = getattr(jaxdl.__main__.Command, "__args__", (jaxdl.__main__.Command,))
     names += [field.name for one in commands for field in fields(one)]
     known = FOREIGN | {"help"} | {name.replace("_", "-") for name in names}
-    for path in (*ROOT.glob("benchmarks/*.py"), ROOT / "tests" / "faults.py", ROOT / "jaxdl" / "launch.py"):
+    tests = (ROOT / "tests" / name for name in ("faults.py", "mutations.py"))
+    for path in (*ROOT.glob("benchmarks/*.py"), *tests, ROOT / "jaxdl" / "launch.py"):
         if "import argparse" in path.read_text():
             module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
             known |= {flag.lstrip("-") for flag in parsed_by_argparse(module, ["--help"])}
