@@ -371,6 +371,7 @@ def test_data_of_a_gigabyte_and_a_half_are_trained_in_a_few_hundred_megabytes(tm
     steps, megabytes = np.array([line.split() for line in done.stdout.splitlines()], float).T
     assert (tmp_path / "inputs.npy").stat().st_size > 1.5e9 and steps[-1] > 600
     assert megabytes.max() < 700
-    # Flat but for the windows that a sample happens to meet: the steps of each half see 230 MB of rows.
+    # The steps of each half see 230 MB of rows. A sample may meet a window of 61 MB more than another does: the least
+    # of the second half meets none, and would hold what the steps before had left.
     first, second = np.array_split(megabytes, 2)
-    assert np.median(second) < np.median(first) + 64
+    assert second.min() < np.median(first) + 32
