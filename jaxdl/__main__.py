@@ -26,8 +26,6 @@ from rich.console import Console
 
 from jaxdl import _startup, accounts, differences, exports, folders, listings, run_tables
 from jaxdl.arguments import check_platform
-from jaxdl.canvas import save
-from jaxdl.comparison_plots import overlay, shared
 from jaxdl.errors import InputError, printable
 from jaxdl.terminals import Terminal
 
@@ -58,11 +56,7 @@ class Runs(Output):
     reverse: bool = False
     """The other way round."""
     compare: Annotated[tuple[str, str] | None, tyro.conf.arg(metavar="A B")] = None
-    """Two of the runs, by name or folder: what differs in configuration, surroundings and result."""
-    plot: Annotated[Path | None, tyro.conf.arg(metavar="FILE.png")] = None
-    """Draw their histories over each other, of all or of the two."""
-    metric: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
-    """The figure to draw; by default the one that they share: val_rmse, val_accuracy, else val_loss."""
+    """Two of the runs, by name or folder: the entries of config.json and metrics.json that differ."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +121,6 @@ def run(command: Command, console: Console) -> None:
 
 def _list(command: Runs, console: Console) -> None:
     rows = listings.ordered(listings.listing(command.folder), command.sort, command.reverse)
-    _draw(command, rows)
     if command.json:
         print(folders.as_json([{**each._asdict(), "folder": str(each.folder)} for each in rows]), end="")
     elif command.quiet:
@@ -144,7 +137,6 @@ def _compare(command: Runs, console: Console) -> None:
     names = command.compare or ("", "")
     a, b = (_of(command.folder, name) for name in names)
     found = differences.differences(a, b)
-    _draw(command, [listings.row(a, names[0]), listings.row(b, names[1])])
     if command.json:
         print(folders.as_json([each._asdict() for each in found]), end="")
     elif command.quiet:
@@ -181,18 +173,6 @@ def _export(command: Export, console: Console) -> None:
 def _of(folder: Path, name: str) -> Path:
     """A run by its name in a folder, or by its own path."""
     return folder / name if (folder / name).exists() else Path(name)
-
-
-def _draw(command: Runs, rows: Sequence[listings.Row]) -> None:
-    if command.plot is None:
-        if command.metric is not None:
-            raise InputError("--metric says what --plot draws. Give --plot FILE.png too.")
-        return
-    tables = listings.histories(rows)
-    save(overlay(tables, command.metric or shared(tables), title=str(command.folder)), command.plot)
-    if left_out := [each.run for each in rows if each.run not in tables]:
-        text = f"not drawn, because no epoch of theirs can be read: {', '.join(left_out)}"
-        print(printable(text), file=sys.stderr)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

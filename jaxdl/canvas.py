@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 # Okabe and Ito's colours, which colour-blind readers tell apart and which print as distinct greys.
 BLUE, VERMILION, GREY = "#0072B2", "#D55E00", "#767676"
 GREEN, PURPLE = "#009E73", "#CC79A7"
-ORANGE, SKY = "#E69F00", "#56B4E9"
 
 
 def blank(width: float, height: float, above: float) -> Figure:

@@ -8,7 +8,6 @@ import os
 import re
 import time
 from collections.abc import Iterable
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -168,19 +167,6 @@ def history(folder: str | Path) -> pd.DataFrame:
 def _text(path: Path) -> str:
     with open_regular(path) as file:
         return file.read().decode()
-
-
-def histories(rows: Iterable[Row]) -> dict[str, pd.DataFrame]:
-    """The records of runs by name, without those that have none or whose file cannot be read.
-
-    >>> histories([Row("no", Path("no"), "damaged")])
-    {}
-    """
-    found = {}
-    for each in rows:
-        with suppress(InputError, OSError):
-            found[each.run] = history(each.folder)
-    return {name: table for name, table in found.items() if len(table)}
 
 
 def _finished(metrics: dict[str, Any]) -> dict[str, Any]:

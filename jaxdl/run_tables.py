@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
 from typing import TYPE_CHECKING, Any, get_args
 
 from rich.text import Text
 
 from jaxdl.accounts import Account
-from jaxdl.differences import RESULT, SURROUNDINGS, TOLD, Difference, flat
+from jaxdl.differences import METRICS, Difference, flat
 from jaxdl.folders import USAGE
 from jaxdl.listings import Column, Row
 from jaxdl.units import short
@@ -56,20 +57,18 @@ def notes(rows: Iterable[Row]) -> list[str]:
 
 
 def compared(found: Sequence[Difference], names: tuple[str, str]) -> Table:
-    """What differs between two runs of these names; of results that are numbers, the change too.
+    """Return a table of the entries that differ between two runs of these names; of numeric metrics, the change too.
 
-    >>> compared([Difference("result", "rmse.test", 3.5, 3.25)], ("plain", "small")).row_count
+    >>> compared([Difference("metrics", "rmse.test", 3.5, 3.25)], ("plain", "small")).row_count
     2
     """
     table = _table()
     for name in ("", *names, "change"):
         table.add_column(Text(name), justify="right" if name else "left", overflow="fold")
-    for part in (TOLD, SURROUNDINGS, RESULT):
-        own = [each for each in found if each.part == part]
-        if own:
-            table.add_row(Text(part, "bold"))
-        for each in own:
-            known = part == RESULT and all(_is_number(value) for value in (each.a, each.b))
+    for part, entries in groupby(found, lambda each: each.part):
+        table.add_row(Text(part, "bold"))
+        for each in entries:
+            known = part == METRICS and all(_is_number(value) for value in (each.a, each.b))
             change = f"{each.b - each.a:+.4g}" if known else ""
             table.add_row(*map(Text, (f"  {each.entry}", words(each.a), words(each.b), change)))
     return table

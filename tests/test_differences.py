@@ -22,13 +22,13 @@ def test_only_what_differs_is_listed_and_the_folders_do_not_count(tmp_path):
         versions={**CONFIG["versions"], "jax": "0.11.0"},
     )
     assert differences(a, b) == [
-        Difference("configuration", "seed", 0, 1),
-        Difference("configuration", "hidden", [10, 5], [100]),
-        Difference("configuration", "dropout", None, 0.5),
-        Difference("surroundings", "versions.jax", "0.10.2", "0.11.0"),
-        Difference("surroundings", "commit", "0123456789abcdef", "fedcba"),
-        Difference("result", "reason", "epochs", "early-stopping"),
-        Difference("result", "rmse.test", 3.8, 3.5),
+        Difference("config", "seed", 0, 1),
+        Difference("config", "hidden", [10, 5], [100]),
+        Difference("config", "versions.jax", "0.10.2", "0.11.0"),
+        Difference("config", "commit", "0123456789abcdef", "fedcba"),
+        Difference("config", "dropout", None, 0.5),
+        Difference("metrics", "reason", "epochs", "early-stopping"),
+        Difference("metrics", "rmse.test", 3.8, 3.5),
     ]
     mirrored = [(each.entry, each.b, each.a) for each in differences(b, a)]
     assert sorted(mirrored, key=str) == sorted(((e.entry, e.a, e.b) for e in differences(a, b)), key=str)

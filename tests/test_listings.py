@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from jaxdl.accounts import files
 from jaxdl.errors import InputError
-from jaxdl.listings import Row, find, histories, history, listing, ordered, read, row
+from jaxdl.listings import Row, find, history, listing, ordered, read, row
 from jaxdl.locks import locked
 from tests.run_folders import CONFIG, HISTORY, METRICS, accuracy, write
 
@@ -112,13 +112,6 @@ def test_a_history_is_what_was_written_without_a_line_that_is_being_written(tmp_
     with (folder / "history.csv").open("a") as file:
         file.write("5,0.1")
     pd.testing.assert_frame_equal(history(folder), HISTORY, check_index_type=False)
-
-
-def test_histories_are_those_that_can_be_read(tmp_path):
-    rows = [row(write(tmp_path / "a")), row(write(tmp_path / "b", history=None))]
-    write(tmp_path / "c")
-    (tmp_path / "c" / "history.csv").write_text("loss\n1\n")
-    assert list(histories([*rows, row(tmp_path / "c")])) == ["a"]
 
 
 def test_runs_are_found_at_any_depth_but_not_inside_of_runs_and_not_hidden(tmp_path):

@@ -66,7 +66,7 @@ def test_two_runs_are_compared_by_name_or_by_path(runs, capsys):
     for names in (("a", "b"), (str(runs / "a"), str(runs / "b"))):
         assert main(["runs", str(runs), "--compare", *names, "--json"]) == 0
         found = json.loads(capsys.readouterr().out)
-        assert found[0] == {"part": "configuration", "entry": "seed", "a": 0, "b": 1}
+        assert found[0] == {"part": "config", "entry": "seed", "a": 0, "b": 1}
     assert main(["runs", str(runs), "--compare", "a", "b", "--quiet"]) == 0
     assert capsys.readouterr().out.split() == [each["entry"] for each in found]
     assert main(["runs", str(runs), "--compare", "a", "b"]) == 0
@@ -75,27 +75,12 @@ def test_two_runs_are_compared_by_name_or_by_path(runs, capsys):
     assert capsys.readouterr().out == "a and a differ in nothing.\n"
 
 
-def test_histories_are_drawn_and_what_cannot_be_is_named(runs, capsys):
-    write(runs / "early", metrics=None, history=None)
-    for file in ("all.png", "all.pdf"):
-        assert main(["runs", str(runs), "--plot", str(runs / file), "--quiet"]) == 0
-        assert "not drawn, because no epoch of theirs can be read: early" in capsys.readouterr().err
-    assert (runs / "all.png").read_bytes()[:4] == b"\x89PNG" and (runs / "all.pdf").read_bytes()[:4] == b"%PDF"
-    two = runs / "two.svg"
-    assert main(["runs", str(runs), "--compare", "a", "b", "--plot", str(two), "--metric", "loss", "--quiet"]) == 0
-    assert capsys.readouterr().err == "" and "<svg" in two.read_text()
-
-
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (["runs", "DIR/none"], "must be a folder with runs, got nothing"),
         (["runs", "DIR", "--json", "--quiet"], "--json and --quiet exclude each other"),
         (["runs", "DIR", "--compare", "a", "none"], "none must be the folder of a run"),
-        (["runs", "DIR", "--plot", "DIR/x.doc"], "must end in .*, got DIR/x.doc. Use x.png, say"),
-        (["runs", "DIR", "--plot", "DIR/no/x.png"], "cannot be written: No such file or directory"),
-        (["runs", "DIR", "--plot", "DIR/x.png", "--metric", "f1"], '"f1" is not measured by a, which measures loss'),
-        (["runs", "DIR", "--metric", "loss"], "--metric says what --plot draws"),
         (["show", "DIR"], "must be the folder of a run, which holds a config.json, got a folder without"),
     ],
 )

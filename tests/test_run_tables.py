@@ -58,19 +58,19 @@ def test_a_comparison_shows_both_sides_and_the_change_of_numbers(tmp_path):
     lines = [line.split() for line in shown(run_tables.compared(differences(a, b), ("a", "b")), 80)]
     assert lines == [
         ["a", "b", "change"],
-        ["configuration"],
+        ["config"],
         ["seed", "0", "1"],
         ["hidden", "10", "5", "100"],
-        ["result"],
+        ["metrics"],
         ["rmse.test", "3.8", "3.5", "-0.3"],
     ]
 
 
 def test_names_and_values_are_no_markup():
-    found = [Difference("configuration", "[bold]", "[red]a", None)]
+    found = [Difference("config", "[bold]", "[red]a", None)]
     assert [line.split() for line in shown(run_tables.compared(found, ("[x]", "[/y]")), 80)] == [
         ["[x]", "[/y]", "change"],
-        ["configuration"],
+        ["config"],
         ["[bold]", "[red]a", "none"],
     ]
 
