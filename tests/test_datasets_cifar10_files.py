@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxdl.datasets import cifar10_files, cifar10_pickle
+from jaxdl.datasets import cifar10_files
 from jaxdl.datasets.images import CLASSES
 from jaxdl.errors import InputError
 
@@ -320,7 +320,7 @@ def test_nothing_is_called(tmp_path, monkeypatch, call, protocol):
 
 def test_what_is_refused_is_named():
     with pytest.raises(InputError, match=r"mine must hold images and labels only, got posix\.system\. Do not trust"):
-        cifar10_pickle.load("mine", b"\x80\x02cposix\nsystem\nU\x02ls\x85R.")
+        cifar10_files.unpickle("mine", b"\x80\x02cposix\nsystem\nU\x02ls\x85R.")
 
 
 HOSTILE = {
@@ -359,12 +359,12 @@ HOSTILE = {
 @pytest.mark.parametrize("content", HOSTILE.values(), ids=HOSTILE)
 def test_hostile_instructions_end_in_a_clear_error(content):
     with pytest.raises(InputError) as caught:
-        cifar10_pickle.load("mine", content)
+        cifar10_files.unpickle("mine", content)
     assert str(caught.value).startswith("mine must ") and len(str(caught.value)) < 300
 
 
 def test_a_huge_number_in_the_memo_takes_no_memory():
-    assert cifar10_pickle.load("mine", b"\x80\x02}r\xff\xff\xff\xff.") == {}
+    assert cifar10_files.unpickle("mine", b"\x80\x02}r\xff\xff\xff\xff.") == {}
 
 
 NUMPY = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R"
@@ -403,7 +403,7 @@ PLAIN = st.recursive(
 @settings(max_examples=50, deadline=None)
 @given(st.dictionaries(st.text(max_size=5), PLAIN, max_size=5), st.sampled_from([2, 3, 4]))
 def test_plain_values_are_read_as_pickle_reads_them(values, protocol):
-    assert cifar10_pickle.load("mine", pickle.dumps(values, protocol)) == values
+    assert cifar10_files.unpickle("mine", pickle.dumps(values, protocol)) == values
 
 
 @settings(deadline=None)
@@ -415,17 +415,17 @@ def test_whatever_is_cut_off_or_changed_gives_values_or_a_clear_error(data):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
     content = bytes(content[: data.draw(st.integers(0, len(content)))])
     try:
-        values = cifar10_pickle.load("mine", content)
-        cifar10_pickle.table("mine", values.get("data"))
+        values = cifar10_files.unpickle("mine", content)
+        cifar10_files.byte_table("mine", values.get("data"))
     except InputError as error:
         assert str(error).startswith("mine must ")
 
 
 @settings(deadline=None)
-@given(st.lists(st.sampled_from(sorted(cifar10_pickle.FORMS)).map(lambda code: code + b"\x00")))
+@given(st.lists(st.sampled_from(sorted(cifar10_files.OPCODES)).map(lambda code: code + b"\x00")))
 def test_any_instructions_give_values_or_a_clear_error(codes):
     try:
-        assert isinstance(cifar10_pickle.load("mine", b"".join(codes)), dict)
+        assert isinstance(cifar10_files.unpickle("mine", b"".join(codes)), dict)
     except InputError as error:
         assert str(error).startswith("mine must ")
 
@@ -434,7 +434,7 @@ def test_a_real_batch_that_ends_early(real_data):
     content = (Path(real_data) / "cifar-10-batches-py" / "test_batch").read_bytes()
     for length in (1, 100, 2104, 2150, 2250, len(content) // 2, len(content) - 1):
         with pytest.raises(InputError, match="got one cut short or damaged"):
-            cifar10_pickle.load("mine", content[:length])
+            cifar10_files.unpickle("mine", content[:length])
 
 
 def bomb(kind, size=1 << 31, content=1 << 24):

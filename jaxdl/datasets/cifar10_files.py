@@ -6,16 +6,19 @@ Source: Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009,
 from __future__ import annotations
 
 import gzip
+import io
+import pickletools
+import struct
 import tarfile
 import zlib
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from jaxdl.datasets.cifar10_pickle import load, table
 from jaxdl.datasets.images import CLASSES, SHAPE, Arrays
 from jaxdl.errors import InputError
 
@@ -24,7 +27,33 @@ LARGEST = 1 << 28  # bytes of a file; a published one has some 31 million
 HEADER = 1 << 20  # bytes of what stands before a file in an archive: its name, mostly
 UNPACKED = 1 << 29  # bytes of an archive when it is unpacked; a published one has some 186 million
 ENTRIES = 10_000  # of an archive
+INSTRUCTIONS = 300_000  # of a pickled file; a published one has some 30,000
 ADVICE = "Get it again."
+DISTRUST = f"Do not trust this copy. {ADVICE}"
+# The instructions of a pickled file that are followed, as pickletools names them. First those that take values from the
+# stack, with their number; None for all above the last mark.
+TAKE = {
+    **dict.fromkeys(("TUPLE", "APPENDS", "SETITEMS"), None),
+    **dict.fromkeys(("TUPLE1", "APPEND", "BUILD"), 1),
+    **dict.fromkeys(("TUPLE2", "SETITEM", "STACK_GLOBAL", "REDUCE"), 2),
+    "TUPLE3": 3,
+}
+CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
+OTHERS = {
+    *("PROTO", "FRAME", "MARK", "STOP", "GLOBAL", "MEMOIZE", "BINPUT", "LONG_BINPUT", "BINGET", "LONG_BINGET"),
+    *("BININT", "BININT1", "BININT2", "BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES"),
+    *("BINUNICODE", "SHORT_BINUNICODE", "EMPTY_TUPLE", "EMPTY_LIST", "EMPTY_DICT"),
+}
+OPCODES = {
+    opcode.code.encode("latin-1"): opcode
+    for opcode in pickletools.opcodes
+    if opcode.name in {*TAKE, *CONSTANTS, *OTHERS}
+}
+# What a pickled array names, under NumPy's old name and its new one, and how Python 3 writes bytes in protocol 2.
+NAMES = {
+    *("numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct"),
+    *("numpy.ndarray", "numpy.dtype", "_codecs.encode"),
+}
 
 
 class Batch(NamedTuple):
@@ -107,6 +136,137 @@ def read(path: Path) -> Arrays:
         raise InputError(f"{form.classes} in {path} must name the classes {', '.join(CLASSES)}, got others. {ADVICE}")
     batches = [form.batch(f"{name} in {path}", files[name]) for name in (*train, form.test)]
     return Arrays(*_joined(batches[:-1]), *_joined(batches[-1:]))
+
+
+@dataclass(eq=False)
+class Named:
+    """Stand in for an object that a pickled file names, or makes by calling what it names."""
+
+    name: str
+    arguments: Any = None
+    state: Any = None
+
+
+def unpickle(name: str, content: bytes) -> dict[str, Any]:
+    """Return the pickled dict of a file that messages call `name`; nothing is looked up, imported or called.
+
+    Its keys are texts. Arrays are left as `Named`, for `byte_table`. Raises InputError where the content names or does
+    anything that a file of CIFAR-10 has no need of, is cut short or damaged, or is no dict.
+
+    >>> import pickle
+    >>> unpickle("mine", pickle.dumps({"labels": [6, 9]}, protocol=2))
+    {'labels': [6, 9]}
+    """
+    try:
+        value = _unpickled(name, content)
+    except InputError:
+        raise
+    except (struct.error, EOFError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{name} must be a pickled file of CIFAR-10, got one cut short or damaged. {DISTRUST}"
+        ) from error
+    if not isinstance(value, dict):
+        raise InputError(f"{name} must hold a pickled dict, got a {type(value).__name__}. {DISTRUST}")
+    return {key.decode(errors="replace") if isinstance(key, bytes) else key: item for key, item in value.items()}
+
+
+def byte_table(name: str, value: Any) -> NDArray[np.uint8]:
+    """Return the array of bytes, (rows, columns), that `unpickle` has left as `Named`.
+
+    Raises InputError for anything else.
+
+    >>> import pickle
+    >>> content = pickle.dumps({"data": np.array([[1, 2], [3, 4]], np.uint8)}, protocol=4)
+    >>> byte_table("mine", unpickle("mine", content)["data"]).tolist()
+    [[1, 2], [3, 4]]
+    """
+    match value:
+        case Named(
+            name="_reconstruct",
+            state=(_, (int(rows), int(columns)), Named(name="dtype", arguments=(kind, *_)), False, bytes(cells)),
+        ):
+            # Python 3 spells the type as a text, Python 2 as a string.
+            if kind in ("u1", b"u1") and rows >= 0 and columns >= 0 and rows * columns == len(cells):
+                return np.frombuffer(cells, np.uint8).reshape(rows, columns)
+    raise InputError(f"{name} must be an array of bytes in rows and columns, got something else. {DISTRUST}")
+
+
+def _unpickled(name: str, content: bytes) -> Any:
+    """Return the value that a pickled file of protocols 2 to 4 holds; of its values only texts and bytes are hashed."""
+    stream, encoded = io.BytesIO(content), 0
+    stack: list[Any] = []
+    marks: list[int] = []
+    memo: dict[int, Any] = {}
+
+    def refusal(got: str) -> InputError:
+        return InputError(f"{name} must hold images and labels only, got {got[:100]}. {DISTRUST}")
+
+    for _ in range(INSTRUCTIONS):
+        code = stream.read(1)
+        if not code:
+            raise EOFError
+        if code not in OPCODES:
+            raise refusal(f"the instruction {code!r}")
+        opcode = OPCODES[code]
+        if opcode.name == "GLOBAL":  # pickletools would follow escapes
+            argument: Any = [_line(stream), _line(stream)]
+        else:
+            argument = opcode.arg.reader(stream) if opcode.arg else None
+        count = TAKE.get(opcode.name, 0)
+        start = marks.pop() if count is None else len(stack) - count
+        if start < 0:
+            raise IndexError
+        values, stack[start:] = stack[start:], []
+        match opcode.name:
+            case "STOP":
+                return stack.pop()
+            case "PROTO" | "FRAME":
+                pass
+            case "MARK":
+                marks.append(len(stack))
+            case "BINPUT" | "LONG_BINPUT" | "MEMOIZE":
+                memo[len(memo) if argument is None else argument] = stack[-1]
+            case "BINGET" | "LONG_BINGET":
+                stack.append(memo[argument])
+            case "EMPTY_LIST":
+                stack.append([])
+            case "EMPTY_DICT":
+                stack.append({})
+            case "EMPTY_TUPLE" | "TUPLE" | "TUPLE1" | "TUPLE2" | "TUPLE3":
+                stack.append(tuple(values))
+            case "APPEND" | "APPENDS":
+                stack[-1].extend(values)
+            case "SETITEM" | "SETITEMS":
+                if not all(isinstance(key, (bytes, str)) for key in values[::2]):
+                    raise TypeError
+                stack[-1].update(zip(values[::2], values[1::2], strict=True))
+            case "BUILD":
+                stack[-1].state = values[0]
+            case "GLOBAL" | "STACK_GLOBAL":
+                if (path := ".".join(argument or values)) not in NAMES:
+                    raise refusal(path)
+                stack.append(Named(path.rpartition(".")[2]))
+            case "REDUCE" if values[0].name == "encode":
+                text, _ = values[1]
+                # Each text is made into bytes once: no small file makes many large strings of one.
+                encoded += len(text)
+                if encoded > len(content):
+                    raise ValueError
+                stack.append(text.encode("latin-1"))
+            case "REDUCE":
+                stack.append(Named(values[0].name, values[1]))
+            case "BINSTRING" | "SHORT_BINSTRING":
+                stack.append(argument.encode("latin-1"))
+            case _:
+                stack.append(CONSTANTS.get(opcode.name, argument))
+    raise refusal(f"more than {INSTRUCTIONS} instructions")
+
+
+def _line(stream: io.BytesIO) -> str:
+    line = stream.readline()
+    if not line.endswith(b"\n"):
+        raise EOFError
+    return line[:-1].decode()
 
 
 def _format_of(names: Collection[str]) -> Format | None:
@@ -206,8 +366,8 @@ def _rows(name: str, content: bytes) -> Batch:
 
 
 def _pickled(name: str, content: bytes) -> Batch:
-    batch = load(name, content)
-    return _batch(name, table(f"data of {name}", batch.get("data")), batch.get("labels"))
+    batch = unpickle(name, content)
+    return _batch(name, byte_table(f"data of {name}", batch.get("data")), batch.get("labels"))
 
 
 def _batch(name: str, pixels: NDArray[np.uint8], labels: Any) -> Batch:
@@ -242,7 +402,7 @@ def _lines(name: str, content: bytes) -> Sequence[Any]:
 
 
 def _label_names(name: str, content: bytes) -> Sequence[Any]:
-    names = load(name, content).get("label_names")
+    names = unpickle(name, content).get("label_names")
     names = names if isinstance(names, list) else []
     return [name.decode("ascii", "replace") if isinstance(name, bytes) else name for name in names]
 
