@@ -100,7 +100,8 @@ def _spreads(section: str, caption: str, rows: Sequence[Row]) -> Iterator[Drawn]
     figure = ensemble_plots.spreads(
         [row.name for row in shown],
         [row.values["test"] for row in shown],
-        printed=[row.printed.get("test") for row in shown],
+        references=[row.printed.get("test") for row in shown],
+        reference_label="printed in the lesson",
         baselines={row.name: float(row.values["test"][0]) for row in alone},
         quantity=f"test {first.figure} ({first.unit})",
         decimals=1 if first.unit == "%" else 2,

@@ -1,15 +1,18 @@
-"""What all figures have in common: an empty one, its colours, and titles as they are."""
+"""What all figures have in common: an empty one, its colours, the scale of an axis, and titles as they are."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from jaxdl._files import atomic_write
 from jaxdl.arguments import given_as
 from jaxdl.errors import InputError
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 # Okabe and Ito's colours, which colour-blind readers tell apart and which print as distinct greys.
@@ -31,6 +34,27 @@ def blank(width: float, height: float, above: float) -> Figure:
     margins = {"left": 0.8 / width, "right": 1 - 0.2 / width, "bottom": 0.6 / height, "top": 1 - above / height}
     figure.subplots_adjust(**margins, wspace=0.08)
     return figure
+
+
+def fit_axis(axes: Axes, values: Any, *, quantile: float = 0.9, factor: float = 2.5) -> None:
+    """Scale the y axis to the finite values of curves, with 0 in it; without any, leave the axis as it is.
+
+    The first epochs of a run, or a run that diverges, are often far above the rest and would flatten it: positive
+    values are shown up to `factor` times their `quantile`.
+
+    >>> axes = blank(2, 2, above=0.1).subplots()
+    >>> fit_axis(axes, [4.0] * 20 + [1000.0, np.nan])
+    >>> bool(axes.get_ylim()[1] < 11)
+    True
+    """
+    values = np.asarray(values, np.float64)
+    finite = values[np.isfinite(values)]
+    if finite.size == 0:
+        return
+    low, high = min(0.0, finite.min()), max(0.0, finite.max())
+    if low == 0:
+        high = min(high, factor * np.quantile(finite, quantile))
+    axes.set_ylim(1.05 * low, 1.05 * high or 1)
 
 
 def plain(title: str) -> str:

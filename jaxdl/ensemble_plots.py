@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxdl.canvas import BLUE, GREEN, GREY, VERMILION, blank, plain
+from jaxdl.canvas import BLUE, GREEN, GREY, VERMILION, blank, fit_axis, plain
 from jaxdl.errors import InputError
 
 if TYPE_CHECKING:
@@ -52,7 +52,8 @@ def histories(table: pd.DataFrame, metric: str = "rmse", *, unit: str = "", titl
         axes.plot(ends["epoch"], ends[shown], ".", color=colour, markersize=5, label="where a member stopped")
     quantity = metric.upper() if metric == "rmse" else metric
     axes.set(xlabel="epoch", ylabel=f"{quantity} ({unit})" if unit else quantity, title=plain(title))
-    _scale(axes, table[[name for name in (metric, f"val_{metric}") if name in table]].to_numpy())
+    # By a quantile that a few members which diverge leave alone.
+    fit_axis(axes, table[[name for name in (metric, f"val_{metric}") if name in table]], quantile=0.75, factor=3)
     axes.xaxis.get_major_locator().set_params(integer=True)  # type: ignore[call-arg]
     axes.legend()
     return figure
@@ -66,7 +67,7 @@ def against_size(
     *,
     recommended: int | None = None,
     baselines: Mapping[str, float] | None = None,
-    quantity: str = "RMSE (hours)",
+    quantity: str = "value",
     title: str = "",
 ) -> Figure:
     """Figures of (K,) networks against their numbers of parameters, with error bars, a series a set.
@@ -105,16 +106,18 @@ def spreads(
     names: Sequence[str],
     values: Sequence[Any],
     *,
-    printed: Sequence[float | None] = (),
+    references: Sequence[float | None] = (),
+    reference_label: str = "reference",
     baselines: Mapping[str, float] | None = None,
-    quantity: str = "test RMSE (hours)",
+    quantity: str = "value",
     decimals: int = 2,
     title: str = "",
 ) -> Figure:
-    """A line a recipe: every seed as a dot, the mean with its standard error, and on the right both in figures.
+    """Draw a line a setting: every seed as a dot, the mean with its standard error, and on the right both as numbers.
 
-    values: (seeds,) figures of each recipe; the seeds whose figure is not finite are counted on the right.
-    printed: a figure of somebody else's run for each recipe, None for none. baselines: vertical lines.
+    values: (seeds,) values of each setting; the seeds whose value is not finite are counted on the right.
+    references: a value from elsewhere for each setting, None for none, which the legend calls `reference_label`.
+    baselines: vertical lines.
 
     >>> figure = spreads(["plain", "small"], [[4.1, 4.0], [3.5, 3.7]], baselines={"as today": 3.88})
     >>> [label.get_text() for label in figure.axes[0].get_yticklabels()]
@@ -125,8 +128,8 @@ def spreads(
     figure = blank(width, height, above=1.05 if title else 0.75)
     figure.subplots_adjust(left=(0.3 + 0.085 * longest) / width, right=1 - 1.7 / width)
     axes = figure.subplots()
-    for place, of_recipe in enumerate(values):
-        every = np.asarray(of_recipe, np.float64).ravel()
+    for place, of_setting in enumerate(values):
+        every = np.asarray(of_setting, np.float64).ravel()
         finite = every[np.isfinite(every)]
         # Neighbours in the figure's order stand apart, so that equal figures do not hide each other.
         apart = place + 0.09 * (np.argsort(np.argsort(finite, kind="stable")) % 5 - 2)
@@ -136,16 +139,16 @@ def spreads(
         axes.errorbar([mean], [place], xerr=[bar], fmt="D", color="black", markersize=4.5, capsize=3, zorder=3)
         text = _words(mean, error, len(every) - len(finite), decimals)
         axes.text(1.02, place, text, transform=axes.get_yaxis_transform(), va="center", fontsize=9)
-    for place, figure_of_others in enumerate(printed):
-        if figure_of_others is not None and np.isfinite(figure_of_others):
-            axes.plot(figure_of_others, place, "o", markerfacecolor="none", color=VERMILION, markersize=8, zorder=4)
+    for place, reference in enumerate(references):
+        if reference is not None and np.isfinite(reference):
+            axes.plot(reference, place, "o", markerfacecolor="none", color=VERMILION, markersize=8, zorder=4)
     for (name, value), dashes in zip((baselines or {}).items(), cycle(DASHES), strict=False):
         axes.axvline(value, color=GREY, linewidth=1.2, linestyle=dashes, label=plain(name))
     axes.set_yticks(range(len(names)), [plain(name) for name in names])
     axes.set(xlabel=quantity, ylim=(len(names) - 0.4, -0.6))
     axes.grid(axis="x", color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)
-    _explain(axes, any(value is not None for value in printed))
+    _explain(axes, reference_label if any(value is not None for value in references) else "")
     if title:
         figure.suptitle(plain(title))
     return figure
@@ -156,14 +159,6 @@ def _stopped(last: pd.Series) -> str:
     if low == high:
         return f"stopped after epoch {high}"
     return f"stopped after epoch {last.mean():.0f} on average ({low} to {high})"
-
-
-def _scale(axes: Axes, values: np.ndarray) -> None:
-    finite = values[np.isfinite(values)]
-    if finite.size:
-        # The first epochs, or a member that diverges, are often far above the rest and would flatten it.
-        low, high = min(0.0, finite.min()), finite.max()
-        axes.set_ylim(1.05 * low, 1.05 * (min(high, 3 * np.quantile(finite, 0.75)) if low == 0 else max(high, 0)) or 1)
 
 
 def _mean(finite: np.ndarray) -> tuple[float, float]:
@@ -177,7 +172,7 @@ def _words(mean: float, error: float, diverged: int, decimals: int) -> str:
     return "\n".join(filter(None, (known, f"{diverged} diverged" if diverged else "")))
 
 
-def _explain(axes: Axes, printed: bool) -> None:
+def _explain(axes: Axes, reference_label: str) -> None:
     """A legend above the panel, of the lines and of what the markers are."""
     from matplotlib.lines import Line2D
 
@@ -185,9 +180,9 @@ def _explain(axes: Axes, printed: bool) -> None:
         Line2D([], [], linestyle="", marker="o", color=BLUE, alpha=0.45, markersize=4, label="a seed"),
         Line2D([], [], linestyle="", marker="D", color="black", markersize=5, label="mean ± standard error"),
     ]
-    if printed:
+    if reference_label:
         hollow: dict[str, Any] = {"markerfacecolor": "none", "color": VERMILION, "markersize": 8}
-        marks.append(Line2D([], [], linestyle="", marker="o", label="printed in the lesson", **hollow))
+        marks.append(Line2D([], [], linestyle="", marker="o", label=plain(reference_label), **hollow))
     lines = [line for line in axes.get_lines() if not str(line.get_label()).startswith("_")]
     shown: dict[str, Any] = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "ncols": 3, "frameon": False}
     axes.legend(handles=[*marks, *lines], fontsize=8, **shown)

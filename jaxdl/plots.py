@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jaxdl.arguments import given_as, nearest
-from jaxdl.canvas import BLUE, GREEN, GREY, PURPLE, VERMILION, blank, plain
+from jaxdl.canvas import BLUE, GREEN, GREY, PURPLE, VERMILION, blank, fit_axis, plain
 from jaxdl.curves import Curve
 from jaxdl.errors import InputError
 
@@ -63,12 +63,7 @@ def history(
         )
     quantity = ", ".join(base.upper() if base == "rmse" else base for base in bases)
     axes.set(xlabel="epoch", ylabel=f"{quantity} ({unit})" if unit else quantity, title=plain(title))
-    finite = table[names].to_numpy(np.float64)
-    finite = finite[np.isfinite(finite)]
-    if finite.size:
-        # The first epochs are often far above the rest and would flatten it.
-        low, high = min(0.0, finite.min()), finite.max()
-        axes.set_ylim(1.05 * low, 1.05 * (min(high, 2.5 * np.quantile(finite, 0.9)) if low == 0 else max(high, 0)) or 1)
+    fit_axis(axes, table[names])
     axes.xaxis.get_major_locator().set_params(integer=True)  # type: ignore[call-arg]
     axes.legend()
     return figure

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from jaxdl.canvas import BLUE, GREEN, GREY, VERMILION, blank, plain
+from jaxdl.canvas import BLUE, GREEN, GREY, VERMILION, blank, fit_axis, plain
 from jaxdl.errors import InputError
 from jaxdl.rate_ranges import RateRange, smoothed, steepest
 
@@ -51,11 +51,7 @@ def learning_rates(table: pd.DataFrame, metric: str = "loss", *, unit: str = "",
     ):
         if name in table:
             lower.plot(epochs, table[name], line, color=colour, label=label, marker="." * (len(epochs) < 3))
-    finite = table[[name for name in (metric, f"val_{metric}") if name in table]].to_numpy(float)
-    finite = finite[np.isfinite(finite)]
-    if finite.size and finite.min() >= 0:
-        # The first epochs are often far above the rest and would flatten it.
-        lower.set_ylim(0, 1.05 * min(finite.max(), 2.5 * np.quantile(finite, 0.9)) or 1)
+    fit_axis(lower, table[[name for name in (metric, f"val_{metric}") if name in table]])
     upper.set(ylabel="learning rate", title=plain(title))
     quantity = metric.upper() if metric == "rmse" else metric
     lower.set(xlabel="epoch", ylabel=f"{quantity} ({unit})" if unit else quantity)

@@ -1,8 +1,9 @@
 """What all figures have in common."""
 
+import numpy as np
 import pytest
 
-from jaxdl.canvas import blank, save
+from jaxdl.canvas import blank, fit_axis, save
 from jaxdl.errors import InputError
 
 
@@ -27,3 +28,27 @@ def test_a_file_that_cannot_be_written_is_told(tmp_path):
 def test_the_page_has_the_margins_that_were_asked_for():
     parts = blank(8, 4, above=0.5).subplotpars
     assert (parts.left * 8, parts.top * 4) == pytest.approx((0.8, 3.5))
+
+
+@pytest.mark.parametrize(
+    ("values", "limits"),
+    [
+        ([1.0, 2.0], (0, 2.1)),
+        ([1.0] * 20 + [1000.0, np.nan, np.inf], (0, 2.625)),  # what lies far above the rest is cut off
+        ([-2.0, -1.0], (-2.1, 1)),
+        ([-2.0] + [0.5] * 20 + [1000.0], (-2.1, 1050)),
+        ([0.0, 0.0], (0, 1)),
+        ([np.nan, np.inf], (0, 1)),  # the limits of an empty axis
+        ([], (0, 1)),
+    ],
+)
+def test_an_axis_shows_zero_and_the_finite_values(values, limits):
+    axes = blank(2, 2, above=0.1).subplots()
+    fit_axis(axes, values)
+    assert axes.get_ylim() == pytest.approx(limits)
+
+
+def test_a_lower_quantile_leaves_more_values_out():
+    axes = blank(2, 2, above=0.1).subplots()
+    fit_axis(axes, [1.0] * 4 + [1e30], quantile=0.75, factor=3)
+    assert axes.get_ylim() == pytest.approx((0, 3.15))

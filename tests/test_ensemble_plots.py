@@ -120,7 +120,7 @@ def test_sizes_stand_on_a_logarithmic_axis_with_their_errors():
     figure = plots.against_size(SIZES, MEANS, ERRORS, NAMES, recommended=2, baselines={"as today": 3.88})
     draw(figure)
     (axes,) = figure.axes
-    assert axes.get_xscale() == "log" and (axes.get_xlabel(), axes.get_ylabel()) == ("parameters", "RMSE (hours)")
+    assert axes.get_xscale() == "log" and (axes.get_xlabel(), axes.get_ylabel()) == ("parameters", "value")
     for (x, y, reach), name in zip(bars(axes), MEANS, strict=True):
         order = [1, 2, 0]
         np.testing.assert_array_equal(x, np.array(SIZES)[order])
@@ -163,7 +163,8 @@ def test_sizes_below_1_are_refused(size):
 
 def test_spreads_show_every_seed_and_the_mean_with_its_standard_error():
     seeds = [np.random.default_rng(place).normal(3.5, 0.2, 12) for place in range(3)]
-    figure = plots.spreads(["plain", "small", "$x$"], seeds, printed=[4.08, None, np.nan], baselines={"as today": 3.88})
+    marks = {"references": [4.08, None, np.nan], "reference_label": "published"}
+    figure = plots.spreads(["plain", "small", "$x$"], seeds, baselines={"as today": 3.88}, **marks)
     draw(figure)
     (axes,) = figure.axes
     dots = [line for line in axes.get_lines() if line.get_marker() == "o" and len(line.get_xdata()) == 12]
@@ -180,7 +181,7 @@ def test_spreads_show_every_seed_and_the_mean_with_its_standard_error():
     low, high = axes.get_ylim()
     assert low > high  # The first recipe is at the top.
     legend = [text.get_text() for text in axes.get_legend().get_texts()]
-    assert legend == ["a seed", "mean ± standard error", "printed in the lesson", "as today"]
+    assert legend == ["a seed", "mean ± standard error", "published", "as today"]
 
 
 def test_spreads_count_what_diverged():
