@@ -24,7 +24,7 @@ from typing import Annotated, Literal
 import tyro
 from rich.console import Console
 
-from jaxdl import _startup, accounts, differences, exports, folders, listings, run_tables
+from jaxdl import _startup, accounts, differences, exports, files, listings, run_tables
 from jaxdl.arguments import check_platform
 from jaxdl.canvas import save
 from jaxdl.comparison_plots import overlay, shared
@@ -129,7 +129,7 @@ def _list(command: Runs, console: Console) -> None:
     rows = listings.ordered(listings.listing(command.folder), command.sort, command.reverse)
     _draw(command, rows)
     if command.json:
-        print(folders.as_json([{**each._asdict(), "folder": str(each.folder)} for each in rows]), end="")
+        print(files.as_json([{**each._asdict(), "folder": str(each.folder)} for each in rows]), end="")
     elif command.quiet:
         print("".join(f"{printable(str(each.folder))}\n" for each in rows), end="")
     elif rows:
@@ -146,7 +146,7 @@ def _compare(command: Runs, console: Console) -> None:
     found = differences.differences(a, b)
     _draw(command, [listings.row(a, names[0]), listings.row(b, names[1])])
     if command.json:
-        print(folders.as_json([each._asdict() for each in found]), end="")
+        print(files.as_json([each._asdict() for each in found]), end="")
     elif command.quiet:
         print("".join(f"{printable(each.entry)}\n" for each in found), end="")
     elif found:
@@ -159,7 +159,7 @@ def _show(command: Show, console: Console) -> None:
     of = accounts.account(command.run)
     if command.json:
         row = {**of.row._asdict(), "folder": str(of.row.folder)}
-        print(folders.as_json({**row, "config": of.config, "metrics": of.metrics, "files": of.files}), end="")
+        print(files.as_json({**row, "config": of.config, "metrics": of.metrics, "files": of.files}), end="")
     elif command.quiet:
         print(of.row.reason)
     else:
@@ -173,7 +173,7 @@ def _show(command: Show, console: Console) -> None:
 def _export(command: Export, console: Console) -> None:
     exports.export_run(command.run, command.out, kept=command.weights)
     if command.json:
-        print(folders.as_json({"folder": str(command.out), "files": accounts.files(command.out)}), end="")
+        print(files.as_json({"folder": str(command.out), "files": accounts.files(command.out)}), end="")
     elif not command.quiet:
         console.print(f"The model and how to use it are in {command.out}", markup=False, soft_wrap=True)
 

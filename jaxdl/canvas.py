@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jaxdl._files import atomic_write
 from jaxdl.arguments import given_as
 from jaxdl.errors import InputError
+from jaxdl.files import atomic_write
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from jaxdl._files import open_regular
 from jaxdl.errors import InputError
+from jaxdl.files import open_regular
 
 try:
     import fcntl

@@ -122,32 +122,6 @@ def test_several_may_download_at_once(server, path):
     assert files(path.parent) == ["a.gz", "a.gz.checksum"]
 
 
-def test_a_file_is_there_when_the_block_ends(tmp_path):
-    with downloads.whole(tmp_path / "a") as file:
-        file.write(b"new")
-        file.flush()
-        assert not (tmp_path / "a").exists()
-    assert (tmp_path / "a").read_bytes() == b"new" and files(tmp_path) == ["a"]
-
-
-@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt, InputError])
-def test_an_interrupted_block_leaves_what_was_there(tmp_path, error):
-    (tmp_path / "a").write_bytes(b"old")
-    with pytest.raises(error), downloads.whole(tmp_path / "a") as file:
-        file.write(b"new")
-        raise error
-    assert (tmp_path / "a").read_bytes() == b"old" and files(tmp_path) == ["a"]
-
-
-def test_a_process_that_dies_leaves_nothing_under_the_name(tmp_path):
-    code = (
-        "import os, pathlib; from jaxdl.datasets import downloads\n"
-        f"with downloads.whole(pathlib.Path({str(tmp_path)!r}) / 'a') as file: file.write(b'new'), os._exit(9)"
-    )
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 9
-    assert not (tmp_path / "a").exists() and all(name.endswith(".partial") for name in files(tmp_path))
-
-
 def test_the_server_is_asked_for_ten_seconds_at_most_and_the_cache_is_the_users():
     assert downloads.REACHED_WITHIN <= 10 and downloads.starting_now().within == downloads.REACHED_WITHIN
     assert downloads.user_cache().name == "jaxdl" and downloads.user_cache().is_absolute()

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
-import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jaxdl.errors import InputError
+from jaxdl.files import atomic_write
 
 if TYPE_CHECKING:
     import requests
@@ -90,6 +88,7 @@ def fetch(url: str, checksum: str, path: Path, deadline: Deadline | None = None)
     where the server has not answered at the deadline, by default in `REACHED_WITHIN` seconds; InputError where it
     refuses, the download breaks off, the checksum is wrong, or the folder cannot be written.
 
+    >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     try:
     ...         fetch("http://127.0.0.1:1/a.csv", "md5:0", Path(folder) / "a.csv", starting_now(0.0))
@@ -103,35 +102,12 @@ def fetch(url: str, checksum: str, path: Path, deadline: Deadline | None = None)
         path.parent.mkdir(parents=True, exist_ok=True)
         _download(url, checksum, path, deadline or starting_now())
         # After the file, so that what it stands beside was checked.
-        with whole(_checksum_of(path)) as file:
+        with atomic_write(_checksum_of(path)) as file:
             file.write(checksum.encode())
     except OSError as error:
         reason = error.strerror or error
         raise InputError(f"the cache folder {path.parent} cannot be written ({reason}).") from error
     return path
-
-
-@contextlib.contextmanager
-def whole(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write to, which is at `path` when the block ends well; else nothing is, or what was there before.
-
-    Several processes may do so at once: one of their files stays. Raises OSError where the folder cannot be written.
-
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     with whole(Path(folder) / "a.csv") as file:
-    ...         _ = file.write(b"1")
-    ...     (Path(folder) / "a.csv").read_text()
-    '1'
-    """
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f"{path.name}.", suffix=".partial", delete=False) as file:
-        partial = Path(file.name)
-        try:
-            yield file
-            file.close()
-            partial.replace(path)
-        except BaseException:
-            partial.unlink(missing_ok=True)
-            raise
 
 
 def get(url: str, deadline: Deadline, *, stream: bool = False) -> requests.Response:
