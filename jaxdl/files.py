@@ -23,7 +23,7 @@ _DRAFT = re.compile(r"\..*\.[0-9a-f]{16}\.part", re.DOTALL)
 # What `reserve` asks for beyond the arrays: bytes for names, shapes and checksums, and files that are open at a time.
 _MARGIN, _OPEN_FILES = 2**17, 64
 # Windows has neither flag; there a folder holds no pipes, and few may make links.
-_NO_LINK, _NO_WAIT = getattr(os, "O_NOFOLLOW", 0), getattr(os, "O_NONBLOCK", 0)
+NO_LINK, NO_WAIT = getattr(os, "O_NOFOLLOW", 0), getattr(os, "O_NONBLOCK", 0)
 
 
 @contextmanager
@@ -65,7 +65,7 @@ def create_draft(path: Path) -> tuple[Path, int]:
     True
     """
     draft = draft_name(path)
-    return draft, os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL | _NO_LINK, 0o666)
+    return draft, os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL | NO_LINK, 0o666)
 
 
 def draft_name(path: Path) -> Path:
@@ -113,7 +113,7 @@ def open_regular(path: str | Path, *, follow: bool = True) -> IO[bytes]:
     Traceback (most recent call last):
     OSError: [Errno 22] is no regular file: '/dev/null'
     """
-    number = os.open(path, os.O_RDONLY | _NO_WAIT | (0 if follow else _NO_LINK))
+    number = os.open(path, os.O_RDONLY | NO_WAIT | (0 if follow else NO_LINK))
     try:
         if not stat.S_ISREG(os.fstat(number).st_mode):
             raise OSError(errno.EINVAL, "is no regular file", str(path))
@@ -144,7 +144,7 @@ def sync(path: Path) -> None:
     >>> sync(Path("."))
     """
     try:
-        number = os.open(path, os.O_RDONLY | _NO_WAIT)
+        number = os.open(path, os.O_RDONLY | NO_WAIT)
     except OSError:
         if path.is_dir():
             return
