@@ -17,7 +17,7 @@ from experiments import output, sharing
 from experiments.output import Output
 from experiments.resuming import flags_of
 from experiments.watching import OWN
-from jaxdl import _startup, folders, processes
+from jaxdl import _startup, files, folders, processes
 from jaxdl.errors import InputError, printable
 from jaxdl.interrupts import Interrupts, interrupts
 from jaxdl.locks import locked
@@ -117,7 +117,7 @@ def _go(
         with output.alone(config):
             result = run(config, output.console(config), signals)
     if config.json and processes.is_first():
-        print(folders.as_json(as_data(result)), end="", flush=True)
+        print(files.as_json(as_data(result)), end="", flush=True)
 
 
 def _said(text: str, code: int) -> int:

@@ -10,13 +10,13 @@ from rich.console import Console
 
 from experiments.experiment import Experiment
 from experiments.output import warn
-from jaxdl import folders
+from jaxdl import files, folders
 from jaxdl.errors import InputError
 
 
 def complete(usage: Mapping[str, Any], earlier: folders.Earlier, folder: Path) -> None:
     """Adds to config.json what it takes to use the model, which a version before this one did not write."""
-    folders.write_json(folder / folders.CONFIG, {**usage, **earlier.config})
+    files.write_json(folder / folders.CONFIG, {**usage, **earlier.config})
 
 
 def show(experiment: Experiment, metrics: dict[str, Any], config: Any, console: Console) -> dict[str, Any]:

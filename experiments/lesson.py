@@ -31,7 +31,7 @@ from experiments.lesson_rows import Row, as_frame, as_records, as_seeds, table
 from experiments.lesson_steps import Lesson
 from experiments.lesson_weather import BARBECUE, EXERCISES, NEXT, SIZES, Weather
 from experiments.output import Output, warn
-from jaxdl import folders, runs
+from jaxdl import files, folders, runs
 from jaxdl.datasets import Dataset, Images, cifar10, weather
 from jaxdl.datasets.barbecue import SUFFIX
 from jaxdl.datasets.weather import TARGET, place_of
@@ -174,7 +174,7 @@ def _claim(config: Config, folder: Path, data: Data) -> bool:
                     "over with --fresh."
                 )
         now["checksums"] = before.get("checksums", {}) | now["checksums"]
-    folders.write_json(folder / folders.CONFIG, now)
+    files.write_json(folder / folders.CONFIG, now)
     return earlier is not None
 
 

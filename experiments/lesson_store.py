@@ -11,8 +11,8 @@ import numpy as np
 
 from experiments.lesson_rows import Row
 from experiments.lesson_training import Trained
-from jaxdl._files import atomic_write, open_regular
 from jaxdl.errors import InputError
+from jaxdl.files import atomic_write, open_regular
 
 LARGEST = 1 << 30  # bytes of what a row unpacks to; a real one has some thousands
 ARRAYS = ("values", "outputs", "history")

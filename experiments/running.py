@@ -29,8 +29,7 @@ from experiments.resuming import (
     recorded,
     refused,
 )
-from jaxdl import costs, folders, processes, runs, weights
-from jaxdl._files import remove_drafts
+from jaxdl import costs, files, folders, processes, runs, weights
 from jaxdl.errors import InputError
 from jaxdl.fitting import reason, without_best
 from jaxdl.interrupts import NEVER, Interrupts
@@ -116,7 +115,7 @@ def _lead(
         )
         if earlier is None:
             holds = stack.enter_context(locked(folder))
-        remove_drafts(folder)
+        files.remove_drafts(folder)
         interrupts.advise(f"interrupted; the same command with --workdir {folder} goes on from what is saved there.")
         job = Job(experiment, settled, built, folder, console, mesh, holds)
         begin = _begin(job)
@@ -124,7 +123,7 @@ def _lead(
         with _room(folder):
             metrics = _work(job, begin, interrupts, seconds, compiling)
             metrics["seconds"] = {**seconds, "compile": compiling(), "total": time.perf_counter() - STARTED}
-            folders.write_json(folder / folders.METRICS, metrics)
+            files.write_json(folder / folders.METRICS, metrics)
     console.print(experiment.table(metrics))
     console.print(f"Everything about this run is in {folder}", markup=False, soft_wrap=True)
     return metrics
@@ -159,7 +158,7 @@ def _begin(job: Job) -> Beginning:
     now = {**flags, "workdir": str(folder), "dataset": about, **usage, **runs.surroundings()}
     earlier = folders.earlier(folder)
     if earlier is None:
-        folders.write_json(folder / folders.CONFIG, now)
+        files.write_json(folder / folders.CONFIG, now)
         return Beginning(built.start, [], None)
     written = earlier.config
     earlier, doubt = recorded(folder, earlier)
@@ -177,8 +176,8 @@ def _begin(job: Job) -> Beginning:
         record = {"after_epoch": done, **{name: list(values) for name, values in found.items()}}
         before = written["changes"] if isinstance(written.get("changes"), list) else []
         kept |= {**{n: now[n] for n in found}, "changes": [*(each for each in before if each != record), record]}
-    if folders.as_json(kept) != folders.as_json(written):
-        folders.write_json(folder / folders.CONFIG, kept)
+    if files.as_json(kept) != files.as_json(written):
+        files.write_json(folder / folders.CONFIG, kept)
     if begin.saved is not None:
         warn(other_surroundings(begin.saved or earlier.config, now), console)
     console.print(begin.text, markup=False, soft_wrap=True)

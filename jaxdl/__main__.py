@@ -24,7 +24,7 @@ from typing import Annotated, Literal
 import tyro
 from rich.console import Console
 
-from jaxdl import _startup, accounts, differences, exports, folders, listings, run_tables
+from jaxdl import _startup, accounts, differences, exports, files, listings, run_tables
 from jaxdl.arguments import check_platform
 from jaxdl.errors import InputError, printable
 from jaxdl.terminals import Terminal
@@ -122,7 +122,7 @@ def run(command: Command, console: Console) -> None:
 def _list(command: Runs, console: Console) -> None:
     rows = listings.ordered(listings.listing(command.folder), command.sort, command.reverse)
     if command.json:
-        print(folders.as_json([{**each._asdict(), "folder": str(each.folder)} for each in rows]), end="")
+        print(files.as_json([{**each._asdict(), "folder": str(each.folder)} for each in rows]), end="")
     elif command.quiet:
         print("".join(f"{printable(str(each.folder))}\n" for each in rows), end="")
     elif rows:
@@ -138,7 +138,7 @@ def _compare(command: Runs, console: Console) -> None:
     a, b = (_of(command.folder, name) for name in names)
     found = differences.differences(a, b)
     if command.json:
-        print(folders.as_json([each._asdict() for each in found]), end="")
+        print(files.as_json([each._asdict() for each in found]), end="")
     elif command.quiet:
         print("".join(f"{printable(each.entry)}\n" for each in found), end="")
     elif found:
@@ -151,7 +151,7 @@ def _show(command: Show, console: Console) -> None:
     of = accounts.account(command.run)
     if command.json:
         row = {**of.row._asdict(), "folder": str(of.row.folder)}
-        print(folders.as_json({**row, "config": of.config, "metrics": of.metrics, "files": of.files}), end="")
+        print(files.as_json({**row, "config": of.config, "metrics": of.metrics, "files": of.files}), end="")
     elif command.quiet:
         print(of.row.reason)
     else:
@@ -165,7 +165,7 @@ def _show(command: Show, console: Console) -> None:
 def _export(command: Export, console: Console) -> None:
     exports.export_run(command.run, command.out, kept=command.weights)
     if command.json:
-        print(folders.as_json({"folder": str(command.out), "files": accounts.files(command.out)}), end="")
+        print(files.as_json({"folder": str(command.out), "files": accounts.files(command.out)}), end="")
     elif not command.quiet:
         console.print(f"The model and how to use it are in {command.out}", markup=False, soft_wrap=True)
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxdl._files import atomic_write
 from jaxdl.arguments import given_as
 from jaxdl.errors import InputError
+from jaxdl.files import atomic_write
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

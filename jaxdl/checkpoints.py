@@ -13,8 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jaxdl import checksums
-from jaxdl._files import identity
+from jaxdl import files
 from jaxdl.errors import InputError
 from jaxdl.fitting import Written
 from jaxdl.locks import exclusive
@@ -73,7 +72,9 @@ def keeper(
         # Loaded while training compiles; else the first save would take as long as several.
         pool.submit(load_orbax)
         now = time.monotonic()
-        saver = _Saver(folder, about, every, tell, pool, begun=now, observed=now, took=FIRST, place=identity(folder))
+        saver = _Saver(
+            folder, about, every, tell, pool, begun=now, observed=now, took=FIRST, place=files.identity(folder)
+        )
         try:
             yield saver.observe
         finally:
@@ -119,7 +120,7 @@ class _Saver:
     def save(self, *content: Any) -> None:
         if self.place is None:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self.place = identity(self.folder)
+            self.place = files.identity(self.folder)
         # Before: a folder that was moved would be made anew, with one checkpoint of the run in it.
         self.check_place()
         try:
@@ -149,9 +150,9 @@ class _Saver:
 def check_same(folder: Path, place: tuple[int, int] | None) -> None:
     """Raise OSError where a folder is no longer the one whose `identity` is `place`.
 
-    >>> check_same(Path("."), identity(Path(".")))
+    >>> check_same(Path("."), files.identity(Path(".")))
     """
-    if identity(folder) != place:
+    if files.identity(folder) != place:
         raise OSError(f"{folder} was moved or removed while the run was writing there")
 
 
@@ -174,14 +175,14 @@ def latest(folder: str | Path, tell: Callable[[str], None]) -> Saved | None:
 def _latest(folder: Path, tell: Callable[[str], None], tidy: bool) -> Saved | None:
     numbers, before_now = numbers_in(folder), sorted(folder.glob("damaged-*"))
     # Without checksums a save was not finished, as where a process is killed in its first.
-    finished = sorted(folder.glob(f"*/{checksums.NAME}"))
+    finished = sorted(folder.glob(f"*/{files.CHECKSUMS}"))
     for draft in drafts_in(folder) if tidy else ():
         tell(f"the checkpoint {draft} is damaged (its save was not finished); it is removed, and the one before used.")
         shutil.rmtree(draft)
     for number in reversed(numbers):
         path = folder / str(number)
         try:
-            damage = checksums.damage(path)
+            damage = files.find_damage(path)
         except OSError as error:
             raise InputError(f"the checkpoint {path} cannot be read ({error.strerror}). Make it readable.") from None
         if damage is None:

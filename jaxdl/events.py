@@ -5,7 +5,6 @@ A folder of TensorBoard's is a run to it, and it reads the files of one in the o
 
 from __future__ import annotations
 
-import os
 import struct
 import time
 import warnings
@@ -16,8 +15,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from jaxdl._files import draft_name
 from jaxdl.errors import InputError
+from jaxdl.files import atomic_write
 
 if TYPE_CHECKING:
     from tensorboardX.event_file_writer import EventsWriter
@@ -112,23 +111,17 @@ def replace(folder: str | Path, name: str, events: Iterable[Event]) -> None:
     """
     folder = Path(folder)
     from tensorboardX.proto.event_pb2 import Event
-    from tensorboardX.record_writer import RecordWriter
+    from tensorboardX.record_writer import masked_crc32c
 
-    folder = Path(folder)
-    part = draft_name(folder / name)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        writer = RecordWriter(str(part))
-        try:
+        with atomic_write(folder / f"{PREFIX}.{name}") as file:
             for each in (Event(wall_time=time.time(), file_version="brain.Event:2"), *events):
-                writer.write(each.SerializeToString())
-            writer.flush()
-        finally:
-            writer.close()
-        os.replace(part, folder / f"{PREFIX}.{name}")
+                data = each.SerializeToString()
+                # The format of TFRecord: the length and the data, each followed by its checksum.
+                for part in (struct.pack("<Q", len(data)), data):
+                    file.write(part + struct.pack("<I", masked_crc32c(part)))
     except OSError as error:
-        with suppress(OSError):
-            part.unlink()
         raise InputError(
             f"{folder} cannot be written ({error.strerror}). Free some space and start the same command again."
         ) from error

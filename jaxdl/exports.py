@@ -13,8 +13,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import numpy as np
 
-from jaxdl import cards, checksums, folders, portable
-from jaxdl._files import draft_name, is_draft, sync, sync_below
+from jaxdl import cards, files, folders, portable
 from jaxdl.batches import batch_rows
 from jaxdl.data import Scaling
 from jaxdl.errors import InputError
@@ -83,12 +82,12 @@ def export(
         **{name: entry for name, entry in surroundings().items() if name in ("versions", "commit")},
     }
     with _new(Path(folder).expanduser()) as draft:
-        folders.write_json(draft / portable.ABOUT, about)
+        files.write_json(draft / portable.ABOUT, about)
         (draft / portable.PROGRAM).write_bytes(program.serialize())
         _write_weights(draft / WEIGHTS, kept)
         (draft / PREDICT).write_bytes(Path(portable.__file__).read_bytes())
         (draft / CARD).write_text(f"{card.rstrip()}\n\n{cards.usage(about)}", encoding="utf-8")
-        (draft / portable.SUMS).write_text(checksums.listing(draft), encoding="utf-8")
+        (draft / portable.SUMS).write_text(files.checksum_lines(draft), encoding="utf-8")
     return Path(folder).expanduser()
 
 
@@ -154,13 +153,13 @@ def _finished(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             f"the run in {run} is not finished: it has no {folders.METRICS}. Let its command go on first, with "
             f"--workdir {run}."
         )
-    config = folders.read_json(run / folders.CONFIG)
+    config = files.read_json(run / folders.CONFIG)
     if "network" not in config:
         raise InputError(
             f"{run / folders.CONFIG} describes no network, because an older version wrote it. The command that trained "
             f"it adds that, with --workdir {run}."
         )
-    return config, folders.read_json(run / folders.METRICS)
+    return config, files.read_json(run / folders.METRICS)
 
 
 def _row(inputs: np.ndarray) -> Any:
@@ -228,13 +227,13 @@ def _new(folder: Path) -> Iterator[Path]:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         _remove_killed(folder)
-        draft = draft_name(folder)
+        draft = files.draft_name(folder)
         draft.mkdir()
         with exclusive(draft):
             yield draft
-            sync_below(draft)
+            files.sync_below(draft)
             draft.rename(folder)
-        sync(folder.parent)
+        files.sync(folder.parent)
     except OSError as error:
         raise InputError(
             f"{folder} cannot be written ({error.strerror}). Make room, or choose another folder."
@@ -247,7 +246,7 @@ def _new(folder: Path) -> Iterator[Path]:
 def _remove_killed(folder: Path) -> None:
     """Remove what exports to this folder that were killed have left beside it."""
     for path in folder.parent.glob(f".{glob.escape(folder.name[:100])}*.part"):
-        if not is_draft(path.name) or path.is_symlink() or not path.is_dir():
+        if not files.is_draft(path.name) or path.is_symlink() or not path.is_dir():
             continue
         with suppress(InputError, OSError), exclusive(path):  # An export that is under way holds its draft.
             shutil.rmtree(path)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import math
 import os
 import stat
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxdl._files import atomic_write, is_draft, open_regular
 from jaxdl.errors import InputError, printable
+from jaxdl.files import is_draft, read_json
 
 CONFIG, METRICS, HISTORY = "config.json", "metrics.json", "history.csv"
 # What config.json says for those who use the model, beside what the run was told.
@@ -120,56 +118,3 @@ def set_aside(folder: Path) -> Path | None:
         raise InputError(
             f"--fresh needs to rename {folder} to {aside}, which failed ({error.strerror}). Choose another --workdir."
         ) from None
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object that a JSON file holds.
-
-    Raises InputError where it holds something else, or cannot be read.
-
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     write_json(Path(folder, "a.json"), {"rmse": 3.5})
-    ...     read_json(Path(folder, "a.json"))
-    {'rmse': 3.5}
-    """
-    try:
-        with open_regular(path) as file:
-            return {**json.loads(file.read())}
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}. Make it readable.") from None
-    except (ValueError, TypeError, RecursionError):
-        raise InputError(
-            f"{path} is damaged: it must be JSON with an object, got something else. Restore it from a copy, or start "
-            "over with --fresh."
-        ) from None
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Writes a JSON file that is there whole or not at all; a number that is not finite becomes null.
-
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     write_json(Path(folder, "a.json"), {"rmse": float("nan")})
-    ...     json.loads(Path(folder, "a.json").read_text())
-    {'rmse': None}
-    """
-    with atomic_write(path, "w") as file:
-        file.write(as_json(content))
-
-
-def as_json(content: Any) -> str:
-    """What a JSON file holds of dicts, sequences, strings and numbers; a number that is not finite becomes null.
-
-    >>> as_json({"rmse": float("inf")}).split()
-    ['{', '"rmse":', 'null', '}']
-    """
-    return json.dumps(_plain(content), indent=2, allow_nan=False) + "\n"
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(key): _plain(entry) for key, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(entry) for entry in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
-from jaxdl._files import open_regular
 from jaxdl.errors import InputError
-from jaxdl.folders import CONFIG, HISTORY, METRICS, Earlier, read_json
+from jaxdl.files import open_regular, read_json
+from jaxdl.folders import CONFIG, HISTORY, METRICS, Earlier
 from jaxdl.locks import held
 
 if TYPE_CHECKING:

@@ -21,8 +21,8 @@ from typing import IO, Any
 import numpy as np
 
 from jaxdl import events
-from jaxdl._files import create_draft, open_regular, sync
 from jaxdl.errors import InputError
+from jaxdl.files import create_draft, open_regular, sync
 from jaxdl.fitting import Observer, Written
 from jaxdl.locks import exclusive
 

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdl import checksums, room
+from jaxdl import files
 from jaxdl.errors import InputError
 from jaxdl.leaves import kinds, named
 from jaxdl.types import Array, Progress
@@ -220,12 +220,12 @@ def write(folder: Path, arrays: Mapping[str, Any], about: Mapping[str, Any]) -> 
     filled = {name: array for name, array in arrays.items() if array.size}
     items = ocp.args.Composite(arrays=ocp.args.StandardSave(filled), about=ocp.args.JsonSave(dict(about)))
     folder.mkdir(parents=True, exist_ok=True)
-    room.require(folder, size_of(arrays, about))
+    files.reserve(folder, size_of(arrays, about))
     try:
         with _quiet(), _manager(folder) as manager:
             manager.save(number, args=items)
         if first:
-            checksums.write(path)
+            files.write_checksums(path)
             # Only now: before, what is older was all that a power cut would have left.
             for old in numbers_in(folder)[:-KEPT]:
                 shutil.rmtree(folder / str(old), ignore_errors=True)
@@ -289,7 +289,7 @@ def about_of(folder: Path) -> dict[str, Any] | None:
     True
     """
     for number in reversed(numbers_in(folder)):
-        text = checksums.content(folder / str(number), "about/metadata")
+        text = files.read_checked(folder / str(number), "about/metadata")
         if text is not None:
             try:
                 return {**json.loads(text)}

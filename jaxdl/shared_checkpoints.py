@@ -8,8 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxdl import processes, room
-from jaxdl._files import identity
+from jaxdl import files, processes
 from jaxdl.checkpoints import FIRST, check_same
 from jaxdl.errors import InputError
 from jaxdl.fitting import Observer
@@ -40,7 +39,7 @@ def shared_keeper(
     folder, about = folder_of(folder), described(about)
     seen: tuple[Progress, History, int] | None = None
     kept, begun, took = None, time.monotonic(), FIRST
-    place = identity(folder)
+    place = files.identity(folder)
 
     def observe(progress: Progress, history: History) -> None:
         nonlocal seen
@@ -84,10 +83,10 @@ def _save_together(
     try:
         if place is None:
             folder.mkdir(parents=True, exist_ok=True)
-            place = identity(folder)
+            place = files.identity(folder)
         # Before: a folder that was moved would be made anew, with one checkpoint of the run in it.
         check_same(folder, place)
-        room.require(folder, size_of(*content))
+        files.reserve(folder, size_of(*content))
     except (InputError, OSError) as error:
         problem = first_line(error)
     # Before any of them writes: who wrote alone would wait for the others.

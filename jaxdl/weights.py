@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdl import checksums, room
+from jaxdl import files
 from jaxdl.errors import InputError
 from jaxdl.saves import alone, reads_finished
 from jaxdl.types import PyTree, Weights
@@ -53,10 +53,10 @@ def save(path: str | Path, weights: Weights) -> None:
         raise InputError(f"save needs a new folder, got {folder}, which exists. Choose another name or remove it.")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        room.require(folder.parent, sum(array.nbytes for array in arrays.values()) + about.nbytes)
+        files.reserve(folder.parent, sum(array.nbytes for array in arrays.values()) + about.nbytes)
         with ocp.StandardCheckpointer(**alone()) as checkpointer:
             checkpointer.save(folder, {"about": about, **arrays, "checksum": _digest(about, arrays)})
-        checksums.write(folder)
+        files.write_checksums(folder)
     except OSError as error:
         raise InputError(
             f"{folder} cannot be written ({error.strerror or error}). Make room, or choose another folder."
@@ -88,7 +88,7 @@ def load(path: str | Path, like: Weights | None = None) -> Weights:
     if not (folder / "_CHECKPOINT_METADATA").is_file():
         raise InputError(f"load needs a folder that save wrote, got {folder}, which is missing or something else.")
     # Before orbax opens anything: a pipe would make it wait for ever. A version before this one wrote no list.
-    damage = checksums.damage(folder) if (folder / checksums.NAME).exists() else None
+    damage = files.find_damage(folder) if (folder / files.CHECKSUMS).exists() else None
     if damage is not None:
         raise InputError(f"the weights in {folder} are damaged ({damage}). Use another copy.")
     with reads_finished(), ocp.StandardCheckpointer(**alone()) as checkpointer:

@@ -19,7 +19,7 @@ import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from jaxdl import checkpoints, checksums
+from jaxdl import checkpoints, files
 from jaxdl.weights import load
 
 ROOT = Path(__file__).parent.parent
@@ -139,7 +139,7 @@ def newest(folder):
     """The number of the newest checkpoint that is whole, and when its save began; (None, None) without one."""
     progress = folder / "checkpoints" / "progress"
     for number in sorted((int(path.name) for path in progress.glob("*") if path.name.isdecimal()), reverse=True):
-        if (progress / str(number) / checksums.NAME).exists():
+        if (progress / str(number) / files.CHECKSUMS).exists():
             about = json.loads((progress / str(number) / "_CHECKPOINT_METADATA").read_text())
             return number, about["init_timestamp_nsecs"] / 1e9
     return None, None
@@ -155,7 +155,7 @@ def wait_for_event(lab, folder, process, which):
             return {name for name in names if "tmp" in name}
         if which == "commit":
             return {name for name in names if name.isdecimal()}
-        return {path.parent.name for path in progress.glob(f"*/{checksums.NAME}")}
+        return {path.parent.name for path in progress.glob(f"*/{files.CHECKSUMS}")}
 
     before, skip = seen(), lab.random.randrange(3)
     while process.poll() is None:
@@ -305,8 +305,8 @@ def flips(lab, count, folder=None, whole=2):
         copy = lab.new()
         shutil.copytree(folder, copy)
         path = copy / "checkpoints" / "progress"
-        files = sorted(file for file in (path / str(number)).rglob("*") if file.is_file())
-        file = lab.random.choices(files, [file.stat().st_size for file in files])[0]
+        paths = sorted(file for file in (path / str(number)).rglob("*") if file.is_file())
+        file = lab.random.choices(paths, [file.stat().st_size for file in paths])[0]
         data = bytearray(file.read_bytes())
         data[lab.random.randrange(len(data))] ^= 1 << lab.random.randrange(8)
         file.write_bytes(data)

@@ -26,7 +26,7 @@ import numpy as np
 
 from experiments import weather
 from experiments.command import command
-from jaxdl import checkpoints, checksums, portable
+from jaxdl import checkpoints, files, portable
 from jaxdl.__main__ import main as jaxdl_main
 from jaxdl.errors import InputError
 from jaxdl.exports import Outputs, export
@@ -104,9 +104,9 @@ def mutate_json(content, draws):
 
 def mutate(folder, draws):
     """Change one or two files of a folder; say which."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
     said = []
-    for path in draws.sample(files, draws.choice([1, 1, 2])):
+    for path in draws.sample(paths, draws.choice([1, 1, 2])):
         kind = draws.choice(["bytes", "json", "json", "link", "pipe", "folder", "gone"])
         said.append(f"{path.relative_to(folder)} {kind}")
         if kind in ("bytes", "json"):
@@ -128,8 +128,8 @@ def rewrite_sums(folder, draws):
     for path in folder.glob("checkpoints/progress/*"):
         if path.name.isdecimal() and path.is_dir() and draws.random() < 0.5:
             with suppress(OSError, ValueError):
-                (path / checksums.NAME).unlink(missing_ok=True)
-                checksums.write(path)
+                (path / files.CHECKSUMS).unlink(missing_ok=True)
+                files.write_checksums(path)
 
 
 class HangError(Exception):
@@ -214,7 +214,7 @@ def models(place, count, draws):
         if draws.random() < 0.5 and not (folder / portable.SUMS).is_dir():
             (folder / portable.SUMS).unlink(missing_ok=True)
             with suppress(OSError, ValueError):
-                (folder / portable.SUMS).write_text(checksums.listing(folder))
+                (folder / portable.SUMS).write_text(files.checksum_lines(folder))
         (place / "at").write_text(f"{number} {said}")
         problem = outcome(lambda folder=folder: jaxdl_main(["predict", str(folder), str(place / "data.csv")]))
         if problem:

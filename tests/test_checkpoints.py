@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdl import checkpoints, checksums, leaves, room, saves
+from jaxdl import checkpoints, files, leaves, saves
 from jaxdl.errors import InputError
 from jaxdl.locks import exclusive
 
@@ -84,8 +84,8 @@ def test_no_file_of_a_checkpoint_can_run_code(saved):
 
 @pytest.mark.parametrize("change", ["truncated", "flipped", "missing", "no checksums", "link"])
 def test_a_damaged_checkpoint_is_told_and_the_one_before_used(folder, change):
-    files = sorted((path for path in (folder / "3").rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
-    path, content = files[-1], files[-1].read_bytes()
+    paths = sorted((path for path in (folder / "3").rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    path, content = paths[-1], paths[-1].read_bytes()
     match change:
         case "truncated":
             path.write_bytes(content[:-1])
@@ -94,7 +94,7 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_used(folder, change):
         case "missing":
             path.unlink()
         case "no checksums":
-            (folder / "3" / checksums.NAME).unlink()
+            (folder / "3" / files.CHECKSUMS).unlink()
         case "link":
             path.unlink()
             path.symlink_to("/etc/passwd")
@@ -131,7 +131,7 @@ def test_a_save_that_was_cut_off_is_told_and_removed(folder):
 
 def test_a_first_save_that_was_cut_off_leaves_none(folder):
     shutil.rmtree(folder / "2")
-    (folder / "3" / checksums.NAME).unlink()
+    (folder / "3" / files.CHECKSUMS).unlink()
     assert checkpoints.latest(folder, lambda text: None) is None
 
 
@@ -146,8 +146,8 @@ def test_saving_goes_on_after_damage_and_keeps_the_good_one(folder):
 def test_a_checkpoint_that_is_whole_but_cannot_be_read_is_not_called_damaged(folder):
     about = folder / "3" / "about" / "metadata"
     about.write_text(json.dumps({**json.loads(about.read_text()), "arrays": {}}))
-    (folder / "3" / checksums.NAME).unlink()
-    checksums.write(folder / "3")
+    (folder / "3" / files.CHECKSUMS).unlink()
+    files.write_checksums(folder / "3")
     with pytest.raises(InputError, match="is as it was saved, but cannot be read"):
         checkpoints.latest(folder, refuse)
     assert (folder / "3").is_dir()
@@ -247,7 +247,7 @@ def test_a_full_disk_is_told_and_the_last_good_checkpoint_stays(folder, monkeypa
         raise OSError(28, os.strerror(28))
 
     told = []
-    monkeypatch.setattr(room, "require", full)
+    monkeypatch.setattr(files, "reserve", full)
     keep(folder, 8, tell=told.append)
     # It is tried once more at the end.
     text = f"a checkpoint could not be saved (No space left on device); the last good one in {folder} stays."
@@ -259,39 +259,12 @@ def test_a_full_disk_is_told_and_the_last_good_checkpoint_stays(folder, monkeypa
 
 
 def test_a_save_that_fails_midway_leaves_nothing_half_written(folder, monkeypatch):
-    monkeypatch.setattr(checksums, "write", lambda path: (_ for _ in ()).throw(OSError(28, os.strerror(28))))
+    monkeypatch.setattr(files, "write_checksums", lambda path: (_ for _ in ()).throw(OSError(28, os.strerror(28))))
     told = []
     keep(folder, 8, tell=told.append)
     assert told and "No space left" in told[0]
     # The one before went when the new one was there, as it should; the latest good one is still there.
     assert checkpoints.latest(folder, refuse).number == 3
-
-
-def test_room_is_asked_for():
-    room.require(room.Path("."), 1000)
-
-
-def test_too_few_files_that_may_be_opened_are_told_before_any_is_written(tmp_path, monkeypatch):
-    may, opened = os.open, []
-
-    def few(*arguments):
-        if len(opened) == 20:
-            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-        opened.append(may(*arguments))
-        return opened[-1]
-
-    monkeypatch.setattr(os, "open", few)
-    with pytest.raises(OSError, match="Too many open files"):
-        room.require(tmp_path, 1)
-    for number in opened:  # each is closed again
-        with pytest.raises(OSError, match="Bad file descriptor"):
-            os.fstat(number)
-
-
-def test_too_little_room_is_told(tmp_path):
-    with pytest.raises(OSError, match=r"File too large|No space left"):
-        room.require(tmp_path, 2**62)
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_uneven_leaves_come_back_from_a_checkpoint(tmp_path):
@@ -410,7 +383,7 @@ def test_a_checkpoint_that_may_not_be_read_is_not_called_damaged(folder, monkeyp
         raise OSError(number, os.strerror(number), str(path))
 
     before = sorted(path.name for path in folder.rglob("*"))
-    monkeypatch.setattr(checksums, "_sum", refuse_to_open)
+    monkeypatch.setattr(files, "_sha256", refuse_to_open)
     with pytest.raises(InputError, match=rf"the checkpoint .* cannot be read \({os.strerror(number)}\)"):
         checkpoints.latest(folder, refuse)
     assert sorted(path.name for path in folder.rglob("*")) == before
@@ -426,7 +399,7 @@ def test_a_folder_that_is_moved_while_a_run_saves_is_told_and_not_made_anew(tmp_
     told = []
     with checkpoints.keeper(tmp_path / "run", {}, every=0.0, tell=told.append) as observe:
         observe(tree_of(1), [{"epoch": 1}])
-        until(lambda: (tmp_path / "run" / "1" / checksums.NAME).exists())
+        until(lambda: (tmp_path / "run" / "1" / files.CHECKSUMS).exists())
         (tmp_path / "run").rename(tmp_path / "moved")
         observe(tree_of(2), [{"epoch": 1}, {"epoch": 2}])
     assert len(told) >= 1 and all("was moved or removed while the run was writing there" in text for text in told)
@@ -453,8 +426,8 @@ def test_what_a_stranger_has_cut_and_summed_anew_is_refused_without_tracebacks(t
     saves.write(tmp_path, *saves.content_of({}, arrays, []))
     for path in (tmp_path / "1" / "arrays" / "d").iterdir():
         os.truncate(path, 100)
-    (tmp_path / "1" / checksums.NAME).unlink()
-    checksums.write(tmp_path / "1")
+    (tmp_path / "1" / files.CHECKSUMS).unlink()
+    files.write_checksums(tmp_path / "1")
     with pytest.raises(InputError, match="cannot be read"):
         saves.read(tmp_path, 1)
     time.sleep(0.2)  # Orbax's threads would print them late.

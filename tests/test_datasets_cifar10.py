@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxdl.datasets import Images, cifar10, cifar10_files, downloads
+from jaxdl.datasets import Images, cifar10, cifar10_files, download
 from jaxdl.datasets.images import CLASSES, Arrays
 from jaxdl.datasets.simulated_images import draw
 from jaxdl.errors import InputError
@@ -169,7 +169,7 @@ def test_simulated_images_are_those_that_are_drawn():
 
 
 def test_auto_takes_the_folder_that_is_named_and_no_other(tmp_path, monkeypatch, cache):
-    monkeypatch.setattr(downloads, "get", None)
+    monkeypatch.setattr(download, "get", None)
     path = folder_of(tmp_path / "data" / "cifar-10-batches-bin", BINARY)
     for folder in (path, path.parent):
         monkeypatch.setenv("JAXDL_DATA", str(folder))
@@ -333,7 +333,7 @@ def test_several_may_start_at_once(server, cache):
 
 
 def test_the_cache_is_the_users_unless_given(archive, cache, monkeypatch):
-    monkeypatch.setattr(downloads, "user_cache", lambda: cache)
+    monkeypatch.setattr(download, "user_cache", lambda: cache)
     cifar10(archive)
     assert decoded(cache)
 

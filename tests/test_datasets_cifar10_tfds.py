@@ -25,7 +25,7 @@ from tensorflow_datasets.core.utils import tqdm_utils
 
 from jaxdl.datasets import cifar10, cifar10_tfds
 from jaxdl.datasets.cifar10_tfds import Archive, builder, read
-from jaxdl.datasets.downloads import UnreachableError
+from jaxdl.datasets.download import UnreachableError
 from jaxdl.datasets.images import CLASSES, Arrays
 from jaxdl.errors import InputError
 

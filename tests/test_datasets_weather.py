@@ -181,7 +181,7 @@ def test_sources_that_are_none(source, message):
 
 
 def test_auto_takes_the_folder_that_is_named_and_no_other(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources.zenodo, "_get", None)
+    monkeypatch.setattr(sources.download, "get", None)
     path = write(tmp_path, LINES, "weather/weather_prediction_dataset.csv")
     monkeypatch.setenv("JAXDL_DATA", str(tmp_path))
     assert weather("auto").source == f"file:{path}"

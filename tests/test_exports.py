@@ -24,11 +24,11 @@ from experiments import cifar10, weather
 from experiments.command import command
 from jaxdl import portable
 from jaxdl.__main__ import main
-from jaxdl._files import draft_name
 from jaxdl.data import fit_scaling, standardise
 from jaxdl.datasets import weather as weather_data
 from jaxdl.errors import InputError
 from jaxdl.exports import Outputs, export, export_run
+from jaxdl.files import draft_name
 from jaxdl.leaves import named
 from jaxdl.locks import exclusive
 from jaxdl.models import mlp
@@ -145,7 +145,7 @@ def test_a_folder_is_there_whole_or_not_at_all(tmp_path, monkeypatch, error):
     def fails(*_):
         raise error
 
-    monkeypatch.setattr("jaxdl.exports.checksums.listing", fails)
+    monkeypatch.setattr("jaxdl.exports.files.checksum_lines", fails)
     with pytest.raises(KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else InputError, match=r"No space|^$"):
         export(tmp_path / "model", MODEL, network(), ROWS)
     assert list(tmp_path.iterdir()) == []

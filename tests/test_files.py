@@ -1,7 +1,11 @@
-"""Files that are whole or not there, and what lies beside them."""
+"""Files that are whole or not there, and what lies beside them; JSON; checksums; free disk space."""
 
+import errno
+import hashlib
+import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,9 +15,9 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from jaxdl import _files, canvas, checksums, events, folders, logs, portable
-from jaxdl._files import atomic_write, draft_name, is_draft, open_regular, remove_drafts
+from jaxdl import canvas, events, files, folders, logs, portable
 from jaxdl.errors import InputError
+from jaxdl.files import atomic_write, draft_name, is_draft, open_regular, remove_drafts
 
 
 def test_a_file_is_replaced_when_all_of_it_is_written(tmp_path):
@@ -25,12 +29,13 @@ def test_a_file_is_replaced_when_all_of_it_is_written(tmp_path):
     assert path.read_text() == "after" and list(tmp_path.iterdir()) == [path]
 
 
-def test_an_error_leaves_the_file_that_was_there_and_nothing_else(tmp_path):
+@pytest.mark.parametrize("error", [ZeroDivisionError, OSError, KeyboardInterrupt])
+def test_an_error_leaves_the_file_that_was_there_and_nothing_else(tmp_path, error):
     path = tmp_path / "a.txt"
     path.write_text("before")
-    with pytest.raises(ZeroDivisionError), atomic_write(path, "w") as file:
+    with pytest.raises(error), atomic_write(path, "w") as file:
         file.write("after")
-        raise ZeroDivisionError
+        raise error
     assert path.read_text() == "before" and list(tmp_path.iterdir()) == [path]
 
 
@@ -71,18 +76,18 @@ def test_a_list_of_checksums_comes_after_all_that_it_names(tmp_path, monkeypatch
     (folder / "d" / "e" / "b").write_text("b")
     calls = []
     monkeypatch.setattr(os, "fsync", lambda number: calls.append(os.readlink(f"/proc/self/fd/{number}")))
-    checksums.write(folder)
+    files.write_checksums(folder)
     assert calls[-1] == str(tmp_path) and calls[-2] == str(folder)
     before = [str(Path(call).relative_to(folder)) for call in calls[:-3]]
     assert sorted(before) == [".", "a", "d", "d/e", "d/e/b"]
     assert before.index("d/e/b") < before.index("d/e") < before.index("d") < before.index(".")
-    assert checksums.damage(folder) is None
+    assert files.find_damage(folder) is None
 
 
 def test_drafts_of_a_process_that_was_killed_are_removed_and_nothing_else(tmp_path):
     (tmp_path / "deep").mkdir()
     code = (
-        "import os, signal, sys; from pathlib import Path; from jaxdl._files import atomic_write\n"
+        "import os, signal, sys; from pathlib import Path; from jaxdl.files import atomic_write\n"
         "with atomic_write(Path(sys.argv[1], 'deep', 'a')) as file: os.kill(os.getpid(), signal.SIGKILL)"
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)])
@@ -116,12 +121,12 @@ def chart(path):
 
 
 WRITERS = {
-    "a.json": lambda path: folders.write_json(path, {"a": 1}),
+    "a.json": lambda path: files.write_json(path, {"a": 1}),
     "a.png": figure,
     "history.csv": history,
     "p.csv": predictions,
     "events.out.tfevents.text": chart,
-    "checksums.json": lambda path: checksums.write(path.parent),
+    "checksums.json": lambda path: files.write_checksums(path.parent),
 }
 
 
@@ -158,7 +163,7 @@ def test_a_pipe_or_a_device_is_no_file_to_read(tmp_path):
 def test_the_folder_of_a_run_with_a_link_is_refused_by_its_name(kind, tmp_path):
     folder = tmp_path / "run"
     (folder / "checkpoints").mkdir(parents=True)
-    folders.write_json(folder / folders.CONFIG, {"seed": 1})
+    files.write_json(folder / folders.CONFIG, {"seed": 1})
     assert folders.earlier(folder) == ({"seed": 1}, None)
     if kind == "pipe":
         os.mkfifo(folder / "metrics.json")
@@ -181,11 +186,187 @@ def test_a_system_that_cannot_sync_folders_still_writes(tmp_path, monkeypatch):
         file.write(np.arange(3).tobytes())
     assert (tmp_path / "a").exists()
     with pytest.raises(FileNotFoundError):
-        _files.sync(tmp_path / "b")
+        files.sync(tmp_path / "b")
 
 
 def test_to_sync_a_folder_with_a_pipe_waits_for_nobody(tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    _files.sync_below(tmp_path)
+    files.sync_below(tmp_path)
     with pytest.raises(ValueError, match="pipe is a link or no file"):
-        checksums.write(tmp_path)
+        files.write_checksums(tmp_path)
+
+
+# JSON
+
+
+def refuse_constants(name):
+    raise AssertionError(f"{name} is not JSON")
+
+
+def test_json_has_null_for_what_is_not_finite(tmp_path):
+    nan, inf = float("nan"), float("inf")
+    content = {"a": nan, "b": [1.5, inf, (-inf, {"c": np.float64(nan)})], 3: "x", "d": True}
+    files.write_json(tmp_path / "a.json", content)
+    # Python reads NaN, which JSON has not; other readers fail on it.
+    read = json.loads((tmp_path / "a.json").read_text(), parse_constant=refuse_constants)
+    assert read == {"a": None, "b": [1.5, None, [None, {"c": None}]], "3": "x", "d": True}
+
+
+def test_json_keeps_numbers_to_the_last_digit(tmp_path):
+    numbers = [1 / 3, 1e-300, 2**60, -0.0]
+    files.write_json(tmp_path / "a.json", {"numbers": numbers})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"numbers": numbers}
+
+
+@pytest.mark.parametrize("broken", ["content", "disk"])
+def test_json_is_there_whole_or_not_at_all(tmp_path, monkeypatch, broken):
+    path = tmp_path / "a.json"
+    files.write_json(path, {"a": 1})
+    before = path.read_text()
+    content = {"b": 2}
+    if broken == "content":
+        content["c"] = object()
+    else:
+        # The machine stops when all is written but the name: what is there under the name is still the old file.
+        monkeypatch.setattr(os, "replace", lambda *paths: (_ for _ in ()).throw(OSError("no more")))
+    with pytest.raises((TypeError, OSError)):
+        files.write_json(path, content)
+    assert path.read_text() == before
+
+
+def test_json_replaces_the_file_and_leaves_no_draft(tmp_path):
+    for number in (1, 2):
+        files.write_json(tmp_path / "a.json", {"a": number})
+    assert [file.name for file in tmp_path.iterdir()] == ["a.json"]
+    assert json.loads((tmp_path / "a.json").read_text()) == {"a": 2}
+
+
+def test_json_has_null_for_what_is_not_finite_at_any_depth():
+    content = [{"rmse": {"test": float("nan")}, "losses": (1.5, float("-inf"))}, None, "é"]
+    assert json.loads(files.as_json(content)) == [{"rmse": {"test": None}, "losses": [1.5, None]}, None, "é"]
+
+
+# Checksums
+
+
+@pytest.fixture
+def folder(tmp_path):
+    path = tmp_path / "saved"
+    (path / "d" / "deeper").mkdir(parents=True)
+    (path / "a").write_bytes(b"content of a")
+    (path / "d" / "b").write_bytes(bytes(range(40)))
+    (path / "d" / "deeper" / "empty").touch()
+    files.write_checksums(path)
+    return path
+
+
+def test_a_folder_as_it_was_saved_is_whole(folder):
+    assert files.find_damage(folder) is None
+    # A folder holds nothing that could be damaged.
+    (folder / "new folder").mkdir()
+    assert files.find_damage(folder) is None
+
+
+def test_the_sums_are_those_of_the_bytes(folder):
+    listed = json.loads((folder / files.CHECKSUMS).read_text())["files"]
+    assert listed["d/b"] == hashlib.sha256(bytes(range(40))).hexdigest()
+    assert sorted(listed) == ["a", "d/b", "d/deeper/empty"]
+
+
+def test_every_flipped_bit_of_every_file_is_noticed(folder):
+    for path in [path for path in folder.rglob("*") if path.is_file()]:
+        content = path.read_bytes()
+        for place in range(len(content)):
+            for bit in range(8):
+                flipped = bytearray(content)
+                flipped[place] ^= 1 << bit
+                path.write_bytes(flipped)
+                assert files.find_damage(folder), f"bit {bit} of byte {place} of {path.name}"
+        path.write_bytes(content)
+    assert files.find_damage(folder) is None
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda f: (f / "a").unlink(), "a is missing"),
+        (lambda f: (f / "c").touch(), "c was not there when it was saved"),
+        (lambda f: (f / "a").write_bytes(b"content of "), "a is not what was saved"),
+        (lambda f: (f / "a").rename(f / "z"), "a is missing"),
+        (lambda f: (f / "d" / "deeper" / "empty").write_text("x"), "d/deeper/empty is not what was saved"),
+        (lambda f: (f / files.CHECKSUMS).unlink(), "no checksums.json: its save was not finished"),
+        (lambda f: (f / files.CHECKSUMS).write_bytes(b""), "checksums.json is not what was saved"),
+        (lambda f: (f / files.CHECKSUMS).write_bytes(b"\xff\xfe"), "checksums.json is not what was saved"),
+        (lambda f: (f / files.CHECKSUMS).write_bytes(b"[" * 10**5), "checksums.json is not what was saved"),
+        (lambda f: (f / files.CHECKSUMS).write_bytes(b"null"), "checksums.json is not what was saved"),
+        (lambda f: (f / files.CHECKSUMS).open("ab").write(b" "), "checksums.json is not what was saved"),
+    ],
+)
+def test_what_is_not_as_it_was_is_told(folder, change, told):
+    change(folder)
+    assert files.find_damage(folder) == told
+
+
+def test_a_link_is_damage_even_to_an_equal_file(folder):
+    shutil.copy(folder / "a", folder.parent / "outside")
+    (folder / "a").unlink()
+    (folder / "a").symlink_to(folder.parent / "outside")
+    assert files.find_damage(folder) == "it cannot be read: a is a link or no file"
+    (folder / "a").unlink()
+    (folder / "d2").symlink_to(folder.parent)
+    assert "d2 is a link" in files.find_damage(folder)
+
+
+def test_a_pipe_is_damage_and_not_waited_for(folder):
+    (folder / "a").unlink()
+    os.mkfifo(folder / "a")
+    assert "a is a link or no file" in files.find_damage(folder)
+
+
+def test_a_path_in_the_list_that_leaves_the_folder_is_never_opened(folder):
+    outside = folder.parent / "outside"
+    outside.write_text("secret")
+    sums = json.loads((folder / files.CHECKSUMS).read_text())["files"]
+    sums["../outside"] = hashlib.sha256(b"secret").hexdigest()
+    (folder / files.CHECKSUMS).write_bytes(files._checksum_file(sums))
+    assert files.find_damage(folder) == "../outside is missing"
+
+
+def test_a_listing_is_what_sha256sum_prints_and_takes(folder):
+    names = ["a", "d/b", "d/deeper/empty"]
+    printed = subprocess.run(["sha256sum", *names], cwd=folder, capture_output=True, text=True, check=True).stdout
+    assert files.checksum_lines(folder) == printed
+    (folder / "SUMS").write_text(printed)
+    (folder / "a").write_bytes(b"content of A")
+    done = subprocess.run(["sha256sum", "-c", "SUMS"], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 1 and "a: FAILED" in done.stdout and "d/b: OK" in done.stdout
+
+
+# Free disk space
+
+
+def test_room_is_asked_for():
+    files.reserve(Path("."), 1000)
+
+
+def test_too_few_files_that_may_be_opened_are_told_before_any_is_written(tmp_path, monkeypatch):
+    may, opened = os.open, []
+
+    def few(*arguments):
+        if len(opened) == 20:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        opened.append(may(*arguments))
+        return opened[-1]
+
+    monkeypatch.setattr(os, "open", few)
+    with pytest.raises(OSError, match="Too many open files"):
+        files.reserve(tmp_path, 1)
+    for number in opened:  # each is closed again
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(number)
+
+
+def test_too_little_room_is_told(tmp_path):
+    with pytest.raises(OSError, match=r"File too large|No space left"):
+        files.reserve(tmp_path, 2**62)
+    assert list(tmp_path.iterdir()) == []

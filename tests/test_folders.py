@@ -1,15 +1,10 @@
-"""The folder of a run: what it may hold, and files that are there whole or not at all."""
+"""The folder of a run: what it may hold."""
 
-import json
-import os
-
-import numpy as np
 import pytest
 
 from jaxdl import folders
 from jaxdl.errors import InputError
-
-# The folder
+from jaxdl.files import write_json
 
 
 def test_a_new_or_an_empty_folder_holds_no_run(tmp_path):
@@ -26,9 +21,9 @@ def test_what_a_process_leaves_that_was_killed_at_once_is_no_run(tmp_path, name)
 
 def test_a_run_gives_its_configuration_and_a_finished_one_its_metrics(tmp_path):
     config, metrics = {"seed": 1, "hidden": [10, 5]}, {"rmse": {"test": 3.5}, "epochs": 12, "note": None}
-    folders.write_json(tmp_path / folders.CONFIG, config)
+    write_json(tmp_path / folders.CONFIG, config)
     assert folders.earlier(tmp_path) == (config, None)
-    folders.write_json(tmp_path / folders.METRICS, metrics)
+    write_json(tmp_path / folders.METRICS, metrics)
     (tmp_path / "history.csv").touch()
     assert folders.earlier(tmp_path) == (config, metrics)
 
@@ -57,7 +52,7 @@ def test_a_folder_below_a_file_is_refused(tmp_path):
 @pytest.mark.parametrize("content", [b"", b'{"rmse": 1', b"[1, 2]", b"null", b"\xff\xfe\x00", b"[" * 10**5])
 @pytest.mark.parametrize("name", [folders.CONFIG, folders.METRICS])
 def test_what_is_not_a_json_object_is_damaged(tmp_path, name, content):
-    folders.write_json(tmp_path / folders.CONFIG, {"seed": 1})
+    write_json(tmp_path / folders.CONFIG, {"seed": 1})
     (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError, match="is damaged: it must be JSON"):
         folders.earlier(tmp_path)
@@ -76,53 +71,3 @@ def test_brackets_in_a_folder_are_refused(tmp_path):
     with pytest.raises(InputError, match=r"without \[, \] and"):
         folders.make(tmp_path / "[one]")
     assert list(tmp_path.iterdir()) == []
-
-
-# The files
-
-
-def refuse_constants(name):
-    raise AssertionError(f"{name} is not JSON")
-
-
-def test_json_has_null_for_what_is_not_finite(tmp_path):
-    nan, inf = float("nan"), float("inf")
-    content = {"a": nan, "b": [1.5, inf, (-inf, {"c": np.float64(nan)})], 3: "x", "d": True}
-    folders.write_json(tmp_path / "a.json", content)
-    # Python reads NaN, which JSON has not; other readers fail on it.
-    read = json.loads((tmp_path / "a.json").read_text(), parse_constant=refuse_constants)
-    assert read == {"a": None, "b": [1.5, None, [None, {"c": None}]], "3": "x", "d": True}
-
-
-def test_json_keeps_numbers_to_the_last_digit(tmp_path):
-    numbers = [1 / 3, 1e-300, 2**60, -0.0]
-    folders.write_json(tmp_path / "a.json", {"numbers": numbers})
-    assert json.loads((tmp_path / "a.json").read_text()) == {"numbers": numbers}
-
-
-@pytest.mark.parametrize("broken", ["content", "disk"])
-def test_json_is_there_whole_or_not_at_all(tmp_path, monkeypatch, broken):
-    path = tmp_path / "a.json"
-    folders.write_json(path, {"a": 1})
-    before = path.read_text()
-    content = {"b": 2}
-    if broken == "content":
-        content["c"] = object()
-    else:
-        # The machine stops when all is written but the name: what is there under the name is still the old file.
-        monkeypatch.setattr(os, "replace", lambda *paths: (_ for _ in ()).throw(OSError("no more")))
-    with pytest.raises((TypeError, OSError)):
-        folders.write_json(path, content)
-    assert path.read_text() == before
-
-
-def test_json_replaces_the_file_and_leaves_no_draft(tmp_path):
-    for number in (1, 2):
-        folders.write_json(tmp_path / "a.json", {"a": number})
-    assert [file.name for file in tmp_path.iterdir()] == ["a.json"]
-    assert json.loads((tmp_path / "a.json").read_text()) == {"a": 2}
-
-
-def test_json_has_null_for_what_is_not_finite_at_any_depth():
-    content = [{"rmse": {"test": float("nan")}, "losses": (1.5, float("-inf"))}, None, "é"]
-    assert json.loads(folders.as_json(content)) == [{"rmse": {"test": None}, "losses": [1.5, None]}, None, "é"]

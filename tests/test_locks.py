@@ -1,5 +1,6 @@
 """One process a folder, whatever became of the one before."""
 
+import errno
 import os
 import signal
 import socket
@@ -9,7 +10,7 @@ import sys
 import pytest
 
 from jaxdl.errors import InputError
-from jaxdl.locks import held, locked
+from jaxdl.locks import exclusive, held, locked
 from tests.groups import LIGHT
 
 HOLD = """
@@ -155,8 +156,36 @@ def test_to_ask_about_a_lock_that_a_dead_process_left_takes_it_from_nobody(tmp_p
         first.wait()
     (tmp_path / "lock").write_text(f"{first.pid} {socket.gethostname()}")
 
-    def refuse(*_):
+    def refuse(*_, **__):
         raise AssertionError("another process could not have begun just then")
 
-    monkeypatch.setattr("jaxdl.locks.fcntl.flock", refuse)
+    monkeypatch.setattr("jaxdl.locks.lock_descriptor", refuse)
     assert not held(tmp_path)
+
+
+def test_on_windows_the_text_begins_after_the_byte_that_is_locked(tmp_path, monkeypatch):
+    def end(*_):
+        raise AssertionError("on Windows os.kill would end the process")
+
+    monkeypatch.setattr("jaxdl.locks.WINDOWS", True)
+    monkeypatch.setattr("jaxdl.locks.START", 1)
+    monkeypatch.setattr(os, "kill", end)
+    with locked(tmp_path) as holds:
+        assert (tmp_path / "lock").read_bytes() == f"\0{os.getpid()} {socket.gethostname()}".encode()
+        assert holds() and held(tmp_path)
+        with pytest.raises(InputError, match=f"in use by process {os.getpid()} on"), locked(tmp_path):
+            pass
+        with exclusive(tmp_path / "lock"):
+            pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_system_without_locks_refuses_a_run_and_not_a_file(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("jaxdl.locks.lock_descriptor", refuse)
+    with pytest.raises(InputError, match="in use by another process"), locked(tmp_path):
+        pass
+    with exclusive(tmp_path):
+        pass

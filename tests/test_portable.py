@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from jaxdl import checksums, portable
+from jaxdl import files, portable
 from jaxdl.__main__ import main
 from jaxdl.errors import InputError
 from jaxdl.exports import Outputs, export
@@ -498,7 +498,7 @@ def retold(folder, change):
     change(about)
     (folder / portable.ABOUT).write_text(json.dumps(about))
     (folder / portable.SUMS).unlink()
-    (folder / portable.SUMS).write_text(checksums.listing(folder))
+    (folder / portable.SUMS).write_text(files.checksum_lines(folder))
 
 
 def test_a_program_with_a_call_of_its_own_is_refused_before_it_is_compiled(weighted, tmp_path, compilations):

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxdl import checkpoints, leaves, objectives, room, shared_checkpoints
+from jaxdl import checkpoints, files, leaves, objectives, shared_checkpoints
 from jaxdl.data import examples
 from jaxdl.models import mlp
 from jaxdl.plans import make_plan
@@ -115,7 +115,7 @@ def test_where_it_ends_with_numbers_that_are_not_finite_the_last_finite_ones_are
     assert written == [(1, 2)]
 
 
-@pytest.mark.parametrize("fails", [(room, "require"), (shared_checkpoints, "write")])
+@pytest.mark.parametrize("fails", [(files, "reserve"), (shared_checkpoints, "write")])
 def test_a_full_disk_is_told_in_one_line_and_the_run_goes_on(tmp_path, monkeypatch, fails):
     def full(*_):
         raise OSError(28, os.strerror(28))
@@ -265,16 +265,16 @@ def test_split_weights_go_from_one_number_of_processes_to_another_bit_for_bit(tm
 @pytest.mark.processes
 def test_where_one_process_has_no_room_nobody_saves_and_the_run_goes_on(tmp_path):
     body = """
-from jaxdl import room
+from jaxdl import files
 from jaxdl.sharding import make_mesh, place_progress
 from jaxdl.shared_checkpoints import shared_keeper
 def full(*_):
     raise OSError(28, os.strerror(28))
-usual = room.require
+usual = files.reserve
 with shared_keeper(Path(given[0]), {}, every=99, tell=print) as keeper:
     for step in range(4):
         # On process 1 alone, then on process 0 alone, then on neither.
-        room.require = full if step == 1 - own else usual
+        files.reserve = full if step == 1 - own else usual
         keeper.observe(place_progress({"step": np.int32(step)}, make_mesh()), [])
         keeper.save()
         print(step, *sorted(path.name for path in Path(given[0]).iterdir()))

@@ -11,7 +11,7 @@ import os
 import warnings
 from pathlib import Path
 
-from jaxdl.datasets import cifar10_files, downloads
+from jaxdl.datasets import cifar10_files, download
 from jaxdl.datasets.cifar10_cache import remember
 from jaxdl.datasets.images import Images, as_images
 from jaxdl.datasets.simulated_images import IMAGES, SEED, draw
@@ -49,13 +49,13 @@ def _images(source: str | Path, cache: Path | None, server: str) -> Images:
     if source == "auto":
         return _auto(cache, server)
     if source == "tfds":
-        return _prepared(cache or downloads.user_cache())
+        return _prepared(cache or download.user_cache())
     word = str(source)
     if isinstance(source, str) and word.partition(":")[0] == "simulated":
         return _simulated(word)
     # Not Path.expanduser, which has no InputError for a user that there is not.
     path = Path(os.path.expanduser(source))
-    if not word or downloads.too_long(path) or (not path.exists() and path.name == word and not path.suffix):
+    if not word or download.too_long(path) or (not path.exists() and path.name == word and not path.suffix):
         near = difflib.get_close_matches(word, WORDS, 1)
         nearest = f"; the nearest word is {near[0]}" if near else ""
         raise InputError(f"{word!r} is no source of images{nearest}. {ADVICE}")
@@ -72,8 +72,8 @@ def _auto(cache: Path | None, server: str) -> Images:
             raise InputError(f"{DATA_FOLDER} must name a folder with CIFAR-10: {error}") from error
         return _local(found, cache)
     try:
-        return _downloaded(cache or downloads.user_cache(), server)
-    except downloads.UnreachableError as error:
+        return _downloaded(cache or download.user_cache(), server)
+    except download.UnreachableError as error:
         note = f"SIMULATED IMAGES, NOT CIFAR-10: {error} No figure of this run says anything about real images."
         return _drawn(IMAGES, SEED, note)
 
@@ -93,12 +93,12 @@ def _local(path: Path, cache: Path | None) -> Images:
             checksum = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}). Make it readable or name another.") from error
-    return remember(cache or downloads.user_cache(), f"{absolute} {checksum}", read)
+    return remember(cache or download.user_cache(), f"{absolute} {checksum}", read)
 
 
 def _downloaded(cache: Path, server: str) -> Images:
     def fetch() -> Images:
-        path = downloads.fetch(f"{server.rstrip('/')}/{ARCHIVE}", CHECKSUM, cache / ARCHIVE)
+        path = download.fetch(f"{server.rstrip('/')}/{ARCHIVE}", CHECKSUM, cache / ARCHIVE)
         return as_images(cifar10_files.read(path), NAME, f"download:{ARCHIVE}")
 
     return remember(cache, CHECKSUM, fetch)

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxdl.datasets.downloads import whole
 from jaxdl.datasets.images import Arrays, Images, as_images
+from jaxdl.files import atomic_write
 
 
 def remember(cache: Path, key: str, make: Callable[[], Images]) -> Images:
@@ -56,6 +56,6 @@ def _save(path: Path, images: Images) -> None:
     arrays = dict(zip(Arrays._fields, map(np.asarray, rows), strict=True))
     words = {"name": images.name, "source": images.source, "sha256": images.sha256}
     entries: dict[str, Any] = arrays | {name: np.array(word) for name, word in words.items()}
-    with whole(path) as file:
+    with atomic_write(path) as file:
         # Not compressed, or reading it would take as long as decoding.
         np.savez(file, **entries)

@@ -10,13 +10,14 @@ import contextlib
 import io
 import logging
 import tarfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxdl.datasets import downloads
+from jaxdl.datasets import download
 from jaxdl.datasets.images import CLASSES, SHAPE, Arrays
 from jaxdl.errors import InputError
 
@@ -58,7 +59,7 @@ def read(
     *,
     manual_dir: Path | None = None,
     archive: Archive = PUBLISHED,
-    within: float = downloads.REACHED_WITHIN,
+    within: float = download.REACHED_WITHIN,
 ) -> tuple[Arrays, str]:
     """The images and labels of the data set `cifar10`, in the publisher's order, and "tfds:cifar10/3.0.2".
 
@@ -84,7 +85,7 @@ def read(
             folder = Path(manual_dir or made.data_dir_root / "downloads" / "manual").expanduser()
             path = folder / archive.name
             if manual_dir is None and not path.exists():
-                downloads.fetch(archive.url, f"sha256:{archive.sha256}", path, downloads.starting_now(within))
+                download.fetch(archive.url, f"sha256:{archive.sha256}", path, time.monotonic() + within)
             _prepare(made, path)
         return _read(made.data_dir), f"tfds:cifar10/{VERSION}"
 

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-from jaxdl.datasets import downloads, zenodo
+from jaxdl.datasets import download
 from jaxdl.datasets.simulated_weather import DAYS, SEED
 from jaxdl.errors import InputError
 
@@ -43,7 +43,7 @@ class Simulated(NamedTuple):
     note: str | None = None  # why nothing better was found
 
 
-def find(source: str | Path, *, cache: Path | None = None, server: str = zenodo.SERVER) -> File | Simulated:
+def find(source: str | Path, *, cache: Path | None = None, server: str = download.ZENODO) -> File | Simulated:
     """What a source stands for; downloads it if need be.
 
     `cache` is the user's cache folder unless given. Only `auto` ever falls back, and only to simulated weather where
@@ -54,13 +54,13 @@ def find(source: str | Path, *, cache: Path | None = None, server: str = zenodo.
     """
     word = str(source)
     if source == "auto":
-        return _auto(cache or downloads.user_cache(), server)
+        return _auto(cache or download.user_cache(), server)
     if source in WORDS:
-        return _published(WORDS[word], cache or downloads.user_cache(), server)
+        return _published(WORDS[word], cache or download.user_cache(), server)
     if word.partition(":")[0] == "simulated" and isinstance(source, str):
         return _simulated(word)
     path = Path(source).expanduser()
-    if not word or downloads.too_long(path) or (not path.exists() and path.name == word and not path.suffix):
+    if not word or download.too_long(path) or (not path.exists() and path.name == word and not path.suffix):
         near = difflib.get_close_matches(word, ["auto", *WORDS, "simulated"], 1)
         nearest = f"; the nearest word is {near[0]}" if near else ""
         raise InputError(f"{word!r} is no source of weather{nearest}. {ADVICE}")
@@ -76,18 +76,18 @@ def _auto(cache: Path, server: str) -> File | Simulated:
             # Not passed over: whoever set it wants these figures and no others.
             raise InputError(f"{DATA_FOLDER} must name a folder with the weather data: {error}") from error
     for published in (LIGHT, FULL):
-        path = zenodo.cached(published.name, cache)
+        path = download.cached(published.name, cache)
         if path is not None:
             return File(path, f"zenodo:{published.doi}")
     try:
         return _published(LIGHT, cache, server)
-    except zenodo.UnreachableError as error:
+    except download.UnreachableError as error:
         note = f"SIMULATED WEATHER, NOT MEASURED: {error} No figure of this run says anything about real weather."
         return Simulated(DAYS, SEED, note)
 
 
 def _published(published: Published, cache: Path, server: str) -> File:
-    path = zenodo.fetch(published.doi, published.name, cache, server=server)
+    path = download.fetch_zenodo(published.doi, published.name, cache, server=server)
     return File(path, f"zenodo:{published.doi}")
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxdl.data import examples
-from jaxdl.datasets import barbecue, sources, zenodo
+from jaxdl.datasets import barbecue, download, sources
 from jaxdl.datasets.simulated_weather import simulate
 from jaxdl.datasets.weather_table import CALENDAR, Table, nearest, read_table
 from jaxdl.errors import InputError
@@ -50,7 +50,7 @@ def weather(
     places: Sequence[str] | None = None,
     target: str = TARGET,
     cache: Path | None = None,
-    server: str = zenodo.SERVER,
+    server: str = download.ZENODO,
 ) -> Dataset:
     """The weather data set: each day's measurements, float32, and the target column's value of the day after.
 
