@@ -193,7 +193,7 @@ def _work(
     network, tell = summary(built.plan.model, built.sets["train"].inputs[:1]), partial(warn, shown=console)
     console.print(as_table(network, f"{config.recipe}, seed {config.seed}, {short(built.dataset.source)}"))
     if config.tensorboard:
-        watching.describe(config, network, built, folder, tell)
+        watching.describe(config, network, folder, tell)
     compiled, began = compiling(), time.perf_counter()
     end = _train(job, begin, interrupts)
     seconds["fit"] = time.perf_counter() - began - (compiling() - compiled)

@@ -32,7 +32,7 @@ class Watching(Output):
     """The flags that say it; none of them changes a bit of the run."""
 
     tensorboard: bool = True
-    """Write curves, pictures, settings and the network's graph for TensorBoard."""
+    """Write curves, pictures, settings and the table of layers for TensorBoard."""
     histograms: int = 0
     """For TensorBoard, histograms of each layer's weights and gradients every so many epochs; 0 for none."""
     cost: bool = False
@@ -130,17 +130,13 @@ def watched(
         yield Watchers(*(tuple(map(stack.enter_context, each)) for each in (observers, watchers)))
 
 
-def describe(config: Any, network: Summary, built: Built, folder: Path, tell: Callable[[str], None]) -> None:
-    """Tells TensorBoard what the run is: its flags, its layers and their graph."""
-    # Imported here: a run that tells nothing does not need it.
-    from jaxdl import graphs
-
+def describe(config: Any, network: Summary, folder: Path, tell: Callable[[str], None]) -> None:
+    """Tells TensorBoard what the run is: its flags and its layers."""
     flags = {name: value for name, value in asdict(config).items() if name not in OWN}
     told = {name: value for name, value in flags.items() if name not in HOW}
     text = {"configuration": descriptions.table(("flag", "value"), flags.items()), "layers": as_markdown(network)}
     with _told(tell):
-        graph = graphs.graph(built.plan.model, built.sets["train"].inputs[: built.plan.batch_size])
-        descriptions.description(folder / CHARTS / RUN, text=text, hyperparameters=told, graph=graph)
+        descriptions.description(folder / CHARTS / RUN, text=text, hyperparameters=told)
 
 
 def conclude(metrics: Mapping[str, Any], pictures: list[Path], folder: Path, tell: Callable[[str], None]) -> None:

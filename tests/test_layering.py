@@ -52,7 +52,7 @@ RING = (
         "shared_checkpoints",
         "interrupts",
     ),
-    *("events", "logs", "distributions", "graphs", "descriptions"),
+    *("events", "logs", "distributions", "descriptions"),
     *("bars", "curves", "canvas", "plots", "ensemble_plots", "interval_plots", "residual_plots", "rate_plots"),
     *("comparison_plots", "units", "summaries", "speeds", "costs", "profiles"),
     *("collectives", "terminals", "folders", "runs", "listings", "differences", "accounts", "run_tables"),
