@@ -110,12 +110,12 @@ def rate(task: Task, arrays: Arrays, batch: int) -> float:
     return max(fastest, convolution_rate(batch, 30 if task.recipe == "small" else 15))
 
 
-def product_rate(rows: int, inputs: int, outputs: int) -> float:
-    """FLOP/s of a float32 product (rows, inputs) by (inputs, outputs): the faster of XLA's and, on a CPU, NumPy's."""
+def product_rate(rows: int, inputs: int, outputs: int, dtype: str = "float32") -> float:
+    """FLOP/s of a product (rows, inputs) by (inputs, outputs): of XLA's or, of float32 on a CPU, NumPy's if faster."""
     rng = np.random.default_rng(0)
     left, right = rng.random((rows, inputs), np.float32), rng.random((inputs, outputs), np.float32)
-    ways = [_seconds_of(jnp.matmul, jnp.asarray(left), jnp.asarray(right))]
-    if jax.default_backend() == "cpu":
+    ways = [_seconds_of(jnp.matmul, jnp.asarray(left, dtype), jnp.asarray(right, dtype))]
+    if jax.default_backend() == "cpu" and dtype == "float32":
         ways.append(_seconds(lambda: left @ right))
     return 2 * rows * inputs * outputs / min(ways)
 
@@ -141,7 +141,8 @@ def _seconds_of(work: Callable[[Array, Array], Array], left: Array, right: Array
         left = left.at[(0,) * left.ndim].set(result[(-1,) * result.ndim])  # else once would do for all
         return left, work(left, right)
 
-    return _in_a_loop(again, (left, jnp.zeros(jax.eval_shape(work, left, right).shape)))
+    result = jax.eval_shape(work, left, right)
+    return _in_a_loop(again, (left, jnp.zeros(result.shape, result.dtype)))
 
 
 def bandwidth(size: int) -> float:

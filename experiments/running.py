@@ -189,7 +189,7 @@ def _work(
     job: Job, begin: Beginning, interrupts: Interrupts, seconds: dict[str, float], compiling: Callable[[], float]
 ) -> dict[str, Any]:
     """Trains and writes all but the metrics, which it gives."""
-    experiment, config, built, folder, console, mesh, _ = job
+    experiment, config, built, folder, console, *_ = job
     network, tell = summary(built.plan.model, built.sets["train"].inputs[:1]), partial(warn, shown=console)
     console.print(as_table(network, f"{config.recipe}, seed {config.seed}, {short(built.dataset.source)}"))
     if config.tensorboard:
@@ -213,9 +213,9 @@ def _work(
     if config.tensorboard:
         watching.conclude(metrics, pictures, folder, tell)
     if config.cost:
-        found = watching.cost(config, built, end.history, mesh)
-        metrics["cost"] = costs.as_record(*found)
-        console.print(costs.as_table(*found))
+        cost = costs.step_cost(built.plan, built.start, built.sets["train"])
+        metrics["cost"] = costs.as_record(cost)
+        console.print(costs.as_table(cost))
     return metrics
 
 

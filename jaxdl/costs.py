@@ -11,7 +11,6 @@ from jaxdl.batches import batch_rows, epoch_rows
 from jaxdl.flops import flops
 from jaxdl.programs import compiler_options, convolves
 from jaxdl.sources import Source, head
-from jaxdl.speeds import Speed
 from jaxdl.steps import make_eval_step, make_train_step, shown_weights
 from jaxdl.types import Examples, Plan, Progress, PyTree
 from jaxdl.units import short
@@ -145,20 +144,18 @@ def _memory(stats: Any) -> tuple[int | None, int | None, int | None]:
     return stats.argument_size_in_bytes, stats.temp_size_in_bytes, results
 
 
-def as_record(cost: StepCost, speed: Speed | None = None) -> dict[str, float | None]:
-    """The cost, and the speed of a run where there is one, as JSON can hold them.
+def as_record(cost: StepCost) -> dict[str, float | None]:
+    """Return the cost as JSON can hold it.
 
-    >>> cost = StepCost(4, 100, True, None, 50, 20, 10, 5)
-    >>> record = as_record(cost, Speed(1e9, 4e9))
-    >>> record["peak_memory"], record["intensity"], record["share"]
-    (35, 2.0, 0.25)
+    >>> record = as_record(StepCost(4, 100, True, None, 50, 20, 10, 5))
+    >>> record["peak_memory"], record["intensity"]
+    (35, 2.0)
     """
-    record = {**cost._asdict(), "peak_memory": cost.peak_memory, "intensity": cost.intensity}
-    return record if speed is None else {**record, **speed._asdict(), "share": speed.share}
+    return {**cost._asdict(), "peak_memory": cost.peak_memory, "intensity": cost.intensity}
 
 
-def as_table(cost: StepCost, speed: Speed | None = None, title: str = "") -> Table:
-    """The cost, and the speed of a run where there is one, as a rich table.
+def as_table(cost: StepCost, title: str = "") -> Table:
+    """Return the cost as a rich table.
 
     >>> as_table(StepCost(4, 100, True, None, 50, 20, 10, 5)).row_count
     6
@@ -176,10 +173,6 @@ def as_table(cost: StepCost, speed: Speed | None = None, title: str = "") -> Tab
     table.add_row("memory at the peak", _known(cost.peak_memory, "B"), "of which")
     for name in ("arguments", "temporaries", "results"):
         table.add_row(f"  {name}", _known(getattr(cost, name), "B"), MEANINGS[name])
-    if speed is not None:
-        table.add_section()
-        table.add_row("reached", short(speed.reached, "FLOP/s"), f"{100 * speed.share:.3g} % of what is possible")
-        table.add_row("possible", short(speed.possible, "FLOP/s"), "a matrix product on this device")
     return table
 
 

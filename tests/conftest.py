@@ -138,7 +138,7 @@ def meaning():
 AS_USERS_COMPILE = (
     *("test_steps", "test_chunks", "test_streams", "test_fitting", "test_training", "test_replays", "test_seeds"),
     *("test_ensembles", "test_sweeps", "test_collectives", "test_footprints", "test_costs", "test_flops"),
-    *("test_speeds", "test_runs", "test_programs"),
+    *("test_runs", "test_programs"),
 )
 
 

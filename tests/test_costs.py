@@ -18,7 +18,6 @@ from jaxdl.models import convnet, mlp
 from jaxdl.objectives import accuracy, rmse, softmax_cross_entropy, squared_error
 from jaxdl.plans import make_plan
 from jaxdl.sources import Source
-from jaxdl.speeds import Speed
 from jaxdl.training import start, start_shapes
 from jaxdl.types import Examples, Model, Objective, Weights
 
@@ -173,7 +172,7 @@ def test_what_a_platform_does_not_tell_is_none(monkeypatch, analysis, told):
     assert (cost.xla_flops, cost.bytes) == told
     assert (cost.arguments, cost.temporaries, cost.results, cost.peak_memory) == (None,) * 4
     assert cost.flops > 0 and (cost.intensity is None) == (told[1] is None)
-    assert "unknown" in "".join(lines_of(as_table(cost, Speed(1.0, 2.0))))
+    assert "unknown" in "".join(lines_of(as_table(cost)))
 
 
 def lines_of(table):
@@ -188,17 +187,15 @@ COST = StepCost(32, 4_532_853, True, 4_699_476, 2_181_764, 284_364, 193_344, 268
 
 
 def test_the_table_has_a_line_for_each_figure():
-    lines = [line.replace("│", " ").split() for line in lines_of(as_table(COST, Speed(12e9, 96e9), "weather"))]
+    lines = [line.replace("│", " ").split() for line in lines_of(as_table(COST, "weather"))]
     text = [" ".join(line) for line in lines]
     assert text[0] == "weather"
     assert "FLOPs 4.53 M 4.7 M by XLA's count" in text
     assert "read and written 2.18 MB 2.08 FLOPs a byte" in text
     assert "memory at the peak 478 kB of which" in text
     assert "temporaries 193 kB what the step keeps while it computes" in text
-    assert "reached 12 GFLOP/s 12.5 % of what is possible" in text
-    assert "possible 96 GFLOP/s a matrix product on this device" in text
-    # No line is broken: eight and a rule, three for the head, one for the end.
-    assert len(lines_of(as_table(COST, Speed(123e9, 456e9)))) == 8 + 1 + 3 + 1
+    # No line is broken: six, three for the head, one for the end.
+    assert len(lines_of(as_table(COST))) == 6 + 3 + 1
 
 
 def test_where_not_all_flops_are_known_the_table_says_so():
@@ -206,12 +203,10 @@ def test_where_not_all_flops_are_known_the_table_says_so():
 
 
 def test_the_record_is_json_and_holds_what_the_table_shows():
-    record = json.loads(json.dumps(as_record(COST, Speed(12e9, 96e9))))
+    record = json.loads(json.dumps(as_record(COST)))
     assert record["peak_memory"] == 284_364 + 193_344 + 268
     assert record["intensity"] == pytest.approx(4_532_853 / 2_181_764)
-    assert (record["reached"], record["possible"], record["share"]) == (12e9, 96e9, 0.125)
     assert {name: record[name] for name in COST._fields} == COST._asdict()
-    assert "share" not in as_record(COST)
 
 
 def test_the_cost_of_any_step_is_its_products_and_the_sizes_of_what_it_uses():

@@ -83,7 +83,6 @@ def test_the_cost_of_a_step_is_kept(watched):
     columns = json.loads((watched / "metrics.json").read_text())["dataset"]["features"]
     products = 2 * 32 * (3 * (100 * 50 + 50) + 2 * columns * 100)
     assert products < cost["flops"] < 1.6 * products
-    assert cost["share"] > 0 and cost["reached"] / cost["possible"] == pytest.approx(cost["share"])
 
 
 def test_a_trace_is_written(watched):

@@ -54,7 +54,7 @@ RING = (
     ),
     *("events", "logs", "distributions", "descriptions"),
     *("bars", "curves", "canvas", "plots", "ensemble_plots", "interval_plots", "residual_plots", "rate_plots"),
-    *("comparison_plots", "units", "summaries", "speeds", "costs", "profiles"),
+    *("comparison_plots", "units", "summaries", "costs", "profiles"),
     *("collectives", "terminals", "folders", "runs", "listings", "differences", "accounts", "run_tables"),
     *("cards", "portable", "exports", "__main__"),
 )
