@@ -99,8 +99,6 @@ def _lead(
     if earlier is not None and earlier.metrics is not None:
         found = changes(watching.told(settled), earlier)
         if not refused(found, experiment.fixed(settled)) and not goes_on(found, earlier.metrics):
-            if not set(folders.USAGE) <= set(earlier.config):
-                finished.complete(experiment.usage(_built(experiment, config, console)), earlier, config.workdir)
             return finished.show(experiment, earlier.metrics, config, console)
     if config.compilation_cache:
         runs.keep_compilations()

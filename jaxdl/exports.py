@@ -154,13 +154,7 @@ def _finished(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             f"the run in {run} is not finished: it has no {folders.METRICS}. Let its command go on first, with "
             f"--workdir {run}."
         )
-    config = folders.read_json(run / folders.CONFIG)
-    if "network" not in config:
-        raise InputError(
-            f"{run / folders.CONFIG} describes no network, because an older version wrote it. The command that trained "
-            f"it adds that, with --workdir {run}."
-        )
-    return config, folders.read_json(run / folders.METRICS)
+    return folders.read_json(run / folders.CONFIG), folders.read_json(run / folders.METRICS)
 
 
 def _row(inputs: np.ndarray) -> Any:
