@@ -22,17 +22,18 @@ import jax
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.flops import flops
 from benchmarks.traffic import compilations, traffic
 from experiments import cifar10, weather
 from experiments.experiment import Built
 from jaxdl import datasets, paces
-from jaxdl.costs import StepCost, cost_of, step_cost
+from jaxdl.costs import cost_of, lowered_step
 from jaxdl.data import take
 from jaxdl.fitting import fit
 from jaxdl.programs import compiler_options
 from jaxdl.seeds import fit_seeds
 from jaxdl.steps import make_train_step
-from jaxdl.types import Progress
+from jaxdl.types import Examples, Progress
 
 STORED = Path(__file__).with_suffix(".json")
 WRITE = "python -m benchmarks.footprints --write"
@@ -59,7 +60,8 @@ class Case(NamedTuple):
     """Something to train."""
 
     fit: Callable[[int], Progress]  # so many epochs, from the beginning
-    cost: Callable[[Progress], StepCost]
+    step: Callable[..., Any]  # (state, batch) -> what a step gives
+    batch: Examples
 
 
 class Difference(NamedTuple):
@@ -94,7 +96,8 @@ def alone(built: Built) -> Case:
     run = partial(fit, plan.model, plan.objective, plan.optimiser, train, validation)
     return Case(
         lambda epochs: run(epochs=epochs, batch_size=plan.batch_size, stop=plan.stop).progress,
-        lambda progress: step_cost(plan, progress, train),
+        make_train_step(plan.model, plan.objective, plan.optimiser, average=plan.average, prepared=True),
+        take(train, range(plan.batch_size)),
     )
 
 
@@ -105,7 +108,8 @@ def together(built: Built) -> Case:
     step = jax.vmap(make_train_step(plan.model, plan.objective, plan.optimiser, prepared=True), in_axes=(0, None))
     return Case(
         lambda epochs: run(epochs=epochs, batch_size=plan.batch_size, stop=plan.stop).progress,
-        lambda progress: cost_of(step, progress.state, take(train, range(plan.batch_size))),
+        step,
+        take(train, range(plan.batch_size)),
     )
 
 
@@ -141,7 +145,8 @@ def footprint(make: Callable[[], Case]) -> Figures:
         first, (case, progress) = compilations(begin)
         again, _ = compilations(partial(case.fit, 2))
         sooner, later = (traffic(partial(case.fit, epochs)) for epochs in (SOONER, LATER))
-    cost, leaves = case.cost(progress), jax.tree.leaves(progress)
+    step, leaves = (case.step, progress.state, case.batch), jax.tree.leaves(progress)
+    cost, compiled = cost_of(*step), lowered_step(*step).compile().cost_analysis()
     dispatches, fetches = ((more - less) // (LATER - SOONER) for less, more in zip(sooner, later, strict=True))
     return {
         "compilations of a first fit": first,
@@ -152,8 +157,8 @@ def footprint(make: Callable[[], Case]) -> Figures:
         "fetches beside them": later.fetches - LATER * fetches,
         "leaves carried": len(leaves),
         "bytes carried": sum(leaf.nbytes for leaf in leaves),
-        "FLOPs of a step": cost.flops,
-        "FLOPs of a step, by XLA": cost.xla_flops,
+        "FLOPs of a step": flops(*step),
+        "FLOPs of a step, by XLA": int(compiled["flops"]),
         "bytes read and written": cost.bytes,
         "bytes of arguments": cost.arguments,
         "bytes of temporaries": cost.temporaries,

@@ -18,13 +18,12 @@ from benchmarks.jaxdl_loop import adam_of, model_of, objective_of
 from benchmarks.rows import Row
 from benchmarks.tasks import BATCH, MEMBERS, Arrays, Task, load
 from jaxdl import examples
-from jaxdl.costs import epoch_flops
-from jaxdl.flops import flops
+from jaxdl.batches import batch_rows, epoch_rows
 from jaxdl.plans import make_plan
 from jaxdl.programs import compiler_options
-from jaxdl.steps import make_eval_step
+from jaxdl.steps import make_eval_step, make_train_step, shown_weights
 from jaxdl.training import start
-from jaxdl.types import Array, Weights
+from jaxdl.types import Array, Examples, Plan, Progress, Weights
 
 CALL, CALLS = 0.01, 7  # seconds of a timing of many calls, and how many timings
 REPEATED = 200  # times that a program does its work
@@ -61,12 +60,39 @@ def limit(row: Row, epochs: float) -> Limit:
         moved = (_bytes(train) / members + steps * state) * times
         # Of members the rows stand side by side, so that all that the machine has can be at work.
         return Limit(flops_of_one * times, moved, rate(task, arrays, BATCH * members), bandwidth(state // 2 * members))
-    batch = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((task.rows, *leaf.shape[1:]), leaf.dtype), validation)
+    batch = _batch(validation, task.rows)
     weights = progress.state.weights
     moved = (_bytes(validation) + _bytes(weights)) * row.times
-    count = flops(_deed(task), *((weights, batch) if task.deed == "evaluate" else (weights, batch.inputs))).total
+    count = flops(_deed(task), weights, batch if task.deed == "evaluate" else batch.inputs)
     fastest = max(rate(task, arrays, min(task.rows, size)) for size in (BATCH, TOGETHER))
     return Limit(count * row.times, moved, fastest, bandwidth(_bytes(weights)))
+
+
+def flops(function: Callable[..., Any], *arguments: Any) -> float:
+    """Return the FLOPs of `function(*arguments)` by XLA, before it optimizes; shapes will do.
+
+    >>> flops(jnp.matmul, *(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((5, 3), (3, 2))))
+    60.0
+    """
+    return float(jax.jit(function).lower(*arguments).cost_analysis()["flops"])
+
+
+def epoch_flops(plan: Plan, progress: Progress, train: Examples, validation: Examples | None = None) -> float:
+    """Return the FLOPs of an epoch: its training steps and its validation, with the padding of the last batches."""
+    step = make_train_step(plan.model, plan.objective, plan.optimiser, average=plan.average, prepared=True)
+    total = -(-epoch_rows(train) // plan.batch_size) * flops(step, progress.state, _batch(train, plan.batch_size))
+    if validation is None:
+        return total
+    rows, measure = epoch_rows(validation), make_eval_step(plan.model, plan.objective, prepared=True)
+    size = min(batch_rows(validation.inputs), rows)
+    once = flops(measure, shown_weights(progress.state, plan.eval_params), _batch(validation, size))
+    return total + -(-rows // size) * once
+
+
+def _batch(rows: Examples, size: int) -> Examples:
+    """Return the shapes of so many rows."""
+    batch: Examples = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((size, *leaf.shape[1:]), leaf.dtype), rows)
+    return batch
 
 
 def _deed(task: Task) -> Callable[..., Any]:
@@ -110,12 +136,12 @@ def rate(task: Task, arrays: Arrays, batch: int) -> float:
     return max(fastest, convolution_rate(batch, 30 if task.recipe == "small" else 15))
 
 
-def product_rate(rows: int, inputs: int, outputs: int) -> float:
-    """FLOP/s of a float32 product (rows, inputs) by (inputs, outputs): the faster of XLA's and, on a CPU, NumPy's."""
+def product_rate(rows: int, inputs: int, outputs: int, dtype: str = "float32") -> float:
+    """FLOP/s of a product (rows, inputs) by (inputs, outputs): of XLA's or, of float32 on a CPU, NumPy's if faster."""
     rng = np.random.default_rng(0)
     left, right = rng.random((rows, inputs), np.float32), rng.random((inputs, outputs), np.float32)
-    ways = [_seconds_of(jnp.matmul, jnp.asarray(left), jnp.asarray(right))]
-    if jax.default_backend() == "cpu":
+    ways = [_seconds_of(jnp.matmul, jnp.asarray(left, dtype), jnp.asarray(right, dtype))]
+    if jax.default_backend() == "cpu" and dtype == "float32":
         ways.append(_seconds(lambda: left @ right))
     return 2 * rows * inputs * outputs / min(ways)
 
@@ -141,7 +167,8 @@ def _seconds_of(work: Callable[[Array, Array], Array], left: Array, right: Array
         left = left.at[(0,) * left.ndim].set(result[(-1,) * result.ndim])  # else once would do for all
         return left, work(left, right)
 
-    return _in_a_loop(again, (left, jnp.zeros(jax.eval_shape(work, left, right).shape)))
+    result = jax.eval_shape(work, left, right)
+    return _in_a_loop(again, (left, jnp.zeros(result.shape, result.dtype)))
 
 
 def bandwidth(size: int) -> float:

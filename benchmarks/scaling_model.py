@@ -25,9 +25,11 @@ import numpy as np
 from benchmarks.scaling import line_of
 from benchmarks.scaling_cases import CASES, Case, machine, plan_of, rows_of
 from jaxdl import start
-from jaxdl.chunks import compiled_chunk
+from jaxdl.batches import evaluation_rows, training_rows
+from jaxdl.chunks import lowered_chunk
 from jaxdl.collectives import Collective, collectives
 from jaxdl.sharding import make_mesh, place_progress, place_rows
+from jaxdl.types import Examples, Plan, Progress
 
 
 def ring(devices: int) -> float:
@@ -74,6 +76,13 @@ def seconds_of(work: Work, on: Machine, devices: int) -> float:
     sent = 2 * (devices - 1) / devices * sum(one.bytes for one in work.reduced)
     waiting = on.hops(devices) * on.latency * reduced
     return on.fixed + work.flops / (devices * on.rate) + waiting + sent / on.bandwidth
+
+
+def compiled_chunk(
+    plan: Plan, progress: Progress, train: Examples, validation: Examples | None = None
+) -> jax.stages.Compiled:
+    """Return the program of several training steps, compiled for the devices of its arguments and not run."""
+    return lowered_chunk(plan, progress, training_rows(train), evaluation_rows(validation)).compile()
 
 
 def work_of(case: Case) -> Work:

@@ -22,20 +22,20 @@ import numpy as np
 
 from benchmarks import arrays, machine
 from benchmarks.contestants import Ask, Contestant, present, started
+from benchmarks.limits import epoch_flops, product_rate
 from benchmarks.speedrun_page import FULL, Course, Lap, page
 from benchmarks.table import OURS
 from benchmarks.tasks import Task
 from experiments.cifar10 import Config, build, settle
 from experiments.experiment import Built
-from jaxdl.costs import epoch_flops
 from jaxdl.data import take
 from jaxdl.datasets import Images, cifar10
 from jaxdl.errors import InputError
 from jaxdl.fitting import fit
 from jaxdl.passes import evaluate
-from jaxdl.speeds import matmul_rate
 
 EVALUATED = 2000  # test images at once
+SIDE, SIDE_ON_CPU = 8192, 1024  # of the square matrices whose product is the limit
 RESULTS = Path(__file__).parent / "results"
 
 Race = Callable[[int], Lap | str]  # trains with a seed; words where it fails
@@ -139,8 +139,10 @@ def run(options: argparse.Namespace) -> str:
         for one in here:
             races[one.name] = theirs(stack.enter_context(started(one, options.peers, cache)), task, built.epochs)
         laps, errors = raced(races, options.runs)
-    flops = built.epochs * epoch_flops(built.plan, built.start, built.sets["train"], None)
-    course = Course(config, built, min(len(dataset.train.weights), config.train_size), flops, matmul_rate(config.dtype))
+    flops = built.epochs * epoch_flops(built.plan, built.start, built.sets["train"])
+    side = SIDE_ON_CPU if jax.default_backend() == "cpu" else SIDE
+    rate = product_rate(side, side, side, config.dtype)
+    course = Course(config, built, min(len(dataset.train.weights), config.train_size), flops, rate)
     around = machine.describe() + (f"; {torch_of(options.peers)}" if here else "")
     return page(course, around, laps, missing, errors)
 

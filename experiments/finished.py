@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -12,11 +10,6 @@ from experiments.experiment import Experiment
 from experiments.output import warn
 from jaxdl import files, folders
 from jaxdl.errors import InputError
-
-
-def complete(usage: Mapping[str, Any], earlier: folders.Earlier, folder: Path) -> None:
-    """Adds to config.json what it takes to use the model, which a version before this one did not write."""
-    files.write_json(folder / folders.CONFIG, {**usage, **earlier.config})
 
 
 def show(experiment: Experiment, metrics: dict[str, Any], config: Any, console: Console) -> dict[str, Any]:

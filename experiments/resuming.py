@@ -181,9 +181,10 @@ def other_surroundings(before: Mapping[str, Any], now: Mapping[str, Any]) -> str
     >>> other_surroundings({"versions": {"jax": "1"}, "devices": []}, {"versions": {"jax": "2"}, "devices": []})
     'the run began on jax 1 and goes on with jax 2: its numbers may differ in the last bits.'
     """
-    old, new = ({**_dict(which, "versions"), "devices": which.get("devices")} for which in (before, now))
-    if _dict(before, "machine"):  # which a version before this one did not write
-        old, new = ({**of, **_dict(which, "machine")} for of, which in ((old, before), (new, now)))
+    old, new = (
+        {**_dict(which, "versions"), "devices": which.get("devices"), **_dict(which, "machine")}
+        for which in (before, now)
+    )
     other = [name for name in new if old.get(name) != new[name]]
     if not other or not _dict(before, "versions"):
         return None

@@ -98,8 +98,6 @@ def _lead(
     if earlier is not None and earlier.metrics is not None:
         found = changes(watching.told(settled), earlier)
         if not refused(found, experiment.fixed(settled)) and not goes_on(found, earlier.metrics):
-            if not set(folders.USAGE) <= set(earlier.config):
-                finished.complete(experiment.usage(_built(experiment, config, console)), earlier, config.workdir)
             return finished.show(experiment, earlier.metrics, config, console)
     if config.compilation_cache:
         runs.keep_compilations()
@@ -188,11 +186,11 @@ def _work(
     job: Job, begin: Beginning, interrupts: Interrupts, seconds: dict[str, float], compiling: Callable[[], float]
 ) -> dict[str, Any]:
     """Trains and writes all but the metrics, which it gives."""
-    experiment, config, built, folder, console, mesh, _ = job
+    experiment, config, built, folder, console, *_ = job
     network, tell = summary(built.plan.model, built.sets["train"].inputs[:1]), partial(warn, shown=console)
     console.print(as_table(network, f"{config.recipe}, seed {config.seed}, {short(built.dataset.source)}"))
     if config.tensorboard:
-        watching.describe(config, network, built, folder, tell)
+        watching.describe(config, network, folder, tell)
     compiled, began = compiling(), time.perf_counter()
     end = _train(job, begin, interrupts)
     seconds["fit"] = time.perf_counter() - began - (compiling() - compiled)
@@ -212,9 +210,9 @@ def _work(
     if config.tensorboard:
         watching.conclude(metrics, pictures, folder, tell)
     if config.cost:
-        found = watching.cost(config, built, end.history, mesh)
-        metrics["cost"] = costs.as_record(*found)
-        console.print(costs.as_table(*found))
+        cost = costs.step_cost(built.plan, built.start, built.sets["train"])
+        metrics["cost"] = costs.as_record(cost)
+        console.print(costs.as_table(cost))
     return metrics
 
 

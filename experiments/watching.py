@@ -9,15 +9,12 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-import numpy as np
-from jax.sharding import Mesh
 from rich.console import Console
 
 from experiments import placement
 from experiments.experiment import Built, History
 from experiments.output import Output
-from jaxdl import bars, costs, descriptions, distributions, logs, processes, profiles, speeds
+from jaxdl import bars, descriptions, distributions, logs, profiles
 from jaxdl.errors import InputError
 from jaxdl.fitting import Observer
 from jaxdl.summaries import Summary, as_markdown
@@ -32,11 +29,11 @@ class Watching(Output):
     """The flags that say it; none of them changes a bit of the run."""
 
     tensorboard: bool = True
-    """Write curves, pictures, settings and the network's graph for TensorBoard."""
+    """Write curves, pictures, settings and the table of layers for TensorBoard."""
     histograms: int = 0
     """For TensorBoard, histograms of each layer's weights and gradients every so many epochs; 0 for none."""
     cost: bool = False
-    """Tell what a training step costs, and what share of a matrix product's speed the run reaches."""
+    """Print what a training step costs: FLOPs, bytes, memory."""
     profile: bool = False
     """Trace a few epochs, to be looked at in TensorBoard or Perfetto."""
 
@@ -130,17 +127,13 @@ def watched(
         yield Watchers(*(tuple(map(stack.enter_context, each)) for each in (observers, watchers)))
 
 
-def describe(config: Any, network: Summary, built: Built, folder: Path, tell: Callable[[str], None]) -> None:
-    """Tells TensorBoard what the run is: its flags, its layers and their graph."""
-    # Imported here: a run that tells nothing does not need it.
-    from jaxdl import graphs
-
+def describe(config: Any, network: Summary, folder: Path, tell: Callable[[str], None]) -> None:
+    """Tells TensorBoard what the run is: its flags and its layers."""
     flags = {name: value for name, value in asdict(config).items() if name not in OWN}
     told = {name: value for name, value in flags.items() if name not in HOW}
     text = {"configuration": descriptions.table(("flag", "value"), flags.items()), "layers": as_markdown(network)}
     with _told(tell):
-        graph = graphs.graph(built.plan.model, built.sets["train"].inputs[: built.plan.batch_size])
-        descriptions.description(folder / CHARTS / RUN, text=text, hyperparameters=told, graph=graph)
+        descriptions.description(folder / CHARTS / RUN, text=text, hyperparameters=told)
 
 
 def conclude(metrics: Mapping[str, Any], pictures: list[Path], folder: Path, tell: Callable[[str], None]) -> None:
@@ -159,17 +152,3 @@ def _told(tell: Callable[[str], None]) -> Iterator[None]:
         yield
     except (InputError, OSError) as error:
         tell(f"TensorBoard is told less than usual: {error}")
-
-
-def cost(config: Any, built: Built, history: History, mesh: Mesh | None) -> tuple[costs.StepCost, speeds.Speed]:
-    """What a training step costs if one device does all of it, and how fast the run was.
-
-    That is the median of its epochs without the first, beside a matrix product on as many devices. Those of one CPU
-    share its cores, and a product takes them all: there it is processes that count.
-    """
-    train, validation = (built.sets[name] for name in ("train", "validation"))
-    seconds = float(np.median([record["seconds"] for record in history[1:] or history]))
-    computed = costs.epoch_flops(built.plan, built.start, train, validation)
-    devices = 1 if mesh is None else processes.count() if jax.default_backend() == "cpu" else mesh.size
-    possible = devices * speeds.matmul_rate(config.dtype)
-    return costs.step_cost(built.plan, built.start, train), speeds.achieved(computed, seconds, possible)

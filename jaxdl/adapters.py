@@ -34,7 +34,6 @@ class Call(NamedTuple):
     path: tuple[str, ...]  # its place in the parameters
     kind: str  # the class, such as "Dense"
     shape: tuple[int, ...]  # of what it returned
-    scope: str  # the name scope in which it computed
 
 
 class Arguments(NamedTuple):
@@ -343,28 +342,22 @@ def _masked_class(kind: type) -> type:
 
 @contextmanager
 def linen_calls() -> Iterator[list[Call]]:
-    """Lists the calls of Linen layers in the block in the order in which they return; layers of other kinds are not.
+    """List the calls of Linen layers in the block, in the order in which they return.
 
-    What a call computes lies in a name scope of its own, `Call.scope`. A function that JAX has compiled or traced
-    before calls nothing: trace it anew.
+    A function that JAX has compiled or traced before calls nothing: trace it anew.
 
     >>> model = from_linen(nn.Dense(3))
     >>> with linen_calls() as calls:
     ...     weights = model.init(jax.random.key(0), jnp.ones((2, 4)))
     >>> calls
-    [Call(path=(), kind='Dense', shape=(2, 3), scope='linen-call-0')]
+    [Call(path=(), kind='Dense', shape=(2, 3))]
     """
     calls: list[Call] = []
-    numbers = count()
 
     def note(following: Any, arguments: Any, keywords: Any, context: Any) -> Any:
-        if context.method_name != "__call__":
-            return following(*arguments, **keywords)
-        scope = f"linen-call-{next(numbers)}"
-        with jax.named_scope(scope):
-            output = following(*arguments, **keywords)
-        if hasattr(output, "shape"):
-            calls.append(Call(context.module.path, type(context.module).__name__, output.shape, scope))
+        output = following(*arguments, **keywords)
+        if context.method_name == "__call__" and hasattr(output, "shape"):
+            calls.append(Call(context.module.path, type(context.module).__name__, output.shape))
         return output
 
     with nn.intercept_methods(note):

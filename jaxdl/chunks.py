@@ -40,25 +40,6 @@ class Feed(NamedTuple):
     ready: Callable[[int], bool] = lambda at: True  # whether they are at hand, so that a chunk may be ahead
 
 
-def compiled_chunk(
-    plan: Plan, progress: Progress, train: Examples, validation: Examples | None = None
-) -> jax.stages.Compiled:
-    """The program of `run_chunk` on the devices where the rows lie, compiled and not run.
-
-    Its `cost_analysis()` counts each loop's body once: that of one batch.
-
-    >>> import optax
-    >>> from jaxdl import Objective, examples, make_plan, mlp, objectives, start
-    >>> rows = examples([[1.0], [2.0]], [[1.0], [2.0]])
-    >>> plan = make_plan(mlp(()), Objective(objectives.squared_error), optax.sgd(0.1), batch_size=1)
-    >>> compiled = compiled_chunk(plan, start(plan, rows, key=jax.random.key(0)), rows)
-    >>> "while" in compiled.as_text()
-    True
-    """
-    check_rows(plan, train, validation)
-    return lowered_chunk(plan, *_together(progress, training_rows(train), evaluation_rows(validation))).compile()
-
-
 def lowered_chunk(
     plan: Plan, progress: Progress, train: Examples, validation: Examples | None = None
 ) -> jax.stages.Lowered:

@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxdl.arguments import explain_calls, given_as, number, whole_number
 from jaxdl.errors import InputError
-from jaxdl.types import Batch, Examples
+from jaxdl.types import Examples
 
 
 @explain_calls
@@ -246,22 +246,6 @@ def take(rows_of: Examples, rows: Any) -> Examples:
     return jax.tree.map(lambda leaf: leaf[chosen if chosen.size else chosen.astype(int)], rows_of)
 
 
-def pad(rows_of: Examples, multiple: int) -> Batch:
-    """Rows up to a multiple of `multiple`: the last row again, out of the mask, so that nothing is counted twice.
-
-    A repeated real row keeps padded computation finite; zeros might not be (a logarithm, a division).
-
-    >>> padded = pad(examples([1.0, 2.0, 3.0], [0, 1, 0]), 2)
-    >>> padded.mask.tolist(), padded.weights.tolist()
-    ([True, True, True, False], [1.0, 1.0, 1.0, 0.0])
-    """
-    count = len(rows_of.weights)
-    padded = take(rows_of, np.minimum(np.arange(count + -count % multiple), count - 1))
-    real = np.arange(len(padded.weights)) < count
-    weights: Any = np.where(real, padded.weights, np.float32(0))
-    return Batch(padded.inputs, padded.targets, weights, real)  # type: ignore[arg-type]
-
-
 @explain_calls
 def split(count: int, fraction: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Rows (kept, held out) of `count`, shuffled: the two sets of scikit-learn's `train_test_split`, row for row.
@@ -316,7 +300,7 @@ def fit_scaling(inputs: Any) -> Scaling:
 
 
 def standardise(inputs: Any, scaling: Scaling) -> np.ndarray:
-    """(N, F) inputs in their `precision` with the scaling taken off; `unstandardise` gives them back.
+    """(N, F) inputs in their `precision` with the scaling taken off.
 
     >>> table = np.array([[1.0], [3.0]])
     >>> standardise(table, fit_scaling(table)).tolist()
@@ -324,13 +308,3 @@ def standardise(inputs: Any, scaling: Scaling) -> np.ndarray:
     """
     table, _ = as_numbers("inputs", inputs)
     return ((table.astype(np.float64) - scaling.mean) / scaling.spread).astype(precision(table.dtype))
-
-
-def unstandardise(standardised: Any, scaling: Scaling) -> np.ndarray:
-    """The inverse of `standardise`, to the `precision` of what is given.
-
-    >>> unstandardise([[-1.0], [1.0]], Scaling(np.array([2.0]), np.array([1.0]))).tolist()
-    [[1.0], [3.0]]
-    """
-    table, _ = as_numbers("standardised", standardised)
-    return (table.astype(np.float64) * scaling.spread + scaling.mean).astype(precision(table.dtype))

@@ -1,4 +1,4 @@
-"""What a run is and what came of it, for TensorBoard: its words, hyperparameters, graph and results."""
+"""What a run is and what came of it, for TensorBoard: its words, hyperparameters and results."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING, Any
 from jaxdl import events
 
 if TYPE_CHECKING:
-    from tensorboardX.proto.event_pb2 import Event
-    from tensorboardX.proto.graph_pb2 import GraphDef
     from tensorboardX.proto.summary_pb2 import Summary
 
 
@@ -22,11 +20,10 @@ def description(
     *,
     text: Mapping[str, str] | None = None,
     hyperparameters: Mapping[str, Any] | None = None,
-    graph: GraphDef | None = None,
 ) -> None:
     """Writes what a run is, in the place of what an earlier call wrote into the folder.
 
-    text: pages of markdown by name; hyperparameters: numbers, bools and texts, all else as text; graph: `graphs.graph`.
+    text: pages of markdown by name; hyperparameters: numbers, bools and texts, all else as text.
     TensorBoard compares hyperparameters of all runs in one table, with the `results` that the same folder holds.
     Raises InputError where the folder cannot be written.
 
@@ -40,10 +37,7 @@ def description(
     values = [events.text(name, page) for name, page in (text or {}).items()]
     if hyperparameters:
         values.append(_session_start(hyperparameters))
-    found = [events.event(values, step=0)]
-    if graph is not None:
-        found.append(_graph(graph))
-    events.replace(folder, "1-description", found)
+    events.replace(folder, "1-description", [events.event(values, step=0)])
 
 
 def results(folder: str | Path, metrics: Mapping[str, Any], *, step: int) -> None:
@@ -86,12 +80,6 @@ def _figures(metrics: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str
             yield from _figures(value, f"{prefix}{name}/")
         elif isinstance(value, Real) and not isinstance(value, bool):
             yield prefix + name, float(value)
-
-
-def _graph(graph: GraphDef) -> Event:
-    from tensorboardX.proto.event_pb2 import Event
-
-    return Event(wall_time=time.time(), graph_def=graph.SerializeToString())
 
 
 def _session_start(hyperparameters: Mapping[str, Any]) -> Summary.Value:

@@ -153,13 +153,7 @@ def _finished(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             f"the run in {run} is not finished: it has no {folders.METRICS}. Let its command go on first, with "
             f"--workdir {run}."
         )
-    config = files.read_json(run / folders.CONFIG)
-    if "network" not in config:
-        raise InputError(
-            f"{run / folders.CONFIG} describes no network, because an older version wrote it. The command that trained "
-            f"it adds that, with --workdir {run}."
-        )
-    return config, files.read_json(run / folders.METRICS)
+    return files.read_json(run / folders.CONFIG), files.read_json(run / folders.METRICS)
 
 
 def _row(inputs: np.ndarray) -> Any:

@@ -1,9 +1,9 @@
-"""The table of a model's layers: what each gives, holds and computes."""
+"""The table of a model's layers: their output shapes and what they hold."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -11,7 +11,6 @@ import jax
 from jaxdl import descriptions
 from jaxdl.adapters import Call, linen_calls
 from jaxdl.arguments import check_model, explain_calls
-from jaxdl.flops import flops
 from jaxdl.types import Array, Examples, Model, PyTree, Weights
 from jaxdl.units import short
 
@@ -43,7 +42,6 @@ class Layer(NamedTuple):
     moving: int  # numbers that are kept but not trained
     trained_bytes: int
     moving_bytes: int
-    flops: int | None  # of its own for one row, not in training; None where the model does not tell
 
 
 class Summary(NamedTuple):
@@ -54,8 +52,6 @@ class Summary(NamedTuple):
     moving: int
     trained_bytes: int
     moving_bytes: int
-    flops: int  # for one row, not in training, with what is computed between the layers
-    exact: bool  # whether all FLOPs are known: not those of libraries, nor the trips of every loop
 
     @property
     def parameters(self) -> int:
@@ -67,16 +63,14 @@ class Summary(NamedTuple):
 def summary(model: Model, inputs: Any) -> Summary:
     """The layers of a model that takes `inputs` (B, ...), in the order of their calls; nothing is computed.
 
-    FLOPs are those of `flops.flops` for one row. Only Linen models tell what each layer gives and computes; of others
-    the layers are named by what they hold, and FLOPs known in total.
+    Only Linen models tell the output shapes of their layers; of others the layers are named by what they hold. A layer
+    that is called again with the same shape is listed once. `costs.step_cost` counts the FLOPs of a training step.
 
     >>> import jax.numpy as jnp
     >>> from jaxdl import mlp
     >>> table = summary(mlp((100, 50)), jnp.ones((1, 89)))
     >>> [layer.trained for layer in table.layers], table.parameters
     ([9000, 5050, 51], 14101)
-    >>> [layer.flops for layer in table.layers], table.flops
-    ([17900, 10050, 101], 28201)
     """
     check_model(model)
     inputs = inputs.inputs if isinstance(inputs, Examples) else inputs
@@ -86,33 +80,29 @@ def summary(model: Model, inputs: Any) -> Summary:
     def forward(weights: Weights, row: Array) -> Array:
         return model.apply(weights, row, train=False)[0]
 
+    # The first call of a model traces it in other ways too, which are not to be listed.
+    jax.eval_shape(lambda weights, row: forward(weights, row), weights, row)
     with linen_calls() as calls:
-        computed = flops(forward, weights, row)
+        jax.eval_shape(forward, weights, row)
     trained = _numbers([weights.params])
     # Linen keeps statistics by collection and then by layer, NNX by layer.
     moving = _numbers(weights.stats.values() if calls else [weights.stats])
     shown = [call for call in calls if call.path in trained | moving or not _is_outer(call, calls)]
-    own = _by_call(computed.scopes, shown)
-    working = {call.path for call in shown if own[call.scope]}
     layers = []
-    for call in shown:
-        # Flax looks at the body of a loop before it traces it: that call computes nothing.
-        if call.path in working and not own[call.scope]:
-            continue
+    # Each once: Flax traces the body of a loop more than once.
+    for call in dict.fromkeys(shown):
         name = "/".join(call.path) or call.kind
         held = trained.pop(call.path, NOTHING), moving.pop(call.path, NOTHING)
-        layers.append(Layer(name, call.kind, call.shape[1:], *_columns(*held), own[call.scope]))
+        layers.append(Layer(name, call.kind, call.shape[1:], *_columns(*held)))
     for path in sorted(trained.keys() | moving.keys()):
         held = trained.get(path, NOTHING), moving.get(path, NOTHING)
-        layers.append(Layer("/".join(path), "", None, *_columns(*held), None))
+        layers.append(Layer("/".join(path), "", None, *_columns(*held)))
     return Summary(
         tuple(layers),
         sum(layer.trained for layer in layers),
         sum(layer.moving for layer in layers),
         sum(layer.trained_bytes for layer in layers),
         sum(layer.moving_bytes for layer in layers),
-        computed.total,
-        not computed.least,
     )
 
 
@@ -136,30 +126,20 @@ def _is_outer(call: Call, calls: Sequence[Call]) -> bool:
     return any(other.path != call.path and other.path[: len(call.path)] == call.path for other in calls)
 
 
-def _by_call(scopes: Mapping[str, int], shown: Sequence[Call]) -> dict[str, int]:
-    """The FLOPs of each call that is shown, and of those inside of it that are not."""
-    own = dict.fromkeys((call.scope for call in shown), 0)
-    for scope, count in scopes.items():
-        innermost = next((name for name in reversed(scope.split("/")) if name in own), None)
-        if innermost is not None:
-            own[innermost] += count
-    return own
-
-
 def as_markdown(of: Summary) -> str:
     """The summary as a table in markdown.
 
     >>> import jax.numpy as jnp
     >>> from jaxdl import mlp
     >>> print(as_markdown(summary(mlp(()), jnp.ones((1, 89)))))
-    | layer | output shape | parameters | trained | memory | FLOPs a row |
-    | --- | --- | --- | --- | --- | --- |
-    | Dense_0 | (rows, 1) | 90 | yes | 360 B | 179 |
-    | total |  | 90 |  | 360 B | 179 |
-    | trained |  | 90 |  | 360 B |  |
-    | not trained |  | 0 |  | 0 B |  |
+    | layer | output shape | parameters | trained | memory |
+    | --- | --- | --- | --- | --- |
+    | Dense_0 | (rows, 1) | 90 | yes | 360 B |
+    | total |  | 90 |  | 360 B |
+    | trained |  | 90 |  | 360 B |
+    | not trained |  | 0 |  | 0 B |
     """
-    return descriptions.table((*COLUMNS, "FLOPs a row"), [*_layers(of), *_totals(of)])
+    return descriptions.table(COLUMNS, [*_layers(of), *_totals(of)])
 
 
 def as_table(of: Summary, title: str = "") -> Table:
@@ -168,7 +148,7 @@ def as_table(of: Summary, title: str = "") -> Table:
     >>> import jax.numpy as jnp
     >>> from jaxdl import mlp
     >>> as_table(summary(mlp((100, 50)), jnp.ones((1, 89)))).row_count
-    7
+    6
     """
     # Imported here: it is needed only where a table is shown.
     from rich.table import Table
@@ -176,7 +156,7 @@ def as_table(of: Summary, title: str = "") -> Table:
     table = Table(title=title or None, title_justify="left", title_style="bold")
     for name in COLUMNS[:2]:
         table.add_column(name, overflow="fold")
-    for name in (*COLUMNS[2:], "FLOPs\na row"):
+    for name in COLUMNS[2:]:
         table.add_column(name, justify="right", no_wrap=True)
     for row in _layers(of):
         table.add_row(*row)
@@ -191,20 +171,16 @@ def _layers(of: Summary) -> list[tuple[str, ...]]:
     for layer in of.layers:
         shape = "" if layer.shape is None else str(("rows", *layer.shape)).replace("'", "")
         held = layer.trained + layer.moving, layer.trained_bytes + layer.moving_bytes
-        computed = "" if layer.flops is None else short(layer.flops)
-        rows.append((layer.name, shape, *_held(*held, _trained(layer)), computed))
-    told = [layer.flops for layer in of.layers if layer.flops is not None]
-    if told and sum(told) < of.flops:
-        rows.append(("(between)", "", "", "", "", short(of.flops - sum(told))))
+        rows.append((layer.name, shape, *_held(*held, _trained(layer))))
     return rows
 
 
 def _totals(of: Summary) -> list[tuple[str, ...]]:
     every = _held(of.parameters, of.trained_bytes + of.moving_bytes)
     return [
-        ("total", "", *every, f"{'' if of.exact else '≥ '}{short(of.flops)}"),
-        ("trained", "", *_held(of.trained, of.trained_bytes), ""),
-        ("not trained", "", *_held(of.moving, of.moving_bytes), ""),
+        ("total", "", *every),
+        ("trained", "", *_held(of.trained, of.trained_bytes)),
+        ("not trained", "", *_held(of.moving, of.moving_bytes)),
     ]
 
 

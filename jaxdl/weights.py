@@ -87,8 +87,8 @@ def load(path: str | Path, like: Weights | None = None) -> Weights:
         raise InputError(f"load needs Weights(params, stats) as like, got {type(like).__name__}.")
     if not (folder / "_CHECKPOINT_METADATA").is_file():
         raise InputError(f"load needs a folder that save wrote, got {folder}, which is missing or something else.")
-    # Before orbax opens anything: a pipe would make it wait for ever. A version before this one wrote no list.
-    damage = files.find_damage(folder) if (folder / files.CHECKSUMS).exists() else None
+    # Before orbax opens anything: a pipe would make it wait for ever.
+    damage = files.find_damage(folder)
     if damage is not None:
         raise InputError(f"the weights in {folder} are damaged ({damage}). Use another copy.")
     with reads_finished(), ocp.StandardCheckpointer(**alone()) as checkpointer:
@@ -97,29 +97,16 @@ def load(path: str | Path, like: Weights | None = None) -> Weights:
             if shapes is None:
                 raise ValueError("its metadata cannot be read")
             stored: dict[str, Any] = checkpointer.restore(folder, jax.tree.map(_on_host, dict(shapes)))
-            checksum = stored.pop("checksum")
-            if "about" in stored:
-                about = stored.pop("about")
-                intact = np.array_equal(_digest(about, stored), checksum)
-            else:
-                # Written before any container could be saved.
-                old = Weights(stored["params"], stored["stats"])
-                intact = np.array_equal(_old_digest(old), checksum)
-            if not intact:
+            checksum, about = stored.pop("checksum"), stored.pop("about")
+            if not np.array_equal(_digest(about, stored), checksum):
                 raise ValueError("its numbers are not those that were saved")
         except Exception as error:  # Whatever orbax raises.
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise InputError(f"the weights in {folder} are damaged ({reason}). Use another copy.") from error
-    if "params" in stored:
-        leaves: list[dict[str, Any]] = []
-        arrays: dict[str, np.ndarray] = {}
-        tree = _described((old.params, old.stats), "", leaves, arrays)
-    else:
-        content = json.loads(about.tobytes())
-        tree, leaves, arrays = content["tree"], content["leaves"], stored
+    content = json.loads(about.tobytes())
     if like is not None:
-        return _as_in(like, folder, leaves, arrays)
-    return Weights(*_built(tree, folder, leaves, arrays))
+        return _as_in(like, folder, content["leaves"], stored)
+    return Weights(*_built(content["tree"], folder, content["leaves"], stored))
 
 
 def _described(tree: PyTree, path: str, leaves: list[dict[str, Any]], arrays: dict[str, np.ndarray]) -> Any:
@@ -244,15 +231,6 @@ def _digest(about: np.ndarray, arrays: dict[str, np.ndarray]) -> np.ndarray:
     digest = hashlib.sha256(about.tobytes())
     for name, array in sorted(arrays.items()):
         digest.update(f"{name} {array.dtype} {array.shape} ".encode())
-        digest.update(np.ascontiguousarray(array).tobytes())
-    return np.frombuffer(digest.digest(), np.uint8)
-
-
-def _old_digest(weights: Weights) -> np.ndarray:
-    digest = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(weights):
-        array = np.asarray(leaf)
-        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape} ".encode())
         digest.update(np.ascontiguousarray(array).tobytes())
     return np.frombuffer(digest.digest(), np.uint8)
 

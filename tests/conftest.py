@@ -137,8 +137,8 @@ def meaning():
 # both sides of a comparison are one program, or numbers may differ in the last bits.
 AS_USERS_COMPILE = (
     *("test_steps", "test_chunks", "test_streams", "test_fitting", "test_training", "test_replays", "test_seeds"),
-    *("test_ensembles", "test_sweeps", "test_collectives", "test_footprints", "test_costs", "test_flops"),
-    *("test_speeds", "test_runs", "test_programs"),
+    *("test_ensembles", "test_sweeps", "test_collectives", "test_footprints", "test_costs"),
+    *("test_runs", "test_programs"),
 )
 
 

@@ -120,6 +120,8 @@ def test_the_limit_is_that_of_the_products(folder):
     # Three steps of 32 rows: forward and both gradients, but for that of the inputs; and 20 rows of validation.
     products = 2 * (3 * 32 * (3 * weights - 5 * 128) + 20 * weights)
     assert 20 * products < found.flops < 20 * 1.25 * products  # biases, the loss and Adam
+    measured = limit(Row("", "", task._replace(deed="evaluate", rows=20), "epoch"), 1)
+    assert 2 * 20 * weights < measured.flops < 1.25 * 2 * 20 * weights
     assert found.bytes >= 20 * 4 * (96 * 7 + 3 * 2 * 3 * weights)
     assert found.rate > 0 and found.bandwidth > 0
     assert Limit(1e9, 1e3, 1e9, 1e9).seconds == 1.0 and Limit(1e3, 1e9, 1e9, 5e8).seconds == 2.0

@@ -11,8 +11,8 @@ import pytest
 from jax import lax
 from jax.sharding import PartitionSpec
 
+from benchmarks.scaling_model import compiled_chunk
 from jaxdl import examples, make_plan, mlp, objectives, start
-from jaxdl.chunks import compiled_chunk
 from jaxdl.collectives import Collective, collectives
 from jaxdl.models import convnet, residual_net
 from jaxdl.sharding import make_mesh, place_progress, place_rows
@@ -111,6 +111,7 @@ CASES = {
 def of_training(model, rows, objective, *, optimiser=ADAM, place=place_progress, validation=None):
     plan = make_plan(model, objective, optimiser, batch_size=32)
     progress, mesh = start(plan, rows, validation, key=jax.random.key(0)), make_mesh()
+    validation = None if validation is None else place_rows(validation, mesh)
     chunk = compiled_chunk(plan, place(progress, mesh), place_rows(rows, mesh), validation)
     return progress, collectives(chunk.as_text())
 

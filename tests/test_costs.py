@@ -12,13 +12,12 @@ import pytest
 from rich.console import Console
 
 from jaxdl import costs
-from jaxdl.costs import StepCost, as_record, as_table, epoch_flops, step_cost
+from jaxdl.costs import StepCost, as_record, as_table, step_cost
 from jaxdl.data import examples
 from jaxdl.models import convnet, mlp
 from jaxdl.objectives import accuracy, rmse, softmax_cross_entropy, squared_error
 from jaxdl.plans import make_plan
 from jaxdl.sources import Source
-from jaxdl.speeds import Speed
 from jaxdl.training import start, start_shapes
 from jaxdl.types import Examples, Model, Objective, Weights
 
@@ -39,39 +38,33 @@ def test_a_step_is_the_products_forwards_and_two_of_each_backwards():
     cost = cost_of(mlp((100, 50)), optimiser=optax.sgd(0.1))
     # Beside them a few operations a parameter and an activation.
     assert products < cost.flops < products + 16 * 10 * 150 + 4 * 8000
-    assert cost.exact and cost.batch_size == 16
+    assert cost.batch_size == 16
 
 
-@pytest.mark.parametrize("kind", ["batchnorm", "convolutions"])
-def test_our_count_of_a_step_is_near_that_of_xla(kind):
-    if kind == "batchnorm":
-        cost = cost_of(mlp((100, 50), input_norm=True))
-    else:
-        images = examples(DRAWS.integers(0, 256, (32, 16, 16, 3)).astype(np.uint8), DRAWS.integers(0, 10, 32))
-        cost = cost_of(convnet((16, 18), pool=True), images, Objective(softmax_cross_entropy, (accuracy,)))
-    assert cost.flops == pytest.approx(cost.xla_flops, rel=0.15)
+def test_a_convolution_counts_its_products():
+    images = examples(DRAWS.integers(0, 256, (32, 16, 16, 3)).astype(np.uint8), DRAWS.integers(0, 10, 32))
+    cost = cost_of(convnet((16, 18)), images, Objective(softmax_cross_entropy, (accuracy,)))
+    # Both convolutions and the dense layer, forward and for both gradients, but for those of the images.
+    first, second, dense = 14 * 14 * 9 * 3 * 16, 12 * 12 * 9 * 16 * 18, 12 * 12 * 18 * 10
+    products = 2 * 16 * (2 * first + 3 * second + 3 * dense)
+    assert products < cost.flops < 1.2 * products
 
 
-def looped(trips):
-    """A model that multiplies by the same matrix `trips` times, in a loop."""
-
+def test_the_body_of_a_loop_counts_once():
     def init(key, inputs):
         return Weights({"kernel": jnp.eye(20)}, {})
 
-    def apply(weights, inputs, *, train, key=None, mask=None):
-        def body(carry, _):
-            return jnp.tanh(carry @ weights.params["kernel"]), None
+    def looped(trips):
+        def apply(weights, inputs, *, train, key=None, mask=None):
+            def body(carry, _):
+                return jnp.tanh(carry @ weights.params["kernel"]), None
 
-        return jax.lax.scan(body, inputs, None, trips)[0][:, :1], weights.stats
+            return jax.lax.scan(body, inputs, None, trips)[0][:, :1], weights.stats
 
-    return Model(init, apply)
+        return Model(init, apply)
 
-
-def test_xla_counts_a_loop_once_and_we_every_trip():
     few, many = cost_of(looped(10)), cost_of(looped(110))
-    # A product forwards and two backwards.
-    assert many.flops - few.flops >= 100 * 3 * 2 * 16 * 20 * 20
-    assert many.xla_flops < 1.5 * few.xla_flops and many.exact
+    assert 3 * 2 * 16 * 20 * 20 < many.flops < 1.5 * few.flops
 
 
 def test_memory_is_at_least_that_of_what_goes_in():
@@ -130,7 +123,6 @@ def test_only_the_shapes_of_progress_and_rows_matter():
     source = Source(150, lambda rows: Examples(*(leaf[rows] for leaf in ROWS)))
     shapes = jax.eval_shape(lambda: (progress, ROWS))
     assert step_cost(plan, progress, source) == step_cost(plan, progress, ROWS) == step_cost(plan, *shapes)
-    assert epoch_flops(plan, progress, source, ROWS) == epoch_flops(plan, *shapes, ROWS)
 
 
 def test_it_is_compiled_with_the_options_of_a_run(monkeypatch):
@@ -138,22 +130,6 @@ def test_it_is_compiled_with_the_options_of_a_run(monkeypatch):
     monkeypatch.setattr(costs, "compiler_options", lambda **_: {"xla_cpu_no_such_option": True})
     with pytest.raises((ValueError, jax.errors.JaxRuntimeError)):
         cost_of(mlp(()))
-
-
-def test_an_epoch_is_its_steps_and_its_validation():
-    model = mlp((7,))
-    plan = make_plan(model, OBJECTIVE, optax.sgd(0.1), batch_size=16)
-    progress = start(plan, ROWS, key=KEY)
-    trained = epoch_flops(plan, progress, ROWS, None)
-    # 150 rows are ten batches of 16, the last of them filled up.
-    assert trained == 10 * step_cost(plan, progress, ROWS).flops
-    forward = 2 * 20 * 7 + 7 + 7 + 2 * 7 + 1
-    more = epoch_flops(plan, progress, ROWS, ROWS) - trained
-    # One batch of all the rows, each of which is measured by a few operations.
-    assert 150 * forward < more < 150 * (forward + 20)
-    many = examples(DRAWS.normal(size=(1500, 20)), DRAWS.normal(size=(1500, 1)))
-    # Two batches of 1024.
-    assert 2048 * forward < epoch_flops(plan, progress, ROWS, many) - trained < 2048 * (forward + 20)
 
 
 @pytest.mark.parametrize(
@@ -167,13 +143,14 @@ def test_an_epoch_is_its_steps_and_its_validation():
     ],
 )
 def test_what_a_platform_does_not_tell_is_none(monkeypatch, analysis, told):
+    monkeypatch.setattr(jax.stages.Lowered, "cost_analysis", lambda lowered: analysis)
     monkeypatch.setattr(jax.stages.Compiled, "cost_analysis", lambda compiled: analysis)
     monkeypatch.setattr(jax.stages.Compiled, "memory_analysis", lambda compiled: None)
     cost = cost_of(mlp(()))
-    assert (cost.xla_flops, cost.bytes) == told
+    assert (cost.flops, cost.bytes) == told
     assert (cost.arguments, cost.temporaries, cost.results, cost.peak_memory) == (None,) * 4
-    assert cost.flops > 0 and (cost.intensity is None) == (told[1] is None)
-    assert "unknown" in "".join(lines_of(as_table(cost, Speed(1.0, 2.0))))
+    assert (cost.intensity is None) == (None in told)
+    assert "unknown" in "".join(lines_of(as_table(cost)))
 
 
 def lines_of(table):
@@ -184,39 +161,31 @@ def lines_of(table):
     return lines
 
 
-COST = StepCost(32, 4_532_853, True, 4_699_476, 2_181_764, 284_364, 193_344, 268)
+COST = StepCost(32, 4_532_853, 2_181_764, 284_364, 193_344, 268)
 
 
 def test_the_table_has_a_line_for_each_figure():
-    lines = [line.replace("│", " ").split() for line in lines_of(as_table(COST, Speed(12e9, 96e9), "weather"))]
+    lines = [line.replace("│", " ").split() for line in lines_of(as_table(COST, "weather"))]
     text = [" ".join(line) for line in lines]
     assert text[0] == "weather"
-    assert "FLOPs 4.53 M 4.7 M by XLA's count" in text
+    assert "FLOPs 4.53 M by XLA's count" in text
     assert "read and written 2.18 MB 2.08 FLOPs a byte" in text
     assert "memory at the peak 478 kB of which" in text
     assert "temporaries 193 kB what the step keeps while it computes" in text
-    assert "reached 12 GFLOP/s 12.5 % of what is possible" in text
-    assert "possible 96 GFLOP/s a matrix product on this device" in text
-    # No line is broken: eight and a rule, three for the head, one for the end.
-    assert len(lines_of(as_table(COST, Speed(123e9, 456e9)))) == 8 + 1 + 3 + 1
-
-
-def test_where_not_all_flops_are_known_the_table_says_so():
-    assert any("≥ 4.53 M" in line for line in lines_of(as_table(COST._replace(exact=False))))
+    # No line is broken: six, three for the head, one for the end.
+    assert len(lines_of(as_table(COST))) == 6 + 3 + 1
 
 
 def test_the_record_is_json_and_holds_what_the_table_shows():
-    record = json.loads(json.dumps(as_record(COST, Speed(12e9, 96e9))))
+    record = json.loads(json.dumps(as_record(COST)))
     assert record["peak_memory"] == 284_364 + 193_344 + 268
     assert record["intensity"] == pytest.approx(4_532_853 / 2_181_764)
-    assert (record["reached"], record["possible"], record["share"]) == (12e9, 96e9, 0.125)
     assert {name: record[name] for name in COST._fields} == COST._asdict()
-    assert "share" not in as_record(COST)
 
 
 def test_the_cost_of_any_step_is_its_products_and_the_sizes_of_what_it_uses():
     kernel = jax.ShapeDtypeStruct((20, 1), jnp.float32)
     cost = costs.cost_of(lambda kernel, rows: kernel - rows.inputs.T @ rows.targets, kernel, ROWS)
-    assert (cost.batch_size, cost.flops, cost.exact) == (150, 2 * 150 * 20 + 20, True)
+    assert (cost.batch_size, cost.flops) == (150, 2 * 150 * 20 + 20)
     # The weights of the rows are not used, and the new kernel takes the place of the old one.
     assert (cost.arguments, cost.results) == (4 * (20 + 150 * 20 + 150), 0)

@@ -73,7 +73,7 @@ def test_how_a_run_was_watched_is_not_part_of_it(quiet):
     folder, *_ = quiet
     told = json.loads((folder / "config.json").read_text())
     assert not {"quiet", "json", "cost", "histograms", "profile", "tensorboard"} & set(told)
-    assert "share" in json.loads((folder / "metrics.json").read_text())["cost"]
+    assert "flops" in json.loads((folder / "metrics.json").read_text())["cost"]
 
 
 def test_warnings_are_heard_beside_a_quiet_console_too(capsys):

@@ -57,10 +57,9 @@ def test_weights_and_gradients_of_every_layer_are_spread_out(seen):
         assert [each.step for each in seen.Histograms(run, "Dense_0/kernel")] == [0, 2, 4]
 
 
-def test_pictures_words_and_the_graph_are_there(seen):
+def test_pictures_and_words_are_there(seen):
     runs = seen.Runs()
     assert set(runs["pictures"]["images"]) >= {"history", "predictions"}
-    assert runs["run"]["graph"]
     texts = {tag: seen.Tensors("run", tag) for tag in ("configuration", "layers")}
     said = {tag: each[0].tensor_proto.string_val[0].decode() for tag, each in texts.items()}
     assert "| recipe | batchnorm |" in said["configuration"] and "Dense_0" in said["layers"]
@@ -84,7 +83,6 @@ def test_the_cost_of_a_step_is_kept(watched):
     columns = json.loads((watched / "metrics.json").read_text())["dataset"]["features"]
     products = 2 * 32 * (3 * (100 * 50 + 50) + 2 * columns * 100)
     assert products < cost["flops"] < 1.6 * products
-    assert cost["share"] > 0 and cost["reached"] / cost["possible"] == pytest.approx(cost["share"])
 
 
 def test_a_trace_is_written(watched):

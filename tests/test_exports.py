@@ -223,16 +223,14 @@ def test_exporting_imports_no_experiment(runs, tmp_path):
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == FILES
 
 
-def test_a_run_that_is_not_finished_or_too_old_is_refused_until_it_goes_on(runs, tmp_path, capsys):
+def test_a_run_that_is_not_finished_or_lacks_its_network_is_refused_until_it_goes_on(runs, tmp_path, capsys):
     folder = tmp_path / "run"
     subprocess.run(["cp", "-r", runs["sunshine"], folder], check=True)
     config = json.loads((folder / "config.json").read_text())
-    older = {
-        key: value for key, value in config.items() if key not in ("network", "inputs", "outputs", "card", "terms")
-    }
-    (folder / "config.json").write_text(json.dumps(older))
+    usage = ("network", "inputs", "outputs", "card", "terms")
+    (folder / "config.json").write_text(json.dumps({name: config[name] for name in config if name not in usage}))
     assert main(["export", str(folder), str(tmp_path / "out")]) == 2
-    assert "describes no network, because an older version wrote it" in capsys.readouterr().err
+    assert "must describe the model, but lack or garble 'inputs'" in capsys.readouterr().err
     metrics = (folder / "metrics.json").read_bytes()
     (folder / "metrics.json").unlink()
     assert main(["export", str(folder), str(tmp_path / "out")]) == 2

@@ -17,7 +17,7 @@ from sklearn.metrics import balanced_accuracy_score, log_loss, r2_score
 from jaxdl import Objective, binary, early_stopping, evaluate, examples, fit, fit_seeds, objectives, predict
 from jaxdl.augment import augmented, crop, cutout, flip
 from jaxdl.committees import predict_mean
-from jaxdl.data import fit_scaling, precision, standardise, unstandardise
+from jaxdl.data import fit_scaling, precision, standardise
 from jaxdl.layers import BatchNorm, dropout
 from jaxdl.models import convnet, mlp, residual_net
 from jaxdl.nonfinite import in_evaluation
@@ -67,10 +67,9 @@ def test_examples_keep_float64_and_widen_nothing_else():
     assert precision(jnp.bfloat16, jnp.int64) == np.float32 and precision(jnp.int32, np.float64) == np.float64
 
 
-def test_standardising_and_back_loses_nothing_of_float64():
+def test_standardizing_loses_nothing_of_float64():
     scaling = fit_scaling(INPUTS)
     close(standardise(INPUTS, scaling), (INPUTS - INPUTS.mean(0)) / INPUTS.std(0))
-    close(unstandardise(standardise(INPUTS, scaling), scaling), INPUTS)
 
 
 def test_fifty_epochs_of_a_linear_model_are_those_of_numpy():

@@ -11,6 +11,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from benchmarks import traffic as counters
+from benchmarks.flops import flops
 from benchmarks.footprints import CASES, Footprints, as_table, compared, read, write
 from benchmarks.traffic import Traffic, compilations, traffic
 
@@ -55,6 +56,37 @@ def test_stored_flops_of_a_step_are_the_products_forwards_and_two_of_each_backwa
     one, four = (read().cases[name]["FLOPs of a step"] for name in ("weather plain", "weather plain, 4 seeds"))
     assert products < one < 1.2 * products
     assert four == pytest.approx(4 * one, rel=1e-3)
+
+
+def test_flops_are_the_products_of_used_results():
+    def product(left, right):
+        jnp.exp(left)
+        return jnp.tanh(left @ right)
+
+    arguments = jnp.ones((7, 5)), jnp.ones((5, 3))
+    assert flops(product, *arguments) == 2 * 7 * 5 * 3 + 7 * 3
+    assert flops(jax.jit(jax.vmap(product)), jnp.ones((6, 7, 5)), jnp.ones((6, 5, 3))) == 6 * (2 * 7 * 5 * 3 + 7 * 3)
+    assert flops(jnp.sum, arguments[0]) == 35 and flops(lambda a: jnp.sort(a.T), arguments[0]) == 0
+
+
+@pytest.mark.parametrize("padding, places", [("VALID", 7 * 7 * 9), ("SAME", 25 * 25)])
+def test_flops_of_a_convolution_and_of_its_gradients_leave_padding_out(padding, places):
+    def loss(images, kernel):
+        numbers = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(images, kernel, (1, 1), padding, dimension_numbers=numbers).sum()
+
+    arguments = jnp.ones((2, 9, 9, 16)), jnp.ones((3, 3, 16, 18))
+    once = 2 * 2 * places * 16 * 18
+    assert once <= flops(loss, *arguments) < 1.02 * once
+    # The gradients do not need the sum itself.
+    assert 2 * once <= flops(jax.grad(loss, (0, 1)), *arguments) < 2.02 * once
+
+
+def test_flops_of_a_loop_are_those_of_every_trip_and_of_branches_the_greatest():
+    matrix = jnp.ones((4, 4))
+    assert flops(lambda a: jax.lax.scan(lambda c, _: (c @ c, None), a, None, 7)[0], matrix) == 7 * 2 * 4**3
+    assert flops(lambda a: jax.lax.cond(a[0, 0] > 0, lambda a: a @ a, lambda a: a + 1, a), matrix) == 2 * 4**3 + 1
+    assert flops(lambda a: jax.lax.platform_dependent(a, cpu=jnp.sin, default=lambda a: a @ a), matrix) == 2 * 4**3
 
 
 def test_equal_figures_differ_in_nothing():

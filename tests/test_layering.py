@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 
 # A module may import only what stands before it. New modules enter here, at the place where they belong.
 CORE = (
-    *("types", "errors", "arguments", "sharding", "programs", "orders", "data", "batches", "flops"),
+    *("types", "errors", "arguments", "sharding", "programs", "orders", "data", "batches"),
     *("augment", "convolutions", "layers", "adapters", "models", "networks"),
     *("objectives", "binary", "rates", "steps", "passes", "stopping", "plans", "training"),
     *("pieces", "chunks", "rate_ranges", "ensembles", "committees", "nonfinite", "leaves", "inference"),
@@ -50,9 +50,9 @@ RING = (
         "shared_checkpoints",
         "interrupts",
     ),
-    *("events", "logs", "distributions", "graphs", "descriptions"),
+    *("events", "logs", "distributions", "descriptions"),
     *("bars", "curves", "canvas", "plots", "ensemble_plots", "interval_plots", "residual_plots", "rate_plots"),
-    *("units", "summaries", "speeds", "costs", "profiles"),
+    *("units", "summaries", "costs", "profiles"),
     *("collectives", "terminals", "folders", "runs", "listings", "differences", "accounts", "run_tables"),
     *("cards", "portable", "exports", "__main__"),
 )

@@ -27,12 +27,13 @@ from jaxdl import (
     start,
 )
 from jaxdl.batches import batches_of, training_rows
-from jaxdl.data import pad, take
+from jaxdl.data import take
 from jaxdl.errors import InputError
 from jaxdl.evaluations import evaluate_source
 from jaxdl.sharding import make_mesh, place_rows
 from jaxdl.sources import Source, from_random_access, memory_mapped
 from jaxdl.steps import make_eval_step, make_gradient, make_train_state, make_train_step
+from tests.padding import pad
 
 RANDOM = np.random.default_rng(0)
 X = RANDOM.normal(size=(70, 3)).astype(np.float32)

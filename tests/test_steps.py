@@ -9,10 +9,11 @@ import optax
 import pytest
 
 from jaxdl import objectives as o
-from jaxdl.data import examples, pad
+from jaxdl.data import examples
 from jaxdl.models import mlp
 from jaxdl.steps import make_eval_step, make_gradient, make_train_state, make_train_step, shown_weights
 from jaxdl.types import Model, Objective, Weights
+from tests.padding import pad
 
 RANDOM = np.random.default_rng(0)
 ROWS = examples(RANDOM.normal(size=(31, 4)), RANDOM.normal(size=(31, 1)))

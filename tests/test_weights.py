@@ -300,21 +300,6 @@ def test_a_save_that_fails_leaves_nothing_and_harms_nothing(tmp_path, monkeypatc
     assert_same_bits(load(tmp_path / "before"), WEIGHTS)
 
 
-def test_folders_of_the_first_format_are_read(tmp_path):
-    import hashlib
-
-    import orbax.checkpoint as ocp
-
-    digest = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(WEIGHTS):
-        digest.update(f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape} ".encode() + leaf.tobytes())
-    content = {**WEIGHTS._asdict(), "checksum": np.frombuffer(digest.digest(), np.uint8)}
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(tmp_path / "model", content)
-    assert_same_bits(load(tmp_path / "model"), WEIGHTS)
-    assert_same_bits(load(tmp_path / "model", like=WEIGHTS), WEIGHTS)
-
-
 def test_lists_and_tuples_come_back_as_they_were(tmp_path):
     save(tmp_path / "model", Weights([jnp.ones(2), (jnp.zeros(1),)], {}))
     restored = load(tmp_path / "model").params

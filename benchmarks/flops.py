@@ -1,0 +1,109 @@
+"""Floating-point operations (FLOPs) of a function, counted from its jaxpr: the same on every version and platform."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import Jaxpr, JaxprEqn, Literal, jaxprs_in_params
+
+# Operations that only move numbers, choose among them or change their dtype.
+_MOVES = {
+    *("broadcast_in_dim", "concatenate", "convert_element_type", "copy", "copy_p", "dynamic_slice"),
+    *("dynamic_update_slice", "gather", "iota", "pad", "reshape", "rev", "scatter", "select_n", "slice", "sort"),
+    *("split", "squeeze", "stop_gradient", "transpose"),
+}
+REDUCTIONS = re.compile(r"reduce(_(?!window|precision)\w+)?|arg(max|min)|cum\w+|scatter-\w+")
+
+
+def flops(function: Callable[..., Any], *arguments: Any) -> int:
+    """Return the FLOPs of `function(*arguments)`, whose arguments may be pytrees of `jax.ShapeDtypeStruct`.
+
+    A matrix product of (M, K) and (K, N) counts 2 M N K. So does a convolution, of as many products as meet a number of
+    the input instead of padding. A reduction counts one for each number that it takes, any other operation one for each
+    number that it gives. Whole numbers, moves and results that nobody uses count nothing. A loop counts its length
+    (`while`: once), a branch the greatest of its alternatives, `platform_dependent` its default.
+
+    >>> flops(lambda inputs, kernel: jnp.tanh(inputs @ kernel), jnp.ones((5, 3)), jnp.ones((3, 2)))
+    70
+    """
+    jaxpr = jax.make_jaxpr(function)(*arguments).jaxpr
+    return _total(jaxpr, [True] * len(jaxpr.outvars))
+
+
+def _total(jaxpr: Jaxpr, wanted: Sequence[bool]) -> int:
+    """Return the FLOPs of the equations on which the wanted results depend."""
+    live = {var for var, want in zip(jaxpr.outvars, wanted, strict=True) if want and not isinstance(var, Literal)}
+    total = 0
+    for equation in reversed(jaxpr.eqns):
+        used = [var in live for var in equation.outvars]
+        if any(used) or equation.effects:
+            total += _cost(equation, used)
+            live.update(var for var in equation.invars if not isinstance(var, Literal))
+    return total
+
+
+def _cost(equation: JaxprEqn, used: list[bool]) -> int:
+    name, params = equation.primitive.name, equation.params
+    parts = [] if REDUCTIONS.fullmatch(name) or "window_dimensions" in params else list(jaxprs_in_params(params))
+    if name in _MOVES or not parts:
+        return _own(equation)
+    if name == "cond":
+        branches = [_total(branch.jaxpr, used) for branch in params["branches"]]
+        platforms = params.get("branches_platforms") or ()
+        return branches[platforms.index(None)] if None in platforms else max(branches)
+    # All results of a loop's body are used: they are its next arguments.
+    looped = name in ("scan", "while")
+    trips = params["length"] if name == "scan" else 1
+    return trips * sum(_total(part, [True] * len(part.outvars) if looped else used) for part in parts)
+
+
+def _own(equation: JaxprEqn) -> int:
+    name, params = equation.primitive.name, equation.params
+    inputs: list[Any] = [var.aval for var in equation.invars]
+    outputs: list[Any] = [var.aval for var in equation.outvars]
+    if name in _MOVES or not any(map(_is_float, (*inputs, *outputs))):
+        return 0
+    size = sum(_size(aval) for aval in outputs)
+    if name == "dot_general":
+        ((contracted, _), _) = params["dimension_numbers"]
+        return 2 * size * math.prod(inputs[0].shape[axis] for axis in contracted)
+    if name == "conv_general_dilated":
+        return 2 * _products(inputs[0].shape, inputs[1].shape, outputs[0].shape, params)
+    if "window_dimensions" in params:
+        # The gradient of a window takes one number for each window, and the window itself gives one.
+        windows = _size(inputs[0]) if name.startswith("select_and_scatter") else size
+        return windows * math.prod(params["window_dimensions"])
+    if name.startswith("scatter-"):
+        return _size(inputs[2])
+    return _size(inputs[0]) if REDUCTIONS.fullmatch(name) else size
+
+
+def _products(images: Sequence[int], kernel: Sequence[int], outputs: Sequence[int], params: dict[str, Any]) -> int:
+    """Return how many products of a number of the input and one of the kernel a convolution adds up."""
+    numbers = params["dimension_numbers"]
+    count = outputs[numbers.out_spec[0]] * outputs[numbers.out_spec[1]] * kernel[numbers.rhs_spec[1]]
+    axes = zip(
+        *(spec[2:] for spec in (numbers.lhs_spec, numbers.rhs_spec, numbers.out_spec)),
+        *(params[name] for name in ("window_strides", "padding", "lhs_dilation", "rhs_dilation")),
+        strict=True,
+    )
+    for of_images, of_kernel, of_outputs, stride, (low, _), lhs_dilation, rhs_dilation in axes:
+        starts = stride * np.arange(outputs[of_outputs])[:, None] - low
+        places = starts + rhs_dilation * np.arange(kernel[of_kernel])
+        inside = (places >= 0) & (places <= (images[of_images] - 1) * lhs_dilation) & (places % lhs_dilation == 0)
+        count *= int(inside.sum())
+    return count
+
+
+def _is_float(aval: Any) -> bool:
+    return hasattr(aval, "dtype") and jnp.issubdtype(aval.dtype, np.inexact)
+
+
+def _size(aval: Any) -> int:
+    return math.prod(getattr(aval, "shape", ()))
