@@ -19,9 +19,9 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from benchmarks import arrays, lines, machine, report, sizes, table
-from benchmarks.contestants import OURS, PEERS, SHARING, Contestant, present, started
+from benchmarks.contestants.start import OURS, PEERS, SHARING, Contestant, present, started
 from benchmarks.keeping import keeping
-from benchmarks.rounds import FAR, SURE, Found, measure
+from benchmarks.measure import FAR, SURE, Found, measure
 from benchmarks.rows import MEASURED, TRAINED, Row, rows
 from jaxdl.errors import InputError
 

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.rounds import Measured
+from benchmarks.measure import Measured
 from experiments.experiment import Built
 from experiments.weather import Config, build
 from jaxdl import logs

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 
 from benchmarks import starts
 from benchmarks.arrays import TIMES
-from benchmarks.contestants import OURS, Contestant
-from benchmarks.installed import sizes
+from benchmarks.contestants.installed import sizes
+from benchmarks.contestants.start import OURS, Contestant
 from benchmarks.keeping import Kept
 from benchmarks.limits import limit
-from benchmarks.rounds import Found, Measured, repeated
+from benchmarks.measure import Found, Measured, repeated
 from benchmarks.rows import LESSON, Row, rows_title
 from benchmarks.sizes import Cost, memory
 from benchmarks.table import Line

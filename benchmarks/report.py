@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 from collections.abc import Sequence
 
-from benchmarks.contestants import Contestant, Missing
+from benchmarks.contestants.start import Contestant, Missing
 from benchmarks.sizes import Cost
 from benchmarks.table import Line, absent, everyone, figure, summary
 

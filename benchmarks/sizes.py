@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.contestants import OURS
-from benchmarks.jaxdl_loop import prepare
+from benchmarks.contestants.jaxdl_loop import prepare
+from benchmarks.contestants.start import OURS
 from benchmarks.starts import once
 from benchmarks.tasks import BATCH, Task, load
 

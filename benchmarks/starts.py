@@ -10,8 +10,8 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from benchmarks.contestants import ROOT, Contestant, command, environment
-from benchmarks.rounds import SURE, Found, Measured, far
+from benchmarks.contestants.start import ROOT, Contestant, command, environment
+from benchmarks.measure import SURE, Found, Measured, far
 from benchmarks.tasks import Task
 
 # What a user's program imports first, by contestant.
@@ -80,7 +80,11 @@ def imports(contestants: Sequence[Contestant], peers: str, rounds: int) -> tuple
         if one.name in IMPORTS:
             backend = {"KERAS_BACKEND": one.flags[1]} if "--backend" in one.flags else {}
             programs[one.name] = (sys.executable if one.own else peers, IMPORTS[one.name], backend)
-    programs[FLOOR] = (sys.executable, f"{FLOOR}; from benchmarks.contestant import memory; print(memory())", {})
+    programs[FLOOR] = (
+        sys.executable,
+        f"{FLOOR}; from benchmarks.contestants.protocol import memory; print(memory())",
+        {},
+    )
     seconds: dict[str, list[float]] = {name: [] for name in programs}
     peak = 0.0
     for index in range(rounds):

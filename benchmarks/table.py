@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from benchmarks.contestants import Missing
-from benchmarks.rounds import Found, Measured
+from benchmarks.contestants.start import Missing
+from benchmarks.measure import Found, Measured
 
 OURS = "jaxdl"
 

@@ -17,9 +17,11 @@ import numpy as np
 import optax
 import pytest
 
-from benchmarks import arrays, speedrun, speedrun_page
-from benchmarks.contestants import Missing, present, started
-from benchmarks.speedrun_page import Course, Lap
+import benchmarks.speedrun.__main__ as speedrun
+from benchmarks import arrays
+from benchmarks.contestants.start import Missing, present, started
+from benchmarks.speedrun import report as speedrun_page
+from benchmarks.speedrun.report import Course, Lap
 from benchmarks.tasks import Task
 from experiments.cifar10 import Config, build, settle
 from jaxdl.datasets import cifar10
@@ -159,7 +161,7 @@ def weights_of(width):
 
 ASK = """
 import sys, numpy as np, torch
-from benchmarks.peers import speedrun_torch as peer
+from benchmarks.speedrun import torch_loop as peer
 given, made = np.load(sys.argv[1]), {}
 model = peer.network(4)
 made["counts"] = [sum(w.numel() for w in peer.network(width).parameters()) for width in (1, 4, 64)]

@@ -12,15 +12,24 @@ import pytest
 
 from benchmarks import arrays, lines, report, starts, table
 from benchmarks.__main__ import main
-from benchmarks.contestants import OURS, PEERS, Contestant, present, started
+from benchmarks.contestants.start import OURS, PEERS, Contestant, present, started
 from benchmarks.limits import Limit, limit
-from benchmarks.rounds import Measured, measure, repeated
+from benchmarks.measure import Measured, measure, repeated
 from benchmarks.rows import LESSON, Row, rows, seconds
 from benchmarks.sizes import Cost, memory, plot
 from benchmarks.tasks import Task, load
 from jaxdl import examples
 
-MODULES = ("contestants", "installed", "jaxdl_loop", "limits", "machine", "rounds", "rows", "table")
+MODULES = (
+    "contestants.start",
+    "contestants.installed",
+    "contestants.jaxdl_loop",
+    "limits",
+    "machine",
+    "measure",
+    "rows",
+    "table",
+)
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -201,7 +210,7 @@ def test_a_sweep_stands_beside_its_members_one_after_the_other(folder):
 
 
 def test_installed_files_are_counted_once():
-    ask = [sys.executable, "-m", "benchmarks.installed", "numpy", "numpy+scipy", "scipy", "no-such-package"]
+    ask = [sys.executable, "-m", "benchmarks.contestants.installed", "numpy", "numpy+scipy", "scipy", "no-such-package"]
     root = Path(__file__).parent.parent
     sizes = json.loads(subprocess.run(ask, check=True, stdout=subprocess.PIPE, cwd=root).stdout)
     assert 0 < sizes["numpy"] < sizes["scipy"] == pytest.approx(sizes["numpy+scipy"])  # scipy requires numpy

@@ -55,7 +55,7 @@ RING = (
     *("events", "logs", "distributions", "graphs", "descriptions"),
     *("bars", "curves", "canvas", "plots", "ensemble_plots", "interval_plots", "residual_plots", "rate_plots"),
     *("comparison_plots", "units", "summaries", "speeds", "costs", "profiles"),
-    *("collectives", "terminals", "folders", "runs", "listings", "differences", "accounts", "run_tables"),
+    *("terminals", "folders", "runs", "listings", "differences", "accounts", "run_tables"),
     *("cards", "portable", "exports", "__main__"),
 )
 ORDER = CORE + RING
