@@ -8,31 +8,18 @@ of the turns. Prints Markdown. Nothing else may run on the machine meanwhile: a 
 """
 
 import argparse
-import json
 import os
-import subprocess
-import sys
 
 import numpy as np
 
 from benchmarks.scaling.cases import CASES, machine
+from benchmarks.scaling.process import line_of
 
 MEASURED = ("weather plain", "wide", "CIFAR small")
 
 
-def line_of(processes: int, *arguments: str) -> dict:
-    """What process 0 of a benchmark prints."""
-    launch = ["-m", "jaxdl.launch", "-n", str(processes), "--"] if processes > 1 else []
-    done = subprocess.run([sys.executable, *launch, "-m", *arguments], capture_output=True, text=True)
-    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
-    if done.returncode or not lines:
-        raise SystemExit(f"{' '.join(arguments)} ended with {done.returncode}:\n{done.stderr}")
-    found: dict = json.loads(lines[-1])
-    return found
-
-
 def seconds_of(case: str, processes: int, batch: int) -> float:
-    found = line_of(processes, "benchmarks.scaling.process", "--case", case, "--batch", str(batch))
+    found = line_of(processes, "--case", case, "--batch", str(batch))
     return float(np.median(found["seconds_a_step"]["usual"]))
 
 
@@ -62,7 +49,7 @@ def scaling(case: str, counts: list[int], repeats: int) -> None:
 
 def overhead(case: str, repeats: int) -> None:
     """One process in which both ways take turns."""
-    found = line_of(1, "benchmarks.scaling.process", "--case", case, "--overhead", "--repeats", str(repeats))
+    found = line_of(1, "--case", case, "--overhead", "--repeats", str(repeats))
     cells = []
     for key in ("seconds_a_step", "cpu_seconds_a_step"):
         usual, sharded = (1000 * np.array(found[key][way]) for way in ("usual", "sharded"))

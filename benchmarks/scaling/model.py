@@ -1,7 +1,7 @@
 """The time of a step as devices grow, on paper.
 
-    python -m benchmarks.scaling.model                                      # assumed machines
-    python -m benchmarks.scaling.model --measure                            # and this one's cores, joined by gloo
+    python -m benchmarks.scaling.model             # assumed machines
+    python -m benchmarks.scaling.model --measure   # and this one's cores, joined by gloo
     python -m benchmarks.scaling.model --latency 5e-5 --bandwidth 1e9 --rate 3e10 --cases wide
 
 With n devices, a step of always as many rows takes
@@ -22,9 +22,9 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from benchmarks.scaling.__main__ import line_of
 from benchmarks.scaling.cases import CASES, Case, machine, plan_of, rows_of
 from benchmarks.scaling.collectives import Collective, collectives
+from benchmarks.scaling.process import line_of
 from jaxdl import start
 from jaxdl.chunks import compiled_chunk
 from jaxdl.sharding import make_mesh, place_progress, place_rows
@@ -89,7 +89,7 @@ def work_of(case: Case) -> Work:
 
 def measured(case: str, work: Work, processes: int, line: dict) -> Machine:
     """This machine's cores: the rate from a step on one of them, the network from two sizes of an all-reduce."""
-    alone = float(np.median(line_of(1, "benchmarks.scaling.process", "--case", case)["seconds_a_step"]["usual"]))
+    alone = float(np.median(line_of(1, "--case", case)["seconds_a_step"]["usual"]))
     seconds = {int(size): value for size, value in line["seconds"].items()}
     least, most = min(seconds), max(seconds)
     latency = seconds[least] / ring(processes)
@@ -127,7 +127,7 @@ def main() -> None:
         arrays, size = sum(len(one.sizes) for one in work.reduced), sum(one.bytes for one in work.reduced)
         cells = CASES[case].batch, f"{work.flops / 1e6:.1f}", len(work.reduced), arrays, f"{size / 1024:.1f}"
         print(f"| {case} | {' | '.join(map(str, cells))} |")
-    line = line_of(options.processes, "benchmarks.scaling.all_reduce") if options.measure else {}
+    line = line_of(options.processes, "--all-reduce") if options.measure else {}
     print("\n| case | machine | devices | ms a step | times as fast | each |\n|---|---|---|---|---|---|")
     for case, work in works.items():
         machines = [measured(case, work, options.processes, line)] if options.measure else []
