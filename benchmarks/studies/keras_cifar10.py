@@ -1,6 +1,6 @@
 """Which of ten things is in the picture: the CIFAR-10 recipes of the Carpentries deep-learning lesson, in Keras 3.
 
-    python keras_cifar10.py --data DIR --recipe small --seeds 0 1 2 [--backend jax] [--time]
+    python -m benchmarks.studies.keras_cifar10 --data DIR --recipe small --seeds 0 1 2 [--backend jax] [--time]
 
 It prints one line of JSON a seed. With --time an epoch is one training pass over the 5,000 images and nothing else;
 without it an epoch ends with the validation on the test images, and its seconds count that too.

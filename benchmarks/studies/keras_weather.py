@@ -1,6 +1,7 @@
 """Sunshine in Basel tomorrow: the recipes of the Carpentries deep-learning lesson, in Keras 3.
 
-    python keras_weather.py --data DIR --recipe early-stopping --seeds 0 1 2 [--backend jax] [--full --out DIR]
+    python -m benchmarks.studies.keras_weather --data DIR --recipe early-stopping --seeds 0 1 2 [--backend jax]
+        [--full --out DIR]
 
 It prints one line of JSON a seed. With --full it is the whole script of the lesson: baseline, figures, saved model.
 """

@@ -1,9 +1,10 @@
-"""What being watched costs: the weather run with each observer beside the same run without, in alternation.
+"""What a run pays for checkpoints and for callbacks: the weather run with each beside the same run without.
 
-    python -m benchmarks.studies.overhead --data DIR [--repeats 31] [--epochs 200]
+    python -m benchmarks.studies.overhead --data DIR [--only checkpoints] [--repeats 31] [--epochs 200]
 
-The recipe `plain`, warm: epochs of a few milliseconds, the worst case. The bar is drawn into a terminal of its
-own. Prints medians with the least and the greatest value.
+The recipe `plain`, warm: epochs of a few milliseconds, the worst case. The runs take turns in one process. Checkpoints
+are measured with the final one left out; the progress bar is drawn into a terminal of its own. Prints medians with the
+least and the greatest value.
 """
 
 import argparse
@@ -25,16 +26,50 @@ from experiments.experiment import Built
 from experiments.weather import Config, build
 from jaxdl import logs
 from jaxdl.bars import progress_bar
+from jaxdl.checkpoints import keeper
 from jaxdl.datasets import weather
 from jaxdl.distributions import distributions
 from jaxdl.runs import drive
 
+# Seconds between the checkpoints; those of the experiments are 30.
+INTERVALS = (30.0, 1.0, 0.2)
 SHOWN = "loss", "val_rmse"
+
+
+def with_checkpoints(built: Built, epochs: int, every: float | None) -> Callable[[], float]:
+    """Return a function that measures the seconds of a run with a checkpoint every so many seconds, or with none."""
+
+    def measure() -> float:
+        with tempfile.TemporaryDirectory() as folder:
+            keeping = keeper(Path(folder, "progress"), {}, every=every, tell=print) if every else nullcontext()
+            with keeping as keep:
+                began = time.perf_counter()
+                drive(built.plan, built.start, built.sets["train"], built.sets["validation"], epochs=epochs, keep=keep)
+                return time.perf_counter() - began
+
+    return measure
+
+
+def with_callback(
+    built: Built, epochs: int, callback: Callable[[Path], AbstractContextManager[Any]]
+) -> Callable[[], float]:
+    """Return a function that measures the seconds of a run with a callback, its beginning and its end included."""
+
+    def measure() -> float:
+        with tempfile.TemporaryDirectory() as folder:
+            began = time.perf_counter()
+            with callback(Path(folder)) as observe:
+                observers = [observe] if observe else []
+                sets = built.sets["train"], built.sets["validation"]
+                drive(built.plan, built.start, *sets, epochs=epochs, observers=observers)
+            return time.perf_counter() - began
+
+    return measure
 
 
 @contextmanager
 def in_a_terminal(epochs: int, batches: int) -> Iterator[Any]:
-    """The bar as a terminal gets it, with someone who reads it."""
+    """Draw the bar into a terminal, with someone who reads it."""
     reader, writer = pty.openpty()
 
     def read() -> None:
@@ -52,43 +87,44 @@ def in_a_terminal(epochs: int, batches: int) -> Iterator[Any]:
         yield observe
 
 
-def seconds_of(
-    built: Built, epochs: int, watched: Callable[[Path], AbstractContextManager[Any]]
-) -> Callable[[], float]:
-    def measure() -> float:
-        with tempfile.TemporaryDirectory() as folder:
-            began = time.perf_counter()
-            with watched(Path(folder)) as observe:
-                watchers = [observe] if observe else []
-                sets = built.sets["train"], built.sets["validation"]
-                drive(built.plan, built.start, *sets, epochs=epochs, observers=watchers)
-            return time.perf_counter() - began
-
-    return measure
+def checkpoint_ways(built: Built, epochs: int) -> dict[str, Callable[[], float]]:
+    """Return what is measured of checkpoints, by name."""
+    ways = {"no checkpoints": with_checkpoints(built, epochs, None)}
+    return ways | {f"every {every:g} s": with_checkpoints(built, epochs, every) for every in INTERVALS}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True)
-    parser.add_argument("--repeats", type=int, default=31)
-    parser.add_argument("--epochs", type=int, default=200)
-    arguments = parser.parse_args()
-    built, epochs = build(Config(recipe="plain"), weather(arguments.data, days=1096)), arguments.epochs
+def callback_ways(built: Built, epochs: int) -> dict[str, Callable[[], float]]:
+    """Return what is measured of callbacks, by name."""
     plain = Console(file=io.StringIO(), width=100)
 
-    def spread(folder: Path) -> AbstractContextManager[Any]:
+    def histograms(folder: Path) -> AbstractContextManager[Any]:
         return distributions(folder, built.plan, built.sets["train"], built.start, every=10)
 
-    ways: dict[str, Callable[[Path], AbstractContextManager[Any]]] = {
+    callbacks: dict[str, Callable[[Path], AbstractContextManager[Any]]] = {
         "not watched": lambda folder: nullcontext(),
         "a bar in a terminal": lambda folder: in_a_terminal(epochs, 30),
         "lines": lambda folder: progress_bar(epochs, SHOWN, console=plain),
         "history.csv": lambda folder: logs.csv_file(folder / "history.csv"),
         "TensorBoard": logs.tensorboard,
-        "histograms every 10": spread,
+        "histograms every 10": histograms,
     }
-    runs = {name: seconds_of(built, epochs, watched) for name, watched in ways.items()}
-    alternate(f"{epochs} epochs of plain", runs, arguments.repeats)
+    return {name: with_callback(built, epochs, callback) for name, callback in callbacks.items()}
+
+
+WAYS = {"checkpoints": checkpoint_ways, "callbacks": callback_ways}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--only", choices=WAYS, help="one of the two tables; without it both")
+    parser.add_argument("--repeats", type=int, default=31)
+    parser.add_argument("--epochs", type=int, default=200)
+    arguments = parser.parse_args()
+    built = build(Config(recipe="plain"), weather(arguments.data, days=1096))
+    for name, ways in WAYS.items():
+        if arguments.only in (None, name):
+            alternate(f"{arguments.epochs} epochs of plain", ways(built, arguments.epochs), arguments.repeats)
 
 
 if __name__ == "__main__":

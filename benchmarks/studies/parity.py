@@ -2,7 +2,7 @@
 
     python -m benchmarks.studies.parity --data DIR [--seeds 24]
 
-Keras was measured with `benchmarks/studies/keras_weather.py`; its figures stand in `keras_weather.json`. The last column
+Keras was measured with `benchmarks.studies.keras_weather`; its figures stand in `keras_weather.json`. The last column
 is the difference of the mean test RMSE in standard errors of that difference.
 """
 
@@ -16,7 +16,7 @@ import numpy as np
 
 from experiments.weather import RECIPES
 
-KERAS = json.loads((Path(__file__).parent / "keras_weather.json").read_text())
+KERAS = json.loads(Path(__file__).with_name("keras_weather.json").read_text())
 
 
 def main() -> None:
@@ -27,7 +27,7 @@ def main() -> None:
     print("| recipe | seeds | epochs | train | validation | test | Keras: test | standard errors apart |")
     print("|---|---|---|---|---|---|---|---|")
     for recipe in RECIPES:
-        command = [sys.executable, "-m", "benchmarks.studies.fit_weather", "--data", arguments.data, "--recipe", recipe]
+        command = [sys.executable, "-m", "benchmarks.studies.fit", "--data", arguments.data, "--recipe", recipe]
         seeds = [str(seed) for seed in range(arguments.seeds)]
         text = subprocess.run([*command, "--seeds", *seeds], check=True, capture_output=True, text=True).stdout
         lines = [json.loads(line) for line in text.splitlines()]

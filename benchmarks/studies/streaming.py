@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from benchmarks.studies.alternating import in_turn, spread
 from jaxdl import objectives
 from jaxdl.batches import batch_at
 from jaxdl.data import examples
@@ -48,7 +49,7 @@ TABLE = make_plan(mlp((100, 50)), Objective(objectives.squared_error), optax.ada
 
 
 def images_in(folder: Path, count: int, *, filled: bool) -> Source:
-    """A file of so many uint8 images; where it is not filled, most of it are holes that read as zeros."""
+    """Write a file of so many uint8 images; where it is not filled, most of it are holes that read as zeros."""
     folder.mkdir()
     inputs = np.lib.format.open_memmap(folder / "inputs.npy", "w+", np.uint8, (count, *IMAGE))
     random = np.random.default_rng(0)
@@ -61,19 +62,19 @@ def images_in(folder: Path, count: int, *, filled: bool) -> Source:
 
 
 def epoch(begin: Progress, train: Examples | Source) -> Progress:
-    """An epoch of the images."""
+    """Train an epoch of the images."""
     return list(chunks_of(IMAGES, begin, train, last=1))[-1].progress
 
 
 def anonymous() -> float:
-    """Megabytes that the kernel cannot drop."""
+    """Return the megabytes that the kernel cannot drop."""
     found = re.search(r"RssAnon:\s+(\d+) kB", Path("/proc/self/status").read_text())
     assert found is not None
     return int(found.group(1)) / 1024
 
 
 def show_memory(source: Source, seconds: float) -> None:
-    """Trains for so long and prints the anonymous memory ten times."""
+    """Train for so long and print the anonymous memory ten times."""
     begin = start(IMAGES, head(source, IMAGES.batch_size), key=jax.random.key(0))
     began, done, shown = time.perf_counter(), 0, 0
     print(f"\nRssAnon over {seconds:g} s, {source.count} images: | s | images | MB |")
@@ -88,7 +89,7 @@ def show_memory(source: Source, seconds: float) -> None:
 
 @partial(program, static_argnames="kind")
 def steps_of(progress: Progress, train: Examples, rows: Array, *, kind: str) -> Progress:
-    """The training steps of an epoch, in one of three orders of the rows; `rows`: the order from an array."""
+    """Take the training steps of an epoch, in one of three orders of the rows; `rows`: the order from an array."""
     count = len(rows)
     orders: dict[str, Callable[[Array], Array]] = {
         "in their order": lambda places: places,
@@ -108,7 +109,7 @@ def steps_of(progress: Progress, train: Examples, rows: Array, *, kind: str) -> 
 
 
 def timed(work: Callable[[], Any]) -> Callable[[], float]:
-    """Measures the seconds of some work."""
+    """Return a function that measures the seconds of some work."""
 
     def measure() -> float:
         began = time.perf_counter()
@@ -118,22 +119,17 @@ def timed(work: Callable[[], Any]) -> Callable[[], float]:
     return measure
 
 
-def alternate(name: str, count: int, runs: Mapping[str, Callable[[], Any]], repeats: int) -> None:
-    """Runs an epoch of so many rows in turn and prints a table; the first is what the others are compared with."""
-    measures = {run: timed(work) for run, work in runs.items()}
-    for measure in measures.values():
-        measure()  # compiles
-    seconds = np.array([[measure() for measure in measures.values()] for _ in range(repeats)])
+def show_seconds(name: str, count: int, runs: Mapping[str, Callable[[], Any]], repeats: int) -> None:
+    """Run an epoch of so many rows in turn and print a table; the first is what the others are compared with."""
+    seconds = in_turn({run: timed(work) for run, work in runs.items()}, repeats)
     print(
         f"\n| an epoch of {count} {name} | median s | least - greatest | {name} a second | times the first, of pairs |"
     )
     print("|---|---|---|---|---|")
-    for run, values in zip(runs, seconds.T, strict=True):
-        median, ratio = np.median(values), np.median(values / seconds[:, 0])
-        print(
-            f"| {run} | {median:.3f} | {values.min():.3f} - {values.max():.3f} | {count / median:.0f} | {ratio:.3f} |",
-            flush=True,
-        )
+    first = next(iter(seconds.values()))
+    for run, values in seconds.items():
+        rate, ratio = count / np.median(values), np.median(values / first)
+        print(f"| {run} | {spread(values)} | {rate:.0f} | {ratio:.3f} |", flush=True)
 
 
 def main() -> None:
@@ -152,7 +148,7 @@ def main() -> None:
         images = jax.tree.map(jnp.asarray, head(small, small.count))
         begin = start(IMAGES, images, key=jax.random.key(0))
         runs = {"from memory": partial(epoch, begin, images), "from a file": partial(epoch, begin, small)}
-        alternate("images", small.count, runs, arguments.repeats)
+        show_seconds("images", small.count, runs, arguments.repeats)
     random = np.random.default_rng(0)
     inputs = random.normal(size=(arguments.rows, 20)).astype(np.float32)
     table = jax.tree.map(jnp.asarray, examples(inputs, inputs.sum(1, keepdims=True)))
@@ -160,7 +156,7 @@ def main() -> None:
     rows = order(begin.key, begin.epoch, arguments.rows)
     kinds = "in their order", "in an order from an array", "in the order of the shuffle"
     runs = {kind: partial(steps_of, begin, table, rows, kind=kind) for kind in kinds}
-    alternate("rows", arguments.rows, runs, arguments.repeats)
+    show_seconds("rows", arguments.rows, runs, arguments.repeats)
 
 
 if __name__ == "__main__":
