@@ -9,8 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks.contestants import protocol as contestant
-from benchmarks.contestants import sklearn_loop
+from benchmarks.contestants import protocol, sklearn_loop
 from benchmarks.contestants.protocol import Result, replies
 from benchmarks.tasks import BATCH, PATIENCE, Arrays, Task, load
 from tests.quick import quick_programs
@@ -51,7 +50,7 @@ def counting(task, arrays):
     def run(times, seed):
         if seed < 0:
             raise MemoryError("too much")
-        return Result([contestant.time.perf_counter() for _ in range(times)], float(seed * len(arrays.train[0])))
+        return Result([protocol.time.perf_counter() for _ in range(times)], float(seed * len(arrays.train[0])))
 
     return run
 
@@ -74,10 +73,10 @@ def test_every_line_is_answered_in_its_order(tmp_path):
 def test_ends_count_from_the_beginning_of_their_run(tmp_path):
     def slow(task, arrays):
         def run(times, seed):
-            contestant.time.sleep(0.05)
-            return Result([contestant.time.perf_counter()], 0.0)
+            protocol.time.sleep(0.05)
+            return Result([protocol.time.perf_counter()], 0.0)
 
-        contestant.time.sleep(0.2)
+        protocol.time.sleep(0.2)
         return run
 
     task = task_of(folder=stored(tmp_path, table()))._asdict()

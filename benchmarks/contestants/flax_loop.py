@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 from flax.training import train_state
 
-from benchmarks.contestants.epochs import Steps, loop
+from benchmarks.contestants.loops import Steps, run_steps
 from benchmarks.contestants.protocol import Run, serve
 from benchmarks.tasks import DROPPED, Arrays, Task
 
@@ -98,12 +98,12 @@ def eval_step(state: TrainState, x: jax.Array, y: jax.Array, task: Task) -> jax.
 
 
 def prepare(task: Task, arrays: Arrays) -> Run:
-    """The task as `loop` does it."""
+    """Do the task with the steps of this library."""
     first = arrays.validation[0][:1]
     steps = Steps(
         partial(begin, x=first, task=task), partial(train_step, task=task), partial(eval_step, task=task), predict_step
     )
-    return loop(task, arrays, steps)
+    return run_steps(task, arrays, steps)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,8 @@ import re
 import subprocess
 import sys
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
-from pathlib import Path
+
+from benchmarks.contestants.start import ROOT
 
 NAME = re.compile(r"[A-Za-z0-9._-]+")
 
@@ -35,7 +36,7 @@ def sizes(python: str, *names: str) -> dict[str, float | None]:
     """`megabytes` of each list, in the environment of a Python."""
     asked = [python, "-m", "benchmarks.contestants.installed", *names]
     found: dict[str, float | None] = json.loads(
-        subprocess.run(asked, check=True, stdout=subprocess.PIPE, cwd=Path(__file__).parent.parent.parent).stdout
+        subprocess.run(asked, check=True, stdout=subprocess.PIPE, cwd=ROOT).stdout
     )
     return found
 

@@ -2,7 +2,8 @@
 
     python -m benchmarks.contestants.jaxdl_loop [--devices 2]
 
-It answers as `benchmarks.contestants.protocol` says. With --devices a CPU is so many devices, which share members of a sweep.
+It answers as `benchmarks.contestants.protocol` says. With --devices a CPU is so many devices, which share the members
+of a sweep.
 """
 
 import sys

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from benchmarks.contestants.epochs import Steps, loop
+from benchmarks.contestants.loops import Steps, run_steps
 from benchmarks.contestants.protocol import Run, serve
 from benchmarks.tasks import DROPPED, Arrays, Task
 
@@ -123,8 +123,8 @@ def steps_of(task: Task, features: int) -> Steps:
 
 
 def prepare(task: Task, arrays: Arrays) -> Run:
-    """The task as `loop` does it."""
-    return loop(task, arrays, steps_of(task, arrays.train[0].shape[-1]))
+    """Do the task with the steps of this library."""
+    return run_steps(task, arrays, steps_of(task, arrays.train[0].shape[-1]))
 
 
 if __name__ == "__main__":

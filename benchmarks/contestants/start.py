@@ -1,4 +1,4 @@
-"""Who takes part in the table, and a process of one of them."""
+"""The contestants of the table, and how the process of one of them is started. Needs Python alone."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ PEERS = (
 
 
 def present(python: str, contestants: Sequence[Contestant]) -> tuple[list[Contestant], list[Missing]]:
-    """Those whose libraries the Python has, and those that are missing."""
+    """Return the contestants whose libraries the Python has, and those that are missing."""
     needed = sorted({name for contestant in contestants for name in contestant.needs})
     ask = "import sys, importlib.util as u; print(*[n for n in sys.argv[1:] if u.find_spec(n) is None])"
     lacking = subprocess.run([python, "-c", ask, *needed], check=True, stdout=subprocess.PIPE, text=True).stdout.split()
@@ -82,7 +82,7 @@ def present(python: str, contestants: Sequence[Contestant]) -> tuple[list[Contes
 
 
 def command(contestant: Contestant, peers: str, *more: str) -> list[str]:
-    """The command that starts it."""
+    """Return the command that starts it."""
     return [sys.executable if contestant.own else peers, "-m", contestant.module, *contestant.flags, *more]
 
 
@@ -93,8 +93,11 @@ def environment(cache: Path | None) -> dict[str, str]:
 
 
 @contextmanager
-def started(contestant: Contestant, peers: str, cache: Path | None = None) -> Iterator[Ask]:
-    """A process of it that answers as `benchmarks.contestants.protocol` says; {"error": ...} too where the process ends."""
+def start_process(contestant: Contestant, peers: str, cache: Path | None = None) -> Iterator[Ask]:
+    """Start its process, which answers as `benchmarks.contestants.protocol` says.
+
+    Where the process ends, the answer is {"error": ...} too.
+    """
     with tempfile.TemporaryFile("w+") as said:
         process = subprocess.Popen(
             command(contestant, peers),

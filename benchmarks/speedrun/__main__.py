@@ -20,10 +20,10 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from benchmarks import arrays, machine
-from benchmarks.contestants.start import Ask, Contestant, present, started
+from benchmarks import rows
+from benchmarks.contestants.start import OURS, Ask, Contestant, present, start_process
+from benchmarks.report import RESULTS, describe_machine
 from benchmarks.speedrun.report import FULL, Course, Lap, page
-from benchmarks.table import OURS
 from benchmarks.tasks import Task
 from experiments.cifar10 import Config, build, settle
 from experiments.experiment import Built
@@ -36,7 +36,6 @@ from jaxdl.passes import evaluate
 from jaxdl.speeds import matmul_rate
 
 EVALUATED = 2000  # test images at once
-RESULTS = Path(__file__).parent.parent / "results"
 
 Race = Callable[[int], Lap | str]  # trains with a seed; words where it fails
 
@@ -133,15 +132,15 @@ def run(options: argparse.Namespace) -> str:
     here, missing = present(options.peers, contestants(config))
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         folder, cache = Path(name) / "arrays", Path(name) / "compiled"
-        arrays.write(folder, {"train": built.sets["train"], "validation": built.sets["test"]})
+        rows.write_sets(folder, {"train": built.sets["train"], "validation": built.sets["test"]})
         task = Task("speedrun", "train", "convnet", str(folder), config.train_size)
-        races = {OURS: ours(built)}
+        races = {OURS.name: ours(built)}
         for one in here:
-            races[one.name] = theirs(stack.enter_context(started(one, options.peers, cache)), task, built.epochs)
+            races[one.name] = theirs(stack.enter_context(start_process(one, options.peers, cache)), task, built.epochs)
         laps, errors = raced(races, options.runs)
     flops = built.epochs * epoch_flops(built.plan, built.start, built.sets["train"], None)
     course = Course(config, built, min(len(dataset.train.weights), config.train_size), flops, matmul_rate(config.dtype))
-    around = machine.describe() + (f"; {torch_of(options.peers)}" if here else "")
+    around = describe_machine() + (f"; {torch_of(options.peers)}" if here else "")
     return page(course, around, laps, missing, errors)
 
 

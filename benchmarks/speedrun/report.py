@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import jax
 
-from benchmarks.contestants.start import Missing
-from benchmarks.table import OURS, absent, figure
+from benchmarks.contestants.start import OURS, Missing
+from benchmarks.report import list_missing, quantity
 from experiments.cifar10 import Config
 from experiments.experiment import Built
 from jaxdl.units import short
@@ -69,27 +69,27 @@ def page(
     limit = (
         f"A run of jaxdl is {short(course.flops, 'FLOP')}, and a matrix product in {config.dtype} reaches "
         f"{short(course.rate, 'FLOP/s')} on this device, so it cannot take less than "
-        f"{figure(course.flops / course.rate)}. Of the limit: this over the mean seconds."
+        f"{quantity(course.flops / course.rate)}. Of the limit: this over the mean seconds."
     )
     head = "| | seconds | accuracy | images a second | seconds an epoch | measuring, s | compile, s | of the limit |"
     rows = [_row(name, course, *done) for name, done in laps.items()]
     table = "\n".join([head, "|---" * 8 + "|", *rows, PUBLISHED])
     title = f"# CIFAR-10 speed run, {datetime.date.today()}"
-    parts = [title, f"{around}.", recipe, verdict(course, laps[OURS]), table, CLOCK, limit, SOURCE]
-    return "\n\n".join([*parts, *filter(None, [absent(missing, errors)])]) + "\n"
+    parts = [title, f"{around}.", recipe, verdict(course, laps[OURS.name]), table, CLOCK, limit, SOURCE]
+    return "\n\n".join([*parts, *filter(None, [list_missing(missing, errors)])]) + "\n"
 
 
 def _row(name: str, course: Course, first: Lap, *later: Lap) -> str:
     seconds, measuring, accuracy = zip(*later, strict=True)
     mean, epochs = statistics.mean(seconds), course.built.epochs
-    ends = " - ".join(figure(end(seconds), bare=True) for end in (min, max))
+    ends = " - ".join(quantity(end(seconds), bare=True) for end in (min, max))
     cells = (
         f"{_mean(seconds)} ({ends})",
         f"{_mean([100 * share for share in accuracy], 4)} %",
         f"{course.config.train_size * epochs / mean:,.0f}",
-        figure(mean / epochs, bare=True),
+        quantity(mean / epochs, bare=True),
         _mean(measuring),
-        figure(max(0.0, first.seconds - statistics.median(seconds)), bare=True),
+        quantity(max(0.0, first.seconds - statistics.median(seconds)), bare=True),
         f"{100 * course.flops / mean / course.rate:.3g} %",
     )
     return f"| {name} | {' | '.join(cells)} |"

@@ -2,9 +2,9 @@
 
     python -m benchmarks.speedrun.torch_loop [--compile] [--width 64] [--batch-size 512] [--dtype bfloat16]
 
-It answers as `benchmarks.contestants.protocol` says: {"run": epochs, "seed": 0} trains new weights and then measures the test
-images; its two ends are those of the training and of the measuring, its figure is the accuracy. With --compile the
-network and the change of its images are compiled. Needs NumPy and torch alone.
+It answers as `benchmarks.contestants.protocol` says: {"run": epochs, "seed": 0} trains new weights and then measures
+the test images; its two ends are those of the training and of the measuring, its figure is the accuracy. With --compile
+the network and the change of its images are compiled. Needs NumPy and torch alone.
 """
 
 from __future__ import annotations
