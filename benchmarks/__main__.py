@@ -18,14 +18,13 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from benchmarks import arrays, lines, machine, report, sizes, table
-from benchmarks.contestants import OURS, PEERS, SHARING, Contestant, present, started
-from benchmarks.keeping import keeping
-from benchmarks.rounds import FAR, SURE, Found, measure
-from benchmarks.rows import MEASURED, TRAINED, Row, rows
+from benchmarks import report, rows
+from benchmarks.contestants.start import OURS, PEERS, SHARING, Contestant, present, start_process
+from benchmarks.measure import FAR, SURE, Measurements, around_batches, measure_keeping, measure_row
+from benchmarks.report import RESULTS
+from benchmarks.rows import MEASURED, TRAINED, Row
 from jaxdl.errors import InputError
 
-RESULTS = Path(__file__).parent / "results"
 TOGETHER = OURS._replace(flags=("--devices", "2"))  # a sweep's members, a core each
 
 
@@ -53,55 +52,62 @@ def main() -> None:
 
 
 def tabulate(options: argparse.Namespace) -> None:
-    """Measures, and writes the page and the picture."""
+    """Measure, and write the page and the picture."""
     began = time.perf_counter()
     here, missing = present(options.peers, [one for one in PEERS if one.name in options.contestants])
-    tell(table.absent(missing, {}) or "no peer is missing")
+    tell(report.list_missing(missing, {}) or "no peer is missing")
     contestants = [OURS, *here]
     with tempfile.TemporaryDirectory() as folder:
         write_arrays(Path(folder), options.data)
-        wanted = rows(Path(folder))
-        found = measured(wanted, contestants, options)
-        made = lines.of_rows(wanted, found)
+        wanted = rows.rows(Path(folder))
+        found = measure_rows(wanted, contestants, options)
+        made = report.row_lines(wanted, found)
         if not options.steady:
-            made += lines.of_starts(contestants, options.peers, wanted[0], found, options.rounds)
-        costs = lines.costs(wanted, found)
-        ends = sizes.around_batches(wanted[0].task, options.rounds)
+            made += report.start_lines(contestants, options.peers, wanted[0], found, options.rounds)
+        costs = report.epoch_costs(wanted, found)
+        ends = around_batches(wanted[0].task, options.rounds)
     if not options.steady:
-        made += [*lines.of_keeping(keeping(options.data, options.rounds)), *lines.of_sizes(options.peers)]
+        made += [
+            *report.keeping_lines(measure_keeping(options.data, options.rounds)),
+            *report.size_lines(options.peers),
+        ]
     options.out.mkdir(parents=True, exist_ok=True)
     picture = options.out / f"{datetime.date.today()}-sizes.png"
-    sizes.plot(costs, ends, lines.peers_by_rows(found), picture)
+    report.plot(costs, ends, report.peers_by_rows(found), picture)
     reading = report.READING.format(rounds=options.rounds, far=FAR, sure=SURE, trained=TRAINED, measured=MEASURED)
     minutes = (time.perf_counter() - began) / 60
-    text = report.page(machine.describe(), made, contestants, missing, costs, ends, reading, minutes, picture.name)
+    text = report.page(
+        report.describe_machine(), made, contestants, missing, costs, ends, reading, minutes, picture.name
+    )
     (options.out / f"{datetime.date.today()}-table.md").write_text(text)
     print(text)
 
 
 def write_arrays(folder: Path, data: str) -> None:
-    """What all contestants read."""
-    sets = arrays.write_weather(folder / "real", data)
-    arrays.write_simulated(folder / "simulated", sets)
-    arrays.write_images(folder / "images", data)
+    """Write the arrays that all contestants read."""
+    sets = rows.write_weather(folder / "real", data)
+    rows.write_simulated(folder / "simulated", sets)
+    rows.write_images(folder / "images", data)
     tell("the arrays are written")
 
 
-def measured(wanted: Sequence[Row], contestants: Sequence[Contestant], options: argparse.Namespace) -> dict[str, Found]:
-    """The figures of each row: a process of each contestant for each group of rows."""
-    found: dict[str, Found] = {}
+def measure_rows(
+    wanted: Sequence[Row], contestants: Sequence[Contestant], options: argparse.Namespace
+) -> dict[str, Measurements]:
+    """Measure each row, with a process of each contestant for each group of rows."""
+    found: dict[str, Measurements] = {}
     for group in dict.fromkeys(row.group for row in wanted):
         taking_part = [TOGETHER] if group == "sweep" else contestants
         with ExitStack() as stack:
-            asks = {one.name: stack.enter_context(started(one, options.peers)) for one in taking_part}
+            asks = {one.name: stack.enter_context(start_process(one, options.peers)) for one in taking_part}
             for row in wanted:
                 if row.group == group:
-                    found[row.title] = measure(row, asks, options.rounds, found.get(row.after), tell)
+                    found[row.title] = measure_row(row, asks, options.rounds, found.get(row.after), tell)
     return found
 
 
 def tell(line: str) -> None:
-    """To whom waits."""
+    """Print a line for those who wait."""
     print(line, file=sys.stderr, flush=True)
 
 

@@ -9,21 +9,23 @@ footprints.json, and ends with 1 where they differ; `--write` stores what it fin
 import argparse
 import json
 import platform
+import re
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 from unittest.mock import patch
 
 import jax
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks.flops import flops
-from benchmarks.traffic import compilations, traffic
 from experiments import cifar10, weather
 from experiments.experiment import Built
 from jaxdl import datasets, paces
@@ -41,6 +43,13 @@ SEEDS = range(4)
 # At the first of these the pace has long grown to whole epochs, and before the last no recipe stops.
 SOONER, LATER = 4, 6
 
+COMPILED = "/jax/core/compile/backend_compile_duration"
+# What they are called in traces of JAX. A program on several devices is one such event, and one more for each of them
+# with "[0] " or the like in front.
+DISPATCHED = re.compile(r"\w*Executable::Execute(Helper\w*| \(.*\))")
+READ = "np.asarray(jax.Array)"
+
+R = TypeVar("R")
 # By name; None where the platform does not tell.
 Figures = dict[str, int | None]
 
@@ -64,6 +73,13 @@ class Case(NamedTuple):
     batch: Examples
 
 
+class Traffic(NamedTuple):
+    """What went on between the host and its devices."""
+
+    dispatches: int  # programs that were run, on however many devices
+    fetches: int  # arrays that the host read
+
+
 class Difference(NamedTuple):
     """A figure that is not what is stored."""
 
@@ -80,6 +96,68 @@ class Difference(NamedTuple):
         if self.fails and self.got > self.stored:  # type: ignore[operator]
             return f"{told}. It got worse: undo that, or store it if it is worth its price: {WRITE}"
         return f"{told}. It got better: store it: {WRITE}"
+
+
+# What is counted.
+
+
+def compilations(work: Callable[[], R]) -> tuple[int, R]:
+    """How many programs XLA compiles in `work()`, and what that gives."""
+    found = 0
+
+    def listen(event: str, duration_secs: float, **_: str | int) -> None:
+        nonlocal found
+        found += event == COMPILED
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        result = work()
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    return found, result
+
+
+def traffic(work: Callable[[], Any]) -> Traffic:
+    """The traffic of `work()` and of what it gives.
+
+    An array is read by `np.asarray`, `np.array`, `jax.device_get`, `int`, `float`, `bool`, `item` and `tolist`; what
+    other functions of NumPy read is not seen. Raises RuntimeError where no program runs: then the work is none, or this
+    version of JAX calls it otherwise.
+    """
+    options = jax.profiler.ProfileOptions()
+    options.python_tracer_level = 0
+    with tempfile.TemporaryDirectory() as folder:
+        with _read_as_from_a_gpu(), jax.profiler.trace(folder, profiler_options=options):
+            jax.block_until_ready(work())
+        (path,) = Path(folder).glob("plugins/profile/*/*.xplane.pb")
+        data = jax.profiler.ProfileData.from_file(str(path))
+    events = [event.name for plane in data.planes for line in plane.lines for event in line.events]
+    dispatches = sum(DISPATCHED.fullmatch(name) is not None for name in events)
+    if not dispatches:
+        raise RuntimeError(
+            f"a trace of jax {jax.__version__} must name the programs that run, got none. See DISPATCHED in {__file__}."
+        )
+    return Traffic(dispatches, events.count(READ))
+
+
+@contextmanager
+def _read_as_from_a_gpu() -> Iterator[None]:
+    """Lets NumPy read arrays as it must where they lie on a GPU, which is traced.
+
+    On a CPU it looks into JAX's own memory instead, which nobody is told.
+    """
+
+    def traced(read: Callable[..., Any]) -> Callable[..., Any]:
+        def by_copy(value: Any, *arguments: Any, **keywords: Any) -> Any:
+            return read(value.__array__() if isinstance(value, jax.Array) else value, *arguments, **keywords)
+
+        return by_copy
+
+    with patch.object(np, "asarray", traced(np.asarray)), patch.object(np, "array", traced(np.array)):
+        yield
+
+
+# What is trained.
 
 
 def weather_case(recipe: Any) -> Built:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from benchmarks.jaxdl_loop import adam_of, model_of, objective_of
+from benchmarks.contestants.jaxdl_loop import adam_of, model_of, objective_of
 from benchmarks.rows import Row
 from benchmarks.tasks import BATCH, MEMBERS, Arrays, Task, load
 from jaxdl import examples

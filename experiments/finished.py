@@ -8,7 +8,7 @@ from rich.console import Console
 
 from experiments.experiment import Experiment
 from experiments.output import warn
-from jaxdl import files, folders
+from jaxdl import folders
 from jaxdl.errors import InputError
 
 

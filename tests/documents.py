@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import importlib.util
 import re
 import shlex
 from pathlib import Path
@@ -84,10 +85,11 @@ def parsed_by_argparse(module, flags):
         read(parser, flags)
         raise SystemExit(0)
 
+    package = importlib.util.find_spec(module).submodule_search_locations is not None
     main = (
         launch.main
         if module == "jaxdl.launch"
-        else importlib.import_module(f"{module}.__main__" if module == "benchmarks" else module).main
+        else importlib.import_module(f"{module}.__main__" if package else module).main
     )
     with patch.object(argparse.ArgumentParser, "parse_args", only_parse):
         try:

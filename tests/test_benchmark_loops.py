@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from benchmarks import jaxdl_loop
-from benchmarks.peers import flax_loop, nnx_loop
+from benchmarks.contestants import flax_loop, jaxdl_loop, nnx_loop
 from benchmarks.tasks import BATCH, PATIENCE, Arrays, Task
 from tests.quick import quick_programs
 

@@ -9,9 +9,8 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import contestant
-from benchmarks.contestant import Result, replies
-from benchmarks.peers import sklearn_loop
+from benchmarks.contestants import protocol, sklearn_loop
+from benchmarks.contestants.protocol import Result, replies
 from benchmarks.tasks import BATCH, PATIENCE, Arrays, Task, load
 from tests.quick import quick_programs
 
@@ -51,7 +50,7 @@ def counting(task, arrays):
     def run(times, seed):
         if seed < 0:
             raise MemoryError("too much")
-        return Result([contestant.time.perf_counter() for _ in range(times)], float(seed * len(arrays.train[0])))
+        return Result([protocol.time.perf_counter() for _ in range(times)], float(seed * len(arrays.train[0])))
 
     return run
 
@@ -74,10 +73,10 @@ def test_every_line_is_answered_in_its_order(tmp_path):
 def test_ends_count_from_the_beginning_of_their_run(tmp_path):
     def slow(task, arrays):
         def run(times, seed):
-            contestant.time.sleep(0.05)
-            return Result([contestant.time.perf_counter()], 0.0)
+            protocol.time.sleep(0.05)
+            return Result([protocol.time.perf_counter()], 0.0)
 
-        contestant.time.sleep(0.2)
+        protocol.time.sleep(0.2)
         return run
 
     task = task_of(folder=stored(tmp_path, table()))._asdict()
@@ -114,7 +113,7 @@ def test_a_process_writes_nothing_but_answers_to_its_output(tmp_path):
     task = task_of(folder=stored(tmp_path, table()))._asdict()
     lines = [json.dumps({"prepare": task}), json.dumps({"run": 2, "seed": 0})]
     code = (
-        "from benchmarks.contestant import Result, serve\n"
+        "from benchmarks.contestants.protocol import Result, serve\n"
         "def prepare(task, arrays):\n    print('chatter')\n    return lambda times, seed: Result([], 4.0)\n"
         "serve(prepare)"
     )
@@ -226,7 +225,7 @@ def test_what_scikit_learn_has_not_is_refused_in_a_sentence(others):
 
 def test_the_process_of_scikit_learn_does_one_task_and_ends(tmp_path):
     task = task_of(folder=stored(tmp_path, table()))
-    command = [sys.executable, "-m", "benchmarks.peers.sklearn_loop", "--once", json.dumps(task._asdict())]
+    command = [sys.executable, "-m", "benchmarks.contestants.sklearn_loop", "--once", json.dumps(task._asdict())]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
     said = json.loads(done.stdout)
     assert said["figure"] == sklearn_loop.prepare(task, table())(1, 0).figure and said["memory"] > 10
@@ -238,7 +237,7 @@ def test_the_process_of_scikit_learn_does_one_task_and_ends(tmp_path):
 @pytest.fixture
 def keras_loop():
     pytest.importorskip("keras", reason="Keras, the contestant of these tests, is not installed")
-    from benchmarks.peers import keras_loop
+    from benchmarks.contestants import keras_loop
 
     with quick_programs(), jax.numpy_rank_promotion("allow"):  # which Keras's own layers need
         yield keras_loop

@@ -17,9 +17,11 @@ import numpy as np
 import optax
 import pytest
 
-from benchmarks import arrays, speedrun, speedrun_page
-from benchmarks.contestants import Missing, present, started
-from benchmarks.speedrun_page import Course, Lap
+import benchmarks.speedrun.__main__ as speedrun
+from benchmarks import rows
+from benchmarks.contestants.start import Missing, present, start_process
+from benchmarks.speedrun import report as speedrun_report
+from benchmarks.speedrun.report import Course, Lap
 from benchmarks.tasks import Task
 from experiments.cifar10 import Config, build, settle
 from jaxdl.datasets import cifar10
@@ -103,7 +105,9 @@ def course(built, source="file:/data", at_hand=50_000, size=50_000):
 
 def test_the_page_has_the_figures(built):
     laps = {"jaxdl": [Lap(20.0, 9.0, 0.1), Lap(4.0, 0.5, 0.93), Lap(6.0, 0.7, 0.96)], "torch": [Lap(9.0, 1.0, 0.9)] * 2}
-    text = speedrun_page.page(course(built), "a machine", laps, [Missing("k", "not installed: k")], {"e": "too large"})
+    text = speedrun_report.page(
+        course(built), "a machine", laps, [Missing("k", "not installed: k")], {"e": "too large"}
+    )
     # 100,000 images in 5 s on average; 20 s less 5 to compile; 3 s of 5 at least.
     row = "| 5 +- 1.4 (4 - 6) | 94.5 +- 2.1 % | 20,000 | 2.5 | 0.6 +- 0.14 | 15 | 60 % |"
     assert f"| jaxdl {row}" in text and "| torch | 9 (9 - 9) | 90 % | 11,111 |" in text
@@ -118,13 +122,13 @@ def test_the_page_has_the_figures(built):
     ("simulated:60000:seed=0", 50_000, "50,000 different training images and 20 test images are at hand (simulated)."),
 ])  # fmt: skip
 def test_what_says_nothing_about_94_percent_is_said_so(built, source, at_hand, says):
-    said = speedrun_page.verdict(course(built, source, at_hand), [Lap(1.0, 1.0, 0.99)] * 2)
+    said = speedrun_report.verdict(course(built, source, at_hand), [Lap(1.0, 1.0, 0.99)] * 2)
     assert said.startswith("THE ACCURACIES SAY NOTHING ABOUT 94 %") and says in said
 
 
 def test_a_mean_below_94_percent_is_not_reached(built):
     laps = [Lap(9.0, 1.0, 0.99), Lap(1.0, 1.0, 0.95), Lap(1.0, 1.0, 0.92)]  # the first is not counted
-    assert "NOT reached by jaxdl, 93.50 % after 1 s" in speedrun_page.verdict(course(built), laps)
+    assert "NOT reached by jaxdl, 93.50 % after 1 s" in speedrun_report.verdict(course(built), laps)
 
 
 def test_the_command_writes_what_it_prints_and_names_who_is_missing(tmp_path, monkeypatch, capsys):
@@ -159,7 +163,7 @@ def weights_of(width):
 
 ASK = """
 import sys, numpy as np, torch
-from benchmarks.peers import speedrun_torch as peer
+from benchmarks.speedrun import torch_loop as peer
 given, made = np.load(sys.argv[1]), {}
 model = peer.network(4)
 made["counts"] = [sum(w.numel() for w in peer.network(width).parameters()) for width in (1, 4, 64)]
@@ -247,9 +251,9 @@ def test_images_are_moved_mirrored_and_hidden(made, given):
 
 
 def test_a_process_of_torch_trains_and_a_seed_gives_its_accuracy_again(torch_there, built, tmp_path):
-    folder = arrays.write(tmp_path / "images", {"train": built.sets["train"], "validation": built.sets["test"]})
+    folder = rows.write_sets(tmp_path / "images", {"train": built.sets["train"], "validation": built.sets["test"]})
     task = Task("speedrun", "train", "convnet", str(folder), 100)
-    with started(torch_there[0], PEERS) as ask:
+    with start_process(torch_there[0], PEERS) as ask:
         race = speedrun.theirs(ask, task, 2)
         first, second, again = race(1), race(2), race(1)
         assert first.accuracy == again.accuracy and math.isclose(second.accuracy * 20, round(second.accuracy * 20))

@@ -10,17 +10,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import arrays, lines, report, starts, table
+from benchmarks import measure, report
 from benchmarks.__main__ import main
-from benchmarks.contestants import OURS, PEERS, Contestant, present, started
+from benchmarks.contestants.start import OURS, PEERS, Contestant, present, start_process
 from benchmarks.limits import Limit, limit
-from benchmarks.rounds import Measured, measure, repeated
-from benchmarks.rows import LESSON, Row, rows, seconds
-from benchmarks.sizes import Cost, memory, plot
+from benchmarks.measure import Cost, Measurement, measure_row, memory, multiply
+from benchmarks.report import Line, plot
+from benchmarks.rows import LESSON, TIMES, Row, rows, seconds, write_sets
 from benchmarks.tasks import Task, load
 from jaxdl import examples
 
-MODULES = ("contestants", "installed", "jaxdl_loop", "limits", "machine", "rounds", "rows", "table")
+MODULES = (
+    *("footprints", "limits", "measure", "report", "rows", "tasks", "scaling.collectives"),
+    *(f"contestants.{name}" for name in ("start", "protocol", "loops", "installed", "jaxdl_loop")),
+)
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -35,7 +38,7 @@ def folder(tmp_path):
     rng = np.random.default_rng(0)
     inputs = rng.normal(size=(100, 5)).astype(np.float32)
     sets = {"train": examples(inputs, inputs[:, :1]), "validation": examples(inputs[:20], inputs[:20, :1])}
-    return arrays.write(tmp_path / "real", sets)
+    return write_sets(tmp_path / "real", sets)
 
 
 @pytest.fixture
@@ -69,7 +72,7 @@ def test_contestants_take_turns_and_a_run_fills_its_time():
     def asked(name):
         return lambda request: log.append(name) or asks[name](request)
 
-    found = measure(row(), {name: asked(name) for name in asks}, 3, tell=log.append)
+    found = measure_row(row(), {name: asked(name) for name in asks}, 3, tell=log.append)
     # To prepare, a run that compiles, and where epochs are short one that tells how many fill the time; then in turn.
     assert log[:5] == ["quick"] * 3 + ["slow"] * 2 and log[5:11] == ["quick", "slow"] * 3
     assert found["quick"].seconds == pytest.approx([0.1] * 3) and found["slow"].seconds == pytest.approx([0.2] * 3)
@@ -78,23 +81,23 @@ def test_contestants_take_turns_and_a_run_fills_its_time():
 
 def test_who_is_far_behind_is_run_twice():
     asks = {"jaxdl": steady(0.5, 0.01), "near": steady(0.5, 0.02), "far": steady(0.5, 0.05)}
-    found = measure(row(), asks, 5, tell=str)
+    found = measure_row(row(), asks, 5, tell=str)
     assert [len(found[name].seconds) for name in asks] == [5, 5, 2]
     del asks["near"]  # the best peer goes on, however far it is
-    assert len(measure(row(), asks, 5, tell=str)["far"].seconds) == 5
+    assert len(measure_row(row(), asks, 5, tell=str)["far"].seconds) == 5
 
 
 def test_who_fails_on_the_way_is_named_and_the_others_go_on():
     def failing(request):
         return {"error": "no memory"} if request.get("seed") == 2 else steady(0.5, 0.01)(request)
 
-    found = measure(row(), {"jaxdl": steady(0.5, 0.01), "failing": failing}, 4, tell=str)
+    found = measure_row(row(), {"jaxdl": steady(0.5, 0.01), "failing": failing}, 4, tell=str)
     assert found["failing"].error == "no memory" and len(found["jaxdl"].seconds) == 4
 
 
 def test_a_whole_run_counts_its_first_epoch_once_and_the_others_at_the_rate_that_follows():
     log = []
-    found = measure(row(per="whole", epochs=200), {"one": steady(1.0, 0.01, log)}, 1, tell=str)
+    found = measure_row(row(per="whole", epochs=200), {"one": steady(1.0, 0.01, log)}, 1, tell=str)
     assert log[-1] == {"run": 20, "seed": 0}
     assert found["one"].median == pytest.approx(1.0 + 199 * 0.01)
     # All of them, where they fit.
@@ -102,15 +105,15 @@ def test_a_whole_run_counts_its_first_epoch_once_and_the_others_at_the_rate_that
 
 
 def test_who_would_take_too_long_is_told_from_a_tenth_and_who_fails_is_named():
-    before = {"slow": Measured((0.3, 0.4)), "jaxdl": Measured((0.2,)), "failed": Measured((), error="no")}
+    before = {"slow": Measurement((0.3, 0.4)), "jaxdl": Measurement((0.2,)), "failed": Measurement((), error="no")}
     asked = {name: [] for name in ("slow", "jaxdl", "failed", "broken")}
     asks = {name: steady(0.1, 0.1, asked[name]) for name in asked}
     asks["broken"] = lambda request: {"error": "no compiler"}
-    found = measure(row(after="before"), asks, 2, before, tell=str)
-    assert found["slow"] == Measured((3.0, 4.0), derived=True) and not asked["slow"]
+    found = measure_row(row(after="before"), asks, 2, before, tell=str)
+    assert found["slow"] == Measurement((3.0, 4.0), derived=True) and not asked["slow"]
     assert asked["jaxdl"] and not found["jaxdl"].derived  # ours always
     assert found["failed"].error == "no" and found["broken"].error == "no compiler"
-    assert repeated(Measured((1.0,)), 64).seconds == (64.0,)
+    assert multiply(Measurement((1.0,)), 64).seconds == (64.0,)
 
 
 def test_the_limit_is_that_of_the_products(folder):
@@ -130,7 +133,7 @@ def test_the_limit_is_that_of_the_products(folder):
 @pytest.mark.slow
 def test_a_process_of_jaxdl_answers(folder, quick):
     task = Task("plain", "train", "mlp", str(folder), 100, (4,))
-    with started(OURS, sys.executable) as ask:
+    with start_process(OURS, sys.executable) as ask:
         assert "seconds" in ask({"prepare": task._asdict()})
         first, again = ask({"run": 3, "seed": 1}), ask({"run": 3, "seed": 1})
         assert len(first["ends"]) == 3 and first["figure"] == again["figure"]
@@ -143,7 +146,7 @@ def test_a_process_of_jaxdl_answers(folder, quick):
 def test_a_start_that_finds_what_was_compiled_reads_it_and_memory_is_that_of_its_process(folder, quick):
     task = Task("plain", "train", "mlp", str(folder), 100, (4,))
     broken = Contestant("broken", "benchmarks.no_such_module", ())
-    cold, warm = starts.first_epochs([OURS, broken], sys.executable, task, 2)
+    cold, warm = measure.measure_starts([OURS, broken], sys.executable, task, 2)
     assert len(cold["jaxdl"].seconds) == len(warm["jaxdl"].seconds) == 2
     assert cold["jaxdl"].figure == warm["jaxdl"].figure
     assert min(warm["jaxdl"].seconds) < min(cold["jaxdl"].seconds)
@@ -154,7 +157,7 @@ def test_a_start_that_finds_what_was_compiled_reads_it_and_memory_is_that_of_its
 
 def test_a_contestant_that_ends_says_why():
     broken = Contestant("broken", "benchmarks.no_such_module", ())
-    with started(broken, sys.executable) as ask:
+    with start_process(broken, sys.executable) as ask:
         assert "No module named" in ask({"run": 1, "seed": 0})["error"]
 
 
@@ -169,7 +172,7 @@ def test_every_row_can_be_loaded_and_none_has_the_title_of_another(tmp_path):
     titles = [one.title for one in wanted]
     assert len(set(titles)) == len(titles)
     assert all(one.after in ("", *titles) for one in wanted)
-    assert {one.task.rows for one in wanted if "rows x" in one.title} == {LESSON * times for times in arrays.TIMES}
+    assert {one.task.rows for one in wanted if "rows x" in one.title} == {LESSON * times for times in TIMES}
 
 
 def test_tasks_are_cut_to_their_rows(folder):
@@ -179,8 +182,12 @@ def test_tasks_are_cut_to_their_rows(folder):
 
 
 def test_the_page_names_the_limit_of_every_row(tmp_path):
-    found = {"jaxdl": Measured((1.0, 1.1)), "torch": Measured((2.0, 2.0)), "sklearn": Measured((), error="no images")}
-    made = [table.Line("one", found, 0.5), table.Line("files", {"jaxdl": Measured((9.0,))}, 3.0, "what it needs", "MB")]
+    found = {
+        "jaxdl": Measurement((1.0, 1.1)),
+        "torch": Measurement((2.0, 2.0)),
+        "sklearn": Measurement((), error="no images"),
+    }
+    made = [Line("one", found, 0.5), Line("files", {"jaxdl": Measurement((9.0,))}, 3.0, "what it needs", "MB")]
     costs = [Cost(100, 0.1, 300.0, 1.0), Cost(1000, 1.0, 309.0, 10.0)]
     ends = [Cost(95, 0.1), Cost(96, 0.1)]
     text = report.page("a machine", made, [OURS], [], costs, ends, "reading", 1.0, "a.png")
@@ -195,15 +202,18 @@ def test_the_page_names_the_limit_of_every_row(tmp_path):
 def test_a_sweep_stands_beside_its_members_one_after_the_other(folder):
     whole, swept = row(folder, per="whole", epochs=2), row(folder, per="sweep", epochs=2)
     swept = swept._replace(title="64", group="sweep", task=swept.task._replace(deed="sweep"))
-    found = {"a row": {"jaxdl": Measured((1.0,)), "torch": Measured((2.0,))}, "64": {"jaxdl": Measured((20.0,))}}
-    line = lines.of_rows([whole, swept], found)[1]
+    found = {
+        "a row": {"jaxdl": Measurement((1.0,)), "torch": Measurement((2.0,))},
+        "64": {"jaxdl": Measurement((20.0,))},
+    }
+    line = report.row_lines([whole, swept], found)[1]
     assert line.found["jaxdl"].median == 20.0 and line.found["torch"].median == 128.0
     alone, together = limit(whole, 2), limit(swept, 2)
     assert together.flops == 64 * alone.flops and line.limit > 0
 
 
 def test_installed_files_are_counted_once():
-    ask = [sys.executable, "-m", "benchmarks.installed", "numpy", "numpy+scipy", "scipy", "no-such-package"]
+    ask = [sys.executable, "-m", "benchmarks.contestants.installed", "numpy", "numpy+scipy", "scipy", "no-such-package"]
     root = Path(__file__).parent.parent
     sizes = json.loads(subprocess.run(ask, check=True, stdout=subprocess.PIPE, cwd=root).stdout)
     assert 0 < sizes["numpy"] < sizes["scipy"] == pytest.approx(sizes["numpy+scipy"])  # scipy requires numpy

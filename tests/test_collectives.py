@@ -11,9 +11,9 @@ import pytest
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from benchmarks.scaling_model import compiled_chunk
+from benchmarks.scaling.collectives import Collective, collectives
+from benchmarks.scaling.model import compiled_chunk
 from jaxdl import examples, make_plan, mlp, objectives, start
-from jaxdl.collectives import Collective, collectives
 from jaxdl.models import convnet, residual_net
 from jaxdl.sharding import make_mesh, place_progress, place_rows
 from jaxdl.types import Objective

@@ -10,10 +10,19 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from benchmarks import traffic as counters
+from benchmarks import footprints
 from benchmarks.flops import flops
-from benchmarks.footprints import CASES, Footprints, as_table, compared, read, write
-from benchmarks.traffic import Traffic, compilations, traffic
+from benchmarks.footprints import (
+    CASES,
+    Footprints,
+    Traffic,
+    as_table,
+    compared,
+    compilations,
+    read,
+    traffic,
+    write,
+)
 
 ROOT = Path(__file__).parent.parent
 STORED = Footprints("1.0", "cpu", {"temporaries": 0.1}, {"plain": {"dispatches": 3, "FLOPs": 1000, "temporaries": 200}})
@@ -181,6 +190,6 @@ def test_each_new_shape_is_a_compilation(triple):
 def test_a_trace_that_names_no_program_is_said_to_be_wrong(triple, monkeypatch):
     with pytest.raises(RuntimeError, match="must name the programs that run, got none"):
         traffic(lambda: None)
-    monkeypatch.setattr(counters, "DISPATCHED", counters.re.compile("renamed"))
+    monkeypatch.setattr(footprints, "DISPATCHED", footprints.re.compile("renamed"))
     with pytest.raises(RuntimeError, match=f"a trace of jax {jax.__version__}"):
         traffic(lambda: triple())

@@ -53,7 +53,7 @@ RING = (
     *("events", "logs", "distributions", "descriptions"),
     *("bars", "curves", "canvas", "plots", "ensemble_plots", "interval_plots", "residual_plots", "rate_plots"),
     *("units", "summaries", "costs", "profiles"),
-    *("collectives", "terminals", "folders", "runs", "listings", "differences", "accounts", "run_tables"),
+    *("terminals", "folders", "runs", "listings", "differences", "accounts", "run_tables"),
     *("cards", "portable", "exports", "__main__"),
 )
 ORDER = CORE + RING
@@ -225,6 +225,35 @@ def test_the_core_has_no_files_no_printing_and_no_clocks():
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in effects
     ]
     assert calls == []
+
+
+# They run in the environment of the peers, in which jaxdl is not installed.
+WITHOUT_JAXDL = {
+    "benchmarks/__init__.py",
+    "benchmarks/tasks.py",
+    *(f"benchmarks/contestants/{name}.py" for name in ("__init__", "start", "protocol", "loops", "installed")),
+    *(f"benchmarks/contestants/{name}_loop.py" for name in ("flax", "nnx", "keras", "torch", "sklearn")),
+    *(f"benchmarks/speedrun/{name}.py" for name in ("__init__", "torch_loop")),
+    *(f"benchmarks/studies/{name}.py" for name in ("__init__", "keras_weather", "keras_cifar10")),
+}
+
+
+def test_what_runs_beside_the_peers_imports_no_other_module_of_this_project():
+    names = {name.removesuffix(".py").removesuffix("/__init__").replace("/", "."): name for name in WITHOUT_JAXDL}
+    wrong = [
+        f"{path} imports {found.name}"
+        for path in WITHOUT_JAXDL
+        for found in imports(ROOT / path)
+        if found.name.split(".")[0] in ("jaxdl", "experiments", "tests", "benchmarks")
+        and found.name.rpartition(".")[0] not in names
+    ]
+    assert wrong == []
+
+
+def test_what_all_contestants_import_needs_numpy_alone():
+    shared = ("benchmarks/tasks.py", *(f"benchmarks/contestants/{name}.py" for name in ("protocol", "loops")))
+    at_once = {found.name.split(".")[0] for path in shared for found in imports(ROOT / path) if found.when == "top"}
+    assert at_once - sys.stdlib_module_names == {"numpy", "benchmarks"}
 
 
 def undocumented(nodes, owner=""):

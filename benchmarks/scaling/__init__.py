@@ -1,0 +1,1 @@
+"""Strong and weak scaling over processes: `python -m benchmarks.scaling`, and a model of it."""

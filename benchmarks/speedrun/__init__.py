@@ -1,0 +1,1 @@
+"""The CIFAR-10 speed run: `python -m benchmarks.speedrun`."""

@@ -1,0 +1,1 @@
+"""Measurements beside the table, a command each: `python -m benchmarks.studies.parity` and so on."""

@@ -1,0 +1,126 @@
+"""Many runs at once beside one run, and beside Keras one after the other, in one run, alternating.
+
+    python -m benchmarks.studies.ensembles --data DIR --peers PYTHON [--repeats 5]
+
+`--peers` names the Python of an environment that has keras, jax, scikit-learn and pandas; without it only this project
+is measured. All figures are seconds a run of 200 epochs of `plain`, warm; Keras's are the mean of four runs in a
+process, to be multiplied by the number of runs. Prints medians with the least and the greatest value.
+
+One of its processes, which trains a recipe for many seeds at once, prints a line of JSON a repetition; the first
+compiles, the others are warm. `--members 0` is a solo run of seed 0, through the same loop:
+
+    python -m benchmarks.studies.ensembles process --data DIR --members 64 --devices 2 --how vmap
+    python -m benchmarks.studies.ensembles process --data DIR --experiment cifar10 --recipe pooled --members 4 --how map
+"""
+
+import argparse
+import json
+import os
+import platform
+import resource
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import optax
+
+from benchmarks.studies.alternating import alternate, output
+from experiments import cifar10, weather
+from experiments.experiment import Built
+from jaxdl.chunks import epochs
+from jaxdl.ensembles import run_members, spread, start_members
+from jaxdl.pieces import run_chunk
+
+PROCESS = "process"  # the first word of a command that is one of the processes
+
+
+def built_of(options: argparse.Namespace) -> Built:
+    """Build the recipe; for the weather with Adam as it is, because flat vectors are copied where members are many."""
+    if options.experiment == "weather":
+        config = weather.Config(recipe=options.recipe, data=options.data, epochs=options.epochs)
+        built = weather.build(config, weather.read(config))
+        adam = optax.inject_hyperparams(optax.adam)(learning_rate=config.learning_rate)
+        return built if options.flat else built._replace(plan=built.plan._replace(optimiser=adam))
+    config = cifar10.Config(
+        recipe=options.recipe, data=options.data, epochs=options.epochs, train_size=options.rows, lesson_split=True
+    )
+    return cifar10.build(config, cifar10.read(config))
+
+
+def run_process(flags: list[str]) -> None:
+    """Train in this process, and print a line of JSON a repetition."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.studies.ensembles process")
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--experiment", choices=("weather", "cifar10"), default="weather")
+    parser.add_argument("--recipe", choices=[*weather.RECIPES, *cifar10.RECIPES], default="plain")
+    parser.add_argument("--epochs", type=int)
+    parser.add_argument("--rows", type=int, default=5000, help="training images")
+    parser.add_argument("--members", type=int, default=64)
+    parser.add_argument("--devices", type=int, default=1)
+    parser.add_argument("--how", choices=("vmap", "map"), default="vmap")
+    parser.add_argument("--flat", action="store_true", help="the experiment's Adam on one flat vector")
+    parser.add_argument("--repeats", type=int, default=3)
+    options = parser.parse_args(flags)
+    if options.devices > 1:
+        jax.config.update("jax_num_cpu_devices", options.devices)
+    built = built_of(options)
+    plan, train, validation = built.plan, built.sets["train"], built.sets["validation"]
+    keys = jax.vmap(jax.random.key)(jax.numpy.arange(max(1, options.members)))
+    progress, run = start_members(keys, train, validation, plan=plan), partial(run_members, how=options.how)
+    if not options.members:
+        progress, run = jax.tree.map(lambda leaf: leaf[0] if leaf.ndim else leaf, progress), run_chunk
+    elif options.devices > 1:
+        progress, train, validation = spread(progress, train, validation)
+    for repeat in range(options.repeats):
+        began = time.perf_counter()
+        count = sum(1 for _ in epochs(plan, progress, train, validation, last=built.epochs, run=run))
+        seconds = time.perf_counter() - began
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        each = seconds / max(1, options.members)
+        line = {"repeat": repeat, "done": count, "seconds": round(seconds, 3), "seconds_a_member": round(each, 4)}
+        print(json.dumps({**vars(options), **line, "peak_mib": round(peak)}), flush=True)
+
+
+def last_of(command: list[str]) -> Callable[[], float]:
+    """Return the seconds a member of the last repetition in a process."""
+    return lambda: float(json.loads(output(command).splitlines()[-1])["seconds_a_member"])
+
+
+def mean_of_last(command: list[str], count: int) -> Callable[[], float]:
+    """Return the mean seconds of the last runs in a process, the first being for compilation."""
+
+    def measure() -> float:
+        lines = output([*command, "--seeds", *map(str, range(count + 1))]).splitlines()
+        return sum(float(json.loads(line)["seconds"]["fit"]) for line in lines[-count:]) / count
+
+    return measure
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--peers", help="the Python of the peers' environment")
+    parser.add_argument("--members", type=int, nargs="+", default=[64, 16])
+    parser.add_argument("--repeats", type=int, default=5)
+    options = parser.parse_args()
+    cores = os.cpu_count() or 1
+    print(f"{platform.processor() or platform.machine()}, {cores} cores, Python {platform.python_version()}")
+    one = [sys.executable, "-m", "benchmarks.studies.ensembles", PROCESS, "--data", options.data, "--recipe", "plain"]
+    programs = {}
+    for members in options.members:
+        many = [*one, "--members", str(members), "--devices", str(cores), "--repeats", "2"]
+        programs[f"{members} members on {cores} devices, each"] = last_of(many)
+    programs["one run"] = last_of([*one, "--members", "0", "--flat", "--repeats", "4"])
+    if options.peers:
+        keras = [options.peers, "-m", "benchmarks.studies.keras_weather", "--data", options.data, "--recipe", "plain"]
+        programs["Keras, JAX, each of four"] = mean_of_last([*keras, "--warm"], 4)
+    alternate("200 epochs of plain, warm", programs, options.repeats)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == [PROCESS]:
+        run_process(sys.argv[2:])
+    else:
+        main()
