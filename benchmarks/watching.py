@@ -26,8 +26,8 @@ from experiments.weather import Config, build
 from jaxdl import logs
 from jaxdl.bars import progress_bar
 from jaxdl.datasets import weather
-from jaxdl.distributions import distributions
 from jaxdl.runs import drive
+from jaxdl.tensorboard import distributions, tensorboard
 
 SHOWN = "loss", "val_rmse"
 
@@ -84,7 +84,7 @@ def main() -> None:
         "a bar in a terminal": lambda folder: in_a_terminal(epochs, 30),
         "lines": lambda folder: progress_bar(epochs, SHOWN, console=plain),
         "history.csv": lambda folder: logs.csv_file(folder / "history.csv"),
-        "TensorBoard": logs.tensorboard,
+        "TensorBoard": tensorboard,
         "histograms every 10": spread,
     }
     runs = {name: seconds_of(built, epochs, watched) for name, watched in ways.items()}

@@ -17,12 +17,13 @@ from rich.console import Console
 from experiments import placement
 from experiments.experiment import Built, History
 from experiments.output import Output
-from jaxdl import bars, costs, descriptions, distributions, logs, processes, profiles, speeds
+from jaxdl import bars, costs, logs, processes, profiles, speeds, tensorboard
 from jaxdl.errors import InputError
 from jaxdl.fitting import Observer
 from jaxdl.summaries import Summary, as_markdown
 from jaxdl.training import batches_of_epoch
 from jaxdl.types import Progress
+from jaxdl.units import table
 
 CHARTS, RUN, PROFILE = "tensorboard", "run", "profile"  # folders
 
@@ -119,11 +120,11 @@ def watched(
         observers = [logs.csv_file(folder / "history.csv", history)]
         watchers = [bars.progress_bar(built.epochs, shown, console=console, batches=batches, begin=done)]
         if config.tensorboard:
-            observers.append(logs.tensorboard(folder / CHARTS, begin=done, tell=tell))
+            observers.append(tensorboard.tensorboard(folder / CHARTS, begin=done, tell=tell))
         if config.histograms:
             every = config.histograms
             observers.append(
-                distributions.distributions(folder / CHARTS, built.plan, train, begin, every=every, tell=tell)
+                tensorboard.distributions(folder / CHARTS, built.plan, train, begin, every=every, tell=tell)
             )
         if config.profile:
             watchers.append(profiles.tracing(folder / PROFILE, begin=done, last=built.epochs, tell=tell))
@@ -137,19 +138,19 @@ def describe(config: Any, network: Summary, built: Built, folder: Path, tell: Ca
 
     flags = {name: value for name, value in asdict(config).items() if name not in OWN}
     told = {name: value for name, value in flags.items() if name not in HOW}
-    text = {"configuration": descriptions.table(("flag", "value"), flags.items()), "layers": as_markdown(network)}
+    text = {"configuration": table(("flag", "value"), flags.items()), "layers": as_markdown(network)}
     with _told(tell):
         graph = graphs.graph(built.plan.model, built.sets["train"].inputs[: built.plan.batch_size])
-        descriptions.description(folder / CHARTS / RUN, text=text, hyperparameters=told, graph=graph)
+        tensorboard.description(folder / CHARTS / RUN, text=text, hyperparameters=told, graph=graph)
 
 
 def conclude(metrics: Mapping[str, Any], pictures: list[Path], folder: Path, tell: Callable[[str], None]) -> None:
     """Tells TensorBoard what came of the run."""
     with _told(tell):
-        logs.pictures(folder / CHARTS / "pictures", pictures, step=metrics["epochs"])
+        tensorboard.pictures(folder / CHARTS / "pictures", pictures, step=metrics["epochs"])
         # Of the best epoch alone: each is a column of a table.
         figures = {name: value for name, value in metrics.items() if name.endswith("_best")}
-        descriptions.results(folder / CHARTS / RUN, figures, step=metrics["epochs"])
+        tensorboard.results(folder / CHARTS / RUN, figures, step=metrics["epochs"])
 
 
 @contextmanager

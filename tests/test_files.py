@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from jaxdl import _files, canvas, checksums, events, folders, logs, portable
+from jaxdl import _files, canvas, checksums, folders, logs, portable, tensorboard
 from jaxdl._files import atomic_write, draft_name, is_draft, open_regular, remove_drafts
 from jaxdl.errors import InputError
 
@@ -112,7 +112,7 @@ def predictions(path):
 
 
 def chart(path):
-    events.replace(path.parent, path.name.removeprefix("events.out.tfevents."), [])
+    tensorboard.description(path.parent)
 
 
 WRITERS = {
@@ -120,7 +120,7 @@ WRITERS = {
     "a.png": figure,
     "history.csv": history,
     "p.csv": predictions,
-    "events.out.tfevents.text": chart,
+    "events.out.tfevents.1-description": chart,
     "checksums.json": lambda path: checksums.write(path.parent),
 }
 

@@ -11,9 +11,9 @@ from flax import nnx
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from jaxdl.adapters import from_linen, from_nnx
-from jaxdl.descriptions import description
 from jaxdl.graphs import graph, nodes
 from jaxdl.models import convnet, mlp, residual_net
+from jaxdl.tensorboard import description
 from jaxdl.types import Model, Weights
 
 ROWS = np.ones((32, 89), np.float32)
