@@ -20,7 +20,7 @@ from benchmarks.rows import Row, seconds
 from benchmarks.tasks import BATCH, Task, load
 from experiments.experiment import Built
 from experiments.weather import Config, build
-from jaxdl import logs
+from jaxdl import logs, tensorboard
 from jaxdl.checkpoints import keeper, latest
 from jaxdl.datasets import weather
 from jaxdl.runs import drive
@@ -341,7 +341,9 @@ def train_seconds(built: Built, folder: Path, *, keep: bool = False, logged: boo
     with ExitStack() as stack:
         enter: Callable[[AbstractContextManager[Any]], Any] = stack.enter_context
         keeping = enter(keeper(folder / "progress", {}, every=EVERY, tell=print)) if keep else None
-        observers = [enter(logs.csv_file(folder / "history.csv")), enter(logs.tensorboard(folder))] if logged else []
+        observers = (
+            [enter(logs.csv_file(folder / "history.csv")), enter(tensorboard.tensorboard(folder))] if logged else []
+        )
         sets = built.sets["train"], built.sets["validation"]
         drive(built.plan, built.start, *sets, epochs=built.epochs, observers=observers, keep=keeping)
     return time.perf_counter() - began

@@ -14,12 +14,13 @@ from rich.console import Console
 from experiments import placement
 from experiments.experiment import Built, History
 from experiments.output import Output
-from jaxdl import bars, descriptions, distributions, logs, profiles
+from jaxdl import bars, logs, profiles, tensorboard
 from jaxdl.errors import InputError
 from jaxdl.fitting import Observer
 from jaxdl.summaries import Summary, as_markdown
 from jaxdl.training import batches_of_epoch
 from jaxdl.types import Progress
+from jaxdl.units import table
 
 CHARTS, RUN, PROFILE = "tensorboard", "run", "profile"  # folders
 
@@ -116,11 +117,11 @@ def watched(
         observers = [logs.csv_file(folder / "history.csv", history)]
         watchers = [bars.progress_bar(built.epochs, shown, console=console, batches=batches, begin=done)]
         if config.tensorboard:
-            observers.append(logs.tensorboard(folder / CHARTS, begin=done, tell=tell))
+            observers.append(tensorboard.tensorboard(folder / CHARTS, begin=done, tell=tell))
         if config.histograms:
             every = config.histograms
             observers.append(
-                distributions.distributions(folder / CHARTS, built.plan, train, begin, every=every, tell=tell)
+                tensorboard.distributions(folder / CHARTS, built.plan, train, begin, every=every, tell=tell)
             )
         if config.profile:
             watchers.append(profiles.tracing(folder / PROFILE, begin=done, last=built.epochs, tell=tell))
@@ -131,18 +132,18 @@ def describe(config: Any, network: Summary, folder: Path, tell: Callable[[str], 
     """Tells TensorBoard what the run is: its flags and its layers."""
     flags = {name: value for name, value in asdict(config).items() if name not in OWN}
     told = {name: value for name, value in flags.items() if name not in HOW}
-    text = {"configuration": descriptions.table(("flag", "value"), flags.items()), "layers": as_markdown(network)}
+    text = {"configuration": table(("flag", "value"), flags.items()), "layers": as_markdown(network)}
     with _told(tell):
-        descriptions.description(folder / CHARTS / RUN, text=text, hyperparameters=told)
+        tensorboard.description(folder / CHARTS / RUN, text=text, hyperparameters=told)
 
 
 def conclude(metrics: Mapping[str, Any], pictures: list[Path], folder: Path, tell: Callable[[str], None]) -> None:
     """Tells TensorBoard what came of the run."""
     with _told(tell):
-        logs.pictures(folder / CHARTS / "pictures", pictures, step=metrics["epochs"])
+        tensorboard.pictures(folder / CHARTS / "pictures", pictures, step=metrics["epochs"])
         # Of the best epoch alone: each is a column of a table.
         figures = {name: value for name, value in metrics.items() if name.endswith("_best")}
-        descriptions.results(folder / CHARTS / RUN, figures, step=metrics["epochs"])
+        tensorboard.results(folder / CHARTS / RUN, figures, step=metrics["epochs"])
 
 
 @contextmanager

@@ -11,16 +11,13 @@ import csv
 import errno
 import io
 import os
-import time
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
-from jaxdl import events
 from jaxdl.errors import InputError
 from jaxdl.files import create_draft, open_regular, sync
 from jaxdl.fitting import Observer, Written
@@ -175,93 +172,3 @@ class _Table:
 
     def _new(self) -> list[list[dict[str, Any]]]:
         return [rows_of(self.progress, record) for record in self.written.records[len(self.ends) - 1 :]]
-
-
-@contextmanager
-def tensorboard(
-    folder: str | Path, *, every: float = 1.0, begin: int | None = None, tell: Callable[[str], None] = warnings.warn
-) -> Iterator[Observer]:
-    """Writes every value of every epoch for TensorBoard, training and validation as two runs that share charts.
-
-    Of many runs, each has these two in a folder of its own: `member-0`, or `candidate-0-seed-3` of a sweep.
-
-    Epochs are written together after `every` seconds, and at the end, so that short ones are not slowed down: a crash
-    loses no more than those seconds. `begin`: the epochs that are in the folder already; by default all that the
-    history holds are written, and what the folder says of these and later epochs is taken back. Where the disk is full,
-    that is told once and the rest of the charts left out. Raises InputError where another run is writing there.
-    """
-    folder, runs = Path(folder), {"train": "", "validation": "val_"}
-    waiting: list[tuple[str, int, Any]] = []
-    latest = dict.fromkeys(runs, begin) if begin is not None else {}  # the last epoch of each of TensorBoard's runs
-    written = Written()
-    last = time.monotonic()
-
-    def flush(write: events.Write) -> None:
-        due: list[tuple[str, Any]] = []
-        for name, step, event in waiting:
-            before = latest.get(name)
-            if before is None or step <= before:
-                due.append((name, events.restart(step)))
-            latest[name] = step
-            due.append((name, event))
-        write(due)
-        waiting.clear()
-
-    with ExitStack() as stack:
-        with suppress(OSError):  # told below
-            folder.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(exclusive(folder))
-        write = stack.enter_context(
-            events.written(folder, list(runs) if begin is not None else [], begin=begin, tell=tell)
-        )
-        first = begin or 0
-
-        def observe(progress: Any, history: History) -> None:
-            nonlocal last, first
-            _, new = written.update(history)
-            moment = time.time()
-            for record in new:
-                for row in rows_of(progress, record) if np.max(record["epoch"]) > first else ():
-                    step, where = row["epoch"], _folder_of(row)
-                    for name, prefix in runs.items():
-                        values = events.scalars(row, prefix)
-                        if values or not where:
-                            waiting.append((where + name, step, events.event(values, step=step, moment=moment)))
-            first = 0
-            if time.monotonic() - last >= every:
-                flush(write)
-                last = time.monotonic()
-
-        try:
-            yield observe
-        finally:
-            flush(write)
-
-
-def _folder_of(row: dict[str, Any]) -> str:
-    """Takes from a row what says of which run it is; gives that run's folder."""
-    own = {name: row.pop(name) for name in ("member", "candidate", "seed") if name in row}
-    return "-".join(f"{name}-{number}" for name, number in own.items()) + "/" * bool(own)
-
-
-def pictures(folder: str | Path, files: Sequence[str | Path], *, step: int) -> None:
-    """Writes PNG files for TensorBoard, each under its name, as the pictures of an epoch.
-
-    Raises InputError for a file that is no PNG.
-
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     pictures(Path(folder), [], step=1)
-    ...     len(list(Path(folder).iterdir()))
-    1
-    """
-    folder = Path(folder)
-    from tensorboardX.event_file_writer import EventsWriter
-
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    event = events.event(map(events.picture, map(Path, files)), step=step)
-    writer = EventsWriter(str(folder / "events"))
-    writer.write_event(event)
-    writer.flush()
-    writer.close()

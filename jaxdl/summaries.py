@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 
-from jaxdl import descriptions
 from jaxdl.adapters import Call, linen_calls
 from jaxdl.arguments import check_model, explain_calls
 from jaxdl.types import Array, Examples, Model, PyTree, Weights
-from jaxdl.units import short
+from jaxdl.units import short, table
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -139,7 +138,7 @@ def as_markdown(of: Summary) -> str:
     | trained |  | 90 |  | 360 B |
     | not trained |  | 0 |  | 0 B |
     """
-    return descriptions.table(COLUMNS, [*_layers(of), *_totals(of)])
+    return table(COLUMNS, [*_layers(of), *_totals(of)])
 
 
 def as_table(of: Summary, title: str = "") -> Table:

@@ -1,8 +1,10 @@
-"""Numbers with their units, short enough for a table."""
+"""Numbers with their units, short enough for a table, and tables in Markdown."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 PREFIXES = ("", "k", "M", "G", "T", "P", "E", "Z", "Y")
 
@@ -20,3 +22,20 @@ def short(number: float, unit: str = "") -> str:
     while float(f"{number:.3g}") >= 1000 and power < len(PREFIXES) - 1:
         number, power = number / 1000, power + 1
     return f"{number:.3g} {PREFIXES[power]}{unit}".rstrip()
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    r"""Return a table in Markdown.
+
+    >>> print(table(("name", "value"), [("seed", 7), ("hidden", "10|5")]))
+    | name | value |
+    | --- | --- |
+    | seed | 7 |
+    | hidden | 10\|5 |
+    """
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(map(_cell, line))} |" for line in lines)
+
+
+def _cell(value: Any) -> str:
+    return " ".join(str(value).split()).replace("|", "\\|")

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from jaxdl import canvas, events, files, folders, logs, portable
+from jaxdl import canvas, files, folders, logs, portable, tensorboard
 from jaxdl.errors import InputError
 from jaxdl.files import atomic_write, draft_name, is_draft, open_regular, remove_drafts
 
@@ -117,7 +117,7 @@ def predictions(path):
 
 
 def chart(path):
-    events.replace(path.parent, path.name.removeprefix("events.out.tfevents."), [])
+    tensorboard.description(path.parent)
 
 
 WRITERS = {
@@ -125,7 +125,7 @@ WRITERS = {
     "a.png": figure,
     "history.csv": history,
     "p.csv": predictions,
-    "events.out.tfevents.text": chart,
+    "events.out.tfevents.1-description": chart,
     "checksums.json": lambda path: files.write_checksums(path.parent),
 }
 

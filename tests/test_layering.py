@@ -50,7 +50,7 @@ RING = (
         "shared_checkpoints",
         "interrupts",
     ),
-    *("events", "logs", "distributions", "descriptions"),
+    *("logs", "tensorboard"),
     *("bars", "curves", "canvas", "plots", "ensemble_plots", "interval_plots", "residual_plots", "rate_plots"),
     *("units", "summaries", "costs", "profiles"),
     *("terminals", "folders", "runs", "listings", "differences", "accounts", "run_tables"),
@@ -202,6 +202,13 @@ def test_only_adapters_layers_and_models_know_flax():
 
 def test_only_saves_and_weights_know_orbax():
     assert offenders(MODULES, lambda module, _: module not in ("saves", "weights"), ("orbax",)) == []
+
+
+def test_only_tensorboard_and_graphs_know_tensorboardx_and_not_before_it_is_used():
+    def wrong(module, found):
+        return module not in ("tensorboard", "graphs") or found.when == "top"
+
+    assert offenders(MODULES, wrong, ("tensorboardX",)) == []
 
 
 def test_the_core_loads_no_package_but_jax_numpy_optax_and_flax():

@@ -12,9 +12,8 @@ import optax
 import pandas as pd
 import pytest
 from rich.console import Console
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from jaxdl import bars, logs
+from jaxdl import bars, logs, tensorboard
 from jaxdl.data import examples
 from jaxdl.errors import InputError
 from jaxdl.fitting import fit
@@ -112,53 +111,6 @@ def test_the_epochs_of_a_resumed_run_go_on_in_the_csv_file(tmp_path):
     assert list(table.index) == list(second.history.index) == [3, 4]
 
 
-# TensorBoard
-
-
-def events(folder):
-    accumulator = EventAccumulator(str(folder))
-    accumulator.Reload()
-    return {tag: [(e.step, e.value) for e in accumulator.Scalars(tag)] for tag in accumulator.Tags()["scalars"]}
-
-
-def test_tensorboard_shows_the_history_with_training_and_validation_in_one_chart(tmp_path):
-    with logs.tensorboard(tmp_path) as observe:
-        history = run(observe).history
-    train, validation = events(tmp_path / "train"), events(tmp_path / "validation")
-    # One chart: the same tag in two runs.
-    assert set(validation) == {"loss", "rmse"}
-    assert set(train) == {"loss", "rmse", "learning_rate"}
-    steps = list(range(1, EPOCHS + 1))
-    for written, prefix in ((train, ""), (validation, "val_")):
-        for tag, points in written.items():
-            # The figures are float32 on the device, and float32 in the events: nothing is lost.
-            assert points == list(zip(steps, history[prefix + tag], strict=True))
-
-
-def test_tensorboard_without_validation_shows_training_only(tmp_path):
-    with logs.tensorboard(tmp_path) as observe:
-        replay(observe, [{"loss": 0.5}, {"loss": 0.25}])
-    assert events(tmp_path / "train") == {"loss": [(1, 0.5), (2, 0.25)]}
-    assert events(tmp_path / "validation") == {}
-
-
-def test_tensorboard_sees_epochs_while_the_run_goes_on(tmp_path):
-    # A crash loses what is younger than `every`: with 0, nothing.
-    seen = []
-    with logs.tensorboard(tmp_path, every=0.0) as observe:
-        for epoch in (1, 2, 3):
-            observe(progress_at(epoch, 1), numbered([{"loss": 1.0}] * epoch))
-            seen.append(len(events(tmp_path / "train").get("loss", [])))
-    assert seen == [1, 2, 3]
-
-
-def test_tensorboard_keeps_the_epochs_of_a_run_that_breaks_off(tmp_path):
-    with pytest.raises(KeyboardInterrupt), logs.tensorboard(tmp_path, every=1e9) as observe:
-        replay(observe, RECORDS)
-        raise KeyboardInterrupt
-    assert [step for step, _ in events(tmp_path / "train")["loss"]] == [1, 2, 3]
-
-
 # The console
 
 
@@ -166,8 +118,7 @@ def test_tensorboard_keeps_the_epochs_of_a_run_that_breaks_off(tmp_path):
 def clock(monkeypatch):
     """Time that passes only when the test says so."""
     time = SimpleNamespace(now=100.0)
-    for module in (bars, logs):
-        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: time.now, time=lambda: time.now))
+    monkeypatch.setattr(bars, "time", SimpleNamespace(monotonic=lambda: time.now, time=lambda: time.now))
     return time
 
 
@@ -264,7 +215,7 @@ def test_observers_do_not_change_the_run(tmp_path):
     plain = run()
     with (
         logs.csv_file(tmp_path / "history.csv") as rows,
-        logs.tensorboard(tmp_path / "tensorboard", every=0.0) as charts,
+        tensorboard.tensorboard(tmp_path / "tensorboard", every=0.0) as charts,
         bars.progress_bar(EPOCHS, FIGURES, console=console(force_terminal=True)) as bar,
         bars.progress_bar(EPOCHS, FIGURES, console=console()) as lines,
     ):
@@ -272,28 +223,6 @@ def test_observers_do_not_change_the_run(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, watched.final, plain.final)
     jax.tree.map(np.testing.assert_array_equal, watched.best, plain.best)
     pd.testing.assert_frame_equal(watched.history, plain.history, check_exact=True)
-
-
-def test_pictures_are_read_back_by_tensorboard(tmp_path):
-    from PIL import Image
-
-    files = []
-    for name, size in (("curve", (30, 20)), ("matrix", (10, 40))):
-        files.append(tmp_path / f"{name}.png")
-        Image.new("RGBA", size, "red").save(files[-1])
-    logs.pictures(tmp_path / "pictures", files, step=7)
-    events = EventAccumulator(str(tmp_path / "pictures"))
-    events.Reload()
-    assert sorted(events.Tags()["images"]) == ["curve", "matrix"]
-    (seen,) = events.Images("curve")
-    assert (seen.step, seen.width, seen.height) == (7, 30, 20)
-    assert seen.encoded_image_string == files[0].read_bytes()
-
-
-def test_what_is_no_picture_is_refused(tmp_path):
-    (tmp_path / "a.png").write_text("text")
-    with pytest.raises(InputError, match=r"a\.png must be a PNG file"):
-        logs.pictures(tmp_path / "pictures", [tmp_path / "a.png"], step=1)
 
 
 def test_a_folder_in_the_place_of_the_csv_file_is_refused_at_the_start(tmp_path):

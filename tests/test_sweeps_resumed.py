@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from jaxdl import bars, checkpoints, logs, sweeps
+from jaxdl import bars, checkpoints, logs, sweeps, tensorboard
 from jaxdl.errors import InputError
 from jaxdl.stopping import early_stopping
 from jaxdl.sweeps import sweep
@@ -148,7 +148,7 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
 @pytest.mark.parametrize("anew", [False, True], ids=["the same callbacks", "callbacks made anew"])
 def test_callbacks_of_a_sweep_write_every_run_and_epoch_once(flags, whole, anew, tmp_path):
     def opened():
-        return logs.csv_file(tmp_path / "history.csv"), logs.tensorboard(tmp_path / "charts", every=0.0)
+        return logs.csv_file(tmp_path / "history.csv"), tensorboard.tensorboard(tmp_path / "charts", every=0.0)
 
     rows, charts = opened()
     with rows as one, charts as other:

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from jaxdl import bars, checkpoints, logs
+from jaxdl import bars, checkpoints, logs, tensorboard
 from jaxdl.data import examples
 from jaxdl.ensembles import member
 from jaxdl.errors import InputError
@@ -59,7 +59,7 @@ class Callbacks:
     def __enter__(self):
         self.open = [
             logs.csv_file(str(self.folder / "history.csv")),
-            logs.tensorboard(str(self.folder / "charts"), every=0.0),
+            tensorboard.tensorboard(str(self.folder / "charts"), every=0.0),
             checkpoints.keeper(str(self.folder / "kept"), {}, every=99, tell=refuse),
         ]
         return [each.__enter__() for each in self.open] + [lambda _, history: self.lengths.append(len(history))]
@@ -175,7 +175,10 @@ def test_a_driven_run_writes_every_epoch_once(whole, tmp_path):
     plan = make_plan(MODEL, OBJECTIVE, OPTIMIZER, batch_size=8)
     first = train(epochs=2)
     for _ in range(2):  # the second is set back
-        with logs.csv_file(tmp_path / "a.csv", first.records) as rows, logs.tensorboard(tmp_path, begin=2) as charts:
+        with (
+            logs.csv_file(tmp_path / "a.csv", first.records) as rows,
+            tensorboard.tensorboard(tmp_path, begin=2) as charts,
+        ):
             assert len(rows_in(tmp_path / "a.csv")) == 2
             flags = {"epochs": 5, "history": first.records, "observers": [rows, charts]}
             end = drive(plan, first.progress, ROWS, ROWS, **flags)
@@ -207,7 +210,7 @@ def test_two_runs_that_share_a_callback_are_refused():
 
 
 @pytest.mark.parametrize(
-    "make", [logs.csv_file, logs.tensorboard, partial(checkpoints.keeper, about={}, every=9, tell=print)]
+    "make", [logs.csv_file, tensorboard.tensorboard, partial(checkpoints.keeper, about={}, every=9, tell=print)]
 )
 def test_two_callbacks_at_one_place_are_refused(make, tmp_path):
     with (

@@ -28,8 +28,8 @@ from jaxdl import logs
 from jaxdl.bars import progress_bar
 from jaxdl.checkpoints import keeper
 from jaxdl.datasets import weather
-from jaxdl.distributions import distributions
 from jaxdl.runs import drive
+from jaxdl.tensorboard import distributions, tensorboard
 
 # Seconds between the checkpoints; those of the experiments are 30.
 INTERVALS = (30.0, 1.0, 0.2)
@@ -105,7 +105,7 @@ def callback_ways(built: Built, epochs: int) -> dict[str, Callable[[], float]]:
         "a bar in a terminal": lambda folder: in_a_terminal(epochs, 30),
         "lines": lambda folder: progress_bar(epochs, SHOWN, console=plain),
         "history.csv": lambda folder: logs.csv_file(folder / "history.csv"),
-        "TensorBoard": logs.tensorboard,
+        "TensorBoard": tensorboard,
         "histograms every 10": histograms,
     }
     return {name: with_callback(built, epochs, callback) for name, callback in callbacks.items()}
