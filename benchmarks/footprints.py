@@ -26,15 +26,16 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.flops import flops
-from experiments import cifar10, weather
-from experiments.experiment import Built
-from jaxdl import datasets, paces
-from jaxdl.costs import cost_of, lowered_step
+from experiments.cifar10 import experiment as cifar10
+from experiments.weather import experiment as weather
+from jaxdl import datasets
+from jaxdl._jit import compiler_options
 from jaxdl.data import take
-from jaxdl.fitting import fit
-from jaxdl.programs import compiler_options
-from jaxdl.seeds import fit_seeds
-from jaxdl.steps import make_train_step
+from jaxdl.ensembles import fit_seeds
+from jaxdl.profiling import cost_of, lowered_step
+from jaxdl.runs.experiment import Built
+from jaxdl.train import loop, make_train_step
+from jaxdl.train.fit import fit
 from jaxdl.types import Examples, Progress
 
 STORED = Path(__file__).with_suffix(".json")
@@ -204,7 +205,7 @@ CASES: dict[str, Callable[[], Case]] = {
 @contextmanager
 def endless_epochs() -> Iterator[None]:
     """Lets the pace find that no time passes: its chunks grow to whole epochs, on machines of every speed."""
-    with patch.object(paces, "time", SimpleNamespace(perf_counter=lambda: 0.0)):
+    with patch.object(loop, "time", SimpleNamespace(perf_counter=lambda: 0.0)):
         yield
 
 

@@ -18,11 +18,10 @@ from benchmarks.contestants.jaxdl_loop import adam_of, model_of, objective_of
 from benchmarks.rows import Row
 from benchmarks.tasks import BATCH, MEMBERS, Arrays, Task, load
 from jaxdl import examples
-from jaxdl.batches import batch_rows, epoch_rows
-from jaxdl.plans import make_plan
-from jaxdl.programs import compiler_options
-from jaxdl.steps import make_eval_step, make_train_step, shown_weights
-from jaxdl.training import start
+from jaxdl._jit import compiler_options
+from jaxdl.data.batches import batch_rows, epoch_rows
+from jaxdl.train import make_eval_step, make_plan, make_train_step, start
+from jaxdl.train.step import shown_weights
 from jaxdl.types import Array, Examples, Plan, Progress, Weights
 
 CALL, CALLS = 0.01, 7  # seconds of a timing of many calls, and how many timings

@@ -18,12 +18,12 @@ from benchmarks.contestants import jaxdl_loop
 from benchmarks.contestants.start import OURS, ROOT, Ask, Contestant, command, environment
 from benchmarks.rows import Row, seconds
 from benchmarks.tasks import BATCH, Task, load
-from experiments.experiment import Built
-from experiments.weather import Config, build
-from jaxdl import logs, tensorboard
-from jaxdl.checkpoints import keeper, latest
+from experiments.weather.experiment import Config, build
+from jaxdl import callbacks
 from jaxdl.datasets import weather
-from jaxdl.runs import drive
+from jaxdl.runs.experiment import Built
+from jaxdl.runs.runner import drive
+from jaxdl.saving import keeper, latest
 
 BOX = 0.2  # seconds of a run: it has as many epochs, or times, as fit into them
 FAR = 3  # times ours: who takes longer in each of the first rounds is not run again, but for the best peer
@@ -342,7 +342,7 @@ def train_seconds(built: Built, folder: Path, *, keep: bool = False, logged: boo
         enter: Callable[[AbstractContextManager[Any]], Any] = stack.enter_context
         keeping = enter(keeper(folder / "progress", {}, every=EVERY, tell=print)) if keep else None
         observers = (
-            [enter(logs.csv_file(folder / "history.csv")), enter(tensorboard.tensorboard(folder))] if logged else []
+            [enter(callbacks.csv_file(folder / "history.csv")), enter(callbacks.tensorboard(folder))] if logged else []
         )
         sets = built.sets["train"], built.sets["validation"]
         drive(built.plan, built.start, *sets, epochs=built.epochs, observers=observers, keep=keeping)

@@ -9,10 +9,11 @@ from typing import NamedTuple
 import numpy as np
 
 from benchmarks.tasks import MEMBERS, Task
-from experiments import weather as experiment
+from experiments.weather import experiment as weather
+from jaxdl import datasets
 from jaxdl.data import fit_scaling, standardise, take
-from jaxdl.datasets import cifar10, weather
-from jaxdl.models import unit_range
+from jaxdl.datasets import cifar10
+from jaxdl.nn import unit_range
 from jaxdl.types import Examples
 
 TIMES = (1, 10, 100, 1000)  # as many training rows as the lesson has, simulated
@@ -116,8 +117,8 @@ def write_sets(folder: Path, sets: dict[str, Examples]) -> Path:
 
 def write_weather(folder: Path, data: str) -> dict[str, Examples]:
     """The lesson's three years and its split."""
-    dataset = weather(data, days=experiment.RECIPES["plain"].days)
-    _, sets = experiment.divide(dataset)
+    dataset = datasets.weather(data, days=weather.RECIPES["plain"].days)
+    _, sets = weather.divide(dataset)
     write_sets(folder, sets)
     return sets
 
@@ -125,7 +126,7 @@ def write_weather(folder: Path, data: str) -> dict[str, Examples]:
 def write_simulated(folder: Path, like: dict[str, Examples]) -> Path:
     """The most training rows that any row of the table needs, standardised; as many to validate on as the real data."""
     rows, kept = max(TIMES) * len(like["train"].weights), len(like["validation"].weights)
-    simulated = weather(f"simulated:{rows + kept + 1}", days=None).examples
+    simulated = datasets.weather(f"simulated:{rows + kept + 1}", days=None).examples
     simulated = simulated._replace(inputs=standardise(simulated.inputs, fit_scaling(simulated.inputs)))
     return write_sets(
         folder, {"train": take(simulated, range(rows)), "validation": take(simulated, range(rows, rows + kept))}

@@ -24,10 +24,13 @@ from typing import Annotated, Literal
 import tyro
 from rich.console import Console
 
-from jaxdl import _startup, accounts, differences, exports, files, listings, run_tables
-from jaxdl.arguments import check_platform
+from jaxdl import _files, _startup
+from jaxdl._arguments import check_platform
 from jaxdl.errors import InputError, printable
-from jaxdl.terminals import Terminal
+from jaxdl.runs import catalog, tables
+from jaxdl.runs.console import Terminal
+from jaxdl.runs.export import export_run
+from jaxdl.saving import export
 
 PROG = "python -m jaxdl"
 BAD_INPUT, INTERRUPTED, CLOSED = 2, 130, 141
@@ -51,7 +54,7 @@ class Runs(Output):
 
     folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")] = Path("runs")
     """The folder that holds the runs, at any depth."""
-    sort: listings.Column = "run"
+    sort: catalog.Column = "run"
     """The column that orders them; by best and test the best run first."""
     reverse: bool = False
     """The other way round."""
@@ -116,18 +119,18 @@ def run(command: Command, console: Console) -> None:
         case Export():
             _export(command, console)
         case Predict():
-            exports.predict(command.model, command.data, command.out, command.batch_size)
+            export.predict(command.model, command.data, command.out, command.batch_size)
 
 
 def _list(command: Runs, console: Console) -> None:
-    rows = listings.ordered(listings.listing(command.folder), command.sort, command.reverse)
+    rows = catalog.ordered(catalog.listing(command.folder), command.sort, command.reverse)
     if command.json:
-        print(files.as_json([{**each._asdict(), "folder": str(each.folder)} for each in rows]), end="")
+        print(_files.as_json([{**each._asdict(), "folder": str(each.folder)} for each in rows]), end="")
     elif command.quiet:
         print("".join(f"{printable(str(each.folder))}\n" for each in rows), end="")
     elif rows:
-        console.print(run_tables.listed(rows, console.width))
-        for note in run_tables.notes(rows):
+        console.print(tables.listed(rows, console.width))
+        for note in tables.notes(rows):
             console.print(note, markup=False, highlight=False)
     else:
         console.print(f"There are no runs in {command.folder}.", markup=False, highlight=False)
@@ -136,36 +139,36 @@ def _list(command: Runs, console: Console) -> None:
 def _compare(command: Runs, console: Console) -> None:
     names = command.compare or ("", "")
     a, b = (_of(command.folder, name) for name in names)
-    found = differences.differences(a, b)
+    found = catalog.differences(a, b)
     if command.json:
-        print(files.as_json([each._asdict() for each in found]), end="")
+        print(_files.as_json([each._asdict() for each in found]), end="")
     elif command.quiet:
         print("".join(f"{printable(each.entry)}\n" for each in found), end="")
     elif found:
-        console.print(run_tables.compared(found, names))
+        console.print(tables.compared(found, names))
     else:
         console.print(f"{names[0]} and {names[1]} differ in nothing.", markup=False, highlight=False)
 
 
 def _show(command: Show, console: Console) -> None:
-    of = accounts.account(command.run)
+    of = catalog.account(command.run)
     if command.json:
         row = {**of.row._asdict(), "folder": str(of.row.folder)}
-        print(files.as_json({**row, "config": of.config, "metrics": of.metrics, "files": of.files}), end="")
+        print(_files.as_json({**row, "config": of.config, "metrics": of.metrics, "files": of.files}), end="")
     elif command.quiet:
         print(of.row.reason)
     else:
         try:
-            table = run_tables.told(of)
+            table = tables.told(of)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise InputError(f"{command.run} does not hold what a run's files hold ({error!r}).") from error
         console.print(table)
 
 
 def _export(command: Export, console: Console) -> None:
-    exports.export_run(command.run, command.out, kept=command.weights)
+    export_run(command.run, command.out, kept=command.weights)
     if command.json:
-        print(files.as_json({"folder": str(command.out), "files": accounts.files(command.out)}), end="")
+        print(_files.as_json({"folder": str(command.out), "files": catalog.files(command.out)}), end="")
     elif not command.quiet:
         console.print(f"The model and how to use it are in {command.out}", markup=False, soft_wrap=True)
 

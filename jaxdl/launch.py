@@ -16,9 +16,7 @@ from contextlib import contextmanager, suppress
 from itertools import pairwise
 from typing import NoReturn
 
-from jaxdl.links import LOST
-from jaxdl.meetings import free_port
-from jaxdl.places import NAMES, SECRET
+from jaxdl.distributed.processes import LOST, NAMES, SECRET, free_port
 
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 # Seconds between SIGTERM and SIGKILL, and between two looks at the processes.
@@ -36,7 +34,7 @@ def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
         prog="python -m jaxdl.launch",
         usage="%(prog)s [-n N] [--grace SECONDS] [--pin] -- PROGRAM ...",
         description="Starts N processes of a program on this machine, which join each other with "
-        "jaxdl.processes.join(). PROGRAM is what python itself takes: -m MODULE, SCRIPT.py or -c CODE, and its "
+        "jaxdl.distributed.join(). PROGRAM is what python itself takes: -m MODULE, SCRIPT.py or -c CODE, and its "
         "flags. Signals are passed on to each process once. The exit code is that of the first process that "
         "failed by itself, 128 and the signal where one was killed, 0 where all ended well.",
     )

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, Protocol
 
 import jax
+import numpy as np
 import optax
 
 Array = jax.Array
@@ -193,3 +194,18 @@ def _counts(tree: PyTree) -> str:
 def _value(leaf: Any) -> str:
     """A scalar's value; the shape of one that is traced or belongs to many runs."""
     return _shape(leaf) if isinstance(leaf, jax.core.Tracer) or getattr(leaf, "shape", None) else str(leaf)
+
+
+History = list[dict[str, Any]]  # one record an epoch
+SETS = ("train", "validation", "test")
+LOSS = "loss"
+
+Observer = Callable[[Progress, list[dict[str, float]]], None]
+
+
+class Saved(NamedTuple):
+    """What a checkpoint of a run holds."""
+
+    arrays: dict[str, np.ndarray]  # by name, as `leaves.named` gives them
+    about: dict[str, Any]  # whatever `keeper` was told, the `kinds` of the progress, and the `history`
+    number: int

@@ -12,12 +12,14 @@ from unittest.mock import patch
 import tyro
 
 import jaxdl.__main__
-from experiments import cifar10, lesson, weather
+from experiments.cifar10 import experiment as cifar10
+from experiments.lesson import lesson
+from experiments.weather import experiment as weather
 from jaxdl import launch
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted((*ROOT.glob("docs/*.md"), *ROOT.glob("*.md"), *ROOT.glob("benchmarks/**/*.md")))
-EXPERIMENTS = {module.__name__: module for module in (weather, cifar10, lesson)}
+EXPERIMENTS = {module.__package__: module for module in (weather, cifar10, lesson)}
 
 
 class Block(NamedTuple):

@@ -19,8 +19,8 @@ import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from jaxdl import checkpoints, files
-from jaxdl.weights import load
+from jaxdl import _files, saving
+from jaxdl.saving import load
 
 ROOT = Path(__file__).parent.parent
 EVERY = 1.0
@@ -118,7 +118,7 @@ def check(holds, text):
 
 def content(folder):
     """All that must be equal, by name; times and the name of the folder aside."""
-    saved = checkpoints.latest(folder / "checkpoints" / "progress", print)
+    saved = saving.latest(folder / "checkpoints" / "progress", print)
     found = {f"progress/{name}": (str(array.dtype), array.tobytes()) for name, array in saved.arrays.items()}
     found["kinds"] = saved.about["kinds"]
     found["history"] = repr([{**record, "seconds": 0} for record in saved.about["history"]])
@@ -139,7 +139,7 @@ def newest(folder):
     """The number of the newest checkpoint that is whole, and when its save began; (None, None) without one."""
     progress = folder / "checkpoints" / "progress"
     for number in sorted((int(path.name) for path in progress.glob("*") if path.name.isdecimal()), reverse=True):
-        if (progress / str(number) / files.CHECKSUMS).exists():
+        if (progress / str(number) / _files.CHECKSUMS).exists():
             about = json.loads((progress / str(number) / "_CHECKPOINT_METADATA").read_text())
             return number, about["init_timestamp_nsecs"] / 1e9
     return None, None
@@ -155,7 +155,7 @@ def wait_for_event(lab, folder, process, which):
             return {name for name in names if "tmp" in name}
         if which == "commit":
             return {name for name in names if name.isdecimal()}
-        return {path.parent.name for path in progress.glob(f"*/{files.CHECKSUMS}")}
+        return {path.parent.name for path in progress.glob(f"*/{_files.CHECKSUMS}")}
 
     before, skip = seen(), lab.random.randrange(3)
     while process.poll() is None:
@@ -315,7 +315,7 @@ def flips(lab, count, folder=None, whole=2):
             told = lab.said(copy)
         else:
             lines = []
-            saved = checkpoints.latest(path, lines.append)
+            saved = saving.latest(path, lines.append)
             told = "\n".join(lines)
             check(saved.number == number - 1, f"{file} flipped: checkpoint {saved.number} was used")
         check("damaged" in told, f"{file} flipped, and nothing was told")
@@ -364,7 +364,7 @@ def power_cuts(lab, count, every):
             process.wait()
         with mounted(left) as place:
             lines = []
-            saved = checkpoints.latest(place / "run" / "checkpoints" / "progress", lines.append)
+            saved = saving.latest(place / "run" / "checkpoints" / "progress", lines.append)
             check(saved is not None, f"cut {turn + 1}: no checkpoint was whole: {lines}")
             _, began = newest(place / "run")
             most = max(most, cut - began)

@@ -11,11 +11,12 @@ from functools import partial
 import jax
 import optax
 
-from experiments import cifar10, running, weather
-from experiments.command import command
-from jaxdl.models import mlp
-from jaxdl.plans import make_plan
-from jaxdl.training import start
+from experiments.cifar10 import experiment as cifar10
+from experiments.weather import experiment as weather
+from jaxdl.nn import mlp
+from jaxdl.runs import runner
+from jaxdl.runs.command import command
+from jaxdl.train import make_plan, start
 
 
 def build(config, dataset):
@@ -41,4 +42,4 @@ if __name__ == "__main__":
         # No file may grow beyond so many bytes, as if the disk were full.
         resource.setrlimit(resource.RLIMIT_FSIZE, (int(os.environ["FAULTY_LIMIT"]), resource.RLIM_INFINITY))
     config, experiment = RUNS[sys.argv[1]]
-    sys.exit(command(config, partial(running.run, experiment), f"python -m tests.faulty {sys.argv[1]}", sys.argv[2:]))
+    sys.exit(command(config, partial(runner.run, experiment), f"python -m tests.faulty {sys.argv[1]}", sys.argv[2:]))

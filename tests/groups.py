@@ -8,7 +8,7 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
-from jaxdl.meetings import free_port
+from jaxdl.distributed.processes import free_port
 
 ROOT = Path(__file__).parent.parent
 # For one process on a machine that is busy with others.
@@ -19,10 +19,10 @@ import os, sys
 from pathlib import Path
 import jax
 import numpy as np
-from jaxdl import processes
+from jaxdl import distributed
 address, number, own, *given = sys.argv[1:]
 number, own = int(number), int(own)
-processes.join(address, number, own)
+distributed.join(address, number, own)
 """
 # A program's beginning that makes importing a module of jaxdl import no more than that module does: what the package
 # imports takes seconds, and the modules that wait for sockets, locks and signals need none of it.

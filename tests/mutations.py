@@ -24,14 +24,14 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from experiments import weather
-from experiments.command import command
-from jaxdl import checkpoints, files, portable
+from experiments.weather import experiment as weather
+from jaxdl import _files, saving
 from jaxdl.__main__ import main as jaxdl_main
 from jaxdl.errors import InputError
-from jaxdl.exports import Outputs, export
-from jaxdl.models import mlp
-from jaxdl.weights import load
+from jaxdl.nn import mlp
+from jaxdl.runs.command import command
+from jaxdl.saving import Outputs, load, predict_script
+from jaxdl.saving.export import export
 
 LIMIT = 10  # seconds
 FLAGS = ("--data", "simulated:60", "--recipe", "small", "--epochs", "2", "--no-tensorboard", "--no-compilation-cache")
@@ -128,8 +128,8 @@ def rewrite_sums(folder, draws):
     for path in folder.glob("checkpoints/progress/*"):
         if path.name.isdecimal() and path.is_dir() and draws.random() < 0.5:
             with suppress(OSError, ValueError):
-                (path / files.CHECKSUMS).unlink(missing_ok=True)
-                files.write_checksums(path)
+                (path / _files.CHECKSUMS).unlink(missing_ok=True)
+                _files.write_checksums(path)
 
 
 class HangError(Exception):
@@ -154,7 +154,7 @@ def outcome(function):
             return "a command to the terminal"
         if "Traceback" in said.getvalue():
             return said.getvalue()[-1500:]
-    except (InputError, portable.DataError):
+    except (InputError, predict_script.DataError):
         return None
     except SystemExit as error:
         return None if error.code in (0, 2) else f"exit code {error.code}"
@@ -180,7 +180,7 @@ def folders(place, count, draws):
         calls = {
             "runs": lambda above=above: jaxdl_main(["runs", str(above)]),
             "show": lambda folder=folder: jaxdl_main(["show", str(folder)]),
-            "latest": lambda folder=folder: checkpoints.latest(folder / "checkpoints/progress", print) and None,
+            "latest": lambda folder=folder: saving.latest(folder / "checkpoints/progress", print) and None,
             "load": lambda folder=folder: load(folder / "checkpoints" / "best") and None,
         }
         if number % 20 == 0:
@@ -211,10 +211,10 @@ def models(place, count, draws):
     for number in range(count):
         folder = shutil.copytree(base, place / "copy")
         said = mutate(folder, draws)
-        if draws.random() < 0.5 and not (folder / portable.SUMS).is_dir():
-            (folder / portable.SUMS).unlink(missing_ok=True)
+        if draws.random() < 0.5 and not (folder / predict_script.SUMS).is_dir():
+            (folder / predict_script.SUMS).unlink(missing_ok=True)
             with suppress(OSError, ValueError):
-                (folder / portable.SUMS).write_text(files.checksum_lines(folder))
+                (folder / predict_script.SUMS).write_text(_files.checksum_lines(folder))
         (place / "at").write_text(f"{number} {said}")
         problem = outcome(lambda folder=folder: jaxdl_main(["predict", str(folder), str(place / "data.csv")]))
         if problem:

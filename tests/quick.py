@@ -16,10 +16,10 @@ OLDER = {"xla_cpu_use_fusion_emitters": False}
 def quick_programs():
     """XLA takes less pains, and many seeds lie on one device, as for most users: not where bits are compared."""
     # Imported here: tests of modules that need no JAX import this one too.
-    from jaxdl import populations, seeds
+    from jaxdl.ensembles import seeds, sweeps
 
     with compiled_quickly(), pytest.MonkeyPatch.context() as patch:
-        for module in (seeds, populations):
+        for module in (seeds, sweeps):
             patch.setattr(module, "most_devices", lambda count: jax.local_devices()[:1])
         yield
 

@@ -4,13 +4,12 @@ import jax
 import numpy as np
 import optax
 
-from jaxdl import objectives as o
+from jaxdl import losses, metrics
+from jaxdl._tree import named
 from jaxdl.data import examples
-from jaxdl.fitting import fit
-from jaxdl.leaves import named
-from jaxdl.models import mlp
-from jaxdl.plans import make_plan
-from jaxdl.stopping import early_stopping
+from jaxdl.nn import mlp
+from jaxdl.train import early_stopping, make_plan
+from jaxdl.train.fit import fit
 from jaxdl.types import Objective
 
 RANDOM = np.random.default_rng(0)
@@ -20,7 +19,7 @@ LABELS = (TARGETS[:, 0] > 0.5).astype(np.int32)
 ROWS = examples(INPUTS[:30], TARGETS[:30]), examples(INPUTS[30:], TARGETS[30:])
 LABELLED = examples(INPUTS[:30], LABELS[:30]), examples(INPUTS[30:], LABELS[30:])
 SEEDS = (3, 0, 7)
-OBJECTIVE = Objective(o.squared_error, (o.rmse, o.r2()))
+OBJECTIVE = Objective(losses.squared_error, (metrics.rmse, metrics.r2()))
 
 
 def make(hidden=(8,), learning_rate=0.05, decay=0.0, dropout=0.0, scale=1.0):
@@ -34,7 +33,7 @@ def make_linear(learning_rate, stop=early_stopping(patience=1)):  # noqa: B008
 
 
 def make_classifier(learning_rate, smoothing):
-    objective = Objective(o.smoothed_cross_entropy(smoothing), (o.accuracy,))
+    objective = Objective(losses.smoothed_cross_entropy(smoothing), (metrics.accuracy,))
     model, optimiser = mlp((8,), outputs=2), optax.sgd(learning_rate, momentum=0.9)
     return make_plan(model, objective, optimiser, batch_size=8, stop=early_stopping(patience=2))
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from jaxdl.accounts import account, files
 from jaxdl.errors import InputError
+from jaxdl.runs.catalog import account, files
 from tests.run_folders import CONFIG, METRICS, write
 
 

@@ -10,14 +10,16 @@ import optax
 import pytest
 from flax import nnx
 
-from jaxdl.adapters import from_linen, from_nnx, linen_calls
 from jaxdl.data import examples
 from jaxdl.errors import InputError
-from jaxdl.fitting import fit
-from jaxdl.objectives import rmse, squared_error
-from jaxdl.passes import predict
+from jaxdl.losses import squared_error
+from jaxdl.metrics import rmse
+from jaxdl.nn import from_linen, from_nnx
+from jaxdl.nn.adapters import linen_calls
+from jaxdl.saving import load, save
+from jaxdl.train.evaluate import predict
+from jaxdl.train.fit import fit
 from jaxdl.types import Objective, Weights
-from jaxdl.weights import load, save
 
 KEY = jax.random.key(0)
 ROWS = np.random.default_rng(0).normal(2, 3, (12, 3)).astype(np.float32)

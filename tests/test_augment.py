@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxdl import InputError, Model, Weights
-from jaxdl.augment import augmented, crop, cutout, flip, flip_averaged
+from jaxdl.nn import augmented, crop, cutout, flip, flip_averaged
 
 IMAGES = np.random.default_rng(0).integers(1, 256, (64, 8, 6, 3)).astype(np.uint8)
 KEY = jax.random.key(3)

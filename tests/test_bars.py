@@ -8,7 +8,8 @@ from types import ModuleType, SimpleNamespace
 import pytest
 from rich.console import Console
 
-from jaxdl import bars
+from jaxdl import callbacks
+from jaxdl.callbacks import _progress_bar
 
 FIGURES = ("loss", "val_loss")
 
@@ -17,7 +18,7 @@ FIGURES = ("loss", "val_loss")
 def clock(monkeypatch):
     """Time that passes only when the test says so."""
     time = SimpleNamespace(now=100.0)
-    monkeypatch.setattr(bars, "time", SimpleNamespace(monotonic=lambda: time.now))
+    monkeypatch.setattr(_progress_bar, "time", SimpleNamespace(monotonic=lambda: time.now))
     return time
 
 
@@ -48,7 +49,7 @@ def history(epochs):
 
 def notebook_bar(epochs, **options):
     console = Console(file=io.StringIO(), force_jupyter=True)
-    return bars.progress_bar(epochs, FIGURES, console=console, **options)
+    return callbacks.progress_bar(epochs, FIGURES, console=console, **options)
 
 
 def value(formats):
@@ -111,13 +112,13 @@ def test_a_run_that_breaks_off_is_not_said_to_compile(clock, notebook):
 
 def test_a_quiet_console_shows_nothing():
     file = io.StringIO()
-    with bars.progress_bar(2, FIGURES, console=Console(file=file, quiet=True, force_terminal=True)) as observe:
+    with callbacks.progress_bar(2, FIGURES, console=Console(file=file, quiet=True, force_terminal=True)) as observe:
         observe(progress(1), history(1))
     assert file.getvalue() == ""
 
 
 def test_without_a_console_it_finds_where_it_is_shown(capsys):
-    with bars.progress_bar(1) as observe:
+    with callbacks.progress_bar(1) as observe:
         observe(progress(1), history(1))
     # What pytest captures is no terminal.
     assert capsys.readouterr().out.startswith("epoch 1/1 loss 1.0000")
@@ -126,7 +127,7 @@ def test_without_a_console_it_finds_where_it_is_shown(capsys):
 @pytest.mark.parametrize("terminal", [True, False])
 def test_a_run_that_stops_early_ends_with_no_time_left(clock, terminal):
     out = Console(file=io.StringIO(), force_terminal=terminal, width=100, color_system=None)
-    with bars.progress_bar(40, FIGURES, console=out) as observe:
+    with callbacks.progress_bar(40, FIGURES, console=out) as observe:
         for epoch in range(1, 8):
             clock.now += 2
             observe(progress(epoch, min(epoch, 3), done=epoch == 7), history(epoch))
@@ -139,7 +140,7 @@ def test_a_run_that_stops_early_ends_with_no_time_left(clock, terminal):
 
 def test_a_log_of_a_run_that_does_all_epochs_ends_with_the_last(clock):
     out = Console(file=io.StringIO(), force_terminal=False)
-    with bars.progress_bar(2, FIGURES, console=out) as observe:
+    with callbacks.progress_bar(2, FIGURES, console=out) as observe:
         for epoch in (1, 2):
             clock.now += 2
             observe(progress(epoch, epoch), history(epoch))

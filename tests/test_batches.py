@@ -5,9 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdl.batches import Window, batch_at, batches_of, epoch_rows
 from jaxdl.data import examples
-from jaxdl.orders import order, shuffle
+from jaxdl.data.batches import Window, batch_at, batches_of, epoch_rows, order, shuffle
 
 
 @pytest.mark.parametrize(("count", "batch_size"), [(1, 1), (7, 7), (7, 3), (8, 4), (5, 8), (31, 30)])

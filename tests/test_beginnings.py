@@ -9,18 +9,14 @@ import numpy as np
 import optax
 import pytest
 
-from jaxdl import beginnings
-from jaxdl import objectives as o
-from jaxdl.beginnings import begin
-from jaxdl.chunks import chunks
-from jaxdl.data import examples
+from jaxdl import losses, metrics
+from jaxdl._tree import named
+from jaxdl.data import Source, examples
 from jaxdl.errors import InputError
-from jaxdl.leaves import named
-from jaxdl.models import mlp
-from jaxdl.plans import make_plan
-from jaxdl.sources import Source
-from jaxdl.streams import chunks_of
-from jaxdl.training import start
+from jaxdl.nn import mlp
+from jaxdl.train import chunks, make_plan, start
+from jaxdl.train.fit import begin
+from jaxdl.train.loop import chunks_of
 from jaxdl.types import Examples, Objective
 
 RANDOM = np.random.default_rng(0)
@@ -33,7 +29,7 @@ OURS = {"_start", "chunk_program"}
 
 def plan_of(width=4):
     model = mlp((width,), input_norm=True, dropout=0.1)
-    return make_plan(model, Objective(o.squared_error, (o.rmse,)), optax.adam(0.01), batch_size=8)
+    return make_plan(model, Objective(losses.squared_error, (metrics.rmse,)), optax.adam(0.01), batch_size=8)
 
 
 def bits(tree):
@@ -72,7 +68,7 @@ def test_given_weights_are_begun_with():
 
 
 def test_in_float64_nothing_is_compiled_for_float32(compilations):
-    plan = make_plan(mlp((4,), dtype=jnp.float64), Objective(o.squared_error), optax.adam(0.01), batch_size=8)
+    plan = make_plan(mlp((4,), dtype=jnp.float64), Objective(losses.squared_error), optax.adam(0.01), batch_size=8)
     with jax.enable_x64(True), compilations() as names:
         rows = examples(INPUTS.astype(np.float64), INPUTS[:, :1].astype(np.float64))
         progress = begin(plan, rows, key=jax.random.key(0))
@@ -88,9 +84,9 @@ def test_weights_are_drawn_while_the_other_program_is_compiled(monkeypatch):
         drawn.set()
         return start(*arguments, **options)
 
-    monkeypatch.setattr(beginnings, "start", start_and_tell)
+    monkeypatch.setattr("jaxdl.train.fit.start", start_and_tell)
     waiting = SimpleNamespace(compile=lambda: drawn.wait(60) or pytest.fail("nothing was drawn meanwhile"))
-    monkeypatch.setattr(beginnings, "lowered_chunk", lambda *_: waiting)
+    monkeypatch.setattr("jaxdl.train.fit.lowered_chunk", lambda *_: waiting)
     begin(plan_of(), TRAIN, key=KEY)
     assert drawn.is_set()
 
@@ -99,7 +95,7 @@ def test_what_fails_in_the_thread_is_raised(monkeypatch):
     def fail():
         raise MemoryError("no room for the program")
 
-    monkeypatch.setattr(beginnings, "lowered_chunk", lambda *_: SimpleNamespace(compile=fail))
+    monkeypatch.setattr("jaxdl.train.fit.lowered_chunk", lambda *_: SimpleNamespace(compile=fail))
     with pytest.raises(MemoryError, match="no room for the program"):
         begin(plan_of(), TRAIN, key=KEY)
 

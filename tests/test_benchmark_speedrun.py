@@ -17,16 +17,17 @@ import numpy as np
 import optax
 import pytest
 
-import benchmarks.speedrun.__main__ as speedrun
 from benchmarks import rows
+from benchmarks.contestants import start
 from benchmarks.contestants.start import Missing, present, start_process
+from benchmarks.speedrun import __main__ as speedrun
 from benchmarks.speedrun import report as speedrun_report
 from benchmarks.speedrun.report import Course, Lap
 from benchmarks.tasks import Task
-from experiments.cifar10 import Config, build, settle
+from experiments.cifar10.experiment import Config, build, settle
 from jaxdl.datasets import cifar10
 from jaxdl.errors import InputError
-from jaxdl.models import residual_net
+from jaxdl.nn import residual_net
 from tests.quick import quick_programs
 
 pytestmark = pytest.mark.slow
@@ -133,9 +134,7 @@ def test_a_mean_below_94_percent_is_not_reached(built):
 
 def test_the_command_writes_what_it_prints_and_names_who_is_missing(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(speedrun, "ours", lambda built: lambda seed: Lap(2.0 - seed / 10, 0.1, 0.5))
-    monkeypatch.setattr(
-        speedrun, "present", lambda python, all_: ([], [Missing(a.name, "not installed") for a in all_])
-    )
+    monkeypatch.setattr(start, "present", lambda python, all_: ([], [Missing(a.name, "not installed") for a in all_]))
     monkeypatch.setattr(sys, "argv", options(tmp_path))
     speedrun.main()
     (path,) = tmp_path.iterdir()

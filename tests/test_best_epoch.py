@@ -6,23 +6,23 @@ import numpy as np
 import optax
 import pytest
 
-from jaxdl import Objective, early_stopping, examples, fit, fit_seeds, make_plan, mlp, objectives
-from jaxdl import fitting as module
-from jaxdl.ensembles import best_and_final, run_members, start_members
-from jaxdl.paces import paced
-from jaxdl.sweeps import sweep
+from jaxdl import Objective, early_stopping, examples, fit, fit_seeds, losses, make_plan, metrics, mlp
+from jaxdl.ensembles import run_members, start_members, sweep
+from jaxdl.ensembles.members import best_and_final
+from jaxdl.train import loop
+from jaxdl.train.loop import paced
 
 RNG = np.random.default_rng(0)
 INPUTS = RNG.normal(size=(70, 4)).astype(np.float32)
 TARGETS = (INPUTS @ np.array([1, -2, 3, 0.5], np.float32))[:, None]
 ROWS = examples(INPUTS, TARGETS)
 MODEL, OPTIMIZER = mlp(()), optax.sgd(1e-2)
-OBJECTIVE = Objective(objectives.squared_error)
+OBJECTIVE = Objective(losses.squared_error)
 NEVER_FINITE = Objective(
-    objectives.squared_error,
+    losses.squared_error,
     (
-        objectives.mean("worst", lambda outputs, targets: outputs[:, 0] * np.nan, mode="min"),
-        objectives.mean("lowest", lambda outputs, targets: jnp.full(len(outputs), -jnp.inf), mode="max"),
+        metrics.mean("worst", lambda outputs, targets: outputs[:, 0] * np.nan, mode="min"),
+        metrics.mean("lowest", lambda outputs, targets: jnp.full(len(outputs), -jnp.inf), mode="max"),
     ),
 )
 LATE = early_stopping(start_from_epoch=10, patience=2)
@@ -57,7 +57,7 @@ def test_a_run_interrupted_in_its_first_epoch_gives_what_it_has_trained(monkeypa
         yield next(paced(*arguments, **options))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "paced", interrupted)
+    monkeypatch.setattr(loop, "paced", interrupted)
     run = fit(MODEL, OBJECTIVE, OPTIMIZER, ROWS, epochs=3)
     assert (run.reason, run.best_epoch, int(run.progress.state.step)) == ("interrupted", 0, 1)
     assert_equal(run.best, run.final)

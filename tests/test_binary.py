@@ -9,15 +9,16 @@ from hypothesis import strategies as st
 from scipy.special import expit
 from sklearn import metrics as sk
 
-from jaxdl import binary
+from jaxdl import metrics
 from jaxdl.errors import InputError
-from jaxdl.objectives import add, finish, measure, sigmoid_cross_entropy
+from jaxdl.losses import sigmoid_cross_entropy
+from jaxdl.metrics import add, finish, measure
 from jaxdl.types import Objective
 
 RANDOM = np.random.default_rng(0)
 LABELS = (RANDOM.random((91, 1)) < 0.25).astype(np.float32)
 LOGITS = (2 * LABELS - 1.5 + RANDOM.normal(size=(91, 1))).astype(np.float32)
-OBJECTIVE = Objective(sigmoid_cross_entropy, (binary.accuracy, binary.balanced_accuracy))
+OBJECTIVE = Objective(sigmoid_cross_entropy, (metrics.binary_accuracy, metrics.balanced_accuracy))
 MEASURE = jax.jit(lambda *rows: measure(OBJECTIVE, *rows))
 
 
@@ -78,7 +79,7 @@ def test_one_answer_for_all_is_worth_half(answer):
 def test_a_logit_of_zero_says_no_and_one_that_is_no_number_says_nothing():
     logits = np.array([[0.0], [0.0], [np.nan], [np.nan], [np.inf], [-np.inf]], np.float32)
     labels = np.array([[0.0], [1.0], [0.0], [1.0], [1.0], [0.0]], np.float32)
-    assert binary.right(jnp.asarray(logits), jnp.asarray(labels))[:, 0].tolist() == [1, 0, 0, 0, 1, 1]
+    assert metrics.right(jnp.asarray(logits), jnp.asarray(labels))[:, 0].tolist() == [1, 0, 0, 0, 1, 1]
 
 
 def test_several_answers_a_row_are_averaged():
@@ -89,6 +90,6 @@ def test_several_answers_a_row_are_averaged():
 
 
 def test_targets_of_another_shape_are_refused():
-    for metric in (binary.accuracy, binary.balanced_accuracy):
+    for metric in (metrics.binary_accuracy, metrics.balanced_accuracy):
         with pytest.raises(InputError, match=r"outputs \(4, 1\) and targets \(4,\).*shape \(rows, 1\)"):
             metric.statistics(jnp.zeros((4, 1)), jnp.zeros(4))

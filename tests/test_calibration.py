@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from scipy import optimize, stats
 
-from jaxdl.calibration import Calibration, calibrate, coverage, widened
 from jaxdl.errors import InputError
+from jaxdl.stats import Calibration, calibrate, coverage, widened
 
 LEVELS = (0.5, 0.8, 0.9, 0.95)
 

@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 from sklearn.model_selection import ParameterGrid
 
-from jaxdl.candidates import choice, grid, log_uniform, random, uniform
+from jaxdl.ensembles import choice, grid, log_uniform, random, uniform
 from jaxdl.errors import InputError
 
 VALUES = {"hidden": ((10, 5), (3,)), "learning_rate": [0.1, 0.01, 0.001], "norm": (True, False)}

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from jaxdl.canvas import blank, fit_axis, save
 from jaxdl.errors import InputError
+from jaxdl.plots import blank, save
+from jaxdl.plots._style import fit_axis
 
 
 @pytest.mark.parametrize(("name", "begins"), [("a.png", b"\x89PNG"), ("a.PDF", b"%PDF"), ("a.b.svg", b"<?xml")])

@@ -4,8 +4,9 @@ import copy
 
 import pytest
 
-from jaxdl.cards import figures, of_run, usage
-from jaxdl.datasets.terms import WEATHER
+from jaxdl.datasets._weather import WEATHER
+from jaxdl.runs.export import figures, of_run
+from jaxdl.saving.export import usage
 
 SETS = {"train": 1.5, "validation": 2.5, "test": 3.5}
 BEST = {"train": 1.25, "validation": 2.25, "test": 3.25}

@@ -16,9 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdl import checkpoints, files, leaves, saves
+from jaxdl import _files, _tree, saving
+from jaxdl._files import exclusive
 from jaxdl.errors import InputError
-from jaxdl.locks import exclusive
+from jaxdl.saving import checkpoints
 
 HISTORY = [{"epoch": 1, "loss": 0.1, "val_loss": float("nan")}, {"epoch": 2, "loss": 1e-45, "val_loss": float("inf")}]
 
@@ -39,7 +40,7 @@ def refuse(text):
 def keep(folder, *numbers, every=0.0, tell=refuse, about=None):
     """Saves each tree before the next one is seen."""
     for number in numbers:
-        with checkpoints.keeper(folder, about or {"config": {"seed": 3}}, every=every, tell=tell) as observe:
+        with saving.keeper(folder, about or {"config": {"seed": 3}}, every=every, tell=tell) as observe:
             observe(tree_of(number), HISTORY)
 
 
@@ -57,15 +58,15 @@ def folder(saved, tmp_path):
 
 
 def test_what_was_saved_comes_back_to_the_bit(saved):
-    found = checkpoints.latest(saved, refuse)
-    again = leaves.rebuilt(tree_of(0), found.arrays)
-    expected = leaves.named(tree_of(3))
+    found = saving.latest(saved, refuse)
+    again = _tree.rebuilt(tree_of(0), found.arrays)
+    expected = _tree.named(tree_of(3))
     assert found.number == 3 and set(expected) == set(found.arrays)
-    for name, array in leaves.named(again).items():
+    for name, array in _tree.named(again).items():
         assert array.dtype == expected[name].dtype
         np.testing.assert_array_equal(array, expected[name])
     assert found.about["config"] == {"seed": 3} and repr(found.about["history"]) == repr(HISTORY)
-    leaves.check_kinds(found.about["kinds"], tree_of(0))
+    _tree.check_kinds(found.about["kinds"], tree_of(0))
 
 
 def test_the_latest_and_the_one_before_are_kept(saved):
@@ -73,7 +74,7 @@ def test_the_latest_and_the_one_before_are_kept(saved):
 
 
 def test_a_folder_without_checkpoints_has_none(tmp_path):
-    assert checkpoints.latest(tmp_path / "progress", refuse) is None
+    assert saving.latest(tmp_path / "progress", refuse) is None
 
 
 def test_no_file_of_a_checkpoint_can_run_code(saved):
@@ -94,17 +95,17 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_used(folder, change):
         case "missing":
             path.unlink()
         case "no checksums":
-            (folder / "3" / files.CHECKSUMS).unlink()
+            (folder / "3" / _files.CHECKSUMS).unlink()
         case "link":
             path.unlink()
             path.symlink_to("/etc/passwd")
     told = []
-    found = checkpoints.latest(folder, told.append)
+    found = saving.latest(folder, told.append)
     assert found.number == 2 and int(found.arrays["number"]) == 2
     assert len(told) == 1 and "3 is damaged" in told[0] and "\n" not in told[0]
     # Put aside, not thrown away; and it is told once.
     assert (folder / "damaged-3").is_dir()
-    assert checkpoints.latest(folder, refuse).number == 2
+    assert saving.latest(folder, refuse).number == 2
 
 
 def test_where_all_are_damaged_it_is_told_what_to_do(folder):
@@ -114,42 +115,42 @@ def test_where_all_are_damaged_it_is_told_what_to_do(folder):
     with pytest.raises(
         InputError, match=r"every checkpoint in .* is damaged. Restore one from a copy, or start over with"
     ):
-        checkpoints.latest(folder, told.append)
+        saving.latest(folder, told.append)
     assert len(told) == 2 and told[0].endswith("the one before is used.") and told[1].endswith("it is now damaged-2.")
     # A second try must not take the folder for one where nothing was saved, and begin anew in it.
     with pytest.raises(InputError, match="every checkpoint in"):
-        checkpoints.latest(folder, refuse)
+        saving.latest(folder, refuse)
 
 
 def test_a_save_that_was_cut_off_is_told_and_removed(folder):
     shutil.copytree(folder / "3", folder / "4.orbax-checkpoint-tmp")
     told = []
-    assert checkpoints.latest(folder, told.append).number == 3
+    assert saving.latest(folder, told.append).number == 3
     assert len(told) == 1 and "4.orbax-checkpoint-tmp is damaged (its save was not finished)" in told[0]
     assert not (folder / "4.orbax-checkpoint-tmp").exists()
 
 
 def test_a_first_save_that_was_cut_off_leaves_none(folder):
     shutil.rmtree(folder / "2")
-    (folder / "3" / files.CHECKSUMS).unlink()
-    assert checkpoints.latest(folder, lambda text: None) is None
+    (folder / "3" / _files.CHECKSUMS).unlink()
+    assert saving.latest(folder, lambda text: None) is None
 
 
 def test_saving_goes_on_after_damage_and_keeps_the_good_one(folder):
     (folder / "3" / "about" / "metadata").write_text("{}")
-    checkpoints.latest(folder, lambda text: None)
+    saving.latest(folder, lambda text: None)
     keep(folder, 7)
     assert sorted(path.name for path in folder.iterdir()) == ["2", "3", "damaged-3"]
-    assert int(checkpoints.latest(folder, refuse).arrays["number"]) == 7
+    assert int(saving.latest(folder, refuse).arrays["number"]) == 7
 
 
 def test_a_checkpoint_that_is_whole_but_cannot_be_read_is_not_called_damaged(folder):
     about = folder / "3" / "about" / "metadata"
     about.write_text(json.dumps({**json.loads(about.read_text()), "arrays": {}}))
-    (folder / "3" / files.CHECKSUMS).unlink()
-    files.write_checksums(folder / "3")
+    (folder / "3" / _files.CHECKSUMS).unlink()
+    _files.write_checksums(folder / "3")
     with pytest.raises(InputError, match="is as it was saved, but cannot be read"):
-        checkpoints.latest(folder, refuse)
+        saving.latest(folder, refuse)
     assert (folder / "3").is_dir()
 
 
@@ -182,7 +183,7 @@ def settled():
 
 
 def test_saves_follow_the_clock_and_the_last_is_at_the_end(tmp_path, clock, written):
-    with checkpoints.keeper(tmp_path, {}, every=10, tell=refuse) as observe:
+    with saving.keeper(tmp_path, {}, every=10, tell=refuse) as observe:
         for number in range(35):
             clock.time = 100 + number
             observe(tree_of(number), HISTORY[: number % 3])
@@ -194,16 +195,16 @@ def test_saves_follow_the_clock_and_the_last_is_at_the_end(tmp_path, clock, writ
 
 
 def test_what_was_saved_last_is_not_saved_again_at_the_end(tmp_path, clock, written):
-    with checkpoints.keeper(tmp_path, {}, every=0, tell=refuse) as observe:
+    with saving.keeper(tmp_path, {}, every=0, tell=refuse) as observe:
         observe(tree_of(1), HISTORY)
     assert written == [(1, 2)]
-    with checkpoints.keeper(tmp_path, {}, every=0, tell=refuse):
+    with saving.keeper(tmp_path, {}, every=0, tell=refuse):
         pass
     assert written == [(1, 2)]
 
 
 def test_a_run_that_fails_is_saved_too(tmp_path, clock, written):
-    with pytest.raises(KeyboardInterrupt), checkpoints.keeper(tmp_path, {}, every=99, tell=refuse) as observe:
+    with pytest.raises(KeyboardInterrupt), saving.keeper(tmp_path, {}, every=99, tell=refuse) as observe:
         observe(tree_of(1), HISTORY)
         raise KeyboardInterrupt
     assert written == [(1, 2)]
@@ -212,7 +213,7 @@ def test_a_run_that_fails_is_saved_too(tmp_path, clock, written):
 def test_training_never_waits_for_a_save(tmp_path, monkeypatch):
     go, began = threading.Event(), []
     monkeypatch.setattr(checkpoints, "write", lambda *_: (began.append(1), go.wait(30)))
-    with checkpoints.keeper(tmp_path, {}, every=0, tell=refuse) as observe:
+    with saving.keeper(tmp_path, {}, every=0, tell=refuse) as observe:
         start = time.monotonic()
         for number in range(20):
             observe(tree_of(number), HISTORY)
@@ -226,7 +227,7 @@ def test_the_history_of_a_save_is_that_of_its_moment(tmp_path, monkeypatch):
         checkpoints, "write", lambda folder, arrays, about: (go.wait(30), seen.append(about["history"]))
     )
     history = HISTORY[:1]
-    with checkpoints.keeper(tmp_path, {}, every=0, tell=refuse) as observe:
+    with saving.keeper(tmp_path, {}, every=0, tell=refuse) as observe:
         observe(tree_of(1), history)
         history.append(HISTORY[1])
         go.set()
@@ -235,11 +236,11 @@ def test_the_history_of_a_save_is_that_of_its_moment(tmp_path, monkeypatch):
 
 def test_a_save_at_the_end_does_not_tell_of_epochs_after_its_own(tmp_path):
     history = HISTORY[:1]
-    with checkpoints.keeper(tmp_path, {}, every=99, tell=refuse) as observe:
+    with saving.keeper(tmp_path, {}, every=99, tell=refuse) as observe:
         observe(tree_of(1), history)
         # Of an epoch whose numbers are not finite, which is not shown to the keeper.
         history.append(HISTORY[1])
-    assert len(checkpoints.latest(tmp_path, refuse).about["history"]) == 1
+    assert len(saving.latest(tmp_path, refuse).about["history"]) == 1
 
 
 def test_a_full_disk_is_told_and_the_last_good_checkpoint_stays(folder, monkeypatch):
@@ -247,24 +248,24 @@ def test_a_full_disk_is_told_and_the_last_good_checkpoint_stays(folder, monkeypa
         raise OSError(28, os.strerror(28))
 
     told = []
-    monkeypatch.setattr(files, "reserve", full)
+    monkeypatch.setattr(_files, "reserve", full)
     keep(folder, 8, tell=told.append)
     # It is tried once more at the end.
     text = f"a checkpoint could not be saved (No space left on device); the last good one in {folder} stays."
     assert told == [text, text]
     monkeypatch.undo()
-    assert checkpoints.latest(folder, refuse).number == 3
+    assert saving.latest(folder, refuse).number == 3
     keep(folder, 9)
-    assert int(checkpoints.latest(folder, refuse).arrays["number"]) == 9
+    assert int(saving.latest(folder, refuse).arrays["number"]) == 9
 
 
 def test_a_save_that_fails_midway_leaves_nothing_half_written(folder, monkeypatch):
-    monkeypatch.setattr(files, "write_checksums", lambda path: (_ for _ in ()).throw(OSError(28, os.strerror(28))))
+    monkeypatch.setattr(_files, "write_checksums", lambda path: (_ for _ in ()).throw(OSError(28, os.strerror(28))))
     told = []
     keep(folder, 8, tell=told.append)
     assert told and "No space left" in told[0]
     # The one before went when the new one was there, as it should; the latest good one is still there.
-    assert checkpoints.latest(folder, refuse).number == 3
+    assert saving.latest(folder, refuse).number == 3
 
 
 def test_uneven_leaves_come_back_from_a_checkpoint(tmp_path):
@@ -274,9 +275,9 @@ def test_uneven_leaves_come_back_from_a_checkpoint(tmp_path):
         "a~1b": jnp.full(2, 2.0),
         "empty": jnp.zeros((0, 3), jnp.bfloat16),
     }
-    arrays, about = saves.content_of({}, tree, [])
-    saves.write(tmp_path, arrays, about)
-    restored = leaves.rebuilt(tree, saves.read(tmp_path, 1).arrays)
+    arrays, about = checkpoints.content_of({}, tree, [])
+    checkpoints.write(tmp_path, arrays, about)
+    restored = _tree.rebuilt(tree, checkpoints.read(tmp_path, 1).arrays)
     jax.tree.map(np.testing.assert_array_equal, restored, tree)
     assert restored["empty"].dtype == jnp.bfloat16
 
@@ -303,7 +304,7 @@ def test_uneven_leaves_come_back_from_a_checkpoint(tmp_path):
     ids=str,
 )
 def test_values_that_json_does_not_know_are_saved_in_their_plain_form(given, kept, tmp_path):
-    assert json.loads(json.dumps(saves.described({"it": given}))) == {"it": kept}
+    assert json.loads(json.dumps(checkpoints.described({"it": given}))) == {"it": kept}
 
 
 @pytest.mark.parametrize(
@@ -314,7 +315,7 @@ def test_values_that_json_does_not_know_are_saved_in_their_plain_form(given, kep
 def test_values_without_a_plain_form_are_refused_before_the_first_save(given, tmp_path):
     with (
         pytest.raises(InputError, match=r"about\['it'\] must"),
-        checkpoints.keeper(tmp_path, {"it": given}, every=9, tell=refuse),
+        saving.keeper(tmp_path, {"it": given}, every=9, tell=refuse),
     ):
         pass
 
@@ -335,7 +336,7 @@ def test_values_without_a_plain_form_are_refused_before_the_first_save(given, tm
 def test_arguments_that_could_not_be_saved_are_refused_at_the_start(arguments, said, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     flags = {"folder": "a", "about": {}, "every": 9, "tell": refuse, **arguments}
-    with pytest.raises(InputError, match=said), checkpoints.keeper(**flags):
+    with pytest.raises(InputError, match=said), saving.keeper(**flags):
         pass
 
 
@@ -343,15 +344,15 @@ def test_a_file_in_the_place_of_the_folder_is_refused_at_the_start(tmp_path):
     (tmp_path / "a").write_text("")
     with (
         pytest.raises(InputError, match="a cannot be made"),
-        checkpoints.keeper(str(tmp_path / "a"), {}, every=9, tell=refuse),
+        saving.keeper(str(tmp_path / "a"), {}, every=9, tell=refuse),
     ):
         pass
 
 
 def test_a_record_of_numpy_numbers_is_saved(tmp_path):
-    with checkpoints.keeper(str(tmp_path), {}, every=9, tell=refuse) as observe:
+    with saving.keeper(str(tmp_path), {}, every=9, tell=refuse) as observe:
         observe(tree_of(1), [{"epoch": np.int64(1), "loss": np.float32(0.5)}])
-    assert checkpoints.latest(str(tmp_path), refuse).about["history"] == [{"epoch": 1, "loss": 0.5}]
+    assert saving.latest(str(tmp_path), refuse).about["history"] == [{"epoch": 1, "loss": 0.5}]
 
 
 def test_what_was_put_aside_is_removed_once_a_checkpoint_is_whole(folder):
@@ -359,9 +360,9 @@ def test_what_was_put_aside_is_removed_once_a_checkpoint_is_whole(folder):
     path = folder / str(numbers[-1]) / "about" / "metadata"
     path.write_bytes(path.read_bytes()[:-1])
     told = []
-    assert checkpoints.latest(folder, told.append).number == numbers[0] and "damaged" in told[0]
+    assert saving.latest(folder, told.append).number == numbers[0] and "damaged" in told[0]
     assert [path.name for path in folder.glob("damaged-*")] == [f"damaged-{numbers[-1]}"]
-    assert checkpoints.latest(folder, refuse).number == numbers[0]
+    assert saving.latest(folder, refuse).number == numbers[0]
     assert not [*folder.glob("damaged-*")]
 
 
@@ -373,7 +374,7 @@ def test_who_looks_while_a_run_saves_there_changes_nothing(folder):
     before = sorted(path.name for path in folder.iterdir())
     told = []
     with exclusive(folder):
-        assert checkpoints.latest(folder, told.append).number == number - 1
+        assert saving.latest(folder, told.append).number == number - 1
     assert sorted(path.name for path in folder.iterdir()) == before and len(told) == 1
 
 
@@ -383,53 +384,55 @@ def test_a_checkpoint_that_may_not_be_read_is_not_called_damaged(folder, monkeyp
         raise OSError(number, os.strerror(number), str(path))
 
     before = sorted(path.name for path in folder.rglob("*"))
-    monkeypatch.setattr(files, "_sha256", refuse_to_open)
+    monkeypatch.setattr(_files, "_sha256", refuse_to_open)
     with pytest.raises(InputError, match=rf"the checkpoint .* cannot be read \({os.strerror(number)}\)"):
-        checkpoints.latest(folder, refuse)
+        saving.latest(folder, refuse)
     assert sorted(path.name for path in folder.rglob("*")) == before
 
 
 def test_a_checkpoint_that_needs_more_memory_than_there_is_is_refused(folder, monkeypatch):
-    monkeypatch.setattr(saves, "_memory", lambda: 10)
+    monkeypatch.setattr(checkpoints, "_memory", lambda: 10)
     with pytest.raises(InputError, match="bytes of memory, and this machine has 10"):
-        checkpoints.latest(folder, refuse)
+        saving.latest(folder, refuse)
 
 
 def test_a_folder_that_is_moved_while_a_run_saves_is_told_and_not_made_anew(tmp_path):
     told = []
-    with checkpoints.keeper(tmp_path / "run", {}, every=0.0, tell=told.append) as observe:
+    with saving.keeper(tmp_path / "run", {}, every=0.0, tell=told.append) as observe:
         observe(tree_of(1), [{"epoch": 1}])
-        until(lambda: (tmp_path / "run" / "1" / files.CHECKSUMS).exists())
+        until(lambda: (tmp_path / "run" / "1" / _files.CHECKSUMS).exists())
         (tmp_path / "run").rename(tmp_path / "moved")
         observe(tree_of(2), [{"epoch": 1}, {"epoch": 2}])
     assert len(told) >= 1 and all("was moved or removed while the run was writing there" in text for text in told)
-    assert not (tmp_path / "run").exists() and checkpoints.latest(tmp_path / "moved", refuse).number == 1
+    assert not (tmp_path / "run").exists() and saving.latest(tmp_path / "moved", refuse).number == 1
 
 
 def test_a_folder_that_is_moved_in_the_middle_of_a_save_is_told_and_not_made_anew(tmp_path, monkeypatch):
+    whole = checkpoints.write
+
     def write(folder, *content):
-        saves.write(folder, *content)
+        whole(folder, *content)
         folder.rename(tmp_path / "moved")
 
     told = []
     monkeypatch.setattr(checkpoints, "write", write)
-    with checkpoints.keeper(tmp_path / "run", {}, every=0.0, tell=told.append) as observe:
+    with saving.keeper(tmp_path / "run", {}, every=0.0, tell=told.append) as observe:
         observe(tree_of(1), [{"epoch": 1}])
         until((tmp_path / "moved").exists)
         observe(tree_of(2), [{"epoch": 1}, {"epoch": 2}])
     assert len(told) >= 1 and all("was moved or removed while the run was writing there" in text for text in told)
-    assert not (tmp_path / "run").exists() and checkpoints.latest(tmp_path / "moved", refuse).number == 1
+    assert not (tmp_path / "run").exists() and saving.latest(tmp_path / "moved", refuse).number == 1
 
 
 def test_what_a_stranger_has_cut_and_summed_anew_is_refused_without_tracebacks(tmp_path, capfd):
     arrays = {f"a{number:02d}": jnp.ones((50, 20)) * number for number in range(30)}
-    saves.write(tmp_path, *saves.content_of({}, arrays, []))
+    checkpoints.write(tmp_path, *checkpoints.content_of({}, arrays, []))
     for path in (tmp_path / "1" / "arrays" / "d").iterdir():
         os.truncate(path, 100)
-    (tmp_path / "1" / files.CHECKSUMS).unlink()
-    files.write_checksums(tmp_path / "1")
+    (tmp_path / "1" / _files.CHECKSUMS).unlink()
+    _files.write_checksums(tmp_path / "1")
     with pytest.raises(InputError, match="cannot be read"):
-        saves.read(tmp_path, 1)
+        checkpoints.read(tmp_path, 1)
     time.sleep(0.2)  # Orbax's threads would print them late.
     assert capfd.readouterr().err == ""
 
@@ -441,7 +444,7 @@ def test_what_begins_while_orbax_reads_ends_before_its_loop_closes_and_logs_noth
         raise ValueError("a second file is damaged too")
 
     ended = []
-    with saves.reads_finished():
+    with checkpoints.reads_finished():
         loop = asyncio.new_event_loop()
         reading = loop.create_task(read())
         loop.close()

@@ -10,15 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxdl import objectives as o
-from jaxdl.chunks import chunks, epochs
+from jaxdl import losses, metrics
+from jaxdl._tree import named
 from jaxdl.data import examples
 from jaxdl.errors import InputError
-from jaxdl.leaves import named
-from jaxdl.models import mlp
-from jaxdl.plans import NEVER, make_plan
-from jaxdl.stopping import early_stopping, reduce_on_plateau
-from jaxdl.training import batches_of_epoch, finish_epoch, run_steps, start
+from jaxdl.nn import mlp
+from jaxdl.train import chunks, early_stopping, epochs, make_plan, reduce_on_plateau, start
+from jaxdl.train.epoch import batches_of_epoch, finish_epoch, run_steps
+from jaxdl.train.plan import NEVER
 from jaxdl.types import Objective
 from tests.groups import scripts
 
@@ -28,7 +27,7 @@ TRAIN = examples(INPUTS, INPUTS.sum(1, keepdims=True) + 0.1 * RANDOM.normal(size
 # Several batches of evaluation, the last one not full.
 MANY = RANDOM.normal(size=(2500, 3)).astype(np.float32)
 VALIDATION = examples(MANY + 1, MANY.sum(1, keepdims=True) + 3)
-OBJECTIVE = Objective(o.squared_error, (o.rmse,))
+OBJECTIVE = Objective(losses.squared_error, (metrics.rmse,))
 # All that a run may remember: BatchNorm, dropout, a schedule, momentum, an average, both rules.
 PLAN = make_plan(
     mlp((5,), dropout=0.2, input_norm=True),
@@ -163,16 +162,17 @@ def test_a_progress_of_other_rows_is_refused():
 def test_a_pause_that_one_process_asks_for_in_the_last_epoch_is_one_of_all_with_nothing_under_way():
     body = """
 import optax
-from jaxdl import objectives
-from jaxdl.chunks import WHOLE, chunks
-from jaxdl.data import examples
-from jaxdl.models import mlp
-from jaxdl.plans import make_plan
-from jaxdl.sharding import make_mesh, place_rows
-from jaxdl.training import start
+from jaxdl import losses
+from jaxdl.train import chunks
+from jaxdl.train.loop import WHOLE
+from jaxdl.data.arrays import examples
+from jaxdl.nn import mlp
+from jaxdl.train import make_plan
+from jaxdl.distributed import make_mesh, place_rows
+from jaxdl.train import start
 from jaxdl.types import Objective
 rows = examples(np.ones((6, 1)), np.ones((6, 1)))
-plan = make_plan(mlp(()), Objective(objectives.squared_error), optax.sgd(0.1), batch_size=1)
+plan = make_plan(mlp(()), Objective(losses.squared_error), optax.sgd(0.1), batch_size=1)
 begin, rows = start(plan, rows, key=jax.random.key(0)), place_rows(rows, make_mesh())
 asked = iter([0, 2, 0, 1, WHOLE])
 for chunk in chunks(plan, begin, rows, last=1, steps=lambda: next(asked) if own == 0 else WHOLE):

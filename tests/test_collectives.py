@@ -13,14 +13,14 @@ from jax.sharding import PartitionSpec
 
 from benchmarks.scaling.collectives import Collective, collectives
 from benchmarks.scaling.model import compiled_chunk
-from jaxdl import examples, make_plan, mlp, objectives, start
-from jaxdl.models import convnet, residual_net
-from jaxdl.sharding import make_mesh, place_progress, place_rows
+from jaxdl import examples, losses, make_plan, metrics, mlp, start
+from jaxdl.distributed import make_mesh, place_progress, place_rows
+from jaxdl.nn import convnet, residual_net
 from jaxdl.types import Objective
 
 ADAM = optax.adam(1e-3)
-SQUARED = Objective(objectives.squared_error, (objectives.rmse,))
-CLASSES = Objective(objectives.softmax_cross_entropy, (objectives.accuracy,))
+SQUARED = Objective(losses.squared_error, (metrics.rmse,))
+CLASSES = Objective(losses.softmax_cross_entropy, (metrics.accuracy,))
 
 
 def compiled(function):

@@ -5,21 +5,25 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from jaxdl import objectives as o
-from jaxdl.committees import evaluate_members, predict_mean
+from jaxdl import losses, metrics
 from jaxdl.data import examples
+from jaxdl.ensembles import evaluate_members, predict_mean
 from jaxdl.errors import InputError
-from jaxdl.models import convnet, mlp
-from jaxdl.passes import evaluate, predict
+from jaxdl.nn import convnet, mlp
+from jaxdl.train.evaluate import evaluate, predict
 from jaxdl.types import Objective
 
 RANDOM = np.random.default_rng(0)
 INPUTS = RANDOM.normal(size=(45, 5)).astype(np.float32)
 IMAGES = RANDOM.integers(0, 256, (23, 8, 8, 3), np.uint8)
 LABELS = RANDOM.integers(0, 10, 23)
-CLASSES = Objective(o.softmax_cross_entropy, (o.accuracy,))
+CLASSES = Objective(losses.softmax_cross_entropy, (metrics.accuracy,))
 COMMITTEES = {
-    "mlp": (mlp((8,), input_norm=True), examples(INPUTS, INPUTS[:, :1] ** 2), Objective(o.squared_error, (o.rmse,))),
+    "mlp": (
+        mlp((8,), input_norm=True),
+        examples(INPUTS, INPUTS[:, :1] ** 2),
+        Objective(losses.squared_error, (metrics.rmse,)),
+    ),
     "convnet": (
         convnet((4,), widths=(5,), padding="SAME", pool=True),
         examples(IMAGES, RANDOM.integers(0, 10, 23)),

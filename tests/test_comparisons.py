@@ -9,8 +9,8 @@ import pytest
 from hypothesis import assume, given, settings
 from scipy import stats
 
-from jaxdl.comparisons import Comparison, adjusted, compare, estimate, one_standard_error, verdict
 from jaxdl.errors import InputError
+from jaxdl.stats import Comparison, adjusted, compare, estimate, one_standard_error, verdict
 
 figures = st.floats(-100, 100).map(lambda number: round(number, 3))
 rows = st.lists(figures, min_size=2, max_size=20)

@@ -11,14 +11,14 @@ import optax
 import pytest
 from rich.console import Console
 
-from jaxdl import costs
-from jaxdl.costs import StepCost, as_record, as_table, step_cost
-from jaxdl.data import examples
-from jaxdl.models import convnet, mlp
-from jaxdl.objectives import accuracy, rmse, softmax_cross_entropy, squared_error
-from jaxdl.plans import make_plan
-from jaxdl.sources import Source
-from jaxdl.training import start, start_shapes
+from jaxdl import profiling
+from jaxdl.data import Source, examples
+from jaxdl.losses import softmax_cross_entropy, squared_error
+from jaxdl.metrics import accuracy, rmse
+from jaxdl.nn import convnet, mlp
+from jaxdl.profiling import StepCost, as_record, as_table, step_cost
+from jaxdl.train import make_plan, start
+from jaxdl.train.epoch import start_shapes
 from jaxdl.types import Examples, Model, Objective, Weights
 
 KEY = jax.random.key(0)
@@ -127,7 +127,7 @@ def test_only_the_shapes_of_progress_and_rows_matter():
 
 def test_it_is_compiled_with_the_options_of_a_run(monkeypatch):
     # Here one that XLA refuses.
-    monkeypatch.setattr(costs, "compiler_options", lambda **_: {"xla_cpu_no_such_option": True})
+    monkeypatch.setattr("jaxdl.profiling.compiler_options", lambda **_: {"xla_cpu_no_such_option": True})
     with pytest.raises((ValueError, jax.errors.JaxRuntimeError)):
         cost_of(mlp(()))
 
@@ -185,7 +185,7 @@ def test_the_record_is_json_and_holds_what_the_table_shows():
 
 def test_the_cost_of_any_step_is_its_products_and_the_sizes_of_what_it_uses():
     kernel = jax.ShapeDtypeStruct((20, 1), jnp.float32)
-    cost = costs.cost_of(lambda kernel, rows: kernel - rows.inputs.T @ rows.targets, kernel, ROWS)
+    cost = profiling.cost_of(lambda kernel, rows: kernel - rows.inputs.T @ rows.targets, kernel, ROWS)
     assert (cost.batch_size, cost.flops) == (150, 2 * 150 * 20 + 20)
     # The weights of the rows are not used, and the new kernel takes the place of the old one.
     assert (cost.arguments, cost.results) == (4 * (20 + 150 * 20 + 150), 0)

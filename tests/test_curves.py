@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from sklearn import metrics as sk
 
-from jaxdl.curves import precision_recall, roc
 from jaxdl.errors import InputError
+from jaxdl.metrics import precision_recall, roc
 
 RANDOM = np.random.default_rng(0)
 LABELS = (RANDOM.random(200) < 0.25).astype(int)

@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from jaxdl.datasets import simulated_table, weather
-from jaxdl.datasets.barbecue import BASEL, RULE
+from jaxdl.datasets import BASEL, simulated_table, weather
+from jaxdl.datasets._weather import RULE
 from tests.weather_files import LINES, TABLE, refusal, write
 
 NAME = "weather_prediction_bbq_labels.csv"

@@ -12,14 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxdl.datasets import Images, cifar10, cifar10_files, download
-from jaxdl.datasets.images import CLASSES, Arrays
-from jaxdl.datasets.simulated_images import draw
+from jaxdl.datasets import Images, _cifar10_files, _download, cifar10
+from jaxdl.datasets._cifar10_files import CLASSES, Arrays
+from jaxdl.datasets._simulated_images import draw
 from jaxdl.errors import InputError
 from tests.file_server import files, nowhere, serving
 from tests.test_datasets_cifar10_files import BINARY, PYTHON, agree, archive_of, folder_of, within
 
-module = importlib.import_module("jaxdl.datasets.cifar10")
+module = importlib.import_module("jaxdl.datasets._cifar10")
 ARCHIVE = "cifar-10-binary.tar.gz"
 
 
@@ -47,8 +47,8 @@ def cache(tmp_path):
 @pytest.fixture
 def reads(monkeypatch):
     """The paths that are read and decoded, in order."""
-    paths, read = [], cifar10_files.read
-    monkeypatch.setattr(cifar10_files, "read", lambda path: paths.append(path) or read(path))
+    paths, read = [], _cifar10_files.read
+    monkeypatch.setattr(_cifar10_files, "read", lambda path: paths.append(path) or read(path))
     return paths
 
 
@@ -169,7 +169,7 @@ def test_simulated_images_are_those_that_are_drawn():
 
 
 def test_auto_takes_the_folder_that_is_named_and_no_other(tmp_path, monkeypatch, cache):
-    monkeypatch.setattr(download, "get", None)
+    monkeypatch.setattr(_download, "get", None)
     path = folder_of(tmp_path / "data" / "cifar-10-batches-bin", BINARY)
     for folder in (path, path.parent):
         monkeypatch.setenv("JAXDL_DATA", str(folder))
@@ -333,7 +333,7 @@ def test_several_may_start_at_once(server, cache):
 
 
 def test_the_cache_is_the_users_unless_given(archive, cache, monkeypatch):
-    monkeypatch.setattr(download, "user_cache", lambda: cache)
+    monkeypatch.setattr(_download, "user_cache", lambda: cache)
     cifar10(archive)
     assert decoded(cache)
 
@@ -347,8 +347,8 @@ def test_tensorflow_datasets_is_read_once(cache, monkeypatch):
 
     fake = types.ModuleType("cifar10_tfds")
     fake.read = read
-    monkeypatch.setitem(sys.modules, "jaxdl.datasets.cifar10_tfds", fake)
-    monkeypatch.setattr(sys.modules["jaxdl.datasets"], "cifar10_tfds", fake, raising=False)
+    monkeypatch.setitem(sys.modules, "jaxdl.datasets._cifar10_tfds", fake)
+    monkeypatch.setattr(sys.modules["jaxdl.datasets"], "_cifar10_tfds", fake, raising=False)
     monkeypatch.setenv("TFDS_DATA_DIR", "one")
     images = cifar10("tfds", cache=cache)
     assert images.source == "tfds:cifar10/3.0.2" and images.note is None

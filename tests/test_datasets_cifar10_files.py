@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxdl.datasets import cifar10_files
-from jaxdl.datasets.images import CLASSES
+from jaxdl.datasets import _cifar10_files
+from jaxdl.datasets._cifar10_files import CLASSES
 from jaxdl.errors import InputError
 
 TRAIN = tuple(f"data_batch_{number}" for number in range(1, 6))
@@ -90,14 +90,14 @@ def agree(arrays, train=TRAIN):
 
 def refusal(path):
     with pytest.raises(InputError) as caught:
-        cifar10_files.read(path)
+        _cifar10_files.read(path)
     assert len(str(caught.value)) < 700 and "\n" not in str(caught.value)
     return str(caught.value)
 
 
 def test_the_real_files_are_read_as_plain_pickle_reads_them(real_data):
     folder = Path(real_data) / "cifar-10-batches-py"
-    arrays = cifar10_files.read(folder)
+    arrays = _cifar10_files.read(folder)
     plain = [pickle.loads((folder / name).read_bytes(), encoding="bytes") for name in (*TRAIN, "test_batch")]
     for images, labels, batches in ((*arrays[:2], plain[:5]), (*arrays[2:], plain[5:])):
         planes = np.concatenate([batch[b"data"] for batch in batches])
@@ -111,29 +111,29 @@ def test_the_real_files_are_read_as_plain_pickle_reads_them(real_data):
 
 @pytest.mark.parametrize("files", [PYTHON, BINARY], ids=["python", "binary"])
 def test_a_folder(tmp_path, files):
-    agree(cifar10_files.read(folder_of(tmp_path / "any", files)))
+    agree(_cifar10_files.read(folder_of(tmp_path / "any", files)))
 
 
 @pytest.mark.parametrize("prefix", ["", "./"])
-@pytest.mark.parametrize("form", cifar10_files.FORMATS, ids=["python", "binary"])
+@pytest.mark.parametrize("form", _cifar10_files.FORMATS, ids=["python", "binary"])
 def test_an_archive_is_read_and_nothing_of_it_is_written(tmp_path, monkeypatch, form, prefix):
-    files = PYTHON if form is cifar10_files.PYTHON else BINARY
+    files = PYTHON if form is _cifar10_files.PYTHON else BINARY
     path = archive_of(tmp_path / "any.tar.gz", within(prefix + form.folder, {**files, "readme.html": b"<html>"}))
     monkeypatch.chdir(tmp_path)
-    agree(cifar10_files.read(path))
+    agree(_cifar10_files.read(path))
     assert os.listdir() == ["any.tar.gz"]
 
 
 @pytest.mark.parametrize("count", range(1, 6))
 def test_the_last_training_files_may_be_missing(tmp_path, count):
     kept = {name: PYTHON[name] for name in (*TRAIN[:count], "test_batch")}
-    agree(cifar10_files.read(folder_of(tmp_path / "any", kept)), TRAIN[:count])
+    agree(_cifar10_files.read(folder_of(tmp_path / "any", kept)), TRAIN[:count])
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 4])
 def test_files_that_python_3_wrote(tmp_path, protocol):
     files = {name: pickled(PLANES[name], LABELS[name], protocol, filenames=["a.png"] * 3) for name in ROWS}
-    agree(cifar10_files.read(folder_of(tmp_path / "any", files)))
+    agree(_cifar10_files.read(folder_of(tmp_path / "any", files)))
 
 
 @pytest.mark.parametrize("missing", [*TRAIN[:4], "test_batch"])
@@ -218,8 +218,8 @@ def test_files_that_are_none_or_too_large(tmp_path, monkeypatch):
     assert "data_batch_3 must be a file of at most" in refusal(folder)
     (folder / "data_batch_3").rmdir()
     with (folder / "data_batch_3").open("wb") as file:
-        file.truncate(cifar10_files.LARGEST + 1)
-    assert f"got {cifar10_files.LARGEST + 1} bytes" in refusal(folder)
+        file.truncate(_cifar10_files.LARGEST + 1)
+    assert f"got {_cifar10_files.LARGEST + 1} bytes" in refusal(folder)
 
     def refuse(self):
         raise PermissionError(13, "Permission denied", str(self))
@@ -229,7 +229,7 @@ def test_files_that_are_none_or_too_large(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "iterdir", refuse)
     assert f"{folder} cannot be read (Permission denied)" in refusal(folder)
     with pytest.raises(InputError, match="cannot be read"):
-        cifar10_files.find(folder)
+        _cifar10_files.find(folder)
 
 
 # Archives that are none
@@ -253,7 +253,7 @@ def test_names_that_lead_elsewhere_are_not_looked_at(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = ("data_batch_1", "../data_batch_1", "/tmp/data_batch_1", "cifar-10-batches-py/../data_batch_1")
     aside = dict.fromkeys((*names, "cifar-10-batches-py/../cifar-10-batches-py/data_batch_1"), b"x")
-    agree(cifar10_files.read(archive_of(tmp_path / "a.tar.gz", aside | within("cifar-10-batches-py", PYTHON))))
+    agree(_cifar10_files.read(archive_of(tmp_path / "a.tar.gz", aside | within("cifar-10-batches-py", PYTHON))))
     message = refusal(archive_of(tmp_path / "b.tar.gz", aside))
     assert "must hold the files of CIFAR-10, in one of cifar-10-batches-py, cifar-10-batches-bin, got none" in message
     assert sorted(os.listdir()) == ["a.tar.gz", "b.tar.gz"]
@@ -320,7 +320,7 @@ def test_nothing_is_called(tmp_path, monkeypatch, call, protocol):
 
 def test_what_is_refused_is_named():
     with pytest.raises(InputError, match=r"mine must hold images and labels only, got posix\.system\. Do not trust"):
-        cifar10_files.unpickle("mine", b"\x80\x02cposix\nsystem\nU\x02ls\x85R.")
+        _cifar10_files.unpickle("mine", b"\x80\x02cposix\nsystem\nU\x02ls\x85R.")
 
 
 HOSTILE = {
@@ -359,12 +359,12 @@ HOSTILE = {
 @pytest.mark.parametrize("content", HOSTILE.values(), ids=HOSTILE)
 def test_hostile_instructions_end_in_a_clear_error(content):
     with pytest.raises(InputError) as caught:
-        cifar10_files.unpickle("mine", content)
+        _cifar10_files.unpickle("mine", content)
     assert str(caught.value).startswith("mine must ") and len(str(caught.value)) < 300
 
 
 def test_a_huge_number_in_the_memo_takes_no_memory():
-    assert cifar10_files.unpickle("mine", b"\x80\x02}r\xff\xff\xff\xff.") == {}
+    assert _cifar10_files.unpickle("mine", b"\x80\x02}r\xff\xff\xff\xff.") == {}
 
 
 NUMPY = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R"
@@ -403,7 +403,7 @@ PLAIN = st.recursive(
 @settings(max_examples=50, deadline=None)
 @given(st.dictionaries(st.text(max_size=5), PLAIN, max_size=5), st.sampled_from([2, 3, 4]))
 def test_plain_values_are_read_as_pickle_reads_them(values, protocol):
-    assert cifar10_files.unpickle("mine", pickle.dumps(values, protocol)) == values
+    assert _cifar10_files.unpickle("mine", pickle.dumps(values, protocol)) == values
 
 
 @settings(deadline=None)
@@ -415,17 +415,17 @@ def test_whatever_is_cut_off_or_changed_gives_values_or_a_clear_error(data):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
     content = bytes(content[: data.draw(st.integers(0, len(content)))])
     try:
-        values = cifar10_files.unpickle("mine", content)
-        cifar10_files.byte_table("mine", values.get("data"))
+        values = _cifar10_files.unpickle("mine", content)
+        _cifar10_files.byte_table("mine", values.get("data"))
     except InputError as error:
         assert str(error).startswith("mine must ")
 
 
 @settings(deadline=None)
-@given(st.lists(st.sampled_from(sorted(cifar10_files.OPCODES)).map(lambda code: code + b"\x00")))
+@given(st.lists(st.sampled_from(sorted(_cifar10_files.OPCODES)).map(lambda code: code + b"\x00")))
 def test_any_instructions_give_values_or_a_clear_error(codes):
     try:
-        assert isinstance(cifar10_files.unpickle("mine", b"".join(codes)), dict)
+        assert isinstance(_cifar10_files.unpickle("mine", b"".join(codes)), dict)
     except InputError as error:
         assert str(error).startswith("mine must ")
 
@@ -434,7 +434,7 @@ def test_a_real_batch_that_ends_early(real_data):
     content = (Path(real_data) / "cifar-10-batches-py" / "test_batch").read_bytes()
     for length in (1, 100, 2104, 2150, 2250, len(content) // 2, len(content) - 1):
         with pytest.raises(InputError, match="got one cut short or damaged"):
-            cifar10_files.unpickle("mine", content[:length])
+            _cifar10_files.unpickle("mine", content[:length])
 
 
 def bomb(kind, size=1 << 31, content=1 << 24):
@@ -445,24 +445,24 @@ def bomb(kind, size=1 << 31, content=1 << 24):
 
 
 @pytest.mark.parametrize("kind", [tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE])
-@pytest.mark.parametrize("size", [1 << 31, cifar10_files.HEADER + 512])
+@pytest.mark.parametrize("size", [1 << 31, _cifar10_files.HEADER + 512])
 def test_a_header_that_says_it_is_very_long_is_refused_in_little_memory(kind, size, tmp_path):
     (tmp_path / "a.tar.gz").write_bytes(bomb(kind, size))
     tracemalloc.start()
     try:
         with pytest.raises(InputError, match="must be an undamaged archive of CIFAR-10, got a part that is larger"):
-            cifar10_files.read(tmp_path / "a.tar.gz")
+            _cifar10_files.read(tmp_path / "a.tar.gz")
         assert tracemalloc.get_traced_memory()[1] < 1 << 26
     finally:
         tracemalloc.stop()
 
 
 def test_an_archive_of_too_many_entries_or_bytes_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(cifar10_files, "ENTRIES", 3)
+    monkeypatch.setattr(_cifar10_files, "ENTRIES", 3)
     path = archive_of(tmp_path / "a.tar.gz", {f"other/{number}": b"" for number in range(4)})
     with pytest.raises(InputError, match="more than 3 entries"):
-        cifar10_files.read(path)
-    monkeypatch.setattr(cifar10_files, "UNPACKED", 1 << 20)
+        _cifar10_files.read(path)
+    monkeypatch.setattr(_cifar10_files, "UNPACKED", 1 << 20)
     path = archive_of(tmp_path / "b.tar.gz", {"other/a": bytes(1 << 21)})
     with pytest.raises(InputError, match="bytes when it is unpacked"):
-        cifar10_files.read(path)
+        _cifar10_files.read(path)

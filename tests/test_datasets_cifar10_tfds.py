@@ -23,10 +23,10 @@ import pytest
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.utils import tqdm_utils
 
-from jaxdl.datasets import cifar10, cifar10_tfds
-from jaxdl.datasets.cifar10_tfds import Archive, builder, read
-from jaxdl.datasets.download import UnreachableError
-from jaxdl.datasets.images import CLASSES, Arrays
+from jaxdl.datasets import _cifar10_tfds, cifar10
+from jaxdl.datasets._cifar10_files import CLASSES, Arrays
+from jaxdl.datasets._cifar10_tfds import Archive, builder, read
+from jaxdl.datasets._download import UnreachableError
 from jaxdl.errors import InputError
 
 ROOT = Path(__file__).parent.parent
@@ -308,7 +308,7 @@ def test_an_archive_of_something_else(tmp_path, manual, content, message):
 
 
 def stopping(stop, after=20):
-    examples = cifar10_tfds._examples
+    examples = _cifar10_tfds._examples
 
     def stopped(split, rows):
         for key, example in examples(split, rows):
@@ -325,7 +325,7 @@ def test_a_preparation_that_is_interrupted_leaves_nothing(tmp_path, manual, monk
         raise kind("power cut")
 
     with monkeypatch.context() as patched:
-        patched.setattr(cifar10_tfds, "_examples", stopping(stop))
+        patched.setattr(_cifar10_tfds, "_examples", stopping(stop))
         with pytest.raises(KeyboardInterrupt if kind is KeyboardInterrupt else InputError) as caught:
             read(tmp_path / "data", manual_dir=manual, archive=published(CONTENT))
     if kind is not KeyboardInterrupt:
@@ -351,13 +351,13 @@ def test_a_preparation_that_is_killed_is_begun_again(tmp_path, manual):
 
 
 def test_someone_else_prepares_it_meanwhile(tmp_path, manual, monkeypatch):
-    examples = cifar10_tfds._examples
+    examples = _cifar10_tfds._examples
 
     def other():
-        monkeypatch.setattr(cifar10_tfds, "_examples", examples)
+        monkeypatch.setattr(_cifar10_tfds, "_examples", examples)
         read(tmp_path / "data", manual_dir=manual, archive=published(CONTENT))
 
-    monkeypatch.setattr(cifar10_tfds, "_examples", stopping(other))
+    monkeypatch.setattr(_cifar10_tfds, "_examples", stopping(other))
     check(read(tmp_path / "data", manual_dir=manual, archive=published(CONTENT)))
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxdl.datasets import download, simulated_table, sources, weather
+from jaxdl.datasets import _download, simulated_table, weather
 from jaxdl.errors import InputError
 from tests.file_server import files, nowhere, serving
 
@@ -36,16 +36,16 @@ def path(tmp_path):
 
 
 def test_a_file_is_downloaded_once(server, path):
-    assert download.fetch(f"{server.url}/a", CHECKSUM, path) == path
+    assert _download.fetch(f"{server.url}/a", CHECKSUM, path) == path
     assert path.read_bytes() == CONTENT and files(path.parent) == ["a.gz", "a.gz.checksum"]
-    assert download.fetch(f"{nowhere()}/a", CHECKSUM, path) == path == download.cached("a.gz", path.parent)
+    assert _download.fetch(f"{nowhere()}/a", CHECKSUM, path) == path == _download.cached("a.gz", path.parent)
     assert server.asked == ["/a"]
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "x-gzip", "deflate"])
 def test_a_packed_file_is_kept_as_it_is_whatever_the_server_calls_it(server, path, encoding):
     server.headers = [("Content-Encoding", encoding)]
-    assert download.fetch(f"{server.url}/a", CHECKSUM, path).read_bytes() == CONTENT
+    assert _download.fetch(f"{server.url}/a", CHECKSUM, path).read_bytes() == CONTENT
 
 
 @pytest.mark.parametrize(
@@ -62,24 +62,24 @@ def test_a_packed_file_is_kept_as_it_is_whatever_the_server_calls_it(server, pat
 def test_a_bad_answer_leaves_nothing(server, path, faults, message):
     vars(server).update(faults)
     with pytest.raises(InputError) as caught:
-        download.fetch(f"{server.url}/a", CHECKSUM, path)
-    assert message in str(caught.value) and not isinstance(caught.value, download.UnreachableError)
+        _download.fetch(f"{server.url}/a", CHECKSUM, path)
+    assert message in str(caught.value) and not isinstance(caught.value, _download.UnreachableError)
     assert files(path.parent) == []
 
 
 def test_a_server_that_cannot_be_reached_is_told_from_one_that_refuses(server, path):
-    with pytest.raises(download.UnreachableError, match="cannot be reached: no connection"):
-        download.fetch(f"{nowhere()}/a", CHECKSUM, path)
+    with pytest.raises(_download.UnreachableError, match="cannot be reached: no connection"):
+        _download.fetch(f"{nowhere()}/a", CHECKSUM, path)
     server.hang = True
     began = time.monotonic()
-    with pytest.raises(download.UnreachableError, match="cannot be reached: no answer in time"):
-        download.fetch(f"{server.url}/a", CHECKSUM, path, time.monotonic() + 0.3)
+    with pytest.raises(_download.UnreachableError, match="cannot be reached: no answer in time"):
+        _download.fetch(f"{server.url}/a", CHECKSUM, path, time.monotonic() + 0.3)
     assert time.monotonic() - began < 3 and files(path.parent) == []
 
 
 def test_no_time_at_all_is_no_bad_address():
-    with pytest.raises(download.UnreachableError):
-        download.get("http://127.0.0.1:1/a", time.monotonic() - 1)
+    with pytest.raises(_download.UnreachableError):
+        _download.get("http://127.0.0.1:1/a", time.monotonic() - 1)
 
 
 def test_a_deadline_holds_for_all_that_is_asked(server):
@@ -87,30 +87,30 @@ def test_a_deadline_holds_for_all_that_is_asked(server):
     server.hang = True
     began = time.monotonic()
     for _ in range(3):
-        with pytest.raises(download.UnreachableError):
-            download.get(f"{server.url}/a", deadline)
+        with pytest.raises(_download.UnreachableError):
+            _download.get(f"{server.url}/a", deadline)
     assert time.monotonic() - began < 2
 
 
 def test_a_folder_that_cannot_be_made(server, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"the cache folder .*file cannot be written"):
-        download.fetch(f"{server.url}/a", CHECKSUM, tmp_path / "file" / "a.gz")
+        _download.fetch(f"{server.url}/a", CHECKSUM, tmp_path / "file" / "a.gz")
 
 
 def test_what_has_no_checksum_beside_it_is_downloaded_again(server, path):
     path.parent.mkdir()
     path.write_bytes(CONTENT[:100])
-    assert download.cached("a.gz", path.parent) is None
-    assert download.fetch(f"{server.url}/a", CHECKSUM, path).read_bytes() == CONTENT
+    assert _download.cached("a.gz", path.parent) is None
+    assert _download.fetch(f"{server.url}/a", CHECKSUM, path).read_bytes() == CONTENT
 
 
 @pytest.mark.parametrize("damaged", ["a.gz", "a.gz.checksum"])
 def test_a_damaged_file_is_an_error_that_names_it(server, path, damaged):
-    download.fetch(f"{server.url}/a", CHECKSUM, path)
+    _download.fetch(f"{server.url}/a", CHECKSUM, path)
     path.with_name(damaged).write_text("sha256:0")
     with pytest.raises(InputError, match=r"a\.gz must have the checksum with which it was downloaded. Remove it"):
-        download.fetch(f"{server.url}/a", CHECKSUM, path)
+        _download.fetch(f"{server.url}/a", CHECKSUM, path)
 
 
 def test_several_may_download_at_once(server, path):
@@ -118,7 +118,7 @@ def test_several_may_download_at_once(server, path):
 
     def fetch(_):
         together.wait()
-        return download.fetch(f"{server.url}/a", CHECKSUM, path).read_bytes()
+        return _download.fetch(f"{server.url}/a", CHECKSUM, path).read_bytes()
 
     with ThreadPoolExecutor(8) as pool:
         assert set(pool.map(fetch, range(8))) == {CONTENT}
@@ -126,20 +126,20 @@ def test_several_may_download_at_once(server, path):
 
 
 def test_the_server_is_asked_for_ten_seconds_at_most_and_the_cache_is_the_users():
-    assert download.REACHED_WITHIN <= 10
-    assert download.user_cache().name == "jaxdl" and download.user_cache().is_absolute()
+    assert _download.REACHED_WITHIN <= 10
+    assert _download.user_cache().name == "jaxdl" and _download.user_cache().is_absolute()
 
 
 DOWNLOAD = """
 import os, resource, sys
 from pathlib import Path
-from jaxdl.datasets import download
+from jaxdl.datasets import _download
 from jaxdl.errors import InputError
 url, checksum, path, fault = sys.argv[1:]
 if fault == "full":
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))
 try:
-    download.fetch(url, checksum, Path(path))
+    _download.fetch(url, checksum, Path(path))
 except InputError as error:
     sys.exit(str(error))
 """
@@ -155,7 +155,7 @@ def test_a_full_disk_is_told_and_a_second_start_works(server, path):
     _, told = first.communicate()
     assert first.returncode == 1 and "cannot be written (File too large)" in told and "Traceback" not in told
     assert files(path.parent) == []
-    download.fetch(f"{server.url}/a", CHECKSUM, path)
+    _download.fetch(f"{server.url}/a", CHECKSUM, path)
     assert path.read_bytes() == CONTENT
 
 
@@ -169,7 +169,7 @@ def test_a_download_that_is_killed_is_begun_again(server, path):
     first.communicate()
     assert not path.exists()
     server.stall = None
-    download.fetch(f"{server.url}/a", CHECKSUM, path)
+    _download.fetch(f"{server.url}/a", CHECKSUM, path)
     assert path.read_bytes() == CONTENT
 
 
@@ -182,13 +182,13 @@ def test_a_notebook_is_not_told_to_install_widgets_for_bars_that_nobody_shows(tm
     monkeypatch.delitem(sys.modules, "pooch", raising=False)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert str(download.user_cache()) == "jaxdl"
+        assert str(_download.user_cache()) == "jaxdl"
     monkeypatch.delitem(sys.modules, "pooch")
 
 
 # Zenodo
 
-DOI, NAME = sources.LIGHT
+DOI, NAME = _download.LIGHT
 TABLE = simulated_table(30).to_csv(index=False).encode()
 TABLE_CHECKSUM = "md5:" + hashlib.md5(TABLE).hexdigest()
 
@@ -244,11 +244,11 @@ def cache(tmp_path):
 
 
 def test_a_download_is_kept_whole_and_used_again_without_the_network(zenodo_server, cache):
-    path = download.fetch_zenodo(DOI, NAME, cache, server=zenodo_server.url)
+    path = _download.fetch_zenodo(DOI, NAME, cache, server=zenodo_server.url)
     assert path == cache / NAME and path.read_bytes() == TABLE
     assert files(cache) == [NAME, f"{NAME}.checksum"]
     assert zenodo_server.asked == ["/api/records/5071376", "/file"]
-    assert download.fetch_zenodo(DOI, NAME, cache, server="http://127.0.0.1:1") == path
+    assert _download.fetch_zenodo(DOI, NAME, cache, server="http://127.0.0.1:1") == path
     assert len(zenodo_server.asked) == 2
 
 
@@ -262,7 +262,7 @@ def test_the_weather_comes_from_zenodo(zenodo_server, cache, source):
 
 
 def test_the_full_file_has_a_record_of_its_own(zenodo_server, cache):
-    zenodo_server.name = sources.FULL.name
+    zenodo_server.name = _download.FULL.name
     assert weather("zenodo-full", cache=cache, server=zenodo_server.url).source == "zenodo:10.5281/zenodo.7525955"
     assert zenodo_server.asked[0] == "/api/records/7525955"
     assert weather("auto", cache=cache, server="http://127.0.0.1:1").source == "zenodo:10.5281/zenodo.7525955"
@@ -290,7 +290,7 @@ def test_a_bad_answer_of_zenodo_leaves_nothing_and_never_falls_back(zenodo_serve
     with pytest.raises(InputError) as caught:
         weather(source, cache=cache, server=zenodo_server.url)
     assert message in str(caught.value)
-    assert not isinstance(caught.value, download.UnreachableError)
+    assert not isinstance(caught.value, _download.UnreachableError)
     assert files(cache) == []
     for fault in faults:
         delattr(zenodo_server, fault)
@@ -300,14 +300,14 @@ def test_a_bad_answer_of_zenodo_leaves_nothing_and_never_falls_back(zenodo_serve
 def test_what_was_left_half_written_is_not_taken_for_data(zenodo_server, cache):
     cache.mkdir()
     (cache / NAME).write_bytes(TABLE[:1000])
-    assert download.cached(NAME, cache) is None
-    assert download.fetch_zenodo(DOI, NAME, cache, server=zenodo_server.url).read_bytes() == TABLE
+    assert _download.cached(NAME, cache) is None
+    assert _download.fetch_zenodo(DOI, NAME, cache, server=zenodo_server.url).read_bytes() == TABLE
 
 
 @pytest.mark.parametrize("source", ["auto", "zenodo"])
 @pytest.mark.parametrize("damaged", [NAME, f"{NAME}.checksum"])
 def test_a_damaged_cache_is_an_error(zenodo_server, cache, source, damaged):
-    download.fetch_zenodo(DOI, NAME, cache, server=zenodo_server.url)
+    _download.fetch_zenodo(DOI, NAME, cache, server=zenodo_server.url)
     (cache / damaged).write_text("md5:0")
     with pytest.raises(InputError, match="must have the checksum with which it was downloaded"):
         weather(source, cache=cache, server=zenodo_server.url)
@@ -322,7 +322,7 @@ def test_auto_falls_back_loudly_where_nothing_listens_and_named_sources_do_not(z
     assert dataset.note.startswith(f"SIMULATED WEATHER, NOT MEASURED: {address}") and "\n" not in dataset.note
     assert files(cache) == []
     for source in ("zenodo", "zenodo-full"):
-        with pytest.raises(download.UnreachableError, match="cannot be reached: no connection"):
+        with pytest.raises(_download.UnreachableError, match="cannot be reached: no connection"):
             weather(source, cache=cache, server=address)
     assert time.monotonic() - began < 10
 
@@ -331,8 +331,8 @@ def test_auto_falls_back_loudly_where_nothing_listens_and_named_sources_do_not(z
 def test_a_server_that_never_answers_is_given_up_in_time(zenodo_server, cache, hang):
     zenodo_server.hang = hang
     began = time.monotonic()
-    with pytest.raises(download.UnreachableError, match="no answer in time"):
-        download.fetch_zenodo(DOI, NAME, cache, server=zenodo_server.url, within=0.5)
+    with pytest.raises(_download.UnreachableError, match="no answer in time"):
+        _download.fetch_zenodo(DOI, NAME, cache, server=zenodo_server.url, within=0.5)
     assert time.monotonic() - began < 3
     assert files(cache) == []
 
@@ -340,20 +340,20 @@ def test_a_server_that_never_answers_is_given_up_in_time(zenodo_server, cache, h
 def test_a_name_that_is_never_resolved_is_given_up_in_time(zenodo_server, cache, monkeypatch):
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: zenodo_server.release.wait(20))
     began = time.monotonic()
-    with pytest.raises(download.UnreachableError, match="no answer in time"):
-        download.fetch_zenodo(DOI, NAME, cache, server="http://nowhere.invalid", within=0.5)
+    with pytest.raises(_download.UnreachableError, match="no answer in time"):
+        _download.fetch_zenodo(DOI, NAME, cache, server="http://nowhere.invalid", within=0.5)
     assert time.monotonic() - began < 3
 
 
 def test_an_address_that_is_none(cache):
     with pytest.raises(InputError, match="cannot be downloaded"):
-        download.fetch_zenodo(DOI, NAME, cache, server="nowhere")
+        _download.fetch_zenodo(DOI, NAME, cache, server="nowhere")
 
 
 def test_a_cache_that_is_no_folder(zenodo_server, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot be written"):
-        download.fetch_zenodo(DOI, NAME, tmp_path / "file", server=zenodo_server.url)
+        _download.fetch_zenodo(DOI, NAME, tmp_path / "file", server=zenodo_server.url)
 
 
 def test_the_cache_is_the_users_unless_given(monkeypatch, tmp_path):
@@ -364,6 +364,6 @@ def test_the_cache_is_the_users_unless_given(monkeypatch, tmp_path):
         asked.append(cache)
         return tmp_path / name
 
-    monkeypatch.setattr(download, "fetch_zenodo", fetch)
-    sources.find("zenodo")
+    monkeypatch.setattr(_download, "fetch_zenodo", fetch)
+    _download.find("zenodo")
     assert asked[0].name == "jaxdl" and asked[0] != Path("jaxdl")

@@ -11,8 +11,8 @@ from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from jaxdl.datasets.images import CLASSES, as_images
-from jaxdl.datasets.simulated_images import BLOCK, SKETCHES, draw
+from jaxdl.datasets._cifar10_files import CLASSES, as_images
+from jaxdl.datasets._simulated_images import BLOCK, SKETCHES, draw
 from jaxdl.errors import InputError
 
 

@@ -7,9 +7,8 @@ from sklearn.model_selection import train_test_split
 from sklearn.neural_network import MLPRegressor
 from sklearn.preprocessing import StandardScaler
 
-from jaxdl.datasets import simulated_table, weather
-from jaxdl.datasets.simulated_weather import DAYLIGHT, PLACES, _mean_share, _sky, simulate
-from jaxdl.datasets.weather import place_of
+from jaxdl.datasets import place_of, simulated_table, weather
+from jaxdl.datasets._simulated_weather import DAYLIGHT, PLACES, _mean_share, _sky, simulate
 from jaxdl.errors import InputError
 
 

@@ -2,11 +2,11 @@
 
 import pytest
 
-from jaxdl.datasets import sources
-from jaxdl.datasets.terms import CIFAR10, SIMULATED, WEATHER, terms_of
+from jaxdl.datasets import _download, terms_of
+from jaxdl.datasets._weather import CIFAR10, SIMULATED, WEATHER
 
 
-@pytest.mark.parametrize("published", [sources.LIGHT, sources.FULL, sources.LABELS])
+@pytest.mark.parametrize("published", [_download.LIGHT, _download.FULL, _download.LABELS])
 def test_every_record_of_the_weather_is_to_be_cited(published):
     assert f"https://doi.org/{published.doi}" in " ".join(WEATHER.cite)
 

@@ -12,8 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.model_selection import train_test_split
 
-from jaxdl.datasets import sources, weather
-from jaxdl.datasets.weather import place_of
+from jaxdl.datasets import place_of, weather
 from tests.weather_files import HEADER, LINES, TABLE, refusal, write
 
 real = pytest.mark.skipif(not os.environ.get("JAXDL_DATA"), reason="JAXDL_DATA names no folder of real data")
@@ -181,7 +180,7 @@ def test_sources_that_are_none(source, message):
 
 
 def test_auto_takes_the_folder_that_is_named_and_no_other(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources.download, "get", None)
+    monkeypatch.setattr("jaxdl.datasets._download.get", None)
     path = write(tmp_path, LINES, "weather/weather_prediction_dataset.csv")
     monkeypatch.setenv("JAXDL_DATA", str(tmp_path))
     assert weather("auto").source == f"file:{path}"

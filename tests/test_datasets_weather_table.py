@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxdl.datasets import weather
-from jaxdl.datasets.weather_table import read_table
+from jaxdl.datasets._weather_csv import read_table
 from jaxdl.errors import InputError
 from tests.weather_files import HEADER, LINES, TABLE, refusal, write
 

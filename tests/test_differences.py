@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxdl.differences import Difference, differences, flat
 from jaxdl.errors import InputError
+from jaxdl.runs.catalog import Difference, differences, flat
 from tests.run_folders import CONFIG, METRICS, write
 
 

@@ -7,35 +7,35 @@ import pytest
 
 from jaxdl import (
     Objective,
-    binary,
     early_stopping,
     examples,
     fit,
     fit_seeds,
+    losses,
     make_plan,
+    metrics,
     mlp,
-    objectives,
     reduce_on_plateau,
     start,
 )
-from jaxdl.comparisons import one_standard_error
+from jaxdl.ensembles import sweep
 from jaxdl.errors import InputError
-from jaxdl.listings import higher_is_better
-from jaxdl.sweeps import sweep
+from jaxdl.runs.catalog import higher_is_better
+from jaxdl.stats import one_standard_error
 
 RNG = np.random.default_rng(0)
 INPUTS = RNG.normal(size=(70, 4)).astype(np.float32)
 LABELS = (INPUTS @ [1, -2, 3, 0.5] > 0).astype(np.int32)
 ROWS = examples(INPUTS, LABELS)
-CLASSES = Objective(objectives.softmax_cross_entropy, (objectives.accuracy,))
-NUMBERS = Objective(objectives.squared_error, (objectives.rmse, objectives.r2()))
-UNKNOWN = objectives.mean("largest_output", lambda outputs, targets: outputs.max(1))
+CLASSES = Objective(losses.softmax_cross_entropy, (metrics.accuracy,))
+NUMBERS = Objective(losses.squared_error, (metrics.rmse, metrics.r2()))
+UNKNOWN = metrics.mean("largest_output", lambda outputs, targets: outputs.max(1))
 MODEL, OPTIMIZER = mlp((), outputs=2), optax.sgd(1e-2)
 
 
 def test_every_metric_of_the_toolkit_carries_its_direction():
-    lower = [objectives.rmse, objectives.mae]
-    higher = [objectives.r2(), objectives.accuracy, objectives.top_k(3), binary.accuracy, binary.balanced_accuracy]
+    lower = [metrics.rmse, metrics.mae]
+    higher = [metrics.r2(), metrics.accuracy, metrics.top_k(3), metrics.binary_accuracy, metrics.balanced_accuracy]
     assert {metric.mode for metric in lower} == {"min"} and {metric.mode for metric in higher} == {"max"}
 
 
@@ -79,7 +79,7 @@ def test_a_plateau_of_an_accuracy_that_rises_keeps_the_learning_rate():
 @pytest.mark.parametrize("rule", [early_stopping, reduce_on_plateau])
 @pytest.mark.parametrize("monitor", ["largest_output", "val_largest_output", "learning_rate"])
 def test_a_monitor_of_unknown_direction_needs_a_mode(rule, monitor):
-    objective = Objective(objectives.softmax_cross_entropy, (UNKNOWN,))
+    objective = Objective(losses.softmax_cross_entropy, (UNKNOWN,))
     name = "stop" if rule is early_stopping else "plateau"
     with pytest.raises(InputError, match=f'{name} monitors "{monitor}" without a mode.*mode="min"'):
         make_plan(MODEL, objective, OPTIMIZER, **{name: rule(monitor)})
@@ -87,7 +87,7 @@ def test_a_monitor_of_unknown_direction_needs_a_mode(rule, monitor):
 
 
 def test_a_metric_of_unknown_direction_may_be_measured():
-    objective = Objective(objectives.softmax_cross_entropy, (UNKNOWN,))
+    objective = Objective(losses.softmax_cross_entropy, (UNKNOWN,))
     run = fit(MODEL, objective, OPTIMIZER, ROWS, ROWS, epochs=1, stop=early_stopping("val_loss"))
     assert "val_largest_output" in run.records[0]
 
@@ -115,7 +115,7 @@ def test_a_rule_that_was_put_into_a_plan_by_hand_must_have_its_mode():
 
 def test_a_user_defined_rule_decides_on_its_direction_itself():
     stop = early_stopping("largest_output", mode="max")._replace(mode=None)
-    objective = Objective(objectives.softmax_cross_entropy, (UNKNOWN,))
+    objective = Objective(losses.softmax_cross_entropy, (UNKNOWN,))
     assert make_plan(MODEL, objective, OPTIMIZER, stop=stop).stop is stop
 
 

@@ -11,8 +11,8 @@ import pytest
 from tensorboard.backend.event_processing.event_multiplexer import EventMultiplexer
 
 import jaxdl.__main__
-from experiments.command import command
-from experiments.weather import RECIPES
+from experiments.weather.experiment import RECIPES
+from jaxdl.runs.command import command
 from tests import test_experiments_lesson as small_lesson
 from tests.documents import (
     EXPERIMENTS,

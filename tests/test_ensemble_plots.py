@@ -11,7 +11,7 @@ import pytest
 from matplotlib.container import ErrorbarContainer
 from scipy.stats import sem
 
-from jaxdl import ensemble_plots as plots
+from jaxdl import plots
 from jaxdl.errors import InputError
 
 LASTS = (6, 4, 9, 5)
@@ -209,8 +209,8 @@ def test_names_of_any_length_stay_inside_the_figure():
 def test_no_pyplot_is_loaded():
     program = """
 import io, sys
-from jaxdl import ensemble_plots
-ensemble_plots.spreads(["a"], [[1.0]]).savefig(io.BytesIO())
+from jaxdl import plots
+plots.spreads(["a"], [[1.0]]).savefig(io.BytesIO())
 sys.exit("matplotlib.pyplot" in sys.modules)
 """
     subprocess.run([sys.executable, "-c", program], check=True)

@@ -11,15 +11,13 @@ import numpy as np
 import optax
 import pytest
 
-from jaxdl import checkpoints, ensembles, leaves
-from jaxdl import objectives as o
-from jaxdl.chunks import chunks, epochs
+from jaxdl import _tree, ensembles, losses, metrics, saving
 from jaxdl.data import examples
+from jaxdl.ensembles import members
 from jaxdl.errors import InputError
-from jaxdl.models import mlp
-from jaxdl.plans import Family, make_plan
-from jaxdl.stopping import early_stopping, reduce_on_plateau
-from jaxdl.training import run_epoch, start
+from jaxdl.nn import mlp
+from jaxdl.train import chunks, early_stopping, epochs, make_plan, reduce_on_plateau, run_epoch, start
+from jaxdl.train.plan import Family
 from jaxdl.types import Objective
 
 RANDOM = np.random.default_rng(0)
@@ -29,7 +27,7 @@ TRAIN, VALIDATION = examples(INPUTS[:30], TARGETS[:30]), examples(INPUTS[30:], T
 # All that a run may remember: BatchNorm, dropout, the learning rate, momentum, an average, both rules.
 PLAN = make_plan(
     mlp((8,), dropout=0.1, input_norm=True),
-    Objective(o.squared_error, (o.rmse,)),
+    Objective(losses.squared_error, (metrics.rmse,)),
     optax.inject_hyperparams(optax.adam)(learning_rate=0.05),
     batch_size=8,
     stop=early_stopping("val_loss", patience=3),
@@ -38,7 +36,7 @@ PLAN = make_plan(
 )
 WITHOUT_BATCHNORM = PLAN._replace(model=mlp((8,), dropout=0.1))
 # What compiles fast and still draws in training.
-QUICK = make_plan(mlp((4,), dropout=0.1), Objective(o.squared_error), optax.adam(0.05), batch_size=8)
+QUICK = make_plan(mlp((4,), dropout=0.1), Objective(losses.squared_error), optax.adam(0.05), batch_size=8)
 
 
 @functools.cache
@@ -48,14 +46,14 @@ def keys():
 
 @functools.cache
 def beginning():
-    return ensembles.members(keys(), lambda key: start(PLAN, TRAIN, VALIDATION, key=key))
+    return members.members(keys(), lambda key: start(PLAN, TRAIN, VALIDATION, key=key))
 
 
 LAST = 40
 
 
 def bits(tree):
-    return {name: np.asarray(leaf).tobytes() for name, leaf in leaves.named(tree).items()}
+    return {name: np.asarray(leaf).tobytes() for name, leaf in _tree.named(tree).items()}
 
 
 def together(how="vmap", begin=None, last=LAST, plan=PLAN):
@@ -104,8 +102,8 @@ def test_mapped_members_are_solo_runs_bit_for_bit(alone, mapped):
 def test_batched_members_are_solo_runs_up_to_rounding(alone, batched):
     first, last = batched[0][0], batched[-1][0]
     for index, run in enumerate(alone):
-        expected = leaves.named(run[0][0])
-        for name, leaf in leaves.named(ensembles.member(first, index)).items():
+        expected = _tree.named(run[0][0])
+        for name, leaf in _tree.named(ensembles.member(first, index)).items():
             np.testing.assert_allclose(leaf, expected[name], rtol=1e-5, atol=1e-5, err_msg=name)
         found, solo = ensembles.member(last, index), run[-1][0]
         assert int(found.epoch) == int(solo.epoch) == len(run)
@@ -137,10 +135,10 @@ def test_an_ensemble_goes_on_from_a_checkpoint_bit_for_bit(batches, batched, tmp
     run = ensembles.run_members
     pieces = chunks(PLAN, beginning(), TRAIN, VALIDATION, last=LAST, steps=lambda: 1, run=run)
     middle = list(itertools.islice(pieces, batches))[-1].progress
-    with checkpoints.keeper(tmp_path, {}, every=99, tell=print) as keep:
+    with saving.keeper(tmp_path, {}, every=99, tell=print) as keep:
         keep(middle, [])
-    saved = checkpoints.latest(tmp_path, print)
-    *_, (many, _) = together(begin=leaves.rebuilt(beginning(), saved.arrays))
+    saved = saving.latest(tmp_path, print)
+    *_, (many, _) = together(begin=_tree.rebuilt(beginning(), saved.arrays))
     assert bits(many) == bits(batched[-1][0])
 
 
@@ -167,9 +165,7 @@ def test_an_ensemble_is_one_program(compilations, batched):
         together()
     assert "_run" not in names
     # Members differ in their data alone: other keys compile nothing.
-    other = ensembles.members(
-        jax.random.split(jax.random.key(9), 4), lambda key: start(PLAN, TRAIN, VALIDATION, key=key)
-    )
+    other = members.members(jax.random.split(jax.random.key(9), 4), lambda key: start(PLAN, TRAIN, VALIDATION, key=key))
     with compilations() as names:
         together(begin=other, last=2)
     assert "_run" not in names
@@ -177,13 +173,13 @@ def test_an_ensemble_is_one_program(compilations, batched):
 
 def test_ensemble_is_the_loop_in_its_docstring(meaning):
     epoch = partial(run_epoch, plan=PLAN)
-    together = jax.jit(ensembles.ensemble(epoch, "map"))
+    together = jax.jit(members.ensemble(epoch, "map"))
     many, progresses = beginning(), [start(PLAN, TRAIN, VALIDATION, key=key) for key in keys()]
     for _ in range(8):
         many, record = together(many, TRAIN, VALIDATION)
         loop = {"progresses": progresses, "figures": [dict.fromkeys(record, np.nan) for _ in keys()]}
         names = {"epoch": epoch, "arguments": (TRAIN, VALIDATION), "own": {}, **loop}
-        figures = meaning(ensembles.ensemble, **names)["figures"]
+        figures = meaning(members.ensemble, **names)["figures"]
         for name, values in record.items():
             np.testing.assert_array_equal(values, [float(figure[name]) for figure in figures])
     assert any(int(progress.epoch) < 8 for progress in progresses)
@@ -201,14 +197,14 @@ def test_members_on_several_devices_are_the_same_runs(batched, apart):
     many, train, validation = apart
     *_, (found, _) = epochs(PLAN, many, train, validation, last=LAST, run=ensembles.run_members)
     assert len(found.epoch.sharding.device_set) == 2
-    for name, leaf in leaves.named(found).items():
-        np.testing.assert_allclose(leaf, leaves.named(batched[-1][0])[name], rtol=1e-4, atol=1e-4, err_msg=name)
+    for name, leaf in _tree.named(found).items():
+        np.testing.assert_allclose(leaf, _tree.named(batched[-1][0])[name], rtol=1e-4, atol=1e-4, err_msg=name)
 
 
 @pytest.mark.parametrize("how", ["map", "vmap"])
 def test_devices_only_tell_each_other_whether_all_have_stopped(how, apart):
     options = {"plan": PLAN, "how": how, "mesh": apart[0].epoch.sharding.mesh}
-    text = ensembles._run.lower(*apart, np.int32(4), {}, **options).compile().as_text()
+    text = members._run.lower(*apart, np.int32(4), {}, **options).compile().as_text()
     found = re.findall(r"= (\S+) ((?:all|collective|reduce-scatter|ragged)[a-z-]*)\(", text)
     assert found == [("pred[]", "all-reduce")]
 
@@ -220,7 +216,7 @@ def test_members_that_cannot_be_shared_evenly_are_refused():
 
 @pytest.mark.parametrize(("count", "size"), [(1, 1), (8, 8), (9, 3), (16, 8), (17, 1), (24, 8)])
 def test_members_are_batched_in_equal_blocks_of_at_most_eight_on_a_cpu(count, size):
-    assert ensembles._block(count) == size
+    assert members._block(count) == size
 
 
 # The larger ones take as long again.
@@ -235,8 +231,8 @@ def test_members_in_blocks_are_their_solo_runs(count):
         for name, value in expected.items():
             if name != "epoch":
                 np.testing.assert_allclose(record[name][index], value, rtol=1e-5)
-        for name, leaf in leaves.named(ensembles.member(found, index)).items():
-            np.testing.assert_allclose(leaf, leaves.named(progress)[name], rtol=1e-5, atol=1e-5, err_msg=name)
+        for name, leaf in _tree.named(ensembles.member(found, index)).items():
+            np.testing.assert_allclose(leaf, _tree.named(progress)[name], rtol=1e-5, atol=1e-5, err_msg=name)
 
 
 @pytest.mark.parametrize("count", [2, 4])
@@ -255,14 +251,14 @@ def test_mapped_members_with_batchnorm_on_several_devices_are_solo_runs_up_to_ro
     many, train, validation = apart
     *_, (found, _) = epochs(PLAN, many, train, validation, last=LAST, run=partial(ensembles.run_members, how="map"))
     for index, run in enumerate(alone):
-        expected = leaves.named(run[-1][0])
-        for name, leaf in leaves.named(ensembles.member(found, index)).items():
+        expected = _tree.named(run[-1][0])
+        for name, leaf in _tree.named(ensembles.member(found, index)).items():
             np.testing.assert_allclose(leaf, expected[name], rtol=1e-4, atol=1e-5, err_msg=name)
 
 
 @pytest.mark.parametrize(("count", "devices"), [(1, 1), (3, 3), (8, 8), (11, 1), (9, 3), (12, 6), (16, 8)])
 def test_as_many_devices_are_used_as_share_the_members_evenly(count, devices):
-    assert ensembles.most_devices(count) == jax.local_devices()[:devices]
+    assert members.most_devices(count) == jax.local_devices()[:devices]
 
 
 def test_what_was_gathered_is_the_same_on_one_device():
@@ -274,7 +270,7 @@ def test_what_was_gathered_is_the_same_on_one_device():
 
 def family(learning_rate, dropout, scale):
     model, optimiser = mlp((4,), dropout=dropout, init_scale=scale), optax.adam(learning_rate)
-    return make_plan(model, Objective(o.squared_error), optimiser, batch_size=8)
+    return make_plan(model, Objective(losses.squared_error), optimiser, batch_size=8)
 
 
 @pytest.mark.parametrize("how", ["map", "vmap"])

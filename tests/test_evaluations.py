@@ -6,21 +6,19 @@ import jax
 import numpy as np
 import pytest
 
-from jaxdl import objectives as o
-from jaxdl.data import examples, take
+from jaxdl import losses, metrics
+from jaxdl.data import Source, examples, take
+from jaxdl.distributed import make_mesh, place_progress
 from jaxdl.errors import InputError
-from jaxdl.evaluations import evaluate_source, predict_source
-from jaxdl.models import mlp
-from jaxdl.passes import evaluate, predict
-from jaxdl.sharding import make_mesh, place_progress
-from jaxdl.sources import Source
+from jaxdl.nn import mlp
+from jaxdl.train.evaluate import evaluate, evaluate_source, predict, predict_source
 from jaxdl.types import Examples, Objective
 
 RANDOM = np.random.default_rng(0)
 INPUTS = RANDOM.normal(size=(333, 3))
 ROWS = examples(INPUTS, INPUTS[:, :2] + RANDOM.normal(size=(333, 2)), RANDOM.integers(0, 3, 333))
 SOURCE = Source(333, lambda rows: take(ROWS, rows))
-OBJECTIVE = Objective(o.squared_error, (o.rmse, o.r2()))
+OBJECTIVE = Objective(losses.squared_error, (metrics.rmse, metrics.r2()))
 MODEL = mlp((5,), outputs=2)
 
 
@@ -70,7 +68,7 @@ def test_totals_beyond_the_digits_of_float32_stay_exact():
     rows = examples(np.zeros((65, 1)), np.where(np.arange(65)[:, None] == 0, 0.0, 512.0), weights)
     model, source = mlp(()), Source(65, lambda numbers: take(rows, numbers))
     zero = jax.tree.map(np.zeros_like, model.init(jax.random.key(0), rows.inputs))
-    found = evaluate_source(model, Objective(o.squared_error), zero, source, batch_size=1, window_bytes=1)
+    found = evaluate_source(model, Objective(losses.squared_error), zero, source, batch_size=1, window_bytes=1)
     np.testing.assert_allclose(found["loss"], 64 * 512.0**2 / (2**24 + 64), rtol=1e-7)
 
 

@@ -13,15 +13,15 @@ from sklearn.linear_model import Ridge
 from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import StandardScaler
 
-from experiments.bbq_report import NAMES, baselines, confusion, quality
-from experiments.command import command
-from experiments.weather import RECIPES, Config, build, check_both_kinds, run
+from experiments.weather.bbq_report import NAMES, baselines, confusion, quality
+from experiments.weather.experiment import RECIPES, Config, build, check_both_kinds, run
 from jaxdl.data import examples
-from jaxdl.datasets import simulated_table, weather
-from jaxdl.datasets.barbecue import BASEL, RULE
+from jaxdl.datasets import BASEL, simulated_table, weather
+from jaxdl.datasets._weather import RULE
 from jaxdl.errors import InputError
-from jaxdl.passes import predict
-from jaxdl.weights import load
+from jaxdl.runs.command import command
+from jaxdl.saving import load
+from jaxdl.train.evaluate import predict
 from tests.quick import quick_programs
 
 DATA = ("--data", "simulated:400", "--no-compilation-cache")

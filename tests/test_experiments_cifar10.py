@@ -14,16 +14,15 @@ import pytest
 from sklearn.metrics import accuracy_score, confusion_matrix, log_loss, recall_score
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from experiments import cifar10 as experiment
-from experiments.cifar10 import RECIPES, Config, build, divide, run, settle
-from experiments.cifar10_report import confusion
-from experiments.command import command
-from jaxdl.chunks import epochs
+from experiments.cifar10.experiment import RECIPES, Config, build, divide, run, settle
+from experiments.cifar10.report import confusion
 from jaxdl.datasets import cifar10
 from jaxdl.errors import InputError
-from jaxdl.passes import predict
-from jaxdl.plans import make_plan
-from jaxdl.weights import load
+from jaxdl.runs.command import command
+from jaxdl.saving import load
+from jaxdl.train import epochs, make_plan
+from jaxdl.train import plan as plan_module
+from jaxdl.train.evaluate import predict
 from tests.quick import quick_programs
 
 ROOT = Path(__file__).parent.parent
@@ -142,7 +141,7 @@ def test_training_compiles_once_a_run(compilations):
 @pytest.mark.slow
 def test_the_strong_recipe_runs_with_all_that_it_has(tmp_path, monkeypatch):
     plans = []
-    monkeypatch.setattr(experiment, "make_plan", lambda *a, **k: plans.append(make_plan(*a, **k)) or plans[-1])
+    monkeypatch.setattr(plan_module, "make_plan", lambda *a, **k: plans.append(make_plan(*a, **k)) or plans[-1])
     arguments = (*QUICK, "--recipe", "strong", "--width", "2", "--batch-size", "50", "--patience", "5")
     assert call(*arguments, "--workdir", tmp_path / "run") == 0
     history, config = pd.read_csv(tmp_path / "run/history.csv"), read(tmp_path / "run", "config.json")
@@ -223,9 +222,9 @@ def test_the_folder_of_another_experiment_is_refused(finished, tmp_path, capsys)
 MEMORY = """
 import resource, sys
 import numpy as np, optax
-from jaxdl import Objective, examples, fit
-from jaxdl.models import convnet
-from jaxdl.objectives import softmax_cross_entropy
+from jaxdl import examples, fit, Objective
+from jaxdl.nn import convnet
+from jaxdl.losses import softmax_cross_entropy
 rows = int(sys.argv[1])
 data = examples(np.full((rows, 32, 32, 3), 7, np.uint8), np.arange(rows, dtype=np.int32) % 10)
 fit(convnet(()), Objective(softmax_cross_entropy), optax.sgd(0.1), data, data, epochs=2, batch_size=500)

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom
 
-from experiments.features import first_days, of_place, oversampled, with_last_days, with_month
-from experiments.weather import divide
+from experiments.weather.experiment import divide
+from experiments.weather.features import first_days, of_place, oversampled, with_last_days, with_month
 from jaxdl.data import examples
 from jaxdl.datasets import simulated_table, weather
 from jaxdl.errors import InputError

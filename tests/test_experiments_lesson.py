@@ -23,22 +23,32 @@ from sklearn.metrics import accuracy_score, root_mean_squared_error
 from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import StandardScaler
 
-from experiments import lesson, lesson_cifar10, lesson_page, lesson_steps, lesson_store, lesson_training, lesson_weather
-from experiments.command import command
-from experiments.lesson import Config, Data, run
-from experiments.lesson_calibration import Truth, bars
-from experiments.lesson_cifar10 import CIFAR10, Budget
-from experiments.lesson_figures import figures
-from experiments.lesson_steps import baseline_rows, truths
-from experiments.lesson_weather import BARBECUE, EXERCISES, NEXT, PRINTED, SIZES, Weather
-from experiments.weather import OBJECTIVES, divide
-from jaxdl.datasets import cifar10, weather
-from jaxdl.datasets.barbecue import BASEL
-from jaxdl.fitting import fit
-from jaxdl.locks import locked
-from jaxdl.models import convnet, mlp
-from jaxdl.passes import predict
-from jaxdl.stopping import early_stopping
+from experiments.lesson import exercises, page, training
+from experiments.lesson.exercises import (
+    BARBECUE,
+    CIFAR10,
+    EXERCISES,
+    NEXT,
+    PRINTED,
+    SIZES,
+    Budget,
+    Weather,
+    baseline_rows,
+    truths,
+)
+from experiments.lesson.figures import figures
+from experiments.lesson.findings import bars
+from experiments.lesson.lesson import Config, Data, run
+from experiments.lesson.training import Truth
+from experiments.weather.experiment import OBJECTIVES, divide
+from jaxdl._files import locked
+from jaxdl.datasets import BASEL, _weather, cifar10, weather
+from jaxdl.ensembles import seeds, sweeps
+from jaxdl.nn import convnet, mlp
+from jaxdl.runs.command import command
+from jaxdl.train import early_stopping
+from jaxdl.train.evaluate import predict
+from jaxdl.train.fit import fit
 from tests.quick import quick_programs
 
 pytestmark = pytest.mark.slow
@@ -59,9 +69,9 @@ def shorter(exercise):
     return exercise._replace(recipe=recipe._replace(epochs=4, patience=10, hidden=hidden))
 
 
-SMALLER = tuple(shorter(of) for of in lesson_weather.SMALLER if of.name in ("100, 50", "10, 5"))
-EXERCISED = tuple(shorter(of) for of in lesson_weather.EXERCISED if of.section == EXERCISES or of.name == "oversampled")
-BBQ = tuple(shorter(of) for of in lesson_weather.BBQ)
+SMALLER = tuple(shorter(of) for of in exercises.SMALLER if of.name in ("100, 50", "10, 5"))
+EXERCISED = tuple(shorter(of) for of in exercises.EXERCISED if of.section == EXERCISES or of.name == "oversampled")
+BBQ = tuple(shorter(of) for of in exercises.BBQ)
 
 
 def call(*arguments):
@@ -70,17 +80,15 @@ def call(*arguments):
 
 def only_steps(patch, wanted):
     """The lesson with those weather exercises alone for whose name `wanted` is true."""
-    steps = lesson_steps.weather_steps
-    patch.setattr(
-        lesson_steps, "weather_steps", lambda *of: [step for step in steps(*of) if all(map(wanted, step.names))]
-    )
+    steps = exercises.weather_steps
+    patch.setattr(exercises, "weather_steps", lambda *of: [step for step in steps(*of) if all(map(wanted, step.names))])
 
 
 def make_small(patch):
     only_steps(patch, lambda name: name not in LEFT_OUT)
-    patch.setattr(lesson_page, "DOTS", 1)
+    patch.setattr(page, "DOTS", 1)
     for name, value in (("SMALLER", SMALLER), ("EXERCISED", EXERCISED), ("BBQ", BBQ), ("QUICK", BUDGET)):
-        patch.setattr(lesson_steps, name, value)
+        patch.setattr(exercises, name, value)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -140,8 +148,8 @@ def forbid_training(patch):
     def fail(*_, **__):
         raise AssertionError("a network is trained")
 
-    patch.setattr(lesson_training, "fit_seeds", fail)
-    patch.setattr(lesson_cifar10, "sweep", fail)
+    patch.setattr(seeds, "fit_seeds", fail)
+    patch.setattr(sweeps, "sweep", fail)
 
 
 @pytest.fixture
@@ -159,8 +167,8 @@ def three_exercises(monkeypatch):
 @pytest.fixture
 def without_networks(monkeypatch):
     """The lesson as far as it needs no network."""
-    monkeypatch.setattr(lesson_steps, "weather_steps", lambda *_: ())
-    monkeypatch.setattr(lesson_steps, "cifar10_steps", lambda *_: ())
+    monkeypatch.setattr(exercises, "weather_steps", lambda *_: ())
+    monkeypatch.setattr(exercises, "cifar10_steps", lambda *_: ())
 
 
 def contents(folder):
@@ -271,11 +279,11 @@ def test_a_row_has_the_figures_of_networks_that_are_trained_alone(name, finished
 
 def test_a_row_of_photographs_has_the_figures_of_networks_that_are_trained_alone(finished):
     model, dataset = convnet((), widths=(100, 50)), cifar10(f"simulated:{DAYS}")
-    sets = lesson_cifar10.divide(dataset, BUDGET)
+    sets = exercises.divide_images(dataset, BUDGET)
     assert [len(sets[name].weights) for name in SETS[:2]] == [64, 32]
     rows = seeds_of(finished).loc[CIFAR10, "dense"]
     for seed in range(BUDGET.seeds):
-        done = fit(model, lesson_cifar10.OBJECTIVE, ADAM, sets["train"], sets["validation"], seed=seed, epochs=1)
+        done = fit(model, exercises.OBJECTIVE, ADAM, sets["train"], sets["validation"], seed=seed, epochs=1)
         outputs = outputs_of(model, sets, done.final)
         for which in SETS:
             right = accuracy_score(sets[which].targets, outputs[which].argmax(1))
@@ -296,7 +304,7 @@ def test_that_data_are_simulated_is_said_loudly_and_nothing_of_the_lesson_s_is_p
 
 def test_a_fallback_is_told_in_its_own_words(copied, untrained, monkeypatch, capsys):
     note = "SIMULATED WEATHER, NOT THE DATA SET: no network."
-    monkeypatch.setattr(lesson, "weather", lambda source, **flags: weather(source, **flags)._replace(note=note))
+    monkeypatch.setattr(_weather, "weather", lambda source, **flags: weather(source, **flags)._replace(note=note))
     assert call("--workdir", copied, "--only", "weather") == 0
     assert f"WARNING: {note}" in capsys.readouterr().out and text_of(copied).count(note) == 1
 
@@ -339,7 +347,7 @@ def test_a_lesson_that_was_killed_goes_on_to_the_same_table(missing, more, few, 
 
     few: the exercises with networks, where the lesson has not all of them.
     """
-    folder, save, saved = tmp_path / "run", lesson_store.save, []
+    folder, save, saved = tmp_path / "run", training.save, []
     shutil.copytree(finished, folder, ignore=shutil.ignore_patterns("*.csv", "*.html", "figures"))
     for path in folder.glob(f"rows/{missing}"):
         path.unlink()
@@ -355,11 +363,11 @@ def test_a_lesson_that_was_killed_goes_on_to_the_same_table(missing, more, few, 
 
     if few:
         only_steps(monkeypatch, few.__contains__)
-    monkeypatch.setattr(lesson_store, "save", dying)
+    monkeypatch.setattr(training, "save", dying)
     with pytest.raises(MemoryError):
         call(*QUICK, "--only", "weather", "--workdir", folder)
     assert not (folder / "lesson.csv").exists() and len(saved) == more
-    monkeypatch.setattr(lesson_store, "save", keeping)
+    monkeypatch.setattr(training, "save", keeping)
     assert call("--workdir", folder) == 0
     # Nothing that was finished is trained again.
     assert len(saved) > more and len(saved) == len(set(saved))
@@ -510,7 +518,7 @@ def test_one_seed_shows_no_errors_and_allows_no_findings(copied, finished, capsy
     (folder / "config.json").write_text(json.dumps({**config, "seeds": 1}))
     for of in (*SMALLER, *EXERCISED, *BBQ):
         if of.name not in LEFT_OUT:
-            lesson_store.save(folder / "rows", first_alone(lesson_store.load(folder / "rows", of.section, of.name)))
+            training.save(folder / "rows", first_alone(training.load(folder / "rows", of.section, of.name)))
     # One is trained, the only network of its row.
     (folder / "rows" / "the-lesson-s-exercises-batchnorm.npz").unlink()
     assert call("--seeds", 1, "--only", "weather", "--workdir", folder) == 0
@@ -568,7 +576,7 @@ def test_a_signal_ends_the_lesson_and_says_how_it_goes_on(number, code, tmp_path
     assert process.returncode == code and "Traceback" not in told
     assert f"interrupted; the same command with --workdir {folder} goes on after the finished rows." in told
     assert not (folder / "lesson.csv").exists() and "How small may the network be?: 100, 50" in said
-    assert lesson_store.load(folder / "rows", SIZES, "100, 50").row.seeds == (0, 1)
+    assert training.load(folder / "rows", SIZES, "100, 50").row.seeds == (0, 1)
 
 
 # Networks that diverge
@@ -583,8 +591,8 @@ def with_nan(done, members):
 @pytest.mark.parametrize("lost", [[True, False, False], [True, True, True]])
 def test_networks_that_diverge_do_not_end_the_lesson(lost, copied, untrained, capsys):
     for section, name in [(of.section, of.name) for of in (*SMALLER, *EXERCISED, *BBQ) if of.name not in LEFT_OUT]:
-        done = lesson_store.load(copied / "rows", section, name)
-        lesson_store.save(copied / "rows", with_nan(done, np.array(lost)))
+        done = training.load(copied / "rows", section, name)
+        training.save(copied / "rows", with_nan(done, np.array(lost)))
     assert call("--workdir", copied, "--only", "weather") == 0
     said = " ".join(capsys.readouterr().out.split())
     assert 'Sizes that cannot be compared, because a seed diverged: "100, 50", "10, 5".' in said
@@ -594,7 +602,7 @@ def test_networks_that_diverge_do_not_end_the_lesson(lost, copied, untrained, ca
 
 
 def test_bars_need_two_networks_that_are_finite(finished):
-    done = lesson_store.load(finished / "rows", EXERCISES, "BatchNorm")
+    done = training.load(finished / "rows", EXERCISES, "BatchNorm")
     numbers, labels = (weather(f"simulated:{DAYS}", days=None, target=of) for of in ("BASEL_sunshine", BASEL))
     truth = truths(Weather(numbers), Weather(labels, BASEL))["numbers"]
     found, mean = bars(done, truth), done.outputs["test"][..., 0].astype(float).mean(0)
@@ -608,7 +616,7 @@ def test_bars_need_two_networks_that_are_finite(finished):
 
 
 def test_days_of_one_kind_have_no_roc_curve(finished):
-    done = lesson_store.load(finished / "rows", BARBECUE, "one place, yes or no")
+    done = training.load(finished / "rows", BARBECUE, "one place, yes or no")
     rows = len(done.outputs["test"][0])
     truth = Truth(np.zeros((rows, 1)), np.zeros((rows, 1)), np.zeros(rows))
     key = (BARBECUE, "one place, yes or no")

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from scipy.stats import ttest_1samp, ttest_rel
 
-from experiments.lesson_findings import READING, SPLIT, findings, recommended
-from experiments.lesson_rows import Row
-from experiments.lesson_weather import BARBECUE, EXERCISES, NEXT, SIZES
+from experiments.lesson.exercises import BARBECUE, EXERCISES, NEXT, SIZES
+from experiments.lesson.findings import READING, SPLIT, findings, recommended
+from experiments.lesson.rows import Row
 
 CIFAR10 = "CIFAR-10"
 NETWORKS = ("plain", "early stopping", "BatchNorm", "one place", "all years")

@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 from scipy.stats import sem
 
-from experiments.lesson_page import Picture, Source, page, png
-from experiments.lesson_rows import Row
+from experiments.lesson.page import Picture, Source, page, png
+from experiments.lesson.rows import Row
 from jaxdl.errors import InputError
 
 EMPTY = {"meta", "img", "br", "hr", "link", "input"}

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from rich.console import Console
 from scipy.stats import sem
 
-from experiments.experiment import SETS
-from experiments.lesson_rows import Row, as_frame, as_seeds, check, estimate, number, table
+from experiments.lesson.rows import Row, as_frame, as_seeds, check, estimate, number, table
 from jaxdl.errors import InputError
+from jaxdl.types import SETS
 
 DRAW = np.random.default_rng(0)
 SEEDS = tuple(range(8))

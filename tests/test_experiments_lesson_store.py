@@ -9,12 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from experiments import lesson_store
-from experiments.lesson_cifar10 import CIFAR10, FULL, QUICK, names_of_rates
-from experiments.lesson_rows import NO_EPOCHS, Row
-from experiments.lesson_store import load, save
-from experiments.lesson_training import Trained
-from experiments.lesson_weather import BBQ, EXERCISED, SMALLER
+from experiments.lesson import training
+from experiments.lesson.exercises import BBQ, CIFAR10, EXERCISED, FULL, QUICK, SMALLER, names_of_rates
+from experiments.lesson.rows import NO_EPOCHS, Row
+from experiments.lesson.training import Trained, load, save
 from jaxdl.errors import InputError
 
 SECTION = "The lesson's exercises"
@@ -173,7 +171,7 @@ def test_nothing_half_written_is_ever_read(tmp_path, monkeypatch):
         file.write(b"PK half of it")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(lesson_store.np, "savez", cut_off)
+    monkeypatch.setattr(training.np, "savez", cut_off)
     for name in ("plain", "small"):
         with pytest.raises(KeyboardInterrupt):
             save(tmp_path, made(name, parameters=2))

@@ -13,8 +13,11 @@ from pathlib import Path
 import jax
 import pytest
 
-from experiments import lesson, output, weather
-from experiments.command import command
+from experiments.lesson import rows
+from experiments.weather import experiment as weather
+from jaxdl.runs import console
+from jaxdl.runs.command import command
+from jaxdl.runs.flags import Output
 
 ROOT = Path(__file__).parent.parent
 SHORT = ["--recipe", "small", "--data", "simulated:120", "--epochs", "2", "--no-compilation-cache", "--no-tensorboard"]
@@ -77,9 +80,9 @@ def test_how_a_run_was_watched_is_not_part_of_it(quiet):
 
 
 def test_warnings_are_heard_beside_a_quiet_console_too(capsys):
-    output.warn("it rains", output.console(output.Output(json=True)))
+    console.warn("it rains", console.make_console(Output(json=True)))
     assert capsys.readouterr() == ("", "WARNING: it rains\n")
-    output.warn("it rains", output.console(output.Output()))
+    console.warn("it rains", console.make_console(Output()))
     assert capsys.readouterr() == ("WARNING: it rains\n", "")
 
 
@@ -119,7 +122,7 @@ def test_help_fits_a_terminal_and_has_no_colours_where_it_is_piped(module):
 
 
 def test_the_rows_of_a_lesson_are_data():
-    assert lesson.as_records([]) == []
+    assert rows.as_records([]) == []
 
 
 def test_a_reader_that_is_gone_ends_a_command_without_a_word(tmp_path):

@@ -6,12 +6,13 @@ import shutil
 import numpy as np
 import pytest
 
-from experiments.command import command
-from experiments.resuming import other_surroundings
-from experiments.watching import noticing
-from experiments.weather import Config, run
-from jaxdl import checkpoints, runs, saves
-from jaxdl.locks import locked
+from experiments.weather.experiment import Config, run
+from jaxdl import _environment, saving
+from jaxdl._files import locked
+from jaxdl.runs.command import command
+from jaxdl.runs.resume import other_surroundings
+from jaxdl.runs.runner import noticing
+from jaxdl.saving import checkpoints
 
 FLAGS = ("--data", "simulated:400", "--no-compilation-cache", "--no-tensorboard", "--hidden", 4)
 PROGRESS = "checkpoints/progress"
@@ -53,7 +54,7 @@ def epochs(folder):
 
 
 def bits(folder):
-    saved = checkpoints.latest(folder / PROGRESS, print)
+    saved = saving.latest(folder / PROGRESS, print)
     return {name: array.tobytes() for name, array in saved.arrays.items()}
 
 
@@ -141,12 +142,12 @@ def test_other_data_before_the_first_save_are_those_of_the_run(cut):
 
 def rewritten(folder, about):
     """A checkpoint whose content is another, and whose checksums are right."""
-    saved = checkpoints.latest(folder / PROGRESS, print)
+    saved = saving.latest(folder / PROGRESS, print)
     content = {**saved.about, **about(saved.about)}
     shutil.rmtree(folder / PROGRESS)
-    own = {name: content.pop(name) for name in saves.OWN}
+    own = {name: content.pop(name) for name in checkpoints.OWN}
     arrays = {name: content.pop(name, array) for name, array in saved.arrays.items()}
-    saves.write(folder / PROGRESS, arrays, {**content, **own})
+    checkpoints.write(folder / PROGRESS, arrays, {**content, **own})
 
 
 def without(*names):
@@ -205,23 +206,23 @@ def test_a_checkpoint_without_a_record_of_its_flags_leaves_those_of_config_json(
 
 
 def test_a_machine_is_told_by_all_that_changes_bits(monkeypatch):
-    here = {**runs.surroundings(), "machine": runs.machine()}
+    here = {**_environment.surroundings(), "machine": _environment.machine()}
     assert other_surroundings(here, here) is None
     monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_max_isa=SSE4_2")
-    text = other_surroundings(here, {**here, "machine": runs.machine()})
+    text = other_surroundings(here, {**here, "machine": _environment.machine()})
     assert "XLA_FLAGS --xla_cpu_max_isa=SSE4_2: its numbers may differ" in text
     for name, value in (("cores", 64), ("processor", "another"), ("threefry_partitionable", "False")):
         there = {**here, "machine": {**here["machine"], name: value}}
         assert f"{name} {value}" in other_surroundings(there, here)
-    assert len(runs.machine()) == 3 + len(runs.SETTINGS)
+    assert len(_environment.machine()) == 3 + len(_environment.SETTINGS)
 
 
 def test_the_record_of_a_checkpoint_is_read_where_it_is_whole_alone(cut, stopped):
-    saved = checkpoints.latest(cut / PROGRESS, print)
-    assert saves.about_of(cut / PROGRESS) == saved.about
+    saved = saving.latest(cut / PROGRESS, print)
+    assert checkpoints.about_of(cut / PROGRESS) == saved.about
     path = cut / PROGRESS / str(saved.number) / "about" / "metadata"
     path.write_text(path.read_text().replace('"batch_size": 32', '"batch_size": 16'))
-    assert saves.about_of(cut / PROGRESS) is None
+    assert checkpoints.about_of(cut / PROGRESS) is None
 
 
 def test_a_lock_that_is_removed_while_a_run_goes_on_is_told_once(tmp_path):

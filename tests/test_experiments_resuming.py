@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from experiments import cifar10
-from experiments.command import StoppedError, command
-from experiments.resuming import changes, goes_on, other_surroundings, refused
-from experiments.weather import Config, run
-from jaxdl import checkpoints
-from jaxdl.folders import Earlier
-from jaxdl.interrupts import Interrupts
-from jaxdl.locks import locked
-from jaxdl.weights import load
+from experiments.cifar10 import experiment as cifar10
+from experiments.weather.experiment import Config, run
+from jaxdl import saving
+from jaxdl._files import locked
+from jaxdl.runs.command import StoppedError, command
+from jaxdl.runs.folders import Earlier
+from jaxdl.runs.resume import changes, goes_on, other_surroundings, refused
+from jaxdl.runs.signals import Interrupts
+from jaxdl.saving import load
 
 # One network for all runs, so that it is compiled once.
 DATA = ("--data", "simulated:400", "--no-compilation-cache", "--hidden", 8, 4)
@@ -31,7 +31,7 @@ def call(*arguments):
 
 def bits(folder):
     """All that must be equal; times and names of folders aside."""
-    saved = checkpoints.latest(folder / "checkpoints/progress", print)
+    saved = saving.latest(folder / "checkpoints/progress", print)
     found = {name: (str(array.dtype), array.tobytes()) for name, array in saved.arrays.items()}
     with (folder / "history.csv").open() as file:
         found["history.csv"] = [{**row, "seconds": ""} for row in csv.DictReader(file)]
@@ -214,12 +214,12 @@ def test_nan_stops_a_run_which_then_can_continue(tmp_path, capsys):
         assert call(*flags) == 1
         error = capsys.readouterr().err
         assert "error: epoch 1, step 2 of 9 of training: inf in Dense_" in error and "--on-nan continue" in error
-    saved = checkpoints.latest(folder / "checkpoints/progress", print)
+    saved = saving.latest(folder / "checkpoints/progress", print)
     assert all(np.isfinite(array).all() for name, array in saved.arrays.items() if name.startswith("state/weights"))
     number = saved.number
     assert call("--workdir", folder, "--on-nan", "continue") == 0
     # What is not finite is never saved: the last finite checkpoint stays the latest.
-    assert checkpoints.latest(folder / "checkpoints/progress", print).number == number
+    assert saving.latest(folder / "checkpoints/progress", print).number == number
     assert json.loads((folder / "metrics.json").read_text())["best_epoch"] == 0
 
 

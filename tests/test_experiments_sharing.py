@@ -9,14 +9,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from experiments import sharing
-from experiments.command import command
-from experiments.weather import Config, run
-from jaxdl import checkpoints, processes
+import jaxdl
+from experiments.weather.experiment import Config, run
+from jaxdl import saving
+from jaxdl._files import locked
+from jaxdl.distributed import processes
+from jaxdl.distributed.processes import free_port
 from jaxdl.errors import InputError
-from jaxdl.locks import locked
-from jaxdl.meetings import free_port
-from jaxdl.weights import load
+from jaxdl.runs import multiprocess
+from jaxdl.runs.command import command
+from jaxdl.saving import load
 from tests.groups import ended, running, scripts, until
 
 pytestmark = pytest.mark.processes
@@ -90,7 +92,7 @@ def check_same(folder, expected, epochs=EPOCHS):
 
 
 def saved(folder):
-    return checkpoints.latest(folder / "checkpoints/progress", print)
+    return saving.latest(folder / "checkpoints/progress", print)
 
 
 def names_of(folder):
@@ -208,14 +210,15 @@ REFUSED = """
 import json
 from contextlib import redirect_stderr
 from rich.console import Console
-from experiments import sharing, weather
+from experiments.weather import experiment as weather
+from jaxdl.runs.runner import multiprocess
 flags, folder = json.loads(given[0]), Path(given[1])
 with redirect_stderr(sys.stdout):
     for each in flags:
         config = weather.Config(**{"recipe": "plain", "data": "simulated:400", "workdir": folder, **each})
         try:
             weather.run(config, Console())
-        except sharing.EndedError as error:
+        except multiprocess.EndedError as error:
             print("ended with", error)
 processes.leave()
 """
@@ -305,14 +308,14 @@ def test_processes_with_different_flags_end_with_one_message_each_before_they_re
 def told(monkeypatch):
     """What process 0 tells, as another one hears it."""
     texts = []
-    monkeypatch.setattr(sharing.processes, "told", lambda text: texts.pop(0))
+    monkeypatch.setattr(jaxdl.processes, "told", lambda text: texts.pop(0))
     return texts
 
 
 def test_bad_input_of_a_process_that_follows_is_its_own_only_where_process_0_goes_on(told):
     told.append(json.dumps({"code": 2}))
-    with pytest.raises(sharing.EndedError, match="2"), sharing.preparing():
+    with pytest.raises(multiprocess.EndedError, match="2"), multiprocess.preparing():
         raise InputError("met by all")
     told.append(json.dumps({"folder": "run"}))
-    with pytest.raises(InputError, match="met here"), sharing.preparing():
+    with pytest.raises(InputError, match="met here"), multiprocess.preparing():
         raise InputError("met here")

@@ -10,9 +10,10 @@ import pytest
 from tensorboard.backend.event_processing.event_multiplexer import EventMultiplexer
 from tensorboard.plugins.hparams import metadata
 
-from experiments import cifar10, weather
-from experiments.command import command
-from jaxdl.weights import load
+from experiments.cifar10 import experiment as cifar10
+from experiments.weather import experiment as weather
+from jaxdl.runs.command import command
+from jaxdl.saving import load
 
 pytestmark = pytest.mark.slow
 

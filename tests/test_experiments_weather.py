@@ -14,13 +14,14 @@ from sklearn.metrics import root_mean_squared_error
 from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import StandardScaler
 
-from experiments.command import command, workdir
-from experiments.weather import RECIPES, Config, build, run, settle
-from experiments.weather_report import baselines
+from experiments.weather.experiment import RECIPES, Config, build, run, settle
+from experiments.weather.report import baselines
 from jaxdl.datasets import simulated_table, weather
 from jaxdl.errors import InputError
-from jaxdl.passes import evaluate
-from jaxdl.weights import load
+from jaxdl.runs.command import command
+from jaxdl.runs.folders import workdir
+from jaxdl.saving import load
+from jaxdl.train.evaluate import evaluate
 
 QUICK = ("--data", "simulated:400", "--no-compilation-cache", "--epochs", "3")
 

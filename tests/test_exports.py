@@ -20,22 +20,22 @@ from packaging.requirements import Requirement
 from safetensors.numpy import load_file
 from scipy.special import expit, softmax
 
-from experiments import cifar10, weather
-from experiments.command import command
-from jaxdl import portable
+from experiments.cifar10 import experiment as cifar10
+from experiments.weather import experiment as weather
 from jaxdl.__main__ import main
+from jaxdl._files import draft_name, exclusive
+from jaxdl._tree import named
 from jaxdl.data import fit_scaling, standardise
 from jaxdl.datasets import weather as weather_data
+from jaxdl.distributed import make_mesh
 from jaxdl.errors import InputError
-from jaxdl.exports import Outputs, export, export_run
-from jaxdl.files import draft_name
-from jaxdl.leaves import named
-from jaxdl.locks import exclusive
-from jaxdl.models import mlp
-from jaxdl.passes import predict
-from jaxdl.sharding import make_mesh
+from jaxdl.nn import mlp
+from jaxdl.runs.command import command
+from jaxdl.runs.export import export_run
+from jaxdl.saving import Outputs, load, predict_script
+from jaxdl.saving.export import export
+from jaxdl.train.evaluate import predict
 from jaxdl.types import Model, Weights
-from jaxdl.weights import load
 
 ROOT = Path(__file__).parent.parent
 DRAWS = np.random.default_rng(0)
@@ -88,7 +88,7 @@ def test_the_folder_holds_all_and_its_checksums_agree(tmp_path):
     done = subprocess.run(["sha256sum", "-c", "--strict", "SHA256SUMS"], cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.count(": OK") == len(FILES) - 1
     assert (folder / "README.md").read_text().startswith("# Rain\n\nAs it falls.\n\n## How it is used\n")
-    assert (folder / "predict.py").read_bytes() == (ROOT / "jaxdl" / "portable.py").read_bytes()
+    assert (folder / "predict.py").read_bytes() == (ROOT / "jaxdl" / "saving" / "predict_script.py").read_bytes()
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
@@ -110,14 +110,15 @@ def test_a_scaling_is_part_of_the_program(tmp_path):
     scaling = fit_scaling(ROWS)
     folder = export(tmp_path / "model", MODEL, network(), ROWS, scaling=scaling)
     wanted = predict(MODEL, network(), standardise(ROWS, scaling))
-    np.testing.assert_allclose(portable.load(folder).predict(ROWS), wanted, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(predict_script.load(folder).predict(ROWS), wanted, rtol=1e-6, atol=1e-6)
 
 
 def test_weights_on_a_mesh_of_devices_are_exported_for_one(tmp_path):
     mesh = make_mesh()
     spread = jax.device_put(network(), jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
     one, many = (
-        portable.load(export(tmp_path / name, MODEL, w, ROWS)) for name, w in (("one", network()), ("many", spread))
+        predict_script.load(export(tmp_path / name, MODEL, w, ROWS))
+        for name, w in (("one", network()), ("many", spread))
     )
     assert mesh.size > 1
     np.testing.assert_array_equal(one.predict(ROWS), many.predict(ROWS))
@@ -145,7 +146,7 @@ def test_a_folder_is_there_whole_or_not_at_all(tmp_path, monkeypatch, error):
     def fails(*_):
         raise error
 
-    monkeypatch.setattr("jaxdl.exports.files.checksum_lines", fails)
+    monkeypatch.setattr("jaxdl._files.checksum_lines", fails)
     with pytest.raises(KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else InputError, match=r"No space|^$"):
         export(tmp_path / "model", MODEL, network(), ROWS)
     assert list(tmp_path.iterdir()) == []
@@ -200,7 +201,7 @@ def test_an_exported_run_predicts_what_the_run_does(runs, built, tmp_path, name,
     inputs = was.sets["test"].inputs
     outputs = np.asarray(predict(was.plan.model, load(runs[name] / "checkpoints" / kept), inputs), np.float64)
     link = {"sunshine": lambda found: found, "barbecue": expit, "pictures": lambda found: softmax(found, -1)}[name]
-    model = portable.load(tmp_path / "out")
+    model = predict_script.load(tmp_path / "out")
     for count in (1, 7, 33):
         np.testing.assert_allclose(model.predict(inputs[:count]), link(outputs[:count]), rtol=1e-6, atol=1e-6)
 

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from jaxdl import checkpoints
+from jaxdl import saving
 from tests.faults import GOES_ON, Lab, differs, flips, full_disk, kills, newest
 
 pytestmark = pytest.mark.processes
@@ -38,7 +38,7 @@ def stopped(lab):
         for number in numbers:
             os.kill(process.pid, number)
         code, words = process.wait(timeout=20), lab.said(folder)[len(said) :]
-        starts.append((code, words, checkpoints.latest(folder / "checkpoints" / "progress", print).number))
+        starts.append((code, words, saving.latest(folder / "checkpoints" / "progress", print).number))
     return folder, starts
 
 

@@ -15,9 +15,11 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from jaxdl import canvas, files, folders, logs, portable, tensorboard
+from jaxdl import _files, callbacks, plots
+from jaxdl._files import atomic_write, draft_name, is_draft, open_regular, remove_drafts
 from jaxdl.errors import InputError
-from jaxdl.files import atomic_write, draft_name, is_draft, open_regular, remove_drafts
+from jaxdl.runs import folders
+from jaxdl.saving import predict_script
 
 
 def test_a_file_is_replaced_when_all_of_it_is_written(tmp_path):
@@ -76,18 +78,18 @@ def test_a_list_of_checksums_comes_after_all_that_it_names(tmp_path, monkeypatch
     (folder / "d" / "e" / "b").write_text("b")
     calls = []
     monkeypatch.setattr(os, "fsync", lambda number: calls.append(os.readlink(f"/proc/self/fd/{number}")))
-    files.write_checksums(folder)
+    _files.write_checksums(folder)
     assert calls[-1] == str(tmp_path) and calls[-2] == str(folder)
     before = [str(Path(call).relative_to(folder)) for call in calls[:-3]]
     assert sorted(before) == [".", "a", "d", "d/e", "d/e/b"]
     assert before.index("d/e/b") < before.index("d/e") < before.index("d") < before.index(".")
-    assert files.find_damage(folder) is None
+    assert _files.find_damage(folder) is None
 
 
 def test_drafts_of_a_process_that_was_killed_are_removed_and_nothing_else(tmp_path):
     (tmp_path / "deep").mkdir()
     code = (
-        "import os, signal, sys; from pathlib import Path; from jaxdl.files import atomic_write\n"
+        "import os, signal, sys; from pathlib import Path; from jaxdl._files import atomic_write\n"
         "with atomic_write(Path(sys.argv[1], 'deep', 'a')) as file: os.kill(os.getpid(), signal.SIGKILL)"
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)])
@@ -103,30 +105,30 @@ def test_drafts_of_a_process_that_was_killed_are_removed_and_nothing_else(tmp_pa
 
 
 def figure(path):
-    canvas.save(Figure(), path)
+    plots.save(Figure(), path)
 
 
 def history(path):
-    with logs.csv_file(path) as observe:
+    with callbacks.csv_file(path) as observe:
         observe(None, [{"epoch": 1, "loss": 0.5}])
 
 
 def predictions(path):
-    with portable.written(str(path)) as file:
+    with predict_script.written(str(path)) as file:
         file.write("1\n")
 
 
 def chart(path):
-    tensorboard.description(path.parent)
+    callbacks.description(path.parent)
 
 
 WRITERS = {
-    "a.json": lambda path: files.write_json(path, {"a": 1}),
+    "a.json": lambda path: _files.write_json(path, {"a": 1}),
     "a.png": figure,
     "history.csv": history,
     "p.csv": predictions,
     "events.out.tfevents.1-description": chart,
-    "checksums.json": lambda path: files.write_checksums(path.parent),
+    "checksums.json": lambda path: _files.write_checksums(path.parent),
 }
 
 
@@ -163,7 +165,7 @@ def test_a_pipe_or_a_device_is_no_file_to_read(tmp_path):
 def test_the_folder_of_a_run_with_a_link_is_refused_by_its_name(kind, tmp_path):
     folder = tmp_path / "run"
     (folder / "checkpoints").mkdir(parents=True)
-    files.write_json(folder / folders.CONFIG, {"seed": 1})
+    _files.write_json(folder / folders.CONFIG, {"seed": 1})
     assert folders.earlier(folder) == ({"seed": 1}, None)
     if kind == "pipe":
         os.mkfifo(folder / "metrics.json")
@@ -186,14 +188,14 @@ def test_a_system_that_cannot_sync_folders_still_writes(tmp_path, monkeypatch):
         file.write(np.arange(3).tobytes())
     assert (tmp_path / "a").exists()
     with pytest.raises(FileNotFoundError):
-        files.sync(tmp_path / "b")
+        _files.sync(tmp_path / "b")
 
 
 def test_to_sync_a_folder_with_a_pipe_waits_for_nobody(tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    files.sync_below(tmp_path)
+    _files.sync_below(tmp_path)
     with pytest.raises(ValueError, match="pipe is a link or no file"):
-        files.write_checksums(tmp_path)
+        _files.write_checksums(tmp_path)
 
 
 # JSON
@@ -206,7 +208,7 @@ def refuse_constants(name):
 def test_json_has_null_for_what_is_not_finite(tmp_path):
     nan, inf = float("nan"), float("inf")
     content = {"a": nan, "b": [1.5, inf, (-inf, {"c": np.float64(nan)})], 3: "x", "d": True}
-    files.write_json(tmp_path / "a.json", content)
+    _files.write_json(tmp_path / "a.json", content)
     # Python reads NaN, which JSON has not; other readers fail on it.
     read = json.loads((tmp_path / "a.json").read_text(), parse_constant=refuse_constants)
     assert read == {"a": None, "b": [1.5, None, [None, {"c": None}]], "3": "x", "d": True}
@@ -214,14 +216,14 @@ def test_json_has_null_for_what_is_not_finite(tmp_path):
 
 def test_json_keeps_numbers_to_the_last_digit(tmp_path):
     numbers = [1 / 3, 1e-300, 2**60, -0.0]
-    files.write_json(tmp_path / "a.json", {"numbers": numbers})
+    _files.write_json(tmp_path / "a.json", {"numbers": numbers})
     assert json.loads((tmp_path / "a.json").read_text()) == {"numbers": numbers}
 
 
 @pytest.mark.parametrize("broken", ["content", "disk"])
 def test_json_is_there_whole_or_not_at_all(tmp_path, monkeypatch, broken):
     path = tmp_path / "a.json"
-    files.write_json(path, {"a": 1})
+    _files.write_json(path, {"a": 1})
     before = path.read_text()
     content = {"b": 2}
     if broken == "content":
@@ -230,20 +232,20 @@ def test_json_is_there_whole_or_not_at_all(tmp_path, monkeypatch, broken):
         # The machine stops when all is written but the name: what is there under the name is still the old file.
         monkeypatch.setattr(os, "replace", lambda *paths: (_ for _ in ()).throw(OSError("no more")))
     with pytest.raises((TypeError, OSError)):
-        files.write_json(path, content)
+        _files.write_json(path, content)
     assert path.read_text() == before
 
 
 def test_json_replaces_the_file_and_leaves_no_draft(tmp_path):
     for number in (1, 2):
-        files.write_json(tmp_path / "a.json", {"a": number})
+        _files.write_json(tmp_path / "a.json", {"a": number})
     assert [file.name for file in tmp_path.iterdir()] == ["a.json"]
     assert json.loads((tmp_path / "a.json").read_text()) == {"a": 2}
 
 
 def test_json_has_null_for_what_is_not_finite_at_any_depth():
     content = [{"rmse": {"test": float("nan")}, "losses": (1.5, float("-inf"))}, None, "é"]
-    assert json.loads(files.as_json(content)) == [{"rmse": {"test": None}, "losses": [1.5, None]}, None, "é"]
+    assert json.loads(_files.as_json(content)) == [{"rmse": {"test": None}, "losses": [1.5, None]}, None, "é"]
 
 
 # Checksums
@@ -256,19 +258,19 @@ def folder(tmp_path):
     (path / "a").write_bytes(b"content of a")
     (path / "d" / "b").write_bytes(bytes(range(40)))
     (path / "d" / "deeper" / "empty").touch()
-    files.write_checksums(path)
+    _files.write_checksums(path)
     return path
 
 
 def test_a_folder_as_it_was_saved_is_whole(folder):
-    assert files.find_damage(folder) is None
+    assert _files.find_damage(folder) is None
     # A folder holds nothing that could be damaged.
     (folder / "new folder").mkdir()
-    assert files.find_damage(folder) is None
+    assert _files.find_damage(folder) is None
 
 
 def test_the_sums_are_those_of_the_bytes(folder):
-    listed = json.loads((folder / files.CHECKSUMS).read_text())["files"]
+    listed = json.loads((folder / _files.CHECKSUMS).read_text())["files"]
     assert listed["d/b"] == hashlib.sha256(bytes(range(40))).hexdigest()
     assert sorted(listed) == ["a", "d/b", "d/deeper/empty"]
 
@@ -281,9 +283,9 @@ def test_every_flipped_bit_of_every_file_is_noticed(folder):
                 flipped = bytearray(content)
                 flipped[place] ^= 1 << bit
                 path.write_bytes(flipped)
-                assert files.find_damage(folder), f"bit {bit} of byte {place} of {path.name}"
+                assert _files.find_damage(folder), f"bit {bit} of byte {place} of {path.name}"
         path.write_bytes(content)
-    assert files.find_damage(folder) is None
+    assert _files.find_damage(folder) is None
 
 
 @pytest.mark.parametrize(
@@ -294,48 +296,48 @@ def test_every_flipped_bit_of_every_file_is_noticed(folder):
         (lambda f: (f / "a").write_bytes(b"content of "), "a is not what was saved"),
         (lambda f: (f / "a").rename(f / "z"), "a is missing"),
         (lambda f: (f / "d" / "deeper" / "empty").write_text("x"), "d/deeper/empty is not what was saved"),
-        (lambda f: (f / files.CHECKSUMS).unlink(), "no checksums.json: its save was not finished"),
-        (lambda f: (f / files.CHECKSUMS).write_bytes(b""), "checksums.json is not what was saved"),
-        (lambda f: (f / files.CHECKSUMS).write_bytes(b"\xff\xfe"), "checksums.json is not what was saved"),
-        (lambda f: (f / files.CHECKSUMS).write_bytes(b"[" * 10**5), "checksums.json is not what was saved"),
-        (lambda f: (f / files.CHECKSUMS).write_bytes(b"null"), "checksums.json is not what was saved"),
-        (lambda f: (f / files.CHECKSUMS).open("ab").write(b" "), "checksums.json is not what was saved"),
+        (lambda f: (f / _files.CHECKSUMS).unlink(), "no checksums.json: its save was not finished"),
+        (lambda f: (f / _files.CHECKSUMS).write_bytes(b""), "checksums.json is not what was saved"),
+        (lambda f: (f / _files.CHECKSUMS).write_bytes(b"\xff\xfe"), "checksums.json is not what was saved"),
+        (lambda f: (f / _files.CHECKSUMS).write_bytes(b"[" * 10**5), "checksums.json is not what was saved"),
+        (lambda f: (f / _files.CHECKSUMS).write_bytes(b"null"), "checksums.json is not what was saved"),
+        (lambda f: (f / _files.CHECKSUMS).open("ab").write(b" "), "checksums.json is not what was saved"),
     ],
 )
 def test_what_is_not_as_it_was_is_told(folder, change, told):
     change(folder)
-    assert files.find_damage(folder) == told
+    assert _files.find_damage(folder) == told
 
 
 def test_a_link_is_damage_even_to_an_equal_file(folder):
     shutil.copy(folder / "a", folder.parent / "outside")
     (folder / "a").unlink()
     (folder / "a").symlink_to(folder.parent / "outside")
-    assert files.find_damage(folder) == "it cannot be read: a is a link or no file"
+    assert _files.find_damage(folder) == "it cannot be read: a is a link or no file"
     (folder / "a").unlink()
     (folder / "d2").symlink_to(folder.parent)
-    assert "d2 is a link" in files.find_damage(folder)
+    assert "d2 is a link" in _files.find_damage(folder)
 
 
 def test_a_pipe_is_damage_and_not_waited_for(folder):
     (folder / "a").unlink()
     os.mkfifo(folder / "a")
-    assert "a is a link or no file" in files.find_damage(folder)
+    assert "a is a link or no file" in _files.find_damage(folder)
 
 
 def test_a_path_in_the_list_that_leaves_the_folder_is_never_opened(folder):
     outside = folder.parent / "outside"
     outside.write_text("secret")
-    sums = json.loads((folder / files.CHECKSUMS).read_text())["files"]
+    sums = json.loads((folder / _files.CHECKSUMS).read_text())["files"]
     sums["../outside"] = hashlib.sha256(b"secret").hexdigest()
-    (folder / files.CHECKSUMS).write_bytes(files._checksum_file(sums))
-    assert files.find_damage(folder) == "../outside is missing"
+    (folder / _files.CHECKSUMS).write_bytes(_files._checksum_file(sums))
+    assert _files.find_damage(folder) == "../outside is missing"
 
 
 def test_a_listing_is_what_sha256sum_prints_and_takes(folder):
     names = ["a", "d/b", "d/deeper/empty"]
     printed = subprocess.run(["sha256sum", *names], cwd=folder, capture_output=True, text=True, check=True).stdout
-    assert files.checksum_lines(folder) == printed
+    assert _files.checksum_lines(folder) == printed
     (folder / "SUMS").write_text(printed)
     (folder / "a").write_bytes(b"content of A")
     done = subprocess.run(["sha256sum", "-c", "SUMS"], cwd=folder, capture_output=True, text=True)
@@ -346,7 +348,7 @@ def test_a_listing_is_what_sha256sum_prints_and_takes(folder):
 
 
 def test_room_is_asked_for():
-    files.reserve(Path("."), 1000)
+    _files.reserve(Path("."), 1000)
 
 
 def test_too_few_files_that_may_be_opened_are_told_before_any_is_written(tmp_path, monkeypatch):
@@ -360,7 +362,7 @@ def test_too_few_files_that_may_be_opened_are_told_before_any_is_written(tmp_pat
 
     monkeypatch.setattr(os, "open", few)
     with pytest.raises(OSError, match="Too many open files"):
-        files.reserve(tmp_path, 1)
+        _files.reserve(tmp_path, 1)
     for number in opened:  # each is closed again
         with pytest.raises(OSError, match="Bad file descriptor"):
             os.fstat(number)
@@ -368,5 +370,5 @@ def test_too_few_files_that_may_be_opened_are_told_before_any_is_written(tmp_pat
 
 def test_too_little_room_is_told(tmp_path):
     with pytest.raises(OSError, match=r"File too large|No space left"):
-        files.reserve(tmp_path, 2**62)
+        _files.reserve(tmp_path, 2**62)
     assert list(tmp_path.iterdir()) == []

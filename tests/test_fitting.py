@@ -11,14 +11,13 @@ import pandas as pd
 import pytest
 from sklearn.linear_model import LinearRegression
 
-from jaxdl import fitting
-from jaxdl import objectives as o
+from jaxdl import losses, metrics
 from jaxdl.data import examples
 from jaxdl.errors import InputError
-from jaxdl.fitting import fit
-from jaxdl.models import mlp
-from jaxdl.passes import evaluate, predict
-from jaxdl.stopping import early_stopping
+from jaxdl.nn import mlp
+from jaxdl.train import early_stopping
+from jaxdl.train.evaluate import evaluate, predict
+from jaxdl.train.fit import fit
 from jaxdl.types import Objective
 
 RANDOM = np.random.default_rng(0)
@@ -26,7 +25,7 @@ INPUTS = RANDOM.normal(size=(300, 4)).astype(np.float32)
 NOISE = 0.3 * RANDOM.normal(size=(300, 1))
 TRAIN = examples(INPUTS[:200], (INPUTS.sum(1, keepdims=True) + NOISE)[:200])
 VALIDATION = examples(INPUTS[200:], (INPUTS.sum(1, keepdims=True) + NOISE)[200:])
-OBJECTIVE = Objective(o.squared_error, (o.rmse,))
+OBJECTIVE = Objective(losses.squared_error, (metrics.rmse,))
 # Runs of the same parts share a program.
 LINEAR, SGD = mlp(()), optax.sgd(0.05)
 SMALL, ADAM = mlp((5,), dropout=0.2), optax.adam(0.01)
@@ -107,9 +106,9 @@ def test_a_run_whose_table_nobody_asks_for_does_not_load_pandas():
 import sys
 import numpy as np
 import optax
-from jaxdl import Objective, examples, fit, mlp, objectives
+from jaxdl import examples, fit, losses, mlp, Objective
 rows = examples(np.ones((4, 1)), np.ones((4, 1)))
-run = fit(mlp(()), Objective(objectives.squared_error), optax.sgd(0.1), rows, epochs=2, batch_size=2)
+run = fit(mlp(()), Objective(losses.squared_error), optax.sgd(0.1), rows, epochs=2, batch_size=2)
 assert (len(run.records), repr(run)) == (2, "Fit(2 epochs, best epoch 2, reason 'epochs')")
 assert "pandas" not in sys.modules
 assert run.history["loss"].tolist() == [record["loss"] for record in run.records]
@@ -224,7 +223,7 @@ def test_ctrl_c_before_the_first_epoch_gives_the_beginning(monkeypatch):
         raise KeyboardInterrupt
         yield
 
-    monkeypatch.setattr(fitting, "paced", paced)
+    monkeypatch.setattr("jaxdl.train.fit.paced", paced)
     run = fit(LINEAR, OBJECTIVE, SGD, TRAIN, epochs=3)
     assert (run.reason, len(run.history), run.best_epoch, int(run.progress.epoch)) == ("interrupted", 0, 0, 0)
 

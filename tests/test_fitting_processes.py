@@ -15,12 +15,13 @@ import json, time
 import jax
 import numpy as np
 import optax
-from jaxdl import objectives
-from jaxdl.data import examples
-from jaxdl.fitting import fit
-from jaxdl.models import mlp
-from jaxdl.sharding import fetched, make_mesh, place_rows
-from jaxdl.stopping import early_stopping
+from jaxdl import losses, metrics
+from jaxdl.data.arrays import examples
+from jaxdl.train.fit import fit
+from jaxdl.nn import mlp
+from jaxdl.distributed import make_mesh, place_rows
+from jaxdl.distributed.sharding import fetched
+from jaxdl.train import early_stopping
 from jaxdl.types import Objective
 
 def trained(placed, observers=()):
@@ -28,7 +29,7 @@ def trained(placed, observers=()):
     inputs = random.normal(size=(120, 6)).astype(np.float32)
     rows = examples(inputs, inputs[:, :1] + random.normal(size=(120, 1)))
     train, validation = (placed(jax.tree.map(lambda leaf: leaf[part], rows)) for part in (np.s_[:90], np.s_[90:]))
-    run = fit(mlp((16,)), Objective(objectives.squared_error, (objectives.rmse,)), optax.adam(0.01), train, validation,
+    run = fit(mlp((16,)), Objective(losses.squared_error, (metrics.rmse,)), optax.adam(0.01), train, validation,
               epochs=60, batch_size=16, stop=early_stopping("val_loss", patience=3), observers=observers)
     return {
         "reason": run.reason,

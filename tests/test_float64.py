@@ -14,17 +14,22 @@ import optax
 import pytest
 from sklearn.metrics import balanced_accuracy_score, log_loss, r2_score
 
-from jaxdl import Objective, binary, early_stopping, evaluate, examples, fit, fit_seeds, objectives, predict
-from jaxdl.augment import augmented, crop, cutout, flip
-from jaxdl.committees import predict_mean
-from jaxdl.data import fit_scaling, precision, standardise
-from jaxdl.layers import BatchNorm, dropout
-from jaxdl.models import convnet, mlp, residual_net
-from jaxdl.nonfinite import in_evaluation
-from jaxdl.plans import make_plan
-from jaxdl.sharding import make_mesh, place_rows
-from jaxdl.steps import make_train_state, make_train_step
-from jaxdl.stopping import reduce_on_plateau
+from jaxdl import Objective, early_stopping, evaluate, examples, fit, fit_seeds, metrics, predict
+from jaxdl.data import fit_scaling, standardise
+from jaxdl.data.arrays import precision
+from jaxdl.distributed import make_mesh, place_rows
+from jaxdl.ensembles import predict_mean
+from jaxdl.losses import (
+    absolute_error,
+    huber,
+    sigmoid_cross_entropy,
+    smoothed_cross_entropy,
+    softmax_cross_entropy,
+    squared_error,
+)
+from jaxdl.nn import BatchNorm, augmented, convnet, crop, cutout, dropout, flip, mlp, residual_net
+from jaxdl.train import make_plan, make_train_state, make_train_step, reduce_on_plateau
+from jaxdl.train.nonfinite import in_evaluation
 from jaxdl.types import Batch, Examples, Weights
 
 RNG = np.random.default_rng(0)
@@ -34,8 +39,8 @@ SHARES = RNG.random(23)
 IMAGES = RNG.integers(0, 256, (12, 8, 9, 1)).astype(np.uint8)
 LABELS = RNG.integers(0, 3, 12)
 KEY = jax.random.key(5)
-REGRESSION = Objective(objectives.squared_error, (objectives.rmse, objectives.mae, objectives.r2()))
-CLASSES = Objective(objectives.softmax_cross_entropy, (objectives.accuracy,))
+REGRESSION = Objective(squared_error, (metrics.rmse, metrics.mae, metrics.r2()))
+CLASSES = Objective(softmax_cross_entropy, (metrics.accuracy,))
 ROOT = Path(__file__).parent.parent
 
 
@@ -177,7 +182,7 @@ def test_gradients_are_those_of_differences(net):
     @jax.value_and_grad
     def loss(params):
         outputs, _ = model.apply(Weights(rebuild(params), weights.stats), inputs, train=True, key=KEY)
-        return objectives.softmax_cross_entropy(outputs, jnp.asarray(LABELS)).mean()
+        return softmax_cross_entropy(outputs, jnp.asarray(LABELS)).mean()
 
     way = np.random.default_rng(1).normal(size=params.shape)
     step = 1e-6 / np.linalg.norm(way)
@@ -188,9 +193,7 @@ def test_gradients_are_those_of_differences(net):
 
 def figures_of(objective, parts):
     """The figures of outputs, targets and weights that come in parts."""
-    return objectives.finish(
-        objective, reduce(objectives.add, (objectives.measure(objective, *part) for part in parts))
-    )
+    return metrics.finish(objective, reduce(metrics.add, (metrics.measure(objective, *part) for part in parts)))
 
 
 def test_figures_are_those_of_numpy_whatever_the_batches():
@@ -198,7 +201,7 @@ def test_figures_are_those_of_numpy_whatever_the_batches():
     shares = RNG.random(50).astype(np.float32)
     error, weights = outputs - targets, shares.astype(np.float64)
     loss = np.where(np.abs(error) < 0.7, error**2 / 2, 0.7 * (np.abs(error) - 0.35)).mean(1) @ weights / weights.sum()
-    objective = Objective(objectives.huber(0.7), (objectives.rmse, objectives.mae, objectives.r2(0.1)))
+    objective = Objective(huber(0.7), (metrics.rmse, metrics.mae, metrics.r2(0.1)))
     wanted = {
         "loss": loss,
         "rmse": np.sqrt((error**2).mean(1) @ weights / weights.sum()),
@@ -221,9 +224,9 @@ def test_figures_of_classes_are_those_of_scikit_learn():
     logs = logits - np.log(np.exp(logits).sum(1, keepdims=True))
     means = jax.jit(
         lambda logits, labels, yes: (
-            objectives.softmax_cross_entropy(logits, labels).mean(),
-            objectives.smoothed_cross_entropy(0.2)(logits, labels).mean(),
-            objectives.sigmoid_cross_entropy(logits[:, :1], yes).mean(),
+            softmax_cross_entropy(logits, labels).mean(),
+            smoothed_cross_entropy(0.2)(logits, labels).mean(),
+            sigmoid_cross_entropy(logits[:, :1], yes).mean(),
         )
     )
     yes = (logits[:, :1] + RNG.normal(size=(40, 1)) > 0).astype(np.float64)
@@ -233,7 +236,7 @@ def test_figures_of_classes_are_those_of_scikit_learn():
     close(of_smoothed, smoothed)
     shares = 1 / (1 + np.exp(-logits[:, 0]))
     close(of_sigmoid, log_loss(yes[:, 0], shares))
-    objective = Objective(objectives.sigmoid_cross_entropy, (binary.balanced_accuracy,))
+    objective = Objective(sigmoid_cross_entropy, (metrics.balanced_accuracy,))
     figures = jax.jit(lambda *part: figures_of(objective, [part]))(logits[:, :1], yes, np.ones(40))
     close(figures["balanced_accuracy"], balanced_accuracy_score(yes[:, 0], logits[:, 0] > 0))
 
@@ -261,7 +264,7 @@ def test_a_plateau_keeps_a_learning_rate_in_float64():
 
 
 def test_a_number_that_float32_cannot_hold_is_finite():
-    plan = make_plan(mlp((), dtype=jnp.float64), Objective(objectives.absolute_error), optax.sgd(1.0))
+    plan = make_plan(mlp((), dtype=jnp.float64), Objective(absolute_error), optax.sgd(1.0))
     weights = Weights({"Dense_0": {"kernel": jnp.full((1, 1), 1e100), "bias": jnp.zeros(1)}}, {})
     batch = Examples(jnp.array([[1.0], [1e250]]), jnp.zeros((2, 1)), jnp.ones(2))
     assert in_evaluation(plan, weights, batch._replace(inputs=batch.inputs[:1].repeat(2, 0))) is None
@@ -341,17 +344,17 @@ RESUMED = """
 import json, sys
 from pathlib import Path
 import jax, jax.numpy as jnp, numpy as np, optax
-from jaxdl import Objective, checkpoints, examples, fit, leaves, mlp, objectives
+from jaxdl import _tree, examples, fit, losses, mlp, Objective, saving
 inputs = np.random.default_rng(0).normal(3, 2, (40, 5))
 rows = examples(inputs, inputs[:, :1] - inputs[:, 1:2])
-run = (mlp((10, 5), input_norm=True, dtype=jnp.float64), Objective(objectives.squared_error), optax.adam(0.01), rows)
+run = (mlp((10, 5), input_norm=True, dtype=jnp.float64), Objective(losses.squared_error), optax.adam(0.01), rows)
 whole = fit(*run, epochs=6, batch_size=8)
 folder = Path(sys.argv[1])
-with checkpoints.keeper(folder, {}, every=0.0, tell=print) as keep:
+with saving.keeper(folder, {}, every=0.0, tell=print) as keep:
     part = fit(*run, epochs=3, batch_size=8, observers=[keep])
-saved = checkpoints.latest(folder, print)
-leaves.check_kinds(saved.about["kinds"], part.progress)
-again = fit(*run, epochs=6, batch_size=8, progress=leaves.rebuilt(part.progress, saved.arrays))
+saved = saving.latest(folder, print)
+_tree.check_kinds(saved.about["kinds"], part.progress)
+again = fit(*run, epochs=6, batch_size=8, progress=_tree.rebuilt(part.progress, saved.arrays))
 same = [np.array_equal(*pair) for pair in zip(*map(jax.tree.leaves, (whole.final, again.final)), strict=True)]
 kept = [str(leaf.dtype) for leaf in jax.tree.leaves(again.final)]
 print(json.dumps({"same": all(same), "dtypes": sorted(set(kept)), "saved": str(saved.arrays["sums/weight"].dtype)}))

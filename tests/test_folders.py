@@ -2,9 +2,9 @@
 
 import pytest
 
-from jaxdl import folders
+from jaxdl._files import write_json
 from jaxdl.errors import InputError
-from jaxdl.files import write_json
+from jaxdl.runs import folders
 
 
 def test_a_new_or_an_empty_folder_holds_no_run(tmp_path):

@@ -12,17 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from benchmarks import footprints
 from benchmarks.flops import flops
-from benchmarks.footprints import (
-    CASES,
-    Footprints,
-    Traffic,
-    as_table,
-    compared,
-    compilations,
-    read,
-    traffic,
-    write,
-)
+from benchmarks.footprints import CASES, Footprints, Traffic, as_table, compared, compilations, read, traffic, write
 
 ROOT = Path(__file__).parent.parent
 STORED = Footprints("1.0", "cpu", {"temporaries": 0.1}, {"plain": {"dispatches": 3, "FLOPs": 1000, "temporaries": 200}})

@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 from scipy.special import expit, softmax
 
-from jaxdl.augment import augmented, flip, flip_averaged
 from jaxdl.data import Scaling, fit_scaling, standardise
 from jaxdl.errors import InputError
-from jaxdl.inference import inference
-from jaxdl.models import convnet, mlp, residual_net
-from jaxdl.passes import predict
+from jaxdl.nn import augmented, convnet, flip, flip_averaged, mlp, residual_net
+from jaxdl.saving.export import inference
+from jaxdl.train.evaluate import predict
 from jaxdl.types import Model, Weights
 
 DRAWS = np.random.default_rng(0)
@@ -59,7 +58,7 @@ def test_a_program_is_for_all_three_platforms_with_the_convolution_of_each(monke
     # On a CPU the convolution of three channels is a matrix product, as are two of the 50 filters of the other, which
     # fill no vector; elsewhere nothing is split.
     for platform, expected in (("cpu", {48}), ("cuda", {50}), ("tpu", {50})):
-        monkeypatch.setattr("jaxdl.inference.PLATFORMS", (platform,))
+        monkeypatch.setattr("jaxdl.saving.export.PLATFORMS", (platform,))
         assert filters_in(inference(model, weights, IMAGES).mlir_module()) == expected
     # The program of all holds both, of which one is chosen where it runs.
     text = program.mlir_module()

@@ -8,12 +8,12 @@ import time
 
 import pytest
 
-from jaxdl.interrupts import NEVER, interrupts
+from jaxdl.runs.signals import NEVER, interrupts
 from tests.groups import LIGHT
 
 START = """
 import hashlib, os, signal, sys, time
-from jaxdl.interrupts import interrupts
+from jaxdl.runs.signals import interrupts
 def say(text):
     print(text, flush=True)
 def busy():

@@ -7,7 +7,7 @@ import pytest
 from matplotlib.collections import PolyCollection
 from scipy.stats import binom, norm
 
-from jaxdl import interval_plots as plots
+from jaxdl import plots
 from jaxdl.errors import InputError
 
 DRAW = np.random.default_rng(0)

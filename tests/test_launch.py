@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxdl.links import LOST
-from jaxdl.places import NAMES
+from jaxdl.distributed.processes import LOST, NAMES
 from tests.groups import LIGHT
 
 ROOT = Path(__file__).parent.parent
@@ -231,8 +230,9 @@ def test_the_help_fits_80_columns():
 @pytest.mark.processes
 def test_what_is_started_joins_and_a_killed_process_is_named_by_both():
     code = """
-from jaxdl import processes
-processes.join()
+from jaxdl import distributed
+from jaxdl.distributed import processes
+distributed.join()
 print(processes.told(f"from {own}"), processes.gathered([own]).tolist(), flush=True)
 if own == 1:
     time.sleep(1)  # in which the other prints

@@ -1,4 +1,4 @@
-"""The architecture, read from the source: who imports whom."""
+"""The architecture, read from the source: which package imports which."""
 
 import ast
 import functools
@@ -8,82 +8,60 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+import pytest
+
 ROOT = Path(__file__).parent.parent
 
-# A module may import only what stands before it. New modules enter here, at the place where they belong.
-CORE = (
-    *("types", "errors", "arguments", "sharding", "programs", "orders", "data", "batches"),
-    *("augment", "convolutions", "layers", "adapters", "models", "networks"),
-    *("objectives", "binary", "rates", "steps", "passes", "stopping", "plans", "training"),
-    *("pieces", "chunks", "rate_ranges", "ensembles", "committees", "nonfinite", "leaves", "inference"),
+# The packages and the single files of jaxdl, from the ground up: each imports only from the lines above its own.
+LEVELS = (
+    ("types", "errors", "_format", "_environment", "_startup"),
+    ("_arguments", "_files", "_tree", "stats", "distributed"),
+    ("_jit",),
+    ("data",),
+    ("losses", "nn", "baselines", "datasets"),
+    ("metrics",),
+    ("train",),
+    ("ensembles", "saving", "callbacks", "plots", "profiling"),
+    ("runs",),
+    ("__main__", "launch"),
 )
-RING = (
-    *(
-        "baselines",
-        "comparisons",
-        "calibration",
-        "margins",
-        "files",
-        "datasets",
-        "sources",
-        "windows",
-        "streams",
-        "evaluations",
-        "paces",
-        "beginnings",
-        "replays",
-        "_startup",
-        "saves",
-        "fitting",
-        "seeds",
-        "candidates",
-        "populations",
-        "sweeps",
-        "links",
-        "meetings",
-        "places",
-        "processes",
-        "launch",
-        "weights",
-        "locks",
-        "checkpoints",
-        "shared_checkpoints",
-        "interrupts",
-    ),
-    *("logs", "tensorboard"),
-    *("bars", "curves", "canvas", "plots", "ensemble_plots", "interval_plots", "residual_plots", "rate_plots"),
-    *("units", "summaries", "costs", "profiles"),
-    *("terminals", "folders", "runs", "listings", "differences", "accounts", "run_tables"),
-    *("cards", "portable", "exports", "__main__"),
+LEVEL = {name: number for number, names in enumerate(LEVELS) for name in names}
+# Files without effects: no files, clocks, printing, threads or environment variables. They import only each other.
+PURE = (
+    *("types", "errors", "_format", "_arguments", "_tree", "_jit", "losses", "metrics", "stats", "baselines"),
+    *("data/arrays", "data/batches", "nn/*", "distributed/sharding"),
+    *("train/step", "train/epoch", "train/plan", "train/rules", "train/lr_finder"),
 )
-ORDER = CORE + RING
-# Narrower than the order: all that these may import of jaxdl.
-ONLY = {
-    "types": set(),
-    "errors": set(),
-    "baselines": {"data", "errors"},
-    "comparisons": {"errors"},
-    "calibration": {"errors"},
-    "margins": {"errors"},
-    "files": {"errors"},
-    "datasets": {*CORE, "files", "datasets"},
-    **{name: {*CORE, *RING[1 : RING.index(name)]} for name in RING[RING.index("datasets") + 1 :]},
-    # Copied into what is exported, which knows nothing of jaxdl.
-    "portable": set(),
-}
-# Packages outside of the standard library that the core may import at the top of a file.
-CORE_PACKAGES = {"jax", "numpy", "optax"}
-KNOW_FLAX = ("adapters", "layers", "models")
-# Files, printing, clocks, the process: not for the core.
 EFFECTS = {
     *("os", "pathlib", "io", "tempfile", "shutil", "glob", "pickle", "csv", "sqlite3", "urllib", "socket"),
-    *("time", "datetime", "sys", "signal", "subprocess", "threading", "multiprocessing", "logging", "warnings"),
+    *("time", "datetime", "sys", "signal", "subprocess", "multiprocessing", "logging"),
+}
+# Which part of jaxdl may import a package of others.
+KNOWN_BY = {
+    "flax": ("nn",),
+    "orbax": ("saving",),
+    "matplotlib": ("plots", "runs", "__main__"),
+    "tensorboardX": ("callbacks",),
+    "tyro": ("runs", "__main__"),
+    "filelock": ("_files", "runs"),
+    "pooch": ("datasets",),
+    "tensorflow_datasets": ("datasets",),
+}
+# They run in the environment of the peers, in which jaxdl is not installed.
+WITHOUT_JAXDL = {
+    "benchmarks/__init__.py",
+    "benchmarks/tasks.py",
+    *(f"benchmarks/contestants/{name}.py" for name in ("__init__", "start", "protocol", "loops", "installed")),
+    *(f"benchmarks/contestants/{name}_loop.py" for name in ("flax", "nnx", "keras", "torch", "sklearn")),
+    *(f"benchmarks/speedrun/{name}.py" for name in ("__init__", "torch_loop")),
+    *(f"benchmarks/studies/{name}.py" for name in ("__init__", "keras_weather", "keras_cifar10")),
 }
 HEAVY = ("pandas", "matplotlib", "orbax", "tensorflow", "tensorboardX", "sklearn", "keras", "flax.nnx")
 
 
 class Import(NamedTuple):
-    name: str  # dotted, absolute
+    module: str  # dotted, absolute
+    name: str  # "" where the module itself is imported
     when: str  # "top", "function" or "typing"
 
 
@@ -98,15 +76,15 @@ def parsed(path):
 
 @functools.cache
 def imports(path):
-    """Every import of a file; `from a import b` counts as a.b, where b may be a module."""
+    """Return every import of a file, wherever it stands."""
     found = []
 
     def visit(node, when):
         if isinstance(node, ast.Import):
-            found.extend(Import(alias.name, when) for alias in node.names)
+            found.extend(Import(alias.name, "", when) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path} line {node.lineno}: write the import with the package's full name"
-            found.extend(Import(f"{node.module}.{alias.name}", when) for alias in node.names)
+            found.extend(Import(node.module, alias.name, when) for alias in node.names)
         elif isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
             for child in node.body:
                 visit(child, "typing")
@@ -121,35 +99,34 @@ def imports(path):
     return found
 
 
-def module_of(path):
-    """The module of jaxdl that a file is or belongs to: datasets are one."""
-    return path.relative_to(ROOT / "jaxdl").parts[0].removesuffix(".py")
-
-
-def of_jaxdl(name):
-    """The module of jaxdl that an import names; "" for the package itself, None for anything else."""
-    parts = name.split(".")
-    if parts[0] != "jaxdl":
-        return None
-    return parts[1] if len(parts) > 1 and parts[1] in ORDER else ""
-
-
 def label(path):
     return str(path.relative_to(ROOT))
 
 
-MODULES = [path for path in sources("jaxdl") if module_of(path) != "__init__"]
-CORE_FILES = [ROOT / "jaxdl" / f"{name}.py" for name in CORE]
+def dotted(path):
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def offenders(paths, wrong, packages=None):
-    """ "file: import" of each import that `wrong(module, import)` finds, a line each."""
-    return [
-        f"{label(path)} imports {found.name}"
-        for path in paths
-        for found in imports(path)
-        if (packages is None or found.name.split(".")[0] in packages) and wrong(module_of(path), found)
-    ]
+MODULES = {dotted(path): path for path in sources("jaxdl")}
+
+
+def part_of(module):
+    """Return the package or file of jaxdl that a module belongs to; "" for jaxdl itself."""
+    return module.split(".")[1] if "." in module else ""
+
+
+def targets(path):
+    """Return the modules of jaxdl that a file imports, each with the imported name."""
+    for module, name, _ in imports(path):
+        if module.split(".")[0] == "jaxdl":
+            inner = f"{module}.{name}"
+            yield (inner, "") if inner in MODULES else (module, name)
+
+
+def is_pure(module):
+    inner = module.removeprefix("jaxdl.").replace(".", "/")
+    return any(inner == name or (name.endswith("/*") and inner.startswith(name[:-1])) for name in PURE)
 
 
 def test_imports_are_found_wherever_they_stand(tmp_path):
@@ -157,7 +134,7 @@ def test_imports_are_found_wherever_they_stand(tmp_path):
     path = tmp_path / "module.py"
     path.write_text(
         "import os.path\n"
-        "from jaxdl import logs\n"
+        "from jaxdl import callbacks\n"
         "from jaxdl.data import take as t\n"
         "if TYPE_CHECKING:\n    import pandas as pd\n"
         "try:\n    import rich\nexcept ImportError:\n    pass\n"
@@ -165,106 +142,196 @@ def test_imports_are_found_wherever_they_stand(tmp_path):
         "def g():\n    if TYPE_CHECKING:\n        import optax\n"
     )
     assert imports(path) == [
-        ("os.path", "top"),
-        ("jaxdl.logs", "top"),
-        ("jaxdl.data.take", "top"),
-        ("pandas", "typing"),
-        ("rich", "top"),
-        ("flax.nnx", "function"),
-        ("optax", "typing"),
+        ("os.path", "", "top"),
+        ("jaxdl", "callbacks", "top"),
+        ("jaxdl.data", "take", "top"),
+        ("pandas", "", "typing"),
+        ("rich", "", "top"),
+        ("flax", "nnx", "function"),
+        ("optax", "", "typing"),
     ]
 
 
-def test_every_module_has_a_place_in_the_order():
-    assert {module_of(path) for path in sources("jaxdl")} == {*ORDER, "__init__"}
+def test_every_package_has_a_level():
+    assert {part_of(module) for module in MODULES} - {""} == set(LEVEL)
 
 
-def test_modules_import_only_what_stands_above_them():
-    def wrong(module, found):
-        allowed = ONLY.get(module, set(ORDER[: ORDER.index(module)]))
-        # A name from the package itself is imported from its module instead.
-        return of_jaxdl(found.name) not in {None, *allowed}
+def test_packages_import_only_from_the_levels_above_them():
+    wrong = [
+        f"{module} imports {target}"
+        for module, path in MODULES.items()
+        for target, _ in targets(path)
+        # The package itself holds no code: a name is imported from where it is defined.
+        if part_of(module)
+        and part_of(target) != part_of(module)
+        and (not part_of(target) or LEVEL[part_of(target)] >= LEVEL[part_of(module)])
+    ]
+    assert wrong == []
 
-    assert offenders(MODULES, wrong) == []
+
+def chain(package, imported):
+    return 1 + max((chain(other, imported) for other in imported[package]), default=0)
+
+
+def test_the_longest_chain_of_packages_is_short():
+    imported = {name: set() for name in LEVEL}
+    for module, path in MODULES.items():
+        for target, _ in targets(path):
+            if part_of(module) and part_of(target) not in ("", part_of(module)):
+                imported[part_of(module)].add(part_of(target))
+    packages = {
+        name: {other for other in others if (ROOT / "jaxdl" / other).is_dir()} for name, others in imported.items()
+    }
+    assert max(chain(name, packages) for name in packages) <= 8
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    # Imports for type checkers count too: they tell what a reader must know.
+    graph = {module: {target for target, _ in targets(path) if target != module} for module, path in MODULES.items()}
+    # A package's __init__ hands on what its files define, and its files may be imported through it.
+    faces = {module for module, path in MODULES.items() if path.name == "__init__.py"}
+    graph = {module: others - faces for module, others in graph.items() if module not in faces}
+    while leaves := {module for module, others in graph.items() if not others & set(graph)}:
+        graph = {module: others for module, others in graph.items() if module not in leaves}
+    assert graph == {}
+
+
+def test_few_modules_serve_a_single_other_one():
+    users = {module: set() for module in MODULES}
+    for path in sources("jaxdl", "experiments"):
+        for target, _ in targets(path):
+            if target in users and target != dotted(path):
+                users[target].add(dotted(path))
+    single = [
+        module
+        for module, path in MODULES.items()
+        if path.name != "__init__.py"
+        and len(users[module]) == 1
+        # What a package hands on has every user of the package.
+        and not any(MODULES[user].name == "__init__.py" for user in users[module] if user in MODULES)
+    ]
+    assert len(single) <= 8, single
+
+
+def test_no_package_takes_a_private_name_of_another():
+    wrong = [
+        f"{module} imports {target} {name}"
+        for module, path in MODULES.items()
+        for target, name in targets(path)
+        if part_of(target) != part_of(module)
+        and part_of(module)
+        and any(piece.startswith("_") for piece in (*target.split(".")[2:], name))
+    ]
+    assert wrong == []
+
+
+def test_pure_files_import_only_pure_files():
+    wrong = [
+        f"{module} imports {target}"
+        for module, path in MODULES.items()
+        if is_pure(module)
+        for target, name in targets(path)
+        if not is_pure(target) and MODULES[target].name != "__init__.py"
+    ]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("package", [path.parent.name for path in sources("jaxdl") if path.name == "__init__.py"])
+def test_a_face_hands_on_names_and_nothing_else(package):
+    path = ROOT / "jaxdl" / package / "__init__.py" if package != "jaxdl" else ROOT / "jaxdl" / "__init__.py"
+    body = parsed(path).body[1:]
+    other = [node for node in body if not isinstance(node, (ast.ImportFrom, ast.FunctionDef, ast.Assign))]
+    assert other == []
+    assert all(
+        alias.asname == alias.name
+        for node in body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+        if node.module.startswith("jaxdl")
+    )
 
 
 def test_errors_import_nothing_but_regular_expressions():
-    assert [name for name, _ in imports(ROOT / "jaxdl" / "errors.py")] == ["__future__.annotations", "re"]
+    assert {module for module, *_ in imports(ROOT / "jaxdl" / "errors.py")} == {"__future__", "re"}
 
 
-def test_experiments_are_imported_by_no_module():
-    assert offenders(MODULES, lambda *_: True, ("experiments", "tests", "benchmarks")) == []
+def test_the_exported_script_imports_nothing_of_jaxdl():
+    assert list(targets(ROOT / "jaxdl" / "saving" / "predict_script.py")) == []
 
 
-def test_only_adapters_layers_and_models_know_flax():
-    assert offenders(MODULES, lambda module, _: module not in KNOW_FLAX, ("flax",)) == []
+def test_launch_imports_only_distributed():
+    assert {part_of(target) for target, _ in targets(ROOT / "jaxdl" / "launch.py")} <= {"distributed"}
 
 
-def test_only_saves_and_weights_know_orbax():
-    assert offenders(MODULES, lambda module, _: module not in ("saves", "weights"), ("orbax",)) == []
-
-
-def test_only_tensorboard_and_graphs_know_tensorboardx_and_not_before_it_is_used():
-    def wrong(module, found):
-        return module not in ("tensorboard", "graphs") or found.when == "top"
-
-    assert offenders(MODULES, wrong, ("tensorboardX",)) == []
-
-
-def test_the_core_loads_no_package_but_jax_numpy_optax_and_flax():
-    def wrong(module, found):
-        package = found.name.split(".")[0]
-        allowed = CORE_PACKAGES | ({"flax"} if module in KNOW_FLAX else set())
-        # NNX is not part of what `import jaxdl` promises to load.
-        nnx_at_once = found.name.startswith("flax.nnx") and found.when == "top"
-        return package not in {"jaxdl", *sys.stdlib_module_names, *allowed} or nnx_at_once
-
-    assert offenders(CORE_FILES, wrong) == []
-
-
-def test_the_core_has_no_files_no_printing_and_no_clocks():
-    assert offenders(CORE_FILES, lambda *_: True, EFFECTS) == []
-    effects = ("print", "open", "input", "breakpoint")
-    calls = [
-        f"{label(path)} line {node.lineno} calls {node.func.id}"
-        for path in CORE_FILES
-        for node in ast.walk(parsed(path))
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in effects
+def test_the_library_imports_no_experiment_no_test_and_no_benchmark():
+    found = [
+        f"{module} imports {other}"
+        for module, path in MODULES.items()
+        for other, *_ in imports(path)
+        if other.split(".")[0] in ("experiments", "tests", "benchmarks")
     ]
-    assert calls == []
-
-
-# They run in the environment of the peers, in which jaxdl is not installed.
-WITHOUT_JAXDL = {
-    "benchmarks/__init__.py",
-    "benchmarks/tasks.py",
-    *(f"benchmarks/contestants/{name}.py" for name in ("__init__", "start", "protocol", "loops", "installed")),
-    *(f"benchmarks/contestants/{name}_loop.py" for name in ("flax", "nnx", "keras", "torch", "sklearn")),
-    *(f"benchmarks/speedrun/{name}.py" for name in ("__init__", "torch_loop")),
-    *(f"benchmarks/studies/{name}.py" for name in ("__init__", "keras_weather", "keras_cifar10")),
-}
+    assert found == []
 
 
 def test_what_runs_beside_the_peers_imports_no_other_module_of_this_project():
-    names = {name.removesuffix(".py").removesuffix("/__init__").replace("/", "."): name for name in WITHOUT_JAXDL}
     wrong = [
-        f"{path} imports {found.name}"
+        f"{path} imports {module}.{name}"
         for path in WITHOUT_JAXDL
-        for found in imports(ROOT / path)
-        if found.name.split(".")[0] in ("jaxdl", "experiments", "tests", "benchmarks")
-        and found.name.rpartition(".")[0] not in names
+        for module, name, _ in imports(ROOT / path)
+        if module.split(".")[0] in ("jaxdl", "experiments", "tests", "benchmarks")
+        and not {f"{module.replace('.', '/')}{end}" for end in (".py", "/__init__.py")} & WITHOUT_JAXDL
     ]
     assert wrong == []
 
 
 def test_what_all_contestants_import_needs_numpy_alone():
     shared = ("benchmarks/tasks.py", *(f"benchmarks/contestants/{name}.py" for name in ("protocol", "loops")))
-    at_once = {found.name.split(".")[0] for path in shared for found in imports(ROOT / path) if found.when == "top"}
+    at_once = {module.split(".")[0] for path in shared for module, _, when in imports(ROOT / path) if when == "top"}
     assert at_once - sys.stdlib_module_names == {"numpy", "benchmarks"}
 
 
+def test_tensorboardx_is_imported_where_it_is_used():
+    # A run that writes nothing for TensorBoard does not wait for it.
+    at_once = [
+        module
+        for module, path in MODULES.items()
+        for other, _, when in imports(path)
+        if other.split(".")[0] == "tensorboardX" and when == "top"
+    ]
+    assert at_once == []
+
+
+@pytest.mark.parametrize("package", KNOWN_BY)
+def test_a_package_of_others_is_known_where_it_belongs(package):
+    found = {
+        part_of(module)
+        for module, path in MODULES.items()
+        for other, _, when in imports(path)
+        if other.split(".")[0] == package and when != "typing"
+    }
+    assert found <= set(KNOWN_BY[package])
+
+
+def test_pure_files_have_no_files_no_printing_and_no_clocks():
+    pure = {module: path for module, path in MODULES.items() if is_pure(module)}
+    found = [
+        f"{module} imports {other}"
+        for module, path in pure.items()
+        for other, *_ in imports(path)
+        if other.split(".")[0] in EFFECTS
+    ]
+    effects = ("print", "open", "input", "breakpoint")
+    found += [
+        f"{module} line {node.lineno} calls {node.func.id}"
+        for module, path in pure.items()
+        for node in ast.walk(parsed(path))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in effects
+    ]
+    assert found == []
+
+
 def undocumented(nodes, owner=""):
-    """The public functions, classes and methods that have no docstring."""
+    """Return the public functions, classes and methods that have no docstring."""
     for node in nodes:
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
             if ast.get_docstring(node) is None:
@@ -274,15 +341,13 @@ def undocumented(nodes, owner=""):
 
 
 def test_everything_public_has_a_docstring():
-    trees = {label(path): parsed(path) for path in sources("jaxdl")}
-    # An empty __init__.py only marks a folder.
-    missing = [path for path, tree in trees.items() if tree.body and ast.get_docstring(tree) is None]
-    missing += [f"{path}: {name}" for path, tree in trees.items() for name in undocumented(tree.body)]
+    missing = [module for module, path in MODULES.items() if ast.get_docstring(parsed(path)) is None]
+    missing += [f"{module}: {name}" for module, path in MODULES.items() for name in undocumented(parsed(path).body)]
     assert missing == []
 
 
 def loaded(program):
-    """Which of the heavy packages a program loads."""
+    """Return the heavy packages that a program loads."""
     code = f"{program}\nimport sys\nprint(*[name for name in {HEAVY} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=ROOT)
     return set(done.stdout.split())

@@ -13,8 +13,8 @@ from jax import lax
 from scipy.stats import binom, chi2
 
 from jaxdl import InputError
-from jaxdl.convolutions import add_bias, convolve
-from jaxdl.layers import BatchNorm, Conv, Dropout, Flatten, MaxPool, dropout, max_pool
+from jaxdl.nn import BatchNorm, Conv, Dropout, Flatten, MaxPool, dropout, max_pool
+from jaxdl.nn.convolution import add_bias, convolve
 
 NUMBERS = ("NHWC", "HWIO", "NHWC")
 TEXTS = ("SAME", "VALID")

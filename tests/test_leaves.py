@@ -6,13 +6,11 @@ import numpy as np
 import optax
 import pytest
 
-from jaxdl import leaves
-from jaxdl import objectives as o
+from jaxdl import _tree, losses
 from jaxdl.data import examples
 from jaxdl.errors import InputError
-from jaxdl.models import mlp
-from jaxdl.plans import make_plan
-from jaxdl.training import start
+from jaxdl.nn import mlp
+from jaxdl.train import make_plan, start
 from jaxdl.types import Objective
 
 ROWS = examples(np.ones((8, 3)), np.ones((8, 1)))
@@ -20,14 +18,14 @@ ROWS = examples(np.ones((8, 3)), np.ones((8, 1)))
 
 def progress_of(*hidden, **options):
     optimiser = optax.inject_hyperparams(optax.adam)(learning_rate=0.1)
-    plan = make_plan(mlp(hidden, input_norm=True), Objective(o.squared_error), optimiser, batch_size=4, **options)
+    plan = make_plan(mlp(hidden, input_norm=True), Objective(losses.squared_error), optimiser, batch_size=4, **options)
     return start(plan, ROWS, ROWS, key=jax.random.key(0))
 
 
 def test_a_whole_progress_comes_back_with_its_dtypes_and_bits():
     progress = progress_of(5, average=0.9)
-    arrays = {name: np.asarray(array) for name, array in leaves.named(progress).items()}
-    again = leaves.rebuilt(progress_of(5, average=0.9), arrays)
+    arrays = {name: np.asarray(array) for name, array in _tree.named(progress).items()}
+    again = _tree.rebuilt(progress_of(5, average=0.9), arrays)
     assert jax.tree.structure(again) == jax.tree.structure(progress)
     for one, other in zip(jax.tree.leaves(again), jax.tree.leaves(progress), strict=True):
         assert one.dtype == other.dtype and one.shape == other.shape and not getattr(one, "weak_type", False)
@@ -37,13 +35,13 @@ def test_a_whole_progress_comes_back_with_its_dtypes_and_bits():
 
 
 def test_names_are_those_that_people_use():
-    names = leaves.named(progress_of(5))
+    names = _tree.named(progress_of(5))
     assert {"state/weights/params/Dense_0/kernel", "epoch", "state/key", "sums/weight", "stopping/best"} <= set(names)
     assert len(names) == len(jax.tree.leaves(progress_of(5)))
 
 
 def test_kinds_are_json():
-    kinds = leaves.kinds(progress_of(5))
+    kinds = _tree.kinds(progress_of(5))
     assert kinds["state/weights/params/Dense_0/kernel"] == ["float32", [3, 5]]
     assert kinds["key"] == ["key<fry>", []]
 
@@ -58,7 +56,7 @@ def test_kinds_are_json():
 )
 def test_another_model_is_told_by_the_kernel_that_differs(other, told):
     with pytest.raises(InputError, match=told):
-        leaves.check_kinds(leaves.kinds(progress_of(5)), progress_of(*other))
+        _tree.check_kinds(_tree.kinds(progress_of(5)), progress_of(*other))
 
 
 @pytest.mark.parametrize(
@@ -73,4 +71,4 @@ def test_another_model_is_told_by_the_kernel_that_differs(other, told):
 )
 def test_every_difference_has_its_words(template, told):
     with pytest.raises(InputError, match=told):
-        leaves.check_kinds(leaves.kinds({"a": jnp.ones(2)}), template)
+        _tree.check_kinds(_tree.kinds({"a": jnp.ones(2)}), template)

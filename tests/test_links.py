@@ -10,13 +10,13 @@ import time
 
 import pytest
 
-from jaxdl.links import LOST, Link, Member, linked, part, watch
+from jaxdl.distributed.processes import LOST, Link, Member, linked, part, watch
 from tests.groups import LIGHT
 
 # Process `own` of three, whose connections come as file descriptors.
 PROCESS = """
 import json, socket, sys, time
-from jaxdl.links import Link, Member, linked, part, watch
+from jaxdl.distributed.processes import Link, linked, Member, part, watch
 own, ends = int(sys.argv[1]), json.loads(sys.argv[2])
 links = {}
 for other, number in ends.items():

@@ -12,10 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxdl.accounts import files
+from jaxdl._files import locked
 from jaxdl.errors import InputError
-from jaxdl.listings import Row, find, history, listing, ordered, read, row
-from jaxdl.locks import locked
+from jaxdl.runs.catalog import Row, files, find, history, listing, ordered, read, row
 from tests.run_folders import CONFIG, HISTORY, METRICS, accuracy, write
 
 
@@ -52,7 +51,7 @@ def test_a_run_that_was_killed_before_its_first_epoch_is_unfinished(tmp_path, em
 
 def test_a_run_that_a_process_holds_is_running_until_that_process_ends(tmp_path):
     folder = write(tmp_path / "one", metrics=None)
-    program = "import sys\nfrom pathlib import Path\nfrom jaxdl.locks import locked\n"
+    program = "import sys\nfrom pathlib import Path\nfrom jaxdl._files import locked\n"
     program += "with locked(Path(sys.argv[1])):\n    print('held', flush=True)\n    sys.stdin.read()"
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen([sys.executable, "-c", program, str(folder)], **pipes) as holder:
@@ -194,7 +193,7 @@ def test_a_folder_that_may_not_be_read_is_a_row(tmp_path, monkeypatch):
     def refuse(path):
         raise PermissionError(13, os.strerror(13))
 
-    monkeypatch.setattr("jaxdl.listings.read_json", refuse)
+    monkeypatch.setattr("jaxdl.runs.catalog.read_json", refuse)
     assert row(folder).problem == f"{folder} cannot be read: Permission denied."
 
 

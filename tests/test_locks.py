@@ -9,15 +9,15 @@ import sys
 
 import pytest
 
+from jaxdl._files import exclusive, held, locked
 from jaxdl.errors import InputError
-from jaxdl.locks import exclusive, held, locked
 from tests.groups import LIGHT
 
 HOLD = """
 import sys, time
 from pathlib import Path
 from jaxdl.errors import InputError
-from jaxdl.locks import locked
+from jaxdl._files import locked
 try:
     with locked(Path(sys.argv[1])):
         print("held", flush=True)
@@ -159,7 +159,7 @@ def test_to_ask_about_a_lock_that_a_dead_process_left_takes_it_from_nobody(tmp_p
     def refuse(*_, **__):
         raise AssertionError("another process could not have begun just then")
 
-    monkeypatch.setattr("jaxdl.locks.lock_descriptor", refuse)
+    monkeypatch.setattr("jaxdl._files.lock_descriptor", refuse)
     assert not held(tmp_path)
 
 
@@ -167,8 +167,8 @@ def test_on_windows_the_text_begins_after_the_byte_that_is_locked(tmp_path, monk
     def end(*_):
         raise AssertionError("on Windows os.kill would end the process")
 
-    monkeypatch.setattr("jaxdl.locks.WINDOWS", True)
-    monkeypatch.setattr("jaxdl.locks.START", 1)
+    monkeypatch.setattr("jaxdl._files.WINDOWS", True)
+    monkeypatch.setattr("jaxdl._files.START", 1)
     monkeypatch.setattr(os, "kill", end)
     with locked(tmp_path) as holds:
         assert (tmp_path / "lock").read_bytes() == f"\0{os.getpid()} {socket.gethostname()}".encode()
@@ -184,7 +184,7 @@ def test_a_file_system_without_locks_refuses_a_run_and_not_a_file(tmp_path, monk
     def refuse(*_, **__):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-    monkeypatch.setattr("jaxdl.locks.lock_descriptor", refuse)
+    monkeypatch.setattr("jaxdl._files.lock_descriptor", refuse)
     with pytest.raises(InputError, match="in use by another process"), locked(tmp_path):
         pass
     with exclusive(tmp_path):

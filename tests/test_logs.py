@@ -13,12 +13,14 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from jaxdl import bars, logs, tensorboard
+from jaxdl import callbacks
+from jaxdl.callbacks import _progress_bar
 from jaxdl.data import examples
 from jaxdl.errors import InputError
-from jaxdl.fitting import fit
-from jaxdl.models import mlp
-from jaxdl.objectives import rmse, squared_error
+from jaxdl.losses import squared_error
+from jaxdl.metrics import rmse
+from jaxdl.nn import mlp
+from jaxdl.train.fit import fit
 from jaxdl.types import Objective
 
 EPOCHS = 4
@@ -66,7 +68,7 @@ def replay(observe, records, best_epoch=1):
 
 
 def test_the_csv_file_holds_the_history_to_the_last_digit(tmp_path):
-    with logs.csv_file(tmp_path / "history.csv") as observe:
+    with callbacks.csv_file(tmp_path / "history.csv") as observe:
         history = run(observe).history
     # Python's own float, because pandas reads the last digit as it likes.
     with (tmp_path / "history.csv").open(newline="") as file:
@@ -78,7 +80,7 @@ def test_the_csv_file_holds_the_history_to_the_last_digit(tmp_path):
 
 @pytest.mark.parametrize("value", [1 / 3, 1e-300, 1e22, float("nan"), float("inf"), 0.0])
 def test_the_csv_file_keeps_every_number(tmp_path, value):
-    with logs.csv_file(tmp_path / "history.csv") as observe:
+    with callbacks.csv_file(tmp_path / "history.csv") as observe:
         observe(progress_at(1, 0), numbered([{"loss": value}]))
     header, row = (tmp_path / "history.csv").read_text().splitlines()
     assert header == "epoch,loss"
@@ -91,13 +93,13 @@ def test_each_row_is_on_the_disk_before_the_next_epoch(tmp_path):
     def count(progress, history):
         rows.append(len((tmp_path / "history.csv").read_text().splitlines()) - 1)
 
-    with logs.csv_file(tmp_path / "history.csv") as observe:
+    with callbacks.csv_file(tmp_path / "history.csv") as observe:
         run(observe, count)
     assert rows == [1, 2, 3, 4]
 
 
 def test_a_run_that_breaks_off_keeps_its_rows(tmp_path):
-    with pytest.raises(KeyboardInterrupt), logs.csv_file(tmp_path / "history.csv") as observe:
+    with pytest.raises(KeyboardInterrupt), callbacks.csv_file(tmp_path / "history.csv") as observe:
         replay(observe, RECORDS)
         raise KeyboardInterrupt
     assert len((tmp_path / "history.csv").read_text().splitlines()) == 1 + len(RECORDS)
@@ -105,7 +107,7 @@ def test_a_run_that_breaks_off_keeps_its_rows(tmp_path):
 
 def test_the_epochs_of_a_resumed_run_go_on_in_the_csv_file(tmp_path):
     first = run(epochs=2)
-    with logs.csv_file(tmp_path / "history.csv") as observe:
+    with callbacks.csv_file(tmp_path / "history.csv") as observe:
         second = run(observe, progress=first.progress, weights=None)
     table = pd.read_csv(tmp_path / "history.csv", index_col="epoch")
     assert list(table.index) == list(second.history.index) == [3, 4]
@@ -118,7 +120,7 @@ def test_the_epochs_of_a_resumed_run_go_on_in_the_csv_file(tmp_path):
 def clock(monkeypatch):
     """Time that passes only when the test says so."""
     time = SimpleNamespace(now=100.0)
-    monkeypatch.setattr(bars, "time", SimpleNamespace(monotonic=lambda: time.now, time=lambda: time.now))
+    monkeypatch.setattr(_progress_bar, "time", SimpleNamespace(monotonic=lambda: time.now, time=lambda: time.now))
     return time
 
 
@@ -131,7 +133,7 @@ FIGURES = ("loss", "val_loss")
 
 def test_a_file_gets_plain_lines_of_the_first_and_the_last_epoch(clock):
     out = console()
-    with bars.progress_bar(10, FIGURES, console=out) as observe:
+    with callbacks.progress_bar(10, FIGURES, console=out) as observe:
         replay(observe, RECORDS)
     lines = out.file.getvalue().splitlines()
     assert [line.split()[1] for line in lines] == ["1/10", "3/10"]
@@ -141,7 +143,7 @@ def test_a_file_gets_plain_lines_of_the_first_and_the_last_epoch(clock):
 
 def test_a_line_is_printed_only_now_and_then(clock):
     out = console()
-    with bars.progress_bar(9, FIGURES, console=out) as observe:
+    with callbacks.progress_bar(9, FIGURES, console=out) as observe:
         for epoch in range(1, 10):
             observe(progress_at(epoch, 1), numbered(RECORDS[:1] * epoch))
             clock.now += 0.4
@@ -151,14 +153,14 @@ def test_a_line_is_printed_only_now_and_then(clock):
 
 def test_the_last_epoch_is_not_printed_twice(clock):
     out = console()
-    with bars.progress_bar(1, FIGURES, console=out) as observe:
+    with callbacks.progress_bar(1, FIGURES, console=out) as observe:
         replay(observe, RECORDS[:1])
     assert len(out.file.getvalue().splitlines()) == 1
 
 
 def test_a_line_tells_the_best_epoch_and_the_time_that_is_left(clock):
     out = console()
-    with bars.progress_bar(9, FIGURES, console=out) as observe:
+    with callbacks.progress_bar(9, FIGURES, console=out) as observe:
         for epoch in (1, 2, 3):
             clock.now += 2.0
             best_epoch = min(epoch, 2)
@@ -173,7 +175,7 @@ def test_a_line_tells_the_best_epoch_and_the_time_that_is_left(clock):
 
 def test_a_line_says_so_where_no_epoch_was_finite_yet(clock):
     out = console()
-    with bars.progress_bar(2, FIGURES, console=out) as observe:
+    with callbacks.progress_bar(2, FIGURES, console=out) as observe:
         observe(progress_at(1, 0), numbered([{"loss": float("nan"), "val_loss": float("nan")}]))
     assert "loss nan val_loss nan best: none yet" in out.file.getvalue()
 
@@ -181,7 +183,7 @@ def test_a_line_says_so_where_no_epoch_was_finite_yet(clock):
 def test_figures_that_a_run_does_not_measure_are_left_out(clock):
     # A run without validation, shown by a program that asks for validation figures too.
     out = console()
-    with bars.progress_bar(2, FIGURES, console=out) as observe:
+    with callbacks.progress_bar(2, FIGURES, console=out) as observe:
         replay(observe, [{"loss": 0.5}, {"loss": 0.25}])
     assert "loss 0.2500" in out.file.getvalue()
     assert "val_loss" not in out.file.getvalue()
@@ -191,7 +193,7 @@ def test_a_resumed_run_can_be_shown(clock):
     # The best epoch may lie before the history, which holds only the epochs since.
     first, out = run(epochs=3), console()
     assert first.best_epoch == 3
-    with bars.progress_bar(EPOCHS, FIGURES, console=out) as observe:
+    with callbacks.progress_bar(EPOCHS, FIGURES, console=out) as observe:
         second = run(observe, progress=first.progress, weights=None)
     assert len(second.history) == 1
     assert f"epoch {EPOCHS}/{EPOCHS}" in out.file.getvalue()
@@ -200,7 +202,7 @@ def test_a_resumed_run_can_be_shown(clock):
 @pytest.mark.parametrize("epochs", [EPOCHS, EPOCHS + 5], ids=["to the end", "stopped early"])
 def test_a_terminal_gets_a_bar(epochs):
     out = console(force_terminal=True)
-    with bars.progress_bar(epochs, FIGURES, console=out) as observe:
+    with callbacks.progress_bar(epochs, FIGURES, console=out) as observe:
         history = run(observe).history
     text = out.file.getvalue()
     assert "━" in text and "\x1b[" in text
@@ -214,10 +216,10 @@ def test_a_terminal_gets_a_bar(epochs):
 def test_observers_do_not_change_the_run(tmp_path):
     plain = run()
     with (
-        logs.csv_file(tmp_path / "history.csv") as rows,
-        tensorboard.tensorboard(tmp_path / "tensorboard", every=0.0) as charts,
-        bars.progress_bar(EPOCHS, FIGURES, console=console(force_terminal=True)) as bar,
-        bars.progress_bar(EPOCHS, FIGURES, console=console()) as lines,
+        callbacks.csv_file(tmp_path / "history.csv") as rows,
+        callbacks.tensorboard(tmp_path / "tensorboard", every=0.0) as charts,
+        callbacks.progress_bar(EPOCHS, FIGURES, console=console(force_terminal=True)) as bar,
+        callbacks.progress_bar(EPOCHS, FIGURES, console=console()) as lines,
     ):
         watched = run(rows, charts, bar, lines)
     jax.tree.map(np.testing.assert_array_equal, watched.final, plain.final)
@@ -226,5 +228,8 @@ def test_observers_do_not_change_the_run(tmp_path):
 
 
 def test_a_folder_in_the_place_of_the_csv_file_is_refused_at_the_start(tmp_path):
-    with pytest.raises(InputError, match="csv_file needs the path of a file, got the folder"), logs.csv_file(tmp_path):
+    with (
+        pytest.raises(InputError, match="csv_file needs the path of a file, got the folder"),
+        callbacks.csv_file(tmp_path),
+    ):
         pass

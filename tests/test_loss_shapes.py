@@ -8,11 +8,11 @@ import numpy as np
 import optax
 import pytest
 
-from jaxdl import Objective, evaluate, examples, fit, fit_seeds, mlp, objectives
+from jaxdl import Objective, evaluate, examples, fit, fit_seeds, losses, mlp
+from jaxdl.data import Source
 from jaxdl.errors import InputError
-from jaxdl.evaluations import evaluate_source
-from jaxdl.objectives import mean
-from jaxdl.sources import Source
+from jaxdl.metrics import mean
+from jaxdl.train.evaluate import evaluate_source
 from jaxdl.types import Metric
 
 X = np.random.default_rng(0).normal(size=(16, 3)).astype(np.float32)
@@ -68,7 +68,7 @@ METRICS = {
 
 @pytest.mark.parametrize(("metric", "rows", "words"), METRICS.values(), ids=METRICS)
 def test_a_metric_that_is_no_number_of_a_data_set_is_refused(metric, rows, words):
-    own = Objective(lambda o, y: objectives.squared_error(o, y.reshape(o.shape)), (metric,))
+    own = Objective(lambda o, y: losses.squared_error(o, y.reshape(o.shape)), (metric,))
     for call in (
         lambda: fit(MODEL, own, optax.sgd(0.1), rows, epochs=1, batch_size=8),
         lambda: evaluate(MODEL, own, network(), rows),

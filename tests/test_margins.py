@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import bootstrap
 
 from jaxdl.errors import InputError
-from jaxdl.margins import rmse_error, share_error
+from jaxdl.stats import rmse_error, share_error
 
 DRAWS = np.random.default_rng(0)
 

@@ -9,9 +9,8 @@ from contextlib import contextmanager, suppress
 
 import pytest
 
+from jaxdl.distributed.processes import free_port, meet, part
 from jaxdl.errors import InputError
-from jaxdl.links import part
-from jaxdl.meetings import free_port, meet
 
 
 @contextmanager

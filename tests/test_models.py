@@ -7,11 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdl.adapters import from_linen
 from jaxdl.errors import InputError
-from jaxdl.layers import Conv
-from jaxdl.models import MLP, convnet, mlp, residual_net
-from jaxdl.summaries import summary
+from jaxdl.nn import MLP, Conv, convnet, from_linen, mlp, residual_net, summary
 from jaxdl.types import Weights
 
 KEY = jax.random.key(0)

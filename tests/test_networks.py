@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import cifar10, weather
-from jaxdl.augment import flip_averaged
+from experiments.cifar10 import experiment as cifar10
+from experiments.weather import experiment as weather
 from jaxdl.errors import InputError
-from jaxdl.models import convnet, mlp, residual_net
-from jaxdl.networks import Network, as_model, from_json, to_json
+from jaxdl.nn import Network, as_model, convnet, flip_averaged, mlp, residual_net
+from jaxdl.nn.models import from_json, to_json
 
 ROWS = np.random.default_rng(0).normal(0, 1, (5, 7)).astype(np.float32)
 IMAGES = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), np.uint8)

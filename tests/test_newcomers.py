@@ -18,13 +18,11 @@ from flax import nnx
 from sklearn.metrics import mean_squared_error
 
 import jaxdl
-from jaxdl import Examples, InputError, Objective, Weights, canvas, data, objectives, plots
-from jaxdl.candidates import grid
-from jaxdl.committees import evaluate_members, predict_mean
-from jaxdl.curves import roc
-from jaxdl.models import convnet, mlp, residual_net
-from jaxdl.plans import make_plan
-from jaxdl.stopping import early_stopping, reduce_on_plateau
+from jaxdl import Examples, InputError, Objective, Weights, data, losses, metrics, plots
+from jaxdl.ensembles import evaluate_members, grid, predict_mean
+from jaxdl.metrics import roc
+from jaxdl.nn import convnet, mlp, residual_net
+from jaxdl.train import early_stopping, make_plan, reduce_on_plateau
 from tests.quick import quick_programs
 
 INPUTS = np.random.default_rng(0).normal(size=(12, 4)).astype(np.float32)
@@ -33,9 +31,9 @@ LABELS = np.arange(12) % 2
 ROWS = jaxdl.examples(INPUTS, TARGETS)
 CLASSES = jaxdl.examples(INPUTS, LABELS)
 MODEL, TWO = mlp(()), mlp((), outputs=2)
-SQUARED = Objective(objectives.squared_error)
-MEASURED = Objective(objectives.squared_error, (objectives.rmse,))
-SOFTMAX = Objective(objectives.softmax_cross_entropy)
+SQUARED = Objective(losses.squared_error)
+MEASURED = Objective(losses.squared_error, (metrics.rmse,))
+SOFTMAX = Objective(losses.softmax_cross_entropy)
 SGD = optax.sgd(0.1)
 # Shapes are enough for what is refused before anything is computed.
 WEIGHTS = Weights({"Dense_0": {"kernel": np.zeros((4, 1), np.float32), "bias": np.zeros(1, np.float32)}}, {})
@@ -142,7 +140,7 @@ def test_a_keras_model_is_told_the_line_to_type():
         lambda: fit(model)
     )
     assert "Use optax.adam(1e-3), say" in refusal(lambda: fit(optimiser=keras["Adam"]()))
-    assert "Use objectives.squared_error" in refusal(lambda: fit(objective=Objective(keras["MSE"]())))
+    assert "Use losses.squared_error" in refusal(lambda: fit(objective=Objective(keras["MSE"]())))
 
 
 @cases(
@@ -164,27 +162,27 @@ def test_what_is_no_optimizer_is_told_the_line_to_type(call, words):
 
 
 @cases(
-    bare_loss=(objectives.squared_error, "got the function squared_error. Use Objective(squared_error)."),
-    string=("mse", "Use Objective(loss, metrics), the loss being objectives.squared_error"),
-    pair=((objectives.squared_error, ()), "got a tuple. Use Objective(loss, metrics)."),
-    bare_metric=(objectives.rmse, "Use Objective(loss, (rmse,))"),
+    bare_loss=(losses.squared_error, "got the function squared_error. Use Objective(squared_error)."),
+    string=("mse", "Use Objective(loss, metrics), the loss being losses.squared_error"),
+    pair=((losses.squared_error, ()), "got a tuple. Use Objective(loss, metrics)."),
+    bare_metric=(metrics.rmse, "Use Objective(loss, (rmse,))"),
     swapped=(SGD, "The order is fit(model, objective, optimiser"),
     name=(Objective("mse"), 'a loss must be a function (outputs, targets) -> (batch,), got "mse"'),
     a_class=(Objective(dict), "got the class dict"),
-    metric_as_loss=(Objective(objectives.rmse), "got the metric rmse. Use Objective(loss, (rmse,))"),
-    maker=(Objective(objectives.huber), "call it first: huber(...)."),
-    mean=(Objective(objectives.mean), "call it first: mean(...)."),
-    smoothed=(Objective(objectives.smoothed_cross_entropy), "call it first: smoothed_cross_entropy(...)."),
-    one_metric=(Objective(objectives.squared_error, objectives.rmse), "Use (rmse,) with its comma."),
+    metric_as_loss=(Objective(metrics.rmse), "got the metric rmse. Use Objective(loss, (rmse,))"),
+    maker=(Objective(losses.huber), "call it first: huber(...)."),
+    mean=(Objective(metrics.mean), "call it first: mean(...)."),
+    smoothed=(Objective(losses.smoothed_cross_entropy), "call it first: smoothed_cross_entropy(...)."),
+    one_metric=(Objective(losses.squared_error, metrics.rmse), "Use (rmse,) with its comma."),
     function=(
-        Objective(objectives.squared_error, (objectives.absolute_error,)),
-        'Use objectives.mean("absolute_error", absolute_error)',
+        Objective(losses.squared_error, (losses.absolute_error,)),
+        'Use metrics.mean("absolute_error", absolute_error)',
     ),
-    metric_name=(Objective(objectives.squared_error, ("rmse",)), 'got "rmse". Use objectives.rmse'),
-    metrics_name=(Objective(objectives.squared_error, "rmse"), "Use objectives.rmse"),
-    metric_maker=(Objective(objectives.squared_error, (objectives.r2,)), "call it: r2(...)."),
-    by_name=(Objective(objectives.squared_error, {"rmse": objectives.rmse}), "got a dict"),
-    no_metrics=(Objective(objectives.squared_error, None), "got None"),
+    metric_name=(Objective(losses.squared_error, ("rmse",)), 'got "rmse". Use metrics.rmse'),
+    metrics_name=(Objective(losses.squared_error, "rmse"), "Use metrics.rmse"),
+    metric_maker=(Objective(losses.squared_error, (metrics.r2,)), "call it: r2(...)."),
+    by_name=(Objective(losses.squared_error, {"rmse": metrics.rmse}), "got a dict"),
+    no_metrics=(Objective(losses.squared_error, None), "got None"),
 )
 def test_what_is_no_objective_is_told_the_line_to_type(call, words):
     assert words in refusal(lambda: fit(objective=call))
@@ -193,7 +191,7 @@ def test_what_is_no_objective_is_told_the_line_to_type(call, words):
 
 
 def test_metrics_in_a_list_are_metrics():
-    listed = Objective(objectives.squared_error, [objectives.rmse])
+    listed = Objective(losses.squared_error, [metrics.rmse])
     assert list(fit(objective=listed).records[0]) == ["epoch", "loss", "rmse"]
     assert sorted(jaxdl.evaluate(MODEL, listed, WEIGHTS, ROWS)) == ["loss", "rmse"]
 
@@ -226,7 +224,7 @@ def test_what_is_no_plateau_rule_is_told_the_line_to_type(call, words):
         lambda: jaxdl.fit(MODEL, SQUARED, optimizer="adam", train=ROWS),
         "no argument optimizer. Use optimiser.",
     ),
-    metrics=(lambda: fit(metrics=[objectives.rmse]), "Use objective."),
+    metrics=(lambda: fit(metrics=[metrics.rmse]), "Use objective."),
     callbacks=(lambda: fit(callbacks=[]), "Use observers."),
     rate=(lambda: fit(lr=0.1), "Use optimiser."),
     batch=(lambda: fit(batch=8), "Use batch_size."),
@@ -428,7 +426,7 @@ def test_whole_numbers_of_numpy_and_jax_are_counts(run):
     factor=(lambda: reduce_on_plateau(factor="0.1"), "Use 0.1."),
     monitors=(lambda: early_stopping(["loss"]), "monitor must be the name of one value, got a list. Use 'loss'."),
     monitor_number=(lambda: early_stopping(3), "Use patience=3"),
-    monitor_metric=(lambda: early_stopping(objectives.rmse), 'Use "rmse".'),
+    monitor_metric=(lambda: early_stopping(metrics.rmse), 'Use "rmse".'),
 )
 def test_options_of_a_wrong_kind_are_refused(call, words):
     assert words in refusal(call)
@@ -449,7 +447,7 @@ def test_callbacks_from_a_generator_are_called_after_every_epoch():
 
 
 def test_a_context_manager_among_the_callbacks_is_told_to_be_entered(tmp_path):
-    from jaxdl.logs import csv_file
+    from jaxdl.callbacks import csv_file
 
     assert "Use with ... as callback:" in refusal(lambda: fit(observers=[csv_file(tmp_path / "history.csv")]))
 
@@ -462,7 +460,7 @@ def test_labels_beyond_the_outputs_are_refused_before_the_first_step():
         lambda: fit(TWO, SOFTMAX, train=beyond),
         lambda: fit(TWO, SOFTMAX, train=on_device),
         lambda: fit(TWO, SOFTMAX, train=CLASSES, validation=beyond),
-        lambda: fit(TWO, Objective(objectives.smoothed_cross_entropy(0.1)), train=beyond),
+        lambda: fit(TWO, Objective(losses.smoothed_cross_entropy(0.1)), train=beyond),
         lambda: fit_seeds(beyond, model=TWO, objective=SOFTMAX),
         lambda: sweep(train=beyond),
         lambda: jaxdl.evaluate(TWO, SOFTMAX, PAIR, beyond),
@@ -474,7 +472,7 @@ def test_labels_beyond_the_outputs_are_refused_before_the_first_step():
 
 def test_labels_of_examples_that_do_not_count_may_be_any():
     ignored = jaxdl.examples(INPUTS, np.where(np.arange(12) < 4, -1, LABELS), np.arange(12) >= 4)
-    objectives.check_labels(TWO, SOFTMAX, ignored)
+    losses.check_labels(TWO, SOFTMAX, ignored)
 
 
 @cases(
@@ -545,7 +543,7 @@ def test_a_history_is_drawn_from_a_table_a_run_and_records(run):
     picture=(lambda run: plots.images(np.zeros((8, 8))), "Use pictures[None] for one."),
     curves=(lambda run: plots.roc([1, 2]), "curves must be a dict of curves by name"),
     confusion=(lambda run: plots.confusion([[1, 2]], ["a", "b"]), "must be of shape (classes, classes), got (1, 2)"),
-    save=(lambda run: canvas.save("a.png", plots.history(run)), "Use save(figure, path)."),
+    save=(lambda run: plots.save("a.png", plots.history(run)), "Use save(figure, path)."),
 )
 def test_what_cannot_be_drawn_is_refused(call, words, run):
     assert words in refusal(lambda: call(run))
@@ -559,7 +557,7 @@ def test_the_history_of_many_runs_is_not_drawn_as_one(runs):
 def test_one_array_of_predictions_and_one_curve_are_drawn(run, tmp_path):
     assert len(plots.predictions(TARGETS, TARGETS[:, 0]).axes) == 1
     assert len(plots.roc(roc([0.1, 0.9], [0, 1])).axes) == 1
-    canvas.save(plots.history(run), f"{tmp_path}/history.png")
+    plots.save(plots.history(run), f"{tmp_path}/history.png")
     assert (tmp_path / "history.png").read_bytes()[1:4] == b"PNG"
 
 
@@ -581,11 +579,11 @@ def test_a_warning_of_fit_points_at_the_line_of_the_caller():
 
 
 PROGRAM = """
-import numpy as np, optax, jaxdl
-from jaxdl import Objective, objectives
+import jaxdl
+from jaxdl import losses, Objective
 rows = jaxdl.examples(np.ones((4, 1)), np.ones((4, 1)))
 try:
-    jaxdl.fit(jaxdl.mlp(()), Objective(objectives.squared_error), optax.sgd(0.1), rows, batch_size=2)
+    jaxdl.fit(jaxdl.mlp(()), Objective(losses.squared_error), optax.sgd(0.1), rows, batch_size=2)
 except jaxdl.InputError as error:
     print(error)
 """
@@ -627,15 +625,15 @@ def test_a_command_tells_in_a_line_that_its_platform_is_not_there(command, tmp_p
 
 
 def test_a_platform_that_is_not_there_is_an_input_error(monkeypatch):
-    from jaxdl import arguments
+    from jaxdl import _arguments
 
     def fail():
         raise RuntimeError("Unable to initialize backend 'tpu': no tpu (set JAX_PLATFORMS='' to choose)")
 
     monkeypatch.setattr(jax, "default_backend", fail)
-    monkeypatch.setattr(arguments, "_platforms_there", lambda: "cpu")
+    monkeypatch.setattr(_arguments, "_platforms_there", lambda: "cpu")
     with jax_platforms("tpu"):
-        words = refusal(arguments.check_platform)
+        words = refusal(_arguments.check_platform)
     assert words.startswith('JAX_PLATFORMS="tpu" names a platform that JAX cannot start here; this machine has cpu.')
     assert words.endswith("JAX says: Unable to initialize backend 'tpu': no tpu")
 

@@ -8,21 +8,18 @@ import optax
 import pytest
 from flax import nnx
 
-from jaxdl import objectives as o
-from jaxdl.adapters import from_linen, from_nnx
-from jaxdl.augment import augmented, crop, flip
+from jaxdl import losses
 from jaxdl.data import examples
-from jaxdl.models import convnet, mlp, residual_net
-from jaxdl.nonfinite import in_evaluation, in_step
-from jaxdl.plans import make_plan
-from jaxdl.steps import make_train_state, make_train_step
+from jaxdl.nn import augmented, convnet, crop, flip, from_linen, from_nnx, mlp, residual_net
+from jaxdl.train import make_plan, make_train_state, make_train_step
+from jaxdl.train.nonfinite import in_evaluation, in_step
 from jaxdl.types import Metric, Model, Objective, Weights
 
 RANDOM = np.random.default_rng(0)
 INPUTS = RANDOM.uniform(0.5, 1, size=(8, 3)).astype(np.float32)
 BATCH = jax.tree.map(jnp.asarray, examples(INPUTS, INPUTS[:, :1]))
 ALL = tuple(range(8))
-SQUARED = Objective(o.squared_error)
+SQUARED = Objective(losses.squared_error)
 
 
 def state_of(plan, batch=BATCH, change=lambda weights: weights):
@@ -147,7 +144,7 @@ IMAGES = jax.tree.map(jnp.asarray, examples(RANDOM.integers(0, 255, size=(4, 12,
 def test_nothing_is_found_in_networks_that_are_well(model):
     # As a program of its own: one by one, its operations would take many times as long to compile.
     whole = model._replace(apply=jax.jit(model.apply, static_argnames="train"))
-    assert step_of(whole, Objective(o.softmax_cross_entropy), batch=IMAGES) is None
+    assert step_of(whole, Objective(losses.softmax_cross_entropy), batch=IMAGES) is None
 
 
 def test_an_overflow_in_half_precision_is_found():
@@ -183,7 +180,7 @@ def test_something_is_found_exactly_where_the_step_is_not_finite(scale):
 
 def test_a_metric_that_is_not_finite_is_no_fault_of_the_step():
     odd = Metric("odd", lambda outputs, targets: jnp.full(len(outputs), jnp.nan), lambda totals, weight: totals)
-    assert step_of(objective=Objective(o.squared_error, (odd,))) is None
+    assert step_of(objective=Objective(losses.squared_error, (odd,))) is None
 
 
 def test_evaluation_is_looked_at_without_what_only_training_does():

@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 
 import jaxdl
 from jaxdl import datasets
+from jaxdl.datasets import _cifar10, _weather
 from tests.quick import quick_programs
 
 FOLDER = Path(__file__).parent.parent / "experiments" / "notebooks"
@@ -101,8 +102,8 @@ def run_cell(code, names, shown):
 @pytest.fixture
 def run(monkeypatch):
     """`run(parts)` runs them; `apart`: each with the names of the first part alone."""
-    monkeypatch.setattr(datasets, "weather", partial(datasets.weather, "simulated:240"))
-    monkeypatch.setattr(datasets, "cifar10", partial(datasets.cifar10, "simulated:240"))
+    monkeypatch.setattr(_weather, "weather", partial(datasets.weather, "simulated:240"))
+    monkeypatch.setattr(_cifar10, "cifar10", partial(datasets.cifar10, "simulated:240"))
 
     def go(of, apart=False):
         shown, said = [], io.StringIO()

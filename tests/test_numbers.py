@@ -17,16 +17,14 @@ from jaxdl import (
     fit_seeds,
     from_linen,
     mlp,
-    objectives,
     reduce_on_plateau,
 )
-from jaxdl.models import convnet
-from jaxdl.plans import make_plan
-from jaxdl.rate_ranges import rate_range
-from jaxdl.steps import shown_weights
-from jaxdl.training import start
+from jaxdl.losses import sigmoid_cross_entropy, softmax_cross_entropy, squared_error
+from jaxdl.nn import convnet
+from jaxdl.train import make_plan, rate_range, start
+from jaxdl.train.step import shown_weights
 
-SQUARED = Objective(objectives.squared_error)
+SQUARED = Objective(squared_error)
 LINEAR, SGD = mlp(()), optax.sgd(0.05)
 INPUTS = np.random.default_rng(0).normal(size=(32, 2)).astype(np.float32)
 ROWS = examples(INPUTS * 0.01, INPUTS @ np.ones((2, 1), np.float32))
@@ -101,7 +99,7 @@ def test_a_moving_average_of_narrow_parameters_is_that_of_numpy_in_float32(dtype
 
 def test_bytes_beside_floats_are_refused():
     images, labels = np.zeros((8, 8, 8, 3), np.uint8), np.arange(8) % 2
-    objective = Objective(objectives.softmax_cross_entropy)
+    objective = Objective(softmax_cross_entropy)
     pairs = [(images, images.astype(np.float32)), (images.astype(np.float32), images), (images, images.astype(int))]
     for train, validation in pairs:
         with pytest.raises(InputError, match="train and validation must both hold bytes or neither, got inputs of"):
@@ -116,7 +114,7 @@ def test_bytes_beside_floats_are_refused():
 
 
 def test_labels_of_minus_one_and_one_are_refused_before_the_first_step():
-    objective, signs = Objective(objectives.sigmoid_cross_entropy), np.where(INPUTS[:, :1] > 0, 1, -1)
+    objective, signs = Objective(sigmoid_cross_entropy), np.where(INPUTS[:, :1] > 0, 1, -1)
     good, bad = examples(INPUTS, signs > 0), examples(INPUTS, signs)
     for name, rows in (("train", (bad, good)), ("validation", (good, bad))):
         with pytest.raises(InputError, match=rf"targets from 0 to 1, got -1 in row \d+ of {name}"):
@@ -144,7 +142,7 @@ def test_arrays_of_examples_made_by_hand_are_checked(inputs, message):
 
 
 def test_an_evaluation_refuses_targets_that_its_loss_cannot_take():
-    objective, signs = Objective(objectives.sigmoid_cross_entropy), np.where(INPUTS[:, :1] > 0, 1, -1)
+    objective, signs = Objective(sigmoid_cross_entropy), np.where(INPUTS[:, :1] > 0, 1, -1)
     weights = jax.jit(LINEAR.init)(jax.random.key(0), INPUTS)
     with pytest.raises(InputError, match=r"targets from 0 to 1, got -1 in row \d+ of rows_of"):
         evaluate(mlp(()), objective, weights, examples(INPUTS, signs))

@@ -9,15 +9,15 @@ import optax
 import optax.contrib as contrib
 import pytest
 
-from jaxdl import Model, Objective, Weights, evaluate, examples, fit, fit_seeds, make_plan, objectives, sweep
+from jaxdl import Model, Objective, Weights, evaluate, examples, fit, fit_seeds, losses, make_plan, sweep
 from jaxdl.errors import InputError
-from jaxdl.steps import make_train_state, make_train_step
+from jaxdl.train import make_train_state, make_train_step
 
 RANDOM = np.random.default_rng(0)
 X = RANDOM.normal(size=(64, 3)).astype(np.float32)
 Y = (X @ np.array([[1.0], [-2.0], [0.5]]) + 0.3 + RANDOM.normal(size=(64, 1)) / 9).astype(np.float32)
 ROWS = examples(X, Y)
-SQUARED = Objective(objectives.squared_error)
+SQUARED = Objective(losses.squared_error)
 
 
 def _apply(weights, inputs, *, train, key=None, mask=None):

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chi2
 
-from jaxdl import orders
-from jaxdl.orders import draws, mix, order, rows_on_host, shuffle
+from jaxdl.data import batches
+from jaxdl.data.batches import draws, mix, order, rows_on_host, shuffle
 
 # As one program each.
 ordered, drawn_by = (jax.jit(function, static_argnums=2) for function in (order, draws))
@@ -83,7 +83,7 @@ def test_any_part_of_the_order_is_found_without_the_rest_on_the_host_too(count, 
 
 @pytest.mark.parametrize("whole", [0, 767])
 def test_a_shuffle_is_the_order_place_by_place(whole, monkeypatch):
-    monkeypatch.setattr(orders, "_WHOLE", whole)
+    monkeypatch.setattr(batches, "_WHOLE", whole)
     key, places = jax.random.key(1), jnp.array([0, 766, 5, 5], jnp.int32)
     found = jax.jit(lambda places: shuffle(key, 3, 767)(places))(places)
     assert found.dtype == jnp.int32

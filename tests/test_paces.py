@@ -4,8 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from jaxdl import paces
-from jaxdl.chunks import Chunk
+from jaxdl.train import loop
+from jaxdl.train.loop import Chunk
 
 
 @pytest.fixture
@@ -14,7 +14,7 @@ def device(monkeypatch):
 
     def run(costs, batches, **options):
         now = SimpleNamespace(time=50.0)
-        monkeypatch.setattr(paces, "time", SimpleNamespace(perf_counter=lambda: now.time))
+        monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=lambda: now.time))
 
         def chunks(plan, progress, train, validation, *, last, steps, run, prepared):
             done = 0
@@ -25,8 +25,8 @@ def device(monkeypatch):
                 done += size
                 yield Chunk(None, None, True, size)
 
-        monkeypatch.setattr(paces, "chunks_of", chunks)
-        return [chunk.batches for chunk in paces.paced(None, None, None, **options)]
+        monkeypatch.setattr(loop, "chunks_of", chunks)
+        return [chunk.batches for chunk in loop.paced(None, None, None, **options)]
 
     return run
 

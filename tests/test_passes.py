@@ -9,19 +9,19 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from jaxdl import objectives as o
-from jaxdl import passes
-from jaxdl.batches import batches_of
+from jaxdl import losses, metrics
 from jaxdl.data import examples, take
+from jaxdl.data.batches import batches_of
 from jaxdl.errors import InputError
-from jaxdl.models import mlp
-from jaxdl.passes import evaluate, predict, scan_steps, sum_steps, zeros_of
-from jaxdl.steps import make_eval_step
+from jaxdl.nn import mlp
+from jaxdl.train import epoch, make_eval_step
+from jaxdl.train.epoch import scan_steps, sum_steps, zeros_of
+from jaxdl.train.evaluate import evaluate, predict
 from jaxdl.types import Objective, Sums, TrainState, Weights
 
 RANDOM = np.random.default_rng(0)
 ROWS = jax.tree.map(jnp.asarray, examples(RANDOM.normal(size=(77, 3)), RANDOM.normal(size=(77, 1))))
-OBJECTIVE = Objective(o.squared_error, (o.rmse, o.r2()))
+OBJECTIVE = Objective(losses.squared_error, (metrics.rmse, metrics.r2()))
 MODEL = mlp((5,))
 
 
@@ -40,7 +40,7 @@ def step(state, batch):
 
     def loss(params):
         outputs, _ = MODEL.apply(Weights(params, {}), batch.inputs, train=True, key=state.key)
-        sums = o.measure(OBJECTIVE, outputs, batch.targets, batch.weights)
+        sums = metrics.measure(OBJECTIVE, outputs, batch.targets, batch.weights)
         return sums.totals["loss"] / sums.weight, sums
 
     grads, sums = jax.grad(loss, has_aux=True)(state.weights.params)
@@ -49,7 +49,7 @@ def step(state, batch):
 
 
 def start():
-    sums = passes.zeros_of(partial(o.measure, OBJECTIVE), ROWS.targets, ROWS.targets, ROWS.weights)
+    sums = epoch.zeros_of(partial(metrics.measure, OBJECTIVE), ROWS.targets, ROWS.targets, ROWS.weights)
     return TrainState(jnp.int32(0), network(), (), jax.random.key(1)), sums
 
 
@@ -67,7 +67,7 @@ def chunk_of_steps():
 def test_scan_steps_is_the_loop_in_its_docstring(meaning):
     state, sums = start()
     names = {"step": jax.jit(step), "state": state, "sums": sums, "batch": a_batch(), "start": 0, "stop": 8}
-    told = meaning(scan_steps, **names, add=o.add)
+    told = meaning(scan_steps, **names, add=metrics.add)
     found = chunk_of_steps()(state, sums, 0, 8)
     for one, other in zip(
         jax.tree.leaves((told["state"].weights, told["sums"])),
@@ -111,7 +111,7 @@ def test_sum_steps_is_the_loop_in_its_docstring(meaning):
             "rows_of": ROWS,
             "batch_size": 20,
             "take": take,
-            "add": o.add,
+            "add": metrics.add,
         }
         told = meaning(sum_steps, sums=zero, start=start, stop=stop, **names)["sums"]
         found = sum_steps(evaluation, network(), ROWS, zero, jnp.int32(start), jnp.int32(stop), batch_size=20)

@@ -2,8 +2,8 @@
 
 import pytest
 
+from jaxdl.distributed.processes import NAMES, launched, place
 from jaxdl.errors import InputError
-from jaxdl.places import NAMES, launched, place
 
 SLURM = {
     "SLURM_JOB_ID": "4096",

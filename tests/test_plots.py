@@ -10,7 +10,7 @@ import pytest
 from matplotlib.figure import Figure
 from sklearn.metrics import average_precision_score, roc_auc_score, root_mean_squared_error
 
-from jaxdl import curves, plots
+from jaxdl import metrics, plots
 
 TABLE = pd.DataFrame(
     {"rmse": [4.0, 3.0, 2.0, 1.5], "val_rmse": [4.2, 3.1, 2.9, 3.0]}, index=pd.RangeIndex(1, 5, name="epoch")
@@ -204,7 +204,7 @@ SCORES = LABELS + np.random.default_rng(3).normal(0, 1, 60)
 
 
 def test_the_roc_curves_stand_beside_chance_and_points():
-    both = {"model": curves.roc(SCORES, LABELS), "worse": curves.roc(SCORES.round(), LABELS)}
+    both = {"model": metrics.roc(SCORES, LABELS), "worse": metrics.roc(SCORES.round(), LABELS)}
     figure = plots.roc(both, {"persistence": (0.2, 0.7)}, title="2026-11-24-182832-batchnorm, weather_prediction.csv")
     draw(figure)
     shown = lines(figure)
@@ -224,7 +224,7 @@ def test_the_roc_curves_stand_beside_chance_and_points():
 
 
 def test_the_area_under_the_drawn_steps_is_the_average_precision():
-    figure = plots.precision_recall({"model": curves.precision_recall(SCORES, LABELS)}, {"a": (0.5, 0.6)}, share=0.4)
+    figure = plots.precision_recall({"model": metrics.precision_recall(SCORES, LABELS)}, {"a": (0.5, 0.6)}, share=0.4)
     draw(figure)
     shown = lines(figure)
     score = average_precision_score(LABELS, SCORES)

@@ -18,11 +18,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from jaxdl import files, portable
+from jaxdl import _files
 from jaxdl.__main__ import main
 from jaxdl.errors import InputError
-from jaxdl.exports import Outputs, export
-from jaxdl.models import convnet, mlp
+from jaxdl.nn import convnet, mlp
+from jaxdl.saving import Outputs, predict_script
+from jaxdl.saving.export import export
 from jaxdl.types import Model, Weights
 
 DRAWS = np.random.default_rng(0)
@@ -56,7 +57,7 @@ def run(folder, data, target, capsys):
 
 def sums(folder, text, tmp_path):
     (tmp_path / "data.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
-    portable.write(folder, str(tmp_path / "data.csv"), str(tmp_path / "found.csv"))
+    predict_script.write(folder, str(tmp_path / "data.csv"), str(tmp_path / "found.csv"))
     header, *lines = (tmp_path / "found.csv").read_text().split("\n")
     assert header == "sum" and lines.pop() == ""
     return [float(line) for line in lines]
@@ -132,7 +133,7 @@ def test_an_error_late_in_a_file_is_found_at_its_line(weighted, tmp_path, capsys
 def test_every_float32_that_is_written_is_read_again(values):
     names = [f"c{number}" for number in range(len(values))]
     lines = [",".join(names), ",".join(str(np.float32(value)) for value in values)]
-    (found,) = portable.table(lines, names[::-1], "t.csv", 5)
+    (found,) = predict_script.table(lines, names[::-1], "t.csv", 5)
     assert found.tobytes() == np.array([values[::-1]], np.float32).tobytes()
 
 
@@ -143,10 +144,10 @@ def test_any_cell_is_a_number_or_is_refused_by_name(cell):
     except ValueError:
         expected = np.float32(np.nan)
     if np.isfinite(expected):
-        assert np.float32(portable._numbers([cell, "1"], ["a", "b"], "line 2")).tolist() == [expected, 1]
+        assert np.float32(predict_script._numbers([cell, "1"], ["a", "b"], "line 2")).tolist() == [expected, 1]
     else:
-        with pytest.raises(portable.DataError, match=r"^line 2, column a: must be a number"):
-            portable._numbers([cell, "1"], ["a", "b"], "line 2")
+        with pytest.raises(predict_script.DataError, match=r"^line 2, column a: must be a number"):
+            predict_script._numbers([cell, "1"], ["a", "b"], "line 2")
 
 
 @pytest.mark.parametrize("begin", [b"", b"\xef\xbb\xbf"], ids=["plain", "with a mark of byte order"])
@@ -168,8 +169,8 @@ def test_a_reader_that_has_had_enough_is_no_error(weighted, tmp_path):
 
 def test_a_batch_of_no_rows_is_refused(weighted):
     for size in (0, -3):
-        with pytest.raises(portable.DataError, match="at least 1 row"):
-            portable.load(weighted, batch_size=size)
+        with pytest.raises(predict_script.DataError, match="at least 1 row"):
+            predict_script.load(weighted, batch_size=size)
         with pytest.raises(InputError, match="at least 1 row"):
             export(weighted / "new", mlp(()), Weights({}, {}), ROWS, batch_size=size)
 
@@ -182,19 +183,19 @@ def test_a_file_that_cannot_be_written_is_called_by_its_own_name(weighted, tmp_p
 
 def test_a_device_is_written_and_not_replaced(weighted, tmp_path):
     (tmp_path / "data.csv").write_text("sun,wind,rain\n1,2,3\n")
-    portable.write(weighted, str(tmp_path / "data.csv"), "/dev/null")
+    predict_script.write(weighted, str(tmp_path / "data.csv"), "/dev/null")
     assert Path("/dev/null").is_char_device()
 
 
 def test_arrays_may_have_any_number_of_rows_and_any_kind_of_number(weighted):
-    model = portable.load(weighted)
+    model = predict_script.load(weighted)
     for rows in (ROWS, ROWS[:1], ROWS[:0], ROWS.astype(np.float64), np.arange(12).reshape(4, 3), [[1, 2, 3]]):
         wanted = np.asarray(rows, np.float64) @ [[1.0], [10.0], [100.0]]
         np.testing.assert_allclose(model.predict(rows), wanted, rtol=1e-6)
 
 
 def test_one_program_serves_every_number_of_rows(weighted, compilations):
-    model = portable.load(weighted, batch_size=4)
+    model = predict_script.load(weighted, batch_size=4)
     with compilations() as names:
         for count in (1, 3, 4, 5, 9):
             model.predict(ROWS[:count])
@@ -213,17 +214,17 @@ def test_one_program_serves_every_number_of_rows(weighted, compilations):
     ],
 )
 def test_arrays_that_do_not_fit_are_refused(weighted, inputs, said):
-    with pytest.raises(portable.DataError, match=said if "\\" in said else re.escape(said)):
-        portable.load(weighted).predict(inputs)
+    with pytest.raises(predict_script.DataError, match=said if "\\" in said else re.escape(said)):
+        predict_script.load(weighted).predict(inputs)
 
 
 def test_images_are_whole_numbers_of_a_byte(pictured):
-    model = portable.load(pictured)
+    model = predict_script.load(pictured)
     np.testing.assert_array_equal(model.predict(IMAGES.astype(np.int64)), model.predict(IMAGES))
     np.testing.assert_allclose(model.predict(IMAGES).sum(1), 1, rtol=1e-6)
-    with pytest.raises(portable.DataError, match="must be uint8"):
+    with pytest.raises(predict_script.DataError, match="must be uint8"):
         model.predict(IMAGES / 255)
-    with pytest.raises(portable.DataError, match="row 0: must hold numbers that uint8 can hold, got 300"):
+    with pytest.raises(predict_script.DataError, match="row 0: must hold numbers that uint8 can hold, got 300"):
         model.predict(np.full_like(IMAGES, 300, dtype=np.int32))
 
 
@@ -236,7 +237,7 @@ def test_images_of_a_file_and_pictures_of_a_folder_are_predicted_alike(pictured,
         Image.fromarray(image).save(tmp_path / "folder" / f"{number}.PNG")
     texts = {}
     for name in ("images.npy", "folder", "folder/5.PNG"):
-        portable.write(pictured, str(tmp_path / name), str(tmp_path / "found.csv"))
+        predict_script.write(pictured, str(tmp_path / name), str(tmp_path / "found.csv"))
         texts[name] = (tmp_path / "found.csv").read_text().splitlines()
     assert texts["images.npy"][0] == 'class,probability,cat,"a, b"'
     assert texts["folder"] == ["file," + texts["images.npy"][0]] + [
@@ -314,7 +315,7 @@ def test_a_damaged_model_is_refused(weighted, tmp_path, capsys, name):
 def test_two_models_may_say_what_they_like_of_a_row(tmp_path):
     model = Model(lambda key, inputs: Weights({}, {}), lambda weights, inputs, **_: (inputs * 2, {}))
     folder = export(tmp_path / "model", model, Weights({}, {}), ROWS, outputs=Outputs(["a", "b", "c"]))
-    np.testing.assert_array_equal(portable.load(folder).predict(ROWS), 2 * ROWS)
+    np.testing.assert_array_equal(predict_script.load(folder).predict(ROWS), 2 * ROWS)
 
 
 MEASURED = """
@@ -385,10 +386,10 @@ def test_a_broken_picture_is_refused(content, pictured, tmp_path, capsys):
 
 def test_the_names_of_columns_that_are_not_told_are_counted():
     columns = [f"c{number}" for number in range(15)]
-    with pytest.raises(portable.DataError, match=r"lacks 11 of 15 columns: c4, .*, c12 and 2 more\.$"):
-        [*portable.table([",".join(columns[:4]), "1,2,3,4"], columns, "t.csv", 10)]
-    with pytest.raises(portable.DataError, match=r"lacks 9 of 15 columns: c6, .*, c13, c14\.$"):
-        [*portable.table([",".join(columns[:6]), "1,2,3,4,5,6"], columns, "t.csv", 10)]
+    with pytest.raises(predict_script.DataError, match=r"lacks 11 of 15 columns: c4, .*, c12 and 2 more\.$"):
+        [*predict_script.table([",".join(columns[:4]), "1,2,3,4"], columns, "t.csv", 10)]
+    with pytest.raises(predict_script.DataError, match=r"lacks 9 of 15 columns: c6, .*, c13, c14\.$"):
+        [*predict_script.table([",".join(columns[:6]), "1,2,3,4,5,6"], columns, "t.csv", 10)]
 
 
 # How a picture is stored whose EXIF has the number: what a viewer undoes.
@@ -411,10 +412,10 @@ def test_pictures_are_turned_as_their_exif_says(tmp_path, orientation, channels)
     exif[0x0112] = orientation
     stored = np.ascontiguousarray(STORED[orientation](seen)).squeeze()
     Image.fromarray(stored).save(tmp_path / "a.png", exif=exif)
-    np.testing.assert_array_equal(portable.pictures([tmp_path / "a.png"], [8, 10, channels])[0], seen)
+    np.testing.assert_array_equal(predict_script.pictures([tmp_path / "a.png"], [8, 10, channels])[0], seen)
     if orientation > 4:
-        with pytest.raises(portable.DataError, match="must be 10 x 8 pixels of 8 bits a color, got 8 x 10"):
-            portable.pictures([tmp_path / "a.png"], [10, 8, channels])
+        with pytest.raises(predict_script.DataError, match="must be 10 x 8 pixels of 8 bits a color, got 8 x 10"):
+            predict_script.pictures([tmp_path / "a.png"], [10, 8, channels])
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "RGB", "L"])
@@ -439,7 +440,7 @@ def test_transparent_pictures_stand_on_white(tmp_path, mode):
         else np.full(3, np.asarray(Image.new("RGB", (1, 1), (200, 0, 0)).convert("L")))
     )
     wanted = np.where(clear[..., None], 255, shade)
-    np.testing.assert_array_equal(portable.pictures([tmp_path / "a.png"], [8, 10, 3])[0], wanted)
+    np.testing.assert_array_equal(predict_script.pictures([tmp_path / "a.png"], [8, 10, 3])[0], wanted)
 
 
 def test_half_transparent_pixels_are_mixed_with_white_and_opaque_ones_stay(tmp_path):
@@ -447,17 +448,17 @@ def test_half_transparent_pixels_are_mixed_with_white_and_opaque_ones_stay(tmp_p
     pixels[:4, :, 3] = 255
     Image.fromarray(pixels).save(tmp_path / "a.png")
     color, alpha = pixels[..., :3].astype(float), pixels[..., 3:] / 255
-    found = portable.pictures([tmp_path / "a.png"], [8, 10, 3])[0]
+    found = predict_script.pictures([tmp_path / "a.png"], [8, 10, 3])[0]
     np.testing.assert_array_equal(found[:4], pixels[:4, :, :3])
     np.testing.assert_allclose(found, color * alpha + 255 * (1 - alpha), atol=1)
 
 
 def test_pictures_of_16_bits_are_refused_and_of_four_inks_are_converted(tmp_path):
     Image.fromarray(np.arange(80, dtype=np.uint16).reshape(8, 10) * 800).save(tmp_path / "deep.png")
-    with pytest.raises(portable.DataError, match="of 8 bits a color, got 8 x 10 of mode I"):
-        portable.pictures([tmp_path / "deep.png"], [8, 10, 3])
+    with pytest.raises(predict_script.DataError, match="of 8 bits a color, got 8 x 10 of mode I"):
+        predict_script.pictures([tmp_path / "deep.png"], [8, 10, 3])
     Image.new("CMYK", (10, 8), (0, 255, 255, 0)).save(tmp_path / "ink.jpg", quality=100)
-    found = portable.pictures([tmp_path / "ink.jpg"], [8, 10, 3])[0]
+    found = predict_script.pictures([tmp_path / "ink.jpg"], [8, 10, 3])[0]
     np.testing.assert_allclose(found, np.broadcast_to([255, 0, 0], (8, 10, 3)), atol=3)
 
 
@@ -467,15 +468,15 @@ def test_pictures_of_16_bits_are_refused_and_of_four_inks_are_converted(tmp_path
 def test_a_picture_whose_exif_is_damaged_is_read_or_refused(tmp_path, block):
     Image.fromarray(IMAGES[0]).save(tmp_path / "a.jpg", exif=block)
     try:
-        assert portable.pictures([tmp_path / "a.jpg"], [8, 10, 3]).shape == (1, 8, 10, 3)
-    except portable.DataError as error:
+        assert predict_script.pictures([tmp_path / "a.jpg"], [8, 10, 3]).shape == (1, 8, 10, 3)
+    except predict_script.DataError as error:
         assert "a.jpg must be a picture" in str(error)
 
 
 def test_masked_rows_are_refused(weighted):
     rows = np.ma.masked_equal([[1.0, 2.0, -9999.0]], -9999.0)
-    with pytest.raises(portable.DataError, match="inputs must hold a number everywhere, got masked values"):
-        portable.load(weighted).predict(rows)
+    with pytest.raises(predict_script.DataError, match="inputs must hold a number everywhere, got masked values"):
+        predict_script.load(weighted).predict(rows)
 
 
 def called(x):
@@ -487,24 +488,24 @@ def of_a_stranger(folder, function, tmp_path, *allowed):
     copy = shutil.copytree(folder, tmp_path / "stranger")
     rows, checks = jax.ShapeDtypeStruct((3, 3), np.float32), map(jax.export.DisabledSafetyCheck.custom_call, allowed)
     program = jax.export.export(jax.jit(function), disabled_checks=[*checks])(rows)
-    (copy / portable.PROGRAM).write_bytes(program.serialize())
+    (copy / predict_script.PROGRAM).write_bytes(program.serialize())
     retold(copy, lambda about: about["outputs"].update(names=["a", "b", "c"]))
     return copy
 
 
 def retold(folder, change):
     """Change what model.json says, as a stranger would who makes the checksums right again."""
-    about = json.loads((folder / portable.ABOUT).read_text())
+    about = json.loads((folder / predict_script.ABOUT).read_text())
     change(about)
-    (folder / portable.ABOUT).write_text(json.dumps(about))
-    (folder / portable.SUMS).unlink()
-    (folder / portable.SUMS).write_text(files.checksum_lines(folder))
+    (folder / predict_script.ABOUT).write_text(json.dumps(about))
+    (folder / predict_script.SUMS).unlink()
+    (folder / predict_script.SUMS).write_text(_files.checksum_lines(folder))
 
 
 def test_a_program_with_a_call_of_its_own_is_refused_before_it_is_compiled(weighted, tmp_path, compilations):
     folder = of_a_stranger(weighted, called, tmp_path, "evil")
-    with compilations() as names, pytest.raises(portable.DataError, match="calls evil, which is not known"):
-        portable.load(folder)
+    with compilations() as names, pytest.raises(predict_script.DataError, match="calls evil, which is not known"):
+        predict_script.load(folder)
     assert names == []
 
 
@@ -518,8 +519,8 @@ def test_a_program_with_a_call_of_its_own_is_refused_before_it_is_compiled(weigh
     ],
 )
 def test_calls_are_found_however_they_are_written(line):
-    with pytest.raises(portable.DataError, match="not known to be harmless"):
-        portable._check_calls("model", line)
+    with pytest.raises(predict_script.DataError, match="not known to be harmless"):
+        predict_script._check_calls("model", line)
 
 
 def test_calls_that_jax_itself_exports_are_run(weighted, tmp_path):
@@ -529,13 +530,13 @@ def test_calls_that_jax_itself_exports_are_run(weighted, tmp_path):
 
     folder = of_a_stranger(weighted, solve, tmp_path)
     rows = np.arange(9, dtype=np.float32).reshape(3, 3)
-    np.testing.assert_allclose(portable.load(folder).call(rows), solve(rows), rtol=1e-5)
+    np.testing.assert_allclose(predict_script.load(folder).call(rows), solve(rows), rtol=1e-5)
 
 
 def test_a_table_with_very_many_columns_is_read_in_linear_time():
     names = [f"column {number}" for number in range(200_000)]
     began = time.process_time()
-    (rows,) = portable.table([",".join(names), ",".join("1" for _ in names)], [*names], "t.csv", 10)
+    (rows,) = predict_script.table([",".join(names), ",".join("1" for _ in names)], [*names], "t.csv", 10)
     assert rows.shape == (1, 200_000) and time.process_time() - began < 5
 
 
@@ -571,7 +572,7 @@ def test_a_model_json_that_does_not_describe_its_program_is_refused(weighted, tm
     assert code == 2 and "does not describe the program" in said
 
 
-@pytest.mark.parametrize("name", [portable.ABOUT, portable.PROGRAM, portable.SUMS])
+@pytest.mark.parametrize("name", [predict_script.ABOUT, predict_script.PROGRAM, predict_script.SUMS])
 def test_a_pipe_in_the_folder_of_a_model_is_refused_and_not_waited_for(weighted, tmp_path, capsys, name):
     copy = shutil.copytree(weighted, tmp_path / "stranger")
     (copy / name).unlink()
@@ -584,7 +585,9 @@ def test_a_pipe_in_the_folder_of_a_model_is_refused_and_not_waited_for(weighted,
 def test_a_program_for_another_device_is_refused_in_one_line(weighted, tmp_path, capsys):
     copy = shutil.copytree(weighted, tmp_path / "stranger")
     rows = jax.ShapeDtypeStruct((3, 3), np.float32)
-    (copy / portable.PROGRAM).write_bytes(jax.export.export(jax.jit(lambda x: x), platforms=["tpu"])(rows).serialize())
+    (copy / predict_script.PROGRAM).write_bytes(
+        jax.export.export(jax.jit(lambda x: x), platforms=["tpu"])(rows).serialize()
+    )
     retold(copy, lambda about: about["outputs"].update(names=["a", "b", "c"]))
     (tmp_path / "data.csv").write_text("sun,wind,rain\n1,2,3\n")
     code, said = run(copy, tmp_path / "data.csv", tmp_path / "found.csv", capsys)

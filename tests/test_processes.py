@@ -14,18 +14,20 @@ import jax
 import numpy as np
 import pytest
 
-from jaxdl import processes
+from jaxdl import distributed
+from jaxdl.distributed import processes
+from jaxdl.distributed.processes import free_port
 from jaxdl.errors import InputError
-from jaxdl.meetings import free_port
 
 ROOT = Path(__file__).parent.parent
 JOIN = """
 import os, signal, sys, time
 import jax
 import numpy as np
-from jaxdl import processes
+from jaxdl import distributed
+from jaxdl.distributed import processes
 address, number, own = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-processes.join(address, number, own, heartbeat=8, timeout=60)
+distributed.join(address, number, own, heartbeat=8, timeout=60)
 """
 # A sum over all processes, again and again.
 SUMS = """
@@ -209,11 +211,11 @@ def test_only_errors_that_speak_of_other_processes_are_a_loss(joined):
 
 
 def test_a_process_alone_tells_itself_and_leaves_nothing():
-    assert (processes.index(), processes.count(), processes.is_first()) == (0, 1, True)
+    assert (processes.index(), processes.count(), distributed.is_first()) == (0, 1, True)
     assert processes.told("ä") == "ä"
     got = processes.gathered(np.array([True, False]))
     assert got.tolist() == [[1, 0]] and got.dtype == np.int64
-    processes.leave()
+    distributed.leave()
     with pytest.raises(SystemExit, match="3"):
         processes.end(3)
     assert processes.lost(jax.errors.JaxRuntimeError("Gloo all-reduce failed")) is None

@@ -10,16 +10,14 @@ import numpy as np
 import optax
 import pytest
 
-from jaxdl import profiles
+from jaxdl.callbacks import _profiler, profiled, tracing
 from jaxdl.data import examples
 from jaxdl.errors import InputError
-from jaxdl.fitting import fit
-from jaxdl.models import mlp
-from jaxdl.objectives import squared_error
-from jaxdl.plans import make_plan
-from jaxdl.profiles import profiled, tracing
-from jaxdl.runs import drive
-from jaxdl.training import start
+from jaxdl.losses import squared_error
+from jaxdl.nn import mlp
+from jaxdl.runs.runner import drive
+from jaxdl.train import make_plan, start
+from jaxdl.train.fit import fit
 from jaxdl.types import Objective
 
 DRAWS = np.random.default_rng(0)
@@ -100,7 +98,7 @@ def recorded(monkeypatch):
         def __exit__(self, *_):
             said.append("end")
 
-    monkeypatch.setattr(profiles, "profiled", Pretended)
+    monkeypatch.setattr(_profiler, "profiled", Pretended)
     return said
 
 
@@ -135,7 +133,7 @@ def test_two_epochs_after_the_first_are_traced_or_the_only_one(monkeypatch, tmp_
 
 def test_a_trace_ends_after_its_seconds_within_an_epoch_too(monkeypatch, tmp_path):
     said, now = recorded(monkeypatch), [0.0]
-    monkeypatch.setattr(profiles.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(_profiler.time, "monotonic", lambda: now[0])
     with tracing(tmp_path, seconds=2) as observe:
         # Chunks of epoch 2, a second each.
         for now[0] in (0.0, 1.0, 2.0, 3.0):

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdl import programs
-from jaxdl.programs import compiler_options, convolves, is_traced, known, program
-from jaxdl.sharding import make_mesh
+from jaxdl import _jit
+from jaxdl._jit import compiler_options, convolves, is_traced, known, program
+from jaxdl.distributed import make_mesh
 
 
 def power(x, n):
@@ -46,7 +46,7 @@ def test_it_can_be_lowered_as_it_is_called(monkeypatch):
     ours = program(power, static_argnames="n")
     assert float(ours.lower(3.0, n=2).compile()(3.0)) == 9.0
     # With the options of the call, here one that XLA refuses.
-    monkeypatch.setattr(programs, "compiler_options", lambda **_: {"xla_cpu_no_such_option": True})
+    monkeypatch.setattr(_jit, "compiler_options", lambda **_: {"xla_cpu_no_such_option": True})
     refusing = program(power, static_argnames="n")
     with pytest.raises((ValueError, jax.errors.JaxRuntimeError)):
         refusing.lower(3.0, n=2).compile()
@@ -88,7 +88,7 @@ def test_only_values_inside_of_a_transformation_are_traced():
 
 def test_an_option_that_xla_does_not_know_is_left_out(monkeypatch):
     for options in ("TABLES_ON_CPU", "IMAGES_ON_CPU", "ONCE_ON_CPU"):
-        monkeypatch.setattr(programs, options, {"xla_cpu_no_such_option": True})
+        monkeypatch.setattr(_jit, options, {"xla_cpu_no_such_option": True})
     compiler_options.cache_clear()
     try:
         assert compiler_options() == compiler_options(once=True) == compiler_options(convolves=True) == {}
@@ -161,10 +161,10 @@ def test_importing_it_inside_a_trace_does_not_confuse_it():
     code = """
 import jax
 def first(x):
-    import jaxdl.programs
+    import jaxdl._jit
     return x
 jax.jit(first)(1.0)
-from jaxdl import programs
-assert programs._state() == programs._OUTSIDE
+from jaxdl import _jit
+assert _jit._state() == _jit._OUTSIDE
 """
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from jaxdl import rate_plots as plots
+from jaxdl import plots
 from jaxdl.errors import InputError
-from jaxdl.rate_ranges import RateRange, smoothed, steepest
+from jaxdl.train.lr_finder import RateRange, smoothed, steepest
 
 TABLE = pd.DataFrame(
     {"learning_rate": [0.1, 0.1, 0.001], "loss": [4.0, 2.0, 1.0], "val_loss": [5.0, 3.0, 3.5], "rmse": [2, 1.4, 1]},

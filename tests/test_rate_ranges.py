@@ -9,18 +9,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxdl import objectives as o
-from jaxdl.batches import batches_of
+from jaxdl import metrics
+from jaxdl._tree import named
 from jaxdl.data import examples
+from jaxdl.data.batches import batches_of
+from jaxdl.distributed import make_mesh, place_rows
 from jaxdl.errors import InputError
-from jaxdl.leaves import named
-from jaxdl.models import mlp
-from jaxdl.plans import make_plan
-from jaxdl.rate_ranges import RateRange, rate_range, smoothed, steepest
-from jaxdl.rates import with_learning_rate
-from jaxdl.sharding import make_mesh, place_rows
-from jaxdl.steps import make_train_step
-from jaxdl.training import run_epoch, start
+from jaxdl.losses import squared_error
+from jaxdl.nn import mlp
+from jaxdl.train import make_plan, make_train_step, rate_range, run_epoch, start
+from jaxdl.train.lr_finder import RateRange, smoothed, steepest
+from jaxdl.train.plan import with_learning_rate
 from jaxdl.types import Objective
 
 RANDOM = np.random.default_rng(0)
@@ -28,7 +27,7 @@ INPUTS = RANDOM.normal(size=(37, 3)).astype(np.float32)
 TRAIN = examples(INPUTS, INPUTS.sum(1, keepdims=True) + 0.1 * RANDOM.normal(size=(37, 1)))
 PLAN = make_plan(
     mlp((5,), dropout=0.2, input_norm=True),
-    Objective(o.squared_error, (o.rmse,)),
+    Objective(squared_error, (metrics.rmse,)),
     optax.inject_hyperparams(optax.adam)(learning_rate=0.05),
     batch_size=10,
     average=0.9,
@@ -42,7 +41,7 @@ def beginning():
 
 @functools.cache
 def least_squares(rate=0.1):
-    plan = make_plan(mlp(()), Objective(o.squared_error), optax.inject_hyperparams(optax.sgd)(learning_rate=rate))
+    plan = make_plan(mlp(()), Objective(squared_error), optax.inject_hyperparams(optax.sgd)(learning_rate=rate))
     plan = plan._replace(batch_size=37)
     return plan, start(plan, TRAIN, key=jax.random.key(0))
 

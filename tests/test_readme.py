@@ -6,14 +6,13 @@ from pathlib import Path
 
 import jax
 import matplotlib.figure
-import pytest
 
 from jaxdl.datasets import simulated_table
 from tests.quick import quick_programs
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-MAP = (ROOT / "docs" / "inside.md").read_text().partition("\nexperiments/")[0]
+MAP = (ROOT / "docs" / "inside.md").read_text()
 
 
 def blocks(language):
@@ -54,14 +53,13 @@ def test_nothing_says_to_install_another_project_of_the_same_name():
         assert not re.search(r"pip install (-\S+ )*jaxdl\b", path.read_text()), path
 
 
-@pytest.mark.parametrize("listed", sorted(re.findall(r"^  (\w+\.py)", MAP, re.MULTILINE)))
-def test_the_files_of_the_map_exist(listed):
-    assert (ROOT / "jaxdl" / listed).is_file()
-
-
-def test_every_file_is_on_the_map():
-    for path in (ROOT / "jaxdl").glob("*.py"):
-        assert path.name == "__init__.py" or f"  {path.name}" in MAP
+def test_the_map_lists_what_is_public():
+    library, experiments = MAP.split("\nexperiments/\n")
+    listed = set(re.findall(r"^  (\w+(?:\.py|/))", library, re.MULTILINE))
+    packages = {f"{path.parent.name}/" for path in (ROOT / "jaxdl").glob("*/__init__.py")}
+    files = {path.name for path in (ROOT / "jaxdl").glob("*.py") if not path.name.startswith("_")}
+    assert listed == packages | files | {"__main__.py"}
+    assert all((ROOT / "experiments" / name).is_dir() for name in re.findall(r"^  (\w+)/", experiments, re.MULTILINE))
 
 
 def test_every_dependency_has_a_tested_version():

@@ -6,16 +6,13 @@ import numpy as np
 import optax
 import pytest
 
-from jaxdl import objectives as o
-from jaxdl.adapters import from_linen
-from jaxdl.chunks import chunks
+from jaxdl import losses
+from jaxdl._tree import named
 from jaxdl.data import examples
-from jaxdl.leaves import named
-from jaxdl.models import mlp
-from jaxdl.orders import order
-from jaxdl.plans import make_plan
-from jaxdl.replays import NotFiniteError, Trouble, guarded, replay
-from jaxdl.training import start
+from jaxdl.data.batches import order
+from jaxdl.nn import from_linen, mlp
+from jaxdl.train import chunks, make_plan, start
+from jaxdl.train.nonfinite import NotFiniteError, Trouble, guarded, replay
 from jaxdl.types import Objective
 from tests.test_nonfinite import Logs
 
@@ -23,7 +20,7 @@ RANDOM = np.random.default_rng(0)
 INPUTS = RANDOM.uniform(0.5, 1, size=(50, 3)).astype(np.float32)
 TRAIN = examples(INPUTS, INPUTS[:, :1])
 VALIDATION = examples(INPUTS[:30], INPUTS[:30, :1])
-OBJECTIVE = Objective(o.squared_error)
+OBJECTIVE = Objective(losses.squared_error)
 
 
 def with_negative(rows_of, row):

@@ -10,7 +10,8 @@ from scipy import stats
 from sklearn.metrics import root_mean_squared_error
 
 from jaxdl.errors import InputError
-from jaxdl.residual_plots import binned, residuals
+from jaxdl.plots import residuals
+from jaxdl.plots._results import binned
 
 RANDOM = np.random.default_rng(0)
 PREDICTED = RANDOM.normal(5, 2, 203)

@@ -9,23 +9,24 @@ import pytest
 from jaxdl import (
     InputError,
     Objective,
-    checkpoints,
     early_stopping,
     examples,
     fit,
     fit_seeds,
     make_plan,
+    metrics,
     mlp,
-    objectives,
     reduce_on_plateau,
+    saving,
     start,
 )
-from jaxdl.batches import training_rows
-from jaxdl.beginnings import data_of_epoch
+from jaxdl.data.batches import training_rows
 from jaxdl.ensembles import run_members, start_members
-from jaxdl.plans import NEVER
-from jaxdl.seeds import seed_keys
-from jaxdl.training import run_steps
+from jaxdl.ensembles.seeds import seed_keys
+from jaxdl.losses import squared_error
+from jaxdl.train.epoch import run_steps
+from jaxdl.train.fit import data_of_epoch
+from jaxdl.train.plan import NEVER
 
 RNG = np.random.default_rng(0)
 INPUTS = RNG.normal(size=(70, 4)).astype(np.float32)
@@ -35,7 +36,7 @@ ROWS = examples(INPUTS, TARGETS)
 MODEL, NETWORK, OPTIMIZER = mlp(()), mlp((4,)), optax.adam(1e-2)
 SLOW, SGD = optax.sgd(1e-3), optax.sgd(1e-2)
 INJECTED = optax.inject_hyperparams(optax.sgd)(learning_rate=0.01)
-OBJECTIVE = Objective(objectives.squared_error)
+OBJECTIVE = Objective(squared_error)
 # No epoch improves by so much, so the run ends after patience + 1 epochs.
 STOP = early_stopping("loss", patience=2, min_delta=100.0)
 PLAN = make_plan(MODEL, OBJECTIVE, OPTIMIZER)
@@ -100,7 +101,7 @@ def test_a_stricter_rule_leaves_a_run_that_has_ended(stopped):
 
 
 def test_members_at_different_epochs_all_reach_the_last():
-    objective = Objective(objectives.squared_error)
+    objective = Objective(squared_error)
     noise = examples(INPUTS, np.random.default_rng(3).normal(size=(len(INPUTS), 1)))
     flags = {"model": MODEL, "objective": objective, "optimiser": optax.adam(0.05), "train": ROWS, "validation": noise}
     first = fit_seeds(**flags, seeds=(0, 1, 2), epochs=20, stop=early_stopping(patience=1), how="map")
@@ -173,9 +174,9 @@ def test_reduce_on_plateau_may_be_added_to_a_checkpoint_and_left_out(tmp_path):
         ("left out", options, {"optimiser": INJECTED}),
         ("added", {"optimiser": INJECTED}, options),
     ):
-        with checkpoints.keeper(tmp_path / name, {}, every=99, tell=print) as keep:
+        with saving.keeper(tmp_path / name, {}, every=99, tell=print) as keep:
             run = train(**first, epochs=3, observers=[keep])
-        kept = train(**then, epochs=5, progress=checkpoints.latest(tmp_path / name, print))
+        kept = train(**then, epochs=5, progress=saving.latest(tmp_path / name, print))
         expected = train(**then, epochs=5, progress=run)
         assert_equal(kept.final, expected.final)
         assert kept.records == expected.records and len(kept.records) == 5
@@ -189,7 +190,7 @@ OTHERS = {
         {"optimiser": optax.sgd(0.1)},
         "expected nothing",
     ),
-    "another metric": ({"objective": Objective(objectives.squared_error, (objectives.rmse,))}, {}, "sums/totals/rmse"),
+    "another metric": ({"objective": Objective(squared_error, (metrics.rmse,))}, {}, "sums/totals/rmse"),
     "another width": (
         {"model": mlp((5,))},
         {},
@@ -307,7 +308,7 @@ def test_a_result_inside_an_epoch_of_weighted_rows_or_a_source_is_checked_too():
 
 def test_another_monitor_makes_the_best_epoch_one_of_those_to_come():
     x = np.random.default_rng(1).normal(size=(64, 2)).astype(np.float32)
-    rows, objective = examples(x, x[:, :1]), Objective(objectives.squared_error, (objectives.r2(),))
+    rows, objective = examples(x, x[:, :1]), Objective(squared_error, (metrics.r2(),))
     loss, score = (early_stopping(name, patience=9) for name in ("val_loss", "val_r2"))
     first = fit(MODEL, objective, SGD, rows, rows, epochs=2, stop=loss)
     then = fit(MODEL, objective, SGD, rows, rows, epochs=4, stop=score, progress=first)

@@ -18,15 +18,15 @@ import pytest
 from jax._src import compilation_cache
 from jax.experimental.compilation_cache import compilation_cache as public
 
-from jaxdl import runs
-from jaxdl.chunks import Chunk
+from jaxdl import _environment
 from jaxdl.data import examples
-from jaxdl.fitting import fit
-from jaxdl.models import mlp
-from jaxdl.objectives import rmse, squared_error
-from jaxdl.plans import make_plan
-from jaxdl.stopping import early_stopping
-from jaxdl.training import start
+from jaxdl.losses import squared_error
+from jaxdl.metrics import rmse
+from jaxdl.nn import mlp
+from jaxdl.runs import runner
+from jaxdl.train import early_stopping, make_plan, start
+from jaxdl.train.fit import fit
+from jaxdl.train.loop import Chunk
 from jaxdl.types import Objective
 
 COMPILE = "/jax/core/compile/backend_compile_duration"
@@ -50,7 +50,7 @@ def fitted(epochs, observers=()):
 
 def driven(epochs, observers=()):
     begin = start(PLAN, ROWS, ROWS, key=jax.random.key(3))
-    return runs.drive(PLAN, begin, ROWS, ROWS, epochs=epochs, observers=observers)
+    return runner.drive(PLAN, begin, ROWS, ROWS, epochs=epochs, observers=observers)
 
 
 @pytest.mark.parametrize("epochs", [2, 50], ids=["to the end", "stopped early"])
@@ -66,7 +66,8 @@ def test_drive_is_fit_with_a_clock(epochs):
 
 def test_the_seconds_of_an_epoch_are_not_those_of_its_compilation(monkeypatch):
     now = SimpleNamespace(time=100.0)
-    monkeypatch.setattr(runs, "time", SimpleNamespace(perf_counter=lambda: now.time))
+    for module in (runner, _environment):
+        monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: now.time))
 
     def pass_time(seconds):
         now.time += seconds
@@ -80,8 +81,8 @@ def test_the_seconds_of_an_epoch_are_not_those_of_its_compilation(monkeypatch):
                 pass_time(1)
                 yield Chunk(progress, record, True, 1)
 
-    monkeypatch.setattr(runs, "paced", paced)
-    end = runs.drive(PLAN, start(PLAN, ROWS, ROWS, key=jax.random.key(0)), ROWS, ROWS, epochs=3)
+    monkeypatch.setattr(runner, "paced", paced)
+    end = runner.drive(PLAN, start(PLAN, ROWS, ROWS, key=jax.random.key(0)), ROWS, ROWS, epochs=3)
     assert [record["seconds"] for record in end.history] == [2, 2, 2]
 
 
@@ -103,7 +104,7 @@ def test_drive_calls_every_observer_after_every_epoch():
 def clock(monkeypatch):
     """`clock(event, start, end)` reports a span to JAX at its end, as JAX does."""
     now = SimpleNamespace(time=0.0)
-    monkeypatch.setattr(runs, "time", SimpleNamespace(perf_counter=lambda: now.time))
+    monkeypatch.setattr(_environment, "time", SimpleNamespace(perf_counter=lambda: now.time))
 
     def report(event, start, end):
         now.time = end
@@ -126,7 +127,7 @@ def clock(monkeypatch):
     ],
 )
 def test_nested_compilations_are_counted_once(clock, spans, covered):
-    with runs.compile_clock() as seconds:
+    with _environment.compile_clock() as seconds:
         for start_, end in spans:
             clock(COMPILE, start_, end)
         assert seconds() == pytest.approx(covered)
@@ -134,7 +135,7 @@ def test_nested_compilations_are_counted_once(clock, spans, covered):
 
 def test_the_compile_clock_counts_its_block_and_compilation_only(clock):
     clock(COMPILE, 0, 1)
-    with runs.compile_clock() as seconds:
+    with _environment.compile_clock() as seconds:
         clock("/jax/core/compile/jaxpr_trace_duration", 1, 2)
         clock("/jax/checkpoint/write_duration", 2, 10)
         assert seconds() == 1
@@ -143,7 +144,7 @@ def test_the_compile_clock_counts_its_block_and_compilation_only(clock):
 
 
 def test_the_compile_clock_stops_listening_when_the_block_fails(clock):
-    with pytest.raises(KeyboardInterrupt), runs.compile_clock() as seconds:
+    with pytest.raises(KeyboardInterrupt), _environment.compile_clock() as seconds:
         raise KeyboardInterrupt
     clock(COMPILE, 0, 1)
     assert seconds() == 0
@@ -151,7 +152,7 @@ def test_the_compile_clock_stops_listening_when_the_block_fails(clock):
 
 def test_a_real_compilation_takes_time_and_a_second_call_none():
     function = jax.jit(lambda values: jnp.sin(values).sum())
-    with runs.compile_clock() as seconds:
+    with _environment.compile_clock() as seconds:
         function(np.ones(3, np.float32))
         first = seconds()
         function(np.ones(3, np.float32))
@@ -162,7 +163,7 @@ def test_a_real_compilation_takes_time_and_a_second_call_none():
 
 
 def test_surroundings_are_those_of_this_process():
-    found = runs.surroundings()
+    found = _environment.surroundings()
     assert json.loads(json.dumps(found)) == found
     assert found["versions"]["python"] == platform.python_version()
     assert found["versions"]["jax"] == jax.__version__ == metadata.version("jax")
@@ -179,24 +180,24 @@ def test_the_commit_is_that_of_the_code_wherever_it_is_called_from(tmp_path, mon
     git(tmp_path, "init")
     (tmp_path / "code").mkdir()
     (tmp_path / "code" / "runs.py").write_text("")
-    monkeypatch.setattr(runs, "__file__", str(tmp_path / "code" / "runs.py"))
+    monkeypatch.setattr(_environment, "__file__", str(tmp_path / "code" / "runs.py"))
     monkeypatch.chdir("/")
     git(tmp_path, "commit", "--allow-empty", "-m", "one")
     # A copy that is not tracked is installed in somebody else's repository.
-    assert runs.surroundings()["commit"] is None
+    assert _environment.surroundings()["commit"] is None
     git(tmp_path, "add", ".")
     git(tmp_path, "commit", "-m", "two")
-    assert runs.surroundings()["commit"] == git(tmp_path, "rev-parse", "HEAD")
+    assert _environment.surroundings()["commit"] == git(tmp_path, "rev-parse", "HEAD")
 
 
 @pytest.mark.parametrize("case", ["no repository", "no git"])
 def test_code_without_a_commit_has_none(tmp_path, monkeypatch, case):
-    monkeypatch.setattr(runs, "__file__", str(tmp_path / "runs.py"))
+    monkeypatch.setattr(_environment, "__file__", str(tmp_path / "runs.py"))
     # So that git does not look for a repository above the test's folder.
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     if case == "no git":
         monkeypatch.setenv("PATH", str(tmp_path))
-    assert runs.surroundings()["commit"] is None
+    assert _environment.surroundings()["commit"] is None
 
 
 @pytest.fixture
@@ -214,14 +215,14 @@ def restored_settings():
 
 def test_a_folder_for_compilations_that_was_chosen_before_stays(tmp_path, restored_settings):
     jax.config.update("jax_compilation_cache_dir", str(tmp_path))
-    runs.keep_compilations()
+    _environment.keep_compilations()
     assert jax.config.jax_compilation_cache_dir == str(tmp_path)
 
 
 def test_compilations_are_kept_in_the_users_cache(tmp_path, monkeypatch, restored_settings):
     monkeypatch.setattr(platformdirs, "user_cache_dir", lambda name: str(tmp_path / name))
     jax.config.update("jax_compilation_cache_dir", None)
-    runs.keep_compilations()
+    _environment.keep_compilations()
     assert Path(jax.config.jax_compilation_cache_dir).is_relative_to(tmp_path / "jaxdl")
     # However short a compilation.
     assert jax.config.jax_persistent_cache_min_compile_time_secs == 0
@@ -232,7 +233,7 @@ def test_a_program_that_was_damaged_in_the_cache_is_compiled_anew(tmp_path, monk
     monkeypatch.setattr(compilation_cache, "zstandard", SimpleNamespace(), raising=False)
     jax.config.update("jax_compilation_cache_dir", str(tmp_path))
     public.reset_cache()
-    runs.keep_compilations()
+    _environment.keep_compilations()
     rows = np.linspace(0, 1, 300, dtype=np.float32).reshape(10, 30)
 
     def compiled():

@@ -20,19 +20,20 @@ from jaxdl import (
     examples,
     fit,
     fit_seeds,
+    losses,
     make_plan,
+    metrics,
     mlp,
-    objectives,
     run_epoch,
     start,
 )
-from jaxdl.batches import batches_of, training_rows
-from jaxdl.data import take
+from jaxdl.data import Source, from_random_access, memory_mapped, take
+from jaxdl.data.batches import batches_of, training_rows
+from jaxdl.distributed import make_mesh, place_rows
 from jaxdl.errors import InputError
-from jaxdl.evaluations import evaluate_source
-from jaxdl.sharding import make_mesh, place_rows
-from jaxdl.sources import Source, from_random_access, memory_mapped
-from jaxdl.steps import make_eval_step, make_gradient, make_train_state, make_train_step
+from jaxdl.train import make_eval_step, make_train_state, make_train_step
+from jaxdl.train.evaluate import evaluate_source
+from jaxdl.train.step import make_gradient
 from tests.padding import pad
 
 RANDOM = np.random.default_rng(0)
@@ -40,7 +41,7 @@ X = RANDOM.normal(size=(70, 3)).astype(np.float32)
 Y = (X @ np.array([[1.0], [-2.0], [0.5]], np.float32) + RANDOM.normal(size=(70, 1))).astype(np.float32)
 W = RANDOM.uniform(0.1, 4.0, 70).astype(np.float32)
 ZEROS = np.where(np.arange(70) % 3 == 0, 0, W).astype(np.float32)  # a third of the examples must not count
-SQUARED = Objective(objectives.squared_error, (objectives.mae,))
+SQUARED = Objective(losses.squared_error, (metrics.mae,))
 
 
 def linear():
@@ -109,7 +110,7 @@ def test_balanced_class_weights_give_even_odds(batch_size):
     weights = np.where(labels[:, 0] == 1, 50, 50 / 99).astype(np.float32)
     rows = examples(np.zeros((200, 1), np.float32), labels, weights)
     schedule = optax.cosine_decay_schedule(0.05, 60 * -(-200 // batch_size))
-    run = fit(LINEAR, Objective(objectives.sigmoid_cross_entropy), optax.sgd(schedule), rows, epochs=60,
+    run = fit(LINEAR, Objective(losses.sigmoid_cross_entropy), optax.sgd(schedule), rows, epochs=60,
               batch_size=batch_size)  # fmt: skip
     assert abs(1 / (1 + np.exp(-float(run.final.params["b"][0]))) - 0.5) < 0.05
 
@@ -184,7 +185,7 @@ def test_what_an_example_of_weight_0_holds_changes_no_bit(garbage):
 
 def test_a_label_that_is_no_class_may_have_weight_0():
     labels = np.where(ZEROS == 0, -1, RANDOM.integers(0, 3, 70)).astype(np.int32)
-    model, objective = mlp((4,), outputs=3), Objective(objectives.softmax_cross_entropy, (objectives.accuracy,))
+    model, objective = mlp((4,), outputs=3), Objective(losses.softmax_cross_entropy, (metrics.accuracy,))
     rows = examples(X, labels, ZEROS)
     run = fit(model, objective, optax.adam(0.01), rows, rows, epochs=2)
     assert run.reason == "epochs" and np.isfinite(list(run.records[-1].values())).all()

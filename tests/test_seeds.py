@@ -8,25 +8,22 @@ import optax
 import pandas as pd
 import pytest
 
-from jaxdl import checkpoints
-from jaxdl import objectives as o
-from jaxdl import seeds as module
+from jaxdl import losses, metrics, saving
+from jaxdl._tree import check_kinds, named, rebuilt
 from jaxdl.data import examples
-from jaxdl.ensembles import start_members
+from jaxdl.ensembles import fit_seeds, start_members
+from jaxdl.ensembles.seeds import as_table, seed_keys
 from jaxdl.errors import InputError
-from jaxdl.fitting import fit
-from jaxdl.leaves import check_kinds, named, rebuilt
-from jaxdl.models import mlp
-from jaxdl.plans import make_plan
-from jaxdl.seeds import fit_seeds
-from jaxdl.stopping import early_stopping
+from jaxdl.nn import mlp
+from jaxdl.train import early_stopping, loop, make_plan
+from jaxdl.train.fit import fit
 from jaxdl.types import Objective
 
 RANDOM = np.random.default_rng(0)
 INPUTS = RANDOM.normal(size=(45, 5)).astype(np.float32)
 TARGETS = INPUTS[:, :1] ** 2
 DATA = examples(INPUTS[:30], TARGETS[:30]), examples(INPUTS[30:], TARGETS[30:])
-MODEL, OBJECTIVE, OPTIMISER = mlp((8,)), Objective(o.squared_error, (o.rmse,)), optax.adam(0.05)
+MODEL, OBJECTIVE, OPTIMISER = mlp((8,)), Objective(losses.squared_error, (metrics.rmse,)), optax.adam(0.05)
 FLAGS = {"epochs": 30, "batch_size": 8, "stop": early_stopping(patience=2)}
 SEEDS = (3, 0, 7)
 solo = partial(fit, MODEL, OBJECTIVE, OPTIMISER, *DATA, **FLAGS)
@@ -66,7 +63,7 @@ def test_batched_runs_are_those_of_fit_up_to_rounding(alone):
 
 
 def test_runs_that_are_interrupted_go_on_bit_for_bit(monkeypatch):
-    whole, paced = many(), module.paced
+    whole, paced = many(), loop.paced
 
     def interrupted(*arguments, **options):
         for number, chunk in enumerate(paced(*arguments, **options)):
@@ -74,7 +71,7 @@ def test_runs_that_are_interrupted_go_on_bit_for_bit(monkeypatch):
             if number == 5:
                 raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "paced", interrupted)
+    monkeypatch.setattr("jaxdl.ensembles.seeds.paced", interrupted)
     runs = many()
     monkeypatch.undo()
     assert "interrupted" in runs.reasons and len(runs.history) < len(whole.history)
@@ -110,7 +107,9 @@ def test_a_progress_of_other_seeds_is_refused():
 @pytest.mark.parametrize(("count", "devices"), [(3, 3), (4, 4), (9, 3), (11, 1)])
 def test_seeds_are_spread_over_devices_and_train_in_one_program(count, devices, compilations):
     seeds = range(count)
-    train = partial(fit_seeds, mlp(()), Objective(o.squared_error), optax.sgd(0.05), DATA[0], epochs=3, batch_size=8)
+    train = partial(
+        fit_seeds, mlp(()), Objective(losses.squared_error), optax.sgd(0.05), DATA[0], epochs=3, batch_size=8
+    )
     with compilations() as names:
         runs = train(seeds=seeds)
     assert names.count("_run") == names.count("start_members") == 1
@@ -140,26 +139,26 @@ def test_a_run_that_was_killed_goes_on_from_its_checkpoint_bit_for_bit(last, tmp
 
     seeds = [3, 0, 7, 1]
     whole = many(seeds=seeds)
-    with checkpoints.keeper(tmp_path, {"seeds": seeds}, every=99, tell=print) as keep:
+    with saving.keeper(tmp_path, {"seeds": seeds}, every=99, tell=print) as keep:
         runs = many(seeds=seeds, observers=[keep, kill])
     assert runs.history["epoch"].max() == last and "interrupted" in runs.reasons
     # From here on only the files are known.
-    saved = checkpoints.latest(tmp_path, print)
+    saved = saving.latest(tmp_path, print)
     plan = make_plan(MODEL, OBJECTIVE, OPTIMISER, batch_size=8, stop=FLAGS["stop"])
-    template = start_members(module.seed_keys(saved.about["seeds"]), *DATA, plan=plan)
+    template = start_members(seed_keys(saved.about["seeds"]), *DATA, plan=plan)
     check_kinds(saved.about["kinds"], template)
     rest = many(seeds=seeds, progress=rebuilt(template, saved.arrays))
     assert bits(rest.progress) == bits(whole.progress) and rest.reasons == whole.reasons
     assert bits((rest.best, rest.final)) == bits((whole.best, whole.final))
     listed = saved.about["history"]
     records = [{name: np.array(of) if isinstance(of, list) else of for name, of in row.items()} for row in listed]
-    before = module.as_table(records, np.asarray(rest.progress.epoch))
+    before = as_table(records, np.asarray(rest.progress.epoch))
     joined = pd.concat([before, rest.history]).sort_values(["member", "epoch"], ignore_index=True)
     # JSON holds the figures as float64, which has every float32.
     pd.testing.assert_frame_equal(joined.astype(float), whole.history.astype(float), check_exact=True)
 
 
 def test_the_keys_are_those_of_fit_for_every_seed_that_it_takes():
-    found = module.seed_keys(np.array([0, 5, 2**32 - 1]))
+    found = seed_keys(np.array([0, 5, 2**32 - 1]))
     for key, seed in zip(found, (0, 5, 2**32 - 1), strict=True):
         assert bits(key) == bits(jax.random.key(seed))

@@ -10,19 +10,17 @@ import optax
 import pytest
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
-from jaxdl import sharding
-from jaxdl.augment import augmented, crop, cutout, flip
-from jaxdl.chunks import chunks, epochs
+from jaxdl import distributed
 from jaxdl.data import examples
+from jaxdl.distributed import sharding
 from jaxdl.ensembles import run_members, start_members
 from jaxdl.errors import InputError
-from jaxdl.fitting import fit
-from jaxdl.models import convnet, mlp, residual_net
-from jaxdl.objectives import accuracy, rmse, softmax_cross_entropy, squared_error
-from jaxdl.passes import evaluate, predict
-from jaxdl.plans import make_plan
-from jaxdl.stopping import early_stopping, reduce_on_plateau
-from jaxdl.training import run_epoch, start
+from jaxdl.losses import softmax_cross_entropy, squared_error
+from jaxdl.metrics import accuracy, rmse
+from jaxdl.nn import augmented, convnet, crop, cutout, flip, mlp, residual_net
+from jaxdl.train import chunks, early_stopping, epochs, make_plan, reduce_on_plateau, run_epoch, start
+from jaxdl.train.evaluate import evaluate, predict
+from jaxdl.train.fit import fit
 from jaxdl.types import Objective
 
 RANDOM = np.random.default_rng(0)
@@ -49,14 +47,14 @@ def beginning():
 
 
 def mesh_of_size(count, **sizes):
-    return sharding.make_mesh(jax.devices()[:count], **sizes)
+    return distributed.make_mesh(jax.devices()[:count], **sizes)
 
 
 def placed(mesh, begin=None, rows=(TRAIN, VALIDATION), large=sharding.LARGE):
     begin = beginning() if begin is None else begin
     return (
-        sharding.place_progress(begin, mesh, large=large),
-        *(each if each is None else sharding.place_rows(each, mesh) for each in rows),
+        distributed.place_progress(begin, mesh, large=large),
+        *(each if each is None else distributed.place_rows(each, mesh) for each in rows),
     )
 
 
@@ -107,7 +105,7 @@ def test_a_run_keeps_its_layout(large):
 def test_fit_needs_nothing_but_placed_rows():
     run = partial(fit, NORMED, OBJECTIVE, SGD, epochs=3, batch_size=8)
     wanted = run(TRAIN, VALIDATION)
-    found = run(sharding.place_rows(TRAIN, mesh_of_size(8)), VALIDATION)
+    found = run(distributed.place_rows(TRAIN, mesh_of_size(8)), VALIDATION)
     np.testing.assert_allclose(found.history, wanted.history, rtol=1e-5)
     assert len(found.progress.epoch.sharding.device_set) == 8
 
@@ -118,14 +116,14 @@ def test_every_batch_size_is_exact_on_every_number_of_devices(batch_size, counts
     run = partial(fit, NORMED, OBJECTIVE, SGD, epochs=1, batch_size=batch_size)
     wanted = run(TRAIN, VALIDATION)
     for count in counts:
-        found = run(sharding.place_rows(TRAIN, mesh_of_size(count)), VALIDATION)
+        found = run(distributed.place_rows(TRAIN, mesh_of_size(count)), VALIDATION)
         np.testing.assert_allclose(found.history, wanted.history, rtol=2e-5)
 
 
 @pytest.mark.parametrize("batch_size", [None, 5, 16, 82, 1000])
 def test_evaluation_and_prediction_on_a_mesh_are_those_of_one_device(batch_size):
     mesh, weights = mesh_of_size(8), beginning().state.weights
-    rows = sharding.place_rows(TRAIN, mesh)
+    rows = distributed.place_rows(TRAIN, mesh)
     wanted = evaluate(PLAN.model, OBJECTIVE, weights, TRAIN)
     on_mesh = sharding.put(weights, jax.tree.map(lambda _: NamedSharding(mesh, PartitionSpec()), weights))
     found = evaluate(PLAN.model, OBJECTIVE, on_mesh, rows, batch_size=batch_size)
@@ -178,7 +176,7 @@ def test_large_leaves_are_split_by_one_rule():
 
 def test_a_split_leaf_takes_its_share_of_each_device():
     tree = {"kernel": jnp.ones((16, 4)), "bias": jnp.ones(3)}
-    found = sharding.place_progress(tree, mesh_of_size(8), large=0)
+    found = distributed.place_progress(tree, mesh_of_size(8), large=0)
     assert {shard.data.shape for shard in found["kernel"].addressable_shards} == {(2, 4)}
     assert found["bias"].is_fully_replicated
     np.testing.assert_array_equal(sharding.fetched(found)["kernel"], tree["kernel"])
@@ -186,7 +184,7 @@ def test_a_split_leaf_takes_its_share_of_each_device():
 
 
 def test_keys_are_placed_and_fetched_as_keys():
-    key = sharding.place_progress({"key": jax.random.key(3)}, mesh_of_size(8), large=0)["key"]
+    key = distributed.place_progress({"key": jax.random.key(3)}, mesh_of_size(8), large=0)["key"]
     assert len(key.sharding.device_set) == 8
     assert jax.random.bits(sharding.fetched(key)) == jax.random.bits(jax.random.key(3))
 
@@ -232,7 +230,7 @@ def test_members_and_rows_share_a_mesh():
     mesh = mesh_of_size(8, member=2, data=4)
     apart, alike = NamedSharding(mesh, PartitionSpec("member")), NamedSharding(mesh, PartitionSpec())
     there = jax.device_put(many._replace(cursor=()), apart)._replace(cursor=jax.device_put(many.cursor, alike))
-    rows = (sharding.place_rows(each, mesh) for each in (TRAIN, VALIDATION))
+    rows = (distributed.place_rows(each, mesh) for each in (TRAIN, VALIDATION))
     found = [record for _, record in epochs(plan, there, *rows, last=2, run=run_members)]
     for one, other in zip(found, wanted, strict=True):
         np.testing.assert_allclose(one["val_loss"], other["val_loss"], rtol=1e-5)
@@ -249,9 +247,9 @@ def test_members_and_rows_share_a_mesh():
 )
 def test_a_mesh_that_does_not_fit_is_refused(sizes, message):
     with pytest.raises(InputError, match=message):
-        sharding.make_mesh(**sizes)
+        distributed.make_mesh(**sizes)
 
 
 def test_axes_stand_in_one_order():
-    assert sharding.make_mesh(model=2, data=2, member=2).axis_names == ("member", "data", "model")
-    assert isinstance(sharding.make_mesh(), Mesh)
+    assert distributed.make_mesh(model=2, data=2, member=2).axis_names == ("member", "data", "model")
+    assert isinstance(distributed.make_mesh(), Mesh)

@@ -11,14 +11,14 @@ import numpy as np
 import optax
 import pytest
 
-from jaxdl import checkpoints, files, leaves, objectives, shared_checkpoints
+from jaxdl import _files, _tree, losses, saving
 from jaxdl.data import examples
-from jaxdl.models import mlp
-from jaxdl.plans import make_plan
-from jaxdl.replays import NotFiniteError
-from jaxdl.runs import drive
-from jaxdl.shared_checkpoints import shared_keeper
-from jaxdl.training import start
+from jaxdl.nn import mlp
+from jaxdl.runs.runner import drive
+from jaxdl.saving import checkpoints
+from jaxdl.saving.checkpoints import shared_keeper
+from jaxdl.train import make_plan, start
+from jaxdl.train.nonfinite import NotFiniteError
 from jaxdl.types import Objective
 from tests.groups import scripts
 
@@ -38,7 +38,7 @@ def written(monkeypatch):
     """The numbers that are saved with the epochs told of each, without a disk; a save takes no time on the clock."""
     numbers = []
     monkeypatch.setattr(
-        shared_checkpoints,
+        checkpoints,
         "write",
         lambda folder, arrays, about: numbers.append((int(arrays["number"]), len(about["history"]))),
     )
@@ -48,7 +48,7 @@ def written(monkeypatch):
 @pytest.fixture
 def clock(monkeypatch):
     now = SimpleNamespace(time=100.0)
-    monkeypatch.setattr(shared_checkpoints, "time", SimpleNamespace(monotonic=lambda: now.time))
+    monkeypatch.setattr(checkpoints, "time", SimpleNamespace(monotonic=lambda: now.time))
     return now
 
 
@@ -61,7 +61,7 @@ def test_a_folder_that_is_moved_is_told_and_not_made_anew(tmp_path):
         keeper.observe(tree_of(2), HISTORY)
         keeper.save()
     assert len(told) == 1 and all("was moved or removed while the run was writing there" in text for text in told)
-    assert not (tmp_path / "run").exists() and checkpoints.latest(tmp_path / "moved", refuse).number == 1
+    assert not (tmp_path / "run").exists() and saving.latest(tmp_path / "moved", refuse).number == 1
 
 
 def test_it_is_due_by_the_clock_earlier_by_twice_what_a_save_takes(tmp_path, written, clock, monkeypatch):
@@ -69,7 +69,7 @@ def test_it_is_due_by_the_clock_earlier_by_twice_what_a_save_takes(tmp_path, wri
         clock.time += 2
         written.append((int(arrays["number"]), clock.time))
 
-    monkeypatch.setattr(shared_checkpoints, "write", write)
+    monkeypatch.setattr(checkpoints, "write", write)
     with shared_keeper(tmp_path, {}, every=10, tell=refuse) as keeper:
         assert not keeper.due()
         for number in range(40):
@@ -115,7 +115,7 @@ def test_where_it_ends_with_numbers_that_are_not_finite_the_last_finite_ones_are
     assert written == [(1, 2)]
 
 
-@pytest.mark.parametrize("fails", [(files, "reserve"), (shared_checkpoints, "write")])
+@pytest.mark.parametrize("fails", [(_files, "reserve"), (checkpoints, "write")])
 def test_a_full_disk_is_told_in_one_line_and_the_run_goes_on(tmp_path, monkeypatch, fails):
     def full(*_):
         raise OSError(28, os.strerror(28))
@@ -128,10 +128,10 @@ def test_a_full_disk_is_told_in_one_line_and_the_run_goes_on(tmp_path, monkeypat
             patch.setattr(*fails, full)
             keeper.observe(tree_of(2), HISTORY)
             keeper.save()
-        assert checkpoints.latest(tmp_path, refuse).number == 1
+        assert saving.latest(tmp_path, refuse).number == 1
         keeper.observe(tree_of(3), HISTORY)
     assert told == ["a checkpoint could not be saved (No space left on device); the last good one stays."]
-    assert int(checkpoints.latest(tmp_path, refuse).arrays["number"]) == 3
+    assert int(saving.latest(tmp_path, refuse).arrays["number"]) == 3
 
 
 # A run
@@ -142,7 +142,7 @@ ROWS = examples(INPUTS, INPUTS.sum(1, keepdims=True))
 
 
 def driven(folder, rate, epochs, **flags):
-    plan = make_plan(mlp(()), Objective(objectives.squared_error), optax.sgd(rate), batch_size=8)
+    plan = make_plan(mlp(()), Objective(losses.squared_error), optax.sgd(rate), batch_size=8)
     pauses = []
     with shared_keeper(folder, {}, every=0, tell=refuse) as keeper:
 
@@ -162,13 +162,13 @@ def test_a_run_that_is_saved_as_often_as_can_be_goes_on_between_the_saves(tmp_pa
     assert int(end.progress.epoch) == 6
     # A run that only saves stands still.
     assert pauses == sorted(set(pauses)) and len(pauses) > 2
-    assert int(checkpoints.latest(tmp_path, refuse).arrays["epoch"]) == 6
+    assert int(saving.latest(tmp_path, refuse).arrays["epoch"]) == 6
 
 
 def test_what_is_not_finite_is_never_saved(tmp_path):
     end, pauses = driven(tmp_path, 1e15, 3, on_nan="continue")
     assert len(end.history) == 3 and not np.isfinite(end.history[-1]["loss"])
-    saved = checkpoints.latest(tmp_path, refuse)
+    saved = saving.latest(tmp_path, refuse)
     assert len(pauses) < 18
     assert all(np.isfinite(array).all() for name, array in saved.arrays.items() if name.startswith("state/weights"))
     assert len(saved.about["history"]) == int(saved.arrays["epoch"]) == 0
@@ -181,27 +181,29 @@ def test_what_is_not_finite_is_never_saved(tmp_path):
 TRAINS = """
 import hashlib, json
 import optax
-from jaxdl import checkpoints, objectives
-from jaxdl.data import examples
-from jaxdl.leaves import named, rebuilt
-from jaxdl.models import mlp
-from jaxdl.plans import make_plan
-from jaxdl.runs import drive
-from jaxdl.sharding import fetched, make_mesh, place_progress, place_rows
-from jaxdl.shared_checkpoints import shared_keeper
-from jaxdl.stopping import early_stopping
-from jaxdl.training import start
+from jaxdl import losses
+from jaxdl.saving import latest
+from jaxdl.data.arrays import examples
+from jaxdl._tree import named, rebuilt
+from jaxdl.nn import mlp
+from jaxdl.train import make_plan
+from jaxdl.runs.runner import drive
+from jaxdl.distributed import make_mesh, place_progress, place_rows
+from jaxdl.distributed.sharding import fetched
+from jaxdl.saving.checkpoints import shared_keeper
+from jaxdl.train import early_stopping
+from jaxdl.train import start
 from jaxdl.types import Objective
 
 def train(folder, epochs, placed):
     inputs = np.random.default_rng(0).normal(size=(60, 6)).astype(np.float32)
     rows = examples(inputs, inputs.sum(1, keepdims=True))
     plan = make_plan(
-        mlp((12,)), Objective(objectives.squared_error), optax.adam(0.01), batch_size=12, stop=early_stopping("loss"))
+        mlp((12,)), Objective(losses.squared_error), optax.adam(0.01), batch_size=12, stop=early_stopping("loss"))
     begin = start(plan, rows, key=jax.random.key(3))
     sums = lambda arrays: {name: hashlib.sha256(np.asarray(array).tobytes()).hexdigest()[:16] for name, array in
                            sorted(arrays.items())}
-    saved = checkpoints.latest(folder, print)
+    saved = latest(folder, print)
     told = {"read": saved and sums(saved.arrays)}
     if saved:
         begin = rebuilt(begin, saved.arrays)
@@ -216,7 +218,7 @@ def train(folder, epochs, placed):
     whole = fetched(end)
     # All have saved before anybody reads.
     processes.gathered([0])
-    again = checkpoints.latest(folder, print)
+    again = latest(folder, print)
     return {**told, "end": sums(named(whole)), "again": sums(again.arrays), "number": again.number}, whole
 """
 SHARED = """
@@ -246,7 +248,7 @@ def together(number, folder, epochs):
 def test_split_weights_go_from_one_number_of_processes_to_another_bit_for_bit(tmp_path):
     folder, whole = tmp_path / "shared", alone(tmp_path / "alone", 4)[1]
     alone(folder, 1)
-    one = checkpoints.latest(folder, refuse)
+    one = saving.latest(folder, refuse)
     two = together(2, folder, 2)
     three = together(3, folder, 3)
     last, progress = alone(folder, 4)
@@ -257,24 +259,24 @@ def test_split_weights_go_from_one_number_of_processes_to_another_bit_for_bit(tm
         assert told["placed"] == told["read"] and told["again"] == told["end"]
     assert two["end"] == three["read"] and three["end"] == last["read"]
     # And the run is that of one process.
-    expected = leaves.named(whole)
-    for name, array in leaves.named(progress).items():
+    expected = _tree.named(whole)
+    for name, array in _tree.named(progress).items():
         np.testing.assert_allclose(array, expected[name], rtol=1e-5, atol=1e-5, err_msg=name)
 
 
 @pytest.mark.processes
 def test_where_one_process_has_no_room_nobody_saves_and_the_run_goes_on(tmp_path):
     body = """
-from jaxdl import files
-from jaxdl.sharding import make_mesh, place_progress
-from jaxdl.shared_checkpoints import shared_keeper
+from jaxdl import _files
+from jaxdl.distributed import make_mesh, place_progress
+from jaxdl.saving.checkpoints import shared_keeper
 def full(*_):
     raise OSError(28, os.strerror(28))
-usual = files.reserve
+usual = _files.reserve
 with shared_keeper(Path(given[0]), {}, every=99, tell=print) as keeper:
     for step in range(4):
         # On process 1 alone, then on process 0 alone, then on neither.
-        files.reserve = full if step == 1 - own else usual
+        _files.reserve = full if step == 1 - own else usual
         keeper.observe(place_progress({"step": np.int32(step)}, make_mesh()), [])
         keeper.save()
         print(step, *sorted(path.name for path in Path(given[0]).iterdir()))
@@ -286,4 +288,4 @@ processes.leave()
     here, there = text.format("No space left on device"), text.format("by another process")
     assert said[0].splitlines() == [there, "0", here, "1", "2 1", "3 1 2"]
     assert said[1].splitlines() == [here, "0", there, "1", "2 1", "3 1 2"]
-    assert int(checkpoints.latest(tmp_path / "saved", refuse).arrays["step"]) == 3
+    assert int(saving.latest(tmp_path / "saved", refuse).arrays["step"]) == 3

@@ -7,11 +7,11 @@ import numpy as np
 import optax
 import pytest
 
-from jaxdl import Objective, evaluate, fit, mlp, objectives, predict
-from jaxdl.data import examples, take
+from jaxdl import Objective, evaluate, fit, losses, mlp, predict
+from jaxdl.data import Source, examples, from_random_access, memory_mapped, take
+from jaxdl.data.streaming import head, read_rows
 from jaxdl.errors import InputError
-from jaxdl.evaluations import evaluate_source, predict_source
-from jaxdl.sources import Source, from_random_access, head, memory_mapped, read_rows
+from jaxdl.train.evaluate import evaluate_source, predict_source
 from jaxdl.types import Examples
 
 RANDOM = np.random.default_rng(0)
@@ -203,7 +203,7 @@ def test_rows_that_are_read_by_strictly_rising_numbers_train_evaluate_and_predic
     rows = examples(INPUTS, INPUTS[:, :1])
     strict = [Strict(leaf) for leaf in rows]
     source = Source(50, lambda numbers: Examples(*(leaf[numbers] for leaf in strict)))
-    objective = Objective(objectives.squared_error)
+    objective = Objective(losses.squared_error)
     found, wanted = (
         fit(mlp(()), objective, optax.sgd(0.1), each, epochs=2, batch_size=batch_size) for each in (source, rows)
     )

@@ -8,16 +8,18 @@ import numpy as np
 import optax
 import pytest
 
-from jaxdl import objectives as o
+from jaxdl import metrics
 from jaxdl.data import examples
-from jaxdl.models import mlp
-from jaxdl.steps import make_eval_step, make_gradient, make_train_state, make_train_step, shown_weights
+from jaxdl.losses import squared_error
+from jaxdl.nn import mlp
+from jaxdl.train import make_eval_step, make_train_state, make_train_step
+from jaxdl.train.step import make_gradient, shown_weights
 from jaxdl.types import Model, Objective, Weights
 from tests.padding import pad
 
 RANDOM = np.random.default_rng(0)
 ROWS = examples(RANDOM.normal(size=(31, 4)), RANDOM.normal(size=(31, 1)))
-OBJECTIVE = Objective(o.squared_error, (o.rmse,))
+OBJECTIVE = Objective(squared_error, (metrics.rmse,))
 
 
 def linear(noise=0.0):
@@ -53,7 +55,7 @@ def run(model, optimiser, batches, weights=None, key=3):
     state, measured = make_train_state(weights, optimiser, jax.random.key(key)), []
     for batch in batches:
         state, sums = step(state, batch)
-        measured.append(o.finish(OBJECTIVE, sums)["loss"])
+        measured.append(metrics.finish(OBJECTIVE, sums)["loss"])
     return state, np.array(measured)
 
 

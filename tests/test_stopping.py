@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxdl.errors import InputError
-from jaxdl.stopping import early_stopping, reduce_on_plateau
+from jaxdl.train import early_stopping, reduce_on_plateau
 
 RANDOM = np.random.default_rng(0)
 LENGTH = 14

@@ -13,25 +13,21 @@ import numpy as np
 import optax
 import pytest
 
-from jaxdl import objectives as o
-from jaxdl import streams
-from jaxdl.chunks import chunks
-from jaxdl.data import examples, take
+from jaxdl import losses, metrics
+from jaxdl._tree import named
+from jaxdl.data import Source, examples, memory_mapped, take
+from jaxdl.data.batches import order
+from jaxdl.data.streaming import head
+from jaxdl.distributed import make_mesh, place_progress, place_rows
 from jaxdl.ensembles import run_members
 from jaxdl.errors import InputError
-from jaxdl.fitting import fit
-from jaxdl.leaves import named
-from jaxdl.models import convnet, mlp
-from jaxdl.orders import order
-from jaxdl.paces import paced
-from jaxdl.plans import make_plan
-from jaxdl.replays import NotFiniteError, guarded
-from jaxdl.runs import drive
-from jaxdl.sharding import make_mesh, place_progress, place_rows
-from jaxdl.sources import Source, head, memory_mapped
-from jaxdl.stopping import early_stopping
-from jaxdl.streams import chunks_of, streamed, window_at
-from jaxdl.training import batches_of_epoch, start
+from jaxdl.nn import convnet, mlp
+from jaxdl.runs.runner import drive
+from jaxdl.train import chunks, early_stopping, loop, make_plan, start
+from jaxdl.train.epoch import batches_of_epoch
+from jaxdl.train.fit import fit
+from jaxdl.train.loop import chunks_of, paced, streamed, window_at
+from jaxdl.train.nonfinite import NotFiniteError, guarded
 from jaxdl.types import Objective
 from tests.test_chunks import OBJECTIVE, PLAN, TRAIN, VALIDATION, beginning
 
@@ -92,7 +88,7 @@ def test_a_stream_gives_the_bits_of_the_run_in_memory(tmp_path, window_bytes, si
 def test_a_stream_of_images_gives_the_bits_of_the_run_in_memory(tmp_path):
     random = np.random.default_rng(0)
     rows = examples(random.integers(0, 256, (50, 8, 8, 3), np.uint8), random.integers(0, 4, 50))
-    objective = Objective(o.softmax_cross_entropy, (o.accuracy,))
+    objective = Objective(losses.softmax_cross_entropy, (metrics.accuracy,))
     plan = make_plan(convnet((4,), outputs=4, pool=False, dropout=0.2), objective, optax.adam(0.01), batch_size=16)
     begin = start(plan, rows, key=jax.random.key(0))
     found = list(streamed(plan, begin, mapped(tmp_path, rows), last=3, window_bytes=8000))
@@ -324,7 +320,7 @@ def test_the_order_is_drawn_without_a_cpu_among_the_platforms_too(monkeypatch):
     def missing(backend=None):
         raise RuntimeError("Unknown backend cpu")
 
-    monkeypatch.setattr(streams.jax, "local_devices", missing)
+    monkeypatch.setattr(loop.jax, "local_devices", missing)
     source, _ = in_parts(TRAIN)
     found = list(streamed(PLAN, beginning(), source, VALIDATION, last=1, window_bytes=400))
     assert bits(found[-1].progress) == bits(whole_run()[0].progress)
@@ -334,9 +330,9 @@ LARGE = """
 import re, sys, time
 from pathlib import Path
 import jax, numpy as np, optax
-from jaxdl import Objective, objectives, start, make_plan, mlp
-from jaxdl.sources import head, memory_mapped
-from jaxdl.streams import streamed
+from jaxdl import Objective, losses, start, make_plan, mlp
+from jaxdl.data.streaming import head, memory_mapped
+from jaxdl.train.loop import streamed
 
 folder, rows = Path(sys.argv[1]), 500_000
 mapped = np.lib.format.open_memmap(folder / "inputs.npy", "w+", np.uint8, (rows, 32 * 32 * 3))
@@ -344,7 +340,7 @@ mapped[::5000] = 255
 np.save(folder / "targets.npy", np.zeros((rows, 1), np.float32))
 del mapped
 source = memory_mapped(folder / "inputs.npy", folder / "targets.npy")
-plan = make_plan(mlp((8,)), Objective(objectives.squared_error), optax.sgd(1e-6), batch_size=256)
+plan = make_plan(mlp((8,)), Objective(losses.squared_error), optax.sgd(1e-6), batch_size=256)
 begin = start(plan, head(source, 256), key=jax.random.key(0))
 
 def anonymous():

@@ -9,9 +9,8 @@ import pytest
 from flax import nnx
 from rich.console import Console
 
-from jaxdl.adapters import from_linen, from_nnx
-from jaxdl.models import mlp, residual_net
-from jaxdl.summaries import Layer, as_markdown, as_table, summary
+from jaxdl.nn import from_linen, from_nnx, mlp, residual_net, summary
+from jaxdl.nn.summaries import Layer, as_markdown, as_table
 from jaxdl.types import Model, Weights
 
 

@@ -6,12 +6,11 @@ import optax
 import pandas as pd
 import pytest
 
-from jaxdl import leaves
+from jaxdl import _tree
 from jaxdl.data import examples
-from jaxdl.models import mlp
-from jaxdl.plans import make_plan
-from jaxdl.stopping import early_stopping
-from jaxdl.sweeps import sweep
+from jaxdl.ensembles import sweep
+from jaxdl.nn import mlp
+from jaxdl.train import early_stopping, make_plan
 from tests.sweep_runs import (
     INPUTS,
     LABELLED,
@@ -86,8 +85,8 @@ def test_numbers_of_which_xla_computes_more_beforehand_differ_by_rounding(make_o
         run, history = solo(make_own(**one), seed, 6, rows), history_of(found, 0, seed)
         assert len(history) == len(run.history)
         np.testing.assert_allclose(history, run.history, rtol=1e-4)
-        expected = leaves.named((run.best, run.final))
-        for name, leaf in leaves.named(weights_of(found, 0, place)).items():
+        expected = _tree.named((run.best, run.final))
+        for name, leaf in _tree.named(weights_of(found, 0, place)).items():
             np.testing.assert_allclose(leaf, expected[name], rtol=1e-4, atol=1e-5)
 
 

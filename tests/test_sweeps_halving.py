@@ -6,12 +6,9 @@ import optax
 import pandas as pd
 import pytest
 
-from jaxdl import sweeps as module
-from jaxdl.models import mlp
-from jaxdl.plans import make_plan
-from jaxdl.stopping import early_stopping
-from jaxdl.sweeps import sweep
-from jaxdl.training import start
+from jaxdl.ensembles import sweep, sweeps
+from jaxdl.nn import mlp
+from jaxdl.train import early_stopping, make_plan, start
 from tests.sweep_runs import OBJECTIVE, ROWS, SEEDS, bits, history_of, make_linear, row_of, solo, weights_of
 
 EPOCHS = 12
@@ -122,7 +119,7 @@ def test_halving_compiles_once_more_a_size_of_the_population(compilations):
 
 def interrupted(monkeypatch, after):
     """`trained` stops at Ctrl-C once so many chunks of the sweep are done."""
-    trained, done = module.trained, []
+    trained, done = sweeps.trained, []
 
     def stopping(*arguments):
         if len(done) == after:
@@ -133,7 +130,7 @@ def interrupted(monkeypatch, after):
             if len(done) == after:
                 raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "trained", stopping)
+    monkeypatch.setattr(sweeps, "trained", stopping)
 
 
 def kinds(kind, learning_rate=0.05):
@@ -158,14 +155,14 @@ def test_an_interrupted_sweep_returns_what_was_reached(monkeypatch, after):
 
 
 def test_what_was_whole_before_an_interrupt_says_so(monkeypatch):
-    trained = module.trained
+    trained = sweeps.trained
 
     def stopping(population, *arguments):
         if population.alive == (1,):
             raise KeyboardInterrupt
         yield from trained(population, *arguments)
 
-    monkeypatch.setattr(module, "trained", stopping)
+    monkeypatch.setattr(sweeps, "trained", stopping)
     found = sweep(kinds, [{"kind": 0}, {"kind": 1}], *ROWS, seeds=SEEDS, epochs=2)
     assert found.table["reason"].tolist() == 3 * ["epochs"] + 3 * ["interrupted"]
     assert found.table["epochs"].tolist() == 3 * [2] + 3 * [0] and found.table["loss"].isna().sum() == 3
@@ -174,14 +171,14 @@ def test_what_was_whole_before_an_interrupt_says_so(monkeypatch):
 
 def test_an_interrupt_keeps_why_others_had_ended(monkeypatch):
     candidates = [{"learning_rate": rate} for rate in (0.1, 0.03, 0.01)]
-    trained = module.trained
+    trained = sweeps.trained
 
     def stopping(population, end, how):
         if end > 1:
             raise KeyboardInterrupt
         yield from trained(population, end, how)
 
-    monkeypatch.setattr(module, "trained", stopping)
+    monkeypatch.setattr(sweeps, "trained", stopping)
     found = sweep(of_own_shape, candidates, *ROWS, seeds=SEEDS, epochs=9, halving=3)
     assert sorted(found.table["reason"].tolist()) == 6 * ["halving"] + 3 * ["interrupted"]
     assert set(found.table["epochs"]) == {1}

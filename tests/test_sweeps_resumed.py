@@ -10,10 +10,10 @@ import pytest
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from jaxdl import bars, checkpoints, logs, sweeps, tensorboard
+from jaxdl import callbacks, saving
+from jaxdl.ensembles import sweep, sweeps
 from jaxdl.errors import InputError
-from jaxdl.stopping import early_stopping
-from jaxdl.sweeps import sweep
+from jaxdl.train import early_stopping
 from tests.sweep_runs import ROWS, bits, make_linear
 
 # A candidate diverges, which a sweep warns of.
@@ -95,10 +95,10 @@ def test_a_sweep_that_is_interrupted_inside_an_epoch_is_resumed_to_the_bit(flags
 def test_a_sweep_that_was_killed_is_resumed_from_its_checkpoint_to_the_bit(flags, whole, tmp_path):
     for after in (1, len(whole.records) // 2, len(whole.records) - 1):
         folder = tmp_path / str(after)
-        with checkpoints.keeper(folder, {"seeds": SEEDS}, every=99, tell=refuse) as keep:
+        with saving.keeper(folder, {"seeds": SEEDS}, every=99, tell=refuse) as keep:
             interrupted(after, **flags, observers=[keep])
         # From here on only the files are known.
-        same(run(**flags, progress=checkpoints.latest(folder, refuse)), whole)
+        same(run(**flags, progress=saving.latest(folder, refuse)), whole)
 
 
 def test_a_finished_sweep_is_resumed_with_more_epochs():
@@ -136,10 +136,10 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
     from tests.sweep_runs import solo
 
     alone = solo(make(0.1), 0, 1)
-    with checkpoints.keeper(tmp_path, {}, every=99, tell=refuse) as keep:
+    with saving.keeper(tmp_path, {}, every=99, tell=refuse) as keep:
         keep(alone.progress, alone.records)
     with pytest.raises(InputError, match="progress must be a checkpoint of a sweep"):
-        run(**halved, progress=checkpoints.latest(tmp_path, refuse))
+        run(**halved, progress=saving.latest(tmp_path, refuse))
 
 
 # Callbacks
@@ -148,7 +148,7 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
 @pytest.mark.parametrize("anew", [False, True], ids=["the same callbacks", "callbacks made anew"])
 def test_callbacks_of_a_sweep_write_every_run_and_epoch_once(flags, whole, anew, tmp_path):
     def opened():
-        return logs.csv_file(tmp_path / "history.csv"), tensorboard.tensorboard(tmp_path / "charts", every=0.0)
+        return callbacks.csv_file(tmp_path / "history.csv"), callbacks.tensorboard(tmp_path / "charts", every=0.0)
 
     rows, charts = opened()
     with rows as one, charts as other:
@@ -173,7 +173,7 @@ def test_callbacks_of_a_sweep_write_every_run_and_epoch_once(flags, whole, anew,
 @pytest.mark.parametrize("terminal", [False, True], ids=["lines", "a bar"])
 def test_the_bar_shows_the_mean_of_the_runs_that_share_a_program(flags, whole, terminal):
     out = Console(file=io.StringIO(), width=120, force_terminal=terminal)
-    with bars.progress_bar(flags["epochs"], ("loss",), console=out) as observe:
+    with callbacks.progress_bar(flags["epochs"], ("loss",), console=out) as observe:
         run(**flags, observers=[observe])
     record = whole.records[-1]
     values = record["loss"][np.isfinite(record["loss"])].astype(np.float64)

@@ -6,13 +6,11 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from jaxdl.candidates import grid
-from jaxdl.comparisons import one_standard_error
+from jaxdl.ensembles import Sweep, grid, summary, sweep
 from jaxdl.errors import InputError
-from jaxdl.models import mlp
-from jaxdl.plans import make_plan
-from jaxdl.stopping import early_stopping
-from jaxdl.sweeps import Sweep, summary, sweep
+from jaxdl.nn import mlp
+from jaxdl.stats import one_standard_error
+from jaxdl.train import early_stopping, make_plan
 from tests.sweep_runs import OBJECTIVE, ROWS, SEEDS, make_linear, row_of
 
 STOP = early_stopping(patience=1)

@@ -28,19 +28,18 @@ from tensorboard.plugins.hparams import api_pb2, backend_context, list_session_g
 from tensorboard.plugins.text import text_plugin
 from tensorboard.util import tensor_util
 
-from jaxdl import tensorboard
-from jaxdl.data import examples
+from jaxdl import callbacks
+from jaxdl._format import table
+from jaxdl.callbacks import _tensorboard, description, distributions, pictures, results
+from jaxdl.data import Source, examples
+from jaxdl.distributed import make_mesh, place_progress, place_rows
 from jaxdl.errors import InputError
-from jaxdl.fitting import fit
-from jaxdl.models import mlp
-from jaxdl.objectives import rmse, squared_error
-from jaxdl.plans import make_plan
-from jaxdl.sharding import make_mesh, place_progress, place_rows
-from jaxdl.sources import Source
-from jaxdl.tensorboard import description, distributions, pictures, results
-from jaxdl.training import start
+from jaxdl.losses import squared_error
+from jaxdl.metrics import rmse
+from jaxdl.nn import mlp
+from jaxdl.train import make_plan, start
+from jaxdl.train.fit import fit
 from jaxdl.types import Objective
-from jaxdl.units import table
 
 RANDOM = np.random.default_rng(0)
 ROWS = examples(RANDOM.normal(size=(24, 3)), RANDOM.normal(size=(24, 1)))
@@ -108,7 +107,7 @@ def full_disk():
 
 
 def test_the_history_is_shown_with_training_and_validation_in_one_chart(tmp_path):
-    with tensorboard.tensorboard(tmp_path) as observe:
+    with callbacks.tensorboard(tmp_path) as observe:
         history = run(observe, validation=ROWS, progress=None).history
     train, validation = scalars(tmp_path / "train"), scalars(tmp_path / "validation")
     # One chart: the same tag in two runs.
@@ -120,14 +119,14 @@ def test_the_history_is_shown_with_training_and_validation_in_one_chart(tmp_path
 
 
 def test_without_validation_only_training_is_shown(tmp_path):
-    with tensorboard.tensorboard(tmp_path) as observe:
+    with callbacks.tensorboard(tmp_path) as observe:
         replay(observe, records(0.5, 0.25))
     assert scalars(tmp_path / "train") == {"loss": [(1, 0.5), (2, 0.25)]}
     assert scalars(tmp_path / "validation") == {}
 
 
 def test_tags_stay_as_they_are_and_nan_is_written_in_silence(tmp_path, caplog):
-    with caplog.at_level(logging.INFO), tensorboard.tensorboard(tmp_path) as observe:
+    with caplog.at_level(logging.INFO), callbacks.tensorboard(tmp_path) as observe:
         observe(None, [{"epoch": 1, "error (°C)": math.nan, "rows": 3}])
     assert not caplog.records
     found = scalars(tmp_path / "train")
@@ -137,7 +136,7 @@ def test_tags_stay_as_they_are_and_nan_is_written_in_silence(tmp_path, caplog):
 def test_epochs_are_seen_while_the_run_goes_on(tmp_path):
     # A crash loses what is younger than `every`: with 0, nothing.
     seen, history = [], records(1.0, 2.0, 3.0)
-    with tensorboard.tensorboard(tmp_path, every=0.0) as observe:
+    with callbacks.tensorboard(tmp_path, every=0.0) as observe:
         for epoch in (1, 2, 3):
             observe(None, history[:epoch])
             seen.append(len(scalars(tmp_path / "train").get("loss", [])))
@@ -145,7 +144,7 @@ def test_epochs_are_seen_while_the_run_goes_on(tmp_path):
 
 
 def test_the_epochs_of_a_run_that_breaks_off_are_kept(tmp_path):
-    with pytest.raises(KeyboardInterrupt), tensorboard.tensorboard(tmp_path, every=1e9) as observe:
+    with pytest.raises(KeyboardInterrupt), callbacks.tensorboard(tmp_path, every=1e9) as observe:
         replay(observe, records(1 / 3, 1e-30, 1e22))
         raise KeyboardInterrupt
     assert [step for step, _ in scalars(tmp_path / "train")["loss"]] == [1, 2, 3]
@@ -155,7 +154,7 @@ def test_the_epochs_of_a_run_that_breaks_off_are_kept(tmp_path):
 def test_a_process_that_is_killed_leaves_every_epoch_that_was_written(tmp_path):
     code = """
 import os, sys
-from jaxdl.tensorboard import tensorboard
+from jaxdl.callbacks import tensorboard
 history = [{"epoch": epoch, "loss": float(epoch)} for epoch in range(1, 31)]
 with tensorboard(sys.argv[1], every=0.0, begin=0) as observe:
     for epoch in range(1, 31):
@@ -170,7 +169,7 @@ with tensorboard(sys.argv[1], every=0.0, begin=0) as observe:
 def test_what_a_run_wrote_of_later_epochs_is_purged_even_within_a_second(tmp_path, one_second):
     expected = [[(1, 1.0), (2, 2.0), (3, 3.0)], [(1, 1.0), (2, 2.0), (3, 5.0), (4, 6.0)], [(1, 9.0)]]
     for begin, losses, points in zip((0, 2, 0), ((1.0, 2.0, 3.0), (5.0, 6.0), (9.0,)), expected, strict=True):
-        with tensorboard.tensorboard(tmp_path, begin=begin) as observe:
+        with callbacks.tensorboard(tmp_path, begin=begin) as observe:
             # Before the first of its own epochs ends, too.
             assert scalars(tmp_path / "train").get("loss", []) == [point for point in points if point[0] <= begin]
             replay(observe, records(*losses, begin=begin + 1))
@@ -178,10 +177,10 @@ def test_what_a_run_wrote_of_later_epochs_is_purged_even_within_a_second(tmp_pat
 
 
 def test_many_runs_need_few_open_files(tmp_path, one_second, monkeypatch):
-    monkeypatch.setattr(tensorboard, "_OPEN_FILES", 2)
+    monkeypatch.setattr(_tensorboard, "_OPEN_FILES", 2)
     progress, opened = SimpleNamespace(epoch=np.array([2, 2, 2])), []
     history = [{"epoch": epoch, "loss": np.arange(3.0) + epoch} for epoch in (1, 2)]
-    with tensorboard.tensorboard(tmp_path, every=0.0) as observe:
+    with callbacks.tensorboard(tmp_path, every=0.0) as observe:
         for epoch in (1, 2):
             observe(progress, history[:epoch])
             names = [os.path.realpath(file) for file in Path("/proc/self/fd").iterdir()]
@@ -193,7 +192,7 @@ def test_many_runs_need_few_open_files(tmp_path, one_second, monkeypatch):
 
 def test_a_full_disk_is_told_once_and_ends_nothing(tmp_path, full_disk):
     told, history = [], records(*range(300))
-    with tensorboard.tensorboard(tmp_path, every=0.0, begin=0, tell=told.append) as observe:
+    with callbacks.tensorboard(tmp_path, every=0.0, begin=0, tell=told.append) as observe:
         full_disk()
         replay(observe, history[:200])
         full_disk(False)
@@ -208,7 +207,7 @@ def test_a_folder_that_cannot_be_made_is_told_and_ends_nothing(tmp_path):
     (tmp_path / "charts").write_text("a file")
     for begin in (0, None):
         told = []
-        with tensorboard.tensorboard(tmp_path / "charts", begin=begin, tell=told.append) as observe:
+        with callbacks.tensorboard(tmp_path / "charts", begin=begin, tell=told.append) as observe:
             replay(observe, records(0.5))
         assert len(told) == 1 and "charts cannot be written" in told[0]
 
@@ -218,13 +217,13 @@ def test_a_folder_that_cannot_be_made_is_told_and_ends_nothing(tmp_path):
 
 def histogram(values):
     """The histogram of an array; None where there is none."""
-    return next((value.histo for value in tensorboard._histogram("a", values)), None)
+    return next((value.histo for value in _tensorboard._histogram("a", values)), None)
 
 
 def test_the_counts_of_a_histogram_are_numpys():
     values = np.random.default_rng(0).normal(size=(40, 30)).astype(np.float32)
     numbers, value = values.astype(np.float64).ravel(), histogram(values)
-    counts, edges = np.histogram(numbers, tensorboard.BINS)
+    counts, edges = np.histogram(numbers, _tensorboard.BINS)
     np.testing.assert_array_equal(value.bucket, counts)
     np.testing.assert_array_equal(value.bucket_limit, edges[1:])
     assert (value.num, value.min, value.max) == (1200, numbers.min(), numbers.max())
@@ -277,7 +276,7 @@ def test_the_small_numbers_of_bfloat16_are_counted_as_they_are():
 
 def assert_holds(value, array):
     numbers = np.float64(array).ravel()
-    counts, _ = np.histogram(numbers, tensorboard.BINS)
+    counts, _ = np.histogram(numbers, _tensorboard.BINS)
     assert value.num == numbers.size
     np.testing.assert_allclose([value.min, value.max], [numbers.min(), numbers.max()], rtol=1e-5, atol=1e-7)
     np.testing.assert_allclose(

@@ -18,7 +18,7 @@ from rich.table import Table
 from jaxdl import _startup
 from jaxdl.__main__ import main
 from jaxdl.errors import InputError, printable
-from jaxdl.terminals import Terminal
+from jaxdl.runs.console import Terminal
 from tests.run_folders import write
 
 ROOT = Path(__file__).parent.parent
@@ -176,6 +176,6 @@ def test_a_file_without_rights_is_one_message(tmp_path, monkeypatch, capsys):
     def refuse(*_):
         raise PermissionError(13, "Permission denied", "/runs/a\x1b[2J")
 
-    monkeypatch.setattr("jaxdl.listings.listing", refuse)
+    monkeypatch.setattr("jaxdl.runs.catalog.listing", refuse)
     assert main(["runs", str(tmp_path)]) == 2
     assert capsys.readouterr().err == "error: /runs/a\\x1b[2J cannot be read or written (Permission denied).\n"

@@ -8,22 +8,21 @@ import numpy as np
 import optax
 import pytest
 
-from jaxdl import objectives as o
-from jaxdl.chunks import epochs
 from jaxdl.data import examples
 from jaxdl.errors import InputError
-from jaxdl.models import mlp
-from jaxdl.passes import evaluate
-from jaxdl.plans import make_plan
-from jaxdl.stopping import early_stopping, reduce_on_plateau
-from jaxdl.training import run_epoch, start, start_shapes
+from jaxdl.losses import absolute_error, squared_error
+from jaxdl.metrics import mean, rmse
+from jaxdl.nn import mlp
+from jaxdl.train import early_stopping, epochs, make_plan, reduce_on_plateau, run_epoch, start
+from jaxdl.train.epoch import start_shapes
+from jaxdl.train.evaluate import evaluate
 from jaxdl.types import Model, Objective, Weights
 
 RANDOM = np.random.default_rng(0)
 INPUTS = RANDOM.normal(size=(77, 3)).astype(np.float32)
 TRAIN = examples(INPUTS, INPUTS.sum(1, keepdims=True) + 0.1 * RANDOM.normal(size=(77, 1)))
 VALIDATION = examples(INPUTS[:20] + 1, INPUTS[:20].sum(1, keepdims=True) + 3)
-OBJECTIVE = Objective(o.squared_error, (o.rmse,))
+OBJECTIVE = Objective(squared_error, (rmse,))
 INJECTED = optax.inject_hyperparams(optax.sgd)(learning_rate=0.05)
 # Plans of the same parts share a program.
 MODEL, ADAM = mlp((5,)), optax.adam(0.01)
@@ -223,9 +222,9 @@ def test_a_run_that_goes_on_is_checked_as_one_that_begins(change, message):
 
 @pytest.mark.parametrize("name", ["loss", "epoch", "val_loss", "learning_rate", "rmse"])
 def test_metrics_need_names_of_their_own(name):
-    metrics = (o.rmse, o.mean(name, o.absolute_error))
+    metrics = (rmse, mean(name, absolute_error))
     with pytest.raises(InputError, match=f'got "{name}", which is taken'):
-        make_plan(mlp(()), Objective(o.squared_error, metrics), INJECTED)
+        make_plan(mlp(()), Objective(squared_error, metrics), INJECTED)
 
 
 def test_several_learning_rates_cannot_be_reduced_as_one():
@@ -235,13 +234,13 @@ def test_several_learning_rates_cannot_be_reduced_as_one():
 
 
 def test_metrics_may_be_listed():
-    assert make_plan(mlp(()), Objective(o.squared_error, [o.rmse]), INJECTED).objective.metrics == (o.rmse,)
+    assert make_plan(mlp(()), Objective(squared_error, [rmse]), INJECTED).objective.metrics == (rmse,)
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: make_plan(mlp(()), o.squared_error, INJECTED), "objective must be an Objective, got the function"),
+        (lambda: make_plan(mlp(()), squared_error, INJECTED), "objective must be an Objective, got the function"),
         (
             lambda: start(plan_of(), (INPUTS, INPUTS), key=jax.random.key(0)),
             "train must be Examples, got a tuple",

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxdl.units import PREFIXES, short
+from jaxdl._format import PREFIXES, short
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from jaxdl.errors import InputError
-from jaxdl.models import mlp
-from jaxdl.passes import predict
+from jaxdl.nn import mlp
+from jaxdl.saving import load, save
+from jaxdl.train.evaluate import predict
 from jaxdl.types import Weights
-from jaxdl.weights import load, save
 
 DRAWS = np.random.default_rng(0)
 # As a network has them: several layers, the statistics beside the parameters.

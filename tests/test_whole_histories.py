@@ -11,17 +11,18 @@ import pytest
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from jaxdl import bars, checkpoints, logs, tensorboard
+from jaxdl import saving
+from jaxdl._tree import named
+from jaxdl.callbacks import csv_file, progress_bar, tensorboard
 from jaxdl.data import examples
-from jaxdl.ensembles import member
+from jaxdl.ensembles import fit_seeds, member
 from jaxdl.errors import InputError
-from jaxdl.fitting import Written, fit
-from jaxdl.leaves import named
-from jaxdl.models import mlp
-from jaxdl.objectives import rmse, squared_error
-from jaxdl.plans import make_plan
-from jaxdl.runs import drive
-from jaxdl.seeds import fit_seeds
+from jaxdl.losses import squared_error
+from jaxdl.metrics import rmse
+from jaxdl.nn import mlp
+from jaxdl.runs.runner import drive
+from jaxdl.train import make_plan
+from jaxdl.train.fit import Written, fit
 from jaxdl.types import Objective
 
 INPUTS = np.linspace(-1, 1, 24, dtype=np.float32)[:, None]
@@ -58,9 +59,9 @@ class Callbacks:
 
     def __enter__(self):
         self.open = [
-            logs.csv_file(str(self.folder / "history.csv")),
-            tensorboard.tensorboard(str(self.folder / "charts"), every=0.0),
-            checkpoints.keeper(str(self.folder / "kept"), {}, every=99, tell=refuse),
+            csv_file(str(self.folder / "history.csv")),
+            tensorboard(str(self.folder / "charts"), every=0.0),
+            saving.keeper(str(self.folder / "kept"), {}, every=99, tell=refuse),
         ]
         return [each.__enter__() for each in self.open] + [lambda _, history: self.lengths.append(len(history))]
 
@@ -75,7 +76,7 @@ class Callbacks:
         assert losses_in(self.folder / "charts/train") == [(row["epoch"], row["loss"]) for row in records]
         steps = [step for step, _ in losses_in(self.folder / "charts/validation")]
         assert steps == [row["epoch"] for row in records]
-        assert checkpoints.latest(str(self.folder / "kept"), refuse).about["history"] == records
+        assert saving.latest(str(self.folder / "kept"), refuse).about["history"] == records
 
 
 @pytest.fixture(scope="module")
@@ -126,10 +127,10 @@ def test_callbacks_that_saw_the_epochs_before_a_bare_state_keep_them(whole, tmp_
 
 
 def test_a_file_made_anew_keeps_the_rows_before_a_bare_state(whole, tmp_path):
-    with logs.csv_file(tmp_path / "history.csv") as observe:
+    with csv_file(tmp_path / "history.csv") as observe:
         first = train(epochs=4, observers=[observe])
     second = train(epochs=2)
-    with logs.csv_file(tmp_path / "history.csv") as observe:
+    with csv_file(tmp_path / "history.csv") as observe:
         assert len(rows_in(tmp_path / "history.csv")) == len(first.records)
         train(epochs=5, progress=second.progress, observers=[observe])
     assert [float(row["loss"]) for row in rows_in(tmp_path / "history.csv")] == [row["loss"] for row in whole.records]
@@ -137,7 +138,7 @@ def test_a_file_made_anew_keeps_the_rows_before_a_bare_state(whole, tmp_path):
 
 def test_a_new_run_replaces_the_file_of_another(tmp_path):
     for seed, epochs in ((0, 4), (1, 2)):
-        with logs.csv_file(tmp_path / "history.csv") as observe:
+        with csv_file(tmp_path / "history.csv") as observe:
             run = train(epochs=epochs, seed=seed, observers=[observe])
     found = rows_in(tmp_path / "history.csv")
     assert [float(row["loss"]) for row in found] == [row["loss"] for row in run.records]
@@ -145,9 +146,9 @@ def test_a_new_run_replaces_the_file_of_another(tmp_path):
 
 
 def test_a_checkpoint_is_resumed_with_its_history(whole, tmp_path):
-    with checkpoints.keeper(tmp_path, {}, every=99, tell=refuse) as keep:
+    with saving.keeper(tmp_path, {}, every=99, tell=refuse) as keep:
         train(epochs=2, observers=[keep])
-    saved = checkpoints.latest(tmp_path, refuse)
+    saved = saving.latest(tmp_path, refuse)
     run = train(epochs=5, progress=saved)
     assert run.records == whole.records and bits(run.progress) == bits(whole.progress)
     with pytest.raises(InputError, match="the checkpoint holds"):
@@ -176,8 +177,8 @@ def test_a_driven_run_writes_every_epoch_once(whole, tmp_path):
     first = train(epochs=2)
     for _ in range(2):  # the second is set back
         with (
-            logs.csv_file(tmp_path / "a.csv", first.records) as rows,
-            tensorboard.tensorboard(tmp_path, begin=2) as charts,
+            csv_file(tmp_path / "a.csv", first.records) as rows,
+            tensorboard(tmp_path, begin=2) as charts,
         ):
             assert len(rows_in(tmp_path / "a.csv")) == 2
             flags = {"epochs": 5, "history": first.records, "observers": [rows, charts]}
@@ -209,9 +210,7 @@ def test_two_runs_that_share_a_callback_are_refused():
         written.update([*one])
 
 
-@pytest.mark.parametrize(
-    "make", [logs.csv_file, tensorboard.tensorboard, partial(checkpoints.keeper, about={}, every=9, tell=print)]
-)
+@pytest.mark.parametrize("make", [csv_file, tensorboard, partial(saving.keeper, about={}, every=9, tell=print)])
 def test_two_callbacks_at_one_place_are_refused(make, tmp_path):
     with (
         make(tmp_path / "a"),
@@ -253,22 +252,22 @@ def test_many_runs_keep_their_whole_history(all_runs, anew, tmp_path):
             assert losses_in(tmp_path / f"charts/member-{index}" / name) == list(
                 zip(of["epoch"], of[column], strict=True)
             )
-    saved = checkpoints.latest(tmp_path / "kept", refuse)
+    saved = saving.latest(tmp_path / "kept", refuse)
     assert [row["epoch"] for row in saved.about["history"]] == [1, 2, 3, 4]
 
 
 def test_many_runs_are_resumed_from_a_checkpoint(all_runs, tmp_path):
-    with checkpoints.keeper(tmp_path, {}, every=99, tell=refuse) as keep:
+    with saving.keeper(tmp_path, {}, every=99, tell=refuse) as keep:
         many(epochs=2, observers=[keep])
-    runs = many(epochs=4, progress=checkpoints.latest(tmp_path, refuse))
+    runs = many(epochs=4, progress=saving.latest(tmp_path, refuse))
     assert bits(runs.progress) == bits(all_runs.progress)
     pd.testing.assert_frame_equal(runs.history, all_runs.history, check_exact=True)
 
 
 def test_runs_that_stopped_early_have_no_rows_after_their_end(tmp_path):
-    from jaxdl.stopping import early_stopping
+    from jaxdl.train import early_stopping
 
-    with logs.csv_file(tmp_path / "a.csv") as observe:
+    with csv_file(tmp_path / "a.csv") as observe:
         runs = many(epochs=40, stop=early_stopping(patience=0), observers=[observe], seeds=(0, 5, 6))
     ends = runs.history.groupby("member")["epoch"].max()
     assert ends.nunique() > 1
@@ -282,7 +281,7 @@ def test_the_bar_shows_the_mean_of_many_runs(all_runs, terminal):
     import io
 
     out = Console(file=io.StringIO(), width=120, force_terminal=terminal)
-    with bars.progress_bar(4, ("loss", "val_loss"), console=out) as observe:
+    with progress_bar(4, ("loss", "val_loss"), console=out) as observe:
         many(epochs=4, observers=[observe])
     text = out.file.getvalue()
     mean = np.mean(all_runs.records[-1]["val_loss"], dtype=np.float64)
@@ -295,7 +294,7 @@ def test_a_member_of_many_runs_is_resumed_alone(all_runs):
 
 
 def test_members_that_stopped_and_train_on_keep_their_own_epochs():
-    from jaxdl.stopping import early_stopping
+    from jaxdl.train import early_stopping
 
     seeds = (0, 5, 6)
     first = many(epochs=40, stop=early_stopping(patience=0), seeds=seeds, how="map")
@@ -310,7 +309,7 @@ def test_members_that_stopped_and_train_on_keep_their_own_epochs():
 
 
 def test_many_runs_do_not_go_on_from_the_checkpoint_of_one(tmp_path):
-    with checkpoints.keeper(tmp_path, {}, every=0, tell=refuse) as keep:
+    with saving.keeper(tmp_path, {}, every=0, tell=refuse) as keep:
         train(epochs=1, observers=[keep])
     with pytest.raises(InputError, match=r"got that of a single run\. Continue it with fit"):
-        many(epochs=2, progress=checkpoints.latest(tmp_path, refuse))
+        many(epochs=2, progress=saving.latest(tmp_path, refuse))

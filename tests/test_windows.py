@@ -8,12 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxdl.data import examples, take
+from jaxdl.data import Source, examples, take
+from jaxdl.data.streaming import cut_rows, fetching, head, home_of, load
+from jaxdl.distributed import make_mesh
 from jaxdl.errors import InputError
-from jaxdl.sharding import make_mesh
-from jaxdl.sources import Source, head
 from jaxdl.types import Examples
-from jaxdl.windows import cut_rows, fetching, home_of, load
 
 ROWS = examples(np.arange(20.0).reshape(10, 2) + 1, np.arange(10))
 SOURCE = Source(10, lambda rows: take(ROWS, rows))

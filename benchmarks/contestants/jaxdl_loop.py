@@ -16,9 +16,9 @@ import optax
 
 from benchmarks.contestants.protocol import Result, Run, serve
 from benchmarks.tasks import BATCH, DROPPED, MEMBERS, MOST_EPOCHS, PATIENCE, Arrays, Task
-from jaxdl import Objective, early_stopping, evaluate, examples, fit, fit_seeds, mlp, objectives, predict
-from jaxdl.models import convnet
-from jaxdl.plans import NEVER
+from jaxdl import Objective, early_stopping, evaluate, examples, fit, fit_seeds, losses, metrics, mlp, predict
+from jaxdl.nn import convnet
+from jaxdl.train.plan import NEVER
 from jaxdl.types import Examples, Model
 
 STOP = early_stopping(patience=PATIENCE)
@@ -34,8 +34,8 @@ def model_of(task: Task) -> Model:
 
 def objective_of(task: Task) -> Objective:
     if task.kind == "mlp":
-        return Objective(objectives.squared_error, (objectives.rmse,))
-    return Objective(objectives.softmax_cross_entropy, (objectives.accuracy,))
+        return Objective(losses.squared_error, (metrics.rmse,))
+    return Objective(losses.softmax_cross_entropy, (metrics.accuracy,))
 
 
 def adam_of(task: Task) -> optax.GradientTransformation:

@@ -8,14 +8,14 @@ import jax
 import numpy as np
 import optax
 
-from jaxdl import make_plan, mlp, objectives
+from jaxdl import losses, make_plan, metrics, mlp
 from jaxdl.data import examples
-from jaxdl.models import convnet, residual_net
-from jaxdl.places import NAMES
+from jaxdl.distributed.processes import NAMES
+from jaxdl.nn import convnet, residual_net
 from jaxdl.types import Examples, Model, Objective, Plan
 
-HOURS = Objective(objectives.squared_error, (objectives.rmse,))
-CLASSES = Objective(objectives.softmax_cross_entropy, (objectives.accuracy,))
+HOURS = Objective(losses.squared_error, (metrics.rmse,))
+CLASSES = Objective(losses.softmax_cross_entropy, (metrics.accuracy,))
 
 
 class Case(NamedTuple):

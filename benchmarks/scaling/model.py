@@ -26,9 +26,9 @@ from benchmarks.scaling.cases import CASES, Case, machine, plan_of, rows_of
 from benchmarks.scaling.collectives import Collective, collectives
 from benchmarks.scaling.process import line_of
 from jaxdl import start
-from jaxdl.batches import evaluation_rows, training_rows
-from jaxdl.chunks import lowered_chunk
-from jaxdl.sharding import make_mesh, place_progress, place_rows
+from jaxdl.data.batches import evaluation_rows, training_rows
+from jaxdl.distributed import make_mesh, place_progress, place_rows
+from jaxdl.train.loop import lowered_chunk
 from jaxdl.types import Examples, Plan, Progress
 
 

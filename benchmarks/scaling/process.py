@@ -22,9 +22,9 @@ from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from benchmarks.scaling.cases import CASES, on_one_core, plan_of, rows_of
-from jaxdl import processes, start
-from jaxdl.chunks import epochs
-from jaxdl.sharding import make_mesh, place_progress, place_rows
+from jaxdl import distributed, start
+from jaxdl.distributed import make_mesh, place_progress, place_rows, processes
+from jaxdl.train import epochs
 from jaxdl.types import Examples, Plan, Progress
 
 BYTES = (4, 2**14, 2**18, 2**22, 2**24)
@@ -127,11 +127,11 @@ def main() -> None:
     options = parser.parse_args()
     on_one_core()
     if options.all_reduce or processes.launched():
-        processes.join()
+        distributed.join()
     line = measure_all_reduces(options.repeats or 5) if options.all_reduce else measure_case(options)
-    if processes.is_first():
+    if distributed.is_first():
         print(json.dumps(line), flush=True)
-    processes.leave()
+    distributed.leave()
 
 
 if __name__ == "__main__":

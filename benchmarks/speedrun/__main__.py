@@ -26,13 +26,13 @@ from benchmarks.limits import epoch_flops, product_rate
 from benchmarks.report import RESULTS, describe_machine
 from benchmarks.speedrun.report import FULL, Course, Lap, page
 from benchmarks.tasks import Task
-from experiments.cifar10 import Config, build, settle
-from experiments.experiment import Built
+from experiments.cifar10.experiment import Config, build, settle
 from jaxdl.data import take
 from jaxdl.datasets import Images, cifar10
 from jaxdl.errors import InputError
-from jaxdl.fitting import fit
-from jaxdl.passes import evaluate
+from jaxdl.runs.experiment import Built
+from jaxdl.train.evaluate import evaluate
+from jaxdl.train.fit import fit
 
 EVALUATED = 2000  # test images at once
 SIDE, SIDE_ON_CPU = 8192, 1024  # of the square matrices whose product is the limit

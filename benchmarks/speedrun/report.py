@@ -11,9 +11,9 @@ import jax
 
 from benchmarks.contestants.start import OURS, Missing
 from benchmarks.report import list_missing, quantity
-from experiments.cifar10 import Config
-from experiments.experiment import Built
-from jaxdl.units import short
+from experiments.cifar10.experiment import Config
+from jaxdl._format import short
+from jaxdl.runs.experiment import Built
 
 FULL, AIM = 50_000, 0.94  # training images of CIFAR-10, and the accuracy that the speed run is about
 PUBLISHED = (

@@ -52,7 +52,7 @@ class Around(nn.Module):
 
 
 def network(width: int) -> nn.Sequential:
-    """`jaxdl.models.ResidualNet` of 32 x 32 pixels, layer for layer, the weights not yet drawn."""
+    """`jaxdl.nn.ResidualNet` of 32 x 32 pixels, layer for layer, the weights not yet drawn."""
     stem, first = block(3, width), (block(width, 2 * width, True), Around(2 * width))
     last = block(2 * width, 4 * width, True), block(4 * width, 8 * width, True), Around(8 * width)
     model = nn.Sequential(stem, *first, *last, nn.MaxPool2d(4), nn.Flatten(), nn.Linear(8 * width, 10))

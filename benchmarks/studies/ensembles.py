@@ -27,11 +27,12 @@ import jax
 import optax
 
 from benchmarks.studies.alternating import alternate, output
-from experiments import cifar10, weather
-from experiments.experiment import Built
-from jaxdl.chunks import epochs
+from experiments.cifar10 import experiment as cifar10
+from experiments.weather import experiment as weather
 from jaxdl.ensembles import run_members, spread, start_members
-from jaxdl.pieces import run_chunk
+from jaxdl.runs.experiment import Built
+from jaxdl.train import epochs
+from jaxdl.train.epoch import run_chunk
 
 PROCESS = "process"  # the first word of a command that is one of the processes
 

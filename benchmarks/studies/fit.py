@@ -16,12 +16,13 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from experiments import cifar10, weather
-from experiments.experiment import Built
+from experiments.cifar10 import experiment as cifar10
+from experiments.weather import experiment as weather
 from jaxdl import datasets
-from jaxdl.fitting import fit
-from jaxdl.passes import evaluate
-from jaxdl.plans import NEVER
+from jaxdl.runs.experiment import Built
+from jaxdl.train.evaluate import evaluate
+from jaxdl.train.fit import fit
+from jaxdl.train.plan import NEVER
 
 RECIPES = {"weather": weather.RECIPES, "cifar10": cifar10.RECIPES}
 # The recipe and the seeds of each experiment where none are given.

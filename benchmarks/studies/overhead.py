@@ -22,14 +22,12 @@ from typing import Any
 from rich.console import Console
 
 from benchmarks.studies.alternating import alternate
-from experiments.experiment import Built
-from experiments.weather import Config, build
-from jaxdl import logs
-from jaxdl.bars import progress_bar
-from jaxdl.checkpoints import keeper
+from experiments.weather.experiment import Config, build
+from jaxdl.callbacks import csv_file, distributions, progress_bar, tensorboard
 from jaxdl.datasets import weather
-from jaxdl.runs import drive
-from jaxdl.tensorboard import distributions, tensorboard
+from jaxdl.runs.experiment import Built
+from jaxdl.runs.runner import drive
+from jaxdl.saving import keeper
 
 # Seconds between the checkpoints; those of the experiments are 30.
 INTERVALS = (30.0, 1.0, 0.2)
@@ -104,7 +102,7 @@ def callback_ways(built: Built, epochs: int) -> dict[str, Callable[[], float]]:
         "not watched": lambda folder: nullcontext(),
         "a bar in a terminal": lambda folder: in_a_terminal(epochs, 30),
         "lines": lambda folder: progress_bar(epochs, SHOWN, console=plain),
-        "history.csv": lambda folder: logs.csv_file(folder / "history.csv"),
+        "history.csv": lambda folder: csv_file(folder / "history.csv"),
         "TensorBoard": tensorboard,
         "histograms every 10": histograms,
     }

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.weather import RECIPES
+from experiments.weather.experiment import RECIPES
 
 KERAS = json.loads(Path(__file__).with_name("keras_weather.json").read_text())
 

@@ -23,29 +23,25 @@ import numpy as np
 import optax
 
 from benchmarks.studies.alternating import in_turn, spread
-from jaxdl import objectives
-from jaxdl.batches import batch_at
-from jaxdl.data import examples
-from jaxdl.models import convnet, mlp
-from jaxdl.orders import order, shuffle
-from jaxdl.paces import paced
-from jaxdl.passes import scan_steps
-from jaxdl.plans import make_plan
-from jaxdl.programs import program
-from jaxdl.sources import Source, head, memory_mapped
-from jaxdl.steps import make_train_step
-from jaxdl.streams import chunks_of
-from jaxdl.training import start
+from jaxdl import losses, metrics
+from jaxdl._jit import program
+from jaxdl.data import Source, examples, memory_mapped
+from jaxdl.data.batches import batch_at, order, shuffle
+from jaxdl.data.streaming import head
+from jaxdl.nn import convnet, mlp
+from jaxdl.train import make_plan, make_train_step, start
+from jaxdl.train.epoch import scan_steps
+from jaxdl.train.loop import chunks_of, paced
 from jaxdl.types import Array, Examples, Objective, Progress
 
 IMAGE = (32, 32, 3)
 IMAGES = make_plan(
     convnet((16, 16), pool=True, widths=(32,)),
-    Objective(objectives.softmax_cross_entropy, (objectives.accuracy,)),
+    Objective(losses.softmax_cross_entropy, (metrics.accuracy,)),
     optax.adam(1e-3),
     batch_size=128,
 )
-TABLE = make_plan(mlp((100, 50)), Objective(objectives.squared_error), optax.adam(1e-3), batch_size=512)
+TABLE = make_plan(mlp((100, 50)), Objective(losses.squared_error), optax.adam(1e-3), batch_size=512)
 
 
 def images_in(folder: Path, count: int, *, filled: bool) -> Source:

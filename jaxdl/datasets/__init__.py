@@ -1,7 +1,13 @@
-"""Data sets as Examples: found, read and checked, or simulated where the best forecast should be known."""
+"""The weather of Basel and CIFAR-10: found, read and checked, or simulated where the best forecast is known."""
 
-from jaxdl.datasets.cifar10 import cifar10 as cifar10
-from jaxdl.datasets.images import Images as Images
-from jaxdl.datasets.simulated_weather import simulated_table as simulated_table
-from jaxdl.datasets.weather import Dataset as Dataset
-from jaxdl.datasets.weather import weather as weather
+from jaxdl.datasets._cifar10 import cifar10 as cifar10
+from jaxdl.datasets._cifar10_files import Images as Images
+from jaxdl.datasets._simulated_weather import simulated_table as simulated_table
+from jaxdl.datasets._weather import BASEL as BASEL
+from jaxdl.datasets._weather import SUFFIX as SUFFIX
+from jaxdl.datasets._weather import TARGET as TARGET
+from jaxdl.datasets._weather import Dataset as Dataset
+from jaxdl.datasets._weather import Terms as Terms
+from jaxdl.datasets._weather import place_of as place_of
+from jaxdl.datasets._weather import terms_of as terms_of
+from jaxdl.datasets._weather import weather as weather

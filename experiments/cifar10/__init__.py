@@ -1,0 +1,1 @@
+"""ConvNets on CIFAR-10."""

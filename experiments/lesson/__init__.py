@@ -1,0 +1,1 @@
+"""Every exercise of the workshop in one command."""

@@ -1,0 +1,239 @@
+"""The lesson's figures as rows: how well something does over many seeds, as a table for people and for pandas."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from rich.box import SIMPLE_HEAD
+from rich.markup import escape
+from rich.table import Table
+
+from jaxdl.errors import InputError
+from jaxdl.types import SETS
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+DECIMALS = {"hours": 2, "%": 1}
+NO_EPOCHS = np.zeros(0, np.int64)
+NOTHING_PRINTED: Mapping[str, float] = MappingProxyType({})
+
+
+class Row(NamedTuple):
+    """One network, trained from many seeds, or one baseline; all its figures are in its unit, so 48.8 for 48.8 %."""
+
+    section: str  # such as "Next steps"
+    name: str  # such as "early stopping"
+    what: str  # in a few words: "100, 50 nodes, until 10 epochs bring nothing better"
+    figure: str  # "RMSE" or "accuracy"
+    unit: str  # "hours" or "%"
+    parameters: int | None
+    seeds: tuple[int, ...]  # () for a baseline, which has none: then there is one number a set
+    values: Mapping[str, np.ndarray]  # of "train", "validation", "test", or some of them: (seeds,) floats
+    epochs: np.ndarray = NO_EPOCHS  # (seeds,) ints, as many as were trained; (0,) for a baseline
+    seconds: float = 0.0  # that all seeds took together
+    printed: Mapping[str, float] = NOTHING_PRINTED  # what the lesson itself prints for a set
+    best: bool = False  # whether the figures are those of the best epoch's weights, else of the last
+
+
+class Estimate(NamedTuple):
+    """What the seeds say together."""
+
+    mean: float  # of the seeds that ended with a number; nan where none did
+    error: float  # the mean's standard error, sd / sqrt(n), the sd's divisor n - 1; nan for fewer than two seeds
+    diverged: int  # seeds that ended with nan or infinity, which are left out of both
+
+    def text(self, unit: str) -> str:
+        """In words: "3.49 +- 0.04"; a seed that diverged is counted, on a line of its own.
+
+        >>> Estimate(3.49, 0.04, 2).text("hours")
+        '3.49 +- 0.04\\n2 diverged'
+        """
+        if math.isnan(self.mean):
+            return "diverged" if self.diverged < 2 else f"all {self.diverged} diverged"
+        error = "" if math.isnan(self.error) else f" +- {number(self.error, unit)}"
+        return f"{number(self.mean, unit)}{error}" + (f"\n{self.diverged} diverged" if self.diverged else "")
+
+
+def number(value: float, unit: str) -> str:
+    """A figure with as many decimals as its unit bears.
+
+    >>> number(3.4871, "hours"), number(48.79, "%")
+    ('3.49', '48.8')
+    """
+    return f"{value:.{DECIMALS.get(unit, 3)}f}"
+
+
+def estimate(values: Any) -> Estimate:
+    """Mean and standard error of (seeds,) figures.
+
+    >>> estimate([1.0, 2.0, 3.0, np.nan])
+    Estimate(mean=2.0, error=0.577..., diverged=1)
+    """
+    values = np.asarray(values, np.float64)
+    finite = values[np.isfinite(values)]
+    mean = float(finite.mean()) if finite.size else math.nan
+    error = float(finite.std(ddof=1) / math.sqrt(finite.size)) if finite.size > 1 else math.nan
+    return Estimate(mean, error, values.size - finite.size)
+
+
+def check(rows: Sequence[Row]) -> None:
+    """Raises InputError for a row whose sets, figures and epochs do not fit its seeds.
+
+    >>> check([Row("Next steps", "as today", "", "RMSE", "hours", None, (), {"test": np.array([3.88])})])
+    """
+    for row in rows:
+        for name in (*row.values, *row.printed):
+            if name not in SETS:
+                raise InputError(f"the sets of {row.name} must be among {', '.join(SETS)}, got {name}. Rename it.")
+        count = max(1, len(row.seeds))
+        for name, values in row.values.items():
+            if np.shape(values) != (count,):
+                raise InputError(
+                    f"{row.name} must have one {name} figure for each of its seeds, ({count},), got "
+                    f"{np.shape(values)}. Give as many as seeds."
+                )
+        if np.shape(row.epochs) not in ((len(row.seeds),), (0,)):
+            raise InputError(
+                f"{row.name} must have the epochs of each of its {len(row.seeds)} seeds, got {np.shape(row.epochs)}. "
+                f"Give as many as seeds."
+            )
+
+
+def as_frame(rows: Sequence[Row]) -> pd.DataFrame:
+    """A line a row: its means and standard errors, and what the lesson prints; empty where there is no such figure.
+
+    diverged: the seeds that ended, in any set, with nan or infinity; the means of that set are without them.
+    Raises InputError for rows that do not fit their seeds.
+
+    >>> row = Row("Exercises", "plain", "", "RMSE", "hours", 21501, (0, 1), {"test": np.array([4.0, 4.2])})
+    >>> as_frame([row]).loc[0, ["test_mean", "test_error"]].round(3).tolist()
+    [4.1, 0.1]
+    """
+    # Imported here: it is needed only where a table is written.
+    import pandas as pd
+
+    check(rows)
+    lines = []
+    for row in rows:
+        line = {**_about(row), "seeds": len(row.seeds), "diverged": _diverged(row)}
+        for name in SETS:
+            found = estimate(row.values.get(name, ()))
+            line |= {f"{name}_mean": found.mean, f"{name}_error": found.error}
+        line |= {
+            "epochs_mean": np.mean(row.epochs) if len(row.epochs) else math.nan,
+            "best_epoch": row.best,
+            "seconds": row.seconds,
+        }
+        lines.append(line | {f"lesson_{name}": row.printed.get(name, math.nan) for name in SETS})
+    return pd.DataFrame(lines).astype({"parameters": "Int64"} if lines else {})
+
+
+def as_records(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """The lines of `as_frame` as plain values; None where there is no such figure.
+
+    >>> row = Row("Exercises", "plain", "", "RMSE", "hours", 21501, (0,), {"test": np.array([4.0])})
+    >>> as_records([row])[0]["test_mean"], as_records([row])[0]["test_error"]
+    (4.0, None)
+    """
+    records: list[dict[str, Any]] = json.loads(as_frame(rows).to_json(orient="records"))
+    return records
+
+
+def as_seeds(rows: Sequence[Row]) -> pd.DataFrame:
+    """A line a row and seed, with the seed's own figures; baselines have one line, without a seed.
+
+    Raises InputError for rows that do not fit their seeds.
+
+    >>> row = Row("Exercises", "plain", "", "RMSE", "hours", 21501, (7, 8), {"test": np.array([4.0, 4.2])})
+    >>> as_seeds([row])[["seed", "test"]].to_numpy().tolist()
+    [[7, 4.0], [8, 4.2]]
+    """
+    import pandas as pd
+
+    check(rows)
+    lines = []
+    for row in rows:
+        for index, seed in enumerate(row.seeds or (None,)):
+            epochs = int(row.epochs[index]) if len(row.epochs) else None
+            line = {**_about(row), "seed": seed, "epochs": epochs}
+            lines.append(line | {name: row.values[name][index] if name in row.values else math.nan for name in SETS})
+    return pd.DataFrame(lines).astype(dict.fromkeys(("parameters", "seed", "epochs"), "Int64") if lines else {})
+
+
+def table(rows: Sequence[Row], title: str = "") -> Table:
+    """The rows for a rich console of 80 columns, in their sections, beside what the lesson prints.
+
+    Raises InputError for rows that do not fit their seeds.
+
+    >>> row = Row("Exercises", "plain", "", "RMSE", "hours", 21501, (0, 1), {"test": np.array([4.0, 4.2])})
+    >>> table([row]).row_count
+    2
+    """
+    check(rows)
+    best = any(row.best for row in rows)
+    caption = "+- is the standard error of the mean over seeds." + " * of the best epoch's weights." * best
+    # No lines between columns: names need their room.
+    shown = Table(title=escape(title) or None, caption=caption, box=SIMPLE_HEAD, title_style="bold")
+    shown.title_justify = shown.caption_justify = "left"
+    shown.collapse_padding, shown.pad_edge, shown.show_edge = True, False, False
+    shown.add_column("")
+    for name in ("para-\nmeters", "epochs", *SETS):
+        shown.add_column(name, justify="right", no_wrap=True)
+    previous: tuple[str, ...] = ()
+    for row in in_sections(rows):
+        if (row.section, row.figure, row.unit) != previous:
+            previous = (row.section, row.figure, row.unit)
+            shown.add_section()
+            shown.add_row(f"[bold]{escape(row.section)}[/bold]\n{escape(row.figure)} in {escape(row.unit)}")
+        size = "" if row.parameters is None else f"{row.parameters:,}"
+        shown.add_row(escape(row.name), size, epochs(row), *(_cell(row, name) for name in SETS))
+    return shown
+
+
+def _cell(row: Row, name: str) -> str:
+    found = estimate(row.values[name]).text(row.unit) if name in row.values else ""
+    return f"{found}\n[dim]lesson {number(row.printed[name], row.unit)}[/dim]" if name in row.printed else found
+
+
+def in_sections(rows: Sequence[Row]) -> list[Row]:
+    """The rows with those of a section side by side; sections, and the rows of each, in the order they came in.
+
+    >>> rows = [Row(section, name, "", "RMSE", "hours", None, (), {}) for section, name in ("Ab", "Cd", "Ae")]
+    >>> [row.name for row in in_sections(rows)]
+    ['b', 'e', 'd']
+    """
+    order = {section: place for place, section in enumerate(dict.fromkeys(row.section for row in rows))}
+    return sorted(rows, key=lambda row: order[row.section])
+
+
+def epochs(row: Row) -> str:
+    """The epochs of a row's seeds, on average where they differ; with a star where the best of them is measured.
+
+    >>> row = Row("Exercises", "early stopping", "", "RMSE", "hours", 21501, (0, 1), {}, np.array([20, 25]), best=True)
+    >>> epochs(row)
+    '22.5 *'
+    """
+    if not len(row.epochs):
+        return ""
+    mean = f"{np.mean(row.epochs):.{0 if np.ptp(row.epochs) == 0 else 1}f}"
+    return f"{mean} *" if row.best else mean
+
+
+def _about(row: Row) -> dict[str, Any]:
+    names = {"section": row.section, "row": row.name, "what": row.what, "figure": row.figure, "unit": row.unit}
+    return {**names, "parameters": row.parameters}
+
+
+def _diverged(row: Row) -> int:
+    if not row.values:
+        return 0
+    return int(
+        (~np.isfinite(np.stack([np.asarray(values, np.float64) for values in row.values.values()]))).any(0).sum()
+    )

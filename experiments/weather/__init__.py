@@ -1,0 +1,1 @@
+"""The regression of tomorrow's sunshine in Basel."""

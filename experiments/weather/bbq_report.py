@@ -1,0 +1,188 @@
+"""What a weather run on labels of barbecue weather says: its figures beside the baselines', tables and pictures."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from rich.table import Table
+
+from experiments.weather import report as weather_report
+from jaxdl import plots
+from jaxdl.metrics import precision_recall, roc
+from jaxdl.runs import experiment
+from jaxdl.runs.experiment import Built, short
+from jaxdl.saving import Outputs
+from jaxdl.stats import share_error
+from jaxdl.train.evaluate import evaluate, predict
+from jaxdl.train.fit import as_table
+from jaxdl.types import SETS, Progress, Weights
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+CLASSES = ("no", "yes")
+NAMES = {
+    "majority_class": "majority class",
+    "persistence": "persistence (as today)",
+    "mean_of_last_days": f"most of the last {weather_report.DAYS} days",
+    "climatology": "climatology (month)",
+    "ridge": "ridge regression",
+}
+FIGURES = {
+    "accuracy": "accuracy",
+    "balanced_accuracy": "balanced\naccuracy",
+    "loss": "loss",
+    "roc_area": "ROC\narea",
+    "average_precision": "average\nprecision",
+}
+
+
+def describe(built: Built) -> dict[str, Any]:
+    """The data set in metrics.json and config.json, with where the labels come from and how many say yes."""
+    sets = built.sets
+    shares = {name: float(np.mean(np.asarray(sets[name].targets), dtype=np.float64)) for name in SETS}
+    return {**weather_report.describe(built), "labels": built.dataset.labels, "share_of_yes": shares}
+
+
+def usage(built: Built) -> dict[str, Any]:
+    """What it takes to use the model, in config.json."""
+    return experiment.usage(
+        built,
+        Outputs(("barbecue_probability",), "sigmoid"),
+        title="Whether tomorrow is barbecue weather in Basel",
+        predicts=f"From what was measured {weather_report.where(built.dataset)} today: the probability that tomorrow "
+        "is a day in Basel without rain and with at least 18 degrees Celsius.",
+        limits=weather_report.limits(built.dataset),
+        columns=built.dataset.columns,
+    )
+
+
+def baselines(built: Built) -> dict[str, np.ndarray]:
+    """Scores for the test rows, (rows,) from about 0 to 1, of the methods that a network must beat; above 0.5 is yes.
+
+    They are those of the regression, on labels: the share of the last days, or of the month's days, that were barbecue
+    weather, and ridge regression on 0 and 1. The majority class is that of the training rows.
+    """
+    share = np.mean(built.sets["train"].targets)
+    majority = np.full(len(built.rows["test"]), float(share > 0.5))
+    return {"majority_class": majority, **weather_report.baselines(built.dataset, built.rows)}
+
+
+def quality(scores: np.ndarray, true: np.ndarray, threshold: float) -> dict[str, float]:
+    """How well scores tell yes from no, (rows,) each; those above the threshold say yes. nan where one is not finite.
+
+    >>> quality(np.array([0.2, 0.7, 0.4, 0.9]), np.array([0, 0, 1, 1]), 0.5)["balanced_accuracy"]
+    0.5
+    """
+    matrix = confusion(scores, true, threshold)
+    shares = matrix.diagonal() / np.bincount(np.asarray(true, int), minlength=2)
+    finite = np.isfinite(scores).all()
+    return {
+        "accuracy": float(matrix.trace() / len(true)),
+        "balanced_accuracy": float(shares.mean()),
+        "roc_area": roc(scores, true).area if finite else np.nan,
+        "average_precision": precision_recall(scores, true).area if finite else np.nan,
+    }
+
+
+def confusion(scores: np.ndarray, true: np.ndarray, threshold: float) -> np.ndarray:
+    """How many rows of each true class (down) were taken for each class (across), (2, 2), no before yes.
+
+    A score that is no number is for none.
+
+    >>> confusion(np.array([0.2, 0.7, 0.9]), np.array([0, 0, 1]), 0.5).tolist()
+    [[1, 1], [0, 1]]
+    """
+    told = ~np.isnan(scores)
+    return np.bincount(2 * np.asarray(true, int)[told] + (scores[told] > threshold), minlength=4).reshape(2, 2)
+
+
+def _logits(built: Built, weights: Weights, name: str) -> np.ndarray:
+    return np.asarray(predict(built.plan.model, weights, built.sets[name].inputs))[:, 0].astype(np.float64)
+
+
+def _true(built: Built, name: str) -> np.ndarray:
+    return np.asarray(built.sets[name].targets)[:, 0]
+
+
+def results(built: Built, progress: Progress) -> dict[str, Any]:
+    """The entries of metrics.json that say how well the run went."""
+
+    def figures(weights: Weights) -> dict[str, dict[str, float]]:
+        plan = built.plan
+        measured: dict[str, dict[str, Any]] = {
+            n: {
+                **quality(_logits(built, weights, n), _true(built, n), 0.0),
+                **evaluate(plan.model, plan.objective, weights, built.sets[n]),
+            }
+            for n in SETS
+        }
+        return {figure: {n: float(measured[n][figure]) for n in SETS} for figure in FIGURES}
+
+    def judged(scores: np.ndarray) -> dict[str, float]:
+        return {f"test_{name}": value for name, value in quality(scores, _true(built, "test"), 0.5).items()}
+
+    best = {f"{name}_best": value for name, value in figures(progress.best).items()}
+    figured, count = {**figures(progress.state.weights), **best}, len(built.rows["test"])
+    accuracies = {name: figured[name]["test"] for name in ("accuracy", "accuracy_best")}
+    return {
+        "baselines": {name: judged(scores) for name, scores in baselines(built).items()},
+        **figured,
+        "test_errors": {name: share_error(share * count, count) for name, share in accuracies.items()},
+    }
+
+
+def figures(built: Built, progress: Progress, history: list[dict[str, float]], title: str) -> dict[str, Figure]:
+    """The run's pictures by name: histories, and for the test rows both curves and the confusion matrix."""
+    records, best, of_test = as_table(history), int(progress.stopping.best_epoch), f"test days: {title}"
+    true, scores = _true(built, "test"), _logits(built, progress.state.weights, "test")
+    simple = baselines(built)
+    shown = {"model": scores, "ridge regression": simple["ridge"], "climatology": simple["climatology"]}
+    # A diverged model has no curve.
+    shown = {name: values for name, values in shown.items() if np.isfinite(values).all()}
+    (right, alarms), (missed, found) = confusion(simple["persistence"], true, 0.5)
+    at = {"persistence": (alarms / (alarms + right), found / (found + missed))}
+    precision = {"persistence": (found / (found + missed), found / (found + alarms))} if found + alarms else None
+    return {
+        "loss": plots.history(records, "loss", best_epoch=best, unit="nats", title=title),
+        "accuracy": plots.history(records, "accuracy", best_epoch=best, title=title),
+        "roc": plots.roc({name: roc(values, true) for name, values in shown.items()}, at, title=of_test),
+        "precision_recall": plots.precision_recall(
+            {name: precision_recall(values, true) for name, values in shown.items()},
+            precision,
+            share=true.mean(),
+            title=of_test,
+        ),
+        "confusion": plots.confusion(confusion(scores, true, 0.0), CLASSES, title=of_test),
+    }
+
+
+def table(metrics: dict[str, Any]) -> Table:
+    """The run's figures beside the baselines', as a table for a rich console."""
+    data, best = metrics["dataset"], metrics["best_epoch"]
+    counts = " / ".join(f"{data['rows'][name]:,} ({data['share_of_yes'][name]:.0%} yes)" for name in SETS)
+    title = f"Barbecue weather, {counts} rows of {short(data['source'])}"
+    rows = Table(title=title, title_justify="left", title_style="bold", caption_justify="left")
+    rows.caption = f"Ended by {metrics['reason']}. Labels: {data['labels']}."
+    rows.add_column("")
+    for label in FIGURES.values():
+        rows.add_column(label, justify="right")
+    ended = f"model, after epoch {metrics['epochs']}"
+    kept = f"model, best epoch {best}" if best else "model, last epoch (no epoch was finite)"
+    for label, suffix in ((ended, ""), (kept, "_best")):
+        rows.add_row(label, style="bold")
+        for name in SETS:
+            rows.add_row(f"  {name}", *(_number(n, metrics[n + suffix][name]) for n in FIGURES), style="bold")
+        rows.add_section()
+    for name, label in NAMES.items():
+        of = metrics["baselines"][name]
+        rows.add_row(label, *(_number(n, of[f"test_{n}"]) if n != "loss" else "" for n in FIGURES))
+    return rows
+
+
+def _number(figure: str, value: float | None) -> str:
+    if value is None or not np.isfinite(value):
+        return "nan"
+    return f"{100 * value:.1f} %" if figure.endswith("accuracy") else f"{value:.3f}"

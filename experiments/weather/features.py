@@ -1,0 +1,103 @@
+"""Other views of the weather rows: what the lesson leaves as questions at its end."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from jaxdl.data import take
+from jaxdl.datasets import TARGET, Dataset, place_of
+from jaxdl.errors import InputError
+from jaxdl.types import Examples
+
+
+def first_days(dataset: Dataset, days: int | None) -> Dataset:
+    """The first rows of a data set, so many at most; None for all.
+
+    >>> from jaxdl.datasets import weather
+    >>> len(first_days(weather("simulated:90"), 30).rows)
+    30
+    """
+    noise = None if dataset.noise is None else dataset.noise[:days]
+    rows, today = dataset.rows[:days], dataset.today[:days]
+    examples = take(dataset.examples, np.arange(len(rows)))
+    return dataset._replace(examples=examples, rows=rows, today=today, noise=noise)
+
+
+def of_place(dataset: Dataset, place: str) -> Dataset:
+    """The rows with the columns of one place alone.
+
+    Raises InputError where there is no such place.
+
+    >>> from jaxdl.datasets import weather
+    >>> len(of_place(weather("simulated:90"), "BASEL").columns)
+    9
+    """
+    kept = [number for number, column in enumerate(dataset.columns) if place_of(column) == place]
+    if not kept:
+        known = ", ".join(sorted({place_of(column) for column in dataset.columns}))
+        raise InputError(f"{dataset.name} has no place {place}. It has {known}.")
+    inputs: Any = np.asarray(dataset.examples.inputs)[:, kept]
+    columns = tuple(dataset.columns[number] for number in kept)
+    # The noise is what the columns of the target's own place leave open.
+    noise = dataset.noise if place == place_of(TARGET) else None
+    return dataset._replace(examples=dataset.examples._replace(inputs=inputs), columns=columns, noise=noise)
+
+
+def with_month(dataset: Dataset) -> Dataset:
+    """The rows with their day's month as two more columns, its sine and cosine on the circle of the year.
+
+    On the circle December is next to January, which the bare number would put furthest apart.
+
+    >>> from jaxdl.datasets import weather
+    >>> with_month(weather("simulated:90")).columns[-2:]
+    ('MONTH_sine', 'MONTH_cosine')
+    """
+    months = np.array(dataset.rows, "datetime64[M]").astype(int) % 12
+    angles = 2 * np.pi * months / 12
+    return _with_columns(dataset, ("MONTH_sine", "MONTH_cosine"), np.stack([np.sin(angles), np.cos(angles)], 1))
+
+
+def with_last_days(dataset: Dataset, days: int) -> Dataset:
+    """The rows with the inputs of the days before beside the day's own, `days` in all; no row is lost.
+
+    The first days of the table have fewer before them: there the table's first day stands for what is missing. Raises
+    InputError for fewer than one day.
+
+    >>> from jaxdl.datasets import weather
+    >>> dataset = weather("simulated:90", places=("BASEL",))
+    >>> wider = with_last_days(dataset, 3)
+    >>> wider.examples.inputs.shape, wider.columns[9]
+    ((89, 27), 'BASEL_cloud_cover_1_day_before')
+    """
+    if days < 1:
+        raise InputError(f"days must be at least 1, got {days}.")
+    inputs = np.asarray(dataset.examples.inputs)
+    for back in range(1, days):
+        columns = tuple(
+            f"{column}_{back}_day{'s' * (back > 1)}_before" for column in dataset.columns[: inputs.shape[1]]
+        )
+        dataset = _with_columns(dataset, columns, inputs[np.maximum(np.arange(len(inputs)) - back, 0)])
+    return dataset
+
+
+def oversampled(rows: Examples, width: float = 2.0, seed: int = 0) -> Examples:
+    """As many rows, drawn with replacement so that targets of every `width` hours come equally often.
+
+    It is for training rows alone: validation and test must keep the days as they come.
+
+    >>> rows = Examples(np.zeros((5, 1)), np.array([[0.0], [0.0], [0.0], [0.0], [9.0]]), np.ones(5))
+    >>> bool((oversampled(rows).targets == 9).any())
+    True
+    """
+    bins = np.floor(np.asarray(rows.targets)[:, 0] / width).astype(int)
+    _, place, counts = np.unique(bins, return_inverse=True, return_counts=True)
+    chances = 1 / (len(counts) * counts[place])
+    return take(rows, np.random.default_rng(seed).choice(len(bins), len(bins), p=chances))
+
+
+def _with_columns(dataset: Dataset, columns: tuple[str, ...], values: Any) -> Dataset:
+    inputs: Any = np.concatenate([np.asarray(dataset.examples.inputs), values.astype(np.float32)], 1)
+    examples = dataset.examples._replace(inputs=inputs)
+    return dataset._replace(examples=examples, columns=(*dataset.columns, *columns))

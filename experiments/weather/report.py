@@ -1,0 +1,167 @@
+"""What a weather run says: its figures beside the baselines', tables and pictures."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from rich.table import Table
+
+from jaxdl import plots
+from jaxdl.baselines import climatology, mean_of_last, ridge, root_mean_square
+from jaxdl.datasets import Dataset, place_of
+from jaxdl.plots import residuals
+from jaxdl.runs import experiment
+from jaxdl.runs.experiment import Built, short
+from jaxdl.saving import Outputs
+from jaxdl.stats import rmse_error
+from jaxdl.train.evaluate import evaluate, predict
+from jaxdl.train.fit import as_table
+from jaxdl.types import SETS, Progress, Weights
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+LIMITS = (
+    "It has learnt from days of {first} to {last} {where}, and was judged on days between them that it had "
+    "not seen. What it says of other years, a changed climate or other instruments is not known. It knows what was "
+    "measured on one day and no more: do not put it in the place of a weather service."
+)
+DAYS = 7  # of the baseline that averages the last days
+PENALTIES = (0.1, 1.0, 10.0, 100.0, 1000.0)
+NAMES = {
+    "persistence": "persistence (as today)",
+    "mean_of_last_days": f"mean of the last {DAYS} days",
+    "climatology": "climatology (mean of the month)",
+    "ridge": "ridge regression",
+}
+
+
+def baselines(dataset: Dataset, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Predictions for the test rows, (rows,), of the methods that a network must beat.
+
+    The penalty of the ridge regression is the one that does best on the validation rows.
+    """
+    inputs, targets = dataset.examples.inputs, np.asarray(dataset.examples.targets[:, 0], np.float64)
+    today = np.asarray(dataset.today, np.float64)
+    tomorrow = np.array(dataset.rows, "datetime64[D]") + np.timedelta64(1, "D")
+    months = tomorrow.astype("datetime64[M]").astype(int) % 12 + 1
+    train, validation, test = (rows[name] for name in SETS)
+
+    def regression(penalty: float, wanted: np.ndarray) -> np.ndarray:
+        return ridge(inputs[train], targets[train], inputs[wanted], penalty)
+
+    best = min(PENALTIES, key=lambda penalty: root_mean_square(regression(penalty, validation) - targets[validation]))
+    return {
+        "persistence": today[test],
+        "mean_of_last_days": mean_of_last(today, DAYS)[test],
+        "climatology": climatology(months[train], targets[train], months[test]),
+        "ridge": regression(best, test),
+    }
+
+
+def results(built: Built, progress: Progress) -> dict[str, Any]:
+    """The entries of metrics.json that say how well the run went."""
+
+    def figures(weights: Weights) -> dict[str, float]:
+        plan = built.plan
+        return {n: float(evaluate(plan.model, plan.objective, weights, built.sets[n])["rmse"]) for n in SETS}
+
+    def missed(weights: Weights) -> np.ndarray:
+        test = built.sets["test"]
+        return np.asarray(predict(built.plan.model, weights, test.inputs) - test.targets)
+
+    true = built.dataset.examples.targets[built.rows["test"], 0]
+    simple = baselines(built.dataset, built.rows)
+    misses = {name: guess - true for name, guess in simple.items()}
+    final, best = progress.state.weights, progress.best
+    return {
+        "baselines": {
+            n: {"test_rmse": root_mean_square(m), "test_rmse_error": rmse_error(m)} for n, m in misses.items()
+        },
+        "rmse": figures(final),
+        "rmse_best": figures(best),
+        "test_errors": {"rmse": rmse_error(missed(final)), "rmse_best": rmse_error(missed(best))},
+    }
+
+
+def describe(built: Built) -> dict[str, Any]:
+    """The data set in metrics.json and config.json."""
+    dataset, rows = built.dataset, built.rows
+    entry: dict[str, Any] = {
+        "name": dataset.name,
+        "source": dataset.source,
+        "sha256": dataset.sha256,
+        "features": len(dataset.columns),
+        "rows": {name: len(rows[name]) for name in SETS},
+        "note": dataset.note,
+    }
+    if dataset.noise is not None:
+        entry["irreducible_test_rmse"] = root_mean_square(dataset.noise[rows["test"]])
+    return entry
+
+
+def usage(built: Built) -> dict[str, Any]:
+    """What it takes to use the model, in config.json."""
+    return experiment.usage(
+        built,
+        Outputs(("sunshine_hours",), unit="hours"),
+        title="Tomorrow's sunshine hours in Basel",
+        predicts=f"How long the sun will shine in Basel tomorrow, from what was measured {where(built.dataset)} today.",
+        limits=limits(built.dataset),
+        columns=built.dataset.columns,
+    )
+
+
+def limits(dataset: Dataset) -> str:
+    """What a model of this data cannot be trusted with, for its card."""
+    return LIMITS.format(first=dataset.rows[0], last=dataset.rows[-1], where=where(dataset))
+
+
+def where(dataset: Dataset) -> str:
+    """Where the weather was measured, or that it was not."""
+    places = {place_of(column) for column in dataset.columns}
+    found = f"in {places.pop().replace('_', ' ').title()}" if len(places) == 1 else "at places in Europe"
+    return f"{found} (simulated)" if dataset.source.startswith("simulated") else found
+
+
+def figures(built: Built, progress: Progress, history: list[dict[str, float]], title: str) -> dict[str, Figure]:
+    """The run's pictures by name: history, predictions for the test rows beside persistence, what they miss."""
+    test = built.sets["test"]
+    model = np.asarray(predict(built.plan.model, progress.state.weights, test.inputs))
+    persistence = built.dataset.today[built.rows["test"]]
+    best = int(progress.stopping.best_epoch)
+    shown = {f"model after epoch {len(history)}": model, "persistence": persistence}
+    return {
+        "history": plots.history(as_table(history), best_epoch=best, unit="hours", title=title),
+        "predictions": plots.predictions(test.targets, shown, quantity="sunshine hours", title=title),
+        "residuals": residuals(
+            test.targets, model, quantity="sunshine hours", title=f"{title}, after epoch {len(history)}"
+        ),
+    }
+
+
+def table(metrics: dict[str, Any]) -> Table:
+    """The run's RMSE beside the baselines', in hours, as a table for a rich console."""
+    data, best = metrics["dataset"], metrics["best_epoch"]
+    counts = " / ".join(f"{data['rows'][name]:,}" for name in SETS)
+    title = f"RMSE in hours of sunshine, {counts} rows of {short(data['source'])}"
+    rows = Table(title=title, title_justify="left", title_style="bold")
+    rows.add_column("", no_wrap=True)
+    for name in SETS:
+        rows.add_column(name, justify="right")
+    ended = f"model, after epoch {metrics['epochs']} ({metrics['reason']})"
+    kept = f"model, best epoch {best}" if best else "model, last epoch (no epoch was finite)"
+    for label, key in ((ended, "rmse"), (kept, "rmse_best")):
+        rows.add_row(label, *(_number(metrics[key][name]) for name in SETS), style="bold")
+    rows.add_section()
+    for name, label in NAMES.items():
+        rows.add_row(label, "", "", _number(metrics["baselines"][name]["test_rmse"]))
+    if "irreducible_test_rmse" in data:
+        rows.add_row("irreducible (by construction)", "", "", _number(data["irreducible_test_rmse"]))
+    return rows
+
+
+def _number(value: float | None) -> str:
+    return "not finite" if value is None or not np.isfinite(value) else f"{value:.3f}"

@@ -1,0 +1,656 @@
+"""Checks of the kinds of arguments: one sentence where a caller gives something else.
+
+Each check looks at types and shapes alone. It costs microseconds and computes nothing.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import inspect
+import operator
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ParamSpec, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdl.errors import InputError
+from jaxdl.types import Examples, Metric, Model, Objective, Rule, Weights
+
+P = ParamSpec("P")
+R = TypeVar("R")
+LOSSES = "losses.squared_error, absolute_error, huber(), softmax_cross_entropy or sigmoid_cross_entropy"
+METRICS = "metrics.rmse, mae, r2(), accuracy or top_k(3)"
+ORDER = "The order is fit(model, objective, optimiser, train, validation)."
+
+
+def explain_calls(function: Callable[P, R]) -> Callable[P, R]:
+    """Return the function, which raises InputError for a call that its signature does not take.
+
+    Python's own TypeError names neither the arguments that exist nor the one that is meant.
+
+    >>> @explain_calls
+    ... def fit(train, *, optimiser):
+    ...     return train
+    >>> try:
+    ...     fit(1, optimizer="adam")
+    ... except InputError as error:
+    ...     print(error)
+    fit takes no argument optimizer. Use optimiser. fit takes train, optimiser.
+    """
+
+    @functools.wraps(function)
+    def call(*arguments: P.args, **keywords: P.kwargs) -> R:
+        try:
+            return function(*arguments, **keywords)
+        except TypeError as error:
+            # An error of the call itself has no frame below this one.
+            if error.__traceback__ is not None and error.__traceback__.tb_next is not None:
+                raise
+            wrong = _wrong_call(function, arguments, keywords)
+            if wrong is None:
+                raise
+        raise InputError(wrong)
+
+    return call
+
+
+# What people type who come from another library, where the name is no near miss.
+_OTHER_WORDS = {
+    **dict.fromkeys(("x", "x_train", "X", "data", "dataset", "train_dataset", "train_data", "loader"), "train"),
+    **dict.fromkeys(("validation_data", "validation_split", "val_data", "valid", "val", "eval_set"), "validation"),
+    **dict.fromkeys(("y", "y_train", "labels", "target"), "targets"),
+    **dict.fromkeys(("callbacks", "callback", "verbose", "bar", "observer"), "observers"),
+    **dict.fromkeys(("loss", "loss_fn", "metrics", "criterion"), "objective"),
+    **dict.fromkeys(("lr", "learning_rate", "optim", "tx", "optimizer"), "optimiser"),
+    **dict.fromkeys(("sample_weight", "initial_weights", "params", "variables"), "weights"),
+    **dict.fromkeys(("early_stopping", "patience"), "stop"),
+    **dict.fromkeys(("ema", "ema_decay"), "average"),
+    **dict.fromkeys(("random_state", "random_seed", "rng", "key"), "seed"),
+    **dict.fromkeys(("initial_epoch", "resume", "state"), "progress"),
+    **dict.fromkeys(("batch", "bs"), "batch_size"),
+    **dict.fromkeys(("num_epochs", "n_epochs", "max_epochs", "nb_epoch", "n_iter"), "epochs"),
+    **dict.fromkeys(("hidden", "hidden_sizes", "layers", "units", "features"), "widths"),
+    **dict.fromkeys(("num_classes", "classes", "n_outputs", "out_features"), "outputs"),
+    **dict.fromkeys(("dropout_rate", "rate"), "dropout"),
+    "min_lr": "min_learning_rate",
+}
+
+
+def _wrong_call(function: Callable[..., Any], arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> str | None:
+    """Return what is wrong with a call, or None where the signature takes it."""
+    name = getattr(function, "__name__", "the function")
+    parameters = inspect.signature(function).parameters
+    kinds = inspect.Parameter
+    takes = f"{name} takes {', '.join(parameters)}." if parameters else f"{name} takes no arguments."
+    if not any(each.kind is kinds.VAR_KEYWORD for each in parameters.values()):
+        for given in keywords:
+            if given not in parameters:
+                free = [each for each in parameters if each not in keywords]
+                other = _OTHER_WORDS.get(given)
+                meant = other if other in parameters else nearest(given, free)
+                advice = f" Use {meant}." if meant else ""
+                if given in ("sample_weight", "class_weight") and "inputs" not in parameters:
+                    advice = " Give sample weights to examples(inputs, targets, weights)."
+                return f"{name} takes no argument {given}.{advice} {takes}"
+    by_place = [each.name for each in parameters.values() if each.kind is kinds.POSITIONAL_OR_KEYWORD]
+    if len(arguments) > len(by_place):
+        counts = f"{len(by_place)} arguments without a name" if len(by_place) != 1 else "1 argument without a name"
+        if arguments and all(isinstance(each, int) for each in arguments):
+            use = f"Use {name}({arguments!r}) for several values"
+        else:
+            named = next((each for each in parameters if each not in by_place), "")
+            use = f"Give the others by name{f', such as {named}=' if named else ''}"
+        listed = f", {', '.join(by_place)}" if by_place else ""
+        return f"{name} takes {counts}{listed}, got {len(arguments)}. {use}. {takes}"
+    for twice in by_place[: len(arguments)]:
+        if twice in keywords:
+            return f"{name} got {twice} twice, by its place and by its name. Give it once. {takes}"
+    missing = [
+        each.name
+        for place, each in enumerate(parameters.values())
+        if each.default is kinds.empty
+        and each.kind in (kinds.POSITIONAL_OR_KEYWORD, kinds.KEYWORD_ONLY)
+        and each.name not in keywords
+        and (each.kind is kinds.KEYWORD_ONLY or place >= len(arguments))
+    ]
+    return f"{name} needs {' and '.join(missing)}, which the call does not give. {takes}" if missing else None
+
+
+def nearest(name: Any, known: Iterable[str]) -> str | None:
+    """Return the known name that is most like a given one, whatever its case and spaces; None where none is.
+
+    >>> nearest("Val Loss", ["loss", "val_loss"])
+    'val_loss'
+    """
+    plain = {str(each).lower(): str(each) for each in known}
+    asked = str(name).strip().lower().replace(" ", "_").replace("-", "_").replace("/", "_")
+    found = difflib.get_close_matches(asked, plain, n=1, cutoff=0.6)
+    return plain[found[0]] if found else None
+
+
+def given_as(value: Any) -> str:
+    """Return what a value is, in a few words, for a message.
+
+    >>> given_as(3), given_as("adam"), given_as(np.ones((2, 3))), given_as(len), given_as(dict)
+    ('3', '"adam"', 'an array of shape (2, 3)', 'the function len', 'the class dict')
+    """
+    if isinstance(value, str):
+        return f'"{value}"' if len(value) < 80 else "a long string"
+    if value is None or isinstance(value, (bool, int, float, np.generic)):
+        return repr(value) if len(repr(value)) < 80 else f"a {type(value).__name__}"
+    if isinstance(value, (np.ndarray, jax.Array)):
+        return f"an array of shape {tuple(value.shape)}"
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    if inspect.isroutine(value) or isinstance(value, functools.partial):
+        return f"the function {_name(value)}"
+    kind = type(value).__name__
+    return f"{'an' if kind[0] in 'AEIOUaeiou' else 'a'} {kind}"
+
+
+def _name(function: Any) -> str:
+    of = getattr(function, "func", function)
+    return str(getattr(of, "__name__", type(of).__name__))
+
+
+def whole_number(name: str, value: Any, least: int | None = None, most: int | None = None) -> int:
+    """Return a whole number from `least` to `most` as an int. NumPy's integers count, Booleans do not.
+
+    Raises InputError for anything else, which names the argument `name`.
+
+    >>> whole_number("epochs", np.int64(3), 1)
+    3
+    """
+    allowed = "" if least is None else f"at least {least}" if most is None else f"from {least} to {most}"
+    advice = ""
+    if not isinstance(value, (bool, np.bool_)):
+        try:
+            number = operator.index(value)
+            if (least is None or number >= least) and (most is None or number <= most):
+                return number
+            raise InputError(f"{name} must be {allowed}, got {number}.")
+        except jax.errors.JAXTypeError:
+            raise  # A traced value: the caller says who traces it.
+        except TypeError:
+            advice = _whole_advice(value)
+    kind = f"a whole number, {allowed}" if allowed else "a whole number"
+    raise InputError(f"{name} must be {kind}, got {given_as(value)}.{advice}")
+
+
+def _whole_advice(value: Any) -> str:
+    try:
+        number = float(value)
+        return f" Use {int(number)}." if number == int(number) else ""
+    except (TypeError, ValueError, OverflowError):
+        return ""
+
+
+def number(name: str, value: Any) -> Any:
+    """Return a number; traced ones pass. Raises InputError for Booleans, strings and everything else.
+
+    >>> number("factor", 0.1)
+    0.1
+    """
+    if isinstance(value, jax.core.Tracer) or (
+        isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+    ):
+        return value
+    if isinstance(value, (np.ndarray, jax.Array)) and value.ndim == 0 and value.dtype.kind in "iuf":
+        return value
+    advice = ""
+    if isinstance(value, str):
+        try:
+            advice = f" Use {float(value):g}."
+        except ValueError:
+            advice = ""
+    raise InputError(f"{name} must be a number, got {given_as(value)}.{advice}")
+
+
+def sizes(name: str, values: Any) -> tuple[int, ...]:
+    """Return a row of whole numbers from 1 on as a tuple: the widths of layers.
+
+    Raises InputError for anything else.
+
+    >>> sizes("widths", [100, 50])
+    (100, 50)
+    """
+    if isinstance(values, (str, bytes, Mapping)) or not isinstance(values, Iterable):
+        advice = (
+            f" Use {name}=({values},)." if isinstance(values, (int, np.integer)) else f" Use {name}=(100, 50), say."
+        )
+        raise InputError(
+            f"{name} must be a tuple of whole numbers, one for each layer, got {given_as(values)}.{advice}"
+        )
+    given = tuple(whole_number(f"{name}[{place}]", value) for place, value in enumerate(values))
+    if any(value < 1 for value in given):
+        raise InputError(f"{name} must be at least 1, got {given}.")
+    return given
+
+
+_NETWORKS = ("flax", "flax.nnx", "torch", "keras", "tensorflow", "equinox", "haiku")
+
+
+def _package(value: Any) -> str:
+    """Return the package whose class a value or a class is or extends, of those that make networks or optimizers."""
+    kind = value if isinstance(value, type) else type(value)
+    known = ("torch", "keras", "tensorflow", "equinox", "haiku", "flax.nnx", "flax")
+    for each in kind.__mro__:
+        for package in known:
+            if f"{each.__module__}.".startswith(f"{package}."):
+                return package
+    return ""
+
+
+def check_model(model: Any) -> None:
+    """Raise InputError for what is no Model, with the line to type for a module of another library.
+
+    >>> try:
+    ...     check_model("mlp")
+    ... except InputError as error:
+    ...     print(error)
+    model must be a Model, got "mlp". Use mlp((100, 50)), or from_linen(...) and from_nnx(...) for modules of Flax.
+    """
+    if isinstance(model, Model):
+        return
+    package, is_class = _package(model), isinstance(model, type)
+    name = model.__name__ if is_class else type(model).__name__
+    own = "Model(init, apply) with two functions: init(key, inputs) -> Weights, and apply(weights, inputs, train=...)"
+    if isinstance(model, (Objective, Examples, Weights)):
+        advice = f"{ORDER} evaluate and predict take the model first."
+    elif package == "flax":
+        advice = f"Use from_linen({name}(...))."
+    elif package == "flax.nnx":
+        advice = f"Use from_nnx(lambda rngs: {name}(..., rngs=rngs))."
+    elif package == "torch":
+        advice = f"JAX cannot run a module of PyTorch: write it in Flax, or give {own}."
+    elif package in ("keras", "tensorflow", "equinox", "haiku"):
+        advice = f"Wrap the {package.capitalize()} network in {own}."
+    elif inspect.isroutine(model) and model.__name__ in ("mlp", "convnet", "residual_net"):
+        example = {"mlp": "mlp((100, 50))", "convnet": "convnet((50, 50))", "residual_net": "residual_net(64)"}
+        advice = f"Call it: {example[model.__name__]}."
+    elif inspect.isroutine(model) and model.__name__ in ("from_linen", "from_nnx"):
+        advice = f"Call it with the module: {model.__name__}(...)."
+    elif callable(model):
+        advice = f"Use {own}."
+    else:
+        advice = "Use mlp((100, 50)), or from_linen(...) and from_nnx(...) for modules of Flax."
+    kinds = {"flax": "Linen", "flax.nnx": "NNX", "torch": "PyTorch"}
+    what = f"the {kinds.get(package, package.capitalize())} {'class' if is_class else 'module'} {name}"
+    raise InputError(f"model must be a Model, got {what if package in _NETWORKS else given_as(model)}. {advice}")
+
+
+def check_kinds(objective: Any) -> Objective:
+    """Return an Objective with its metrics as a tuple.
+
+    Raises InputError for anything else, for a loss that is no function of (outputs, targets), and for metrics that are
+    no Metric.
+
+    >>> check_kinds(Objective(lambda outputs, targets: (outputs - targets) ** 2, [])).metrics
+    ()
+    """
+    if not isinstance(objective, Objective):
+        raise InputError(f"objective must be an Objective, got {given_as(objective)}. {_objective_advice(objective)}")
+    _check_loss(objective.loss)
+    metrics = objective.metrics
+    if isinstance(metrics, Metric):
+        raise InputError(f"metrics must be a tuple of Metric, got one Metric. Use ({metrics.name},) with its comma.")
+    if isinstance(metrics, (str, Mapping)) or not isinstance(metrics, Iterable):
+        raise InputError(f"metrics must be a tuple of Metric, got {given_as(metrics)}. Use {METRICS} in a tuple.")
+    metrics = tuple(metrics)
+    for metric in metrics:
+        if not isinstance(metric, Metric):
+            raise InputError(f"metrics must hold Metric, got {given_as(metric)}. {_metric_advice(metric)}")
+        if not isinstance(metric.name, str) or not callable(metric.statistics) or not callable(metric.finish):
+            raise InputError(
+                f"a Metric must have a name, a function (outputs, targets) and a function (totals, weight), got "
+                f"{metric!r}. Use metrics.mean(name, function) for a mean over examples."
+            )
+    return objective._replace(metrics=metrics)
+
+
+def _objective_advice(given: Any) -> str:
+    if isinstance(given, str):
+        return f"Use Objective(loss, metrics), the loss being {LOSSES}."
+    if isinstance(given, Metric):
+        return f"Use Objective(loss, ({given.name},)): a metric is measured beside a loss."
+    if _package(given) in ("keras", "torch", "tensorflow"):
+        return f"Use Objective(loss, metrics), the loss being {LOSSES}."
+    if (hasattr(given, "init") and hasattr(given, "update")) or isinstance(given, (Examples, Weights, Model)):
+        return ORDER
+    if callable(given):
+        return f"Use Objective({_name(given) if inspect.isroutine(given) else 'loss'})."
+    return "Use Objective(loss, metrics)."
+
+
+def _check_loss(loss: Any) -> None:
+    if isinstance(loss, Metric):
+        raise InputError(
+            f"a loss must be a function (outputs, targets), got the metric {loss.name}. Use Objective(loss, "
+            f"({loss.name},)), the loss being {LOSSES}."
+        )
+    # A class of losses is callable and makes an instance, which is no number.
+    if not callable(loss) or isinstance(loss, type) or _package(loss) in ("torch", "keras", "tensorflow"):
+        raise InputError(
+            f"a loss must be a function (outputs, targets) -> (batch,), got {given_as(loss)}. Use {LOSSES}."
+        )
+    if not _takes(loss, 2) or (_name(loss) == "mean" and loss.__module__ == "jaxdl.metrics"):
+        raise InputError(
+            f"a loss must be a function (outputs, targets) -> (batch,), got {given_as(loss)}, which takes "
+            f"{_signature(loss)}. Where it makes a loss, call it first: {_name(loss)}(...)."
+        )
+
+
+def _metric_advice(metric: Any) -> str:
+    if isinstance(metric, str) or not callable(metric):
+        return f"Use {METRICS}."
+    if isinstance(metric, type) or _package(metric) in ("torch", "keras", "tensorflow"):
+        return f"Use {METRICS}, or metrics.mean(name, function)."
+    name = _name(metric)
+    if not _takes(metric, 2) or name in ("r2", "top_k"):
+        return f"Where it makes a metric, call it: {name}(...)."
+    return f'Use metrics.mean("{name}", {name}) for a mean over examples.'
+
+
+def _takes(function: Callable[..., Any], count: int) -> bool:
+    """Whether a function takes so many arguments without names; True where Python cannot tell."""
+    try:
+        inspect.signature(function).bind(*[None] * count)
+    except TypeError:
+        return False
+    except ValueError:
+        return True
+    return True
+
+
+def _signature(function: Callable[..., Any]) -> str:
+    return f"({', '.join(inspect.signature(function).parameters)})"
+
+
+def check_optimizer(optimizer: Any, name: str = "optimiser") -> None:
+    """Raise InputError for what is no gradient transformation of optax; `name` is the caller's argument.
+
+    >>> try:
+    ...     check_optimizer("adam")
+    ... except InputError as error:
+    ...     print(error)
+    optimiser must be an optax optimizer, got "adam". Use optax.adam(1e-3).
+    """
+    package = _package(optimizer)
+    if (
+        callable(getattr(optimizer, "init", None))
+        and callable(getattr(optimizer, "update", None))
+        and not isinstance(optimizer, (type, Rule))
+        and package not in ("torch", "keras", "flax", "flax.nnx")
+    ):
+        return
+    if isinstance(optimizer, str):
+        advice = f"Use optax.{optimizer.lower() if optimizer.isidentifier() else 'adam'}(1e-3)."
+    elif isinstance(optimizer, (bool, int, float, np.floating, np.integer)):
+        advice = f"Use optax.adam({optimizer}), where it is the learning rate."
+    elif isinstance(optimizer, (Objective, Examples, Model, Weights)):
+        advice = ORDER
+    elif isinstance(optimizer, Rule):
+        advice = "Give rules as stop= or plateau=."
+    elif package in ("torch", "keras", "tensorflow", "flax", "flax.nnx"):
+        advice = "Use optax.adam(1e-3), say: jaxdl.fit holds the parameters itself."
+    elif inspect.isroutine(optimizer) and "schedule" in f"{getattr(optimizer, '__qualname__', '')}{optimizer!r}":
+        advice = "Use optax.adam(schedule), where it is a schedule of the learning rate."
+    elif inspect.isroutine(optimizer) or isinstance(optimizer, functools.partial):
+        advice = (
+            f"Call it: optax.{_name(optimizer)}(1e-3)." if _of_optax(optimizer) else "Call it, or use optax.adam(1e-3)."
+        )
+    elif isinstance(optimizer, (list, tuple)):
+        advice = "Use optax.chain(...) of several."
+    else:
+        advice = "Use optax.adam(1e-3), say."
+    raise InputError(f"{name} must be an optax optimizer, got {given_as(optimizer)}. {advice}")
+
+
+def _of_optax(function: Any) -> bool:
+    return str(getattr(function, "__module__", "")).split(".")[0] == "optax"
+
+
+def check_rule(name: str, rule: Any) -> None:
+    """Raise InputError for what is no Rule of the kind that `name` takes: `stop` or `plateau`.
+
+    >>> try:
+    ...     check_rule("stop", 3)
+    ... except InputError as error:
+    ...     print(error)
+    stop must be a rule, got 3. Use early_stopping(patience=3).
+    """
+    makes, other = ("early_stopping", "plateau") if name == "stop" else ("reduce_on_plateau", "stop")
+    if isinstance(rule, Rule):
+        # Early stopping begins with nothing; reduce-on-plateau begins with a learning rate.
+        if callable(rule.init) and not _takes(rule.init, 0 if name == "stop" else 1):
+            raise InputError(f"{name} must be a rule of {makes}, got one that {other}= takes. Give it as {other}=.")
+        return
+    if rule is None:
+        advice = f"Leave {name} out where nothing {'stops the run' if name == 'stop' else 'changes the learning rate'}."
+    elif isinstance(rule, (int, np.integer)) and not isinstance(rule, bool):
+        advice = f"Use {makes}(patience={rule})."
+    elif isinstance(rule, str):
+        advice = f'Use {makes}("{rule}").'
+    elif isinstance(rule, (list, tuple)):
+        advice = f"Give the rule itself: {name}={makes}(...)."
+    elif inspect.isroutine(rule) and _name(rule) == makes:
+        advice = f"Call it: {makes}(patience=3)."
+    else:
+        advice = f"Use {makes}(patience=3), say."
+    raise InputError(f"{name} must be a rule, got {given_as(rule)}. {advice}")
+
+
+def check_examples(name: str, rows: Any) -> None:
+    """Raise InputError for what is no Examples of arrays, with the line to type; `name` is the caller's argument.
+
+    >>> try:
+    ...     check_examples("train", ([[1.0]], [[2.0]]))
+    ... except InputError as error:
+    ...     print(error)
+    train must be Examples, got a tuple. Use examples(inputs, targets).
+    """
+    if isinstance(rows, Examples):
+        leaves = {"inputs": rows.inputs, "targets": rows.targets, "weights": rows.weights}
+        for field, leaf in leaves.items():
+            if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype") or not leaf.shape:
+                raise InputError(
+                    f"{name} must hold arrays, got {given_as(leaf)} for its {field}. Use examples(inputs, targets)."
+                )
+            _check_leaf(f"{name}.{field}", leaf)
+        counts = [leaf.shape[0] for leaf in leaves.values()]
+        if len({*counts}) > 1:
+            raise InputError(
+                f"{name} must have one row of targets and one weight for each of its {counts[0]} inputs, got "
+                f"{counts[1]} and {counts[2]}. Use examples(inputs, targets)."
+            )
+        _check_sample_weights(f"{name}.weights", rows.weights)
+        return
+    kind = type(rows).__name__
+    if isinstance(rows, Mapping):
+        advice = 'Use examples(data["inputs"], data["targets"]), each of them one array.'
+    elif _package(rows) in ("tensorflow", "torch") or inspect.isgenerator(rows) or hasattr(rows, "__next__"):
+        advice = (
+            "Use examples(inputs, targets) of NumPy arrays; for data larger than the memory, "
+            "sources.from_random_access(records, to_row)."
+        )
+    elif kind == "Source":
+        advice = "Use examples(inputs, targets) in memory: only fit's train and evaluate_source take a source."
+    elif isinstance(rows, (float, int)):
+        advice = "Use data.split(count, fraction) and examples(inputs, targets)."
+    elif isinstance(rows, (Weights, Objective, Model, Rule)) or kind in ("Fit", "Fits"):
+        advice = "Give the examples of the data set, from examples(inputs, targets)."
+    else:
+        advice = "Use examples(inputs, targets)."
+    raise InputError(f"{name} must be Examples, got {given_as(rows)}. {advice}")
+
+
+def _check_leaf(name: str, leaf: Any) -> None:
+    """Raise InputError for an array of Examples made by hand, which JAX cannot take or would change."""
+    if not isinstance(leaf, np.ndarray):
+        fault = "a table of pandas" if hasattr(leaf, "iloc") else None
+    elif isinstance(leaf, np.ma.MaskedArray):
+        fault = "a masked array"
+    elif not leaf.dtype.isnative:
+        fault = f"the byte order of {leaf.dtype.str}"
+    elif leaf.dtype.kind in "iu" and leaf.dtype.itemsize == 8 and leaf.size:
+        largest = max(int(leaf.max()), -int(leaf.min()))
+        fault = f"{largest}, beyond 32 bits," if largest >= 2**31 else None
+    else:
+        fault = None
+    if fault is not None:
+        raise InputError(
+            f"{name} must be an array of numbers that JAX can hold, got {fault} in it. Use examples(inputs, targets), "
+            "which converts what can be converted."
+        )
+
+
+def _check_sample_weights(name: str, weights: Any) -> None:
+    """Raise InputError for weights of Examples made by hand that no sum can use; those of a device are not read."""
+    advice = "Use examples(inputs, targets, weights), which checks and converts them."
+    if weights.ndim != 1 or not jnp.issubdtype(weights.dtype, jnp.floating):
+        raise InputError(f"{name} must be a row of floats, got {weights.dtype} of shape {weights.shape}. {advice}")
+    if isinstance(weights, np.ndarray) and weights.size:
+        wrong = ~(weights >= 0) | np.isinf(weights)
+        if wrong.any():
+            place = int(wrong.argmax())
+            raise InputError(f"{name} must be numbers from 0 on, got {weights[place]} in row {place}. {advice}")
+        if not weights.any():
+            raise InputError(f"{name} must not all be 0, because no row would count then. Use 1 for those that do.")
+
+
+def check_weights(weights: Any) -> None:
+    """Raise InputError for what are no Weights of a model, with the line to type.
+
+    >>> try:
+    ...     check_weights({"params": {}})
+    ... except InputError as error:
+    ...     print(error)
+    weights must be Weights, got a dict. Use Weights(params, stats).
+    """
+    if isinstance(weights, Weights):
+        return
+    kind = type(weights).__name__
+    if kind == "Fit":
+        advice = "Use run.best, or run.final."
+    elif kind in ("Fits", "Sweep"):
+        advice = "It holds many networks: use predict_mean or evaluate_members with its best."
+    elif kind in ("Progress", "TrainState"):
+        advice = "Use progress.best, or progress.state.weights."
+    elif isinstance(weights, (str, bytes)) or hasattr(weights, "__fspath__"):
+        advice = "Use jaxdl.load(path)."
+    elif isinstance(weights, Mapping):
+        advice = "Use Weights(params, stats)."
+    elif isinstance(weights, (Examples, np.ndarray, jax.Array)):
+        advice = "The order is predict(model, weights, inputs) and evaluate(model, objective, weights, examples)."
+    else:
+        advice = "Use run.best of a run of fit, or model.init(key, inputs)."
+    raise InputError(f"weights must be Weights, got {given_as(weights)}. {advice}")
+
+
+def check_callbacks(observers: Any) -> tuple[Any, ...]:
+    """Return the callbacks of a run as a tuple, because a generator would be empty after the first epoch.
+
+    Raises InputError for what is no row of functions.
+
+    >>> len(check_callbacks([print]))
+    1
+    """
+    if isinstance(observers, (str, Mapping)) or not isinstance(observers, Iterable):
+        advice = " Use observers=[function]." if callable(observers) else ""
+        raise InputError(f"observers must be a list of functions, got {given_as(observers)}.{advice}")
+    callbacks = tuple(observers)
+    for callback in callbacks:
+        if hasattr(callback, "__enter__") and hasattr(callback, "__exit__"):
+            raise InputError(
+                f"observers must hold functions (progress, history), got {given_as(callback)}, a context manager. Use "
+                "with ... as callback: and observers=[callback] inside of its block."
+            )
+        if not callable(callback) or isinstance(callback, type):
+            raise InputError(f"observers must hold functions (progress, history), got {given_as(callback)}.")
+        if not _takes_two(callback):
+            parameters = ", ".join(inspect.signature(callback).parameters) or "nothing"
+            raise InputError(
+                f"observers must hold functions (progress, history), got {given_as(callback)}, which takes "
+                f"{parameters}. Let it take both."
+            )
+    return callbacks
+
+
+def _takes_two(function: Callable[..., Any]) -> bool:
+    """Return whether a function can be called with two values; so can one that does not tell."""
+    try:
+        inspect.signature(function).bind(None, None)
+    except TypeError:
+        return False
+    except ValueError:
+        pass  # A built-in function without a signature.
+    return True
+
+
+def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
+    """Raise InputError where a value is none of the choices.
+
+    >>> check_choice("on_nan", "stop", ("stop", "continue"))
+    """
+    known = [*choices]
+    if not isinstance(value, str) or value not in known:
+        meant = nearest(value, known)
+        listed = " or ".join(f'"{each}"' for each in known)
+        advice = f' Use "{meant}".' if meant else ""
+        raise InputError(f"{name} must be {listed}, got {given_as(value)}.{advice}")
+
+
+def check_name(name: str, value: Any) -> None:
+    """Raise InputError for a monitored value's name that is no string.
+
+    >>> check_name("monitor", "val_loss")
+    """
+    if value is None or isinstance(value, str):
+        return
+    advice = ""
+    if isinstance(value, (list, tuple)) and len(value) == 1:
+        advice = f" Use {value[0]!r}."
+    elif isinstance(value, Metric):
+        advice = f' Use "{value.name}".'
+    elif isinstance(value, (int, np.integer)) and not isinstance(value, bool):
+        advice = f' Use patience={value}, where it is the patience, and "val_loss" for the name.'
+    else:
+        advice = ' Use "val_loss", say.'
+    raise InputError(f"{name} must be the name of one value, got {given_as(value)}.{advice}")
+
+
+def check_platform() -> None:
+    """Start JAX's platform. Raises InputError where `JAX_PLATFORMS` names one that is not there.
+
+    >>> check_platform()
+    """
+    try:
+        jax.default_backend()
+    except (AssertionError, RuntimeError) as error:  # An assertion fails where the plugin of cuda is not installed.
+        wanted = jax.config.jax_platforms  # type: ignore[attr-defined]
+        if not wanted:
+            raise
+        there = _platforms_there()
+        reason = str(error).partition(" (set JAX_PLATFORMS")[0].partition("\n")[0]
+        raise InputError(
+            f'JAX_PLATFORMS="{wanted}" names a platform that JAX cannot start here; this machine has {there}. Use '
+            f"JAX_PLATFORMS={there.partition(',')[0]}, or unset it.{f' JAX says: {reason}' if reason else ''}"
+        ) from None
+
+
+def _platforms_there() -> str:
+    """Return the platforms that JAX starts by itself, and leave none of them started."""
+    from jax.extend.backend import clear_backends
+
+    wanted = jax.config.jax_platforms  # type: ignore[attr-defined]
+    jax.config.update("jax_platforms", "")
+    try:
+        return ", ".join(sorted({device.platform for device in jax.devices()}))
+    except RuntimeError:
+        return "cpu"
+    finally:
+        clear_backends()
+        jax.config.update("jax_platforms", wanted)

@@ -1,0 +1,396 @@
+"""Datasets that are read batch by batch, and windows of them on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec, Sharding
+
+from jaxdl.data.arrays import as_numbers
+from jaxdl.data.batches import only_counted
+from jaxdl.distributed.sharding import DATA, mesh_of
+from jaxdl.errors import InputError
+from jaxdl.types import Batch, Examples, PyTree
+
+
+@dataclass(frozen=True)
+class Source:
+    """Rows that are not in memory.
+
+    Raises InputError for no rows, for more than 32 bits can count, and for a mean weight that is not above 0.
+    """
+
+    count: int
+    # Row numbers (B,) int64, each once and in rising order, to NumPy rows (B, ...). It is called from another thread.
+    read: Callable[[np.ndarray], Examples]
+    # The mean sample weight of all examples, which training needs where the weights are not all 1.
+    mean_weight: float | None = None
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.count < 2**31:
+            raise InputError(f"a source must have from 1 to {2**31 - 1} rows, got {self.count}. Give it others.")
+        if self.mean_weight is not None and not 0 < self.mean_weight < np.inf:
+            raise InputError(
+                f"mean_weight must be above 0, got {self.mean_weight}. Use the mean of all sample weights."
+            )
+
+
+class Records(Protocol):
+    """What can be read by number: Grain's and tfds's data sources, an ArrayRecord reader, a list.
+
+    Where there is a `__getitems__`, which takes a list of numbers and gives a list of records, it is used.
+    """
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, row: int, /) -> Any: ...
+
+
+def memory_mapped(
+    inputs: str | PathLike[str], targets: str | PathLike[str], weights: str | PathLike[str] | None = None
+) -> Source:
+    """The rows of .npy files, (N, ...), (N, ...) and (N,), of which only what is asked for is read.
+
+    `numpy.save` writes such files; `numpy.lib.format.open_memmap` writes them part by part. float64 becomes float32,
+    integers (labels, pixels) keep their dtype. Weights are ones unless given. Raises InputError for a file that is
+    missing or is no .npy file, that does not hold numbers, and for counts of rows that differ.
+
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> np.save(folder / "inputs.npy", np.arange(6.0).reshape(3, 2))
+    >>> np.save(folder / "targets.npy", np.arange(3))
+    >>> source = memory_mapped(folder / "inputs.npy", folder / "targets.npy")
+    >>> source.count, read_rows(source, np.array([2, 0])).inputs.tolist()
+    (3, [[4.0, 5.0], [0.0, 1.0]])
+    """
+    paths = {"inputs": Path(inputs), "targets": Path(targets)} | ({} if weights is None else {"weights": Path(weights)})
+    arrays = {name: _mapped(name, path) for name, path in paths.items()}
+    count = len(arrays["inputs"])
+    for name, array in arrays.items():
+        if len(array) != count:
+            raise InputError(f"{paths[name]} must have one row for each of the {count} inputs, got {len(array)}.")
+    if weights is not None and arrays["weights"].ndim != 1:
+        raise InputError(f"weights must be a row of numbers, got shape {arrays['weights'].shape} in {weights}.")
+
+    def read(rows: np.ndarray) -> Examples:
+        found: dict[str, Any] = {name: array[rows] for name, array in arrays.items()}
+        return Examples(**{"weights": np.ones(len(rows), np.float32), **found})
+
+    mean = None if weights is None else float(np.mean(arrays["weights"], dtype=np.float64))
+    return Source(count, read, mean)
+
+
+def from_random_access(
+    records: Records, to_row: Callable[[Any], tuple[Any, ...]], *, workers: int = 1, mean_weight: float | None = None
+) -> Source:
+    """The rows of records that are read by number, such as an ArrayRecord reader's or those of tfds's `data_source`.
+
+    to_row: makes of a record the pair (inputs, targets) of one row, or (inputs, targets, weight). Rows that are random,
+    such as changed images, are not the same when a run goes on: do that in the model.
+    workers: threads that read and make rows side by side, for records that wait for a disk or a network; both must then
+    bear several threads.
+    mean_weight: the mean weight of all records, where `to_row` makes weights that are not all 1; training needs it.
+
+    Raises InputError where there are no records, and for fewer than 1 worker.
+
+    >>> source = from_random_access([b"a1", b"b0"], lambda record: ([float(record[0])], int(record[1:])))
+    >>> rows = read_rows(source, np.array([1, 0]))
+    >>> rows.inputs.tolist(), rows.targets.tolist()
+    ([[98.0], [97.0]], [0, 1])
+    """
+    if isinstance(workers, bool) or not isinstance(workers, int | np.integer) or workers < 1:
+        raise InputError(f"workers must be a whole number of at least 1, got {workers!r}. Use 16, say.")
+    pool = ThreadPoolExecutor(int(workers), "jaxdl-records") if workers > 1 else None
+
+    def read(rows: np.ndarray) -> Examples:
+        numbers = rows.tolist()
+        many = getattr(records, "__getitems__", None)
+
+        def made_of(some: list[int]) -> list[tuple[Any, ...]]:
+            read_ones: Iterator[Any] = iter(many(some)) if many else (records[number] for number in some)
+            return [_three(row, to_row(record)) for row, record in zip(some, read_ones, strict=True)]
+
+        if pool is None:
+            made = made_of(numbers)
+        else:
+            # Several parts a worker, because some records take longer than others.
+            size = max(1, len(numbers) // (4 * workers))
+            parts = [numbers[start : start + size] for start in range(0, len(numbers), size)]
+            made = [row for part in pool.map(made_of, parts) for row in part]
+        columns = zip(("inputs", "targets", "weights"), zip(*made, strict=True), strict=True)
+        leaves: dict[str, Any] = {name: _stacked(name, values, rows) for name, values in columns}
+        return Examples(**leaves)
+
+    return Source(len(records), read, mean_weight)
+
+
+def head(train: Examples | Source, count: int) -> Examples:
+    """The first `count` rows of a source, or all where there are fewer; rows in memory as they are.
+
+    >>> head(from_random_access([7.0, 8.0, 9.0], lambda record: (record, 0)), 2).inputs
+    array([7., 8.], dtype=float32)
+    """
+    return read_rows(train, np.arange(min(count, train.count))) if isinstance(train, Source) else train
+
+
+def read_rows(source: Source, rows: np.ndarray) -> Examples:
+    """The rows of the given numbers, (B,) int64, in the given order, checked: NumPy arrays (B, ...).
+
+    The source is asked for each of them once and in rising order, so that a file is read from its beginning to its end.
+    float64 becomes float32. Raises InputError where it does not give as many rows, or a row that is not finite.
+
+    >>> source = Source(9, lambda rows: Examples(rows / 2, rows, np.ones(len(rows), np.float32)))
+    >>> read_rows(source, np.array([4, 1])).inputs
+    array([2. , 0.5], dtype=float32)
+    """
+    # Each once: HDF5 wants numbers that rise strictly, and windows are filled with rows that they hold already.
+    rising, back = np.unique(rows, return_inverse=True)
+    found = source.read(rising)
+    if not isinstance(found, Examples):
+        raise InputError(f"a source must read Examples, got {type(found).__name__}. Use Examples of NumPy arrays.")
+    columns = found._asdict()
+    counted = _checked("weights", columns["weights"], rising) > 0
+    leaves: dict[str, Any] = {name: _checked(name, leaf, rising, counted) for name, leaf in columns.items()}
+    return Examples(**{name: leaf[back] for name, leaf in leaves.items()})
+
+
+def _mapped(name: str, path: Path) -> np.ndarray:
+    try:
+        array: np.ndarray = np.load(path, mmap_mode="r")
+    except FileNotFoundError as error:
+        raise InputError(f"{name} must be an .npy file, got {path}, which does not exist. Write it first.") from error
+    except (ValueError, EOFError, OSError) as error:
+        raise InputError(f"{name} must be an .npy file of numbers, got {path}: {error}. Use numpy.save.") from error
+    if not isinstance(array, np.ndarray) or array.ndim == 0 or len(array) == 0:
+        shape = getattr(array, "shape", None)
+        raise InputError(f"{name} must be an .npy file with at least one row, got {path} of shape {shape}.")
+    _check_kind(f"{name} in {path}", array)
+    # A plain view: a row of a numpy.memmap would be one too, which costs a call of Python.
+    return array.view(np.ndarray)
+
+
+def _check_kind(name: str, array: np.ndarray) -> None:
+    if array.dtype.kind not in "fiub":
+        raise InputError(f"{name} must hold numbers, got dtype {array.dtype}. Encode them as numbers first.")
+
+
+def _three(row: int, made: Any) -> tuple[Any, ...]:
+    if not isinstance(made, tuple) or len(made) not in (2, 3):
+        what = f"{len(made)} values" if isinstance(made, tuple) else type(made).__name__
+        raise InputError(f"to_row must make (inputs, targets) or (inputs, targets, weight), got {what} for row {row}.")
+    return made if len(made) == 3 else (*made, np.float32(1))
+
+
+def _stacked(name: str, values: tuple[Any, ...], rows: np.ndarray) -> np.ndarray:
+    arrays = [as_numbers(f"{name} of row {row}", value)[0] for row, value in zip(rows.tolist(), values, strict=True)]
+    for row, array in zip(rows.tolist(), arrays, strict=True):
+        if array.shape != arrays[0].shape:
+            raise InputError(
+                f"{name} must have one shape in all rows, got {arrays[0].shape} for row {rows[0]} and {array.shape} "
+                f"for row {row}. Cut or fill them in to_row."
+            )
+    return np.stack(arrays)
+
+
+def _checked(name: str, values: Any, rows: np.ndarray, counted: np.ndarray | None = None) -> np.ndarray:
+    """The column of a read, checked; what does not count may hold anything."""
+    array, _ = as_numbers(name, values)
+    if array.ndim == 0 or len(array) != len(rows):
+        raise InputError(f"a source must read as many {name} as rows, got shape {array.shape} for {len(rows)} rows.")
+    if name == "weights" and (array.ndim != 1 or (array < 0).any()):
+        raise InputError(f"weights must be numbers >= 0, one a row, got shape {array.shape}, least {array.min()}.")
+    if array.dtype.kind == "f" or name == "weights":
+        with np.errstate(over="ignore"):
+            array = array.astype(np.float32, copy=False)
+        fitting, need = np.isfinite(array), "be finite"
+    elif array.dtype.itemsize == 8:
+        fitting, need = (array <= np.iinfo(np.int32).max) & (array >= -np.iinfo(np.int32).max), "fit into 32 bits"
+    else:
+        return array
+    if counted is not None and array.dtype.kind == "f":
+        fitting = fitting | ~counted.reshape(-1, *[1] * (array.ndim - 1))
+    if not fitting.all():
+        place = tuple(np.argwhere(~fitting)[0])
+        raise InputError(
+            f"{name} must {need}, got {array[place]} in row {rows[place[0]]}. Drop or fill such rows first."
+        )
+    return array
+
+
+T = TypeVar("T")
+BYTES = 2**25  # of the rows of a window, unless told: enough that what a window costs beside its rows does not count
+
+
+class Cut(NamedTuple):
+    """How the rows of a source are cut into batches, and these into windows of one length."""
+
+    rows: int
+    batch_size: int
+    batches: int
+    held: int  # batches of a window; the last window is filled up
+    windows: int
+
+
+class Fetch(NamedTuple, Generic[T]):
+    """Things that a thread makes by number, one ahead of what is asked for; they are asked for in rising order."""
+
+    get: Callable[[int], T]  # waits for it; an error of the maker arrives here
+    ready: Callable[[int], bool]  # whether it is made
+
+
+def cut_rows(first: Examples, rows: int, batch_size: int, window_bytes: int = BYTES) -> Cut:
+    """The cut of so many rows like the first ones: windows of about so many bytes, of a batch at least.
+
+    >>> cut_rows(Examples(np.ones((1, 24), np.float32), np.ones(1, np.int32), np.ones(1, np.float32)), 95, 10, 3200)
+    Cut(rows=95, batch_size=10, batches=10, held=3, windows=4)
+    """
+    batches = -(-rows // batch_size)
+    of_row = sum(leaf.nbytes // len(leaf) for leaf in first)
+    windows = -(-batches // max(1, window_bytes // (of_row * batch_size)))
+    held = -(-batches // windows)
+    return Cut(rows, batch_size, batches, held, -(-batches // held))
+
+
+def home_of(tree: PyTree) -> Sharding | None:
+    """Where the windows (K, B, ...) of what is trained belong: B split over `data` on a mesh; None for anywhere.
+
+    >>> home_of({"a": jax.numpy.ones(2)}) is None
+    True
+    """
+    mesh = mesh_of(tree)
+    if mesh is not None:
+        return NamedSharding(mesh, PartitionSpec(None, DATA if DATA in mesh.shape else None))
+    homes = [leaf.sharding for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array) and leaf.committed]
+    return homes[0] if homes else None
+
+
+def load(
+    source: Source,
+    first: Examples,
+    cut: Cut,
+    number: int,
+    order: Callable[[np.ndarray], np.ndarray],
+    home: Sharding | None = None,
+    *,
+    prepare: Callable[[Examples], Examples | Batch] = lambda rows: rows,
+) -> Any:
+    """Window `number` of the rows in an order: (K, B, ...), where devices that split B fill it up.
+
+    first: a row, or some, whose shapes and dtypes all must have. order: which rows stand at places (B,) of the order.
+    Each process reads the rows of its own devices only. Places that are filled up hold padding.
+    prepare: what is done to the rows as they are read, such as `only_counted`. Raises InputError for rows of another
+    shape or dtype.
+
+    >>> source = Source(5, lambda rows: Examples(rows, rows, np.ones(len(rows), np.float32)))
+    >>> first = read_rows(source, np.array([0]))
+    >>> window = load(source, first, cut_rows(first, 5, 2), 0, lambda places: 4 - places)
+    >>> window.inputs.tolist(), window.weights.tolist()
+    ([[4, 3], [2, 1], [0, 4]], [[1.0, 1.0], [1.0, 1.0], [1.0, 0.0]])
+    """
+    if home is None:
+        return jax.device_put(_part(source, first, cut, number, order, 0, cut.batch_size, prepare))
+    mesh = home.mesh if isinstance(home, NamedSharding) else None
+    size = cut.batch_size + -cut.batch_size % (1 if mesh is None else mesh.shape.get(DATA, 1))
+    # Devices that hold the same rows share what is read once.
+    shares = {_share(index, size) for index in home.addressable_devices_indices_map((cut.held, size)).values()}
+    parts = {share: _part(source, first, cut, number, order, *share, prepare) for share in sorted(shares)}
+
+    def placed(name: str) -> jax.Array:
+        shape = (cut.held, size, *(() if name == "mask" else getattr(first, name).shape[1:]))
+        return jax.make_array_from_callback(shape, home, lambda index: getattr(parts[_share(index, size)], name))
+
+    kind: Any = type(next(iter(parts.values())))
+    return kind(*map(placed, kind._fields))
+
+
+def for_training(source: Source, rows: Examples) -> Examples | Batch:
+    """Return rows of a source as training takes them: `only_counted`, with weights relative to the mean of all.
+
+    Raises InputError for weights that are not 1 where the source does not know their mean.
+
+    >>> source = Source(2, lambda rows: Examples(rows, rows, rows), mean_weight=2.0)
+    >>> for_training(source, Examples(np.ones((2, 1)), np.ones((2, 1)), np.array([1.0, 3.0]))).weights.tolist()
+    [0.5, 1.5]
+    """
+    if source.mean_weight is not None:
+        mean, mask = np.float32(source.mean_weight), np.ones(len(rows.weights), bool)
+        return only_counted(Batch(rows.inputs, rows.targets, rows.weights / mean, mask))  # type: ignore[arg-type]
+    others = rows.weights[rows.weights != 1]
+    if len(others):
+        raise InputError(
+            f"to train with sample weights, a source must know their mean over all {source.count} examples, got a "
+            f"weight of {others[0]:g}. Give it as mean_weight=..."
+        )
+    return rows
+
+
+@contextmanager
+def fetching(make: Callable[[int], T], end: int | None = None) -> Iterator[Fetch[T]]:
+    """What `make` makes of the numbers up to `end`, made in a thread that ends with the block.
+
+    Two are held at a time: the one that was asked for last, and the next.
+
+    >>> with fetching(lambda number: number**2) as fetch:
+    ...     [fetch.get(number) for number in (3, 3, 4)]
+    [9, 9, 16]
+    """
+    pool, made = ThreadPoolExecutor(1, "jaxdl-windows"), dict[int, Future[T]]()
+
+    def get(number: int) -> T:
+        for old in [each for each in made if each < number]:
+            del made[old]
+        for each in (number, number + 1):
+            if each not in made and (each == number or end is None or each < end):
+                made[each] = pool.submit(make, each)
+        return made[number].result()
+
+    def ready(number: int) -> bool:
+        return number in made and made[number].done() and made[number].exception() is None
+
+    try:
+        yield Fetch(get, ready)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _share(index: Any, size: int) -> tuple[int, int]:
+    start, stop, _ = index[1].indices(size)
+    return start, stop
+
+
+def _part(
+    source: Source, first: Examples, cut: Cut, number: int, order: Any, start: int, stop: int, prepare: Any
+) -> Any:
+    """Rows `start` to `stop` of each batch of a window, (K, stop - start, ...), on the host."""
+    begin = number * cut.held
+    batches, numbers = np.arange(begin, min(begin + cut.held, cut.batches)), np.arange(start, stop)
+    places = batches[:, None] * cut.batch_size + numbers
+    rows = read_rows(source, order((places % cut.rows).ravel()))
+    for name, leaf, one in zip(Examples._fields, rows, first, strict=True):
+        if (leaf.shape[1:], leaf.dtype) != (one.shape[1:], one.dtype):
+            raise InputError(
+                f"{name} must have one shape and dtype in all rows of a source, got {leaf.shape[1:]} of {leaf.dtype} "
+                f"after {one.shape[1:]} of {one.dtype}. Make them alike."
+            )
+    real = ((places < cut.rows) & (numbers < cut.batch_size)).ravel()
+    held = prepare(rows)
+    held = held._replace(weights=np.where(real, held.weights, np.float32(0)))
+    if isinstance(held, Batch):
+        held = held._replace(mask=real & np.asarray(held.mask))
+    return jax.tree.map(lambda leaf: _filled(leaf.reshape(*places.shape, *leaf.shape[1:]), cut.held), held)
+
+
+def _filled(batches: np.ndarray, held: int) -> np.ndarray:
+    if len(batches) == held:
+        return batches
+    whole = np.zeros((held, *batches.shape[1:]), batches.dtype)
+    whole[: len(batches)] = batches
+    return whole

@@ -1,0 +1,235 @@
+"""A CSV file of daily weather, read and checked cell by cell."""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import hashlib
+import io
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jaxdl.errors import InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+CALENDAR = ("DATE", "MONTH")
+ADVICE = "Correct the file, or get it again."
+# What files write where nothing was measured.
+CODES = (-99.0, -99.9, *(sign * number for number in (999, 999.9, 9999, 9999.9, 99999, 999999) for sign in (-1.0, 1.0)))
+MOST = 10_000  # columns
+
+
+class Table(NamedTuple):
+    """Days of weather, one after the other."""
+
+    name: str  # what messages call it
+    dates: NDArray[np.datetime64]  # (D,) days
+    columns: tuple[str, ...]  # without those of the calendar
+    values: NDArray[np.float64]  # (D, columns)
+    sha256: str
+
+
+def read_table(path: Path) -> Table:
+    """The days of a CSV file with the columns DATE (YYYYMMDD), MONTH and any others, all numbers.
+
+    UTF-8, with or without a byte order mark, with line ends of any system. Raises InputError, which names the line and
+    the column, unless every cell is a number that float32 can hold, no column has a code for missing values such as
+    -9999, and the dates follow each other day by day. The measured file has -99 twice, which is let pass.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder) / "weather.csv"
+    ...     _ = path.write_text("DATE,MONTH,OSLO_sunshine\\n20000131,1,2.5\\n20000201,2,0\\n")
+    ...     read_table(path).values.tolist()
+    [[2.5], [0.0]]
+    """
+    content, header = read_header(path, CALENDAR)
+    numbers = _numbers(path.name, content, header)
+    dates = _dates(path.name, *(numbers[:, header.index(column)] for column in CALENDAR))
+    kept = [number for number, column in enumerate(header) if column not in CALENDAR]
+    _refuse_codes(path.name, dates, [header[number] for number in kept], numbers[:, kept])
+    columns = tuple(header[number] for number in kept)
+    return Table(path.name, dates, columns, numbers[:, kept], hashlib.sha256(content).hexdigest())
+
+
+def nearest(name: str, names: Sequence[str]) -> str:
+    """The part of a message that helps with a misspelt name, whose letters may be small ones or capitals.
+
+    >>> nearest("OSL0", ["BASEL", "OSLO"])
+    'the nearest name is OSLO'
+    """
+    lower = {other.lower(): other for other in reversed(names)}
+    near = difflib.get_close_matches(name.lower(), lower, 1, cutoff=0.0)
+    return f"the nearest name is {lower[near[0]]}" if near else "it has no names"
+
+
+def read_header(path: Path, needed: Sequence[str]) -> tuple[bytes, list[str]]:
+    """The bytes of a CSV file in UTF-8, and its columns' names: each once, and all that are needed.
+
+    Raises InputError where the file cannot be read or its first line is anything else.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder) / "weather.csv"
+    ...     _ = path.write_text("DATE,MONTH\\n20000131,1\\n")
+    ...     read_header(path, ["DATE"])[1]
+    ['DATE', 'MONTH']
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}). Name a CSV file that you may read.") from error
+    return content, _header(path.name, content, needed)
+
+
+def _header(name: str, content: bytes, needed: Sequence[str]) -> list[str]:
+    if not content.strip():
+        raise InputError(f"{name} must hold a table, got an empty file. Get it again.")
+    try:
+        header = next(csv.reader(io.StringIO(content.decode("utf-8-sig"), newline=""), strict=True))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{name} must be a CSV file in UTF-8, got something else ({error}). {ADVICE}") from error
+    if len(header) > MOST:
+        raise InputError(f"{name} must have at most {MOST:,} columns, got {len(header):,}. Leave some out.")
+    for column in needed:
+        if column not in header:
+            others = [name for name in header if name not in needed] or header
+            got = f"{len(header)} columns: {', '.join(header[:3])}{', ...' * (len(header) > 3)}"
+            raise InputError(
+                f"{name} must be a CSV file with a column {column}, got {got[:200]}; {nearest(column, others)[:200]}."
+            )
+    # Told from the header itself: pandas gives the second of two equal names another one.
+    twice = [column for column, count in Counter(header).items() if count > 1]
+    if twice:
+        raise InputError(f"{name} must name every column once, got {twice[0]!r} more than once. {ADVICE}")
+    if "" in header:
+        raise InputError(f"{name} must name every column, got no name for column {header.index('') + 1}. {ADVICE}")
+    return header
+
+
+def _numbers(name: str, content: bytes, header: list[str]) -> NDArray[np.float64]:
+    """Every cell (D, columns). The one at fault is looked for, slowly, only where there is one."""
+    import pandas as pd
+
+    table = _read(name, content, header, low_memory=False)
+    if len(table) < 2:
+        raise InputError(f"{name} must hold at least 2 days, today and tomorrow, got {len(table)}. {ADVICE}")
+    if all(dtype.kind in "iuf" for dtype in table.dtypes):
+        numbers = table.to_numpy(np.float64)
+        if _fits(numbers).all():
+            return numbers
+    cells = read_cells(name, content, header)
+    numbers = cells.apply(pd.to_numeric, errors="coerce").to_numpy(np.float64)
+    wrong = np.argwhere(~_fits(numbers))
+    if not len(wrong):
+        return numbers
+    row, column = (int(place) for place in wrong[0])
+    raise wrong_cell(name, cells, row, column, "a finite number")
+
+
+def wrong_cell(name: str, cells: pd.DataFrame, row: int, column: int, wanted: str) -> InputError:
+    """The error that names a cell by its line and its column, and says what must stand there.
+
+    >>> import pandas as pd
+    >>> print(wrong_cell("a.csv", pd.DataFrame({"DATE": ["20000101"], "RAIN": ["wet"]}), 0, 1, "a number"))
+    a.csv, line 2 (DATE 20000101), column RAIN: must be a number, got 'wet'. Correct the file, or get it again.
+    """
+    cell = cells.iat[row, column]
+    got = repr(cell) if isinstance(cell, str) and cell.strip() else "an empty cell"
+    where = f"{_line(row)} (DATE {cells['DATE'].iat[row]}), column {cells.columns[column]}"
+    return InputError(f"{name}, {where}: must be {wanted}, got {got}. {ADVICE}")
+
+
+def read_cells(name: str, content: bytes, header: Sequence[str]) -> pd.DataFrame:
+    """The cells of a CSV file below its header, as they are written; what a short line lacks is no string.
+
+    Raises InputError where a line has too many.
+
+    >>> read_cells("a.csv", b"DATE,RAIN\\n20000101, wet\\n", ["DATE", "RAIN"]).to_numpy().tolist()
+    [['20000101', ' wet']]
+    """
+    return _read(name, content, header, dtype=str, keep_default_na=False)
+
+
+def _read(name: str, content: bytes, header: Sequence[str], **options: Any) -> pd.DataFrame:
+    import pandas as pd
+
+    with warnings.catch_warnings():
+        # A line that is too long is an error of pandas, except where all of them are: that is a warning.
+        warnings.simplefilter("error", pd.errors.ParserWarning)
+        try:
+            # Blank lines count, so that the lines of messages are those of the file; at the end they mean nothing.
+            return pd.read_csv(
+                io.BytesIO(content.rstrip()), encoding="utf-8-sig", index_col=False, skip_blank_lines=False, **options
+            )
+        except (pd.errors.ParserError, pd.errors.ParserWarning) as error:
+            reason = " ".join(str(error).split())
+            raise InputError(f"{name} must have {len(header)} cells in every line ({reason}). {ADVICE}") from error
+
+
+def _fits(numbers: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Whether numbers stay finite in float32, in which networks train; False for NaN."""
+    return np.abs(numbers) <= np.finfo(np.float32).max
+
+
+def _dates(name: str, stated: NDArray[np.float64], months: NDArray[np.float64]) -> NDArray[np.datetime64]:
+    """The days that YYYYMMDD stands for, (D,): real dates, in the stated months, one day after another."""
+    whole = np.where(np.abs(stated) < 1e8, stated, 0).astype(np.int64)
+    year, month, day = whole // 10000, whole // 100 % 100, whole % 100
+    first = np.array((year - 1970) * 12 + month - 1, "datetime64[M]")
+    dates: NDArray[np.datetime64] = first.astype("datetime64[D]") + (day - 1).astype("timedelta64[D]")
+    # A month or a day too many runs over into the next year or month.
+    real = (whole == stated) & (year >= 1) & (month >= 1) & (month <= 12) & (dates.astype("datetime64[M]") == first)
+    for row in np.flatnonzero(~real)[:1]:
+        got = f"{stated[row]:.15g}"
+        raise InputError(f"{name}, {_line(row)}, column DATE: must be a date as YYYYMMDD, got {got}. {ADVICE}")
+    for row in np.flatnonzero(month != months)[:1]:
+        where = f"{name}, {_line(row)} (DATE {whole[row]}), column MONTH"
+        raise InputError(f"{where}: must be the month of the date, got {months[row]:g}. {ADVICE}")
+    order = np.argsort(dates, kind="stable")
+    for row in np.flatnonzero(np.diff(dates[order]).astype(int) == 0)[:1]:
+        lines = f"{_line(order[row])} and {_line(order[row + 1])}"
+        raise InputError(f"{name} must hold every date once, got DATE {whole[order[row]]} on {lines}. {ADVICE}")
+    for row in np.flatnonzero(np.diff(dates).astype(int) != 1)[:1]:
+        after, before = whole[row + 1], whole[row]
+        one = np.timedelta64(1, "D")
+        fault = "is earlier" if after < before else f"leaves out {dates[row] + one} to {dates[row + 1] - one}"
+        where = f"DATE {after} on {_line(row + 1)} follows {before}"
+        raise InputError(f"{name} must hold day after day, but {where} and {fault}. {ADVICE}")
+    return dates
+
+
+def _refuse_codes(
+    name: str, dates: NDArray[np.datetime64], columns: Sequence[str], values: NDArray[np.float64]
+) -> None:
+    """Raises InputError for a number of nines, such as -9999, far from all others of its column.
+
+    The measured file has -99 on 2 of 3,654 days, so that a single one, or fewer than one in a thousand, passes.
+    """
+    for column, numbers in zip(columns, values.T, strict=True):
+        coded = np.isin(numbers, CODES)
+        if not coded.any():
+            continue
+        others = numbers[~coded]
+        low, high = (others.min(), others.max()) if len(others) else (0.0, 0.0)
+        coded &= np.maximum(low - numbers, numbers - high) > high - low
+        if (coded & (numbers < -100) | coded & (numbers > 0)).any() or coded.sum() > max(1, len(numbers) / 1000):
+            row = int(np.argmax(coded))
+            where = f"{name}, {_line(row)} (DATE {str(dates[row]).replace('-', '')}), column {column}"
+            raise InputError(
+                f"{where}: {numbers[row]:.15g} is a code for a missing value, not a measurement; the column holds "
+                f"{coded.sum()} such cells. Fill them, from the days before and after, say, or delete the column."
+            )
+
+
+def _line(row: int) -> str:
+    return f"line {row + 2}"

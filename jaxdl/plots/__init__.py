@@ -1,0 +1,20 @@
+"""Pictures of training, of predictions and of many runs."""
+
+from jaxdl.plots._results import confusion as confusion
+from jaxdl.plots._results import coverage as coverage
+from jaxdl.plots._results import images as images
+from jaxdl.plots._results import intervals as intervals
+from jaxdl.plots._results import kernels as kernels
+from jaxdl.plots._results import precision_recall as precision_recall
+from jaxdl.plots._results import predictions as predictions
+from jaxdl.plots._results import residuals as residuals
+from jaxdl.plots._results import roc as roc
+from jaxdl.plots._style import blank as blank
+from jaxdl.plots._style import plain as plain
+from jaxdl.plots._style import save as save
+from jaxdl.plots._training import against_size as against_size
+from jaxdl.plots._training import histories as histories
+from jaxdl.plots._training import history as history
+from jaxdl.plots._training import learning_rates as learning_rates
+from jaxdl.plots._training import rate_range as rate_range
+from jaxdl.plots._training import spreads as spreads

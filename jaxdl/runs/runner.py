@@ -1,0 +1,450 @@
+"""Run an experiment: train, save, watch, and write its folder."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from jax.sharding import Mesh
+from rich.console import Console
+
+from jaxdl import _environment, _files, callbacks, distributed, profiling
+from jaxdl import saving as saving_module
+from jaxdl._environment import compile_clock
+from jaxdl._files import locked
+from jaxdl._format import table
+from jaxdl._startup import STARTED
+from jaxdl.data import Source
+from jaxdl.distributed.sharding import fetched
+from jaxdl.errors import InputError
+from jaxdl.nn import Summary, summary
+from jaxdl.nn.summaries import as_markdown, as_table
+from jaxdl.runs import folders, multiprocess, resume
+from jaxdl.runs.command import StoppedError
+from jaxdl.runs.console import warn
+from jaxdl.runs.experiment import Built, Experiment, short
+from jaxdl.runs.flags import HOW, OWN, told
+from jaxdl.runs.folders import workdir
+from jaxdl.runs.resume import (
+    Beginning,
+    beginning,
+    changes,
+    check_epochs,
+    goes_on,
+    other_surroundings,
+    recorded,
+    refused,
+)
+from jaxdl.runs.signals import NEVER, Interrupts
+from jaxdl.train.epoch import batches_of_epoch
+from jaxdl.train.fit import reason, warn_of_eval_params, without_best
+from jaxdl.train.loop import Chunk, paced
+from jaxdl.train.nonfinite import NotFiniteError, guarded
+from jaxdl.train.step import shown_weights
+from jaxdl.types import Examples, History, Observer, Plan, Progress
+
+
+class End(NamedTuple):
+    """How a run ended."""
+
+    progress: Progress
+    history: list[dict[str, float]]
+
+
+def drive(
+    plan: Plan,
+    begin: Progress,
+    train: Examples | Source,
+    validation: Examples | None,
+    *,
+    epochs: int,
+    history: Iterable[dict[str, float]] = (),
+    observers: Iterable[Observer] = (),
+    watchers: Iterable[Observer] = (),
+    keep: Observer | None = None,
+    interrupts: Interrupts = NEVER,
+    pause: Callable[[], bool] = lambda: False,
+    paused: Callable[[Progress, list[dict[str, float]]], bool] = lambda progress, history: True,
+    on_nan: Literal["stop", "continue"] = "stop",
+) -> End:
+    """Trains from `begin` up to epoch `epochs` as `fit` does, with a clock, signals and checkpoints.
+
+    Each record holds the epoch's wall `seconds` too, without what was spent on compiling. Observers look while the next
+    chunk is under way, so they rarely cost any.
+
+    history: the records of the epochs before `begin`.
+    observers: called after every epoch. watchers: after every chunk. keep: after every chunk whose numbers are finite.
+    interrupts: asked before every chunk whether to pause; from the first chunk on, a signal waits for the question.
+    pause: asked that too. paused: called where the run stands still, because this process or another that shares it
+        asked for a pause; it says whether the run ends there, which is what it does by default.
+
+    Raises NotFiniteError where a number is not finite and `on_nan` is "stop"; `keep` has then seen the progress before.
+
+    >>> import optax
+    >>> from jaxdl import examples, losses, mlp, Objective
+    >>> from jaxdl import make_plan, start
+    >>> rows = examples([[1.0], [2.0]], [[1.0], [2.0]])
+    >>> plan = make_plan(mlp(()), Objective(losses.squared_error), optax.sgd(0.1), batch_size=2)
+    >>> end = drive(plan, start(plan, rows, key=jax.random.key(0)), rows, None, epochs=2)
+    >>> int(end.progress.epoch), list(end.history[-1])
+    (2, ['epoch', 'loss', 'seconds'])
+    """
+    warn_of_eval_params(plan, begin)
+    progress, records, began, compiled = begin, list(history), time.perf_counter(), 0.0
+    wanted, observers, watchers = partial(_wanted, interrupts, pause), tuple(observers), tuple(watchers)
+    chunks: Iterator[Chunk] = paced(plan, begin, train, validation, last=epochs, pause=wanted)
+    if on_nan == "stop":
+        chunks = guarded(chunks, plan, begin, train, validation)
+    with compile_clock() as compiling:
+        try:
+            for progress, record, finite, batches, _ in chunks:
+                interrupts.hold(True)
+                if record is not None:
+                    now = time.perf_counter()
+                    records.append({**record, "seconds": now - began - (compiling() - compiled)})
+                    began, compiled = now, compiling()
+                called = (*(observers if record is not None else ()), *watchers, *((keep,) if keep and finite else ()))
+                for observe in called:
+                    observe(progress, records)
+                if batches == 0 and paused(progress, records):
+                    break
+        except NotFiniteError as error:
+            if keep:
+                keep(error.args[0].progress, records)
+            raise
+    return End(progress, records)
+
+
+def _wanted(interrupts: Interrupts, pause: Callable[[], bool]) -> bool:
+    return interrupts.asked() is not None or pause()
+
+
+class Job(NamedTuple):
+    """A run that is about to begin, or to go on."""
+
+    experiment: Experiment
+    config: Any  # settled
+    built: Built
+    folder: Path
+    console: Console
+    mesh: Mesh | None
+    holds: Callable[[], bool] = lambda: True  # whether the folder is still locked for this process
+
+
+def run(experiment: Experiment, config: Any, console: Console, interrupts: Interrupts = NEVER) -> dict[str, Any]:
+    """Trains, compares and writes the run's folder; gives its metrics, which are written last.
+
+    A folder that holds the same run, begun earlier, is gone on with. Where several processes share it, process 0 does
+    all this and the others only train. Raises StoppedError where a signal ended the run, NotFiniteError where nan or
+    infinity did, and EndedError where processes have agreed to end.
+    """
+    multiprocess.join(config, _agreed(experiment, config))
+    if not distributed.is_first():
+        return _follow(experiment, config, interrupts)
+    with multiprocess.leading() as go:
+        return _lead(experiment, config, console, interrupts, go)
+
+
+def _agreed(experiment: Experiment, config: Any) -> dict[str, Any]:
+    """What the processes of a run must agree on before they train: flags and versions, which change its numbers."""
+    # The data are compared by their checksum: on another machine they may have another name.
+    own = {"process_id", "coordinator", "distributed", "data"}
+    flags = {f"--{name.replace('_', '-')}": value for name, value in told(config).items() if name not in own}
+    versions = {f"version of {name}": version for name, version in _environment.versions().items()}
+    return json.loads(json.dumps({"experiment": experiment.name, **flags, **versions}, default=str))
+
+
+def _follow(experiment: Experiment, config: Any, interrupts: Interrupts) -> dict[str, Any]:
+    console = Console(quiet=True)
+    with multiprocess.preparing():
+        settled = experiment.settle(config)
+        if config.compilation_cache:
+            _environment.keep_compilations()
+        mesh, built = multiprocess.mesh(config), _built(experiment, config, console)
+    multiprocess.check_data(built.dataset.sha256)
+    folder, begin = multiprocess.following(built.start)
+    _train(Job(experiment, settled, built, folder, console, mesh), Beginning(begin, [], None), interrupts)
+    return {}
+
+
+def _lead(
+    experiment: Experiment, config: Any, console: Console, interrupts: Interrupts, go: multiprocess.Go
+) -> dict[str, Any]:
+    seconds = {"import": time.perf_counter() - STARTED}
+    settled = experiment.settle(config)
+    earlier = None if config.workdir is None or config.fresh else folders.earlier(config.workdir)
+    if earlier is not None:
+        earlier, _ = recorded(config.workdir, earlier)
+    if earlier is not None and earlier.metrics is not None:
+        found = changes(told(settled), earlier)
+        if not refused(found, experiment.fixed(settled)) and not goes_on(found, earlier.metrics):
+            return resume.show(experiment, earlier.metrics, config, console)
+    if config.compilation_cache:
+        _environment.keep_compilations()
+    with ExitStack() as stack, _environment.compile_clock() as compiling:
+        if earlier is not None:
+            holds = stack.enter_context(locked(config.workdir))
+        began = time.perf_counter()
+        mesh, built = multiprocess.mesh(config), _built(experiment, config, console)
+        seconds["data"] = time.perf_counter() - began
+        multiprocess.check_data(built.dataset.sha256)
+        folder = (
+            config.workdir if earlier is not None else workdir(config.workdir, config.fresh, config.recipe, console)
+        )
+        if earlier is None:
+            holds = stack.enter_context(locked(folder))
+        _files.remove_drafts(folder)
+        interrupts.advise(f"interrupted; the same command with --workdir {folder} goes on from what is saved there.")
+        job = Job(experiment, settled, built, folder, console, mesh, holds)
+        begin = _begin(job)
+        go(folder, begin.progress)
+        with _room(folder):
+            metrics = _work(job, begin, interrupts, seconds, compiling)
+            metrics["seconds"] = {**seconds, "compile": compiling(), "total": time.perf_counter() - STARTED}
+            _files.write_json(folder / folders.METRICS, metrics)
+    console.print(experiment.table(metrics))
+    console.print(f"Everything about this run is in {folder}", markup=False, soft_wrap=True)
+    return metrics
+
+
+@contextmanager
+def _room(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise InputError(
+            f"{folder} cannot be written ({error.strerror or error}). Free some space and start the same command again."
+        ) from error
+
+
+def _built(experiment: Experiment, config: Any, console: Console) -> Built:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # The note is printed instead.
+        dataset = experiment.read(config)
+    built = experiment.build(config, dataset)
+    warn(experiment.describe(built)["note"], console)
+    return built
+
+
+def _begin(job: Job) -> Beginning:
+    """Where the run begins; its folder then holds its configuration. The folder is locked."""
+    experiment, config, built, folder, console, *_ = job
+    about, flags = experiment.describe(built), told(config)
+    usage = experiment.usage(built)
+    now = {**flags, "workdir": str(folder), "dataset": about, **usage, **_environment.surroundings()}
+    earlier = folders.earlier(folder)
+    if earlier is None:
+        _files.write_json(folder / folders.CONFIG, now)
+        return Beginning(built.start, [], None)
+    written = earlier.config
+    earlier, doubt = recorded(folder, earlier)
+    warn(doubt, console)
+    found = changes(flags, earlier)
+    refusal = refused(found, experiment.fixed(config))
+    begin = beginning(built.start, folder, about["sha256"], found, refusal, partial(warn, shown=console))
+    done = int(begin.progress.epoch)
+    check_epochs(built.epochs, done, folder)
+    kept = {**earlier.config, **usage, "dataset": about}
+    if begin.saved is None:
+        kept = now
+    elif found:
+        (folder / folders.METRICS).unlink(missing_ok=True)
+        record = {"after_epoch": done, **{name: list(values) for name, values in found.items()}}
+        before = written["changes"] if isinstance(written.get("changes"), list) else []
+        kept |= {**{n: now[n] for n in found}, "changes": [*(each for each in before if each != record), record]}
+    if _files.as_json(kept) != _files.as_json(written):
+        _files.write_json(folder / folders.CONFIG, kept)
+    if begin.saved is not None:
+        warn(other_surroundings(begin.saved or earlier.config, now), console)
+    console.print(begin.text, markup=False, soft_wrap=True)
+    return begin
+
+
+def _work(
+    job: Job, begin: Beginning, interrupts: Interrupts, seconds: dict[str, float], compiling: Callable[[], float]
+) -> dict[str, Any]:
+    """Trains and writes all but the metrics, which it gives."""
+    experiment, config, built, folder, console, *_ = job
+    network, tell = summary(built.plan.model, built.sets["train"].inputs[:1]), partial(warn, shown=console)
+    console.print(as_table(network, f"{config.recipe}, seed {config.seed}, {short(built.dataset.source)}"))
+    if config.tensorboard:
+        describe(config, network, folder, tell)
+    compiled, began = compiling(), time.perf_counter()
+    end = _train(job, begin, interrupts)
+    seconds["fit"] = time.perf_counter() - began - (compiling() - compiled)
+    if not int(end.progress.stopping.best_epoch):
+        tell(without_best(built.plan, built.sets["validation"]))
+    pictures = _keep(job, end)
+    metrics = {
+        "dataset": experiment.describe(built),
+        **experiment.results(built, end.progress),
+        "recipe": config.recipe,
+        "epochs": len(end.history),
+        "best_epoch": int(end.progress.stopping.best_epoch),
+        "reason": reason(end.progress),
+        "seed": config.seed,
+        "parameters": network.parameters,
+    }
+    if config.tensorboard:
+        conclude(metrics, pictures, folder, tell)
+    if config.cost:
+        cost = profiling.step_cost(built.plan, built.start, built.sets["train"])
+        metrics["cost"] = profiling.as_record(cost)
+        console.print(profiling.as_table(cost))
+    return metrics
+
+
+def _train(job: Job, begin: Beginning, interrupts: Interrupts) -> End:
+    experiment, config, built, folder, console, mesh, _ = job
+    sets = built.sets["train"], built.sets["validation"]
+    progress, train, validation = multiprocess.placed(begin.progress, *sets, mesh)
+    about = {
+        "config": {**told(config), "workdir": str(folder)},
+        "data": built.dataset.sha256,
+        "surroundings": _environment.surroundings(),
+    }
+    tell = partial(warn, shown=console)
+    with ExitStack() as stack:
+        where = folder / "checkpoints" / "progress"
+        save = multiprocess.saving(where, about, every=config.save_every, tell=tell, interrupts=interrupts)
+        saving = stack.enter_context(save)
+        looking = NOBODY
+        if distributed.is_first():
+            run = built, folder, console, progress, begin.history
+            looking = stack.enter_context(watched(config, *run, experiment.shown, tell))
+            notice = noticing(job.holds, folder, config.save_every, tell)
+            looking = looking._replace(watchers=(*looking.watchers, notice))
+        end = drive(
+            built.plan,
+            progress,
+            train,
+            validation,
+            epochs=built.epochs,
+            history=begin.history,
+            **looking._asdict(),
+            interrupts=interrupts,
+            on_nan=config.on_nan,
+            **saving._asdict(),
+        )
+    interrupts.hold(False)
+    # Asked anew, because a signal may have come while the last checkpoint was written.
+    if number := multiprocess.asked(interrupts):
+        raise StoppedError(number, folder)
+    return end._replace(progress=fetched(end.progress))
+
+
+def _keep(job: Job, end: End) -> list[Path]:
+    """Writes weights and pictures; gives the pictures."""
+    experiment, _, built, folder, *_ = job
+    for name, kept in (("final", shown_weights(end.progress.state)), ("best", end.progress.best)):
+        # There already where the run was finished before and went on, or was cut off just here.
+        shutil.rmtree(folder / "checkpoints" / name, ignore_errors=True)
+        saving_module.save(folder / "checkpoints" / name, kept)
+    (folder / "figures").mkdir(exist_ok=True)
+    title = f"{folder.name}, {short(built.dataset.source)}"
+    pictures = []
+    for name, figure in experiment.figures(built, end.progress, end.history, title).items():
+        pictures.append(folder / "figures" / f"{name}.png")
+        figure.savefig(pictures[-1])
+    return pictures
+
+
+CHARTS, RUN, PROFILE = "tensorboard", "run", "profile"  # folders
+
+
+def noticing(
+    holds: Callable[[], bool], folder: Path, every: float, tell: Callable[[str], None]
+) -> Callable[[Progress, History], None]:
+    """Return a callback that tells, once, that a run has lost its folder. holds: whether its lock is still there."""
+    looked, told = time.monotonic(), False
+
+    def observe(progress: Progress, history: History) -> None:
+        nonlocal looked, told
+        if told or time.monotonic() - looked < every:
+            return
+        looked = time.monotonic()
+        if not holds():
+            told = True
+            tell(
+                f"{folder} was moved, or its lock removed, while the run goes on: another process could write there "
+                "too. Start nothing else in it before this run has ended."
+            )
+
+    return observe
+
+
+class Watchers(NamedTuple):
+    """Who looks at a run."""
+
+    observers: tuple[Observer, ...]  # after every epoch
+    watchers: tuple[Observer, ...]  # after every chunk
+
+
+NOBODY = Watchers((), ())
+
+
+@contextmanager
+def watched(
+    config: Any,
+    built: Built,
+    folder: Path,
+    console: Console,
+    begin: Progress,
+    history: History,
+    shown: tuple[str, str],
+    tell: Callable[[str], None],
+) -> Iterator[Watchers]:
+    """Those who look at a run that begins at `begin`, after the epochs in `history`, and write into its folder.
+
+    begin: placed as it is trained. shown: what the bar shows of an epoch. tell: is told what could not be written.
+    """
+    done, (train, validation) = len(history), (built.sets[name] for name in ("train", "validation"))
+    _, batches = batches_of_epoch(built.plan, train, validation)
+    with ExitStack() as stack:
+        observers = [callbacks.csv_file(folder / "history.csv", history)]
+        watchers = [callbacks.progress_bar(built.epochs, shown, console=console, batches=batches, begin=done)]
+        if config.tensorboard:
+            observers.append(callbacks.tensorboard(folder / CHARTS, begin=done, tell=tell))
+        if config.histograms:
+            every = config.histograms
+            observers.append(callbacks.distributions(folder / CHARTS, built.plan, train, begin, every=every, tell=tell))
+        if config.profile:
+            watchers.append(callbacks.tracing(folder / PROFILE, begin=done, last=built.epochs, tell=tell))
+        yield Watchers(*(tuple(map(stack.enter_context, each)) for each in (observers, watchers)))
+
+
+def describe(config: Any, network: Summary, folder: Path, tell: Callable[[str], None]) -> None:
+    """Tells TensorBoard what the run is: its flags and its layers."""
+    flags = {name: value for name, value in asdict(config).items() if name not in OWN}
+    told = {name: value for name, value in flags.items() if name not in HOW}
+    text = {"configuration": table(("flag", "value"), flags.items()), "layers": as_markdown(network)}
+    with _told(tell):
+        callbacks.description(folder / CHARTS / RUN, text=text, hyperparameters=told)
+
+
+def conclude(metrics: Mapping[str, Any], pictures: list[Path], folder: Path, tell: Callable[[str], None]) -> None:
+    """Tells TensorBoard what came of the run."""
+    with _told(tell):
+        callbacks.pictures(folder / CHARTS / "pictures", pictures, step=metrics["epochs"])
+        # Of the best epoch alone: each is a column of a table.
+        figures = {name: value for name, value in metrics.items() if name.endswith("_best")}
+        callbacks.results(folder / CHARTS / RUN, figures, step=metrics["epochs"])
+
+
+@contextmanager
+def _told(tell: Callable[[str], None]) -> Iterator[None]:
+    """Charts are not worth a run: where they cannot be written, that is told."""
+    try:
+        yield
+    except (InputError, OSError) as error:
+        tell(f"TensorBoard is told less than usual: {error}")

@@ -1,0 +1,7 @@
+"""Weights, checkpoints and exported models on disk."""
+
+from jaxdl.saving.checkpoints import keeper as keeper
+from jaxdl.saving.checkpoints import latest as latest
+from jaxdl.saving.export import Outputs as Outputs
+from jaxdl.saving.weights import load as load
+from jaxdl.saving.weights import save as save

@@ -1,0 +1,604 @@
+"""A whole run in one call, new or resumed."""
+
+from __future__ import annotations
+
+import warnings
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxdl._arguments import (
+    check_callbacks,
+    check_choice,
+    check_examples,
+    check_platform,
+    check_weights,
+    explain_calls,
+    whole_number,
+)
+from jaxdl._tree import check_kinds, rebuilt
+from jaxdl.data import Source
+from jaxdl.data.batches import evaluation_rows, training_rows
+from jaxdl.data.streaming import head
+from jaxdl.errors import InputError
+from jaxdl.train.epoch import start, start_shapes
+from jaxdl.train.loop import Chunk, lowered_chunk, paced
+from jaxdl.train.nonfinite import NotFiniteError, guarded
+from jaxdl.train.plan import NEVER, check_monitors, make_plan, rate_to_change
+from jaxdl.train.step import missing_eval_params, shown_weights
+from jaxdl.types import (
+    LOSS,
+    Array,
+    EvalParams,
+    Examples,
+    Model,
+    Objective,
+    Observer,
+    Plan,
+    Progress,
+    PyTree,
+    Rule,
+    Saved,
+    Stopping,
+    Weights,
+)
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def begin(
+    plan: Plan,
+    train: Examples | Source,
+    validation: Examples | None = None,
+    *,
+    key: Array,
+    weights: Weights | None = None,
+) -> Progress:
+    """`training.start`, while a thread compiles the program that `chunks` will run.
+
+    Only where weights are drawn and rows come from NumPy: elsewhere it is not known yet where all will lie.
+
+    >>> import optax
+    >>> from jaxdl import examples, losses, make_plan, mlp, Objective
+    >>> rows = examples([[1.0], [2.0]], [[1.0], [2.0]])
+    >>> plan = make_plan(mlp(()), Objective(losses.squared_error), optax.sgd(0.1), batch_size=2)
+    >>> int(begin(plan, rows, key=jax.random.key(0)).epoch)
+    0
+    """
+    first = head(train, plan.batch_size)
+    placed = any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves((train, validation, weights)))
+    if weights is not None or placed or isinstance(train, Source):
+        return start(plan, first, validation, key=key, weights=weights)
+    # Traced here, where the caller's settings of JAX hold; the thread only compiles, and Python goes on meanwhile.
+    rows = training_rows(train), evaluation_rows(validation)
+    lowered = lowered_chunk(plan, start_shapes(plan, first, validation, key=key), *rows)
+    with ThreadPoolExecutor(1) as pool:
+        compiling = pool.submit(lowered.compile)
+        progress = start(plan, first, validation, key=key)
+        compiling.result()
+    return progress
+
+
+def resume(plan: Plan, progress: Progress, train: Examples | Source, validation: Examples | None = None) -> Progress:
+    """Return the progress of an earlier run, or of many, as this plan continues it.
+
+    What the rules remember is read under the rules of this plan: a run that stopped early trains on where `stop` has
+    more patience or is another one that would not have stopped it. A new `plateau` begins with the learning rate that
+    there is. Nothing is compiled.
+
+    Raises InputError where the progress does not fit the plan or the data, with the first array that differs.
+
+    >>> import optax
+    >>> from jaxdl import early_stopping, examples, fit, losses, make_plan, mlp, Objective
+    >>> rows, model, objective = examples([[1.0], [2.0]], [[1.0], [2.0]]), mlp(()), Objective(losses.squared_error)
+    >>> stop, optimizer = early_stopping("loss", min_delta=100.0), optax.sgd(0.1)
+    >>> run = fit(model, objective, optimizer, rows, epochs=9, batch_size=2, stop=stop)
+    >>> plan = make_plan(model, objective, optimizer, batch_size=2, stop=early_stopping("loss", patience=5))
+    >>> bool(run.progress.stopping.done), bool(resume(plan, run.progress, rows).stopping.done)
+    (True, False)
+    """
+    many = progress.epoch.ndim > 0
+    check_monitors(plan, progress, validation)
+    if plan.plateau is None:
+        progress = progress._replace(plateau=())
+    elif progress.plateau == ():
+        rate = rate_to_change(progress.state.opt_state)
+        progress = progress._replace(plateau=(jax.vmap(plan.plateau.init) if many else plan.plateau.init)(rate))
+    key = jax.random.key(0, impl=jax.random.key_impl(progress.key))
+    _check_same(progress, start_shapes(plan, head(train, plan.batch_size), validation, key=key), many)
+    if isinstance(train, Examples) and int(progress.cursor):
+        _check_rows_done(plan, progress, train)
+    if plan.stop.resume is not None and np.asarray(progress.stopping.done).any():
+        progress = progress._replace(stopping=plan.stop.resume(progress.stopping))
+    return progress
+
+
+def data_of_epoch(plan: Plan, progress: Progress, train: Examples | Source) -> str:
+    """Return what tells the batch size and the rows of the epoch under way from others; "" between two epochs.
+
+    Of a source it is the number of its rows and the first of them.
+
+    >>> import optax
+    >>> from jaxdl import examples, losses, make_plan, mlp, Objective
+    >>> rows = examples([[1.0], [2.0]], [[1.0], [2.0]])
+    >>> plan = make_plan(mlp(()), Objective(losses.squared_error), optax.sgd(0.1), batch_size=1)
+    >>> data_of_epoch(plan, begin(plan, rows, key=jax.random.key(0)), rows)
+    ''
+    """
+    if not int(progress.cursor):
+        return ""
+    count = train.count if isinstance(train, Source) else train.weights.shape[0]
+    crc = 0
+    for leaf in head(train, 8):
+        array = np.ascontiguousarray(leaf)
+        crc = zlib.crc32(array.tobytes() if isinstance(train, Source) else array.data.cast("B"), crc)
+    return f"batch_size={plan.batch_size}, {count} rows, checksum {crc:08x}"
+
+
+def check_data(plan: Plan, progress: Progress, train: Examples | Source, earlier: str) -> None:
+    """Raise InputError where an epoch under way is to go on with other data than `data_of_epoch` told of it before.
+
+    Warns where `earlier` is empty, as for a bare Progress: its data cannot be compared.
+
+    >>> import optax
+    >>> from jaxdl import examples, losses, make_plan, mlp, Objective
+    >>> rows = examples([[1.0], [2.0]], [[1.0], [2.0]])
+    >>> plan = make_plan(mlp(()), Objective(losses.squared_error), optax.sgd(0.1), batch_size=1)
+    >>> check_data(plan, begin(plan, rows, key=jax.random.key(0)), rows, "")
+    """
+    now = data_of_epoch(plan, progress, train)
+    if earlier and now != earlier:
+        raise InputError(
+            f"progress stands inside an epoch of {earlier}, got {now}. Continue with the batch size and the rows that "
+            "the epoch began with."
+        )
+    if now and not earlier:
+        warnings.warn(
+            "progress stands inside an epoch and does not hold which data the epoch began with; it resumes with "
+            f"{now}. Pass the result of fit as progress: it holds the checksum of the data, which is then compared.",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+
+
+def under_new_monitor(plan: Plan, progress: Progress, history: Sequence[Mapping[str, Any]]) -> Progress:
+    """Return the progress as the rule of this plan reads the records of the run so far.
+
+    The best value so far is one of the records: where it is not that of the monitored value, it cannot be compared
+    with what comes. The best epoch is then one of those to come.
+
+    A run that its rule has ended trains on where this plan's rule, over the same records, would not have ended it.
+
+    >>> import optax
+    >>> from jaxdl import examples, losses, make_plan, mlp, Objective
+    >>> rows = examples([[1.0], [2.0]], [[1.0], [2.0]])
+    >>> plan = make_plan(mlp(()), Objective(losses.squared_error), optax.sgd(0.1), batch_size=1)
+    >>> progress = begin(plan, rows, key=jax.random.key(0))
+    >>> under_new_monitor(plan, progress, []) is progress
+    True
+    """
+    epochs, best = np.atleast_1d(progress.stopping.best_epoch), np.atleast_1d(progress.stopping.best)
+    for record in history:
+        values = np.broadcast_to(np.asarray(_monitored(plan, record), np.float32), epochs.shape)
+        if ((np.asarray(record["epoch"]) == epochs) & (values != best)).any():
+            init = plan.stop.init()
+            anew = init if progress.epoch.ndim == 0 else jax.tree.map(lambda leaf: jnp.tile(leaf, len(epochs)), init)
+            return progress._replace(stopping=anew)
+    if plan.stop.resume is not None and history and np.asarray(progress.stopping.done).any():
+        return progress._replace(stopping=_read_again(plan, progress, history))
+    return progress
+
+
+def _read_again(plan: Plan, progress: Progress, history: Sequence[Mapping[str, Any]]) -> Stopping:
+    """Return what the rule of the plan remembers of these records, for runs that it would not have ended.
+
+    The variables of another best epoch than the one so far are gone, so that one stays. Nothing changes where the
+    records are not those of all epochs of a run.
+    """
+    done, held = np.asarray(progress.epoch), progress.stopping
+    state, last = plan.stop.init(), np.zeros_like(done)
+    for record in history:
+        epoch = np.broadcast_to(np.asarray(record["epoch"], np.int32), done.shape)
+        values = np.broadcast_to(_monitored(plan, record), done.shape)
+        after = plan.stop.update(state, jnp.asarray(values), jnp.asarray(epoch))
+        # A run that stood still while others trained has records of nan, under epochs that it has not done.
+        new = (epoch == last + 1) & (epoch <= done)
+        state, last = jax.tree.map(lambda now, old, new=new: np.where(new, now, old), after, state), last + new
+    trains = np.asarray(held.done) & (last == done) & ~state.done
+    own = trains & ((state.best_epoch == 0) | (state.best_epoch == np.asarray(held.best_epoch)))
+
+    def choose(which: np.ndarray, new: Array, old: Array) -> Array:
+        return jnp.asarray(np.where(which, new, old).astype(old.dtype))
+
+    return Stopping(
+        choose(own, state.best, held.best),
+        choose(own, state.best_epoch, held.best_epoch),
+        choose(trains, state.stale, held.stale),
+        choose(own, state.improved, held.improved),
+        choose(trains, state.done, held.done),
+    )
+
+
+def _monitored(plan: Plan, record: Mapping[str, Any]) -> Any:
+    return record.get(plan.stop.monitor or (f"val_{LOSS}" if f"val_{LOSS}" in record else LOSS), np.nan)
+
+
+def _check_rows_done(plan: Plan, progress: Progress, train: Examples) -> None:
+    """Raise InputError where the epoch under way has counted other rows than this plan would; weights of 1 tell."""
+    done, count = int(progress.cursor) * plan.batch_size, train.weights.shape[0]
+    expected, counted = min(done, count), float(np.asarray(progress.sums.weight).max())
+    if abs(counted - expected) > 1e-6 * expected and (np.asarray(train.weights) == 1).all():
+        raise InputError(
+            f"progress stands inside an epoch after {counted:.0f} rows, this batch_size and these rows make it "
+            f"{expected}. Continue with those that it began with."
+        )
+
+
+def _check_same(progress: Progress, expected: Progress, many: bool) -> None:
+    """Raise InputError where arrays differ from what the plan expects; `many`: they have an axis of members."""
+    advice = "Continue with the model, optimizer, metrics and columns of that run, or begin a new run without progress."
+    found, wanted = _kinds(progress._replace(cursor=progress.epoch), many), _kinds(expected, False)
+    different = [name for name in {**wanted, **found} if found.get(name) != wanted.get(name)]
+    if different:
+        # The arrays of the model say more than those that follow from them, and a kernel more than a bias.
+        own = [name for name in different if name.startswith("state/weights")] or different
+        name = max(own, key=lambda name: len((wanted.get(name) or found[name])[0]))
+        held, needed = (_told(kinds.get(name)) for kinds in (found, wanted))
+        raise InputError(f"progress has {held} for {name.removeprefix('state/weights/')}, expected {needed}. {advice}")
+    structures: list[Any] = [jax.tree.structure(tree) for tree in (progress, expected)]
+    if structures[0] != structures[1]:
+        raise InputError(f"progress has the state of another optimizer than optimiser. {advice}")
+
+
+def _kinds(tree: PyTree, many: bool) -> dict[str, tuple[tuple[int, ...], Any]]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): (leaf.shape[many:], leaf.dtype) for path, leaf in leaves
+    }
+
+
+def _told(kind: tuple[tuple[int, ...], Any] | None) -> str:
+    return "nothing" if kind is None else f"{kind[1]} of shape {kind[0]}"
+
+
+class Fit(NamedTuple):
+    """What a run leaves."""
+
+    records: list[dict[str, float]]  # the figures of each epoch, and its number from 1
+    best: Weights  # of the best epoch by the monitored figure; the final ones where no epoch was the best
+    final: Weights
+    reason: str  # why it ended: "epochs", "early-stopping", "not-finite" or "interrupted"
+    progress: Progress  # the state of the run, without its records
+    data: str = ""  # what the rows of the epoch under way are told by; empty between two epochs
+
+    def __repr__(self) -> str:
+        """In one line: the arrays would fill a screen."""
+        return f"Fit({len(self.records)} epochs, best epoch {self.best_epoch}, reason {self.reason!r})"
+
+    @property
+    def history(self) -> pd.DataFrame:
+        """The records as a table, made anew whenever asked for: a row an epoch, indexed by it, a column a figure."""
+        return as_table(self.records)
+
+    @property
+    def best_epoch(self) -> int:
+        """The epoch that `best` belongs to, from 1; 0 where no epoch was the best, so that `best` is `final`.
+
+        That is so where the monitored figure was never finite, and where `start_from_epoch` left out every epoch.
+        """
+        return int(self.progress.stopping.best_epoch)
+
+
+@explain_calls
+def fit(
+    model: Model,
+    objective: Objective,
+    optimiser: optax.GradientTransformation,
+    train: Examples | Source,
+    validation: Examples | None = None,
+    *,
+    epochs: int = 10,
+    batch_size: int = 32,
+    stop: Rule = NEVER,
+    plateau: Rule | None = None,
+    average: float | None = None,
+    seed: int | None = None,
+    eval_params: EvalParams | None = None,
+    weights: Weights | None = None,
+    progress: Fit | Saved | Progress | None = None,
+    observers: Iterable[Observer] = (),
+    on_nan: Literal["stop", "continue"] = "stop",
+) -> Fit:
+    """Trains until `epochs` epochs are done, or until `stop` ends the run.
+
+    Ctrl-C, or the stop button of a notebook, ends it too: the result holds what has been reached so far, and
+    `fit(..., progress=result)` resumes the run, to the bits of a run that was not interrupted.
+
+    train: rows in memory, or a source of rows that are not (`sources.memory_mapped`); the results are the same.
+    average: such as 0.999, to measure and keep a moving average of the weights instead of the weights themselves.
+    seed: draws the initial weights, the order of rows and what is random in training; 0 by default.
+    eval_params: `(opt_state, params) -> params`, for an optimizer that is evaluated at other parameters than it trains,
+        such as `optax.contrib.schedule_free_eval_params`; they are measured and kept. Where a known one lacks it, there
+        is a warning.
+    weights: initial weights, instead of ones drawn with `seed`.
+    progress: an earlier run to resume: the result of `fit`, or what `checkpoints.latest` returns. `epochs` counts its
+        epochs too, and its records stand before the new ones, in the result and for the callbacks. A bare Progress
+        resumes the same run, whose earlier records are not known then, and warns inside of an epoch, whose data it
+        does not hold. An earlier run comes without a seed and weights, and must be of the same model, optimizer and
+        metrics; inside of an epoch of the same batch size and rows too. A run that stopped early trains on where `stop`
+        would not have ended it: with more patience, say, or another `min_delta`, or without a rule. Where another value
+        is monitored than before, the best epoch is one of those to come.
+    observers: functions `(progress, history) -> None`, called after every epoch with the records of all epochs so far.
+    on_nan: whether to stop where a weight or a loss is not finite, with a warning that says where that arose. The
+        result then stands before that step. Such an epoch is never the best.
+
+    Warns where no epoch was the best: `best` then holds the final weights.
+
+    Raises InputError for arguments that do not fit together. Calls with the same model, objective, optimiser and rules
+    share one compiled program, so a second one starts at once.
+
+    >>> import numpy as np
+    >>> from jaxdl import early_stopping, examples, losses, metrics, mlp
+    >>> inputs = np.linspace(-1, 1, 64)[:, None]
+    >>> data = examples(inputs, 3 * inputs)
+    >>> objective = Objective(losses.squared_error, (metrics.rmse,))
+    >>> run = fit(mlp(()), objective, optax.sgd(0.1), data, epochs=40, stop=early_stopping(patience=5))
+    >>> run.reason, bool(run.history["rmse"].iloc[-1] < 0.1)
+    ('epochs', True)
+    """
+    epochs = whole_number("epochs", epochs, 1)
+    seed = None if seed is None else check_seed(seed)
+    check_choice("on_nan", on_nan, ("stop", "continue"))
+    observers = check_callbacks(observers)
+    if weights is not None:
+        check_weights(weights)
+    if progress is not None and (seed is not None or weights is not None):
+        name = "weights" if seed is None else f"seed={seed}"
+        raise InputError(f"{name} has no effect beside progress, which holds the weights and the keys. Leave one out.")
+    check_platform()
+    if not isinstance(train, Source):
+        check_examples("train", train)
+    if validation is not None:
+        check_examples("validation", validation)
+    plan = make_plan(
+        model,
+        objective,
+        optimiser,
+        batch_size=batch_size,
+        stop=stop,
+        plateau=plateau,
+        average=average,
+        eval_params=eval_params,
+    )
+    earlier, history = resumed(
+        progress, lambda: start(plan, head(train, plan.batch_size), validation, key=jax.random.key(0))
+    )
+    stopped = False
+    if earlier is None:
+        state = begin(plan, train, validation, key=jax.random.key(seed or 0), weights=weights)
+    else:
+        if earlier.epoch.ndim:
+            raise InputError(f"progress is that of {len(earlier.epoch)} runs. Continue them with fit_seeds.")
+        state = under_new_monitor(plan, resume(plan, earlier, train, validation), history)
+        check_data(plan, state, train, getattr(progress, "data", ""))
+        stopped = bool(state.stopping.done)
+    last = max(epochs, int(state.epoch))
+    warn_of_eval_params(plan, state)
+    chunks: Iterator[Chunk] = paced(plan, state, train, validation, last=last)
+    ended = ""
+    try:
+        for chunk in guarded(chunks, plan, state, train, validation) if on_nan == "stop" else chunks:
+            # The record first: Ctrl-C may come between the two, and a record too many is seen below.
+            if chunk.record is not None:
+                history.append(chunk.record)
+            state, stopped = chunk.progress, chunk.should_stop
+            if chunk.record is not None:
+                for observe in observers:
+                    observe(state, history)
+    except KeyboardInterrupt:
+        ended = "interrupted"
+    except NotFiniteError as error:
+        state, ended = error.args[0].progress, "not-finite"
+        warnings.warn(f"the run stopped: {error}.", RuntimeWarning, stacklevel=3)
+    if ended:
+        history = [record for record in history if record["epoch"] <= int(state.epoch)]
+    final = best = shown_weights(state.state, plan.eval_params)
+    if int(state.stopping.best_epoch):
+        best = state.best
+    elif int(state.epoch):
+        warnings.warn(without_best(plan, validation), RuntimeWarning, stacklevel=3)
+    reason = ended or ("early-stopping" if stopped else "epochs")
+    # Elsewhere a run ends between two epochs, and the device need not be asked.
+    data = data_of_epoch(plan, state, train) if ended else ""
+    return Fit(history, best, final, reason, state, data)
+
+
+def without_best(plan: Plan, validation: Examples | None, which: str = "the run") -> str:
+    """Return the sentence for a run that has trained and has no best epoch.
+
+    >>> from jaxdl import losses, mlp
+    >>> print(without_best(make_plan(mlp(()), Objective(losses.squared_error), optax.sgd(0.1)), None))
+    no epoch of the run was the best by loss, which was never finite or was left out by start_from_epoch; `best`...
+    """
+    monitor = plan.stop.monitor or (LOSS if validation is None else f"val_{LOSS}")
+    return (
+        f"no epoch of {which} was the best by {monitor}, which was never finite or was left out by start_from_epoch; "
+        "`best` holds the variables of the last epoch. Lower start_from_epoch, or monitor a finite value."
+    )
+
+
+def resumed(
+    given: Any, template: Callable[[], Progress], result: type[Any] | None = None
+) -> tuple[Progress | None, list[dict[str, Any]]]:
+    """Return the state of the run that a caller gives as `progress`, and a copy of its records so far.
+
+    given: a result, of type `result` (by default Fit); what `checkpoints.latest` returns; a bare Progress, whose
+        records are not known; or None.
+    template: makes a state like that of the run, by which the arrays of a checkpoint are put together.
+
+    Raises InputError for anything else, and for a checkpoint of another model, optimizer or plan.
+
+    >>> resumed(None, lambda: None)
+    (None, [])
+    """
+    result = result or Fit
+    match given:
+        case None:
+            return None, []
+        case Progress():
+            return given, []
+        case Saved():
+            kinds, like = given.about["kinds"], template()
+            # `plateau` may be added and left out, as where a result is resumed.
+            names = [name for name in kinds if name.startswith("plateau/")]
+            if not names or like.plateau == ():
+                arrays = {name.removeprefix("plateau/"): np.zeros(*kinds[name][::-1]) for name in names}
+                like = like._replace(plateau=arrays or ())
+            check_kinds(kinds, like)
+            state: Progress = rebuilt(like, given.arrays)
+            return state, recalled(given.about["history"])
+        case _ if isinstance(given, result):
+            done = np.asarray(given.progress.epoch)
+            return given.progress, [{**record} for record in given.records if (record["epoch"] <= done).any()]
+    raise InputError(
+        f"progress must be the {result.__name__} that an earlier call returned, what checkpoints.latest returns, or a "
+        f"Progress, got {type(given).__name__}. Leave it out to begin a new run."
+    )
+
+
+def recalled(history: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return records as they were before JSON held them: the values of many runs are float32 arrays, or integers.
+
+    >>> recalled([{"epoch": 1, "loss": [0.5, 0.25]}])[0]["loss"].dtype
+    dtype('float32')
+    """
+
+    def value(of: Any) -> Any:
+        if not isinstance(of, list):
+            return of
+        return np.asarray(of, None if all(isinstance(each, int) for each in of) else np.float32)
+
+    return [{name: value(of) for name, of in record.items()} for record in history]
+
+
+class Written:
+    """The records that a callback has written, by which it tells what a history has that is new.
+
+    A callback is called after every epoch with all records so far. The last is new, and more where the callback was not
+    called before; where a run was set back, records that were written are taken back. A history that begins after
+    epoch 1, as that of a bare Progress does, leaves the records of the epochs before as they are.
+
+    >>> written = Written()
+    >>> written.update([{"epoch": 1, "loss": 3.0}, {"epoch": 2, "loss": 2.0}])[0]
+    0
+    >>> written.update([{"epoch": 1, "loss": 3.0}, {"epoch": 2, "loss": 1.0}])
+    (1, [{'epoch': 2, 'loss': 1.0}])
+    """
+
+    def __init__(self, records: Iterable[dict[str, Any]] = (), known: bool = True) -> None:
+        """Begins with records that are written already; where they are not `known`, only their epochs are compared."""
+        self.records = list(records)
+        self._unknown = 0 if known else len(self.records)
+
+    def update(self, history: Sequence[dict[str, Any]]) -> tuple[int, Sequence[dict[str, Any]]]:
+        """Return how many of the records stay, and those of the history that come after these.
+
+        Raises InputError where the history is of another run than the records, as where two runs share a callback.
+        """
+        records = self.records
+        if not history or (records and records[-1] is history[-1]):
+            return len(records), []
+        if len(history) > 1 and records and records[-1] is history[-2]:
+            records.append(history[-1])
+            return len(records) - 1, history[-1:]
+        first = next((index for index, record in enumerate(records) if _not_before(record, history[0])), len(records))
+        same = 0
+        while same < min(len(history), len(records) - first) and _equal(records[first + same], history[same]):
+            same += 1
+        held = first + same
+        if self._unknown <= held < len(records) and len(history) - same > 1:
+            raise InputError(
+                f"observers: a callback has written epoch {records[held].get('epoch')} of another run than the one "
+                "that calls it now. Give each run a callback and a folder of its own."
+            )
+        self._unknown = min(self._unknown, held)
+        records[held:] = history[same:]
+        return held, history[same:]
+
+    def whole(self, history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Return the history after the records of earlier epochs that were written. Raises what `update` raises."""
+        self.update(history)
+        before = len(self.records) - len(history) if history else 0
+        return [*self.records[:before], *history] if before else history
+
+
+def _not_before(record: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    if "candidate" in other:  # The records of a sweep are not in the order of their epochs.
+        return _equal({name: record.get(name) for name in _PLACE}, {name: other[name] for name in _PLACE})
+    return bool(np.max(record["epoch"]) >= np.max(other["epoch"]))
+
+
+_PLACE = ("epoch", "candidate")
+
+
+def _equal(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two records hold the same; nan is nan."""
+    return one.keys() == other.keys() and all(map(_same, one.values(), (other[name] for name in one)))
+
+
+def _same(one: Any, other: Any) -> bool:
+    floats = np.asarray(one).dtype.kind == "f" and np.asarray(other).dtype.kind == "f"
+    return one is other or np.array_equal(one, other, equal_nan=floats)
+
+
+def warn_of_eval_params(plan: Plan, progress: Progress, stacklevel: int = 4) -> None:
+    """Warn where an optimizer is known to evaluate at other parameters than it trains, and the plan does not say so.
+
+    >>> from jaxdl import examples, losses, mlp
+    >>> rows = examples([[1.0], [2.0]], [[1.0], [2.0]])
+    >>> plan = make_plan(mlp(()), Objective(losses.squared_error), optax.sgd(0.1), batch_size=2)
+    >>> warn_of_eval_params(plan, begin(plan, rows, key=jax.random.key(0)))
+    """
+    sentence = missing_eval_params(progress.state.opt_state)
+    if sentence is not None and plan.eval_params is None:
+        warnings.warn(sentence, UserWarning, stacklevel=stacklevel)
+
+
+def check_seed(seed: int) -> int:
+    """Return a seed from 0 to 2**32 - 1. Raises InputError beyond, where different seeds would draw the same.
+
+    >>> check_seed(7)
+    7
+    """
+    return whole_number("seed", seed, 0, 2**32 - 1)
+
+
+def reason(progress: Progress) -> str:
+    """Why a run ended here: "early-stopping" where its rule said so, else "epochs".
+
+    >>> from jaxdl import examples, losses, mlp
+    >>> rows = examples([[1.0], [2.0]], [[1.0], [2.0]])
+    >>> run = fit(mlp(()), Objective(losses.squared_error), optax.sgd(0.1), rows, epochs=1, batch_size=2)
+    >>> reason(run.progress)
+    'epochs'
+    """
+    return "early-stopping" if bool(progress.stopping.done) else "epochs"
+
+
+def as_table(history: list[dict[str, float]]) -> pd.DataFrame:
+    """Records as a DataFrame, a row an epoch, indexed by the epoch.
+
+    >>> as_table([{"epoch": 1, "loss": 2.0}, {"epoch": 2, "loss": 1.0}]).loc[2, "loss"].item()
+    1.0
+    """
+    # Imported here: neither `import jaxdl` nor `fit` must cost what pandas costs.
+    import pandas as pd
+
+    return pd.DataFrame(history, columns=None if history else ["epoch"]).set_index("epoch")

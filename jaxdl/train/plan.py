@@ -1,0 +1,270 @@
+"""The plan of a run: model, loss, optimizer and rules, checked once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxdl._arguments import (
+    check_examples,
+    check_model,
+    check_optimizer,
+    check_rule,
+    explain_calls,
+    nearest,
+    number,
+    whole_number,
+)
+from jaxdl.data.arrays import precision
+from jaxdl.errors import InputError
+from jaxdl.losses import check_targets
+from jaxdl.metrics import check_objective
+from jaxdl.train.rules import early_stopping
+from jaxdl.types import LOSS, Array, EvalParams, Examples, Model, Objective, Plan, Progress, PyTree, Rule, Weights
+
+
+def learning_rate(opt_state: PyTree) -> Array | None:
+    """The learning rate of the last step, a scalar; None where the state holds none (see `optax.inject_hyperparams`).
+
+    >>> optimiser = optax.inject_hyperparams(optax.sgd)(learning_rate=0.5)
+    >>> float(learning_rate(optimiser.init({})))
+    0.5
+    """
+    found = optax.tree.get_all_with_path(opt_state, "learning_rate", filtering=_is_array)
+    return found[0][1] if found else None
+
+
+def rate_to_change(opt_state: PyTree, who: str = "reduce_on_plateau") -> Array:
+    """The learning rate, where setting it has an effect; `who` sets it.
+
+    Raises InputError where there is none, where there are several, where a schedule sets it, or where it is an integer.
+
+    >>> optimiser = optax.inject_hyperparams(optax.sgd)(learning_rate=0.5)
+    >>> float(rate_to_change(optimiser.init({})))
+    0.5
+    """
+    rates = optax.tree.get_all_with_path(opt_state, "learning_rate", filtering=_is_array)
+    scheduled = optax.tree.get_all_with_path(opt_state, "hyperparams_states")
+    if len(rates) != 1 or any("learning_rate" in states for _, states in scheduled):
+        raise InputError(
+            f"{who} needs an optimiser whose state holds one learning rate that no schedule sets, got {len(rates)}."
+            " Use optax.inject_hyperparams(optax.adam)(learning_rate=1e-3), with a Python float."
+        )
+    rate: Array = rates[0][1]
+    if not jnp.issubdtype(rate.dtype, jnp.floating):
+        raise InputError(
+            f"{who} needs a learning rate that is a float, got {rate.dtype}: its fractions would be cut off. "
+            "Use learning_rate=1.0, not 1."
+        )
+    return rate
+
+
+def with_learning_rate(opt_state: PyTree, rate: Array) -> PyTree:
+    """The state with another learning rate, which keeps its dtype.
+
+    >>> optimiser = optax.inject_hyperparams(optax.sgd)(learning_rate=0.5)
+    >>> float(learning_rate(with_learning_rate(optimiser.init({}), jax.numpy.float32(0.25))))
+    0.25
+    """
+    return optax.tree.set(opt_state, _is_array, learning_rate=rate.astype(rate_to_change(opt_state).dtype))
+
+
+def with_float_rates(opt_state: PyTree) -> PyTree:
+    """Return the state whose integer learning rates are floats of the same value, so that they can be lowered.
+
+    >>> optimizer = optax.inject_hyperparams(optax.sgd)(learning_rate=1)
+    >>> learning_rate(with_float_rates(optimizer.init({}))).dtype
+    dtype('float32')
+    """
+
+    def as_float(path: Any, leaf: Any) -> Any:
+        last = path[-1] if path else None
+        named = "learning_rate" in (getattr(last, "key", None), getattr(last, "name", None))
+        whole = named and isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jnp.integer)
+        return leaf.astype(precision(leaf.dtype)) if whole else leaf
+
+    return jax.tree_util.tree_map_with_path(as_float, opt_state)
+
+
+def _is_array(path: Any, value: Any) -> bool:
+    return isinstance(value, jax.Array)
+
+
+NEVER = early_stopping(patience=None)
+
+
+@explain_calls
+def make_plan(
+    model: Model,
+    objective: Objective,
+    optimiser: optax.GradientTransformation,
+    *,
+    batch_size: int = 32,
+    stop: Rule = NEVER,
+    plateau: Rule | None = None,
+    average: float | None = None,
+    eval_params: EvalParams | None = None,
+) -> Plan:
+    """What a run does, checked.
+
+    A rule without a mode takes the direction of what it monitors: that of the metric, with or without `val_`, and "min"
+    for the loss.
+
+    Raises InputError for a batch size below 1, an objective that is none, metrics whose names clash, an `average` that
+    is not from 0 to below 1, a rule without a mode that monitors a value of unknown direction, and a rule whose mode
+    contradicts the direction that the metric carries.
+
+    Plans made of the same functions are equal and share one compiled program.
+
+    >>> from jaxdl import losses, mlp
+    >>> make_plan(mlp((10, 5)), Objective(losses.squared_error), optax.sgd(0.1)).batch_size
+    32
+    """
+    check_model(model)
+    objective = check_objective(objective)
+    check_optimizer(optimiser)
+    batch_size = whole_number("batch_size", batch_size, 1)
+    check_rule("stop", stop)
+    if plateau is not None:
+        check_rule("plateau", plateau)
+    if average is not None and not 0 <= number("average", average) < 1:
+        raise InputError(f"average must be from 0 to below 1, got {average}. Use 0.999, say, or None for no average.")
+    if eval_params is not None and not callable(eval_params):
+        raise InputError(
+            f"eval_params must be a function (opt_state, params) -> params, got a {type(eval_params).__name__}. "
+            "Use optax.contrib.schedule_free_eval_params, say."
+        )
+    if eval_params is not None and average is not None:
+        raise InputError("average and eval_params each choose what is measured: give one of them.")
+    stop = _with_direction("stop", stop, objective)
+    plateau = None if plateau is None else _with_direction("plateau", plateau, objective)
+    return Plan(model, objective, optimiser, batch_size, stop, plateau, average, eval_params)
+
+
+def _with_direction(name: str, rule: Rule, objective: Objective) -> Rule:
+    """Return the rule with the direction of what it monitors; `check_monitors` refuses what no run measures."""
+    monitor = LOSS if rule.monitor is None else rule.monitor.removeprefix("val_")
+    modes = {LOSS: "min", "learning_rate": None} | {metric.name: metric.mode for metric in objective.metrics}
+    mode = modes.get(monitor, rule.mode)
+    if rule.mode is not None and mode is not None and rule.mode != mode:
+        better = "lower" if mode == "min" else "higher"
+        raise InputError(
+            f'{name} has mode="{rule.mode}" and monitors "{rule.monitor}", of which a {better} value is better. Leave '
+            "mode out."
+        )
+    if rule.mode is not None or rule.maximizing is None or monitor not in modes:
+        return rule
+    if mode is None:
+        raise InputError(
+            f'{name} monitors "{rule.monitor}" without a mode, and the direction of "{monitor}" is unknown. Give the '
+            'rule mode="min" where a lower value is better, or mode="max".'
+        )
+    return rule.maximizing if mode == "max" else rule
+
+
+class Family(NamedTuple):
+    """Plans that differ in numbers alone, so that one compiled program serves them all."""
+
+    make: Callable[..., Plan]
+    fixed: tuple[tuple[str, Any], ...] = ()  # arguments of `make` that are the same for all, by name
+
+    def __call__(self, numbers: Mapping[str, Any]) -> Plan:
+        """The plan of one of them; numbers may be traced, scalars of float32.
+
+        Raises InputError where `make` needs to know a number that is not known yet, or returns no Plan.
+        """
+        name = getattr(self.make, "__name__", "make")
+        try:
+            plan = self.make(**dict(self.fixed), **numbers)
+        except jax.errors.JAXTypeError as error:
+            raise InputError(
+                f"{name} must not decide on the value of {', '.join(numbers)}, which differ within one program. Name "
+                "those on which it decides in `structure`."
+            ) from error
+        if not isinstance(plan, Plan):
+            raise InputError(f"{name} must return a Plan, got {type(plan).__name__}. Use make_plan(...).")
+        return plan
+
+
+def measured(plan: Plan, progress: Progress, validation: Examples | None) -> list[str]:
+    """What an epoch measures, in the order in which people read it.
+
+    >>> import jax
+    >>> from jaxdl import examples, losses, mlp, start
+    >>> rows = examples([[1.0]], [[1.0]])
+    >>> plan = make_plan(mlp(()), Objective(losses.squared_error), optax.sgd(0.1), batch_size=1)
+    >>> measured(plan, start(plan, rows, key=jax.random.key(0)), rows)
+    ['loss', 'val_loss']
+    """
+    own = [LOSS, *(metric.name for metric in plan.objective.metrics)]
+    rate = [] if learning_rate(progress.state.opt_state) is None else ["learning_rate"]
+    return [*own, *(f"val_{name}" for name in own if validation is not None), *rate]
+
+
+def check_rows(plan: Plan, train: Examples, validation: Examples | None) -> None:
+    """Raises InputError for rows that are no Examples, that do not fill a batch, or that differ in their columns.
+
+    Targets that the loss cannot take are refused as well (`losses.check_targets`), and bytes beside floats.
+
+    >>> from jaxdl import examples, losses, mlp
+    >>> plan = make_plan(mlp(()), Objective(losses.squared_error), optax.sgd(0.1), batch_size=2)
+    >>> check_rows(plan, examples([[1.0], [2.0]], [[1.0], [2.0]]), None)
+    """
+    check_examples("train", train)
+    if validation is not None:
+        check_examples("validation", validation)
+    count = train.weights.shape[0]
+    if plan.batch_size > count:
+        raise InputError(
+            f"batch_size={plan.batch_size} leaves no full batch in {count} training rows. Use at most {count}."
+        )
+    for name, rows in (("train", train), ("validation", validation)):
+        if rows is not None:
+            check_targets(plan.objective.loss, rows, name)
+    if validation is None:
+        return
+    if validation.inputs.shape[1:] != train.inputs.shape[1:]:
+        raise InputError(
+            f"validation rows must have the shape of training rows, {train.inputs.shape[1:]}, got "
+            f"{validation.inputs.shape[1:]}. Give both the same columns."
+        )
+    if (train.inputs.dtype == np.uint8) != (validation.inputs.dtype == np.uint8):
+        raise InputError(
+            f"train and validation must both hold bytes or neither, got inputs of {train.inputs.dtype} and of "
+            f"{validation.inputs.dtype}: networks for images divide bytes by 255. Give both in the same dtype."
+        )
+    if validation.targets.shape[1:] != train.targets.shape[1:]:
+        raise InputError(
+            f"validation targets must have the shape of training targets, {train.targets.shape[1:]} without the rows, "
+            f"got {validation.targets.shape[1:]}. Encode both in the same way."
+        )
+
+
+def check_monitors(plan: Plan, progress: Progress, validation: Examples | None) -> None:
+    """Raises InputError where a rule monitors what the run does not measure, or an average is begun or given up midway.
+
+    >>> import jax
+    >>> from jaxdl import examples, losses, mlp, start
+    >>> plan = make_plan(mlp(()), Objective(losses.squared_error), optax.sgd(0.1), batch_size=1)
+    >>> check_monitors(plan, start(plan, examples([[1.0]], [[1.0]]), key=jax.random.key(0)), None)
+    """
+    if (plan.average is None) == isinstance(progress.state.average, Weights):
+        kept = "one" if plan.average is None else "none"
+        raise InputError(f"average={plan.average} does not fit the progress, which holds {kept}. Begin a new run.")
+    names = measured(plan, progress, validation)
+    for rule in (plan.stop, plan.plateau):
+        if rule is not None and rule.monitor is not None and rule.monitor not in names:
+            meant = nearest(rule.monitor, names)
+            raise InputError(
+                f'monitor="{rule.monitor}" is not measured. This run measures: {", ".join(names)}.'
+                + (f' Use "{meant}".' if meant else "")
+            )
+    # A plan that was not made by make_plan may hold a rule whose direction nobody looked up.
+    for name, rule in (("stop", plan.stop), ("plateau", plan.plateau)):
+        if rule is not None and _with_direction(name, rule, plan.objective) is not rule:
+            raise InputError(f'{name} monitors "{rule.monitor}" without a mode. Use make_plan(..., {name}=...).')

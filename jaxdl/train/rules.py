@@ -1,0 +1,197 @@
+"""Early stopping and reduce-on-plateau, each as a record of two pure functions.
+
+Both follow Keras's callbacks of the same purpose epoch by epoch, except that a value that is not finite never counts
+as an improvement. They compare values in float32, in which records hold them, and run under jit, vmap and scan.
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+
+from jaxdl._arguments import check_name, explain_calls, number, whole_number
+from jaxdl.data.arrays import precision
+from jaxdl.errors import InputError
+from jaxdl.types import Array, Mode, Plateau, Rule, Stopping
+
+MOST = 2**31 - 1  # epochs are counted in int32
+_SIGNS = {"min": 1.0, "max": -1.0}
+
+
+def _sign(mode: Mode | None) -> float:
+    if mode is not None and mode not in _SIGNS:
+        raise InputError(
+            f'mode must be "min" or "max", got "{mode}". Leave it out to take the direction of the metric.'
+        )
+    return _SIGNS[mode or "min"]
+
+
+@explain_calls
+def early_stopping(
+    monitor: str | None = None,
+    *,
+    patience: int | None = 0,
+    min_delta: float = 0.0,
+    mode: Mode | None = None,
+    start_from_epoch: int = 0,
+    baseline: float | None = None,
+) -> Rule:
+    """Stops once `monitor` has not improved for `patience` epochs; remembers the best epoch.
+
+    monitor: the figure to watch; by default `val_loss`, or `loss` where a run has no validation rows.
+    patience: epochs without improvement; None never stops and only remembers the best.
+    min_delta: what an improvement must exceed.
+    mode: "min" where a lower value is better, "max" where a higher one is. None, the default, takes the direction that
+        the monitored metric carries ("min" for the loss): `make_plan` looks it up, and refuses a mode that contradicts
+        it. A metric of unknown direction needs a mode. Used without a plan, None means "min".
+    start_from_epoch: epochs at the beginning that are not looked at.
+    baseline: an improvement that does not also beat this value does not reset the patience.
+
+    A run that this or another rule has ended resumes where the epochs without improvement are fewer than `patience`: so
+    more patience trains on, as None does, and the same rule changes nothing.
+
+    Raises InputError for a negative patience or start, and a mode that is none of "min", "max" and None.
+
+    For values v1, v2, ... and `mode="min"` this is
+
+        best, best_epoch, stale, done = inf, 0, 0, False
+        for epoch, value in enumerate(values, 1):
+            if epoch <= start_from_epoch: continue
+            stale += 1
+            if value + min_delta < best:  # never true for nan
+                best, best_epoch = value, epoch
+                if baseline is None or value + min_delta < baseline: stale = 0
+            elif stale >= patience and epoch > 1:
+                done = True
+                break
+
+    >>> rule = early_stopping(patience=2)
+    >>> state = rule.init()
+    >>> for epoch, value in enumerate([3.0, 1.0, 2.0, 2.0], 1):
+    ...     state = rule.update(state, value, epoch)
+    >>> bool(state.done), int(state.best_epoch), float(state.best)
+    (True, 2, 1.0)
+    """
+    check_name("monitor", monitor)
+    sign, margin = _sign(mode), abs(number("min_delta", min_delta))
+    if baseline is not None:
+        number("baseline", baseline)
+    if patience is not None:
+        patience = whole_number("patience", patience, 0)
+        if patience > MOST:
+            raise InputError(f"patience must be at most {MOST}, got {patience}. Use None to never stop.")
+    start_from_epoch = whole_number("start_from_epoch", start_from_epoch, 0)
+
+    def init() -> Stopping:
+        zero, no = jnp.zeros((), jnp.int32), jnp.zeros((), bool)
+        return Stopping(jnp.full((), sign * jnp.inf, jnp.float32), zero, zero, no, no)
+
+    def update(state: Stopping, value: Array, epoch: Array) -> Stopping:
+        value, epoch = jnp.asarray(value, jnp.float32), jnp.asarray(epoch, jnp.int32)
+        watched = epoch > start_from_epoch
+        cost = sign * value + margin
+        improved = watched & jnp.isfinite(value) & (cost < sign * state.best)
+        counts = improved if baseline is None else improved & (cost < sign * baseline)
+        stale = jnp.where(counts, 0, state.stale + watched.astype(jnp.int32))
+        over = jnp.zeros((), bool) if patience is None else watched & ~improved & (stale >= patience) & (epoch > 1)
+        return Stopping(
+            best=jnp.where(improved, value, state.best),
+            best_epoch=jnp.where(improved, epoch, state.best_epoch),
+            stale=stale,
+            improved=improved,
+            done=state.done | over,
+        )
+
+    def resume(state: Stopping) -> Stopping:
+        over = jnp.zeros_like(state.done) if patience is None else ~state.improved & (state.stale >= patience)
+        return state._replace(done=state.done & over)
+
+    maximizing = None
+    if mode is None:
+        maximizing = early_stopping(
+            monitor,
+            mode="max",
+            patience=patience,
+            min_delta=min_delta,
+            start_from_epoch=start_from_epoch,
+            baseline=baseline,
+        )
+    return Rule(monitor, init, update, mode, maximizing, resume)
+
+
+@explain_calls
+def reduce_on_plateau(
+    monitor: str | None = None,
+    *,
+    factor: float = 0.1,
+    patience: int = 10,
+    mode: Mode | None = None,
+    min_delta: float = 1e-4,
+    cooldown: int = 0,
+    min_learning_rate: float = 0.0,
+) -> Rule:
+    """Multiplies the learning rate by `factor` once `monitor` has not improved for `patience` epochs.
+
+    After a reduction `cooldown` epochs pass uncounted; the rate does not fall below `min_learning_rate`. `init` takes
+    the initial learning rate; the state holds the one to use next. `mode` is that of `early_stopping`.
+
+    Raises InputError for a factor that is not between 0 and 1, a negative patience or cooldown, and a mode that is none
+    of "min", "max" and None.
+
+    For values v1, v2, ... and `mode="min"` this is
+
+        best, stale, cool = inf, 0, 0
+        for value in values:
+            if cool > 0: cool, stale = cool - 1, 0
+            if value + min_delta < best: best, stale = value, 0
+            elif cool == 0:
+                stale += 1
+                if stale >= patience and rate > min_learning_rate:
+                    rate, cool, stale = max(rate * factor, min_learning_rate), cooldown, 0
+
+    >>> rule = reduce_on_plateau(factor=0.5, patience=1)
+    >>> state = rule.init(jnp.float32(0.1))
+    >>> for epoch, value in enumerate([1.0, 1.0], 1):
+    ...     state = rule.update(state, value, epoch)
+    >>> round(float(state.learning_rate), 3)
+    0.05
+    """
+    check_name("monitor", monitor)
+    sign, margin = _sign(mode), abs(number("min_delta", min_delta))
+    number("min_learning_rate", min_learning_rate)
+    patience, cooldown = whole_number("patience", patience, 0), whole_number("cooldown", cooldown, 0)
+    if not 0 < number("factor", factor) < 1:
+        raise InputError(f"factor must lie between 0 and 1, got {factor}.")
+
+    def init(learning_rate: Array) -> Plateau:
+        zero = jnp.zeros((), jnp.int32)
+        rate = jnp.asarray(learning_rate)
+        return Plateau(jnp.full((), sign * jnp.inf, jnp.float32), zero, zero, rate.astype(precision(rate.dtype)))
+
+    def update(state: Plateau, value: Array, epoch: Array) -> Plateau:
+        value = jnp.asarray(value, jnp.float32)
+        cooldown_left = jnp.maximum(state.cooldown - 1, 0)
+        improved = jnp.isfinite(value) & (sign * value + margin < sign * state.best)
+        counted = ~improved & (cooldown_left == 0)
+        stale = jnp.where(counted, jnp.where(state.cooldown > 0, 0, state.stale) + 1, 0)
+        number = state.learning_rate.dtype.type
+        reduce = counted & (stale >= patience) & (state.learning_rate > number(min_learning_rate))
+        lowered = jnp.maximum(state.learning_rate * number(factor), number(min_learning_rate))
+        return Plateau(
+            best=jnp.where(improved, value, state.best),
+            stale=jnp.where(reduce, 0, stale),
+            cooldown=jnp.where(reduce, jnp.int32(cooldown), cooldown_left),
+            learning_rate=jnp.where(reduce, lowered, state.learning_rate),
+        )
+
+    maximizing = None
+    if mode is None:
+        maximizing = reduce_on_plateau(
+            monitor,
+            mode="max",
+            factor=factor,
+            patience=patience,
+            min_delta=min_delta,
+            cooldown=cooldown,
+            min_learning_rate=min_learning_rate,
+        )
+    return Rule(monitor, init, update, mode, maximizing)

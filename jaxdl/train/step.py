@@ -1,0 +1,329 @@
+"""One step of training and one of evaluation, as pure functions of a batch."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+import optax.contrib
+from jax import lax
+
+from jaxdl._arguments import check_model, check_optimizer
+from jaxdl.data.arrays import precision
+from jaxdl.data.batches import only_counted
+from jaxdl.errors import InputError
+from jaxdl.metrics import check_objective, measure
+from jaxdl.train.plan import with_float_rates
+from jaxdl.types import LOSS, Array, Batch, EvalParams, Examples, Model, Objective, PyTree, Sums, TrainState, Weights
+
+TrainStep = Callable[[TrainState, Examples | Batch], tuple[TrainState, Sums]]
+EvalStep = Callable[[Weights, Examples | Batch], Sums]
+Gradient = Callable[[TrainState, Examples | Batch], PyTree]
+
+
+def make_train_step(
+    model: Model,
+    objective: Objective,
+    optimiser: optax.GradientTransformation,
+    *,
+    average: float | None = None,
+    prepared: bool = False,
+) -> TrainStep:
+    """Return a pure function `(state, batch) -> (state, sums)`: one update of the optimizer on the loss of a batch.
+
+    The loss is the sum of weight times loss over the examples, divided by their number: with sample weights whose mean
+    over the data set is 1, as the loops give them, the expected gradient is that of the data set's weighted mean loss,
+    whatever the batch size. The padding of a Batch is no example; an example of weight 0 is one, but nothing that it
+    holds counts. The sums measure the batch before the update; a batch whose weights are all 0 changes nothing.
+
+    Randomness comes from `fold_in(state.key, state.step)`, so the key never advances and a resumed run draws what the
+    uninterrupted one would have drawn. Clipping, accumulation, weight decay and schedules are optax's: compose them
+    into `optimiser`. One that asks for them is given the loss and its gradient (`value`, `grad`), functions of the
+    parameters (`value_fn`, `obj_fn`) and `grad_fn`, all on the same batch with the same key.
+
+    prepared: whether the batches come of data that `batches.training_rows` has prepared, as in the loops. They are
+        taken as they are then, and in one that is no Batch padding has weight 0 and all examples weight 1.
+
+    With `average`, such as 0.999, the state's moving average of the weights and stats keeps that share of itself each
+    step, and less in the first steps: min(average, (1 + step) / (10 + step)).
+
+    >>> from jaxdl import losses, mlp
+    >>> model, optimiser = mlp((), outputs=1), optax.sgd(0.1)
+    >>> step = jax.jit(make_train_step(model, Objective(losses.squared_error), optimiser))
+    >>> batch = Examples(jnp.ones((4, 2)), jnp.ones((4, 1)), jnp.ones(4))
+    >>> state = make_train_state(model.init(jax.random.key(0), batch.inputs), optimiser, jax.random.key(1))
+    >>> state, first = step(state, batch)
+    >>> state, second = step(state, batch)
+    >>> int(state.step), bool(second.totals["loss"] < first.totals["loss"])
+    (2, True)
+    """
+
+    check_model(model)
+    check_optimizer(optimiser)
+    objective = check_objective(objective)
+
+    def step(state: TrainState, batch: Examples | Batch) -> tuple[TrainState, Sums]:
+        loss = loss_of_params(model, objective, state, batch, prepared=prepared)
+        (value, (stats, sums)), grads = jax.value_and_grad(loss, has_aux=True)(state.weights.params)
+
+        def moved() -> PyTree:
+            updates, opt_state = optimizer_update(optimiser, state, grads, value, lambda params: loss(params)[0])
+            weights = Weights(optax.apply_updates(state.weights.params, updates), stats)
+            return weights, opt_state, () if average is None else _averaged(state, weights, average)
+
+        # A batch that counts nothing has no mean and no gradient, but momentum would still move the weights.
+        kept = state.weights, state.opt_state, state.average
+        weights, opt_state, mean = _either(sums.weight > 0, moved, lambda: kept)
+        return TrainState(state.step + 1, weights, opt_state, state.key, mean), sums
+
+    return step
+
+
+def optimizer_update(
+    optimiser: optax.GradientTransformation,
+    state: TrainState,
+    grads: PyTree,
+    value: Array,
+    value_fn: Callable[[PyTree], Array],
+) -> tuple[PyTree, PyTree]:
+    """Return the updates and the next state of an optimizer, which is given what it asks for of the loss.
+
+    value: the loss, a scalar. value_fn: the loss as a function of the parameters. Raises InputError for an optimizer
+    that needs anything else, or whose state does not keep its form.
+
+    >>> state = make_train_state(Weights({"w": jnp.ones(2)}, {}), optax.sgd(0.1), jax.random.key(0))
+    >>> updates, _ = optimizer_update(optax.sgd(0.1), state, {"w": jnp.ones(2)}, jnp.float32(0), lambda params: 0.0)
+    >>> updates["w"].tolist() == [-jnp.float32(0.1)] * 2
+    True
+    """
+    usual = {"value": value, "grad": grads, "value_fn": value_fn}
+    rare = {"obj_fn": value_fn, "grad_fn": lambda params, *_: jax.grad(value_fn)(params)}
+    # Line searches refuse what they do not know, and one of a chain may take no argument although the chain does.
+    choices: list[dict[str, Any]] = [usual, usual | rare, {"grad_fn": rare["grad_fn"]}, {}]
+    parameters = inspect.signature(optimiser.update).parameters.values()
+    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        accepted = {parameter.name for parameter in parameters}
+        choices = [{name: given for name, given in (usual | rare).items() if name in accepted}]
+    errors: list[Exception] = []
+    for extra in choices:
+        try:
+            updates, opt_state = optimiser.update(grads, state.opt_state, state.weights.params, **extra)
+            break
+        except (TypeError, ValueError, AttributeError) as error:
+            errors.append(error)
+    else:
+        raise InputError(
+            f"the optimizer cannot make an update: {errors[0]}. It is given value, grad, value_fn, obj_fn and grad_fn "
+            "of the batch; wrap one that needs anything else in an optax.GradientTransformationExtraArgs."
+        ) from errors[0]
+    return updates, _like(state.opt_state, opt_state)
+
+
+def _like(old: PyTree, new: PyTree) -> PyTree:
+    """The optimizer's new state, checked to have the form of the old one, which a compiled loop needs."""
+    forms: list[Any] = [jax.tree.structure(old), jax.tree.structure(new)]
+    if forms[0] != forms[1]:
+        raise InputError(
+            "the optimizer's update must return a state of the structure that its init returned, got "
+            f"{forms[1]} after {forms[0]}."
+        )
+    for (path, one), other in zip(jax.tree.leaves_with_path(old), jax.tree.leaves(new), strict=True):
+        if jnp.shape(one) != jnp.shape(other) or jnp.result_type(one) != jnp.result_type(other):
+            name, before, after = jax.tree_util.keystr(path), jnp.result_type(one), jnp.result_type(other)
+            raise InputError(
+                f"the optimizer's update must keep the shapes and dtypes of its state, got {jnp.shape(other)} of "
+                f"{after} after {jnp.shape(one)} of {before} for {name}. "
+                "Give its numbers as floats, and its arrays with a dtype."
+            )
+    return jax.tree.map(_typed, new)
+
+
+def _typed(leaf: Any) -> Array:
+    """An array whose dtype is its own: one that came from a Python number would be another program's argument."""
+    return leaf if isinstance(leaf, jax.Array) and not leaf.aval.weak_type else jnp.asarray(leaf, jnp.result_type(leaf))
+
+
+def _either(chosen: Array, one: Callable[[], PyTree], other: Callable[[], PyTree]) -> PyTree:
+    """What one of two functions gives."""
+
+    def both() -> PyTree:
+        return jax.tree.map(lambda first, second: jnp.where(chosen, first, second), one(), other())
+
+    # On a CPU a choice between arrays has the state copied every step. Elsewhere the host would have to be asked.
+    return lax.platform_dependent(cpu=lambda: lax.cond(chosen, one, other), default=both)
+
+
+def make_gradient(model: Model, objective: Objective) -> Gradient:
+    """A pure function `(state, batch) -> gradients`, a tree like the parameters: those of `make_train_step`'s loss.
+
+    They are what the optimiser would be given if the batch came next, with the same dropout. The state's `opt_state`
+    and `average` are not looked at.
+
+    >>> from jaxdl import losses, mlp
+    >>> model, batch = mlp(()), Examples(jnp.ones((4, 1)), jnp.ones((4, 1)), jnp.ones(4))
+    >>> weights = Weights({"Dense_0": {"kernel": jnp.zeros((1, 1)), "bias": jnp.zeros(1)}}, {})
+    >>> state = make_train_state(weights, optax.sgd(0.1), jax.random.key(1))
+    >>> float(make_gradient(model, Objective(losses.squared_error))(state, batch)["Dense_0"]["bias"][0])
+    -2.0
+    """
+
+    def gradient(state: TrainState, batch: Examples | Batch) -> PyTree:
+        gradients, _ = jax.grad(loss_of_params(model, objective, state, batch), has_aux=True)(state.weights.params)
+        return gradients
+
+    return gradient
+
+
+def loss_of_params(
+    model: Model, objective: Objective, state: TrainState, batch: Examples | Batch, *, prepared: bool = False
+) -> Callable[[PyTree], tuple[Array, tuple[PyTree, Sums]]]:
+    """Return the loss that a step minimizes, as a function `params -> (loss, (stats, sums))`.
+
+    >>> from jaxdl import losses, mlp
+    >>> model, batch = mlp(()), Examples(jnp.ones((4, 1)), jnp.ones((4, 1)), jnp.ones(4))
+    >>> weights = Weights({"Dense_0": {"kernel": jnp.zeros((1, 1)), "bias": jnp.zeros(1)}}, {})
+    >>> state = make_train_state(weights, optax.sgd(0.1), jax.random.key(1))
+    >>> float(loss_of_params(model, Objective(losses.squared_error), state, batch)(weights.params)[0])
+    1.0
+    """
+    key, batch = jax.random.fold_in(state.key, state.step), batch if prepared else only_counted(batch)
+    mask = batch.weights > 0
+    if not prepared or isinstance(batch, Batch):
+        # Moments of no example at all would be nan; what comes of such a batch is thrown away.
+        mask = mask | ~mask.any()
+
+    def mean_loss(params: PyTree) -> tuple[Array, tuple[PyTree, Sums]]:
+        weights = Weights(params, state.weights.stats)
+        outputs, stats = model.apply(weights, batch.inputs, train=True, key=key, mask=mask)
+        sums = measure(objective, outputs, batch.targets, batch.weights, prepared=prepared)
+        if isinstance(batch, Batch):
+            count = batch.mask.astype(sums.weight.dtype).sum()
+        else:
+            count = sums.weight if prepared else jnp.asarray(len(batch.weights), sums.weight.dtype)
+        return sums.totals[LOSS] / jnp.where(count > 0, count, 1), (stats, sums)
+
+    return mean_loss
+
+
+def make_eval_step(model: Model, objective: Objective, *, prepared: bool = False) -> EvalStep:
+    """Return a pure function `(weights, batch) -> sums` that measures a batch and changes nothing.
+
+    prepared: as for `make_train_step`.
+
+    >>> from jaxdl import losses, mlp
+    >>> model, batch = mlp(()), Examples(jnp.ones((4, 2)), jnp.ones((4, 1)), jnp.ones(4))
+    >>> weights = model.init(jax.random.key(0), batch.inputs)
+    >>> float(make_eval_step(model, Objective(losses.squared_error))(weights, batch).weight)
+    4.0
+    """
+
+    check_model(model)
+    objective = check_objective(objective)
+
+    def step(weights: Weights, batch: Examples | Batch) -> Sums:
+        outputs, _ = model.apply(weights, batch.inputs, train=False, mask=batch.weights > 0)
+        return measure(objective, outputs, batch.targets, batch.weights, prepared=prepared)
+
+    return step
+
+
+def _averaged(state: TrainState, weights: Weights, average: float) -> Weights:
+    def mix(old: Array, new: Array) -> Array:
+        if not jnp.issubdtype(old.dtype, jnp.inexact):
+            return new  # Counters and keys have no mean.
+        step = state.step.astype(precision(old.dtype))
+        kept = jnp.minimum(average, (1 + step) / (10 + step))
+        return (kept * old + (1 - kept) * new.astype(old.dtype)).astype(old.dtype)
+
+    return jax.tree.map(mix, state.average, weights)
+
+
+def _widened(leaf: Array) -> Array:
+    """A narrow float as float32: bfloat16 rounds off a change of less than 1/256, and an average stands still."""
+    narrow = jnp.issubdtype(leaf.dtype, jnp.floating) and jnp.finfo(leaf.dtype).bits < 32
+    return leaf.astype(jnp.float32) if narrow else leaf
+
+
+def make_train_state(
+    weights: Weights, optimiser: optax.GradientTransformation, key: Array, *, average: bool = False
+) -> TrainState:
+    """The state before the first step; every leaf has a dtype of its own, so that the step compiles once.
+
+    `average`: whether it holds a moving average of the weights, which starts at the weights; that of float16 and
+    bfloat16 leaves is float32. A learning rate that is an integer becomes a float.
+
+    >>> state = make_train_state(Weights({"w": jnp.ones(2)}, {}), optax.sgd(0.1), jax.random.key(0))
+    >>> int(state.step)
+    0
+    """
+    opt_state = jax.tree.map(_typed, with_float_rates(optimiser.init(weights.params)))
+    return TrainState(
+        jnp.zeros((), jnp.int32), weights, opt_state, key, jax.tree.map(_widened, weights) if average else ()
+    )
+
+
+def shown_weights(state: TrainState, eval_params: EvalParams | None = None) -> Weights:
+    """Return the weights that are measured and kept.
+
+    They are the moving average where there is one, what `eval_params` gives where the optimizer evaluates elsewhere
+    than it trains, and else those that are trained. Raises InputError where it gives no such parameters.
+
+    The average has the dtypes of the trained weights here, whatever it is kept in.
+
+    >>> state = make_train_state(Weights({"w": jnp.ones(2)}, {}), optax.sgd(0.1), jax.random.key(0))
+    >>> shown_weights(state) is state.weights
+    True
+    """
+    if isinstance(state.average, Weights):
+        pairs = zip(jax.tree.leaves(state.average), jax.tree.leaves(state.weights), strict=True)
+        if all(mean.dtype == own.dtype for mean, own in pairs):
+            return state.average
+        # An average is kept in float32 or wider; the model takes what it trains in.
+        average: Weights = jax.tree.map(lambda mean, own: mean.astype(own.dtype), state.average, state.weights)
+        return average
+    if eval_params is None:
+        return state.weights
+    try:
+        params = eval_params(state.opt_state, state.weights.params)
+    except (AttributeError, TypeError) as error:
+        raise InputError(
+            f"eval_params cannot be taken of this optimizer's state: {error}. It is called with (opt_state, params); "
+            "inside of optax.chain the state of one optimizer is a part of it: use "
+            "lambda opt_state, params: optax.contrib.schedule_free_eval_params(opt_state[-1], params), say."
+        ) from error
+    given: Any = jax.tree.structure(params)
+    if given != jax.tree.structure(state.weights.params):
+        raise InputError(
+            f"eval_params must return parameters like those of the model, got {given}. "
+            "Use optax.contrib.schedule_free_eval_params, say, or lambda opt_state, params: opt_state.cache for SAM."
+        )
+    params = jax.tree.map(lambda new, old: jnp.asarray(new, old.dtype), params, state.weights.params)
+    return state.weights._replace(params=params)
+
+
+def missing_eval_params(opt_state: PyTree) -> str | None:
+    """Return a sentence where an optimizer is known to evaluate at other parameters than it trains; else None.
+
+    >>> missing_eval_params(optax.sgd(0.1).init({})) is None
+    True
+    """
+    kinds = (optax.contrib.ScheduleFreeState, optax.contrib.SAMState)
+    for path, state in jax.tree.leaves_with_path(opt_state, is_leaf=lambda node: isinstance(node, kinds)):
+        place = f"opt_state{jax.tree_util.keystr(path)}"
+        if isinstance(state, optax.contrib.ScheduleFreeState):
+            function = "optax.contrib.schedule_free_eval_params"
+            # In a chain, the state is a part of the whole one.
+            given = f"lambda opt_state, params: {function}({place}, params)" if path else function
+            return (
+                f"a schedule-free optimizer is evaluated at other parameters than it trains. Give eval_params={given}."
+            )
+        if isinstance(state, optax.contrib.SAMState) and state.cache is not None:
+            return (
+                "between two steps of optax.contrib.sam the parameters are perturbed. "
+                f"Give eval_params=lambda opt_state, params: {place}.cache, or use opaque_mode=True."
+            )
+    return None
