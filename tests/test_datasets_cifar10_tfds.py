@@ -214,10 +214,10 @@ def test_the_builder_prepares_by_itself(tmp_path, manual):
 def test_tensorflow_is_never_loaded_and_the_default_folder_is_the_packages_own(tmp_path, manual):
     program = (
         "import sys, pathlib\n"
-        "from jaxdl.datasets import cifar10_tfds\n"
+        "from jaxdl.datasets import _cifar10_tfds\n"
         "assert 'tensorflow_datasets' not in sys.modules\n"
-        f"archive = cifar10_tfds.Archive{tuple(published(CONTENT))}\n"
-        f"arrays, _ = cifar10_tfds.read(manual_dir=pathlib.Path({str(manual)!r}), archive=archive)\n"
+        f"archive = _cifar10_tfds.Archive{tuple(published(CONTENT))}\n"
+        f"arrays, _ = _cifar10_tfds.read(manual_dir=pathlib.Path({str(manual)!r}), archive=archive)\n"
         "assert len(arrays.train_images) == 40 and 'tensorflow' not in sys.modules\n"
     )
     surroundings = {**os.environ, "TFDS_DATA_DIR": str(tmp_path / "default")}
@@ -338,11 +338,11 @@ def test_a_preparation_that_is_interrupted_leaves_nothing(tmp_path, manual, monk
 def test_a_preparation_that_is_killed_is_begun_again(tmp_path, manual):
     program = (
         "import os, pathlib\n"
-        "from jaxdl.datasets import cifar10_tfds\n"
+        "from jaxdl.datasets import _cifar10_tfds\n"
         "from tests.test_datasets_cifar10_tfds import CONTENT, published, stopping\n"
-        "cifar10_tfds._examples = stopping(lambda: os.kill(os.getpid(), 9))\n"
+        "_cifar10_tfds._examples = stopping(lambda: os.kill(os.getpid(), 9))\n"
         f"folder = pathlib.Path({str(tmp_path)!r})\n"
-        "cifar10_tfds.read(folder / 'data', manual_dir=folder / 'manual', archive=published(CONTENT))\n"
+        "_cifar10_tfds.read(folder / 'data', manual_dir=folder / 'manual', archive=published(CONTENT))\n"
     )
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT).returncode == -9
     (left,) = (tmp_path / "data" / "cifar10").iterdir()

@@ -42,7 +42,7 @@ from experiments.lesson.lesson import Config, Data, run
 from experiments.lesson.training import Truth
 from experiments.weather.experiment import OBJECTIVES, divide
 from jaxdl._files import locked
-from jaxdl.datasets import BASEL, _weather, cifar10, weather
+from jaxdl.datasets import BASEL, cifar10, weather
 from jaxdl.ensembles import seeds, sweeps
 from jaxdl.nn import convnet, mlp
 from jaxdl.runs.command import command
@@ -304,7 +304,9 @@ def test_that_data_are_simulated_is_said_loudly_and_nothing_of_the_lesson_s_is_p
 
 def test_a_fallback_is_told_in_its_own_words(copied, untrained, monkeypatch, capsys):
     note = "SIMULATED WEATHER, NOT THE DATA SET: no network."
-    monkeypatch.setattr(_weather, "weather", lambda source, **flags: weather(source, **flags)._replace(note=note))
+    monkeypatch.setattr(
+        "experiments.lesson.lesson.weather", lambda source, **flags: weather(source, **flags)._replace(note=note)
+    )
     assert call("--workdir", copied, "--only", "weather") == 0
     assert f"WARNING: {note}" in capsys.readouterr().out and text_of(copied).count(note) == 1
 

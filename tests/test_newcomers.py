@@ -579,6 +579,9 @@ def test_a_warning_of_fit_points_at_the_line_of_the_caller():
 
 
 PROGRAM = """
+import numpy as np
+import optax
+
 import jaxdl
 from jaxdl import losses, Objective
 rows = jaxdl.examples(np.ones((4, 1)), np.ones((4, 1)))

@@ -18,7 +18,6 @@ from matplotlib.figure import Figure
 
 import jaxdl
 from jaxdl import datasets
-from jaxdl.datasets import _cifar10, _weather
 from tests.quick import quick_programs
 
 FOLDER = Path(__file__).parent.parent / "experiments" / "notebooks"
@@ -36,7 +35,7 @@ SMALL = {
     "2-cifar10": {
         "size, epochs = 2000, 10": "size, epochs = 96, 1",
         "adam = optax.adam(1e-3)": "adam = optax.sgd(1e-3)",
-        "models.convnet((24, 48, 96), widths=(64,), pool=True)": "models.convnet((4,), pool=True)",
+        "nn.convnet((24, 48, 96), widths=(64,), pool=True)": "nn.convnet((4,), pool=True)",
     },
     "3-parts": {
         "epochs, features = 200, ": "epochs, features = 3, ",
@@ -102,8 +101,8 @@ def run_cell(code, names, shown):
 @pytest.fixture
 def run(monkeypatch):
     """`run(parts)` runs them; `apart`: each with the names of the first part alone."""
-    monkeypatch.setattr(_weather, "weather", partial(datasets.weather, "simulated:240"))
-    monkeypatch.setattr(_cifar10, "cifar10", partial(datasets.cifar10, "simulated:240"))
+    monkeypatch.setattr(datasets, "weather", partial(datasets.weather, "simulated:240"))
+    monkeypatch.setattr(datasets, "cifar10", partial(datasets.cifar10, "simulated:240"))
 
     def go(of, apart=False):
         shown, said = [], io.StringIO()

@@ -88,6 +88,7 @@ def drive(
 
     Raises NotFiniteError where a number is not finite and `on_nan` is "stop"; `keep` has then seen the progress before.
 
+    >>> import jax
     >>> import optax
     >>> from jaxdl import examples, losses, mlp, Objective
     >>> from jaxdl import make_plan, start

@@ -384,6 +384,7 @@ def explain_misfit(model: Model, weights: Any, inputs: Any) -> Iterator[None]:
 
     A library reports such weights in words of its own, with its own traceback. Other errors pass.
 
+    >>> from jaxdl import predict
     >>> from jaxdl import mlp
     >>> model = mlp((), outputs=2)
     >>> weights = model.init(jax.random.key(0), jnp.ones((5, 3)))
