@@ -32,7 +32,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # Modules that call optax cannot bear strict dtype promotion, because optax does not.
 STRICT_DTYPES = (
     *("data.test_arrays", "nn.test_augment", "nn.test_layers", "nn.test_models"),
-    *("test_losses", "test_metrics_binary", "train.test_rules", "train.test_evaluate"),
+    *("test_losses", "test_metrics", "train.test_rules", "train.test_evaluate"),
 )
 
 COMPILE = "/jax/core/compile/backend_compile_duration"  # JAX reports this event for a program from its cache too
@@ -143,7 +143,7 @@ def meaning():
 # both sides of a comparison are one program, or numbers may differ in the last bits.
 AS_USERS_COMPILE = (
     *("train.test_step", "train.test_epoch", "train.test_loop", "train.test_loop_streamed", "train.test_fit"),
-    *("train.test_nonfinite_replays", "ensembles.test_members", "ensembles.test_seeds", "ensembles.test_sweeps"),
+    *("train.test_nonfinite", "ensembles.test_members", "ensembles.test_seeds", "ensembles.test_sweeps"),
     *("benchmarks.scaling.test_collectives", "benchmarks.test_footprints", "runs.test_runner"),
     *("test_jit", "test_profiling"),
 )

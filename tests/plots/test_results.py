@@ -7,10 +7,18 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
+from scipy import stats
+from scipy.stats import binom, norm
 from sklearn.metrics import average_precision_score, roc_auc_score, root_mean_squared_error
 
 from jaxdl import metrics, plots
+from jaxdl.errors import InputError
+from jaxdl.plots import residuals
+from jaxdl.plots._results import binned
 
 TABLE = pd.DataFrame(
     {"rmse": [4.0, 3.0, 2.0, 1.5], "val_rmse": [4.2, 3.1, 2.9, 3.0]}, index=pd.RangeIndex(1, 5, name="epoch")
@@ -238,3 +246,163 @@ def test_the_area_under_the_drawn_steps_is_the_average_precision():
 def test_curves_of_a_run_that_went_wrong_can_still_be_drawn():
     draw(plots.roc({}, {"persistence": (0.2, 0.7)}))
     draw(plots.precision_recall({}, share=0.3))
+
+
+# Figures of predictions with errors of their own, by what the artists hold.
+
+DRAW = np.random.default_rng(0)
+MEAN = DRAW.normal(5, 3, 400)
+DEVIATION = DRAW.uniform(0.5, 2, 400)
+DRAWS = DRAW.normal(MEAN, DEVIATION)
+
+
+def drawn(figure):
+    """The points of all series, with the two ends of their bars: {(x, y, low, high)}."""
+    found = set()
+    for line, _, (segments,) in figure.axes[0].containers:
+        for x, y, ends in zip(*line.get_data(), segments.get_segments(), strict=True):
+            found.add((x, y, *ends[:, 1]))
+    return found
+
+
+@pytest.mark.parametrize("level", [0.5, 0.9, 0.95])
+def test_intervals_are_those_of_the_normal_distribution(level):
+    figure = plots.intervals(
+        DRAWS[:, None], MEAN[:, None], DEVIATION, level=level, quantity="hours", title="calibrated"
+    )
+    draw(figure)
+    low, high = norm.interval(level, MEAN, DEVIATION)
+    found = np.array(sorted(drawn(figure)))
+    np.testing.assert_allclose(found, np.array(sorted(zip(DRAWS, MEAN, low, high, strict=True))), atol=1e-9)
+    holds = int(((low <= DRAWS) & (high >= DRAWS)).sum())
+    labels = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    words = f"the {100 * level:.3g} % interval"
+    assert labels == [f"{words} holds it: {holds} of 400", f"{words} misses it: {400 - holds} of 400"]
+    assert (figure.axes[0].get_xlabel(), figure.get_suptitle()) == ("true hours", "calibrated")
+
+
+def test_intervals_that_miss_have_a_colour_of_their_own():
+    figure = plots.intervals([0.0, 1.0], [0.1, 5.0], [1.0, 1.0])
+    inside, outside = figure.axes[0].containers
+    assert inside[0].get_xdata().tolist() == [0.0] and outside[0].get_xdata().tolist() == [1.0]
+    assert inside[0].get_color() != outside[0].get_color()
+
+
+def test_predictions_that_are_no_numbers_are_left_out_and_still_counted():
+    figure = plots.intervals([0.0, 1.0, 2.0], [0.0, np.nan, 2.0], [1.0, 1.0, np.inf])
+    draw(figure)
+    assert len(drawn(figure)) == 1
+    assert "1 of 3" in figure.axes[0].get_legend().get_texts()[0].get_text()
+    draw(plots.intervals([1.0], [np.nan], [np.nan]))
+
+
+@pytest.mark.parametrize("level", [0, 1, 1.5, -0.1, np.nan])
+def test_levels_that_are_no_share_are_refused(level):
+    with pytest.raises(InputError, match="level must be between 0 and 1"):
+        plots.intervals(DRAWS, MEAN, DEVIATION, level=level)
+
+
+def test_coverage_shows_shares_against_the_diagonal():
+    nominal = [0.5, 0.8, 0.9]
+    found = {"raw": [0.2, 0.4, np.nan], "calibrated": [0.5, 0.79, 0.91]}
+    figure = plots.coverage(nominal, found)
+    draw(figure)
+    (axes,) = figure.axes
+    shown = {line.get_label(): np.array(line.get_data(), float) for line in axes.get_lines()}
+    for name, shares in found.items():
+        np.testing.assert_array_equal(shown[name], [nominal, shares])
+    diagonal = next(line for label, line in shown.items() if label.startswith("_"))
+    np.testing.assert_array_equal(*diagonal)
+    assert (axes.get_xlim(), axes.get_ylim()) == ((0, 1), (0, 1))
+
+
+@pytest.mark.parametrize("rows", [165, 2000])
+def test_the_band_of_chance_is_that_of_the_binomial_distribution(rows):
+    figure = plots.coverage([0.9], {"raw": [0.8]}, rows=rows)
+    draw(figure)
+    (band,) = (artist for artist in figure.axes[0].collections if isinstance(artist, PolyCollection))
+    corners = band.get_paths()[0].vertices
+    for share in (0.3, 0.5, 0.9):
+        low, high = binom.interval(0.95, rows, share)
+        at = corners[np.isclose(corners[:, 0], share)][:, 1]
+        np.testing.assert_allclose([at.min(), at.max()], [low / rows, high / rows], atol=1.0 / rows)
+
+
+def test_any_number_of_lines_is_drawn():
+    many = {f"model {number}": [number / 10] for number in range(7)}
+    figure = plots.coverage([0.5], many)
+    assert {line.get_label() for line in figure.axes[0].get_lines()} >= set(many)
+
+
+# What predictions miss, by what the artists hold.
+
+RANDOM = np.random.default_rng(0)
+PREDICTED = RANDOM.normal(5, 2, 203)
+MEASURED = PREDICTED + RANDOM.normal(0.5, 1, 203)
+
+
+def test_every_residual_is_a_point_and_counted_in_the_histogram():
+    figure = residuals(MEASURED[:, None], PREDICTED[:, None].astype(np.float32), quantity="hours", title="a run")
+    draw(figure)
+    left, right = figure.axes
+    np.testing.assert_allclose(left.collections[0].get_offsets(), np.c_[PREDICTED, MEASURED - PREDICTED], atol=1e-5)
+    assert sum(bar.get_width() for bar in right.patches) == 203
+    assert f"RMSE {root_mean_squared_error(MEASURED, PREDICTED):.2f}" in left.get_title()
+    assert (left.get_xlabel(), left.get_ylabel()) == ("predicted hours", "true minus predicted hours")
+    assert left.get_ylim() == right.get_ylim() and figure.get_suptitle() == "a run"
+
+
+def test_the_curve_is_the_normal_density_of_the_same_moments_at_the_scale_of_the_bars():
+    figure = residuals(MEASURED, PREDICTED)
+    right = figure.axes[1]
+    curve = next(line for line in right.get_lines() if len(line.get_xdata()) > 10)
+    missed, bar = MEASURED - PREDICTED, right.patches[0].get_height()
+    oracle = stats.norm(missed.mean(), missed.std(ddof=1)).pdf(curve.get_ydata()) * len(missed) * bar
+    np.testing.assert_allclose(curve.get_xdata(), oracle, rtol=1e-9)
+
+
+def test_the_squares_are_the_means_and_standard_errors_of_equal_groups():
+    left = residuals(MEASURED, PREDICTED).axes[0]
+    line, _, (segments,) = left.containers[0]
+    order = np.argsort(PREDICTED)
+    groups = np.array_split((MEASURED - PREDICTED)[order], 10)
+    np.testing.assert_allclose(line.get_ydata(), [group.mean() for group in groups])
+    np.testing.assert_allclose(line.get_xdata(), [group.mean() for group in np.array_split(PREDICTED[order], 10)])
+    reach = [np.ptp(ends[:, 1]) / 2 for ends in segments.get_segments()]
+    np.testing.assert_allclose(reach, [stats.sem(group) for group in groups])
+
+
+@given(st.lists(st.tuples(st.floats(-1e3, 1e3), st.floats(-1e3, 1e3)), max_size=80), st.integers(1, 20))
+def test_groups_hold_five_rows_at_least_and_all_rows_together(pairs, bins):
+    at, values = np.array(pairs).reshape(-1, 2).T
+    middles, means, errors = binned(at, values, bins)
+    assert len(middles) == len(means) == len(errors) == (0 if len(at) < 5 else max(1, min(bins, len(at) // 5)))
+    assert (np.diff(middles) >= -1e-9).all()
+    if len(means):
+        sizes = [len(group) for group in np.array_split(at, len(means))]
+        np.testing.assert_allclose(np.average(means, weights=sizes), values.mean(), atol=1e-6)
+
+
+def test_rows_that_are_not_finite_are_left_out_and_counted():
+    predicted = np.where(np.arange(203) % 10 == 0, np.nan, PREDICTED)
+    figure = residuals(MEASURED, predicted)
+    draw(figure)
+    assert "21 of 203 not finite" in figure.axes[0].get_title()
+    assert len(figure.axes[0].collections[0].get_offsets()) == 182
+
+
+@pytest.mark.parametrize(
+    "predicted", [np.full(203, np.nan), MEASURED, MEASURED + 1, np.where(np.arange(203), MEASURED, 1e30)]
+)
+def test_predictions_of_all_kinds_can_be_drawn(predicted):
+    draw(residuals(MEASURED, predicted))
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 6])
+def test_few_rows_can_be_drawn(count):
+    draw(residuals(MEASURED[:count], PREDICTED[:count]))
+
+
+def test_other_lengths_are_told():
+    with pytest.raises(InputError, match="as many predictions as true values, got 3 and 203"):
+        residuals(MEASURED, [1.0, 2.0, 3.0])

@@ -14,7 +14,20 @@ from hypothesis import strategies as st
 
 from jaxdl._files import locked
 from jaxdl.errors import InputError
-from jaxdl.runs.catalog import Row, files, find, history, listing, ordered, read, row
+from jaxdl.runs.catalog import (
+    Difference,
+    Row,
+    account,
+    differences,
+    files,
+    find,
+    flat,
+    history,
+    listing,
+    ordered,
+    read,
+    row,
+)
 from tests.run_folders import CONFIG, HISTORY, METRICS, accuracy, write
 
 
@@ -225,3 +238,98 @@ def test_what_lies_behind_a_link_is_not_the_runs(tmp_path):
     for name in ("figures", "checkpoints"):
         (folder / name).symlink_to("/")
     assert files(folder) == {"config.json": 2, "checkpoints/": 0, "figures/": 0}
+
+
+# What a run's folder says, all of it.
+
+
+def test_an_account_holds_the_files_as_they_are(tmp_path):
+    found = account(write(tmp_path / "one"))
+    assert (found.config, found.metrics, found.row.test) == (CONFIG, METRICS, 3.25)
+    assert list(found.files) == ["config.json", "history.csv", "metrics.json"]
+
+
+def test_files_are_counted_in_bytes_and_folders_with_all_that_is_in_them(tmp_path):
+    for name, size in {"a": 3, "figures/b.png": 5, "checkpoints/best/c": 7, "checkpoints/best/deep/d": 11}.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"." * size)
+    assert files(tmp_path) == {"a": 3, "checkpoints/best/": 18, "figures/b.png": 5}
+
+
+@pytest.mark.parametrize("damage", ["config.json", "metrics.json"])
+def test_a_damaged_run_has_no_account(tmp_path, damage):
+    folder = write(tmp_path / "one")
+    (folder / damage).write_text("{}")
+    with pytest.raises(InputError, match="does not hold what a run's files hold"):
+        account(folder)
+
+
+# What differs between two runs.
+
+
+def test_only_what_differs_is_listed_and_the_folders_do_not_count(tmp_path):
+    a = write(tmp_path / "a", workdir="a")
+    b = write(
+        tmp_path / "b",
+        metrics={**METRICS, "rmse": {**METRICS["rmse"], "test": 3.5}, "reason": "early-stopping"},
+        workdir="b",
+        seed=1,
+        hidden=[100],
+        dropout=0.5,
+        commit="fedcba",
+        versions={**CONFIG["versions"], "jax": "0.11.0"},
+    )
+    assert differences(a, b) == [
+        Difference("config", "seed", 0, 1),
+        Difference("config", "hidden", [10, 5], [100]),
+        Difference("config", "versions.jax", "0.10.2", "0.11.0"),
+        Difference("config", "commit", "0123456789abcdef", "fedcba"),
+        Difference("config", "dropout", None, 0.5),
+        Difference("metrics", "reason", "epochs", "early-stopping"),
+        Difference("metrics", "rmse.test", 3.8, 3.5),
+    ]
+    mirrored = [(each.entry, each.b, each.a) for each in differences(b, a)]
+    assert sorted(mirrored, key=str) == sorted(((e.entry, e.a, e.b) for e in differences(a, b)), key=str)
+
+
+def test_a_run_differs_from_itself_in_nothing(tmp_path):
+    a = write(tmp_path / "a")
+    assert differences(a, a) == []
+
+
+def test_a_run_that_has_not_ended_is_compared_by_its_best_epoch_so_far(tmp_path):
+    a, b = write(tmp_path / "a"), write(tmp_path / "b", metrics=None)
+    found = {each.entry: (each.a, each.b) for each in differences(a, b)}
+    assert found["reason"] == ("epochs", "unfinished") and found["rmse.test"] == (3.8, None)
+    # Its best epoch is the one that the finished run had too.
+    assert "rmse_best.validation" not in found and "epochs" not in found
+
+
+def test_what_is_no_run_is_told(tmp_path):
+    a = write(tmp_path / "a")
+    with pytest.raises(InputError, match="must be the folder of a run"):
+        differences(a, tmp_path / "b")
+    (a / "config.json").write_text("{")
+    with pytest.raises(InputError, match=r"config\.json is damaged"):
+        differences(a, a)
+
+
+NESTED = st.recursive(
+    st.none() | st.integers() | st.lists(st.integers()),
+    lambda inner: st.dictionaries(st.text("abc", min_size=1), inner, max_size=3),
+)
+
+
+@given(st.dictionaries(st.text("abc", min_size=1), NESTED))
+def test_flat_entries_are_found_by_their_path(entries):
+    for name, value in flat(entries):
+        found = entries
+        for part in name.split("."):
+            found = found[part]
+        assert found == value and not isinstance(value, dict)
+
+
+def test_what_follows_from_the_flags_is_not_told_again(tmp_path):
+    a = write(tmp_path / "a")
+    b = write(tmp_path / "b", inputs={"shape": [3]}, card={"limits": "Others."}, hidden=[3, 3])
+    assert [each.entry for each in differences(a, b)] == ["hidden"]
