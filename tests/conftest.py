@@ -31,8 +31,8 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # Modules that call optax cannot bear strict dtype promotion, because optax does not.
 STRICT_DTYPES = (
-    *("test_data", "test_augment", "test_layers", "test_models"),
-    *("test_objectives", "test_binary", "test_stopping", "test_passes"),
+    *("data.test_arrays", "nn.test_augment", "nn.test_layers", "nn.test_models"),
+    *("test_losses", "test_metrics", "train.test_rules", "train.test_evaluate"),
 )
 
 COMPILE = "/jax/core/compile/backend_compile_duration"  # JAX reports this event for a program from its cache too
@@ -66,9 +66,10 @@ def pytest_xdist_auto_num_workers(config):
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
     """Mark the tests that `slow.txt` lists by their time, beside those that are marked where they stand."""
-    slow = set((Path(__file__).parent / "slow.txt").read_text().split())
+    folder = Path(__file__).parent
+    slow = set((folder / "slow.txt").read_text().split())
     for item in items:
-        if f"{item.path.name}::{getattr(item, 'originalname', item.name)}" in slow:
+        if f"{item.path.relative_to(folder).as_posix()}::{getattr(item, 'originalname', item.name)}" in slow:
             item.add_marker(pytest.mark.slow)
 
 
@@ -79,9 +80,14 @@ def pytest_configure(config):
         config.addinivalue_line("filterwarnings", rf"error:::{package}(\..*)?")
 
 
+def module_name(request):
+    """Return the name of a test's module below `tests`, such as "train.test_step"."""
+    return request.module.__name__.removeprefix("tests.")
+
+
 @pytest.fixture(autouse=True)
 def strict_dtypes(request):
-    if request.module.__name__.rpartition(".")[2] in STRICT_DTYPES:
+    if module_name(request) in STRICT_DTYPES:
         with jax.numpy_dtype_promotion("strict"):
             yield
     else:
@@ -136,16 +142,17 @@ def meaning():
 # Modules that compare the bits of different programs, or what XLA makes of one: they compile as users do. Elsewhere
 # both sides of a comparison are one program, or numbers may differ in the last bits.
 AS_USERS_COMPILE = (
-    *("test_steps", "test_chunks", "test_streams", "test_fitting", "test_training", "test_replays", "test_seeds"),
-    *("test_ensembles", "test_sweeps", "test_collectives", "test_footprints", "test_costs"),
-    *("test_runs", "test_programs"),
+    *("train.test_step", "train.test_epoch", "train.test_loop", "train.test_loop_streamed", "train.test_fit"),
+    *("train.test_nonfinite", "ensembles.test_members", "ensembles.test_seeds", "ensembles.test_sweeps"),
+    *("benchmarks.scaling.test_collectives", "benchmarks.test_footprints", "runs.test_runner"),
+    *("test_jit", "test_profiling"),
 )
 
 
 @pytest.fixture(scope="module", autouse=True)
 def programs_of_the_module(request):
     """Compiled programs go with the module: all of them together are more than a process may map into its memory."""
-    exact = request.module.__name__.rpartition(".")[2] in AS_USERS_COMPILE
+    exact = module_name(request) in AS_USERS_COMPILE
     with nullcontext() if exact else compiled_quickly():
         yield
     jax.clear_caches()

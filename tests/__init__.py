@@ -1,0 +1,1 @@
+"""The tests, in folders named for the packages that they test."""

@@ -1,0 +1,235 @@
+"""The table's own arithmetic, with contestants made up."""
+
+import doctest
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import measure, report
+from benchmarks.__main__ import main
+from benchmarks.contestants.start import OURS, PEERS, Contestant, present, start_process
+from benchmarks.limits import Limit, limit
+from benchmarks.measure import Cost, Measurement, measure_row, memory, multiply
+from benchmarks.report import Line, plot
+from benchmarks.rows import LESSON, TIMES, Row, rows, seconds, write_sets
+from benchmarks.tasks import Task, load
+from jaxdl import examples
+
+MODULES = (
+    *("footprints", "limits", "measure", "report", "rows", "tasks", "scaling.collectives"),
+    *(f"contestants.{name}" for name in ("start", "protocol", "loops", "installed", "jaxdl_loop")),
+)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_the_examples_of_the_benchmarks_hold(name):
+    failed, _ = doctest.testmod(importlib.import_module(f"benchmarks.{name}"))
+    assert failed == 0
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Small arrays, as all contestants read them."""
+    rng = np.random.default_rng(0)
+    inputs = rng.normal(size=(100, 5)).astype(np.float32)
+    sets = {"train": examples(inputs, inputs[:, :1]), "validation": examples(inputs[:20], inputs[:20, :1])}
+    return write_sets(tmp_path / "real", sets)
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Processes run their programs for a moment here, so it is compiling them that takes the time."""
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+
+
+def row(folder="", **changes):
+    task = Task("plain", "train", "mlp", str(folder), 100, (4,))
+    return Row("a row", "weather", task, **{"per": "epoch", **changes})
+
+
+def steady(first, each, log=None):
+    """A contestant that needs so long for the first epoch and for each other."""
+
+    def ask(request):
+        if log is not None:
+            log.append(request)
+        if "prepare" in request:
+            return {"seconds": 0.0, "memory": 1.0}
+        return {"ends": [first + each * index for index in range(request["run"])], "figure": 1.0, "memory": 2.0}
+
+    return ask
+
+
+def test_contestants_take_turns_and_a_run_fills_its_time():
+    log = []
+    asks = {"quick": steady(0.5, 0.1), "slow": steady(5.0, 0.2)}
+
+    def asked(name):
+        return lambda request: log.append(name) or asks[name](request)
+
+    found = measure_row(row(), {name: asked(name) for name in asks}, 3, tell=log.append)
+    # To prepare, a run that compiles, and where epochs are short one that tells how many fill the time; then in turn.
+    assert log[:5] == ["quick"] * 3 + ["slow"] * 2 and log[5:11] == ["quick", "slow"] * 3
+    assert found["quick"].seconds == pytest.approx([0.1] * 3) and found["slow"].seconds == pytest.approx([0.2] * 3)
+    assert found["quick"].epochs == 2 and found["slow"].epochs == 2  # of 0.2 s, but two at least
+
+
+def test_who_is_far_behind_is_run_twice():
+    asks = {"jaxdl": steady(0.5, 0.01), "near": steady(0.5, 0.02), "far": steady(0.5, 0.05)}
+    found = measure_row(row(), asks, 5, tell=str)
+    assert [len(found[name].seconds) for name in asks] == [5, 5, 2]
+    del asks["near"]  # the best peer goes on, however far it is
+    assert len(measure_row(row(), asks, 5, tell=str)["far"].seconds) == 5
+
+
+def test_who_fails_on_the_way_is_named_and_the_others_go_on():
+    def failing(request):
+        return {"error": "no memory"} if request.get("seed") == 2 else steady(0.5, 0.01)(request)
+
+    found = measure_row(row(), {"jaxdl": steady(0.5, 0.01), "failing": failing}, 4, tell=str)
+    assert found["failing"].error == "no memory" and len(found["jaxdl"].seconds) == 4
+
+
+def test_a_whole_run_counts_its_first_epoch_once_and_the_others_at_the_rate_that_follows():
+    log = []
+    found = measure_row(row(per="whole", epochs=200), {"one": steady(1.0, 0.01, log)}, 1, tell=str)
+    assert log[-1] == {"run": 20, "seed": 0}
+    assert found["one"].median == pytest.approx(1.0 + 199 * 0.01)
+    # All of them, where they fit.
+    assert seconds(row(per="whole", epochs=3), [0.9, 1.0, 7.0]) == 7.0
+
+
+def test_who_would_take_too_long_is_told_from_a_tenth_and_who_fails_is_named():
+    before = {"slow": Measurement((0.3, 0.4)), "jaxdl": Measurement((0.2,)), "failed": Measurement((), error="no")}
+    asked = {name: [] for name in ("slow", "jaxdl", "failed", "broken")}
+    asks = {name: steady(0.1, 0.1, asked[name]) for name in asked}
+    asks["broken"] = lambda request: {"error": "no compiler"}
+    found = measure_row(row(after="before"), asks, 2, before, tell=str)
+    assert found["slow"] == Measurement((3.0, 4.0), derived=True) and not asked["slow"]
+    assert asked["jaxdl"] and not found["jaxdl"].derived  # ours always
+    assert found["failed"].error == "no" and found["broken"].error == "no compiler"
+    assert multiply(Measurement((1.0,)), 64).seconds == (64.0,)
+
+
+def test_the_limit_is_that_of_the_products(folder):
+    task = Task("wide", "train", "mlp", str(folder), 96, (128, 128))
+    found = limit(Row("", "", task, "epoch", times=10.0), 2)
+    weights = 5 * 128 + 128 * 128 + 128
+    # Three steps of 32 rows: forward and both gradients, but for that of the inputs; and 20 rows of validation.
+    products = 2 * (3 * 32 * (3 * weights - 5 * 128) + 20 * weights)
+    assert 20 * products < found.flops < 20 * 1.25 * products  # biases, the loss and Adam
+    measured = limit(Row("", "", task._replace(deed="evaluate", rows=20), "epoch"), 1)
+    assert 2 * 20 * weights < measured.flops < 1.25 * 2 * 20 * weights
+    assert found.bytes >= 20 * 4 * (96 * 7 + 3 * 2 * 3 * weights)
+    assert found.rate > 0 and found.bandwidth > 0
+    assert Limit(1e9, 1e3, 1e9, 1e9).seconds == 1.0 and Limit(1e3, 1e9, 1e9, 5e8).seconds == 2.0
+
+
+@pytest.mark.slow
+def test_a_process_of_jaxdl_answers(folder, quick):
+    task = Task("plain", "train", "mlp", str(folder), 100, (4,))
+    with start_process(OURS, sys.executable) as ask:
+        assert "seconds" in ask({"prepare": task._asdict()})
+        first, again = ask({"run": 3, "seed": 1}), ask({"run": 3, "seed": 1})
+        assert len(first["ends"]) == 3 and first["figure"] == again["figure"]
+        predicted = ask({"prepare": task._replace(deed="predict", rows=20)._asdict()})
+        assert "error" not in predicted and "figure" in ask({"run": 2, "seed": 0})
+        assert "FileNotFoundError" in ask({"prepare": task._replace(folder="nowhere")._asdict()})["error"]
+
+
+@pytest.mark.slow
+def test_a_start_that_finds_what_was_compiled_reads_it_and_memory_is_that_of_its_process(folder, quick):
+    task = Task("plain", "train", "mlp", str(folder), 100, (4,))
+    broken = Contestant("broken", "benchmarks.no_such_module", ())
+    cold, warm = measure.measure_starts([OURS, broken], sys.executable, task, 2)
+    assert len(cold["jaxdl"].seconds) == len(warm["jaxdl"].seconds) == 2
+    assert cold["jaxdl"].figure == warm["jaxdl"].figure
+    assert min(warm["jaxdl"].seconds) < min(cold["jaxdl"].seconds)
+    assert cold["broken"].error and warm["broken"].error
+    peak, data = memory(task)
+    assert data == pytest.approx(100 * 6 * 4 / 1e6) and 50 < peak < 2 * cold["jaxdl"].memory
+
+
+def test_a_contestant_that_ends_says_why():
+    broken = Contestant("broken", "benchmarks.no_such_module", ())
+    with start_process(broken, sys.executable) as ask:
+        assert "No module named" in ask({"run": 1, "seed": 0})["error"]
+
+
+def test_who_is_not_installed_is_missing():
+    there, missing = present(sys.executable, [*PEERS, Contestant("none", "m", ("no_such_library",))])
+    assert missing[-1] == ("none", "not installed: no_such_library")
+    assert {one.name for one in there} | {one.name for one in missing} == {one.name for one in PEERS} | {"none"}
+
+
+def test_every_row_can_be_loaded_and_none_has_the_title_of_another(tmp_path):
+    wanted = rows(tmp_path)
+    titles = [one.title for one in wanted]
+    assert len(set(titles)) == len(titles)
+    assert all(one.after in ("", *titles) for one in wanted)
+    assert {one.task.rows for one in wanted if "rows x" in one.title} == {LESSON * times for times in TIMES}
+
+
+def test_tasks_are_cut_to_their_rows(folder):
+    task = Task("plain", "train", "mlp", str(folder), 7)
+    assert [len(pair[0]) for pair in load(task)] == [7, 20]
+    assert [len(pair[0]) for pair in load(task._replace(deed="predict"))] == [100, 7]
+
+
+def test_the_page_names_the_limit_of_every_row(tmp_path):
+    found = {
+        "jaxdl": Measurement((1.0, 1.1)),
+        "torch": Measurement((2.0, 2.0)),
+        "sklearn": Measurement((), error="no images"),
+    }
+    made = [Line("one", found, 0.5), Line("files", {"jaxdl": Measurement((9.0,))}, 3.0, "what it needs", "MB")]
+    costs = [Cost(100, 0.1, 300.0, 1.0), Cost(1000, 1.0, 309.0, 10.0)]
+    ends = [Cost(95, 0.1), Cost(96, 0.1)]
+    text = report.page("a machine", made, [OURS], [], costs, ends, "reading", 1.0, "a.png")
+    assert "| one | 1.05 s (1 - 1.1) | torch: 2 s | 0.53 | 0.5 s | 47.6 % |" in text
+    assert "| files | 9 MB |  |  | 3 MB, what it needs | 33.3 % |".replace("  ", " ") in text.replace("  ", " ")
+    assert "* sklearn: one: no images" in text
+    assert "| 1,000 | 1 s | 1000 ms | 309 MB | 10 MB | 0.90 |" in text
+    plot(costs, ends, {"torch": [(100, 0.2), (1000, 2.0)]}, tmp_path / "a.png")
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_sweep_stands_beside_its_members_one_after_the_other(folder):
+    whole, swept = row(folder, per="whole", epochs=2), row(folder, per="sweep", epochs=2)
+    swept = swept._replace(title="64", group="sweep", task=swept.task._replace(deed="sweep"))
+    found = {
+        "a row": {"jaxdl": Measurement((1.0,)), "torch": Measurement((2.0,))},
+        "64": {"jaxdl": Measurement((20.0,))},
+    }
+    line = report.row_lines([whole, swept], found)[1]
+    assert line.found["jaxdl"].median == 20.0 and line.found["torch"].median == 128.0
+    alone, together = limit(whole, 2), limit(swept, 2)
+    assert together.flops == 64 * alone.flops and line.limit > 0
+
+
+def test_installed_files_are_counted_once():
+    ask = [sys.executable, "-m", "benchmarks.contestants.installed", "numpy", "numpy+scipy", "scipy", "no-such-package"]
+    root = Path(__file__).parents[2]
+    sizes = json.loads(subprocess.run(ask, check=True, stdout=subprocess.PIPE, cwd=root).stdout)
+    assert 0 < sizes["numpy"] < sizes["scipy"] == pytest.approx(sizes["numpy+scipy"])  # scipy requires numpy
+    assert sizes["no-such-package"] is None
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--rounds", "0"], "--rounds must be at least 1, got 0"),
+        (["--peers", "/no/python"], "--peers must be a Python, got /no/python"),
+        (["--data", "/nowhere", "--contestants", "torch"], "/nowhere does not exist"),
+    ],
+)
+def test_a_wrong_flag_is_told_in_a_line(flags, told, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["benchmarks", *flags])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 2 and told in capsys.readouterr().err

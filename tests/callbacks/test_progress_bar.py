@@ -1,0 +1,147 @@
+"""The bar in a notebook, and silence; what terminals and logs see stands in callbacks/test_csv_log.py."""
+
+import io
+import re
+import sys
+from types import ModuleType, SimpleNamespace
+
+import pytest
+from rich.console import Console
+
+from jaxdl import callbacks
+from jaxdl.callbacks import _progress_bar
+
+FIGURES = ("loss", "val_loss")
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Time that passes only when the test says so."""
+    time = SimpleNamespace(now=100.0)
+    monkeypatch.setattr(_progress_bar, "time", SimpleNamespace(monotonic=lambda: time.now))
+    return time
+
+
+@pytest.fixture
+def notebook(monkeypatch):
+    """A notebook's display: the formats of what it was given, in order, each update of the same output."""
+    shown = []
+
+    def display(formats, raw, display_id):
+        assert raw and display_id
+        shown.append(formats)
+        return SimpleNamespace(update=lambda formats, raw: shown.append(formats))
+
+    package, module = ModuleType("IPython"), ModuleType("IPython.display")
+    module.display = display
+    monkeypatch.setitem(sys.modules, "IPython", package)
+    monkeypatch.setitem(sys.modules, "IPython.display", module)
+    return shown
+
+
+def progress(epoch, best=1, cursor=0, done=False):
+    return SimpleNamespace(epoch=epoch, cursor=cursor, stopping=SimpleNamespace(best_epoch=best, done=done))
+
+
+def history(epochs):
+    return [{"epoch": n, "loss": 1 / n, "val_loss": 2 / n} for n in range(1, epochs + 1)]
+
+
+def notebook_bar(epochs, **options):
+    console = Console(file=io.StringIO(), force_jupyter=True)
+    return callbacks.progress_bar(epochs, FIGURES, console=console, **options)
+
+
+def value(formats):
+    return float(re.search(r'value="([\d.]+)"', formats["text/html"]).group(1))
+
+
+def test_a_notebook_gets_one_bar_that_fills(clock, notebook):
+    with notebook_bar(4) as observe:
+        for epoch in range(1, 5):
+            clock.now += 2
+            observe(progress(epoch, epoch), history(epoch))
+    # And once more where it ended.
+    assert [value(formats) for formats in notebook] == [0, 1, 2, 3, 4, 4]
+    assert all('max="4"' in formats["text/html"] for formats in notebook)
+    assert "compiling" in notebook[0]["text/html"]
+    # The first epoch compiles, so it says nothing about the others; two more at 2 s each are left after the second.
+    assert "left" not in notebook[1]["text/plain"]
+    assert notebook[2]["text/plain"] == "epoch 2/4 loss 0.5000 val_loss 1.0000 best 1.0000 (epoch 2), at most 4 s left"
+    assert "left" not in notebook[-1]["text/plain"] and "best 0.5000 (epoch 4)" in notebook[-1]["text/html"]
+
+
+def test_it_is_redrawn_five_times_a_second_at_most_and_at_the_end(clock, notebook):
+    with notebook_bar(1000) as observe:
+        for epoch in range(1, 1001):
+            clock.now += 0.001
+            observe(progress(epoch), history(epoch))
+    # The first epoch, then every 0.2 s of one second, the last, and where it ended.
+    assert len(notebook) - 1 == 7 and value(notebook[-1]) == 1000
+
+
+def test_it_moves_inside_of_an_epoch(clock, notebook):
+    with notebook_bar(1, batches=8) as observe:
+        observe(progress(0, cursor=2), [])
+    assert value(notebook[-1]) == 0.25 and "first epoch" in notebook[-1]["text/plain"]
+
+
+def test_a_run_that_goes_on_begins_where_it_stands(clock, notebook):
+    with notebook_bar(100, begin=90) as observe:
+        for epoch in (91, 92):
+            clock.now += 1
+            observe(progress(epoch, epoch), [{"epoch": n, "loss": 1.0} for n in range(91, epoch + 1)])
+    assert [value(formats) for formats in notebook] == [90, 91, 92, 92]
+    assert notebook[-2]["text/plain"].endswith("at most 8 s left")
+
+
+def test_a_run_that_ends_early_is_not_said_to_go_on(clock, notebook):
+    with notebook_bar(1000) as observe:
+        for epoch in (1, 2):
+            clock.now += 1
+            observe(progress(epoch, epoch), history(epoch))
+    assert "left" in notebook[-2]["text/plain"]
+    assert notebook[-1]["text/plain"] == "epoch 2/1000 loss 0.5000 val_loss 1.0000 best 1.0000 (epoch 2)"
+
+
+def test_a_run_that_breaks_off_is_not_said_to_compile(clock, notebook):
+    with pytest.raises(KeyboardInterrupt), notebook_bar(10):
+        raise KeyboardInterrupt
+    assert notebook[-1]["text/plain"] == "epoch 0/10 no epoch has ended"
+
+
+def test_a_quiet_console_shows_nothing():
+    file = io.StringIO()
+    with callbacks.progress_bar(2, FIGURES, console=Console(file=file, quiet=True, force_terminal=True)) as observe:
+        observe(progress(1), history(1))
+    assert file.getvalue() == ""
+
+
+def test_without_a_console_it_finds_where_it_is_shown(capsys):
+    with callbacks.progress_bar(1) as observe:
+        observe(progress(1), history(1))
+    # What pytest captures is no terminal.
+    assert capsys.readouterr().out.startswith("epoch 1/1 loss 1.0000")
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_run_that_stops_early_ends_with_no_time_left(clock, terminal):
+    out = Console(file=io.StringIO(), force_terminal=terminal, width=100, color_system=None)
+    with callbacks.progress_bar(40, FIGURES, console=out) as observe:
+        for epoch in range(1, 8):
+            clock.now += 2
+            observe(progress(epoch, min(epoch, 3), done=epoch == 7), history(epoch))
+    last = re.split(r"[\r\n]", re.sub(r"\x1b\[[?\d;]*[A-Za-z]", "", out.file.getvalue()).strip())[-1]
+    if terminal:
+        assert "7/40" in last and last.rstrip().endswith("best 0.6667 (epoch 3)")
+    else:
+        assert last == "ended after epoch 7 of 40"
+
+
+def test_a_log_of_a_run_that_does_all_epochs_ends_with_the_last(clock):
+    out = Console(file=io.StringIO(), force_terminal=False)
+    with callbacks.progress_bar(2, FIGURES, console=out) as observe:
+        for epoch in (1, 2):
+            clock.now += 2
+            observe(progress(epoch, epoch), history(epoch))
+    assert out.file.getvalue().splitlines()[-1].startswith("epoch 2/2 loss 0.5000")

@@ -1,0 +1,739 @@
+"""Checkpoints of a run: when they are saved, what comes back, and what becomes of damaged ones."""
+
+import asyncio
+import datetime
+import errno
+import json
+import os
+import pathlib
+import shutil
+import threading
+import time
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxdl import _files, _tree, losses, saving
+from jaxdl._files import exclusive
+from jaxdl.data import examples
+from jaxdl.errors import InputError
+from jaxdl.nn import mlp
+from jaxdl.runs.runner import drive
+from jaxdl.saving import checkpoints
+from jaxdl.saving.checkpoints import shared_keeper
+from jaxdl.train import make_plan, start
+from jaxdl.train.nonfinite import NotFiniteError
+from jaxdl.types import Objective
+from tests.groups import scripts
+
+HISTORY = [{"epoch": 1, "loss": 0.1, "val_loss": float("nan")}, {"epoch": 2, "loss": 1e-45, "val_loss": float("inf")}]
+
+
+def tree_of(number):
+    return {
+        "number": jnp.int32(number),
+        "key": jax.random.key(number),
+        "yes": jnp.bool_(True),
+        "w": jnp.ones((3, 2)) / 3,
+    }
+
+
+def refuse(text):
+    raise AssertionError(text)
+
+
+def keep(folder, *numbers, every=0.0, tell=refuse, about=None):
+    """Saves each tree before the next one is seen."""
+    for number in numbers:
+        with saving.keeper(folder, about or {"config": {"seed": 3}}, every=every, tell=tell) as observe:
+            observe(tree_of(number), HISTORY)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """Two checkpoints, which the tests below copy."""
+    folder = tmp_path_factory.mktemp("saved") / "progress"
+    keep(folder, 1, 2, 3)
+    return folder
+
+
+@pytest.fixture
+def folder(saved, tmp_path):
+    return shutil.copytree(saved, tmp_path / "progress")
+
+
+def test_what_was_saved_comes_back_to_the_bit(saved):
+    found = saving.latest(saved, refuse)
+    again = _tree.rebuilt(tree_of(0), found.arrays)
+    expected = _tree.named(tree_of(3))
+    assert found.number == 3 and set(expected) == set(found.arrays)
+    for name, array in _tree.named(again).items():
+        assert array.dtype == expected[name].dtype
+        np.testing.assert_array_equal(array, expected[name])
+    assert found.about["config"] == {"seed": 3} and repr(found.about["history"]) == repr(HISTORY)
+    _tree.check_kinds(found.about["kinds"], tree_of(0))
+
+
+def test_the_latest_and_the_one_before_are_kept(saved):
+    assert sorted(path.name for path in saved.iterdir()) == ["2", "3"]
+
+
+def test_a_folder_without_checkpoints_has_none(tmp_path):
+    assert saving.latest(tmp_path / "progress", refuse) is None
+
+
+def test_no_file_of_a_checkpoint_can_run_code(saved):
+    # Pickles begin with a protocol mark; what is there is JSON, OCDBT and its chunks.
+    for path in saved.rglob("*"):
+        assert not path.is_file() or (path.read_bytes()[:1] != b"\x80" and path.suffix not in (".pkl", ".py"))
+
+
+@pytest.mark.parametrize("change", ["truncated", "flipped", "missing", "no checksums", "link"])
+def test_a_damaged_checkpoint_is_told_and_the_one_before_used(folder, change):
+    paths = sorted((path for path in (folder / "3").rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    path, content = paths[-1], paths[-1].read_bytes()
+    match change:
+        case "truncated":
+            path.write_bytes(content[:-1])
+        case "flipped":
+            path.write_bytes(bytes([content[0] ^ 1]) + content[1:])
+        case "missing":
+            path.unlink()
+        case "no checksums":
+            (folder / "3" / _files.CHECKSUMS).unlink()
+        case "link":
+            path.unlink()
+            path.symlink_to("/etc/passwd")
+    told = []
+    found = saving.latest(folder, told.append)
+    assert found.number == 2 and int(found.arrays["number"]) == 2
+    assert len(told) == 1 and "3 is damaged" in told[0] and "\n" not in told[0]
+    # Put aside, not thrown away; and it is told once.
+    assert (folder / "damaged-3").is_dir()
+    assert saving.latest(folder, refuse).number == 2
+
+
+def test_where_all_are_damaged_it_is_told_what_to_do(folder):
+    for number in (2, 3):
+        (folder / str(number) / "arrays" / "_METADATA").write_text("{}")
+    told = []
+    with pytest.raises(
+        InputError, match=r"every checkpoint in .* is damaged. Restore one from a copy, or start over with"
+    ):
+        saving.latest(folder, told.append)
+    assert len(told) == 2 and told[0].endswith("the one before is used.") and told[1].endswith("it is now damaged-2.")
+    # A second try must not take the folder for one where nothing was saved, and begin anew in it.
+    with pytest.raises(InputError, match="every checkpoint in"):
+        saving.latest(folder, refuse)
+
+
+def test_a_save_that_was_cut_off_is_told_and_removed(folder):
+    shutil.copytree(folder / "3", folder / "4.orbax-checkpoint-tmp")
+    told = []
+    assert saving.latest(folder, told.append).number == 3
+    assert len(told) == 1 and "4.orbax-checkpoint-tmp is damaged (its save was not finished)" in told[0]
+    assert not (folder / "4.orbax-checkpoint-tmp").exists()
+
+
+def test_a_first_save_that_was_cut_off_leaves_none(folder):
+    shutil.rmtree(folder / "2")
+    (folder / "3" / _files.CHECKSUMS).unlink()
+    assert saving.latest(folder, lambda text: None) is None
+
+
+def test_saving_goes_on_after_damage_and_keeps_the_good_one(folder):
+    (folder / "3" / "about" / "metadata").write_text("{}")
+    saving.latest(folder, lambda text: None)
+    keep(folder, 7)
+    assert sorted(path.name for path in folder.iterdir()) == ["2", "3", "damaged-3"]
+    assert int(saving.latest(folder, refuse).arrays["number"]) == 7
+
+
+def test_a_checkpoint_that_is_whole_but_cannot_be_read_is_not_called_damaged(folder):
+    about = folder / "3" / "about" / "metadata"
+    about.write_text(json.dumps({**json.loads(about.read_text()), "arrays": {}}))
+    (folder / "3" / _files.CHECKSUMS).unlink()
+    _files.write_checksums(folder / "3")
+    with pytest.raises(InputError, match="is as it was saved, but cannot be read"):
+        saving.latest(folder, refuse)
+    assert (folder / "3").is_dir()
+
+
+# When
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    now = SimpleNamespace(time=100.0)
+    monkeypatch.setattr(checkpoints, "time", SimpleNamespace(monotonic=lambda: now.time))
+    monkeypatch.setattr(checkpoints, "FIRST", 0.0)
+    return now
+
+
+@pytest.fixture
+def written(monkeypatch):
+    """The numbers that are saved, without a disk."""
+    numbers = []
+    monkeypatch.setattr(
+        checkpoints,
+        "write",
+        lambda folder, arrays, about: numbers.append((int(arrays["number"]), len(about["history"]))),
+    )
+    return numbers
+
+
+def settled():
+    """Until the thread that saves is idle; it does next to nothing here."""
+    time.sleep(0.05)
+
+
+def test_saves_follow_the_clock_and_the_last_is_at_the_end(tmp_path, clock, written):
+    with saving.keeper(tmp_path, {}, every=10, tell=refuse) as observe:
+        for number in range(35):
+            clock.time = 100 + number
+            observe(tree_of(number), HISTORY[: number % 3])
+            settled()
+    # A second early, because there is one between the questions; from the second on three, because a save is seen to be
+    # over after one and may take twice as long.
+    assert [number for number, _ in written] == [9, 16, 23, 30, 34]
+    assert [length for _, length in written] == [number % 3 for number, _ in written]
+
+
+def test_what_was_saved_last_is_not_saved_again_at_the_end(tmp_path, clock, written):
+    with saving.keeper(tmp_path, {}, every=0, tell=refuse) as observe:
+        observe(tree_of(1), HISTORY)
+    assert written == [(1, 2)]
+    with saving.keeper(tmp_path, {}, every=0, tell=refuse):
+        pass
+    assert written == [(1, 2)]
+
+
+def test_a_run_that_fails_is_saved_too(tmp_path, clock, written):
+    with pytest.raises(KeyboardInterrupt), saving.keeper(tmp_path, {}, every=99, tell=refuse) as observe:
+        observe(tree_of(1), HISTORY)
+        raise KeyboardInterrupt
+    assert written == [(1, 2)]
+
+
+def test_training_never_waits_for_a_save(tmp_path, monkeypatch):
+    go, began = threading.Event(), []
+    monkeypatch.setattr(checkpoints, "write", lambda *_: (began.append(1), go.wait(30)))
+    with saving.keeper(tmp_path, {}, every=0, tell=refuse) as observe:
+        start = time.monotonic()
+        for number in range(20):
+            observe(tree_of(number), HISTORY)
+        assert time.monotonic() - start < 10 and len(began) <= 1
+        go.set()
+
+
+def test_the_history_of_a_save_is_that_of_its_moment(tmp_path, monkeypatch):
+    seen, go = [], threading.Event()
+    monkeypatch.setattr(
+        checkpoints, "write", lambda folder, arrays, about: (go.wait(30), seen.append(about["history"]))
+    )
+    history = HISTORY[:1]
+    with saving.keeper(tmp_path, {}, every=0, tell=refuse) as observe:
+        observe(tree_of(1), history)
+        history.append(HISTORY[1])
+        go.set()
+    assert len(seen[0]) == 1
+
+
+def test_a_save_at_the_end_does_not_tell_of_epochs_after_its_own(tmp_path):
+    history = HISTORY[:1]
+    with saving.keeper(tmp_path, {}, every=99, tell=refuse) as observe:
+        observe(tree_of(1), history)
+        # Of an epoch whose numbers are not finite, which is not shown to the keeper.
+        history.append(HISTORY[1])
+    assert len(saving.latest(tmp_path, refuse).about["history"]) == 1
+
+
+def test_a_full_disk_is_told_and_the_last_good_checkpoint_stays(folder, monkeypatch):
+    def full(*_):
+        raise OSError(28, os.strerror(28))
+
+    told = []
+    monkeypatch.setattr(_files, "reserve", full)
+    keep(folder, 8, tell=told.append)
+    # It is tried once more at the end.
+    text = f"a checkpoint could not be saved (No space left on device); the last good one in {folder} stays."
+    assert told == [text, text]
+    monkeypatch.undo()
+    assert saving.latest(folder, refuse).number == 3
+    keep(folder, 9)
+    assert int(saving.latest(folder, refuse).arrays["number"]) == 9
+
+
+def test_a_save_that_fails_midway_leaves_nothing_half_written(folder, monkeypatch):
+    monkeypatch.setattr(_files, "write_checksums", lambda path: (_ for _ in ()).throw(OSError(28, os.strerror(28))))
+    told = []
+    keep(folder, 8, tell=told.append)
+    assert told and "No space left" in told[0]
+    # The one before went when the new one was there, as it should; the latest good one is still there.
+    assert saving.latest(folder, refuse).number == 3
+
+
+def test_uneven_leaves_come_back_from_a_checkpoint(tmp_path):
+    tree = {
+        "a/b": jnp.ones(2),
+        "a": {"b": jnp.zeros(2), "~1": jnp.full(2, 3.0)},
+        "a~1b": jnp.full(2, 2.0),
+        "empty": jnp.zeros((0, 3), jnp.bfloat16),
+    }
+    arrays, about = checkpoints.content_of({}, tree, [])
+    checkpoints.write(tmp_path, arrays, about)
+    restored = _tree.rebuilt(tree, checkpoints.read(tmp_path, 1).arrays)
+    jax.tree.map(np.testing.assert_array_equal, restored, tree)
+    assert restored["empty"].dtype == jnp.bfloat16
+
+
+# What a caller tells about a run
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        (np.int64(32), 32),
+        (np.float32(0.5), 0.5),
+        (jnp.bfloat16(1.5), 1.5),
+        (np.bool_(True), True),
+        (np.arange(3), [0, 1, 2]),
+        (pathlib.Path("a", "b"), "a/b"),
+        (datetime.date(2026, 1, 2), "2026-01-02"),
+        (np.dtype("float32"), "float32"),
+        (jnp.float32, "float32"),
+        ((1, (2.5, None)), [1, [2.5, None]]),
+        ({2, 1}, [1, 2]),
+        ({np.int64(1): {"a": np.int8(2)}}, {"1": {"a": 2}}),
+    ],
+    ids=str,
+)
+def test_values_that_json_does_not_know_are_saved_in_their_plain_form(given, kept, tmp_path):
+    assert json.loads(json.dumps(checkpoints.described({"it": given}))) == {"it": kept}
+
+
+@pytest.mark.parametrize(
+    "given",
+    [b"x", 1j, len, object(), jax.random.key(0), {1: 2, "1": 3}, np.ma.masked, np.array([None])],
+    ids=lambda value: type(value).__name__,
+)
+def test_values_without_a_plain_form_are_refused_before_the_first_save(given, tmp_path):
+    with (
+        pytest.raises(InputError, match=r"about\['it'\] must"),
+        saving.keeper(tmp_path, {"it": given}, every=9, tell=refuse),
+    ):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"about": {"history": 1}}, 'about must not have an entry "history"'),
+        ({"about": "config"}, "about must be a dict, got str"),
+        ({"folder": 3}, "folder must be a path or a string, got 3"),
+        ({"folder": "a[1]"}, "folder must be one of this machine"),
+        ({"folder": "gs://bucket/a"}, "folder must be one of this machine"),
+        ({"every": -1}, "every must be a number of seconds"),
+        ({"every": None}, "every must be a number of seconds"),
+    ],
+    ids=str,
+)
+def test_arguments_that_could_not_be_saved_are_refused_at_the_start(arguments, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    flags = {"folder": "a", "about": {}, "every": 9, "tell": refuse, **arguments}
+    with pytest.raises(InputError, match=said), saving.keeper(**flags):
+        pass
+
+
+def test_a_file_in_the_place_of_the_folder_is_refused_at_the_start(tmp_path):
+    (tmp_path / "a").write_text("")
+    with (
+        pytest.raises(InputError, match="a cannot be made"),
+        saving.keeper(str(tmp_path / "a"), {}, every=9, tell=refuse),
+    ):
+        pass
+
+
+def test_a_record_of_numpy_numbers_is_saved(tmp_path):
+    with saving.keeper(str(tmp_path), {}, every=9, tell=refuse) as observe:
+        observe(tree_of(1), [{"epoch": np.int64(1), "loss": np.float32(0.5)}])
+    assert saving.latest(str(tmp_path), refuse).about["history"] == [{"epoch": 1, "loss": 0.5}]
+
+
+def test_what_was_put_aside_is_removed_once_a_checkpoint_is_whole(folder):
+    (numbers,) = [checkpoints.numbers_in(folder)]
+    path = folder / str(numbers[-1]) / "about" / "metadata"
+    path.write_bytes(path.read_bytes()[:-1])
+    told = []
+    assert saving.latest(folder, told.append).number == numbers[0] and "damaged" in told[0]
+    assert [path.name for path in folder.glob("damaged-*")] == [f"damaged-{numbers[-1]}"]
+    assert saving.latest(folder, refuse).number == numbers[0]
+    assert not [*folder.glob("damaged-*")]
+
+
+def test_who_looks_while_a_run_saves_there_changes_nothing(folder):
+    number = max(checkpoints.numbers_in(folder))
+    path = folder / str(number) / "about" / "metadata"
+    path.write_bytes(path.read_bytes()[:-1])
+    (folder / "9.orbax-checkpoint-tmp").mkdir()
+    before = sorted(path.name for path in folder.iterdir())
+    told = []
+    with exclusive(folder):
+        assert saving.latest(folder, told.append).number == number - 1
+    assert sorted(path.name for path in folder.iterdir()) == before and len(told) == 1
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EMFILE])
+def test_a_checkpoint_that_may_not_be_read_is_not_called_damaged(folder, monkeypatch, number):
+    def refuse_to_open(path):
+        raise OSError(number, os.strerror(number), str(path))
+
+    before = sorted(path.name for path in folder.rglob("*"))
+    monkeypatch.setattr(_files, "_sha256", refuse_to_open)
+    with pytest.raises(InputError, match=rf"the checkpoint .* cannot be read \({os.strerror(number)}\)"):
+        saving.latest(folder, refuse)
+    assert sorted(path.name for path in folder.rglob("*")) == before
+
+
+def test_a_checkpoint_that_needs_more_memory_than_there_is_is_refused(folder, monkeypatch):
+    monkeypatch.setattr(checkpoints, "_memory", lambda: 10)
+    with pytest.raises(InputError, match="bytes of memory, and this machine has 10"):
+        saving.latest(folder, refuse)
+
+
+def test_a_folder_that_is_moved_while_a_run_saves_is_told_and_not_made_anew(tmp_path):
+    told = []
+    with saving.keeper(tmp_path / "run", {}, every=0.0, tell=told.append) as observe:
+        observe(tree_of(1), [{"epoch": 1}])
+        until(lambda: (tmp_path / "run" / "1" / _files.CHECKSUMS).exists())
+        (tmp_path / "run").rename(tmp_path / "moved")
+        observe(tree_of(2), [{"epoch": 1}, {"epoch": 2}])
+    assert len(told) >= 1 and all("was moved or removed while the run was writing there" in text for text in told)
+    assert not (tmp_path / "run").exists() and saving.latest(tmp_path / "moved", refuse).number == 1
+
+
+def test_a_folder_that_is_moved_in_the_middle_of_a_save_is_told_and_not_made_anew(tmp_path, monkeypatch):
+    whole = checkpoints.write
+
+    def write(folder, *content):
+        whole(folder, *content)
+        folder.rename(tmp_path / "moved")
+
+    told = []
+    monkeypatch.setattr(checkpoints, "write", write)
+    with saving.keeper(tmp_path / "run", {}, every=0.0, tell=told.append) as observe:
+        observe(tree_of(1), [{"epoch": 1}])
+        until((tmp_path / "moved").exists)
+        observe(tree_of(2), [{"epoch": 1}, {"epoch": 2}])
+    assert len(told) >= 1 and all("was moved or removed while the run was writing there" in text for text in told)
+    assert not (tmp_path / "run").exists() and saving.latest(tmp_path / "moved", refuse).number == 1
+
+
+def test_what_a_stranger_has_cut_and_summed_anew_is_refused_without_tracebacks(tmp_path, capfd):
+    arrays = {f"a{number:02d}": jnp.ones((50, 20)) * number for number in range(30)}
+    checkpoints.write(tmp_path, *checkpoints.content_of({}, arrays, []))
+    for path in (tmp_path / "1" / "arrays" / "d").iterdir():
+        os.truncate(path, 100)
+    (tmp_path / "1" / _files.CHECKSUMS).unlink()
+    _files.write_checksums(tmp_path / "1")
+    with pytest.raises(InputError, match="cannot be read"):
+        checkpoints.read(tmp_path, 1)
+    time.sleep(0.2)  # Orbax's threads would print them late.
+    assert capfd.readouterr().err == ""
+
+
+def test_what_begins_while_orbax_reads_ends_before_its_loop_closes_and_logs_nothing(caplog):
+    async def read():
+        await asyncio.sleep(0.05)
+        ended.append(True)
+        raise ValueError("a second file is damaged too")
+
+    ended = []
+    with checkpoints.reads_finished():
+        loop = asyncio.new_event_loop()
+        reading = loop.create_task(read())
+        loop.close()
+    assert (
+        ended
+        and reading.done()
+        and loop.is_closed()
+        and type(asyncio.get_event_loop_policy()) is asyncio.DefaultEventLoopPolicy
+    )
+
+
+def until(condition):
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+# Checkpoints of a run that several processes share: when they are saved, and that every number of processes reads
+
+SHARED_HISTORY = [{"epoch": 1, "loss": 0.5}, {"epoch": 2, "loss": float("nan")}]
+
+
+def shared_tree(number):
+    return {"number": jnp.int32(number), "key": jax.random.key(number)}
+
+
+@pytest.fixture
+def shared_saves(monkeypatch):
+    """The numbers that are saved with the epochs told of each, without a disk; a save takes no time on the clock."""
+    numbers = []
+    monkeypatch.setattr(
+        checkpoints,
+        "write",
+        lambda folder, arrays, about: numbers.append((int(arrays["number"]), len(about["history"]))),
+    )
+    return numbers
+
+
+@pytest.fixture
+def shared_clock(monkeypatch):
+    now = SimpleNamespace(time=100.0)
+    monkeypatch.setattr(checkpoints, "time", SimpleNamespace(monotonic=lambda: now.time))
+    return now
+
+
+def test_a_folder_that_is_moved_is_told_and_not_made_anew(tmp_path):
+    told = []
+    with shared_keeper(tmp_path / "run", {}, every=0.0, tell=told.append) as keeper:
+        keeper.observe(shared_tree(1), SHARED_HISTORY)
+        keeper.save()
+        (tmp_path / "run").rename(tmp_path / "moved")
+        keeper.observe(shared_tree(2), SHARED_HISTORY)
+        keeper.save()
+    assert len(told) == 1 and all("was moved or removed while the run was writing there" in text for text in told)
+    assert not (tmp_path / "run").exists() and saving.latest(tmp_path / "moved", refuse).number == 1
+
+
+def test_it_is_due_by_the_clock_earlier_by_twice_what_a_save_takes(tmp_path, shared_saves, shared_clock, monkeypatch):
+    def write(folder, arrays, about):
+        shared_clock.time += 2
+        shared_saves.append((int(arrays["number"]), shared_clock.time))
+
+    monkeypatch.setattr(checkpoints, "write", write)
+    with shared_keeper(tmp_path, {}, every=10, tell=refuse) as keeper:
+        assert not keeper.due()
+        for number in range(40):
+            shared_clock.time += 1
+            keeper.observe(shared_tree(number), [])
+            if keeper.due():
+                keeper.save()
+    # The first is taken to need half a second: after 9. Those after it need 2: 6 seconds after the end of the last.
+    assert [number for number, _ in shared_saves] == [8, 14, 20, 26, 32, 38, 39]
+    times = [time for _, time in shared_saves]
+    assert max(np.diff(times)) <= 10
+
+
+def test_the_history_of_a_shared_save_is_that_of_its_moment(tmp_path, shared_saves):
+    history = SHARED_HISTORY[:1]
+    with shared_keeper(tmp_path, {}, every=99, tell=refuse) as keeper:
+        keeper.observe(shared_tree(1), history)
+        history.append(SHARED_HISTORY[1])
+    assert shared_saves == [(1, 1)]
+
+
+def test_what_was_saved_last_is_not_saved_again_and_nothing_is_nothing(tmp_path, shared_saves):
+    with shared_keeper(tmp_path, {}, every=0, tell=refuse) as keeper:
+        keeper.save()
+        keeper.observe(shared_tree(1), SHARED_HISTORY)
+        keeper.save()
+        assert not keeper.due()
+    assert shared_saves == [(1, 2)]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_where_the_block_ends_with_an_error_nothing_is_saved(tmp_path, shared_saves, error):
+    with pytest.raises(error), shared_keeper(tmp_path, {}, every=99, tell=refuse) as keeper:
+        keeper.observe(shared_tree(1), SHARED_HISTORY)
+        raise error
+    assert shared_saves == []
+
+
+def test_where_it_ends_with_numbers_that_are_not_finite_the_last_finite_ones_are_saved(tmp_path, shared_saves):
+    with pytest.raises(NotFiniteError), shared_keeper(tmp_path, {}, every=99, tell=refuse) as keeper:
+        keeper.observe(shared_tree(1), SHARED_HISTORY)
+        raise NotFiniteError
+    assert shared_saves == [(1, 2)]
+
+
+@pytest.mark.parametrize("fails", [(_files, "reserve"), (checkpoints, "write")])
+def test_a_full_disk_is_told_in_one_line_and_the_run_goes_on(tmp_path, monkeypatch, fails):
+    def full(*_):
+        raise OSError(28, os.strerror(28))
+
+    told = []
+    with shared_keeper(tmp_path, {}, every=99, tell=told.append) as keeper:
+        keeper.observe(shared_tree(1), SHARED_HISTORY)
+        keeper.save()
+        with monkeypatch.context() as patch:
+            patch.setattr(*fails, full)
+            keeper.observe(shared_tree(2), SHARED_HISTORY)
+            keeper.save()
+        assert saving.latest(tmp_path, refuse).number == 1
+        keeper.observe(shared_tree(3), SHARED_HISTORY)
+    assert told == ["a checkpoint could not be saved (No space left on device); the last good one stays."]
+    assert int(saving.latest(tmp_path, refuse).arrays["number"]) == 3
+
+
+# A run
+
+RANDOM = np.random.default_rng(0)
+INPUTS = RANDOM.normal(size=(48, 4)).astype(np.float32)
+ROWS = examples(INPUTS, INPUTS.sum(1, keepdims=True))
+
+
+def driven(folder, rate, epochs, **flags):
+    plan = make_plan(mlp(()), Objective(losses.squared_error), optax.sgd(rate), batch_size=8)
+    pauses = []
+    with shared_keeper(folder, {}, every=0, tell=refuse) as keeper:
+
+        def paused(progress, history):
+            pauses.append(int(progress.epoch) * 6 + int(progress.cursor))
+            assert len(pauses) < 50
+            keeper.save()
+            return False
+
+        begin = start(plan, ROWS, key=jax.random.key(0))
+        more = {"keep": keeper.observe, "pause": keeper.due, "paused": paused, **flags}
+        return drive(plan, begin, ROWS, None, epochs=epochs, **more), pauses
+
+
+def test_a_run_that_is_saved_as_often_as_can_be_goes_on_between_the_saves(tmp_path):
+    end, pauses = driven(tmp_path, 0.01, 6)
+    assert int(end.progress.epoch) == 6
+    # A run that only saves stands still.
+    assert pauses == sorted(set(pauses)) and len(pauses) > 2
+    assert int(saving.latest(tmp_path, refuse).arrays["epoch"]) == 6
+
+
+def test_what_is_not_finite_is_never_saved(tmp_path):
+    end, pauses = driven(tmp_path, 1e15, 3, on_nan="continue")
+    assert len(end.history) == 3 and not np.isfinite(end.history[-1]["loss"])
+    saved = saving.latest(tmp_path, refuse)
+    assert len(pauses) < 18
+    assert all(np.isfinite(array).all() for name, array in saved.arrays.items() if name.startswith("state/weights"))
+    assert len(saved.about["history"]) == int(saved.arrays["epoch"]) == 0
+
+
+# Several processes
+
+# Trains up to an epoch, all parameters and moments split over the processes, from what a folder holds; saves there, and
+# tells the sums of what was read, of what was placed, and of what was saved.
+TRAINS = """
+import hashlib, json
+import optax
+from jaxdl import losses
+from jaxdl.saving import latest
+from jaxdl.data.arrays import examples
+from jaxdl._tree import named, rebuilt
+from jaxdl.nn import mlp
+from jaxdl.train import make_plan
+from jaxdl.runs.runner import drive
+from jaxdl.distributed import make_mesh, place_progress, place_rows
+from jaxdl.distributed.sharding import fetched
+from jaxdl.saving.checkpoints import shared_keeper
+from jaxdl.train import early_stopping
+from jaxdl.train import start
+from jaxdl.types import Objective
+
+def train(folder, epochs, placed):
+    inputs = np.random.default_rng(0).normal(size=(60, 6)).astype(np.float32)
+    rows = examples(inputs, inputs.sum(1, keepdims=True))
+    plan = make_plan(
+        mlp((12,)), Objective(losses.squared_error), optax.adam(0.01), batch_size=12, stop=early_stopping("loss"))
+    begin = start(plan, rows, key=jax.random.key(3))
+    sums = lambda arrays: {name: hashlib.sha256(np.asarray(array).tobytes()).hexdigest()[:16] for name, array in
+                           sorted(arrays.items())}
+    saved = latest(folder, print)
+    told = {"read": saved and sums(saved.arrays)}
+    if saved:
+        begin = rebuilt(begin, saved.arrays)
+    begin, rows = placed(begin), placed(rows)
+    told["placed"] = sums(named(fetched(begin)))
+    told["split"] = sum(not leaf.is_fully_replicated for leaf in jax.tree.leaves(begin))
+    with shared_keeper(folder, {}, every=0, tell=print) as keeper:
+        def paused(progress, history):
+            keeper.save()
+        saving = {"keep": keeper.observe, "pause": keeper.due, "paused": paused}
+        end = drive(plan, begin, rows, None, epochs=epochs, **saving).progress
+    whole = fetched(end)
+    # All have saved before anybody reads.
+    processes.gathered([0])
+    again = latest(folder, print)
+    return {**told, "end": sums(named(whole)), "again": sums(again.arrays), "number": again.number}, whole
+"""
+SHARED = """
+mesh = make_mesh(data=number)
+def placed(tree):
+    return place_rows(tree, mesh) if hasattr(tree, "inputs") else place_progress(tree, mesh, large=0)
+told, _ = train(Path(given[0]), int(given[1]), placed)
+print(json.dumps(told))
+processes.leave()
+"""
+
+
+def alone(folder, epochs):
+    names = {}
+    exec("import jax\nimport numpy as np\nfrom jaxdl import processes\n" + TRAINS, names)
+    return names["train"](folder, epochs, lambda tree: jax.tree.map(jnp.asarray, tree))
+
+
+def together(number, folder, epochs):
+    """What the processes tell of it, which is the same."""
+    told = [json.loads(text) for text in scripts(TRAINS + SHARED, number, folder, epochs)]
+    assert all(each == told[0] for each in told)
+    return told[0]
+
+
+@pytest.mark.processes
+def test_split_weights_go_from_one_number_of_processes_to_another_bit_for_bit(tmp_path):
+    folder, whole = tmp_path / "shared", alone(tmp_path / "alone", 4)[1]
+    alone(folder, 1)
+    one = saving.latest(folder, refuse)
+    two = together(2, folder, 2)
+    three = together(3, folder, 3)
+    last, progress = alone(folder, 4)
+    assert two["split"] > 9 and three["split"] > 9 and last["split"] == 0
+    assert two["number"] > one.number and three["number"] > two["number"]
+    for told in (two, three, last):
+        # What was saved is what is read, and what is placed is what was read.
+        assert told["placed"] == told["read"] and told["again"] == told["end"]
+    assert two["end"] == three["read"] and three["end"] == last["read"]
+    # And the run is that of one process.
+    expected = _tree.named(whole)
+    for name, array in _tree.named(progress).items():
+        np.testing.assert_allclose(array, expected[name], rtol=1e-5, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.processes
+def test_where_one_process_has_no_room_nobody_saves_and_the_run_goes_on(tmp_path):
+    body = """
+from jaxdl import _files
+from jaxdl.distributed import make_mesh, place_progress
+from jaxdl.saving.checkpoints import shared_keeper
+def full(*_):
+    raise OSError(28, os.strerror(28))
+usual = _files.reserve
+with shared_keeper(Path(given[0]), {}, every=99, tell=print) as keeper:
+    for step in range(4):
+        # On process 1 alone, then on process 0 alone, then on neither.
+        _files.reserve = full if step == 1 - own else usual
+        keeper.observe(place_progress({"step": np.int32(step)}, make_mesh()), [])
+        keeper.save()
+        print(step, *sorted(path.name for path in Path(given[0]).iterdir()))
+        processes.gathered([0])
+processes.leave()
+"""
+    said = scripts(body, 2, tmp_path / "saved")
+    text = "a checkpoint could not be saved ({}); the last good one stays."
+    here, there = text.format("No space left on device"), text.format("by another process")
+    assert said[0].splitlines() == [there, "0", here, "1", "2 1", "3 1 2"]
+    assert said[1].splitlines() == [here, "0", there, "1", "2 1", "3 1 2"]
+    assert int(saving.latest(tmp_path / "saved", refuse).arrays["step"]) == 3

@@ -1,0 +1,437 @@
+"""What is exported: the folder, its numbers, and an environment that holds nothing but what it needs."""
+
+import csv
+import functools
+import importlib.metadata
+import json
+import os
+import re
+import subprocess
+import sys
+import sysconfig
+import venv
+from pathlib import Path
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from packaging.requirements import Requirement
+from safetensors.numpy import load_file
+from scipy.special import expit, softmax
+
+from experiments.cifar10 import experiment as cifar10
+from experiments.weather import experiment as weather
+from jaxdl.__main__ import main
+from jaxdl._files import draft_name, exclusive
+from jaxdl._tree import named
+from jaxdl.data import Scaling, fit_scaling, standardise
+from jaxdl.datasets import weather as weather_data
+from jaxdl.distributed import make_mesh
+from jaxdl.errors import InputError
+from jaxdl.nn import augmented, convnet, flip, flip_averaged, mlp, residual_net
+from jaxdl.runs.command import command
+from jaxdl.runs.export import export_run
+from jaxdl.saving import Outputs, load, predict_script
+from jaxdl.saving.export import export, inference
+from jaxdl.train.evaluate import predict
+from jaxdl.types import Model, Weights
+
+ROOT = Path(__file__).parents[2]
+DRAWS = np.random.default_rng(0)
+ROWS = DRAWS.normal(5, 2, (33, 3)).astype(np.float32)
+MODEL = mlp((8,), input_norm=True)
+
+
+@functools.cache
+def network():
+    return jax.jit(MODEL.init)(jax.random.key(0), ROWS)
+
+
+FILES = ["README.md", "SHA256SUMS", "model.json", "model.stablehlo", "predict.py", "weights.safetensors"]
+
+
+def run_folder(module, folder, *flags):
+    flags = [*flags, "--no-compilation-cache", "--epochs", "1", "--mesh", "data=1", "--workdir", str(folder)]
+    assert command(module.Config, module.run, "run", flags) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Folders of short runs by name, which the tests below only read."""
+    above = tmp_path_factory.mktemp("runs")
+    pictures = ("--data", "simulated:720", "--train-size", "200")
+    return {
+        "sunshine": run_folder(weather, above / "sunshine", "--data", "simulated:400"),
+        "barbecue": run_folder(weather, above / "barbecue", "--data", "simulated:400", "--labels", "bbq"),
+        "pictures": run_folder(cifar10, above / "pictures", *pictures, "--recipe", "pooled"),
+    }
+
+
+@pytest.fixture(scope="module")
+def built(runs):
+    """What each run was, made again by the experiments' own code."""
+    sunshine, barbecue = (weather.Config(data="simulated:400", epochs=1, labels=of) for of in ("sunshine", "bbq"))
+    pictures = cifar10.Config(data="simulated:720", epochs=1, train_size=200, recipe="pooled")
+    return {
+        "sunshine": weather.build(sunshine, weather.read(sunshine)),
+        "barbecue": weather.build(barbecue, weather.read(barbecue)),
+        "pictures": cifar10.build(pictures, cifar10.read(pictures)),
+    }
+
+
+def test_the_folder_holds_all_and_its_checksums_agree(tmp_path):
+    folder = export(tmp_path / "above" / "model", MODEL, network(), ROWS, card="# Rain\n\nAs it falls.\n")
+    assert sorted(path.name for path in folder.iterdir()) == FILES
+    assert [path.name for path in folder.parent.iterdir()] == ["model"]
+    done = subprocess.run(["sha256sum", "-c", "--strict", "SHA256SUMS"], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.count(": OK") == len(FILES) - 1
+    assert (folder / "README.md").read_text().startswith("# Rain\n\nAs it falls.\n\n## How it is used\n")
+    assert (folder / "predict.py").read_bytes() == (ROOT / "jaxdl" / "saving" / "predict_script.py").read_bytes()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
+def test_the_weights_beside_the_program_are_the_same_to_the_bit(tmp_path, dtype):
+    model = Model(
+        lambda key, inputs: Weights({"a": {"b": jnp.zeros((3, 2), dtype)}}, {"c": jnp.float32(0)}),
+        lambda weights, inputs, **_: (inputs @ weights.params["a"]["b"].astype(jnp.float32) + weights.stats["c"], {}),
+    )
+    weights = Weights({"a": {"b": DRAWS.normal(0, 1, (2, 3)).astype(dtype).T}}, {"c": np.float32(1 / 3)})
+    folder = export(tmp_path / "model", model, weights, ROWS)
+    found, wanted = load_file(folder / "weights.safetensors"), named(weights)
+    assert found.keys() == wanted.keys() == {"params/a/b", "stats/c"}
+    for name, array in found.items():
+        assert (array.dtype, array.shape) == (wanted[name].dtype, wanted[name].shape)
+        assert array.tobytes() == np.asarray(wanted[name]).tobytes()
+
+
+def test_a_scaling_is_part_of_the_program(tmp_path):
+    scaling = fit_scaling(ROWS)
+    folder = export(tmp_path / "model", MODEL, network(), ROWS, scaling=scaling)
+    wanted = predict(MODEL, network(), standardise(ROWS, scaling))
+    np.testing.assert_allclose(predict_script.load(folder).predict(ROWS), wanted, rtol=1e-6, atol=1e-6)
+
+
+def test_weights_on_a_mesh_of_devices_are_exported_for_one(tmp_path):
+    mesh = make_mesh()
+    spread = jax.device_put(network(), jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
+    one, many = (
+        predict_script.load(export(tmp_path / name, MODEL, w, ROWS))
+        for name, w in (("one", network()), ("many", spread))
+    )
+    assert mesh.size > 1
+    np.testing.assert_array_equal(one.predict(ROWS), many.predict(ROWS))
+
+
+def test_inputs_of_python_are_those_of_float32(tmp_path):
+    folder = export(tmp_path / "model", MODEL, network(), ROWS.tolist())
+    about = json.loads((folder / "model.json").read_text())
+    assert about["inputs"] == {"shape": [3], "dtype": "float32", "columns": ["x1", "x2", "x3"]}
+    assert about["outputs"]["names"] == ["prediction"] and about["platforms"] == ["cpu", "cuda", "tpu"]
+
+
+def test_nothing_is_written_over(tmp_path):
+    folder = export(tmp_path / "model", MODEL, network(), ROWS)
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    (tmp_path / "link").symlink_to("nowhere")
+    for name in ("model", "link"):
+        with pytest.raises(InputError, match=f"needs a new folder, got .*{name}, which exists"):
+            export(tmp_path / name, MODEL, network(), ROWS)
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_a_folder_is_there_whole_or_not_at_all(tmp_path, monkeypatch, error):
+    def fails(*_):
+        raise error
+
+    monkeypatch.setattr("jaxdl._files.checksum_lines", fails)
+    with pytest.raises(KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else InputError, match=r"No space|^$"):
+        export(tmp_path / "model", MODEL, network(), ROWS)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"weights": lambda weights: jax.tree.map(lambda leaf: leaf * np.float32(np.nan), weights)}, "must be finite"),
+        (
+            {"weights": lambda weights: weights._replace(params={})},
+            "those of the model, got no such array for params/.*has ",
+        ),
+        (
+            {"weights": lambda weights: jax.tree.map(lambda leaf: leaf[:1], weights)},
+            r"those of the model, got \(1,\) for .*has \(3,\)",
+        ),
+        ({"inputs": np.array([["a", "b", "c"]])}, "inputs must be rows of numbers, got <U1"),
+        ({"inputs": 1.0}, "inputs must be rows of numbers"),
+        ({"columns": ["a", "b"]}, r"columns must be 3 different names .* got \['a', 'b'\]"),
+        ({"columns": ["a", "b", "a"]}, "columns must be 3 different names"),
+        ({"columns": ["a", "b", " c"]}, "columns must be 3 different names"),
+        ({"outputs": Outputs(["a", "b"])}, r"must be 1 different ones, as the model gives, got \['a', 'b'\]"),
+        ({"outputs": Outputs(link="log")}, "link must be one of"),
+    ],
+)
+def test_what_does_not_fit_the_model_is_refused(tmp_path, change, said):
+    given = {"model": MODEL, "weights": network(), "inputs": ROWS, **change}
+    if callable(given["weights"]):
+        given["weights"] = given["weights"](network())
+    with pytest.raises(InputError, match=said):
+        export(tmp_path / "model", **given)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_config_json_describes_what_is_trained(runs):
+    dataset = weather_data("simulated:400")
+    config = json.loads((runs["sunshine"] / "config.json").read_text())
+    assert config["network"]["arguments"] == {"widths": [100, 50], "input_norm": True, "dtype": "float32"}
+    assert config["inputs"] == {"shape": [89], "dtype": "float32", "columns": list(dataset.columns)}
+    assert config["outputs"] == {"names": ["sunshine_hours"], "link": "none", "unit": "hours"}
+    assert config["terms"]["licence"] == "none needed."
+    links = {name: json.loads((folder / "config.json").read_text())["outputs"]["link"] for name, folder in runs.items()}
+    assert links == {"sunshine": "none", "barbecue": "sigmoid", "pictures": "softmax"}
+
+
+@pytest.mark.parametrize("kept", ["best", "final"])
+@pytest.mark.parametrize("name", ["sunshine", "barbecue", "pictures"])
+def test_an_exported_run_predicts_what_the_run_does(runs, built, tmp_path, name, kept):
+    assert main(["export", str(runs[name]), str(tmp_path / "out"), "--weights", kept]) == 0
+    was = built[name]
+    inputs = was.sets["test"].inputs
+    outputs = np.asarray(predict(was.plan.model, load(runs[name] / "checkpoints" / kept), inputs), np.float64)
+    link = {"sunshine": lambda found: found, "barbecue": expit, "pictures": lambda found: softmax(found, -1)}[name]
+    model = predict_script.load(tmp_path / "out")
+    for count in (1, 7, 33):
+        np.testing.assert_allclose(model.predict(inputs[:count]), link(outputs[:count]), rtol=1e-6, atol=1e-6)
+
+
+def test_the_card_says_how_good_the_run_is(runs, tmp_path):
+    card = (export_run(runs["pictures"], tmp_path / "out", kept="final") / "README.md").read_text()
+    metrics = json.loads((runs["pictures"] / "metrics.json").read_text())
+    share, error = metrics["accuracy"]["test"], metrics["test_errors"]["accuracy"]
+    assert f"{share:.3f} +- {error:.3f} |" in card and "| accuracy of chance | | | 0.100 |" in card
+    assert error == pytest.approx(np.sqrt(share * (1 - share) / 120), rel=0.05)
+    assert f"SHA-256 {metrics['dataset']['sha256']}" in card and "airplane, automobile" in card
+
+
+def test_exporting_imports_no_experiment(runs, tmp_path):
+    program = (
+        "import sys; sys.modules['experiments'] = None; from jaxdl.__main__ import main; "
+        f"sys.exit(main(['export', {str(runs['sunshine'])!r}, {str(tmp_path / 'out')!r}]))"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == FILES
+
+
+def test_a_run_that_is_not_finished_or_lacks_its_network_is_refused_until_it_goes_on(runs, tmp_path, capsys):
+    folder = tmp_path / "run"
+    subprocess.run(["cp", "-r", runs["sunshine"], folder], check=True)
+    config = json.loads((folder / "config.json").read_text())
+    usage = ("network", "inputs", "outputs", "card", "terms")
+    (folder / "config.json").write_text(json.dumps({name: config[name] for name in config if name not in usage}))
+    assert main(["export", str(folder), str(tmp_path / "out")]) == 2
+    assert "must describe the model, but lack or garble 'inputs'" in capsys.readouterr().err
+    metrics = (folder / "metrics.json").read_bytes()
+    (folder / "metrics.json").unlink()
+    assert main(["export", str(folder), str(tmp_path / "out")]) == 2
+    assert "is not finished: it has no metrics.json" in capsys.readouterr().err
+    # Goes on from where it was, without a flag changed.
+    flags = ["--no-compilation-cache", "--mesh", "data=1", "--workdir", str(folder)]
+    assert command(weather.Config, weather.run, "run", flags) == 0
+    assert json.loads((folder / "config.json").read_text()) == config
+    assert json.loads((folder / "metrics.json").read_text())["rmse"] == json.loads(metrics)["rmse"]
+    assert main(["export", str(folder), str(tmp_path / "out")]) == 0
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"network": {"kind": "mlp"}},
+        {"inputs": {}},
+        {"inputs": {"shape": [89], "dtype": "float32"}},
+        {"inputs": {"shape": [89], "dtype": "float32", "columns": [["a"]]}},
+        {"inputs": {"shape": [10**40], "dtype": "float32", "columns": None}},
+        {"outputs": {"a": 1}},
+        {"outputs": {"names": ["hours"], "unit": [1]}},
+        {"outputs": {"names": [1]}},
+        {"card": None},
+    ],
+)
+def test_a_damaged_description_is_bad_input(runs, tmp_path, damage):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for name in ("config.json", "metrics.json"):
+        (folder / name).write_bytes((runs["sunshine"] / name).read_bytes())
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **damage}))
+    with pytest.raises(InputError, match=r"must describe the model|a network must be an object"):
+        export_run(folder, tmp_path / "out")
+
+
+def test_an_untrained_run_has_no_best_weights(runs, tmp_path):
+    folder = tmp_path / "run"
+    subprocess.run(["cp", "-r", runs["sunshine"], folder], check=True)
+    metrics = json.loads((folder / "metrics.json").read_text())
+    (folder / "metrics.json").write_text(json.dumps({**metrics, "best_epoch": 0}))
+    with pytest.raises(InputError, match="has no best epoch, because no loss was finite"):
+        export_run(folder, tmp_path / "out")
+
+
+def needed(*names):
+    """The distributions that these need, themselves among them, without extras."""
+    found, open_ = {}, list(names)
+    while open_:
+        name = open_.pop()
+        if name not in found:
+            found[name] = importlib.metadata.distribution(name)
+            required = map(Requirement, found[name].requires or [])
+            open_ += [r.name for r in required if r.marker is None or r.marker.evaluate({"extra": ""})]
+    return found.values()
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory):
+    """The Python of an environment that holds jax, numpy and flatbuffers and what they need, and nothing else."""
+    folder = tmp_path_factory.mktemp("bare")
+    venv.create(folder, with_pip=False, symlinks=True)
+    inside = Path(sysconfig.get_path("purelib", "venv", {"base": str(folder)}))
+    for distribution in needed("jax", "numpy", "flatbuffers"):
+        for top in {path.parts[0] for path in distribution.files if path.parts[0] not in ("..", "__pycache__")}:
+            (inside / top).symlink_to(distribution.locate_file(top))
+    return folder / "bin" / "python"
+
+
+def call(python, *arguments, cwd):
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    return subprocess.run([python, *map(str, arguments)], cwd=cwd, capture_output=True, text=True, env=clean)
+
+
+@pytest.mark.slow
+def test_the_bare_environment_is_bare(bare, tmp_path):
+    for package in ("flax", "optax", "orbax", "pandas", "PIL", "jaxdl", "experiments", "safetensors"):
+        assert f"No module named '{package}'" in call(bare, "-c", f"import {package}", cwd=tmp_path).stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["sunshine", "pictures"])
+def test_an_exported_run_predicts_where_nothing_but_jax_and_numpy_is(runs, built, bare, tmp_path, name):
+    out = export_run(runs[name], tmp_path / "out")
+    was = built[name]
+    inputs = np.asarray(was.sets["test"].inputs)
+    data = tmp_path / ("data.npy" if name == "pictures" else "data.csv")
+    if name == "pictures":
+        np.save(data, inputs)
+    else:
+        with data.open("w", newline="") as file:
+            csv.writer(file).writerows([was.dataset.columns, *inputs.astype(str)])
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    done = call(bare, out / "predict.py", data, "-o", "found.csv", cwd=elsewhere)
+    assert done.returncode == 0, done.stderr
+    with (elsewhere / "found.csv").open(newline="") as file:
+        header, *rows = csv.reader(file)
+    outputs = np.asarray(predict(was.plan.model, load(runs[name] / "checkpoints" / "best"), inputs), np.float64)
+    if name == "sunshine":
+        assert header == ["sunshine_hours"]
+        np.testing.assert_allclose(np.array(rows, float), outputs, rtol=1e-6, atol=1e-6)
+    else:
+        assert header == ["class", "probability", *was.dataset.classes]
+        chances = softmax(outputs, -1)
+        np.testing.assert_allclose(np.array([row[2:] for row in rows], float), chances, rtol=1e-6, atol=1e-6)
+        assert [row[0] for row in rows] == [was.dataset.classes[best] for best in chances.argmax(1)]
+        assert [row[1] for row in rows] == [max(row[2:], key=float) for row in rows]
+
+
+def test_what_a_killed_export_left_is_removed_by_the_next_and_one_under_way_stays(tmp_path):
+    killed, going, other = (draft_name(tmp_path / name) for name in ("model", "model", "another"))
+    for draft in (killed, going, other, tmp_path / ".model-4711.part"):
+        draft.mkdir()
+        (draft / "weights.safetensors").write_text("half")
+    with exclusive(going):
+        export(tmp_path / "model", MODEL, network(), ROWS)
+    assert not killed.exists() and going.exists() and other.exists() and (tmp_path / ".model-4711.part").exists()
+
+
+# The exported program: its numbers are those of `predict`, its preprocessing that of `standardise`.
+
+WIDE = DRAWS.normal(0, 1, (33, 11)).astype(np.float32)
+IMAGES = DRAWS.integers(0, 256, (33, 16, 16, 3), np.uint8)
+MODELS = {
+    "mlp": (mlp((20, 5), input_norm=True), WIDE, "none"),
+    "yes or no": (mlp((20,)), WIDE, "sigmoid"),
+    "convnet": (convnet((18, 50), widths=(9,), outputs=4, dropout=0.3, pool=True), IMAGES, "softmax"),
+    "residual": (flip_averaged(augmented(residual_net(4, outputs=4), flip)), IMAGES, "softmax"),
+}
+LINKS = {"none": lambda outputs: outputs, "sigmoid": expit, "softmax": lambda outputs: softmax(outputs, -1)}
+
+
+def trained_weights(model, inputs):
+    """Weights that no initialiser gives: BatchNorm's moments too are far from 0 and 1."""
+    weights = jax.jit(model.init)(jax.random.key(0), inputs[:1])
+    leaves, structure = jax.tree.flatten(weights)
+    moved = [leaf + np.abs(DRAWS.normal(0, 0.2, leaf.shape)).astype(np.float32) for leaf in leaves]
+    return jax.tree.unflatten(structure, moved)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_predictions_of_any_number_of_rows_are_those_of_predict(name):
+    model, inputs, link = MODELS[name]
+    weights = trained_weights(model, inputs)
+    program = jax.export.deserialize(bytearray(inference(model, weights, inputs, link=link).serialize()))
+    for count in (1, 7, 33):
+        wanted = LINKS[link](np.asarray(predict(model, weights, inputs[:count]), np.float64))
+        np.testing.assert_allclose(program.call(inputs[:count]), wanted, rtol=1e-6, atol=1e-6)
+
+
+def filters_in(text):
+    lines = [line for line in text.splitlines() if "stablehlo.convolution" in line]
+    return {int(re.search(r"-> tensor<[\dx?]*x(\d+)xf32>", line)[1]) for line in lines}
+
+
+def test_a_program_is_for_all_three_platforms_with_the_convolution_of_each(monkeypatch):
+    model = convnet((50, 50))
+    weights = trained_weights(model, IMAGES)
+    program = inference(model, weights, IMAGES)
+    assert program.platforms == ("cpu", "cuda", "tpu") and program.nr_devices == 1
+    # On a CPU the convolution of three channels is a matrix product, as are two of the 50 filters of the other, which
+    # fill no vector; elsewhere nothing is split.
+    for platform, expected in (("cpu", {48}), ("cuda", {50}), ("tpu", {50})):
+        monkeypatch.setattr("jaxdl.saving.export.PLATFORMS", (platform,))
+        assert filters_in(inference(model, weights, IMAGES).mlir_module()) == expected
+    # The program of all holds both, of which one is chosen where it runs.
+    text = program.mlir_module()
+    assert filters_in(text) == {48, 50} and "stablehlo.case" in text and "_platform_index" in text
+    compiled = jax.jit(program.call).lower(IMAGES).compile().as_text()
+    assert "conditional" not in compiled
+
+
+def test_a_scaling_is_taken_off_as_standardise_does_where_means_are_large_and_spreads_small():
+    table = DRAWS.normal([1013.25, 0.3, -4000.0, 1e-5], [8.0, 1e-3, 0.5, 1e-6], (200, 4)).astype(np.float32)
+    scaling = fit_scaling(table[:100])
+    nothing = Model(lambda key, inputs: Weights({}, {}), lambda weights, inputs, **_: (inputs, {}))
+    found = inference(nothing, Weights({}, {}), table, scaling=scaling).call(table)
+    np.testing.assert_allclose(found, standardise(table, scaling), rtol=1e-6, atol=1e-6)
+    # Which float32 alone does not do.
+    naive = (table - scaling.mean.astype(np.float32)) / scaling.spread.astype(np.float32)
+    assert np.abs(naive - standardise(table, scaling)).max() > 1e-5
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (3, 2)])
+def test_outputs_are_numbers_a_row_whatever_the_model_gives(shape):
+    model = Model(
+        lambda key, inputs: Weights({}, {}),
+        lambda weights, x, **_: (x[:, 0].reshape(-1, *[1] * len(shape)) * np.ones((1, *shape), np.float32), {}),
+    )
+    assert inference(model, Weights({}, {}), WIDE).call(WIDE).shape == (33, int(np.prod(shape)))
+
+
+def test_another_link_or_the_scaling_of_other_columns_is_refused():
+    model = mlp(())
+    weights = trained_weights(model, WIDE)
+    with pytest.raises(InputError, match="link must be one of none, sigmoid, softmax, got 'logit'"):
+        inference(model, weights, WIDE, link="logit")
+    with pytest.raises(InputError, match=r"a mean and a spread for each column of \(33, 11\)"):
+        inference(model, weights, WIDE, scaling=Scaling(np.zeros(3), np.ones(3)))
