@@ -10,6 +10,12 @@ import numpy as np
 from jaxdl.data import fit_scaling
 from jaxdl.errors import InputError
 
+__all__ = ["climatology", "mean_of_last", "ridge", "root_mean_square"]
+
+
+def __dir__() -> list[str]:
+    return __all__
+
 
 def root_mean_square(errors: Any) -> float:
     """The RMSE of any array of errors, in their unit, taken in float64.

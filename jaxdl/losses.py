@@ -16,6 +16,19 @@ from jaxdl.data.arrays import precision
 from jaxdl.errors import InputError
 from jaxdl.types import Array, Examples, Model, Objective
 
+__all__ = [
+    "absolute_error",
+    "huber",
+    "sigmoid_cross_entropy",
+    "smoothed_cross_entropy",
+    "softmax_cross_entropy",
+    "squared_error",
+]
+
+
+def __dir__() -> list[str]:
+    return __all__
+
 
 def same_shape(name: str, outputs: Array, targets: Array) -> tuple[Array, Array]:
     """Outputs and targets in the `precision` of both, float32 or float64.

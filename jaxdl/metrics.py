@@ -19,6 +19,28 @@ from jaxdl.errors import InputError
 from jaxdl.losses import absolute_error, as_labels, same_shape, squared_error
 from jaxdl.types import LOSS, Array, Metric, Mode, Objective, PyTree, Sums
 
+__all__ = [
+    "Curve",
+    "accuracy",
+    "add",
+    "balanced_accuracy",
+    "binary_accuracy",
+    "finish",
+    "mae",
+    "mean",
+    "measure",
+    "precision_recall",
+    "r2",
+    "rmse",
+    "roc",
+    "top_k",
+]
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
 RESERVED = {LOSS, "epoch", "learning_rate", "seconds"}
 
 

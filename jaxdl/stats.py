@@ -10,6 +10,26 @@ import numpy as np
 
 from jaxdl.errors import InputError
 
+__all__ = [
+    "Calibration",
+    "Comparison",
+    "Estimate",
+    "adjusted",
+    "calibrate",
+    "compare",
+    "coverage",
+    "estimate",
+    "one_standard_error",
+    "rmse_error",
+    "share_error",
+    "verdict",
+    "widened",
+]
+
+
+def __dir__() -> list[str]:
+    return __all__
+
 
 class Estimate(NamedTuple):
     """The mean of a figure over seeds, and how well it is known."""
