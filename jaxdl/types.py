@@ -6,7 +6,7 @@ Shapes: B rows in a batch, N rows in a data set. A NamedTuple here is traced dat
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -50,12 +50,14 @@ class Weights(NamedTuple):
         return f"Weights(params={_counts(self.params)}, stats={_counts(self.stats)})"
 
 
+@runtime_checkable
 class Init(Protocol):
     """Makes the weights of a model from a key and one batch of inputs."""
 
     def __call__(self, key: Array, inputs: Array) -> Weights: ...
 
 
+@runtime_checkable
 class Apply(Protocol):
     """Outputs for (B, ...) inputs, and the stats after seeing them (unchanged where `train` is False).
 
@@ -75,6 +77,7 @@ class Model(NamedTuple):
     apply: Apply
 
 
+@runtime_checkable
 class EvalParams(Protocol):
     """Gives the parameters to evaluate, where an optimizer trains at others (schedule-free, SAM)."""
 
