@@ -245,7 +245,7 @@ def check_labels(model: Model, objective: Objective, *sets: Examples | None) -> 
             )
 
 
-def _on_host(leaf: Any) -> bool:
+def _on_host(leaf: object) -> bool:
     """Whether the values of an array can be read here."""
     return not isinstance(leaf, jax.core.Tracer) and getattr(leaf, "is_fully_addressable", True)
 

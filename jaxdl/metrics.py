@@ -71,7 +71,7 @@ def moments_of(values: Float[Array, "batch ..."]) -> Moments:
     return Moments(jnp.ones(values.shape[:1], values.dtype), values, zero, zero)
 
 
-def _is_moments(leaf: Any) -> bool:
+def _is_moments(leaf: object) -> bool:
     return isinstance(leaf, Moments)
 
 
@@ -160,7 +160,7 @@ def top_k(k: int) -> Metric:
 accuracy = top_k(1)  # the share of rows whose label has the largest output
 
 
-def check_objective(objective: Any) -> Objective:
+def check_objective(objective: object) -> Objective:
     """Return an Objective with its metrics as a tuple.
 
     Raises InputError for what `arguments.check_kinds` refuses, and for metrics whose names clash.

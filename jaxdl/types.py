@@ -185,7 +185,7 @@ class Plan(NamedTuple):
         return f"Plan(loss={loss}, metrics=({names}), batch_size={self.batch_size}, monitor={self.stop.monitor!r})"
 
 
-def _shape(leaf: Any) -> str:
+def _shape(leaf: object) -> str:
     return f"{leaf.dtype}{[*leaf.shape]}" if hasattr(leaf, "dtype") and hasattr(leaf, "shape") else repr(leaf)
 
 
@@ -194,7 +194,7 @@ def _counts(tree: PyTree) -> str:
     return f"{sum(getattr(leaf, 'size', 1) for leaf in leaves):,} numbers in {len(leaves)} arrays"
 
 
-def _value(leaf: Any) -> str:
+def _value(leaf: object) -> str:
     """A scalar's value; the shape of one that is traced or belongs to many runs."""
     return _shape(leaf) if isinstance(leaf, jax.core.Tracer) or getattr(leaf, "shape", None) else str(leaf)
 

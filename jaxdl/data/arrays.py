@@ -60,7 +60,9 @@ def examples(inputs: Any, targets: Any, weights: Any = None) -> Examples:
     return Examples(inputs, targets, weights)
 
 
-def as_rows(name: str, values: Any, counted: Bool[np.ndarray, " rows"] | None = None) -> Shaped[np.ndarray, "rows ..."]:
+def as_rows(
+    name: str, values: object, counted: Bool[np.ndarray, " rows"] | None = None
+) -> Shaped[np.ndarray, "rows ..."]:
     """Return values as rows (N, ...) of finite numbers that JAX can hold, which errors call `name`.
 
     Floats become their `precision`, other numbers keep their dtype; the byte order becomes the machine's. Rows that are
@@ -146,7 +148,7 @@ def _unmasked(name: str, values: np.ma.MaskedArray) -> np.ndarray:
     return values.data
 
 
-def _as_numbers_of(dtype: Any) -> str:
+def _as_numbers_of(dtype: object) -> str:
     """What to type where numbers are needed."""
     if getattr(dtype, "kind", "O") in "Mm":
         return "Use numbers that mean something, such as the day of the year, or the seconds since a start as floats."

@@ -40,7 +40,7 @@ def draws(key: PRNGKeyArray, epoch: Any, count: int) -> Draws:
     return Draws((bits[0] % jnp.uint32(count)).astype(jnp.int32), bits[1])
 
 
-def order(key: PRNGKeyArray, epoch: Any, count: int) -> Int32[Array, " {count}"]:
+def order(key: PRNGKeyArray, epoch: int | Array, count: int) -> Int32[Array, " {count}"]:
     """The order of `count` rows in an epoch, (count,) int32: a permutation that depends on (key, epoch) alone.
 
     `count` is static.
@@ -52,7 +52,9 @@ def order(key: PRNGKeyArray, epoch: Any, count: int) -> Int32[Array, " {count}"]
     return _rows_at(draws(key, epoch, count), jnp.arange(count, dtype=jnp.int32), count, 1)
 
 
-def shuffle(key: PRNGKeyArray, epoch: Any, count: int) -> Callable[[Int32[Array, " batch"]], Int32[Array, " batch"]]:
+def shuffle(
+    key: PRNGKeyArray, epoch: int | Array, count: int
+) -> Callable[[Int32[Array, " batch"]], Int32[Array, " batch"]]:
     """Which rows stand at given places of `order`: a function from places (B,) int32 to rows (B,) int32.
 
     >>> rows, places = order(jax.random.key(0), 1, 5), jnp.array([3, 1], jnp.int32)
@@ -140,7 +142,7 @@ def only_counted(rows: Any) -> Any:
     return rows._replace(inputs=rows.inputs[places], targets=rows.targets[places])
 
 
-def training_rows(rows: Any) -> Any:
+def training_rows(rows: object) -> Any:
     """Return a data set as training takes it: `only_counted`, with sample weights relative to their mean.
 
     Steps need not know the other batches then. Where the weights are not all 1 they come as a Batch, whose mask tells
@@ -162,7 +164,7 @@ def training_rows(rows: Any) -> Any:
     return only_counted(Batch(rows.inputs, rows.targets, rows.weights / mean, mask))
 
 
-def evaluation_rows(rows: Any) -> Any:
+def evaluation_rows(rows: object) -> Any:
     """Return a data set as an evaluation takes it: `only_counted`. None and traced rows are returned as they are.
 
     >>> evaluation_rows(None) is None
@@ -190,7 +192,7 @@ def epoch_rows(train: Examples | Window) -> Any:
 
 
 def batches_of(
-    train: Examples | Batch | Window, key: Array, epoch: Any, batch_size: int, *, mask: bool = True
+    train: Examples | Batch | Window, key: Array, epoch: int | Array, batch_size: int, *, mask: bool = True
 ) -> Callable[[Any], Any]:
     """The batches of an epoch by number: rows of data in the order that (key, epoch) gives, or those of a window.
 
@@ -205,7 +207,7 @@ def batches_of(
     """
     at = None if isinstance(train, Window) else shuffle(key, epoch, train.weights.shape[0])
 
-    def batch(index: Any) -> Any:
+    def batch(index: int | Array) -> Any:
         rows = _of_window(train, index) if isinstance(train, Window) else batch_at(train, at, index, batch_size)
         return Batch(*rows, rows.weights > 0) if mask and isinstance(rows, Examples) else rows
 
@@ -239,7 +241,7 @@ def filled(batch_size: int) -> int:
     return batch_size + -batch_size % data_devices()
 
 
-def validation_batch(rows_of: Examples, index: Any, batch_size: int) -> Examples:
+def validation_batch(rows_of: Examples, index: int | Array, batch_size: int) -> Examples:
     """Batch number `index` of the rows as they stand; the last one reaches back, with weight 0 for rows seen before.
 
     >>> from jaxdl import examples
@@ -268,7 +270,7 @@ def batch_rows(inputs: Shaped[Array | np.ndarray, "rows ..."], numbers: int = EV
     return max(1, min(EVAL_ROWS, numbers // max(1, math.prod(inputs.shape[1:]))))
 
 
-def _of_window(window: Window, index: Any) -> Examples:
+def _of_window(window: Window, index: int | Array) -> Examples:
     place = jnp.asarray(index, jnp.int32) - window.first
     batch: Examples = jax.tree.map(lambda leaf: lax.dynamic_index_in_dim(leaf, place, 0, False), window.batches)
     return split_rows(batch)

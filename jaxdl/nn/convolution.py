@@ -41,7 +41,7 @@ def convolve(
     rhs_dilation: Sequence[int] | None = None,
     dimension_numbers: Any = None,
     feature_group_count: int = 1,
-    precision: Any = None,
+    precision: lax.PrecisionLike = None,
 ) -> Float[Array, " ..."]:
     """`lax.conv_general_dilated` with gradients that stay fast: give it to `nn.Conv(conv_general_dilated=convolve)`.
 
@@ -66,12 +66,12 @@ def convolve(
     return _convolve(lhs, rhs, whole_pads, precision)
 
 
-def _stock(images: Images, kernel: Kernel, pads: _Pads, precision: Any) -> Maps:
+def _stock(images: Images, kernel: Kernel, pads: _Pads, precision: lax.PrecisionLike) -> Maps:
     return lax.conv_general_dilated(images, kernel, (1, 1), pads, dimension_numbers=NUMBERS, precision=precision)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _convolve(images: Images, kernel: Kernel, pads: _Pads, precision: Any) -> Maps:
+def _convolve(images: Images, kernel: Kernel, pads: _Pads, precision: lax.PrecisionLike) -> Maps:
     few = math.prod(kernel.shape[:3]) <= _COLUMNS and kernel.shape[3] >= _VECTOR
     few = few and all(
         side + sum(pad) >= size for side, pad, size in zip(images.shape[1:3], pads, kernel.shape[:2], strict=True)
@@ -80,11 +80,15 @@ def _convolve(images: Images, kernel: Kernel, pads: _Pads, precision: Any) -> Ma
     return lax.platform_dependent(images, kernel, cpu=own, default=stock)
 
 
-def _forward(images: Array, kernel: Array, pads: _Pads, precision: Any) -> tuple[Array, tuple[Array, Array]]:
+def _forward(
+    images: Array, kernel: Array, pads: _Pads, precision: lax.PrecisionLike
+) -> tuple[Array, tuple[Array, Array]]:
     return _convolve(images, kernel, pads, precision), (images, kernel)
 
 
-def _backward(pads: _Pads, precision: Any, kept: tuple[Array, Array], slope: Array) -> tuple[Array, Array]:
+def _backward(
+    pads: _Pads, precision: lax.PrecisionLike, kept: tuple[Array, Array], slope: Array
+) -> tuple[Array, Array]:
     def own(images: Array, kernel: Array, slope: Array) -> tuple[Array, Array]:
         # Else what made them is computed again inside of the transpositions, number by number.
         images, slope = lax.optimization_barrier((images, slope))
@@ -115,7 +119,7 @@ def _whole(height: int, width: int, channels: int, filters: int) -> int:
     return filters - rest if worth else filters
 
 
-def _in_columns(images: Images, kernel: Kernel, pads: _Pads, precision: Any) -> Maps:
+def _in_columns(images: Images, kernel: Kernel, pads: _Pads, precision: lax.PrecisionLike) -> Maps:
     """The convolution of few channels: what the kernel sees at a pixel is a row of one matrix product."""
     height, width, _, filters = kernel.shape
     images = _padded(images, pads)
@@ -127,7 +131,7 @@ def _in_columns(images: Images, kernel: Kernel, pads: _Pads, precision: Any) -> 
     return jnp.matmul(around, full, precision=precision)[..., :filters]
 
 
-def _in_parts(images: Images, kernel: Kernel, pads: _Pads, precision: Any) -> Maps:
+def _in_parts(images: Images, kernel: Kernel, pads: _Pads, precision: lax.PrecisionLike) -> Maps:
     """The convolution; filters left over are a matrix product of all pixels, whose results are shifted and added."""
     whole = _whole(*kernel.shape) if images.shape[0] != 1 else kernel.shape[3]
     outputs = _stock(images, kernel[..., :whole], pads, precision)
@@ -143,7 +147,7 @@ def _in_parts(images: Images, kernel: Kernel, pads: _Pads, precision: Any) -> Ma
     return jnp.concatenate([outputs, sum(shifted, jnp.zeros((), wide)).astype(outputs.dtype)], -1)
 
 
-def _to_kernel(images: Images, slope: Maps, pads: _Pads, precision: Any) -> Kernel:
+def _to_kernel(images: Images, slope: Maps, pads: _Pads, precision: lax.PrecisionLike) -> Kernel:
     """The gradient of the kernel, added up over parts of the batch: all at once take XLA's code up to twice as long."""
     rows, height, width, _ = slope.shape
     # In bfloat16 each part would be rounded.
@@ -153,7 +157,7 @@ def _to_kernel(images: Images, slope: Maps, pads: _Pads, precision: Any) -> Kern
     return reduce(jnp.add, grads)
 
 
-def _part_to_kernel(images: Images, slope: Maps, pads: _Pads, precision: Any) -> Kernel:
+def _part_to_kernel(images: Images, slope: Maps, pads: _Pads, precision: lax.PrecisionLike) -> Kernel:
     """For filters left over it is a matrix product with all shifts of their slopes."""
     (top, bottom), (left, right) = pads
     height = images.shape[1] + top + bottom - slope.shape[1] + 1
