@@ -1,35 +1,75 @@
 """jaxdl: a functional training toolkit on JAX and Flax."""
 
 from jaxdl import _startup as _startup  # isort: skip
+from typing import TYPE_CHECKING
+
+from jaxdl._faces import set_public_names as _set_public_names
+
+# Data, networks and weights.
 from jaxdl.data.arrays import examples as examples
+from jaxdl.nn.adapters import from_linen as from_linen
+from jaxdl.nn.adapters import from_nnx as from_nnx
+from jaxdl.nn.models import MLP as MLP
+from jaxdl.nn.models import convnet as convnet
+from jaxdl.nn.models import mlp as mlp
+from jaxdl.nn.models import residual_net as residual_net
+from jaxdl.nn.summaries import summary as summary
+from jaxdl.saving.weights import load as load
+from jaxdl.saving.weights import save as save
+
+# A whole run in one call, and many.
 from jaxdl.ensembles.members import evaluate_members as evaluate_members
 from jaxdl.ensembles.members import predict_mean as predict_mean
 from jaxdl.ensembles.seeds import Fits as Fits
 from jaxdl.ensembles.seeds import fit_seeds as fit_seeds
 from jaxdl.ensembles.sweeps import grid as grid
 from jaxdl.ensembles.sweeps import sweep as sweep
-from jaxdl.errors import InputError as InputError
-from jaxdl.nn.adapters import from_linen as from_linen
-from jaxdl.nn.adapters import from_nnx as from_nnx
-from jaxdl.nn.models import MLP as MLP
-from jaxdl.nn.models import mlp as mlp
-from jaxdl.nn.summaries import summary as summary
-from jaxdl.saving.weights import load as load
-from jaxdl.saving.weights import save as save
-from jaxdl.train.epoch import run_epoch as run_epoch
-from jaxdl.train.epoch import start as start
 from jaxdl.train.evaluate import evaluate as evaluate
 from jaxdl.train.evaluate import predict as predict
 from jaxdl.train.fit import Fit as Fit
 from jaxdl.train.fit import fit as fit
-from jaxdl.train.loop import epochs as epochs
-from jaxdl.train.plan import make_plan as make_plan
 from jaxdl.train.rules import early_stopping as early_stopping
 from jaxdl.train.rules import reduce_on_plateau as reduce_on_plateau
+
+# The loop under `fit`, for a body of one's own.
+from jaxdl.train.epoch import run_epoch as run_epoch
+from jaxdl.train.epoch import start as start
+from jaxdl.train.loop import epochs as epochs
+from jaxdl.train.plan import make_plan as make_plan
 from jaxdl.train.step import make_eval_step as make_eval_step
 from jaxdl.train.step import make_train_step as make_train_step
+
+# Types, and the error that a reader of its message can mend.
+from jaxdl.errors import InputError as InputError
 from jaxdl.types import Examples as Examples
 from jaxdl.types import Metric as Metric
 from jaxdl.types import Model as Model
 from jaxdl.types import Objective as Objective
+from jaxdl.types import Plan as Plan
+from jaxdl.types import Progress as Progress
 from jaxdl.types import Weights as Weights
+
+if TYPE_CHECKING:
+    from jaxdl import baselines as baselines
+    from jaxdl import callbacks as callbacks
+    from jaxdl import data as data
+    from jaxdl import datasets as datasets
+    from jaxdl import distributed as distributed
+    from jaxdl import ensembles as ensembles
+    from jaxdl import losses as losses
+    from jaxdl import metrics as metrics
+    from jaxdl import nn as nn
+    from jaxdl import plots as plots
+    from jaxdl import profiling as profiling
+    from jaxdl import runs as runs
+    from jaxdl import saving as saving
+    from jaxdl import stats as stats
+    from jaxdl import train as train
+
+__version__ = "0.1.0"
+# These load on first use: a program that plots nothing does not wait for the plots.
+_PACKAGES = (
+    *("baselines", "callbacks", "data", "datasets", "distributed", "ensembles", "losses", "metrics", "nn", "plots"),
+    *("profiling", "runs", "saving", "stats", "train"),
+)
+_set_public_names(globals(), dict.fromkeys(_PACKAGES, ""))

@@ -119,7 +119,7 @@ def _wrong_call(function: Callable[..., Any], arguments: tuple[Any, ...], keywor
     return f"{name} needs {' and '.join(missing)}, which the call does not give. {takes}" if missing else None
 
 
-def nearest(name: Any, known: Iterable[str]) -> str | None:
+def nearest(name: object, known: Iterable[str]) -> str | None:
     """Return the known name that is most like a given one, whatever its case and spaces; None where none is.
 
     >>> nearest("Val Loss", ["loss", "val_loss"])
@@ -131,7 +131,7 @@ def nearest(name: Any, known: Iterable[str]) -> str | None:
     return plain[found[0]] if found else None
 
 
-def given_as(value: Any) -> str:
+def given_as(value: object) -> str:
     """Return what a value is, in a few words, for a message.
 
     >>> given_as(3), given_as("adam"), given_as(np.ones((2, 3))), given_as(len), given_as(dict)
@@ -151,7 +151,7 @@ def given_as(value: Any) -> str:
     return f"{'an' if kind[0] in 'AEIOUaeiou' else 'a'} {kind}"
 
 
-def _name(function: Any) -> str:
+def _name(function: object) -> str:
     of = getattr(function, "func", function)
     return str(getattr(of, "__name__", type(of).__name__))
 
@@ -188,7 +188,7 @@ def _whole_advice(value: Any) -> str:
         return ""
 
 
-def number(name: str, value: Any) -> Any:
+def number(name: str, value: object) -> Any:
     """Return a number; traced ones pass. Raises InputError for Booleans, strings and everything else.
 
     >>> number("factor", 0.1)
@@ -209,7 +209,7 @@ def number(name: str, value: Any) -> Any:
     raise InputError(f"{name} must be a number, got {given_as(value)}.{advice}")
 
 
-def sizes(name: str, values: Any) -> tuple[int, ...]:
+def sizes(name: str, values: object) -> tuple[int, ...]:
     """Return a row of whole numbers from 1 on as a tuple: the widths of layers.
 
     Raises InputError for anything else.
@@ -233,7 +233,7 @@ def sizes(name: str, values: Any) -> tuple[int, ...]:
 _NETWORKS = ("flax", "flax.nnx", "torch", "keras", "tensorflow", "equinox", "haiku")
 
 
-def _package(value: Any) -> str:
+def _package(value: object) -> str:
     """Return the package whose class a value or a class is or extends, of those that make networks or optimizers."""
     kind = value if isinstance(value, type) else type(value)
     known = ("torch", "keras", "tensorflow", "equinox", "haiku", "flax.nnx", "flax")
@@ -282,7 +282,7 @@ def check_model(model: Any) -> None:
     raise InputError(f"model must be a Model, got {what if package in _NETWORKS else given_as(model)}. {advice}")
 
 
-def check_kinds(objective: Any) -> Objective:
+def check_kinds(objective: object) -> Objective:
     """Return an Objective with its metrics as a tuple.
 
     Raises InputError for anything else, for a loss that is no function of (outputs, targets), and for metrics that are
@@ -311,7 +311,7 @@ def check_kinds(objective: Any) -> Objective:
     return objective._replace(metrics=metrics)
 
 
-def _objective_advice(given: Any) -> str:
+def _objective_advice(given: object) -> str:
     if isinstance(given, str):
         return f"Use Objective(loss, metrics), the loss being {LOSSES}."
     if isinstance(given, Metric):
@@ -325,7 +325,7 @@ def _objective_advice(given: Any) -> str:
     return "Use Objective(loss, metrics)."
 
 
-def _check_loss(loss: Any) -> None:
+def _check_loss(loss: object) -> None:
     if isinstance(loss, Metric):
         raise InputError(
             f"a loss must be a function (outputs, targets), got the metric {loss.name}. Use Objective(loss, "
@@ -343,7 +343,7 @@ def _check_loss(loss: Any) -> None:
         )
 
 
-def _metric_advice(metric: Any) -> str:
+def _metric_advice(metric: object) -> str:
     if isinstance(metric, str) or not callable(metric):
         return f"Use {METRICS}."
     if isinstance(metric, type) or _package(metric) in ("torch", "keras", "tensorflow"):
@@ -369,7 +369,7 @@ def _signature(function: Callable[..., Any]) -> str:
     return f"({', '.join(inspect.signature(function).parameters)})"
 
 
-def check_optimizer(optimizer: Any, name: str = "optimiser") -> None:
+def check_optimizer(optimizer: object, name: str = "optimiser") -> None:
     """Raise InputError for what is no gradient transformation of optax; `name` is the caller's argument.
 
     >>> try:
@@ -409,11 +409,11 @@ def check_optimizer(optimizer: Any, name: str = "optimiser") -> None:
     raise InputError(f"{name} must be an optax optimizer, got {given_as(optimizer)}. {advice}")
 
 
-def _of_optax(function: Any) -> bool:
+def _of_optax(function: object) -> bool:
     return str(getattr(function, "__module__", "")).split(".")[0] == "optax"
 
 
-def check_rule(name: str, rule: Any) -> None:
+def check_rule(name: str, rule: object) -> None:
     """Raise InputError for what is no Rule of the kind that `name` takes: `stop` or `plateau`.
 
     >>> try:
@@ -443,7 +443,7 @@ def check_rule(name: str, rule: Any) -> None:
     raise InputError(f"{name} must be a rule, got {given_as(rule)}. {advice}")
 
 
-def check_examples(name: str, rows: Any) -> None:
+def check_examples(name: str, rows: object) -> None:
     """Raise InputError for what is no Examples of arrays, with the line to type; `name` is the caller's argument.
 
     >>> try:
@@ -487,7 +487,7 @@ def check_examples(name: str, rows: Any) -> None:
     raise InputError(f"{name} must be Examples, got {given_as(rows)}. {advice}")
 
 
-def _check_leaf(name: str, leaf: Any) -> None:
+def _check_leaf(name: str, leaf: object) -> None:
     """Raise InputError for an array of Examples made by hand, which JAX cannot take or would change."""
     if not isinstance(leaf, np.ndarray):
         fault = "a table of pandas" if hasattr(leaf, "iloc") else None
@@ -521,7 +521,7 @@ def _check_sample_weights(name: str, weights: Any) -> None:
             raise InputError(f"{name} must not all be 0, because no row would count then. Use 1 for those that do.")
 
 
-def check_weights(weights: Any) -> None:
+def check_weights(weights: object) -> None:
     """Raise InputError for what are no Weights of a model, with the line to type.
 
     >>> try:
@@ -550,7 +550,7 @@ def check_weights(weights: Any) -> None:
     raise InputError(f"weights must be Weights, got {given_as(weights)}. {advice}")
 
 
-def check_callbacks(observers: Any) -> tuple[Any, ...]:
+def check_callbacks(observers: object) -> tuple[Any, ...]:
     """Return the callbacks of a run as a tuple, because a generator would be empty after the first epoch.
 
     Raises InputError for what is no row of functions.
@@ -590,7 +590,7 @@ def _takes_two(function: Callable[..., Any]) -> bool:
     return True
 
 
-def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
+def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
     """Raise InputError where a value is none of the choices.
 
     >>> check_choice("on_nan", "stop", ("stop", "continue"))
@@ -603,7 +603,7 @@ def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
         raise InputError(f"{name} must be {listed}, got {given_as(value)}.{advice}")
 
 
-def check_name(name: str, value: Any) -> None:
+def check_name(name: str, value: object) -> None:
     """Raise InputError for a monitored value's name that is no string.
 
     >>> check_name("monitor", "val_loss")

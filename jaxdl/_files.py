@@ -208,7 +208,7 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
         file.write(as_json(content))
 
 
-def as_json(content: Any) -> str:
+def as_json(content: object) -> str:
     """Return dicts, sequences, strings and numbers as JSON; a number that is not finite becomes null.
 
     >>> as_json({"rmse": float("inf")}).split()
@@ -217,7 +217,7 @@ def as_json(content: Any) -> str:
     return json.dumps(_plain(content), indent=2, allow_nan=False) + "\n"
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> Any:
     if isinstance(value, dict):
         return {str(key): _plain(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):

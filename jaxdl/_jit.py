@@ -46,7 +46,7 @@ def compiler_options(*, once: bool = False, convolves: bool = False) -> dict[str
 
 
 @functools.cache
-def known(option: str, value: Any) -> bool:
+def known(option: str, value: object) -> bool:
     """Whether XLA compiles with an option.
 
     >>> known("no_such_option", 1)
@@ -59,7 +59,7 @@ def known(option: str, value: Any) -> bool:
     return True
 
 
-def convolves(*arguments: Any) -> bool:
+def convolves(*arguments: object) -> bool:
     """Whether images (N, H, W, C) are among the arguments, first of one of them, and kernels too: (h, w, C, K).
 
     >>> images = {"inputs": jax.numpy.zeros((5, 32, 32, 3))}
@@ -73,7 +73,7 @@ def convolves(*arguments: Any) -> bool:
     return len({leaf.shape[-3:] for leaves in trees for leaf in leaves if getattr(leaf, "ndim", 0) >= 4}) > 1
 
 
-def is_traced(value: Any) -> bool:
+def is_traced(value: object) -> bool:
     """Whether a value is not known yet, because a function is being transformed: it cannot be checked then.
 
     >>> is_traced(0.1), bool(jax.jit(lambda rate: is_traced(rate))(0.1))
@@ -135,6 +135,6 @@ def program(function: Callable[P, R], *, static_argnames: str | tuple[str, ...],
     return cast(Program[P, R], compiled)
 
 
-def _mesh_of(*arguments: Any) -> AbstractContextManager[Any]:
+def _mesh_of(*arguments: object) -> AbstractContextManager[Any]:
     mesh = mesh_of(*arguments)
     return nullcontext() if mesh is None else jax.set_mesh(mesh)

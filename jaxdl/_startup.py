@@ -7,13 +7,12 @@ import os
 import signal
 import sys
 import time
-from typing import Any
 
 # Here, because Python reads this file before the imports that take the time of a command.
 STARTED = time.perf_counter()
 
 
-def _end(*_: Any) -> None:
+def _end(*_: object) -> None:
     os.write(2, b"\ninterrupted before the command began.\n")
     os._exit(128 + signal.SIGINT)
 

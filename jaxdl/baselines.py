@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from jaxdl.data import fit_scaling
 from jaxdl.errors import InputError
 
+__all__ = ["climatology", "mean_of_last", "ridge", "root_mean_square"]
 
-def root_mean_square(errors: Any) -> float:
+
+def __dir__() -> list[str]:
+    return __all__
+
+
+def root_mean_square(errors: ArrayLike) -> float:
     """The RMSE of any array of errors, in their unit, taken in float64.
 
     >>> root_mean_square([3.0, -4.0, 0.0, 0.0])
@@ -20,7 +26,7 @@ def root_mean_square(errors: Any) -> float:
     return float(np.sqrt(np.mean(np.square(np.asarray(errors, np.float64)))))
 
 
-def mean_of_last(values: Any, days: int) -> np.ndarray:
+def mean_of_last(values: ArrayLike, days: int) -> np.ndarray:
     """For each day of a series (N,), the mean of it and the `days - 1` before it (of fewer at the start).
 
     With `days=1` this is persistence: tomorrow will be as today. Raises InputError for fewer days.
@@ -36,7 +42,7 @@ def mean_of_last(values: Any, days: int) -> np.ndarray:
     return (sums[ends] - sums[starts]) / (ends - starts)
 
 
-def climatology(months: Sequence[int], targets: Any, wanted: Sequence[int]) -> np.ndarray:
+def climatology(months: Sequence[int], targets: ArrayLike, wanted: Sequence[int]) -> np.ndarray:
     """For each wanted month, the mean of the training targets (N,) in that month; their overall mean if it has none.
 
     >>> climatology([1, 1, 7], [0.0, 2.0, 9.0], [7, 1, 3]).round(2).tolist()
@@ -47,7 +53,7 @@ def climatology(months: Sequence[int], targets: Any, wanted: Sequence[int]) -> n
     return np.array([means.get(month, targets.mean()) for month in wanted])
 
 
-def ridge(inputs: Any, targets: Any, wanted: Any, penalty: float = 1.0) -> np.ndarray:
+def ridge(inputs: ArrayLike, targets: ArrayLike, wanted: ArrayLike, penalty: float = 1.0) -> np.ndarray:
     """Predictions for the rows `wanted` (M, F) of linear least squares on (N, F) inputs with a squared penalty.
 
     Inputs are standardised on the training rows and the intercept is not penalised; solved in closed form (Hoerl and

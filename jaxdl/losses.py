@@ -10,14 +10,30 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxtyping import Float, Integer, Num, Shaped
 
 from jaxdl._jit import is_traced
 from jaxdl.data.arrays import precision
 from jaxdl.errors import InputError
 from jaxdl.types import Array, Examples, Model, Objective
 
+__all__ = [
+    "absolute_error",
+    "huber",
+    "sigmoid_cross_entropy",
+    "smoothed_cross_entropy",
+    "softmax_cross_entropy",
+    "squared_error",
+]
 
-def same_shape(name: str, outputs: Array, targets: Array) -> tuple[Array, Array]:
+
+def __dir__() -> list[str]:
+    return __all__
+
+
+def same_shape(
+    name: str, outputs: Array, targets: Array
+) -> tuple[Float[Array, " batch *shape"], Float[Array, " batch *shape"]]:
     """Outputs and targets in the `precision` of both, float32 or float64.
 
     Raises InputError, which calls who compares them `name`, if their shapes differ.
@@ -34,7 +50,9 @@ def same_shape(name: str, outputs: Array, targets: Array) -> tuple[Array, Array]
     return outputs.astype(dtype), targets.astype(dtype)
 
 
-def as_labels(name: str, outputs: Array, targets: Array) -> tuple[Array, Array]:
+def as_labels(
+    name: str, outputs: Array, targets: Array
+) -> tuple[Float[Array, "batch classes"], Integer[Array, " batch"]]:
     """Return outputs (B, classes) and labels (B,), or raise InputError with the name of the metric."""
     if targets.shape != outputs.shape[:1] or outputs.ndim != 2 or not jnp.issubdtype(targets.dtype, jnp.integer):
         advice = "Encode each target as the number of its class, from 0."
@@ -51,11 +69,13 @@ def as_labels(name: str, outputs: Array, targets: Array) -> tuple[Array, Array]:
     return outputs.astype(precision(outputs.dtype)), targets
 
 
-def _mean_of_row(values: Array) -> Array:
+def _mean_of_row(values: Float[Array, "batch ..."]) -> Float[Array, " batch"]:
     return values.reshape(values.shape[0], -1).mean(1)
 
 
-def squared_error(outputs: Array, targets: Array) -> Array:
+def squared_error(
+    outputs: Num[Array, " batch *shape"], targets: Shaped[Array, " batch *shape"]
+) -> Float[Array, " batch"]:
     """The squared error of each row, (B,), averaged over the row's outputs.
 
     >>> squared_error(jnp.array([[1.0], [2.0]]), jnp.array([[0.0], [0.0]])).tolist()
@@ -65,7 +85,9 @@ def squared_error(outputs: Array, targets: Array) -> Array:
     return _mean_of_row((outputs - targets) ** 2)
 
 
-def absolute_error(outputs: Array, targets: Array) -> Array:
+def absolute_error(
+    outputs: Num[Array, " batch *shape"], targets: Shaped[Array, " batch *shape"]
+) -> Float[Array, " batch"]:
     """The absolute error of each row, (B,), averaged over the row's outputs.
 
     >>> absolute_error(jnp.array([[1.0], [-2.0]]), jnp.array([[0.0], [0.0]])).tolist()
@@ -84,14 +106,16 @@ def huber(delta: float = 1.0) -> Callable[[Array, Array], Array]:
     [0.125, 2.5]
     """
 
-    def loss(outputs: Array, targets: Array) -> Array:
+    def loss(outputs: Num[Array, " batch *shape"], targets: Shaped[Array, " batch *shape"]) -> Float[Array, " batch"]:
         outputs, targets = same_shape("huber", outputs, targets)
         return _mean_of_row(optax.losses.huber_loss(outputs, targets, delta=delta))
 
     return loss
 
 
-def softmax_cross_entropy(outputs: Array, targets: Array) -> Array:
+def softmax_cross_entropy(
+    outputs: Num[Array, "batch classes"], targets: Integer[Array, " batch"]
+) -> Float[Array, " batch"]:
     """The negative log-likelihood in nats of each row's label, (B,), from logits (B, C) and integer labels (B,).
 
     A label that is no class gives nan.
@@ -104,7 +128,7 @@ def softmax_cross_entropy(outputs: Array, targets: Array) -> Array:
     return jnp.where(known, optax.losses.softmax_cross_entropy_with_integer_labels(outputs, targets), jnp.nan)
 
 
-def smoothed_cross_entropy(smoothing: float | Array) -> Callable[[Array, Array], Array]:
+def smoothed_cross_entropy(smoothing: float | Float[Array, ""]) -> Callable[[Array, Array], Array]:
     """Softmax cross-entropy in nats, (B,), with the share `smoothing` of each label spread evenly over all classes.
 
     Source: Szegedy et al., CVPR (2016). A label that is no class gives nan. Raises InputError for a share that is not
@@ -116,7 +140,7 @@ def smoothed_cross_entropy(smoothing: float | Array) -> Callable[[Array, Array],
     if not is_traced(smoothing) and not 0 <= smoothing < 1:
         raise InputError(f"smoothing must be from 0 to below 1, got {smoothing}. Use 0.1, say.")
 
-    def smoothed(outputs: Array, targets: Array) -> Array:
+    def smoothed(outputs: Num[Array, "batch classes"], targets: Integer[Array, " batch"]) -> Float[Array, " batch"]:
         own = softmax_cross_entropy(outputs, targets)
         wide = outputs.astype(precision(outputs.dtype))
         return (1 - smoothing) * own - smoothing * jax.nn.log_softmax(wide).mean(1)
@@ -134,7 +158,9 @@ def reads_labels(loss: Callable[[Array, Array], Array]) -> bool:
     return bool(getattr(loss, "takes_labels", loss is softmax_cross_entropy))
 
 
-def sigmoid_cross_entropy(outputs: Array, targets: Array) -> Array:
+def sigmoid_cross_entropy(
+    outputs: Num[Array, " batch *shape"], targets: Shaped[Array, " batch *shape"]
+) -> Float[Array, " batch"]:
     """The negative log-likelihood in nats of each row's 0-or-1 targets, (B,), from logits of the same shape.
 
     Targets may be probabilities too; a target outside of 0 to 1 gives nan.
@@ -219,7 +245,7 @@ def check_labels(model: Model, objective: Objective, *sets: Examples | None) -> 
             )
 
 
-def _on_host(leaf: Any) -> bool:
+def _on_host(leaf: object) -> bool:
     """Whether the values of an array can be read here."""
     return not isinstance(leaf, jax.core.Tracer) and getattr(leaf, "is_fully_addressable", True)
 

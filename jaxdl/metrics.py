@@ -11,13 +11,36 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import jaxprs_in_params
-from numpy.typing import NDArray
+from jaxtyping import Float, Float64, Integer, Num, Shaped
+from numpy.typing import ArrayLike
 
 from jaxdl._arguments import check_kinds
 from jaxdl.data.arrays import precision
 from jaxdl.errors import InputError
 from jaxdl.losses import absolute_error, as_labels, same_shape, squared_error
 from jaxdl.types import LOSS, Array, Metric, Mode, Objective, PyTree, Sums
+
+__all__ = [
+    "Curve",
+    "accuracy",
+    "add",
+    "balanced_accuracy",
+    "binary_accuracy",
+    "finish",
+    "mae",
+    "mean",
+    "measure",
+    "precision_recall",
+    "r2",
+    "rmse",
+    "roc",
+    "top_k",
+]
+
+
+def __dir__() -> list[str]:
+    return __all__
+
 
 RESERVED = {LOSS, "epoch", "learning_rate", "seconds"}
 
@@ -38,7 +61,7 @@ class Moments(NamedTuple):
         return self.second - self.first * (self.first / self.weight)
 
 
-def moments_of(values: Array) -> Moments:
+def moments_of(values: Float[Array, "batch ..."]) -> Moments:
     """Return the moments of each row (B, ...), a set of one number.
 
     >>> moments_of(jnp.array([[7.0], [9.0]])).second.tolist()
@@ -48,7 +71,7 @@ def moments_of(values: Array) -> Moments:
     return Moments(jnp.ones(values.shape[:1], values.dtype), values, zero, zero)
 
 
-def _is_moments(leaf: Any) -> bool:
+def _is_moments(leaf: object) -> bool:
     return isinstance(leaf, Moments)
 
 
@@ -101,11 +124,11 @@ def r2(center: float = 0.0) -> Metric:
     0.75
     """
 
-    def statistics(outputs: Array, targets: Array) -> PyTree:
+    def statistics(outputs: Num[Array, " batch *shape"], targets: Shaped[Array, " batch *shape"]) -> PyTree:
         outputs, targets = same_shape("r2", outputs, targets)
         return {"residual": (outputs - targets) ** 2, "targets": moments_of(targets - center)}
 
-    def finish(total: PyTree, weight: Array) -> Array:
+    def finish(total: PyTree, weight: Float[Array, ""]) -> Float[Array, ""]:
         residual, variation = total["residual"], total["targets"].variation()
         # Of no rows, or of a residual that is not finite, it is nan.
         constant = jnp.where(residual == 0, 1, residual * 0) + 0 / weight
@@ -123,7 +146,7 @@ def top_k(k: int) -> Metric:
     'top3'
     """
 
-    def statistics(outputs: Array, targets: Array) -> Array:
+    def statistics(outputs: Num[Array, "batch classes"], targets: Integer[Array, " batch"]) -> Float[Array, " batch"]:
         outputs, targets = as_labels(f"top_k({k})", outputs, targets)
         own = jnp.take_along_axis(outputs, targets[:, None], axis=1)
         earlier = jnp.arange(outputs.shape[1], dtype=jnp.int32)[None, :] < targets[:, None]
@@ -137,7 +160,7 @@ def top_k(k: int) -> Metric:
 accuracy = top_k(1)  # the share of rows whose label has the largest output
 
 
-def check_objective(objective: Any) -> Objective:
+def check_objective(objective: object) -> Objective:
     """Return an Objective with its metrics as a tuple.
 
     Raises InputError for what `arguments.check_kinds` refuses, and for metrics whose names clash.
@@ -153,7 +176,14 @@ def check_objective(objective: Any) -> Objective:
     return objective
 
 
-def measure(objective: Objective, outputs: Array, targets: Array, weights: Array, *, prepared: bool = False) -> Sums:
+def measure(
+    objective: Objective,
+    outputs: Shaped[Array, "batch ..."],
+    targets: Shaped[Array, "batch ..."],
+    weights: Float[Array, " batch"],
+    *,
+    prepared: bool = False,
+) -> Sums:
     """Return the weighted sums of the loss and of every metric's statistics over the examples of a batch.
 
     weights: (B,), the sample weights. What an example of weight 0 gives is left out, whatever it is; so is padding,
@@ -174,7 +204,7 @@ def measure(objective: Objective, outputs: Array, targets: Array, weights: Array
     return Sums(totals, jnp.sum(weights))
 
 
-def _total(values: Any, weights: Array, prepared: bool = True) -> Any:
+def _total(values: Any, weights: Float[Array, " batch"], prepared: bool = True) -> Any:
     if not _is_moments(values):
         weights = weights.reshape(-1, *[1] * (values.ndim - 1))
         weighted = values * weights
@@ -300,7 +330,9 @@ def finish(objective: Objective, sums: Sums) -> dict[str, Array]:
     return figures | {m.name: m.finish(sums.totals[m.name], sums.weight) for m in objective.metrics}
 
 
-def right(outputs: Array, targets: Array) -> Array:
+def right(
+    outputs: Num[Array, " batch *shape"], targets: Shaped[Array, " batch *shape"]
+) -> Float[Array, " batch *shape"]:
     """Whether each logit is on the side of its target, float 1 or 0; one that is no number never is.
 
     >>> right(jnp.array([[2.0], [-1.0], [0.0]]), jnp.array([[1.0], [1.0], [0.0]])).tolist()
@@ -310,7 +342,7 @@ def right(outputs: Array, targets: Array) -> Array:
     return jnp.where(targets > 0.5, outputs > 0, outputs <= 0).astype(outputs.dtype)
 
 
-def _of_classes(outputs: Array, targets: Array) -> PyTree:
+def _of_classes(outputs: Num[Array, " batch *shape"], targets: Shaped[Array, " batch *shape"]) -> PyTree:
     """For each row and class, no before yes: whether the row is of it, and whether it was found then."""
     correct = right(outputs, targets)
     yes = (targets > 0.5).astype(correct.dtype)
@@ -318,7 +350,7 @@ def _of_classes(outputs: Array, targets: Array) -> PyTree:
     return {"of": of, "found": of * correct[..., None]}
 
 
-def _mean_of_shares(total: PyTree, weight: Array) -> Array:
+def _mean_of_shares(total: PyTree, weight: Float[Array, ""]) -> Float[Array, ""]:
     there = (total["of"] > 0).astype(total["of"].dtype)
     shares = total["found"] / jnp.where(total["of"] > 0, total["of"], 1)
     return jnp.mean(jnp.sum(shares * there, -1) / jnp.sum(there, -1))
@@ -332,19 +364,19 @@ binary_accuracy = mean(
 # however rare a class is. As in scikit-learn a class without rows is left out. Several outputs count the same.
 balanced_accuracy = Metric("balanced_accuracy", _of_classes, _mean_of_shares, "max")
 
-Floats = NDArray[np.float64]
+Points = Float64[np.ndarray, " points"]
 
 
 class Curve(NamedTuple):
     """Points from the left to the right, and one figure for all of them."""
 
-    x: Floats  # (T + 1,)
-    y: Floats  # (T + 1,)
-    thresholds: Floats  # (T + 1,) falling; the first is infinity, which no score reaches
+    x: Points  # (T + 1,)
+    y: Points  # (T + 1,)
+    thresholds: Points  # (T + 1,) falling; the first is infinity, which no score reaches
     area: float
 
 
-def roc(scores: Any, labels: Any) -> Curve:
+def roc(scores: ArrayLike, labels: ArrayLike) -> Curve:
     """The true positive rate against the false positive rate, from (0, 0) to (1, 1), and the area under straight lines.
 
     scores: (N,) or (N, 1), larger where positive is likelier; labels: 0 or 1. The area is the probability that a
@@ -360,7 +392,7 @@ def roc(scores: Any, labels: Any) -> Curve:
     return Curve(x, y, thresholds, float(np.trapezoid(y, x)))
 
 
-def precision_recall(scores: Any, labels: Any) -> Curve:
+def precision_recall(scores: ArrayLike, labels: ArrayLike) -> Curve:
     """The precision against the recall, and the average precision: the area under steps.
 
     No line between points is what thresholds in between would give. The first point, recall 0 with precision 1, stands
@@ -377,7 +409,7 @@ def precision_recall(scores: Any, labels: Any) -> Curve:
     return Curve(recall, precision, thresholds, float(np.sum(np.diff(recall) * precision[1:])))
 
 
-def _counts(scores: Any, labels: Any) -> tuple[Floats, Floats, Floats]:
+def _counts(scores: ArrayLike, labels: ArrayLike) -> tuple[Points, Points, Points]:
     """The thresholds (T + 1,), and how many positives and how many negatives reach each."""
     scores, labels = np.asarray(scores, np.float64).ravel(), np.asarray(labels, np.float64).ravel()
     if scores.shape != labels.shape:

@@ -17,6 +17,12 @@ from jaxdl.types import Examples, Plan, Progress, PyTree
 if TYPE_CHECKING:
     from rich.table import Table
 
+__all__ = ["StepCost", "step_cost"]
+
+
+def __dir__() -> list[str]:
+    return __all__
+
 
 MEANINGS = {
     "arguments": "the state and the batch",

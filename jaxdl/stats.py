@@ -7,8 +7,30 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+from jaxtyping import Float64
+from numpy.typing import ArrayLike
 
 from jaxdl.errors import InputError
+
+__all__ = [
+    "Calibration",
+    "Comparison",
+    "Estimate",
+    "adjusted",
+    "calibrate",
+    "compare",
+    "coverage",
+    "estimate",
+    "one_standard_error",
+    "rmse_error",
+    "share_error",
+    "verdict",
+    "widened",
+]
+
+
+def __dir__() -> list[str]:
+    return __all__
 
 
 class Estimate(NamedTuple):
@@ -34,7 +56,7 @@ class Comparison(NamedTuple):
     count: int  # type: ignore[assignment]  # of pairs
 
 
-def estimate(values: Any, confidence: float = 0.95) -> Estimate:
+def estimate(values: ArrayLike, confidence: float = 0.95) -> Estimate:
     """The mean of values (M,), its standard error and Student's confidence interval, for draws near to normal.
 
     Of one value the mean alone is known, and the rest is nan. Where a seed diverged, so that its value is nan or
@@ -62,7 +84,7 @@ def estimate(values: Any, confidence: float = 0.95) -> Estimate:
     return Estimate(mean, deviation, error, mean - half, mean + half, count, 0)
 
 
-def compare(one: Any, other: Any, confidence: float = 0.95) -> Comparison:
+def compare(one: ArrayLike, other: ArrayLike, confidence: float = 0.95) -> Comparison:
     """The paired t test of two rows (M,), whose numbers at the same place belong to the same seed.
 
     Where all differences are equal to float32's rounding, which is that of the figures, they show no error that the t
@@ -129,7 +151,7 @@ def verdict(
     return f"{better} is better than {worse} by {by} ({test} over {count} seeds, {chance})"
 
 
-def adjusted(p_values: Any) -> np.ndarray:
+def adjusted(p_values: ArrayLike) -> Float64[np.ndarray, " comparisons"]:
     """The p values (M,) of M comparisons made at once, each raised by as much as their number asks for.
 
     Whoever claims what then lies below a level makes a false claim or more with a chance of at most that level, however
@@ -149,7 +171,13 @@ def adjusted(p_values: Any) -> np.ndarray:
     return result
 
 
-def one_standard_error(means: Any, errors: Any, costs: Any, *, mode: Literal["min", "max"] = "min") -> int:
+def one_standard_error(
+    means: ArrayLike,
+    errors: ArrayLike,
+    costs: ArrayLike | Sequence[float | None],
+    *,
+    mode: Literal["min", "max"] = "min",
+) -> int:
     """Return the index of the cheapest candidate whose mean is within one standard error of the best mean.
 
     All are rows (M,): the error is that of the best's mean; of equal costs the better mean decides. A candidate with
@@ -183,7 +211,7 @@ def one_standard_error(means: Any, errors: Any, costs: Any, *, mode: Literal["mi
     return int(sound[min(near, key=lambda index: (cost[index], mean[index]))])
 
 
-def _row(name: str, values: Any) -> np.ndarray:
+def _row(name: str, values: ArrayLike | Sequence[float | None]) -> Float64[np.ndarray, " numbers"]:
     row = np.asarray(values, np.float64)
     if row.ndim != 1 or not len(row):
         raise InputError(f"{name} must be a row of at least one number, got shape {row.shape}.")
@@ -203,7 +231,7 @@ def _rounded(difference: float, error: float) -> str:
     return f"{difference:.{places}f} +- {error:.{places}f}"
 
 
-def rmse_error(misses: Any) -> float:
+def rmse_error(misses: ArrayLike) -> float:
     """The standard error of the root mean square of misses (N,), prediction - target; nan for fewer than two rows.
 
     By the delta method: that of the mean square, over twice its root. Computed in float64. Source: Casella and Berger,
@@ -243,7 +271,7 @@ class Calibration(NamedTuple):
     noise: float  # >= 0, in the unit of the targets
 
 
-def calibrate(mean: Any, spread: Any, targets: Any) -> Calibration:
+def calibrate(mean: ArrayLike, spread: ArrayLike, targets: ArrayLike) -> Calibration:
     """The scale and the noise under which the targets are most likely, as normal draws around the means.
 
     Give it validation rows: on training rows errors are too small. Spreads that are all equal tell nothing, so then all
@@ -290,7 +318,7 @@ def _best_shares(loss: Callable[[float, float], float], ends: list[tuple[float, 
     return min([*ends, shares(best), shares(refined.x)], key=lambda pair: loss(*pair))
 
 
-def widened(spread: Any, calibration: Calibration) -> np.ndarray:
+def widened(spread: ArrayLike, calibration: Calibration) -> Float64[np.ndarray, " ..."]:
     """The standard deviations (N, ...) that belong to spreads (N, ...): honest error bars of new rows.
 
     >>> widened([0.0, 2.0], Calibration(scale=2.0, noise=3.0)).tolist()
@@ -300,7 +328,7 @@ def widened(spread: Any, calibration: Calibration) -> np.ndarray:
 
 
 def coverage(
-    mean: Any, deviation: Any, targets: Any, levels: Sequence[float] = (0.5, 0.8, 0.9, 0.95)
+    mean: ArrayLike, deviation: ArrayLike, targets: ArrayLike, levels: Sequence[float] = (0.5, 0.8, 0.9, 0.95)
 ) -> dict[float, float]:
     """For each level, the share of targets inside of the normal interval around the mean that should hold that share.
 

@@ -6,7 +6,7 @@ Shapes: B rows in a batch, N rows in a data set. A NamedTuple here is traced dat
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -50,12 +50,14 @@ class Weights(NamedTuple):
         return f"Weights(params={_counts(self.params)}, stats={_counts(self.stats)})"
 
 
+@runtime_checkable
 class Init(Protocol):
     """Makes the weights of a model from a key and one batch of inputs."""
 
     def __call__(self, key: Array, inputs: Array) -> Weights: ...
 
 
+@runtime_checkable
 class Apply(Protocol):
     """Outputs for (B, ...) inputs, and the stats after seeing them (unchanged where `train` is False).
 
@@ -75,6 +77,7 @@ class Model(NamedTuple):
     apply: Apply
 
 
+@runtime_checkable
 class EvalParams(Protocol):
     """Gives the parameters to evaluate, where an optimizer trains at others (schedule-free, SAM)."""
 
@@ -182,7 +185,7 @@ class Plan(NamedTuple):
         return f"Plan(loss={loss}, metrics=({names}), batch_size={self.batch_size}, monitor={self.stop.monitor!r})"
 
 
-def _shape(leaf: Any) -> str:
+def _shape(leaf: object) -> str:
     return f"{leaf.dtype}{[*leaf.shape]}" if hasattr(leaf, "dtype") and hasattr(leaf, "shape") else repr(leaf)
 
 
@@ -191,7 +194,7 @@ def _counts(tree: PyTree) -> str:
     return f"{sum(getattr(leaf, 'size', 1) for leaf in leaves):,} numbers in {len(leaves)} arrays"
 
 
-def _value(leaf: Any) -> str:
+def _value(leaf: object) -> str:
     """A scalar's value; the shape of one that is traced or belongs to many runs."""
     return _shape(leaf) if isinstance(leaf, jax.core.Tracer) or getattr(leaf, "shape", None) else str(leaf)
 

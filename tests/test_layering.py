@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 
 # The packages and the single files of jaxdl, from the ground up: each imports only from the lines above its own.
 LEVELS = (
-    ("types", "errors", "_format", "_environment", "_startup"),
+    ("types", "errors", "_format", "_environment", "_faces", "_startup"),
     ("_arguments", "_files", "_tree", "stats", "distributed"),
     ("_jit",),
     ("data",),
@@ -56,7 +56,10 @@ WITHOUT_JAXDL = {
     *(f"benchmarks/speedrun/{name}.py" for name in ("__init__", "torch_loop")),
     *(f"benchmarks/studies/{name}.py" for name in ("__init__", "keras_weather", "keras_cifar10")),
 }
-HEAVY = ("pandas", "matplotlib", "orbax", "tensorflow", "tensorboardX", "sklearn", "keras", "flax.nnx")
+HEAVY = (
+    *("pandas", "matplotlib", "orbax", "tensorflow", "tensorboardX", "sklearn", "keras", "flax.nnx", "tyro"),
+    *("scipy.stats", "pooch", "safetensors", "tensorflow_datasets", "PIL", "beartype"),
+)
 
 
 class Import(NamedTuple):
@@ -239,16 +242,18 @@ def test_pure_files_import_only_pure_files():
 @pytest.mark.parametrize("package", [path.parent.name for path in sources("jaxdl") if path.name == "__init__.py"])
 def test_a_face_hands_on_names_and_nothing_else(package):
     path = ROOT / "jaxdl" / package / "__init__.py" if package != "jaxdl" else ROOT / "jaxdl" / "__init__.py"
-    body = parsed(path).body[1:]
-    other = [node for node in body if not isinstance(node, (ast.ImportFrom, ast.FunctionDef, ast.Assign))]
-    assert other == []
-    assert all(
-        alias.asname == alias.name
-        for node in body
-        if isinstance(node, ast.ImportFrom)
+    # After the docstring: imports, some for type checkers alone, and names that load on first use.
+    *body, last = parsed(path).body[1:]
+    assert [node for node in body if not isinstance(node, (ast.ImportFrom, ast.If, ast.Assign))] == []
+    assert ast.unparse(last).startswith("_set_public_names(globals()")
+    own = [node for node in ast.walk(parsed(path)) if isinstance(node, ast.ImportFrom) and node.module != "typing"]
+    wrong = [
+        alias.name
+        for node in own
         for alias in node.names
-        if node.module.startswith("jaxdl")
-    )
+        if alias.asname != ("_" if node.module == "jaxdl._faces" else "") + alias.name
+    ]
+    assert wrong == []
 
 
 def test_errors_import_nothing_but_regular_expressions():
@@ -354,7 +359,9 @@ def loaded(program):
 
 
 def test_importing_jaxdl_loads_nothing_heavier_than_flax_and_optax():
-    assert loaded("import jaxdl") <= loaded("import flax, optax")
+    flax = loaded("import flax, optax")
+    assert loaded("import jaxdl") <= flax
+    assert loaded("import jaxdl; dir(jaxdl), jaxdl.losses, jaxdl.data, jaxdl.nn, jaxdl.train") <= flax
 
 
 def test_nothing_sets_flags_for_all_of_xla():

@@ -1,5 +1,6 @@
 """Datasets of arrays, batches of rows, and data that are not in memory."""
 
+from jaxdl._faces import set_public_names as _set_public_names
 from jaxdl.data.arrays import Scaling as Scaling
 from jaxdl.data.arrays import examples as examples
 from jaxdl.data.arrays import fit_scaling as fit_scaling
@@ -10,3 +11,5 @@ from jaxdl.data.streaming import Records as Records
 from jaxdl.data.streaming import Source as Source
 from jaxdl.data.streaming import from_random_access as from_random_access
 from jaxdl.data.streaming import memory_mapped as memory_mapped
+
+_set_public_names(globals())

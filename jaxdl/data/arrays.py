@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Bool, Float, Float64, Int64, Shaped
 
 from jaxdl._arguments import explain_calls, given_as, number, whole_number
 from jaxdl.errors import InputError
@@ -59,7 +60,9 @@ def examples(inputs: Any, targets: Any, weights: Any = None) -> Examples:
     return Examples(inputs, targets, weights)
 
 
-def as_rows(name: str, values: Any, counted: np.ndarray | None = None) -> np.ndarray:
+def as_rows(
+    name: str, values: object, counted: Bool[np.ndarray, " rows"] | None = None
+) -> Shaped[np.ndarray, "rows ..."]:
     """Return values as rows (N, ...) of finite numbers that JAX can hold, which errors call `name`.
 
     Floats become their `precision`, other numbers keep their dtype; the byte order becomes the machine's. Rows that are
@@ -145,7 +148,7 @@ def _unmasked(name: str, values: np.ma.MaskedArray) -> np.ndarray:
     return values.data
 
 
-def _as_numbers_of(dtype: Any) -> str:
+def _as_numbers_of(dtype: object) -> str:
     """What to type where numbers are needed."""
     if getattr(dtype, "kind", "O") in "Mm":
         return "Use numbers that mean something, such as the day of the year, or the seconds since a start as floats."
@@ -247,7 +250,9 @@ def take(rows_of: Examples, rows: Any) -> Examples:
 
 
 @explain_calls
-def split(count: int, fraction: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def split(
+    count: int, fraction: float, seed: int = 0
+) -> tuple[Int64[np.ndarray, " kept"], Int64[np.ndarray, " held_out"]]:
     """Rows (kept, held out) of `count`, shuffled: the two sets of scikit-learn's `train_test_split`, row for row.
 
     `fraction` of the rows, rounded up, are held out; `seed` is its `random_state`. Both are int64 arrays of row
@@ -277,8 +282,8 @@ def split(count: int, fraction: float, seed: int = 0) -> tuple[np.ndarray, np.nd
 class Scaling(NamedTuple):
     """Per-column location and spread, so that `(inputs - mean) / spread` has mean 0 and deviation 1."""
 
-    mean: np.ndarray  # (F,) float64
-    spread: np.ndarray  # (F,) float64, 1 where a column is constant
+    mean: Float64[np.ndarray, " features"]
+    spread: Float64[np.ndarray, " features"]  # 1 where a column is constant
 
 
 def fit_scaling(inputs: Any) -> Scaling:
@@ -299,7 +304,7 @@ def fit_scaling(inputs: Any) -> Scaling:
     return Scaling(mean, np.where(constant, 1.0, spread))
 
 
-def standardise(inputs: Any, scaling: Scaling) -> np.ndarray:
+def standardise(inputs: Any, scaling: Scaling) -> Float[np.ndarray, "rows features"]:
     """(N, F) inputs in their `precision` with the scaling taken off.
 
     >>> table = np.array([[1.0], [3.0]])

@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jaxtyping import Int32, Int64, PRNGKeyArray, Shaped, UInt32
+from numpy.typing import ArrayLike
 
 from jaxdl._jit import is_traced
 from jaxdl.distributed.sharding import data_devices, split_rows
@@ -24,11 +26,11 @@ _WHOLE = 2**16
 class Draws(NamedTuple):
     """What decides an order: of each round which rows are a pair, and by which hash it is swapped."""
 
-    pivots: Any  # (32,) int32
-    salts: Any  # (32,) uint32
+    pivots: Int32[Array, " rounds"]
+    salts: UInt32[Array, " rounds"]
 
 
-def draws(key: Array, epoch: Any, count: int) -> Draws:
+def draws(key: PRNGKeyArray, epoch: Any, count: int) -> Draws:
     """What decides the order of `count` rows in an epoch.
 
     >>> draws(jax.random.key(0), 1, 5).pivots.shape
@@ -38,7 +40,7 @@ def draws(key: Array, epoch: Any, count: int) -> Draws:
     return Draws((bits[0] % jnp.uint32(count)).astype(jnp.int32), bits[1])
 
 
-def order(key: Array, epoch: Any, count: int) -> Array:
+def order(key: PRNGKeyArray, epoch: int | Array, count: int) -> Int32[Array, " {count}"]:
     """The order of `count` rows in an epoch, (count,) int32: a permutation that depends on (key, epoch) alone.
 
     `count` is static.
@@ -50,7 +52,9 @@ def order(key: Array, epoch: Any, count: int) -> Array:
     return _rows_at(draws(key, epoch, count), jnp.arange(count, dtype=jnp.int32), count, 1)
 
 
-def shuffle(key: Array, epoch: Any, count: int) -> Callable[[Array], Array]:
+def shuffle(
+    key: PRNGKeyArray, epoch: int | Array, count: int
+) -> Callable[[Int32[Array, " batch"]], Int32[Array, " batch"]]:
     """Which rows stand at given places of `order`: a function from places (B,) int32 to rows (B,) int32.
 
     >>> rows, places = order(jax.random.key(0), 1, 5), jnp.array([3, 1], jnp.int32)
@@ -65,7 +69,7 @@ def shuffle(key: Array, epoch: Any, count: int) -> Callable[[Array], Array]:
     return lambda places: _rows_at(drawn, places, count, _ROUNDS // 2)
 
 
-def _rows_at(drawn: Draws, places: Array, count: int, unroll: int) -> Array:
+def _rows_at(drawn: Draws, places: Int32[Array, " batch"], count: int, unroll: int) -> Int32[Array, " batch"]:
     def swap_or_not(round_: Array, rows: Array) -> Array:
         partner = drawn.pivots[round_] - rows
         partner = jnp.where(partner < 0, partner + count, partner)
@@ -76,7 +80,7 @@ def _rows_at(drawn: Draws, places: Array, count: int, unroll: int) -> Array:
     return lax.fori_loop(0, _ROUNDS, swap_or_not, places, unroll=unroll)
 
 
-def rows_on_host(drawn: Draws, places: Any, count: int) -> np.ndarray:
+def rows_on_host(drawn: Draws, places: ArrayLike, count: int) -> Int64[np.ndarray, " batch"]:
     """The rows at given places of `order`, computed by NumPy from `draws(key, epoch, count)`: (B,) to (B,) int64.
 
     >>> key, places = jax.random.key(0), np.array([3, 1])
@@ -138,7 +142,7 @@ def only_counted(rows: Any) -> Any:
     return rows._replace(inputs=rows.inputs[places], targets=rows.targets[places])
 
 
-def training_rows(rows: Any) -> Any:
+def training_rows(rows: object) -> Any:
     """Return a data set as training takes it: `only_counted`, with sample weights relative to their mean.
 
     Steps need not know the other batches then. Where the weights are not all 1 they come as a Batch, whose mask tells
@@ -160,7 +164,7 @@ def training_rows(rows: Any) -> Any:
     return only_counted(Batch(rows.inputs, rows.targets, rows.weights / mean, mask))
 
 
-def evaluation_rows(rows: Any) -> Any:
+def evaluation_rows(rows: object) -> Any:
     """Return a data set as an evaluation takes it: `only_counted`. None and traced rows are returned as they are.
 
     >>> evaluation_rows(None) is None
@@ -188,7 +192,7 @@ def epoch_rows(train: Examples | Window) -> Any:
 
 
 def batches_of(
-    train: Examples | Batch | Window, key: Array, epoch: Any, batch_size: int, *, mask: bool = True
+    train: Examples | Batch | Window, key: Array, epoch: int | Array, batch_size: int, *, mask: bool = True
 ) -> Callable[[Any], Any]:
     """The batches of an epoch by number: rows of data in the order that (key, epoch) gives, or those of a window.
 
@@ -203,7 +207,7 @@ def batches_of(
     """
     at = None if isinstance(train, Window) else shuffle(key, epoch, train.weights.shape[0])
 
-    def batch(index: Any) -> Any:
+    def batch(index: int | Array) -> Any:
         rows = _of_window(train, index) if isinstance(train, Window) else batch_at(train, at, index, batch_size)
         return Batch(*rows, rows.weights > 0) if mask and isinstance(rows, Examples) else rows
 
@@ -237,7 +241,7 @@ def filled(batch_size: int) -> int:
     return batch_size + -batch_size % data_devices()
 
 
-def validation_batch(rows_of: Examples, index: Any, batch_size: int) -> Examples:
+def validation_batch(rows_of: Examples, index: int | Array, batch_size: int) -> Examples:
     """Batch number `index` of the rows as they stand; the last one reaches back, with weight 0 for rows seen before.
 
     >>> from jaxdl import examples
@@ -257,7 +261,7 @@ def validation_batch(rows_of: Examples, index: Any, batch_size: int) -> Examples
     return _masked(rows, (start + numbers >= wanted) & (numbers < size))
 
 
-def batch_rows(inputs: Array, numbers: int = EVAL_NUMBERS) -> int:
+def batch_rows(inputs: Shaped[Array | np.ndarray, "rows ..."], numbers: int = EVAL_NUMBERS) -> int:
     """How many rows of (N, ...) inputs an evaluation takes at once unless told: 1024, or fewer that hold `numbers`.
 
     >>> batch_rows(jnp.zeros((5, 163))), batch_rows(jnp.zeros((5, 32, 32, 3)))
@@ -266,7 +270,7 @@ def batch_rows(inputs: Array, numbers: int = EVAL_NUMBERS) -> int:
     return max(1, min(EVAL_ROWS, numbers // max(1, math.prod(inputs.shape[1:]))))
 
 
-def _of_window(window: Window, index: Any) -> Examples:
+def _of_window(window: Window, index: int | Array) -> Examples:
     place = jnp.asarray(index, jnp.int32) - window.first
     batch: Examples = jax.tree.map(lambda leaf: lax.dynamic_index_in_dim(leaf, place, 0, False), window.batches)
     return split_rows(batch)

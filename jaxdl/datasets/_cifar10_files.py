@@ -230,7 +230,7 @@ def unpickle(name: str, content: bytes) -> dict[str, Any]:
     return {key.decode(errors="replace") if isinstance(key, bytes) else key: item for key, item in value.items()}
 
 
-def byte_table(name: str, value: Any) -> NDArray[np.uint8]:
+def byte_table(name: str, value: object) -> NDArray[np.uint8]:
     """Return the array of bytes, (rows, columns), that `unpickle` has left as `Named`.
 
     Raises InputError for anything else.
@@ -430,7 +430,7 @@ def _pickled(name: str, content: bytes) -> Batch:
     return _batch(name, byte_table(f"data of {name}", batch.get("data")), batch.get("labels"))
 
 
-def _batch(name: str, pixels: NDArray[np.uint8], labels: Any) -> Batch:
+def _batch(name: str, pixels: NDArray[np.uint8], labels: object) -> Batch:
     if pixels.shape[1] != PIXELS or len(pixels) == 0:
         shape = " x ".join(map(str, pixels.shape))
         raise InputError(f"data of {name} must be rows of {PIXELS} bytes, at least one, got {shape}. {ADVICE}")

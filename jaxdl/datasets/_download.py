@@ -94,7 +94,7 @@ def fetch(url: str, checksum: str, path: Path, deadline: float | None = None) ->
         return path
     moment = time.monotonic() + REACHED_WITHIN if deadline is None else deadline
 
-    def copy(url: str, output: str, _: Any) -> None:
+    def copy(url: str, output: str, _: object) -> None:
         import urllib3
 
         try:

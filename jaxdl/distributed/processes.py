@@ -77,7 +77,7 @@ def place(coordinator: str | None, processes: int | None, process_id: int | None
     return Place(host, port, number, own, devices)
 
 
-def _address(subject: str, address: Any) -> tuple[str, int]:
+def _address(subject: str, address: object) -> tuple[str, int]:
     host, _, port = str(address).rpartition(":")
     host = host[1:-1] if host.startswith("[") and host.endswith("]") else host
     if not host or not (port.isascii() and port.isdigit()) or not 0 < int(port) < 65536:
@@ -85,7 +85,7 @@ def _address(subject: str, address: Any) -> tuple[str, int]:
     return host, int(port)
 
 
-def whole(value: Any) -> bool:
+def whole(value: object) -> bool:
     """Whether a value is a whole number.
 
     >>> whole(2), whole(2.0), whole(True)
@@ -452,7 +452,7 @@ def _visit(host: str, port: int, hello: dict[str, Any], deadline: float) -> tupl
     raise InputError(f"process 0 at {host}:{port} must answer process {index}: {why}. Start all of them again.")
 
 
-def _is_member(said: Any) -> bool:
+def _is_member(said: object) -> bool:
     return isinstance(said, list) and [type(each) for each in said] == [int, str]
 
 

@@ -1,5 +1,6 @@
 """Many runs as one program: seeds and sweeps."""
 
+from jaxdl._faces import set_public_names as _set_public_names
 from jaxdl.ensembles.members import evaluate_members as evaluate_members
 from jaxdl.ensembles.members import gathered as gathered
 from jaxdl.ensembles.members import member as member
@@ -17,3 +18,5 @@ from jaxdl.ensembles.sweeps import random as random
 from jaxdl.ensembles.sweeps import summary as summary
 from jaxdl.ensembles.sweeps import sweep as sweep
 from jaxdl.ensembles.sweeps import uniform as uniform
+
+_set_public_names(globals())

@@ -1,5 +1,6 @@
 """Layers, networks, adapters of Flax modules, augmentation, and the summary of a model."""
 
+from jaxdl._faces import set_public_names as _set_public_names
 from jaxdl.nn.adapters import from_linen as from_linen
 from jaxdl.nn.adapters import from_nnx as from_nnx
 from jaxdl.nn.augment import augmented as augmented
@@ -25,3 +26,5 @@ from jaxdl.nn.models import residual_net as residual_net
 from jaxdl.nn.models import unit_range as unit_range
 from jaxdl.nn.summaries import Summary as Summary
 from jaxdl.nn.summaries import summary as summary
+
+_set_public_names(globals())

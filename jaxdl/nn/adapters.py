@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from flax.core import DenyList
 from flax.errors import InvalidRngError
 from flax.traverse_util import flatten_dict
+from jax.typing import DTypeLike
 
 from jaxdl.errors import InputError
 from jaxdl.nn import layers
@@ -472,7 +473,7 @@ def _many(inputs: Array) -> tuple[Any, Any]:
     return jax.ShapeDtypeStruct((MANY, *inputs.shape[1:]), inputs.dtype), jax.ShapeDtypeStruct((MANY,), bool)
 
 
-def _traces(trace: Callable[..., Any], *arguments: Any) -> bool:
+def _traces(trace: Callable[..., Any], *arguments: object) -> bool:
     """Return whether a function can be traced; an InputError is passed on."""
     try:
         trace(*arguments)
@@ -490,7 +491,7 @@ def _mask_rule(arguments: Arguments, mask: str | None, trace: Callable[..., None
     """
 
     @cache
-    def accepts(shape: tuple[int, ...], dtype: Any) -> bool:
+    def accepts(shape: tuple[int, ...], dtype: DTypeLike) -> bool:
         inputs = jax.ShapeDtypeStruct(shape, dtype)
         masked = all(_traces(trace, inputs, train, True) for train in (False, True))
         return masked or not _traces(trace, inputs, False, False)
@@ -541,7 +542,7 @@ def _linen_signature(module: nn.Module) -> _Signature:
     return _Signature(parameters, set(SWITCHES) & set(values), {})
 
 
-def _is_stock(layer: Any) -> bool:
+def _is_stock(layer: object) -> bool:
     """Return whether a layer is one of Flax's own whose open switch follows the training mode."""
     return type(layer) in (nn.Dropout, nn.BatchNorm) or type(layer).__module__ == "flax.linen.attention"
 

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jaxtyping import Float
 
 from jaxdl.types import Array
 
@@ -26,19 +27,22 @@ _PLACES, _PARTS = 2**13, 8  # pixels of the images that a kernel's gradient take
 _AREA = 25  # pixels of a kernel, each of which makes a shifted copy of what is left over
 _COLUMNS = 64  # numbers that a kernel sees at once, few enough to write them down for each pixel
 _Pads = tuple[tuple[int, int], tuple[int, int]]
+Images = Float[Array, "batch height width channels"]
+Kernel = Float[Array, "size_down size_across channels filters"]
+Maps = Float[Array, "batch rows columns filters"]
 
 
 def convolve(
-    lhs: Array,
-    rhs: Array,
+    lhs: Float[Array, " ..."],
+    rhs: Float[Array, " ..."],
     window_strides: Sequence[int],
     padding: str | Sequence[tuple[int, int]],
     lhs_dilation: Sequence[int] | None = None,
     rhs_dilation: Sequence[int] | None = None,
     dimension_numbers: Any = None,
     feature_group_count: int = 1,
-    precision: Any = None,
-) -> Array:
+    precision: lax.PrecisionLike = None,
+) -> Float[Array, " ..."]:
     """`lax.conv_general_dilated` with gradients that stay fast: give it to `nn.Conv(conv_general_dilated=convolve)`.
 
     Fast are (B, H, W, C) images and (h, w, C, K) kernels with stride 1, any padding, no dilation and no groups;
@@ -62,12 +66,12 @@ def convolve(
     return _convolve(lhs, rhs, whole_pads, precision)
 
 
-def _stock(images: Array, kernel: Array, pads: _Pads, precision: Any) -> Array:
+def _stock(images: Images, kernel: Kernel, pads: _Pads, precision: lax.PrecisionLike) -> Maps:
     return lax.conv_general_dilated(images, kernel, (1, 1), pads, dimension_numbers=NUMBERS, precision=precision)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _convolve(images: Array, kernel: Array, pads: _Pads, precision: Any) -> Array:
+def _convolve(images: Images, kernel: Kernel, pads: _Pads, precision: lax.PrecisionLike) -> Maps:
     few = math.prod(kernel.shape[:3]) <= _COLUMNS and kernel.shape[3] >= _VECTOR
     few = few and all(
         side + sum(pad) >= size for side, pad, size in zip(images.shape[1:3], pads, kernel.shape[:2], strict=True)
@@ -76,11 +80,15 @@ def _convolve(images: Array, kernel: Array, pads: _Pads, precision: Any) -> Arra
     return lax.platform_dependent(images, kernel, cpu=own, default=stock)
 
 
-def _forward(images: Array, kernel: Array, pads: _Pads, precision: Any) -> tuple[Array, tuple[Array, Array]]:
+def _forward(
+    images: Array, kernel: Array, pads: _Pads, precision: lax.PrecisionLike
+) -> tuple[Array, tuple[Array, Array]]:
     return _convolve(images, kernel, pads, precision), (images, kernel)
 
 
-def _backward(pads: _Pads, precision: Any, kept: tuple[Array, Array], slope: Array) -> tuple[Array, Array]:
+def _backward(
+    pads: _Pads, precision: lax.PrecisionLike, kept: tuple[Array, Array], slope: Array
+) -> tuple[Array, Array]:
     def own(images: Array, kernel: Array, slope: Array) -> tuple[Array, Array]:
         # Else what made them is computed again inside of the transpositions, number by number.
         images, slope = lax.optimization_barrier((images, slope))
@@ -111,7 +119,7 @@ def _whole(height: int, width: int, channels: int, filters: int) -> int:
     return filters - rest if worth else filters
 
 
-def _in_columns(images: Array, kernel: Array, pads: _Pads, precision: Any) -> Array:
+def _in_columns(images: Images, kernel: Kernel, pads: _Pads, precision: lax.PrecisionLike) -> Maps:
     """The convolution of few channels: what the kernel sees at a pixel is a row of one matrix product."""
     height, width, _, filters = kernel.shape
     images = _padded(images, pads)
@@ -123,7 +131,7 @@ def _in_columns(images: Array, kernel: Array, pads: _Pads, precision: Any) -> Ar
     return jnp.matmul(around, full, precision=precision)[..., :filters]
 
 
-def _in_parts(images: Array, kernel: Array, pads: _Pads, precision: Any) -> Array:
+def _in_parts(images: Images, kernel: Kernel, pads: _Pads, precision: lax.PrecisionLike) -> Maps:
     """The convolution; filters left over are a matrix product of all pixels, whose results are shifted and added."""
     whole = _whole(*kernel.shape) if images.shape[0] != 1 else kernel.shape[3]
     outputs = _stock(images, kernel[..., :whole], pads, precision)
@@ -139,7 +147,7 @@ def _in_parts(images: Array, kernel: Array, pads: _Pads, precision: Any) -> Arra
     return jnp.concatenate([outputs, sum(shifted, jnp.zeros((), wide)).astype(outputs.dtype)], -1)
 
 
-def _to_kernel(images: Array, slope: Array, pads: _Pads, precision: Any) -> Array:
+def _to_kernel(images: Images, slope: Maps, pads: _Pads, precision: lax.PrecisionLike) -> Kernel:
     """The gradient of the kernel, added up over parts of the batch: all at once take XLA's code up to twice as long."""
     rows, height, width, _ = slope.shape
     # In bfloat16 each part would be rounded.
@@ -149,7 +157,7 @@ def _to_kernel(images: Array, slope: Array, pads: _Pads, precision: Any) -> Arra
     return reduce(jnp.add, grads)
 
 
-def _part_to_kernel(images: Array, slope: Array, pads: _Pads, precision: Any) -> Array:
+def _part_to_kernel(images: Images, slope: Maps, pads: _Pads, precision: lax.PrecisionLike) -> Kernel:
     """For filters left over it is a matrix product with all shifts of their slopes."""
     (top, bottom), (left, right) = pads
     height = images.shape[1] + top + bottom - slope.shape[1] + 1
@@ -186,7 +194,9 @@ def _padded(images: Array, pads: _Pads) -> Array:
 
 
 @jax.custom_vjp
-def add_bias(images: Array, bias: Array) -> Array:
+def add_bias(
+    images: Float[Array, "batch height width filters"], bias: Float[Array, " filters"]
+) -> Float[Array, "batch height width filters"]:
     """Images (B, H, W, K) with a bias (K,) added, whose gradient is fast on a CPU: there it is a matrix product.
 
     >>> add_bias(jnp.zeros((1, 1, 1, 2)), jnp.array([1.0, 2.0]))[0, 0, 0].tolist()

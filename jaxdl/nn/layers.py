@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jaxtyping import Bool, Float, Num, PRNGKeyArray, Shaped
 
 from jaxdl._arguments import number
 from jaxdl._jit import is_traced
@@ -34,7 +35,7 @@ class Conv(nn.Module):
     kernel_init: Any = nn.initializers.lecun_normal()
 
     @nn.compact
-    def __call__(self, images: Array) -> Array:
+    def __call__(self, images: Num[Array, "batch height width channels"]) -> Float[Array, "batch rows columns filters"]:
         shape, kept = (self.kernel, self.kernel, images.shape[-1], self.filters), precision(self.dtype)
         kernel = self.param("kernel", self.kernel_init, shape, kept).astype(self.dtype)
         outputs = convolve(images.astype(self.dtype), kernel, (1, 1), self.padding, dimension_numbers=NUMBERS)
@@ -43,7 +44,9 @@ class Conv(nn.Module):
         return add_bias(outputs, self.param("bias", nn.initializers.zeros, (self.filters,), kept).astype(self.dtype))
 
 
-def max_pool(images: Array, size: int = 2) -> Array:
+def max_pool(
+    images: Num[Array, "batch height width channels"], size: int = 2
+) -> Num[Array, "batch height//{size} width//{size} channels"]:
     """The greatest of every `size` x `size` square: (B, H, W, C) to (B, H // size, W // size, C).
 
     Rows and columns that do not fill a square are left out, as Keras and Flax do by default. Where several are the
@@ -65,18 +68,18 @@ class MaxPool(nn.Module):
 
     size: int = 2
 
-    def __call__(self, images: Array) -> Array:
+    def __call__(self, images: Num[Array, "batch height width channels"]) -> Num[Array, "batch rows columns channels"]:
         return max_pool(images, self.size)
 
 
 class Flatten(nn.Module):
     """All numbers of a row side by side: (B, ...) to (B, F)."""
 
-    def __call__(self, inputs: Array) -> Array:
+    def __call__(self, inputs: Shaped[Array, "batch ..."]) -> Shaped[Array, "batch features"]:
         return inputs.reshape(inputs.shape[0], -1)
 
 
-def check_rate(rate: float | Array) -> None:
+def check_rate(rate: float | Float[Array, ""]) -> None:
     """Raises InputError for a dropout rate outside of [0, 1) in float32; a traced rate is not checked.
 
     >>> check_rate(0.5)
@@ -85,7 +88,9 @@ def check_rate(rate: float | Array) -> None:
         raise InputError(f"dropout must be a rate from 0 to below 1, got {rate}.")
 
 
-def dropout(key: Array, inputs: Array, rate: float | Array) -> Array:
+def dropout(
+    key: PRNGKeyArray, inputs: Float[Array, "*shape"], rate: float | Float[Array, ""]
+) -> Float[Array, "*shape"]:
     """The inputs, of any shape, with about the share `rate` of them set to 0 and the others scaled by 1 / (1 - rate).
 
     The rate may be traced, so one program serves all rates. Whether a number is kept depends on the key, the rate and
@@ -113,7 +118,7 @@ class Dropout(nn.Module):
 
     rate: float | Array
 
-    def __call__(self, inputs: Array, *, train: bool) -> Array:
+    def __call__(self, inputs: Float[Array, "*shape"], *, train: bool) -> Float[Array, "*shape"]:
         return dropout(self.make_rng("dropout"), inputs, self.rate) if train else inputs
 
 
@@ -132,7 +137,9 @@ class BatchNorm(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, inputs: Array, *, train: bool, mask: Array | None = None) -> Array:
+    def __call__(
+        self, inputs: Num[Array, "batch *axes channels"], *, train: bool, mask: Bool[Array, " batch"] | None = None
+    ) -> Float[Array, "batch *axes channels"]:
         channels, kept = inputs.shape[-1], precision(self.dtype)
         scale = self.param("scale", nn.initializers.ones, (channels,), kept)
         bias = self.param("bias", nn.initializers.zeros, (channels,), kept)
@@ -151,7 +158,9 @@ class BatchNorm(nn.Module):
         return (centred * _last(slope, inputs) + _last(bias, inputs)).astype(self.dtype)
 
 
-def _moments(inputs: Array, mask: Array | None) -> tuple[Array, Array]:
+def _moments(
+    inputs: Float[Array, "batch ... channels"], mask: Bool[Array, " batch"] | None
+) -> tuple[Float[Array, " channels"], Float[Array, " channels"]]:
     """Mean and variance of each channel over the rows that the mask (B,) keeps."""
     rows = inputs.reshape(inputs.shape[0], -1, inputs.shape[-1])
     weights = jnp.ones(len(rows), rows.dtype) if mask is None else mask.astype(rows.dtype)
@@ -165,5 +174,5 @@ def _moments(inputs: Array, mask: Array | None) -> tuple[Array, Array]:
     return mean, mean_of((rows - _last(mean, rows)) ** 2)
 
 
-def _last(channels: Array, like: Array) -> Array:
+def _last(channels: Float[Array, " channels"], like: Num[Array, "... channels"]) -> Float[Array, "... channels"]:
     return channels.reshape((1,) * (like.ndim - 1) + channels.shape)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from jaxdl._arguments import check_choice, explain_calls, given_as, number, sizes, whole_number
 from jaxdl._jit import is_traced
@@ -67,7 +68,7 @@ def mlp(
     outputs: int = 1,
     input_norm: bool = False,
     dropout: float | Array = 0.0,
-    dtype: Any = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
     init_scale: float | Array = 1.0,
 ) -> Model:
     """The MLP as a Model: hidden layers of the given widths, none for a linear model.
@@ -94,7 +95,7 @@ def mlp(
     return from_linen(net, mask="mask")
 
 
-def _dtype(dtype: Any) -> Any:
+def _dtype(dtype: DTypeLike) -> Any:
     """Return a floating dtype. Raises InputError for anything else."""
     try:
         found = jnp.dtype(dtype)
@@ -139,7 +140,7 @@ class ConvNet(nn.Module):
         return dense(self.outputs)(hidden).astype(kept)
 
 
-def unit_range(images: Array, dtype: Any = jnp.float32) -> Array:
+def unit_range(images: Array, dtype: DTypeLike = jnp.float32) -> Array:
     """Images of bytes as floats from 0 to 1; images of floats only change their dtype.
 
     Raises InputError for other integers.
@@ -162,7 +163,7 @@ def convnet(
     padding: str = "VALID",
     pool: bool = False,
     dropout: float | Array = 0.0,
-    dtype: Any = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
 ) -> Model:
     """A ConvNet as a Model of (B, H, W, C) images, uint8 (scaled to 0..1 on the device) or float: logits of classes.
 
@@ -219,7 +220,7 @@ class ResidualNet(nn.Module):
 
 
 @explain_calls
-def residual_net(width: int = 64, *, outputs: int = 10, dtype: Any = jnp.float32) -> Model:
+def residual_net(width: int = 64, *, outputs: int = 10, dtype: DTypeLike = jnp.float32) -> Model:
     """A ResidualNet as a Model of (B, H, W, C) images of at least 8 x 8, uint8 or float: logits of classes.
 
     Raises InputError for a width or a number of outputs below 1.
@@ -292,7 +293,7 @@ def to_json(network: Network) -> dict[str, Any]:
     return {"kind": network.kind, "arguments": plain, "flip_averaged": network.flip_averaged}
 
 
-def from_json(entry: Any) -> Network:
+def from_json(entry: object) -> Network:
     """The description that `to_json` wrote.
 
     Raises InputError for an entry that is anything else; `as_model` judges its kind and its arguments.

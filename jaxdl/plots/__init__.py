@@ -1,5 +1,6 @@
 """Pictures of training, of predictions and of many runs."""
 
+from jaxdl._faces import set_public_names as _set_public_names
 from jaxdl.plots._results import confusion as confusion
 from jaxdl.plots._results import coverage as coverage
 from jaxdl.plots._results import images as images
@@ -18,3 +19,5 @@ from jaxdl.plots._training import history as history
 from jaxdl.plots._training import learning_rates as learning_rates
 from jaxdl.plots._training import rate_range as rate_range
 from jaxdl.plots._training import spreads as spreads
+
+_set_public_names(globals())

@@ -8,6 +8,7 @@ from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from jaxdl._arguments import given_as
 from jaxdl.errors import InputError
@@ -59,7 +60,7 @@ def predictions(true: Any, predicted: Any, *, quantity: str = "value", title: st
     return figure
 
 
-def _numbers(name: str, values: Any) -> np.ndarray:
+def _numbers(name: str, values: ArrayLike) -> np.ndarray:
     """Return numbers (N,). Raises InputError for anything else."""
     try:
         return np.asarray(values, np.float64).ravel()
@@ -68,7 +69,7 @@ def _numbers(name: str, values: Any) -> np.ndarray:
 
 
 def images(
-    pictures: Any, captions: Sequence[str] = (), *, columns: int = 8, colours: Sequence[str] = (), title: str = ""
+    pictures: ArrayLike, captions: Sequence[str] = (), *, columns: int = 8, colours: Sequence[str] = (), title: str = ""
 ) -> Figure:
     """A grid of (N, H, W, 3) or (N, H, W) pictures, uint8 or floats from 0 to 1, each under its caption.
 
@@ -104,7 +105,7 @@ def images(
     return figure
 
 
-def kernels(values: Any, *, columns: int = 10, title: str = "") -> Figure:
+def kernels(values: ArrayLike, *, columns: int = 10, title: str = "") -> Figure:
     """The kernels (h, w, C, K) of a convolution as a grid of K pictures; of 3 channels in colours, else their means.
 
     All share one scale, on which grey is 0.
@@ -198,7 +199,7 @@ def _mark(axes: Axes, points: Mapping[str, tuple[float, float]] | None) -> None:
         axes.plot(*point, marker, color="black", markersize=6, linestyle="none", label=name, zorder=3)
 
 
-def confusion(matrix: Any, classes: Sequence[str], *, title: str = "") -> Figure:
+def confusion(matrix: ArrayLike, classes: Sequence[str], *, title: str = "") -> Figure:
     """A confusion matrix (C, C) of counts, true classes down and predicted ones across, shaded by the share of the row.
 
     Raises InputError for a matrix of another shape than that of the classes.
@@ -236,7 +237,13 @@ STYLES = ((BLUE, "o"), (VERMILION, "s"), (GREEN, "^"))
 
 
 def intervals(
-    true: Any, mean: Any, deviation: Any, *, level: float = 0.9, quantity: str = "value", title: str = ""
+    true: ArrayLike,
+    mean: ArrayLike,
+    deviation: ArrayLike,
+    *,
+    level: float = 0.9,
+    quantity: str = "value",
+    title: str = "",
 ) -> Figure:
     """Predictions (N,) with the intervals that should hold a share `level` of the true values (N,), by whether they do.
 
@@ -268,7 +275,7 @@ def intervals(
     return figure
 
 
-def coverage(nominal: Any, found: Mapping[str, Any], *, rows: int | None = None, title: str = "") -> Figure:
+def coverage(nominal: ArrayLike, found: Mapping[str, Any], *, rows: int | None = None, title: str = "") -> Figure:
     """The share of true values that intervals hold, against the share (K,) that they should hold, a line an entry.
 
     found: (K,) shares by name. rows: behind each share; then a band shows where 95 % of honest intervals would lie,
@@ -297,7 +304,7 @@ BINS, FEW = 10, 5  # groups of predictions, and how many rows each needs at leas
 MOST = 60  # bars of the histogram
 
 
-def residuals(true: Any, predicted: Any, *, quantity: str = "value", title: str = "") -> Figure:
+def residuals(true: ArrayLike, predicted: ArrayLike, *, quantity: str = "value", title: str = "") -> Figure:
     """Residuals, true minus predicted, of (N,) predictions: against them, and as a histogram beside a normal curve.
 
     On the left, squares are the mean residuals of tenths of the rows, by their predictions, with standard errors. Those
@@ -337,7 +344,7 @@ def residuals(true: Any, predicted: Any, *, quantity: str = "value", title: str 
     return figure
 
 
-def binned(at: Any, values: Any, bins: int = BINS) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def binned(at: ArrayLike, values: ArrayLike, bins: int = BINS) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Rows (N,) in the order of `at`, in groups of equal size: each group's mean `at`, mean value and standard error.
 
     Fewer groups where they would hold fewer than 5 rows each; none for fewer than 5 rows.

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from jaxdl._arguments import given_as
 from jaxdl._files import atomic_write
@@ -37,7 +38,7 @@ def blank(width: float, height: float, above: float) -> Figure:
     return figure
 
 
-def fit_axis(axes: Axes, values: Any, *, quantile: float = 0.9, factor: float = 2.5) -> None:
+def fit_axis(axes: Axes, values: ArrayLike, *, quantile: float = 0.9, factor: float = 2.5) -> None:
     """Scale the y axis to the finite values of curves, with 0 in it; without any, leave the axis as it is.
 
     The first epochs of a run, or a run that diverges, are often far above the rest and would flatten it: positive

@@ -64,7 +64,7 @@ def size_of(arrays: Mapping[str, Array], about: Mapping[str, Any]) -> int:
     return sum(array.nbytes for array in arrays.values()) + len(json.dumps(about))
 
 
-def described(about: Any) -> dict[str, Any]:
+def described(about: object) -> dict[str, Any]:
     """Return what a caller tells about a run, as `Saved.about` gives it back: of JSON's types alone.
 
     A NumPy or JAX scalar becomes a number, an array and a set a list, a path a string, a date its ISO form, a dtype its
@@ -163,7 +163,7 @@ def _with_string_keys(entries: Mapping[Any, Any], name: str) -> dict[str, Any]:
     return found
 
 
-def folder_of(folder: Any) -> Path:
+def folder_of(folder: object) -> Path:
     """Return the folder of checkpoints as a path. Raises InputError for what cannot be one.
 
     >>> folder_of("runs/one").name
@@ -264,7 +264,7 @@ def read(folder: Path, number: int) -> Saved:
         ) from error
 
 
-def _check_kinds(found: Any, arrays: Mapping[str, Any]) -> None:
+def _check_kinds(found: object, arrays: Mapping[str, Any]) -> None:
     """Raise ValueError where the kinds that an `about` tells are not those of the arrays beside it."""
     expected = {name: [str(array.dtype), list(array.shape)] for name, array in arrays.items()}
     if isinstance(found, dict):

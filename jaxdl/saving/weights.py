@@ -222,7 +222,7 @@ def _kind(leaf: Any) -> str:
     return f"{leaf.dtype} of shape {tuple(leaf.shape)}"
 
 
-def _is_key(leaf: Any) -> bool:
+def _is_key(leaf: object) -> bool:
     return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 

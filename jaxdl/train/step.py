@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 import optax.contrib
 from jax import lax
+from jaxtyping import Bool, Float, PRNGKeyArray
 
 from jaxdl._arguments import check_model, check_optimizer
 from jaxdl.data.arrays import precision
@@ -87,8 +88,8 @@ def optimizer_update(
     optimiser: optax.GradientTransformation,
     state: TrainState,
     grads: PyTree,
-    value: Array,
-    value_fn: Callable[[PyTree], Array],
+    value: Float[Array, ""],
+    value_fn: Callable[[PyTree], Float[Array, ""]],
 ) -> tuple[PyTree, PyTree]:
     """Return the updates and the next state of an optimizer, which is given what it asks for of the loss.
 
@@ -147,7 +148,7 @@ def _typed(leaf: Any) -> Array:
     return leaf if isinstance(leaf, jax.Array) and not leaf.aval.weak_type else jnp.asarray(leaf, jnp.result_type(leaf))
 
 
-def _either(chosen: Array, one: Callable[[], PyTree], other: Callable[[], PyTree]) -> PyTree:
+def _either(chosen: Bool[Array, ""], one: Callable[[], PyTree], other: Callable[[], PyTree]) -> PyTree:
     """What one of two functions gives."""
 
     def both() -> PyTree:
@@ -180,7 +181,7 @@ def make_gradient(model: Model, objective: Objective) -> Gradient:
 
 def loss_of_params(
     model: Model, objective: Objective, state: TrainState, batch: Examples | Batch, *, prepared: bool = False
-) -> Callable[[PyTree], tuple[Array, tuple[PyTree, Sums]]]:
+) -> Callable[[PyTree], tuple[Float[Array, ""], tuple[PyTree, Sums]]]:
     """Return the loss that a step minimizes, as a function `params -> (loss, (stats, sums))`.
 
     >>> from jaxdl import losses, mlp
@@ -196,7 +197,7 @@ def loss_of_params(
         # Moments of no example at all would be nan; what comes of such a batch is thrown away.
         mask = mask | ~mask.any()
 
-    def mean_loss(params: PyTree) -> tuple[Array, tuple[PyTree, Sums]]:
+    def mean_loss(params: PyTree) -> tuple[Float[Array, ""], tuple[PyTree, Sums]]:
         weights = Weights(params, state.weights.stats)
         outputs, stats = model.apply(weights, batch.inputs, train=True, key=key, mask=mask)
         sums = measure(objective, outputs, batch.targets, batch.weights, prepared=prepared)
@@ -249,7 +250,7 @@ def _widened(leaf: Array) -> Array:
 
 
 def make_train_state(
-    weights: Weights, optimiser: optax.GradientTransformation, key: Array, *, average: bool = False
+    weights: Weights, optimiser: optax.GradientTransformation, key: PRNGKeyArray, *, average: bool = False
 ) -> TrainState:
     """The state before the first step; every leaf has a dtype of its own, so that the step compiles once.
 
