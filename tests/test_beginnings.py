@@ -15,6 +15,7 @@ from jaxdl.data import Source, examples
 from jaxdl.errors import InputError
 from jaxdl.nn import mlp
 from jaxdl.train import chunks, make_plan, start
+from jaxdl.train.epoch import draw
 from jaxdl.train.fit import begin
 from jaxdl.types import Examples, Objective
 
@@ -84,11 +85,11 @@ def lowering_to(lowered):
 def test_weights_are_drawn_while_the_other_program_is_compiled(monkeypatch):
     drawn = Event()
 
-    def start_and_tell(*arguments, **options):
+    def draw_and_tell(*arguments, **options):
         drawn.set()
-        return start(*arguments, **options)
+        return draw(*arguments, **options)
 
-    monkeypatch.setattr("jaxdl.train.fit.start", start_and_tell)
+    monkeypatch.setattr("jaxdl.train.fit.draw", draw_and_tell)
     waiting = SimpleNamespace(compile=lambda: drawn.wait(60) or pytest.fail("nothing was drawn meanwhile"))
     monkeypatch.setattr("jaxdl.train.fit.chunk_program", lowering_to(waiting))
     begin(plan_of(), TRAIN, key=KEY)

@@ -50,11 +50,24 @@ def start(
         raise InputError(f"key must be a key of JAX, got {given_as(key)}. Use jax.random.key(0), say.")
     check_rows(plan, train, validation)
     check_labels(plan.model, plan.objective, train, validation)
+    progress = draw(plan, train, key=key, weights=weights)
+    check_monitors(plan, progress, validation)
+    return progress
+
+
+def draw(plan: Plan, train: Examples, *, key: Array, weights: Weights | None = None) -> Progress:
+    """Return what `start` returns, of arguments that have been checked.
+
+    >>> import optax
+    >>> from jaxdl import examples, losses, make_plan, mlp, Objective
+    >>> plan = make_plan(mlp(()), Objective(losses.squared_error), optax.sgd(0.1), batch_size=2)
+    >>> int(draw(plan, examples([[1.0], [2.0]], [[1.0], [2.0]]), key=jax.random.key(0)).epoch)
+    0
+    """
     batch = jax.tree.map(lambda leaf: leaf[: plan.batch_size], train)
     # Inside a program the plan may hold its traced values (see Family), which a program of its own would keep for good.
     with explain_misfit(plan.model, weights, batch.inputs):
-        progress = (_start if is_traced(key) else _start_program)(batch, key, weights, plan=plan)
-    check_monitors(plan, progress, validation)
+        progress: Progress = (_start if is_traced(key) else _start_program)(batch, key, weights, plan=plan)
     return progress
 
 

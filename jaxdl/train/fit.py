@@ -26,7 +26,7 @@ from jaxdl.data.batches import evaluation_rows
 from jaxdl.data.streaming import Loader, loader
 from jaxdl.distributed.sharding import wish
 from jaxdl.errors import InputError
-from jaxdl.train.epoch import chunk_program, start, start_shapes
+from jaxdl.train.epoch import chunk_program, draw, start, start_shapes
 from jaxdl.train.loop import WHOLE, Pace, Reached, checked, chunks, run_loop
 from jaxdl.train.nonfinite import NotFiniteError, guarded
 from jaxdl.train.plan import NEVER, check_monitors, make_plan, rate_to_change
@@ -81,7 +81,7 @@ def begin(
     lowered = chunk_program.on(*given).lower(*given, plan=plan, like=None, alone=True)
     with ThreadPoolExecutor(1) as pool:
         compiling = pool.submit(lowered.compile)
-        progress = start(plan, rows.first, validation, key=key)
+        progress = draw(plan, rows.first, key=key)  # `start_shapes` has checked what `start` checks
         compiling.result()
     return progress
 
