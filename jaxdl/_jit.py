@@ -91,20 +91,30 @@ class Program(Protocol[P, R]):
     def lower(self, *arguments: P.args, **keywords: P.kwargs) -> jax.stages.Lowered:
         """The program that such a call would run; `.compile()` gives it as it runs, nothing is computed."""
 
+    def on(self, *arguments: Any) -> Any:
+        """The function of `jax.jit` that a call with such arguments would take, where none lies on a mesh."""
+
     def eval_shape(self, *arguments: P.args, **keywords: P.kwargs) -> R:
         """The shapes and dtypes of what such a call would give; nothing is compiled."""
 
 
-def program(function: Callable[P, R], *, static_argnames: str | tuple[str, ...], once: bool = False) -> Program[P, R]:
+def program(
+    function: Callable[P, R], *, static_argnames: str | tuple[str, ...], once: bool = False, name: str = ""
+) -> Program[P, R]:
     """`jax.jit` with `compiler_options`, on the mesh where the arguments lie if they lie on one.
 
     Inside of another transformation, which alone decides on both, without. Nothing is decided before the first call: to
-    ask for the platform starts it. `once`: for a function that runs a single time, which is compiled sooner.
+    ask for the platform starts it. `once`: for a function that runs a single time, which is compiled sooner. `name`: of
+    what is compiled, in place of the function's.
 
     >>> power = program(lambda x, n: x**n, static_argnames="n")
     >>> float(power(3.0, n=2)), float(jax.grad(power)(3.0, n=2))
     (9.0, 6.0)
     """
+    if name:
+        # JAX takes the name of what it compiles from the function; a partial has one of its own and is no frame.
+        function = functools.update_wrapper(functools.partial(function), function)
+        function.__name__ = name
     inner = jax.jit(function, static_argnames=static_argnames)
 
     @functools.cache
@@ -117,12 +127,15 @@ def program(function: Callable[P, R], *, static_argnames: str | tuple[str, ...],
         if _state() != _OUTSIDE:
             return inner(*arguments, **keywords)
         with _mesh_of(*arguments, *keywords.values()):
-            result: R = whole(convolves(*arguments, *keywords.values()))(*arguments, **keywords)
+            result: R = on(*arguments, *keywords.values())(*arguments, **keywords)
             return result
+
+    def on(*arguments: Any) -> Any:
+        return whole(convolves(*arguments))
 
     def lower(*arguments: P.args, **keywords: P.kwargs) -> jax.stages.Lowered:
         with _mesh_of(*arguments, *keywords.values()):
-            lowered: jax.stages.Lowered = whole(convolves(*arguments, *keywords.values())).lower(*arguments, **keywords)
+            lowered: jax.stages.Lowered = on(*arguments, *keywords.values()).lower(*arguments, **keywords)
             return lowered
 
     def eval_shape(*arguments: P.args, **keywords: P.kwargs) -> R:
@@ -131,7 +144,7 @@ def program(function: Callable[P, R], *, static_argnames: str | tuple[str, ...],
             return shapes
 
     compiled: Any = call
-    compiled.lower, compiled.eval_shape = lower, eval_shape
+    compiled.lower, compiled.on, compiled.eval_shape = lower, on, eval_shape
     return cast(Program[P, R], compiled)
 
 

@@ -10,7 +10,7 @@ import jax
 from jaxdl._format import short
 from jaxdl._jit import compiler_options, convolves
 from jaxdl.data import Source
-from jaxdl.data.streaming import head
+from jaxdl.data.streaming import loader
 from jaxdl.train import make_train_step
 from jaxdl.types import Examples, Plan, Progress, PyTree
 
@@ -68,7 +68,7 @@ def step_cost(plan: Plan, progress: Progress, train: Examples | Source) -> StepC
     (4, True)
     """
     step = make_train_step(plan.model, plan.objective, plan.optimiser, average=plan.average, prepared=True)
-    return cost_of(step, progress.state, _batch(head(train, 1), plan.batch_size))
+    return cost_of(step, progress.state, _batch(loader(train, 1).first, plan.batch_size))
 
 
 def lowered_step(step: Callable[[Any, Examples], Any], state: PyTree, batch: Examples) -> jax.stages.Lowered:

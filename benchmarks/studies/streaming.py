@@ -27,11 +27,11 @@ from jaxdl import losses, metrics
 from jaxdl._jit import program
 from jaxdl.data import Source, examples, memory_mapped
 from jaxdl.data.batches import batch_at, order, shuffle
-from jaxdl.data.streaming import head
+from jaxdl.data.streaming import loader
 from jaxdl.nn import convnet, mlp
-from jaxdl.train import make_plan, make_train_step, start
-from jaxdl.train.epoch import scan_steps
-from jaxdl.train.loop import chunks_of, paced
+from jaxdl.train import make_plan, start
+from jaxdl.train.loop import Pace, chunks
+from jaxdl.train.step import train_body
 from jaxdl.types import Array, Examples, Objective, Progress
 
 IMAGE = (32, 32, 3)
@@ -59,7 +59,7 @@ def images_in(folder: Path, count: int, *, filled: bool) -> Source:
 
 def epoch(begin: Progress, train: Examples | Source) -> Progress:
     """Train an epoch of the images."""
-    return list(chunks_of(IMAGES, begin, train, last=1))[-1].progress
+    return list(chunks(IMAGES, begin, train, last=1))[-1].progress
 
 
 def anonymous() -> float:
@@ -71,10 +71,10 @@ def anonymous() -> float:
 
 def show_memory(source: Source, seconds: float) -> None:
     """Train for so long and print the anonymous memory ten times."""
-    begin = start(IMAGES, head(source, IMAGES.batch_size), key=jax.random.key(0))
+    begin = start(IMAGES, loader(source, IMAGES.batch_size).first, key=jax.random.key(0))
     began, done, shown = time.perf_counter(), 0, 0
     print(f"\nRssAnon over {seconds:g} s, {source.count} images: | s | images | MB |")
-    for chunk in paced(IMAGES, begin, source, last=1):
+    for chunk in chunks(IMAGES, begin, source, last=1, steps=Pace()):
         done, past = done + chunk.batches * IMAGES.batch_size, time.perf_counter() - began
         if past >= seconds * (shown + 1) / 10:
             shown += 1
@@ -92,15 +92,10 @@ def steps_of(progress: Progress, train: Examples, rows: Array, *, kind: str) -> 
         "in an order from an array": lambda places: rows[places],
         "in the order of the shuffle": shuffle(progress.key, progress.epoch, count),
     }
-    step = make_train_step(TABLE.model, TABLE.objective, TABLE.optimiser)
-    state, sums = scan_steps(
-        step,
-        progress.state,
-        progress.sums,
-        lambda index: batch_at(train, orders[kind], index, TABLE.batch_size),
-        0,
-        -(-count // TABLE.batch_size),
-    )
+    batch = partial(batch_at, train, orders[kind], batch_size=TABLE.batch_size)
+    body = train_body(TABLE.model, TABLE.objective, TABLE.optimiser, batch)
+    batches = -(-count // TABLE.batch_size)
+    state, sums = jax.lax.fori_loop(0, batches, body, (progress.state, progress.sums))
     return progress._replace(state=state, sums=sums)
 
 
@@ -141,7 +136,7 @@ def main() -> None:
         large = images_in(Path(folder, "large"), int(arguments.gigabytes * 1e9 / np.prod(IMAGE)), filled=False)
         show_memory(large, arguments.seconds)
         small = images_in(Path(folder, "small"), arguments.images, filled=True)
-        images = jax.tree.map(jnp.asarray, head(small, small.count))
+        images = jax.tree.map(jnp.asarray, loader(small, small.count).first)
         begin = start(IMAGES, images, key=jax.random.key(0))
         runs = {"from memory": partial(epoch, begin, images), "from a file": partial(epoch, begin, small)}
         show_seconds("images", small.count, runs, arguments.repeats)

@@ -20,7 +20,7 @@ from jaxdl._jit import program
 from jaxdl._tree import named
 from jaxdl.callbacks._csv_log import rows_of
 from jaxdl.data import Source
-from jaxdl.data.streaming import head
+from jaxdl.data.streaming import loader
 from jaxdl.distributed.sharding import fetched
 from jaxdl.errors import InputError
 from jaxdl.train.fit import Written
@@ -142,7 +142,7 @@ def distributions(
         tell(f"{folder} gets no histograms, because several processes hold parts of the weights.")
         yield lambda progress, history: None
         return
-    first = jax.tree.map(lambda leaf: leaf[: plan.batch_size], head(rows, plan.batch_size))
+    first = jax.tree.map(lambda leaf: leaf[: plan.batch_size], loader(rows, plan.batch_size).first)
     # On the host, because the weights' device is not always that of the rows.
     batch: Examples = jax.tree.map(np.asarray, fetched(first))
     waiting: list[tuple[int, float, dict[str, dict[str, Array]]]] = []  # epoch, time, arrays by run and name

@@ -181,14 +181,14 @@ class Window(NamedTuple):
     rows: Array  # int32 scalar, those of the whole epoch
 
 
-def epoch_rows(train: Examples | Window) -> Any:
-    """The rows of an epoch.
+def epoch_rows(train: Any) -> Any:
+    """The rows of an epoch: of rows in memory, of a window, or of a `Loader`.
 
     >>> from jaxdl import examples
     >>> epoch_rows(examples([1.0, 2.0, 3.0], [0, 1, 2]))
     3
     """
-    return train.rows if isinstance(train, Window) else train.weights.shape[0]
+    return train.weights.shape[0] if isinstance(train, (Examples, Batch)) else train.rows
 
 
 def batches_of(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
@@ -14,11 +17,12 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
+from jaxdl._arguments import check_examples
 from jaxdl.data.arrays import as_numbers
-from jaxdl.data.batches import only_counted
-from jaxdl.distributed.sharding import DATA, mesh_of
+from jaxdl.data.batches import Draws, Window, batches_of, draws, only_counted, rows_on_host, training_rows
+from jaxdl.distributed.sharding import DATA, fetched, mesh_of, place_progress, place_rows
 from jaxdl.errors import InputError
-from jaxdl.types import Batch, Examples, PyTree
+from jaxdl.types import Array, Batch, Examples, Progress, PyTree
 
 
 @dataclass(frozen=True)
@@ -130,15 +134,6 @@ def from_random_access(
         return Examples(**leaves)
 
     return Source(len(records), read, mean_weight)
-
-
-def head(train: Examples | Source, count: int) -> Examples:
-    """The first `count` rows of a source, or all where there are fewer; rows in memory as they are.
-
-    >>> head(from_random_access([7.0, 8.0, 9.0], lambda record: (record, 0)), 2).inputs
-    array([7., 8.], dtype=float32)
-    """
-    return read_rows(train, np.arange(min(count, train.count))) if isinstance(train, Source) else train
 
 
 def read_rows(source: Source, rows: np.ndarray) -> Examples:
@@ -359,6 +354,169 @@ def fetching(make: Callable[[int], T], end: int | None = None) -> Iterator[Fetch
         yield Fetch(get, ready)
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+class Feed(NamedTuple):
+    """The training rows of a run, piece by piece. Batches are counted from the beginning of the run."""
+
+    at: Callable[[int], tuple[Any, int]]  # what holds a batch, rows or a window, and how many batches from there on
+    ready: Callable[[int], bool]  # whether that is at hand, so that a call may be ahead
+
+
+Opened = AbstractContextManager[tuple[Progress, Examples | None, Feed]]
+
+
+@dataclass(frozen=True)
+class Loader(ABC):
+    """The training rows of a run, which `loader` makes; whether they are in memory is decided there and not again."""
+
+    first: Examples  # rows whose shapes and dtypes all have: the first batch of a source, all that are in memory
+    rows: int  # of an epoch
+    batch_size: int
+    examples: Any  # the rows as training takes them, wherever they lie; None for a source
+
+    @abstractmethod
+    def opened(self, progress: Progress, validation: Examples | None, length: int, last: int | None) -> Opened:
+        """Give the rows from a progress on, up to the epoch `last`; an epoch has `length` batches with its validation.
+
+        The progress and the validation rows come on the devices of the training rows, or of the progress.
+        """
+
+    @abstractmethod
+    def batch(self, key: Array, epoch: Any, number: int) -> tuple[Any, np.ndarray]:
+        """Return a batch of an epoch on this process's device, filled up, and the numbers of its rows, from 0."""
+
+    @abstractmethod
+    def checksum(self) -> str:
+        """Return what tells these rows from others, of a source its number of rows and the first of them."""
+
+
+def loader(train: Examples | Source | Loader, batch_size: int, *, window_bytes: int = BYTES) -> Loader:
+    """Return the rows of a run, in memory or streamed; a loader is returned as it is.
+
+    A thread reads the batches of a source window by window, of about `window_bytes`, and puts them on the devices while
+    those of the window before are trained. Raises InputError for what is neither Examples nor a Source.
+
+    >>> rows = loader(Source(5, lambda rows: Examples(rows[:, None], rows, np.ones(len(rows), np.float32))), 2)
+    >>> rows.rows, rows.first.inputs.tolist()
+    (5, [[0], [1]])
+    >>> batch, numbers = rows.batch(jax.random.key(0), 0, 2)
+    >>> batch.inputs.shape, batch.mask.tolist(), len(numbers)
+    ((2, 1), [True, False], 1)
+    """
+    if isinstance(train, Loader):
+        return train
+    if isinstance(train, Source):
+        first = read_rows(train, np.arange(min(batch_size, train.count)))
+        cut = cut_rows(first, train.count, batch_size, window_bytes)
+        return _Stream(first, train.count, batch_size, None, train, cut)
+    check_examples("train", train)
+    return _Memory(train, train.weights.shape[0], batch_size, training_rows(train))
+
+
+class _Memory(Loader):
+    @contextmanager
+    def opened(self, progress: Any, validation: Any, length: int, last: int | None) -> Iterator[Any]:
+        examples, home, mesh = self.examples, self.examples.weights, mesh_of(self.examples)
+        # Otherwise the first epoch's results would be bound and its arguments not, which compiles a second program.
+        if isinstance(home, jax.Array) and home.committed and len(home.sharding.device_set) == 1:
+            # On a mesh of one device too, which is then as fast as a device.
+            together = progress, examples, validation
+            progress, examples, validation = jax.device_put(together, next(iter(home.sharding.device_set)))
+        elif mesh is None:
+            progress, examples, validation = jax.tree.map(_on_device, (progress, examples, validation))
+        else:
+            progress = progress if mesh_of(progress) == mesh else place_progress(progress, mesh)
+            validation = None if validation is None else place_rows(validation, mesh)
+        yield progress, validation, Feed(lambda at: (examples, length - at % length), lambda at: True)
+
+    def batch(self, key: Array, epoch: Any, number: int) -> tuple[Any, np.ndarray]:
+        places = np.arange(number * self.batch_size, min((number + 1) * self.batch_size, self.rows))
+        batch = batches_of(fetched(self.examples), key, epoch, self.batch_size)(number)
+        return batch, rows_on_host(draws(key, epoch, self.rows), places, self.rows)
+
+    def checksum(self) -> str:
+        crc = 0
+        for leaf in self.first:
+            crc = zlib.crc32(np.ascontiguousarray(leaf).data.cast("B"), crc)
+        return f"{self.rows} rows, checksum {crc:08x}"
+
+
+@dataclass(frozen=True)
+class _Stream(Loader):
+    source: Source
+    cut: Cut
+
+    @contextmanager
+    def opened(self, progress: Any, validation: Any, length: int, last: int | None) -> Iterator[Any]:
+        if (mesh := mesh_of(progress)) is None:
+            progress, validation = jax.device_put((progress, validation), home_of(progress))
+        elif validation is not None:
+            validation = place_rows(validation, mesh)
+        cut, key, home = self.cut, progress.key, home_of(progress)
+        impl = jax.random.key_impl(key)
+        bits: Any = np.asarray(jax.random.key_data(key))
+
+        def window_of(at: int) -> int:
+            """The window of a batch; the last one of an epoch serves its validation too."""
+            epoch, batch = divmod(at, length)
+            return epoch * cut.windows + min(batch // cut.held, cut.windows - 1)
+
+        def rows_at(at: int) -> tuple[Window, int]:
+            number = window_of(at)
+            part = number % cut.windows + 1
+            return fetch.get(number), (length if part == cut.windows else part * cut.held) - at % length
+
+        def ready(at: int) -> bool:
+            # Which window is next depends on what all processes have done, so where there are several no call is ahead.
+            return jax.process_count() == 1 and fetch.ready(window_of(at))
+
+        def make(number: int) -> Window:
+            # The thread that calls this asks no device for anything.
+            epoch, part = divmod(number, cut.windows)
+            with _on_host():
+                drawn = jax.tree.map(np.asarray, draws(jax.random.wrap_key_data(bits, impl=impl), epoch, cut.rows))
+            return self._window(cut, part, drawn, home)
+
+        with fetching(make, None if last is None else last * cut.windows) as fetch:
+            yield progress, validation, Feed(rows_at, ready)
+
+    def batch(self, key: Array, epoch: Any, number: int) -> tuple[Any, np.ndarray]:
+        cut, drawn = cut_rows(self.first, self.rows, self.batch_size, window_bytes=0), draws(key, epoch, self.rows)
+        places = np.arange(number * self.batch_size, min((number + 1) * self.batch_size, self.rows))
+        batch = batches_of(self._window(cut, number, drawn), key, epoch, self.batch_size)(number)
+        return batch, rows_on_host(drawn, places, self.rows)
+
+    def checksum(self) -> str:
+        crc = 0
+        for leaf in read_rows(self.source, np.arange(min(8, self.rows))):
+            crc = zlib.crc32(np.ascontiguousarray(leaf).tobytes(), crc)
+        return f"{self.rows} rows, checksum {crc:08x}"
+
+    def _window(self, cut: Cut, number: int, drawn: Draws, home: Sharding | None = None) -> Window:
+        order, prepare = partial(rows_on_host, drawn, count=cut.rows), partial(for_training, self.source)
+        batches = load(self.source, self.first, cut, number, order, home, prepare=prepare)
+        return Window(batches, np.int32(number * cut.held), np.int32(cut.rows))  # type: ignore[arg-type]
+
+
+def _on_device(leaf: Any) -> Array:
+    # Arrays stay where they are: `device_put` would gather random keys that are spread over devices, and `jnp.asarray`
+    # would compile a program for each shape of NumPy's.
+    if isinstance(leaf, jax.Array):
+        return leaf
+    put = jax.device_put(leaf)
+    # On a CPU JAX reads NumPy's own memory where it can, which is the caller's to change.
+    shared = isinstance(leaf, np.ndarray) and put.unsafe_buffer_pointer() == leaf.ctypes.data
+    return jax.device_put(leaf.copy()) if shared else put
+
+
+def _on_host() -> AbstractContextManager[Any]:
+    """Small computations on the CPU: an accelerator would do them after the call under way."""
+    try:
+        return jax.default_device(jax.local_devices(backend="cpu")[0])
+    except RuntimeError:
+        # The platforms were chosen without the CPU.
+        return nullcontext()
 
 
 def _share(index: Any, size: int) -> tuple[int, int]:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxdl._arguments import check_callbacks, check_choice, check_platform, explain_calls, whole_number
-from jaxdl.data.batches import evaluation_rows, training_rows
+from jaxdl._arguments import check_callbacks, check_choice, check_examples, check_platform, explain_calls, whole_number
+from jaxdl.data.streaming import Loader
 from jaxdl.ensembles.members import How, best_and_final, most_devices, run_members, spread, start_members
 from jaxdl.errors import InputError
 from jaxdl.losses import check_labels
@@ -28,8 +29,8 @@ from jaxdl.train.fit import (
     warn_of_eval_params,
     without_best,
 )
-from jaxdl.train.loop import Chunk, Run, paced
-from jaxdl.train.plan import NEVER, check_rows
+from jaxdl.train.loop import Chunk, Pace, Reached, Run, checked, chunks, run_loop
+from jaxdl.train.plan import NEVER
 from jaxdl.types import Array, EvalParams, Examples, Model, Objective, Plan, Progress, Rule, Saved, Weights
 
 if TYPE_CHECKING:
@@ -118,8 +119,9 @@ def fit_seeds(
         average=average,
         eval_params=eval_params,
     )
-    check_rows(plan, train, validation)
-    check_labels(model, objective, train, validation)
+    check_examples("train", train)
+    rows, validation = checked(plan, train, validation)
+    check_labels(model, objective, rows.first, validation)
     count = 16
     if isinstance(progress, Saved):
         shape = progress.about["kinds"]["epoch"][1]
@@ -127,36 +129,26 @@ def fit_seeds(
             raise InputError("progress must be that of fit_seeds, got that of a single run. Continue it with fit.")
         count = shape[0]
     begun = seed_keys(range(count)) if keys is None else keys
-    earlier, records = resumed(progress, lambda: start_members(begun, train, validation, plan=plan), Fits)
+    earlier, records = resumed(progress, lambda: start_members(begun, rows.first, validation, plan=plan), Fits)
     if earlier is None:
-        state = start_members(begun, train, validation, plan=plan)
+        state = start_members(begun, rows.first, validation, plan=plan)
     else:
         _check_members(earlier, keys)
-        state = under_new_monitor(plan, resume(plan, earlier, train, validation), records)
-        check_data(plan, state, train, getattr(progress, "data", ""))
+        state = under_new_monitor(plan, resume(plan, earlier, rows, validation), records)
+        check_data(plan, state, rows, getattr(progress, "data", ""))
     warn_of_eval_params(plan, state)
-    ends = "epochs"
-    rows: Any = training_rows(train), evaluation_rows(validation)
-    state, *rows = spread(state, *rows, devices=most_devices(len(state.epoch)))
-    run = partial(run_members, how=how)
-    if earlier is None:
-        chunks = paced(plan, state, *rows, last=epochs, run=run, prepared=True)
-    else:
-        chunks = _until_all(plan, state, *rows, last=epochs, run=run)
+    state, examples, validation = spread(state, rows.examples, validation, devices=most_devices(len(state.epoch)))
+    run, reached, ends = partial(run_members, how=how), Reached(state, records), "epochs"
+    until = chunks if earlier is None else _until_all
     try:
-        for chunk in chunks:
-            # The record first: Ctrl-C may come between the two, and a record too many is seen below.
-            if chunk.record is not None:
-                records.append(chunk.record)
-            state = chunk.progress
-            if chunk.record is not None:
-                for observe in observers:
-                    observe(state, records)
+        pieces = until(plan, state, replace(rows, examples=examples), validation, last=epochs, steps=Pace(), run=run)
+        run_loop(pieces, reached, observers=observers)
     except KeyboardInterrupt:
         ends = "interrupted"
+    state = reached.progress
     fits = _fits(state, records, ends, eval_params)
     if ends == "interrupted":
-        fits = fits._replace(data=data_of_epoch(plan, state, train))
+        fits = fits._replace(data=data_of_epoch(plan, state, rows))
     without = np.flatnonzero(fits.best_epochs == 0)
     if len(without) and len(fits.history):
         which = f"members {', '.join(map(str, without))} of {len(fits.best_epochs)}"
@@ -165,9 +157,9 @@ def fit_seeds(
 
 
 def _until_all(
-    plan: Plan, state: Progress, train: Examples, validation: Examples | None, *, last: int, run: Run
+    plan: Plan, state: Progress, rows: Loader, validation: Examples | None, *, last: int, steps: Pace, run: Run
 ) -> Iterator[Chunk]:
-    """Yield the chunks of `paced` until each member has done the epoch `last` or has been stopped by its rule.
+    """Yield the chunks of the runs until each member has done the epoch `last` or has been stopped by its rule.
 
     Members of one progress need not be at the same epoch: one that had stopped early may train on. All share the place
     inside the epoch, so a member that stood still waits where the others are inside of one.
@@ -184,7 +176,7 @@ def _until_all(
         behind, waits = np.where(trains, epochs.max() - epochs, 0), ~over & ~trains
         end = int(epochs.max()) + (1 if inside and waits.any() else last - int(epochs[trains].max()))
         here = _standing(state, state.stopping.done | waits) if waits.any() else state
-        for chunk in paced(plan, here, train, validation, last=end, run=run, prepared=True):
+        for chunk in chunks(plan, here, rows, validation, last=end, steps=steps, run=run):
             if waits.any():
                 state = _standing(chunk.progress, chunk.progress.stopping.done & ~waits)
                 chunk = chunk._replace(progress=state)

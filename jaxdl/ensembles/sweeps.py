@@ -7,7 +7,8 @@ import itertools
 import math
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import jax
@@ -26,14 +27,15 @@ from jaxdl._arguments import (
     whole_number,
 )
 from jaxdl._tree import check_kinds, kinds, named, rebuilt
-from jaxdl.data.batches import evaluation_rows, training_rows
+from jaxdl.data.batches import evaluation_rows
+from jaxdl.data.streaming import loader
 from jaxdl.ensembles.members import How, best_and_final, most_devices, run_members, spread, start_members
 from jaxdl.ensembles.seeds import Record, reason_of, seed_keys
 from jaxdl.errors import InputError
 from jaxdl.losses import check_labels
 from jaxdl.stats import Estimate, estimate
 from jaxdl.train.fit import recalled, warn_of_eval_params, without_best
-from jaxdl.train.loop import Chunk, paced
+from jaxdl.train.loop import Chunk, Pace, Reached, chunks, run_loop
 from jaxdl.train.plan import Family, check_rows
 from jaxdl.types import Array, Examples, Plan, Progress, Saved, Weights
 
@@ -212,15 +214,18 @@ def _floats(name: str, value: Any, structure: Collection[str]) -> bool:
 
 
 def trained(population: Population, last: int, how: How) -> Iterator[Chunk]:
-    """`paced` chunks of a population up to the epoch `last`, spread over the devices that share it evenly."""
-    count = population.progress.epoch.shape[0]
-    rows: Any = training_rows(population.train), evaluation_rows(population.validation)
-    progress, train, validation = spread(population.progress, *rows, devices=most_devices(count))
+    """The chunks of a population up to the epoch `last`, spread over the devices that share it evenly."""
+    rows, validation = loader(population.train, population.plans[0].batch_size), population.validation
+    devices = most_devices(population.progress.epoch.shape[0])
+    progress, examples, validation = spread(
+        population.progress, rows.examples, evaluation_rows(validation), devices=devices
+    )
 
     def run(*arguments: Any, plan: Plan) -> tuple[Progress, Array]:
         return run_members(*arguments, plan=population.family, how=how, numbers=population.numbers)
 
-    return paced(population.plans[0], progress, train, validation, last=last, run=run, prepared=True)
+    rows = replace(rows, examples=examples)
+    return chunks(population.plans[0], progress, rows, validation, last=last, steps=Pace(), run=run)
 
 
 def ended(population: Population) -> dict[int, Ended]:
@@ -572,14 +577,11 @@ def _run(
             for place, population in enumerate(racing):
                 candidates, count = population.alive, len(population.alive)
                 of = {"candidate": np.repeat(candidates, len(seeds)), "seed": np.tile(seeds, count)}
-                for chunk in trained(population, ends[rung], how):
-                    # The record first: Ctrl-C may come between the two, and a record too many is seen by its epoch.
-                    if chunk.record is not None:
-                        race.records.append({"epoch": chunk.record["epoch"], **of, **chunk.record})
-                    racing[place] = population._replace(progress=chunk.progress)
-                    if chunk.record is not None:
-                        for observe in observers:
-                            observe(race.progress(), race.records)
+                reached, about = Reached(population.progress, race.records), partial(_about, of)
+                update: Any = partial(_update, racing, place)
+                looking = update, *(partial(_tell, race, observe) for observe in observers)
+                pieces = trained(population, ends[rung], how)
+                run_loop(pieces, reached, observers=looking, watchers=[update], about=about)
             if rung == len(ends) - 1:
                 return False
             kept = _best(racing, halving)
@@ -589,6 +591,18 @@ def _run(
             race.state = rung + 1, on, [*dropped, *gone]
     except KeyboardInterrupt:
         return True
+
+
+def _about(of: Record, record: Record) -> Record:
+    return {"epoch": record["epoch"], **of, **record}
+
+
+def _update(racing: list[Population], place: int, progress: Progress, _: Any) -> None:
+    racing[place] = racing[place]._replace(progress=progress)
+
+
+def _tell(race: _Race, observe: Callable[[SweepProgress, list[Record]], None], *_: Any) -> None:
+    observe(race.progress(), race.records)
 
 
 def _ended(race: _Race, ends: Sequence[int], interrupted: bool) -> tuple[dict[int, Ended], dict[int, str]]:

@@ -46,8 +46,9 @@ from jaxdl.runs.resume import (
 from jaxdl.runs.signals import NEVER, Interrupts
 from jaxdl.train.epoch import batches_of_epoch
 from jaxdl.train.fit import reason, warn_of_eval_params, without_best
-from jaxdl.train.loop import Chunk, paced
+from jaxdl.train.loop import Chunk, Pace, Reached, checked, chunks, run_loop
 from jaxdl.train.nonfinite import NotFiniteError, guarded
+from jaxdl.train.plan import check_monitors
 from jaxdl.train.step import shown_weights
 from jaxdl.types import Examples, History, Observer, Plan, Progress
 
@@ -88,8 +89,7 @@ def drive(
 
     Raises NotFiniteError where a number is not finite and `on_nan` is "stop"; `keep` has then seen the progress before.
 
-    >>> import jax
-    >>> import optax
+    >>> import jax, optax
     >>> from jaxdl import examples, losses, mlp, Objective
     >>> from jaxdl import make_plan, start
     >>> rows = examples([[1.0], [2.0]], [[1.0], [2.0]])
@@ -99,29 +99,38 @@ def drive(
     (2, ['epoch', 'loss', 'seconds'])
     """
     warn_of_eval_params(plan, begin)
-    progress, records, began, compiled = begin, list(history), time.perf_counter(), 0.0
-    wanted, observers, watchers = partial(_wanted, interrupts, pause), tuple(observers), tuple(watchers)
-    chunks: Iterator[Chunk] = paced(plan, begin, train, validation, last=epochs, pause=wanted)
+    reached, began, compiled = Reached(begin, list(history)), time.perf_counter(), 0.0
+    rows, validation = checked(plan, train, validation)
+    check_monitors(plan, begin, validation)
+    pace = Pace(pause=partial(_wanted, interrupts, pause))
+    pieces: Iterator[Chunk] = chunks(plan, begin, rows, validation, last=epochs, steps=pace)
     if on_nan == "stop":
-        chunks = guarded(chunks, plan, begin, train, validation)
+        pieces = guarded(pieces, plan, begin, rows, validation)
+
+    def held(chunk: Chunk) -> Chunk:
+        interrupts.hold(True)
+        return chunk
+
     with compile_clock() as compiling:
+
+        def about(record: dict[str, Any]) -> dict[str, Any]:
+            nonlocal began, compiled
+            now, spent = time.perf_counter(), compiling() - compiled
+            seconds, began, compiled = now - began - spent, now, compiled + spent
+            return {**record, "seconds": seconds}
+
+        def ends(chunk: Chunk) -> bool:
+            if keep and chunk.finite:
+                keep(chunk.progress, reached.history)
+            return chunk.batches == 0 and paused(chunk.progress, reached.history)
+
         try:
-            for progress, record, finite, batches, _ in chunks:
-                interrupts.hold(True)
-                if record is not None:
-                    now = time.perf_counter()
-                    records.append({**record, "seconds": now - began - (compiling() - compiled)})
-                    began, compiled = now, compiling()
-                called = (*(observers if record is not None else ()), *watchers, *((keep,) if keep and finite else ()))
-                for observe in called:
-                    observe(progress, records)
-                if batches == 0 and paused(progress, records):
-                    break
+            run_loop(map(held, pieces), reached, observers=observers, watchers=watchers, about=about, ends=ends)
         except NotFiniteError as error:
             if keep:
-                keep(error.args[0].progress, records)
+                keep(error.args[0].progress, reached.history)
             raise
-    return End(progress, records)
+    return End(reached.progress, reached.history)
 
 
 def _wanted(interrupts: Interrupts, pause: Callable[[], bool]) -> bool:

@@ -27,8 +27,8 @@ from jaxdl.errors import InputError
 from jaxdl.losses import check_labels
 from jaxdl.metrics import add, finish, measure
 from jaxdl.train.plan import check_monitors, check_rows, learning_rate, measured, rate_to_change, with_learning_rate
-from jaxdl.train.step import EvalStep, TrainStep, make_eval_step, make_train_state, make_train_step, shown_weights
-from jaxdl.types import LOSS, Array, Examples, Model, Plan, Progress, PyTree, Rule, Stopping, Sums, TrainState, Weights
+from jaxdl.train.step import EvalStep, make_eval_step, make_train_state, shown_weights, train_body
+from jaxdl.types import LOSS, Array, Examples, Model, Plan, Progress, PyTree, Rule, Stopping, Sums, Weights
 
 
 @explain_calls
@@ -50,11 +50,24 @@ def start(
         raise InputError(f"key must be a key of JAX, got {given_as(key)}. Use jax.random.key(0), say.")
     check_rows(plan, train, validation)
     check_labels(plan.model, plan.objective, train, validation)
+    progress = draw(plan, train, key=key, weights=weights)
+    check_monitors(plan, progress, validation)
+    return progress
+
+
+def draw(plan: Plan, train: Examples, *, key: Array, weights: Weights | None = None) -> Progress:
+    """Return what `start` returns, of arguments that have been checked.
+
+    >>> import optax
+    >>> from jaxdl import examples, losses, make_plan, mlp, Objective
+    >>> plan = make_plan(mlp(()), Objective(losses.squared_error), optax.sgd(0.1), batch_size=2)
+    >>> int(draw(plan, examples([[1.0], [2.0]], [[1.0], [2.0]]), key=jax.random.key(0)).epoch)
+    0
+    """
     batch = jax.tree.map(lambda leaf: leaf[: plan.batch_size], train)
     # Inside a program the plan may hold its traced values (see Family), which a program of its own would keep for good.
     with explain_misfit(plan.model, weights, batch.inputs):
-        progress = (_start if is_traced(key) else _start_program)(batch, key, weights, plan=plan)
-    check_monitors(plan, progress, validation)
+        progress: Progress = (_start if is_traced(key) else _start_program)(batch, key, weights, plan=plan)
     return progress
 
 
@@ -140,12 +153,15 @@ def run_epoch(
 def _run_epoch(
     progress: Progress, train: Examples, validation: Examples | None, *, plan: Plan, like: Layout | None
 ) -> tuple[Progress, dict[str, Array]]:
-    after, record = finish_epoch(run_steps(progress, train, validation, plan=plan), validation, plan=plan)
-    return laid_out(after, like), record
+    _, length = batches_of_epoch(plan, train, validation)
+    after, row = advance(progress, train, validation, length, plan=plan, like=like)
+    return after, dict(zip(measured(plan, progress, validation), row, strict=False))
 
 
-def batches_of_epoch(plan: Plan, train: Examples | Window, validation: Examples | None) -> tuple[Any, Any]:
+def batches_of_epoch(plan: Plan, train: Any, validation: Examples | None) -> tuple[Any, Any]:
     """The batches of an epoch: those of training, and all with those of validation, which come after.
+
+    train: rows in memory, a window, or a `Loader`.
 
     >>> import optax
     >>> from jaxdl import examples, losses, make_plan, mlp, Objective
@@ -160,40 +176,6 @@ def batches_of_epoch(plan: Plan, train: Examples | Window, validation: Examples 
     return trained, trained + -(-validation.weights.shape[0] // batch_rows(validation.inputs))
 
 
-def run_steps(
-    progress: Progress, train: Examples | Window, validation: Examples | None, steps: Any = None, *, plan: Plan
-) -> Progress:
-    """The next `steps` batches of the epoch under way (int32, may be traced), all that are left by default.
-
-    Batches of training first, each of them a step; then those of validation.
-
-    >>> import optax
-    >>> from jaxdl import examples, losses, make_plan, mlp, Objective
-    >>> rows = examples([[1.0], [2.0], [3.0]], [[1.0], [2.0], [3.0]])
-    >>> plan = make_plan(mlp(()), Objective(losses.squared_error), optax.sgd(0.1), batch_size=1)
-    >>> int(run_steps(start(plan, rows, key=jax.random.key(0)), rows, None, 2, plan=plan).cursor)
-    2
-    """
-    train, validation = training_rows(train), evaluation_rows(validation)
-    trained, length = batches_of_epoch(plan, train, validation)
-    begin, stop = progress.cursor, jnp.asarray(length, jnp.int32)
-    if steps is not None:
-        stop = jnp.minimum(begin + steps, length).astype(jnp.int32)
-    step = make_train_step(plan.model, plan.objective, plan.optimiser, average=plan.average, prepared=True)
-    batch = batches_of(train, progress.key, progress.epoch, plan.batch_size, mask=False)
-    state, sums = scan_steps(step, progress.state, progress.sums, batch, begin, jnp.minimum(stop, trained))
-    progress = progress._replace(cursor=stop, state=state, sums=sums)
-    if validation is None:
-        return progress
-    measure_batch, weights = (
-        make_eval_step(plan.model, plan.objective, prepared=True),
-        shown_weights(state, plan.eval_params),
-    )
-    first, size = jnp.maximum(begin - trained, 0), batch_rows(validation.inputs)
-    val_sums = sum_steps(measure_batch, weights, validation, progress.val_sums, first, stop - trained, batch_size=size)
-    return progress._replace(val_sums=val_sums)
-
-
 def finish_epoch(progress: Progress, validation: Examples | None, *, plan: Plan) -> tuple[Progress, dict[str, Array]]:
     """Closes an epoch whose batches are done: its record, the rules, the best weights.
 
@@ -204,7 +186,7 @@ def finish_epoch(progress: Progress, validation: Examples | None, *, plan: Plan)
     >>> from jaxdl import examples, losses, make_plan, mlp, Objective
     >>> rows = examples([[1.0], [2.0]], [[1.0], [2.0]])
     >>> plan = make_plan(mlp(()), Objective(losses.squared_error), optax.sgd(0.1), batch_size=1)
-    >>> progress = run_steps(start(plan, rows, key=jax.random.key(0)), rows, None, plan=plan)
+    >>> progress, _ = advance(start(plan, rows, key=jax.random.key(0)), rows, None, 1, plan=plan)
     >>> finish_epoch(progress, None, plan=plan)[0].stopping.best_epoch.item()
     1
     """
@@ -232,13 +214,24 @@ def _monitored(rule: Rule, record: dict[str, Array]) -> Array:
 
 
 def advance(
-    progress: Progress, train: Examples | Window, validation: Examples | None, steps: Any, *, plan: Plan
+    progress: Progress,
+    train: Examples | Window,
+    validation: Examples | None,
+    steps: Any,
+    *,
+    plan: Plan,
+    like: Layout | None = None,
+    alone: bool = False,
 ) -> tuple[Progress, Array]:
     """The next `steps` batches of a run, no more than its epoch has; closes the epoch where they end it.
 
-    Of several `steps` (`sharding.wish`) the least counts. The row, float32, holds the figures of the epoch (zeros
-    inside of one), whether the run should stop, whether its numbers are finite, and how many batches were done: one
-    array, because each array that the host reads costs it a wait.
+    Batches of training come first, each of them a step; then those of validation. The rows are as `training_rows` and
+    `evaluation_rows` give them. Of several `steps` (`sharding.wish`) the least counts. The row, float32, holds the
+    figures of the epoch (zeros inside of one), whether the run should stop, whether its numbers are finite, and how
+    many batches were done: one array, because each array that the host reads costs it a wait.
+
+    like: where the leaves of the progress lie. alone: whether a run that is over stands still; many runs share the
+        place inside of the epoch, and `ensemble` lets those stand that are over.
 
     >>> import optax
     >>> from jaxdl import examples, losses, make_plan, mlp, Objective, start
@@ -248,7 +241,21 @@ def advance(
     >>> int(progress.cursor), row.tolist()
     (1, [0.0, 0.0, 1.0, 1.0])
     """
-    names, (_, length) = measured(plan, progress, validation), batches_of_epoch(plan, train, validation)
+    names, (trained, length) = measured(plan, progress, validation), batches_of_epoch(plan, train, validation)
+    begin = progress.cursor
+    steps = jnp.min(jnp.where(progress.stopping.done, 0, steps) if alone else steps)
+    stop = jnp.minimum(begin + steps, length).astype(jnp.int32)
+    batch = batches_of(train, progress.key, progress.epoch, plan.batch_size, mask=False)
+    body = train_body(plan.model, plan.objective, plan.optimiser, batch, average=plan.average, prepared=True)
+    first, last = jnp.asarray(begin, jnp.int32), jnp.asarray(jnp.minimum(stop, trained), jnp.int32)
+    state, sums = lax.fori_loop(first, last, body, (progress.state, progress.sums))
+    after = progress._replace(cursor=stop, state=state, sums=sums)
+    if validation is not None:
+        measure_batch = make_eval_step(plan.model, plan.objective, prepared=True)
+        weights, size = shown_weights(state, plan.eval_params), batch_rows(validation.inputs)
+        place = jnp.maximum(begin - trained, 0), stop - trained
+        sums = sum_steps(measure_batch, weights, validation, progress.val_sums, *place, batch_size=size)
+        after = after._replace(val_sums=sums)
 
     def close(progress: Progress) -> tuple[Progress, Array]:
         after, record = finish_epoch(progress, validation, plan=plan)
@@ -258,10 +265,13 @@ def advance(
     def pause(progress: Progress) -> tuple[Progress, Array]:
         return progress, jnp.zeros(len(names) + 1, jnp.float32)
 
-    after = run_steps(progress, train, validation, jnp.min(steps), plan=plan)
-    told = jnp.stack([_finite(after), after.cursor - progress.cursor]).astype(jnp.float32)
+    told = jnp.stack([_finite(after), after.cursor - begin]).astype(jnp.float32)
     after, row = lax.cond(after.cursor == length, close, pause, after)
-    return after, jnp.concatenate([row, told])
+    return laid_out(after, like), jnp.concatenate([row, told])
+
+
+# `advance` as JAX compiles it.
+chunk_program = program(advance, static_argnames=("plan", "like", "alone"), name="chunk_program")
 
 
 def run_chunk(
@@ -276,27 +286,7 @@ def run_chunk(
     >>> int(run_chunk(start(plan, rows, key=jax.random.key(0)), rows, None, 2, plan=plan)[0].epoch)
     1
     """
-    return chunk_program(progress, train, validation, steps, plan=plan, like=layout(progress))
-
-
-@partial(program, static_argnames=("plan", "like"))
-def chunk_program(
-    progress: Progress,
-    train: Examples | Window,
-    validation: Examples | None,
-    steps: Any,
-    *,
-    plan: Plan,
-    like: Layout | None,
-) -> tuple[Progress, Array]:
-    """`run_chunk` as JAX compiles it; `like`: where the leaves of the progress lie.
-
-    >>> chunk_program.__name__
-    'chunk_program'
-    """
-    left = jnp.where(progress.stopping.done, 0, steps)
-    after, row = advance(progress, train, validation, left, plan=plan)
-    return laid_out(after, like), row
+    return chunk_program(progress, train, validation, steps, plan=plan, like=layout(progress), alone=True)
 
 
 def _finite(progress: Progress) -> Array:
@@ -308,32 +298,6 @@ def _finite(progress: Progress) -> Array:
 
 
 CACHED, FILLING = 2**17, 2**22  # numbers of images whose activations a CPU's caches hold, or that keep a GPU busy
-
-
-def scan_steps(
-    step: TrainStep,
-    state: TrainState,
-    sums: Sums,
-    batch: Callable[[Array], Examples],
-    start: Any,
-    stop: Any,
-) -> tuple[TrainState, Sums]:
-    """Training steps `start` to `stop` of an epoch with the batches `batch(index)`, in one compiled loop.
-
-    The bounds may be traced int32, so one program serves chunks of every length, and chunks give the bits that the
-    whole epoch gives. It means
-
-        for index in range(start, stop):
-            state, measured = step(state, batch(index))
-            sums = add(sums, measured)
-    """
-
-    def body(index: Array, carry: tuple[TrainState, Sums]) -> tuple[TrainState, Sums]:
-        state, sums = carry
-        state, measured = step(state, batch(index))
-        return state, add(sums, measured)
-
-    return lax.fori_loop(jnp.asarray(start, jnp.int32), jnp.asarray(stop, jnp.int32), body, (state, sums))
 
 
 def sum_steps(
@@ -384,8 +348,7 @@ def explain_misfit(model: Model, weights: Any, inputs: Any) -> Iterator[None]:
 
     A library reports such weights in words of its own, with its own traceback. Other errors pass.
 
-    >>> from jaxdl import predict
-    >>> from jaxdl import mlp
+    >>> from jaxdl import mlp, predict
     >>> model = mlp((), outputs=2)
     >>> weights = model.init(jax.random.key(0), jnp.ones((5, 3)))
     >>> try:

@@ -17,7 +17,7 @@ from jaxdl._jit import is_traced, program
 from jaxdl.data import Source
 from jaxdl.data.arrays import as_numbers, as_rows
 from jaxdl.data.batches import batch_rows, evaluation_rows, filled, only_counted
-from jaxdl.data.streaming import BYTES, cut_rows, fetching, head, home_of, load
+from jaxdl.data.streaming import BYTES, cut_rows, fetching, home_of, load, read_rows
 from jaxdl.distributed.sharding import data_devices, split_rows
 from jaxdl.errors import InputError
 from jaxdl.losses import check_labels, check_targets
@@ -184,7 +184,7 @@ def predict_source(
     >>> from jaxdl import mlp
     >>> source = Source(5, lambda rows: Examples(rows[:, None] * 1.0, rows, np.ones(len(rows), np.float32)))
     >>> model = mlp((), outputs=2)
-    >>> weights = model.init(jax.random.key(0), head(source, 1).inputs)
+    >>> weights = model.init(jax.random.key(0), np.zeros((1, 1)))
     >>> [piece.shape for piece in predict_source(model, weights, source, batch_size=1, window_bytes=40)]
     [(2, 2), (2, 2), (1, 2)]
     """
@@ -205,7 +205,7 @@ def _pieces(
 ) -> Iterator[_Piece]:
     if batch_size is not None and batch_size < 1:
         raise InputError(f"batch_size must be at least 1, got {batch_size}.")
-    first, home = head(source, 1), home_of(weights)
+    first, home = read_rows(source, np.arange(1)), home_of(weights)
     size = min(source.count, batch_size or batch_rows(first.inputs))
     cut = cut_rows(first, source.count, size, window_bytes)
 

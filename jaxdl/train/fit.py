@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import warnings
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -16,7 +15,6 @@ import optax
 from jaxdl._arguments import (
     check_callbacks,
     check_choice,
-    check_examples,
     check_platform,
     check_weights,
     explain_calls,
@@ -24,11 +22,12 @@ from jaxdl._arguments import (
 )
 from jaxdl._tree import check_kinds, rebuilt
 from jaxdl.data import Source
-from jaxdl.data.batches import evaluation_rows, training_rows
-from jaxdl.data.streaming import head
+from jaxdl.data.batches import evaluation_rows
+from jaxdl.data.streaming import Loader, loader
+from jaxdl.distributed.sharding import wish
 from jaxdl.errors import InputError
-from jaxdl.train.epoch import start, start_shapes
-from jaxdl.train.loop import Chunk, lowered_chunk, paced
+from jaxdl.train.epoch import chunk_program, draw, start, start_shapes
+from jaxdl.train.loop import WHOLE, Pace, Reached, checked, chunks, run_loop
 from jaxdl.train.nonfinite import NotFiniteError, guarded
 from jaxdl.train.plan import NEVER, check_monitors, make_plan, rate_to_change
 from jaxdl.train.step import missing_eval_params, shown_weights
@@ -55,7 +54,7 @@ if TYPE_CHECKING:
 
 def begin(
     plan: Plan,
-    train: Examples | Source,
+    train: Examples | Source | Loader,
     validation: Examples | None = None,
     *,
     key: Array,
@@ -72,21 +71,24 @@ def begin(
     >>> int(begin(plan, rows, key=jax.random.key(0)).epoch)
     0
     """
-    first = head(train, plan.batch_size)
-    placed = any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves((train, validation, weights)))
-    if weights is not None or placed or isinstance(train, Source):
-        return start(plan, first, validation, key=key, weights=weights)
+    rows = loader(train, plan.batch_size)
+    on_device = any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves((rows.examples, validation)))
+    if weights is not None or on_device or rows.examples is None:
+        return start(plan, rows.first, validation, key=key, weights=weights)
+    shapes = start_shapes(plan, rows.first, validation, key=key)
+    given = shapes, rows.examples, evaluation_rows(validation), wish(WHOLE, None)
     # Traced here, where the caller's settings of JAX hold; the thread only compiles, and Python goes on meanwhile.
-    rows = training_rows(train), evaluation_rows(validation)
-    lowered = lowered_chunk(plan, start_shapes(plan, first, validation, key=key), *rows)
+    lowered = chunk_program.on(*given).lower(*given, plan=plan, like=None, alone=True)
     with ThreadPoolExecutor(1) as pool:
         compiling = pool.submit(lowered.compile)
-        progress = start(plan, first, validation, key=key)
+        progress = draw(plan, rows.first, key=key)  # `start_shapes` has checked what `start` checks
         compiling.result()
     return progress
 
 
-def resume(plan: Plan, progress: Progress, train: Examples | Source, validation: Examples | None = None) -> Progress:
+def resume(
+    plan: Plan, progress: Progress, train: Examples | Source | Loader, validation: Examples | None = None
+) -> Progress:
     """Return the progress of an earlier run, or of many, as this plan continues it.
 
     What the rules remember is read under the rules of this plan: a run that stopped early trains on where `stop` has
@@ -104,7 +106,7 @@ def resume(plan: Plan, progress: Progress, train: Examples | Source, validation:
     >>> bool(run.progress.stopping.done), bool(resume(plan, run.progress, rows).stopping.done)
     (True, False)
     """
-    many = progress.epoch.ndim > 0
+    many, rows = progress.epoch.ndim > 0, loader(train, plan.batch_size)
     check_monitors(plan, progress, validation)
     if plan.plateau is None:
         progress = progress._replace(plateau=())
@@ -112,15 +114,15 @@ def resume(plan: Plan, progress: Progress, train: Examples | Source, validation:
         rate = rate_to_change(progress.state.opt_state)
         progress = progress._replace(plateau=(jax.vmap(plan.plateau.init) if many else plan.plateau.init)(rate))
     key = jax.random.key(0, impl=jax.random.key_impl(progress.key))
-    _check_same(progress, start_shapes(plan, head(train, plan.batch_size), validation, key=key), many)
-    if isinstance(train, Examples) and int(progress.cursor):
-        _check_rows_done(plan, progress, train)
+    _check_same(progress, start_shapes(plan, rows.first, validation, key=key), many)
+    if rows.examples is not None and int(progress.cursor):
+        _check_rows_done(plan, progress, rows.first)
     if plan.stop.resume is not None and np.asarray(progress.stopping.done).any():
         progress = progress._replace(stopping=plan.stop.resume(progress.stopping))
     return progress
 
 
-def data_of_epoch(plan: Plan, progress: Progress, train: Examples | Source) -> str:
+def data_of_epoch(plan: Plan, progress: Progress, train: Examples | Source | Loader) -> str:
     """Return what tells the batch size and the rows of the epoch under way from others; "" between two epochs.
 
     Of a source it is the number of its rows and the first of them.
@@ -134,15 +136,10 @@ def data_of_epoch(plan: Plan, progress: Progress, train: Examples | Source) -> s
     """
     if not int(progress.cursor):
         return ""
-    count = train.count if isinstance(train, Source) else train.weights.shape[0]
-    crc = 0
-    for leaf in head(train, 8):
-        array = np.ascontiguousarray(leaf)
-        crc = zlib.crc32(array.tobytes() if isinstance(train, Source) else array.data.cast("B"), crc)
-    return f"batch_size={plan.batch_size}, {count} rows, checksum {crc:08x}"
+    return f"batch_size={plan.batch_size}, {loader(train, plan.batch_size).checksum()}"
 
 
-def check_data(plan: Plan, progress: Progress, train: Examples | Source, earlier: str) -> None:
+def check_data(plan: Plan, progress: Progress, train: Examples | Source | Loader, earlier: str) -> None:
     """Raise InputError where an epoch under way is to go on with other data than `data_of_epoch` told of it before.
 
     Warns where `earlier` is empty, as for a bare Progress: its data cannot be compared.
@@ -363,10 +360,6 @@ def fit(
         name = "weights" if seed is None else f"seed={seed}"
         raise InputError(f"{name} has no effect beside progress, which holds the weights and the keys. Leave one out.")
     check_platform()
-    if not isinstance(train, Source):
-        check_examples("train", train)
-    if validation is not None:
-        check_examples("validation", validation)
     plan = make_plan(
         model,
         objective,
@@ -377,36 +370,29 @@ def fit(
         average=average,
         eval_params=eval_params,
     )
-    earlier, history = resumed(
-        progress, lambda: start(plan, head(train, plan.batch_size), validation, key=jax.random.key(0))
-    )
-    stopped = False
+    rows, validation = checked(plan, train, validation)
+    earlier, history = resumed(progress, lambda: start(plan, rows.first, validation, key=jax.random.key(0)))
     if earlier is None:
-        state = begin(plan, train, validation, key=jax.random.key(seed or 0), weights=weights)
+        state = begin(plan, rows, validation, key=jax.random.key(seed or 0), weights=weights)
     else:
         if earlier.epoch.ndim:
             raise InputError(f"progress is that of {len(earlier.epoch)} runs. Continue them with fit_seeds.")
-        state = under_new_monitor(plan, resume(plan, earlier, train, validation), history)
-        check_data(plan, state, train, getattr(progress, "data", ""))
-        stopped = bool(state.stopping.done)
-    last = max(epochs, int(state.epoch))
+        state = under_new_monitor(plan, resume(plan, earlier, rows, validation), history)
+        check_data(plan, state, rows, getattr(progress, "data", ""))
     warn_of_eval_params(plan, state)
-    chunks: Iterator[Chunk] = paced(plan, state, train, validation, last=last)
+    reached = Reached(state, history, bool(earlier is not None and state.stopping.done))
+    pieces = chunks(plan, state, rows, validation, last=max(epochs, int(state.epoch)), steps=Pace())
     ended = ""
     try:
-        for chunk in guarded(chunks, plan, state, train, validation) if on_nan == "stop" else chunks:
-            # The record first: Ctrl-C may come between the two, and a record too many is seen below.
-            if chunk.record is not None:
-                history.append(chunk.record)
-            state, stopped = chunk.progress, chunk.should_stop
-            if chunk.record is not None:
-                for observe in observers:
-                    observe(state, history)
+        run_loop(
+            guarded(pieces, plan, state, rows, validation) if on_nan == "stop" else pieces, reached, observers=observers
+        )
     except KeyboardInterrupt:
         ended = "interrupted"
     except NotFiniteError as error:
-        state, ended = error.args[0].progress, "not-finite"
+        reached.progress, ended = error.args[0].progress, "not-finite"
         warnings.warn(f"the run stopped: {error}.", RuntimeWarning, stacklevel=3)
+    state = reached.progress
     if ended:
         history = [record for record in history if record["epoch"] <= int(state.epoch)]
     final = best = shown_weights(state.state, plan.eval_params)
@@ -414,9 +400,9 @@ def fit(
         best = state.best
     elif int(state.epoch):
         warnings.warn(without_best(plan, validation), RuntimeWarning, stacklevel=3)
-    reason = ended or ("early-stopping" if stopped else "epochs")
+    reason = ended or ("early-stopping" if reached.stopped else "epochs")
     # Elsewhere a run ends between two epochs, and the device need not be asked.
-    data = data_of_epoch(plan, state, train) if ended else ""
+    data = data_of_epoch(plan, state, rows) if ended else ""
     return Fit(history, best, final, reason, state, data)
 
 

@@ -13,10 +13,11 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
 
 from jaxdl.data import Source
 from jaxdl.data.arrays import precision
-from jaxdl.data.batches import batch_rows, batches_of, draws, epoch_rows, only_counted, rows_on_host, validation_batch
+from jaxdl.data.batches import batch_rows, only_counted, validation_batch
+from jaxdl.data.streaming import Loader, loader
 from jaxdl.distributed.sharding import fetched
 from jaxdl.train.epoch import batches_of_epoch
-from jaxdl.train.loop import Chunk, chunks_of, window_at
+from jaxdl.train.loop import Chunk, chunks
 from jaxdl.train.step import loss_of_params, make_train_step, optimizer_update, shown_weights
 from jaxdl.types import LOSS, Array, Examples, Plan, Progress, PyTree, TrainState, Weights
 
@@ -250,17 +251,22 @@ class NotFiniteError(ArithmeticError):
 
 
 def guarded(
-    pieces: Iterable[Chunk], plan: Plan, progress: Progress, train: Examples | Source, validation: Examples | None
+    pieces: Iterable[Chunk],
+    plan: Plan,
+    progress: Progress,
+    train: Examples | Source | Loader,
+    validation: Examples | None,
 ) -> Iterator[Chunk]:
     """The chunks that began at `progress`, up to one that is not finite: there NotFiniteError says where it began.
 
     >>> import jax, optax
     >>> from jaxdl import examples, losses, make_plan, mlp, Objective, start
+    >>> from jaxdl.train import chunks
     >>> rows = examples([[1.0], [2.0]], [[1.0], [2.0]])
     >>> plan = make_plan(mlp(()), Objective(losses.squared_error), optax.sgd(1e30), batch_size=2)
     >>> begin = start(plan, rows, key=jax.random.key(0))
     >>> try:
-    ...     list(guarded(chunks_of(plan, begin, rows, last=9), plan, begin, rows, None))
+    ...     list(guarded(chunks(plan, begin, rows, last=9), plan, begin, rows, None))
     ... except NotFiniteError as error:
     ...     print(error.args[0].epoch)
     2
@@ -272,7 +278,7 @@ def guarded(
         yield chunk
 
 
-def replay(plan: Plan, progress: Progress, train: Examples | Source, validation: Examples | None) -> Trouble:
+def replay(plan: Plan, progress: Progress, train: Examples | Source | Loader, validation: Examples | None) -> Trouble:
     """Where the run first meets a number that is not finite, from a progress before; it runs until there is one.
 
     >>> import jax, optax
@@ -283,28 +289,26 @@ def replay(plan: Plan, progress: Progress, train: Examples | Source, validation:
     >>> trouble.epoch, trouble.batch, trouble.rows
     (2, 1, (0, 1))
     """
-    for chunk in chunks_of(plan, progress, train, validation, steps=lambda: 1):
+    rows = loader(train, plan.batch_size)
+    for chunk in chunks(plan, progress, rows, validation, steps=lambda: 1):
         if not chunk.finite:
             break
         progress = chunk.progress
-    rows_of = window_at(plan, progress, train) if isinstance(train, Source) else train
-    trained, length = map(int, batches_of_epoch(plan, rows_of, validation))
+    trained, length = map(int, batches_of_epoch(plan, rows, validation))
     epoch, cursor = int(progress.epoch) + 1, int(progress.cursor)
     # Looked at number by number, some of which may lie on devices of other processes.
-    here, rows_of, validation = fetched((progress, rows_of, validation))
+    here, validation = fetched((progress, validation))
     if cursor < trained:
-        batch = batches_of(rows_of, here.key, here.epoch, plan.batch_size)(cursor)
-        arose, count = in_step(plan, here.state, batch), int(epoch_rows(rows_of))
-        places = np.arange(cursor * plan.batch_size, min((cursor + 1) * plan.batch_size, count))
-        rows = rows_on_host(draws(here.key, here.epoch, count), places, count)
-        return _trouble(progress, epoch, cursor + 1, trained, "training", arose, rows)
+        batch, numbers = rows.batch(here.key, here.epoch, cursor)
+        arose = in_step(plan, here.state, batch)
+        return _trouble(progress, epoch, cursor + 1, trained, "training", arose, numbers)
     assert validation is not None
     size, index = batch_rows(validation.inputs), cursor - trained
-    batch = validation_batch(validation, index, size)
-    arose = in_evaluation(plan, shown_weights(here.state, plan.eval_params), batch)
+    weights = shown_weights(here.state, plan.eval_params)
+    arose = in_evaluation(plan, weights, validation_batch(validation, index, size))
     count = validation.weights.shape[0]
-    rows = min(index * size, max(0, count - size)) + np.arange(min(size, count))
-    return _trouble(progress, epoch, index + 1, length - trained, "validation", arose, rows)
+    numbers = min(index * size, max(0, count - size)) + np.arange(min(size, count))
+    return _trouble(progress, epoch, index + 1, length - trained, "validation", arose, numbers)
 
 
 def _trouble(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -11,13 +12,13 @@ import jax.numpy as jnp
 import optax
 import optax.contrib
 from jax import lax
-from jaxtyping import Bool, Float, PRNGKeyArray
+from jaxtyping import Float, PRNGKeyArray
 
 from jaxdl._arguments import check_model, check_optimizer
 from jaxdl.data.arrays import precision
 from jaxdl.data.batches import only_counted
 from jaxdl.errors import InputError
-from jaxdl.metrics import check_objective, measure
+from jaxdl.metrics import add, check_objective, measure
 from jaxdl.train.plan import with_float_rates
 from jaxdl.types import LOSS, Array, Batch, EvalParams, Examples, Model, Objective, PyTree, Sums, TrainState, Weights
 
@@ -68,20 +69,56 @@ def make_train_step(
     objective = check_objective(objective)
 
     def step(state: TrainState, batch: Examples | Batch) -> tuple[TrainState, Sums]:
-        loss = loss_of_params(model, objective, state, batch, prepared=prepared)
-        (value, (stats, sums)), grads = jax.value_and_grad(loss, has_aux=True)(state.weights.params)
+        body = train_body(model, objective, optimiser, lambda _: batch, average=average, prepared=prepared)
+        return body(0, (state, None))
 
-        def moved() -> PyTree:
-            updates, opt_state = optimizer_update(optimiser, state, grads, value, lambda params: loss(params)[0])
+    return step
+
+
+def train_body(
+    model: Model,
+    objective: Objective,
+    optimiser: optax.GradientTransformation,
+    batch: Callable[[Any], Examples | Batch],
+    *,
+    average: float | None = None,
+    prepared: bool = False,
+) -> Callable[[Any, tuple[TrainState, Any]], tuple[TrainState, Sums]]:
+    """Return the body of the loop over training steps, `body(index, (state, sums))` as `lax.fori_loop` takes it.
+
+    The bounds of the loop may be traced int32: one compiled function serves every number of steps, and gives the bits
+    that the whole epoch gives. With `step` of `make_train_step`, the loop means
+
+        for index in range(start, stop):
+            state, measured = step(state, batch(index))
+            sums = add(sums, measured)
+    """
+
+    def body(index: Any, carry: tuple[TrainState, Any]) -> tuple[TrainState, Sums]:
+        (state, before), rows = carry, batch(index)
+        loss = loss_of_params(model, objective, state, rows, prepared=prepared)
+        (value, (stats, sums)), grads = jax.value_and_grad(loss, has_aux=True)(state.weights.params)
+        counts, kept = sums.weight > 0, (state.weights, state.opt_state, state.average)
+
+        def moved(updates: PyTree, opt_state: PyTree) -> PyTree:
             weights = Weights(optax.apply_updates(state.weights.params, updates), stats)
             return weights, opt_state, () if average is None else _averaged(state, weights, average)
 
-        # A batch that counts nothing has no mean and no gradient, but momentum would still move the weights.
-        kept = state.weights, state.opt_state, state.average
-        weights, opt_state, mean = _either(sums.weight > 0, moved, lambda: kept)
-        return TrainState(state.step + 1, weights, opt_state, state.key, mean), sums
+        def either(updates: PyTree, opt_state: PyTree) -> PyTree:
+            return jax.tree.map(lambda new, old: jnp.where(counts, new, old), moved(updates, opt_state), kept)
 
-    return step
+        # A batch that counts nothing has no mean and no gradient, but momentum would still move the weights.
+        update = partial(optimizer_update, optimiser, state, grads, value, lambda params: loss(params)[0])
+        weights, opt_state, mean = lax.platform_dependent(
+            # On a CPU a choice between arrays has the state copied every step. Elsewhere the host would have to be
+            # asked.
+            cpu=partial(lax.cond, counts, partial(update, moved), lambda: kept),
+            default=partial(update, either),
+        )
+        after = TrainState(state.step + 1, weights, opt_state, state.key, mean)
+        return after, sums if before is None else add(before, sums)
+
+    return body
 
 
 def optimizer_update(
@@ -90,11 +127,12 @@ def optimizer_update(
     grads: PyTree,
     value: Float[Array, ""],
     value_fn: Callable[[PyTree], Float[Array, ""]],
-) -> tuple[PyTree, PyTree]:
+    then: Callable[[PyTree, PyTree], PyTree] = lambda updates, opt_state: (updates, opt_state),
+) -> PyTree:
     """Return the updates and the next state of an optimizer, which is given what it asks for of the loss.
 
-    value: the loss, a scalar. value_fn: the loss as a function of the parameters. Raises InputError for an optimizer
-    that needs anything else, or whose state does not keep its form.
+    value: the loss, a scalar. value_fn: the loss as a function of the parameters. then: makes the result of the two.
+    Raises InputError for an optimizer that needs anything else, or whose state does not keep its form.
 
     >>> state = make_train_state(Weights({"w": jnp.ones(2)}, {}), optax.sgd(0.1), jax.random.key(0))
     >>> updates, _ = optimizer_update(optax.sgd(0.1), state, {"w": jnp.ones(2)}, jnp.float32(0), lambda params: 0.0)
@@ -121,7 +159,7 @@ def optimizer_update(
             f"the optimizer cannot make an update: {errors[0]}. It is given value, grad, value_fn, obj_fn and grad_fn "
             "of the batch; wrap one that needs anything else in an optax.GradientTransformationExtraArgs."
         ) from errors[0]
-    return updates, _like(state.opt_state, opt_state)
+    return then(updates, _like(state.opt_state, opt_state))
 
 
 def _like(old: PyTree, new: PyTree) -> PyTree:
@@ -146,16 +184,6 @@ def _like(old: PyTree, new: PyTree) -> PyTree:
 def _typed(leaf: Any) -> Array:
     """An array whose dtype is its own: one that came from a Python number would be another program's argument."""
     return leaf if isinstance(leaf, jax.Array) and not leaf.aval.weak_type else jnp.asarray(leaf, jnp.result_type(leaf))
-
-
-def _either(chosen: Bool[Array, ""], one: Callable[[], PyTree], other: Callable[[], PyTree]) -> PyTree:
-    """What one of two functions gives."""
-
-    def both() -> PyTree:
-        return jax.tree.map(lambda first, second: jnp.where(chosen, first, second), one(), other())
-
-    # On a CPU a choice between arrays has the state copied every step. Elsewhere the host would have to be asked.
-    return lax.platform_dependent(cpu=lambda: lax.cond(chosen, one, other), default=both)
 
 
 def make_gradient(model: Model, objective: Objective) -> Gradient:

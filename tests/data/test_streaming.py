@@ -9,7 +9,7 @@ import pytest
 
 from jaxdl import Objective, evaluate, fit, losses, mlp, predict
 from jaxdl.data import Source, examples, from_random_access, memory_mapped, take
-from jaxdl.data.streaming import head, read_rows
+from jaxdl.data.streaming import loader, read_rows
 from jaxdl.errors import InputError
 from jaxdl.train.evaluate import evaluate_source, predict_source
 from jaxdl.types import Examples
@@ -106,9 +106,9 @@ def test_rows_of_an_array_record_file_are_read(tmp_path):
 def test_the_head_is_the_first_rows_or_what_is_in_memory():
     rows = examples(INPUTS, TARGETS)
     source = Source(50, lambda numbers: take(rows, numbers))
-    np.testing.assert_array_equal(head(source, 4).inputs, rows.inputs[:4])
-    assert len(head(source, 99).weights) == 50
-    assert head(rows, 4) is rows
+    np.testing.assert_array_equal(loader(source, 4).first.inputs, rows.inputs[:4])
+    assert len(loader(source, 99).first.weights) == 50
+    assert loader(rows, 4).first is rows
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxdl.data import Source, examples, take
-from jaxdl.data.streaming import cut_rows, fetching, head, home_of, load
+from jaxdl.data.streaming import cut_rows, fetching, home_of, load, read_rows
 from jaxdl.distributed import make_mesh
 from jaxdl.errors import InputError
 from jaxdl.types import Examples
@@ -31,7 +31,7 @@ def test_windows_hold_every_batch_once_and_no_more_bytes_than_wanted(rows, batch
 @pytest.mark.parametrize("window_bytes", [0, 150, 10**6])
 def test_the_windows_of_an_order_are_its_batches(window_bytes):
     order = np.random.default_rng(0).permutation(10)
-    first = head(SOURCE, 1)
+    first = read_rows(SOURCE, np.arange(1))
     cut = cut_rows(first, 10, 4, window_bytes)
     windows = [load(SOURCE, first, cut, number, lambda places: order[places]) for number in range(cut.windows)]
     whole = jax.tree.map(lambda *leaves: np.concatenate(leaves).reshape(-1, *leaves[0].shape[2:]), *windows)
@@ -49,7 +49,7 @@ def test_each_device_of_a_mesh_holds_its_share_of_every_batch_which_is_read_once
         asked.append(rows.tolist())
         return take(ROWS, rows)
 
-    source, first = Source(10, read), head(SOURCE, 1)
+    source, first = Source(10, read), read_rows(SOURCE, np.arange(1))
     cut = cut_rows(first, 10, 5)
     home = home_of(jax.device_put(np.zeros(3), jax.NamedSharding(mesh, jax.P())))
     window = load(source, first, cut, 0, lambda places: places, home)
@@ -70,7 +70,7 @@ def test_devices_that_hold_the_same_rows_share_what_is_read():
         asked.append(rows.tolist())
         return take(ROWS, rows)
 
-    first = head(SOURCE, 1)
+    first = read_rows(SOURCE, np.arange(1))
     home = home_of(jax.device_put(np.zeros(3), jax.NamedSharding(mesh, jax.P())))
     load(Source(10, read), first, cut_rows(first, 10, 10), 0, lambda places: places, home)
     assert asked == [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]
@@ -78,7 +78,7 @@ def test_devices_that_hold_the_same_rows_share_what_is_read():
 
 def test_a_window_lies_where_the_progress_is_bound():
     device = jax.devices()[2]
-    first, home = head(SOURCE, 1), home_of(jax.device_put({"a": np.zeros(3)}, device))
+    first, home = read_rows(SOURCE, np.arange(1)), home_of(jax.device_put({"a": np.zeros(3)}, device))
     window = load(SOURCE, first, cut_rows(first, 10, 4), 0, lambda places: places, home)
     assert {leaf.device for leaf in window} == {device}
     assert home_of({"a": jax.numpy.zeros(3)}) is None
@@ -89,7 +89,7 @@ def test_rows_of_another_shape_or_dtype_than_the_first_are_refused():
         return Examples(np.ones((len(rows), 3 if rows.max() > 5 else 2)), rows, np.ones(len(rows)))
 
     source = Source(10, read)
-    first = head(source, 1)
+    first = read_rows(source, np.arange(1))
     with pytest.raises(
         InputError, match=r"one shape and dtype in all rows of a source, got \(3,\) of float32 after \(2,"
     ):

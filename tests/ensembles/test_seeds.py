@@ -63,15 +63,15 @@ def test_batched_runs_are_those_of_fit_up_to_rounding(alone):
 
 
 def test_runs_that_are_interrupted_go_on_bit_for_bit(monkeypatch):
-    whole, paced = many(), loop.paced
+    whole = many()
 
     def interrupted(*arguments, **options):
-        for number, chunk in enumerate(paced(*arguments, **options)):
+        for number, chunk in enumerate(loop.chunks(*arguments, **options)):
             yield chunk
             if number == 5:
                 raise KeyboardInterrupt
 
-    monkeypatch.setattr("jaxdl.ensembles.seeds.paced", interrupted)
+    monkeypatch.setattr("jaxdl.ensembles.seeds.chunks", interrupted)
     runs = many()
     monkeypatch.undo()
     assert "interrupted" in runs.reasons and len(runs.history) < len(whole.history)

@@ -72,7 +72,7 @@ def test_the_seconds_of_an_epoch_are_not_those_of_its_compilation(monkeypatch):
     def pass_time(seconds):
         now.time += seconds
 
-    def paced(plan, progress, train, validation, *, last, pause):
+    def chunks(plan, progress, train, validation, *, last, steps):
         # 2 s an epoch in two chunks, and 5 s of compilation in the first.
         pass_time(5)
         jax.monitoring.record_event_duration_secs(COMPILE, 5)
@@ -81,7 +81,7 @@ def test_the_seconds_of_an_epoch_are_not_those_of_its_compilation(monkeypatch):
                 pass_time(1)
                 yield Chunk(progress, record, True, 1)
 
-    monkeypatch.setattr(runner, "paced", paced)
+    monkeypatch.setattr(runner, "chunks", chunks)
     end = runner.drive(PLAN, start(PLAN, ROWS, ROWS, key=jax.random.key(0)), ROWS, ROWS, epochs=3)
     assert [record["seconds"] for record in end.history] == [2, 2, 2]
 

@@ -6,6 +6,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pandas as pd
 import pytest
 
@@ -14,9 +15,10 @@ from jaxdl.data import examples, take
 from jaxdl.data.batches import batches_of
 from jaxdl.errors import InputError
 from jaxdl.nn import mlp
-from jaxdl.train import epoch, make_eval_step
-from jaxdl.train.epoch import scan_steps, sum_steps, zeros_of
+from jaxdl.train import epoch, make_eval_step, make_train_step
+from jaxdl.train.epoch import sum_steps, zeros_of
 from jaxdl.train.evaluate import evaluate, predict
+from jaxdl.train.step import train_body
 from jaxdl.types import Objective, Sums, TrainState, Weights
 
 RANDOM = np.random.default_rng(0)
@@ -35,17 +37,10 @@ def outputs_of_network():
     return np.asarray(jax.jit(partial(MODEL.apply, train=False))(network(), ROWS.inputs)[0])
 
 
-def step(state, batch):
-    """Plain gradient descent without optax, which does not bear strict dtypes."""
-
-    def loss(params):
-        outputs, _ = MODEL.apply(Weights(params, {}), batch.inputs, train=True, key=state.key)
-        sums = metrics.measure(OBJECTIVE, outputs, batch.targets, batch.weights)
-        return sums.totals["loss"] / sums.weight, sums
-
-    grads, sums = jax.grad(loss, has_aux=True)(state.weights.params)
-    params = jax.tree.map(lambda p, g: p - jnp.float32(0.1) * g, state.weights.params, grads)
-    return state._replace(step=state.step + 1, weights=Weights(params, {})), sums
+# Plain gradient descent without optax, which does not bear strict dtypes.
+SGD = optax.GradientTransformation(
+    lambda params: (), lambda grads, state, params=None: (jax.tree.map(lambda g: jnp.float32(-0.1) * g, grads), state)
+)
 
 
 def start():
@@ -61,13 +56,21 @@ def a_batch():
 @functools.cache
 def chunk_of_steps():
     batch = a_batch()
-    return jax.jit(lambda state, sums, start, stop: scan_steps(step, state, sums, batch, start, stop))
+    body = train_body(MODEL, OBJECTIVE, SGD, batch)
+    return jax.jit(lambda state, sums, start, stop: jax.lax.fori_loop(start, stop, body, (state, sums)))
 
 
-def test_scan_steps_is_the_loop_in_its_docstring(meaning):
+def test_the_loop_over_train_body_is_the_loop_in_its_docstring(meaning):
     state, sums = start()
-    names = {"step": jax.jit(step), "state": state, "sums": sums, "batch": a_batch(), "start": 0, "stop": 8}
-    told = meaning(scan_steps, **names, add=metrics.add)
+    names = {
+        "step": jax.jit(make_train_step(MODEL, OBJECTIVE, SGD)),
+        "state": state,
+        "sums": sums,
+        "batch": a_batch(),
+        "start": 0,
+        "stop": 8,
+    }
+    told = meaning(train_body, **names, add=metrics.add)
     found = chunk_of_steps()(state, sums, 0, 8)
     for one, other in zip(
         jax.tree.leaves((told["state"].weights, told["sums"])),

@@ -219,11 +219,11 @@ def test_ctrl_c_gives_what_was_reached_and_fit_goes_on_from_there():
 
 
 def test_ctrl_c_before_the_first_epoch_gives_the_beginning(monkeypatch):
-    def paced(*arguments, **options):
+    def chunks(*arguments, **options):
         raise KeyboardInterrupt
         yield
 
-    monkeypatch.setattr("jaxdl.train.fit.paced", paced)
+    monkeypatch.setattr("jaxdl.train.fit.chunks", chunks)
     run = fit(LINEAR, OBJECTIVE, SGD, TRAIN, epochs=3)
     assert (run.reason, len(run.history), run.best_epoch, int(run.progress.epoch)) == ("interrupted", 0, 0, 0)
 

@@ -9,7 +9,7 @@ import pytest
 from jaxdl import Objective, early_stopping, examples, fit, fit_seeds, losses, make_plan, metrics, mlp
 from jaxdl.ensembles import run_members, start_members, sweep
 from jaxdl.ensembles.members import best_and_final
-from jaxdl.train.loop import paced
+from jaxdl.train.loop import chunks
 
 RNG = np.random.default_rng(0)
 INPUTS = RNG.normal(size=(70, 4)).astype(np.float32)
@@ -53,10 +53,10 @@ def test_a_finite_epoch_is_the_best_whatever_was_before():
 
 def test_a_run_interrupted_in_its_first_epoch_gives_what_it_has_trained(monkeypatch):
     def interrupted(*arguments, **options):
-        yield next(paced(*arguments, **options))
+        yield next(chunks(*arguments, **options))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("jaxdl.train.fit.paced", interrupted)
+    monkeypatch.setattr("jaxdl.train.fit.chunks", interrupted)
     run = fit(MODEL, OBJECTIVE, OPTIMIZER, ROWS, epochs=3)
     assert (run.reason, run.best_epoch, int(run.progress.state.step)) == ("interrupted", 0, 1)
     assert_equal(run.best, run.final)

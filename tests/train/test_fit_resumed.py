@@ -24,7 +24,7 @@ from jaxdl.data.batches import training_rows
 from jaxdl.ensembles import run_members, start_members
 from jaxdl.ensembles.seeds import seed_keys
 from jaxdl.losses import squared_error
-from jaxdl.train.epoch import run_steps
+from jaxdl.train.epoch import advance
 from jaxdl.train.fit import data_of_epoch
 from jaxdl.train.plan import NEVER
 
@@ -250,7 +250,7 @@ def test_members_continue_with_their_own_seeds_or_without_naming_them():
 @pytest.mark.parametrize("steps", [1, 2])
 @pytest.mark.parametrize("batch_size", [16, 64])
 def test_an_epoch_goes_on_with_its_own_batch_size_alone(steps, batch_size):
-    middle = run_steps(start(PLAN, ROWS, key=jax.random.key(0)), ROWS, None, steps, plan=PLAN)
+    middle = advance(start(PLAN, ROWS, key=jax.random.key(0)), ROWS, None, steps, plan=PLAN)[0]
     with pytest.raises(InputError, match="progress stands"):
         train(epochs=1, batch_size=batch_size, progress=middle)
     with pytest.warns(RuntimeWarning, match="progress stands inside an epoch and does not hold which data"):
@@ -273,7 +273,7 @@ def interrupted(rows, batch_size=8, **arguments):
     """The result of a run that ended inside its second epoch."""
     run = fit(MODEL, OBJECTIVE, SLOW, rows, epochs=1, batch_size=batch_size, **arguments)
     plan = make_plan(MODEL, OBJECTIVE, SLOW, batch_size=batch_size)
-    inside = run_steps(run.progress, training_rows(rows), None, 3, plan=plan)
+    inside = advance(run.progress, training_rows(rows), None, 3, plan=plan)[0]
     return run._replace(progress=inside, data=data_of_epoch(plan, inside, rows))
 
 

@@ -15,8 +15,8 @@ from jaxdl.data import Source, examples
 from jaxdl.errors import InputError
 from jaxdl.nn import mlp
 from jaxdl.train import chunks, make_plan, start
+from jaxdl.train.epoch import draw
 from jaxdl.train.fit import begin
-from jaxdl.train.loop import chunks_of
 from jaxdl.types import Examples, Objective
 
 RANDOM = np.random.default_rng(0)
@@ -55,7 +55,7 @@ def test_it_is_a_start_and_each_program_is_compiled_once(train, validation, comp
     plan = plan_of()
     with compilations() as names:
         progress = begin(plan, train, validation, key=KEY)
-        ends = list(chunks_of(plan, progress, train, validation, last=2))
+        ends = list(chunks(plan, progress, train, validation, last=2))
     assert sorted(name for name in names if name in OURS) == sorted(OURS)
     assert len(ends) == 2
     assert bits(progress) == bits(start(plan, TRAIN, VALIDATION if validation is not None else None, key=KEY))
@@ -77,16 +77,21 @@ def test_in_float64_nothing_is_compiled_for_float32(compilations):
     assert sorted(name for name in names if name in OURS) == sorted(OURS)
 
 
+def lowering_to(lowered):
+    """A compiled function that `on` gives, and that is lowered to what is given."""
+    return SimpleNamespace(on=lambda *_: SimpleNamespace(lower=lambda *_, **__: lowered))
+
+
 def test_weights_are_drawn_while_the_other_program_is_compiled(monkeypatch):
     drawn = Event()
 
-    def start_and_tell(*arguments, **options):
+    def draw_and_tell(*arguments, **options):
         drawn.set()
-        return start(*arguments, **options)
+        return draw(*arguments, **options)
 
-    monkeypatch.setattr("jaxdl.train.fit.start", start_and_tell)
+    monkeypatch.setattr("jaxdl.train.fit.draw", draw_and_tell)
     waiting = SimpleNamespace(compile=lambda: drawn.wait(60) or pytest.fail("nothing was drawn meanwhile"))
-    monkeypatch.setattr("jaxdl.train.fit.lowered_chunk", lambda *_: waiting)
+    monkeypatch.setattr("jaxdl.train.fit.chunk_program", lowering_to(waiting))
     begin(plan_of(), TRAIN, key=KEY)
     assert drawn.is_set()
 
@@ -95,7 +100,7 @@ def test_what_fails_in_the_thread_is_raised(monkeypatch):
     def fail():
         raise MemoryError("no room for the program")
 
-    monkeypatch.setattr("jaxdl.train.fit.lowered_chunk", lambda *_: SimpleNamespace(compile=fail))
+    monkeypatch.setattr("jaxdl.train.fit.chunk_program", lowering_to(SimpleNamespace(compile=fail)))
     with pytest.raises(MemoryError, match="no room for the program"):
         begin(plan_of(), TRAIN, key=KEY)
 

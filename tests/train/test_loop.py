@@ -16,7 +16,7 @@ from jaxdl.data import examples
 from jaxdl.errors import InputError
 from jaxdl.nn import mlp
 from jaxdl.train import chunks, early_stopping, epochs, make_plan, reduce_on_plateau, start
-from jaxdl.train.epoch import batches_of_epoch, finish_epoch, run_steps
+from jaxdl.train.epoch import advance, batches_of_epoch
 from jaxdl.train.plan import NEVER
 from jaxdl.types import Objective
 from tests.groups import scripts
@@ -106,9 +106,8 @@ def test_chunks_of_every_length_are_one_program(compilations):
 
 def test_chunks_is_the_loop_in_its_docstring(meaning):
     def run_chunk(progress, train, validation, steps, *, plan):
-        progress = run_steps(progress, train, validation, steps, plan=plan)
-        done = int(progress.cursor) == 11
-        return finish_epoch(progress, validation, plan=plan) if done else (progress, None)
+        progress, row = advance(progress, train, validation, steps, plan=plan)
+        return progress, None if int(progress.cursor) else row
 
     seen = []
     lengths = itertools.cycle([3, 9])

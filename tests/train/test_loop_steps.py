@@ -1,32 +1,20 @@
 """The pace: chunks of about the wanted seconds, whatever a batch takes."""
 
-from types import SimpleNamespace
-
 import pytest
 
-from jaxdl.train import loop
-from jaxdl.train.loop import Chunk
+from jaxdl.train.loop import Pace
 
 
 @pytest.fixture
-def device(monkeypatch):
+def device():
     """`device(seconds of a batch, batches)` gives the lengths of chunks of a device that takes that long."""
 
     def run(costs, batches, **options):
-        now = SimpleNamespace(time=50.0)
-        monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=lambda: now.time))
-
-        def chunks(plan, progress, train, validation, *, last, steps, run, prepared):
-            done = 0
-            while done < batches:
-                size = steps()
-                for batch in range(done, done + size):
-                    now.time += costs(batch)
-                done += size
-                yield Chunk(None, None, True, size)
-
-        monkeypatch.setattr(loop, "chunks_of", chunks)
-        return [chunk.batches for chunk in loop.paced(None, None, None, **options)]
+        pace, sizes = Pace(**options), []
+        while sum(sizes) < batches:
+            sizes.append(pace())
+            pace.tell(sum(map(costs, range(sum(sizes[:-1]), sum(sizes)))), sizes[-1])
+        return sizes
 
     return run
 
@@ -54,3 +42,13 @@ def test_a_machine_that_becomes_slower_gets_shorter_chunks(device):
 
 def test_other_seconds_can_be_wanted(device):
     assert 0 < device(lambda batch: 0.001, 4000, seconds=0.05)[-1] <= 50
+
+
+def test_a_pause_is_no_measure():
+    asked = iter([False, True, False])
+    pace = Pace(pause=lambda: next(asked))
+    sizes = []
+    for seconds in (0.001, 9.0, 0.001):
+        sizes.append(pace())
+        pace.tell(seconds, sizes[-1])
+    assert sizes == [1, 0, 2]

@@ -15,18 +15,17 @@ import pytest
 
 from jaxdl import losses, metrics
 from jaxdl._tree import named
-from jaxdl.data import Source, examples, memory_mapped, take
+from jaxdl.data import Source, examples, memory_mapped, streaming, take
 from jaxdl.data.batches import order
-from jaxdl.data.streaming import head
+from jaxdl.data.streaming import loader
 from jaxdl.distributed import make_mesh, place_progress, place_rows
 from jaxdl.ensembles import run_members
 from jaxdl.errors import InputError
 from jaxdl.nn import convnet, mlp
 from jaxdl.runs.runner import drive
-from jaxdl.train import chunks, early_stopping, loop, make_plan, start
-from jaxdl.train.epoch import batches_of_epoch
+from jaxdl.train import chunks, early_stopping, make_plan, start
 from jaxdl.train.fit import fit
-from jaxdl.train.loop import chunks_of, paced, streamed, window_at
+from jaxdl.train.loop import Pace
 from jaxdl.train.nonfinite import NotFiniteError, guarded
 from jaxdl.types import Objective
 from tests.train.test_loop import OBJECTIVE, PLAN, TRAIN, VALIDATION, beginning
@@ -58,6 +57,12 @@ def in_parts(rows, read=None):
         return (read or take)(rows, numbers)
 
     return Source(len(rows.weights), read_rows), asked
+
+
+def streamed(plan, progress, source, validation=None, *, window_bytes=2**25, **options):
+    """The chunks of a source in windows of about so many bytes."""
+    rows = loader(source, plan.batch_size, window_bytes=window_bytes)
+    yield from chunks(plan, progress, rows, validation, **options)
 
 
 def lengths(*sizes):
@@ -141,7 +146,7 @@ def test_two_billion_rows_are_streamed_without_an_order_of_all():
         return examples(inputs, inputs)
 
     plan = make_plan(mlp(()), OBJECTIVE, optax.sgd(0.1), batch_size=100)
-    begin = start(plan, head(Source(count, read), 100), key=jax.random.key(0))
+    begin = start(plan, loader(Source(count, read), 100).first, key=jax.random.key(0))
     stream = streamed(plan, begin, Source(count, read), steps=lambda: 3, window_bytes=5000)
     assert [chunk.batches for chunk in itertools.islice(stream, 5)] == [3, 1, 3, 1, 3]
     stream.close()
@@ -286,41 +291,43 @@ def test_a_step_that_is_not_finite_is_told_with_its_rows(tmp_path):
     troubles = []
     for train in (mapped(tmp_path, rows), rows):
         with pytest.raises(NotFiniteError) as caught:
-            list(guarded(paced(plan, begin, train, VALIDATION, last=2), plan, begin, train, VALIDATION))
+            list(guarded(chunks(plan, begin, train, VALIDATION, last=2, steps=Pace()), plan, begin, train, VALIDATION))
         troubles.append(caught.value.args[0])
     assert troubles[0][1:] == troubles[1][1:]
     assert troubles[0][1:5] == (1, 8, 8, "training") and troubles[0].rows == (row,)
 
 
-def test_the_batch_at_a_progress_is_a_window_of_its_own():
+@pytest.mark.parametrize("number", [0, 7])
+def test_a_batch_is_the_same_from_memory_and_from_a_source(number):
     source, _ = in_parts(TRAIN)
-    middle = next(chunks(PLAN, beginning(), TRAIN, VALIDATION, steps=lambda: 7)).progress
-    window = window_at(PLAN, middle, source)
-    rows = np.asarray(order(beginning().key, 0, 77))[70:]
-    assert int(window.first) == 7 and batches_of_epoch(PLAN, window, VALIDATION) == (8, 11)
-    np.testing.assert_array_equal(window.batches.inputs[0, :7], TRAIN.inputs[rows])
-    np.testing.assert_array_equal(window.batches.weights[0], [1] * 7 + [0] * 3)
+    wanted = np.asarray(order(beginning().key, 2, 77))[number * 10 : number * 10 + 10]
+    for rows in (source, TRAIN):
+        batch, numbers = loader(rows, 10).batch(beginning().key, 2, number)
+        real = len(wanted)
+        np.testing.assert_array_equal(numbers, wanted)
+        np.testing.assert_array_equal(batch.inputs[:real], TRAIN.inputs[wanted])
+        np.testing.assert_array_equal(batch.weights, [1] * real + [0] * (10 - real))
 
 
 def test_what_does_not_fit_a_stream_is_refused():
     source, _ = in_parts(TRAIN)
     with pytest.raises(InputError, match="a source trains one run at a time"):
-        chunks_of(PLAN, beginning(), source, VALIDATION, run=run_members)
+        next(chunks(PLAN, beginning(), source, VALIDATION, run=run_members))
     with pytest.raises(InputError, match="validation must be Examples, got a Source"):
-        next(streamed(PLAN, beginning(), source, source))
+        next(chunks(PLAN, beginning(), source, source))
     with pytest.raises(InputError, match="batch_size=100 leaves no full batch in 77 training rows"):
-        next(streamed(PLAN._replace(batch_size=100), beginning(), source, VALIDATION))
+        next(chunks(PLAN._replace(batch_size=100), beginning(), source, VALIDATION))
     with pytest.raises(InputError, match=r"progress stands at batch 8 of 8\. Give the rows that it began with"):
         plan = make_plan(mlp(()), OBJECTIVE, optax.sgd(0.1), batch_size=10)
         begin = start(plan, TRAIN, key=jax.random.key(0))
-        next(streamed(plan, begin._replace(cursor=begin.cursor + 8), source))
+        next(chunks(plan, begin._replace(cursor=begin.cursor + 8), source))
 
 
 def test_the_order_is_drawn_without_a_cpu_among_the_platforms_too(monkeypatch):
     def missing(backend=None):
         raise RuntimeError("Unknown backend cpu")
 
-    monkeypatch.setattr(loop.jax, "local_devices", missing)
+    monkeypatch.setattr(streaming.jax, "local_devices", missing)
     source, _ = in_parts(TRAIN)
     found = list(streamed(PLAN, beginning(), source, VALIDATION, last=1, window_bytes=400))
     assert bits(found[-1].progress) == bits(whole_run()[0].progress)
@@ -331,8 +338,8 @@ import re, sys, time
 from pathlib import Path
 import jax, numpy as np, optax
 from jaxdl import Objective, losses, start, make_plan, mlp
-from jaxdl.data.streaming import head, memory_mapped
-from jaxdl.train.loop import streamed
+from jaxdl.data.streaming import loader, memory_mapped
+from jaxdl.train import chunks
 
 folder, rows = Path(sys.argv[1]), 500_000
 mapped = np.lib.format.open_memmap(folder / "inputs.npy", "w+", np.uint8, (rows, 32 * 32 * 3))
@@ -341,13 +348,13 @@ np.save(folder / "targets.npy", np.zeros((rows, 1), np.float32))
 del mapped
 source = memory_mapped(folder / "inputs.npy", folder / "targets.npy")
 plan = make_plan(mlp((8,)), Objective(losses.squared_error), optax.sgd(1e-6), batch_size=256)
-begin = start(plan, head(source, 256), key=jax.random.key(0))
+begin = start(plan, loader(source, 256).first, key=jax.random.key(0))
 
 def anonymous():
     return int(re.search(r"RssAnon:\\s+(\\d+) kB", Path("/proc/self/status").read_text()).group(1)) / 1024
 
 steps = 0
-for chunk in streamed(plan, begin, source, steps=lambda: 20):
+for chunk in chunks(plan, begin, source, steps=lambda: 20):
     steps += chunk.batches
     print(steps, anonymous(), flush=True)
     if steps > 600:

@@ -1,0 +1,86 @@
+"""The walk of one batch: how many functions and files lie between `fit` and the optimizer, and where it turns back."""
+
+import inspect
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import optax
+
+import jaxdl
+from jaxdl import losses
+
+ROOT = str(Path(jaxdl.__file__).parent)
+INPUTS = np.linspace(-1, 1, 64, dtype=np.float32).reshape(32, 2)
+ROWS = jaxdl.examples(INPUTS, INPUTS[:, :1])
+# A batch is in the hands of these: the compiled function while JAX traces it, and the loop that calls it.
+DOORS = {("train/epoch.py", "advance"), ("train/loop.py", "run_loop")}
+
+
+def place(code):
+    """Return the file below jaxdl and the function of some code; None for code of others."""
+    if not code.co_filename.startswith(ROOT):
+        return None
+    return code.co_filename[len(ROOT) + 1 :], code.co_name
+
+
+def train(optimizer):
+    jaxdl.fit(jaxdl.mlp((3,)), jaxdl.Objective(losses.squared_error), optimizer, ROWS, ROWS, epochs=1, batch_size=8)
+
+
+def stacks():
+    """Return the frames of jaxdl, outermost first, at each call of `optimizer.update`; wrappers are frames too."""
+    found = []
+
+    def update(updates, state, params=None):
+        places = (place(each.frame.f_code) for each in inspect.stack(0))
+        found.append([each for each in places if each][::-1])
+        return jax.tree.map(lambda leaf: -0.1 * leaf, updates), state
+
+    train(optax.GradientTransformation(lambda params: (), update))
+    return found
+
+
+def turns():
+    """Return the calls that turn back, of a fit of one epoch: from a function to one of a file that has called it.
+
+    A file has called it where it is on the stack already, with another file of jaxdl in between. Looked at are all
+    calls between functions of jaxdl on the walk of a batch: below `DOORS`. Each pair of functions counts once.
+    """
+    stack, found = [], set()
+
+    def profile(frame, event, _):
+        called = place(frame.f_code)
+        if called is None:
+            return
+        if event == "call":
+            files = [file for file, _ in stack]
+            walks = DOORS & {called, *stack}
+            if walks and stack and called[0] != files[-1] and called[0] in files:
+                found.add((stack[-1], called))
+            stack.append(called)
+        elif event == "return":
+            stack.pop()
+
+    sys.setprofile(profile)
+    try:
+        train(optax.sgd(0.1))
+    finally:
+        sys.setprofile(None)
+    assert not stack
+    return sorted(found)
+
+
+def test_from_fit_to_the_optimizer_are_six_functions_in_four_files():
+    found = stacks()
+    assert found
+    for chain in found:
+        text = " -> ".join(f"{file}:{name}" for file, name in chain)
+        assert ("train/fit.py", "fit") in chain, text
+        assert len(chain) <= 6 and len({file for file, _ in chain}) <= 4, text
+
+
+def test_the_walk_of_a_batch_turns_back_four_times_at_most():
+    found = turns()
+    assert len(found) <= 4, "\n".join(f"{caller} -> {called}" for caller, called in found)
