@@ -23,6 +23,6 @@ def test_files_are_counted_in_bytes_and_folders_with_all_that_is_in_them(tmp_pat
 @pytest.mark.parametrize("damage", ["config.json", "metrics.json"])
 def test_a_damaged_run_has_no_account(tmp_path, damage):
     folder = write(tmp_path / "one")
-    (folder / damage).write_text("{}")
+    (folder / damage).write_text('{"kind": "run"}')
     with pytest.raises(InputError, match="does not hold what a run's files hold"):
         account(folder)

@@ -38,6 +38,7 @@ from jaxdl.runs.folders import workdir
 from jaxdl.runs.signals import NEVER, Interrupts
 
 MOST_SEEDS = 4096
+KIND = "lesson"  # of its folder
 SIMULATED = "SIMULATED {0}: no figure of this lesson says anything about real {1}."
 ABOUT = {
     EXERCISES: "What a network must beat needs no network: tomorrow will be as today. A large network learns its "
@@ -113,7 +114,7 @@ def run(config: Config, console: Console, interrupts: Interrupts = NEVER) -> lis
     for note in data.notes():
         warn(note, console)
     with ExitStack() as stack:
-        folder = workdir(config.workdir, config.fresh, "lesson", console)
+        folder = workdir(config.workdir, config.fresh, KIND, console, KIND)
         stack.enter_context(locked(folder))
         if _claim(config, folder, data):
             console.print(f"The lesson in {folder} goes on after its finished rows.", markup=False, soft_wrap=True)
@@ -153,12 +154,11 @@ def read(config: Config) -> Data:
 def _claim(config: Config, folder: Path, data: Data) -> bool:
     """Writes config.json, and says whether the folder holds rows already; raises InputError where they are others."""
     flags = {name: value for name, value in asdict(config).items() if name not in ("quiet", "json")}
-    now = {**flags, "workdir": str(folder), "checksums": data.checksums(), **_environment.surroundings()}
-    earlier = folders.earlier(folder)
+    about = {"workdir": str(folder), "checksums": data.checksums(), **_environment.surroundings()}
+    now = {folders.KIND: KIND, **flags, **about}
+    earlier = folders.earlier(folder, KIND)
     if earlier is not None:
         before = earlier.config
-        if "only" not in before:
-            raise InputError(f"--workdir {folder} must be new or the folder of a lesson, got a run's. Choose another.")
         for name in ("seeds", "full", "target"):
             if before.get(name, now[name]) != now[name]:
                 raise InputError(
