@@ -24,11 +24,11 @@ from tests.documents import PAGES, ROOT, blocks, name_of
 from tests.quick import quick_programs
 
 WITH_PYTHON = [page for page in PAGES if blocks(page, "python")]
-# Pages with tests of their own, here and in test_readme.py and test_docs_keras.py.
+# Pages with tests of their own, here and in test_readme.py, test_docs_keras.py and test_docs_own_experiment.py.
 OWN = {
     "README.md",
     "docs/keras.md",
-    *(f"docs/{name}.md" for name in ("how-it-works", "many-runs", "growing", "sharing")),
+    *(f"docs/{name}.md" for name in ("how-it-works", "many-runs", "growing", "sharing", "own-experiment")),
 }
 # What is quick to compile instead of what a page says, and how often it says it: here it is the calls that are tried.
 SMALL = {

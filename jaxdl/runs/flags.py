@@ -61,13 +61,13 @@ class Training:
     seed: int = 0
     """Draws the initial weights, the order of rows, and what is random in training. The data do not depend on it."""
     epochs: int | None = None
-    """Epochs at most; by default the experiment's."""
+    """Epochs at most; by default the experiment's, or 100."""
     batch_size: int | None = None
-    """Rows a step; by default the experiment's."""
+    """Rows a step; by default the experiment's, or 32."""
     learning_rate: float | None = None
-    """Of the optimizer; by default the experiment's."""
+    """Of the optimizer; by default the experiment's, or 0.001."""
     patience: int | None = None
-    """Stop after so many epochs without a better validation loss; by default the experiment's."""
+    """Stop after so many epochs without a better validation loss; by default the experiment's, or never."""
     workdir: Path | None = None
     """The run's folder; by default a new one, runs/<time>-<recipe>. One that holds a run, cut off or finished, is gone
     on with; flags that are left out are then those of that run."""

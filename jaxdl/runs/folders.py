@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 CONFIG, METRICS, HISTORY = "config.json", "metrics.json", "history.csv"
 KIND, RUN = "kind", "run"  # an entry of config.json: which kind of folder it is, and that of a run
+PROGRAM = "model.stablehlo"  # a model that config.json does not describe
 # What config.json says for those who use the model, beside what the run was told.
 USAGE = ("network", "inputs", "outputs", "card", "terms")
 

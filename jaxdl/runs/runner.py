@@ -43,12 +43,13 @@ from jaxdl.runs.resume import (
     refused,
 )
 from jaxdl.runs.signals import NEVER, Interrupts, StoppedError
+from jaxdl.saving.export import save_program
 from jaxdl.train.epoch import batches_of_epoch
 from jaxdl.train.fit import reason, warn_of_eval_params, without_best
 from jaxdl.train.loop import Chunk, paced
 from jaxdl.train.nonfinite import NotFiniteError, guarded
 from jaxdl.train.step import shown_weights
-from jaxdl.types import Examples, History, Observer, Plan, Progress
+from jaxdl.types import Examples, History, Observer, Plan, Progress, Weights
 
 
 class End(NamedTuple):
@@ -357,6 +358,8 @@ def _keep(job: Job, end: End) -> list[Path]:
         # There already where the run was finished before and went on, or was cut off just here.
         shutil.rmtree(folder / "checkpoints" / name, ignore_errors=True)
         saving_module.save(folder / "checkpoints" / name, kept)
+    if setup.network is None:
+        _keep_program(job, end.progress.best)
     (folder / "figures").mkdir(exist_ok=True)
     title = f"{folder.name}, {short(data['source'])}"
     pictures = []
@@ -364,6 +367,19 @@ def _keep(job: Job, end: End) -> list[Path]:
         pictures.append(folder / "figures" / f"{name}.png")
         figure.savefig(pictures[-1])
     return pictures
+
+
+def _keep_program(job: Job, weights: Weights) -> None:
+    """Write the model itself, so that the run can be exported without the code of the experiment."""
+    path = job.folder / folders.PROGRAM
+    try:
+        save_program(path, job.setup.plan.model, weights, job.setup.train.inputs[:1])
+    except OSError:
+        raise
+    except Exception as error:  # whatever a model of the user's own cannot do without the number of its rows
+        path.unlink(missing_ok=True)
+        text = str(error).partition("\n")[0]
+        warn(f"the run cannot be exported, because its model works only as it is called here: {text}", job.console)
 
 
 CHARTS, RUN, PROFILE = "tensorboard", "run", "profile"  # folders
