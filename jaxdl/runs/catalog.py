@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
-from jaxdl._files import held, open_regular, read_json
+from jaxdl._files import held, open_regular
 from jaxdl.errors import InputError
-from jaxdl.runs.folders import CONFIG, HISTORY, KIND, METRICS, RUN, USAGE, Earlier, other_kind
+from jaxdl.runs.folders import CONFIG, HISTORY, KIND, METRICS, RUN, USAGE, Earlier, other_kind, read_json
 
 if TYPE_CHECKING:
     import pandas as pd

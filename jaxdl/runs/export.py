@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 import numpy as np
 
-from jaxdl import _files
 from jaxdl.errors import InputError
 from jaxdl.nn import as_model
 from jaxdl.nn.models import from_json
@@ -73,7 +72,7 @@ def _finished(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             f"the run in {run} is not finished: it has no {folders.METRICS}. Let its command go on first, with "
             f"--workdir {run}."
         )
-    return _files.read_json(run / folders.CONFIG), _files.read_json(run / folders.METRICS)
+    return folders.read_json(run / folders.CONFIG), folders.read_json(run / folders.METRICS)
 
 
 ERRORS = (

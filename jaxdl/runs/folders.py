@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import stat
 import time
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from jaxdl._files import is_draft, locked, read_json
+from jaxdl import _files
+from jaxdl._files import is_draft
 from jaxdl.errors import InputError, printable
 
 if TYPE_CHECKING:
@@ -21,6 +23,27 @@ KIND, RUN = "kind", "run"  # an entry of config.json: which kind of folder it is
 PROGRAM = "model.stablehlo"  # a model that config.json does not describe
 # What config.json says for those who use the model, beside what the run was told.
 USAGE = ("network", "inputs", "outputs", "card", "terms")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file of a run's folder. Raises InputError where it holds something else."""
+    return _files.read_json(path, "Restore it from a copy, or start over with --fresh.")
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a JSON file of a run's folder, whole or not at all."""
+    _files.write_json(path, content)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[Callable[[], bool]]:
+    """Keep other processes out of a run's folder; gives whether it is locked still. Raises InputError where one is there."""
+    with ExitStack() as stack:
+        try:
+            holds = stack.enter_context(_files.locked(folder))
+        except InputError as error:
+            raise InputError(f"--workdir {error}") from None
+        yield holds
 
 
 class Earlier(NamedTuple):

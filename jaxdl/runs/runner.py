@@ -19,7 +19,6 @@ from rich.console import Console
 from jaxdl import _environment, _files, callbacks, distributed, profiling
 from jaxdl import saving as saving_module
 from jaxdl._environment import compile_clock
-from jaxdl._files import locked
 from jaxdl._format import table
 from jaxdl._startup import STARTED
 from jaxdl.data import Source
@@ -31,7 +30,7 @@ from jaxdl.runs import folders, multiprocess, resume
 from jaxdl.runs.console import warn
 from jaxdl.runs.experiment import Experiment, Setup, recipe_of, setup_of, short
 from jaxdl.runs.flags import HOW, OWN, told
-from jaxdl.runs.folders import workdir
+from jaxdl.runs.folders import locked, workdir
 from jaxdl.runs.resume import (
     Beginning,
     beginning,
@@ -215,7 +214,7 @@ def _lead(
         with _room(folder):
             metrics = _work(job, begin, interrupts, seconds, compiling)
             metrics["seconds"] = {**seconds, "compile": compiling(), "total": time.perf_counter() - STARTED}
-            _files.write_json(folder / folders.METRICS, metrics)
+            folders.write_json(folder / folders.METRICS, metrics)
     console.print(experiment.table(metrics))
     console.print(f"Everything about this run is in {folder}", markup=False, soft_wrap=True)
     return metrics
@@ -252,7 +251,7 @@ def _begin(job: Job) -> Beginning:
     now = {**about, **flags, "workdir": str(folder), "dataset": data, **card, **_environment.surroundings()}
     earlier = folders.earlier(folder)
     if earlier is None:
-        _files.write_json(folder / folders.CONFIG, now)
+        folders.write_json(folder / folders.CONFIG, now)
         return Beginning(setup.start, [], None)
     written = earlier.config
     earlier, doubt = recorded(folder, earlier)
@@ -271,7 +270,7 @@ def _begin(job: Job) -> Beginning:
         before = written["changes"] if isinstance(written.get("changes"), list) else []
         kept |= {**{n: now[n] for n in found}, "changes": [*(each for each in before if each != record), record]}
     if _files.as_json(kept) != _files.as_json(written):
-        _files.write_json(folder / folders.CONFIG, kept)
+        folders.write_json(folder / folders.CONFIG, kept)
     if begin.saved is not None:
         warn(other_surroundings(begin.saved or earlier.config, now), console)
     console.print(begin.text, markup=False, soft_wrap=True)
