@@ -33,7 +33,7 @@ from jaxdl._jit import compiler_options
 from jaxdl.data import take
 from jaxdl.ensembles import fit_seeds
 from jaxdl.profiling import cost_of, lowered_step
-from jaxdl.runs.experiment import Built
+from jaxdl.runs import Setup
 from jaxdl.train import loop, make_train_step
 from jaxdl.train.fit import fit
 from jaxdl.types import Examples, Progress
@@ -161,15 +161,15 @@ def _read_as_from_a_gpu() -> Iterator[None]:
 # What is trained.
 
 
-def weather_case(recipe: Any) -> Built:
+def weather_case(recipe: Any) -> Setup:
     return weather.build(weather.Config(recipe=recipe), datasets.weather("simulated:140"))
 
 
-def cifar10_case(recipe: Any) -> Built:
+def cifar10_case(recipe: Any) -> Setup:
     return cifar10.build(cifar10.Config(recipe=recipe, train_size=70), datasets.cifar10("simulated:120"))
 
 
-def alone(built: Built) -> Case:
+def alone(built: Setup) -> Case:
     """A run of its own, by `fit`."""
     plan, train, validation = built.plan, built.sets["train"], built.sets["validation"]
     run = partial(fit, plan.model, plan.objective, plan.optimiser, train, validation)
@@ -180,7 +180,7 @@ def alone(built: Built) -> Case:
     )
 
 
-def together(built: Built) -> Case:
+def together(built: Setup) -> Case:
     """The same with several seeds at once, by `fit_seeds`; a step is one of all of them."""
     plan, train, validation = built.plan, built.sets["train"], built.sets["validation"]
     run = partial(fit_seeds, plan.model, plan.objective, plan.optimiser, train, validation, seeds=SEEDS)

@@ -21,7 +21,7 @@ from benchmarks.tasks import BATCH, Task, load
 from experiments.weather.experiment import Config, build
 from jaxdl import callbacks
 from jaxdl.datasets import weather
-from jaxdl.runs.experiment import Built
+from jaxdl.runs import Setup
 from jaxdl.runs.runner import drive
 from jaxdl.saving import keeper, latest
 
@@ -335,7 +335,7 @@ def measure_keeping(data: str, rounds: int) -> list[Kept]:
     ]
 
 
-def train_seconds(built: Built, folder: Path, *, keep: bool = False, logged: bool = False) -> float:
+def train_seconds(built: Setup, folder: Path, *, keep: bool = False, logged: bool = False) -> float:
     """Return the seconds of a run, with checkpoints and logs where asked for."""
     began = time.perf_counter()
     with ExitStack() as stack:
@@ -349,7 +349,7 @@ def train_seconds(built: Built, folder: Path, *, keep: bool = False, logged: boo
     return time.perf_counter() - began
 
 
-def resume_seconds(built: Built, folder: Path) -> float:
+def resume_seconds(built: Setup, folder: Path) -> float:
     """Return the seconds until the progress of a checkpoint is in memory."""
     with keeper(folder / "progress", {}, every=EVERY, tell=print) as keep:
         keep(built.start, [{"epoch": 1}])

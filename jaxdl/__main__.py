@@ -123,7 +123,7 @@ def run(command: Command, console: Console) -> None:
 
 
 def _list(command: Runs, console: Console) -> None:
-    rows = catalog.ordered(catalog.listing(command.folder), command.sort, command.reverse)
+    rows = catalog.ordered(catalog.list_runs(command.folder), command.sort, command.reverse)
     if command.json:
         print(_files.as_json([{**each._asdict(), "folder": str(each.folder)} for each in rows]), end="")
     elif command.quiet:

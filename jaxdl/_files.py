@@ -174,10 +174,10 @@ def sync_below(folder: Path) -> None:
         sync(Path(root))
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, advice: str = "Restore it from a copy.") -> dict[str, Any]:
     """Return the object that a JSON file holds.
 
-    Raises InputError where it holds something else, or cannot be read.
+    Raises InputError where it holds something else, with `advice`, or cannot be read.
 
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     write_json(Path(folder, "a.json"), {"rmse": 3.5})
@@ -190,10 +190,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}. Make it readable.") from None
     except (ValueError, TypeError, RecursionError):
-        raise InputError(
-            f"{path} is damaged: it must be JSON with an object, got something else. Restore it from a copy, or start "
-            "over with --fresh."
-        ) from None
+        raise InputError(f"{path} is damaged: it must be JSON with an object, got something else. {advice}") from None
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
@@ -511,9 +508,7 @@ def _acquire(path: Path) -> int:
             number = os.open(path, os.O_RDWR | os.O_CREAT | NO_LINK | NO_WAIT, 0o644)
         except OSError as error:
             reason = f"its {LOCK} is a link" if error.errno == errno.ELOOP else error.strerror
-            raise InputError(
-                f"--workdir {path.parent} must be a folder that can be written: {reason}. Choose another."
-            ) from None
+            raise InputError(f"{path.parent} must be a folder that can be written: {reason}. Choose another.") from None
         problem, free = "", False
         if _holder(number) is None:
             problem = f"holds a {LOCK} that no run has written. Rename that file, or choose another folder."
@@ -529,4 +524,4 @@ def _acquire(path: Path) -> int:
                 return number
         os.close(number)
         if problem:
-            raise InputError(f"--workdir {path.parent} {problem}")
+            raise InputError(f"{path.parent} {problem}")

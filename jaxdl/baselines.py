@@ -1,4 +1,4 @@
-"""Predictions that a network must beat, in NumPy, from the rows of the weather data or of any daily series."""
+"""Predictions that a network must beat, in NumPy, from the rows of any daily series."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Starts several processes of one program on this machine: python -m jaxdl.launch -n 2 -- -m experiments.weather."""
+"""Starts several processes of one program on this machine: python -m jaxdl.launch -n 2 -- train.py."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parsed = parser.parse_args(arguments)
     parsed.program = parsed.program[1:] if parsed.program[:1] == ["--"] else parsed.program
     if not parsed.program:
-        parser.error("a program must be given after --, for instance -- -m experiments.weather")
+        parser.error("a program must be given after --, for instance -- train.py")
     return parsed
 
 

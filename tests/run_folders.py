@@ -5,6 +5,7 @@ import json
 import pandas as pd
 
 CONFIG = {
+    "kind": "run",
     "recipe": "small",
     "seed": 0,
     "epochs": 4,

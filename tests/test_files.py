@@ -167,8 +167,8 @@ def test_a_pipe_or_a_device_is_no_file_to_read(tmp_path):
 def test_the_folder_of_a_run_with_a_link_is_refused_by_its_name(kind, tmp_path):
     folder = tmp_path / "run"
     (folder / "checkpoints").mkdir(parents=True)
-    _files.write_json(folder / folders.CONFIG, {"seed": 1})
-    assert folders.earlier(folder) == ({"seed": 1}, None)
+    _files.write_json(folder / folders.CONFIG, {"kind": "run", "seed": 1})
+    assert folders.earlier(folder) == ({"kind": "run", "seed": 1}, None)
     if kind == "pipe":
         os.mkfifo(folder / "metrics.json")
     else:

@@ -26,11 +26,11 @@ from benchmarks.limits import epoch_flops, product_rate
 from benchmarks.report import RESULTS, describe_machine
 from benchmarks.speedrun.report import FULL, Course, Lap, page
 from benchmarks.tasks import Task
-from experiments.cifar10.experiment import Config, build, settle
+from experiments.cifar10.experiment import Config, build, resolve
 from jaxdl.data import take
 from jaxdl.datasets import Images, cifar10
 from jaxdl.errors import InputError
-from jaxdl.runs.experiment import Built
+from jaxdl.runs import Setup
 from jaxdl.train.evaluate import evaluate
 from jaxdl.train.fit import fit
 
@@ -50,7 +50,7 @@ def repeated(dataset: Images, count: int) -> Images:
     return dataset._replace(train=take(dataset.train, np.arange(count) % len(dataset.train.weights)))
 
 
-def ours(built: Built) -> Race:
+def ours(built: Setup) -> Race:
     """What a user of jaxdl writes."""
     plan = built.plan
     train, test = jax.block_until_ready(jax.device_put((built.sets["train"], built.sets["test"])))
@@ -126,7 +126,7 @@ def run(options: argparse.Namespace) -> str:
     names = ("epochs", "width", "batch_size", "dtype", "learning_rate")
     chosen = {name: getattr(options, name) for name in names}
     # The lesson's split leaves no training images for validation: there is none here.
-    config = settle(Config(recipe="strong", train_size=options.images, lesson_split=True, **chosen))
+    config = resolve(Config(recipe="strong", train_size=options.images, lesson_split=True, **chosen))
     dataset = cifar10(options.data)
     built = build(config, repeated(dataset, config.train_size))
     here, missing = present(options.peers, contestants(config))

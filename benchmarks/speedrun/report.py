@@ -13,7 +13,7 @@ from benchmarks.contestants.start import OURS, Missing
 from benchmarks.report import list_missing, quantity
 from experiments.cifar10.experiment import Config
 from jaxdl._format import short
-from jaxdl.runs.experiment import Built
+from jaxdl.runs import Setup
 
 FULL, AIM = 50_000, 0.94  # training images of CIFAR-10, and the accuracy that the speed run is about
 PUBLISHED = (
@@ -44,7 +44,7 @@ class Course(NamedTuple):
     """What all are given to do."""
 
     config: Config  # settled
-    built: Built
+    built: Setup
     at_hand: int  # different training images
     flops: float  # of a run
     rate: float  # FLOP/s of a matrix product

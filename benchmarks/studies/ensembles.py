@@ -21,6 +21,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -30,24 +31,24 @@ from benchmarks.studies.alternating import alternate, output
 from experiments.cifar10 import experiment as cifar10
 from experiments.weather import experiment as weather
 from jaxdl.ensembles import run_members, spread, start_members
-from jaxdl.runs.experiment import Built
+from jaxdl.runs import Setup
 from jaxdl.train import epochs
 from jaxdl.train.epoch import run_chunk
 
 PROCESS = "process"  # the first word of a command that is one of the processes
 
 
-def built_of(options: argparse.Namespace) -> Built:
+def built_of(options: argparse.Namespace) -> Setup:
     """Build the recipe; for the weather with Adam as it is, because flat vectors are copied where members are many."""
     if options.experiment == "weather":
         config = weather.Config(recipe=options.recipe, data=options.data, epochs=options.epochs)
-        built = weather.build(config, weather.read(config))
+        built = weather.build(config, weather.load(config))
         adam = optax.inject_hyperparams(optax.adam)(learning_rate=config.learning_rate)
-        return built if options.flat else built._replace(plan=built.plan._replace(optimiser=adam))
+        return built if options.flat else replace(built, optimizer=adam)
     config = cifar10.Config(
         recipe=options.recipe, data=options.data, epochs=options.epochs, train_size=options.rows, lesson_split=True
     )
-    return cifar10.build(config, cifar10.read(config))
+    return cifar10.build(config, cifar10.load(config))
 
 
 def run_process(flags: list[str]) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 from experiments.cifar10 import experiment as cifar10
 from experiments.weather import experiment as weather
 from jaxdl import datasets
-from jaxdl.runs.experiment import Built
+from jaxdl.runs import Setup
 from jaxdl.train.evaluate import evaluate
 from jaxdl.train.fit import fit
 from jaxdl.train.plan import NEVER
@@ -29,7 +29,7 @@ RECIPES = {"weather": weather.RECIPES, "cifar10": cifar10.RECIPES}
 DEFAULTS: dict[str, tuple[str, list[int]]] = {"weather": ("plain", [0, 1]), "cifar10": ("small", [0])}
 
 
-def fit_built(built: Built, seed: int, **changes: Any) -> Any:
+def fit_built(built: Setup, seed: int, **changes: Any) -> Any:
     """Train what an experiment has built, with some arguments of `fit` changed."""
     plan, sets = built.plan, built.sets
     usual = {

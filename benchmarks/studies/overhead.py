@@ -25,7 +25,7 @@ from benchmarks.studies.alternating import alternate
 from experiments.weather.experiment import Config, build
 from jaxdl.callbacks import csv_file, distributions, progress_bar, tensorboard
 from jaxdl.datasets import weather
-from jaxdl.runs.experiment import Built
+from jaxdl.runs import Setup
 from jaxdl.runs.runner import drive
 from jaxdl.saving import keeper
 
@@ -34,7 +34,7 @@ INTERVALS = (30.0, 1.0, 0.2)
 SHOWN = "loss", "val_rmse"
 
 
-def with_checkpoints(built: Built, epochs: int, every: float | None) -> Callable[[], float]:
+def with_checkpoints(built: Setup, epochs: int, every: float | None) -> Callable[[], float]:
     """Return a function that measures the seconds of a run with a checkpoint every so many seconds, or with none."""
 
     def measure() -> float:
@@ -49,7 +49,7 @@ def with_checkpoints(built: Built, epochs: int, every: float | None) -> Callable
 
 
 def with_callback(
-    built: Built, epochs: int, callback: Callable[[Path], AbstractContextManager[Any]]
+    built: Setup, epochs: int, callback: Callable[[Path], AbstractContextManager[Any]]
 ) -> Callable[[], float]:
     """Return a function that measures the seconds of a run with a callback, its beginning and its end included."""
 
@@ -85,13 +85,13 @@ def in_a_terminal(epochs: int, batches: int) -> Iterator[Any]:
         yield observe
 
 
-def checkpoint_ways(built: Built, epochs: int) -> dict[str, Callable[[], float]]:
+def checkpoint_ways(built: Setup, epochs: int) -> dict[str, Callable[[], float]]:
     """Return what is measured of checkpoints, by name."""
     ways = {"no checkpoints": with_checkpoints(built, epochs, None)}
     return ways | {f"every {every:g} s": with_checkpoints(built, epochs, every) for every in INTERVALS}
 
 
-def callback_ways(built: Built, epochs: int) -> dict[str, Callable[[], float]]:
+def callback_ways(built: Setup, epochs: int) -> dict[str, Callable[[], float]]:
     """Return what is measured of callbacks, by name."""
     plain = Console(file=io.StringIO(), width=100)
 

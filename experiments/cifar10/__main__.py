@@ -2,8 +2,8 @@
 
 import sys
 
-from experiments.cifar10.experiment import Config, run
-from jaxdl.runs.command import command
+from experiments.cifar10.experiment import EXPERIMENT, Config
+from jaxdl.runs import main
 
 if __name__ == "__main__":
-    sys.exit(command(Config, run, "python -m experiments.cifar10"))
+    sys.exit(main(EXPERIMENT, Config, "python -m experiments.cifar10"))

@@ -11,26 +11,23 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Literal, NamedTuple
 
 import jax
 import numpy as np
 import optax
 
-from experiments.cifar10.report import describe, figures, results, table, usage
+from experiments.cifar10.report import describe_data, evaluate, figures, model_card, table
 from jaxdl.data import take
 from jaxdl.datasets import Images, cifar10
 from jaxdl.errors import InputError
 from jaxdl.losses import smoothed_cross_entropy, softmax_cross_entropy
 from jaxdl.metrics import accuracy
 from jaxdl.nn import Network, as_model, augmented, crop, cutout, flip
-from jaxdl.runs import flags, runner
-from jaxdl.runs.experiment import Built, Experiment, check_save_every
-from jaxdl.runs.flags import Placement, Watching
-from jaxdl.train import early_stopping, make_plan, start
-from jaxdl.train.fit import check_seed
-from jaxdl.types import Array, Examples, Objective
+from jaxdl.runs import Experiment, RunFlags, Setup, runner
+from jaxdl.runs.flags import check_flags
+from jaxdl.train import early_stopping
+from jaxdl.types import Array, Examples
 
 Loss = Callable[[Array, Array], Array]
 MOST_VALIDATION = 5000
@@ -59,12 +56,13 @@ RECIPES = {
 
 @dataclass(frozen=True)
 class Flags:
-    """What is trained, on what, and where it is kept."""
+    """What is trained, and on what."""
 
     recipe: Literal["small", "dense", "pooled", "dropout", "strong"] = "small"
     """small (two convolutions of 50 kernels); dense (no convolution: layers of 100 and 50); pooled (three convolutions
     with max pooling, a layer of 50); dropout (the same with dropout after each pooling); strong (a residual network
-    with BatchNorm, changed images, smoothed labels, a one-cycle schedule and averaged weights)."""
+    with BatchNorm, changed images, smoothed labels, a one-cycle schedule and averaged weights). They train 10 epochs
+    with 32 images a step by Adam at 0.001, never stop before, and strong 30 epochs with 64 at 0.2 at most."""
     data: str = "auto"
     """auto (the folder in JAXDL_DATA, else the cache, else a download, else simulated), tfds, a folder or an archive
     with the published files, or simulated[:IMAGES[:SEED]]."""
@@ -72,44 +70,23 @@ class Flags:
     """Train on so many of the training images, the first ones; what is left, 5000 at most, is for validation."""
     lesson_split: bool = False
     """Validate on the test images, as the lesson does; the results then say so."""
-    seed: int = 0
-    """Draws the initial weights, the order of images, and what is random in training."""
-    epochs: int | None = None
-    """Epochs at most; by default the recipe's, 10 (strong: 30)."""
-    batch_size: int | None = None
-    """Images a step; by default the recipe's, 32 (strong: 64)."""
-    learning_rate: float | None = None
-    """Of Adam, by default 0.001; for strong the greatest one of the schedule, by default 0.2."""
-    patience: int | None = None
-    """Stop after so many epochs without a better validation loss; by default never."""
     dropout: float | None = None
     """The share of numbers that dropout sets to 0, for --recipe dropout; by default 0.2."""
     width: int | None = None
     """Kernels of the first convolution, for --recipe strong; by default 16."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the computation; parameters are float32 always."""
-    workdir: Path | None = None
-    """The run's folder; by default a new one, runs/<time>-<recipe>. One that holds a run, cut off or finished, is gone
-    on with; flags that are left out are then those of that run."""
-    fresh: bool = False
-    """Start over, and keep the run that is in --workdir under another name."""
-    save_every: float = 30.0
-    """Seconds between checkpoints."""
-    on_nan: Literal["stop", "continue"] = "stop"
-    """What to do where a weight or a loss is not finite: stop and say where it began, or go on."""
-    compilation_cache: bool = True
-    """Keep compiled programs in the user's cache folder, so that the next run starts sooner."""
 
 
 @dataclass(frozen=True)
-class Config(Watching, Placement, Flags):
+class Config(RunFlags, Flags):
     """Tells what is in small pictures: cats, ships, horses, ten kinds of things."""
 
 
-def settle(config: Config) -> Config:
+def resolve(config: Config) -> Config:
     """The configuration with the recipe's values where a flag was left out, checked.
 
-    >>> settle(Config(recipe="strong")).batch_size
+    >>> resolve(Config(recipe="strong")).batch_size
     64
     """
     recipe = RECIPES[config.recipe]
@@ -119,24 +96,18 @@ def settle(config: Config) -> Config:
             raise InputError(f"--{name} must come with --recipe {of}, got --recipe {config.recipe}. Leave it out.")
     left_out = {name: value for name, value in recipe._asdict().items() if getattr(config, name) is None}
     config = replace(config, **left_out)
-    assert config.learning_rate is not None and config.epochs is not None
-    if not 1e-30 < config.learning_rate < 1e30:
-        bounds = "above 0 and finite (between 1e-30 and 1e30)"
-        raise InputError(f"--learning-rate must be {bounds}, got {config.learning_rate}. Try 0.001.")
     for name, most in MOST.items():
         value = getattr(config, name)
         if value is not None and not 1 <= value <= most:
             raise InputError(f"--{name.replace('_', '-')} must be from 1 to {most}, got {value}.")
-    check_seed(config.seed)
-    flags.check(config)
-    check_save_every(config.save_every)
+    check_flags(config)
     return config
 
 
 def network(config: Config) -> Network:
-    """The network of a settled configuration as data; `strong` predicts twice.
+    """The network of a resolved configuration as data; `strong` predicts twice.
 
-    >>> network(settle(Config(width=8, recipe="strong")))
+    >>> network(resolve(Config(width=8, recipe="strong")))
     Network(kind='residual_net', arguments={'width': 8, 'dtype': 'float32'}, flip_averaged=True)
     """
     dtype = {"dtype": config.dtype}
@@ -184,9 +155,9 @@ def divide(config: Config, dataset: Images) -> tuple[dict[str, np.ndarray], dict
     return rows, {"train": train, "validation": validation, "test": dataset.test}
 
 
-def build(config: Config, dataset: Images) -> Built:
-    """The plan, the three sets and the initial progress; pure."""
-    config = settle(config)
+def build(config: Config, dataset: Images) -> Setup:
+    """The model, the three sets and how they train; pure."""
+    config = resolve(config)
     rows, sets = divide(config, dataset)
     assert config.epochs is not None and config.batch_size is not None and config.learning_rate is not None
     net, optimiser, rate, average = network(config), optax.adam, config.learning_rate, None
@@ -197,28 +168,35 @@ def build(config: Config, dataset: Images) -> Built:
         loss, optimiser, average = smoothed_cross_entropy(SMOOTHING), momentum, AVERAGE
         steps = config.epochs * -(-len(rows["train"]) // config.batch_size)
         rate = optax.cosine_onecycle_schedule(steps, config.learning_rate, RISING)
-    plan = make_plan(
-        model,
-        Objective(loss, (accuracy,)),
+    return Setup(
+        sets["train"],
+        sets["validation"],
+        sets["test"],
+        model=model,
+        loss=loss,
         # Injected, so that the learning rate is part of the state and recorded every epoch.
-        optax.inject_hyperparams(optimiser)(learning_rate=rate),
+        optimizer=optax.inject_hyperparams(optimiser)(learning_rate=rate),
+        metrics=(accuracy,),
+        epochs=config.epochs,
         batch_size=config.batch_size,
+        seed=config.seed,
         stop=early_stopping("val_loss", patience=config.patience),
         average=average,
+        network=net,
+        dataset=dataset,
+        rows=rows,
     )
-    progress = start(plan, sets["train"], sets["validation"], key=jax.random.key(config.seed))
-    return Built(dataset, rows, sets, plan, progress, config.epochs, net)
 
 
-def read(config: Config) -> Images:
+def load(config: Config) -> Images:
     """The images that the configuration names."""
     return cifar10(config.data)
 
 
-def fixed(config: Config) -> dict[str, str]:
+def frozen_flags(config: Config) -> dict[str, str]:
     """The flags that a run cannot change later beyond those of every run, and why.
 
-    >>> list(fixed(Config(recipe="strong")))
+    >>> list(frozen_flags(Config(recipe="strong")))
     ['epochs']
     """
     return {"epochs": "the cycle of the learning rate is spread over them"} if config.recipe == "strong" else {}
@@ -226,15 +204,15 @@ def fixed(config: Config) -> dict[str, str]:
 
 EXPERIMENT = Experiment(
     name="CIFAR-10",
-    settle=settle,
-    read=read,
     build=build,
-    describe=describe,
-    usage=usage,
-    results=results,
+    load=load,
+    resolve=resolve,
+    describe_data=describe_data,
+    model_card=model_card,
+    evaluate=evaluate,
     figures=figures,
     table=table,
-    fixed=fixed,
-    shown=("loss", "val_accuracy"),
+    frozen_flags=frozen_flags,
+    progress_metrics=("loss", "val_accuracy"),
 )
 run = partial(runner.run, EXPERIMENT)

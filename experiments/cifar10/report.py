@@ -9,12 +9,14 @@ import numpy as np
 from rich.table import Table
 
 from jaxdl import plots
+from jaxdl.datasets import terms_of
 from jaxdl.plots import learning_rates
-from jaxdl.runs import experiment
-from jaxdl.runs.experiment import Built, short
+from jaxdl.runs import Setup, experiment
+from jaxdl.runs.experiment import short
 from jaxdl.saving import Outputs
 from jaxdl.stats import share_error
-from jaxdl.train.evaluate import evaluate, predict
+from jaxdl.train.evaluate import evaluate as evaluate_examples
+from jaxdl.train.evaluate import predict
 from jaxdl.train.fit import as_table
 from jaxdl.train.step import shown_weights
 from jaxdl.types import SETS, Progress, Weights
@@ -35,10 +37,10 @@ LIMITS = (
 SAMPLES, ERRORS = 40, 32
 
 
-def describe(built: Built) -> dict[str, Any]:
+def describe_data(setup: Setup) -> dict[str, Any]:
     """The data set in metrics.json and config.json."""
-    dataset, rows = built.dataset, built.rows
-    lesson = built.sets["validation"] is built.sets["test"]
+    dataset, rows = setup.dataset, setup.rows
+    lesson = setup.sets["validation"] is setup.sets["test"]
     notes = [note for note in (dataset.note, LESSON_SPLIT if lesson else None) if note]
     return {
         "name": dataset.name,
@@ -51,28 +53,29 @@ def describe(built: Built) -> dict[str, Any]:
     }
 
 
-def usage(built: Built) -> dict[str, Any]:
+def model_card(setup: Setup) -> dict[str, Any]:
     """What it takes to use the model, in config.json."""
-    return experiment.usage(
-        built,
-        Outputs(built.dataset.classes, "softmax"),
+    return experiment.model_card(
+        setup,
+        Outputs(setup.dataset.classes, "softmax"),
         title="What is in a small picture",
-        predicts=f"Which of {len(built.dataset.classes)} things a picture shows: {', '.join(built.dataset.classes)}.",
-        limits=LIMITS.format(rows=len(built.rows["train"]), size=built.sets["train"].inputs.shape[1]),
+        predicts=f"Which of {len(setup.dataset.classes)} things a picture shows: {', '.join(setup.dataset.classes)}.",
+        limits=LIMITS.format(rows=len(setup.rows["train"]), size=setup.train.inputs.shape[1]),
+        terms=terms_of(setup.dataset.name, setup.dataset.source)._asdict(),
     )
 
 
-def results(built: Built, progress: Progress) -> dict[str, Any]:
+def evaluate(setup: Setup, progress: Progress) -> dict[str, Any]:
     """The entries of metrics.json that say how well the run went."""
-    plan, sets, classes = built.plan, built.sets, built.dataset.classes
+    plan, sets, classes = setup.plan, setup.sets, setup.dataset.classes
 
     def figures(weights: Weights) -> dict[str, dict[str, float]]:
-        measured = {name: evaluate(plan.model, plan.objective, weights, sets[name]) for name in SETS}
+        measured = {name: evaluate_examples(plan.model, plan.objective, weights, sets[name]) for name in SETS}
         return {figure: {name: float(measured[name][figure]) for name in SETS} for figure in ("accuracy", "loss")}
 
     final, best = figures(shown_weights(progress.state)), figures(progress.best)
     true = np.asarray(sets["test"].targets)
-    matrix = confusion(true, guesses(predicted(built, progress)), len(classes))
+    matrix = confusion(true, guesses(predicted(setup, progress)), len(classes))
     counts = np.bincount(np.asarray(sets["train"].targets), minlength=len(classes))
     majority = int(counts.argmax())
     of_class = np.bincount(true, minlength=len(classes))
@@ -92,9 +95,9 @@ def results(built: Built, progress: Progress) -> dict[str, Any]:
     }
 
 
-def predicted(built: Built, progress: Progress) -> np.ndarray:
+def predicted(setup: Setup, progress: Progress) -> np.ndarray:
     """The probabilities of the classes, (rows, classes), that the final weights give the test images."""
-    outputs = predict(built.plan.model, shown_weights(progress.state), built.sets["test"].inputs)
+    outputs = predict(setup.plan.model, shown_weights(progress.state), setup.sets["test"].inputs)
     return np.asarray(jax.nn.softmax(outputs))
 
 
@@ -117,20 +120,20 @@ def confusion(true: np.ndarray, guessed: np.ndarray, classes: int) -> np.ndarray
     return np.bincount(true[told] * classes + guessed[told], minlength=classes**2).reshape(classes, classes)
 
 
-def figures(built: Built, progress: Progress, history: list[dict[str, float]], title: str) -> dict[str, Figure]:
+def figures(setup: Setup, progress: Progress, history: list[dict[str, float]], title: str) -> dict[str, Figure]:
     """The run's pictures by name: samples, histories, the confusion matrix, confident errors, the first kernels, and
     the learning rate where it changes."""
-    classes, records, best = built.dataset.classes, as_table(history), int(progress.stopping.best_epoch)
-    train, test = built.sets["train"], built.sets["test"]
+    classes, records, best = setup.dataset.classes, as_table(history), int(progress.stopping.best_epoch)
+    train, test = setup.sets["train"], setup.sets["test"]
     names = [classes[label] for label in np.asarray(train.targets[:SAMPLES])]
-    chances = predicted(built, progress)
+    chances = predicted(setup, progress)
     guessed, true = guesses(chances), np.asarray(test.targets)
     pictures = {
         "samples": plots.images(train.inputs[:SAMPLES], names, columns=10, title=f"training images: {title}"),
         "accuracy": plots.history(records, "accuracy", best_epoch=best, title=title),
         "loss": plots.history(records, "loss", best_epoch=best, unit="nats", title=title),
         "confusion": plots.confusion(confusion(true, guessed, len(classes)), classes, title=f"test images: {title}"),
-        "errors": _errors(built, chances, title),
+        "errors": _errors(setup, chances, title),
     }
     first = next((leaf for leaf in jax.tree.leaves(shown_weights(progress.state).params) if leaf.ndim == 4), None)
     if first is not None:
@@ -140,9 +143,9 @@ def figures(built: Built, progress: Progress, history: list[dict[str, float]], t
     return pictures
 
 
-def _errors(built: Built, chances: np.ndarray, title: str) -> Figure:
+def _errors(setup: Setup, chances: np.ndarray, title: str) -> Figure:
     """The test images about which the model is surest and wrong."""
-    classes, test = built.dataset.classes, built.sets["test"]
+    classes, test = setup.dataset.classes, setup.sets["test"]
     guessed, true, sure = guesses(chances), np.asarray(test.targets), chances.max(1)
     wrong = np.flatnonzero((guessed != true) & (guessed >= 0))
     worst = wrong[np.argsort(-sure[wrong], kind="stable")][:ERRORS]

@@ -19,7 +19,6 @@ from experiments.lesson.training import Task, Trained, Truth, measured, trained
 from experiments.weather.experiment import OBJECTIVES, RECIPES, Recipe, divide
 from experiments.weather.features import first_days, of_place, oversampled, with_last_days, with_month
 from experiments.weather.report import baselines
-from jaxdl._environment import compile_clock
 from jaxdl.baselines import root_mean_square
 from jaxdl.data import take
 from jaxdl.datasets import SUFFIX, TARGET, Dataset, Images, place_of
@@ -27,6 +26,7 @@ from jaxdl.ensembles import grid, sweep
 from jaxdl.losses import softmax_cross_entropy
 from jaxdl.metrics import accuracy
 from jaxdl.nn import convnet, mlp
+from jaxdl.runs.environment import compile_clock
 from jaxdl.train import make_plan
 from jaxdl.types import Examples, Model, Objective, Plan
 

@@ -26,18 +26,17 @@ from experiments.lesson.findings import bars, findings, sentence
 from experiments.lesson.page import SOURCES, Picture, page, png
 from experiments.lesson.rows import Row, as_frame, as_seeds, table
 from experiments.lesson.training import Truth
-from jaxdl import _environment, _files
-from jaxdl._files import locked
-from jaxdl._startup import STARTED
 from jaxdl.datasets import SUFFIX, TARGET, Dataset, Images, cifar10, place_of, weather
 from jaxdl.errors import InputError
-from jaxdl.runs import folders
+from jaxdl.runs import environment, folders
 from jaxdl.runs.console import warn
+from jaxdl.runs.environment import STARTED
 from jaxdl.runs.flags import Output
-from jaxdl.runs.folders import workdir
+from jaxdl.runs.folders import locked, workdir
 from jaxdl.runs.signals import NEVER, Interrupts
 
 MOST_SEEDS = 4096
+KIND = "lesson"  # of its folder
 SIMULATED = "SIMULATED {0}: no figure of this lesson says anything about real {1}."
 ABOUT = {
     EXERCISES: "What a network must beat needs no network: tomorrow will be as today. A large network learns its "
@@ -108,12 +107,12 @@ def run(config: Config, console: Console, interrupts: Interrupts = NEVER) -> lis
     if config.target.endswith(SUFFIX):
         raise InputError(f"--target must be a column of the weather, got {config.target}. Its labels are told anyway.")
     if config.compilation_cache:
-        _environment.keep_compilations()
+        environment.keep_compilations()
     data = read(config)
     for note in data.notes():
         warn(note, console)
     with ExitStack() as stack:
-        folder = workdir(config.workdir, config.fresh, "lesson", console)
+        folder = workdir(config.workdir, config.fresh, KIND, console, KIND)
         stack.enter_context(locked(folder))
         if _claim(config, folder, data):
             console.print(f"The lesson in {folder} goes on after its finished rows.", markup=False, soft_wrap=True)
@@ -153,12 +152,11 @@ def read(config: Config) -> Data:
 def _claim(config: Config, folder: Path, data: Data) -> bool:
     """Writes config.json, and says whether the folder holds rows already; raises InputError where they are others."""
     flags = {name: value for name, value in asdict(config).items() if name not in ("quiet", "json")}
-    now = {**flags, "workdir": str(folder), "checksums": data.checksums(), **_environment.surroundings()}
-    earlier = folders.earlier(folder)
+    about = {"workdir": str(folder), "checksums": data.checksums(), **environment.surroundings()}
+    now = {folders.KIND: KIND, **flags, **about}
+    earlier = folders.earlier(folder, KIND)
     if earlier is not None:
         before = earlier.config
-        if "only" not in before:
-            raise InputError(f"--workdir {folder} must be new or the folder of a lesson, got a run's. Choose another.")
         for name in ("seeds", "full", "target"):
             if before.get(name, now[name]) != now[name]:
                 raise InputError(
@@ -172,7 +170,7 @@ def _claim(config: Config, folder: Path, data: Data) -> bool:
                     "over with --fresh."
                 )
         now["checksums"] = before.get("checksums", {}) | now["checksums"]
-    _files.write_json(folder / folders.CONFIG, now)
+    folders.write_json(folder / folders.CONFIG, now)
     return earlier is not None
 
 
@@ -194,7 +192,7 @@ def _write(folder: Path, config: Config, data: Data, lesson: Lesson, truth: dict
         (folder / "figures" / f"{name}.png").write_bytes(pictures[-1].png)
     sections = {row.section for row in lesson.rows}
     measured = (any(not _simulated(of.whole) for of in data.weather), any(not _simulated(of) for of in data.pictures))
-    surroundings = _environment.surroundings()
+    surroundings = environment.surroundings()
     text = page(
         lesson.rows,
         pictures,

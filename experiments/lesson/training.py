@@ -17,12 +17,10 @@ import optax
 from jax import lax
 
 from experiments.lesson.rows import Row
-from jaxdl._environment import compile_clock
-from jaxdl._files import atomic_write, open_regular
-from jaxdl._jit import program
 from jaxdl.ensembles import evaluate_members, fit_seeds
 from jaxdl.ensembles.members import How
 from jaxdl.errors import InputError
+from jaxdl.runs.environment import atomic_write, compile_clock, open_regular, program
 from jaxdl.train import early_stopping
 from jaxdl.train.evaluate import predict
 from jaxdl.types import Array, Examples, Model, Objective, Weights

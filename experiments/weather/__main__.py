@@ -2,8 +2,8 @@
 
 import sys
 
-from experiments.weather.experiment import Config, run
-from jaxdl.runs.command import command
+from experiments.weather.experiment import Config, experiment
+from jaxdl.runs import main
 
 if __name__ == "__main__":
-    sys.exit(command(Config, run, "python -m experiments.weather"))
+    sys.exit(main(experiment, Config, "python -m experiments.weather"))

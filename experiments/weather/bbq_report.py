@@ -10,11 +10,12 @@ from rich.table import Table
 from experiments.weather import report as weather_report
 from jaxdl import plots
 from jaxdl.metrics import precision_recall, roc
-from jaxdl.runs import experiment
-from jaxdl.runs.experiment import Built, short
+from jaxdl.runs import Setup, experiment
+from jaxdl.runs.experiment import short
 from jaxdl.saving import Outputs
 from jaxdl.stats import share_error
-from jaxdl.train.evaluate import evaluate, predict
+from jaxdl.train.evaluate import evaluate as evaluate_examples
+from jaxdl.train.evaluate import predict
 from jaxdl.train.fit import as_table
 from jaxdl.types import SETS, Progress, Weights
 
@@ -39,35 +40,36 @@ FIGURES = {
 }
 
 
-def describe(built: Built) -> dict[str, Any]:
+def describe_data(setup: Setup) -> dict[str, Any]:
     """The data set in metrics.json and config.json, with where the labels come from and how many say yes."""
-    sets = built.sets
+    sets = setup.sets
     shares = {name: float(np.mean(np.asarray(sets[name].targets), dtype=np.float64)) for name in SETS}
-    return {**weather_report.describe(built), "labels": built.dataset.labels, "share_of_yes": shares}
+    return {**weather_report.describe_data(setup), "labels": setup.dataset.labels, "share_of_yes": shares}
 
 
-def usage(built: Built) -> dict[str, Any]:
+def model_card(setup: Setup) -> dict[str, Any]:
     """What it takes to use the model, in config.json."""
-    return experiment.usage(
-        built,
+    return experiment.model_card(
+        setup,
         Outputs(("barbecue_probability",), "sigmoid"),
         title="Whether tomorrow is barbecue weather in Basel",
-        predicts=f"From what was measured {weather_report.where(built.dataset)} today: the probability that tomorrow "
+        predicts=f"From what was measured {weather_report.where(setup.dataset)} today: the probability that tomorrow "
         "is a day in Basel without rain and with at least 18 degrees Celsius.",
-        limits=weather_report.limits(built.dataset),
-        columns=built.dataset.columns,
+        limits=weather_report.limits(setup.dataset),
+        terms=weather_report.terms(setup.dataset),
+        columns=setup.dataset.columns,
     )
 
 
-def baselines(built: Built) -> dict[str, np.ndarray]:
+def baselines(setup: Setup) -> dict[str, np.ndarray]:
     """Scores for the test rows, (rows,) from about 0 to 1, of the methods that a network must beat; above 0.5 is yes.
 
     They are those of the regression, on labels: the share of the last days, or of the month's days, that were barbecue
     weather, and ridge regression on 0 and 1. The majority class is that of the training rows.
     """
-    share = np.mean(built.sets["train"].targets)
-    majority = np.full(len(built.rows["test"]), float(share > 0.5))
-    return {"majority_class": majority, **weather_report.baselines(built.dataset, built.rows)}
+    share = np.mean(setup.sets["train"].targets)
+    majority = np.full(len(setup.rows["test"]), float(share > 0.5))
+    return {"majority_class": majority, **weather_report.baselines(setup.dataset, setup.rows)}
 
 
 def quality(scores: np.ndarray, true: np.ndarray, threshold: float) -> dict[str, float]:
@@ -99,46 +101,46 @@ def confusion(scores: np.ndarray, true: np.ndarray, threshold: float) -> np.ndar
     return np.bincount(2 * np.asarray(true, int)[told] + (scores[told] > threshold), minlength=4).reshape(2, 2)
 
 
-def _logits(built: Built, weights: Weights, name: str) -> np.ndarray:
-    return np.asarray(predict(built.plan.model, weights, built.sets[name].inputs))[:, 0].astype(np.float64)
+def _logits(setup: Setup, weights: Weights, name: str) -> np.ndarray:
+    return np.asarray(predict(setup.plan.model, weights, setup.sets[name].inputs))[:, 0].astype(np.float64)
 
 
-def _true(built: Built, name: str) -> np.ndarray:
-    return np.asarray(built.sets[name].targets)[:, 0]
+def _true(setup: Setup, name: str) -> np.ndarray:
+    return np.asarray(setup.sets[name].targets)[:, 0]
 
 
-def results(built: Built, progress: Progress) -> dict[str, Any]:
+def evaluate(setup: Setup, progress: Progress) -> dict[str, Any]:
     """The entries of metrics.json that say how well the run went."""
 
     def figures(weights: Weights) -> dict[str, dict[str, float]]:
-        plan = built.plan
+        plan = setup.plan
         measured: dict[str, dict[str, Any]] = {
             n: {
-                **quality(_logits(built, weights, n), _true(built, n), 0.0),
-                **evaluate(plan.model, plan.objective, weights, built.sets[n]),
+                **quality(_logits(setup, weights, n), _true(setup, n), 0.0),
+                **evaluate_examples(plan.model, plan.objective, weights, setup.sets[n]),
             }
             for n in SETS
         }
         return {figure: {n: float(measured[n][figure]) for n in SETS} for figure in FIGURES}
 
     def judged(scores: np.ndarray) -> dict[str, float]:
-        return {f"test_{name}": value for name, value in quality(scores, _true(built, "test"), 0.5).items()}
+        return {f"test_{name}": value for name, value in quality(scores, _true(setup, "test"), 0.5).items()}
 
     best = {f"{name}_best": value for name, value in figures(progress.best).items()}
-    figured, count = {**figures(progress.state.weights), **best}, len(built.rows["test"])
+    figured, count = {**figures(progress.state.weights), **best}, len(setup.rows["test"])
     accuracies = {name: figured[name]["test"] for name in ("accuracy", "accuracy_best")}
     return {
-        "baselines": {name: judged(scores) for name, scores in baselines(built).items()},
+        "baselines": {name: judged(scores) for name, scores in baselines(setup).items()},
         **figured,
         "test_errors": {name: share_error(share * count, count) for name, share in accuracies.items()},
     }
 
 
-def figures(built: Built, progress: Progress, history: list[dict[str, float]], title: str) -> dict[str, Figure]:
+def figures(setup: Setup, progress: Progress, history: list[dict[str, float]], title: str) -> dict[str, Figure]:
     """The run's pictures by name: histories, and for the test rows both curves and the confusion matrix."""
     records, best, of_test = as_table(history), int(progress.stopping.best_epoch), f"test days: {title}"
-    true, scores = _true(built, "test"), _logits(built, progress.state.weights, "test")
-    simple = baselines(built)
+    true, scores = _true(setup, "test"), _logits(setup, progress.state.weights, "test")
+    simple = baselines(setup)
     shown = {"model": scores, "ridge regression": simple["ridge"], "climatology": simple["climatology"]}
     # A diverged model has no curve.
     shown = {name: values for name, values in shown.items() if np.isfinite(values).all()}

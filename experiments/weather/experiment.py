@@ -10,13 +10,11 @@ where "as today" misses by 3.88.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from functools import partial
+from typing import Literal, NamedTuple
 
-import jax
 import numpy as np
 import optax
-from rich.console import Console
 
 from experiments.weather import bbq_report
 from experiments.weather import report as weather_report
@@ -27,12 +25,9 @@ from jaxdl.errors import InputError
 from jaxdl.losses import sigmoid_cross_entropy, squared_error
 from jaxdl.metrics import rmse
 from jaxdl.nn import Network, as_model
-from jaxdl.runs import flags, runner
-from jaxdl.runs.experiment import Built, Experiment, check_save_every
-from jaxdl.runs.flags import Placement, Watching
-from jaxdl.runs.signals import NEVER, Interrupts
-from jaxdl.train import early_stopping, make_plan, start
-from jaxdl.train.fit import check_seed
+from jaxdl.runs import Experiment, RunFlags, Setup, runner
+from jaxdl.runs.flags import check_flags
+from jaxdl.train import early_stopping
 from jaxdl.types import Examples, Objective
 
 
@@ -64,7 +59,7 @@ OBJECTIVES = {
 
 @dataclass(frozen=True)
 class Flags:
-    """What is trained, on what, and where it is kept."""
+    """What is trained, and on what."""
 
     recipe: Literal["plain", "small", "early-stopping", "batchnorm", "basel", "all-years"] = "batchnorm"
     """The lesson's exercise: plain (hidden 100 50, 200 epochs); small (hidden 10 5); early-stopping (plain, until the
@@ -76,58 +71,33 @@ class Flags:
     data: str = "auto"
     """auto (the folder in JAXDL_DATA, else the cache, else a download, else simulated), zenodo, zenodo-full, a CSV
     file, a folder that holds one, or simulated[:DAYS[:SEED]]."""
-    seed: int = 0
-    """Draws the initial weights and the order of rows. The split into sets does not depend on it."""
-    epochs: int | None = None
-    """Epochs at most; by default the recipe's."""
-    batch_size: int = 32
-    """Rows a step."""
-    learning_rate: float = 1e-3
-    """Of Adam."""
-    patience: int | None = None
-    """Stop after so many epochs without a better validation loss; by default the recipe's. Works for every recipe."""
     hidden: tuple[int, ...] | None = None
     """Widths of the hidden layers, as in --hidden 100 50; by default the recipe's."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the computation; parameters are float32 always."""
-    workdir: Path | None = None
-    """The run's folder; by default a new one, runs/<time>-<recipe>. One that holds a run, cut off or finished, is gone
-    on with; flags that are left out are then those of that run."""
-    fresh: bool = False
-    """Start over, and keep the run that is in --workdir under another name."""
-    save_every: float = 30.0
-    """Seconds between checkpoints."""
-    on_nan: Literal["stop", "continue"] = "stop"
-    """What to do where a weight or a loss is not finite: stop and say where it began, or go on."""
-    compilation_cache: bool = True
-    """Keep compiled programs in the user's cache folder, so that the next run starts sooner."""
 
 
 @dataclass(frozen=True)
-class Config(Watching, Placement, Flags):
+class Config(RunFlags, Flags):
     """Predicts tomorrow's sunshine hours in Basel from today's weather.
 
     Or whether tomorrow is barbecue weather; beside baselines without a network.
     """
 
+    batch_size: int = 32
+    learning_rate: float = 1e-3
 
-def settle(config: Config) -> tuple[Config, Recipe]:
+
+def resolve(config: Config) -> tuple[Config, Recipe]:
     """The configuration with the recipe's values where a flag was left out, and the recipe with the flags' values.
 
-    >>> settle(Config(recipe="small"))[0].hidden
+    >>> resolve(Config(recipe="small"))[0].hidden
     (10, 5)
     """
     recipe = RECIPES[config.recipe]
     given = {name: getattr(config, name) for name in ("epochs", "patience", "hidden")}
     recipe = recipe._replace(**{name: value for name, value in given.items() if value is not None})
-    if not 1e-30 < config.learning_rate < 1e30:
-        bounds = "above 0 and finite (between 1e-30 and 1e30)"
-        raise InputError(f"--learning-rate must be {bounds}, got {config.learning_rate}. Try 0.001.")
-    if recipe.epochs < 1:
-        raise InputError(f"--epochs must be at least 1, got {recipe.epochs}. Leave it out for the recipe's.")
-    check_seed(config.seed)
-    flags.check(config)
-    check_save_every(config.save_every)
+    check_flags(config)
     return replace(config, hidden=recipe.hidden, epochs=recipe.epochs, patience=recipe.patience), recipe
 
 
@@ -148,26 +118,33 @@ def divide(dataset: Dataset) -> tuple[dict[str, np.ndarray], dict[str, Examples]
     return rows, {name: take(dataset.examples, chosen) for name, chosen in rows.items()}
 
 
-def build(config: Config, dataset: Dataset) -> Built:
-    """The plan, the three sets and the initial progress; pure.
+def build(config: Config, dataset: Dataset) -> Setup:
+    """The model, the three sets and how they train; pure.
 
     Raises InputError where a set of barbecue labels has only one of the two kinds of days.
     """
-    config, recipe = settle(config)
+    config, recipe = resolve(config)
     rows, sets = divide(dataset)
     if config.labels == "bbq":
         check_both_kinds(sets)
     network = Network("mlp", {"widths": recipe.hidden, "input_norm": recipe.input_norm, "dtype": config.dtype})
-    plan = make_plan(
-        as_model(network),
-        OBJECTIVES[config.labels],
+    return Setup(
+        sets["train"],
+        sets["validation"],
+        sets["test"],
+        model=as_model(network),
+        loss=OBJECTIVES[config.labels].loss,
         # Injected, so that the learning rate is part of the state and recorded every epoch.
-        optax.inject_hyperparams(adam)(learning_rate=config.learning_rate),
+        optimizer=optax.inject_hyperparams(adam)(learning_rate=config.learning_rate),
+        metrics=OBJECTIVES[config.labels].metrics,
+        epochs=recipe.epochs,
         batch_size=config.batch_size,
+        seed=config.seed,
         stop=early_stopping("val_loss", patience=recipe.patience),
+        network=network,
+        dataset=dataset,
+        rows=rows,
     )
-    progress = start(plan, sets["train"], sets["validation"], key=jax.random.key(config.seed))
-    return Built(dataset, rows, sets, plan, progress, recipe.epochs, network)
 
 
 def check_both_kinds(sets: dict[str, Examples]) -> None:
@@ -184,44 +161,41 @@ def check_both_kinds(sets: dict[str, Examples]) -> None:
             )
 
 
-def read(config: Config) -> Dataset:
+def load(config: Config) -> Dataset:
     """The rows that the recipe asks for."""
     recipe = RECIPES[config.recipe]
     return weather(config.data, days=recipe.days, places=recipe.places, target=TARGETS[config.labels])
 
 
-def fixed(config: Config) -> dict[str, str]:
-    """The flags that a run cannot change later beyond those of every run: none.
-
-    >>> fixed(Config())
-    {}
-    """
-    return {}
-
-
-EXPERIMENT = Experiment(
+SUNSHINE = Experiment(
     name="weather",
-    settle=lambda config: settle(config)[0],
-    read=read,
     build=build,
-    describe=weather_report.describe,
-    usage=weather_report.usage,
-    results=weather_report.results,
+    load=load,
+    resolve=lambda config: resolve(config)[0],
+    describe_data=weather_report.describe_data,
+    model_card=weather_report.model_card,
+    evaluate=weather_report.evaluate,
     figures=weather_report.figures,
     table=weather_report.table,
-    fixed=fixed,
-    shown=("loss", "val_rmse"),
+    progress_metrics=("loss", "val_rmse"),
 )
-BBQ = EXPERIMENT._replace(
-    describe=bbq_report.describe,
-    usage=bbq_report.usage,
-    results=bbq_report.results,
+BBQ = SUNSHINE._replace(
+    describe_data=bbq_report.describe_data,
+    model_card=bbq_report.model_card,
+    evaluate=bbq_report.evaluate,
     figures=bbq_report.figures,
     table=bbq_report.table,
-    shown=("loss", "val_accuracy"),
+    progress_metrics=("loss", "val_accuracy"),
 )
 
 
-def run(config: Config, console: Console, interrupts: Interrupts = NEVER) -> dict[str, Any]:
-    """A run of the experiment that the labels ask for (`running.run`)."""
-    return runner.run(BBQ if config.labels == "bbq" else EXPERIMENT, config, console, interrupts)
+def experiment(config: Config) -> Experiment:
+    """Return the experiment that the labels ask for.
+
+    >>> experiment(Config(labels="bbq")).progress_metrics
+    ('loss', 'val_accuracy')
+    """
+    return BBQ if config.labels == "bbq" else SUNSHINE
+
+
+run = partial(runner.run, experiment)

@@ -9,13 +9,14 @@ from rich.table import Table
 
 from jaxdl import plots
 from jaxdl.baselines import climatology, mean_of_last, ridge, root_mean_square
-from jaxdl.datasets import Dataset, place_of
+from jaxdl.datasets import Dataset, place_of, terms_of
 from jaxdl.plots import residuals
-from jaxdl.runs import experiment
-from jaxdl.runs.experiment import Built, short
+from jaxdl.runs import Setup, experiment
+from jaxdl.runs.experiment import short
 from jaxdl.saving import Outputs
 from jaxdl.stats import rmse_error
-from jaxdl.train.evaluate import evaluate, predict
+from jaxdl.train.evaluate import evaluate as evaluate_examples
+from jaxdl.train.evaluate import predict
 from jaxdl.train.fit import as_table
 from jaxdl.types import SETS, Progress, Weights
 
@@ -61,19 +62,19 @@ def baselines(dataset: Dataset, rows: dict[str, np.ndarray]) -> dict[str, np.nda
     }
 
 
-def results(built: Built, progress: Progress) -> dict[str, Any]:
+def evaluate(setup: Setup, progress: Progress) -> dict[str, Any]:
     """The entries of metrics.json that say how well the run went."""
 
     def figures(weights: Weights) -> dict[str, float]:
-        plan = built.plan
-        return {n: float(evaluate(plan.model, plan.objective, weights, built.sets[n])["rmse"]) for n in SETS}
+        plan = setup.plan
+        return {n: float(evaluate_examples(plan.model, plan.objective, weights, setup.sets[n])["rmse"]) for n in SETS}
 
     def missed(weights: Weights) -> np.ndarray:
-        test = built.sets["test"]
-        return np.asarray(predict(built.plan.model, weights, test.inputs) - test.targets)
+        test = setup.sets["test"]
+        return np.asarray(predict(setup.plan.model, weights, test.inputs) - test.targets)
 
-    true = built.dataset.examples.targets[built.rows["test"], 0]
-    simple = baselines(built.dataset, built.rows)
+    true = setup.dataset.examples.targets[setup.rows["test"], 0]
+    simple = baselines(setup.dataset, setup.rows)
     misses = {name: guess - true for name, guess in simple.items()}
     final, best = progress.state.weights, progress.best
     return {
@@ -86,9 +87,9 @@ def results(built: Built, progress: Progress) -> dict[str, Any]:
     }
 
 
-def describe(built: Built) -> dict[str, Any]:
+def describe_data(setup: Setup) -> dict[str, Any]:
     """The data set in metrics.json and config.json."""
-    dataset, rows = built.dataset, built.rows
+    dataset, rows = setup.dataset, setup.rows
     entry: dict[str, Any] = {
         "name": dataset.name,
         "source": dataset.source,
@@ -102,16 +103,22 @@ def describe(built: Built) -> dict[str, Any]:
     return entry
 
 
-def usage(built: Built) -> dict[str, Any]:
+def model_card(setup: Setup) -> dict[str, Any]:
     """What it takes to use the model, in config.json."""
-    return experiment.usage(
-        built,
+    return experiment.model_card(
+        setup,
         Outputs(("sunshine_hours",), unit="hours"),
         title="Tomorrow's sunshine hours in Basel",
-        predicts=f"How long the sun will shine in Basel tomorrow, from what was measured {where(built.dataset)} today.",
-        limits=limits(built.dataset),
-        columns=built.dataset.columns,
+        predicts=f"How long the sun will shine in Basel tomorrow, from what was measured {where(setup.dataset)} today.",
+        limits=limits(setup.dataset),
+        terms=terms(setup.dataset),
+        columns=setup.dataset.columns,
     )
+
+
+def terms(dataset: Dataset) -> dict[str, Any]:
+    """Where the data come from, and what may be done with them."""
+    return terms_of(dataset.name, dataset.source)._asdict()
 
 
 def limits(dataset: Dataset) -> str:
@@ -126,11 +133,11 @@ def where(dataset: Dataset) -> str:
     return f"{found} (simulated)" if dataset.source.startswith("simulated") else found
 
 
-def figures(built: Built, progress: Progress, history: list[dict[str, float]], title: str) -> dict[str, Figure]:
+def figures(setup: Setup, progress: Progress, history: list[dict[str, float]], title: str) -> dict[str, Figure]:
     """The run's pictures by name: history, predictions for the test rows beside persistence, what they miss."""
-    test = built.sets["test"]
-    model = np.asarray(predict(built.plan.model, progress.state.weights, test.inputs))
-    persistence = built.dataset.today[built.rows["test"]]
+    test = setup.sets["test"]
+    model = np.asarray(predict(setup.plan.model, progress.state.weights, test.inputs))
+    persistence = setup.dataset.today[setup.rows["test"]]
     best = int(progress.stopping.best_epoch)
     shown = {f"model after epoch {len(history)}": model, "persistence": persistence}
     return {

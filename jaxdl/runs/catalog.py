@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
-from jaxdl._files import held, open_regular, read_json
+from jaxdl._files import held, open_regular
 from jaxdl.errors import InputError
-from jaxdl.runs.folders import CONFIG, HISTORY, METRICS, USAGE, Earlier
+from jaxdl.runs.folders import CONFIG, HISTORY, KIND, METRICS, RUN, USAGE, Earlier, other_kind, read_json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,7 +28,7 @@ Column = Literal[
 ]
 
 
-class Row(NamedTuple):
+class RunInfo(NamedTuple):
     """What a run's folder says; None where it does not say it, nan where a number is not finite."""
 
     run: str  # its path from the folder in which it was found
@@ -52,13 +52,13 @@ class Row(NamedTuple):
 def find(folder: str | Path) -> list[Path]:
     """The folders of runs under a folder, at any depth, or itself: those with a config.json; not inside of runs.
 
-    Hidden folders, and those of lessons, are passed over. Raises InputError where there is no such folder, or one below
-    it cannot be read.
+    Hidden folders, and those whose config.json is of another kind, are passed over. Raises InputError where there is no
+    such folder, or one below it cannot be read.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as above:
-    ...     Path(above, "weather", "one", "checkpoints").mkdir(parents=True)
-    ...     _ = Path(above, "weather", "one", "config.json").write_text("{}")
+    ...     Path(above, "rain", "one", "checkpoints").mkdir(parents=True)
+    ...     _ = Path(above, "rain", "one", "config.json").write_text('{"kind": "run"}')
     ...     [path.name for path in find(Path(above))]
     ['one']
     """
@@ -79,18 +79,18 @@ def _unreadable(error: OSError) -> None:
 
 
 def _of_another_kind(folder: Path) -> bool:
-    """Whether a config.json is that of a lesson or of another program; a damaged one may be a run's."""
+    """Whether a config.json is not that of a run; a damaged one may be."""
     try:
-        told = read_json(folder / CONFIG)
+        config = read_json(folder / CONFIG)
     except (InputError, OSError):
         return False
-    return bool(told) and not {"recipe", "seed"} & set(told)
+    return config.get(KIND) != RUN
 
 
-def listing(folder: str | Path) -> list[Row]:
+def list_runs(folder: str | Path) -> list[RunInfo]:
     """A row for each run under a folder, by name. Raises InputError where there is no such folder.
 
-    >>> listing(Path("no", "such", "folder"))
+    >>> list_runs(Path("no", "such", "folder"))
     Traceback (most recent call last):
     jaxdl.errors.InputError: no/such/folder must be a folder with runs, got nothing. Give the folder that was the ...
     """
@@ -98,7 +98,7 @@ def listing(folder: str | Path) -> list[Row]:
     return ordered(row(run, str(run.relative_to(folder)) if run != folder else "") for run in find(folder))
 
 
-def row(folder: str | Path, name: str = "") -> Row:
+def row(folder: str | Path, name: str = "") -> RunInfo:
     """The row of the run in a folder, which is called by the folder's name if by no other; never raises.
 
     >>> row(Path("no", "such", "run")).reason
@@ -113,14 +113,14 @@ def row(folder: str | Path, name: str = "") -> Row:
         about: dict[str, Any] = {"recipe": str(run.config["recipe"]), "seed": int(run.config["seed"]), "when": when}
         figures = _unfinished(folder) if run.metrics is None else _finished(run.metrics)
     except InputError as error:
-        return Row(name, folder, DAMAGED, str(error))
+        return RunInfo(name, folder, DAMAGED, str(error))
     except OSError as error:
-        return Row(name, folder, DAMAGED, f"{folder} cannot be read: {error.strerror}.")
+        return RunInfo(name, folder, DAMAGED, f"{folder} cannot be read: {error.strerror}.")
     except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
-        return Row(name, folder, DAMAGED, f"{folder} does not hold what a run's files hold ({error!r}).")
+        return RunInfo(name, folder, DAMAGED, f"{folder} does not hold what a run's files hold ({error!r}).")
     if held(folder):
         figures["reason"] = RUNNING
-    return Row(name, folder, commit=str(commit)[:7] if commit else None, **about, **figures)
+    return RunInfo(name, folder, commit=str(commit)[:7] if commit else None, **about, **figures)
 
 
 def read(folder: str | Path) -> Earlier:
@@ -135,9 +135,10 @@ def read(folder: str | Path) -> Earlier:
         got = "a folder without" if folder.is_dir() else "a file" if folder.exists() else "nothing of that name"
         advice = "List the runs with `python -m jaxdl runs FOLDER`."
         raise InputError(f"{folder} must be the folder of a run, which holds a {CONFIG}, got {got}. {advice}")
-    if _of_another_kind(folder):
-        raise InputError(f"{folder} must be the folder of a run, got one whose {CONFIG} has no recipe. Name a run's.")
-    return Earlier(read_json(folder / CONFIG), read_json(folder / METRICS) if (folder / METRICS).exists() else None)
+    config = read_json(folder / CONFIG)
+    if config.get(KIND) != RUN:
+        raise InputError(f"{folder} must be the folder of a run, got {other_kind(config)}. Name that of a run.")
+    return Earlier(config, read_json(folder / METRICS) if (folder / METRICS).exists() else None)
 
 
 def history(folder: str | Path) -> pd.DataFrame:
@@ -211,13 +212,13 @@ def higher_is_better(figure: str) -> bool:
     return re.search(r"(accuracy|area|auc|precision|recall|f1|r2|top\d+)$", figure) is not None
 
 
-def ordered(rows: Iterable[Row], by: Column = "run", reverse: bool = False) -> list[Row]:
+def ordered(rows: Iterable[RunInfo], by: Column = "run", reverse: bool = False) -> list[RunInfo]:
     """Rows in the order of a column; by figures the best first. Those that have no value are the last either way.
 
     Figures of one kind stand together, since an accuracy is neither above nor below an RMSE. Numbers in names count as
     numbers.
 
-    >>> made = [Row(name, Path(name), "epochs") for name in ("run-10", "run-9")]
+    >>> made = [RunInfo(name, Path(name), "epochs") for name in ("run-10", "run-9")]
     >>> [row.run for row in ordered(made)]
     ['run-9', 'run-10']
     """
@@ -226,7 +227,7 @@ def ordered(rows: Iterable[Row], by: Column = "run", reverse: bool = False) -> l
     known = [(value, each) for value, each in zip(values, rows, strict=True) if value is not None and value == value]
     rest = [each for value, each in zip(values, rows, strict=True) if value is None or value != value]
 
-    def key(entry: tuple[Any, Row]) -> Any:
+    def key(entry: tuple[Any, RunInfo]) -> Any:
         value, each = entry
         if isinstance(value, str):
             return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", value)]
@@ -239,7 +240,7 @@ def ordered(rows: Iterable[Row], by: Column = "run", reverse: bool = False) -> l
 class Account(NamedTuple):
     """A run: its row, and what the row is made of."""
 
-    row: Row
+    row: RunInfo
     config: dict[str, Any]
     metrics: dict[str, Any] | None  # where it is finished
     files: dict[str, int]  # what the folder holds, by name from the folder, in bytes; folders with all that is in them

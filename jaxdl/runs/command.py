@@ -9,16 +9,19 @@ import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
 from jaxdl import _files, _startup, distributed
 from jaxdl.distributed import processes
 from jaxdl.errors import InputError, printable
-from jaxdl.runs import folders, multiprocess
+from jaxdl.runs import folders, multiprocess, runner
 from jaxdl.runs.console import alone, make_console
-from jaxdl.runs.flags import OWN, Output
+from jaxdl.runs.experiment import Experiment
+from jaxdl.runs.flags import OWN, Output, RunFlags
 from jaxdl.runs.resume import flags_of
-from jaxdl.runs.signals import Interrupts, interrupts
+from jaxdl.runs.signals import Interrupts, StoppedError, interrupts
 from jaxdl.train.nonfinite import NotFiniteError
 
 if TYPE_CHECKING:
@@ -28,11 +31,26 @@ if TYPE_CHECKING:
 ConfigT = TypeVar("ConfigT", bound=Output)
 
 
-class StoppedError(Exception):
-    """A signal ended the run, which is saved; the arguments are the signal and the folder."""
-
-
 FAILED, BAD_INPUT, CLOSED, SIGNAL = 1, 2, 141, 128  # a signal's exit code is 128 and its number
+
+
+def main(
+    experiment: Experiment | Callable[[Any], Experiment],
+    flags_class: type[RunFlags] = RunFlags,
+    prog: str | None = None,
+    arguments: Sequence[str] | None = None,
+) -> int:
+    """Run the command line of an experiment; return the exit code, for `sys.exit`.
+
+    experiment: or a function that gives the one that the flags ask for. flags_class: `RunFlags`, or a subclass of it
+    with the experiment's own flags; its docstring is what `--help` begins with. prog: how the command is called.
+    arguments: those of the process unless given.
+
+    0: the run is finished. 2: bad input, in one message. 1: nan or infinity. 128 + a signal, such as 130 after Ctrl-C:
+    the run is saved, and the same command with its `--workdir` resumes it. 141: the output was closed.
+    """
+    prog = f"python {Path(sys.argv[0]).name}" if prog is None else prog
+    return command(flags_class, partial(runner.run, experiment), prog, arguments)
 
 
 def command(

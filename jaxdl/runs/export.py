@@ -8,14 +8,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from jaxdl import _files
 from jaxdl.errors import InputError
 from jaxdl.nn import as_model
 from jaxdl.nn.models import from_json
 from jaxdl.runs import folders
 from jaxdl.saving import Outputs, load
-from jaxdl.saving.export import escaped_html, export
-from jaxdl.types import SETS
+from jaxdl.saving.export import escaped_html, export, load_program
+from jaxdl.types import SETS, Model, Weights
 
 
 def export_run(run: str | Path, folder: str | Path, *, kept: Literal["best", "final"] = "best") -> Path:
@@ -40,7 +39,8 @@ def export_run(run: str | Path, folder: str | Path, *, kept: Literal["best", "fi
             if not all(isinstance(text, str) for text in texts):
                 raise TypeError(name)
         rows = np.zeros((1, *inputs["shape"]), inputs["dtype"])
-        model, card = as_model(from_json(config["network"])), of_run(config, metrics, kept)
+        model = None if config["network"] is None else as_model(from_json(config["network"]))
+        card = of_run(config, metrics, kept)
     except InputError:
         raise
     except (AttributeError, KeyError, MemoryError, OverflowError, TypeError, ValueError) as error:
@@ -49,7 +49,19 @@ def export_run(run: str | Path, folder: str | Path, *, kept: Literal["best", "fi
             "Restore them from a copy, or train again."
         ) from error
     weights = load(run / "checkpoints" / kept)
+    if model is None:
+        model = _own_model(run, weights)
     return export(folder, model, weights, rows, columns=columns, outputs=outputs, card=card)
+
+
+def _own_model(run: Path, weights: Weights) -> Model:
+    path = run / folders.PROGRAM
+    if not path.is_file():
+        raise InputError(
+            f"the run in {run} cannot be exported: its model was not saved, as its command said at the end. Call "
+            "jaxdl.saving.export.export in a script that has the model."
+        )
+    return load_program(path, weights)
 
 
 def _finished(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -60,7 +72,7 @@ def _finished(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             f"the run in {run} is not finished: it has no {folders.METRICS}. Let its command go on first, with "
             f"--workdir {run}."
         )
-    return _files.read_json(run / folders.CONFIG), _files.read_json(run / folders.METRICS)
+    return folders.read_json(run / folders.CONFIG), folders.read_json(run / folders.METRICS)
 
 
 ERRORS = (
@@ -92,7 +104,7 @@ def of_run(config: Mapping[str, Any], metrics: Mapping[str, Any], kept: str) -> 
         *([f"**{data['note']}**"] if data.get("note") else []),
         "## How good it is",
         figures(metrics, kept, config.get("outputs", {}).get("unit", "")),
-        ERRORS,
+        *([ERRORS] if metrics.get("test_errors") else []),
         "## Limits",
         about["limits"],
         "## Data",
@@ -109,7 +121,7 @@ def of_run(config: Mapping[str, Any], metrics: Mapping[str, Any], kept: str) -> 
 
 def _network(entry: Any) -> str:
     if not isinstance(entry, Mapping):
-        return "not told"
+        return "the author's own."
     words = ", ".join(f"{name} {value}" for name, value in entry.get("arguments", {}).items())
     twice = "; each picture is seen as its mirror image too" if entry.get("flip_averaged") else ""
     return f"{entry.get('kind')} ({words}){twice}."

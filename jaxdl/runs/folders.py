@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import stat
 import time
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from jaxdl._files import is_draft, locked, read_json
+from jaxdl import _files
+from jaxdl._files import is_draft
 from jaxdl.errors import InputError, printable
 
 if TYPE_CHECKING:
@@ -17,8 +19,31 @@ if TYPE_CHECKING:
 
 
 CONFIG, METRICS, HISTORY = "config.json", "metrics.json", "history.csv"
+KIND, RUN = "kind", "run"  # an entry of config.json: which kind of folder it is, and that of a run
+PROGRAM = "model.stablehlo"  # a model that config.json does not describe
 # What config.json says for those who use the model, beside what the run was told.
 USAGE = ("network", "inputs", "outputs", "card", "terms")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file of a run's folder. Raises InputError where it holds something else."""
+    return _files.read_json(path, "Restore it from a copy, or start over with --fresh.")
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a JSON file of a run's folder, whole or not at all."""
+    _files.write_json(path, content)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[Callable[[], bool]]:
+    """Keep other processes out of a run's folder; gives whether it is still locked. Raises InputError where one is in it."""
+    with ExitStack() as stack:
+        try:
+            holds = stack.enter_context(_files.locked(folder))
+        except InputError as error:
+            raise InputError(f"--workdir {error}") from None
+        yield holds
 
 
 class Earlier(NamedTuple):
@@ -28,8 +53,8 @@ class Earlier(NamedTuple):
     metrics: dict[str, Any] | None  # where it is finished
 
 
-def earlier(folder: str | Path) -> Earlier | None:
-    """The run that a folder holds; None for a folder that is new or empty.
+def earlier(folder: str | Path, kind: str = RUN) -> Earlier | None:
+    """The run that a folder holds; None for a folder that is new or empty. kind: what its config.json must be of.
 
     Raises InputError for any other folder: a run never writes among files that are not its own.
 
@@ -47,12 +72,30 @@ def earlier(folder: str | Path) -> Earlier | None:
                 f"--workdir {folder} must be new, empty or the folder of a run, got a folder that holds other files. "
                 "Choose another folder."
             )
+        config = read_json(folder / CONFIG)
+        if config.get(KIND) != kind:
+            raise InputError(
+                f"--workdir {folder} must be new, empty or the folder of a {kind}, got {other_kind(config)}. Choose "
+                "another folder."
+            )
         metrics = read_json(folder / METRICS) if (folder / METRICS).exists() else None
-        return Earlier(read_json(folder / CONFIG), metrics)
+        return Earlier(config, metrics)
     except NotADirectoryError:
         raise InputError(f"--workdir {folder} must be a folder, got a file. Choose another name.") from None
     except OSError as error:
         raise InputError(f"--workdir {folder} cannot be read: {error.strerror}. Choose another folder.") from None
+
+
+def other_kind(config: dict[str, Any]) -> str:
+    """Return what the folder of this config.json is, where it is not the one that was expected.
+
+    >>> other_kind({"kind": "lesson"}), other_kind({"model": "bert"})
+    ('that of a lesson', 'one whose config.json has no "kind", as another program or an earlier version writes it')
+    """
+    kind = config.get(KIND)
+    if isinstance(kind, str) and kind.isidentifier():
+        return f"that of a {kind}"
+    return f'one whose {CONFIG} has no "{KIND}", as another program or an earlier version writes it'
 
 
 def check_no_links(folder: Path) -> None:
@@ -125,19 +168,20 @@ def set_aside(folder: Path) -> Path | None:
         ) from None
 
 
-def workdir(given: Path | None, fresh: bool, name: str, console: Console) -> Path:
+def workdir(given: Path | None, fresh: bool, name: str, console: Console, kind: str = RUN) -> Path:
     """The folder of a run, made where it is not there: the given one, or a new one in runs, named by the time.
 
-    fresh: what is in it is kept under another name, which is told. Raises InputError for a folder of other files.
+    fresh: what is in it is kept under another name, which is told. kind: as in `earlier`. Raises InputError for a
+    folder of other files.
     """
     if given is None:
         return _new(name)
     if fresh and given.exists():
         with locked(given):
-            earlier(given)  # Raises for a folder of other files.
+            earlier(given, kind)  # Raises for a folder of other files.
         aside = set_aside(given)
         console.print(f"What was in {given} is now {aside}.", markup=False, soft_wrap=True)
-    earlier(given)
+    earlier(given, kind)
     make(given)
     return given
 

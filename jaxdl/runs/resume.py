@@ -136,7 +136,7 @@ def beginning(
     advice = (
         f"{refusal or 'Use the data and the code of that run'}, choose another --workdir, or start over with --fresh."
     )
-    saved = saving.latest(folder / CHECKPOINTS, tell)
+    saved = saving.latest(folder / CHECKPOINTS, tell, again="--fresh, which keeps this run under another name")
     if saved is None:
         if refusal is not None:
             raise InputError(f"the run in {folder} cannot go on: {advice}")

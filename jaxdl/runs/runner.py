@@ -19,7 +19,6 @@ from rich.console import Console
 from jaxdl import _environment, _files, callbacks, distributed, profiling
 from jaxdl import saving as saving_module
 from jaxdl._environment import compile_clock
-from jaxdl._files import locked
 from jaxdl._format import table
 from jaxdl._startup import STARTED
 from jaxdl.data import Source
@@ -28,11 +27,10 @@ from jaxdl.errors import InputError
 from jaxdl.nn import Summary, summary
 from jaxdl.nn.summaries import as_markdown, as_table
 from jaxdl.runs import folders, multiprocess, resume
-from jaxdl.runs.command import StoppedError
 from jaxdl.runs.console import warn
-from jaxdl.runs.experiment import Built, Experiment, short
+from jaxdl.runs.experiment import Experiment, Setup, recipe_of, setup_of, short
 from jaxdl.runs.flags import HOW, OWN, told
-from jaxdl.runs.folders import workdir
+from jaxdl.runs.folders import locked, workdir
 from jaxdl.runs.resume import (
     Beginning,
     beginning,
@@ -43,14 +41,15 @@ from jaxdl.runs.resume import (
     recorded,
     refused,
 )
-from jaxdl.runs.signals import NEVER, Interrupts
+from jaxdl.runs.signals import NEVER, Interrupts, StoppedError
+from jaxdl.saving.export import save_program
 from jaxdl.train.epoch import batches_of_epoch
 from jaxdl.train.fit import reason, warn_of_eval_params, without_best
 from jaxdl.train.loop import Chunk, Pace, Reached, checked, chunks, run_loop
 from jaxdl.train.nonfinite import NotFiniteError, guarded
 from jaxdl.train.plan import check_monitors
 from jaxdl.train.step import shown_weights
-from jaxdl.types import Examples, History, Observer, Plan, Progress
+from jaxdl.types import Examples, History, Observer, Plan, Progress, Weights
 
 
 class End(NamedTuple):
@@ -141,21 +140,27 @@ class Job(NamedTuple):
     """A run that is about to begin, or to go on."""
 
     experiment: Experiment
-    config: Any  # settled
-    built: Built
+    config: Any  # resolved
+    setup: Setup
+    data: dict[str, Any]  # what the files say of the data
     folder: Path
     console: Console
     mesh: Mesh | None
     holds: Callable[[], bool] = lambda: True  # whether the folder is still locked for this process
 
 
-def run(experiment: Experiment, config: Any, console: Console, interrupts: Interrupts = NEVER) -> dict[str, Any]:
+def run(
+    experiment: Experiment | Callable[[Any], Experiment], config: Any, console: Console, interrupts: Interrupts = NEVER
+) -> dict[str, Any]:
     """Trains, compares and writes the run's folder; gives its metrics, which are written last.
+
+    experiment: or a function that gives the one that the flags ask for.
 
     A folder that holds the same run, begun earlier, is gone on with. Where several processes share it, process 0 does
     all this and the others only train. Raises StoppedError where a signal ended the run, NotFiniteError where nan or
     infinity did, and EndedError where processes have agreed to end.
     """
+    experiment = experiment if isinstance(experiment, Experiment) else experiment(config)
     multiprocess.join(config, _agreed(experiment, config))
     if not distributed.is_first():
         return _follow(experiment, config, interrupts)
@@ -175,13 +180,13 @@ def _agreed(experiment: Experiment, config: Any) -> dict[str, Any]:
 def _follow(experiment: Experiment, config: Any, interrupts: Interrupts) -> dict[str, Any]:
     console = Console(quiet=True)
     with multiprocess.preparing():
-        settled = experiment.settle(config)
+        resolved = experiment.resolve(config)
         if config.compilation_cache:
             _environment.keep_compilations()
-        mesh, built = multiprocess.mesh(config), _built(experiment, config, console)
-    multiprocess.check_data(built.dataset.sha256)
-    folder, begin = multiprocess.following(built.start)
-    _train(Job(experiment, settled, built, folder, console, mesh), Beginning(begin, [], None), interrupts)
+        mesh, (setup, data) = multiprocess.mesh(config), _set_up(experiment, resolved, console)
+    multiprocess.check_data(data["sha256"])
+    folder, begin = multiprocess.following(setup.start)
+    _train(Job(experiment, resolved, setup, data, folder, console, mesh), Beginning(begin, [], None), interrupts)
     return {}
 
 
@@ -189,13 +194,13 @@ def _lead(
     experiment: Experiment, config: Any, console: Console, interrupts: Interrupts, go: multiprocess.Go
 ) -> dict[str, Any]:
     seconds = {"import": time.perf_counter() - STARTED}
-    settled = experiment.settle(config)
+    resolved = experiment.resolve(config)
     earlier = None if config.workdir is None or config.fresh else folders.earlier(config.workdir)
     if earlier is not None:
         earlier, _ = recorded(config.workdir, earlier)
     if earlier is not None and earlier.metrics is not None:
-        found = changes(told(settled), earlier)
-        if not refused(found, experiment.fixed(settled)) and not goes_on(found, earlier.metrics):
+        found = changes(told(resolved), earlier)
+        if not refused(found, experiment.frozen_flags(resolved)) and not goes_on(found, earlier.metrics):
             return resume.show(experiment, earlier.metrics, config, console)
     if config.compilation_cache:
         _environment.keep_compilations()
@@ -203,23 +208,23 @@ def _lead(
         if earlier is not None:
             holds = stack.enter_context(locked(config.workdir))
         began = time.perf_counter()
-        mesh, built = multiprocess.mesh(config), _built(experiment, config, console)
+        mesh, (setup, data) = multiprocess.mesh(config), _set_up(experiment, resolved, console)
         seconds["data"] = time.perf_counter() - began
-        multiprocess.check_data(built.dataset.sha256)
-        folder = (
-            config.workdir if earlier is not None else workdir(config.workdir, config.fresh, config.recipe, console)
-        )
+        multiprocess.check_data(data["sha256"])
+        folder = config.workdir
+        if earlier is None:
+            folder = workdir(config.workdir, config.fresh, recipe_of(experiment, config), console)
         if earlier is None:
             holds = stack.enter_context(locked(folder))
         _files.remove_drafts(folder)
         interrupts.advise(f"interrupted; the same command with --workdir {folder} goes on from what is saved there.")
-        job = Job(experiment, settled, built, folder, console, mesh, holds)
+        job = Job(experiment, resolved, setup, data, folder, console, mesh, holds)
         begin = _begin(job)
         go(folder, begin.progress)
         with _room(folder):
             metrics = _work(job, begin, interrupts, seconds, compiling)
             metrics["seconds"] = {**seconds, "compile": compiling(), "total": time.perf_counter() - STARTED}
-            _files.write_json(folder / folders.METRICS, metrics)
+            folders.write_json(folder / folders.METRICS, metrics)
     console.print(experiment.table(metrics))
     console.print(f"Everything about this run is in {folder}", markup=False, soft_wrap=True)
     return metrics
@@ -237,34 +242,36 @@ def _room(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _built(experiment: Experiment, config: Any, console: Console) -> Built:
+def _set_up(experiment: Experiment, flags: Any, console: Console) -> tuple[Setup, dict[str, Any]]:
+    """Return what is trained, and what the files say of its data."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # The note is printed instead.
-        dataset = experiment.read(config)
-    built = experiment.build(config, dataset)
-    warn(experiment.describe(built)["note"], console)
-    return built
+        setup = setup_of(experiment, flags)
+    data = experiment.describe_data(setup)
+    setup.start  # noqa: B018  made here, where the time for the data is taken
+    warn(data["note"], console)
+    return setup, data
 
 
 def _begin(job: Job) -> Beginning:
     """Where the run begins; its folder then holds its configuration. The folder is locked."""
-    experiment, config, built, folder, console, *_ = job
-    about, flags = experiment.describe(built), told(config)
-    usage = experiment.usage(built)
-    now = {**flags, "workdir": str(folder), "dataset": about, **usage, **_environment.surroundings()}
+    experiment, config, setup, data, folder, console, *_ = job
+    flags, card = told(config), experiment.model_card(setup)
+    about = {folders.KIND: folders.RUN, "recipe": recipe_of(experiment, config)}
+    now = {**about, **flags, "workdir": str(folder), "dataset": data, **card, **_environment.surroundings()}
     earlier = folders.earlier(folder)
     if earlier is None:
-        _files.write_json(folder / folders.CONFIG, now)
-        return Beginning(built.start, [], None)
+        folders.write_json(folder / folders.CONFIG, now)
+        return Beginning(setup.start, [], None)
     written = earlier.config
     earlier, doubt = recorded(folder, earlier)
     warn(doubt, console)
     found = changes(flags, earlier)
-    refusal = refused(found, experiment.fixed(config))
-    begin = beginning(built.start, folder, about["sha256"], found, refusal, partial(warn, shown=console))
+    refusal = refused(found, experiment.frozen_flags(config))
+    begin = beginning(setup.start, folder, data["sha256"], found, refusal, partial(warn, shown=console))
     done = int(begin.progress.epoch)
-    check_epochs(built.epochs, done, folder)
-    kept = {**earlier.config, **usage, "dataset": about}
+    check_epochs(setup.epochs, done, folder)
+    kept = {**earlier.config, **card, "dataset": data}
     if begin.saved is None:
         kept = now
     elif found:
@@ -273,7 +280,7 @@ def _begin(job: Job) -> Beginning:
         before = written["changes"] if isinstance(written.get("changes"), list) else []
         kept |= {**{n: now[n] for n in found}, "changes": [*(each for each in before if each != record), record]}
     if _files.as_json(kept) != _files.as_json(written):
-        _files.write_json(folder / folders.CONFIG, kept)
+        folders.write_json(folder / folders.CONFIG, kept)
     if begin.saved is not None:
         warn(other_surroundings(begin.saved or earlier.config, now), console)
     console.print(begin.text, markup=False, soft_wrap=True)
@@ -284,21 +291,22 @@ def _work(
     job: Job, begin: Beginning, interrupts: Interrupts, seconds: dict[str, float], compiling: Callable[[], float]
 ) -> dict[str, Any]:
     """Trains and writes all but the metrics, which it gives."""
-    experiment, config, built, folder, console, *_ = job
-    network, tell = summary(built.plan.model, built.sets["train"].inputs[:1]), partial(warn, shown=console)
-    console.print(as_table(network, f"{config.recipe}, seed {config.seed}, {short(built.dataset.source)}"))
+    experiment, config, setup, data, folder, console, *_ = job
+    recipe, tell = recipe_of(experiment, config), partial(warn, shown=console)
+    network = summary(setup.plan.model, setup.train.inputs[:1])
+    console.print(as_table(network, f"{recipe}, seed {config.seed}, {short(data['source'])}"))
     if config.tensorboard:
         describe(config, network, folder, tell)
     compiled, began = compiling(), time.perf_counter()
     end = _train(job, begin, interrupts)
     seconds["fit"] = time.perf_counter() - began - (compiling() - compiled)
     if not int(end.progress.stopping.best_epoch):
-        tell(without_best(built.plan, built.sets["validation"]))
+        tell(without_best(setup.plan, setup.validation))
     pictures = _keep(job, end)
     metrics = {
-        "dataset": experiment.describe(built),
-        **experiment.results(built, end.progress),
-        "recipe": config.recipe,
+        "dataset": data,
+        **experiment.evaluate(setup, end.progress),
+        "recipe": recipe,
         "epochs": len(end.history),
         "best_epoch": int(end.progress.stopping.best_epoch),
         "reason": reason(end.progress),
@@ -308,19 +316,18 @@ def _work(
     if config.tensorboard:
         conclude(metrics, pictures, folder, tell)
     if config.cost:
-        cost = profiling.step_cost(built.plan, built.start, built.sets["train"])
+        cost = profiling.step_cost(setup.plan, setup.start, setup.train)
         metrics["cost"] = profiling.as_record(cost)
         console.print(profiling.as_table(cost))
     return metrics
 
 
 def _train(job: Job, begin: Beginning, interrupts: Interrupts) -> End:
-    experiment, config, built, folder, console, mesh, _ = job
-    sets = built.sets["train"], built.sets["validation"]
-    progress, train, validation = multiprocess.placed(begin.progress, *sets, mesh)
+    experiment, config, setup, data, folder, console, mesh, _ = job
+    progress, train, validation = multiprocess.placed(begin.progress, setup.train, setup.validation, mesh)
     about = {
         "config": {**told(config), "workdir": str(folder)},
-        "data": built.dataset.sha256,
+        "data": data["sha256"],
         "surroundings": _environment.surroundings(),
     }
     tell = partial(warn, shown=console)
@@ -330,16 +337,16 @@ def _train(job: Job, begin: Beginning, interrupts: Interrupts) -> End:
         saving = stack.enter_context(save)
         looking = NOBODY
         if distributed.is_first():
-            run = built, folder, console, progress, begin.history
-            looking = stack.enter_context(watched(config, *run, experiment.shown, tell))
+            run = setup, folder, console, progress, begin.history
+            looking = stack.enter_context(watched(config, *run, experiment.progress_metrics, tell))
             notice = noticing(job.holds, folder, config.save_every, tell)
             looking = looking._replace(watchers=(*looking.watchers, notice))
         end = drive(
-            built.plan,
+            setup.plan,
             progress,
             train,
             validation,
-            epochs=built.epochs,
+            epochs=setup.epochs,
             history=begin.history,
             **looking._asdict(),
             interrupts=interrupts,
@@ -355,18 +362,33 @@ def _train(job: Job, begin: Beginning, interrupts: Interrupts) -> End:
 
 def _keep(job: Job, end: End) -> list[Path]:
     """Writes weights and pictures; gives the pictures."""
-    experiment, _, built, folder, *_ = job
+    experiment, _, setup, data, folder, *_ = job
     for name, kept in (("final", shown_weights(end.progress.state)), ("best", end.progress.best)):
         # There already where the run was finished before and went on, or was cut off just here.
         shutil.rmtree(folder / "checkpoints" / name, ignore_errors=True)
         saving_module.save(folder / "checkpoints" / name, kept)
+    if setup.network is None:
+        _keep_program(job, end.progress.best)
     (folder / "figures").mkdir(exist_ok=True)
-    title = f"{folder.name}, {short(built.dataset.source)}"
+    title = f"{folder.name}, {short(data['source'])}"
     pictures = []
-    for name, figure in experiment.figures(built, end.progress, end.history, title).items():
+    for name, figure in experiment.figures(setup, end.progress, end.history, title).items():
         pictures.append(folder / "figures" / f"{name}.png")
         figure.savefig(pictures[-1])
     return pictures
+
+
+def _keep_program(job: Job, weights: Weights) -> None:
+    """Write the model itself, so that the run can be exported without the code of the experiment."""
+    path = job.folder / folders.PROGRAM
+    try:
+        save_program(path, job.setup.plan.model, weights, job.setup.train.inputs[:1])
+    except OSError:
+        raise
+    except Exception as error:  # whatever a model of the user's own cannot do without the number of its rows
+        path.unlink(missing_ok=True)
+        text = str(error).partition("\n")[0]
+        warn(f"the run cannot be exported, because its model works only as it is called here: {text}", job.console)
 
 
 CHARTS, RUN, PROFILE = "tensorboard", "run", "profile"  # folders
@@ -406,7 +428,7 @@ NOBODY = Watchers((), ())
 @contextmanager
 def watched(
     config: Any,
-    built: Built,
+    setup: Setup,
     folder: Path,
     console: Console,
     begin: Progress,
@@ -418,18 +440,19 @@ def watched(
 
     begin: placed as it is trained. shown: what the bar shows of an epoch. tell: is told what could not be written.
     """
-    done, (train, validation) = len(history), (built.sets[name] for name in ("train", "validation"))
-    _, batches = batches_of_epoch(built.plan, train, validation)
+    done, epochs = len(history), setup.epochs
+    _, batches = batches_of_epoch(setup.plan, setup.train, setup.validation)
     with ExitStack() as stack:
         observers = [callbacks.csv_file(folder / "history.csv", history)]
-        watchers = [callbacks.progress_bar(built.epochs, shown, console=console, batches=batches, begin=done)]
+        watchers = [callbacks.progress_bar(epochs, shown, console=console, batches=batches, begin=done)]
         if config.tensorboard:
             observers.append(callbacks.tensorboard(folder / CHARTS, begin=done, tell=tell))
         if config.histograms:
             every = config.histograms
-            observers.append(callbacks.distributions(folder / CHARTS, built.plan, train, begin, every=every, tell=tell))
+            plan, train = setup.plan, setup.train
+            observers.append(callbacks.distributions(folder / CHARTS, plan, train, begin, every=every, tell=tell))
         if config.profile:
-            watchers.append(callbacks.tracing(folder / PROFILE, begin=done, last=built.epochs, tell=tell))
+            watchers.append(callbacks.tracing(folder / PROFILE, begin=done, last=epochs, tell=tell))
         yield Watchers(*(tuple(map(stack.enter_context, each)) for each in (observers, watchers)))
 
 

@@ -12,6 +12,10 @@ from typing import NamedTuple
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
+class StoppedError(Exception):
+    """A signal ended the run, which is saved; the arguments are the signal and the folder."""
+
+
 class Interrupts(NamedTuple):
     """What a loop asks and tells; without signals nothing happens."""
 

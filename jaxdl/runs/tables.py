@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, get_args
 from rich.text import Text
 
 from jaxdl._format import short
-from jaxdl.runs.catalog import METRICS_PART, Account, Column, Difference, Row, flat
-from jaxdl.runs.folders import USAGE
+from jaxdl.runs.catalog import METRICS_PART, Account, Column, Difference, RunInfo, flat
+from jaxdl.runs.folders import KIND, USAGE
 from jaxdl.types import SETS
 
 if TYPE_CHECKING:
@@ -24,14 +24,14 @@ NARROW: tuple[Column, ...] = ("run", "recipe", "seed", "best", "test", "reason",
 WIDE = 140  # columns of a terminal from which on all are shown
 NUMBERS = ("seed", "best", "test", "time", "epochs", "parameters")
 LEADING = ("recipe", "seed", "reason", "epochs", "best_epoch", "parameters", "dataset")  # told by lines of their own
-ABOUT = (*USAGE, "dataset", "versions", "devices", "platform", "commit", "changes", "workdir")
+ABOUT = (KIND, *USAGE, "dataset", "versions", "devices", "platform", "commit", "changes", "workdir")
 
 
-def listed(rows: Sequence[Row], width: int = 80) -> Table:
+def listed(rows: Sequence[RunInfo], width: int = 80) -> Table:
     """Rows of a listing in `width` columns, 80 or more; from 140 on with all columns.
 
     >>> from pathlib import Path
-    >>> listed([Row("small", Path("runs", "small"), "epochs")]).row_count
+    >>> listed([RunInfo("small", Path("runs", "small"), "epochs")]).row_count
     1
     """
     table, columns = _table(), get_args(Column) if width >= WIDE else NARROW
@@ -42,11 +42,11 @@ def listed(rows: Sequence[Row], width: int = 80) -> Table:
     return table
 
 
-def notes(rows: Iterable[Row]) -> list[str]:
+def notes(rows: Iterable[RunInfo]) -> list[str]:
     """What stands below a listing: what its figures are, and what is damaged.
 
     >>> from pathlib import Path
-    >>> notes([Row("small", Path("small"), "epochs", figure="rmse", best=3.0, test=3.5)])
+    >>> notes([RunInfo("small", Path("small"), "epochs", figure="rmse", best=3.0, test=3.5)])
     ['best: rmse of the validation rows at the best epoch; test: of the test rows, by the same weights.']
     """
     rows = list(rows)
@@ -77,7 +77,7 @@ def told(of: Account) -> RenderableType:
     """All that a run's folder says, on a page: what it was told, how it ended, its figures beside those of baselines.
 
     >>> from pathlib import Path
-    >>> of = Account(Row("small", Path("small"), "unfinished", seed=0), {"seed": 0}, None, {"config.json": 12})
+    >>> of = Account(RunInfo("small", Path("small"), "unfinished", seed=0), {"seed": 0}, None, {"config.json": 12})
     >>> type(told(of)).__name__
     'Group'
     """
@@ -154,7 +154,7 @@ def _table() -> Table:
     return Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold underline")
 
 
-def _cell(of: Row, column: Column, width: int) -> Text:
+def _cell(of: RunInfo, column: Column, width: int) -> Text:
     value = getattr(of, "seconds" if column == "time" else column)
     if value is None:
         return Text("")

@@ -513,23 +513,25 @@ def check_same(folder: Path, place: tuple[int, int] | None) -> None:
         raise OSError(f"{folder} was moved or removed while the run was writing there")
 
 
-def latest(folder: str | Path, tell: Callable[[str], None]) -> Saved | None:
+def latest(folder: str | Path, tell: Callable[[str], None], *, again: str = "another folder") -> Saved | None:
     """The latest checkpoint in a run's folder that is whole; None where no save was ever finished.
 
     A damaged one is told in one line, put aside as `damaged-<number>`, and the one before is used. What was put aside
     earlier, and what saves that were killed have left, is removed. Where another run is saving there, nothing is
     changed. Raises InputError where all are damaged, or one cannot be read although nothing of it has changed.
+
+    again: with what to start over where all are damaged, for the message.
     """
     folder = Path(folder)
     with ExitStack() as stack:
         try:
             stack.enter_context(exclusive(folder))
         except (InputError, OSError):
-            return _latest(folder, tell, tidy=False)
-        return _latest(folder, tell, tidy=os.access(folder, os.W_OK))
+            return _latest(folder, tell, again, tidy=False)
+        return _latest(folder, tell, again, tidy=os.access(folder, os.W_OK))
 
 
-def _latest(folder: Path, tell: Callable[[str], None], tidy: bool) -> Saved | None:
+def _latest(folder: Path, tell: Callable[[str], None], again: str, tidy: bool) -> Saved | None:
     numbers, before_now = numbers_in(folder), sorted(folder.glob("damaged-*"))
     # Without checksums a save was not finished, as where a process is killed in its first.
     finished = sorted(folder.glob(f"*/{_files.CHECKSUMS}"))
@@ -555,8 +557,7 @@ def _latest(folder: Path, tell: Callable[[str], None], tidy: bool) -> Saved | No
         tell(f"the checkpoint {path} is damaged ({damage}); it is now {aside.name}{before}.")
     if finished:
         raise InputError(
-            f"every checkpoint in {folder} is damaged. Restore one from a copy, or start over with --fresh, which "
-            "keeps this run under another name."
+            f"every checkpoint in {folder} is damaged. Restore one from a copy, or start over with {again}."
         )
     return None
 

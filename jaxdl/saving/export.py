@@ -60,8 +60,54 @@ def inference(
         outputs, _ = model.apply(held, raw if scaling is None else _standardised(raw, scaling), train=False)
         return LINKS[link](outputs.astype(jnp.float32)).reshape(outputs.shape[0], -1)
 
-    shape = jax_export.symbolic_shape(", ".join(["rows", *map(str, inputs.shape[1:])]))
-    return jax_export.export(jax.jit(predictions), platforms=PLATFORMS)(jax.ShapeDtypeStruct(shape, inputs.dtype))
+    rows = jax.ShapeDtypeStruct(_any_rows(inputs), inputs.dtype)
+    return jax_export.export(jax.jit(predictions), platforms=PLATFORMS)(rows)
+
+
+def save_program(path: Path, model: Model, weights: Weights, inputs: Any) -> None:
+    """Write what a model computes of weights and of any number of rows like these, for all platforms, without its code.
+
+    The weights are arguments of the program, and no part of it.
+
+    >>> import tempfile
+    >>> from jaxdl import mlp
+    >>> model, rows = mlp((8,)), np.ones((3, 2), np.float32)
+    >>> weights = model.init(jax.random.key(0), rows)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_program(Path(folder, "model"), model, weights, rows)
+    ...     same = load_program(Path(folder, "model"), weights)
+    >>> bool(np.allclose(same.apply(weights, rows, train=False)[0], model.apply(weights, rows, train=False)[0]))
+    True
+    """
+    structure = jax.tree.structure(weights)
+
+    def outputs(leaves: list[Array], rows: Array) -> Array:
+        return model.apply(jax.tree.unflatten(structure, leaves), rows, train=False)[0]
+
+    shapes = [jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype) for leaf in jax.tree.leaves(weights)]
+    rows = jax.ShapeDtypeStruct(_any_rows(inputs), inputs.dtype)
+    program = jax_export.export(jax.jit(outputs), platforms=PLATFORMS)(shapes, rows)
+    path.write_bytes(program.serialize())
+
+
+def load_program(path: Path, weights: Weights) -> Model:
+    """Return the model that `save_program` wrote, for predictions alone. weights: some of that model.
+
+    Raises InputError where the file does not hold one.
+    """
+    try:
+        program = jax_export.deserialize(bytearray(path.read_bytes()))
+    except Exception as error:  # flatbuffers raises whatever the bytes lead to
+        raise InputError(f"{path} must hold a model, got {error!r:.200}. Restore it from a copy.") from error
+
+    def apply(weights: Weights, inputs: Array, **_: Any) -> tuple[Array, PyTree]:
+        return program.call(jax.tree.leaves(weights), inputs), weights.stats
+
+    return Model(lambda key, inputs: jax.tree.map(jnp.zeros_like, weights), apply)
+
+
+def _any_rows(inputs: Any) -> Any:
+    return jax_export.symbolic_shape(", ".join(["rows", *map(str, inputs.shape[1:])]))
 
 
 def _standardised(raw: Array, scaling: Scaling) -> Array:

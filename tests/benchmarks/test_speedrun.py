@@ -24,7 +24,7 @@ from benchmarks.speedrun import __main__ as speedrun
 from benchmarks.speedrun import report as speedrun_report
 from benchmarks.speedrun.report import Course, Lap
 from benchmarks.tasks import Task
-from experiments.cifar10.experiment import Config, build, settle
+from experiments.cifar10.experiment import Config, build, resolve
 from jaxdl.datasets import cifar10
 from jaxdl.errors import InputError
 from jaxdl.nn import residual_net
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 PEERS = os.environ.get("JAXDL_PEERS", sys.executable)
-CONFIG = settle(
+CONFIG = resolve(
     Config(
         recipe="strong",
         train_size=100,
@@ -101,7 +101,7 @@ def test_contestants_take_turns_and_those_that_fail_are_left_out():
 
 def course(built, source="file:/data", at_hand=50_000, size=50_000):
     config = replace(CONFIG, train_size=size)
-    return Course(config, built._replace(dataset=built.dataset._replace(source=source)), at_hand, 3e12, 1e12)
+    return Course(config, replace(built, dataset=built.dataset._replace(source=source)), at_hand, 3e12, 1e12)
 
 
 def test_the_page_has_the_figures(built):

@@ -25,11 +25,11 @@ from tests.documents import PAGES, ROOT, blocks, name_of
 from tests.quick import quick_programs
 
 WITH_PYTHON = [page for page in PAGES if blocks(page, "python")]
-# Pages with tests of their own, here and in docs/test_readme.py and docs/test_keras.py.
+# Pages with tests of their own, here and in docs/test_readme.py, docs/test_keras.py and docs/test_own_experiment.py.
 OWN = {
     "README.md",
     "docs/keras.md",
-    *(f"docs/{name}.md" for name in ("how-it-works", "many-runs", "growing", "sharing")),
+    *(f"docs/{name}.md" for name in ("how-it-works", "many-runs", "growing", "sharing", "own-experiment")),
 }
 # What is quick to compile instead of what a page says, and how often it says it: here it is the calls that are tried.
 SMALL = {

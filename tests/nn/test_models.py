@@ -423,14 +423,14 @@ def test_the_experiments_describe_the_networks_that_their_help_describes():
     counted = {"small": 415_960, "dense": 312_860, "pooled": 57_060, "dropout": 57_060, "strong": 414_074}
     images = jnp.zeros((1, 32, 32, 3), jnp.uint8)
     for recipe, count in counted.items():
-        network = cifar10.network(cifar10.settle(cifar10.Config(recipe=recipe)))
+        network = cifar10.network(cifar10.resolve(cifar10.Config(recipe=recipe)))
         weights = jax.eval_shape(as_model(network).init, jax.random.key(0), images)
         assert sum(leaf.size for leaf in jax.tree.leaves(weights)) == count, recipe
         assert network.flip_averaged == (recipe == "strong")
 
 
 def test_what_a_weather_run_trains_is_what_it_describes():
-    dataset = weather.read(weather.Config(data="simulated:90"))
+    dataset = weather.load(weather.Config(data="simulated:90"))
     for recipe in weather.RECIPES:
         built = weather.build(weather.Config(recipe=recipe, data="simulated:90"), dataset)
         described = as_model(built.network)

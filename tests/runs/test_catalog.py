@@ -16,14 +16,14 @@ from jaxdl._files import locked
 from jaxdl.errors import InputError
 from jaxdl.runs.catalog import (
     Difference,
-    Row,
+    RunInfo,
     account,
     differences,
     files,
     find,
     flat,
     history,
-    listing,
+    list_runs,
     ordered,
     read,
     row,
@@ -102,7 +102,7 @@ def test_a_damaged_run_is_a_row_that_says_so_beside_the_others(tmp_path, name):
     write(tmp_path / "a")
     write(tmp_path / "b")
     (tmp_path / "a" / file).write_bytes(content if isinstance(content, bytes) else content.encode())
-    damaged, healthy = listing(tmp_path)
+    damaged, healthy = list_runs(tmp_path)
     assert (damaged.run, damaged.reason, healthy.reason) == ("a", "damaged", "epochs")
     assert str(tmp_path / "a") in damaged.problem
 
@@ -131,22 +131,22 @@ def test_runs_are_found_at_any_depth_but_not_inside_of_runs_and_not_hidden(tmp_p
         write(tmp_path / name)
     (tmp_path / "empty").mkdir()
     (tmp_path / "circle").symlink_to(tmp_path)
-    assert [each.run for each in listing(tmp_path)] == ["b", "deep/er/a"]
+    assert [each.run for each in list_runs(tmp_path)] == ["b", "deep/er/a"]
     assert {*find(tmp_path)} == {tmp_path / "b", tmp_path / "deep" / "er" / "a"}
 
 
 def test_the_folder_of_a_run_lists_that_run(tmp_path):
-    (found,) = listing(write(tmp_path / "one"))
+    (found,) = list_runs(write(tmp_path / "one"))
     assert (found.run, found.folder) == ("one", tmp_path / "one")
 
 
 def test_what_is_no_folder_is_told(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="file must be a folder with runs, got a file"):
-        listing(tmp_path / "file")
+        list_runs(tmp_path / "file")
     with pytest.raises(InputError, match=r"the folder of a run, which holds a config\.json, got a folder without"):
         read(tmp_path)
-    assert listing(tmp_path) == []
+    assert list_runs(tmp_path) == []
 
 
 def test_the_best_run_comes_first_within_its_kind_of_figure(tmp_path):
@@ -157,7 +157,7 @@ def test_the_best_run_comes_first_within_its_kind_of_figure(tmp_path):
     write(tmp_path / "d", metrics={**METRICS, "rmse_best": {"validation": 2.0, "test": 5.0}})
     write(tmp_path / "e", metrics={**METRICS, "rmse_best": {"validation": None, "test": None}})
     write(tmp_path / "f", metrics=None, history=None)
-    rows = listing(tmp_path)
+    rows = list_runs(tmp_path)
     assert math.isnan(rows[4].best)
     assert "".join(each.run for each in ordered(rows, "best")) == "badcef"
     assert "".join(each.run for each in ordered(rows, "test")) == "abcdef"
@@ -170,7 +170,7 @@ COLUMNS = ("run", "recipe", "seed", "best", "test", "reason", "time", "commit", 
 @given(
     st.lists(
         st.builds(
-            Row,
+            RunInfo,
             run=st.text("ab1²٣-", max_size=5),
             folder=st.none(),
             reason=st.sampled_from(["epochs", "damaged"]),
@@ -194,9 +194,9 @@ def test_any_rows_can_be_ordered_by_any_column_and_those_without_a_value_are_las
 
 @given(st.lists(st.integers(0, 10**6)), st.booleans())
 def test_numbers_order_as_numbers_do(seeds, reverse):
-    by_seed = ordered([Row("", None, "epochs", seed=seed) for seed in seeds], "seed", reverse)
+    by_seed = ordered([RunInfo("", None, "epochs", seed=seed) for seed in seeds], "seed", reverse)
     assert [each.seed for each in by_seed] == sorted(seeds, reverse=reverse)
-    by_name = ordered([Row(f"run-{seed}", None, "epochs") for seed in seeds], "run", reverse)
+    by_name = ordered([RunInfo(f"run-{seed}", None, "epochs") for seed in seeds], "run", reverse)
     assert [each.run for each in by_name] == [f"run-{seed}" for seed in sorted(seeds, reverse=reverse)]
 
 
@@ -212,22 +212,24 @@ def test_a_folder_that_may_not_be_read_is_a_row(tmp_path, monkeypatch):
 
 def test_lessons_and_other_programs_are_no_runs(tmp_path):
     write(tmp_path / "run")
-    for name, told in (("lesson", {"only": "all", "seeds": 16}), ("other", {"model": "bert"})):
+    for name, told in (("lesson", {"kind": "lesson", "seed": 1}), ("other", {"recipe": "cake", "seed": 1})):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text(json.dumps(told))
-    assert [each.run for each in listing(tmp_path)] == ["run"]
-    with pytest.raises(InputError, match="has no recipe"):
+    assert [each.run for each in list_runs(tmp_path)] == ["run"]
+    with pytest.raises(InputError, match="got that of a lesson"):
         read(tmp_path / "lesson")
+    with pytest.raises(InputError, match=r'config\.json has no "kind"'):
+        read(tmp_path / "other")
 
 
 @pytest.mark.parametrize("name", ["config.json", "metrics.json", "history.csv"])
 def test_a_pipe_in_the_folder_of_a_run_holds_nobody_up(name, tmp_path):
     for run in ("a", "b"):
         (tmp_path / run).mkdir()
-        (tmp_path / run / "config.json").write_text('{"recipe": "small", "seed": 1}')
+        (tmp_path / run / "config.json").write_text('{"kind": "run", "recipe": "small", "seed": 1}')
     (tmp_path / "a" / name).unlink(missing_ok=True)
     os.mkfifo(tmp_path / "a" / name)
-    assert [(row.run, row.reason) for row in listing(tmp_path)] == [("a", "damaged"), ("b", "unfinished")]
+    assert [(row.run, row.reason) for row in list_runs(tmp_path)] == [("a", "damaged"), ("b", "unfinished")]
 
 
 def test_what_lies_behind_a_link_is_not_the_runs(tmp_path):
@@ -259,7 +261,7 @@ def test_files_are_counted_in_bytes_and_folders_with_all_that_is_in_them(tmp_pat
 @pytest.mark.parametrize("damage", ["config.json", "metrics.json"])
 def test_a_damaged_run_has_no_account(tmp_path, damage):
     folder = write(tmp_path / "one")
-    (folder / damage).write_text("{}")
+    (folder / damage).write_text('{"kind": "run"}')
     with pytest.raises(InputError, match="does not hold what a run's files hold"):
         account(folder)
 

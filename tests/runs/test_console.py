@@ -190,7 +190,7 @@ def test_a_console_shows_hostile_texts_and_its_own_styles(terminal):
 def test_a_run_with_hostile_names_is_listed_as_text(command, tmp_path, capsys):
     folder = tmp_path / "runs" / "a\x1b[2Jb"
     folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps({"recipe": HOSTILE, "seed": 1, HOSTILE: HOSTILE}))
+    (folder / "config.json").write_text(json.dumps({"kind": "run", "recipe": HOSTILE, "seed": 1, HOSTILE: HOSTILE}))
     assert main([*command, str(folder if command[0] == "show" else folder.parent)]) == 0
     said = capsys.readouterr()
     assert said.err == "" and not {"\x1b", "\x07", "\x9b", "\u202e"} & set(said.out)
@@ -309,6 +309,6 @@ def test_a_file_without_rights_is_one_message(tmp_path, monkeypatch, capsys):
     def refuse(*_):
         raise PermissionError(13, "Permission denied", "/runs/a\x1b[2J")
 
-    monkeypatch.setattr("jaxdl.runs.catalog.listing", refuse)
+    monkeypatch.setattr("jaxdl.runs.catalog.list_runs", refuse)
     assert main(["runs", str(tmp_path)]) == 2
     assert capsys.readouterr().err == "error: /runs/a\\x1b[2J cannot be read or written (Permission denied).\n"

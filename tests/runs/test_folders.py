@@ -20,7 +20,7 @@ def test_what_a_process_leaves_that_was_killed_at_once_is_no_run(tmp_path, name)
 
 
 def test_a_run_gives_its_configuration_and_a_finished_one_its_metrics(tmp_path):
-    config, metrics = {"seed": 1, "hidden": [10, 5]}, {"rmse": {"test": 3.5}, "epochs": 12, "note": None}
+    config, metrics = {"kind": "run", "seed": 1, "hidden": [10, 5]}, {"rmse": {"test": 3.5}, "epochs": 12, "note": None}
     write_json(tmp_path / folders.CONFIG, config)
     assert folders.earlier(tmp_path) == (config, None)
     write_json(tmp_path / folders.METRICS, metrics)
@@ -33,6 +33,16 @@ def test_a_folder_of_other_files_is_refused(tmp_path, name):
     (tmp_path / name).touch()
     with pytest.raises(InputError, match="must be new, empty or the folder of a run"):
         folders.earlier(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "config, got", [({"kind": "lesson"}, "that of a lesson"), ({"seed": 1}, 'has no "kind"'), ({}, 'has no "kind"')]
+)
+def test_a_folder_of_another_kind_is_refused(tmp_path, config, got):
+    write_json(tmp_path / folders.CONFIG, config)
+    with pytest.raises(InputError, match="must be new, empty or the folder of a run, got") as refusal:
+        folders.earlier(tmp_path)
+    assert got in str(refusal.value)
 
 
 def test_a_file_in_place_of_the_folder_is_refused(tmp_path):
@@ -52,7 +62,7 @@ def test_a_folder_below_a_file_is_refused(tmp_path):
 @pytest.mark.parametrize("content", [b"", b'{"rmse": 1', b"[1, 2]", b"null", b"\xff\xfe\x00", b"[" * 10**5])
 @pytest.mark.parametrize("name", [folders.CONFIG, folders.METRICS])
 def test_what_is_not_a_json_object_is_damaged(tmp_path, name, content):
-    write_json(tmp_path / folders.CONFIG, {"seed": 1})
+    write_json(tmp_path / folders.CONFIG, {"kind": "run", "seed": 1})
     (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError, match="is damaged: it must be JSON"):
         folders.earlier(tmp_path)

@@ -226,8 +226,8 @@ def test_nan_stops_a_run_which_then_can_continue(tmp_path, capsys):
 
 def test_a_schedule_over_all_epochs_cannot_get_more_of_them():
     found = {"epochs": (1, 2)}
-    assert refused(found, cifar10.fixed(cifar10.Config())) is None
-    told = refused(found, cifar10.fixed(cifar10.Config(recipe="strong")))
+    assert refused(found, cifar10.frozen_flags(cifar10.Config())) is None
+    told = refused(found, cifar10.frozen_flags(cifar10.Config(recipe="strong")))
     assert (
         told
         == "--epochs is 1 in the run there (the cycle of the learning rate is spread over them), got 2. Use --epochs 1"

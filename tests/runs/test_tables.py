@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from jaxdl.runs import tables
-from jaxdl.runs.catalog import Difference, account, differences, listing
+from jaxdl.runs.catalog import Difference, account, differences, list_runs
 from tests.run_folders import METRICS, accuracy, write
 
 
@@ -23,7 +23,7 @@ def rows(tmp_path):
     write(tmp_path / "begun", metrics=None)
     write(tmp_path / "bad")
     (tmp_path / "bad" / "config.json").write_text("{")
-    return listing(tmp_path)
+    return list_runs(tmp_path)
 
 
 @pytest.mark.parametrize("width", [80, 100, 139, 140, 200])
@@ -98,7 +98,7 @@ def test_metrics_that_are_not_finite_are_shown(tmp_path):
     none = {"train": None, "validation": None, "test": None}
     folder = write(tmp_path / "one", metrics={**METRICS, "rmse": none, "rmse_best": none, "best_epoch": 0})
     assert "nan" in "\n".join(shown(tables.told(account(folder)), 80))
-    assert "nan" in "\n".join(shown(tables.listed(listing(tmp_path)), 80))
+    assert "nan" in "\n".join(shown(tables.listed(list_runs(tmp_path)), 80))
 
 
 def test_an_account_tells_the_network_and_the_costs_but_not_what_export_needs(tmp_path):

@@ -77,9 +77,9 @@ def built(runs):
     sunshine, barbecue = (weather.Config(data="simulated:400", epochs=1, labels=of) for of in ("sunshine", "bbq"))
     pictures = cifar10.Config(data="simulated:720", epochs=1, train_size=200, recipe="pooled")
     return {
-        "sunshine": weather.build(sunshine, weather.read(sunshine)),
-        "barbecue": weather.build(barbecue, weather.read(barbecue)),
-        "pictures": cifar10.build(pictures, cifar10.read(pictures)),
+        "sunshine": weather.build(sunshine, weather.load(sunshine)),
+        "barbecue": weather.build(barbecue, weather.load(barbecue)),
+        "pictures": cifar10.build(pictures, cifar10.load(pictures)),
     }
 
 

@@ -14,7 +14,7 @@ import pytest
 from sklearn.metrics import accuracy_score, confusion_matrix, log_loss, recall_score
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from experiments.cifar10.experiment import RECIPES, Config, build, divide, run, settle
+from experiments.cifar10.experiment import RECIPES, Config, build, divide, resolve, run
 from experiments.cifar10.report import confusion
 from jaxdl.datasets import cifar10
 from jaxdl.errors import InputError
@@ -120,7 +120,7 @@ def test_the_lessons_split_validates_on_the_test_images_and_says_so(tmp_path, ca
 
 def test_three_sets_are_the_first_images_the_rest_and_the_test_file():
     images = cifar10(IMAGES)
-    rows, sets = divide(settle(Config(train_size=250)), images)
+    rows, sets = divide(resolve(Config(train_size=250)), images)
     np.testing.assert_array_equal(sets["train"].inputs, images.train.inputs[:250])
     np.testing.assert_array_equal(sets["validation"].inputs, images.train.inputs[250:])
     assert sets["test"] is images.test
@@ -156,9 +156,9 @@ def test_the_strong_recipe_runs_with_all_that_it_has(tmp_path, monkeypatch):
 
 def test_every_recipe_settles_to_its_values():
     for name, recipe in RECIPES.items():
-        config = settle(Config(recipe=name))
+        config = resolve(Config(recipe=name))
         assert {key: getattr(config, key) for key in recipe._fields} == recipe._asdict()
-    assert settle(Config(recipe="dropout", dropout=0.7)).dropout == 0.7
+    assert resolve(Config(recipe="dropout", dropout=0.7)).dropout == 0.7
 
 
 @pytest.mark.parametrize(

@@ -430,7 +430,7 @@ def test_the_folder_of_something_else_is_refused(tmp_path, without_networks, cap
     (tmp_path / "run").mkdir()
     (tmp_path / "run/config.json").write_text('{"recipe": "batchnorm", "seed": 3}')
     assert call(*QUICK, "--workdir", tmp_path / "run") == 2
-    assert "must be new or the folder of a lesson" in capsys.readouterr().err
+    assert "must be new, empty or the folder of a lesson" in capsys.readouterr().err
     assert (tmp_path / "run/config.json").read_text() == '{"recipe": "batchnorm", "seed": 3}'
     (tmp_path / "thesis.tex").touch()
     for flags in ((), ("--fresh",)):

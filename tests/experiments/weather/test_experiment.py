@@ -14,7 +14,7 @@ from sklearn.metrics import root_mean_squared_error
 from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import StandardScaler
 
-from experiments.weather.experiment import RECIPES, Config, build, run, settle
+from experiments.weather.experiment import RECIPES, Config, build, resolve, run
 from experiments.weather.report import baselines
 from jaxdl.datasets import simulated_table, weather
 from jaxdl.errors import InputError
@@ -117,7 +117,7 @@ def test_the_same_seed_gives_the_same_run_and_another_does_not(finished, tmp_pat
 
 
 def test_flags_override_the_recipe():
-    config, recipe = settle(Config(recipe="plain", patience=4, hidden=(7,), epochs=9))
+    config, recipe = resolve(Config(recipe="plain", patience=4, hidden=(7,), epochs=9))
     assert (recipe.patience, recipe.hidden, recipe.epochs, recipe.input_norm) == (4, (7,), 9, False)
     assert (config.patience, config.hidden, config.epochs) == (4, (7,), 9)
 
@@ -337,4 +337,4 @@ def test_a_network_comes_near_what_is_possible_and_a_linear_model_does_not(tmp_p
 
 def test_settings_that_cannot_work_are_input_errors():
     with pytest.raises(InputError):
-        settle(Config(learning_rate=float("nan")))
+        resolve(Config(learning_rate=float("nan")))
