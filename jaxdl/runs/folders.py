@@ -37,7 +37,7 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[Callable[[], bool]]:
-    """Keep other processes out of a run's folder; gives whether it still does. Raises InputError where one is in it."""
+    """Keep other processes out of a run's folder; gives whether it is still locked. Raises InputError if one is in."""
     with ExitStack() as stack:
         try:
             holds = stack.enter_context(_files.locked(folder))

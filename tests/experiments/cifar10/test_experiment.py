@@ -140,9 +140,8 @@ def test_training_compiles_once_a_run(compilations):
 @pytest.mark.slow
 def test_the_strong_recipe_runs_with_all_that_it_has(tmp_path, monkeypatch):
     plans = []
-    monkeypatch.setattr(
-        "experiments.cifar10.experiment.make_plan", lambda *a, **k: plans.append(make_plan(*a, **k)) or plans[-1]
-    )
+    spy = lambda *a, **k: plans.append(make_plan(*a, **k)) or plans[-1]  # noqa: E731
+    monkeypatch.setattr("jaxdl.runs.experiment.make_plan", spy)
     arguments = (*QUICK, "--recipe", "strong", "--width", "2", "--batch-size", "50", "--patience", "5")
     assert call(*arguments, "--workdir", tmp_path / "run") == 0
     history, config = pd.read_csv(tmp_path / "run/history.csv"), read(tmp_path / "run", "config.json")
@@ -285,4 +284,4 @@ def test_images_of_another_size_are_refused():
     images = cifar10(IMAGES)
     wide = images._replace(train=images.train._replace(inputs=images.train.inputs[:, :, :2]))
     with pytest.raises(InputError, match="needs images of at least"):
-        build(Config(train_size=250), wide)
+        build(Config(train_size=250), wide).start  # noqa: B018
