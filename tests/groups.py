@@ -20,6 +20,7 @@ from pathlib import Path
 import jax
 import numpy as np
 from jaxdl import distributed
+from jaxdl.distributed import processes
 address, number, own, *given = sys.argv[1:]
 number, own = int(number), int(own)
 distributed.join(address, number, own)
