@@ -681,7 +681,7 @@ processes.leave()
 
 def alone(folder, epochs):
     names = {}
-    exec("import jax\nimport numpy as np\nfrom jaxdl import processes\n" + TRAINS, names)
+    exec("import jax\nimport numpy as np\nfrom jaxdl.distributed import processes\n" + TRAINS, names)
     return names["train"](folder, epochs, lambda tree: jax.tree.map(jnp.asarray, tree))
 
 
