@@ -1,6 +1,7 @@
 """The workflow of a public host and the hooks before a commit say what the project says."""
 
 import re
+import subprocess
 import tomllib
 from pathlib import Path
 
@@ -79,8 +80,8 @@ def test_the_hook_finds_spaces_at_ends_of_lines_and_files_without_one_end(text, 
 def test_every_file_of_text_passes_the_hooks_for_ends():
     hooks = [hook for hook in HOOKS["repos"][0]["hooks"] if hook["language"] == "pygrep"]
     kinds = {f".{kind}" for kind in hooks[0]["files"].strip("\\.($)").split("|")}
-    paths = [path for path in ROOT.rglob("*") if path.suffix in kinds and ".venv" not in path.parts]
-    paths = [path for path in paths if not set(path.parts) & {"site", "build", "runs"}]
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    paths = [path for path in map(ROOT.joinpath, tracked.split("\n")) if path.suffix in kinds and path.exists()]
     wrong = [
         str(path.relative_to(ROOT))
         for path in paths
