@@ -55,7 +55,7 @@ def tabulate(options: argparse.Namespace) -> None:
     """Measure, and write the page and the picture."""
     began = time.perf_counter()
     here, missing = present(options.peers, [one for one in PEERS if one.name in options.contestants])
-    tell(report.list_missing(missing, {}) or "no peer is missing")
+    warn(report.list_missing(missing, {}) or "no peer is missing")
     contestants = [OURS, *here]
     with tempfile.TemporaryDirectory() as folder:
         write_arrays(Path(folder), options.data)
@@ -88,7 +88,7 @@ def write_arrays(folder: Path, data: str) -> None:
     sets = rows.write_weather(folder / "real", data)
     rows.write_simulated(folder / "simulated", sets)
     rows.write_images(folder / "images", data)
-    tell("the arrays are written")
+    warn("the arrays are written")
 
 
 def measure_rows(
@@ -102,11 +102,11 @@ def measure_rows(
             asks = {one.name: stack.enter_context(start_process(one, options.peers)) for one in taking_part}
             for row in wanted:
                 if row.group == group:
-                    found[row.title] = measure_row(row, asks, options.rounds, found.get(row.after), tell)
+                    found[row.title] = measure_row(row, asks, options.rounds, found.get(row.after), warn)
     return found
 
 
-def tell(line: str) -> None:
+def warn(line: str) -> None:
     """Print a line for those who wait."""
     print(line, file=sys.stderr, flush=True)
 

@@ -36,7 +36,7 @@ from jaxdl.profiling import cost_of, lowered_step
 from jaxdl.runs import Setup
 from jaxdl.train import loop, make_train_step
 from jaxdl.train.fit import fit
-from jaxdl.types import Examples, Progress
+from jaxdl.types import Dataset, RunState
 
 STORED = Path(__file__).with_suffix(".json")
 WRITE = "python -m benchmarks.footprints --write"
@@ -69,9 +69,9 @@ class Footprints(NamedTuple):
 class Case(NamedTuple):
     """Something to train."""
 
-    fit: Callable[[int], Progress]  # so many epochs, from the beginning
+    fit: Callable[[int], RunState]  # so many epochs, from the beginning
     step: Callable[..., Any]  # (state, batch) -> what a step gives
-    batch: Examples
+    batch: Dataset
 
 
 class Traffic(NamedTuple):
@@ -162,20 +162,20 @@ def _read_as_from_a_gpu() -> Iterator[None]:
 
 
 def weather_case(recipe: Any) -> Setup:
-    return weather.build(weather.Config(recipe=recipe), datasets.weather("simulated:140"))
+    return weather.build(weather.Config(recipe=recipe), datasets.load_weather("simulated:140"))
 
 
 def cifar10_case(recipe: Any) -> Setup:
-    return cifar10.build(cifar10.Config(recipe=recipe, train_size=70), datasets.cifar10("simulated:120"))
+    return cifar10.build(cifar10.Config(recipe=recipe, train_size=70), datasets.load_cifar10("simulated:120"))
 
 
 def alone(built: Setup) -> Case:
     """A run of its own, by `fit`."""
     plan, train, validation = built.plan, built.sets["train"], built.sets["validation"]
-    run = partial(fit, plan.model, plan.objective, plan.optimiser, train, validation)
+    run = partial(fit, plan.model, plan.objective, plan.optimizer, train, validation)
     return Case(
-        lambda epochs: run(epochs=epochs, batch_size=plan.batch_size, stop=plan.stop).progress,
-        make_train_step(plan.model, plan.objective, plan.optimiser, average=plan.average, prepared=True),
+        lambda epochs: run(epochs=epochs, batch_size=plan.batch_size, early_stopping=plan.early_stopping).state,
+        make_train_step(plan.model, plan.objective, plan.optimizer, ema_decay=plan.ema_decay, prepared=True),
         take(train, range(plan.batch_size)),
     )
 
@@ -183,10 +183,10 @@ def alone(built: Setup) -> Case:
 def together(built: Setup) -> Case:
     """The same with several seeds at once, by `fit_seeds`; a step is one of all of them."""
     plan, train, validation = built.plan, built.sets["train"], built.sets["validation"]
-    run = partial(fit_seeds, plan.model, plan.objective, plan.optimiser, train, validation, seeds=SEEDS)
-    step = jax.vmap(make_train_step(plan.model, plan.objective, plan.optimiser, prepared=True), in_axes=(0, None))
+    run = partial(fit_seeds, plan.model, plan.objective, plan.optimizer, train, validation, seeds=SEEDS)
+    step = jax.vmap(make_train_step(plan.model, plan.objective, plan.optimizer, prepared=True), in_axes=(0, None))
     return Case(
-        lambda epochs: run(epochs=epochs, batch_size=plan.batch_size, stop=plan.stop).progress,
+        lambda epochs: run(epochs=epochs, batch_size=plan.batch_size, early_stopping=plan.early_stopping).state,
         step,
         take(train, range(plan.batch_size)),
     )
@@ -212,7 +212,7 @@ def endless_epochs() -> Iterator[None]:
 def footprint(make: Callable[[], Case]) -> Figures:
     """The figures of a case, from nothing compiled on."""
 
-    def begin() -> tuple[Case, Progress]:
+    def begin() -> tuple[Case, RunState]:
         case = make()
         return case, case.fit(2)
 
@@ -221,10 +221,10 @@ def footprint(make: Callable[[], Case]) -> Figures:
         compiler_options(**kind)
     jax.clear_caches()
     with endless_epochs():
-        first, (case, progress) = compilations(begin)
+        first, (case, run_state) = compilations(begin)
         again, _ = compilations(partial(case.fit, 2))
         sooner, later = (traffic(partial(case.fit, epochs)) for epochs in (SOONER, LATER))
-    step, leaves = (case.step, progress.state, case.batch), jax.tree.leaves(progress)
+    step, leaves = (case.step, run_state.train_state, case.batch), jax.tree.leaves(run_state)
     cost, compiled = cost_of(*step), lowered_step(*step).compile().cost_analysis()
     dispatches, fetches = ((more - less) // (LATER - SOONER) for less, more in zip(sooner, later, strict=True))
     return {

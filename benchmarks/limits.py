@@ -17,12 +17,12 @@ from jax import lax
 from benchmarks.contestants.jaxdl_loop import adam_of, model_of, objective_of
 from benchmarks.rows import Row
 from benchmarks.tasks import BATCH, MEMBERS, Arrays, Task, load
-from jaxdl import examples
+from jaxdl import dataset
 from jaxdl._jit import compiler_options
 from jaxdl.data.batches import batch_rows, epoch_rows
 from jaxdl.train import make_eval_step, make_plan, make_train_step, start
-from jaxdl.train.step import shown_weights
-from jaxdl.types import Array, Examples, Plan, Progress, Weights
+from jaxdl.train.step import eval_variables
+from jaxdl.types import Array, Dataset, Plan, RunState, Variables
 
 CALL, CALLS = 0.01, 7  # seconds of a timing of many calls, and how many timings
 REPEATED = 200  # times that a program does its work
@@ -48,19 +48,19 @@ def limit(row: Row, epochs: float) -> Limit:
     task = row.task
     arrays = load(task)
     model, objective = model_of(task), objective_of(task)
-    train, validation = examples(*arrays.train), examples(*arrays.validation)
+    train, validation = dataset(*arrays.train), dataset(*arrays.validation)
     plan = make_plan(model, objective, adam_of(task), batch_size=BATCH)
-    progress = jax.eval_shape(lambda key: start(plan, train, key=key), jax.random.key(0))
+    run_state = jax.eval_shape(lambda key: start(plan, train, key=key), jax.random.key(0))
     if task.deed in ("train", "stop", "sweep"):
         steps, members = -(-task.rows // BATCH), MEMBERS if task.deed == "sweep" else 1
-        state = 2 * _bytes(progress.state._replace(key=()))  # read and written
-        flops_of_one = epoch_flops(plan, progress, train, validation if task.kind == "mlp" else None)
+        state = 2 * _bytes(run_state.train_state._replace(key=()))  # read and written
+        flops_of_one = epoch_flops(plan, run_state, train, validation if task.kind == "mlp" else None)
         times = members * epochs * row.times
         moved = (_bytes(train) / members + steps * state) * times
         # Of members the rows stand side by side, so that all that the machine has can be at work.
         return Limit(flops_of_one * times, moved, rate(task, arrays, BATCH * members), bandwidth(state // 2 * members))
     batch = _batch(validation, task.rows)
-    weights = progress.state.weights
+    weights = run_state.train_state.variables
     moved = (_bytes(validation) + _bytes(weights)) * row.times
     count = flops(_deed(task), weights, batch if task.deed == "evaluate" else batch.inputs)
     fastest = max(rate(task, arrays, min(task.rows, size)) for size in (BATCH, TOGETHER))
@@ -76,21 +76,23 @@ def flops(function: Callable[..., Any], *arguments: Any) -> float:
     return float(jax.jit(function).lower(*arguments).cost_analysis()["flops"])
 
 
-def epoch_flops(plan: Plan, progress: Progress, train: Examples, validation: Examples | None = None) -> float:
+def epoch_flops(plan: Plan, run_state: RunState, train: Dataset, validation: Dataset | None = None) -> float:
     """Return the FLOPs of an epoch: its training steps and its validation, with the padding of the last batches."""
-    step = make_train_step(plan.model, plan.objective, plan.optimiser, average=plan.average, prepared=True)
-    total = -(-epoch_rows(train) // plan.batch_size) * flops(step, progress.state, _batch(train, plan.batch_size))
+    step = make_train_step(plan.model, plan.objective, plan.optimizer, ema_decay=plan.ema_decay, prepared=True)
+    total = -(-epoch_rows(train) // plan.batch_size) * flops(
+        step, run_state.train_state, _batch(train, plan.batch_size)
+    )
     if validation is None:
         return total
     rows, measure = epoch_rows(validation), make_eval_step(plan.model, plan.objective, prepared=True)
     size = min(batch_rows(validation.inputs), rows)
-    once = flops(measure, shown_weights(progress.state, plan.eval_params), _batch(validation, size))
+    once = flops(measure, eval_variables(run_state.train_state, plan.eval_params), _batch(validation, size))
     return total + -(-rows // size) * once
 
 
-def _batch(rows: Examples, size: int) -> Examples:
+def _batch(rows: Dataset, size: int) -> Dataset:
     """Return the shapes of so many rows."""
-    batch: Examples = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((size, *leaf.shape[1:]), leaf.dtype), rows)
+    batch: Dataset = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((size, *leaf.shape[1:]), leaf.dtype), rows)
     return batch
 
 
@@ -99,7 +101,7 @@ def _deed(task: Task) -> Callable[..., Any]:
     if task.deed == "evaluate":
         return make_eval_step(model, objective_of(task))
 
-    def predict(weights: Weights, inputs: Any) -> Any:
+    def predict(weights: Variables, inputs: Any) -> Any:
         return model.apply(weights, inputs, train=False)[0]
 
     return predict

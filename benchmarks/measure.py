@@ -20,10 +20,10 @@ from benchmarks.rows import Row, seconds
 from benchmarks.tasks import BATCH, Task, load
 from experiments.weather.experiment import Config, build
 from jaxdl import callbacks
-from jaxdl.datasets import weather
+from jaxdl.datasets import load_weather
 from jaxdl.runs import Setup
 from jaxdl.runs.runner import drive
-from jaxdl.saving import keeper, latest
+from jaxdl.saving import checkpointer, restore_latest
 
 BOX = 0.2  # seconds of a run: it has as many epochs, or times, as fit into them
 FAR = 3  # times ours: who takes longer in each of the first rounds is not run again, but for the best peer
@@ -55,7 +55,7 @@ def measure_row(
     asks: Mapping[str, Ask],
     rounds: int,
     before: Measurements | None = None,
-    tell: Callable[[str], None] = print,
+    warn: Callable[[str], None] = print,
 ) -> Measurements:
     """Measure a row with all contestants: prepared one after the other, then measured in turn.
 
@@ -76,9 +76,9 @@ def measure_row(
             amounts[name] = amount(row, answer["ends"])
     ready = time.perf_counter()
     found |= in_turn(row, asks, amounts, rounds)
-    tell(f"{row.title}: prepared in {ready - began:.0f} s, measured in {time.perf_counter() - ready:.0f} s")
+    warn(f"{row.title}: prepared in {ready - began:.0f} s, measured in {time.perf_counter() - ready:.0f} s")
     found = {name: found[name] for name in asks}
-    tell("    " + ", ".join(f"{name} {one.error or f'{one.median:.3g} s'}" for name, one in found.items()))
+    warn("    " + ", ".join(f"{name} {one.error or f'{one.median:.3g} s'}" for name, one in found.items()))
     return found
 
 
@@ -303,7 +303,7 @@ class Kept(NamedTuple):
 
 def measure_keeping(data: str, rounds: int) -> list[Kept]:
     """Measure a run with and without checkpoints and logs, and a resume; each with its limit."""
-    built = build(Config(recipe="plain"), weather(data, days=1096))
+    built = build(Config(recipe="plain"), load_weather(data, days=1096))
     ways: dict[str, Callable[[Path], float]] = {
         "alone": lambda folder: train_seconds(built, folder),
         "kept": lambda folder: train_seconds(built, folder, keep=True),
@@ -340,21 +340,21 @@ def train_seconds(built: Setup, folder: Path, *, keep: bool = False, logged: boo
     began = time.perf_counter()
     with ExitStack() as stack:
         enter: Callable[[AbstractContextManager[Any]], Any] = stack.enter_context
-        keeping = enter(keeper(folder / "progress", {}, every=EVERY, tell=print)) if keep else None
-        observers = (
-            [enter(callbacks.csv_file(folder / "history.csv")), enter(callbacks.tensorboard(folder))] if logged else []
+        keeping = enter(checkpointer(folder / "progress", {}, every=EVERY, warn=print)) if keep else None
+        on_epoch = (
+            [enter(callbacks.csv_log(folder / "history.csv")), enter(callbacks.tensorboard(folder))] if logged else []
         )
         sets = built.sets["train"], built.sets["validation"]
-        drive(built.plan, built.start, *sets, epochs=built.epochs, observers=observers, keep=keeping)
+        drive(built.plan, built.start, *sets, epochs=built.epochs, callbacks=on_epoch, keep=keeping)
     return time.perf_counter() - began
 
 
 def resume_seconds(built: Setup, folder: Path) -> float:
     """Return the seconds until the progress of a checkpoint is in memory."""
-    with keeper(folder / "progress", {}, every=EVERY, tell=print) as keep:
+    with checkpointer(folder / "progress", {}, every=EVERY, warn=print) as keep:
         keep(built.start, [{"epoch": 1}])
     began = time.perf_counter()
-    assert latest(folder / "progress", print) is not None
+    assert restore_latest(folder / "progress", print) is not None
     return time.perf_counter() - began
 
 

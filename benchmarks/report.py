@@ -79,16 +79,16 @@ def start_lines(
     starting = [one for one in contestants if not {"--large", "--compile"} & set(one.flags)]
     least = floor.median + limit(plain, plain.epochs).seconds
     both = measure.measure_starts(starting, peers, plain.task, rounds)
-    for first, how in zip(both, ("nothing compiled before", "compiled before"), strict=True):
+    for first, method in zip(both, ("nothing compiled before", "compiled before"), strict=True):
         whole = {
             name: one if one.error else _add_epochs(one, found[plain.title][name], plain.epochs)
             for name, one in first.items()
         }
         of = f"import of {measure.FLOOR}, and FLOPs"
         made.append(
-            Line(f"a process of one epoch of `plain`, {how}", first, floor.median, f"import of {measure.FLOOR}")
+            Line(f"a process of one epoch of `plain`, {method}", first, floor.median, f"import of {measure.FLOOR}")
         )
-        made.append(Line(f"a process of 200 epochs of `plain`, {how}", whole, least, of))
+        made.append(Line(f"a process of 200 epochs of `plain`, {method}", whole, least, of))
     peak = {name: Measurement((one.memory,)) for name, one in first.items() if not one.error}
     made.append(Line("peak memory of that process", peak, floor.memory, f"import of {measure.FLOOR}", "MB"))
     return made

@@ -11,10 +11,10 @@ import numpy as np
 from benchmarks.tasks import MEMBERS, Task
 from experiments.weather import experiment as weather
 from jaxdl import datasets
-from jaxdl.data import fit_scaling, standardise, take
-from jaxdl.datasets import cifar10
+from jaxdl.data import fit_scaler, standardize, take
+from jaxdl.datasets import load_cifar10
 from jaxdl.nn import unit_range
-from jaxdl.types import Examples
+from jaxdl.types import Dataset
 
 TIMES = (1, 10, 100, 1000)  # as many training rows as the lesson has, simulated
 IMAGES = 5000  # of the lesson
@@ -106,7 +106,7 @@ def seconds(row: Row, ends: Sequence[float]) -> float:
 # The arrays that all contestants read: files of NumPy, written once.
 
 
-def write_sets(folder: Path, sets: dict[str, Examples]) -> Path:
+def write_sets(folder: Path, sets: dict[str, Dataset]) -> Path:
     """Writes the sets into a folder, as `tasks.load` reads them, and returns it."""
     folder.mkdir(parents=True)
     for name, rows in sets.items():
@@ -115,19 +115,19 @@ def write_sets(folder: Path, sets: dict[str, Examples]) -> Path:
     return folder
 
 
-def write_weather(folder: Path, data: str) -> dict[str, Examples]:
+def write_weather(folder: Path, data: str) -> dict[str, Dataset]:
     """The lesson's three years and its split."""
-    dataset = datasets.weather(data, days=weather.RECIPES["plain"].days)
+    dataset = datasets.load_weather(data, days=weather.RECIPES["plain"].days)
     _, sets = weather.divide(dataset)
     write_sets(folder, sets)
     return sets
 
 
-def write_simulated(folder: Path, like: dict[str, Examples]) -> Path:
-    """The most training rows that any row of the table needs, standardised; as many to validate on as the real data."""
-    rows, kept = max(TIMES) * len(like["train"].weights), len(like["validation"].weights)
-    simulated = datasets.weather(f"simulated:{rows + kept + 1}", days=None).examples
-    simulated = simulated._replace(inputs=standardise(simulated.inputs, fit_scaling(simulated.inputs)))
+def write_simulated(folder: Path, like: dict[str, Dataset]) -> Path:
+    """The most training rows that any row of the table needs, standardized; as many to validate on as the real data."""
+    rows, kept = max(TIMES) * len(like["train"].sample_weight), len(like["validation"].sample_weight)
+    simulated = datasets.load_weather(f"simulated:{rows + kept + 1}", days=None).data
+    simulated = simulated._replace(inputs=standardize(simulated.inputs, fit_scaler(simulated.inputs)))
     return write_sets(
         folder, {"train": take(simulated, range(rows)), "validation": take(simulated, range(rows, rows + kept))}
     )
@@ -135,6 +135,6 @@ def write_simulated(folder: Path, like: dict[str, Examples]) -> Path:
 
 def write_images(folder: Path, data: str) -> None:
     """The lesson's 5,000 images, and the test images to validate on, as floats from 0 to 1."""
-    images = cifar10(data)
+    images = load_cifar10(data)
     sets = {"train": take(images.train, range(IMAGES)), "validation": images.test}
     write_sets(folder, {name: rows._replace(inputs=unit_range(np.asarray(rows.inputs))) for name, rows in sets.items()})

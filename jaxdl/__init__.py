@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from jaxdl._faces import set_public_names as _set_public_names
 
 # Data, networks and weights.
-from jaxdl.data.arrays import examples as examples
+from jaxdl.data.arrays import dataset as dataset
 from jaxdl.nn.adapters import from_linen as from_linen
 from jaxdl.nn.adapters import from_nnx as from_nnx
 from jaxdl.nn.models import MLP as MLP
@@ -20,13 +20,13 @@ from jaxdl.saving.weights import save as save
 # A whole run in one call, and many.
 from jaxdl.ensembles.members import evaluate_members as evaluate_members
 from jaxdl.ensembles.members import predict_mean as predict_mean
-from jaxdl.ensembles.seeds import Fits as Fits
+from jaxdl.ensembles.seeds import SeedsResult as SeedsResult
 from jaxdl.ensembles.seeds import fit_seeds as fit_seeds
 from jaxdl.ensembles.sweeps import grid as grid
 from jaxdl.ensembles.sweeps import sweep as sweep
 from jaxdl.train.evaluate import evaluate as evaluate
 from jaxdl.train.evaluate import predict as predict
-from jaxdl.train.fit import Fit as Fit
+from jaxdl.train.fit import FitResult as FitResult
 from jaxdl.train.fit import fit as fit
 from jaxdl.train.rules import early_stopping as early_stopping
 from jaxdl.train.rules import reduce_on_plateau as reduce_on_plateau
@@ -41,13 +41,13 @@ from jaxdl.train.step import make_train_step as make_train_step
 
 # Types, and the error that a reader of its message can mend.
 from jaxdl.errors import InputError as InputError
-from jaxdl.types import Examples as Examples
+from jaxdl.types import Dataset as Dataset
 from jaxdl.types import Metric as Metric
 from jaxdl.types import Model as Model
 from jaxdl.types import Objective as Objective
 from jaxdl.types import Plan as Plan
-from jaxdl.types import Progress as Progress
-from jaxdl.types import Weights as Weights
+from jaxdl.types import RunState as RunState
+from jaxdl.types import Variables as Variables
 
 if TYPE_CHECKING:
     from jaxdl import baselines as baselines

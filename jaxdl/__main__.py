@@ -8,7 +8,7 @@ Exit codes of every command:
 
 For scripts:
 * --json prints JSON, --quiet the least that a script needs.
-* Colours are for terminals alone; NO_COLOR=1 takes them away there too.
+* Colors are for terminals alone; NO_COLOR=1 takes them away there too.
 """
 
 from __future__ import annotations
@@ -151,7 +151,7 @@ def _compare(command: Runs, console: Console) -> None:
 
 
 def _show(command: Show, console: Console) -> None:
-    of = catalog.account(command.run)
+    of = catalog.run_details(command.run)
     if command.json:
         row = {**of.row._asdict(), "folder": str(of.row.folder)}
         print(_files.as_json({**row, "config": of.config, "metrics": of.metrics, "files": of.files}), end="")

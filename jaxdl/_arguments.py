@@ -17,13 +17,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdl.errors import InputError
-from jaxdl.types import Examples, Metric, Model, Objective, Rule, Weights
+from jaxdl.types import Dataset, Metric, Model, Objective, Rule, Variables
 
 P = ParamSpec("P")
 R = TypeVar("R")
 LOSSES = "losses.squared_error, absolute_error, huber(), softmax_cross_entropy or sigmoid_cross_entropy"
 METRICS = "metrics.rmse, mae, r2(), accuracy or top_k(3)"
-ORDER = "The order is fit(model, objective, optimiser, train, validation)."
+ORDER = "The order is fit(model, objective, optimizer, train, validation)."
 
 
 def explain_calls(function: Callable[P, R]) -> Callable[P, R]:
@@ -32,13 +32,13 @@ def explain_calls(function: Callable[P, R]) -> Callable[P, R]:
     Python's own TypeError names neither the arguments that exist nor the one that is meant.
 
     >>> @explain_calls
-    ... def fit(train, *, optimiser):
+    ... def fit(train, *, optimizer):
     ...     return train
     >>> try:
-    ...     fit(1, optimizer="adam")
+    ...     fit(1, optimiser="adam")
     ... except InputError as error:
     ...     print(error)
-    fit takes no argument optimizer. Use optimiser. fit takes train, optimiser.
+    fit takes no argument optimiser. Use optimizer. fit takes train, optimizer.
     """
 
     @functools.wraps(function)
@@ -62,14 +62,14 @@ _OTHER_WORDS = {
     **dict.fromkeys(("x", "x_train", "X", "data", "dataset", "train_dataset", "train_data", "loader"), "train"),
     **dict.fromkeys(("validation_data", "validation_split", "val_data", "valid", "val", "eval_set"), "validation"),
     **dict.fromkeys(("y", "y_train", "labels", "target"), "targets"),
-    **dict.fromkeys(("callbacks", "callback", "verbose", "bar", "observer"), "observers"),
+    **dict.fromkeys(("callback", "observers", "verbose", "bar"), "callbacks"),
     **dict.fromkeys(("loss", "loss_fn", "metrics", "criterion"), "objective"),
-    **dict.fromkeys(("lr", "learning_rate", "optim", "tx", "optimizer"), "optimiser"),
-    **dict.fromkeys(("sample_weight", "initial_weights", "params", "variables"), "weights"),
-    **dict.fromkeys(("early_stopping", "patience"), "stop"),
-    **dict.fromkeys(("ema", "ema_decay"), "average"),
+    **dict.fromkeys(("lr", "learning_rate", "optim", "tx", "optimiser"), "optimizer"),
+    **dict.fromkeys(("weights", "initial_weights", "params"), "variables"),
+    **dict.fromkeys(("stop", "patience"), "early_stopping"),
+    **dict.fromkeys(("ema", "average"), "ema_decay"),
     **dict.fromkeys(("random_state", "random_seed", "rng", "key"), "seed"),
-    **dict.fromkeys(("initial_epoch", "resume", "state"), "progress"),
+    **dict.fromkeys(("initial_epoch", "resume", "progress"), "state"),
     **dict.fromkeys(("batch", "bs"), "batch_size"),
     **dict.fromkeys(("num_epochs", "n_epochs", "max_epochs", "nb_epoch", "n_iter"), "epochs"),
     **dict.fromkeys(("hidden", "hidden_sizes", "layers", "units", "features"), "widths"),
@@ -93,7 +93,7 @@ def _wrong_call(function: Callable[..., Any], arguments: tuple[Any, ...], keywor
                 meant = other if other in parameters else nearest(given, free)
                 advice = f" Use {meant}." if meant else ""
                 if given in ("sample_weight", "class_weight") and "inputs" not in parameters:
-                    advice = " Give sample weights to examples(inputs, targets, weights)."
+                    advice = " Give sample weights to dataset(inputs, targets, sample_weight)."
                 return f"{name} takes no argument {given}.{advice} {takes}"
     by_place = [each.name for each in parameters.values() if each.kind is kinds.POSITIONAL_OR_KEYWORD]
     if len(arguments) > len(by_place):
@@ -257,8 +257,10 @@ def check_model(model: Any) -> None:
         return
     package, is_class = _package(model), isinstance(model, type)
     name = model.__name__ if is_class else type(model).__name__
-    own = "Model(init, apply) with two functions: init(key, inputs) -> Weights, and apply(weights, inputs, train=...)"
-    if isinstance(model, (Objective, Examples, Weights)):
+    own = (
+        "Model(init, apply) with two functions: init(key, inputs) -> Variables, and apply(variables, inputs, train=...)"
+    )
+    if isinstance(model, (Objective, Dataset, Variables)):
         advice = f"{ORDER} evaluate and predict take the model first."
     elif package == "flax":
         advice = f"Use from_linen({name}(...))."
@@ -303,7 +305,7 @@ def check_kinds(objective: object) -> Objective:
     for metric in metrics:
         if not isinstance(metric, Metric):
             raise InputError(f"metrics must hold Metric, got {given_as(metric)}. {_metric_advice(metric)}")
-        if not isinstance(metric.name, str) or not callable(metric.statistics) or not callable(metric.finish):
+        if not isinstance(metric.name, str) or not callable(metric.per_example) or not callable(metric.compute):
             raise InputError(
                 f"a Metric must have a name, a function (outputs, targets) and a function (totals, weight), got "
                 f"{metric!r}. Use metrics.mean(name, function) for a mean over examples."
@@ -318,7 +320,7 @@ def _objective_advice(given: object) -> str:
         return f"Use Objective(loss, ({given.name},)): a metric is measured beside a loss."
     if _package(given) in ("keras", "torch", "tensorflow"):
         return f"Use Objective(loss, metrics), the loss being {LOSSES}."
-    if (hasattr(given, "init") and hasattr(given, "update")) or isinstance(given, (Examples, Weights, Model)):
+    if (hasattr(given, "init") and hasattr(given, "update")) or isinstance(given, (Dataset, Variables, Model)):
         return ORDER
     if callable(given):
         return f"Use Objective({_name(given) if inspect.isroutine(given) else 'loss'})."
@@ -369,14 +371,14 @@ def _signature(function: Callable[..., Any]) -> str:
     return f"({', '.join(inspect.signature(function).parameters)})"
 
 
-def check_optimizer(optimizer: object, name: str = "optimiser") -> None:
+def check_optimizer(optimizer: object, name: str = "optimizer") -> None:
     """Raise InputError for what is no gradient transformation of optax; `name` is the caller's argument.
 
     >>> try:
     ...     check_optimizer("adam")
     ... except InputError as error:
     ...     print(error)
-    optimiser must be an optax optimizer, got "adam". Use optax.adam(1e-3).
+    optimizer must be an optax optimizer, got "adam". Use optax.adam(1e-3).
     """
     package = _package(optimizer)
     if (
@@ -390,10 +392,10 @@ def check_optimizer(optimizer: object, name: str = "optimiser") -> None:
         advice = f"Use optax.{optimizer.lower() if optimizer.isidentifier() else 'adam'}(1e-3)."
     elif isinstance(optimizer, (bool, int, float, np.floating, np.integer)):
         advice = f"Use optax.adam({optimizer}), where it is the learning rate."
-    elif isinstance(optimizer, (Objective, Examples, Model, Weights)):
+    elif isinstance(optimizer, (Objective, Dataset, Model, Variables)):
         advice = ORDER
     elif isinstance(optimizer, Rule):
-        advice = "Give rules as stop= or plateau=."
+        advice = "Give rules as early_stopping= or plateau=."
     elif package in ("torch", "keras", "tensorflow", "flax", "flax.nnx"):
         advice = "Use optax.adam(1e-3), say: jaxdl.fit holds the parameters itself."
     elif inspect.isroutine(optimizer) and "schedule" in f"{getattr(optimizer, '__qualname__', '')}{optimizer!r}":
@@ -414,18 +416,20 @@ def _of_optax(function: object) -> bool:
 
 
 def check_rule(name: str, rule: object) -> None:
-    """Raise InputError for what is no Rule of the kind that `name` takes: `stop` or `plateau`.
+    """Raise InputError for what is no Rule of the kind that `name` takes: `early_stopping` or `plateau`.
 
     >>> try:
-    ...     check_rule("stop", 3)
+    ...     check_rule("early_stopping", 3)
     ... except InputError as error:
     ...     print(error)
-    stop must be a rule, got 3. Use early_stopping(patience=3).
+    early_stopping must be a rule, got 3. Use early_stopping(patience=3).
     """
-    makes, other = ("early_stopping", "plateau") if name == "stop" else ("reduce_on_plateau", "stop")
+    makes, other = (
+        ("early_stopping", "plateau") if name == "early_stopping" else ("reduce_on_plateau", "early_stopping")
+    )
     if isinstance(rule, Rule):
         # Early stopping begins with nothing; reduce-on-plateau begins with a learning rate.
-        if callable(rule.init) and not _takes(rule.init, 0 if name == "stop" else 1):
+        if callable(rule.init) and not _takes(rule.init, 0 if name == "early_stopping" else 1):
             raise InputError(f"{name} must be a rule of {makes}, got one that {other}= takes. Give it as {other}=.")
         return
     if rule is None:
@@ -444,16 +448,16 @@ def check_rule(name: str, rule: object) -> None:
 
 
 def check_examples(name: str, rows: object) -> None:
-    """Raise InputError for what is no Examples of arrays, with the line to type; `name` is the caller's argument.
+    """Raise InputError for what is no Dataset of arrays, with the line to type; `name` is the caller's argument.
 
     >>> try:
     ...     check_examples("train", ([[1.0]], [[2.0]]))
     ... except InputError as error:
     ...     print(error)
-    train must be Examples, got a tuple. Use examples(inputs, targets).
+    train must be a Dataset, got a tuple. Use examples(inputs, targets).
     """
-    if isinstance(rows, Examples):
-        leaves = {"inputs": rows.inputs, "targets": rows.targets, "weights": rows.weights}
+    if isinstance(rows, Dataset):
+        leaves = {"inputs": rows.inputs, "targets": rows.targets, "sample_weight": rows.sample_weight}
         for field, leaf in leaves.items():
             if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype") or not leaf.shape:
                 raise InputError(
@@ -466,7 +470,7 @@ def check_examples(name: str, rows: object) -> None:
                 f"{name} must have one row of targets and one weight for each of its {counts[0]} inputs, got "
                 f"{counts[1]} and {counts[2]}. Use examples(inputs, targets)."
             )
-        _check_sample_weights(f"{name}.weights", rows.weights)
+        _check_sample_weights(f"{name}.weights", rows.sample_weight)
         return
     kind = type(rows).__name__
     if isinstance(rows, Mapping):
@@ -476,19 +480,19 @@ def check_examples(name: str, rows: object) -> None:
             "Use examples(inputs, targets) of NumPy arrays; for data larger than the memory, "
             "sources.from_random_access(records, to_row)."
         )
-    elif kind == "Source":
+    elif kind == "DataSource":
         advice = "Use examples(inputs, targets) in memory: only fit's train and evaluate_source take a source."
     elif isinstance(rows, (float, int)):
         advice = "Use data.split(count, fraction) and examples(inputs, targets)."
-    elif isinstance(rows, (Weights, Objective, Model, Rule)) or kind in ("Fit", "Fits"):
+    elif isinstance(rows, (Variables, Objective, Model, Rule)) or kind in ("FitResult", "SeedsResult"):
         advice = "Give the examples of the data set, from examples(inputs, targets)."
     else:
         advice = "Use examples(inputs, targets)."
-    raise InputError(f"{name} must be Examples, got {given_as(rows)}. {advice}")
+    raise InputError(f"{name} must be a Dataset, got {given_as(rows)}. {advice}")
 
 
 def _check_leaf(name: str, leaf: object) -> None:
-    """Raise InputError for an array of Examples made by hand, which JAX cannot take or would change."""
+    """Raise InputError for an array of a Dataset made by hand, which JAX cannot take or would change."""
     if not isinstance(leaf, np.ndarray):
         fault = "a table of pandas" if hasattr(leaf, "iloc") else None
     elif isinstance(leaf, np.ma.MaskedArray):
@@ -508,7 +512,7 @@ def _check_leaf(name: str, leaf: object) -> None:
 
 
 def _check_sample_weights(name: str, weights: Any) -> None:
-    """Raise InputError for weights of Examples made by hand that no sum can use; those of a device are not read."""
+    """Raise InputError for the sample_weight of a Dataset made by hand that no sum can use; those of a device are not read."""
     advice = "Use examples(inputs, targets, weights), which checks and converts them."
     if weights.ndim != 1 or not jnp.issubdtype(weights.dtype, jnp.floating):
         raise InputError(f"{name} must be a row of floats, got {weights.dtype} of shape {weights.shape}. {advice}")
@@ -521,36 +525,36 @@ def _check_sample_weights(name: str, weights: Any) -> None:
             raise InputError(f"{name} must not all be 0, because no row would count then. Use 1 for those that do.")
 
 
-def check_weights(weights: object) -> None:
-    """Raise InputError for what are no Weights of a model, with the line to type.
+def check_variables(weights: object) -> None:
+    """Raise InputError for what are no Variables of a model, with the line to type.
 
     >>> try:
-    ...     check_weights({"params": {}})
+    ...     check_variables({"params": {}})
     ... except InputError as error:
     ...     print(error)
-    weights must be Weights, got a dict. Use Weights(params, stats).
+    variables must be Variables, got a dict. Use Variables(params, stats).
     """
-    if isinstance(weights, Weights):
+    if isinstance(weights, Variables):
         return
     kind = type(weights).__name__
-    if kind == "Fit":
+    if kind == "FitResult":
         advice = "Use run.best, or run.final."
-    elif kind in ("Fits", "Sweep"):
+    elif kind in ("SeedsResult", "SweepResult"):
         advice = "It holds many networks: use predict_mean or evaluate_members with its best."
-    elif kind in ("Progress", "TrainState"):
-        advice = "Use progress.best, or progress.state.weights."
+    elif kind in ("RunState", "TrainState"):
+        advice = "Use state.best, or state.train_state.variables."
     elif isinstance(weights, (str, bytes)) or hasattr(weights, "__fspath__"):
         advice = "Use jaxdl.load(path)."
     elif isinstance(weights, Mapping):
-        advice = "Use Weights(params, stats)."
-    elif isinstance(weights, (Examples, np.ndarray, jax.Array)):
-        advice = "The order is predict(model, weights, inputs) and evaluate(model, objective, weights, examples)."
+        advice = "Use Variables(params, stats)."
+    elif isinstance(weights, (Dataset, np.ndarray, jax.Array)):
+        advice = "The order is predict(model, variables, inputs) and evaluate(model, objective, variables, dataset)."
     else:
         advice = "Use run.best of a run of fit, or model.init(key, inputs)."
-    raise InputError(f"weights must be Weights, got {given_as(weights)}. {advice}")
+    raise InputError(f"variables must be Variables, got {given_as(weights)}. {advice}")
 
 
-def check_callbacks(observers: object) -> tuple[Any, ...]:
+def check_callbacks(callbacks: object) -> tuple[Any, ...]:
     """Return the callbacks of a run as a tuple, because a generator would be empty after the first epoch.
 
     Raises InputError for what is no row of functions.
@@ -558,22 +562,22 @@ def check_callbacks(observers: object) -> tuple[Any, ...]:
     >>> len(check_callbacks([print]))
     1
     """
-    if isinstance(observers, (str, Mapping)) or not isinstance(observers, Iterable):
-        advice = " Use observers=[function]." if callable(observers) else ""
-        raise InputError(f"observers must be a list of functions, got {given_as(observers)}.{advice}")
-    callbacks = tuple(observers)
+    if isinstance(callbacks, (str, Mapping)) or not isinstance(callbacks, Iterable):
+        advice = " Use callbacks=[function]." if callable(callbacks) else ""
+        raise InputError(f"callbacks must be a list of functions, got {given_as(callbacks)}.{advice}")
+    callbacks = tuple(callbacks)
     for callback in callbacks:
         if hasattr(callback, "__enter__") and hasattr(callback, "__exit__"):
             raise InputError(
-                f"observers must hold functions (progress, history), got {given_as(callback)}, a context manager. Use "
-                "with ... as callback: and observers=[callback] inside of its block."
+                f"callbacks must hold functions (progress, history), got {given_as(callback)}, a context manager. Use "
+                "with ... as callback: and callbacks=[callback] inside of its block."
             )
         if not callable(callback) or isinstance(callback, type):
-            raise InputError(f"observers must hold functions (progress, history), got {given_as(callback)}.")
+            raise InputError(f"callbacks must hold functions (progress, history), got {given_as(callback)}.")
         if not _takes_two(callback):
             parameters = ", ".join(inspect.signature(callback).parameters) or "nothing"
             raise InputError(
-                f"observers must hold functions (progress, history), got {given_as(callback)}, which takes "
+                f"callbacks must hold functions (progress, history), got {given_as(callback)}, which takes "
                 f"{parameters}. Let it take both."
             )
     return callbacks

@@ -19,7 +19,7 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "pand
 SETTINGS = ("threefry_partitionable", "default_prng_impl", "default_matmul_precision", "enable_x64")
 
 
-def surroundings() -> dict[str, Any]:
+def environment() -> dict[str, Any]:
     """What a run ran on: versions, devices, the machine, and the git commit of the code or None."""
     return {
         "versions": versions(),
@@ -104,7 +104,7 @@ def compile_clock() -> Iterator[Callable[[], float]]:
         jax.monitoring.unregister_event_duration_listener(listen)
 
 
-def keep_compilations() -> None:
+def enable_compilation_cache() -> None:
     """Switch on JAX's persistent compilation cache in the user's cache folder, however short a compilation.
 
     A folder that was chosen before, as by the variable JAX_COMPILATION_CACHE_DIR, stays. Each program is kept with a

@@ -59,11 +59,11 @@ def known(option: str, value: object) -> bool:
     return True
 
 
-def convolves(*arguments: object) -> bool:
+def has_convolution(*arguments: object) -> bool:
     """Whether images (N, H, W, C) are among the arguments, first of one of them, and kernels too: (h, w, C, K).
 
     >>> images = {"inputs": jax.numpy.zeros((5, 32, 32, 3))}
-    >>> convolves(images, {"kernel": jax.numpy.zeros((3, 3, 3, 50))}), convolves(images, images)
+    >>> has_convolution(images, {"kernel": jax.numpy.zeros((3, 3, 3, 50))}), has_convolution(images, images)
     (True, False)
     """
     # First by the first leaf of each, as the mesh: to look at all takes as long as a step of a small table.
@@ -98,7 +98,7 @@ class Program(Protocol[P, R]):
         """The shapes and dtypes of what such a call would give; nothing is compiled."""
 
 
-def program(
+def jit(
     function: Callable[P, R], *, static_argnames: str | tuple[str, ...], once: bool = False, name: str = ""
 ) -> Program[P, R]:
     """`jax.jit` with `compiler_options`, on the mesh where the arguments lie if they lie on one.
@@ -107,7 +107,7 @@ def program(
     ask for the platform starts it. `once`: for a function that runs a single time, which is compiled sooner. `name`: of
     what is compiled, in place of the function's.
 
-    >>> power = program(lambda x, n: x**n, static_argnames="n")
+    >>> power = jit(lambda x, n: x**n, static_argnames="n")
     >>> float(power(3.0, n=2)), float(jax.grad(power)(3.0, n=2))
     (9.0, 6.0)
     """
@@ -131,7 +131,7 @@ def program(
             return result
 
     def on(*arguments: Any) -> Any:
-        return whole(convolves(*arguments))
+        return whole(has_convolution(*arguments))
 
     def lower(*arguments: P.args, **keywords: P.kwargs) -> jax.stages.Lowered:
         with _mesh_of(*arguments, *keywords.values()):

@@ -15,10 +15,10 @@ from jaxdl.types import Array, PyTree
 _PREFIX = "state/weights/"
 
 
-def named(tree: PyTree) -> dict[str, Array]:
+def flatten_named(tree: PyTree) -> dict[str, Array]:
     """Every leaf under its name, such as `params/Dense_0/kernel`; keys of random numbers as their uint32 data.
 
-    >>> list(named({"a": [jnp.ones(2)], "b": jnp.zeros(())}))
+    >>> list(flatten_named({"a": [jnp.ones(2)], "b": jnp.zeros(())}))
     ['a/0', 'b']
     """
     return {name: _data(leaf) for name, leaf in _items(tree)}
@@ -33,10 +33,10 @@ def kinds(tree: PyTree) -> dict[str, list[Any]]:
     return {name: [str(leaf.dtype), list(leaf.shape)] for name, leaf in _items(tree)}
 
 
-def check_kinds(found: Mapping[str, list[Any]], template: PyTree) -> None:
+def check_structure(found: Mapping[str, list[Any]], template: PyTree) -> None:
     """Raises InputError for a leaf by which what a checkpoint holds differs from what is expected, kernels first.
 
-    >>> check_kinds({"a": ["float32", [2]]}, {"a": jnp.ones(2)})
+    >>> check_structure({"a": ["float32", [2]]}, {"a": jnp.ones(2)})
     """
     expected = kinds(template)
     different = [name for name in {**expected, **found} if found.get(name) != expected.get(name)]
@@ -56,11 +56,11 @@ def check_kinds(found: Mapping[str, list[Any]], template: PyTree) -> None:
     raise InputError(f"the checkpoint holds {text}")
 
 
-def rebuilt(template: PyTree, arrays: Mapping[str, Any]) -> PyTree:
+def unflatten_named(template: PyTree, arrays: Mapping[str, Any]) -> PyTree:
     """A tree like the template with the arrays that `named` gave, of the template's dtypes, on the default device.
 
     >>> tree = {"a": jnp.ones(2), "key": jax.random.key(0)}
-    >>> rebuilt(tree, named(tree))["key"].dtype
+    >>> unflatten_named(tree, flatten_named(tree))["key"].dtype
     key<fry>
     """
 

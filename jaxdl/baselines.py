@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
-from jaxdl.data import fit_scaling
+from jaxdl.data import fit_scaler
 from jaxdl.errors import InputError
 
-__all__ = ["climatology", "mean_of_last", "ridge", "root_mean_square"]
+__all__ = ["climatology", "moving_average", "ridge", "root_mean_square"]
 
 
 def __dir__() -> list[str]:
@@ -26,12 +26,12 @@ def root_mean_square(errors: ArrayLike) -> float:
     return float(np.sqrt(np.mean(np.square(np.asarray(errors, np.float64)))))
 
 
-def mean_of_last(values: ArrayLike, days: int) -> np.ndarray:
+def moving_average(values: ArrayLike, days: int) -> np.ndarray:
     """For each day of a series (N,), the mean of it and the `days - 1` before it (of fewer at the start).
 
     With `days=1` this is persistence: tomorrow will be as today. Raises InputError for fewer days.
 
-    >>> mean_of_last([1.0, 3.0, 5.0], 2).tolist()
+    >>> moving_average([1.0, 3.0, 5.0], 2).tolist()
     [1.0, 2.0, 4.0]
     """
     if days < 1:
@@ -56,14 +56,14 @@ def climatology(months: Sequence[int], targets: ArrayLike, wanted: Sequence[int]
 def ridge(inputs: ArrayLike, targets: ArrayLike, wanted: ArrayLike, penalty: float = 1.0) -> np.ndarray:
     """Predictions for the rows `wanted` (M, F) of linear least squares on (N, F) inputs with a squared penalty.
 
-    Inputs are standardised on the training rows and the intercept is not penalised; solved in closed form (Hoerl and
+    Inputs are standardized on the training rows and the intercept is not penalised; solved in closed form (Hoerl and
     Kennard, Technometrics 12, 1970).
 
     >>> ridge([[0.0], [1.0], [2.0]], [1.0, 3.0, 5.0], [[3.0]], penalty=0.0).round(6).tolist()
     [7.0]
     """
-    scaling, targets = fit_scaling(inputs), np.asarray(targets, np.float64)
-    # Not `standardise`: its float32 would cost digits of the closed form.
+    scaling, targets = fit_scaler(inputs), np.asarray(targets, np.float64)
+    # Not `standardize`: its float32 would cost digits of the closed form.
     design = (np.asarray(inputs, np.float64) - scaling.mean) / scaling.spread
     gram = design.T @ design + penalty * np.eye(design.shape[1])
     slopes = np.linalg.lstsq(gram, design.T @ (targets - targets.mean()), rcond=None)[0]

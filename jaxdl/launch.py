@@ -34,7 +34,7 @@ def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
         prog="python -m jaxdl.launch",
         usage="%(prog)s [-n N] [--grace SECONDS] [--pin] -- PROGRAM ...",
         description="Starts N processes of a program on this machine, which join each other with "
-        "jaxdl.distributed.join(). PROGRAM is what python itself takes: -m MODULE, SCRIPT.py or -c CODE, and its "
+        "jaxdl.distributed.initialize(). PROGRAM is what python itself takes: -m MODULE, SCRIPT.py or -c CODE, and its "
         "flags. Signals are passed on to each process once. The exit code is that of the first process that "
         "failed by itself, 128 and the signal where one was killed, 0 where all ended well.",
     )

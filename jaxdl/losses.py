@@ -15,7 +15,7 @@ from jaxtyping import Float, Integer, Num, Shaped
 from jaxdl._jit import is_traced
 from jaxdl.data.arrays import precision
 from jaxdl.errors import InputError
-from jaxdl.types import Array, Examples, Model, Objective
+from jaxdl.types import Array, Dataset, Model, Objective
 
 __all__ = [
     "absolute_error",
@@ -176,29 +176,29 @@ def sigmoid_cross_entropy(
 ROUNDING = 1e-6  # by which a probability may miss 0 and 1
 
 
-def check_targets(loss: Callable[[Array, Array], Array], rows_of: Examples, name: str) -> None:
+def check_targets(loss: Callable[[Array, Array], Array], rows_of: Dataset, name: str) -> None:
     """Raise InputError, which calls the rows `name`, where a target of weight above 0 is none that the loss can take.
 
     Sigmoid cross-entropy takes numbers from 0 to 1, the softmax losses labels from 0. Rows that are traced, or that
     stand on the devices of other processes, are not checked: their loss is nan.
 
-    >>> rows = Examples(np.ones((2, 1)), np.array([[0.0], [-1.0]]), np.ones(2))
+    >>> rows = Dataset(np.ones((2, 1)), np.array([[0.0], [-1.0]]), np.ones(2))
     >>> check_targets(sigmoid_cross_entropy, rows, "train")
     Traceback (most recent call last):
     jaxdl.errors.InputError: sigmoid_cross_entropy needs targets from 0 to 1, got -1.0 in row 1 of train. Encode no as \
 0 and yes as 1: targets == targets.max() turns labels such as -1 and 1 into them.
     """
     binary, labels = loss is sigmoid_cross_entropy, reads_labels(loss)
-    given = rows_of.targets, rows_of.weights
+    given = rows_of.targets, rows_of.sample_weight
     if not (binary or labels) or any(map(is_traced, given)):
         return
     if any(isinstance(array, jax.Array) and not array.is_fully_addressable for array in given):
         return
-    targets, weights = map(np.asarray, given)
-    if targets.shape[:1] != weights.shape or targets.dtype.kind not in "fiub":
+    targets, sample_weight = map(np.asarray, given)
+    if targets.shape[:1] != sample_weight.shape or targets.dtype.kind not in "fiub":
         return  # The loss itself refuses them.
     wrong = (targets < -ROUNDING) | (targets > 1 + ROUNDING) if binary else targets < 0
-    wrong &= (weights > 0).reshape(-1, *[1] * (targets.ndim - 1))
+    wrong &= (sample_weight > 0).reshape(-1, *[1] * (targets.ndim - 1))
     for place in np.argwhere(wrong)[:1]:
         got = f"got {targets[tuple(place)]} in row {place[0]} of {name}"
         if binary:
@@ -212,14 +212,14 @@ def check_targets(loss: Callable[[Array, Array], Array], rows_of: Examples, name
         )
 
 
-def check_labels(model: Model, objective: Objective, *sets: Examples | None) -> None:
+def check_labels(model: Model, objective: Objective, *sets: Dataset | None) -> None:
     """Raise InputError for labels that are no class of the model's outputs, such as 3 beside 3 outputs.
 
     Examples of weight 0 may have any label. Nothing is computed on a device.
 
-    >>> from jaxdl import examples, mlp
+    >>> from jaxdl import dataset, mlp
     >>> try:
-    ...     check_labels(mlp((), outputs=3), Objective(softmax_cross_entropy), examples([[1.0], [2.0]], [2, 3]))
+    ...     check_labels(mlp((), outputs=3), Objective(softmax_cross_entropy), dataset([[1.0], [2.0]], [2, 3]))
     ... except InputError as error:
     ...     print(error)
     labels must be from 0 to 2, because the model has 3 outputs, got 3 in row 1. Use outputs=4, or labels from 0.
@@ -227,9 +227,9 @@ def check_labels(model: Model, objective: Objective, *sets: Examples | None) -> 
     if not reads_labels(objective.loss):
         return
     for rows in sets:
-        if rows is None or not all(_on_host(leaf) for leaf in (rows.targets, rows.weights)):
+        if rows is None or not all(_on_host(leaf) for leaf in (rows.targets, rows.sample_weight)):
             continue
-        labels, counted = np.asarray(rows.targets), np.asarray(rows.weights) > 0
+        labels, counted = np.asarray(rows.targets), np.asarray(rows.sample_weight) > 0
         if labels.ndim != 1 or labels.dtype.kind not in "iu" or not counted.any():
             continue
         shape = _shape_of_outputs(model, rows.inputs.shape[1:], rows.inputs.dtype)

@@ -18,22 +18,22 @@ from jaxdl._arguments import check_kinds
 from jaxdl.data.arrays import precision
 from jaxdl.errors import InputError
 from jaxdl.losses import absolute_error, as_labels, same_shape, squared_error
-from jaxdl.types import LOSS, Array, Metric, Mode, Objective, PyTree, Sums
+from jaxdl.types import LOSS, Array, Metric, MetricSums, Mode, Objective, PyTree
 
 __all__ = [
     "Curve",
     "accuracy",
-    "add",
     "balanced_accuracy",
     "binary_accuracy",
-    "finish",
+    "compute",
     "mae",
     "mean",
     "measure",
-    "precision_recall",
+    "merge",
+    "precision_recall_curve",
     "r2",
     "rmse",
-    "roc",
+    "roc_curve",
     "top_k",
 ]
 
@@ -120,7 +120,7 @@ def r2(center: float = 0.0) -> Metric:
     near them.
 
     >>> objective, targets = Objective(squared_error, (r2(),)), jnp.array([[1e5], [1e5 + 2]])
-    >>> finish(objective, measure(objective, targets + 0.5, targets, jnp.ones(2)))["r2"].item()
+    >>> compute(objective, measure(objective, targets + 0.5, targets, jnp.ones(2)))["r2"].item()
     0.75
     """
 
@@ -180,10 +180,10 @@ def measure(
     objective: Objective,
     outputs: Shaped[Array, "batch ..."],
     targets: Shaped[Array, "batch ..."],
-    weights: Float[Array, " batch"],
+    sample_weight: Float[Array, " batch"],
     *,
     prepared: bool = False,
-) -> Sums:
+) -> MetricSums:
     """Return the weighted sums of the loss and of every metric's statistics over the examples of a batch.
 
     weights: (B,), the sample weights. What an example of weight 0 gives is left out, whatever it is; so is padding,
@@ -194,38 +194,38 @@ def measure(
     >>> float(sums.weight), float(sums.totals["loss"])
     (1.0, 1.0)
     """
-    _check_shapes(objective, outputs, targets, weights)
+    _check_shapes(objective, outputs, targets, sample_weight)
     rows: dict[str, PyTree] = {LOSS: objective.loss(outputs, targets)}
-    rows |= {metric.name: metric.statistics(outputs, targets) for metric in objective.metrics}
+    rows |= {metric.name: metric.per_example(outputs, targets) for metric in objective.metrics}
     if precision(rows[LOSS].dtype) == jnp.float64:
         # Left in float32, their sum would be rounded to it.
-        weights = weights.astype(jnp.float64)
-    totals = jax.tree.map(lambda values: _total(values, weights, prepared), rows, is_leaf=_is_moments)
-    return Sums(totals, jnp.sum(weights))
+        sample_weight = sample_weight.astype(jnp.float64)
+    totals = jax.tree.map(lambda values: _total(values, sample_weight, prepared), rows, is_leaf=_is_moments)
+    return MetricSums(totals, jnp.sum(sample_weight))
 
 
-def _total(values: Any, weights: Float[Array, " batch"], prepared: bool = True) -> Any:
+def _total(values: Any, sample_weight: Float[Array, " batch"], prepared: bool = True) -> Any:
     if not _is_moments(values):
-        weights = weights.reshape(-1, *[1] * (values.ndim - 1))
-        weighted = values * weights
+        sample_weight = sample_weight.reshape(-1, *[1] * (values.ndim - 1))
+        weighted = values * sample_weight
         # Chosen, because 0 times nan is nan.
-        return jnp.sum(weighted if prepared else jnp.where(weights > 0, weighted, 0), axis=0)
-    counted = (weights > 0).reshape(-1, *[1] * (values.center.ndim - 1))
-    weight = jnp.sum(weights * values.weight)
+        return jnp.sum(weighted if prepared else jnp.where(sample_weight > 0, weighted, 0), axis=0)
+    counted = (sample_weight > 0).reshape(-1, *[1] * (values.center.ndim - 1))
+    weight = jnp.sum(sample_weight * values.weight)
     lowest = jnp.min(jnp.where(counted, values.center, jnp.inf), axis=0)
     lowest = jnp.where(weight > 0, lowest, 0).astype(values.center.dtype)
-    above = _total(jnp.where(counted, values.center - lowest[None], 0), weights)
+    above = _total(jnp.where(counted, values.center - lowest[None], 0), sample_weight)
     # The lowest number first, so that the center of equal numbers is that number.
     center = lowest + above / jnp.where(weight > 0, weight, 1)
     rows = _about(center[None], values._replace(weight=values.weight.reshape(counted.shape)))
-    first, second = (_total(jnp.where(counted, each, 0), weights) for each in (rows.first, rows.second))
+    first, second = (_total(jnp.where(counted, each, 0), sample_weight) for each in (rows.first, rows.second))
     return Moments(weight, center, first, second)
 
 
-def _check_shapes(objective: Objective, outputs: Array, targets: Array, weights: Array) -> None:
+def _check_shapes(objective: Objective, outputs: Array, targets: Array, sample_weight: Array) -> None:
     """Raises InputError unless the loss gives (B,), statistics give (B, ...), and metrics give scalars."""
     functions = [("the loss", objective.loss)]
-    functions += [(f'the metric "{metric.name}"', metric.statistics) for metric in objective.metrics]
+    functions += [(f'the metric "{metric.name}"', metric.per_example) for metric in objective.metrics]
     for name, function in functions:
         count, given = _shapes_of(function, outputs, targets)
         shapes = [leaf.shape for leaf in jax.tree.leaves(given)]
@@ -241,9 +241,9 @@ def _check_shapes(objective: Objective, outputs: Array, targets: Array, weights:
                 f"{'targets[:, None]' if targets.ndim < outputs.ndim else 'outputs[:, None]'} in the data."
             )
     for metric in objective.metrics:
-        _, given = _shapes_of(metric.statistics, outputs, targets)
+        _, given = _shapes_of(metric.per_example, outputs, targets)
         totals = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), given)
-        figure = jax.eval_shape(metric.finish, totals, jax.ShapeDtypeStruct((), weights.dtype))
+        figure = jax.eval_shape(metric.compute, totals, jax.ShapeDtypeStruct((), sample_weight.dtype))
         if getattr(figure, "shape", None) != ():
             raise InputError(
                 f'the metric "{metric.name}" must give one number for a data set, got shape '
@@ -310,24 +310,24 @@ def _shapes_in(jaxpr: Any) -> Iterator[tuple[int, ...]]:
             yield from _shapes_in(inner)
 
 
-def add(one: Sums, other: Sums) -> Sums:
+def merge(one: MetricSums, other: MetricSums) -> MetricSums:
     """The sums of two disjoint sets of rows together, in the arrays of NumPy or of JAX that they are given in.
 
-    >>> one = Sums({"loss": jnp.float32(1)}, jnp.float32(2))
-    >>> float(add(one, one).weight)
+    >>> one = MetricSums({"loss": jnp.float32(1)}, jnp.float32(2))
+    >>> float(merge(one, one).weight)
     4.0
     """
     return jax.tree.map(_merged, one, other, is_leaf=_is_moments)
 
 
-def finish(objective: Objective, sums: Sums) -> dict[str, Array]:
+def compute(objective: Objective, sums: MetricSums) -> dict[str, Array]:
     """The figures of all rows that were summed: `loss`, then each metric by its name, scalars of the loss's dtype.
 
-    >>> finish(Objective(squared_error, (rmse,)), Sums({"loss": 8.0, "rmse": 8.0}, 2.0))["rmse"].item()
+    >>> compute(Objective(squared_error, (rmse,)), MetricSums({"loss": 8.0, "rmse": 8.0}, 2.0))["rmse"].item()
     2.0
     """
     figures = {LOSS: sums.totals[LOSS] / sums.weight}
-    return figures | {m.name: m.finish(sums.totals[m.name], sums.weight) for m in objective.metrics}
+    return figures | {m.name: m.compute(sums.totals[m.name], sums.weight) for m in objective.metrics}
 
 
 def right(
@@ -376,14 +376,14 @@ class Curve(NamedTuple):
     area: float
 
 
-def roc(scores: ArrayLike, labels: ArrayLike) -> Curve:
+def roc_curve(scores: ArrayLike, labels: ArrayLike) -> Curve:
     """The true positive rate against the false positive rate, from (0, 0) to (1, 1), and the area under straight lines.
 
     scores: (N,) or (N, 1), larger where positive is likelier; labels: 0 or 1. The area is the probability that a
     positive has a larger score than a negative, where ties count half. Source: Fawcett, Pattern Recognition Letters 27
     (2006). Raises InputError where a score is not finite, a label is neither 0 nor 1, or all labels are the same.
 
-    >>> curve = roc([0.1, 0.4, 0.35, 0.8], [0, 0, 1, 1])
+    >>> curve = roc_curve([0.1, 0.4, 0.35, 0.8], [0, 0, 1, 1])
     >>> curve.x.tolist(), curve.y.tolist(), curve.area
     ([0.0, 0.0, 0.5, 0.5, 1.0], [0.0, 0.5, 0.5, 1.0, 1.0], 0.75)
     """
@@ -392,14 +392,14 @@ def roc(scores: ArrayLike, labels: ArrayLike) -> Curve:
     return Curve(x, y, thresholds, float(np.trapezoid(y, x)))
 
 
-def precision_recall(scores: ArrayLike, labels: ArrayLike) -> Curve:
+def precision_recall_curve(scores: ArrayLike, labels: ArrayLike) -> Curve:
     """The precision against the recall, and the average precision: the area under steps.
 
     No line between points is what thresholds in between would give. The first point, recall 0 with precision 1, stands
     for a threshold that no row reaches. Source: Davis and Goadrich, ICML (2006). Arguments and errors are those of
     `roc`.
 
-    >>> curve = precision_recall([0.1, 0.4, 0.35, 0.8], [0, 0, 1, 1])
+    >>> curve = precision_recall_curve([0.1, 0.4, 0.35, 0.8], [0, 0, 1, 1])
     >>> curve.x.tolist(), curve.y.round(2).tolist(), round(curve.area, 4)
     ([0.0, 0.5, 0.5, 1.0, 1.0], [1.0, 1.0, 0.5, 0.67, 0.5], 0.8333)
     """

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 
 from jaxdl._format import short
-from jaxdl._jit import compiler_options, convolves
-from jaxdl.data import Source
+from jaxdl._jit import compiler_options, has_convolution
+from jaxdl.data import DataSource
 from jaxdl.data.streaming import loader
 from jaxdl.train import make_train_step
-from jaxdl.types import Examples, Plan, Progress, PyTree
+from jaxdl.types import Dataset, Plan, PyTree, RunState
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -53,50 +53,50 @@ class StepCost(NamedTuple):
         return self.flops / self.bytes if self.flops is not None and self.bytes else None
 
 
-def step_cost(plan: Plan, progress: Progress, train: Examples | Source) -> StepCost:
+def step_cost(plan: Plan, run_state: RunState, train: Dataset | DataSource) -> StepCost:
     """The cost of a training step of a full batch, compiled for the default device as a run compiles it.
 
     Only the shapes of progress and rows matter. To compile takes about as long as the run itself does before its first
     step.
 
     >>> import optax
-    >>> from jaxdl import examples, losses, make_plan, mlp, Objective, start
-    >>> rows = examples([[1.0, 2.0]] * 8, [[1.0]] * 8)
+    >>> from jaxdl import dataset, losses, make_plan, mlp, Objective, start
+    >>> rows = dataset([[1.0, 2.0]] * 8, [[1.0]] * 8)
     >>> plan = make_plan(mlp(()), Objective(losses.squared_error), optax.sgd(0.1), batch_size=4)
     >>> cost = step_cost(plan, start(plan, rows, key=jax.random.key(0)), rows)
     >>> cost.batch_size, cost.flops >= 4 * 2 * 2 * 2  # four rows of two products, and as many for the gradient
     (4, True)
     """
-    step = make_train_step(plan.model, plan.objective, plan.optimiser, average=plan.average, prepared=True)
-    return cost_of(step, progress.state, _batch(loader(train, 1).first, plan.batch_size))
+    step = make_train_step(plan.model, plan.objective, plan.optimizer, ema_decay=plan.ema_decay, prepared=True)
+    return cost_of(step, run_state.train_state, _batch(loader(train, 1).first, plan.batch_size))
 
 
-def lowered_step(step: Callable[[Any, Examples], Any], state: PyTree, batch: Examples) -> jax.stages.Lowered:
+def lowered_step(step: Callable[[Any, Dataset], Any], state: PyTree, batch: Dataset) -> jax.stages.Lowered:
     """Return `step(state, batch)` as a run compiles it, lowered; arrays, or anything with shapes and dtypes.
 
-    >>> from jaxdl import examples
-    >>> rows, kernel = examples([[1.0, 2.0]] * 4, [[1.0]] * 4), jax.ShapeDtypeStruct((2, 1), "float32")
+    >>> from jaxdl import dataset
+    >>> rows, kernel = dataset([[1.0, 2.0]] * 4, [[1.0]] * 4), jax.ShapeDtypeStruct((2, 1), "float32")
     >>> lowered = lowered_step(lambda kernel, rows: kernel - rows.inputs.T @ rows.targets, kernel, rows)
     >>> lowered.cost_analysis()["flops"]
     18.0
     """
     # The new state takes the place of the old one, as in the loop of an epoch.
-    options = compiler_options(convolves=convolves(batch, state))
+    options = compiler_options(convolves=has_convolution(batch, state))
     return jax.jit(step, donate_argnums=0, compiler_options=options).lower(_shapes(state), _shapes(batch))
 
 
-def cost_of(step: Callable[[Any, Examples], Any], state: PyTree, batch: Examples) -> StepCost:
+def cost_of(step: Callable[[Any, Dataset], Any], state: PyTree, batch: Dataset) -> StepCost:
     """Return the cost of `step(state, batch)`, compiled as `step_cost` does it.
 
-    >>> from jaxdl import examples
-    >>> rows, kernel = examples([[1.0, 2.0]] * 4, [[1.0]] * 4), jax.ShapeDtypeStruct((2, 1), "float32")
+    >>> from jaxdl import dataset
+    >>> rows, kernel = dataset([[1.0, 2.0]] * 4, [[1.0]] * 4), jax.ShapeDtypeStruct((2, 1), "float32")
     >>> cost_of(lambda kernel, rows: kernel - rows.inputs.T @ rows.targets, kernel, rows).flops
     18
     """
     lowered = lowered_step(step, state, batch)
     compiled = lowered.compile()
     return StepCost(
-        batch.weights.shape[0],
+        batch.sample_weight.shape[0],
         # Of what is lowered: a compiled program hides the FLOPs of libraries that it calls.
         _figure(_first(lowered.cost_analysis()), "flops"),
         _figure(_first(compiled.cost_analysis()), "bytes accessed"),
@@ -108,8 +108,8 @@ def _shapes(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
 
 
-def _batch(rows: Examples, size: int) -> Examples:
-    batch: Examples = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((size, *leaf.shape[1:]), leaf.dtype), rows)
+def _batch(rows: Dataset, size: int) -> Dataset:
+    batch: Dataset = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((size, *leaf.shape[1:]), leaf.dtype), rows)
     return batch
 
 

@@ -16,16 +16,16 @@ __all__ = [
     "Calibration",
     "Comparison",
     "Estimate",
-    "adjusted",
-    "calibrate",
-    "compare",
+    "calibrated_std",
     "coverage",
     "estimate",
+    "fit_calibration",
+    "holm",
     "one_standard_error",
-    "rmse_error",
-    "share_error",
+    "paired_test",
+    "proportion_standard_error",
+    "rmse_standard_error",
     "verdict",
-    "widened",
 ]
 
 
@@ -84,7 +84,7 @@ def estimate(values: ArrayLike, confidence: float = 0.95) -> Estimate:
     return Estimate(mean, deviation, error, mean - half, mean + half, count, 0)
 
 
-def compare(one: ArrayLike, other: ArrayLike, confidence: float = 0.95) -> Comparison:
+def paired_test(one: ArrayLike, other: ArrayLike, confidence: float = 0.95) -> Comparison:
     """The paired t test of two rows (M,), whose numbers at the same place belong to the same seed.
 
     Where all differences are equal to float32's rounding, which is that of the figures, they show no error that the t
@@ -92,7 +92,7 @@ def compare(one: ArrayLike, other: ArrayLike, confidence: float = 0.95) -> Compa
     differs. Where a seed diverged, all but the count is nan. Raises InputError for rows of different lengths and for
     fewer than 2 pairs. Source: Student, Biometrika 6 (1908).
 
-    >>> compare([3.0, 4.0, 6.0], [2.0, 2.0, 3.0])
+    >>> paired_test([3.0, 4.0, 6.0], [2.0, 2.0, 3.0])
     Comparison(difference=2.0, error=0.577..., low=-0.484..., high=4.484..., p_value=0.074..., count=3)
     """
     from scipy.special import stdtr
@@ -129,9 +129,9 @@ def verdict(
     One is called better only where the p value lies below the level. Among several comparisons the p values must be
     `adjusted` first. Raises InputError for a level that is not between 0 and 1.
 
-    >>> print(verdict("wide", "narrow", compare([3.1, 3.0, 3.3, 3.2], [3.6, 3.4, 3.8, 3.7])))
+    >>> print(verdict("wide", "narrow", paired_test([3.1, 3.0, 3.3, 3.2], [3.6, 3.4, 3.8, 3.7])))
     wide is better than narrow by 0.47 +- 0.03 (paired t test over 4 seeds, p < 0.001)
-    >>> print(verdict("A", "B", compare([3.1, 3.0, 3.3], [3.2, 2.9, 3.4])))
+    >>> print(verdict("A", "B", paired_test([3.1, 3.0, 3.3], [3.2, 2.9, 3.4])))
     no difference between A and B can be told from these 3 seeds (-0.03 +- 0.07, p = 0.67)
     """
     _check_share("level", level)
@@ -151,14 +151,14 @@ def verdict(
     return f"{better} is better than {worse} by {by} ({test} over {count} seeds, {chance})"
 
 
-def adjusted(p_values: ArrayLike) -> Float64[np.ndarray, " comparisons"]:
+def holm(p_values: ArrayLike) -> Float64[np.ndarray, " comparisons"]:
     """The p values (M,) of M comparisons made at once, each raised by as much as their number asks for.
 
     Whoever claims what then lies below a level makes a false claim or more with a chance of at most that level, however
     the comparisons depend on each other. A comparison takes its own by `_replace(p_value=...)`. A nan stays nan and is
     counted. Raises InputError for what is no probability. Source: Holm, Scandinavian Journal of Statistics 6 (1979).
 
-    >>> adjusted([0.01, 0.04, 0.03]).round(2).tolist()
+    >>> holm([0.01, 0.04, 0.03]).round(2).tolist()
     [0.03, 0.06, 0.06]
     """
     row = _row("p_values", p_values)
@@ -231,13 +231,13 @@ def _rounded(difference: float, error: float) -> str:
     return f"{difference:.{places}f} +- {error:.{places}f}"
 
 
-def rmse_error(misses: ArrayLike) -> float:
+def rmse_standard_error(misses: ArrayLike) -> float:
     """The standard error of the root mean square of misses (N,), prediction - target; nan for fewer than two rows.
 
     By the delta method: that of the mean square, over twice its root. Computed in float64. Source: Casella and Berger,
     Statistical Inference (2002), section 5.5.4.
 
-    >>> round(rmse_error([1.0, -1.0, 1.0, -3.0]), 4)
+    >>> round(rmse_standard_error([1.0, -1.0, 1.0, -3.0]), 4)
     0.5774
     """
     squares = np.asarray(misses, np.float64).ravel() ** 2
@@ -248,14 +248,14 @@ def rmse_error(misses: ArrayLike) -> float:
     return float(squares.std(ddof=1) / math.sqrt(len(squares)) / (2 * root)) if root else 0.0
 
 
-def share_error(hits: float, count: int) -> float:
+def proportion_standard_error(hits: float, count: int) -> float:
     """The standard error of a share, `hits` of `count` rows, such as an accuracy.
 
     That of a binomial share with two hits and two misses added, so that it is not 0 where all rows are right. Raises
     InputError for a count below 1 and hits outside of 0 to the count. Source: Agresti and Coull, The American
     Statistician 52 (1998).
 
-    >>> share_error(50, 100), share_error(100, 100)
+    >>> proportion_standard_error(50, 100), proportion_standard_error(100, 100)
     (0.049..., 0.013...)
     """
     if count < 1 or not 0 <= hits <= count:
@@ -271,13 +271,13 @@ class Calibration(NamedTuple):
     noise: float  # >= 0, in the unit of the targets
 
 
-def calibrate(mean: ArrayLike, spread: ArrayLike, targets: ArrayLike) -> Calibration:
+def fit_calibration(mean: ArrayLike, spread: ArrayLike, targets: ArrayLike) -> Calibration:
     """The scale and the noise under which the targets are most likely, as normal draws around the means.
 
     Give it validation rows: on training rows errors are too small. Spreads that are all equal tell nothing, so then all
     is noise. Raises InputError for shapes that differ, no rows, numbers that are not finite, and spreads below 0.
 
-    >>> found = calibrate([0.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0], [1.0, -1.0, 3.0, -3.0])
+    >>> found = fit_calibration([0.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0], [1.0, -1.0, 3.0, -3.0])
     >>> found.scale, round(found.noise**2, 6)
     (0.0, 5.0)
     """
@@ -318,10 +318,10 @@ def _best_shares(loss: Callable[[float, float], float], ends: list[tuple[float, 
     return min([*ends, shares(best), shares(refined.x)], key=lambda pair: loss(*pair))
 
 
-def widened(spread: ArrayLike, calibration: Calibration) -> Float64[np.ndarray, " ..."]:
+def calibrated_std(spread: ArrayLike, calibration: Calibration) -> Float64[np.ndarray, " ..."]:
     """The standard deviations (N, ...) that belong to spreads (N, ...): honest error bars of new rows.
 
-    >>> widened([0.0, 2.0], Calibration(scale=2.0, noise=3.0)).tolist()
+    >>> calibrated_std([0.0, 2.0], Calibration(scale=2.0, noise=3.0)).tolist()
     [3.0, 5.0]
     """
     return np.hypot(calibration.scale * np.asarray(spread, np.float64), calibration.noise)

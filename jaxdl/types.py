@@ -17,17 +17,17 @@ PyTree = Any
 Mode = Literal["min", "max"]  # whether a lower or a higher value is better
 
 
-class Examples(NamedTuple):
+class Dataset(NamedTuple):
     """Aligned rows of a data set or of a batch."""
 
     inputs: Array  # (N, ...)
     targets: Array  # (N, ...), the shape of the model's outputs, or (N,) labels
-    weights: Array  # (N,) float32, or float64, >= 0: what each counts, relative to the others
+    sample_weight: Array  # (N,) float32, or float64, >= 0: what each counts, relative to the others
 
     def __repr__(self) -> str:
         """Return the shapes in one line: the arrays would fill a screen."""
         leaves = {name: leaf for name, leaf in self._asdict().items() if leaf is not None}
-        return f"Examples({', '.join(f'{name}={_shape(leaf)}' for name, leaf in leaves.items())})"
+        return f"Dataset({', '.join(f'{name}={_shape(leaf)}' for name, leaf in leaves.items())})"
 
 
 class Batch(NamedTuple):
@@ -35,11 +35,11 @@ class Batch(NamedTuple):
 
     inputs: Array  # (B, ...)
     targets: Array  # (B, ...)
-    weights: Array  # (B,): 0 for padding
+    sample_weight: Array  # (B,): 0 for padding
     mask: Array  # (B,) bool: False for padding, which is no example
 
 
-class Weights(NamedTuple):
+class Variables(NamedTuple):
     """What a prediction needs."""
 
     params: PyTree  # what gradients train
@@ -47,14 +47,14 @@ class Weights(NamedTuple):
 
     def __repr__(self) -> str:
         """Return the counts in one line: the arrays would fill a screen."""
-        return f"Weights(params={_counts(self.params)}, stats={_counts(self.stats)})"
+        return f"Variables(params={_counts(self.params)}, stats={_counts(self.stats)})"
 
 
 @runtime_checkable
 class Init(Protocol):
     """Makes the weights of a model from a key and one batch of inputs."""
 
-    def __call__(self, key: Array, inputs: Array) -> Weights: ...
+    def __call__(self, key: Array, inputs: Array) -> Variables: ...
 
 
 @runtime_checkable
@@ -66,7 +66,7 @@ class Apply(Protocol):
     """
 
     def __call__(
-        self, weights: Weights, inputs: Array, *, train: bool, key: Array | None = None, mask: Array | None = None
+        self, variables: Variables, inputs: Array, *, train: bool, key: Array | None = None, mask: Array | None = None
     ) -> tuple[Array, PyTree]: ...
 
 
@@ -88,19 +88,19 @@ class Metric(NamedTuple):
     """A figure of a whole data set: per-row statistics that are summed, then finished once."""
 
     name: str
-    statistics: Callable[[Array, Array], PyTree]  # (outputs, targets) -> pytree of (B, ...)
-    finish: Callable[[PyTree, Array], Array]  # (weighted totals, total weight) -> scalar
+    per_example: Callable[[Array, Array], PyTree]  # (outputs, targets) -> pytree of (B, ...)
+    compute: Callable[[PyTree, Array], Array]  # (weighted totals, total weight) -> scalar
     mode: Mode | None = None  # None: unknown, so a rule that monitors the metric must name its mode
 
 
 class Objective(NamedTuple):
-    """What is minimised, and what is measured beside it."""
+    """What is minimized, and what is measured beside it."""
 
     loss: Callable[[Array, Array], Array]  # (outputs, targets) -> (B,), one value a row
     metrics: tuple[Metric, ...] = ()
 
 
-class Sums(NamedTuple):
+class MetricSums(NamedTuple):
     """Weighted totals of per-row statistics; two of them are added leaf by leaf."""
 
     totals: PyTree  # {name: pytree of totals over rows}
@@ -111,27 +111,27 @@ class TrainState(NamedTuple):
     """What a training step reads and writes."""
 
     step: Array  # int32 scalar, counts from 0
-    weights: Weights
+    variables: Variables
     opt_state: PyTree
     key: Array  # constant: the step's own key is fold_in(key, step)
-    average: Weights | tuple[()] = ()  # a moving average of the weights, where one is kept
+    ema: Variables | tuple[()] = ()  # the exponential moving average of the variables, where one is kept
 
 
-class Stopping(NamedTuple):
+class EarlyStoppingState(NamedTuple):
     """What early stopping remembers."""
 
     best: Array  # float32 scalar, the best finite value so far
     best_epoch: Array  # int32 scalar, counts from 1; 0 before the first improvement
-    stale: Array  # int32 scalar, epochs since the last improvement
+    epochs_without_improvement: Array  # int32 scalar
     improved: Array  # bool scalar, whether the last epoch was the best so far
-    done: Array  # bool scalar, whether training should stop
+    should_stop: Array  # bool scalar, whether training should stop
 
 
-class Plateau(NamedTuple):
+class ReduceOnPlateauState(NamedTuple):
     """What reduce-on-plateau remembers."""
 
     best: Array  # float32 scalar
-    stale: Array  # int32 scalar, epochs since the last improvement or reduction
+    epochs_without_improvement: Array  # int32 scalar; a reduction starts it anew
     cooldown: Array  # int32 scalar, epochs left in which nothing is counted
     learning_rate: Array  # scalar, float32 or float64 as it was given, the one for the next epoch
 
@@ -148,22 +148,22 @@ class Rule(NamedTuple):
     resume: Callable[[Any], Any] | None = None
 
 
-class Progress(NamedTuple):
+class RunState(NamedTuple):
     """All that a run remembers."""
 
     epoch: Array  # int32 scalar, epochs finished
     cursor: Array  # int32 scalar, batches done in the epoch under way: of training, then of validation
-    state: TrainState
-    best: Weights  # of the best epoch so far
-    stopping: Stopping
-    plateau: Any  # Plateau, or () without such a rule
-    sums: Sums  # of the training rows in the epoch under way
-    val_sums: Sums  # of its validation rows
+    train_state: TrainState
+    best: Variables  # of the best epoch so far
+    stopping: EarlyStoppingState
+    plateau: Any  # ReduceOnPlateauState, or () without such a rule
+    sums: MetricSums  # of the training rows in the epoch under way
+    val_sums: MetricSums  # of its validation rows
     key: Array  # constant: with the epoch it gives the order of rows
 
     def __repr__(self) -> str:
         """Return where the run stands in one line: the arrays would fill a screen."""
-        return f"Progress(epoch={_value(self.epoch)}, cursor={_value(self.cursor)}, best={self.best!r})"
+        return f"RunState(epoch={_value(self.epoch)}, cursor={_value(self.cursor)}, best={self.best!r})"
 
 
 class Plan(NamedTuple):
@@ -171,18 +171,18 @@ class Plan(NamedTuple):
 
     model: Model
     objective: Objective
-    optimiser: optax.GradientTransformation
+    optimizer: optax.GradientTransformation
     batch_size: int
-    stop: Rule
+    early_stopping: Rule
     plateau: Rule | None = None
-    average: float | None = None  # how much of itself the moving average of the weights keeps each step
+    ema_decay: float | None = None  # how much of itself the moving average of the variables keeps each step
     eval_params: EvalParams | None = None  # where the parameters to evaluate are others than those that are trained
 
     def __repr__(self) -> str:
         """Return what the run does in one line: its functions would fill several."""
         names = ", ".join(metric.name for metric in self.objective.metrics)
         loss = getattr(self.objective.loss, "__name__", "loss")
-        return f"Plan(loss={loss}, metrics=({names}), batch_size={self.batch_size}, monitor={self.stop.monitor!r})"
+        return f"Plan(loss={loss}, metrics=({names}), batch_size={self.batch_size}, monitor={self.early_stopping.monitor!r})"
 
 
 def _shape(leaf: object) -> str:
@@ -203,12 +203,12 @@ History = list[dict[str, Any]]  # one record an epoch
 SETS = ("train", "validation", "test")
 LOSS = "loss"
 
-Observer = Callable[[Progress, list[dict[str, float]]], None]
+Callback = Callable[[RunState, list[dict[str, float]]], None]
 
 
-class Saved(NamedTuple):
+class Checkpoint(NamedTuple):
     """What a checkpoint of a run holds."""
 
-    arrays: dict[str, np.ndarray]  # by name, as `leaves.named` gives them
-    about: dict[str, Any]  # whatever `keeper` was told, the `kinds` of the progress, and the `history`
+    arrays: dict[str, np.ndarray]  # by name, as `flatten_named` gives them
+    about: dict[str, Any]  # whatever `checkpointer` was told, the `kinds` of the progress, and the `history`
     number: int

@@ -118,7 +118,7 @@ def check(holds, text):
 
 def content(folder):
     """All that must be equal, by name; times and the name of the folder aside."""
-    saved = saving.latest(folder / "checkpoints" / "progress", print)
+    saved = saving.restore_latest(folder / "checkpoints" / "progress", print)
     found = {f"progress/{name}": (str(array.dtype), array.tobytes()) for name, array in saved.arrays.items()}
     found["kinds"] = saved.about["kinds"]
     found["history"] = repr([{**record, "seconds": 0} for record in saved.about["history"]])
@@ -137,25 +137,25 @@ def _arrays(tree):
 
 def newest(folder):
     """The number of the newest checkpoint that is whole, and when its save began; (None, None) without one."""
-    progress = folder / "checkpoints" / "progress"
-    for number in sorted((int(path.name) for path in progress.glob("*") if path.name.isdecimal()), reverse=True):
-        if (progress / str(number) / _files.CHECKSUMS).exists():
-            about = json.loads((progress / str(number) / "_CHECKPOINT_METADATA").read_text())
+    run_state = folder / "checkpoints" / "progress"
+    for number in sorted((int(path.name) for path in run_state.glob("*") if path.name.isdecimal()), reverse=True):
+        if (run_state / str(number) / _files.CHECKSUMS).exists():
+            about = json.loads((run_state / str(number) / "_CHECKPOINT_METADATA").read_text())
             return number, about["init_timestamp_nsecs"] / 1e9
     return None, None
 
 
 def wait_for_event(lab, folder, process, which):
     """Until a save begins, is committed, or is finished, or the process ends."""
-    progress = folder / "checkpoints" / "progress"
+    run_state = folder / "checkpoints" / "progress"
 
     def seen():
-        names = {path.name for path in progress.glob("*")}
+        names = {path.name for path in run_state.glob("*")}
         if which == "draft":
             return {name for name in names if "tmp" in name}
         if which == "commit":
             return {name for name in names if name.isdecimal()}
-        return {path.parent.name for path in progress.glob(f"*/{_files.CHECKSUMS}")}
+        return {path.parent.name for path in run_state.glob(f"*/{_files.CHECKSUMS}")}
 
     before, skip = seen(), lab.random.randrange(3)
     while process.poll() is None:
@@ -315,7 +315,7 @@ def flips(lab, count, folder=None, whole=2):
             told = lab.said(copy)
         else:
             lines = []
-            saved = saving.latest(path, lines.append)
+            saved = saving.restore_latest(path, lines.append)
             told = "\n".join(lines)
             check(saved.number == number - 1, f"{file} flipped: checkpoint {saved.number} was used")
         check("damaged" in told, f"{file} flipped, and nothing was told")
@@ -364,7 +364,7 @@ def power_cuts(lab, count, every):
             process.wait()
         with mounted(left) as place:
             lines = []
-            saved = saving.latest(place / "run" / "checkpoints" / "progress", lines.append)
+            saved = saving.restore_latest(place / "run" / "checkpoints" / "progress", lines.append)
             check(saved is not None, f"cut {turn + 1}: no checkpoint was whole: {lines}")
             _, began = newest(place / "run")
             most = max(most, cut - began)

@@ -24,7 +24,7 @@ def build(config, dataset):
         model=mlp((20, 10), dropout=0.2, input_norm=True),
         optimizer=optax.inject_hyperparams(optax.adam)(learning_rate=rate),
         batch_size=32,
-        average=0.99,
+        ema_decay=0.99,
     )
 
 

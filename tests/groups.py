@@ -23,7 +23,7 @@ from jaxdl import distributed
 from jaxdl.distributed import processes
 address, number, own, *given = sys.argv[1:]
 number, own = int(number), int(own)
-distributed.join(address, number, own)
+distributed.initialize(address, number, own)
 """
 # A program's beginning that makes importing a module of jaxdl import no more than that module does: what the package
 # imports takes seconds, and the modules that wait for sockets, locks and signals need none of it.

@@ -30,8 +30,8 @@ from jaxdl.__main__ import main as jaxdl_main
 from jaxdl.errors import InputError
 from jaxdl.nn import mlp
 from jaxdl.runs.command import command
-from jaxdl.saving import Outputs, load, predict_script
-from jaxdl.saving.export import export
+from jaxdl.saving import OutputSpec, load, predict_script
+from jaxdl.saving.export import export_model
 
 LIMIT = 10  # seconds
 FLAGS = ("--data", "simulated:60", "--recipe", "small", "--epochs", "2", "--no-tensorboard", "--no-compilation-cache")
@@ -180,7 +180,7 @@ def folders(place, count, draws):
         calls = {
             "runs": lambda above=above: jaxdl_main(["runs", str(above)]),
             "show": lambda folder=folder: jaxdl_main(["show", str(folder)]),
-            "latest": lambda folder=folder: saving.latest(folder / "checkpoints/progress", print) and None,
+            "latest": lambda folder=folder: saving.restore_latest(folder / "checkpoints/progress", print) and None,
             "load": lambda folder=folder: load(folder / "checkpoints" / "best") and None,
         }
         if number % 20 == 0:
@@ -205,7 +205,7 @@ def models(place, count, draws):
     """Mutated exported models, loaded and, where that works, asked for a prediction."""
     network, rows = mlp((4,)), np.ones((5, 3), np.float32)
     variables = network.init(jax.random.key(0), rows)
-    base = export(place / "model", network, variables, rows, columns=["a", "b", "c"], outputs=Outputs(["y"]))
+    base = export_model(place / "model", network, variables, rows, columns=["a", "b", "c"], outputs=OutputSpec(["y"]))
     (place / "data.csv").write_text("a,b,c\n1,2,3\n")
     wrong = []
     for number in range(count):

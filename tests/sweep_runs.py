@@ -5,8 +5,8 @@ import numpy as np
 import optax
 
 from jaxdl import losses, metrics
-from jaxdl._tree import named
-from jaxdl.data import examples
+from jaxdl._tree import flatten_named
+from jaxdl.data import dataset
 from jaxdl.nn import mlp
 from jaxdl.train import early_stopping, make_plan
 from jaxdl.train.fit import fit
@@ -16,37 +16,42 @@ RANDOM = np.random.default_rng(0)
 INPUTS = RANDOM.normal(size=(45, 5)).astype(np.float32)
 TARGETS = INPUTS[:, :1] ** 2
 LABELS = (TARGETS[:, 0] > 0.5).astype(np.int32)
-ROWS = examples(INPUTS[:30], TARGETS[:30]), examples(INPUTS[30:], TARGETS[30:])
-LABELLED = examples(INPUTS[:30], LABELS[:30]), examples(INPUTS[30:], LABELS[30:])
+ROWS = dataset(INPUTS[:30], TARGETS[:30]), dataset(INPUTS[30:], TARGETS[30:])
+LABELLED = dataset(INPUTS[:30], LABELS[:30]), dataset(INPUTS[30:], LABELS[30:])
 SEEDS = (3, 0, 7)
 OBJECTIVE = Objective(losses.squared_error, (metrics.rmse, metrics.r2()))
 
 
 def make(hidden=(8,), learning_rate=0.05, decay=0.0, dropout=0.0, scale=1.0):
-    model, optimiser = mlp(hidden, dropout=dropout, init_scale=scale), optax.adamw(learning_rate, weight_decay=decay)
-    return make_plan(model, OBJECTIVE, optimiser, batch_size=8, stop=early_stopping(patience=2))
+    model, optimizer = mlp(hidden, dropout=dropout, init_scale=scale), optax.adamw(learning_rate, weight_decay=decay)
+    return make_plan(model, OBJECTIVE, optimizer, batch_size=8, early_stopping=early_stopping(patience=2))
 
 
 def make_linear(learning_rate, stop=early_stopping(patience=1)):  # noqa: B008
     """What compiles fast."""
-    return make_plan(mlp(()), OBJECTIVE, optax.sgd(learning_rate), batch_size=8, stop=stop)
+    return make_plan(mlp(()), OBJECTIVE, optax.sgd(learning_rate), batch_size=8, early_stopping=stop)
 
 
 def make_classifier(learning_rate, smoothing):
     objective = Objective(losses.smoothed_cross_entropy(smoothing), (metrics.accuracy,))
-    model, optimiser = mlp((8,), outputs=2), optax.sgd(learning_rate, momentum=0.9)
-    return make_plan(model, objective, optimiser, batch_size=8, stop=early_stopping(patience=2))
+    model, optimizer = mlp((8,), outputs=2), optax.sgd(learning_rate, momentum=0.9)
+    return make_plan(model, objective, optimizer, batch_size=8, early_stopping=early_stopping(patience=2))
 
 
 def solo(plan, seed, epochs, rows=ROWS):
     """The run that `fit` makes of a plan, on_nan as in a sweep."""
-    parts = {"batch_size": plan.batch_size, "stop": plan.stop, "plateau": plan.plateau, "average": plan.average}
-    model, objective, optimiser = plan[:3]
-    return fit(model, objective, optimiser, *rows, **parts, epochs=epochs, seed=seed, on_nan="continue")
+    parts = {
+        "batch_size": plan.batch_size,
+        "early_stopping": plan.early_stopping,
+        "plateau": plan.plateau,
+        "ema_decay": plan.ema_decay,
+    }
+    model, objective, optimizer = plan[:3]
+    return fit(model, objective, optimizer, *rows, **parts, epochs=epochs, seed=seed, on_nan="continue")
 
 
 def bits(tree):
-    return {name: np.asarray(leaf).tobytes() for name, leaf in named(tree).items()}
+    return {name: np.asarray(leaf).tobytes() for name, leaf in flatten_named(tree).items()}
 
 
 def weights_of(found, index, place):

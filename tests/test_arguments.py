@@ -18,9 +18,9 @@ from flax import nnx
 from sklearn.metrics import mean_squared_error
 
 import jaxdl
-from jaxdl import Examples, InputError, Objective, Weights, data, losses, metrics, plots
+from jaxdl import Dataset, InputError, Objective, Variables, data, losses, metrics, plots
 from jaxdl.ensembles import evaluate_members, grid, predict_mean
-from jaxdl.metrics import roc
+from jaxdl.metrics import roc_curve
 from jaxdl.nn import convnet, mlp, residual_net
 from jaxdl.train import early_stopping, make_plan, reduce_on_plateau
 from tests.quick import quick_programs
@@ -28,16 +28,16 @@ from tests.quick import quick_programs
 INPUTS = np.random.default_rng(0).normal(size=(12, 4)).astype(np.float32)
 TARGETS = INPUTS[:, :1] * 2
 LABELS = np.arange(12) % 2
-ROWS = jaxdl.examples(INPUTS, TARGETS)
-CLASSES = jaxdl.examples(INPUTS, LABELS)
+ROWS = jaxdl.dataset(INPUTS, TARGETS)
+CLASSES = jaxdl.dataset(INPUTS, LABELS)
 MODEL, TWO = mlp(()), mlp((), outputs=2)
 SQUARED = Objective(losses.squared_error)
 MEASURED = Objective(losses.squared_error, (metrics.rmse,))
 SOFTMAX = Objective(losses.softmax_cross_entropy)
 SGD = optax.sgd(0.1)
 # Shapes are enough for what is refused before anything is computed.
-WEIGHTS = Weights({"Dense_0": {"kernel": np.zeros((4, 1), np.float32), "bias": np.zeros(1, np.float32)}}, {})
-PAIR = Weights({"Dense_0": {"kernel": np.zeros((4, 2), np.float32), "bias": np.zeros(2, np.float32)}}, {})
+WEIGHTS = Variables({"Dense_0": {"kernel": np.zeros((4, 1), np.float32), "bias": np.zeros(1, np.float32)}}, {})
+PAIR = Variables({"Dense_0": {"kernel": np.zeros((4, 2), np.float32), "bias": np.zeros(2, np.float32)}}, {})
 
 
 class Net(nn.Module):
@@ -54,8 +54,8 @@ class Layer(nnx.Module):
         return self.layer(inputs)
 
 
-def fit(model=MODEL, objective=SQUARED, optimiser=SGD, train=ROWS, validation=None, **options):
-    return jaxdl.fit(model, objective, optimiser, train, validation, **{"epochs": 1, "batch_size": 4, **options})
+def fit(model=MODEL, objective=SQUARED, optimizer=SGD, train=ROWS, validation=None, **options):
+    return jaxdl.fit(model, objective, optimizer, train, validation, **{"epochs": 1, "batch_size": 4, **options})
 
 
 def fit_seeds(train=ROWS, validation=None, model=MODEL, objective=SQUARED, **options):
@@ -110,7 +110,7 @@ def cases(**calls):
     mlp=(mlp, "Call it: mlp((100, 50))."),
     convnet=(convnet, "Call it: convnet((50, 50))."),
     nothing=(None, "got None."),
-    objective=(SQUARED, "The order is fit(model, objective, optimiser, train, validation)."),
+    objective=(SQUARED, "The order is fit(model, objective, optimizer, train, validation)."),
 )
 @pytest.mark.parametrize(
     "entry",
@@ -139,7 +139,7 @@ def test_a_keras_model_is_told_the_line_to_type():
     assert "got the Keras module Sequential. Wrap the Keras network in Model(init, apply)" in refusal(
         lambda: fit(model)
     )
-    assert "Use optax.adam(1e-3), say" in refusal(lambda: fit(optimiser=keras["Adam"]()))
+    assert "Use optax.adam(1e-3), say" in refusal(lambda: fit(optimizer=keras["Adam"]()))
     assert "Use losses.squared_error" in refusal(lambda: fit(objective=Objective(keras["MSE"]())))
 
 
@@ -153,10 +153,10 @@ def test_a_keras_model_is_told_the_line_to_type():
     several=([optax.adam(1e-3)], "Use optax.chain(...)"),
     nothing=(None, "got None. Use optax.adam(1e-3)"),
     objective=(SQUARED, "The order is fit("),
-    rule=(early_stopping(), "Give rules as stop= or plateau=."),
+    rule=(early_stopping(), "Give rules as early_stopping= or plateau=."),
 )
 def test_what_is_no_optimizer_is_told_the_line_to_type(call, words):
-    assert words in refusal(lambda: fit(optimiser=call))
+    assert words in refusal(lambda: fit(optimizer=call))
     assert words in refusal(lambda: make_plan(MODEL, SQUARED, call))
     assert words in refusal(lambda: jaxdl.make_train_step(MODEL, SQUARED, call))
 
@@ -166,7 +166,7 @@ def test_what_is_no_optimizer_is_told_the_line_to_type(call, words):
     string=("mse", "Use Objective(loss, metrics), the loss being losses.squared_error"),
     pair=((losses.squared_error, ()), "got a tuple. Use Objective(loss, metrics)."),
     bare_metric=(metrics.rmse, "Use Objective(loss, (rmse,))"),
-    swapped=(SGD, "The order is fit(model, objective, optimiser"),
+    swapped=(SGD, "The order is fit(model, objective, optimizer"),
     name=(Objective("mse"), 'a loss must be a function (outputs, targets) -> (batch,), got "mse"'),
     a_class=(Objective(dict), "got the class dict"),
     metric_as_loss=(Objective(metrics.rmse), "got the metric rmse. Use Objective(loss, (rmse,))"),
@@ -200,20 +200,20 @@ def test_metrics_in_a_list_are_metrics():
     number=(3, "got 3. Use early_stopping(patience=3)."),
     name=("val_loss", 'Use early_stopping("val_loss").'),
     not_called=(early_stopping, "Call it: early_stopping(patience=3)."),
-    nothing=(None, "Leave stop out"),
-    listed=([early_stopping()], "Give the rule itself: stop=early_stopping(...)."),
+    nothing=(None, "Leave early_stopping out"),
+    listed=([early_stopping()], "Give the rule itself: early_stopping=early_stopping(...)."),
     other_rule=(reduce_on_plateau(), "Give it as plateau=."),
     switch=(True, "got True."),
 )
 def test_what_is_no_stopping_rule_is_told_the_line_to_type(call, words):
-    assert words in refusal(lambda: fit(stop=call))
-    assert words in refusal(lambda: fit_seeds(stop=call))
+    assert words in refusal(lambda: fit(early_stopping=call))
+    assert words in refusal(lambda: fit_seeds(early_stopping=call))
 
 
 @cases(
     number=(3, "Use reduce_on_plateau(patience=3)."),
     not_called=(reduce_on_plateau, "Call it: reduce_on_plateau(patience=3)."),
-    other_rule=(early_stopping(), "Give it as stop=."),
+    other_rule=(early_stopping(), "Give it as early_stopping=."),
 )
 def test_what_is_no_plateau_rule_is_told_the_line_to_type(call, words):
     assert words in refusal(lambda: fit(plateau=call))
@@ -221,27 +221,30 @@ def test_what_is_no_plateau_rule_is_told_the_line_to_type(call, words):
 
 @cases(
     optimizer=(
-        lambda: jaxdl.fit(MODEL, SQUARED, optimizer="adam", train=ROWS),
-        "no argument optimizer. Use optimiser.",
+        lambda: jaxdl.fit(MODEL, SQUARED, optimiser="adam", train=ROWS),
+        "no argument optimiser. Use optimizer.",
     ),
     metrics=(lambda: fit(metrics=[metrics.rmse]), "Use objective."),
-    callbacks=(lambda: fit(callbacks=[]), "Use observers."),
-    rate=(lambda: fit(lr=0.1), "Use optimiser."),
+    callbacks=(lambda: fit(observers=[]), "Use callbacks."),
+    rate=(lambda: fit(lr=0.1), "Use optimizer."),
     batch=(lambda: fit(batch=8), "Use batch_size."),
     validation_data=(lambda: fit(validation_data=ROWS), "Use validation."),
     inputs=(lambda: fit(x=INPUTS), "fit takes no argument x."),
     verbose=(lambda: fit(verbose=0), "fit takes no argument verbose."),
-    sample_weight=(lambda: fit(sample_weight=LABELS), "Give sample weights to examples(inputs, targets, weights)."),
-    unknown=(lambda: fit(foo=1), "fit takes model, objective, optimiser, train, validation, epochs,"),
-    missing=(lambda: jaxdl.fit(MODEL, SQUARED), "fit needs optimiser and train"),
+    sample_weight=(
+        lambda: fit(sample_weight=LABELS),
+        "Give sample weights to dataset(inputs, targets, sample_weight).",
+    ),
+    unknown=(lambda: fit(foo=1), "fit takes model, objective, optimizer, train, validation, epochs,"),
+    missing=(lambda: jaxdl.fit(MODEL, SQUARED), "fit needs optimizer and train"),
     by_place=(lambda: jaxdl.fit(MODEL, SQUARED, SGD, ROWS, ROWS, 10), "Give the others by name, such as epochs=."),
     twice=(lambda: jaxdl.fit(MODEL, SQUARED, SGD, ROWS, model=MODEL), "fit got model twice"),
     seeds=(lambda: jaxdl.fit_seeds(MODEL, SQUARED, SGD, ROWS, seed=3), "Use seeds."),
-    plan=(lambda: make_plan(MODEL, SQUARED, optimizer=SGD), "Use optimiser."),
+    plan=(lambda: make_plan(MODEL, SQUARED, optimiser=SGD), "Use optimizer."),
     start=(lambda: jaxdl.start(make_plan(MODEL, SQUARED, SGD), ROWS), "start needs key"),
     key=(lambda: jaxdl.start(make_plan(MODEL, SQUARED, SGD), ROWS, key=0), "Use jax.random.key(0)"),
     summary=(lambda: jaxdl.summary(MODEL), "summary needs inputs"),
-    targets=(lambda: jaxdl.examples(INPUTS), "examples needs targets"),
+    targets=(lambda: jaxdl.dataset(INPUTS), "dataset needs targets"),
     test_size=(lambda: data.split(70, test_size=0.3), "split takes count, fraction, seed."),
     monitor=(lambda: early_stopping(moniter="loss"), "Use monitor."),
     patience=(lambda: early_stopping("loss", 3), "such as patience=."),
@@ -300,8 +303,8 @@ NO_ROWS = {
     "fraction": 0.2,
     "nothing": None,
     "path": "train.csv",
-    "lists": Examples([[1.0]], [[1.0]], [1.0]),
-    "unequal": Examples(INPUTS, TARGETS[:3], np.ones(12, np.float32)),
+    "lists": Dataset([[1.0]], [[1.0]], [1.0]),
+    "unequal": Dataset(INPUTS, TARGETS[:3], np.ones(12, np.float32)),
     "weights": WEIGHTS,
     "generator": (batch for batch in [ROWS]),
 }
@@ -318,8 +321,8 @@ def test_what_are_no_examples_are_told_to_be_made(rows):
 
 
 @cases(
-    columns=(jaxdl.examples(INPUTS[:, :3], TARGETS), "validation rows must have the shape of training rows, (4,)"),
-    targets=(jaxdl.examples(INPUTS, TARGETS[:, 0]), "validation targets must have the shape of training targets"),
+    columns=(jaxdl.dataset(INPUTS[:, :3], TARGETS), "validation rows must have the shape of training rows, (4,)"),
+    targets=(jaxdl.dataset(INPUTS, TARGETS[:, 0]), "validation targets must have the shape of training targets"),
 )
 def test_validation_of_another_shape_is_refused(call, words):
     assert words in refusal(lambda: fit(validation=call))
@@ -329,23 +332,23 @@ def test_validation_of_another_shape_is_refused(call, words):
 @pytest.mark.parametrize("kinds", [(np.uint8, np.float32), (np.float32, np.uint8)])
 def test_bytes_beside_floats_are_refused(kinds):
     images = np.random.default_rng(0).integers(0, 256, (12, 8, 8, 3))
-    train, validation = (jaxdl.examples(images.astype(kind), LABELS) for kind in kinds)
+    train, validation = (jaxdl.dataset(images.astype(kind), LABELS) for kind in kinds)
     words = "train and validation must both hold bytes or neither"
     assert words in refusal(lambda: fit(convnet((2,), outputs=2), SOFTMAX, train=train, validation=validation))
 
 
 @cases(
-    run=("run", "got a Fit. Use run.best, or run.final."),
-    progress=("progress", "got a Progress. Use progress.best"),
-    params=(WEIGHTS.params, "got a dict. Use Weights(params, stats)."),
+    run=("run", "got a FitResult. Use run.best, or run.final."),
+    state=("state", "got a RunState. Use state.best"),
+    params=(WEIGHTS.params, "got a dict. Use Variables(params, stats)."),
     path=("a/b", "Use jaxdl.load(path)."),
-    swapped=(INPUTS, "The order is predict(model, weights, inputs)"),
+    swapped=(INPUTS, "The order is predict(model, variables, inputs)"),
 )
 def test_what_are_no_weights_are_told_the_line_to_type(call, words, run):
-    given = {"run": run, "progress": run.progress}.get(call, call) if isinstance(call, str) else call
+    given = {"run": run, "state": run.state}.get(call, call) if isinstance(call, str) else call
     assert words in refusal(lambda: jaxdl.predict(MODEL, given, INPUTS))
     assert words in refusal(lambda: jaxdl.evaluate(MODEL, SQUARED, given, ROWS))
-    assert words in refusal(lambda: fit(weights=given))
+    assert words in refusal(lambda: fit(variables=given))
     assert words in refusal(lambda: predict_mean(MODEL, given, INPUTS))
     assert words in refusal(lambda: evaluate_members(MODEL, SQUARED, given, ROWS))
 
@@ -364,13 +367,13 @@ def test_what_are_no_inputs_is_refused(call, words):
 
 def test_weights_of_another_network_are_refused():
     words = "must be of shape (8,), got (1,)"
-    assert words in refusal(lambda: fit(mlp((8,)), weights=WEIGHTS))
+    assert words in refusal(lambda: fit(mlp((8,)), variables=WEIGHTS))
     assert words in refusal(lambda: jaxdl.evaluate(mlp((8,)), SQUARED, WEIGHTS, ROWS))
 
 
 def test_a_column_of_inputs_is_told_to_be_a_table():
     words = "got (1,) for inputs of shape (4,). Use inputs[:, None] for one column."
-    assert words in refusal(lambda: fit(train=jaxdl.examples(INPUTS[:, 0], TARGETS)))
+    assert words in refusal(lambda: fit(train=jaxdl.dataset(INPUTS[:, 0], TARGETS)))
 
 
 @cases(
@@ -410,15 +413,15 @@ def test_whole_numbers_of_numpy_and_jax_are_counts(run):
     key=(lambda: fit(seed=jax.random.key(0)), "seed must be a whole number"),
     count_of_seeds=(lambda: fit_seeds(seeds=8), "Use range(16), say."),
     string_of_seeds=(lambda: fit_seeds(seeds="12"), "Use range(16), say."),
-    average_1=(lambda: fit(average=1), "average must be from 0 to below 1"),
-    average_true=(lambda: fit(average=True), "average must be a number, got True"),
-    average_string=(lambda: fit(average="0.99"), "Use 0.99."),
+    average_1=(lambda: fit(ema_decay=1), "ema_decay must be from 0 to below 1"),
+    average_true=(lambda: fit(ema_decay=True), "ema_decay must be a number, got True"),
+    average_string=(lambda: fit(ema_decay="0.99"), "Use 0.99."),
     on_nan=(lambda: fit(on_nan="raise"), 'on_nan must be "stop" or "continue", got "raise"'),
     on_nan_case=(lambda: fit(on_nan="Stop"), 'Use "stop".'),
-    how=(lambda: fit_seeds(how="pmap"), 'how must be "vmap" or "map"'),
-    observer=(lambda: fit(observers=print), "Use observers=[function]."),
-    no_function=(lambda: fit(observers=[3]), "got 3"),
-    no_observers=(lambda: fit_seeds(observers=None), "got None"),
+    method=(lambda: fit_seeds(method="pmap"), 'method must be "vmap" or "map"'),
+    callback=(lambda: fit(callbacks=print), "Use callbacks=[function]."),
+    no_function=(lambda: fit(callbacks=[3]), "got 3"),
+    no_observers=(lambda: fit_seeds(callbacks=None), "got None"),
     half_patience=(lambda: early_stopping(patience=2.5), "patience must be a whole number"),
     true_patience=(lambda: reduce_on_plateau(patience=True), "patience must be a whole number"),
     min_delta=(lambda: early_stopping(min_delta="0.1"), "Use 0.1."),
@@ -436,25 +439,25 @@ def test_options_of_a_wrong_kind_are_refused(call, words):
     ("name", "meant"), [("Loss", "loss"), ("val loss", "val_loss"), ("RMSE", "rmse"), ("val-rmse", "val_rmse")]
 )
 def test_a_monitor_that_is_misspelt_is_told_the_nearest(name, meant):
-    words = refusal(lambda: fit(objective=MEASURED, validation=ROWS, stop=early_stopping(name, mode="min")))
+    words = refusal(lambda: fit(objective=MEASURED, validation=ROWS, early_stopping=early_stopping(name, mode="min")))
     assert words.endswith(f'This run measures: loss, rmse, val_loss, val_rmse. Use "{meant}".')
 
 
 def test_callbacks_from_a_generator_are_called_after_every_epoch():
     seen = []
-    fit(epochs=3, observers=(callback for callback in [lambda progress, history: seen.append(len(history))]))
+    fit(epochs=3, callbacks=(callback for callback in [lambda run_state, history: seen.append(len(history))]))
     assert seen == [1, 2, 3]
 
 
 def test_a_context_manager_among_the_callbacks_is_told_to_be_entered(tmp_path):
-    from jaxdl.callbacks import csv_file
+    from jaxdl.callbacks import csv_log
 
-    assert "Use with ... as callback:" in refusal(lambda: fit(observers=[csv_file(tmp_path / "history.csv")]))
+    assert "Use with ... as callback:" in refusal(lambda: fit(callbacks=[csv_log(tmp_path / "history.csv")]))
 
 
 def test_labels_beyond_the_outputs_are_refused_before_the_first_step():
     words = "labels must be from 0 to 1, because the model has 2 outputs, got 2 in row 1. Use outputs=3"
-    beyond = jaxdl.examples(INPUTS, LABELS + 1)
+    beyond = jaxdl.dataset(INPUTS, LABELS + 1)
     on_device = jax.tree.map(jnp.asarray, beyond)
     for call in (
         lambda: fit(TWO, SOFTMAX, train=beyond),
@@ -466,12 +469,12 @@ def test_labels_beyond_the_outputs_are_refused_before_the_first_step():
         lambda: jaxdl.evaluate(TWO, SOFTMAX, PAIR, beyond),
     ):
         assert words in refusal(call)
-    negative = jaxdl.examples(INPUTS, LABELS - 1)
+    negative = jaxdl.dataset(INPUTS, LABELS - 1)
     assert "got -1 in row 0 of train" in refusal(lambda: fit(TWO, SOFTMAX, train=negative))
 
 
 def test_labels_of_examples_that_do_not_count_may_be_any():
-    ignored = jaxdl.examples(INPUTS, np.where(np.arange(12) < 4, -1, LABELS), np.arange(12) >= 4)
+    ignored = jaxdl.dataset(INPUTS, np.where(np.arange(12) < 4, -1, LABELS), np.arange(12) >= 4)
     losses.check_labels(TWO, SOFTMAX, ignored)
 
 
@@ -481,7 +484,7 @@ def test_labels_of_examples_that_do_not_count_may_be_any():
     column=(LABELS[:, None], "Use targets[:, 0] as whole numbers"),
 )
 def test_labels_of_another_form_are_told_how_to_make_labels(call, words):
-    assert words in refusal(lambda: fit(TWO, SOFTMAX, train=jaxdl.examples(INPUTS, call)))
+    assert words in refusal(lambda: fit(TWO, SOFTMAX, train=jaxdl.dataset(INPUTS, call)))
 
 
 @cases(
@@ -493,9 +496,9 @@ def test_labels_of_another_form_are_told_how_to_make_labels(call, words):
     structure=(lambda: sweep(structure="rate"), 'Use ("rate",).'),
     seeds=(lambda: sweep(seeds=3), "Use range(16), say."),
     halving=(lambda: sweep(halving=True), "halving must be a whole number"),
-    how=(lambda: sweep(how="pmap"), 'how must be "vmap" or "map"'),
+    method=(lambda: sweep(method="pmap"), 'method must be "vmap" or "map"'),
     rows=(lambda: sweep(rows=3), "rows must be a function"),
-    rows_of_nothing=(lambda: sweep(rows=lambda rows, **_: None), "train must be Examples, got None"),
+    rows_of_nothing=(lambda: sweep(rows=lambda rows, **_: None), "train must be a Dataset, got None"),
     one_value=(lambda: grid(rate=0.1), "Use (0.1,), say."),
 )
 def test_a_sweep_of_what_are_no_candidates_is_refused(call, words):
@@ -509,11 +512,11 @@ def test_a_sweep_of_what_are_no_candidates_is_refused(call, words):
     string=(lambda: data.split(70, "0.3"), "Use 0.3."),
     all_rows=(lambda: data.split(70, 1), "split needs a fraction between 0 and 1"),
     transposed=(
-        lambda: jaxdl.examples(INPUTS.T, TARGETS),
+        lambda: jaxdl.dataset(INPUTS.T, TARGETS),
         "the 4 inputs, got 12. The inputs' shape is (4, 12)",
     ),
-    transposed_targets=(lambda: jaxdl.examples(INPUTS, TARGETS.T), "use targets.T"),
-    short=(lambda: jaxdl.examples(INPUTS, TARGETS[:5]), "each of the 12 inputs, got 5"),
+    transposed_targets=(lambda: jaxdl.dataset(INPUTS, TARGETS.T), "use targets.T"),
+    short=(lambda: jaxdl.dataset(INPUTS, TARGETS[:5]), "each of the 12 inputs, got 5"),
 )
 def test_data_of_a_wrong_form_are_refused(call, words):
     assert words in refusal(call)
@@ -556,17 +559,17 @@ def test_the_history_of_many_runs_is_not_drawn_as_one(runs):
 
 def test_one_array_of_predictions_and_one_curve_are_drawn(run, tmp_path):
     assert len(plots.predictions(TARGETS, TARGETS[:, 0]).axes) == 1
-    assert len(plots.roc(roc([0.1, 0.9], [0, 1])).axes) == 1
+    assert len(plots.roc(roc_curve([0.1, 0.9], [0, 1])).axes) == 1
     plots.save(plots.history(run), f"{tmp_path}/history.png")
     assert (tmp_path / "history.png").read_bytes()[1:4] == b"PNG"
 
 
 def test_results_are_printed_in_one_line(run, runs):
-    things = (run, runs, sweep(), run.progress, run.best, ROWS, make_plan(MODEL, MEASURED, SGD))
+    things = (run, runs, sweep(), run.state, run.best, ROWS, make_plan(MODEL, MEASURED, SGD))
     for thing in things:
         assert "\n" not in repr(thing)
         assert len(repr(thing)) < 200
-    assert repr(run.best) == "Weights(params=5 numbers in 2 arrays, stats=0 numbers in 0 arrays)"
+    assert repr(run.best) == "Variables(params=5 numbers in 2 arrays, stats=0 numbers in 0 arrays)"
     assert repr(ROWS) == "Examples(inputs=float32[12, 4], targets=float32[12, 1], weights=float32[12])"
     assert repr(jax.tree.map(lambda leaf: None, run.best)).startswith("Weights(")
 
@@ -574,7 +577,7 @@ def test_results_are_printed_in_one_line(run, runs):
 def test_a_warning_of_fit_points_at_the_line_of_the_caller():
     with warnings.catch_warnings(record=True) as messages:
         warnings.simplefilter("always")
-        fit(optimiser=optax.sgd(1e30), epochs=5)
+        fit(optimizer=optax.sgd(1e30), epochs=5)
     assert [os.path.basename(message.filename) for message in messages] == ["test_arguments.py"]
 
 
@@ -584,7 +587,7 @@ import optax
 
 import jaxdl
 from jaxdl import losses, Objective
-rows = jaxdl.examples(np.ones((4, 1)), np.ones((4, 1)))
+rows = jaxdl.dataset(np.ones((4, 1)), np.ones((4, 1)))
 try:
     jaxdl.fit(jaxdl.mlp(()), Objective(losses.squared_error), optax.sgd(0.1), rows, batch_size=2)
 except jaxdl.InputError as error:
@@ -664,7 +667,7 @@ def jax_platforms(name):
     ids=["negative", "nan", "integers", "booleans", "column", "zeros"],
 )
 def test_sample_weights_of_examples_made_by_hand_are_checked(weights, words):
-    rows = Examples(INPUTS, TARGETS, weights)
+    rows = Dataset(INPUTS, TARGETS, weights)
     assert words in refusal(lambda: fit(train=rows))
     assert words in refusal(lambda: jaxdl.fit_seeds(MODEL, SQUARED, SGD, rows, seeds=(0,), batch_size=4))
 
@@ -704,7 +707,7 @@ def test_losses_that_no_step_can_differentiate_are_refused(loss, words):
 
 @pytest.mark.parametrize(("callback", "takes"), [(lambda: None, "nothing"), (lambda record: None, "record")])
 def test_callbacks_that_do_not_take_two_values_are_refused_at_the_start(callback, takes):
-    assert f"which takes {takes}. Let it take both." in refusal(lambda: fit(observers=[callback]))
+    assert f"which takes {takes}. Let it take both." in refusal(lambda: fit(callbacks=[callback]))
 
 
 def test_the_lowest_rate_of_keras_is_translated():

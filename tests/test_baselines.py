@@ -8,7 +8,7 @@ from sklearn.metrics import root_mean_squared_error
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from jaxdl.baselines import climatology, mean_of_last, ridge, root_mean_square
+from jaxdl.baselines import climatology, moving_average, ridge, root_mean_square
 
 DRAWS = np.random.default_rng(0)
 # Columns of weather: pressures near 1000, sunshine of a few hours, rain of a few millimetres.
@@ -18,7 +18,7 @@ WANTED = DRAWS.normal([1013, 5, 0.1, 60], [8, 4, 0.05, 20], (30, 4))
 
 
 @pytest.mark.parametrize("penalty", [0.1, 1.0, 100.0, 1e4])
-def test_ridge_is_that_of_scikit_learn_on_standardised_inputs(penalty):
+def test_ridge_is_that_of_scikit_learn_on_standardized_inputs(penalty):
     expected = make_pipeline(StandardScaler(), Ridge(penalty)).fit(INPUTS, TARGETS).predict(WANTED)
     np.testing.assert_allclose(ridge(INPUTS, TARGETS, WANTED, penalty), expected, rtol=1e-9)
 
@@ -50,12 +50,12 @@ def test_ridge_bears_columns_that_are_constant_or_copies():
 def test_mean_of_last_is_pandas_rolling_mean(days):
     values = DRAWS.gamma(2, 2, 365)
     expected = pd.Series(values).rolling(days, min_periods=1).mean()
-    np.testing.assert_allclose(mean_of_last(values, days), expected, rtol=1e-10)
+    np.testing.assert_allclose(moving_average(values, days), expected, rtol=1e-10)
 
 
 def test_mean_of_the_last_day_is_persistence():
     values = np.array([0.0, 3.5, 12.25])
-    np.testing.assert_array_equal(mean_of_last(values, 1), values)
+    np.testing.assert_array_equal(moving_average(values, 1), values)
 
 
 def test_climatology_is_pandas_groupby_mean():

@@ -38,7 +38,7 @@ def stopped(lab):
         for number in numbers:
             os.kill(process.pid, number)
         code, words = process.wait(timeout=20), lab.said(folder)[len(said) :]
-        starts.append((code, words, saving.latest(folder / "checkpoints" / "progress", print).number))
+        starts.append((code, words, saving.restore_latest(folder / "checkpoints" / "progress", print).number))
     return folder, starts
 
 

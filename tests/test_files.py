@@ -111,7 +111,7 @@ def figure(path):
 
 
 def history(path):
-    with callbacks.csv_file(path) as observe:
+    with callbacks.csv_log(path) as observe:
         observe(None, [{"epoch": 1, "loss": 0.5}])
 
 

@@ -14,10 +14,10 @@ import optax
 import pytest
 from sklearn.metrics import balanced_accuracy_score, log_loss, r2_score
 
-from jaxdl import Objective, early_stopping, evaluate, examples, fit, fit_seeds, metrics, predict
-from jaxdl.data import fit_scaling, standardise
+from jaxdl import Objective, dataset, early_stopping, evaluate, fit, fit_seeds, metrics, predict
+from jaxdl.data import fit_scaler, standardize
 from jaxdl.data.arrays import precision
-from jaxdl.distributed import make_mesh, place_rows
+from jaxdl.distributed import make_mesh, shard_dataset
 from jaxdl.ensembles import predict_mean
 from jaxdl.losses import (
     absolute_error,
@@ -27,10 +27,10 @@ from jaxdl.losses import (
     softmax_cross_entropy,
     squared_error,
 )
-from jaxdl.nn import BatchNorm, augmented, convnet, crop, cutout, dropout, flip, mlp, residual_net
+from jaxdl.nn import BatchNorm, convnet, crop, cutout, dropout, flip, mlp, residual_net, with_augmentation
 from jaxdl.train import make_plan, make_train_state, make_train_step, reduce_on_plateau
 from jaxdl.train.nonfinite import in_evaluation
-from jaxdl.types import Batch, Examples, Weights
+from jaxdl.types import Batch, Dataset, Variables
 
 RNG = np.random.default_rng(0)
 INPUTS = RNG.normal(3, 2, (23, 4))
@@ -63,24 +63,24 @@ def close(ours, wanted, rtol=1e-12):
 
 
 def test_examples_keep_float64_and_widen_nothing_else():
-    rows = examples(INPUTS, [[0.1], [0.2]] * 11 + [[0.3]], SHARES)
+    rows = dataset(INPUTS, [[0.1], [0.2]] * 11 + [[0.3]], SHARES)
     assert dtypes(rows) == {"float64"} and rows.targets[0, 0] == 0.1
-    assert examples([1e300], [1]).inputs[0] == 1e300
-    rows = examples(INPUTS.astype(np.float32), np.arange(23, dtype=np.int32))
+    assert dataset([1e300], [1]).inputs[0] == 1e300
+    rows = dataset(INPUTS.astype(np.float32), np.arange(23, dtype=np.int32))
     assert [leaf.dtype for leaf in rows] == [np.float32, np.int32, np.float32]
-    assert dtypes(examples(INPUTS.astype(np.float16), INPUTS.astype(np.float16), np.ones(23, int))) == {"float32"}
+    assert dtypes(dataset(INPUTS.astype(np.float16), INPUTS.astype(np.float16), np.ones(23, int))) == {"float32"}
     assert precision(jnp.bfloat16, jnp.int64) == np.float32 and precision(jnp.int32, np.float64) == np.float64
 
 
 def test_standardizing_loses_nothing_of_float64():
-    scaling = fit_scaling(INPUTS)
-    close(standardise(INPUTS, scaling), (INPUTS - INPUTS.mean(0)) / INPUTS.std(0))
+    scaling = fit_scaler(INPUTS)
+    close(standardize(INPUTS, scaling), (INPUTS - INPUTS.mean(0)) / INPUTS.std(0))
 
 
 def test_fifty_epochs_of_a_linear_model_are_those_of_numpy():
     run = fit(
-        *(mlp((), dtype=jnp.float64), REGRESSION, optax.sgd(0.02), examples(INPUTS, TARGETS, SHARES)),
-        weights=Weights({"Dense_0": {"kernel": np.full((4, 1), 0.1), "bias": np.zeros(1)}}, {}),
+        *(mlp((), dtype=jnp.float64), REGRESSION, optax.sgd(0.02), dataset(INPUTS, TARGETS, SHARES)),
+        variables=Variables({"Dense_0": {"kernel": np.full((4, 1), 0.1), "bias": np.zeros(1)}}, {}),
         epochs=50,
         batch_size=23,
     )
@@ -98,12 +98,12 @@ def test_fifty_epochs_of_a_linear_model_are_those_of_numpy():
 
 
 def test_fifty_steps_of_a_hidden_layer_and_their_average_are_those_of_numpy():
-    model, optimiser = mlp((6,), dtype=jnp.float64), optax.sgd(0.02)
+    model, optimizer = mlp((6,), dtype=jnp.float64), optax.sgd(0.02)
     weights = jax.jit(model.init)(KEY, INPUTS)
     (k, b), (v, c) = ([np.asarray(weights.params[f"Dense_{i}"][name]) for name in ("kernel", "bias")] for i in (0, 1))
     average = [k, b, v, c]
-    state = make_train_state(weights, optimiser, KEY, average=True)
-    step = jax.jit(make_train_step(model, REGRESSION, optimiser, average=0.9))
+    state = make_train_state(weights, optimizer, KEY, ema=True)
+    step = jax.jit(make_train_step(model, REGRESSION, optimizer, ema_decay=0.9))
     for number in range(50):
         chosen = np.arange(number, number + 8) % 23
         # The last two rows are padding.
@@ -119,7 +119,7 @@ def test_fifty_steps_of_a_hidden_layer_and_their_average_are_those_of_numpy():
         k, b, v, c = (old - 0.02 * gradient for old, gradient in zip((k, b, v, c), gradients, strict=True))
         share = min(0.9, (1 + number) / (10 + number))
         average = [share * old + (1 - share) * new for old, new in zip(average, (k, b, v, c), strict=True)]
-    for found, wanted in ((state.weights, (k, b, v, c)), (state.average, average)):
+    for found, wanted in ((state.variables, (k, b, v, c)), (state.ema, average)):
         for (layer, name), value in zip([(i, n) for i in (0, 1) for n in ("kernel", "bias")], wanted, strict=True):
             close(found.params[f"Dense_{layer}"][name], value)
 
@@ -157,14 +157,14 @@ NETS = {
 @pytest.mark.parametrize("dtype", [jnp.float64, jnp.float32, jnp.bfloat16])
 def test_weights_and_outputs_have_the_precision_of_the_dtype_and_a_step_keeps_it(net, dtype):
     make, inputs = NETS[net]
-    model, optimiser = make(dtype), optax.inject_hyperparams(optax.adam)(learning_rate=1e-3)
-    rows = jax.tree.map(jnp.asarray, examples(inputs, LABELS))
+    model, optimizer = make(dtype), optax.inject_hyperparams(optax.adam)(learning_rate=1e-3)
+    rows = jax.tree.map(jnp.asarray, dataset(inputs, LABELS))
     weights = jax.eval_shape(model.init, KEY, rows.inputs)
     wanted = {"float64" if dtype == jnp.float64 else "float32"}
     outputs, _ = jax.eval_shape(lambda w, i: model.apply(w, i, train=False), weights, rows.inputs)
     assert dtypes((weights, outputs)) == wanted
-    state = jax.eval_shape(lambda w: make_train_state(w, optimiser, KEY, average=True), weights)
-    after, _ = jax.eval_shape(make_train_step(model, CLASSES, optimiser, average=0.9), state, rows)
+    state = jax.eval_shape(lambda w: make_train_state(w, optimizer, KEY, ema=True), weights)
+    after, _ = jax.eval_shape(make_train_step(model, CLASSES, optimizer, ema_decay=0.9), state, rows)
     assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype, leaf.weak_type), after) == jax.tree.map(
         lambda leaf: (leaf.shape, leaf.dtype, leaf.weak_type), state
     )
@@ -181,7 +181,7 @@ def test_gradients_are_those_of_differences(net):
     @jax.jit
     @jax.value_and_grad
     def loss(params):
-        outputs, _ = model.apply(Weights(rebuild(params), weights.stats), inputs, train=True, key=KEY)
+        outputs, _ = model.apply(Variables(rebuild(params), weights.stats), inputs, train=True, key=KEY)
         return softmax_cross_entropy(outputs, jnp.asarray(LABELS)).mean()
 
     way = np.random.default_rng(1).normal(size=params.shape)
@@ -193,7 +193,7 @@ def test_gradients_are_those_of_differences(net):
 
 def figures_of(objective, parts):
     """The figures of outputs, targets and weights that come in parts."""
-    return metrics.finish(objective, reduce(metrics.add, (metrics.measure(objective, *part) for part in parts)))
+    return metrics.compute(objective, reduce(metrics.merge, (metrics.measure(objective, *part) for part in parts)))
 
 
 def test_figures_are_those_of_numpy_whatever_the_batches():
@@ -265,14 +265,14 @@ def test_a_plateau_keeps_a_learning_rate_in_float64():
 
 def test_a_number_that_float32_cannot_hold_is_finite():
     plan = make_plan(mlp((), dtype=jnp.float64), Objective(absolute_error), optax.sgd(1.0))
-    weights = Weights({"Dense_0": {"kernel": jnp.full((1, 1), 1e100), "bias": jnp.zeros(1)}}, {})
-    batch = Examples(jnp.array([[1.0], [1e250]]), jnp.zeros((2, 1)), jnp.ones(2))
+    weights = Variables({"Dense_0": {"kernel": jnp.full((1, 1), 1e100), "bias": jnp.zeros(1)}}, {})
+    batch = Dataset(jnp.array([[1.0], [1e250]]), jnp.zeros((2, 1)), jnp.ones(2))
     assert in_evaluation(plan, weights, batch._replace(inputs=batch.inputs[:1].repeat(2, 0))) is None
     assert in_evaluation(plan, weights, batch).rows == (1,)
 
 
 def test_predictions_and_figures_do_not_depend_on_the_batches():
-    model, rows = mlp((6,), input_norm=True, dtype=jnp.float64), examples(INPUTS, TARGETS)
+    model, rows = mlp((6,), input_norm=True, dtype=jnp.float64), dataset(INPUTS, TARGETS)
     begin = jax.jit(jax.vmap(lambda key: model.init(key, jnp.asarray(INPUTS))))
     many = jax.tree.map(np.asarray, begin(jax.random.split(KEY, 3)))
     weights = jax.tree.map(lambda leaf: leaf[0], many)
@@ -293,15 +293,15 @@ RUNS = {
         REGRESSION,
         optax.inject_hyperparams(optax.adam)(learning_rate=0.1),
         (INPUTS, TARGETS, SHARES),
-        {"plateau": reduce_on_plateau(patience=2, min_delta=0.1), "stop": early_stopping("loss", patience=3)},
+        {"plateau": reduce_on_plateau(patience=2, min_delta=0.1), "early_stopping": early_stopping("loss", patience=3)},
         ((0, 1, 2, 3), "vmap"),
     ),
     "convnet": (
-        augmented(convnet((4,), outputs=3, dropout=0.2, dtype=jnp.float64), flip),
+        with_augmentation(convnet((4,), outputs=3, dropout=0.2, dtype=jnp.float64), flip),
         CLASSES,
         optax.sgd(optax.cosine_decay_schedule(0.1, 60), momentum=0.9),
         (IMAGES, LABELS),
-        {"stop": early_stopping(patience=3)},
+        {"early_stopping": early_stopping(patience=3)},
         ((0, 1), "map"),
     ),
 }
@@ -309,31 +309,31 @@ RUNS = {
 
 @pytest.mark.parametrize("name", RUNS)
 def test_one_program_trains_and_members_on_several_devices_end_as_single_runs(name, compilations):
-    model, objective, optimiser, parts, rules, (seeds, how) = RUNS[name]
-    data, options = examples(*parts), {"epochs": 30, "batch_size": 5, **rules}
+    model, objective, optimizer, parts, rules, (seeds, how) = RUNS[name]
+    data, options = dataset(*parts), {"epochs": 30, "batch_size": 5, **rules}
     with compilations() as names:
-        alone = fit(model, objective, optimiser, data, data, seed=0, **options)
+        alone = fit(model, objective, optimizer, data, data, seed=0, **options)
     assert names.count("chunk_program") == 1
     assert dtypes(alone.final) == {"float64"} and alone.best_epoch > 1
-    alone = [alone, *(fit(model, objective, optimiser, data, data, seed=seed, **options) for seed in seeds[1:])]
+    alone = [alone, *(fit(model, objective, optimizer, data, data, seed=seed, **options) for seed in seeds[1:])]
     assert len({run.best_epoch for run in alone}) > 1
-    runs = fit_seeds(model, objective, optimiser, data, data, seeds=seeds, how=how, **options)
-    assert len(runs.progress.epoch.sharding.device_set) == len(seeds)
+    runs = fit_seeds(model, objective, optimizer, data, data, seeds=seeds, method=how, **options)
+    assert len(runs.state.epoch.sharding.device_set) == len(seeds)
     for index, one in enumerate(alone):
         assert runs.best_epochs[index] == one.best_epoch
-        assert runs.progress.epoch[index] == one.progress.epoch and runs.reasons[index] == one.reason
+        assert runs.state.epoch[index] == one.state.epoch and runs.reasons[index] == one.reason
         for ours, wanted in zip(jax.tree.leaves(runs.final), jax.tree.leaves(one.final), strict=True):
             close(ours[index], wanted, rtol=1e-9)
 
 
 @pytest.mark.parametrize(("name", "devices"), [("mlp", 8), ("convnet", 2)])
 def test_a_run_on_a_mesh_ends_as_on_one_device(name, devices):
-    model, objective, optimiser, parts, more, _ = RUNS[name]
-    data, options = examples(*parts), {"epochs": 30, "batch_size": 5, **more}
-    alone = fit(model, objective, optimiser, data, data, **options)
+    model, objective, optimizer, parts, more, _ = RUNS[name]
+    data, options = dataset(*parts), {"epochs": 30, "batch_size": 5, **more}
+    alone = fit(model, objective, optimizer, data, data, **options)
     mesh = make_mesh(jax.devices()[:devices])
-    found = fit(model, objective, optimiser, place_rows(data, mesh), data, **options)
-    assert len(found.progress.epoch.sharding.device_set) == devices
+    found = fit(model, objective, optimizer, shard_dataset(data, mesh), data, **options)
+    assert len(found.state.epoch.sharding.device_set) == devices
     assert (found.reason, found.best_epoch, len(found.history)) == (alone.reason, alone.best_epoch, len(alone.history))
     assert len(alone.history) > 5
     for ours, wanted in zip(jax.tree.leaves(found.final), jax.tree.leaves(alone.final), strict=True):
@@ -344,17 +344,17 @@ RESUMED = """
 import json, sys
 from pathlib import Path
 import jax, jax.numpy as jnp, numpy as np, optax
-from jaxdl import _tree, examples, fit, losses, mlp, Objective, saving
+from jaxdl import _tree, dataset, fit, losses, mlp, Objective, saving
 inputs = np.random.default_rng(0).normal(3, 2, (40, 5))
-rows = examples(inputs, inputs[:, :1] - inputs[:, 1:2])
+rows = dataset(inputs, inputs[:, :1] - inputs[:, 1:2])
 run = (mlp((10, 5), input_norm=True, dtype=jnp.float64), Objective(losses.squared_error), optax.adam(0.01), rows)
 whole = fit(*run, epochs=6, batch_size=8)
 folder = Path(sys.argv[1])
-with saving.keeper(folder, {}, every=0.0, tell=print) as keep:
-    part = fit(*run, epochs=3, batch_size=8, observers=[keep])
-saved = saving.latest(folder, print)
-_tree.check_kinds(saved.about["kinds"], part.progress)
-again = fit(*run, epochs=6, batch_size=8, progress=_tree.rebuilt(part.progress, saved.arrays))
+with saving.checkpointer(folder, {}, every=0.0, warn=print) as keep:
+    part = fit(*run, epochs=3, batch_size=8, callbacks=[keep])
+saved = saving.restore_latest(folder, print)
+_tree.check_structure(saved.about["kinds"], part.state)
+again = fit(*run, epochs=6, batch_size=8, state=_tree.unflatten_named(part.state, saved.arrays))
 same = [np.array_equal(*pair) for pair in zip(*map(jax.tree.leaves, (whole.final, again.final)), strict=True)]
 kept = [str(leaf.dtype) for leaf in jax.tree.leaves(again.final)]
 print(json.dumps({"same": all(same), "dtypes": sorted(set(kept)), "saved": str(saved.arrays["sums/weight"].dtype)}))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jaxdl import _jit
-from jaxdl._jit import compiler_options, convolves, is_traced, known, program
+from jaxdl._jit import compiler_options, has_convolution, is_traced, jit, known
 from jaxdl.distributed import make_mesh
 
 
@@ -19,7 +19,7 @@ def power(x, n):
 
 
 def test_every_call_gives_what_jit_gives():
-    ours = program(power, static_argnames="n")
+    ours = jit(power, static_argnames="n")
     assert float(ours(3.0, n=2)) == 9.0
     assert float(jax.jit(lambda x: ours(x, n=2))(3.0)) == 9.0
     assert jax.vmap(lambda x: ours(x, n=2))(jnp.array([1.0, 3.0])).tolist() == [1.0, 9.0]
@@ -34,7 +34,7 @@ def test_it_compiles_once(compilations):
     def cube(x, n):
         return x**n
 
-    ours = program(cube, static_argnames="n")
+    ours = jit(cube, static_argnames="n")
     compiler_options()
     with compilations() as names:
         for value in (1.0, 2.0, 3.0):
@@ -43,18 +43,18 @@ def test_it_compiles_once(compilations):
 
 
 def test_it_can_be_lowered_as_it_is_called(monkeypatch):
-    ours = program(power, static_argnames="n")
+    ours = jit(power, static_argnames="n")
     assert float(ours.lower(3.0, n=2).compile()(3.0)) == 9.0
     # With the options of the call, here one that XLA refuses.
     monkeypatch.setattr(_jit, "compiler_options", lambda **_: {"xla_cpu_no_such_option": True})
-    refusing = program(power, static_argnames="n")
+    refusing = jit(power, static_argnames="n")
     with pytest.raises((ValueError, jax.errors.JaxRuntimeError)):
         refusing.lower(3.0, n=2).compile()
 
 
 def test_its_shapes_are_known_without_a_compilation(compilations):
     with compilations() as names:
-        found = program(power, static_argnames="n").eval_shape(jnp.ones((2, 3)), n=2)
+        found = jit(power, static_argnames="n").eval_shape(jnp.ones((2, 3)), n=2)
     assert (found.shape, found.dtype) == ((2, 3), jnp.float32)
     assert "power" not in names
 
@@ -65,7 +65,7 @@ def test_it_is_lowered_for_the_mesh_of_its_arguments():
         return x + n
 
     seen = []
-    ours, mesh = program(mesh_sizes, static_argnames="n"), make_mesh()
+    ours, mesh = jit(mesh_sizes, static_argnames="n"), make_mesh()
     x = jax.device_put(jnp.ones(8), jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data")))
     compiled = ours.lower(x, n=1).compile()
     assert ours.eval_shape(x, n=1).shape == (8,)
@@ -92,7 +92,7 @@ def test_an_option_that_xla_does_not_know_is_left_out(monkeypatch):
     compiler_options.cache_clear()
     try:
         assert compiler_options() == compiler_options(once=True) == compiler_options(convolves=True) == {}
-        assert float(program(power, static_argnames="n")(3.0, n=2)) == 9.0
+        assert float(jit(power, static_argnames="n")(3.0, n=2)) == 9.0
     finally:
         monkeypatch.undo()
         compiler_options.cache_clear()
@@ -112,14 +112,14 @@ def test_what_runs_once_is_compiled_to_the_same_bits():
         return jax.random.uniform(first, (n, 33)) * jax.random.normal(second, (1, 33)), jax.random.permutation(first, n)
 
     key = jax.random.key(0)
-    often, once = (program(draw, static_argnames="n", once=once)(key, n=40) for once in (False, True))
+    often, once = (jit(draw, static_argnames="n", once=once)(key, n=40) for once in (False, True))
     for one, other in zip(often, once, strict=True):
         assert np.asarray(one).tobytes() == np.asarray(other).tobytes()
     assert compiler_options(once=True) not in ({}, compiler_options())
 
 
 def test_convolutions_have_options_of_their_own():
-    @functools.partial(program, static_argnames="n")
+    @functools.partial(jit, static_argnames="n")
     def sums(values, kernel, n):
         return n * values.sum(-1) + kernel.sum()
 
@@ -143,8 +143,8 @@ def test_convolutions_have_options_of_their_own():
 def test_where_images_meet_kernels_there_is_a_convolution(kernel, images, expected):
     weights, rows = {"kernel": np.zeros(kernel)}, (np.zeros(images), np.zeros(images[0]))
     held_out = np.zeros((2, *images[-3:])) if len(images) > 3 else rows
-    assert convolves(weights, rows, held_out, 3, None, abs) is expected
-    assert convolves({"a": 0.0, **weights}, rows) is expected
+    assert has_convolution(weights, rows, held_out, 3, None, abs) is expected
+    assert has_convolution({"a": 0.0, **weights}, rows) is expected
 
 
 def test_no_option_for_other_platforms(monkeypatch):

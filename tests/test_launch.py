@@ -232,8 +232,8 @@ def test_what_is_started_joins_and_a_killed_process_is_named_by_both():
     code = """
 from jaxdl import distributed
 from jaxdl.distributed import processes
-distributed.join()
-print(processes.told(f"from {own}"), processes.gathered([own]).tolist(), flush=True)
+distributed.initialize()
+print(processes.broadcast_text(f"from {own}"), processes.all_gather([own]).tolist(), flush=True)
 if own == 1:
     time.sleep(1)  # in which the other prints
     os.kill(os.getpid(), signal.SIGKILL)

@@ -16,7 +16,7 @@ from jaxdl.losses import (
     softmax_cross_entropy,
     squared_error,
 )
-from jaxdl.types import Examples
+from jaxdl.types import Dataset
 
 RANDOM = np.random.default_rng(0)
 OUTPUTS, TARGETS = RANDOM.normal(size=(2, 57, 3)).astype(np.float32)
@@ -85,7 +85,7 @@ def test_a_sigmoid_target_outside_of_0_to_1_gives_nan(target):
 
 def of_targets(targets, weights=None):
     weights = np.ones(len(targets), np.float32) if weights is None else np.asarray(weights, np.float32)
-    return Examples(np.ones((len(targets), 1), np.float32), np.asarray(targets), weights)
+    return Dataset(np.ones((len(targets), 1), np.float32), np.asarray(targets), weights)
 
 
 @pytest.mark.parametrize(

@@ -8,15 +8,15 @@ import numpy as np
 import optax
 import pytest
 
-from jaxdl import Objective, evaluate, examples, fit, fit_seeds, losses, mlp
-from jaxdl.data import Source
+from jaxdl import Objective, dataset, evaluate, fit, fit_seeds, losses, mlp
+from jaxdl.data import DataSource
 from jaxdl.errors import InputError
 from jaxdl.metrics import mean
 from jaxdl.train.evaluate import evaluate_source
 from jaxdl.types import Metric
 
 X = np.random.default_rng(0).normal(size=(16, 3)).astype(np.float32)
-ROWS, FLAT = examples(X, X[:, :1]), examples(X, X[:, 0])
+ROWS, FLAT = dataset(X, X[:, :1]), dataset(X, X[:, 0])
 MODEL = mlp(())
 
 
@@ -51,7 +51,7 @@ def test_a_loss_that_is_no_value_of_each_example_is_refused(call, loss, rows, wo
         ),
         "evaluate": lambda: evaluate(MODEL, Objective(loss), network(), rows),
         "source": lambda: evaluate_source(
-            MODEL, Objective(loss), network(), Source(16, lambda n: jax.tree.map(lambda leaf: leaf[n], rows))
+            MODEL, Objective(loss), network(), DataSource(16, lambda n: jax.tree.map(lambda leaf: leaf[n], rows))
         ),
     }
     with jax.numpy_rank_promotion("allow"), pytest.raises(InputError, match=words):
@@ -79,7 +79,7 @@ def test_a_metric_that_is_no_number_of_a_data_set_is_refused(metric, rows, words
 
 def test_an_axis_of_classes_is_not_taken_for_the_examples():
     # 16 examples of 16 outputs: a mean over the wrong axis has the shape of the right one.
-    rows, model = examples(X, np.tile(X[:, :1], 16)), mlp((), outputs=16)
+    rows, model = dataset(X, np.tile(X[:, :1], 16)), mlp((), outputs=16)
     with pytest.raises(InputError, match=r"got \(16,\)"):
         evaluate(model, Objective(lambda o, y: squares(o, y).mean(0)), model.init(jax.random.key(0), X), rows)
     right = evaluate(model, Objective(lambda o, y: squares(o, y).mean(1)), model.init(jax.random.key(0), X), rows)
@@ -92,7 +92,7 @@ def test_a_loss_may_compare_all_examples_of_a_batch():
         return optax.losses.softmax_cross_entropy_with_integer_labels(outputs @ outputs.T, jnp.arange(len(outputs)))
 
     model = mlp((), outputs=4)
-    run = fit(model, Objective(contrastive), optax.sgd(0.01), examples(X, X[:, :1]), epochs=1, batch_size=8)
+    run = fit(model, Objective(contrastive), optax.sgd(0.01), dataset(X, X[:, :1]), epochs=1, batch_size=8)
     assert np.isfinite(run.records[0]["loss"])
 
 

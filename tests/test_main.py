@@ -120,7 +120,7 @@ def test_the_help_of_every_command_fits_a_terminal_and_tells_the_exit_codes(monk
         assert "\x1b" not in text and 0 < max(map(len, text.splitlines())) <= 80, name
 
 
-def test_what_is_piped_has_no_colours_and_a_terminal_of_80_columns_is_enough(runs):
+def test_what_is_piped_has_no_colors_and_a_terminal_of_80_columns_is_enough(runs):
     with process("runs", runs) as piped:
         text, errors = piped.communicate(timeout=120)
     assert piped.returncode == 0 and errors == ""

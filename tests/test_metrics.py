@@ -14,12 +14,8 @@ from sklearn import metrics as sk
 
 from jaxdl import metrics
 from jaxdl.errors import InputError
-from jaxdl.losses import (
-    sigmoid_cross_entropy,
-    softmax_cross_entropy,
-    squared_error,
-)
-from jaxdl.metrics import add, finish, measure, precision_recall, roc
+from jaxdl.losses import sigmoid_cross_entropy, softmax_cross_entropy, squared_error
+from jaxdl.metrics import compute, measure, merge, precision_recall_curve, roc_curve
 from jaxdl.types import Objective
 
 RANDOM = np.random.default_rng(0)
@@ -41,7 +37,7 @@ MEASURE = measuring(REGRESSION)
 
 def figures(objective, outputs, targets, weights=None):
     weights = np.ones(len(outputs), np.float32) if weights is None else weights
-    return metrics.finish(objective, measuring(objective)(outputs, targets, weights))
+    return metrics.compute(objective, measuring(objective)(outputs, targets, weights))
 
 
 def test_regression_figures_are_those_of_scikit_learn():
@@ -77,7 +73,7 @@ def test_accuracy_of_ties_is_that_of_argmax():
 def test_a_label_that_is_no_class_is_never_right(label):
     outputs, targets = jnp.array([[0.0, 1.0]]), jnp.array([label], jnp.int32)
     assert np.isnan(softmax_cross_entropy(outputs, targets)).all()
-    assert metrics.accuracy.statistics(outputs, targets).tolist() == [0]
+    assert metrics.accuracy.per_example(outputs, targets).tolist() == [0]
 
 
 def test_outputs_that_are_not_finite_are_not_accurate():
@@ -96,8 +92,8 @@ def test_figures_do_not_depend_on_batches_or_padding(cuts):
     for rows in np.split(np.arange(57), sorted(set(cuts))):
         padded = np.concatenate([rows, np.repeat(rows[:1], 60 - len(rows))])
         sums = MEASURE(OUTPUTS[padded], TARGETS[padded], (np.arange(60) < len(rows)).astype(np.float32))
-        total = sums if total is None else metrics.add(total, sums)
-    found = metrics.finish(REGRESSION, total)
+        total = sums if total is None else metrics.merge(total, sums)
+    found = metrics.compute(REGRESSION, total)
     np.testing.assert_allclose(found["rmse"], np.sqrt(sk.mean_squared_error(TARGETS, OUTPUTS)), rtol=2e-5)
     np.testing.assert_allclose(found["mae"], sk.mean_absolute_error(TARGETS, OUTPUTS), rtol=2e-5)
     np.testing.assert_allclose(found["r2"], sk.r2_score(TARGETS, OUTPUTS), rtol=2e-5)
@@ -127,8 +123,8 @@ def test_r2_is_that_of_scikit_learn_far_from_zero_for_every_cut_of_the_rows(mean
         parts = [slice(start, start + size) for start in range(0, 2000, size)]
         sums = [batch(predicted[part], targets[part], weights[part]) for part in parts]
         wide = [jax.tree.map(lambda total: np.asarray(total, np.float64), each) for each in sums]
-        for found in (reduce(metrics.add, sums), jax.tree.map(np.float32, reduce(metrics.add, wide))):
-            np.testing.assert_allclose(metrics.finish(R2, found)["r2"], expected, rtol=1e-4, atol=1e-4)
+        for found in (reduce(metrics.merge, sums), jax.tree.map(np.float32, reduce(metrics.merge, wide))):
+            np.testing.assert_allclose(metrics.compute(R2, found)["r2"], expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("value", [0.1, 1e5 + 1 / 3, 0.0])
@@ -140,7 +136,7 @@ def test_r2_of_equal_targets_is_1_where_all_is_right_else_0(value):
             measuring(R2)(predicted[rows], targets[rows], np.ones(10, np.float32))
             for rows in np.arange(50).reshape(5, 10)
         ]
-        assert metrics.finish(R2, reduce(metrics.add, parts))["r2"] == expected
+        assert metrics.compute(R2, reduce(metrics.merge, parts))["r2"] == expected
     assert np.isnan(figures(R2, targets * np.float32(np.nan), targets)["r2"])
 
 
@@ -154,7 +150,7 @@ MEASURE_BINARY = jax.jit(lambda *rows: measure(BINARY, *rows))
 
 def binary_figures(outputs, targets, weights=None):
     weights = np.ones(len(outputs), np.float32) if weights is None else weights
-    return finish(BINARY, MEASURE_BINARY(outputs, targets, weights))
+    return compute(BINARY, MEASURE_BINARY(outputs, targets, weights))
 
 
 def binary_expected(logits, labels):
@@ -180,8 +176,8 @@ def test_binary_figures_do_not_depend_on_batches_or_padding(cuts):
     for rows in np.split(np.arange(91), sorted(set(cuts))):
         padded = np.concatenate([rows, np.repeat(rows[:1], 95 - len(rows))])
         sums = MEASURE_BINARY(BINARY_LOGITS[padded], ANSWERS[padded], (np.arange(95) < len(rows)).astype(np.float32))
-        total = sums if total is None else add(total, sums)
-    found = finish(BINARY, total)
+        total = sums if total is None else merge(total, sums)
+    found = compute(BINARY, total)
     for name, value in binary_expected(BINARY_LOGITS, ANSWERS).items():
         np.testing.assert_allclose(found[name], value, rtol=1e-5)
 
@@ -222,7 +218,7 @@ def test_several_answers_a_row_are_averaged():
 def test_targets_of_another_shape_are_refused():
     for metric in (metrics.binary_accuracy, metrics.balanced_accuracy):
         with pytest.raises(InputError, match=r"outputs \(4, 1\) and targets \(4,\).*shape \(rows, 1\)"):
-            metric.statistics(jnp.zeros((4, 1)), jnp.zeros(4))
+            metric.per_example(jnp.zeros((4, 1)), jnp.zeros(4))
 
 
 # ROC and precision-recall curves against scikit-learn, and what their areas mean.
@@ -240,13 +236,13 @@ tied = st.integers(2, 40).flatmap(
 
 
 def check_curves(scores, labels):
-    curve = roc(scores, labels)
+    curve = roc_curve(scores, labels)
     x, y, thresholds = sk.roc_curve(labels, scores, drop_intermediate=False)
     np.testing.assert_allclose(curve.x, x, rtol=1e-12)
     np.testing.assert_allclose(curve.y, y, rtol=1e-12)
     np.testing.assert_array_equal(curve.thresholds, thresholds)
     np.testing.assert_allclose(curve.area, sk.roc_auc_score(labels, scores), rtol=1e-12, atol=1e-15)
-    curve = precision_recall(scores, labels)
+    curve = precision_recall_curve(scores, labels)
     precision, recall, thresholds = sk.precision_recall_curve(labels, scores)
     np.testing.assert_allclose(curve.x, recall[::-1], rtol=1e-12)
     np.testing.assert_allclose(curve.y, precision[::-1], rtol=1e-12)
@@ -266,7 +262,7 @@ def test_ties_are_treated_as_scikit_learn_does(rows):
 def test_the_area_is_the_chance_that_a_positive_scores_higher():
     scores = SCORES.round(1)
     pairs = scores[CURVE_LABELS == 1][:, None] - scores[CURVE_LABELS == 0]
-    assert roc(scores, CURVE_LABELS).area == pytest.approx(np.mean((np.sign(pairs) + 1) / 2), rel=1e-12)
+    assert roc_curve(scores, CURVE_LABELS).area == pytest.approx(np.mean((np.sign(pairs) + 1) / 2), rel=1e-12)
 
 
 @given(tied, st.randoms())
@@ -274,26 +270,29 @@ def test_curves_do_not_depend_on_the_order_of_rows_or_the_scale_of_scores(rows, 
     scores, labels = rows
     order = list(range(len(labels)))
     random.shuffle(order)
-    for curve in (roc, precision_recall):
+    for curve in (roc_curve, precision_recall_curve):
         one, other = curve(scores, labels), curve(np.cbrt(scores[order]), labels[order])
         np.testing.assert_array_equal(one.x, other.x)
         np.testing.assert_array_equal(one.y, other.y)
 
 
 def test_scores_that_are_all_the_same_are_chance():
-    assert roc(np.ones(200), CURVE_LABELS).area == 0.5
-    assert precision_recall(np.ones(200), CURVE_LABELS).area == pytest.approx(CURVE_LABELS.mean())
+    assert roc_curve(np.ones(200), CURVE_LABELS).area == 0.5
+    assert precision_recall_curve(np.ones(200), CURVE_LABELS).area == pytest.approx(CURVE_LABELS.mean())
 
 
 def test_perfect_scores_have_an_area_of_one():
-    assert roc(CURVE_LABELS, CURVE_LABELS).area == precision_recall(CURVE_LABELS, CURVE_LABELS).area == 1.0
+    assert roc_curve(CURVE_LABELS, CURVE_LABELS).area == precision_recall_curve(CURVE_LABELS, CURVE_LABELS).area == 1.0
 
 
 def test_columns_and_float32_are_rows_too():
-    assert roc(SCORES[:, None], CURVE_LABELS[:, None].astype(np.float32)).area == roc(SCORES, CURVE_LABELS).area
+    assert (
+        roc_curve(SCORES[:, None], CURVE_LABELS[:, None].astype(np.float32)).area
+        == roc_curve(SCORES, CURVE_LABELS).area
+    )
 
 
-@pytest.mark.parametrize("curve", [roc, precision_recall])
+@pytest.mark.parametrize("curve", [roc_curve, precision_recall_curve])
 @pytest.mark.parametrize(
     ("scores", "labels", "message"),
     [

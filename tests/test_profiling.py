@@ -12,37 +12,37 @@ import pytest
 from rich.console import Console
 
 from jaxdl import profiling
-from jaxdl.data import Source, examples
+from jaxdl.data import DataSource, dataset
 from jaxdl.losses import softmax_cross_entropy, squared_error
 from jaxdl.metrics import accuracy, rmse
 from jaxdl.nn import convnet, mlp
 from jaxdl.profiling import StepCost, as_record, as_table, step_cost
 from jaxdl.train import make_plan, start
 from jaxdl.train.epoch import start_shapes
-from jaxdl.types import Examples, Model, Objective, Weights
+from jaxdl.types import Dataset, Model, Objective, Variables
 
 KEY = jax.random.key(0)
 OBJECTIVE = Objective(squared_error, (rmse,))
 DRAWS = np.random.default_rng(0)
-ROWS = examples(DRAWS.normal(size=(150, 20)), DRAWS.normal(size=(150, 1)))
+ROWS = dataset(DRAWS.normal(size=(150, 20)), DRAWS.normal(size=(150, 1)))
 
 
-def cost_of(model, rows=ROWS, objective=OBJECTIVE, optimiser=None, **arguments):
-    plan = make_plan(model, objective, optimiser or optax.adam(1e-3), batch_size=16, **arguments)
+def cost_of(model, rows=ROWS, objective=OBJECTIVE, optimizer=None, **arguments):
+    plan = make_plan(model, objective, optimizer or optax.adam(1e-3), batch_size=16, **arguments)
     return step_cost(plan, start_shapes(plan, rows, key=KEY), rows)
 
 
 def test_a_step_is_the_products_forwards_and_two_of_each_backwards():
     # The first layer needs no gradient of its inputs.
     products = 2 * 16 * (2 * 20 * 100 + 3 * 100 * 50 + 3 * 50)
-    cost = cost_of(mlp((100, 50)), optimiser=optax.sgd(0.1))
+    cost = cost_of(mlp((100, 50)), optimizer=optax.sgd(0.1))
     # Beside them a few operations a parameter and an activation.
     assert products < cost.flops < products + 16 * 10 * 150 + 4 * 8000
     assert cost.batch_size == 16
 
 
 def test_a_convolution_counts_its_products():
-    images = examples(DRAWS.integers(0, 256, (32, 16, 16, 3)).astype(np.uint8), DRAWS.integers(0, 10, 32))
+    images = dataset(DRAWS.integers(0, 256, (32, 16, 16, 3)).astype(np.uint8), DRAWS.integers(0, 10, 32))
     cost = cost_of(convnet((16, 18)), images, Objective(softmax_cross_entropy, (accuracy,)))
     # Both convolutions and the dense layer, forward and for both gradients, but for those of the images.
     first, second, dense = 14 * 14 * 9 * 3 * 16, 12 * 12 * 9 * 16 * 18, 12 * 12 * 18 * 10
@@ -52,7 +52,7 @@ def test_a_convolution_counts_its_products():
 
 def test_the_body_of_a_loop_counts_once():
     def init(key, inputs):
-        return Weights({"kernel": jnp.eye(20)}, {})
+        return Variables({"kernel": jnp.eye(20)}, {})
 
     def looped(trips):
         def apply(weights, inputs, *, train, key=None, mask=None):
@@ -91,7 +91,7 @@ def test_a_larger_batch_takes_more_memory_for_what_is_kept_until_the_gradients()
 
 
 def test_a_moving_average_of_the_weights_is_part_of_the_cost():
-    plain, averaged = cost_of(mlp((100,))), cost_of(mlp((100,)), average=0.9)
+    plain, averaged = cost_of(mlp((100,))), cost_of(mlp((100,)), ema_decay=0.9)
     parameters = 20 * 100 + 100 + 101
     assert averaged.arguments - plain.arguments == pytest.approx(4 * parameters, abs=8)
     # Two products and a sum for each of them, and little else.
@@ -105,24 +105,24 @@ def test_nothing_is_computed_and_what_was_given_is_kept():
         jax.debug.callback(lambda: ran.append(1))
         return inputs[:, :1] * weights.params, weights.stats
 
-    plan = make_plan(Model(lambda key, inputs: Weights(jnp.ones((1, 1)), {}), apply), OBJECTIVE, optax.sgd(0.1))
-    progress = start(plan, ROWS, key=KEY)
+    plan = make_plan(Model(lambda key, inputs: Variables(jnp.ones((1, 1)), {}), apply), OBJECTIVE, optax.sgd(0.1))
+    run_state = start(plan, ROWS, key=KEY)
     jax.effects_barrier()
     ran.clear()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        step_cost(plan, progress, ROWS)
+        step_cost(plan, run_state, ROWS)
     jax.effects_barrier()
     assert ran == []
-    assert float(progress.state.weights.params[0, 0]) == 1.0
+    assert float(run_state.train_state.variables.params[0, 0]) == 1.0
 
 
 def test_only_the_shapes_of_progress_and_rows_matter():
     plan = make_plan(mlp((5,)), OBJECTIVE, optax.adam(1e-3), batch_size=16)
-    progress = start(plan, ROWS, key=KEY)
-    source = Source(150, lambda rows: Examples(*(leaf[rows] for leaf in ROWS)))
-    shapes = jax.eval_shape(lambda: (progress, ROWS))
-    assert step_cost(plan, progress, source) == step_cost(plan, progress, ROWS) == step_cost(plan, *shapes)
+    run_state = start(plan, ROWS, key=KEY)
+    source = DataSource(150, lambda rows: Dataset(*(leaf[rows] for leaf in ROWS)))
+    shapes = jax.eval_shape(lambda: (run_state, ROWS))
+    assert step_cost(plan, run_state, source) == step_cost(plan, run_state, ROWS) == step_cost(plan, *shapes)
 
 
 def test_it_is_compiled_with_the_options_of_a_run(monkeypatch):

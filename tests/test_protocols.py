@@ -22,8 +22,8 @@ from rich.console import Console
 
 import jaxdl.nn
 import jaxdl.train
-from jaxdl import Metric, Model, Objective, Weights, callbacks, examples, fit, losses, metrics
-from jaxdl.metrics import add, check_objective, finish, measure
+from jaxdl import Metric, Model, Objective, Variables, callbacks, dataset, fit, losses, metrics
+from jaxdl.metrics import check_objective, compute, measure, merge
 from jaxdl.train import early_stopping, make_plan, reduce_on_plateau, start
 from jaxdl.types import Rule
 
@@ -109,16 +109,16 @@ MODELS = {
     "residual_net": (lambda: jaxdl.nn.residual_net(1, outputs=2), IMAGES),
     "from_linen": (lambda: jaxdl.nn.from_linen(LinenNet()), TABLE),
     "from_nnx": (lambda: jaxdl.nn.from_nnx(lambda rngs: NnxNet(rngs)), TABLE),
-    "augmented": (lambda: jaxdl.nn.augmented(small_convnet(), jaxdl.nn.flip, jaxdl.nn.crop(1)), IMAGES),
-    "flip_averaged": (lambda: jaxdl.nn.flip_averaged(small_convnet()), IMAGES),
-    "as_model": (lambda: jaxdl.nn.as_model(jaxdl.nn.Network("mlp", {"widths": [4], "outputs": 2})), TABLE),
+    "with_augmentation": (lambda: jaxdl.nn.with_augmentation(small_convnet(), jaxdl.nn.flip, jaxdl.nn.crop(1)), IMAGES),
+    "with_flip_averaging": (lambda: jaxdl.nn.with_flip_averaging(small_convnet()), IMAGES),
+    "build_model": (lambda: jaxdl.nn.build_model(jaxdl.nn.ModelSpec("mlp", {"widths": [4], "outputs": 2})), TABLE),
 }
 
 
 class ModelCase(NamedTuple):
     model: Model
     inputs: np.ndarray
-    weights: Weights
+    variables: Variables
     train: Callable[..., Any]  # compiled: (weights, inputs, key, mask)
     evaluate: Callable[..., Any]  # compiled: (weights, inputs, key=, mask=)
 
@@ -152,7 +152,7 @@ def test_every_public_model_has_a_case():
 
 def test_init_gives_weights_that_the_key_alone_decides(case):
     weights = jax.jit(case.model.init)(KEY, case.inputs)
-    assert isinstance(weights, Weights) and jax.tree.leaves(weights.params) and is_finite(weights)
+    assert isinstance(weights, Variables) and jax.tree.leaves(weights.params) and is_finite(weights)
     same_bits(jax.jit(case.model.init)(KEY, case.inputs), weights)
     other = jax.jit(case.model.init)(jax.random.key(1), case.inputs)
     assert kinds(other) == kinds(weights)
@@ -163,37 +163,37 @@ def test_init_gives_weights_that_the_key_alone_decides(case):
 
 
 def test_a_model_gives_an_output_for_each_row_and_stats_of_the_same_kinds(case):
-    outputs, stats = case.train(case.weights, case.inputs, KEY, all_rows(case.inputs))
+    outputs, stats = case.train(case.variables, case.inputs, KEY, all_rows(case.inputs))
     assert outputs.shape == (len(case.inputs), 2) and is_finite(outputs)
-    assert kinds(stats) == kinds(case.weights.stats) and is_finite(stats)
-    same_bits(case.train(case.weights, case.inputs, KEY, all_rows(case.inputs))[0], outputs)
+    assert kinds(stats) == kinds(case.variables.stats) and is_finite(stats)
+    same_bits(case.train(case.variables, case.inputs, KEY, all_rows(case.inputs))[0], outputs)
 
 
 def test_evaluation_needs_no_key_and_leaves_the_stats(case):
-    outputs, stats = case.evaluate(case.weights, case.inputs)
+    outputs, stats = case.evaluate(case.variables, case.inputs)
     assert outputs.shape == (len(case.inputs), 2) and is_finite(outputs)
-    same_bits(stats, case.weights.stats)
-    keyed, stats = case.evaluate(case.weights, case.inputs, key=jax.random.key(7), mask=np.zeros(len(outputs), bool))
+    same_bits(stats, case.variables.stats)
+    keyed, stats = case.evaluate(case.variables, case.inputs, key=jax.random.key(7), mask=np.zeros(len(outputs), bool))
     close(keyed, outputs)
-    same_bits(stats, case.weights.stats)
+    same_bits(stats, case.variables.stats)
 
 
 def test_a_batch_of_1_is_a_batch(case):
-    outputs, _ = case.evaluate(case.weights, case.inputs)
-    alone, _ = case.evaluate(case.weights, case.inputs[:1])
+    outputs, _ = case.evaluate(case.variables, case.inputs)
+    alone, _ = case.evaluate(case.variables, case.inputs[:1])
     close(alone, outputs[:1])
-    trained, stats = case.train(case.weights, case.inputs[:1], KEY, all_rows(case.inputs[:1]))
+    trained, stats = case.train(case.variables, case.inputs[:1], KEY, all_rows(case.inputs[:1]))
     assert trained.shape == (1, 2) and is_finite(trained)
-    assert kinds(stats) == kinds(case.weights.stats) and is_finite(stats)
+    assert kinds(stats) == kinds(case.variables.stats) and is_finite(stats)
 
 
 def test_rows_that_the_mask_leaves_out_change_no_stats_and_no_other_row(case):
     padded = np.concatenate([case.inputs, case.inputs[::-1]])
     mask = np.arange(len(padded)) < len(case.inputs)
-    _, stats = case.train(case.weights, padded, KEY, mask)
-    close(stats, case.train(case.weights, case.inputs, KEY, all_rows(case.inputs))[1])
-    outputs, _ = case.evaluate(case.weights, padded)
-    close(outputs[mask], case.evaluate(case.weights, case.inputs)[0])
+    _, stats = case.train(case.variables, padded, KEY, mask)
+    close(stats, case.train(case.variables, case.inputs, KEY, all_rows(case.inputs))[1])
+    outputs, _ = case.evaluate(case.variables, padded)
+    close(outputs[mask], case.evaluate(case.variables, case.inputs)[0])
 
 
 def test_models_of_many_keys_are_those_of_each(case):
@@ -212,11 +212,11 @@ def test_models_of_many_keys_are_those_of_each(case):
 
 def test_gradients_are_finite_and_of_the_kinds_of_the_parameters(case):
     def loss(params):
-        weights = case.weights._replace(params=params)
+        weights = case.variables._replace(params=params)
         return jnp.mean(case.train(weights, case.inputs, KEY, all_rows(case.inputs))[0] ** 2)
 
-    gradients = jax.jit(jax.grad(loss))(case.weights.params)
-    assert kinds(gradients) == kinds(case.weights.params) and is_finite(gradients)
+    gradients = jax.jit(jax.grad(loss))(case.variables.params)
+    assert kinds(gradients) == kinds(case.variables.params) and is_finite(gradients)
     assert any(leaf.any() for leaf in jax.tree.leaves(gradients))
 
 
@@ -258,7 +258,7 @@ def measuring(objective):
 
 def values_of(objective, *parts):
     """Return the metrics of several (outputs, targets, weights)."""
-    return finish(objective, functools.reduce(add, (measuring(objective)(*part) for part in parts)))
+    return compute(objective, functools.reduce(merge, (measuring(objective)(*part) for part in parts)))
 
 
 def counted(outputs, targets):
@@ -454,7 +454,7 @@ def test_a_rule_without_a_mode_has_a_mirror_image(rule_case):
 # Callbacks
 
 EPOCHS = 3
-DATA = examples(TABLE, TABLE[:, :1])
+DATA = dataset(TABLE, TABLE[:, :1])
 OBJECTIVE = Objective(losses.squared_error, (metrics.rmse,))
 MODEL, OPTIMISER = jaxdl.nn.mlp((2,)), optax.sgd(0.01)
 
@@ -470,11 +470,11 @@ def bar_in(**console):
 
 
 CALLBACKS = {
-    "csv_file": [lambda folder: callbacks.csv_file(folder / "history.csv")],
+    "csv_log": [lambda folder: callbacks.csv_log(folder / "history.csv")],
     "tensorboard": [lambda folder: callbacks.tensorboard(folder / "board")],
-    "distributions": [lambda folder: callbacks.distributions(folder / "layers", beginning()[0], DATA, beginning()[1])],
+    "histograms": [lambda folder: callbacks.histograms(folder / "layers", beginning()[0], DATA, beginning()[1])],
     "progress_bar": [bar_in(), bar_in(force_terminal=True), bar_in(quiet=True)],
-    "tracing": [lambda folder: callbacks.tracing(folder / "trace", epochs=1)],
+    "profiler": [lambda folder: callbacks.profiler(folder / "trace", epochs=1)],
 }
 # What is no callback: a block that is traced, and what is written once.
 OTHERS = {"profiled", "description", "results", "pictures"}
@@ -487,8 +487,8 @@ def callback(request, tmp_path, capsys):
     return functools.partial(CALLBACKS[name][number], tmp_path)
 
 
-def run_with(*observers):
-    return fit(MODEL, OBJECTIVE, OPTIMISER, DATA, epochs=EPOCHS, batch_size=3, observers=observers)
+def run_with(*on_epoch):
+    return fit(MODEL, OBJECTIVE, OPTIMISER, DATA, epochs=EPOCHS, batch_size=3, callbacks=on_epoch)
 
 
 @functools.cache
@@ -499,12 +499,12 @@ def run_alone():
 def check_run(run):
     """Check that a run is the one without a callback; the clock is not compared."""
     same_bits((run.best, run.final), (run_alone().best, run_alone().final))
-    same_bits(run.progress, run_alone().progress)
+    same_bits(run.state, run_alone().state)
     assert json.dumps(run.records) == json.dumps(run_alone().records)
 
 
 def test_every_public_callback_has_a_case():
-    found = returning(callbacks, "Iterator[Observer]", "AbstractContextManager[Observer]")
+    found = returning(callbacks, "Iterator[Callback]", "AbstractContextManager[Callback]")
     assert set(CALLBACKS) == found
     assert set(public(callbacks)) == found | OTHERS
 
@@ -513,10 +513,10 @@ def test_a_callback_is_called_each_epoch_and_changes_nothing(callback):
     epochs = []
     with callback() as observe:
 
-        def watched(progress, history):
-            before = jax.tree.map(jnp.copy, progress), copy.deepcopy(history)
-            assert observe(progress, history) is None
-            same_bits(progress, before[0])
+        def watched(run_state, history):
+            before = jax.tree.map(jnp.copy, run_state), copy.deepcopy(history)
+            assert observe(run_state, history) is None
+            same_bits(run_state, before[0])
             assert history == before[1]
             epochs.append([record["epoch"] for record in history])
 
@@ -541,7 +541,7 @@ def test_an_exception_passes_through_a_callback(callback):
     class OwnError(Exception):
         pass
 
-    def fails(progress, history):
+    def fails(run_state, history):
         raise OwnError
 
     for _ in range(2):

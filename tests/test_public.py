@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import jaxdl
+import jaxdl.runs
 
 ROOT = Path(__file__).parent.parent
 FACES = sorted(path.parent.name for path in ROOT.glob("jaxdl/*/__init__.py"))

@@ -45,9 +45,9 @@ def run(code):
 @pytest.mark.slow
 def test_signatures_of_the_core_hold_in_a_run_on_each_kind_of_data():
     run("""
-rows = jaxdl.examples(np.random.default_rng(0).normal(size=(20, 3)), np.arange(20) % 3)
-binary = jaxdl.examples(np.random.default_rng(0).normal(size=(20, 3)), (np.arange(20) % 2)[:, None])
-pictures = jaxdl.examples(np.random.default_rng(0).normal(size=(20, 8, 8, 3)), np.arange(20) % 3)
+rows = jaxdl.dataset(np.random.default_rng(0).normal(size=(20, 3)), np.arange(20) % 3)
+binary = jaxdl.dataset(np.random.default_rng(0).normal(size=(20, 3)), (np.arange(20) % 2)[:, None])
+pictures = jaxdl.dataset(np.random.default_rng(0).normal(size=(20, 8, 8, 3)), np.arange(20) % 3)
 label_metrics = (metrics.accuracy, metrics.top_k(2))
 objective = Objective(losses.softmax_cross_entropy, label_metrics)
 number_metrics = (metrics.rmse, metrics.mae, metrics.r2())
@@ -81,7 +81,7 @@ drawn = batches.draws(key, 1, 5)
 assert batches.rows_on_host(drawn, np.array([3, 1]), 5).shape == (2,)
 train, held_out = arrays.split(10, 0.3)
 table = np.ones((4, 2))
-assert arrays.standardise(table, arrays.fit_scaling(table)).shape == (4, 2)
+assert arrays.standardize(table, arrays.fit_scaling(table)).shape == (4, 2)
 stats.compare([3.0, 4.0, 6.0], [2.0, 2.0, 3.0]), stats.adjusted([0.01, 0.04]), stats.rmse_error([1.0, 2.0])
 stats.one_standard_error([3.5, 3.2], [0.1, 0.2], [10, None])
 spread = stats.calibrate([0.0, 0.0, 1.0], [0.1, 0.2, 0.3], [1.0, -1.0, 3.0])

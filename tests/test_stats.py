@@ -14,16 +14,16 @@ from jaxdl.errors import InputError
 from jaxdl.stats import (
     Calibration,
     Comparison,
-    adjusted,
-    calibrate,
-    compare,
+    calibrated_std,
     coverage,
     estimate,
+    fit_calibration,
+    holm,
     one_standard_error,
-    rmse_error,
-    share_error,
+    paired_test,
+    proportion_standard_error,
+    rmse_standard_error,
     verdict,
-    widened,
 )
 
 figures = st.floats(-100, 100).map(lambda number: round(number, 3))
@@ -86,7 +86,7 @@ def test_equal_values_have_no_deviation(value, count):
 @pytest.mark.parametrize("apart", [0.0, 0.1, 1.0])
 def test_a_comparison_is_scipys_paired_t_test(count, apart):
     one, other = simulated(1, count), simulated(2, count) + apart
-    found, wanted = compare(one, other, 0.9), stats.ttest_rel(one, other)
+    found, wanted = paired_test(one, other, 0.9), stats.ttest_rel(one, other)
     interval = wanted.confidence_interval(0.9)
     expected = ((one - other).mean(), stats.sem(one - other), interval.low, interval.high, wanted.pvalue, count)
     np.testing.assert_allclose(found, expected, rtol=1e-9)
@@ -96,15 +96,15 @@ def test_a_comparison_is_scipys_paired_t_test(count, apart):
 @given(pairs, st.integers(-50, 50), st.floats(0.01, 100))
 def test_a_comparison_turns_round_scales_and_does_not_see_what_all_share(pair, shift, factor):
     one, other = map(np.array, pair)
-    found = compare(one, other)
-    turned = compare(other, one)
+    found = paired_test(one, other)
+    turned = paired_test(other, one)
     assert (turned.difference, turned.low, turned.high) == (-found.difference, -found.high, -found.low)
     assert (turned.error, turned.p_value) == (found.error, found.p_value)
     # Whether differences are equal is told to float32's rounding of the figures.
     assume(np.ptp(one - other) == 0 or np.ptp(one - other) >= 1e-3)
     for changed, scale in (
-        (compare(factor * one, factor * other), factor),
-        (compare(one + shift, other + shift), 1),
+        (paired_test(factor * one, factor * other), factor),
+        (paired_test(one + shift, other + shift), 1),
     ):
         np.testing.assert_allclose(changed[:4], scale * np.array(found[:4]), rtol=1e-6, atol=1e-9 * scale)
         np.testing.assert_allclose(changed.p_value, found.p_value, rtol=1e-6, atol=1e-12)
@@ -113,30 +113,30 @@ def test_a_comparison_turns_round_scales_and_does_not_see_what_all_share(pair, s
 @settings(deadline=None)
 @given(rows)
 def test_runs_that_are_equal_do_not_differ(values):
-    assert compare(values, values) == Comparison(0, 0, 0, 0, 1, len(values))
+    assert paired_test(values, values) == Comparison(0, 0, 0, 0, 1, len(values))
 
 
 @pytest.mark.parametrize("count", [2, 5, 16])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_a_difference_that_is_always_the_same_has_the_p_value_of_the_sign_test(count, dtype, recwarn):
     one = simulated(0, count).astype(dtype)
-    found = compare(one + dtype(0.01), one)
+    found = paired_test(one + dtype(0.01), one)
     np.testing.assert_allclose(found[:4], (0.01, 0, 0.01, 0.01), rtol=1e-4)
     assert found.p_value == pytest.approx(stats.binomtest(count, count, 0.5).pvalue)
-    assert compare(one, one + dtype(0.01)).p_value == found.p_value
+    assert paired_test(one, one + dtype(0.01)).p_value == found.p_value
     assert not recwarn
 
 
 def test_a_difference_of_rounding_is_none():
     one = simulated(0, 8).astype(np.float32)
-    found = compare(np.nextafter(one, np.float32(9)), one)
+    found = paired_test(np.nextafter(one, np.float32(9)), one)
     assert found.p_value == 1 and verdict("a", "b", found).startswith("no difference")
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_seed_that_diverged_leaves_no_comparison(bad, recwarn):
     for one, other in (([1.0, bad, 2.0], [1.0, 2.0, 3.0]), ([1.0, bad, 2.0], [1.0, bad, 3.0])):
-        found = compare(one, other)
+        found = paired_test(one, other)
         assert np.isnan(found[:5]).all() and found.count == 3
         assert verdict("A", "B", found) == "A and B cannot be compared: not all of the 3 seeds have finite figures"
     assert not recwarn
@@ -145,7 +145,7 @@ def test_a_seed_that_diverged_leaves_no_comparison(bad, recwarn):
 @pytest.mark.parametrize("level", [0.05, 0.2])
 def test_equals_are_told_apart_as_often_as_the_level_says(level):
     runs = simulated(0, 4000, 2, 6)
-    claims = sum("is better than" in verdict("A", "B", compare(*pair), level=level) for pair in runs)
+    claims = sum("is better than" in verdict("A", "B", paired_test(*pair), level=level) for pair in runs)
     low, high = stats.binom.interval(1 - 1e-5, 4000, level)
     assert low <= claims <= high
 
@@ -154,7 +154,7 @@ def test_equals_are_told_apart_as_often_as_the_level_says(level):
 def test_the_verdict_names_the_better_one(lower_is_better):
     low, high = simulated(0, 16), simulated(1, 16) + 1
     for names, pair in ((("low", "high"), (low, high)), (("high", "low"), (high, low))):
-        said = verdict(*names, compare(*pair), lower_is_better=lower_is_better)
+        said = verdict(*names, paired_test(*pair), lower_is_better=lower_is_better)
         assert said.startswith("low is better than high" if lower_is_better else "high is better than low")
         assert "paired t test over 16 seeds, p < 0.001" in said and " by -" not in said
 
@@ -194,24 +194,24 @@ def test_adjusted_p_values_are_those_of_the_closure_of_bonferronis_tests(p_value
         max(min(1, len(chosen) * min(p_values[i] for i in chosen)) for chosen in every if index in chosen)
         for index in range(len(p_values))
     ]
-    np.testing.assert_allclose(adjusted(p_values), wanted, rtol=1e-12)
+    np.testing.assert_allclose(holm(p_values), wanted, rtol=1e-12)
 
 
 @settings(deadline=None)
 @given(probabilities)
 def test_adjusting_keeps_the_order_and_lowers_nothing(p_values):
-    found = adjusted(p_values)
+    found = holm(p_values)
     assert (found >= p_values).all() and (found <= 1).all()
     assert (np.diff(found[np.argsort(p_values)]) >= 0).all()
 
 
 def test_a_comparison_that_failed_counts_among_the_others():
-    np.testing.assert_allclose(adjusted([math.nan, 0.01, 0.3]), [math.nan, 0.03, 0.6])
+    np.testing.assert_allclose(holm([math.nan, 0.01, 0.3]), [math.nan, 0.03, 0.6])
 
 
 def test_false_claims_among_many_comparisons_are_as_rare_as_the_level_says():
     p_values = np.random.default_rng(0).uniform(size=(4000, 10))
-    false = sum((adjusted(row) < 0.05).any() for row in p_values)
+    false = sum((holm(row) < 0.05).any() for row in p_values)
     # The smallest of ten independent p values decides.
     low, high = stats.binom.interval(1 - 1e-5, 4000, 1 - (1 - 0.005) ** 10)
     assert low <= false <= high
@@ -251,10 +251,13 @@ def test_without_errors_the_best_candidate_is_taken():
         (lambda: estimate([]), r"values must be a row of at least one number, got shape \(0,\)"),
         (lambda: estimate(np.ones((2, 3))), r"values must be a row .* got shape \(2, 3\)"),
         (lambda: estimate([1.0, 2.0], 95), "confidence must be between 0 and 1, got 95"),
-        (lambda: compare([1.0, 2.0], [1.0, 2.0, 3.0]), "the same seeds, 2 or more, got 2 and 3 figures"),
-        (lambda: compare([1.0], [2.0]), "the same seeds, 2 or more, got 1 and 1 figures"),
-        (lambda: verdict("A", "B", compare([1.0, 2.0], [3.0, 5.0]), level=0), "level must be between 0 and 1, got 0"),
-        (lambda: adjusted([0.5, 1.5]), "p_values must be from 0 to 1, got 1.5"),
+        (lambda: paired_test([1.0, 2.0], [1.0, 2.0, 3.0]), "the same seeds, 2 or more, got 2 and 3 figures"),
+        (lambda: paired_test([1.0], [2.0]), "the same seeds, 2 or more, got 1 and 1 figures"),
+        (
+            lambda: verdict("A", "B", paired_test([1.0, 2.0], [3.0, 5.0]), level=0),
+            "level must be between 0 and 1, got 0",
+        ),
+        (lambda: holm([0.5, 1.5]), "p_values must be from 0 to 1, got 1.5"),
         (lambda: one_standard_error([1.0], [1.0, 2.0], [1.0]), "must be of one length, got 1, 2, 1"),
         (lambda: one_standard_error([math.nan, 1.0], [0.1, math.nan], [1, 1]), "mean, error and cost are finite"),
     ],
@@ -286,12 +289,12 @@ def loss(calibration, mean, spread, targets):
 
 @pytest.mark.parametrize(("scale", "noise"), [(1, 1), (3, 0.5), (0.5, 2), (2, 0), (0, 1.5)])
 def test_a_known_scale_and_noise_are_found_again(scale, noise):
-    found = calibrate(*simulated_errors(0, 40_000, scale, noise))
+    found = fit_calibration(*simulated_errors(0, 40_000, scale, noise))
     np.testing.assert_allclose(found, (scale, noise), rtol=0.04, atol=0.06)
 
 
 def test_a_spread_that_is_honest_is_left_as_it_is():
-    found = calibrate(*simulated_errors(1, 40_000, 1, 0))
+    found = fit_calibration(*simulated_errors(1, 40_000, 1, 0))
     np.testing.assert_allclose(found, (1, 0), atol=0.03)
 
 
@@ -299,7 +302,7 @@ def test_a_spread_that_is_honest_is_left_as_it_is():
 @given(st.integers(0, 10_000), st.integers(3, 60), st.floats(0, 3), st.floats(0, 3))
 def test_nothing_is_more_likely_on_a_grid_or_to_a_search_from_many_starts(seed, count, scale, noise):
     rows = simulated_errors(seed, count, scale + 0.01, noise)
-    ours = loss(calibrate(*rows), *rows)
+    ours = loss(fit_calibration(*rows), *rows)
     grid = [(a, b) for a in np.linspace(0, 6, 25) for b in np.linspace(0, 6, 25)]
     begins = [(1, 1), (0.01, 2), (2, 0.01), (scale + 0.01, noise + 0.01)]
     searched = [
@@ -313,36 +316,36 @@ def test_nothing_is_more_likely_on_a_grid_or_to_a_search_from_many_starts(seed, 
 @given(st.integers(0, 10_000), st.floats(1e-3, 1e3), st.floats(-100, 100))
 def test_the_noise_has_the_unit_of_the_targets_and_the_scale_has_none(seed, factor, shift):
     mean, spread, targets = simulated_errors(seed, 200, 1.5, 0.7)
-    one = calibrate(mean, spread, targets)
-    other = calibrate(factor * mean + shift, factor * spread, factor * targets + shift)
+    one = fit_calibration(mean, spread, targets)
+    other = fit_calibration(factor * mean + shift, factor * spread, factor * targets + shift)
     np.testing.assert_allclose(other, (one.scale, factor * one.noise), rtol=1e-3, atol=1e-4 * factor)
     # A spread in another unit than the targets only changes the scale.
-    wider = calibrate(mean, factor * spread, targets)
+    wider = fit_calibration(mean, factor * spread, targets)
     np.testing.assert_allclose((factor * wider.scale, wider.noise), one, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("spread", [0.0, 0.3])
 def test_spreads_that_are_all_equal_leave_noise_alone(spread):
     mean, _, targets = simulated_errors(0, 50, 0, 2)
-    found = calibrate(mean, np.full(50, spread), targets)
+    found = fit_calibration(mean, np.full(50, spread), targets)
     np.testing.assert_allclose(found, (0, np.sqrt(np.mean((targets - mean) ** 2))))
 
 
 def test_without_any_error_no_deviation_is_left():
-    assert calibrate([1.0, 2.0], [0.5, 1.0], [1.0, 2.0]) == Calibration(0, 0)
+    assert fit_calibration([1.0, 2.0], [0.5, 1.0], [1.0, 2.0]) == Calibration(0, 0)
 
 
 def test_members_that_agree_on_some_rows_need_noise():
     mean, spread, targets = simulated_errors(0, 400, 2, 1)
     spread[::4] = 0
-    assert calibrate(mean, spread, targets).noise > 0.3
+    assert fit_calibration(mean, spread, targets).noise > 0.3
 
 
 def test_a_calibrated_spread_covers_new_rows_as_often_as_it_says():
     mean, spread, targets = simulated_errors(0, 20_000, 2.5, 0.8)
-    deviation = widened(spread, calibrate(mean, spread, targets))
+    deviation = calibrated_std(spread, fit_calibration(mean, spread, targets))
     new_mean, new_spread, new_targets = simulated_errors(1, 20_000, 2.5, 0.8)
-    found = coverage(new_mean, widened(new_spread, calibrate(mean, spread, targets)), new_targets)
+    found = coverage(new_mean, calibrated_std(new_spread, fit_calibration(mean, spread, targets)), new_targets)
     assert tuple(found) == LEVELS and deviation.shape == spread.shape
     np.testing.assert_allclose(list(found.values()), LEVELS, atol=0.015)
     # The spread alone is less than half of the deviation here.
@@ -363,10 +366,10 @@ def test_a_mean_without_deviation_covers_what_it_meets():
 
 def test_widened_adds_variances():
     spread = np.random.default_rng(0).gamma(2, 1, (30, 2)).astype(np.float32)
-    np.testing.assert_allclose(widened(spread, Calibration(1.5, 0.4)) ** 2, 2.25 * spread**2 + 0.16, rtol=1e-6)
+    np.testing.assert_allclose(calibrated_std(spread, Calibration(1.5, 0.4)) ** 2, 2.25 * spread**2 + 0.16, rtol=1e-6)
 
 
-@pytest.mark.parametrize("call", [calibrate, coverage])
+@pytest.mark.parametrize("call", [fit_calibration, coverage])
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -404,37 +407,37 @@ def root_mean_square(values, axis=-1):
 def test_the_error_of_a_root_mean_square_is_its_deviation_over_many_data_sets(draw):
     sets = draw((4000, 165))
     expected = root_mean_square(sets).std()
-    assert np.mean([rmse_error(misses) for misses in sets]) == pytest.approx(expected, rel=0.06)
+    assert np.mean([rmse_standard_error(misses) for misses in sets]) == pytest.approx(expected, rel=0.06)
 
 
 def test_the_error_of_a_root_mean_square_is_that_of_the_bootstrap():
     misses = DRAWS.normal(0.3, 2, 500)
     expected = bootstrap((misses,), root_mean_square, n_resamples=4000, rng=DRAWS).standard_error
-    assert rmse_error(misses) == pytest.approx(expected, rel=0.06)
+    assert rmse_standard_error(misses) == pytest.approx(expected, rel=0.06)
 
 
 def test_the_error_of_a_root_mean_square_has_the_unit_of_the_misses():
     misses = DRAWS.standard_normal(50)
-    assert rmse_error(1000 * misses[:, None]) == pytest.approx(1000 * rmse_error(misses))
+    assert rmse_standard_error(1000 * misses[:, None]) == pytest.approx(1000 * rmse_standard_error(misses))
 
 
 def test_equal_misses_have_no_error_and_one_row_tells_none():
-    assert rmse_error([0.0, 0.0, 0.0]) == 0 == rmse_error([2.0, -2.0])
-    assert math.isnan(rmse_error([1.0]))
+    assert rmse_standard_error([0.0, 0.0, 0.0]) == 0 == rmse_standard_error([2.0, -2.0])
+    assert math.isnan(rmse_standard_error([1.0]))
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.8])
 def test_the_error_of_a_share_is_its_deviation_over_many_data_sets(share):
     hits = DRAWS.binomial(300, share, 4000)
-    assert np.mean([share_error(of, 300) for of in hits]) == pytest.approx((hits / 300).std(), rel=0.05)
+    assert np.mean([proportion_standard_error(of, 300) for of in hits]) == pytest.approx((hits / 300).std(), rel=0.05)
 
 
 def test_the_error_of_a_share_is_never_none():
-    assert share_error(20, 20) > 0.04
-    assert share_error(0, 20) == pytest.approx(share_error(20, 20))
+    assert proportion_standard_error(20, 20) > 0.04
+    assert proportion_standard_error(0, 20) == pytest.approx(proportion_standard_error(20, 20))
 
 
 @pytest.mark.parametrize(("hits", "count"), [(0, 0), (3, 2), (-1, 5)])
 def test_a_share_of_what_is_not_there_is_refused(hits, count):
     with pytest.raises(InputError, match="hits must be from 0 to a count"):
-        share_error(hits, count)
+        proportion_standard_error(hits, count)

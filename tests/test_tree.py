@@ -7,27 +7,27 @@ import optax
 import pytest
 
 from jaxdl import _tree, losses
-from jaxdl.data import examples
+from jaxdl.data import dataset
 from jaxdl.errors import InputError
 from jaxdl.nn import mlp
 from jaxdl.train import make_plan, start
 from jaxdl.types import Objective
 
-ROWS = examples(np.ones((8, 3)), np.ones((8, 1)))
+ROWS = dataset(np.ones((8, 3)), np.ones((8, 1)))
 
 
 def progress_of(*hidden, **options):
-    optimiser = optax.inject_hyperparams(optax.adam)(learning_rate=0.1)
-    plan = make_plan(mlp(hidden, input_norm=True), Objective(losses.squared_error), optimiser, batch_size=4, **options)
+    optimizer = optax.inject_hyperparams(optax.adam)(learning_rate=0.1)
+    plan = make_plan(mlp(hidden, input_norm=True), Objective(losses.squared_error), optimizer, batch_size=4, **options)
     return start(plan, ROWS, ROWS, key=jax.random.key(0))
 
 
 def test_a_whole_progress_comes_back_with_its_dtypes_and_bits():
-    progress = progress_of(5, average=0.9)
-    arrays = {name: np.asarray(array) for name, array in _tree.named(progress).items()}
-    again = _tree.rebuilt(progress_of(5, average=0.9), arrays)
-    assert jax.tree.structure(again) == jax.tree.structure(progress)
-    for one, other in zip(jax.tree.leaves(again), jax.tree.leaves(progress), strict=True):
+    run_state = progress_of(5, ema_decay=0.9)
+    arrays = {name: np.asarray(array) for name, array in _tree.flatten_named(run_state).items()}
+    again = _tree.unflatten_named(progress_of(5, ema_decay=0.9), arrays)
+    assert jax.tree.structure(again) == jax.tree.structure(run_state)
+    for one, other in zip(jax.tree.leaves(again), jax.tree.leaves(run_state), strict=True):
         assert one.dtype == other.dtype and one.shape == other.shape and not getattr(one, "weak_type", False)
         if jnp.issubdtype(one.dtype, jax.dtypes.prng_key):
             one, other = jax.random.key_data(one), jax.random.key_data(other)
@@ -35,7 +35,7 @@ def test_a_whole_progress_comes_back_with_its_dtypes_and_bits():
 
 
 def test_names_are_those_that_people_use():
-    names = _tree.named(progress_of(5))
+    names = _tree.flatten_named(progress_of(5))
     assert {"state/weights/params/Dense_0/kernel", "epoch", "state/key", "sums/weight", "stopping/best"} <= set(names)
     assert len(names) == len(jax.tree.leaves(progress_of(5)))
 
@@ -56,7 +56,7 @@ def test_kinds_are_json():
 )
 def test_another_model_is_told_by_the_kernel_that_differs(other, told):
     with pytest.raises(InputError, match=told):
-        _tree.check_kinds(_tree.kinds(progress_of(5)), progress_of(*other))
+        _tree.check_structure(_tree.kinds(progress_of(5)), progress_of(*other))
 
 
 @pytest.mark.parametrize(
@@ -71,4 +71,4 @@ def test_another_model_is_told_by_the_kernel_that_differs(other, told):
 )
 def test_every_difference_has_its_words(template, told):
     with pytest.raises(InputError, match=told):
-        _tree.check_kinds(_tree.kinds({"a": jnp.ones(2)}), template)
+        _tree.check_structure(_tree.kinds({"a": jnp.ones(2)}), template)

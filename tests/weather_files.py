@@ -4,10 +4,10 @@ import warnings
 
 import pytest
 
-from jaxdl.datasets import simulated_table, weather
+from jaxdl.datasets import load_weather, simulated_weather
 from jaxdl.errors import InputError
 
-TABLE = simulated_table(40).round(4)
+TABLE = simulated_weather(40).round(4)
 LINES = TABLE.to_csv(index=False).splitlines()
 HEADER = LINES[0].split(",")
 
@@ -25,5 +25,5 @@ def refusal(source, **options):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with pytest.raises(InputError) as caught:
-            weather(source, **options)
+            load_weather(source, **options)
     return str(caught.value)

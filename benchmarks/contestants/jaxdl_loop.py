@@ -16,10 +16,10 @@ import optax
 
 from benchmarks.contestants.protocol import Result, Run, serve
 from benchmarks.tasks import BATCH, DROPPED, MEMBERS, MOST_EPOCHS, PATIENCE, Arrays, Task
-from jaxdl import Objective, early_stopping, evaluate, examples, fit, fit_seeds, losses, metrics, mlp, predict
+from jaxdl import Objective, dataset, early_stopping, evaluate, fit, fit_seeds, losses, metrics, mlp, predict
 from jaxdl.nn import convnet
 from jaxdl.train.plan import NEVER
-from jaxdl.types import Examples, Model
+from jaxdl.types import Dataset, Model
 
 STOP = early_stopping(patience=PATIENCE)
 
@@ -45,13 +45,13 @@ def adam_of(task: Task) -> optax.GradientTransformation:
 
 
 def prepare(task: Task, arrays: Arrays) -> Run:
-    train, validation = examples(*arrays.train), examples(*arrays.validation)
+    train, validation = dataset(*arrays.train), dataset(*arrays.validation)
     if task.deed == "sweep":
         return sweeping(task, train, validation)
     return training(task, train, validation) if task.deed in ("train", "stop") else measuring(task, validation)
 
 
-def training(task: Task, train: Examples, validation: Examples) -> Run:
+def training(task: Task, train: Dataset, validation: Dataset) -> Run:
     model, objective, adam = model_of(task), objective_of(task), adam_of(task)
 
     def trained(epochs: int, seed: int) -> Result:
@@ -64,16 +64,16 @@ def training(task: Task, train: Examples, validation: Examples) -> Run:
             validation if task.kind == "mlp" else None,
             epochs=MOST_EPOCHS if task.deed == "stop" else epochs,
             batch_size=BATCH,
-            stop=STOP if task.deed == "stop" else NEVER,
+            early_stopping=STOP if task.deed == "stop" else NEVER,
             seed=seed,
-            observers=[lambda progress, history: ends.append(time.perf_counter())],
+            callbacks=[lambda run_state, history: ends.append(time.perf_counter())],
         )
         return Result(ends, run.records[-1]["val_loss" if task.kind == "mlp" else "loss"])
 
     return trained
 
 
-def sweeping(task: Task, train: Examples, validation: Examples) -> Run:
+def sweeping(task: Task, train: Dataset, validation: Dataset) -> Run:
     model, objective, adam = model_of(task), objective_of(task), adam_of(task)
 
     def swept(epochs: int, seed: int) -> Result:
@@ -84,7 +84,7 @@ def sweeping(task: Task, train: Examples, validation: Examples) -> Run:
     return swept
 
 
-def measuring(task: Task, validation: Examples) -> Run:
+def measuring(task: Task, validation: Dataset) -> Run:
     model, objective = model_of(task), objective_of(task)
     weights = model.init(jax.random.key(0), validation.inputs[:BATCH])
     rows = jax.tree.map(jax.numpy.asarray, validation)

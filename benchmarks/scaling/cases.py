@@ -9,10 +9,10 @@ import numpy as np
 import optax
 
 from jaxdl import losses, make_plan, metrics, mlp
-from jaxdl.data import examples
+from jaxdl.data import dataset
 from jaxdl.distributed.processes import NAMES
 from jaxdl.nn import convnet, residual_net
-from jaxdl.types import Examples, Model, Objective, Plan
+from jaxdl.types import Dataset, Model, Objective, Plan
 
 HOURS = Objective(losses.squared_error, (metrics.rmse,))
 CLASSES = Objective(losses.softmax_cross_entropy, (metrics.accuracy,))
@@ -41,13 +41,13 @@ def plan_of(case: Case, batch: int) -> Plan:
     return make_plan(case.model, case.objective, optax.flatten(adam), batch_size=batch)
 
 
-def rows_of(case: Case, count: int) -> Examples:
+def rows_of(case: Case, count: int) -> Dataset:
     """Rows drawn at random, because the time of a step does not depend on what they hold."""
     rng = np.random.default_rng(0)
     if len(case.shape) == 1:
         inputs = rng.normal(size=(count, *case.shape)).astype(np.float32)
-        return examples(inputs, inputs[:, :1])
-    return examples(rng.integers(0, 256, (count, *case.shape)).astype(np.uint8), rng.integers(0, 10, count))
+        return dataset(inputs, inputs[:, :1])
+    return dataset(rng.integers(0, 256, (count, *case.shape)).astype(np.uint8), rng.integers(0, 10, count))
 
 
 def on_one_core() -> None:

@@ -27,9 +27,9 @@ from benchmarks.scaling.collectives import Collective, collectives
 from benchmarks.scaling.process import line_of
 from jaxdl import start
 from jaxdl.data.batches import evaluation_rows, training_rows
-from jaxdl.distributed import make_mesh, place_progress, place_rows
+from jaxdl.distributed import make_mesh, shard_dataset, shard_state
 from jaxdl.train.loop import lowered_chunk
-from jaxdl.types import Examples, Plan, Progress
+from jaxdl.types import Dataset, Plan, RunState
 
 
 def ring(devices: int) -> float:
@@ -79,19 +79,19 @@ def seconds_of(work: Work, on: Machine, devices: int) -> float:
 
 
 def compiled_chunk(
-    plan: Plan, progress: Progress, train: Examples, validation: Examples | None = None
+    plan: Plan, run_state: RunState, train: Dataset, validation: Dataset | None = None
 ) -> jax.stages.Compiled:
     """Return the program of several training steps, compiled for the devices of its arguments and not run."""
-    return lowered_chunk(plan, progress, training_rows(train), evaluation_rows(validation)).compile()
+    return lowered_chunk(plan, run_state, training_rows(train), evaluation_rows(validation)).compile()
 
 
 def work_of(case: Case) -> Work:
     """FLOPs from the program of one device, all-reduces from that of eight; a loop's body counts once, as one step."""
     plan, rows = plan_of(case, case.batch), rows_of(case, case.steps * case.batch)
-    progress = start(plan, rows, key=jax.random.key(0))
-    alone = compiled_chunk(plan, progress, rows)
+    run_state = start(plan, rows, key=jax.random.key(0))
+    alone = compiled_chunk(plan, run_state, rows)
     mesh = make_mesh()
-    shared = compiled_chunk(plan, place_progress(progress, mesh), place_rows(rows, mesh))
+    shared = compiled_chunk(plan, shard_state(run_state, mesh), shard_dataset(rows, mesh))
     analysis = alone.cost_analysis()
     return Work(float(analysis["flops"]), [one for one in collectives(shared.as_text()) if one.looped])
 

@@ -23,9 +23,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from benchmarks.scaling.cases import CASES, on_one_core, plan_of, rows_of
 from jaxdl import distributed, start
-from jaxdl.distributed import make_mesh, place_progress, place_rows, processes
+from jaxdl.distributed import make_mesh, processes, shard_dataset, shard_state
 from jaxdl.train import epochs
-from jaxdl.types import Examples, Plan, Progress
+from jaxdl.types import Dataset, Plan, RunState
 
 BYTES = (4, 2**14, 2**18, 2**22, 2**24)
 
@@ -43,19 +43,19 @@ def line_of(count: int, *arguments: str) -> dict:
     return found
 
 
-def epoch_seconds(plan: Plan, progress: Progress, train: Examples, last: int) -> tuple[float, float]:
+def epoch_seconds(plan: Plan, run_state: RunState, train: Dataset, last: int) -> tuple[float, float]:
     """Return the seconds of so many epochs, by the clock and of the CPU; other work hardly changes the latter."""
     began, used = time.perf_counter(), time.process_time()
-    for _ in epochs(plan, progress, train, last=last):
+    for _ in epochs(plan, run_state, train, last=last):
         pass
     return time.perf_counter() - began, time.process_time() - used
 
 
-def epochs_of(plan: Plan, progress: Progress, train: Examples, seconds: float) -> int:
+def epochs_of(plan: Plan, run_state: RunState, train: Dataset, seconds: float) -> int:
     """Return how many epochs take about so long, the same in every process; the first of two is for compilation."""
-    epoch_seconds(plan, progress, train, 1)
-    microseconds = int(1e6 * epoch_seconds(plan, progress, train, 1)[0]) + 1
-    return max(1, round(1e6 * seconds / int(processes.gathered([microseconds]).max())))
+    epoch_seconds(plan, run_state, train, 1)
+    microseconds = int(1e6 * epoch_seconds(plan, run_state, train, 1)[0]) + 1
+    return max(1, round(1e6 * seconds / int(processes.all_gather([microseconds]).max())))
 
 
 def all_reduce_seconds(size: int, times: int, repeats: int) -> float:
@@ -95,7 +95,7 @@ def measure_case(options: argparse.Namespace) -> dict:
     plan, train = plan_of(case, batch), rows_of(case, case.steps * batch)
     usual = start(plan, train, key=jax.random.key(0)), jax.tree.map(jax.numpy.asarray, train)
     mesh = make_mesh() if processes.count() > 1 or options.overhead else None
-    sharded = usual if mesh is None else (place_progress(usual[0], mesh), place_rows(train, mesh))
+    sharded = usual if mesh is None else (shard_state(usual[0], mesh), shard_dataset(train, mesh))
     ways = {"usual": usual, "sharded": sharded} if options.overhead else {"usual": sharded}
     seconds: dict[str, list[float]] = {way: [] for way in ways}
     cpu_seconds: dict[str, list[float]] = {way: [] for way in ways}
@@ -127,11 +127,11 @@ def main() -> None:
     options = parser.parse_args()
     on_one_core()
     if options.all_reduce or processes.launched():
-        distributed.join()
+        distributed.initialize()
     line = measure_all_reduces(options.repeats or 5) if options.all_reduce else measure_case(options)
-    if distributed.is_first():
+    if distributed.is_main():
         print(json.dumps(line), flush=True)
-    distributed.leave()
+    distributed.shutdown()
 
 
 if __name__ == "__main__":

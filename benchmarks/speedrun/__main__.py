@@ -28,7 +28,7 @@ from benchmarks.speedrun.report import FULL, Course, Lap, page
 from benchmarks.tasks import Task
 from experiments.cifar10.experiment import Config, build, resolve
 from jaxdl.data import take
-from jaxdl.datasets import Images, cifar10
+from jaxdl.datasets import ImageData, load_cifar10
 from jaxdl.errors import InputError
 from jaxdl.runs import Setup
 from jaxdl.train.evaluate import evaluate
@@ -40,14 +40,14 @@ SIDE, SIDE_ON_CPU = 8192, 1024  # of the square matrices whose product is the li
 Race = Callable[[int], Lap | str]  # trains with a seed; words where it fails
 
 
-def repeated(dataset: Images, count: int) -> Images:
+def repeated(dataset: ImageData, count: int) -> ImageData:
     """The data set with so many training images: the first ones, or all of them again and again.
 
-    >>> few = repeated(cifar10("simulated:120"), 250)
-    >>> len(few.train.weights), bool((few.train.inputs[0] == few.train.inputs[200]).all())
+    >>> few = repeated(load_cifar10("simulated:120"), 250)
+    >>> len(few.train.sample_weight), bool((few.train.inputs[0] == few.train.inputs[200]).all())
     (250, True)
     """
-    return dataset._replace(train=take(dataset.train, np.arange(count) % len(dataset.train.weights)))
+    return dataset._replace(train=take(dataset.train, np.arange(count) % len(dataset.train.sample_weight)))
 
 
 def ours(built: Setup) -> Race:
@@ -60,16 +60,16 @@ def ours(built: Setup) -> Race:
         run = fit(
             plan.model,
             plan.objective,
-            plan.optimiser,
+            plan.optimizer,
             train,
             epochs=built.epochs,
             batch_size=plan.batch_size,
-            average=plan.average,
+            ema_decay=plan.ema_decay,
             seed=seed,
         )
         jax.block_until_ready(run.final)
         trained = time.perf_counter()
-        size = min(EVALUATED, len(test.weights))
+        size = min(EVALUATED, len(test.sample_weight))
         accuracy = float(evaluate(plan.model, plan.objective, run.final, test, batch_size=size)["accuracy"])
         return Lap(trained - began, time.perf_counter() - trained, accuracy)
 
@@ -127,7 +127,7 @@ def run(options: argparse.Namespace) -> str:
     chosen = {name: getattr(options, name) for name in names}
     # The lesson's split leaves no training images for validation: there is none here.
     config = resolve(Config(recipe="strong", train_size=options.images, lesson_split=True, **chosen))
-    dataset = cifar10(options.data)
+    dataset = load_cifar10(options.data)
     built = build(config, repeated(dataset, config.train_size))
     here, missing = present(options.peers, contestants(config))
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
@@ -141,7 +141,7 @@ def run(options: argparse.Namespace) -> str:
     flops = built.epochs * epoch_flops(built.plan, built.start, built.sets["train"])
     side = SIDE_ON_CPU if jax.default_backend() == "cpu" else SIDE
     rate = product_rate(side, side, side, config.dtype)
-    course = Course(config, built, min(len(dataset.train.weights), config.train_size), flops, rate)
+    course = Course(config, built, min(len(dataset.train.sample_weight), config.train_size), flops, rate)
     around = describe_machine() + (f"; {torch_of(options.peers)}" if here else "")
     return page(course, around, laps, missing, errors)
 

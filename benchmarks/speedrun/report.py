@@ -21,7 +21,7 @@ PUBLISHED = (
     "| airbench94_compiled, published | 3.09 | 94.01 % | | | | | |"
 )
 SOURCE = (
-    "Published, not measured here: airbench on one NVIDIA A100, of another network and, the first, another optimiser. "
+    "Published, not measured here: airbench on one NVIDIA A100, of another network and, the first, another optimizer. "
     "From github.com/KellerJordan/cifar10-airbench; its paper, arXiv:2404.00498, has 3.29 s for the second."
 )
 CLOCK = (
@@ -59,7 +59,7 @@ def page(
 ) -> str:
     """The figures; `laps` of each contestant, the first to warm up; `around` is the machine in words."""
     config = course.config
-    count = sum(leaf.size for leaf in jax.tree.leaves(course.built.start.state.weights.params))
+    count = sum(leaf.size for leaf in jax.tree.leaves(course.built.start.train_state.variables.params))
     recipe = (
         f"Recipe `strong`: a residual network of width {config.width} ({count:,} parameters), {config.epochs} epochs "
         f"of {config.train_size:,} images, {config.batch_size} a step, {config.dtype}, greatest learning rate "
@@ -107,7 +107,7 @@ def verdict(course: Course, laps: Sequence[Lap]) -> str:
         again = f", repeated up to {size:,}, so that the seconds are those of so many" if course.at_hand < size else ""
         return (
             f"THE ACCURACIES SAY NOTHING ABOUT 94 %: {course.at_hand:,} different training images and "
-            f"{len(dataset.test.weights):,} test images are at hand ({dataset.source.partition(':')[0]}){again}."
+            f"{len(dataset.test.sample_weight):,} test images are at hand ({dataset.source.partition(':')[0]}){again}."
         )
     seconds, _, accuracy = (statistics.mean(each) for each in zip(*laps[1:], strict=True))
     reached = "reached" if accuracy >= AIM else "NOT reached"

@@ -115,7 +115,7 @@ def narrow(dtype: torch.dtype) -> torch.autocast:
     return torch.autocast(DEVICE, torch.bfloat16, enabled=dtype is torch.bfloat16)
 
 
-def optimiser(model: nn.Module, rate: float) -> torch.optim.SGD:
+def optimizer(model: nn.Module, rate: float) -> torch.optim.SGD:
     """Nesterov's momentum, and weight decay of the kernels alone."""
     kernels, others = ([w for w in model.parameters() if (w.ndim > 1) == wanted] for wanted in (True, False))
     groups = [{"params": kernels, "weight_decay": DECAY}, {"params": others}]
@@ -163,7 +163,7 @@ def prepare(arrays: Arrays, options: argparse.Namespace) -> Run:
     def run(epochs: int, seed: int) -> Result:
         draw(model, seed)
         torch._foreach_copy_(mean, now)
-        sgd = optimiser(model, options.learning_rate)
+        sgd = optimizer(model, options.learning_rate)
         schedule = rates(epochs * -(-len(labels) // batch), options.learning_rate)
         orders = (draws(len(labels), test[0].shape[2], batch) for _ in range(epochs))
         for number, (rows, *random) in enumerate(chain.from_iterable(orders)):

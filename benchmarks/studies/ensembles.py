@@ -30,7 +30,7 @@ import optax
 from benchmarks.studies.alternating import alternate, output
 from experiments.cifar10 import experiment as cifar10
 from experiments.weather import experiment as weather
-from jaxdl.ensembles import run_members, spread, start_members
+from jaxdl.ensembles import run_members, shard_members, start_members
 from jaxdl.runs import Setup
 from jaxdl.train import epochs
 from jaxdl.train.epoch import run_chunk
@@ -70,14 +70,14 @@ def run_process(flags: list[str]) -> None:
     built = built_of(options)
     plan, train, validation = built.plan, built.sets["train"], built.sets["validation"]
     keys = jax.vmap(jax.random.key)(jax.numpy.arange(max(1, options.members)))
-    progress, run = start_members(keys, train, validation, plan=plan), partial(run_members, how=options.how)
+    run_state, run = start_members(keys, train, validation, plan=plan), partial(run_members, method=options.method)
     if not options.members:
-        progress, run = jax.tree.map(lambda leaf: leaf[0] if leaf.ndim else leaf, progress), run_chunk
+        run_state, run = jax.tree.map(lambda leaf: leaf[0] if leaf.ndim else leaf, run_state), run_chunk
     elif options.devices > 1:
-        progress, train, validation = spread(progress, train, validation)
+        run_state, train, validation = shard_members(run_state, train, validation)
     for repeat in range(options.repeats):
         began = time.perf_counter()
-        count = sum(1 for _ in epochs(plan, progress, train, validation, last=built.epochs, run=run))
+        count = sum(1 for _ in epochs(plan, run_state, train, validation, last=built.epochs, run=run))
         seconds = time.perf_counter() - began
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         each = seconds / max(1, options.members)

@@ -34,18 +34,18 @@ def fit_built(built: Setup, seed: int, **changes: Any) -> Any:
     plan, sets = built.plan, built.sets
     usual = {
         "validation": sets["validation"],
-        "stop": plan.stop,
-        "average": plan.average,
+        "early_stopping": plan.early_stopping,
+        "ema_decay": plan.ema_decay,
         "batch_size": plan.batch_size,
     }
     arguments = {**usual, "epochs": built.epochs, **changes}
-    return fit(plan.model, plan.objective, plan.optimiser, sets["train"], seed=seed, **arguments)
+    return fit(plan.model, plan.objective, plan.optimizer, sets["train"], seed=seed, **arguments)
 
 
 def of_weather(options: argparse.Namespace) -> Callable[[int], dict[str, Any]]:
     """Return a function of a seed that trains the weather recipe and gives the line to print."""
     recipe = weather.RECIPES[options.recipe]
-    dataset = datasets.weather(options.data, days=recipe.days, places=recipe.places)
+    dataset = datasets.load_weather(options.data, days=recipe.days, places=recipe.places)
     built = weather.build(weather.Config(recipe=options.recipe, epochs=options.epochs), dataset)
     plan = built.plan
 
@@ -65,13 +65,13 @@ def of_weather(options: argparse.Namespace) -> Callable[[int], dict[str, Any]]:
 def of_cifar10(options: argparse.Namespace) -> Callable[[int], dict[str, Any]]:
     """Return a function of a seed that trains the CIFAR-10 recipe and gives the line to print."""
     config = cifar10.Config(recipe=options.recipe, epochs=options.epochs, lesson_split=True)
-    built = cifar10.build(config, datasets.cifar10(options.data))
+    built = cifar10.build(config, datasets.load_cifar10(options.data))
     plan, sets = built.plan, built.sets
-    changes = {"stop": NEVER, **({"validation": None} if options.time else {})}
+    changes = {"early_stopping": NEVER, **({"validation": None} if options.time else {})}
 
     def train(seed: int) -> dict[str, Any]:
         ends = [time.perf_counter()]
-        run = fit_built(built, seed, observers=[lambda progress, history: ends.append(time.perf_counter())], **changes)
+        run = fit_built(built, seed, callbacks=[lambda run_state, history: ends.append(time.perf_counter())], **changes)
         # Before the evaluations: the peers' peak is that of training too.
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         seconds = [after - before for before, after in itertools.pairwise(ends)]

@@ -23,11 +23,11 @@ from rich.console import Console
 
 from benchmarks.studies.alternating import alternate
 from experiments.weather.experiment import Config, build
-from jaxdl.callbacks import csv_file, distributions, progress_bar, tensorboard
-from jaxdl.datasets import weather
+from jaxdl.callbacks import csv_log, progress_bar, tensorboard
+from jaxdl.datasets import load_weather
 from jaxdl.runs import Setup
 from jaxdl.runs.runner import drive
-from jaxdl.saving import keeper
+from jaxdl.saving import checkpointer
 
 # Seconds between the checkpoints; those of the experiments are 30.
 INTERVALS = (30.0, 1.0, 0.2)
@@ -39,7 +39,7 @@ def with_checkpoints(built: Setup, epochs: int, every: float | None) -> Callable
 
     def measure() -> float:
         with tempfile.TemporaryDirectory() as folder:
-            keeping = keeper(Path(folder, "progress"), {}, every=every, tell=print) if every else nullcontext()
+            keeping = checkpointer(Path(folder, "progress"), {}, every=every, warn=print) if every else nullcontext()
             with keeping as keep:
                 began = time.perf_counter()
                 drive(built.plan, built.start, built.sets["train"], built.sets["validation"], epochs=epochs, keep=keep)
@@ -57,9 +57,9 @@ def with_callback(
         with tempfile.TemporaryDirectory() as folder:
             began = time.perf_counter()
             with callback(Path(folder)) as observe:
-                observers = [observe] if observe else []
+                callbacks = [observe] if observe else []
                 sets = built.sets["train"], built.sets["validation"]
-                drive(built.plan, built.start, *sets, epochs=epochs, observers=observers)
+                drive(built.plan, built.start, *sets, epochs=epochs, callbacks=callbacks)
             return time.perf_counter() - began
 
     return measure
@@ -96,13 +96,13 @@ def callback_ways(built: Setup, epochs: int) -> dict[str, Callable[[], float]]:
     plain = Console(file=io.StringIO(), width=100)
 
     def histograms(folder: Path) -> AbstractContextManager[Any]:
-        return distributions(folder, built.plan, built.sets["train"], built.start, every=10)
+        return histograms(folder, built.plan, built.sets["train"], built.start, every=10)
 
     callbacks: dict[str, Callable[[Path], AbstractContextManager[Any]]] = {
         "not watched": lambda folder: nullcontext(),
         "a bar in a terminal": lambda folder: in_a_terminal(epochs, 30),
         "lines": lambda folder: progress_bar(epochs, SHOWN, console=plain),
-        "history.csv": lambda folder: csv_file(folder / "history.csv"),
+        "history.csv": lambda folder: csv_log(folder / "history.csv"),
         "TensorBoard": tensorboard,
         "histograms every 10": histograms,
     }
@@ -119,7 +119,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=31)
     parser.add_argument("--epochs", type=int, default=200)
     arguments = parser.parse_args()
-    built = build(Config(recipe="plain"), weather(arguments.data, days=1096))
+    built = build(Config(recipe="plain"), load_weather(arguments.data, days=1096))
     for name, ways in WAYS.items():
         if arguments.only in (None, name):
             alternate(f"{arguments.epochs} epochs of plain", ways(built, arguments.epochs), arguments.repeats)

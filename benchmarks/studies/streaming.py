@@ -24,15 +24,15 @@ import optax
 
 from benchmarks.studies.alternating import in_turn, spread
 from jaxdl import losses, metrics
-from jaxdl._jit import program
-from jaxdl.data import Source, examples, memory_mapped
-from jaxdl.data.batches import batch_at, order, shuffle
+from jaxdl._jit import jit
+from jaxdl.data import DataSource, dataset, memory_mapped
+from jaxdl.data.batches import batch_at, permutation, permuted_rows
 from jaxdl.data.streaming import loader
 from jaxdl.nn import convnet, mlp
 from jaxdl.train import make_plan, start
 from jaxdl.train.loop import Pace, chunks
 from jaxdl.train.step import train_body
-from jaxdl.types import Array, Examples, Objective, Progress
+from jaxdl.types import Array, Dataset, Objective, RunState
 
 IMAGE = (32, 32, 3)
 IMAGES = make_plan(
@@ -44,7 +44,7 @@ IMAGES = make_plan(
 TABLE = make_plan(mlp((100, 50)), Objective(losses.squared_error), optax.adam(1e-3), batch_size=512)
 
 
-def images_in(folder: Path, count: int, *, filled: bool) -> Source:
+def images_in(folder: Path, count: int, *, filled: bool) -> DataSource:
     """Write a file of so many uint8 images; where it is not filled, most of it are holes that read as zeros."""
     folder.mkdir()
     inputs = np.lib.format.open_memmap(folder / "inputs.npy", "w+", np.uint8, (count, *IMAGE))
@@ -57,9 +57,9 @@ def images_in(folder: Path, count: int, *, filled: bool) -> Source:
     return memory_mapped(folder / "inputs.npy", folder / "targets.npy")
 
 
-def epoch(begin: Progress, train: Examples | Source) -> Progress:
+def epoch(begin: RunState, train: Dataset | DataSource) -> RunState:
     """Train an epoch of the images."""
-    return list(chunks(IMAGES, begin, train, last=1))[-1].progress
+    return list(chunks(IMAGES, begin, train, last=1))[-1].state
 
 
 def anonymous() -> float:
@@ -69,7 +69,7 @@ def anonymous() -> float:
     return int(found.group(1)) / 1024
 
 
-def show_memory(source: Source, seconds: float) -> None:
+def show_memory(source: DataSource, seconds: float) -> None:
     """Train for so long and print the anonymous memory ten times."""
     begin = start(IMAGES, loader(source, IMAGES.batch_size).first, key=jax.random.key(0))
     began, done, shown = time.perf_counter(), 0, 0
@@ -83,20 +83,20 @@ def show_memory(source: Source, seconds: float) -> None:
             return
 
 
-@partial(program, static_argnames="kind")
-def steps_of(progress: Progress, train: Examples, rows: Array, *, kind: str) -> Progress:
+@partial(jit, static_argnames="kind")
+def steps_of(run_state: RunState, train: Dataset, rows: Array, *, kind: str) -> RunState:
     """Take the training steps of an epoch, in one of three orders of the rows; `rows`: the order from an array."""
     count = len(rows)
     orders: dict[str, Callable[[Array], Array]] = {
         "in their order": lambda places: places,
         "in an order from an array": lambda places: rows[places],
-        "in the order of the shuffle": shuffle(progress.key, progress.epoch, count),
+        "in the order of the shuffle": permuted_rows(run_state.key, run_state.epoch, count),
     }
     batch = partial(batch_at, train, orders[kind], batch_size=TABLE.batch_size)
-    body = train_body(TABLE.model, TABLE.objective, TABLE.optimiser, batch)
+    body = train_body(TABLE.model, TABLE.objective, TABLE.optimizer, batch)
     batches = -(-count // TABLE.batch_size)
-    state, sums = jax.lax.fori_loop(0, batches, body, (progress.state, progress.sums))
-    return progress._replace(state=state, sums=sums)
+    state, sums = jax.lax.fori_loop(0, batches, body, (run_state.train_state, run_state.sums))
+    return run_state._replace(train_state=state, sums=sums)
 
 
 def timed(work: Callable[[], Any]) -> Callable[[], float]:
@@ -142,9 +142,9 @@ def main() -> None:
         show_seconds("images", small.count, runs, arguments.repeats)
     random = np.random.default_rng(0)
     inputs = random.normal(size=(arguments.rows, 20)).astype(np.float32)
-    table = jax.tree.map(jnp.asarray, examples(inputs, inputs.sum(1, keepdims=True)))
+    table = jax.tree.map(jnp.asarray, dataset(inputs, inputs.sum(1, keepdims=True)))
     begin = start(TABLE, table, key=jax.random.key(0))
-    rows = order(begin.key, begin.epoch, arguments.rows)
+    rows = permutation(begin.key, begin.epoch, arguments.rows)
     kinds = "in their order", "in an order from an array", "in the order of the shuffle"
     runs = {kind: partial(steps_of, begin, table, rows, kind=kind) for kind in kinds}
     show_seconds("rows", arguments.rows, runs, arguments.repeats)

@@ -19,15 +19,15 @@ import optax
 
 from experiments.cifar10.report import describe_data, evaluate, figures, model_card, table
 from jaxdl.data import take
-from jaxdl.datasets import Images, cifar10
+from jaxdl.datasets import ImageData, load_cifar10
 from jaxdl.errors import InputError
 from jaxdl.losses import smoothed_cross_entropy, softmax_cross_entropy
 from jaxdl.metrics import accuracy
-from jaxdl.nn import Network, as_model, augmented, crop, cutout, flip
+from jaxdl.nn import ModelSpec, build_model, crop, cutout, flip, with_augmentation
 from jaxdl.runs import Experiment, RunFlags, Setup, runner
 from jaxdl.runs.flags import check_flags
 from jaxdl.train import early_stopping
-from jaxdl.types import Array, Examples
+from jaxdl.types import Array, Dataset
 
 Loss = Callable[[Array, Array], Array]
 MOST_VALIDATION = 5000
@@ -104,7 +104,7 @@ def resolve(config: Config) -> Config:
     return config
 
 
-def network(config: Config) -> Network:
+def network(config: Config) -> ModelSpec:
     """The network of a resolved configuration as data; `strong` predicts twice.
 
     >>> network(resolve(Config(width=8, recipe="strong")))
@@ -112,13 +112,13 @@ def network(config: Config) -> Network:
     """
     dtype = {"dtype": config.dtype}
     if config.recipe == "strong":
-        return Network("residual_net", {"width": config.width, **dtype}, flip_averaged=True)
+        return ModelSpec("residual_net", {"width": config.width, **dtype}, flip_averaged=True)
     if config.recipe == "dense":
-        return Network("convnet", {"filters": (), "widths": (100, 50), **dtype})
+        return ModelSpec("convnet", {"filters": (), "widths": (100, 50), **dtype})
     if config.recipe == "small":
-        return Network("convnet", {"filters": (50, 50), **dtype})
+        return ModelSpec("convnet", {"filters": (50, 50), **dtype})
     pooled = {"filters": (50, 50, 50), "widths": (50,), "pool": True, "dropout": config.dropout or 0}
-    return Network("convnet", {**pooled, **dtype})
+    return ModelSpec("convnet", {**pooled, **dtype})
 
 
 def momentum(learning_rate: float) -> optax.GradientTransformation:
@@ -128,12 +128,12 @@ def momentum(learning_rate: float) -> optax.GradientTransformation:
     return optax.chain(decay, optax.sgd(learning_rate, momentum=0.9, nesterov=True))
 
 
-def divide(config: Config, dataset: Images) -> tuple[dict[str, np.ndarray], dict[str, Examples]]:
+def divide(config: Config, dataset: ImageData) -> tuple[dict[str, np.ndarray], dict[str, Dataset]]:
     """The rows of the training files for training and validation, those of the test file, and the three sets of them.
 
     Raises InputError where the training files have too few images, or a class has none among those to train on.
     """
-    count, size = len(dataset.train.weights), config.train_size
+    count, size = len(dataset.train.sample_weight), config.train_size
     left = 0 if config.lesson_split else 1
     if size > count - left:
         kept = "" if config.lesson_split else ", so that one is left for validation (or --lesson-split)"
@@ -141,7 +141,7 @@ def divide(config: Config, dataset: Images) -> tuple[dict[str, np.ndarray], dict
             f"--train-size must be at most {count - left} of the {count} training images{kept}, got {size}. Use fewer."
         )
     rest = np.arange(size, min(count, size + MOST_VALIDATION))
-    test = np.arange(len(dataset.test.weights))
+    test = np.arange(len(dataset.test.sample_weight))
     rows = {"train": np.arange(size), "validation": test if config.lesson_split else rest, "test": test}
     # Slices: a copy of the images would double what a run keeps in memory.
     train = jax.tree.map(lambda leaf: leaf[:size], dataset.train)
@@ -155,17 +155,17 @@ def divide(config: Config, dataset: Images) -> tuple[dict[str, np.ndarray], dict
     return rows, {"train": train, "validation": validation, "test": dataset.test}
 
 
-def build(config: Config, dataset: Images) -> Setup:
+def build(config: Config, dataset: ImageData) -> Setup:
     """The model, the three sets and how they train; pure."""
     config = resolve(config)
     rows, sets = divide(config, dataset)
     assert config.epochs is not None and config.batch_size is not None and config.learning_rate is not None
-    net, optimiser, rate, average = network(config), optax.adam, config.learning_rate, None
-    model = as_model(net)
+    net, optimizer, rate, ema_decay = network(config), optax.adam, config.learning_rate, None
+    model = build_model(net)
     loss: Loss = softmax_cross_entropy
     if config.recipe == "strong":
-        model = augmented(model, flip, crop(4), cutout(8))
-        loss, optimiser, average = smoothed_cross_entropy(SMOOTHING), momentum, AVERAGE
+        model = with_augmentation(model, flip, crop(4), cutout(8))
+        loss, optimizer, ema_decay = smoothed_cross_entropy(SMOOTHING), momentum, AVERAGE
         steps = config.epochs * -(-len(rows["train"]) // config.batch_size)
         rate = optax.cosine_onecycle_schedule(steps, config.learning_rate, RISING)
     return Setup(
@@ -175,22 +175,22 @@ def build(config: Config, dataset: Images) -> Setup:
         model=model,
         loss=loss,
         # Injected, so that the learning rate is part of the state and recorded every epoch.
-        optimizer=optax.inject_hyperparams(optimiser)(learning_rate=rate),
+        optimizer=optax.inject_hyperparams(optimizer)(learning_rate=rate),
         metrics=(accuracy,),
         epochs=config.epochs,
         batch_size=config.batch_size,
         seed=config.seed,
-        stop=early_stopping("val_loss", patience=config.patience),
-        average=average,
+        early_stopping=early_stopping("val_loss", patience=config.patience),
+        ema_decay=ema_decay,
         network=net,
         dataset=dataset,
         rows=rows,
     )
 
 
-def load(config: Config) -> Images:
+def load(config: Config) -> ImageData:
     """The images that the configuration names."""
-    return cifar10(config.data)
+    return load_cifar10(config.data)
 
 
 def frozen_flags(config: Config) -> dict[str, str]:

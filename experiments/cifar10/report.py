@@ -10,16 +10,16 @@ from rich.table import Table
 
 from jaxdl import plots
 from jaxdl.datasets import terms_of
-from jaxdl.plots import learning_rates
+from jaxdl.plots import learning_rate
 from jaxdl.runs import Setup, experiment
 from jaxdl.runs.experiment import short
-from jaxdl.saving import Outputs
-from jaxdl.stats import share_error
+from jaxdl.saving import OutputSpec
+from jaxdl.stats import proportion_standard_error
 from jaxdl.train.evaluate import evaluate as evaluate_examples
 from jaxdl.train.evaluate import predict
 from jaxdl.train.fit import as_table
-from jaxdl.train.step import shown_weights
-from jaxdl.types import SETS, Progress, Weights
+from jaxdl.train.step import eval_variables
+from jaxdl.types import SETS, RunState, Variables
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -57,7 +57,7 @@ def model_card(setup: Setup) -> dict[str, Any]:
     """What it takes to use the model, in config.json."""
     return experiment.model_card(
         setup,
-        Outputs(setup.dataset.classes, "softmax"),
+        OutputSpec(setup.dataset.classes, "softmax"),
         title="What is in a small picture",
         predicts=f"Which of {len(setup.dataset.classes)} things a picture shows: {', '.join(setup.dataset.classes)}.",
         limits=LIMITS.format(rows=len(setup.rows["train"]), size=setup.train.inputs.shape[1]),
@@ -65,17 +65,17 @@ def model_card(setup: Setup) -> dict[str, Any]:
     )
 
 
-def evaluate(setup: Setup, progress: Progress) -> dict[str, Any]:
+def evaluate(setup: Setup, run_state: RunState) -> dict[str, Any]:
     """The entries of metrics.json that say how well the run went."""
     plan, sets, classes = setup.plan, setup.sets, setup.dataset.classes
 
-    def figures(weights: Weights) -> dict[str, dict[str, float]]:
-        measured = {name: evaluate_examples(plan.model, plan.objective, weights, sets[name]) for name in SETS}
+    def figures(variables: Variables) -> dict[str, dict[str, float]]:
+        measured = {name: evaluate_examples(plan.model, plan.objective, variables, sets[name]) for name in SETS}
         return {figure: {name: float(measured[name][figure]) for name in SETS} for figure in ("accuracy", "loss")}
 
-    final, best = figures(shown_weights(progress.state)), figures(progress.best)
+    final, best = figures(eval_variables(run_state.train_state)), figures(run_state.best)
     true = np.asarray(sets["test"].targets)
-    matrix = confusion(true, guesses(predicted(setup, progress)), len(classes))
+    matrix = confusion(true, guesses(predicted(setup, run_state)), len(classes))
     counts = np.bincount(np.asarray(sets["train"].targets), minlength=len(classes))
     majority = int(counts.argmax())
     of_class = np.bincount(true, minlength=len(classes))
@@ -84,7 +84,9 @@ def evaluate(setup: Setup, progress: Progress) -> dict[str, Any]:
     accuracies = {name: figured[name]["test"] for name in ("accuracy", "accuracy_best")}
     return {
         **figured,
-        "test_errors": {name: share_error(share * len(true), len(true)) for name, share in accuracies.items()},
+        "test_errors": {
+            name: proportion_standard_error(share * len(true), len(true)) for name, share in accuracies.items()
+        },
         "per_class_accuracy": {
             name: float(share) if has else None for name, share, has in zip(classes, shares, of_class, strict=True)
         },
@@ -95,9 +97,9 @@ def evaluate(setup: Setup, progress: Progress) -> dict[str, Any]:
     }
 
 
-def predicted(setup: Setup, progress: Progress) -> np.ndarray:
+def predicted(setup: Setup, run_state: RunState) -> np.ndarray:
     """The probabilities of the classes, (rows, classes), that the final weights give the test images."""
-    outputs = predict(setup.plan.model, shown_weights(progress.state), setup.sets["test"].inputs)
+    outputs = predict(setup.plan.model, eval_variables(run_state.train_state), setup.sets["test"].inputs)
     return np.asarray(jax.nn.softmax(outputs))
 
 
@@ -120,13 +122,13 @@ def confusion(true: np.ndarray, guessed: np.ndarray, classes: int) -> np.ndarray
     return np.bincount(true[told] * classes + guessed[told], minlength=classes**2).reshape(classes, classes)
 
 
-def figures(setup: Setup, progress: Progress, history: list[dict[str, float]], title: str) -> dict[str, Figure]:
+def figures(setup: Setup, run_state: RunState, history: list[dict[str, float]], title: str) -> dict[str, Figure]:
     """The run's pictures by name: samples, histories, the confusion matrix, confident errors, the first kernels, and
     the learning rate where it changes."""
-    classes, records, best = setup.dataset.classes, as_table(history), int(progress.stopping.best_epoch)
+    classes, records, best = setup.dataset.classes, as_table(history), int(run_state.stopping.best_epoch)
     train, test = setup.sets["train"], setup.sets["test"]
     names = [classes[label] for label in np.asarray(train.targets[:SAMPLES])]
-    chances = predicted(setup, progress)
+    chances = predicted(setup, run_state)
     guessed, true = guesses(chances), np.asarray(test.targets)
     pictures = {
         "samples": plots.images(train.inputs[:SAMPLES], names, columns=10, title=f"training images: {title}"),
@@ -135,11 +137,13 @@ def figures(setup: Setup, progress: Progress, history: list[dict[str, float]], t
         "confusion": plots.confusion(confusion(true, guessed, len(classes)), classes, title=f"test images: {title}"),
         "errors": _errors(setup, chances, title),
     }
-    first = next((leaf for leaf in jax.tree.leaves(shown_weights(progress.state).params) if leaf.ndim == 4), None)
+    first = next(
+        (leaf for leaf in jax.tree.leaves(eval_variables(run_state.train_state).params) if leaf.ndim == 4), None
+    )
     if first is not None:
         pictures["kernels"] = plots.kernels(first, title=f"first layer: {title}")
     if records["learning_rate"].nunique() > 1:
-        pictures["learning-rate"] = learning_rates(records, unit="nats", title=title)
+        pictures["learning-rate"] = learning_rate(records, unit="nats", title=title)
     return pictures
 
 

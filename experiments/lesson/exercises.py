@@ -21,14 +21,14 @@ from experiments.weather.features import first_days, of_place, oversampled, with
 from experiments.weather.report import baselines
 from jaxdl.baselines import root_mean_square
 from jaxdl.data import take
-from jaxdl.datasets import SUFFIX, TARGET, Dataset, Images, place_of
+from jaxdl.datasets import SUFFIX, TARGET, ImageData, WeatherData, place_of
 from jaxdl.ensembles import grid, sweep
 from jaxdl.losses import softmax_cross_entropy
 from jaxdl.metrics import accuracy
 from jaxdl.nn import convnet, mlp
 from jaxdl.runs.environment import compile_clock
 from jaxdl.train import make_plan
-from jaxdl.types import Examples, Model, Objective, Plan
+from jaxdl.types import Dataset, Model, Objective, Plan
 
 EXERCISES = "The lesson's exercises"
 SIZES = "How small may the network be?"
@@ -55,11 +55,11 @@ class Exercise(NamedTuple):
     name: str
     what: str
     recipe: Recipe
-    change: Callable[[Dataset], Dataset] = lambda dataset: dataset
-    draw: Callable[[Examples], Examples] = lambda rows: rows  # of the training rows
+    change: Callable[[WeatherData], WeatherData] = lambda dataset: dataset
+    draw: Callable[[Dataset], Dataset] = lambda rows: rows  # of the training rows
 
 
-def _last(days: int) -> Callable[[Dataset], Dataset]:
+def _last(days: int) -> Callable[[WeatherData], WeatherData]:
     return lambda dataset: with_last_days(dataset, days)
 
 
@@ -89,7 +89,7 @@ BBQ = (
 class Weather(NamedTuple):
     """What is to be told of tomorrow, from which days."""
 
-    whole: Dataset  # all days, all places
+    whole: WeatherData  # all days, all places
     target: str = TARGET  # a column, or labels of barbecue weather
 
     def labels(self) -> bool:
@@ -104,7 +104,7 @@ class Weather(NamedTuple):
         """The unit of the figures; "units" where it is not known."""
         return "%" if self.labels() else UNITS.get(self.target.removeprefix(f"{self.place()}_"), "units")
 
-    def dataset(self, exercise: Exercise) -> Dataset:
+    def dataset(self, exercise: Exercise) -> WeatherData:
         """The rows that an exercise sees."""
         recipe, dataset = exercise.recipe, first_days(self.whole, exercise.recipe.days)
         return exercise.change(dataset if recipe.places is None else of_place(dataset, self.place()))
@@ -177,9 +177,9 @@ QUICK = Budget(800, 300, 4, 3, (0.0, 0.2, 0.5, 0.95))
 FULL = Budget(5000, 5000, 10, 5, (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95))
 
 
-def divide_images(dataset: Images, budget: Budget) -> dict[str, Examples]:
+def divide_images(dataset: ImageData, budget: Budget) -> dict[str, Dataset]:
     """The three sets; what a smaller data set lacks is taken from the images for validation."""
-    count = len(dataset.train.weights)
+    count = len(dataset.train.sample_weight)
     images = min(budget.images, count - 1)
     rest = range(images, min(count, images + budget.validation))
     train = jax.tree.map(lambda leaf: leaf[:images], dataset.train)
@@ -197,21 +197,21 @@ def row_of(budget: Budget, name: str, what: str) -> Row:
     return Row(CIFAR10, name, what, "accuracy", "%", None, tuple(range(budget.seeds)), {})
 
 
-def task_of(model: Model, dataset: Images, budget: Budget) -> Task:
+def task_of(model: Model, dataset: ImageData, budget: Budget) -> Task:
     """What a network is to learn.
 
     One after the other: as a batch, convolutions of several networks take twice as long on a CPU.
     """
-    return Task(model, OBJECTIVE, divide_images(dataset, budget), budget.epochs, how="map")
+    return Task(model, OBJECTIVE, divide_images(dataset, budget), budget.epochs, method="map")
 
 
-def dense(dataset: Images, budget: Budget) -> Trained:
+def dense(dataset: ImageData, budget: Budget) -> Trained:
     """The network without convolutions."""
     what = f"{dataset.train.inputs[0].size:,} features, dense layers of 100 and 50"
     return trained(row_of(budget, "dense", what), task_of(convnet((), widths=(100, 50)), dataset, budget))
 
 
-def small(dataset: Images, budget: Budget) -> Trained:
+def small(dataset: ImageData, budget: Budget) -> Trained:
     """The network of two convolutions."""
     return trained(
         row_of(budget, "small", "two convolutions of 50 kernels"), task_of(convnet((50, 50)), dataset, budget)
@@ -227,14 +227,14 @@ def names_of_rates(budget: Budget) -> tuple[str, ...]:
     return tuple(f"dropout {rate:g}" if rate else "pooled" for rate in budget.rates)
 
 
-def dropout(dataset: Images, budget: Budget) -> Iterator[Trained]:
+def dropout(dataset: ImageData, budget: Budget) -> Iterator[Trained]:
     """The network with pooling, at every rate of dropout, as one program."""
     candidates, seeds = grid(rate=budget.rates), tuple(range(budget.seeds))
     sets = divide_images(dataset, budget)
     with compile_clock() as compiling:
         began = time.perf_counter()
         found = sweep(
-            dropping, candidates, sets["train"], sets["validation"], seeds=seeds, epochs=budget.epochs, how="map"
+            dropping, candidates, sets["train"], sets["validation"], seeds=seeds, epochs=budget.epochs, method="map"
         )
         seconds = (time.perf_counter() - began - compiling()) / len(candidates)
     # Dropout has no part in predictions, so one network measures all of them.
@@ -259,7 +259,7 @@ class Lesson(NamedTuple):
 
 def go(
     weathers: Sequence[Weather],
-    pictures: Sequence[Images],
+    pictures: Sequence[ImageData],
     seeds: int,
     full: bool,
     folder: Path,
@@ -309,7 +309,7 @@ def weather_steps(numbers: Weather, labels: Weather, seeds: tuple[int, ...]) -> 
     yield from (one(labels, exercise) for exercise in BBQ)
 
 
-def cifar10_steps(dataset: Images, budget: Budget) -> Iterator[Step]:
+def cifar10_steps(dataset: ImageData, budget: Budget) -> Iterator[Step]:
     """The networks for pictures."""
     for name, train in (("dense", dense), ("small", small)):
         yield Step(CIFAR10, (name,), partial(lambda train: [train(dataset, budget)], train))

@@ -12,7 +12,7 @@ from experiments.lesson.findings import LEVELS, bars, recommended
 from experiments.lesson.rows import Row, estimate
 from experiments.lesson.training import Trained, Truth
 from jaxdl import plots
-from jaxdl.metrics import roc
+from jaxdl.metrics import roc_curve
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -73,7 +73,7 @@ def _sizes(sizes: Sequence[Row], rows: Sequence[Row]) -> Drawn:
     means = {name: [estimate(row.values[name]).mean for row in sizes] for name in ("train", "validation", "test")}
     errors = {name: [estimate(row.values[name]).error for row in sizes] for name in means}
     today = next((float(row.values["test"][0]) for row in rows if row.name == "as today"), None)
-    figure = plots.against_size(
+    figure = plots.model_size(
         [row.parameters or 1 for row in sizes],
         means,
         {name: np.nan_to_num(of) for name, of in errors.items()},
@@ -95,7 +95,7 @@ def _spreads(section: str, caption: str, rows: Sequence[Row]) -> Iterator[Drawn]
         return
     first = shown[0]
     alone = [row for row in rows if row.section == section and not row.seeds and "," not in row.name]
-    figure = plots.spreads(
+    figure = plots.seeds(
         [row.name for row in shown],
         [row.values["test"] for row in shown],
         references=[row.printed.get("test") for row in shown],
@@ -134,5 +134,5 @@ def _roc(done: Trained, truth: Truth) -> Iterator[Drawn]:
     today = truth.today > 0.5
     point = (float(np.mean(today[true < 0.5])), float(np.mean(today[true > 0.5])))
     name = f"mean of {len(scores)} networks" if len(scores) > 1 else "one network"
-    figure = plots.roc({name: roc(scores.mean(0), true)}, {"as today": point})
+    figure = plots.roc({name: roc_curve(scores.mean(0), true)}, {"as today": point})
     yield Drawn(BARBECUE, "roc", "Tomorrow's barbecue weather, from 9 years of one place.", figure)

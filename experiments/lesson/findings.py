@@ -13,14 +13,14 @@ from experiments.lesson.rows import Row, number
 from experiments.lesson.training import Trained, Truth
 from jaxdl.stats import (
     Comparison,
-    adjusted,
-    calibrate,
-    compare,
+    calibrated_std,
     coverage,
     estimate,
+    fit_calibration,
+    holm,
     one_standard_error,
+    paired_test,
     verdict,
-    widened,
 )
 
 LEVELS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
@@ -40,9 +40,9 @@ def bars(done: Trained, truth: Truth) -> Bars | None:
     validation, test = (done.outputs[name][..., 0].astype(np.float64) for name in ("validation", "test"))
     if len(test) < 2 or not (np.isfinite(validation).all() and np.isfinite(test).all()):
         return None
-    fitted = calibrate(validation.mean(0), validation.std(0), truth.validation[:, 0])
+    fitted = fit_calibration(validation.mean(0), validation.std(0), truth.validation[:, 0])
     mean, spread, true = test.mean(0), test.std(0), truth.test[:, 0]
-    deviation = widened(spread, fitted)
+    deviation = calibrated_std(spread, fitted)
     kinds = {RAW: spread, CALIBRATED: deviation}
     return Bars(mean, deviation, {name: coverage(mean, of, true, LEVELS) for name, of in kinds.items()})
 
@@ -121,8 +121,8 @@ def findings(rows: Sequence[Row]) -> list[str]:
             said += _sweet_spot([row for row in rows if row.section == SIZES])
             continue
         claims = [claim for claim in (*_pairs(named), *_rates(named)) if claim.section == section]
-        tests = [compare(*claim.values) for claim in claims]
-        chances = adjusted([test.p_value for test in tests]) if tests else np.zeros(0)
+        tests = [paired_test(*claim.values) for claim in claims]
+        chances = holm([test.p_value for test in tests]) if tests else np.zeros(0)
         tests = [test._replace(p_value=float(chance)) for test, chance in zip(tests, chances, strict=True)]
         said += [_sentence(claim, test) for claim, test in zip(claims, tests, strict=True)]
     return [READING, SPLIT, *said] if said else []
@@ -195,7 +195,7 @@ def _apart(sizes: Sequence[Row], best: str) -> list[str]:
     The best is chosen by the same figures that then are compared, so the p values are adjusted for all pairs.
     """
     pairs = list(combinations(sizes, 2))
-    chances = adjusted([compare(one.values["validation"], other.values["validation"]).p_value for one, other in pairs])
+    chances = holm([paired_test(one.values["validation"], other.values["validation"]).p_value for one, other in pairs])
     told = [{one.name, other.name} for (one, other), chance in zip(pairs, chances, strict=True) if chance < LEVEL]
     return [row.name for row in sizes if row.name != best and {row.name, best} in told]
 

@@ -26,14 +26,14 @@ from experiments.lesson.findings import bars, findings, sentence
 from experiments.lesson.page import SOURCES, Picture, page, png
 from experiments.lesson.rows import Row, as_frame, as_seeds, table
 from experiments.lesson.training import Truth
-from jaxdl.datasets import SUFFIX, TARGET, Dataset, Images, cifar10, place_of, weather
+from jaxdl.datasets import SUFFIX, TARGET, ImageData, WeatherData, load_cifar10, load_weather, place_of
 from jaxdl.errors import InputError
 from jaxdl.runs import environment, folders
-from jaxdl.runs.console import warn
+from jaxdl.runs.console import print_warning
 from jaxdl.runs.environment import STARTED
 from jaxdl.runs.flags import Output
 from jaxdl.runs.folders import locked, workdir
-from jaxdl.runs.signals import NEVER, Interrupts
+from jaxdl.runs.signals import NEVER, Signals
 
 MOST_SEEDS = 4096
 KIND = "lesson"  # of its folder
@@ -85,7 +85,7 @@ class Data(NamedTuple):
     """What the lesson is about."""
 
     weather: tuple[Weather, ...]  # numbers and labels of the same days, or nothing
-    pictures: tuple[Images, ...]  # one, or none
+    pictures: tuple[ImageData, ...]  # one, or none
 
     def checksums(self) -> dict[str, str]:
         """By name."""
@@ -94,23 +94,23 @@ class Data(NamedTuple):
 
     def notes(self) -> list[str]:
         """What must not be overlooked, each once; that data are simulated among it, even where it was asked for."""
-        found: list[tuple[Dataset | Images, str]] = [(of.whole, "weather") for of in self.weather]
+        found: list[tuple[WeatherData | ImageData, str]] = [(of.whole, "weather") for of in self.weather]
         found += [(of, "images") for of in self.pictures]
         notes = (of.note or SIMULATED.format(what.upper(), what) * _simulated(of) for of, what in found)
         return list(dict.fromkeys(note for note in notes if note))
 
 
-def run(config: Config, console: Console, interrupts: Interrupts = NEVER) -> list[Row]:
+def run(config: Config, console: Console, interrupts: Signals = NEVER) -> list[Row]:
     """Goes through the lesson and writes the folder; gives the rows."""
     if not 1 <= config.seeds <= MOST_SEEDS:
         raise InputError(f"--seeds must be from 1 to {MOST_SEEDS}, got {config.seeds}. Leave it out for 16.")
     if config.target.endswith(SUFFIX):
         raise InputError(f"--target must be a column of the weather, got {config.target}. Its labels are told anyway.")
     if config.compilation_cache:
-        environment.keep_compilations()
+        environment.enable_compilation_cache()
     data = read(config)
     for note in data.notes():
-        warn(note, console)
+        print_warning(note, console)
     with ExitStack() as stack:
         folder = workdir(config.workdir, config.fresh, KIND, console, KIND)
         stack.enter_context(locked(folder))
@@ -145,14 +145,14 @@ def read(config: Config) -> Data:
         weathers: tuple[Weather, ...] = ()
         if config.only != "cifar10":
             targets = (config.target, place_of(config.target) + SUFFIX)
-            weathers = tuple(Weather(weather(config.data, days=None, target=of), of) for of in targets)
-        return Data(weathers, (cifar10(config.data),) if config.only != "weather" else ())
+            weathers = tuple(Weather(load_weather(config.data, days=None, target=of), of) for of in targets)
+        return Data(weathers, (load_cifar10(config.data),) if config.only != "weather" else ())
 
 
 def _claim(config: Config, folder: Path, data: Data) -> bool:
     """Writes config.json, and says whether the folder holds rows already; raises InputError where they are others."""
     flags = {name: value for name, value in asdict(config).items() if name not in ("quiet", "json")}
-    about = {"workdir": str(folder), "checksums": data.checksums(), **environment.surroundings()}
+    about = {"workdir": str(folder), "checksums": data.checksums(), **environment.environment()}
     now = {folders.KIND: KIND, **flags, **about}
     earlier = folders.earlier(folder, KIND)
     if earlier is not None:
@@ -192,7 +192,7 @@ def _write(folder: Path, config: Config, data: Data, lesson: Lesson, truth: dict
         (folder / "figures" / f"{name}.png").write_bytes(pictures[-1].png)
     sections = {row.section for row in lesson.rows}
     measured = (any(not _simulated(of.whole) for of in data.weather), any(not _simulated(of) for of in data.pictures))
-    surroundings = environment.surroundings()
+    surroundings = environment.environment()
     text = page(
         lesson.rows,
         pictures,
@@ -216,7 +216,7 @@ def _command(config: Config) -> str:
     return " ".join(["python -m experiments.lesson", *given])
 
 
-def _simulated(of: Dataset | Images) -> bool:
+def _simulated(of: WeatherData | ImageData) -> bool:
     return of.source.startswith("simulated")
 
 

@@ -18,12 +18,12 @@ from jax import lax
 
 from experiments.lesson.rows import Row
 from jaxdl.ensembles import evaluate_members, fit_seeds
-from jaxdl.ensembles.members import How
+from jaxdl.ensembles.members import Method
 from jaxdl.errors import InputError
-from jaxdl.runs.environment import atomic_write, compile_clock, open_regular, program
+from jaxdl.runs.environment import atomic_write, compile_clock, jit, open_regular
 from jaxdl.train import early_stopping
 from jaxdl.train.evaluate import predict
-from jaxdl.types import Array, Examples, Model, Objective, Weights
+from jaxdl.types import Array, Dataset, Model, Objective, Variables
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,11 +34,11 @@ class Task(NamedTuple):
 
     model: Model
     objective: Objective
-    sets: dict[str, Examples]  # of train, validation and test
+    sets: dict[str, Dataset]  # of train, validation and test
     epochs: int
     patience: int | None = None
     batch_size: int = 32
-    how: How = "vmap"
+    method: Method = "vmap"
 
 
 class Trained(NamedTuple):
@@ -65,15 +65,15 @@ def trained(row: Row, task: Task) -> Trained:
             seeds=row.seeds,
             epochs=task.epochs,
             batch_size=task.batch_size,
-            stop=early_stopping("val_loss", patience=task.patience),
-            how=task.how,
+            early_stopping=early_stopping("val_loss", patience=task.patience),
+            method=task.method,
         )
         seconds = time.perf_counter() - began - compiling()
     epochs = runs.history.groupby("member")["epoch"].max().to_numpy()
     return measured(row._replace(epochs=epochs, seconds=seconds), task, runs.history, runs.final)
 
 
-def measured(row: Row, task: Task, history: pd.DataFrame, final: Weights) -> Trained:
+def measured(row: Row, task: Task, history: pd.DataFrame, final: Variables) -> Trained:
     """The row with the figures of its networks' last weights, of leaves (seeds, ...), in its unit."""
     figures, outputs = _measure(final, task.sets, model=task.model, objective=task.objective)
     scale = 100 if row.unit == "%" else 1
@@ -83,15 +83,15 @@ def measured(row: Row, task: Task, history: pd.DataFrame, final: Weights) -> Tra
     return Trained(row, history, {name: np.asarray(of) for name, of in outputs.items()})
 
 
-@partial(program, static_argnames=("model", "objective"))
+@partial(jit, static_argnames=("model", "objective"))
 def _measure(
-    weights: Weights, sets: dict[str, Examples], *, model: Model, objective: Objective
+    variables: Variables, sets: dict[str, Dataset], *, model: Model, objective: Objective
 ) -> tuple[dict[str, dict[str, Array]], dict[str, Array]]:
     # One program for all of it: to compile several would take longer than to run them.
-    figures = {name: evaluate_members(model, objective, weights, rows) for name, rows in sets.items()}
+    figures = {name: evaluate_members(model, objective, variables, rows) for name, rows in sets.items()}
     told = {name: rows for name, rows in sets.items() if name != "train"}
     return figures, {
-        name: lax.map(lambda one, inputs=rows.inputs: predict(model, one, inputs), weights)
+        name: lax.map(lambda one, inputs=rows.inputs: predict(model, one, inputs), variables)
         for name, rows in told.items()
     }
 

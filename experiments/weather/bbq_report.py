@@ -9,15 +9,15 @@ from rich.table import Table
 
 from experiments.weather import report as weather_report
 from jaxdl import plots
-from jaxdl.metrics import precision_recall, roc
+from jaxdl.metrics import precision_recall_curve, roc_curve
 from jaxdl.runs import Setup, experiment
 from jaxdl.runs.experiment import short
-from jaxdl.saving import Outputs
-from jaxdl.stats import share_error
+from jaxdl.saving import OutputSpec
+from jaxdl.stats import proportion_standard_error
 from jaxdl.train.evaluate import evaluate as evaluate_examples
 from jaxdl.train.evaluate import predict
 from jaxdl.train.fit import as_table
-from jaxdl.types import SETS, Progress, Weights
+from jaxdl.types import SETS, RunState, Variables
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -51,7 +51,7 @@ def model_card(setup: Setup) -> dict[str, Any]:
     """What it takes to use the model, in config.json."""
     return experiment.model_card(
         setup,
-        Outputs(("barbecue_probability",), "sigmoid"),
+        OutputSpec(("barbecue_probability",), "sigmoid"),
         title="Whether tomorrow is barbecue weather in Basel",
         predicts=f"From what was measured {weather_report.where(setup.dataset)} today: the probability that tomorrow "
         "is a day in Basel without rain and with at least 18 degrees Celsius.",
@@ -84,8 +84,8 @@ def quality(scores: np.ndarray, true: np.ndarray, threshold: float) -> dict[str,
     return {
         "accuracy": float(matrix.trace() / len(true)),
         "balanced_accuracy": float(shares.mean()),
-        "roc_area": roc(scores, true).area if finite else np.nan,
-        "average_precision": precision_recall(scores, true).area if finite else np.nan,
+        "roc_area": roc_curve(scores, true).area if finite else np.nan,
+        "average_precision": precision_recall_curve(scores, true).area if finite else np.nan,
     }
 
 
@@ -101,23 +101,23 @@ def confusion(scores: np.ndarray, true: np.ndarray, threshold: float) -> np.ndar
     return np.bincount(2 * np.asarray(true, int)[told] + (scores[told] > threshold), minlength=4).reshape(2, 2)
 
 
-def _logits(setup: Setup, weights: Weights, name: str) -> np.ndarray:
-    return np.asarray(predict(setup.plan.model, weights, setup.sets[name].inputs))[:, 0].astype(np.float64)
+def _logits(setup: Setup, variables: Variables, name: str) -> np.ndarray:
+    return np.asarray(predict(setup.plan.model, variables, setup.sets[name].inputs))[:, 0].astype(np.float64)
 
 
 def _true(setup: Setup, name: str) -> np.ndarray:
     return np.asarray(setup.sets[name].targets)[:, 0]
 
 
-def evaluate(setup: Setup, progress: Progress) -> dict[str, Any]:
+def evaluate(setup: Setup, run_state: RunState) -> dict[str, Any]:
     """The entries of metrics.json that say how well the run went."""
 
-    def figures(weights: Weights) -> dict[str, dict[str, float]]:
+    def figures(variables: Variables) -> dict[str, dict[str, float]]:
         plan = setup.plan
         measured: dict[str, dict[str, Any]] = {
             n: {
-                **quality(_logits(setup, weights, n), _true(setup, n), 0.0),
-                **evaluate_examples(plan.model, plan.objective, weights, setup.sets[n]),
+                **quality(_logits(setup, variables, n), _true(setup, n), 0.0),
+                **evaluate_examples(plan.model, plan.objective, variables, setup.sets[n]),
             }
             for n in SETS
         }
@@ -126,20 +126,20 @@ def evaluate(setup: Setup, progress: Progress) -> dict[str, Any]:
     def judged(scores: np.ndarray) -> dict[str, float]:
         return {f"test_{name}": value for name, value in quality(scores, _true(setup, "test"), 0.5).items()}
 
-    best = {f"{name}_best": value for name, value in figures(progress.best).items()}
-    figured, count = {**figures(progress.state.weights), **best}, len(setup.rows["test"])
+    best = {f"{name}_best": value for name, value in figures(run_state.best).items()}
+    figured, count = {**figures(run_state.train_state.variables), **best}, len(setup.rows["test"])
     accuracies = {name: figured[name]["test"] for name in ("accuracy", "accuracy_best")}
     return {
         "baselines": {name: judged(scores) for name, scores in baselines(setup).items()},
         **figured,
-        "test_errors": {name: share_error(share * count, count) for name, share in accuracies.items()},
+        "test_errors": {name: proportion_standard_error(share * count, count) for name, share in accuracies.items()},
     }
 
 
-def figures(setup: Setup, progress: Progress, history: list[dict[str, float]], title: str) -> dict[str, Figure]:
+def figures(setup: Setup, run_state: RunState, history: list[dict[str, float]], title: str) -> dict[str, Figure]:
     """The run's pictures by name: histories, and for the test rows both curves and the confusion matrix."""
-    records, best, of_test = as_table(history), int(progress.stopping.best_epoch), f"test days: {title}"
-    true, scores = _true(setup, "test"), _logits(setup, progress.state.weights, "test")
+    records, best, of_test = as_table(history), int(run_state.stopping.best_epoch), f"test days: {title}"
+    true, scores = _true(setup, "test"), _logits(setup, run_state.train_state.variables, "test")
     simple = baselines(setup)
     shown = {"model": scores, "ridge regression": simple["ridge"], "climatology": simple["climatology"]}
     # A diverged model has no curve.
@@ -150,9 +150,9 @@ def figures(setup: Setup, progress: Progress, history: list[dict[str, float]], t
     return {
         "loss": plots.history(records, "loss", best_epoch=best, unit="nats", title=title),
         "accuracy": plots.history(records, "accuracy", best_epoch=best, title=title),
-        "roc": plots.roc({name: roc(values, true) for name, values in shown.items()}, at, title=of_test),
+        "roc": plots.roc({name: roc_curve(values, true) for name, values in shown.items()}, at, title=of_test),
         "precision_recall": plots.precision_recall(
-            {name: precision_recall(values, true) for name, values in shown.items()},
+            {name: precision_recall_curve(values, true) for name, values in shown.items()},
             precision,
             share=true.mean(),
             title=of_test,

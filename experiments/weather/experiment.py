@@ -20,15 +20,15 @@ from experiments.weather import bbq_report
 from experiments.weather import report as weather_report
 from jaxdl import metrics
 from jaxdl.data import split, take
-from jaxdl.datasets import BASEL, TARGET, Dataset, weather
+from jaxdl.datasets import BASEL, TARGET, WeatherData, load_weather
 from jaxdl.errors import InputError
 from jaxdl.losses import sigmoid_cross_entropy, squared_error
 from jaxdl.metrics import rmse
-from jaxdl.nn import Network, as_model
+from jaxdl.nn import ModelSpec, build_model
 from jaxdl.runs import Experiment, RunFlags, Setup, runner
 from jaxdl.runs.flags import check_flags
 from jaxdl.train import early_stopping
-from jaxdl.types import Examples, Objective
+from jaxdl.types import Dataset, Objective
 
 
 class Recipe(NamedTuple):
@@ -106,19 +106,19 @@ def adam(learning_rate: float) -> optax.GradientTransformation:
     return optax.flatten(optax.adam(learning_rate))
 
 
-def divide(dataset: Dataset) -> tuple[dict[str, np.ndarray], dict[str, Examples]]:
+def divide(dataset: WeatherData) -> tuple[dict[str, np.ndarray], dict[str, Dataset]]:
     """The rows of the data set for training, validation and test, 70, 15 and 15 % by two splits, and the three sets.
 
-    >>> [len(rows) for rows in divide(weather("simulated:101"))[0].values()]
+    >>> [len(rows) for rows in divide(load_weather("simulated:101"))[0].values()]
     [70, 15, 15]
     """
     train, rest = split(len(dataset.rows), 0.3)
     validation, test = split(len(rest), 0.5)
     rows = {"train": train, "validation": rest[validation], "test": rest[test]}
-    return rows, {name: take(dataset.examples, chosen) for name, chosen in rows.items()}
+    return rows, {name: take(dataset.data, chosen) for name, chosen in rows.items()}
 
 
-def build(config: Config, dataset: Dataset) -> Setup:
+def build(config: Config, dataset: WeatherData) -> Setup:
     """The model, the three sets and how they train; pure.
 
     Raises InputError where a set of barbecue labels has only one of the two kinds of days.
@@ -127,12 +127,12 @@ def build(config: Config, dataset: Dataset) -> Setup:
     rows, sets = divide(dataset)
     if config.labels == "bbq":
         check_both_kinds(sets)
-    network = Network("mlp", {"widths": recipe.hidden, "input_norm": recipe.input_norm, "dtype": config.dtype})
+    network = ModelSpec("mlp", {"widths": recipe.hidden, "input_norm": recipe.input_norm, "dtype": config.dtype})
     return Setup(
         sets["train"],
         sets["validation"],
         sets["test"],
-        model=as_model(network),
+        model=build_model(network),
         loss=OBJECTIVES[config.labels].loss,
         # Injected, so that the learning rate is part of the state and recorded every epoch.
         optimizer=optax.inject_hyperparams(adam)(learning_rate=config.learning_rate),
@@ -140,31 +140,31 @@ def build(config: Config, dataset: Dataset) -> Setup:
         epochs=recipe.epochs,
         batch_size=config.batch_size,
         seed=config.seed,
-        stop=early_stopping("val_loss", patience=recipe.patience),
+        early_stopping=early_stopping("val_loss", patience=recipe.patience),
         network=network,
         dataset=dataset,
         rows=rows,
     )
 
 
-def check_both_kinds(sets: dict[str, Examples]) -> None:
+def check_both_kinds(sets: dict[str, Dataset]) -> None:
     """Raises InputError for a set of rows with targets that are all 0 or all 1: it can neither teach nor judge.
 
-    >>> check_both_kinds({"train": Examples(np.zeros((2, 1)), np.array([[0.0], [1.0]]), np.ones(2))})
+    >>> check_both_kinds({"train": Dataset(np.zeros((2, 1)), np.array([[0.0], [1.0]]), np.ones(2))})
     """
     for name, rows in sets.items():
         if len(np.unique(rows.targets)) < 2:
             kind = "only" if np.asarray(rows.targets).all() else "no"
             raise InputError(
                 f"--labels bbq needs days with and without barbecue weather, got {kind} days with it among the "
-                f"{len(rows.weights)} {name} rows. Use more days."
+                f"{len(rows.sample_weight)} {name} rows. Use more days."
             )
 
 
-def load(config: Config) -> Dataset:
+def load(config: Config) -> WeatherData:
     """The rows that the recipe asks for."""
     recipe = RECIPES[config.recipe]
-    return weather(config.data, days=recipe.days, places=recipe.places, target=TARGETS[config.labels])
+    return load_weather(config.data, days=recipe.days, places=recipe.places, target=TARGETS[config.labels])
 
 
 SUNSHINE = Experiment(

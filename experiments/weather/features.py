@@ -7,51 +7,51 @@ from typing import Any
 import numpy as np
 
 from jaxdl.data import take
-from jaxdl.datasets import TARGET, Dataset, place_of
+from jaxdl.datasets import TARGET, WeatherData, place_of
 from jaxdl.errors import InputError
-from jaxdl.types import Examples
+from jaxdl.types import Dataset
 
 
-def first_days(dataset: Dataset, days: int | None) -> Dataset:
+def first_days(dataset: WeatherData, days: int | None) -> WeatherData:
     """The first rows of a data set, so many at most; None for all.
 
-    >>> from jaxdl.datasets import weather
-    >>> len(first_days(weather("simulated:90"), 30).rows)
+    >>> from jaxdl.datasets import load_weather
+    >>> len(first_days(load_weather("simulated:90"), 30).rows)
     30
     """
     noise = None if dataset.noise is None else dataset.noise[:days]
     rows, today = dataset.rows[:days], dataset.today[:days]
-    examples = take(dataset.examples, np.arange(len(rows)))
-    return dataset._replace(examples=examples, rows=rows, today=today, noise=noise)
+    examples = take(dataset.data, np.arange(len(rows)))
+    return dataset._replace(data=examples, rows=rows, today=today, noise=noise)
 
 
-def of_place(dataset: Dataset, place: str) -> Dataset:
+def of_place(dataset: WeatherData, place: str) -> WeatherData:
     """The rows with the columns of one place alone.
 
     Raises InputError where there is no such place.
 
-    >>> from jaxdl.datasets import weather
-    >>> len(of_place(weather("simulated:90"), "BASEL").columns)
+    >>> from jaxdl.datasets import load_weather
+    >>> len(of_place(load_weather("simulated:90"), "BASEL").columns)
     9
     """
     kept = [number for number, column in enumerate(dataset.columns) if place_of(column) == place]
     if not kept:
         known = ", ".join(sorted({place_of(column) for column in dataset.columns}))
         raise InputError(f"{dataset.name} has no place {place}. It has {known}.")
-    inputs: Any = np.asarray(dataset.examples.inputs)[:, kept]
+    inputs: Any = np.asarray(dataset.data.inputs)[:, kept]
     columns = tuple(dataset.columns[number] for number in kept)
     # The noise is what the columns of the target's own place leave open.
     noise = dataset.noise if place == place_of(TARGET) else None
-    return dataset._replace(examples=dataset.examples._replace(inputs=inputs), columns=columns, noise=noise)
+    return dataset._replace(data=dataset.data._replace(inputs=inputs), columns=columns, noise=noise)
 
 
-def with_month(dataset: Dataset) -> Dataset:
+def with_month(dataset: WeatherData) -> WeatherData:
     """The rows with their day's month as two more columns, its sine and cosine on the circle of the year.
 
     On the circle December is next to January, which the bare number would put furthest apart.
 
-    >>> from jaxdl.datasets import weather
-    >>> with_month(weather("simulated:90")).columns[-2:]
+    >>> from jaxdl.datasets import load_weather
+    >>> with_month(load_weather("simulated:90")).columns[-2:]
     ('MONTH_sine', 'MONTH_cosine')
     """
     months = np.array(dataset.rows, "datetime64[M]").astype(int) % 12
@@ -59,21 +59,21 @@ def with_month(dataset: Dataset) -> Dataset:
     return _with_columns(dataset, ("MONTH_sine", "MONTH_cosine"), np.stack([np.sin(angles), np.cos(angles)], 1))
 
 
-def with_last_days(dataset: Dataset, days: int) -> Dataset:
+def with_last_days(dataset: WeatherData, days: int) -> WeatherData:
     """The rows with the inputs of the days before beside the day's own, `days` in all; no row is lost.
 
     The first days of the table have fewer before them: there the table's first day stands for what is missing. Raises
     InputError for fewer than one day.
 
-    >>> from jaxdl.datasets import weather
-    >>> dataset = weather("simulated:90", places=("BASEL",))
+    >>> from jaxdl.datasets import load_weather
+    >>> dataset = load_weather("simulated:90", places=("BASEL",))
     >>> wider = with_last_days(dataset, 3)
-    >>> wider.examples.inputs.shape, wider.columns[9]
+    >>> wider.data.inputs.shape, wider.columns[9]
     ((89, 27), 'BASEL_cloud_cover_1_day_before')
     """
     if days < 1:
         raise InputError(f"days must be at least 1, got {days}.")
-    inputs = np.asarray(dataset.examples.inputs)
+    inputs = np.asarray(dataset.data.inputs)
     for back in range(1, days):
         columns = tuple(
             f"{column}_{back}_day{'s' * (back > 1)}_before" for column in dataset.columns[: inputs.shape[1]]
@@ -82,12 +82,12 @@ def with_last_days(dataset: Dataset, days: int) -> Dataset:
     return dataset
 
 
-def oversampled(rows: Examples, width: float = 2.0, seed: int = 0) -> Examples:
+def oversampled(rows: Dataset, width: float = 2.0, seed: int = 0) -> Dataset:
     """As many rows, drawn with replacement so that targets of every `width` hours come equally often.
 
     It is for training rows alone: validation and test must keep the days as they come.
 
-    >>> rows = Examples(np.zeros((5, 1)), np.array([[0.0], [0.0], [0.0], [0.0], [9.0]]), np.ones(5))
+    >>> rows = Dataset(np.zeros((5, 1)), np.array([[0.0], [0.0], [0.0], [0.0], [9.0]]), np.ones(5))
     >>> bool((oversampled(rows).targets == 9).any())
     True
     """
@@ -97,7 +97,7 @@ def oversampled(rows: Examples, width: float = 2.0, seed: int = 0) -> Examples:
     return take(rows, np.random.default_rng(seed).choice(len(bins), len(bins), p=chances))
 
 
-def _with_columns(dataset: Dataset, columns: tuple[str, ...], values: Any) -> Dataset:
-    inputs: Any = np.concatenate([np.asarray(dataset.examples.inputs), values.astype(np.float32)], 1)
-    examples = dataset.examples._replace(inputs=inputs)
-    return dataset._replace(examples=examples, columns=(*dataset.columns, *columns))
+def _with_columns(dataset: WeatherData, columns: tuple[str, ...], values: Any) -> WeatherData:
+    inputs: Any = np.concatenate([np.asarray(dataset.data.inputs), values.astype(np.float32)], 1)
+    examples = dataset.data._replace(inputs=inputs)
+    return dataset._replace(data=examples, columns=(*dataset.columns, *columns))

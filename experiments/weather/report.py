@@ -8,17 +8,17 @@ import numpy as np
 from rich.table import Table
 
 from jaxdl import plots
-from jaxdl.baselines import climatology, mean_of_last, ridge, root_mean_square
-from jaxdl.datasets import Dataset, place_of, terms_of
+from jaxdl.baselines import climatology, moving_average, ridge, root_mean_square
+from jaxdl.datasets import WeatherData, place_of, terms_of
 from jaxdl.plots import residuals
 from jaxdl.runs import Setup, experiment
 from jaxdl.runs.experiment import short
-from jaxdl.saving import Outputs
-from jaxdl.stats import rmse_error
+from jaxdl.saving import OutputSpec
+from jaxdl.stats import rmse_standard_error
 from jaxdl.train.evaluate import evaluate as evaluate_examples
 from jaxdl.train.evaluate import predict
 from jaxdl.train.fit import as_table
-from jaxdl.types import SETS, Progress, Weights
+from jaxdl.types import SETS, RunState, Variables
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -39,12 +39,12 @@ NAMES = {
 }
 
 
-def baselines(dataset: Dataset, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def baselines(dataset: WeatherData, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Predictions for the test rows, (rows,), of the methods that a network must beat.
 
     The penalty of the ridge regression is the one that does best on the validation rows.
     """
-    inputs, targets = dataset.examples.inputs, np.asarray(dataset.examples.targets[:, 0], np.float64)
+    inputs, targets = dataset.data.inputs, np.asarray(dataset.data.targets[:, 0], np.float64)
     today = np.asarray(dataset.today, np.float64)
     tomorrow = np.array(dataset.rows, "datetime64[D]") + np.timedelta64(1, "D")
     months = tomorrow.astype("datetime64[M]").astype(int) % 12 + 1
@@ -56,34 +56,34 @@ def baselines(dataset: Dataset, rows: dict[str, np.ndarray]) -> dict[str, np.nda
     best = min(PENALTIES, key=lambda penalty: root_mean_square(regression(penalty, validation) - targets[validation]))
     return {
         "persistence": today[test],
-        "mean_of_last_days": mean_of_last(today, DAYS)[test],
+        "mean_of_last_days": moving_average(today, DAYS)[test],
         "climatology": climatology(months[train], targets[train], months[test]),
         "ridge": regression(best, test),
     }
 
 
-def evaluate(setup: Setup, progress: Progress) -> dict[str, Any]:
+def evaluate(setup: Setup, run_state: RunState) -> dict[str, Any]:
     """The entries of metrics.json that say how well the run went."""
 
-    def figures(weights: Weights) -> dict[str, float]:
+    def figures(variables: Variables) -> dict[str, float]:
         plan = setup.plan
-        return {n: float(evaluate_examples(plan.model, plan.objective, weights, setup.sets[n])["rmse"]) for n in SETS}
+        return {n: float(evaluate_examples(plan.model, plan.objective, variables, setup.sets[n])["rmse"]) for n in SETS}
 
-    def missed(weights: Weights) -> np.ndarray:
+    def missed(variables: Variables) -> np.ndarray:
         test = setup.sets["test"]
-        return np.asarray(predict(setup.plan.model, weights, test.inputs) - test.targets)
+        return np.asarray(predict(setup.plan.model, variables, test.inputs) - test.targets)
 
-    true = setup.dataset.examples.targets[setup.rows["test"], 0]
+    true = setup.dataset.data.targets[setup.rows["test"], 0]
     simple = baselines(setup.dataset, setup.rows)
     misses = {name: guess - true for name, guess in simple.items()}
-    final, best = progress.state.weights, progress.best
+    final, best = run_state.train_state.variables, run_state.best
     return {
         "baselines": {
-            n: {"test_rmse": root_mean_square(m), "test_rmse_error": rmse_error(m)} for n, m in misses.items()
+            n: {"test_rmse": root_mean_square(m), "test_rmse_error": rmse_standard_error(m)} for n, m in misses.items()
         },
         "rmse": figures(final),
         "rmse_best": figures(best),
-        "test_errors": {"rmse": rmse_error(missed(final)), "rmse_best": rmse_error(missed(best))},
+        "test_errors": {"rmse": rmse_standard_error(missed(final)), "rmse_best": rmse_standard_error(missed(best))},
     }
 
 
@@ -107,7 +107,7 @@ def model_card(setup: Setup) -> dict[str, Any]:
     """What it takes to use the model, in config.json."""
     return experiment.model_card(
         setup,
-        Outputs(("sunshine_hours",), unit="hours"),
+        OutputSpec(("sunshine_hours",), unit="hours"),
         title="Tomorrow's sunshine hours in Basel",
         predicts=f"How long the sun will shine in Basel tomorrow, from what was measured {where(setup.dataset)} today.",
         limits=limits(setup.dataset),
@@ -116,29 +116,29 @@ def model_card(setup: Setup) -> dict[str, Any]:
     )
 
 
-def terms(dataset: Dataset) -> dict[str, Any]:
+def terms(dataset: WeatherData) -> dict[str, Any]:
     """Where the data come from, and what may be done with them."""
     return terms_of(dataset.name, dataset.source)._asdict()
 
 
-def limits(dataset: Dataset) -> str:
+def limits(dataset: WeatherData) -> str:
     """What a model of this data cannot be trusted with, for its card."""
     return LIMITS.format(first=dataset.rows[0], last=dataset.rows[-1], where=where(dataset))
 
 
-def where(dataset: Dataset) -> str:
+def where(dataset: WeatherData) -> str:
     """Where the weather was measured, or that it was not."""
     places = {place_of(column) for column in dataset.columns}
     found = f"in {places.pop().replace('_', ' ').title()}" if len(places) == 1 else "at places in Europe"
     return f"{found} (simulated)" if dataset.source.startswith("simulated") else found
 
 
-def figures(setup: Setup, progress: Progress, history: list[dict[str, float]], title: str) -> dict[str, Figure]:
+def figures(setup: Setup, run_state: RunState, history: list[dict[str, float]], title: str) -> dict[str, Figure]:
     """The run's pictures by name: history, predictions for the test rows beside persistence, what they miss."""
     test = setup.sets["test"]
-    model = np.asarray(predict(setup.plan.model, progress.state.weights, test.inputs))
+    model = np.asarray(predict(setup.plan.model, run_state.train_state.variables, test.inputs))
     persistence = setup.dataset.today[setup.rows["test"]]
-    best = int(progress.stopping.best_epoch)
+    best = int(run_state.stopping.best_epoch)
     shown = {f"model after epoch {len(history)}": model, "persistence": persistence}
     return {
         "history": plots.history(as_table(history), best_epoch=best, unit="hours", title=title),

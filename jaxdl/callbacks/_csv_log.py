@@ -16,10 +16,10 @@ import numpy as np
 from jaxdl._files import create_draft, exclusive, open_regular, sync
 from jaxdl.errors import InputError
 from jaxdl.train.fit import Written
-from jaxdl.types import History, Observer
+from jaxdl.types import Callback, History
 
 
-def rows_of(progress: Any, record: Mapping[str, Any]) -> list[dict[str, Any]]:
+def rows_of(run_state: Any, record: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the rows of a table for a record: one, or of many runs one for each run that did this epoch.
 
     The first columns of these are `member` and `epoch`, as in the history of `fit_seeds`, or `candidate`, `seed` and
@@ -33,9 +33,9 @@ def rows_of(progress: Any, record: Mapping[str, Any]) -> list[dict[str, Any]]:
         return [dict(record)]
     if "candidate" in many:
         runs: dict[str, Any] = {name: many.pop(name).tolist() for name in ("candidate", "seed")}
-        done = _epochs_of(progress, runs["candidate"])
+        done = _epochs_of(run_state, runs["candidate"])
     else:
-        done = np.asarray(progress.epoch)
+        done = np.asarray(run_state.epoch)
         runs = {"member": range(len(done))}
     columns = runs | {"epoch": np.broadcast_to(record["epoch"], done.shape).tolist()}
     columns |= {name: value.tolist() for name, value in many.items() if name != "epoch"}
@@ -43,18 +43,18 @@ def rows_of(progress: Any, record: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [row for row, end in zip(rows, done, strict=True) if row["epoch"] <= end]
 
 
-def _epochs_of(progress: Any, candidates: Sequence[int]) -> np.ndarray:
+def _epochs_of(run_state: Any, candidates: Sequence[int]) -> np.ndarray:
     """The epochs that the runs of these candidates have done, those of a candidate side by side."""
     did: dict[int, np.ndarray] = {}
-    for group in (*progress.racing, *progress.dropped):
+    for group in (*run_state.racing, *run_state.dropped):
         numbers = np.asarray(group.candidates)
         if set(candidates) & {*numbers.tolist()}:
-            did.update(zip(numbers.tolist(), np.asarray(group.progress.epoch).reshape(len(numbers), -1), strict=True))
+            did.update(zip(numbers.tolist(), np.asarray(group.state.epoch).reshape(len(numbers), -1), strict=True))
     return np.concatenate([did[index] for index in dict.fromkeys(candidates)])
 
 
 @contextmanager
-def csv_file(path: str | Path, history: Sequence[dict[str, Any]] = ()) -> Iterator[Observer]:
+def csv_log(path: str | Path, history: Sequence[dict[str, Any]] = ()) -> Iterator[Callback]:
     """Writes a row an epoch, with a header, each row on the disk before the next epoch begins.
 
     Of many runs it writes a row for each run and epoch that the run did. `history`: records of earlier epochs, which
@@ -64,14 +64,14 @@ def csv_file(path: str | Path, history: Sequence[dict[str, Any]] = ()) -> Iterat
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     with csv_file(Path(folder, "history.csv")) as observe:
+    ...     with csv_log(Path(folder, "history.csv")) as observe:
     ...         observe(None, [{"epoch": 1, "loss": 0.5}])
     ...     print(Path(folder, "history.csv").read_text().split())
     ['epoch,loss', '1,0.5']
     """
     path = Path(path)
     if path.is_dir():
-        raise InputError(f"csv_file needs the path of a file, got the folder {path}. Use {path / 'history.csv'}, say.")
+        raise InputError(f"csv_log needs the path of a file, got the folder {path}. Use {path / 'history.csv'}, say.")
     with ExitStack() as stack:
         if path.exists():
             stack.enter_context(exclusive(path))
@@ -86,11 +86,11 @@ def csv_file(path: str | Path, history: Sequence[dict[str, Any]] = ()) -> Iterat
             table.write(None)
             os.replace(draft, path)
 
-        def observe(progress: Any, history: History) -> None:
+        def observe(run_state: Any, history: History) -> None:
             nonlocal waits
             held, _ = table.written.update(history)
             del table.ends[held + 1 :]
-            table.write(progress)
+            table.write(run_state)
             # Only now, so that the rows of earlier epochs are on the disk at every moment.
             if waits:
                 os.replace(draft, path)
@@ -98,7 +98,7 @@ def csv_file(path: str | Path, history: Sequence[dict[str, Any]] = ()) -> Iterat
 
         yield observe
         if table.full is not None:
-            table.write(table.progress)
+            table.write(table.state)
         if table.full is not None:
             raise InputError(
                 f"{path} cannot be written ({table.full.strerror}). Free some space and start the same command again."
@@ -108,7 +108,7 @@ def csv_file(path: str | Path, history: Sequence[dict[str, Any]] = ()) -> Iterat
 
 
 def _rows_in(path: Path) -> list[dict[str, Any]]:
-    """The rows of a file that `csv_file` wrote of a run; none where it holds anything else."""
+    """The rows of a file that `csv_log` wrote of a run; none where it holds anything else."""
     try:
         with open_regular(path) as content:
             rows = csv.DictReader(io.TextIOWrapper(content, newline=""), strict=True)
@@ -126,12 +126,12 @@ class _Table:
         self.file, self.written = file, written
         self.columns: list[str] = []
         self.ends = [0]  # where the header ends, and where each record does
-        self.progress: Any = None  # the one seen last
+        self.state: Any = None  # the one seen last
         self.full: OSError | None = None
 
-    def write(self, progress: Any) -> None:
+    def write(self, run_state: Any) -> None:
         """Writes the rows of the records that are not in the file yet; where the disk is full, `full` says so."""
-        self.progress = progress
+        self.state = run_state
         columns = [] if len(self.ends) == 1 else self.columns
         new = self._new()
         names = [*dict.fromkeys([*columns, *(name for rows in new for row in rows for name in row)])]
@@ -164,4 +164,4 @@ class _Table:
             self.full = error
 
     def _new(self) -> list[list[dict[str, Any]]]:
-        return [rows_of(self.progress, record) for record in self.written.records[len(self.ends) - 1 :]]
+        return [rows_of(self.state, record) for record in self.written.records[len(self.ends) - 1 :]]

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from jaxdl.errors import InputError
-from jaxdl.types import Observer, Progress
+from jaxdl.types import Callback, RunState
 
 EPOCHS, SECONDS = 3, 2.0  # that are traced at most: a second may hold a million operations
 
@@ -64,15 +64,15 @@ def profiled(folder: str | Path) -> Iterator[None]:
 
 
 @contextmanager
-def tracing(
+def profiler(
     folder: str | Path,
     *,
     begin: int = 0,
     last: int | None = None,
     epochs: int = EPOCHS,
     seconds: float = SECONDS,
-    tell: Callable[[str], None] = warnings.warn,
-) -> Iterator[Observer]:
+    warn: Callable[[str], None] = warnings.warn,
+) -> Iterator[Callback]:
     """Traces (`profiled`) some epochs after the first, which compiles; where there is only one, that one.
 
     To be called after every chunk, or every epoch. The trace ends at the first call after so many epochs or seconds.
@@ -80,7 +80,7 @@ def tracing(
     way, as another profile or a full disk, is told, and the run goes on. Raises InputError for epochs and seconds that
     are not positive.
 
-    >>> with tracing(Path("unused"), last=9) as observe:
+    >>> with profiler(Path("unused"), last=9) as observe:
     ...     callable(observe)
     True
     """
@@ -93,16 +93,16 @@ def tracing(
         try:
             what()
         except InputError as error:
-            tell(f"there is no profile, because {error}")
+            warn(f"there is no profile, because {error}")
 
     def start(epoch: int) -> None:
         nonlocal until
         until = epoch + epochs, time.monotonic() + seconds
         attempt(lambda: trace.enter_context(profiled(folder)))
 
-    def observe(progress: Progress, history: list[dict[str, float]]) -> None:
+    def observe(run_state: RunState, history: list[dict[str, float]]) -> None:
         # Of many runs the one that is furthest.
-        epoch = int(np.max(history[-1]["epoch"])) if history else int(progress.epoch)
+        epoch = int(np.max(history[-1]["epoch"])) if history else int(run_state.epoch)
         if until is None and epoch > begin and epoch != last:
             start(epoch)
         elif until is not None and (epoch >= until[0] or time.monotonic() >= until[1]):

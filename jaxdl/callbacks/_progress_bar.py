@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxdl.types import History, Observer
+from jaxdl.types import Callback, History
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -23,7 +23,7 @@ def progress_bar(
     console: Console | None = None,
     batches: int = 1,
     begin: int = 0,
-) -> AbstractContextManager[Observer]:
+) -> AbstractContextManager[Callback]:
     """Shows epoch, the given figures, the best epoch so far and the time left, as fits where it is shown.
 
     That is one line in a terminal, one bar in a notebook, plain lines in a log, and nothing where the console is quiet.
@@ -41,14 +41,14 @@ def progress_bar(
 
     console = console or Console()
     if console.quiet:
-        return nullcontext(lambda progress, history: None)
+        return nullcontext(lambda run_state, history: None)
     if console.is_jupyter:
         return _html(epochs, figures, batches, begin)
     return _bar(console, epochs, figures, batches) if console.is_terminal else _lines(console, epochs, figures, begin)
 
 
 @contextmanager
-def _bar(console: Console, epochs: int, figures: tuple[str, ...], batches: int) -> Iterator[Observer]:
+def _bar(console: Console, epochs: int, figures: tuple[str, ...], batches: int) -> Iterator[Callback]:
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
@@ -57,9 +57,9 @@ def _bar(console: Console, epochs: int, figures: tuple[str, ...], batches: int) 
     with Bar(*columns, console=console, auto_refresh=False) as bar:
         task = bar.add_task("", total=epochs)
 
-        def show(progress: Any, history: History) -> None:
-            done = _done(progress, history, batches)
-            bar.update(task, completed=done, description=_line(progress, history, figures), refresh=True)
+        def show(run_state: Any, history: History) -> None:
+            done = _done(run_state, history, batches)
+            bar.update(task, completed=done, description=_line(run_state, history, figures), refresh=True)
 
         try:
             with _now_and_then(show, every=0.2) as observe:
@@ -71,17 +71,17 @@ def _bar(console: Console, epochs: int, figures: tuple[str, ...], batches: int) 
 
 
 @contextmanager
-def _html(epochs: int, figures: tuple[str, ...], batches: int, begin: int) -> Iterator[Observer]:
+def _html(epochs: int, figures: tuple[str, ...], batches: int, begin: int) -> Iterator[Callback]:
     from IPython.display import display
 
     began: tuple[float, float] | None = None
     latest: tuple[float, str] = begin, "no epoch has ended"
     shown = display(_as_html(begin, epochs, "compiling"), raw=True, display_id=True)
 
-    def show(progress: Any, history: History) -> None:
+    def show(run_state: Any, history: History) -> None:
         nonlocal began, latest
-        done, now = _done(progress, history, batches), time.monotonic()
-        text, left = _line(progress, history, figures), ""
+        done, now = _done(run_state, history, batches), time.monotonic()
+        text, left = _line(run_state, history, figures), ""
         # What came before the first call compiled, so it says nothing about the rest.
         if began is not None and began[1] < done < epochs:
             left = f", at most {(now - began[0]) / (done - began[1]) * (epochs - done):.0f} s left"
@@ -98,7 +98,7 @@ def _html(epochs: int, figures: tuple[str, ...], batches: int, begin: int) -> It
 
 
 def _as_html(done: float, epochs: int, text: str) -> dict[str, str]:
-    """A bar in the formats that a notebook chooses from: it takes the colours of the page around it."""
+    """A bar in the formats that a notebook chooses from: it takes the colors of the page around it."""
     count = f"epoch {int(done)}/{epochs}"
     bar = f'<progress value="{done:.3f}" max="{epochs}" style="width: 12em; vertical-align: middle"></progress>'
     page = f'<div style="white-space: nowrap; font-family: monospace">{count} {bar} {html.escape(text)}</div>'
@@ -106,12 +106,12 @@ def _as_html(done: float, epochs: int, text: str) -> dict[str, str]:
 
 
 @contextmanager
-def _lines(console: Console, epochs: int, figures: tuple[str, ...], begin: int) -> Iterator[Observer]:
+def _lines(console: Console, epochs: int, figures: tuple[str, ...], begin: int) -> Iterator[Callback]:
     seen: dict[str, Any] = {"epoch": begin}
     began: tuple[float, int] | None = None
     latest = epochs
 
-    def show(progress: Any, history: History) -> None:
+    def show(run_state: Any, history: History) -> None:
         nonlocal began, latest
         epoch, now, left = int(history[-1]["epoch"]), time.monotonic(), ""
         # The first epoch compiles, so it says nothing about the others.
@@ -119,18 +119,18 @@ def _lines(console: Console, epochs: int, figures: tuple[str, ...], begin: int) 
             left = f" left at most {(now - began[0]) / (epoch - began[1]) * (epochs - epoch):.0f} s"
         # A run may be set back, and a sweep begins with other candidates.
         began = began if began and began[1] <= epoch else (now, epoch)
-        latest = epoch if _stopped_early(progress) else epochs
-        text = _line(progress, history, figures)
+        latest = epoch if _stopped_early(run_state) else epochs
+        text = _line(run_state, history, figures)
         console.print(f"epoch {epoch}/{epochs} {text}{left}", highlight=False, soft_wrap=True)
 
     with _now_and_then(show, every=1.0) as observe:
 
-        def after_epochs(progress: Any, history: History) -> None:
+        def after_epochs(run_state: Any, history: History) -> None:
             nonlocal seen
             # The records of a run that is resumed are not new, and inside an epoch there is no new one.
             if history and history[-1] is not seen and (len(seen) > 1 or history[-1]["epoch"] != begin):
                 seen = history[-1]
-                observe(progress, history)
+                observe(run_state, history)
 
         yield after_epochs
 
@@ -139,15 +139,15 @@ def _lines(console: Console, epochs: int, figures: tuple[str, ...], begin: int) 
 
 
 @contextmanager
-def _now_and_then(show: Observer, every: float) -> Iterator[Observer]:
+def _now_and_then(show: Callback, every: float) -> Iterator[Callback]:
     """Calls `show` for the first epoch, then at most every so many seconds, and for the last epoch at the end."""
     shown, latest = -every, None
 
-    def observe(progress: Any, history: History) -> None:
+    def observe(run_state: Any, history: History) -> None:
         nonlocal shown, latest
-        latest = (progress, history)
+        latest = (run_state, history)
         if time.monotonic() - shown >= every:
-            show(progress, history)
+            show(run_state, history)
             shown, latest = time.monotonic(), None
 
     yield observe
@@ -155,16 +155,16 @@ def _now_and_then(show: Observer, every: float) -> Iterator[Observer]:
         show(*latest)
 
 
-def _done(progress: Any, history: History, batches: int) -> float:
+def _done(run_state: Any, history: History, batches: int) -> float:
     """How many epochs are done, with the part of the one under way; of many runs whole ones."""
     if history and _runs(history[-1]):
         return int(np.max(history[-1]["epoch"]))
-    return int(progress.epoch) + int(progress.cursor) / batches
+    return int(run_state.epoch) + int(run_state.cursor) / batches
 
 
-def _stopped_early(progress: Any) -> bool:
+def _stopped_early(run_state: Any) -> bool:
     """Whether the stopping rule has ended the run, or all of many; a sweep has no rule of its own."""
-    return bool(np.all(getattr(getattr(progress, "stopping", None), "done", False)))
+    return bool(np.all(getattr(getattr(run_state, "stopping", None), "should_stop", False)))
 
 
 def _runs(record: dict[str, Any]) -> int:
@@ -186,13 +186,13 @@ def _mean_line(record: dict[str, Any], figures: tuple[str, ...]) -> str:
     return f"{shown} (mean of {count} runs)"
 
 
-def _line(progress: Any, history: History, figures: tuple[str, ...]) -> str:
+def _line(run_state: Any, history: History, figures: tuple[str, ...]) -> str:
     if not history:
         return "first epoch"
     if _runs(history[-1]):
         return _mean_line(history[-1], figures)
     shown = " ".join(f"{name} {history[-1][name]:.4f}" for name in figures if name in history[-1])
-    best, first = int(progress.stopping.best_epoch), int(history[0]["epoch"])
+    best, first = int(run_state.stopping.best_epoch), int(history[0]["epoch"])
     if best < first or figures[-1] not in history[-1]:
         return f"{shown} best: {f'epoch {best}' if best else 'none yet'}"
     return f"{shown} best {history[best - first][figures[-1]]:.4f} (epoch {best})"

@@ -16,16 +16,16 @@ import jax
 import numpy as np
 
 from jaxdl._files import atomic_write, exclusive
-from jaxdl._jit import program
-from jaxdl._tree import named
+from jaxdl._jit import jit
+from jaxdl._tree import flatten_named
 from jaxdl.callbacks._csv_log import rows_of
-from jaxdl.data import Source
+from jaxdl.data import DataSource
 from jaxdl.data.streaming import loader
-from jaxdl.distributed.sharding import fetched
+from jaxdl.distributed.sharding import to_host
 from jaxdl.errors import InputError
 from jaxdl.train.fit import Written
 from jaxdl.train.step import make_gradient
-from jaxdl.types import Array, Examples, History, Observer, Plan, Progress, PyTree, TrainState
+from jaxdl.types import Array, Callback, Dataset, History, Plan, PyTree, RunState, TrainState
 
 if TYPE_CHECKING:
     from tensorboardX.event_file_writer import EventsWriter
@@ -39,8 +39,8 @@ _Events = Iterable[tuple[str, "Event"]]  # each with the run that it belongs to
 
 @contextmanager
 def tensorboard(
-    folder: str | Path, *, every: float = 1.0, begin: int | None = None, tell: Callable[[str], None] = warnings.warn
-) -> Iterator[Observer]:
+    folder: str | Path, *, every: float = 1.0, begin: int | None = None, warn: Callable[[str], None] = warnings.warn
+) -> Iterator[Callback]:
     """Write all metrics of every epoch; training and validation are two of TensorBoard's runs, which share charts.
 
     Of many runs, each has these two in a folder of its own: `member-0`, or `candidate-0-seed-3` of a sweep.
@@ -48,7 +48,7 @@ def tensorboard(
     Epochs are written together after `every` seconds, and at the end, so that short ones are not slowed down: a crash
     loses no more than those seconds. `begin`: the epochs that are in the folder already; by default all that the
     history holds are written, and TensorBoard purges what the folder holds of these and later epochs. Where the disk is
-    full, `tell` is called once and the rest of the charts left out. Raises InputError where another run is writing
+    full, `warn` is called once and the rest of the charts left out. Raises InputError where another run is writing
     there.
     """
     folder, prefixes = Path(folder), {"train": "", "validation": "val_"}
@@ -60,11 +60,11 @@ def tensorboard(
         write(waiting)
         waiting.clear()
 
-    def observe(progress: Any, history: History) -> None:
+    def observe(run_state: Any, history: History) -> None:
         nonlocal first, last
         _, new = written.update(history)
         moment = time.time()
-        for row in (row for record in new if np.max(record["epoch"]) > first for row in rows_of(progress, record)):
+        for row in (row for record in new if np.max(record["epoch"]) > first for row in rows_of(run_state, record)):
             step, where = row.pop("epoch"), _folder_of(row)
             for name, prefix in prefixes.items():
                 tags = [tag for tag in row if tag.startswith("val_") == bool(prefix)]
@@ -81,10 +81,10 @@ def tensorboard(
             last = time.monotonic()
 
     with ExitStack() as stack:
-        with suppress(OSError):  # of which `tell` is told at the first write
+        with suppress(OSError):  # of which `warn` is told at the first write
             folder.mkdir(parents=True, exist_ok=True)
             stack.enter_context(exclusive(folder))
-        write = stack.enter_context(_event_files(folder, tell))
+        write = stack.enter_context(_event_files(folder, warn))
         # Also for a new run: one that was killed before its first checkpoint may have written here.
         write((name, _purge(begin + 1)) for name in prefixes if begin is not None)
         try:
@@ -100,15 +100,15 @@ def _folder_of(row: dict[str, Any]) -> str:
 
 
 @contextmanager
-def distributions(
+def histograms(
     folder: str | Path,
     plan: Plan,
-    rows: Examples | Source,
-    start: Progress,
+    rows: Dataset | DataSource,
+    start: RunState,
     *,
     every: int = 10,
-    tell: Callable[[str], None] = warnings.warn,
-) -> Iterator[Observer]:
+    warn: Callable[[str], None] = warnings.warn,
+) -> Iterator[Callback]:
     """Write histograms of each layer's weights and gradients, as two of TensorBoard's runs with these names.
 
     Of the epochs that `every` divides, 0 among them: the initial weights. `start` is the progress with which the run
@@ -116,17 +116,17 @@ def distributions(
     the first batch of `rows`, at the weights of that moment. Numbers that are not finite are left out.
 
     Histograms are written when the next epoch has ended, and at the end, so that the device need not wait. Where the
-    disk is full, or several processes hold parts of the weights, `tell` is called once and the rest left out.
+    disk is full, or several processes hold parts of the weights, `warn` is called once and the rest left out.
     Raises InputError for `every` below 1.
 
     >>> import optax, tempfile
-    >>> from jaxdl import examples, fit, losses, make_plan, mlp, Objective, start
-    >>> rows, plan_of = examples([[1.0], [2.0]], [[1.0], [2.0]]), (mlp(()), Objective(losses.squared_error))
+    >>> from jaxdl import dataset, fit, losses, make_plan, mlp, Objective, start
+    >>> rows, plan_of = dataset([[1.0], [2.0]], [[1.0], [2.0]]), (mlp(()), Objective(losses.squared_error))
     >>> plan = make_plan(*plan_of, optax.sgd(0.1), batch_size=2)
     >>> begin = start(plan, rows, key=jax.random.key(0))
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     with distributions(Path(folder), plan, rows, begin, every=2) as observe:
-    ...         _ = fit(*plan_of, plan.optimiser, rows, epochs=2, batch_size=2, progress=begin, observers=[observe])
+    ...     with histograms(Path(folder), plan, rows, begin, every=2) as observe:
+    ...         _ = fit(*plan_of, plan.optimizer, rows, epochs=2, batch_size=2, state=begin, callbacks=[observe])
     ...     sorted(run.name for run in Path(folder).iterdir())
     ['gradients', 'weights']
     """
@@ -137,21 +137,26 @@ def distributions(
             "start must be the state of one run, got that of many. Use ensembles.member(progress, 0), say."
         )
     folder = Path(folder)
-    if not all(leaf.is_fully_addressable or leaf.is_fully_replicated for leaf in jax.tree.leaves(start.state.weights)):
+    if not all(
+        leaf.is_fully_addressable or leaf.is_fully_replicated for leaf in jax.tree.leaves(start.train_state.variables)
+    ):
         # To put them together, all processes would have to call this, at the same moment.
-        tell(f"{folder} gets no histograms, because several processes hold parts of the weights.")
-        yield lambda progress, history: None
+        warn(f"{folder} gets no histograms, because several processes hold parts of the weights.")
+        yield lambda run_state, history: None
         return
     first = jax.tree.map(lambda leaf: leaf[: plan.batch_size], loader(rows, plan.batch_size).first)
     # On the host, because the weights' device is not always that of the rows.
-    batch: Examples = jax.tree.map(np.asarray, fetched(first))
+    batch: Dataset = jax.tree.map(np.asarray, to_host(first))
     waiting: list[tuple[int, float, dict[str, dict[str, Array]]]] = []  # epoch, time, arrays by run and name
 
     def take(state: TrainState, epoch: int) -> None:
         if epoch % every == 0:
             # Bound to one device always: else the first epoch and the others would be two programs.
-            bound = jax.device_put(fetched(state._replace(opt_state=(), average=())), jax.local_devices()[0])
-            arrays = {"weights": named(bound.weights.params), "gradients": named(_gradient(bound, batch, plan=plan))}
+            bound = jax.device_put(to_host(state._replace(opt_state=(), ema=())), jax.local_devices()[0])
+            arrays = {
+                "weights": flatten_named(bound.variables.params),
+                "gradients": flatten_named(_gradient(bound, batch, plan=plan)),
+            }
             waiting.append((epoch, time.time(), arrays))
 
     def flush() -> None:
@@ -162,27 +167,27 @@ def distributions(
         )
         waiting.clear()
 
-    def observe(progress: Progress, history: History) -> None:
+    def observe(run_state: RunState, history: History) -> None:
         flush()
-        take(progress.state, int(history[-1]["epoch"]))
+        take(run_state.train_state, int(history[-1]["epoch"]))
 
     # At an epoch's end, that epoch's histograms are written again in case they were lost.
     epoch, between = int(start.epoch), int(start.cursor) == 0
-    with _event_files(folder, tell) as write:
+    with _event_files(folder, warn) as write:
         write((run, _purge(epoch + 1 - between)) for run in ("weights", "gradients"))
         if between:
-            take(start.state, epoch)
+            take(start.train_state, epoch)
         try:
             yield observe
         finally:
             flush()
 
 
-def _gradient_of(state: TrainState, batch: Examples, *, plan: Plan) -> PyTree:
+def _gradient_of(state: TrainState, batch: Dataset, *, plan: Plan) -> PyTree:
     return make_gradient(plan.model, plan.objective)(state, batch)
 
 
-_gradient = program(_gradient_of, static_argnames="plan")
+_gradient = jit(_gradient_of, static_argnames="plan")
 
 
 def _histogram(name: str, array: np.ndarray) -> Iterable[Any]:
@@ -301,10 +306,10 @@ def _purge(step: int) -> Event:
 
 
 @contextmanager
-def _event_files(folder: Path, tell: Callable[[str], None]) -> Iterator[Callable[[_Events], None]]:
+def _event_files(folder: Path, warn: Callable[[str], None]) -> Iterator[Callable[[_Events], None]]:
     """Give a function that takes events and has them on the disk when it returns.
 
-    Where they cannot be written, because the disk is full, say, `tell` is called once and the rest is left out.
+    Where they cannot be written, because the disk is full, say, `warn` is called once and the rest is left out.
     """
     # Not SummaryWriter: after an error of the disk its queue blocks the run for good, its flush does not wait for the
     # queue, so that a kill loses what was flushed, and it takes several times as long.
@@ -328,7 +333,7 @@ def _event_files(folder: Path, tell: Callable[[str], None]) -> Iterator[Callable
                 writer.flush()
         except OSError as error:
             if not full:
-                tell(f"{folder} cannot be written ({error.strerror}); the rest of the charts is left out.")
+                warn(f"{folder} cannot be written ({error.strerror}); the rest of the charts is left out.")
             full = True
 
     try:

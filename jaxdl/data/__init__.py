@@ -1,14 +1,14 @@
 """Datasets of arrays, batches of rows, and data that are not in memory."""
 
 from jaxdl._faces import set_public_names as _set_public_names
-from jaxdl.data.arrays import Scaling as Scaling
-from jaxdl.data.arrays import examples as examples
-from jaxdl.data.arrays import fit_scaling as fit_scaling
+from jaxdl.data.arrays import StandardScaler as StandardScaler
+from jaxdl.data.arrays import dataset as dataset
+from jaxdl.data.arrays import fit_scaler as fit_scaler
 from jaxdl.data.arrays import split as split
-from jaxdl.data.arrays import standardise as standardise
+from jaxdl.data.arrays import standardize as standardize
 from jaxdl.data.arrays import take as take
+from jaxdl.data.streaming import DataSource as DataSource
 from jaxdl.data.streaming import Records as Records
-from jaxdl.data.streaming import Source as Source
 from jaxdl.data.streaming import from_random_access as from_random_access
 from jaxdl.data.streaming import memory_mapped as memory_mapped
 

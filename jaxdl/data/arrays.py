@@ -14,11 +14,11 @@ from jaxtyping import Bool, Float, Float64, Int64, Shaped
 
 from jaxdl._arguments import explain_calls, given_as, number, whole_number
 from jaxdl.errors import InputError
-from jaxdl.types import Examples
+from jaxdl.types import Dataset
 
 
 @explain_calls
-def examples(inputs: Any, targets: Any, weights: Any = None) -> Examples:
+def dataset(inputs: Any, targets: Any, sample_weight: Any = None) -> Dataset:
     """Aligned rows, checked: `inputs` (N, ...), `targets` (N, ...), `weights` (N,) of ones unless given.
 
     Python numbers and float64 become float32, or stay float64 where JAX's `jax_enable_x64` is set, given weights too;
@@ -28,19 +28,19 @@ def examples(inputs: Any, targets: Any, weights: Any = None) -> Examples:
     value that counts is missing, masked, not finite or no number, a column only counts the rows, or float32 cannot tell
     its values apart.
 
-    >>> rows = examples([[1.0], [2.0]], [[3.0], [4.0]])
-    >>> rows.inputs.shape, rows.weights
+    >>> rows = dataset([[1.0], [2.0]], [[3.0], [4.0]])
+    >>> rows.inputs.shape, rows.sample_weight
     ((2, 1), array([1., 1.], dtype=float32))
     """
     given = inputs
     counted = None
-    if weights is not None:
-        weights = as_rows("weights", weights)
-        weights = weights.astype(precision(weights.dtype), copy=False)
-        counted = weights > 0
+    if sample_weight is not None:
+        sample_weight = as_rows("sample_weight", sample_weight)
+        sample_weight = sample_weight.astype(precision(sample_weight.dtype), copy=False)
+        counted = sample_weight > 0
     inputs, targets = as_rows("inputs", inputs, counted), as_rows("targets", targets, counted)
-    weights = np.ones(len(inputs), np.float32) if weights is None else weights
-    for name, array in (("targets", targets), ("weights", weights)):
+    sample_weight = np.ones(len(inputs), np.float32) if sample_weight is None else sample_weight
+    for name, array in (("targets", targets), ("sample_weight", sample_weight)):
         if len(array) != len(inputs):
             advice = ""
             if isinstance(given, list | tuple) and all(np.ndim(each) > 1 for each in given):
@@ -52,12 +52,12 @@ def examples(inputs: Any, targets: Any, weights: Any = None) -> Examples:
             raise InputError(
                 f"{name} must have one row for each of the {len(inputs)} inputs, got {len(array)}.{advice}"
             )
-    if weights.ndim != 1 or (weights < 0).any() or not weights.any():
+    if sample_weight.ndim != 1 or (sample_weight < 0).any() or not sample_weight.any():
         raise InputError(
-            f"weights must be a row of numbers >= 0, not all 0, got shape {weights.shape}, least {weights.min():g}. "
+            f"sample_weight must be a row of numbers >= 0, not all 0, got shape {sample_weight.shape}, least {sample_weight.min():g}. "
             "Use 1 for each example, and 0 for those that must not count."
         )
-    return Examples(inputs, targets, weights)
+    return Dataset(inputs, targets, sample_weight)
 
 
 def as_rows(
@@ -239,10 +239,10 @@ def precision(*dtypes: Any) -> np.dtype:
     return np.dtype(jax.dtypes.canonicalize_dtype(np.float64) if wide else np.float32)
 
 
-def take(rows_of: Examples, rows: Any) -> Examples:
+def take(rows_of: Dataset, rows: Any) -> Dataset:
     """The given rows, in the given order; (N, ...) becomes (len(rows), ...).
 
-    >>> take(examples([1.0, 2.0, 3.0], [0, 1, 0]), [2, 0]).inputs
+    >>> take(dataset([1.0, 2.0, 3.0], [0, 1, 0]), [2, 0]).inputs
     array([3., 1.], dtype=float32)
     """
     chosen = np.asarray(rows)
@@ -263,7 +263,7 @@ def split(
     ([9, 1, 6, 7, 3, 0, 5], [2, 8, 4])
     """
     if getattr(count, "ndim", 0) or (not isinstance(count, bool) and not hasattr(type(count), "__index__")):
-        counted = "len(rows.weights)" if isinstance(count, Examples) else "len(rows)"
+        counted = "len(rows.weights)" if isinstance(count, Dataset) else "len(rows)"
         raise InputError(f"count must be the number of rows, got {given_as(count)}. Use split({counted}, 0.3), say.")
     count, seed = whole_number("count", count, 1), whole_number("seed", seed, 0, 2**32 - 1)
     if not 0 < number("fraction", fraction) < 1:
@@ -279,20 +279,20 @@ def split(
     return rows[held:], rows[:held]
 
 
-class Scaling(NamedTuple):
+class StandardScaler(NamedTuple):
     """Per-column location and spread, so that `(inputs - mean) / spread` has mean 0 and deviation 1."""
 
     mean: Float64[np.ndarray, " features"]
     spread: Float64[np.ndarray, " features"]  # 1 where a column is constant
 
 
-def fit_scaling(inputs: Any) -> Scaling:
+def fit_scaler(inputs: Any) -> StandardScaler:
     """The scaling of (N, F) inputs: give it training rows only, or the other sets leak into training.
 
     Means and deviations (ddof 0) are taken in float64 in two passes, which a column of mean 100 and deviation 1e-3
     needs. Raises InputError for masked values and for what is no number.
 
-    >>> scaling = fit_scaling(np.array([[1.0, 5.0], [3.0, 5.0]]))
+    >>> scaling = fit_scaler(np.array([[1.0, 5.0], [3.0, 5.0]]))
     >>> scaling.mean.tolist(), scaling.spread.tolist()
     ([2.0, 5.0], [1.0, 1.0])
     """
@@ -301,14 +301,14 @@ def fit_scaling(inputs: Any) -> Scaling:
     spread = np.sqrt(((table - mean) ** 2).mean(0))
     # Rounding leaves a constant column with a spread of a few units in the last place.
     constant = spread <= 8 * np.finfo(np.float64).eps * np.abs(mean)
-    return Scaling(mean, np.where(constant, 1.0, spread))
+    return StandardScaler(mean, np.where(constant, 1.0, spread))
 
 
-def standardise(inputs: Any, scaling: Scaling) -> Float[np.ndarray, "rows features"]:
+def standardize(inputs: Any, scaling: StandardScaler) -> Float[np.ndarray, "rows features"]:
     """(N, F) inputs in their `precision` with the scaling taken off.
 
     >>> table = np.array([[1.0], [3.0]])
-    >>> standardise(table, fit_scaling(table)).tolist()
+    >>> standardize(table, fit_scaler(table)).tolist()
     [[-1.0], [1.0]]
     """
     table, _ = as_numbers("inputs", inputs)

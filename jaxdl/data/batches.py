@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike
 
 from jaxdl._jit import is_traced
 from jaxdl.distributed.sharding import data_devices, split_rows
-from jaxdl.types import Array, Batch, Examples
+from jaxdl.types import Array, Batch, Dataset
 
 _ROUNDS = 32
 # Rows up to which a chunk computes its epoch's order as a whole, which takes less than a millisecond, once. More would
@@ -30,41 +30,41 @@ class Draws(NamedTuple):
     salts: UInt32[Array, " rounds"]
 
 
-def draws(key: PRNGKeyArray, epoch: Any, count: int) -> Draws:
+def _draws(key: PRNGKeyArray, epoch: Any, count: int) -> Draws:
     """What decides the order of `count` rows in an epoch.
 
-    >>> draws(jax.random.key(0), 1, 5).pivots.shape
+    >>> _draws(jax.random.key(0), 1, 5).pivots.shape
     (32,)
     """
     bits = jax.random.bits(jax.random.fold_in(key, epoch), (2, _ROUNDS), jnp.uint32)
     return Draws((bits[0] % jnp.uint32(count)).astype(jnp.int32), bits[1])
 
 
-def order(key: PRNGKeyArray, epoch: int | Array, count: int) -> Int32[Array, " {count}"]:
+def permutation(key: PRNGKeyArray, epoch: int | Array, count: int) -> Int32[Array, " {count}"]:
     """The order of `count` rows in an epoch, (count,) int32: a permutation that depends on (key, epoch) alone.
 
     `count` is static.
 
-    >>> rows = order(jax.random.key(0), 1, 5)
+    >>> rows = permutation(jax.random.key(0), 1, 5)
     >>> sorted(rows.tolist())
     [0, 1, 2, 3, 4]
     """
-    return _rows_at(draws(key, epoch, count), jnp.arange(count, dtype=jnp.int32), count, 1)
+    return _rows_at(_draws(key, epoch, count), jnp.arange(count, dtype=jnp.int32), count, 1)
 
 
-def shuffle(
+def permuted_rows(
     key: PRNGKeyArray, epoch: int | Array, count: int
 ) -> Callable[[Int32[Array, " batch"]], Int32[Array, " batch"]]:
     """Which rows stand at given places of `order`: a function from places (B,) int32 to rows (B,) int32.
 
-    >>> rows, places = order(jax.random.key(0), 1, 5), jnp.array([3, 1], jnp.int32)
-    >>> shuffle(jax.random.key(0), 1, 5)(places).tolist() == rows[places].tolist()
+    >>> rows, places = permutation(jax.random.key(0), 1, 5), jnp.array([3, 1], jnp.int32)
+    >>> permuted_rows(jax.random.key(0), 1, 5)(places).tolist() == rows[places].tolist()
     True
     """
     if count <= _WHOLE:
-        rows = order(key, epoch, count)
+        rows = permutation(key, epoch, count)
         return lambda places: rows[places]
-    drawn = draws(key, epoch, count)
+    drawn = _draws(key, epoch, count)
     # Two rounds of the loop, each of 16: as one expression XLA would compute a row's place for each of its columns.
     return lambda places: _rows_at(drawn, places, count, _ROUNDS // 2)
 
@@ -74,7 +74,7 @@ def _rows_at(drawn: Draws, places: Int32[Array, " batch"], count: int, unroll: i
         partner = drawn.pivots[round_] - rows
         partner = jnp.where(partner < 0, partner + count, partner)
         # Both of a pair must flip the same coin, so it is drawn from the larger of the two.
-        coin = mix(jnp.maximum(rows, partner).astype(jnp.uint32) ^ drawn.salts[round_]) & jnp.uint32(1)
+        coin = hash32(jnp.maximum(rows, partner).astype(jnp.uint32) ^ drawn.salts[round_]) & jnp.uint32(1)
         return jnp.where(coin == 1, partner, rows)
 
     return lax.fori_loop(0, _ROUNDS, swap_or_not, places, unroll=unroll)
@@ -84,22 +84,22 @@ def rows_on_host(drawn: Draws, places: ArrayLike, count: int) -> Int64[np.ndarra
     """The rows at given places of `order`, computed by NumPy from `draws(key, epoch, count)`: (B,) to (B,) int64.
 
     >>> key, places = jax.random.key(0), np.array([3, 1])
-    >>> rows_on_host(draws(key, 1, 5), places, 5).tolist() == order(key, 1, 5)[places].tolist()
+    >>> rows_on_host(_draws(key, 1, 5), places, 5).tolist() == permutation(key, 1, 5)[places].tolist()
     True
     """
     rows = np.asarray(places, np.int32)
     for pivot, salt in zip(np.asarray(drawn.pivots), np.asarray(drawn.salts), strict=True):
         partner = pivot - rows
         partner += np.where(partner < 0, np.int32(count), np.int32(0))
-        coin = mix(np.maximum(rows, partner).view(np.uint32) ^ salt) & np.uint32(1)
+        coin = hash32(np.maximum(rows, partner).view(np.uint32) ^ salt) & np.uint32(1)
         rows = np.where(coin == 1, partner, rows)
     return rows.astype(np.int64)
 
 
-def mix(bits: Any) -> Any:
+def hash32(bits: Any) -> Any:
     """MurmurHash3's 32-bit finaliser, a permutation of uint32: every input bit reaches every output bit.
 
-    >>> [hex(number) for number in mix(jnp.arange(3, dtype=jnp.uint32)).tolist()]
+    >>> [hex(number) for number in hash32(jnp.arange(3, dtype=jnp.uint32)).tolist()]
     ['0x0', '0x514e28b7', '0x30f4c306']
     """
     bits = (bits ^ (bits >> np.uint32(16))) * np.uint32(0x85EBCA6B)
@@ -119,12 +119,12 @@ def only_counted(rows: Any) -> Any:
     What stands in an example of weight 0 may be anything, and its part of a sum or of a gradient would be 0 times that,
     which is nan for nan and infinity. Rows that all count are returned as they are.
 
-    >>> rows = Examples(jnp.array([[jnp.nan], [2.0]]), jnp.array([-1, 1]), jnp.array([0.0, 1.0]))
+    >>> rows = Dataset(jnp.array([[jnp.nan], [2.0]]), jnp.array([-1, 1]), jnp.array([0.0, 1.0]))
     >>> only_counted(rows).inputs.tolist(), only_counted(rows).targets.tolist()
     ([[2.0], [2.0]], [1, 1])
     """
-    if is_traced(rows.weights):
-        counted = rows.weights > 0
+    if is_traced(rows.sample_weight):
+        counted = rows.sample_weight > 0
         first = jnp.argmax(counted)
 
         def chosen(leaf: Array) -> Array:
@@ -132,7 +132,7 @@ def only_counted(rows: Any) -> Any:
             return jnp.where(counted.reshape(-1, *[1] * (leaf.ndim - 1)), leaf, leaf[first][None])
 
         return rows._replace(inputs=chosen(rows.inputs), targets=chosen(rows.targets))
-    known = np.asarray(rows.weights) > 0
+    known = np.asarray(rows.sample_weight) > 0
     if known.all():
         return rows
     if not known.any():
@@ -149,19 +149,23 @@ def training_rows(rows: object) -> Any:
     padding from examples of weight 0. Windows, which are made so, and traced rows are returned as they are: a
     program of one's own must be given rows that have been prepared.
 
-    >>> rows = Examples(np.ones((2, 1)), np.ones((2, 1)), np.array([1.0, 3.0], np.float32))
-    >>> training_rows(rows).weights.tolist()
+    >>> rows = Dataset(np.ones((2, 1)), np.ones((2, 1)), np.array([1.0, 3.0], np.float32))
+    >>> training_rows(rows).variables.tolist()
     [0.5, 1.5]
     """
-    if not isinstance(rows, Examples) or is_traced(rows.weights):
+    if not isinstance(rows, Dataset) or is_traced(rows.sample_weight):
         return rows
-    known = np.asarray(rows.weights)
+    known = np.asarray(rows.sample_weight)
     if (known == 1).all():
         return rows
     # Divided in their own precision, as weights of a source are.
     mean = known.dtype.type(known.mean(dtype=np.float64))
-    mask = jnp.ones_like(rows.weights, bool) if isinstance(rows.weights, jax.Array) else np.ones(known.shape, bool)
-    return only_counted(Batch(rows.inputs, rows.targets, rows.weights / mean, mask))
+    mask = (
+        jnp.ones_like(rows.sample_weight, bool)
+        if isinstance(rows.sample_weight, jax.Array)
+        else np.ones(known.shape, bool)
+    )
+    return only_counted(Batch(rows.inputs, rows.targets, rows.sample_weight / mean, mask))
 
 
 def evaluation_rows(rows: object) -> Any:
@@ -170,13 +174,13 @@ def evaluation_rows(rows: object) -> Any:
     >>> evaluation_rows(None) is None
     True
     """
-    return only_counted(rows) if isinstance(rows, Examples) and not is_traced(rows.weights) else rows
+    return only_counted(rows) if isinstance(rows, Dataset) and not is_traced(rows.sample_weight) else rows
 
 
 class Window(NamedTuple):
     """Some consecutive batches of an epoch, already in its order: of data that are too large for the memory."""
 
-    batches: Examples  # (K, B, ...): the last batch of the epoch is padded; weights are relative to their mean
+    batches: Dataset  # (K, B, ...): the last batch of the epoch is padded; weights are relative to their mean
     first: Array  # int32 scalar, the number in the epoch of the first of them, from 0
     rows: Array  # int32 scalar, those of the whole epoch
 
@@ -184,32 +188,32 @@ class Window(NamedTuple):
 def epoch_rows(train: Any) -> Any:
     """The rows of an epoch: of rows in memory, of a window, or of a `Loader`.
 
-    >>> from jaxdl import examples
-    >>> epoch_rows(examples([1.0, 2.0, 3.0], [0, 1, 2]))
+    >>> from jaxdl import dataset
+    >>> epoch_rows(dataset([1.0, 2.0, 3.0], [0, 1, 2]))
     3
     """
-    return train.weights.shape[0] if isinstance(train, (Examples, Batch)) else train.rows
+    return train.sample_weight.shape[0] if isinstance(train, (Dataset, Batch)) else train.rows
 
 
 def batches_of(
-    train: Examples | Batch | Window, key: Array, epoch: int | Array, batch_size: int, *, mask: bool = True
+    train: Dataset | Batch | Window, key: Array, epoch: int | Array, batch_size: int, *, mask: bool = True
 ) -> Callable[[Any], Any]:
     """The batches of an epoch by number: rows of data in the order that (key, epoch) gives, or those of a window.
 
     train: as `training_rows` gives it. mask: whether each is a Batch, as a step of one's own needs it to tell padding
-    from examples. Without, rows whose weights are all 1 come as Examples, in which padding alone has weight 0.
+    from examples. Without, rows whose weights are all 1 come as a Dataset, in which padding alone has weight 0.
 
-    >>> from jaxdl import examples
-    >>> rows = jax.tree.map(jnp.asarray, examples([10.0, 11.0, 12.0], [0, 1, 2]))
+    >>> from jaxdl import dataset
+    >>> rows = jax.tree.map(jnp.asarray, dataset([10.0, 11.0, 12.0], [0, 1, 2]))
     >>> batch = batches_of(rows, jax.random.key(0), 0, 2)
-    >>> sorted([*batch(0).inputs.tolist(), batch(1).inputs[0].item()]), batch(1).weights.tolist()
+    >>> sorted([*batch(0).inputs.tolist(), batch(1).inputs[0].item()]), batch(1).variables.tolist()
     ([10.0, 11.0, 12.0], [1.0, 0.0])
     """
-    at = None if isinstance(train, Window) else shuffle(key, epoch, train.weights.shape[0])
+    at = None if isinstance(train, Window) else permuted_rows(key, epoch, train.sample_weight.shape[0])
 
     def batch(index: int | Array) -> Any:
         rows = _of_window(train, index) if isinstance(train, Window) else batch_at(train, at, index, batch_size)
-        return Batch(*rows, rows.weights > 0) if mask and isinstance(rows, Examples) else rows
+        return Batch(*rows, rows.sample_weight > 0) if mask and isinstance(rows, Dataset) else rows
 
     return batch
 
@@ -220,13 +224,13 @@ def batch_at(rows_of: Any, at: Any, index: Any, batch_size: int) -> Any:
     at: which rows stand at the places (B,) of the order. On several devices each takes its share of the batch, which
     is filled up where they do not divide it.
 
-    >>> from jaxdl import examples
-    >>> numbers = jax.tree.map(jnp.asarray, examples([10.0, 11.0, 12.0], [0, 1, 2]))
+    >>> from jaxdl import dataset
+    >>> numbers = jax.tree.map(jnp.asarray, dataset([10.0, 11.0, 12.0], [0, 1, 2]))
     >>> batch = batch_at(numbers, lambda places: jnp.array([2, 0, 1])[places], 1, 2)
-    >>> batch.inputs.tolist(), batch.weights.tolist()
+    >>> batch.inputs.tolist(), batch.sample_weight.tolist()
     ([11.0, 12.0], [1.0, 0.0])
     """
-    count = rows_of.weights.shape[0]
+    count = rows_of.sample_weight.shape[0]
     numbers = split_rows(jnp.arange(filled(batch_size), dtype=jnp.int32))
     places = index * batch_size + numbers
     return _masked(_taken(rows_of, at(places % count)), (places < count) & (numbers < batch_size))
@@ -241,15 +245,15 @@ def filled(batch_size: int) -> int:
     return batch_size + -batch_size % data_devices()
 
 
-def validation_batch(rows_of: Examples, index: int | Array, batch_size: int) -> Examples:
+def validation_batch(rows_of: Dataset, index: int | Array, batch_size: int) -> Dataset:
     """Batch number `index` of the rows as they stand; the last one reaches back, with weight 0 for rows seen before.
 
-    >>> from jaxdl import examples
-    >>> batch = validation_batch(examples([[1.0], [2.0], [3.0]], [0, 1, 2]), 1, 2)
-    >>> batch.inputs.tolist(), batch.weights.tolist()
+    >>> from jaxdl import dataset
+    >>> batch = validation_batch(dataset([[1.0], [2.0], [3.0]], [0, 1, 2]), 1, 2)
+    >>> batch.inputs.tolist(), batch.sample_weight.tolist()
     ([[2.0], [3.0]], [0.0, 1.0])
     """
-    count = rows_of.weights.shape[0]
+    count = rows_of.sample_weight.shape[0]
     size = min(batch_size, count)
     wanted = jnp.asarray(index, jnp.int32) * size
     start = jnp.minimum(wanted, count - size)
@@ -270,21 +274,23 @@ def batch_rows(inputs: Shaped[Array | np.ndarray, "rows ..."], numbers: int = EV
     return max(1, min(EVAL_ROWS, numbers // max(1, math.prod(inputs.shape[1:]))))
 
 
-def _of_window(window: Window, index: int | Array) -> Examples:
+def _of_window(window: Window, index: int | Array) -> Dataset:
     place = jnp.asarray(index, jnp.int32) - window.first
-    batch: Examples = jax.tree.map(lambda leaf: lax.dynamic_index_in_dim(leaf, place, 0, False), window.batches)
+    batch: Dataset = jax.tree.map(lambda leaf: lax.dynamic_index_in_dim(leaf, place, 0, False), window.batches)
     return split_rows(batch)
 
 
-def _taken(rows_of: Examples, rows: Array) -> Examples:
-    batch: Examples = jax.tree.map(lambda leaf: jnp.asarray(leaf).at[rows].get(mode="promise_in_bounds"), rows_of)
+def _taken(rows_of: Dataset, rows: Array) -> Dataset:
+    batch: Dataset = jax.tree.map(lambda leaf: jnp.asarray(leaf).at[rows].get(mode="promise_in_bounds"), rows_of)
     return split_rows(batch)
 
 
 def _masked(rows: Any, real: Array) -> Any:
     """The rows with those that are not real as padding: of weight 0, and out of the mask where there is one."""
-    if isinstance(rows, Examples):
+    if isinstance(rows, Dataset):
         # Of rows that all weigh 1, the weights say as much as a mask would.
-        return rows._replace(weights=jnp.where(real, rows.weights, jnp.zeros((), rows.weights.dtype)))
+        return rows._replace(sample_weight=jnp.where(real, rows.sample_weight, jnp.zeros((), rows.sample_weight.dtype)))
     mask = real & rows.mask
-    return rows._replace(weights=jnp.where(mask, rows.weights, jnp.zeros((), rows.weights.dtype)), mask=mask)
+    return rows._replace(
+        sample_weight=jnp.where(mask, rows.sample_weight, jnp.zeros((), rows.sample_weight.dtype)), mask=mask
+    )

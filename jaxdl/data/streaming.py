@@ -19,14 +19,14 @@ from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
 from jaxdl._arguments import check_examples
 from jaxdl.data.arrays import as_numbers
-from jaxdl.data.batches import Draws, Window, batches_of, draws, only_counted, rows_on_host, training_rows
-from jaxdl.distributed.sharding import DATA, fetched, mesh_of, place_progress, place_rows
+from jaxdl.data.batches import Draws, Window, _draws, batches_of, only_counted, rows_on_host, training_rows
+from jaxdl.distributed.sharding import DATA, mesh_of, shard_dataset, shard_state, to_host
 from jaxdl.errors import InputError
-from jaxdl.types import Array, Batch, Examples, Progress, PyTree
+from jaxdl.types import Array, Batch, Dataset, PyTree, RunState
 
 
 @dataclass(frozen=True)
-class Source:
+class DataSource:
     """Rows that are not in memory.
 
     Raises InputError for no rows, for more than 32 bits can count, and for a mean weight that is not above 0.
@@ -34,7 +34,7 @@ class Source:
 
     count: int
     # Row numbers (B,) int64, each once and in rising order, to NumPy rows (B, ...). It is called from another thread.
-    read: Callable[[np.ndarray], Examples]
+    read: Callable[[np.ndarray], Dataset]
     # The mean sample weight of all examples, which training needs where the weights are not all 1.
     mean_weight: float | None = None
 
@@ -59,8 +59,8 @@ class Records(Protocol):
 
 
 def memory_mapped(
-    inputs: str | PathLike[str], targets: str | PathLike[str], weights: str | PathLike[str] | None = None
-) -> Source:
+    inputs: str | PathLike[str], targets: str | PathLike[str], sample_weight: str | PathLike[str] | None = None
+) -> DataSource:
     """The rows of .npy files, (N, ...), (N, ...) and (N,), of which only what is asked for is read.
 
     `numpy.save` writes such files; `numpy.lib.format.open_memmap` writes them part by part. float64 becomes float32,
@@ -75,26 +75,30 @@ def memory_mapped(
     >>> source.count, read_rows(source, np.array([2, 0])).inputs.tolist()
     (3, [[4.0, 5.0], [0.0, 1.0]])
     """
-    paths = {"inputs": Path(inputs), "targets": Path(targets)} | ({} if weights is None else {"weights": Path(weights)})
+    paths = {"inputs": Path(inputs), "targets": Path(targets)} | (
+        {} if sample_weight is None else {"sample_weight": Path(sample_weight)}
+    )
     arrays = {name: _mapped(name, path) for name, path in paths.items()}
     count = len(arrays["inputs"])
     for name, array in arrays.items():
         if len(array) != count:
             raise InputError(f"{paths[name]} must have one row for each of the {count} inputs, got {len(array)}.")
-    if weights is not None and arrays["weights"].ndim != 1:
-        raise InputError(f"weights must be a row of numbers, got shape {arrays['weights'].shape} in {weights}.")
+    if sample_weight is not None and arrays["sample_weight"].ndim != 1:
+        raise InputError(
+            f"sample_weight must be a row of numbers, got shape {arrays['sample_weight'].shape} in {sample_weight}."
+        )
 
-    def read(rows: np.ndarray) -> Examples:
+    def read(rows: np.ndarray) -> Dataset:
         found: dict[str, Any] = {name: array[rows] for name, array in arrays.items()}
-        return Examples(**{"weights": np.ones(len(rows), np.float32), **found})
+        return Dataset(**{"sample_weight": np.ones(len(rows), np.float32), **found})
 
-    mean = None if weights is None else float(np.mean(arrays["weights"], dtype=np.float64))
-    return Source(count, read, mean)
+    mean = None if sample_weight is None else float(np.mean(arrays["sample_weight"], dtype=np.float64))
+    return DataSource(count, read, mean)
 
 
 def from_random_access(
     records: Records, to_row: Callable[[Any], tuple[Any, ...]], *, workers: int = 1, mean_weight: float | None = None
-) -> Source:
+) -> DataSource:
     """The rows of records that are read by number, such as an ArrayRecord reader's or those of tfds's `data_source`.
 
     to_row: makes of a record the pair (inputs, targets) of one row, or (inputs, targets, weight). Rows that are random,
@@ -114,7 +118,7 @@ def from_random_access(
         raise InputError(f"workers must be a whole number of at least 1, got {workers!r}. Use 16, say.")
     pool = ThreadPoolExecutor(int(workers), "jaxdl-records") if workers > 1 else None
 
-    def read(rows: np.ndarray) -> Examples:
+    def read(rows: np.ndarray) -> Dataset:
         numbers = rows.tolist()
         many = getattr(records, "__getitems__", None)
 
@@ -129,32 +133,32 @@ def from_random_access(
             size = max(1, len(numbers) // (4 * workers))
             parts = [numbers[start : start + size] for start in range(0, len(numbers), size)]
             made = [row for part in pool.map(made_of, parts) for row in part]
-        columns = zip(("inputs", "targets", "weights"), zip(*made, strict=True), strict=True)
+        columns = zip(("inputs", "targets", "sample_weight"), zip(*made, strict=True), strict=True)
         leaves: dict[str, Any] = {name: _stacked(name, values, rows) for name, values in columns}
-        return Examples(**leaves)
+        return Dataset(**leaves)
 
-    return Source(len(records), read, mean_weight)
+    return DataSource(len(records), read, mean_weight)
 
 
-def read_rows(source: Source, rows: np.ndarray) -> Examples:
+def read_rows(source: DataSource, rows: np.ndarray) -> Dataset:
     """The rows of the given numbers, (B,) int64, in the given order, checked: NumPy arrays (B, ...).
 
     The source is asked for each of them once and in rising order, so that a file is read from its beginning to its end.
     float64 becomes float32. Raises InputError where it does not give as many rows, or a row that is not finite.
 
-    >>> source = Source(9, lambda rows: Examples(rows / 2, rows, np.ones(len(rows), np.float32)))
+    >>> source = DataSource(9, lambda rows: Dataset(rows / 2, rows, np.ones(len(rows), np.float32)))
     >>> read_rows(source, np.array([4, 1])).inputs
     array([2. , 0.5], dtype=float32)
     """
     # Each once: HDF5 wants numbers that rise strictly, and windows are filled with rows that they hold already.
     rising, back = np.unique(rows, return_inverse=True)
     found = source.read(rising)
-    if not isinstance(found, Examples):
-        raise InputError(f"a source must read Examples, got {type(found).__name__}. Use Examples of NumPy arrays.")
+    if not isinstance(found, Dataset):
+        raise InputError(f"a source must read a Dataset, got {type(found).__name__}. Use a Dataset of NumPy arrays.")
     columns = found._asdict()
-    counted = _checked("weights", columns["weights"], rising) > 0
+    counted = _checked("sample_weight", columns["sample_weight"], rising) > 0
     leaves: dict[str, Any] = {name: _checked(name, leaf, rising, counted) for name, leaf in columns.items()}
-    return Examples(**{name: leaf[back] for name, leaf in leaves.items()})
+    return Dataset(**{name: leaf[back] for name, leaf in leaves.items()})
 
 
 def _mapped(name: str, path: Path) -> np.ndarray:
@@ -200,9 +204,11 @@ def _checked(name: str, values: Any, rows: np.ndarray, counted: np.ndarray | Non
     array, _ = as_numbers(name, values)
     if array.ndim == 0 or len(array) != len(rows):
         raise InputError(f"a source must read as many {name} as rows, got shape {array.shape} for {len(rows)} rows.")
-    if name == "weights" and (array.ndim != 1 or (array < 0).any()):
-        raise InputError(f"weights must be numbers >= 0, one a row, got shape {array.shape}, least {array.min()}.")
-    if array.dtype.kind == "f" or name == "weights":
+    if name == "sample_weight" and (array.ndim != 1 or (array < 0).any()):
+        raise InputError(
+            f"sample_weight must be numbers >= 0, one a row, got shape {array.shape}, least {array.min()}."
+        )
+    if array.dtype.kind == "f" or name == "sample_weight":
         with np.errstate(over="ignore"):
             array = array.astype(np.float32, copy=False)
         fitting, need = np.isfinite(array), "be finite"
@@ -224,7 +230,7 @@ T = TypeVar("T")
 BYTES = 2**25  # of the rows of a window, unless told: enough that what a window costs beside its rows does not count
 
 
-class Cut(NamedTuple):
+class WindowPlan(NamedTuple):
     """How the rows of a source are cut into batches, and these into windows of one length."""
 
     rows: int
@@ -241,17 +247,17 @@ class Fetch(NamedTuple, Generic[T]):
     ready: Callable[[int], bool]  # whether it is made
 
 
-def cut_rows(first: Examples, rows: int, batch_size: int, window_bytes: int = BYTES) -> Cut:
+def plan_windows(first: Dataset, rows: int, batch_size: int, window_bytes: int = BYTES) -> WindowPlan:
     """The cut of so many rows like the first ones: windows of about so many bytes, of a batch at least.
 
-    >>> cut_rows(Examples(np.ones((1, 24), np.float32), np.ones(1, np.int32), np.ones(1, np.float32)), 95, 10, 3200)
+    >>> plan_windows(Dataset(np.ones((1, 24), np.float32), np.ones(1, np.int32), np.ones(1, np.float32)), 95, 10, 3200)
     Cut(rows=95, batch_size=10, batches=10, held=3, windows=4)
     """
     batches = -(-rows // batch_size)
     of_row = sum(leaf.nbytes // len(leaf) for leaf in first)
     windows = -(-batches // max(1, window_bytes // (of_row * batch_size)))
     held = -(-batches // windows)
-    return Cut(rows, batch_size, batches, held, -(-batches // held))
+    return WindowPlan(rows, batch_size, batches, held, -(-batches // held))
 
 
 def home_of(tree: PyTree) -> Sharding | None:
@@ -268,14 +274,14 @@ def home_of(tree: PyTree) -> Sharding | None:
 
 
 def load(
-    source: Source,
-    first: Examples,
-    cut: Cut,
+    source: DataSource,
+    first: Dataset,
+    cut: WindowPlan,
     number: int,
     order: Callable[[np.ndarray], np.ndarray],
     home: Sharding | None = None,
     *,
-    prepare: Callable[[Examples], Examples | Batch] = lambda rows: rows,
+    prepare: Callable[[Dataset], Dataset | Batch] = lambda rows: rows,
 ) -> Any:
     """Window `number` of the rows in an order: (K, B, ...), where devices that split B fill it up.
 
@@ -284,10 +290,10 @@ def load(
     prepare: what is done to the rows as they are read, such as `only_counted`. Raises InputError for rows of another
     shape or dtype.
 
-    >>> source = Source(5, lambda rows: Examples(rows, rows, np.ones(len(rows), np.float32)))
+    >>> source = DataSource(5, lambda rows: Dataset(rows, rows, np.ones(len(rows), np.float32)))
     >>> first = read_rows(source, np.array([0]))
-    >>> window = load(source, first, cut_rows(first, 5, 2), 0, lambda places: 4 - places)
-    >>> window.inputs.tolist(), window.weights.tolist()
+    >>> window = load(source, first, plan_windows(first, 5, 2), 0, lambda places: 4 - places)
+    >>> window.inputs.tolist(), window.sample_weight.tolist()
     ([[4, 3], [2, 1], [0, 4]], [[1.0, 1.0], [1.0, 1.0], [1.0, 0.0]])
     """
     if home is None:
@@ -306,19 +312,19 @@ def load(
     return kind(*map(placed, kind._fields))
 
 
-def for_training(source: Source, rows: Examples) -> Examples | Batch:
+def for_training(source: DataSource, rows: Dataset) -> Dataset | Batch:
     """Return rows of a source as training takes them: `only_counted`, with weights relative to the mean of all.
 
     Raises InputError for weights that are not 1 where the source does not know their mean.
 
-    >>> source = Source(2, lambda rows: Examples(rows, rows, rows), mean_weight=2.0)
-    >>> for_training(source, Examples(np.ones((2, 1)), np.ones((2, 1)), np.array([1.0, 3.0]))).weights.tolist()
+    >>> source = DataSource(2, lambda rows: Dataset(rows, rows, rows), mean_weight=2.0)
+    >>> for_training(source, Dataset(np.ones((2, 1)), np.ones((2, 1)), np.array([1.0, 3.0]))).variables.tolist()
     [0.5, 1.5]
     """
     if source.mean_weight is not None:
-        mean, mask = np.float32(source.mean_weight), np.ones(len(rows.weights), bool)
-        return only_counted(Batch(rows.inputs, rows.targets, rows.weights / mean, mask))  # type: ignore[arg-type]
-    others = rows.weights[rows.weights != 1]
+        mean, mask = np.float32(source.mean_weight), np.ones(len(rows.sample_weight), bool)
+        return only_counted(Batch(rows.inputs, rows.targets, rows.sample_weight / mean, mask))  # type: ignore[arg-type]
+    others = rows.sample_weight[rows.sample_weight != 1]
     if len(others):
         raise InputError(
             f"to train with sample weights, a source must know their mean over all {source.count} examples, got a "
@@ -328,12 +334,12 @@ def for_training(source: Source, rows: Examples) -> Examples | Batch:
 
 
 @contextmanager
-def fetching(make: Callable[[int], T], end: int | None = None) -> Iterator[Fetch[T]]:
+def prefetch(make: Callable[[int], T], end: int | None = None) -> Iterator[Fetch[T]]:
     """What `make` makes of the numbers up to `end`, made in a thread that ends with the block.
 
     Two are held at a time: the one that was asked for last, and the next.
 
-    >>> with fetching(lambda number: number**2) as fetch:
+    >>> with prefetch(lambda number: number**2) as fetch:
     ...     [fetch.get(number) for number in (3, 3, 4)]
     [9, 9, 16]
     """
@@ -363,20 +369,20 @@ class Feed(NamedTuple):
     ready: Callable[[int], bool]  # whether that is at hand, so that a call may be ahead
 
 
-Opened = AbstractContextManager[tuple[Progress, Examples | None, Feed]]
+Opened = AbstractContextManager[tuple[RunState, Dataset | None, Feed]]
 
 
 @dataclass(frozen=True)
 class Loader(ABC):
     """The training rows of a run, which `loader` makes; whether they are in memory is decided there and not again."""
 
-    first: Examples  # rows whose shapes and dtypes all have: the first batch of a source, all that are in memory
+    first: Dataset  # rows whose shapes and dtypes all have: the first batch of a source, all that are in memory
     rows: int  # of an epoch
     batch_size: int
     examples: Any  # the rows as training takes them, wherever they lie; None for a source
 
     @abstractmethod
-    def opened(self, progress: Progress, validation: Examples | None, length: int, last: int | None) -> Opened:
+    def opened(self, run_state: RunState, validation: Dataset | None, length: int, last: int | None) -> Opened:
         """Give the rows from a progress on, up to the epoch `last`; an epoch has `length` batches with its validation.
 
         The progress and the validation rows come on the devices of the training rows, or of the progress.
@@ -391,13 +397,13 @@ class Loader(ABC):
         """Return what tells these rows from others, of a source its number of rows and the first of them."""
 
 
-def loader(train: Examples | Source | Loader, batch_size: int, *, window_bytes: int = BYTES) -> Loader:
+def loader(train: Dataset | DataSource | Loader, batch_size: int, *, window_bytes: int = BYTES) -> Loader:
     """Return the rows of a run, in memory or streamed; a loader is returned as it is.
 
     A thread reads the batches of a source window by window, of about `window_bytes`, and puts them on the devices while
-    those of the window before are trained. Raises InputError for what is neither Examples nor a Source.
+    those of the window before are trained. Raises InputError for what is neither Examples nor a DataSource.
 
-    >>> rows = loader(Source(5, lambda rows: Examples(rows[:, None], rows, np.ones(len(rows), np.float32))), 2)
+    >>> rows = loader(DataSource(5, lambda rows: Dataset(rows[:, None], rows, np.ones(len(rows), np.float32))), 2)
     >>> rows.rows, rows.first.inputs.tolist()
     (5, [[0], [1]])
     >>> batch, numbers = rows.batch(jax.random.key(0), 0, 2)
@@ -406,34 +412,34 @@ def loader(train: Examples | Source | Loader, batch_size: int, *, window_bytes: 
     """
     if isinstance(train, Loader):
         return train
-    if isinstance(train, Source):
+    if isinstance(train, DataSource):
         first = read_rows(train, np.arange(min(batch_size, train.count)))
-        cut = cut_rows(first, train.count, batch_size, window_bytes)
+        cut = plan_windows(first, train.count, batch_size, window_bytes)
         return _Stream(first, train.count, batch_size, None, train, cut)
     check_examples("train", train)
-    return _Memory(train, train.weights.shape[0], batch_size, training_rows(train))
+    return _Memory(train, train.sample_weight.shape[0], batch_size, training_rows(train))
 
 
 class _Memory(Loader):
     @contextmanager
-    def opened(self, progress: Any, validation: Any, length: int, last: int | None) -> Iterator[Any]:
-        examples, home, mesh = self.examples, self.examples.weights, mesh_of(self.examples)
+    def opened(self, run_state: Any, validation: Any, length: int, last: int | None) -> Iterator[Any]:
+        examples, home, mesh = self.examples, self.examples.sample_weight, mesh_of(self.examples)
         # Otherwise the first epoch's results would be bound and its arguments not, which compiles a second program.
         if isinstance(home, jax.Array) and home.committed and len(home.sharding.device_set) == 1:
             # On a mesh of one device too, which is then as fast as a device.
-            together = progress, examples, validation
-            progress, examples, validation = jax.device_put(together, next(iter(home.sharding.device_set)))
+            together = run_state, examples, validation
+            run_state, examples, validation = jax.device_put(together, next(iter(home.sharding.device_set)))
         elif mesh is None:
-            progress, examples, validation = jax.tree.map(_on_device, (progress, examples, validation))
+            run_state, examples, validation = jax.tree.map(_on_device, (run_state, examples, validation))
         else:
-            progress = progress if mesh_of(progress) == mesh else place_progress(progress, mesh)
-            validation = None if validation is None else place_rows(validation, mesh)
-        yield progress, validation, Feed(lambda at: (examples, length - at % length), lambda at: True)
+            run_state = run_state if mesh_of(run_state) == mesh else shard_state(run_state, mesh)
+            validation = None if validation is None else shard_dataset(validation, mesh)
+        yield run_state, validation, Feed(lambda at: (examples, length - at % length), lambda at: True)
 
     def batch(self, key: Array, epoch: Any, number: int) -> tuple[Any, np.ndarray]:
         places = np.arange(number * self.batch_size, min((number + 1) * self.batch_size, self.rows))
-        batch = batches_of(fetched(self.examples), key, epoch, self.batch_size)(number)
-        return batch, rows_on_host(draws(key, epoch, self.rows), places, self.rows)
+        batch = batches_of(to_host(self.examples), key, epoch, self.batch_size)(number)
+        return batch, rows_on_host(_draws(key, epoch, self.rows), places, self.rows)
 
     def checksum(self) -> str:
         crc = 0
@@ -444,16 +450,16 @@ class _Memory(Loader):
 
 @dataclass(frozen=True)
 class _Stream(Loader):
-    source: Source
-    cut: Cut
+    source: DataSource
+    cut: WindowPlan
 
     @contextmanager
-    def opened(self, progress: Any, validation: Any, length: int, last: int | None) -> Iterator[Any]:
-        if (mesh := mesh_of(progress)) is None:
-            progress, validation = jax.device_put((progress, validation), home_of(progress))
+    def opened(self, run_state: Any, validation: Any, length: int, last: int | None) -> Iterator[Any]:
+        if (mesh := mesh_of(run_state)) is None:
+            run_state, validation = jax.device_put((run_state, validation), home_of(run_state))
         elif validation is not None:
-            validation = place_rows(validation, mesh)
-        cut, key, home = self.cut, progress.key, home_of(progress)
+            validation = shard_dataset(validation, mesh)
+        cut, key, home = self.cut, run_state.key, home_of(run_state)
         impl = jax.random.key_impl(key)
         bits: Any = np.asarray(jax.random.key_data(key))
 
@@ -475,14 +481,14 @@ class _Stream(Loader):
             # The thread that calls this asks no device for anything.
             epoch, part = divmod(number, cut.windows)
             with _on_host():
-                drawn = jax.tree.map(np.asarray, draws(jax.random.wrap_key_data(bits, impl=impl), epoch, cut.rows))
+                drawn = jax.tree.map(np.asarray, _draws(jax.random.wrap_key_data(bits, impl=impl), epoch, cut.rows))
             return self._window(cut, part, drawn, home)
 
-        with fetching(make, None if last is None else last * cut.windows) as fetch:
-            yield progress, validation, Feed(rows_at, ready)
+        with prefetch(make, None if last is None else last * cut.windows) as fetch:
+            yield run_state, validation, Feed(rows_at, ready)
 
     def batch(self, key: Array, epoch: Any, number: int) -> tuple[Any, np.ndarray]:
-        cut, drawn = cut_rows(self.first, self.rows, self.batch_size, window_bytes=0), draws(key, epoch, self.rows)
+        cut, drawn = plan_windows(self.first, self.rows, self.batch_size, window_bytes=0), _draws(key, epoch, self.rows)
         places = np.arange(number * self.batch_size, min((number + 1) * self.batch_size, self.rows))
         batch = batches_of(self._window(cut, number, drawn), key, epoch, self.batch_size)(number)
         return batch, rows_on_host(drawn, places, self.rows)
@@ -493,7 +499,7 @@ class _Stream(Loader):
             crc = zlib.crc32(np.ascontiguousarray(leaf).tobytes(), crc)
         return f"{self.rows} rows, checksum {crc:08x}"
 
-    def _window(self, cut: Cut, number: int, drawn: Draws, home: Sharding | None = None) -> Window:
+    def _window(self, cut: WindowPlan, number: int, drawn: Draws, home: Sharding | None = None) -> Window:
         order, prepare = partial(rows_on_host, drawn, count=cut.rows), partial(for_training, self.source)
         batches = load(self.source, self.first, cut, number, order, home, prepare=prepare)
         return Window(batches, np.int32(number * cut.held), np.int32(cut.rows))  # type: ignore[arg-type]
@@ -525,14 +531,14 @@ def _share(index: Any, size: int) -> tuple[int, int]:
 
 
 def _part(
-    source: Source, first: Examples, cut: Cut, number: int, order: Any, start: int, stop: int, prepare: Any
+    source: DataSource, first: Dataset, cut: WindowPlan, number: int, order: Any, start: int, stop: int, prepare: Any
 ) -> Any:
-    """Rows `start` to `stop` of each batch of a window, (K, stop - start, ...), on the host."""
+    """Rows `start` to `early_stopping` of each batch of a window, (K, stop - start, ...), on the host."""
     begin = number * cut.held
     batches, numbers = np.arange(begin, min(begin + cut.held, cut.batches)), np.arange(start, stop)
     places = batches[:, None] * cut.batch_size + numbers
     rows = read_rows(source, order((places % cut.rows).ravel()))
-    for name, leaf, one in zip(Examples._fields, rows, first, strict=True):
+    for name, leaf, one in zip(Dataset._fields, rows, first, strict=True):
         if (leaf.shape[1:], leaf.dtype) != (one.shape[1:], one.dtype):
             raise InputError(
                 f"{name} must have one shape and dtype in all rows of a source, got {leaf.shape[1:]} of {leaf.dtype} "
@@ -540,7 +546,7 @@ def _part(
             )
     real = ((places < cut.rows) & (numbers < cut.batch_size)).ravel()
     held = prepare(rows)
-    held = held._replace(weights=np.where(real, held.weights, np.float32(0)))
+    held = held._replace(sample_weight=np.where(real, held.sample_weight, np.float32(0)))
     if isinstance(held, Batch):
         held = held._replace(mask=real & np.asarray(held.mask))
     return jax.tree.map(lambda leaf: _filled(leaf.reshape(*places.shape, *leaf.shape[1:]), cut.held), held)

@@ -1,16 +1,16 @@
 """The weather of Basel and CIFAR-10: found, read and checked, or simulated where the best forecast is known."""
 
 from jaxdl._faces import set_public_names as _set_public_names
-from jaxdl.datasets._cifar10 import cifar10 as cifar10
-from jaxdl.datasets._cifar10_files import Images as Images
-from jaxdl.datasets._simulated_weather import simulated_table as simulated_table
+from jaxdl.datasets._cifar10 import load_cifar10 as load_cifar10
+from jaxdl.datasets._cifar10_files import ImageData as ImageData
+from jaxdl.datasets._simulated_weather import simulated_weather as simulated_weather
 from jaxdl.datasets._weather import BASEL as BASEL
 from jaxdl.datasets._weather import SUFFIX as SUFFIX
 from jaxdl.datasets._weather import TARGET as TARGET
-from jaxdl.datasets._weather import Dataset as Dataset
 from jaxdl.datasets._weather import Terms as Terms
+from jaxdl.datasets._weather import WeatherData as WeatherData
+from jaxdl.datasets._weather import load_weather as load_weather
 from jaxdl.datasets._weather import place_of as place_of
 from jaxdl.datasets._weather import terms_of as terms_of
-from jaxdl.datasets._weather import weather as weather
 
 _set_public_names(globals())

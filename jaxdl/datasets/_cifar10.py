@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxdl._files import atomic_write
 from jaxdl.datasets import _cifar10_files, _download
-from jaxdl.datasets._cifar10_files import Arrays, Images, as_images
+from jaxdl.datasets._cifar10_files import Arrays, ImageData, image_data
 from jaxdl.datasets._download import DATA_FOLDER
 from jaxdl.datasets._simulated_images import IMAGES, SEED, draw
 from jaxdl.errors import InputError
@@ -28,7 +28,7 @@ WORDS = ("auto", "tfds", "simulated")
 ADVICE = "Use auto, tfds, simulated[:IMAGES[:SEED]], or a folder or an archive with the files of CIFAR-10."
 
 
-def cifar10(source: str | Path = "auto", *, cache: Path | None = None, server: str = SERVER) -> Images:
+def load_cifar10(source: str | Path = "auto", *, cache: Path | None = None, server: str = SERVER) -> ImageData:
     """Images (N, 32, 32, 3) uint8, 0 to 255, red, green, blue, with labels (N,) int32, 0 to 9, to train and to test.
 
     source: the folder or the archive that was published, in the python or the binary format, or a folder with one of
@@ -37,7 +37,7 @@ def cifar10(source: str | Path = "auto", *, cache: Path | None = None, server: s
     cache: where a download is kept, and what was decoded, unless it comes from a folder; the user's cache folder if
     None. Raises InputError where the source cannot be had or a file is damaged.
 
-    >>> images = cifar10("simulated:120")
+    >>> images = load_cifar10("simulated:120")
     >>> images.train.inputs.shape, images.test.targets.shape, images.classes[3], images.source
     ((100, 32, 32, 3), (20,), 'cat', 'simulated:120:seed=0')
     """
@@ -47,7 +47,7 @@ def cifar10(source: str | Path = "auto", *, cache: Path | None = None, server: s
     return images
 
 
-def _images(source: str | Path, cache: Path | None, server: str) -> Images:
+def _images(source: str | Path, cache: Path | None, server: str) -> ImageData:
     if source == "auto":
         return _auto(cache, server)
     if source == "tfds":
@@ -64,7 +64,7 @@ def _images(source: str | Path, cache: Path | None, server: str) -> Images:
     return _local(_cifar10_files.find(path), cache)
 
 
-def _auto(cache: Path | None, server: str) -> Images:
+def _auto(cache: Path | None, server: str) -> ImageData:
     folder = os.environ.get(DATA_FOLDER)
     if folder:
         try:
@@ -80,11 +80,11 @@ def _auto(cache: Path | None, server: str) -> Images:
         return _drawn(IMAGES, SEED, note)
 
 
-def _local(path: Path, cache: Path | None) -> Images:
+def _local(path: Path, cache: Path | None) -> ImageData:
     absolute = path.absolute()
 
-    def read() -> Images:
-        return as_images(_cifar10_files.read(path), NAME, f"file:{absolute}")
+    def read() -> ImageData:
+        return image_data(_cifar10_files.read(path), NAME, f"file:{absolute}")
 
     if path.is_dir():
         # As quick as reading it back would be, or nearly.
@@ -98,29 +98,29 @@ def _local(path: Path, cache: Path | None) -> Images:
     return remember(cache or _download.user_cache(), f"{absolute} {checksum}", read)
 
 
-def _downloaded(cache: Path, server: str) -> Images:
-    def fetch() -> Images:
+def _downloaded(cache: Path, server: str) -> ImageData:
+    def fetch() -> ImageData:
         path = _download.fetch(f"{server.rstrip('/')}/{ARCHIVE}", CHECKSUM, cache / ARCHIVE)
-        return as_images(_cifar10_files.read(path), NAME, f"download:{ARCHIVE}")
+        return image_data(_cifar10_files.read(path), NAME, f"download:{ARCHIVE}")
 
     return remember(cache, CHECKSUM, fetch)
 
 
-def _prepared(cache: Path) -> Images:
+def _prepared(cache: Path) -> ImageData:
     # tensorflow-datasets itself looks at this only once, when it is imported.
     folder = os.environ.get("TFDS_DATA_DIR", "")
 
-    def read() -> Images:
+    def read() -> ImageData:
         # Imported here: nothing else needs tensorflow-datasets.
         from jaxdl.datasets import _cifar10_tfds
 
         arrays, label = _cifar10_tfds.read(Path(folder) if folder else None)
-        return as_images(arrays, NAME, label)
+        return image_data(arrays, NAME, label)
 
     return remember(cache, f"tfds {folder and os.path.abspath(folder)}", read)
 
 
-def _simulated(word: str) -> Images:
+def _simulated(word: str) -> ImageData:
     numbers = word.split(":")[1:]
     try:
         images, seed = [*map(int, numbers), *(IMAGES, SEED)[len(numbers) :]]
@@ -131,11 +131,11 @@ def _simulated(word: str) -> Images:
     return _drawn(images, seed)
 
 
-def _drawn(images: int, seed: int, note: str | None = None) -> Images:
-    return as_images(draw(images, seed), NAME, f"simulated:{images}:seed={seed}", note)
+def _drawn(images: int, seed: int, note: str | None = None) -> ImageData:
+    return image_data(draw(images, seed), NAME, f"simulated:{images}:seed={seed}", note)
 
 
-def remember(cache: Path, key: str, make: Callable[[], Images]) -> Images:
+def remember(cache: Path, key: str, make: Callable[[], ImageData]) -> ImageData:
     """What `make` has made of the things that `key` names, out of the folder `cache` where it is there.
 
     The file is there whole or not at all, and its images are checked against their SHA-256; where it is damaged, they
@@ -143,7 +143,7 @@ def remember(cache: Path, key: str, make: Callable[[], Images]) -> Images:
 
     >>> import tempfile
     >>> pictures, labels = np.zeros((1, 32, 32, 3), np.uint8), np.arange(1)
-    >>> images = as_images(Arrays(pictures, labels, pictures, labels), "noise", "memory")
+    >>> images = image_data(Arrays(pictures, labels, pictures, labels), "noise", "memory")
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     _ = remember(Path(folder), "mine", lambda: images)
     ...     remember(Path(folder), "mine", lambda: None).source
@@ -159,18 +159,18 @@ def remember(cache: Path, key: str, make: Callable[[], Images]) -> Images:
     return images
 
 
-def _load(path: Path) -> Images | None:
+def _load(path: Path) -> ImageData | None:
     try:
         with path.open("rb") as content, np.load(content, allow_pickle=False) as file:
             arrays = Arrays(*(file[name] for name in Arrays._fields))
-            images = as_images(arrays, str(file["name"]), str(file["source"]))
+            images = image_data(arrays, str(file["name"]), str(file["source"]))
             return images if images.sha256 == str(file["sha256"]) else None
     except Exception:
         # A damaged file can be wrong in any way, and whichever it is, it is made again.
         return None
 
 
-def _save(path: Path, images: Images) -> None:
+def _save(path: Path, images: ImageData) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = (images.train.inputs, images.train.targets, images.test.inputs, images.test.targets)
     arrays = dict(zip(Arrays._fields, map(np.asarray, rows), strict=True))

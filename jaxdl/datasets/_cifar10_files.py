@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from jaxdl.data import examples
+from jaxdl.data import dataset
 from jaxdl.errors import InputError
-from jaxdl.types import Examples
+from jaxdl.types import Dataset
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 SHAPE = (32, 32, 3)
@@ -34,11 +34,11 @@ class Arrays(NamedTuple):
     test_labels: np.ndarray  # (M,) int32
 
 
-class Images(NamedTuple):
+class ImageData(NamedTuple):
     """Labelled images to train on and to test with, and where they came from."""
 
-    train: Examples  # inputs (N, 32, 32, 3) uint8, targets (N,) int32, weights (N,) float32 ones; NumPy arrays
-    test: Examples
+    train: Dataset  # inputs (N, 32, 32, 3) uint8, targets (N,) int32, weights (N,) float32 ones; NumPy arrays
+    test: Dataset
     classes: tuple[str, ...]  # names, by label
     name: str
     source: str  # such as "file:/home/me/cifar-10-batches-py", "tfds:cifar10/3.0.2", "simulated:7200:seed=0"
@@ -46,14 +46,14 @@ class Images(NamedTuple):
     note: str | None = None  # what a user must be told
 
 
-def as_images(arrays: Arrays, name: str, source: str, note: str | None = None) -> Images:
+def image_data(arrays: Arrays, name: str, source: str, note: str | None = None) -> ImageData:
     """The data set made of arrays, checked.
 
     Raises InputError for images of another shape or type, labels that are fewer than the images or name no class, and
     a set that is empty.
 
     >>> pictures, labels = np.zeros((10, 32, 32, 3), np.uint8), np.arange(10)
-    >>> as_images(Arrays(pictures, labels, pictures, labels), "noise", "memory").train.targets.dtype
+    >>> image_data(Arrays(pictures, labels, pictures, labels), "noise", "memory").train.targets.dtype
     dtype('int32')
     """
     train = _checked(f"{source}: training", arrays.train_images, arrays.train_labels)
@@ -62,10 +62,10 @@ def as_images(arrays: Arrays, name: str, source: str, note: str | None = None) -
     for rows in (train, test):
         digest.update(np.asarray(rows.inputs).data)
         digest.update(np.asarray(rows.targets, "<i4").tobytes())
-    return Images(train, test, CLASSES, name, source, digest.hexdigest(), note)
+    return ImageData(train, test, CLASSES, name, source, digest.hexdigest(), note)
 
 
-def _checked(name: str, images: np.ndarray, labels: np.ndarray) -> Examples:
+def _checked(name: str, images: np.ndarray, labels: np.ndarray) -> Dataset:
     if images.dtype != np.uint8 or images.shape[1:] != SHAPE or len(images) == 0:
         raise InputError(
             f"{name} images must be uint8 of shape (rows, 32, 32, 3) with at least one row, got {images.dtype} of "
@@ -79,7 +79,7 @@ def _checked(name: str, images: np.ndarray, labels: np.ndarray) -> Examples:
     wrong = labels[(labels < 0) | (labels >= len(CLASSES))]
     if len(wrong):
         raise InputError(f"{name} labels must be from 0 to {len(CLASSES) - 1}, got {wrong[0]}. The file is damaged.")
-    return examples(np.ascontiguousarray(images), labels.astype(np.int32))
+    return dataset(np.ascontiguousarray(images), labels.astype(np.int32))
 
 
 PIXELS = 3 * 32 * 32  # bytes of an image: all its red, all its green, all its blue, each row by row

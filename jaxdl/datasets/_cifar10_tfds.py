@@ -24,7 +24,7 @@ from jaxdl.errors import InputError
 VERSION = "3.0.2"
 FILES = {"train": [f"data_batch_{number}.bin" for number in range(1, 6)], "test": ["test_batch.bin"]}
 ROW = 1 + 3 * 32 * 32  # bytes of an image: its label, all that is red, all that is green and all that is blue
-DESCRIPTION = "Colour photographs of 32 by 32 pixels, of ten classes: 50,000 to train on and 10,000 to test with."
+DESCRIPTION = "Color photographs of 32 by 32 pixels, of ten classes: 50,000 to train on and 10,000 to test with."
 HOMEPAGE = "https://www.cs.toronto.edu/~kriz/cifar.html"
 CITATION = """@techreport{krizhevsky2009,
   author = {Krizhevsky, Alex},

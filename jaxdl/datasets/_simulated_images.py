@@ -1,7 +1,7 @@
-"""Small colour images of ten things, drawn by a program: not photographs, and no CIFAR-10 but for the names.
+"""Small color images of ten things, drawn by a program: not photographs, and no CIFAR-10 but for the names.
 
-Each image shows one thing, moved, turned, stretched and mirrored at random, in colours that say nothing about it: it is
-light before dark as often as dark before light. So no single pixel and no mean colour tells the class; shape does.
+Each image shows one thing, moved, turned, stretched and mirrored at random, in colors that say nothing about it: it is
+light before dark as often as dark before light. So no single pixel and no mean color tells the class; shape does.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ BLOCK = 256  # images drawn at a time; another number makes other images
 FINE = 8  # steps between two characters of a sketch
 CLOUDS = 256  # pixels of a side of the sky that backgrounds are cut from
 GRAIN = 32  # grey levels
-DARKEST = 110  # grey levels that a dark colour has at most, and a light one lacks
+DARKEST = 110  # grey levels that a dark color has at most, and a light one lacks
 # How things stand, drawn evenly from these ranges.
 POINTS = (FINE / 1.3, FINE / 0.85)  # of a sketch, to a pixel
 TALL = (0.85, 1.15)  # times as many to a pixel from top to bottom
@@ -147,19 +147,19 @@ def _seen(rng: np.random.Generator, things: Floats, labels: NDArray[np.int32]) -
 
 
 def _pictures(rng: np.random.Generator, covers: Floats, clouds: Floats) -> NDArray[np.uint8]:
-    """The pictures (N, 32, 32, 3) of what is seen, in random colours, before random clouds, with grain."""
+    """The pictures (N, 32, 32, 3) of what is seen, in random colors, before random clouds, with grain."""
     body, details = covers
     count = len(body)
-    # Two colours of clouds and one of details on one side of grey, the body on the other.
-    colours = rng.integers(0, DARKEST, (4, count, 3, 1, 1)).astype(np.float32)
+    # Two colors of clouds and one of details on one side of grey, the body on the other.
+    colors = rng.integers(0, DARKEST, (4, count, 3, 1, 1)).astype(np.float32)
     light = rng.integers(0, 2, (count, 1, 1, 1)).astype(bool)
-    colours = np.where(np.stack([light, light, light, ~light]), 255 - colours, colours)
+    colors = np.where(np.stack([light, light, light, ~light]), 255 - colors, colors)
     down, right = rng.integers(0, CLOUDS, (2, count, 1, 1))
     window = np.arange(SIDE)
     sky = clouds[(down + window[:, None]) % CLOUDS, (right + window) % CLOUDS]
     pixels = rng.integers(0, GRAIN, (count, *SHAPE), np.uint8)
     for channel in range(SHAPE[2]):
-        back, more, detail, front = colours[:, :, channel]
+        back, more, detail, front = colors[:, :, channel]
         picture = back + (more - back) * sky
         picture += (front - picture) * body + (detail - picture) * details
         picture += pixels[..., channel]

@@ -107,12 +107,12 @@ def simulate(days: int = DAYS, seed: int = SEED) -> Simulation:
     return Simulation(dates, columns, values, length * share_mean, length * deviation, digest)
 
 
-def simulated_table(days: int = DAYS, seed: int = SEED) -> pd.DataFrame:
+def simulated_weather(days: int = DAYS, seed: int = SEED) -> pd.DataFrame:
     """The same weather as a table like the measured file: DATE (YYYYMMDD) and MONTH, int64, and 89 float64 columns.
 
     Written with `to_csv(path, index=False)`, it can be read by `weather(path)`. Raises InputError like `simulate`.
 
-    >>> simulated_table(3)[["DATE", "MONTH"]].values.tolist()
+    >>> simulated_weather(3)[["DATE", "MONTH"]].values.tolist()
     [[20000101, 1], [20000102, 1], [20000103, 1]]
     """
     import pandas as pd

@@ -11,13 +11,13 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from jaxdl.data import examples
+from jaxdl.data import dataset
 from jaxdl.datasets import _download
 from jaxdl.datasets._download import LABELS
 from jaxdl.datasets._simulated_weather import simulate
 from jaxdl.datasets._weather_csv import CALENDAR, Table, nearest, read_cells, read_header, read_table, wrong_cell
 from jaxdl.errors import InputError
-from jaxdl.types import Examples
+from jaxdl.types import Dataset
 
 
 class Terms(NamedTuple):
@@ -41,7 +41,7 @@ WEATHER = Terms(
     ),
 )
 CIFAR10 = Terms(
-    "CIFAR-10: 60,000 colour photographs of 32 x 32 pixels in ten classes.",
+    "CIFAR-10: 60,000 color photographs of 32 x 32 pixels in ten classes.",
     "Published for research without a licence of its own; cite the report.",
     (
         "Krizhevsky, Learning Multiple Layers of Features from Tiny Images (2009), "
@@ -78,7 +78,7 @@ class Labels(NamedTuple):
     sha256: str  # of the table and the labels together
 
 
-def labels(table: Table, column: str, folder: Path | None = None) -> Labels:
+def barbecue_labels(table: Table, column: str, folder: Path | None = None) -> Labels:
     """The labels of a table's days, such as the column "BASEL_BBQ_weather".
 
     They come from the published file, if `folder` holds it, else from the rule. Raises InputError where that file is
@@ -86,7 +86,7 @@ def labels(table: Table, column: str, folder: Path | None = None) -> Labels:
 
     >>> days = np.array(["2000-07-01", "2000-07-02", "2000-07-03"], "datetime64[D]")
     >>> weather = np.array([[0.0, 18.0], [0.0, 17.9], [0.01, 25.0]])
-    >>> labels(Table("July", days, ("OSLO_precipitation", "OSLO_temp_max"), weather, ""), "OSLO_BBQ_weather").values
+    >>> barbecue_labels(Table("July", days, ("OSLO_precipitation", "OSLO_temp_max"), weather, ""), "OSLO_BBQ_weather").values
     array([1., 0., 0.])
     """
     path = None if folder is None else folder / LABELS.name
@@ -154,10 +154,10 @@ FEATURES = (
 )
 
 
-class Dataset(NamedTuple):
+class WeatherData(NamedTuple):
     """Rows to train on, and where they came from."""
 
-    examples: Examples  # inputs (N, F) float32, targets (N, 1) float32, weights (N,) float32 ones; NumPy arrays
+    data: Dataset  # inputs (N, F) float32, targets (N, 1) float32, weights (N,) float32 ones; NumPy arrays
     columns: tuple[str, ...]  # the names of the F inputs
     rows: tuple[str, ...]  # the day of each row's inputs, as "2000-01-01"; its target is the next day's
     name: str
@@ -169,7 +169,7 @@ class Dataset(NamedTuple):
     labels: str | None = None  # where the targets come from, if they are labels of barbecue weather
 
 
-def weather(
+def load_weather(
     source: str | Path = "auto",
     *,
     days: int | None = 1096,
@@ -177,7 +177,7 @@ def weather(
     target: str = TARGET,
     cache: Path | None = None,
     server: str = _download.ZENODO,
-) -> Dataset:
+) -> WeatherData:
     """The weather data set: each day's measurements, float32, and the target column's value of the day after.
 
     source: a CSV file or a folder with one (itself, or in its folder `weather`); "zenodo" or "zenodo-full", the light
@@ -189,8 +189,8 @@ def weather(
     else by their rule (`barbecue.labels`).
     Raises InputError where the source cannot be had or a table is damaged anywhere, in columns left out too.
 
-    >>> dataset = weather("simulated:400", days=365, places=("BASEL",))
-    >>> dataset.examples.inputs.shape, dataset.rows[-1], dataset.columns[:2]
+    >>> dataset = load_weather("simulated:400", days=365, places=("BASEL",))
+    >>> dataset.data.inputs.shape, dataset.rows[-1], dataset.columns[:2]
     ((365, 9), '2000-12-30', ('BASEL_cloud_cover', 'BASEL_humidity'))
     """
     if days is not None and days < 1:
@@ -212,20 +212,20 @@ def weather(
 
 def _rows(
     table: Table, days: int | None, places: Sequence[str] | None, target: str, folder: Path | None = None
-) -> Dataset:
+) -> WeatherData:
     columns = _columns_of(table, places)
     series, labels, sha256 = _series(table, target, folder)
     count = min(days or len(table.dates), len(table.dates) - 1)
     inputs = table.values[:count, [table.columns.index(column) for column in columns]]
     rows = tuple(np.datetime_as_string(table.dates[:count]).tolist())
-    known, today = examples(inputs, series[1 : count + 1, None]), series[:count].astype(np.float32)
-    return Dataset(known, columns, rows, "weather", table.name, sha256, today, labels=labels)
+    known, today = dataset(inputs, series[1 : count + 1, None]), series[:count].astype(np.float32)
+    return WeatherData(known, columns, rows, "weather", table.name, sha256, today, labels=labels)
 
 
 def _series(table: Table, target: str, folder: Path | None) -> tuple[NDArray[np.float64], str | None, str]:
     """What the target column says of each day (D,), where its labels come from if it is one, and the checksum."""
     if target.endswith(SUFFIX):
-        return labels(table, target, folder)
+        return barbecue_labels(table, target, folder)
     if target not in table.columns:
         has = f"It has {len(CALENDAR) + len(table.columns)} columns; {nearest(target, table.columns)}."
         raise InputError(f"{table.name} has no column {target}, which is the target. {has}")

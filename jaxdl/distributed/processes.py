@@ -482,7 +482,7 @@ PATIENCE = 5.0
 _joined: list[Links] = []
 
 
-def join(
+def initialize(
     coordinator: str | None = None,
     processes: int | None = None,
     process_id: int | None = None,
@@ -507,7 +507,7 @@ def join(
 
     Raises InputError for anything that does not fit, or does not come.
 
-    >>> join("127.0.0.1:4000", processes=2, process_id=2)
+    >>> initialize("127.0.0.1:4000", processes=2, process_id=2)
     Traceback (most recent call last):
     jaxdl.errors.InputError: process_id must be from 0 to 1 with 2 processes, got 2. Count them from 0.
     """
@@ -552,19 +552,19 @@ def count() -> int:
     return jax.process_count() if jax.distributed.is_initialized() else 1
 
 
-def is_first() -> bool:
+def is_main() -> bool:
     """Whether this is process 0, which prints and writes for all.
 
-    >>> is_first()
+    >>> is_main()
     True
     """
     return index() == 0
 
 
-def told(text: str) -> str:
+def broadcast_text(text: str) -> str:
     """Process 0's text, in every process; all of them must call it.
 
-    >>> told("runs/2026-11-24")
+    >>> broadcast_text("runs/2026-11-24")
     'runs/2026-11-24'
     """
     if count() == 1:
@@ -573,17 +573,17 @@ def told(text: str) -> str:
     length = int(multihost_utils.broadcast_one_to_all(np.int32(len(content))))
     # Rounded up, so that texts of all lengths need few programs.
     padded = np.zeros(1 << max(8, length.bit_length()), np.uint8)
-    if is_first():
+    if is_main():
         padded[:length] = np.frombuffer(content, np.uint8)
     return np.asarray(multihost_utils.broadcast_one_to_all(padded))[:length].tobytes().decode()
 
 
-def gathered(numbers: Sequence[int] | np.ndarray) -> np.ndarray:
+def all_gather(numbers: Sequence[int] | np.ndarray) -> np.ndarray:
     """The whole numbers (k,) of every process: int64 (P, k), in every process; all of them must call it.
 
     Raises InputError for anything but a vector of whole numbers. Each process must give equally many.
 
-    >>> gathered([3, 4])
+    >>> all_gather([3, 4])
     array([[3, 4]])
     """
     vector = np.asarray(numbers)
@@ -598,12 +598,12 @@ def gathered(numbers: Sequence[int] | np.ndarray) -> np.ndarray:
     return np.asarray(multihost_utils.process_allgather(vector.view(np.uint8))).view(np.int64)
 
 
-def lost(error: BaseException) -> str | None:
+def peer_lost(error: BaseException) -> str | None:
     """What to say of an error that JAX raises because another process has gone; None for any other error.
 
     Where that process has ended, this one ends while it waits here, with its own line (see `join`).
 
-    >>> lost(ValueError("an error of the program")) is None
+    >>> peer_lost(ValueError("an error of the program")) is None
     True
     """
     if not (_joined and isinstance(error, jax.errors.JaxRuntimeError)):
@@ -615,23 +615,23 @@ def lost(error: BaseException) -> str | None:
     return f"another process cannot be reached: {text.partition(chr(10))[0]}. Start all of them again."
 
 
-def leave() -> None:
+def shutdown() -> None:
     """Waits until all processes have come here, and ends what `join` began; nothing where none was joined.
 
     Every process must call it at its end. One that ends otherwise has failed, for the others.
 
-    >>> leave()
+    >>> shutdown()
     """
     if _joined:
         part(_joined[0])
         jax.distributed.shutdown()
 
 
-def end(code: int) -> NoReturn:
+def abort(code: int) -> NoReturn:
     """Ends this process at once with an exit code and without waiting for the others, which then end too.
 
     >>> try:
-    ...     end(2)  # where none was joined
+    ...     abort(2)  # where none was joined
     ... except SystemExit as error:
     ...     print(error.code)
     2

@@ -16,7 +16,7 @@ from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 
 from jaxdl.errors import InputError
-from jaxdl.types import Array, Examples, Progress, PyTree
+from jaxdl.types import Array, Dataset, PyTree, RunState
 
 T = TypeVar("T")
 Layout = tuple[Sharding, ...]  # of the leaves of a tree, in its order
@@ -67,40 +67,40 @@ def mesh_of(*trees: PyTree) -> Mesh | None:
     return None
 
 
-def place_rows(rows: Examples, mesh: Mesh) -> Examples:
+def shard_dataset(rows: Dataset, mesh: Mesh) -> Dataset:
     """Rows on every device of a mesh: each device then takes its share of every batch by itself.
 
     Where several processes share the mesh, each gives all rows. Data that are too large for that are streamed.
 
-    >>> rows = Examples(np.ones((4, 1), np.float32), np.ones((4, 1), np.float32), np.ones(4, np.float32))
-    >>> placed = place_rows(rows, make_mesh(jax.devices()[:1]))
+    >>> rows = Dataset(np.ones((4, 1), np.float32), np.ones((4, 1), np.float32), np.ones(4, np.float32))
+    >>> placed = shard_dataset(rows, make_mesh(jax.devices()[:1]))
     >>> placed.inputs.sharding.is_fully_replicated
     True
     """
-    return put(rows, jax.tree.map(lambda leaf: NamedSharding(mesh, PartitionSpec()), rows))
+    return device_put(rows, jax.tree.map(lambda leaf: NamedSharding(mesh, PartitionSpec()), rows))
 
 
-def place_progress(progress: Progress, mesh: Mesh, *, large: int = LARGE) -> Progress:
+def shard_state(run_state: RunState, mesh: Mesh, *, large: int = LARGE) -> RunState:
     """What a run remembers on a mesh, by one rule: `spec` of each leaf.
 
     `large`: the bytes from which on a leaf is split; 0 splits whatever can be split.
 
     >>> tree = {"kernel": jnp.ones((8, 4))}
-    >>> place_progress(tree, make_mesh(jax.devices()[:1]), large=0)["kernel"].sharding.is_fully_replicated
+    >>> shard_state(tree, make_mesh(jax.devices()[:1]), large=0)["kernel"].sharding.is_fully_replicated
     True
     """
-    shardings = jax.tree.map(lambda leaf: NamedSharding(mesh, spec(leaf, mesh, large)), progress)
-    return put(progress, shardings)
+    shardings = jax.tree.map(lambda leaf: NamedSharding(mesh, partition_spec(leaf, mesh, large)), run_state)
+    return device_put(run_state, shardings)
 
 
-def spec(leaf: Any, mesh: Any, large: int = LARGE) -> PartitionSpec:
+def partition_spec(leaf: Any, mesh: Any, large: int = LARGE) -> PartitionSpec:
     """How a weight, or a moment of it, is split over a mesh: not at all below `large` bytes.
 
     Else its longest dimension that `data` divides is split over `data`, and of the others the longest that `model`
     divides over `model`. XLA gathers what a layer needs when it needs it, as in Zhao et al., PyTorch FSDP (2023).
 
     >>> from jax.sharding import AbstractMesh
-    >>> spec(jnp.ones((6, 8)), AbstractMesh((2, 3), ("data", "model")), large=0)
+    >>> partition_spec(jnp.ones((6, 8)), AbstractMesh((2, 3), ("data", "model")), large=0)
     P('model', 'data')
     """
     sides: list[str | None] = [None] * leaf.ndim
@@ -118,11 +118,11 @@ def spec(leaf: Any, mesh: Any, large: int = LARGE) -> PartitionSpec:
     return PartitionSpec(*sides)
 
 
-def put(tree: T, shardings: Any) -> T:
+def device_put(tree: T, shardings: Any) -> T:
     """Arrays, from the host or from devices, placed leaf by leaf; typed keys too.
 
     >>> home = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    >>> put({"a": np.ones(2)}, {"a": home})["a"].shape
+    >>> device_put({"a": np.ones(2)}, {"a": home})["a"].shape
     (2,)
     """
     placed: T = jax.tree.map(_put, tree, shardings)
@@ -146,10 +146,10 @@ def _put(leaf: Any, sharding: Sharding) -> Array:
     return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 
 
-def fetched(tree: T) -> T:
+def to_host(tree: T) -> T:
     """Arrays that lie on a mesh, whole on this process's default device; every process of the mesh must call it.
 
-    >>> fetched({"a": jnp.ones(2)})["a"].shape
+    >>> to_host({"a": jnp.ones(2)})["a"].shape
     (2,)
     """
     mesh = mesh_of(tree)
@@ -157,13 +157,13 @@ def fetched(tree: T) -> T:
         return tree
     home = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     everywhere = NamedSharding(mesh, PartitionSpec())
-    return put(put(tree, jax.tree.map(lambda _: everywhere, tree)), jax.tree.map(lambda _: home, tree))
+    return device_put(device_put(tree, jax.tree.map(lambda _: everywhere, tree)), jax.tree.map(lambda _: home, tree))
 
 
-def layout(tree: PyTree) -> Layout | None:
+def shardings_of(tree: PyTree) -> Layout | None:
     """How the leaves of a tree lie on their mesh, to be kept by a program; None for a tree that lies on none.
 
-    >>> layout({"a": jnp.ones(2)}) is None
+    >>> shardings_of({"a": jnp.ones(2)}) is None
     True
     """
     leaves = jax.tree.leaves(tree)
@@ -172,12 +172,12 @@ def layout(tree: PyTree) -> Layout | None:
     return tuple(leaf.sharding for leaf in leaves)
 
 
-def laid_out(tree: T, like: Layout | None) -> T:
+def constrain_like(tree: T, like: Layout | None) -> T:
     """The tree with its leaves where `layout` found them before; inside a program.
 
     Without it XLA would choose where a program's results lie, and the next call would be another program.
 
-    >>> laid_out({"a": 1.0}, None)
+    >>> constrain_like({"a": 1.0}, None)
     {'a': 1.0}
     """
     if like is None:
@@ -186,16 +186,16 @@ def laid_out(tree: T, like: Layout | None) -> T:
     return jax.tree.unflatten(form, map(lax.with_sharding_constraint, leaves, like))
 
 
-def by_rule(tree: T) -> T:
+def shard_by_size(tree: T) -> T:
     """The tree with its leaves split by `spec`, where this is called in a program on a mesh; else as it is.
 
-    >>> by_rule({"a": 1.0})
+    >>> shard_by_size({"a": 1.0})
     {'a': 1.0}
     """
     mesh = jax.sharding.get_abstract_mesh()
     if not {DATA, MODEL} & set(mesh.axis_names):
         return tree
-    return jax.tree.map(lambda leaf: lax.with_sharding_constraint(leaf, spec(leaf, mesh)), tree)
+    return jax.tree.map(lambda leaf: lax.with_sharding_constraint(leaf, partition_spec(leaf, mesh)), tree)
 
 
 def data_devices() -> int:
@@ -220,12 +220,12 @@ def split_rows(tree: T) -> T:
     return lax.with_sharding_constraint(tree, jax.tree.map(lambda _: PartitionSpec(DATA), tree))
 
 
-def wish(steps: int, mesh: Mesh | None) -> Any:
+def agree_on_steps(steps: int, mesh: Mesh | None) -> Any:
     """How many batches this process would do next, as an argument of a chunk, in which the least of all counts.
 
     One number where a process is alone, else an int32 array with one entry a device.
 
-    >>> wish(5, None)
+    >>> agree_on_steps(5, None)
     np.int32(5)
     """
     if mesh is None or jax.process_count() == 1:

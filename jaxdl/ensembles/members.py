@@ -12,8 +12,8 @@ import numpy as np
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxdl._arguments import check_examples, check_model, check_weights, explain_calls
-from jaxdl._jit import is_traced, program
+from jaxdl._arguments import check_examples, check_model, check_variables, explain_calls
+from jaxdl._jit import is_traced, jit
 from jaxdl.data.arrays import as_rows, precision
 from jaxdl.data.batches import evaluation_rows
 from jaxdl.errors import InputError
@@ -23,24 +23,24 @@ from jaxdl.train import start
 from jaxdl.train.epoch import advance, rows_at_once
 from jaxdl.train.evaluate import evaluate_prepared, predict
 from jaxdl.train.plan import Family
-from jaxdl.train.step import shown_weights
-from jaxdl.types import Array, EvalParams, Examples, Model, Objective, Plan, Progress, PyTree, Weights
+from jaxdl.train.step import eval_variables
+from jaxdl.types import Array, Dataset, EvalParams, Model, Objective, Plan, PyTree, RunState, Variables
 
-How = Literal["vmap", "map"]
+Method = Literal["vmap", "map"]
 AXIS = "member"
-BLOCK = 8  # members whose weights and optimiser state stay in the caches of a CPU, for small networks
+BLOCK = 8  # members whose weights and optimizer state stay in the caches of a CPU, for small networks
 EMPTY: Mapping[str, Array] = {}
 
 
-def members(keys: Array, init: Callable[..., Progress], **own: Any) -> Progress:
-    """The progress of many runs: `init(key)` for each of the keys (M,), as one Progress of leaves (M, ...).
+def members(keys: Array, init: Callable[..., RunState], **own: Any) -> RunState:
+    """The progress of many runs: `init(key)` for each of the keys (M,), as one RunState of leaves (M, ...).
 
     Only the `cursor` stays a scalar, because all members are at the same batch. `own`: arrays (M, ...), of which each
     member's part is given to its `init` by name.
 
     >>> import optax
-    >>> from jaxdl import examples, losses, make_plan, mlp, Objective, start
-    >>> rows = examples([[1.0], [2.0]], [[1.0], [2.0]])
+    >>> from jaxdl import dataset, losses, make_plan, mlp, Objective, start
+    >>> rows = dataset([[1.0], [2.0]], [[1.0], [2.0]])
     >>> plan = make_plan(mlp(()), Objective(losses.squared_error), optax.sgd(0.1), batch_size=2)
     >>> many = members(jax.random.split(jax.random.key(0), 3), lambda key: start(plan, rows, key=key))
     >>> many.epoch.shape, many.cursor.shape
@@ -51,99 +51,99 @@ def members(keys: Array, init: Callable[..., Progress], **own: Any) -> Progress:
     return many._replace(cursor=many.cursor[0])
 
 
-@partial(program, static_argnames="plan")
+@partial(jit, static_argnames="plan")
 def start_members(
     keys: Array,
-    train: Examples,
-    validation: Examples | None = None,
+    train: Dataset,
+    validation: Dataset | None = None,
     numbers: Mapping[str, Array] = EMPTY,
     *,
     plan: Plan | Family,
-) -> Progress:
+) -> RunState:
     """The progress of many runs before their first epoch, `start` for each of the keys (M,), as one program.
 
     With a Family for a plan, `numbers`, arrays (M,), make each member's own.
 
     >>> import optax
-    >>> from jaxdl import examples, losses, make_plan, mlp, Objective
-    >>> rows = examples([[1.0], [2.0]], [[1.0], [2.0]])
+    >>> from jaxdl import dataset, losses, make_plan, mlp, Objective
+    >>> rows = dataset([[1.0], [2.0]], [[1.0], [2.0]])
     >>> plan = make_plan(mlp(()), Objective(losses.squared_error), optax.sgd(0.1), batch_size=2)
     >>> start_members(jax.random.split(jax.random.key(0), 3), rows, plan=plan).epoch.shape
     (3,)
     """
 
-    def one(key: Array, **mine: Array) -> Progress:
+    def one(key: Array, **mine: Array) -> RunState:
         return start(_own(plan, mine), train, validation, key=key)
 
     return members(keys, one, **numbers)
 
 
-def member(many: Progress, index: int) -> Progress:
+def member(many: RunState, index: int) -> RunState:
     """The progress of one member, with which it goes on alone.
 
     >>> import optax
-    >>> from jaxdl import examples, losses, make_plan, mlp, Objective, start
-    >>> rows = examples([[1.0], [2.0]], [[1.0], [2.0]])
+    >>> from jaxdl import dataset, losses, make_plan, mlp, Objective, start
+    >>> rows = dataset([[1.0], [2.0]], [[1.0], [2.0]])
     >>> plan = make_plan(mlp(()), Objective(losses.squared_error), optax.sgd(0.1), batch_size=2)
     >>> many = members(jax.random.split(jax.random.key(0), 3), lambda key: start(plan, rows, key=key))
     >>> member(many, 2).epoch.shape
     ()
     """
-    one: Progress = jax.tree.map(lambda leaf: leaf[index], _apart(many))
+    one: RunState = jax.tree.map(lambda leaf: leaf[index], _apart(many))
     # A member that has stopped closed its last epoch, wherever the others are in theirs.
-    return one._replace(cursor=jnp.where(one.stopping.done, 0, many.cursor))
+    return one._replace(cursor=jnp.where(one.stopping.should_stop, 0, many.cursor))
 
 
-def shown_weights_of_members(many: Progress, eval_params: EvalParams | None = None) -> Weights:
-    """Return the weights of many runs that are measured and kept, leaves (M, ...): `shown_weights` of each.
+def eval_variables_of_members(many: RunState, eval_params: EvalParams | None = None) -> Variables:
+    """Return the weights of many runs that are measured and kept, leaves (M, ...): `eval_variables` of each.
 
     >>> import optax
-    >>> from jaxdl import examples, losses, make_plan, mlp, Objective, start
-    >>> rows = examples([[1.0], [2.0]], [[1.0], [2.0]])
+    >>> from jaxdl import dataset, losses, make_plan, mlp, Objective, start
+    >>> rows = dataset([[1.0], [2.0]], [[1.0], [2.0]])
     >>> plan = make_plan(mlp(()), Objective(losses.squared_error), optax.sgd(0.1), batch_size=2)
     >>> many = members(jax.random.split(jax.random.key(0), 3), lambda key: start(plan, rows, key=key))
-    >>> shown_weights_of_members(many).params["Dense_0"]["bias"].shape
+    >>> eval_variables_of_members(many).params["Dense_0"]["bias"].shape
     (3, 1)
     """
     if eval_params is None:
-        return shown_weights(many.state)
-    return jax.vmap(lambda state: shown_weights(state, eval_params))(many.state)
+        return eval_variables(many.train_state)
+    return jax.vmap(lambda state: eval_variables(state, eval_params))(many.train_state)
 
 
 def ensemble(
-    epoch: Callable[..., tuple[Progress, PyTree]], how: How = "vmap", *, mesh: Mesh | None = None
-) -> Callable[..., tuple[Progress, PyTree]]:
+    epoch: Callable[..., tuple[RunState, PyTree]], method: Method = "vmap", *, mesh: Mesh | None = None
+) -> Callable[..., tuple[RunState, PyTree]]:
     """An epoch, or a part of one, of many runs: `(progress, ...) -> (progress, figures)`; they share other arguments.
 
     Of arguments by name, arrays (M, ...), each has its own. A member that has stopped stands still; its figures are
     nan. It means
 
-        for index, progress in enumerate(progresses):
-            if not progress.stopping.done:
+        for index, run_state in enumerate(progresses):
+            if not run_state.stopping.should_stop:
                 mine = {name: values[index] for name, values in own.items()}
-                progresses[index], figures[index] = epoch(progress, *arguments, **mine)
+                progresses[index], figures[index] = epoch(run_state, *arguments, **mine)
 
-    how: "vmap" runs the members in batches, which is fast, and rounds differently than solo runs do; "map" runs them
+    method: "vmap" runs the members in batches, which is fast, and rounds differently than solo runs do; "map" runs them
     one after the other, with the bits of solo runs. mesh: of the devices over which `spread` has spread the members.
 
-    Raises InputError for another `how`.
+    Raises InputError for another `method`.
     """
-    if how not in ("vmap", "map"):
-        raise InputError(f'how must be "vmap" or "map", got "{how}".')
+    if method not in ("vmap", "map"):
+        raise InputError(f'how must be "vmap" or "map", got "{method}".')
 
     def on_device(many: Any, cursor: Array, arguments: Any, own: Any) -> tuple[Any, Array, PyTree]:
         def one(of_one: Any) -> tuple[Any, Array, PyTree]:
-            progress, mine = of_one
-            after, figures = epoch(progress._replace(cursor=cursor), *arguments, **mine)
-            over = progress.stopping.done
-            kept = jax.tree.map(partial(jnp.where, over), progress, _apart(after))
+            run_state, mine = of_one
+            after, figures = epoch(run_state._replace(cursor=cursor), *arguments, **mine)
+            over = run_state.stopping.should_stop
+            kept = jax.tree.map(partial(jnp.where, over), run_state, _apart(after))
             return kept, after.cursor, jax.tree.map(partial(jnp.where, over, jnp.nan), figures)
 
-        size = _block(many.epoch.shape[0]) if how == "vmap" else None
+        size = _block(many.epoch.shape[0]) if method == "vmap" else None
         after, cursors, figures = lax.map(one, (many, own), batch_size=size)
         return after, cursors[0], figures
 
-    def together(many: Progress, *arguments: Any, **own: Any) -> tuple[Progress, PyTree]:
+    def together(many: RunState, *arguments: Any, **own: Any) -> tuple[RunState, PyTree]:
         run = on_device
         if mesh is not None:
             apart, alike = PartitionSpec(AXIS), PartitionSpec()
@@ -170,24 +170,24 @@ def _block(count: int) -> int:
 
 
 def run_members(
-    many: Progress,
-    train: Examples,
-    validation: Examples | None,
+    many: RunState,
+    train: Dataset,
+    validation: Dataset | None,
     steps: Any,
     *,
     plan: Plan | Family,
-    how: How = "vmap",
+    method: Method = "vmap",
     numbers: Mapping[str, Array] = EMPTY,
-) -> tuple[Progress, Array]:
+) -> tuple[RunState, Array]:
     """The next batches of many runs, to be given to `chunks` and `epochs` as `run`.
 
     A record then holds arrays (M,), with nan for members that have stopped; the loop ends when all have. With a Family
     for a plan, `numbers`, arrays (M,), make each member's own.
 
     >>> import optax
-    >>> from jaxdl import examples, losses, make_plan, mlp, Objective, start
+    >>> from jaxdl import dataset, losses, make_plan, mlp, Objective, start
     >>> from jaxdl.train import epochs
-    >>> rows = examples([[1.0], [2.0]], [[1.0], [2.0]])
+    >>> rows = dataset([[1.0], [2.0]], [[1.0], [2.0]])
     >>> plan = make_plan(mlp(()), Objective(losses.squared_error), optax.sgd(0.1), batch_size=2)
     >>> many = members(jax.random.split(jax.random.key(0), 3), lambda key: start(plan, rows, key=key))
     >>> [record["loss"].shape for _, record in epochs(plan, many, rows, last=2, run=run_members)]
@@ -195,29 +195,29 @@ def run_members(
     """
     place = many.epoch.sharding if not isinstance(many.epoch, jax.core.Tracer) else None
     mesh = place.mesh if isinstance(place, NamedSharding) and isinstance(place.mesh, Mesh) else None
-    return _run(many, train, validation, steps, dict(numbers), plan=plan, how=how, mesh=mesh)
+    return _run(many, train, validation, steps, dict(numbers), plan=plan, method=method, mesh=mesh)
 
 
-@partial(program, static_argnames=("plan", "how", "mesh"))
+@partial(jit, static_argnames=("plan", "method", "mesh"))
 def _run(
-    many: Progress,
-    train: Examples,
-    validation: Examples | None,
+    many: RunState,
+    train: Dataset,
+    validation: Dataset | None,
     steps: Any,
     numbers: dict[str, Array],
     *,
     plan: Plan | Family,
-    how: How,
+    method: Method,
     mesh: Mesh | None,
-) -> tuple[Progress, Array]:
-    def one(progress: Progress, *arguments: Any, **mine: Array) -> tuple[Progress, Array]:
-        return advance(progress, *arguments, plan=_own(plan, mine))
+) -> tuple[RunState, Array]:
+    def one(run_state: RunState, *arguments: Any, **mine: Array) -> tuple[RunState, Array]:
+        return advance(run_state, *arguments, plan=_own(plan, mine))
 
-    left = jnp.where(many.stopping.done.all(), 0, steps)
-    return ensemble(one, how, mesh=mesh)(many, train, validation, left, **numbers)
+    left = jnp.where(many.stopping.should_stop.all(), 0, steps)
+    return ensemble(one, method, mesh=mesh)(many, train, validation, left, **numbers)
 
 
-def spread(many: Progress, *rows_of: Examples | None, devices: Any = None) -> tuple[Any, ...]:
+def shard_members(many: RunState, *rows_of: Dataset | None, devices: Any = None) -> tuple[Any, ...]:
     """The members spread evenly over devices (all, by default), and data copied to each of them.
 
     The program stays the same. What the devices tell each other, once a chunk, is whether all members have stopped.
@@ -225,11 +225,11 @@ def spread(many: Progress, *rows_of: Examples | None, devices: Any = None) -> tu
     Raises InputError where the devices cannot share the members evenly.
 
     >>> import optax
-    >>> from jaxdl import examples, losses, make_plan, mlp, Objective, start
-    >>> rows = examples([[1.0], [2.0]], [[1.0], [2.0]])
+    >>> from jaxdl import dataset, losses, make_plan, mlp, Objective, start
+    >>> rows = dataset([[1.0], [2.0]], [[1.0], [2.0]])
     >>> plan = make_plan(mlp(()), Objective(losses.squared_error), optax.sgd(0.1), batch_size=2)
     >>> many = members(jax.random.split(jax.random.key(0), 4), lambda key: start(plan, rows, key=key))
-    >>> many, train = spread(many, rows, devices=jax.devices()[:1])
+    >>> many, train = shard_members(many, rows, devices=jax.devices()[:1])
     >>> len(many.epoch.sharding.device_set)
     1
     """
@@ -245,31 +245,31 @@ def spread(many: Progress, *rows_of: Examples | None, devices: Any = None) -> tu
     return placed, *(jax.device_put(rows, alike) for rows in rows_of)
 
 
-def gathered(tree: PyTree) -> PyTree:
+def gather(tree: PyTree) -> PyTree:
     """Arrays that are spread over devices, on the default device again.
 
-    >>> gathered({"a": jnp.ones(2)})["a"].shape
+    >>> gather({"a": jnp.ones(2)})["a"].shape
     (2,)
     """
     return jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), tree)
 
 
 def best_and_final(
-    many: Progress, best_epochs: np.ndarray, eval_params: EvalParams | None = None
-) -> tuple[Weights, Weights]:
+    many: RunState, best_epochs: np.ndarray, eval_params: EvalParams | None = None
+) -> tuple[Variables, Variables]:
     """Return the best and the final variables of many runs, of leaves (M, ...), on the default device.
 
     Of a run without a best epoch, 0 in `best_epochs` (M,), the final variables are the best too.
 
     >>> import optax
-    >>> from jaxdl import examples, losses, make_plan, mlp, Objective, start
-    >>> rows = examples([[1.0], [2.0]], [[1.0], [2.0]])
+    >>> from jaxdl import dataset, losses, make_plan, mlp, Objective, start
+    >>> rows = dataset([[1.0], [2.0]], [[1.0], [2.0]])
     >>> plan = make_plan(mlp(()), Objective(losses.squared_error), optax.sgd(0.1), batch_size=2)
     >>> many = members(jax.random.split(jax.random.key(0), 3), lambda key: start(plan, rows, key=key))
     >>> [leaves.params["Dense_0"]["kernel"].shape for leaves in best_and_final(many, np.zeros(3))]
     [(3, 1, 1), (3, 1, 1)]
     """
-    best, final = gathered((many.best, shown_weights_of_members(many, eval_params)))
+    best, final = gather((many.best, eval_variables_of_members(many, eval_params)))
     without = best_epochs == 0
     if without.any():
         best = jax.tree.map(
@@ -292,9 +292,9 @@ def _own(plan: Plan | Family, numbers: Mapping[str, Array]) -> Plan:
     return plan(numbers) if isinstance(plan, Family) else plan
 
 
-def _apart(progress: Any) -> Any:
+def _apart(run_state: Any) -> Any:
     """What each member has of its own."""
-    return progress._replace(cursor=())
+    return run_state._replace(cursor=())
 
 
 class Mean(NamedTuple):
@@ -305,7 +305,7 @@ class Mean(NamedTuple):
 
 
 @explain_calls
-def predict_mean(model: Model, weights: Weights, inputs: Any, *, batch_size: int | None = None) -> Mean:
+def predict_mean(model: Model, variables: Variables, inputs: Any, *, batch_size: int | None = None) -> Mean:
     """Mean and spread of the outputs of many networks for (N, ...) inputs; the leaves of the weights are (M, ...).
 
     The members are taken one after the other, so there are never more than two members' outputs in memory. Raises
@@ -313,18 +313,18 @@ def predict_mean(model: Model, weights: Weights, inputs: Any, *, batch_size: int
 
     >>> from jaxdl import mlp
     >>> model, inputs = mlp((), outputs=2), jnp.ones((5, 3))
-    >>> weights = jax.vmap(lambda key: model.init(key, inputs))(jax.random.split(jax.random.key(0), 4))
-    >>> predict_mean(model, weights, inputs).spread.shape
+    >>> variables = jax.vmap(lambda key: model.init(key, inputs))(jax.random.split(jax.random.key(0), 4))
+    >>> predict_mean(model, variables, inputs).spread.shape
     (5, 2)
     """
     inputs = inputs if isinstance(inputs, jax.Array) else as_rows("inputs", inputs)
-    _check_many("predict_mean", "predict", model, weights, inputs[:1])
-    count = jax.tree.leaves(weights)[0].shape[0]
+    _check_many("predict_mean", "predict", model, variables, inputs[:1])
+    count = jax.tree.leaves(variables)[0].shape[0]
     mean: Any = jnp.float32(0)
     squares: Any = jnp.float32(0)
     # Welford's update (Technometrics 4, 1962), which does not cancel where the spread is small.
     for index in range(count):
-        one: Weights = jax.tree.map(lambda leaf, index=index: leaf[index], weights)
+        one: Variables = jax.tree.map(lambda leaf, index=index: leaf[index], variables)
         outputs = predict(model, one, inputs, batch_size=batch_size)
         outputs = outputs.astype(precision(outputs.dtype))
         off = outputs - mean
@@ -335,44 +335,50 @@ def predict_mean(model: Model, weights: Weights, inputs: Any, *, batch_size: int
 
 @explain_calls
 def evaluate_members(
-    model: Model, objective: Objective, weights: Weights, rows_of: Examples, *, batch_size: int | None = None
+    model: Model, objective: Objective, variables: Variables, rows_of: Dataset, *, batch_size: int | None = None
 ) -> dict[str, Array]:
     """The figures of a data set for each of many networks, (M,); the leaves of the weights are (M, ...).
 
     Each is what `evaluate` gives for the member alone, bit for bit but for convolutions, which XLA may round otherwise
     within a loop. Raises InputError for the weights of a single network.
 
-    >>> from jaxdl import examples, losses, mlp
-    >>> model, rows = mlp(()), examples([[1.0], [2.0]], [[0.0], [0.0]])
-    >>> weights = jax.vmap(lambda key: model.init(key, rows.inputs))(jax.random.split(jax.random.key(0), 4))
-    >>> evaluate_members(model, Objective(losses.squared_error), weights, rows)["loss"].shape
+    >>> from jaxdl import dataset, losses, mlp
+    >>> model, rows = mlp(()), dataset([[1.0], [2.0]], [[0.0], [0.0]])
+    >>> variables = jax.vmap(lambda key: model.init(key, rows.inputs))(jax.random.split(jax.random.key(0), 4))
+    >>> evaluate_members(model, Objective(losses.squared_error), variables, rows)["loss"].shape
     (4,)
     """
     objective = check_objective(objective)
     check_examples("rows_of", rows_of)
-    _check_many("evaluate_members", "evaluate", model, weights, rows_of.inputs[:1])
+    _check_many("evaluate_members", "evaluate", model, variables, rows_of.inputs[:1])
     check_labels(model, objective, rows_of)
-    rows, prepared = evaluation_rows(rows_of), not is_traced(rows_of.weights)
-    return _evaluate_members(model, objective, weights, rows, batch_size=batch_size, prepared=prepared)
+    rows, prepared = evaluation_rows(rows_of), not is_traced(rows_of.sample_weight)
+    return _evaluate_members(model, objective, variables, rows, batch_size=batch_size, prepared=prepared)
 
 
-@partial(program, static_argnames=("model", "objective", "batch_size", "prepared"))
+@partial(jit, static_argnames=("model", "objective", "batch_size", "prepared"))
 def _evaluate_members(
-    model: Model, objective: Objective, weights: Weights, rows_of: Examples, *, batch_size: int | None, prepared: bool
+    model: Model,
+    objective: Objective,
+    variables: Variables,
+    rows_of: Dataset,
+    *,
+    batch_size: int | None,
+    prepared: bool,
 ) -> dict[str, Array]:
     size = rows_at_once(rows_of.inputs, batch_size)
 
-    def of_one(one: Weights) -> dict[str, Array]:
+    def of_one(one: Variables) -> dict[str, Array]:
         return evaluate_prepared(model, objective, one, rows_of, size=size, prepared=prepared)
 
-    return lax.map(of_one, weights)
+    return lax.map(of_one, variables)
 
 
-def _check_many(name: str, of_one: str, model: Model, weights: Weights, inputs: Any) -> None:
+def _check_many(name: str, of_one: str, model: Model, variables: Variables, inputs: Any) -> None:
     check_model(model)
-    check_weights(weights)
+    check_variables(variables)
     alone = jax.eval_shape(model.init, jax.random.key(0), inputs)
-    if [jnp.ndim(leaf) for leaf in jax.tree.leaves(weights)] == [leaf.ndim for leaf in jax.tree.leaves(alone)]:
+    if [jnp.ndim(leaf) for leaf in jax.tree.leaves(variables)] == [leaf.ndim for leaf in jax.tree.leaves(alone)]:
         raise InputError(
             f"{name} needs the weights of many networks, leaves (members, ...), got those of a single one. "
             f"Use jaxdl.{of_one} for it."

@@ -15,7 +15,7 @@ import optax
 
 from jaxdl._arguments import check_callbacks, check_choice, check_examples, check_platform, explain_calls, whole_number
 from jaxdl.data.streaming import Loader
-from jaxdl.ensembles.members import How, best_and_final, most_devices, run_members, spread, start_members
+from jaxdl.ensembles.members import Method, best_and_final, most_devices, run_members, shard_members, start_members
 from jaxdl.errors import InputError
 from jaxdl.losses import check_labels
 from jaxdl.train import make_plan
@@ -31,7 +31,7 @@ from jaxdl.train.fit import (
 )
 from jaxdl.train.loop import Chunk, Pace, Reached, Run, checked, chunks, run_loop
 from jaxdl.train.plan import NEVER
-from jaxdl.types import Array, EvalParams, Examples, Model, Objective, Plan, Progress, Rule, Saved, Weights
+from jaxdl.types import Array, Checkpoint, Dataset, EvalParams, Model, Objective, Plan, Rule, RunState, Variables
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,115 +40,119 @@ if TYPE_CHECKING:
 Record = dict[str, np.ndarray]
 
 
-class Fits(NamedTuple):
+class SeedsResult(NamedTuple):
     """What many runs leave; a member is the position of its seed, from 0."""
 
     history: pd.DataFrame  # a row for each member and epoch that it did: `member`, `epoch`, and a column a figure
-    best: Weights  # of leaves (M, ...), of each member's best epoch
-    final: Weights  # of leaves (M, ...)
+    best: Variables  # of leaves (M, ...), of each member's best epoch
+    final: Variables  # of leaves (M, ...)
     best_epochs: np.ndarray  # (M,) int32, from 1; 0 where no epoch was the best, and `best` holds the final weights
     reasons: tuple[str, ...]  # why each run ended: "epochs", "early-stopping" or "interrupted"
-    progress: Progress  # the state of all members, without their records
+    state: RunState  # the state of all members, without their records
     records: Sequence[Record] = ()  # of all members together: the values of each epoch, arrays (M,), and its number
     data: str = ""  # what the rows of the epoch under way are told by; empty between two epochs
 
     def __repr__(self) -> str:
         """Return one line: the table and the arrays would fill many screens."""
         reasons = ", ".join(f"{self.reasons.count(each)} {each}" for each in dict.fromkeys(self.reasons))
-        return f"Fits({len(self.reasons)} members, {len(self.history)} epochs in all, reasons: {reasons})"
+        return f"SeedsResult({len(self.reasons)} members, {len(self.history)} epochs in all, reasons: {reasons})"
 
 
 @explain_calls
 def fit_seeds(
     model: Model,
     objective: Objective,
-    optimiser: optax.GradientTransformation,
-    train: Examples,
-    validation: Examples | None = None,
+    optimizer: optax.GradientTransformation,
+    train: Dataset,
+    validation: Dataset | None = None,
     *,
     seeds: Sequence[int] | None = None,
     epochs: int = 10,
     batch_size: int = 32,
-    stop: Rule = NEVER,
+    early_stopping: Rule = NEVER,
     plateau: Rule | None = None,
-    average: float | None = None,
+    ema_decay: float | None = None,
     eval_params: EvalParams | None = None,
-    how: How = "vmap",
-    observers: Iterable[Callable[[Progress, list[Record]], None]] = (),
-    progress: Fits | Saved | Progress | None = None,
-) -> Fits:
+    method: Method = "vmap",
+    callbacks: Iterable[Callable[[RunState, list[Record]], None]] = (),
+    state: SeedsResult | Checkpoint | RunState | None = None,
+) -> SeedsResult:
     """Trains one network a seed, each as `fit(..., seed=seed)` would, until all have ended.
 
     A member that stops early keeps what it has while the others go on; one that meets nan harms no other. They are
     spread over as many of the process's devices as share them evenly; a CPU is one device unless JAX is told otherwise
     before it starts, as by `jax.config.update("jax_num_cpu_devices", 2)`. Ctrl-C, or the stop button of a notebook,
-    ends all, and `fit_seeds(..., progress=result)` resumes them, to the bits of runs that were not interrupted.
+    ends all, and `fit_seeds(..., state=result)` resumes them, to the bits of runs that were not interrupted.
 
-    how: "vmap" trains the members in batches, and rounds differently than `fit`; "map" trains them one after the other,
+    method: "vmap" trains the members in batches, and rounds differently than `fit`; "map" trains them one after the other,
         with the bits of `fit` (on several devices, not of BatchNorm, which XLA rounds otherwise there). On a CPU
         neither is much faster for small dense networks; for ConvNets "map" is.
-    seeds: 0 to 15 by default; with a progress, those that it was begun with.
-    observers: functions `(progress, records) -> None`, called after every epoch with the records of all epochs so far;
-        a value of a record is an array (M,). With `checkpoints.keeper` for one, the runs can be resumed after a crash.
-    progress: earlier runs of the same seeds to resume, as for `fit`: the result of `fit_seeds`, or what
-        `checkpoints.latest` returns; their records stand before the new ones. Those of a bare Progress are not known.
+    seeds: 0 to 15 by default; with a state, those that it was begun with.
+    callbacks: functions `(progress, records) -> None`, called after every epoch with the records of all epochs so far;
+        a value of a record is an array (M,). With `saving.checkpointer` for one, the runs can be resumed after a crash.
+    state: earlier runs of the same seeds to resume, as for `fit`: the result of `fit_seeds`, or what
+        `saving.restore_latest` returns; their records stand before the new ones. Those of a bare RunState are not known.
         Members that had stopped at different epochs and train on all reach `epochs`.
 
     Warns where a member has no best epoch, as `fit` does. Raises InputError for arguments that do not fit together.
 
-    >>> from jaxdl import examples, losses, metrics, mlp
+    >>> from jaxdl import dataset, losses, metrics, mlp
     >>> inputs = np.linspace(-1, 1, 64)[:, None]
-    >>> data = examples(inputs, 3 * inputs)
+    >>> data = dataset(inputs, 3 * inputs)
     >>> objective = Objective(losses.squared_error, (metrics.rmse,))
     >>> runs = fit_seeds(mlp(()), objective, optax.sgd(0.1), data, seeds=(0, 1, 2), epochs=40)
     >>> runs.history.groupby("member")["rmse"].last().shape, runs.reasons
     ((3,), ('epochs', 'epochs', 'epochs'))
     """
     epochs = whole_number("epochs", epochs, 1)
-    check_choice("how", how, ("vmap", "map"))
-    observers = check_callbacks(observers)
+    check_choice("method", method, ("vmap", "map"))
+    callbacks = check_callbacks(callbacks)
     check_platform()
     keys = None if seeds is None else seed_keys(seeds)
     plan = make_plan(
         model,
         objective,
-        optimiser,
+        optimizer,
         batch_size=batch_size,
-        stop=stop,
+        early_stopping=early_stopping,
         plateau=plateau,
-        average=average,
+        ema_decay=ema_decay,
         eval_params=eval_params,
     )
     check_examples("train", train)
     rows, validation = checked(plan, train, validation)
     check_labels(model, objective, rows.first, validation)
     count = 16
-    if isinstance(progress, Saved):
-        shape = progress.about["kinds"]["epoch"][1]
+    if isinstance(state, Checkpoint):
+        shape = state.about["kinds"]["epoch"][1]
         if len(shape) != 1:
-            raise InputError("progress must be that of fit_seeds, got that of a single run. Continue it with fit.")
+            raise InputError("state must be that of fit_seeds, got that of a single run. Continue it with fit.")
         count = shape[0]
     begun = seed_keys(range(count)) if keys is None else keys
-    earlier, records = resumed(progress, lambda: start_members(begun, rows.first, validation, plan=plan), Fits)
+    earlier, records = resumed(state, lambda: start_members(begun, rows.first, validation, plan=plan), SeedsResult)
     if earlier is None:
-        state = start_members(begun, rows.first, validation, plan=plan)
+        run_state = start_members(begun, rows.first, validation, plan=plan)
     else:
         _check_members(earlier, keys)
-        state = under_new_monitor(plan, resume(plan, earlier, rows, validation), records)
-        check_data(plan, state, rows, getattr(progress, "data", ""))
-    warn_of_eval_params(plan, state)
-    state, examples, validation = spread(state, rows.examples, validation, devices=most_devices(len(state.epoch)))
-    run, reached, ends = partial(run_members, how=how), Reached(state, records), "epochs"
+        run_state = under_new_monitor(plan, resume(plan, earlier, rows, validation), records)
+        check_data(plan, run_state, rows, getattr(state, "data", ""))
+    warn_of_eval_params(plan, run_state)
+    run_state, examples, validation = shard_members(
+        run_state, rows.examples, validation, devices=most_devices(len(run_state.epoch))
+    )
+    run, reached, ends = partial(run_members, method=method), Reached(run_state, records), "epochs"
     until = chunks if earlier is None else _until_all
     try:
-        pieces = until(plan, state, replace(rows, examples=examples), validation, last=epochs, steps=Pace(), run=run)
-        run_loop(pieces, reached, observers=observers)
+        pieces = until(
+            plan, run_state, replace(rows, examples=examples), validation, last=epochs, steps=Pace(), run=run
+        )
+        run_loop(pieces, reached, callbacks=callbacks)
     except KeyboardInterrupt:
         ends = "interrupted"
-    state = reached.progress
-    fits = _fits(state, records, ends, eval_params)
+    run_state = reached.state
+    fits = _fits(run_state, records, ends, eval_params)
     if ends == "interrupted":
-        fits = fits._replace(data=data_of_epoch(plan, state, rows))
+        fits = fits._replace(data=data_of_epoch(plan, run_state, rows))
     without = np.flatnonzero(fits.best_epochs == 0)
     if len(without) and len(fits.history):
         which = f"members {', '.join(map(str, without))} of {len(fits.best_epochs)}"
@@ -157,7 +161,7 @@ def fit_seeds(
 
 
 def _until_all(
-    plan: Plan, state: Progress, rows: Loader, validation: Examples | None, *, last: int, steps: Pace, run: Run
+    plan: Plan, state: RunState, rows: Loader, validation: Dataset | None, *, last: int, steps: Pace, run: Run
 ) -> Iterator[Chunk]:
     """Yield the chunks of the runs until each member has done the epoch `last` or has been stopped by its rule.
 
@@ -166,7 +170,7 @@ def _until_all(
     """
     inside = int(state.cursor) > 0
     while True:
-        epochs, over = np.asarray(state.epoch), np.asarray(state.stopping.done)
+        epochs, over = np.asarray(state.epoch), np.asarray(state.stopping.should_stop)
         trains = ~over & (epochs < last)
         if inside:
             under_way = np.asarray(state.sums.weight).reshape(len(epochs), -1).any(1)
@@ -175,13 +179,13 @@ def _until_all(
             return
         behind, waits = np.where(trains, epochs.max() - epochs, 0), ~over & ~trains
         end = int(epochs.max()) + (1 if inside and waits.any() else last - int(epochs[trains].max()))
-        here = _standing(state, state.stopping.done | waits) if waits.any() else state
+        here = _standing(state, state.stopping.should_stop | waits) if waits.any() else state
         for chunk in chunks(plan, here, rows, validation, last=end, steps=steps, run=run):
             if waits.any():
-                state = _standing(chunk.progress, chunk.progress.stopping.done & ~waits)
-                chunk = chunk._replace(progress=state)
+                state = _standing(chunk.state, chunk.state.stopping.should_stop & ~waits)
+                chunk = chunk._replace(state=state)
             else:
-                state = chunk.progress
+                state = chunk.state
             if chunk.record is not None and behind.any():
                 chunk = chunk._replace(record={**chunk.record, "epoch": chunk.record["epoch"] - behind})
             yield chunk
@@ -190,29 +194,31 @@ def _until_all(
         inside = False
 
 
-def _standing(progress: Progress, which: Array) -> Progress:
-    return progress._replace(stopping=progress.stopping._replace(done=which))
+def _standing(run_state: RunState, which: Array) -> RunState:
+    return run_state._replace(stopping=run_state.stopping._replace(should_stop=which))
 
 
-def _check_members(progress: Progress, keys: Array | None) -> None:
+def _check_members(run_state: RunState, keys: Array | None) -> None:
     """Raise InputError for the progress of a single run, and for that of other seeds than those of the keys."""
-    if progress.epoch.ndim != 1:
-        raise InputError("progress must be that of fit_seeds, got that of a single run. Continue it with fit.")
+    if run_state.epoch.ndim != 1:
+        raise InputError("state must be that of fit_seeds, got that of a single run. Continue it with fit.")
     if keys is None:
         return
-    if progress.epoch.shape != keys.shape:
-        raise InputError(f"progress must be that of {len(keys)} seeds, got one of shape {progress.epoch.shape}.")
+    if run_state.epoch.shape != keys.shape:
+        raise InputError(f"state must be that of {len(keys)} seeds, got one of shape {run_state.epoch.shape}.")
     orders = jax.vmap(lambda key: jax.random.split(key, 3)[2])(keys)  # as `training.start` draws them
-    if not np.array_equal(jax.random.key_data(orders), jax.random.key_data(progress.key)):
+    if not np.array_equal(jax.random.key_data(orders), jax.random.key_data(run_state.key)):
         raise InputError("progress is that of other seeds. Leave seeds out to continue it.")
 
 
-def _fits(progress: Progress, records: list[Record], ends: str, eval_params: EvalParams | None) -> Fits:
-    done, best_epochs, stopped = map(np.asarray, (progress.epoch, progress.stopping.best_epoch, progress.stopping.done))
-    best, final = best_and_final(progress, best_epochs, eval_params)
+def _fits(run_state: RunState, records: list[Record], ends: str, eval_params: EvalParams | None) -> SeedsResult:
+    done, best_epochs, stopped = map(
+        np.asarray, (run_state.epoch, run_state.stopping.best_epoch, run_state.stopping.should_stop)
+    )
+    best, final = best_and_final(run_state, best_epochs, eval_params)
     reasons = tuple(reason_of(over, ends) for over in stopped)
     records = [record for record in records if (record["epoch"] <= done).any()]
-    return Fits(as_table(records, done), best, final, best_epochs, reasons, progress, records)
+    return SeedsResult(as_table(records, done), best, final, best_epochs, reasons, run_state, records)
 
 
 def reason_of(stopped: bool, otherwise: str) -> str:

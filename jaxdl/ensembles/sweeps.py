@@ -26,10 +26,10 @@ from jaxdl._arguments import (
     number,
     whole_number,
 )
-from jaxdl._tree import check_kinds, kinds, named, rebuilt
+from jaxdl._tree import check_structure, flatten_named, kinds, unflatten_named
 from jaxdl.data.batches import evaluation_rows
 from jaxdl.data.streaming import loader
-from jaxdl.ensembles.members import How, best_and_final, most_devices, run_members, spread, start_members
+from jaxdl.ensembles.members import Method, best_and_final, most_devices, run_members, shard_members, start_members
 from jaxdl.ensembles.seeds import Record, reason_of, seed_keys
 from jaxdl.errors import InputError
 from jaxdl.losses import check_labels
@@ -37,7 +37,7 @@ from jaxdl.stats import Estimate, estimate
 from jaxdl.train.fit import recalled, warn_of_eval_params, without_best
 from jaxdl.train.loop import Chunk, Pace, Reached, chunks, run_loop
 from jaxdl.train.plan import Family, check_rows
-from jaxdl.types import Array, Examples, Plan, Progress, Saved, Weights
+from jaxdl.types import Array, Checkpoint, Dataset, Plan, RunState, Variables
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -66,13 +66,13 @@ def grid(**values: Iterable[Any]) -> list[Candidate]:
     return [dict(zip(lists, combination, strict=True)) for combination in itertools.product(*lists.values())]
 
 
-def random(count: int, seed: int = 0, **draws: Draw) -> list[Candidate]:
+def sample(count: int, seed: int = 0, **draws: Draw) -> list[Candidate]:
     """`count` candidates, each value drawn on its own: as good as a grid with far fewer runs where few values matter.
 
     Source: Bergstra and Bengio, Journal of Machine Learning Research 13 (2012). Raises InputError for a count below 1,
     and for a draw that is none.
 
-    >>> random(2, dropout=uniform(0.0, 0.5), hidden=choice((10, 5), (3, 3)))[1]
+    >>> sample(2, dropout=uniform(0.0, 0.5), hidden=choice((10, 5), (3, 3)))[1]
     {'dropout': 0.020..., 'hidden': (10, 5)}
     """
     count = whole_number("count", count, 1)
@@ -129,9 +129,9 @@ class Population(NamedTuple):
     alive: tuple[int, ...]  # the candidates by their numbers
     plans: tuple[Plan, ...]  # of these
     numbers: dict[str, Array]  # float32 (M,), what differs within the program
-    progress: Progress  # of M = candidates x seeds members
-    train: Examples
-    validation: Examples | None
+    state: RunState  # of M = candidates x seeds members
+    train: Dataset
+    validation: Dataset | None
 
 
 class Group(NamedTuple):
@@ -139,15 +139,15 @@ class Group(NamedTuple):
 
     candidates: Array | np.ndarray  # (C,) int32, their numbers
     numbers: dict[str, Array]  # float32 (M,), what differs within the program
-    progress: Progress  # of M = C x seeds members
+    state: RunState  # of M = C x seeds members
 
 
 class Ended(NamedTuple):
     """Where the runs of a candidate stand."""
 
     plan: Plan
-    best: Weights  # of leaves (seeds, ...), of each run's best epoch
-    final: Weights
+    best: Variables  # of leaves (seeds, ...), of each run's best epoch
+    final: Variables
     epochs: np.ndarray  # (seeds,) int32, as are the best epochs
     best_epochs: np.ndarray
     stopped: np.ndarray  # (seeds,) bool, by the rule of the plan
@@ -158,7 +158,7 @@ def populations(
     candidates: Sequence[AnyCandidate],
     structure: Collection[str],
     keys: Array,
-    see: Callable[..., tuple[Examples, Examples | None]],
+    see: Callable[..., tuple[Dataset, Dataset | None]],
 ) -> list[Population]:
     """Candidates with one member for each of the keys (S,), those together that differ in floats alone.
 
@@ -166,12 +166,12 @@ def populations(
     not take, and for values that do not hash.
 
     >>> import optax
-    >>> from jaxdl import examples, losses, make_plan, mlp, Objective
+    >>> from jaxdl import dataset, losses, make_plan, mlp, Objective
     >>> def make(learning_rate):
     ...     return make_plan(mlp(()), Objective(losses.squared_error), optax.sgd(learning_rate), batch_size=2)
-    >>> data, keys = (examples([[1.0], [2.0]], [[1.0], [2.0]]), None), jax.random.split(jax.random.key(0), 3)
+    >>> data, keys = (dataset([[1.0], [2.0]], [[1.0], [2.0]]), None), jax.random.split(jax.random.key(0), 3)
     >>> (population,) = populations(make, [{"learning_rate": 0.1}, {"learning_rate": 0.2}], (), keys, lambda: data)
-    >>> population.alive, population.progress.epoch.shape
+    >>> population.alive, population.state.epoch.shape
     ((0, 1), (6,))
     """
     together: dict[tuple[tuple[tuple[str, Any], ...], tuple[str, ...]], list[int]] = {}
@@ -192,9 +192,9 @@ def populations(
         check_labels(plan.model, plan.objective, train, validation)
         numbers = {name: jnp.repeat(jnp.asarray([of[name] for of in own], jnp.float32), len(keys)) for name in floats}
         plans = tuple(family(of) for of in own)
-        progress = start_members(jnp.tile(keys, len(alive)), train, validation, numbers, plan=family)
-        warn_of_eval_params(plans[0], progress, stacklevel=5)
-        found.append(Population(family, tuple(alive), plans, numbers, progress, train, validation))
+        run_state = start_members(jnp.tile(keys, len(alive)), train, validation, numbers, plan=family)
+        warn_of_eval_params(plans[0], run_state, stacklevel=5)
+        found.append(Population(family, tuple(alive), plans, numbers, run_state, train, validation))
     return found
 
 
@@ -213,31 +213,31 @@ def _floats(name: str, value: Any, structure: Collection[str]) -> bool:
     return isinstance(value, (float, np.floating)) and name not in structure
 
 
-def trained(population: Population, last: int, how: How) -> Iterator[Chunk]:
+def trained(population: Population, last: int, method: Method) -> Iterator[Chunk]:
     """The chunks of a population up to the epoch `last`, spread over the devices that share it evenly."""
     rows, validation = loader(population.train, population.plans[0].batch_size), population.validation
-    devices = most_devices(population.progress.epoch.shape[0])
-    progress, examples, validation = spread(
-        population.progress, rows.examples, evaluation_rows(validation), devices=devices
+    devices = most_devices(population.state.epoch.shape[0])
+    run_state, examples, validation = shard_members(
+        population.state, rows.examples, evaluation_rows(validation), devices=devices
     )
 
-    def run(*arguments: Any, plan: Plan) -> tuple[Progress, Array]:
-        return run_members(*arguments, plan=population.family, how=how, numbers=population.numbers)
+    def run(*arguments: Any, plan: Plan) -> tuple[RunState, Array]:
+        return run_members(*arguments, plan=population.family, method=method, numbers=population.numbers)
 
     rows = replace(rows, examples=examples)
-    return chunks(population.plans[0], progress, rows, validation, last=last, steps=Pace(), run=run)
+    return chunks(population.plans[0], run_state, rows, validation, last=last, steps=Pace(), run=run)
 
 
 def ended(population: Population) -> dict[int, Ended]:
     """Where the runs of each candidate stand, by its number."""
-    progress = population.progress
-    ends = tuple(map(np.asarray, (progress.epoch, progress.stopping.best_epoch, progress.stopping.done)))
-    weights = best_and_final(progress, ends[1], population.plans[0].eval_params)
+    run_state = population.state
+    ends = tuple(map(np.asarray, (run_state.epoch, run_state.stopping.best_epoch, run_state.stopping.should_stop)))
+    variables = best_and_final(run_state, ends[1], population.plans[0].eval_params)
     count = len(ends[0]) // len(population.alive)
     found = {}
     for place, index in enumerate(population.alive):
         own = slice(place * count, (place + 1) * count)
-        parts = jax.tree.map(lambda leaf, own=own: leaf[own], (*weights, *ends))
+        parts = jax.tree.map(lambda leaf, own=own: leaf[own], (*variables, *ends))
         found[index] = Ended(population.plans[place], *parts)
     return found
 
@@ -245,8 +245,8 @@ def ended(population: Population) -> dict[int, Ended]:
 def scores(population: Population) -> dict[int, float]:
     """Each candidate's best monitored figure, a mean over seeds, the lower the better; inf where none was finite."""
     # Before its first epoch, a run's best is the worst there is.
-    sign = 1 if float(population.plans[0].stop.init().best) > 0 else -1
-    best = np.asarray(population.progress.stopping.best, np.float64)
+    sign = 1 if float(population.plans[0].early_stopping.init().best) > 0 else -1
+    best = np.asarray(population.state.stopping.best, np.float64)
     means = sign * best.reshape(len(population.alive), -1).mean(1)
     return dict(zip(population.alive, means.tolist(), strict=True))
 
@@ -254,21 +254,21 @@ def scores(population: Population) -> dict[int, float]:
 def compacted(population: Population, kept: Collection[int]) -> Population:
     """The population without the members of the candidates that are not kept; some must be."""
     places = [place for place, index in enumerate(population.alive) if index in kept]
-    count = population.progress.epoch.shape[0] // len(population.alive)
+    count = population.state.epoch.shape[0] // len(population.alive)
     rows = np.concatenate([np.arange(count) + place * count for place in places])
-    many: Any = population.progress
-    progress = jax.tree.map(lambda leaf: leaf[rows], many._replace(cursor=()))._replace(cursor=many.cursor)
+    many: Any = population.state
+    run_state = jax.tree.map(lambda leaf: leaf[rows], many._replace(cursor=()))._replace(cursor=many.cursor)
     return population._replace(
         alive=tuple(population.alive[place] for place in places),
         plans=tuple(population.plans[place] for place in places),
         numbers={name: values[rows] for name, values in population.numbers.items()},
-        progress=progress,
+        state=run_state,
     )
 
 
 def group(population: Population) -> Group:
     """What a population remembers, as a pytree of arrays."""
-    return Group(np.asarray(population.alive, np.int32), population.numbers, population.progress)
+    return Group(np.asarray(population.alive, np.int32), population.numbers, population.state)
 
 
 def regrouped(fresh: Collection[Population], group: Group) -> Population:
@@ -279,19 +279,19 @@ def regrouped(fresh: Collection[Population], group: Group) -> Population:
     alive = {*np.asarray(group.candidates).tolist()}
     found = [population for population in fresh if alive and alive <= {*population.alive}]
     if not found:
-        raise InputError("progress must be of a sweep with the same candidates. Give these, or begin a new sweep.")
+        raise InputError("state must be of a sweep with the same candidates. Give these, or begin a new sweep.")
     whole = compacted(found[0], alive)
-    if not _equal_arrays((whole.progress.key, whole.numbers), (group.progress.key, group.numbers)):
+    if not _equal_arrays((whole.state.key, whole.numbers), (group.state.key, group.numbers)):
         raise InputError(
-            f"progress must be of a sweep with the same seeds, and the same values of candidates {sorted(alive)}. Give "
+            f"state must be of a sweep with the same seeds, and the same values of candidates {sorted(alive)}. Give "
             "these, or begin a new sweep."
         )
-    check_kinds(kinds(group.progress), whole.progress)
-    return whole._replace(progress=group.progress)
+    check_structure(kinds(group.state), whole.state)
+    return whole._replace(state=group.state)
 
 
 def _equal_arrays(one: Any, other: Any) -> bool:
-    ours, theirs = named(one), named(other)
+    ours, theirs = flatten_named(one), flatten_named(other)
     return ours.keys() == theirs.keys() and all(np.array_equal(ours[name], theirs[name]) for name in ours)
 
 
@@ -307,15 +307,15 @@ class SweepProgress(NamedTuple):
     dropped: tuple[Group, ...]
 
 
-class Sweep(NamedTuple):
+class SweepResult(NamedTuple):
     """What a sweep leaves; a candidate is known by its place in the list, from 0."""
 
     table: pd.DataFrame  # a row for each candidate and seed: what it was, how it ended, the figures of its best epoch
     history: pd.DataFrame  # a row for each candidate, seed and epoch that it did
     plans: tuple[Plan, ...]  # of the candidates
-    best: tuple[Weights, ...]  # of the candidates, of leaves (seeds, ...), of each run's best epoch
-    final: tuple[Weights, ...]
-    progress: SweepProgress | None = None
+    best: tuple[Variables, ...]  # of the candidates, of leaves (seeds, ...), of each run's best epoch
+    final: tuple[Variables, ...]
+    state: SweepProgress | None = None
     records: Sequence[
         Record
     ] = ()  # of an epoch and the runs that share a program: `epoch`, and arrays (M,), among them
@@ -323,26 +323,26 @@ class Sweep(NamedTuple):
 
     def __repr__(self) -> str:
         """Return one line: the tables and arrays would fill many screens."""
-        return f"Sweep({len(self.plans)} candidates, {len(self.table)} runs, {len(self.history)} epochs in all)"
+        return f"SweepResult({len(self.plans)} candidates, {len(self.table)} runs, {len(self.history)} epochs in all)"
 
 
 @explain_calls
 def sweep(
     make: Callable[..., Plan],
     candidates: Sequence[AnyCandidate],
-    train: Examples,
-    validation: Examples | None = None,
+    train: Dataset,
+    validation: Dataset | None = None,
     *,
     seeds: Sequence[int] = tuple(range(8)),
     epochs: int = 10,
     halving: int | None = None,
     least: int = 1,
     structure: Sequence[str] = (),
-    rows: Callable[..., Examples] | None = None,
-    how: How = "vmap",
-    observers: Iterable[Callable[[SweepProgress, list[Record]], None]] = (),
-    progress: Sweep | Saved | None = None,
-) -> Sweep:
+    rows: Callable[..., Dataset] | None = None,
+    method: Method = "vmap",
+    callbacks: Iterable[Callable[[SweepProgress, list[Record]], None]] = (),
+    state: SweepResult | Checkpoint | None = None,
+) -> SweepResult:
     """Trains `make(**candidate)` with every seed, for every candidate, each run with its own early stopping.
 
     Values that are floats are numbers within a program, which all candidates that differ in them alone share: learning
@@ -350,36 +350,36 @@ def sweep(
     batch size) is structure: a program for each combination. `make` then gets float32 scalars that it must not decide
     on; it should be a function of a module, because its programs are found again by it.
 
-    Ctrl-C, or the stop button of a notebook, ends the sweep; `sweep(..., progress=result)` with the same arguments
+    Ctrl-C, or the stop button of a notebook, ends the sweep; `sweep(..., state=result)` with the same arguments
     resumes it, to the bits of a sweep that was not interrupted.
 
     halving: such as 3, for successive halving: the best third goes on after `least` epochs, the best third of these
         after three times as many, until the rest has `epochs`. The others hold what they had. Candidates are ranked by
-        the mean over seeds of what `stop` watches, at its best so far; one with a seed that is not finite is the last.
+        the mean over seeds of what `early_stopping` watches, at its best so far; one with a seed that is not finite is the last.
         Source: Jamieson and Talwalkar, AISTATS (2016).
     structure: names of floats that are structure too.
-    how: as for `fit_seeds`. With "map", runs have the bits of `fit` where numbers are learning rates, weight decays or
+    method: as for `fit_seeds`. With "map", runs have the bits of `fit` where numbers are learning rates, weight decays or
         dropout rates, and differ in the last bits where XLA or Python computes beforehand with one that is known.
     rows: `(rows, **structure) -> rows`, what candidates see of the rows, where they differ in that (in columns, say).
-    observers: functions `(progress, records) -> None`, called after every epoch of runs that share a program, with all
-        records of the sweep so far. With `checkpoints.keeper` for one, the sweep can be resumed after a crash.
-    progress: an earlier sweep to resume: the result of `sweep`, or what `checkpoints.latest` returns. `epochs` may be
+    callbacks: functions `(progress, records) -> None`, called after every epoch of runs that share a program, with all
+        records of the sweep so far. With `saving.checkpointer` for one, the sweep can be resumed after a crash.
+    state: an earlier sweep to resume: the result of `sweep`, or what `saving.restore_latest` returns. `epochs` may be
         larger than before.
 
     Warns where a run has no best epoch, as `fit` does. Raises InputError for arguments that do not fit together.
 
     >>> import optax
-    >>> from jaxdl import examples, grid, losses, make_plan, mlp, Objective
+    >>> from jaxdl import dataset, grid, losses, make_plan, mlp, Objective
     >>> def make(hidden, learning_rate):
     ...     return make_plan(mlp(hidden), Objective(losses.squared_error), optax.sgd(learning_rate), batch_size=16)
     >>> inputs = np.linspace(-1, 1, 64)[:, None]
     >>> candidates = grid(hidden=((), (4,)), learning_rate=(0.1, 0.01))
-    >>> found = sweep(make, candidates, examples(inputs, 3 * inputs), seeds=(0, 1))
+    >>> found = sweep(make, candidates, dataset(inputs, 3 * inputs), seeds=(0, 1))
     >>> found.table.shape[0], int(found.table.groupby("candidate")["loss"].mean().idxmin())
     (8, 0)
     """
     candidates = _checked(make, candidates, seeds, structure)
-    check_choice("how", how, ("vmap", "map"))
+    check_choice("method", method, ("vmap", "map"))
     check_examples("train", train)
     if validation is not None:
         check_examples("validation", validation)
@@ -388,11 +388,11 @@ def sweep(
     check_platform()
     keys, ends, see = seed_keys(seeds), _rungs(epochs, halving, least), rows or (lambda of, **_: of)
 
-    def seen(**fixed: Any) -> tuple[Examples, Examples | None]:
+    def seen(**fixed: Any) -> tuple[Dataset, Dataset | None]:
         return see(train, **fixed), None if validation is None else see(validation, **fixed)
 
-    race = _resumed(progress, populations(make, candidates, structure, keys, seen), ends)
-    interrupted = _run(race, seeds, ends, halving or 1, how, check_callbacks(observers))
+    race = _resumed(state, populations(make, candidates, structure, keys, seen), ends)
+    interrupted = _run(race, seeds, ends, halving or 1, method, check_callbacks(callbacks))
     runs, reasons = _ended(race, ends, interrupted)
     history = _history(race.records, runs)
     table = _table(candidates, seeds, runs, reasons, history)
@@ -401,10 +401,10 @@ def sweep(
     if without:
         which = f"seeds of the candidates {', '.join(map(str, without))}"
         warnings.warn(without_best(plans[without[0]], validation, which), RuntimeWarning, stacklevel=3)
-    return Sweep(table, history, plans, best, final, race.progress(), race.records)
+    return SweepResult(table, history, plans, best, final, race.snapshot(), race.records)
 
 
-def summary(found: Sweep, figure: str, *, at: Literal["best", "last"] = "best") -> pd.DataFrame:
+def summarize(found: SweepResult, figure: str, *, at: Literal["best", "last"] = "best") -> pd.DataFrame:
     """The mean of a figure over the seeds of each candidate, indexed by the candidate, beside what the candidate was.
 
     at: the best epoch of each run by what it watched, or its last. Columns: the candidate's values, `parameters`, and
@@ -415,7 +415,7 @@ def summary(found: Sweep, figure: str, *, at: Literal["best", "last"] = "best") 
     >>> import pandas as pd
     >>> table = pd.DataFrame({"candidate": [0, 0], "seed": [0, 1], "parameters": 2, "epochs": 9, "best_epoch": 9})
     >>> history = pd.DataFrame({"candidate": [0, 0], "seed": [0, 1], "epoch": 9, "rmse": [1.0, 3.0]})
-    >>> summary(Sweep(table, history, (), (), ()), "rmse").loc[0, ["parameters", "mean", "error"]].tolist()
+    >>> summarize(SweepResult(table, history, (), (), ()), "rmse").loc[0, ["parameters", "mean", "error"]].tolist()
     [2.0, 2.0, 1.0]
     """
     import pandas as pd
@@ -497,34 +497,33 @@ class _Race:
     state: tuple[int, list[Population], list[Population]]
     records: list[Record]
 
-    def progress(self) -> SweepProgress:
+    def snapshot(self) -> SweepProgress:
         rung, racing, dropped = self.state
         return SweepProgress(np.asarray(rung, np.int32), tuple(map(group, racing)), tuple(map(group, dropped)))
 
 
 def _resumed(given: Any, fresh: list[Population], ends: Sequence[int]) -> _Race:
     """Where the sweep stands that a caller gives as `progress`; at its beginning without one."""
-    progress: Any
+    run_state: Any
     match given:
         case None:
             return _Race((0, fresh, []), [])
-        case Saved():
-            progress, records = _restored(given, fresh), recalled(given.about["history"])
-        case Sweep(progress=SweepProgress() as progress):
+        case Checkpoint():
+            run_state, records = _restored(given, fresh), recalled(given.about["history"])
+        case SweepResult(state=SweepProgress() as run_state):
             records = [{**record} for record in given.records]
         case _:
             raise InputError(
-                "progress must be the Sweep that an earlier call returned, or what checkpoints.latest returns, got "
+                "state must be the SweepResult that an earlier call returned, or what saving.restore_latest returns, got "
                 f"{type(given).__name__}. Leave it out to begin a new sweep."
             )
-    rung, racing, dropped = int(progress.rung), *([regrouped(fresh, of) for of in side] for side in progress[1:])
+    rung, racing, dropped = int(run_state.rung), *([regrouped(fresh, of) for of in side] for side in run_state[1:])
     known = sorted(index for population in (*racing, *dropped) for index in population.alive)
     if known != sorted(index for population in fresh for index in population.alive):
         raise InputError(
-            f"progress must be of a sweep with the same candidates: it has {len(known)}. Give these, or begin a new "
-            "sweep."
+            f"state must be of a sweep with the same candidates: it has {len(known)}. Give these, or begin a new sweep."
         )
-    done = max(int(population.progress.epoch.max()) for population in racing)
+    done = max(int(population.state.epoch.max()) for population in racing)
     if rung >= len(ends) or done > ends[rung]:
         raise InputError(
             f"epochs, halving and least must fit the progress, whose runs have done {done} epochs after {rung} "
@@ -532,7 +531,7 @@ def _resumed(given: Any, fresh: list[Population], ends: Sequence[int]) -> _Race:
             "earlier call, or more epochs."
         )
     did = {
-        index: int(np.asarray(population.progress.epoch).max())
+        index: int(np.asarray(population.state.epoch).max())
         for population in (*racing, *dropped)
         for index in population.alive
     }
@@ -540,7 +539,7 @@ def _resumed(given: Any, fresh: list[Population], ends: Sequence[int]) -> _Race:
     return _Race((rung, racing, dropped), reached)
 
 
-def _restored(saved: Saved, fresh: list[Population]) -> SweepProgress:
+def _restored(saved: Checkpoint, fresh: list[Population]) -> SweepProgress:
     """The state that a checkpoint of a sweep holds."""
 
     def groups(side: str) -> tuple[Group, ...]:
@@ -555,11 +554,11 @@ def _restored(saved: Saved, fresh: list[Population]) -> SweepProgress:
         return tuple(found)
 
     if "rung" not in saved.arrays:
-        raise InputError("progress must be a checkpoint of a sweep, got one of another run. Begin a new sweep.")
+        raise InputError("state must be a checkpoint of a sweep, got one of another run. Begin a new sweep.")
     like = SweepProgress(np.asarray(0, np.int32), groups("racing"), groups("dropped"))
-    check_kinds(saved.about["kinds"], like)
-    progress: SweepProgress = rebuilt(like, saved.arrays)
-    return progress
+    check_structure(saved.about["kinds"], like)
+    run_state: SweepProgress = unflatten_named(like, saved.arrays)
+    return run_state
 
 
 def _run(
@@ -567,8 +566,8 @@ def _run(
     seeds: Sequence[int],
     ends: Sequence[int],
     halving: int,
-    how: How,
-    observers: Collection[Callable[[SweepProgress, list[Record]], None]],
+    method: Method,
+    callbacks: Collection[Callable[[SweepProgress, list[Record]], None]],
 ) -> bool:
     """Trains and ranks the candidates; says whether Ctrl-C ended that."""
     try:
@@ -577,11 +576,11 @@ def _run(
             for place, population in enumerate(racing):
                 candidates, count = population.alive, len(population.alive)
                 of = {"candidate": np.repeat(candidates, len(seeds)), "seed": np.tile(seeds, count)}
-                reached, about = Reached(population.progress, race.records), partial(_about, of)
+                reached, about = Reached(population.state, race.records), partial(_about, of)
                 update: Any = partial(_update, racing, place)
-                looking = update, *(partial(_tell, race, observe) for observe in observers)
-                pieces = trained(population, ends[rung], how)
-                run_loop(pieces, reached, observers=looking, watchers=[update], about=about)
+                looking = update, *(partial(_tell, race, observe) for observe in callbacks)
+                pieces = trained(population, ends[rung], method)
+                run_loop(pieces, reached, callbacks=looking, watchers=[update], about=about)
             if rung == len(ends) - 1:
                 return False
             kept = _best(racing, halving)
@@ -597,12 +596,12 @@ def _about(of: Record, record: Record) -> Record:
     return {"epoch": record["epoch"], **of, **record}
 
 
-def _update(racing: list[Population], place: int, progress: Progress, _: Any) -> None:
-    racing[place] = racing[place]._replace(progress=progress)
+def _update(racing: list[Population], place: int, run_state: RunState, _: Any) -> None:
+    racing[place] = racing[place]._replace(state=run_state)
 
 
 def _tell(race: _Race, observe: Callable[[SweepProgress, list[Record]], None], *_: Any) -> None:
-    observe(race.progress(), race.records)
+    observe(race.snapshot(), race.records)
 
 
 def _ended(race: _Race, ends: Sequence[int], interrupted: bool) -> tuple[dict[int, Ended], dict[int, str]]:
@@ -665,6 +664,6 @@ def _table(
             about = {"candidate": index, **names, **candidate, "seed": seed, "parameters": sum(sizes) // len(seeds)}
             rows.append({**about, **dict(zip(ENDS, ends, strict=True))})
     figures = history.rename(columns={"epoch": "best_epoch"})
-    # What an optimiser's state records may have the name of a candidate's value: that one stays.
+    # What an optimizer's state records may have the name of a candidate's value: that one stays.
     shown = [name for name in figures if name not in rows[0] or name in ("candidate", "seed", "best_epoch")]
     return pd.DataFrame(rows).merge(figures[shown], how="left", on=["candidate", "seed", "best_epoch"])

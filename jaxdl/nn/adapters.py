@@ -23,7 +23,7 @@ from jax.typing import DTypeLike
 
 from jaxdl.errors import InputError
 from jaxdl.nn import layers
-from jaxdl.types import Array, Model, PyTree, Weights
+from jaxdl.types import Array, Model, PyTree, Variables
 
 if TYPE_CHECKING:
     from flax import nnx
@@ -88,11 +88,11 @@ def from_linen(
     are sown into other collections, and for statistics that would count padding.
 
     >>> model = from_linen(nn.Dense(3))
-    >>> weights = model.init(jax.random.key(0), jnp.ones((2, 4)))
-    >>> model.apply(weights, jnp.ones((2, 4)), train=False)[0].shape
+    >>> variables = model.init(jax.random.key(0), jnp.ones((2, 4)))
+    >>> model.apply(variables, jnp.ones((2, 4)), train=False)[0].shape
     (2, 3)
     >>> model = from_linen(nn.Dropout(0.5), train="deterministic", inverted=True)
-    >>> outputs, _ = model.apply(Weights({}, {}), jnp.ones((1, 99)), train=True, key=jax.random.key(0))
+    >>> outputs, _ = model.apply(Variables({}, {}), jnp.ones((1, 99)), train=True, key=jax.random.key(0))
     >>> sorted(set(outputs[0].tolist()))
     [0.0, 2.0]
     """
@@ -134,7 +134,7 @@ def from_linen(
         rest = {name: tree for name, tree in variables.items() if name != kind}
         jax.eval_shape(lambda: call("apply", rest, inputs, False, None, None, mutable=[]))
 
-    def init(key: Array, inputs: Array) -> Weights:
+    def init(key: Array, inputs: Array) -> Variables:
         found: list[tuple[str, ...]] = []
         with nn.intercept_methods(_notes_statistics(found)):
             variables = dict(call("init", {"params": key}, inputs, False, None, None, mutable=_mutable()))
@@ -151,22 +151,22 @@ def from_linen(
         if found and mask == "auto":
             # Whether the first axis of what a BatchNorm layer normalizes is that of the examples.
             _traces(trace, inputs, True, takes_mask(inputs))
-        return Weights(params, stats)
+        return Variables(params, stats)
 
     def apply(
-        weights: Weights, inputs: Array, *, train: bool, key: Array | None = None, mask: Array | None = None
+        variables: Variables, inputs: Array, *, train: bool, key: Array | None = None, mask: Array | None = None
     ) -> tuple[Array, PyTree]:
-        variables, given = {"params": weights.params, **weights.stats}, mask if takes_mask(inputs) else None
+        collections, given = {"params": variables.params, **variables.stats}, mask if takes_mask(inputs) else None
         mutable = _mutable("params") if train else []
 
         def run(rngs: Mapping[str, Array] | None) -> Any:
-            return call("apply", variables, inputs, train, given, mask, rngs=rngs, mutable=mutable)
+            return call("apply", collections, inputs, train, given, mask, rngs=rngs, mutable=mutable)
 
         outputs, stats = _with_streams(name, run, key)
         for kind in stats:
-            if kind not in weights.stats:
+            if kind not in variables.stats:
                 raise _sown(name, kind)
-        return outputs, {**weights.stats, **stats} if train else weights.stats
+        return outputs, {**variables.stats, **stats} if train else variables.stats
 
     return Model(init, apply)
 
@@ -190,8 +190,8 @@ def from_nnx(
 
     >>> from flax import nnx
     >>> model = from_nnx(lambda rngs: nnx.Linear(4, 3, rngs=rngs))
-    >>> weights = model.init(jax.random.key(0), jnp.ones((2, 4)))
-    >>> model.apply(weights, jnp.ones((2, 4)), train=False)[0].shape
+    >>> variables = model.init(jax.random.key(0), jnp.ones((2, 4)))
+    >>> model.apply(variables, jnp.ones((2, 4)), train=False)[0].shape
     (2, 3)
     """
     # Imported here: NNX is not part of what `import jaxdl` promises to load.
@@ -237,13 +237,13 @@ def from_nnx(
     evaluating = nnx.graphdef(module)
 
     def call(
-        weights: Weights, inputs: Array, train: bool, key: Array | None, given: Array | None, rows: Array | None
+        variables: Variables, inputs: Array, train: bool, key: Array | None, given: Array | None, rows: Array | None
     ) -> tuple[Any, nnx.Module]:
         key = jax.random.key(0) if key is None else key
         live = nnx.merge(
             training if train else evaluating,
-            _filled(param_shapes, weights.params),
-            _filled(stat_shapes, weights.stats),
+            _filled(param_shapes, variables.params),
+            _filled(stat_shapes, variables.stats),
             _streams(random, key),
         )
         positional, keywords = _placed(arguments, inputs, train, given)
@@ -260,10 +260,10 @@ def from_nnx(
             _ROWS.reset(before)
 
     def trace(inputs: Array, train: bool, masked: bool) -> None:
-        def run(weights: Weights, inputs: Array, rows: Array) -> Any:
-            return call(weights, inputs, train, None, rows if masked else None, rows)[0]
+        def run(variables: Variables, inputs: Array, rows: Array) -> Any:
+            return call(variables, inputs, train, None, rows if masked else None, rows)[0]
 
-        shapes = Weights(_named(nnx.to_pure_dict(param_shapes)), _named(nnx.to_pure_dict(stat_shapes)))
+        shapes = Variables(_named(nnx.to_pure_dict(param_shapes)), _named(nnx.to_pure_dict(stat_shapes)))
         jax.eval_shape(run, shapes, *_many(inputs))
 
     takes_mask = _mask_rule(arguments, mask, trace)
@@ -271,23 +271,23 @@ def from_nnx(
     if bare and arguments.mask is None:
         raise InputError(f"{name} {MASK_ADVICE.format(where='/'.join(map(str, bare[0])))}")
 
-    def init(key: Array, inputs: Array) -> Weights:
+    def init(key: Array, inputs: Array) -> Variables:
         _, params, stats, _, _ = parts(make(nnx.Rngs(key)))
         if bare and not takes_mask(inputs):
             raise InputError(f"{name} {MASK_ADVICE.format(where='/'.join(map(str, bare[0])))}")
         if norms and mask == "auto":
             _traces(trace, inputs, True, takes_mask(inputs))
-        return Weights(_named(nnx.to_pure_dict(params)), _named(nnx.to_pure_dict(stats)))
+        return Variables(_named(nnx.to_pure_dict(params)), _named(nnx.to_pure_dict(stats)))
 
     def apply(
-        weights: Weights, inputs: Array, *, train: bool, key: Array | None = None, mask: Array | None = None
+        variables: Variables, inputs: Array, *, train: bool, key: Array | None = None, mask: Array | None = None
     ) -> tuple[Array, PyTree]:
         given = mask if takes_mask(inputs) else None
-        outputs, live = call(weights, inputs, train, key, given, mask)
+        outputs, live = call(variables, inputs, train, key, given, mask)
         for _, leaf in nnx.to_flat_state(nnx.state(live)):
             if not isinstance(leaf, (nnx.Param, nnx.BatchStat, nnx.RngState, nnx.Intermediate, nnx.Perturbation)):
                 raise _sown(name, type(leaf).__name__)
-        return outputs, _named(nnx.to_pure_dict(nnx.state(live, nnx.BatchStat))) if train else weights.stats
+        return outputs, _named(nnx.to_pure_dict(nnx.state(live, nnx.BatchStat))) if train else variables.stats
 
     return Model(init, apply)
 
@@ -349,7 +349,7 @@ def linen_calls() -> Iterator[list[Call]]:
 
     >>> model = from_linen(nn.Dense(3))
     >>> with linen_calls() as calls:
-    ...     weights = model.init(jax.random.key(0), jnp.ones((2, 4)))
+    ...     variables = model.init(jax.random.key(0), jnp.ones((2, 4)))
     >>> calls
     [Call(path=(), kind='Dense', shape=(2, 3))]
     """

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxdl.errors import InputError
-from jaxdl.types import Array, Model, PyTree, Weights
+from jaxdl.types import Array, Model, PyTree, Variables
 
 Change = Callable[[Array, Array], Array]
 
@@ -90,46 +90,46 @@ def _inside(centres: Array, length: int, size: int) -> Array:
     return (places >= first) & (places < first + size)
 
 
-def augmented(model: Model, *changes: Change) -> Model:
+def with_augmentation(model: Model, *changes: Change) -> Model:
     """The model, which in training sees its inputs after the changes, one after the other.
 
     Its `apply` raises InputError in training without a key. Otherwise it means
 
         for number, change in enumerate(changes if train else ()):
             inputs = change(jax.random.fold_in(key, number), inputs)
-        outputs, stats = model.apply(weights, inputs, train=train, key=key, mask=mask)
+        outputs, stats = model.apply(variables, inputs, train=train, key=key, mask=mask)
     """
 
     def apply(
-        weights: Weights, inputs: Array, *, train: bool, key: Array | None = None, mask: Array | None = None
+        variables: Variables, inputs: Array, *, train: bool, key: Array | None = None, mask: Array | None = None
     ) -> tuple[Array, PyTree]:
         if train:
             if key is None:
                 raise InputError("an augmented model needs a key in training. Give key=jax.random.key(0), say.")
             for number, change in enumerate(changes):
                 inputs = change(jax.random.fold_in(key, number), inputs)
-        return model.apply(weights, inputs, train=train, key=key, mask=mask)
+        return model.apply(variables, inputs, train=train, key=key, mask=mask)
 
     return model._replace(apply=apply)
 
 
-def flip_averaged(model: Model) -> Model:
+def with_flip_averaging(model: Model) -> Model:
     """The model, whose predictions are the mean of its outputs for each image and for its mirror image.
 
     Training is not changed.
 
-    >>> odd = Model(lambda key, inputs: Weights({}, {}), lambda weights, inputs, **_: (inputs[:, 0, 0], {}))
-    >>> flip_averaged(odd).apply(Weights({}, {}), jnp.array([[[[1.0], [3.0]]]]), train=False)[0].tolist()
+    >>> odd = Model(lambda key, inputs: Variables({}, {}), lambda variables, inputs, **_: (inputs[:, 0, 0], {}))
+    >>> with_flip_averaging(odd).apply(Variables({}, {}), jnp.array([[[[1.0], [3.0]]]]), train=False)[0].tolist()
     [[2.0]]
     """
 
     def apply(
-        weights: Weights, inputs: Array, *, train: bool, key: Array | None = None, mask: Array | None = None
+        variables: Variables, inputs: Array, *, train: bool, key: Array | None = None, mask: Array | None = None
     ) -> tuple[Array, PyTree]:
-        outputs, stats = model.apply(weights, inputs, train=train, key=key, mask=mask)
+        outputs, stats = model.apply(variables, inputs, train=train, key=key, mask=mask)
         if train:
             return outputs, stats
-        mirrored, _ = model.apply(weights, inputs[:, :, ::-1], train=False, key=key, mask=mask)
+        mirrored, _ = model.apply(variables, inputs[:, :, ::-1], train=False, key=key, mask=mask)
         return (outputs + mirrored) / 2, stats
 
     return model._replace(apply=apply)

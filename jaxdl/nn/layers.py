@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Num, PRNGKeyArray, Shaped
 from jaxdl._arguments import number
 from jaxdl._jit import is_traced
 from jaxdl.data.arrays import precision
-from jaxdl.data.batches import mix
+from jaxdl.data.batches import hash32
 from jaxdl.errors import InputError
 from jaxdl.nn.convolution import NUMBERS, add_bias, convolve
 from jaxdl.types import Array
@@ -103,10 +103,10 @@ def dropout(
     """
     check_rate(rate)
     # Mixed, because keys that count up would differ in few bits.
-    words = mix(jax.random.key_data(key))
+    words = hash32(jax.random.key_data(key))
     places = lax.iota(jnp.uint32, inputs.size).reshape(inputs.shape)
     # Of the 2**32 numbers that may be drawn, the rate's share comes to lie below.
-    kept = mix(mix(places ^ words[0]) ^ words[1]) >= (jnp.asarray(rate, jnp.float32) * 2.0**32).astype(jnp.uint32)
+    kept = hash32(hash32(places ^ words[0]) ^ words[1]) >= (jnp.asarray(rate, jnp.float32) * 2.0**32).astype(jnp.uint32)
     wide = inputs.astype(inputs.dtype if inputs.dtype.itemsize > 2 else jnp.float32)
     # A product with the reciprocal: XLA rounds a division otherwise where it knows the rate.
     scaled = wide * (1 / (1 - jnp.asarray(rate, wide.dtype)))
@@ -123,7 +123,7 @@ class Dropout(nn.Module):
 
 
 class BatchNorm(nn.Module):
-    """Batch normalisation of (B, ..., C) activations over all but the channels, padding rows left out exactly.
+    """Batch normalization of (B, ..., C) activations over all but the channels, padding rows left out exactly.
 
     Sums are taken within each row first, and rows are weighted then: on images that takes about half of what Flax's
     masked form takes. The variance (ddof 0) is taken in two passes; all is float32 but what comes
@@ -163,12 +163,12 @@ def _moments(
 ) -> tuple[Float[Array, " channels"], Float[Array, " channels"]]:
     """Mean and variance of each channel over the rows that the mask (B,) keeps."""
     rows = inputs.reshape(inputs.shape[0], -1, inputs.shape[-1])
-    weights = jnp.ones(len(rows), rows.dtype) if mask is None else mask.astype(rows.dtype)
+    variables = jnp.ones(len(rows), rows.dtype) if mask is None else mask.astype(rows.dtype)
     # A batch that counts nothing has no mean; what it gives is thrown away, but must be finite.
-    count = jnp.maximum(weights.sum(), 1) * rows.shape[1]
+    count = jnp.maximum(variables.sum(), 1) * rows.shape[1]
 
     def mean_of(values: Array) -> Array:
-        return (values.sum(1) * weights[:, None]).sum(0) / count
+        return (values.sum(1) * variables[:, None]).sum(0) / count
 
     mean = mean_of(rows)
     return mean, mean_of((rows - _last(mean, rows)) ** 2)

@@ -17,7 +17,7 @@ from jaxdl._jit import is_traced
 from jaxdl.data.arrays import precision
 from jaxdl.errors import InputError
 from jaxdl.nn.adapters import from_linen
-from jaxdl.nn.augment import flip_averaged
+from jaxdl.nn.augment import with_flip_averaging
 from jaxdl.nn.layers import BatchNorm, Conv, Dropout, Flatten, MaxPool, check_rate
 from jaxdl.types import Array, Model
 
@@ -28,7 +28,7 @@ MOMENTUM, EPSILON = 0.99, 1e-3
 class MLP(nn.Module):
     """Dense layers with relu between them: (B, F) -> (B, outputs) in the dtype's `precision`.
 
-    With `input_norm` a BatchNorm comes first, which takes the place of standardising the inputs beforehand; its
+    With `input_norm` a BatchNorm comes first, which takes the place of standardizing the inputs beforehand; its
     variance is taken in two passes, because Flax's faster form loses a column of large mean and small spread.
     """
 
@@ -81,8 +81,8 @@ def mlp(
 
     >>> import jax
     >>> model = mlp((100, 50), input_norm=True)
-    >>> weights = model.init(jax.random.key(0), jnp.ones((1, 89)))
-    >>> sum(leaf.size for leaf in jax.tree.leaves(weights))
+    >>> variables = model.init(jax.random.key(0), jnp.ones((1, 89)))
+    >>> sum(leaf.size for leaf in jax.tree.leaves(variables))
     14457
     """
     widths, outputs = sizes("widths", widths), whole_number("outputs", outputs, 1)
@@ -174,8 +174,8 @@ def convnet(
 
     >>> import jax
     >>> small = convnet((50, 50))
-    >>> weights = jax.eval_shape(small.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3), jnp.uint8))
-    >>> sum(leaf.size for leaf in jax.tree.leaves(weights))
+    >>> variables = jax.eval_shape(small.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3), jnp.uint8))
+    >>> sum(leaf.size for leaf in jax.tree.leaves(variables))
     415960
     """
     filters, widths = sizes("filters", filters), sizes("widths", widths)
@@ -227,8 +227,8 @@ def residual_net(width: int = 64, *, outputs: int = 10, dtype: DTypeLike = jnp.f
 
     >>> import jax
     >>> images = jnp.zeros((1, 32, 32, 3), jnp.uint8)
-    >>> weights = jax.eval_shape(residual_net(8).init, jax.random.key(0), images)
-    >>> weights.params["Dense_0"]["kernel"].shape
+    >>> variables = jax.eval_shape(residual_net(8).init, jax.random.key(0), images)
+    >>> variables.params["Dense_0"]["kernel"].shape
     (64, 10)
     """
     width, outputs = whole_number("width", width, 1), whole_number("outputs", outputs, 1)
@@ -249,7 +249,7 @@ def _check_fit(images: Array, kernel: int, pooling: int) -> None:
 KINDS: Mapping[str, Callable[..., Model]] = {"mlp": mlp, "convnet": convnet, "residual_net": residual_net}
 
 
-class Network(NamedTuple):
+class ModelSpec(NamedTuple):
     """A shipped network, described."""
 
     kind: str  # the function of `jaxdl.models` that makes it: mlp, convnet or residual_net
@@ -257,15 +257,15 @@ class Network(NamedTuple):
     flip_averaged: bool = False  # whether predictions are the mean of those of an image and of its mirror image
 
 
-def as_model(network: Network) -> Model:
+def build_model(network: ModelSpec) -> Model:
     """The model that is described.
 
     Raises InputError for a kind or an argument that there is not, and for values that its function does not take.
 
     >>> import jax, jax.numpy as jnp
-    >>> model = as_model(Network("mlp", {"widths": [100, 50], "input_norm": True}))
-    >>> weights = model.init(jax.random.key(0), jnp.ones((1, 89)))
-    >>> sum(leaf.size for leaf in jax.tree.leaves(weights))
+    >>> model = build_model(ModelSpec("mlp", {"widths": [100, 50], "input_norm": True}))
+    >>> variables = model.init(jax.random.key(0), jnp.ones((1, 89)))
+    >>> sum(leaf.size for leaf in jax.tree.leaves(variables))
     14457
     """
     make = KINDS.get(network.kind)
@@ -280,20 +280,20 @@ def as_model(network: Network) -> Model:
     except (TypeError, ValueError) as error:  # InputError among them.
         given = dict(network.arguments)
         raise InputError(f"a network of the kind {network.kind} cannot be made of {given}: {error}") from error
-    return flip_averaged(model) if network.flip_averaged else model
+    return with_flip_averaging(model) if network.flip_averaged else model
 
 
-def to_json(network: Network) -> dict[str, Any]:
+def to_json(network: ModelSpec) -> dict[str, Any]:
     """The description as JSON holds it; `from_json` reads it.
 
-    >>> to_json(Network("mlp", {"widths": (8,)}))
+    >>> to_json(ModelSpec("mlp", {"widths": (8,)}))
     {'kind': 'mlp', 'arguments': {'widths': [8]}, 'flip_averaged': False}
     """
     plain = {name: list(value) if isinstance(value, tuple) else value for name, value in network.arguments.items()}
     return {"kind": network.kind, "arguments": plain, "flip_averaged": network.flip_averaged}
 
 
-def from_json(entry: object) -> Network:
+def from_json(entry: object) -> ModelSpec:
     """The description that `to_json` wrote.
 
     Raises InputError for an entry that is anything else; `as_model` judges its kind and its arguments.
@@ -308,4 +308,4 @@ def from_json(entry: object) -> Network:
         or not all(isinstance(entry[name], kind) for name, kind in types.items())
     ):
         raise InputError(f"a network must be an object with kind, arguments and flip_averaged, got {entry!r}.")
-    return Network(**entry)
+    return ModelSpec(**entry)

@@ -11,7 +11,7 @@ import jax
 from jaxdl._arguments import check_model, explain_calls
 from jaxdl._format import short, table
 from jaxdl.nn.adapters import Call, linen_calls
-from jaxdl.types import Array, Examples, Model, PyTree, Weights
+from jaxdl.types import Array, Dataset, Model, PyTree, Variables
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -73,20 +73,20 @@ def summary(model: Model, inputs: Any) -> Summary:
     ([9000, 5050, 51], 14101)
     """
     check_model(model)
-    inputs = inputs.inputs if isinstance(inputs, Examples) else inputs
+    inputs = inputs.inputs if isinstance(inputs, Dataset) else inputs
     row = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape[1:]), leaf.dtype), inputs)
-    weights = jax.eval_shape(model.init, jax.random.key(0), row)
+    variables = jax.eval_shape(model.init, jax.random.key(0), row)
 
-    def forward(weights: Weights, row: Array) -> Array:
-        return model.apply(weights, row, train=False)[0]
+    def forward(variables: Variables, row: Array) -> Array:
+        return model.apply(variables, row, train=False)[0]
 
     # The first call of a model traces it in other ways too, which are not to be listed.
-    jax.eval_shape(lambda weights, row: forward(weights, row), weights, row)
+    jax.eval_shape(lambda variables, row: forward(variables, row), variables, row)
     with linen_calls() as calls:
-        jax.eval_shape(forward, weights, row)
-    trained = _numbers([weights.params])
+        jax.eval_shape(forward, variables, row)
+    trained = _numbers([variables.params])
     # Linen keeps statistics by collection and then by layer, NNX by layer.
-    moving = _numbers(weights.stats.values() if calls else [weights.stats])
+    moving = _numbers(variables.stats.values() if calls else [variables.stats])
     shown = [call for call in calls if call.path in trained | moving or not _is_outer(call, calls)]
     layers = []
     # Each once: Flax traces the body of a loop more than once.

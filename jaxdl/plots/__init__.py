@@ -13,11 +13,11 @@ from jaxdl.plots._results import roc as roc
 from jaxdl.plots._style import blank as blank
 from jaxdl.plots._style import plain as plain
 from jaxdl.plots._style import save as save
-from jaxdl.plots._training import against_size as against_size
 from jaxdl.plots._training import histories as histories
 from jaxdl.plots._training import history as history
-from jaxdl.plots._training import learning_rates as learning_rates
-from jaxdl.plots._training import rate_range as rate_range
-from jaxdl.plots._training import spreads as spreads
+from jaxdl.plots._training import learning_rate as learning_rate
+from jaxdl.plots._training import lr_finder as lr_finder
+from jaxdl.plots._training import model_size as model_size
+from jaxdl.plots._training import seeds as seeds
 
 _set_public_names(globals())

@@ -69,11 +69,11 @@ def _numbers(name: str, values: ArrayLike) -> np.ndarray:
 
 
 def images(
-    pictures: ArrayLike, captions: Sequence[str] = (), *, columns: int = 8, colours: Sequence[str] = (), title: str = ""
+    pictures: ArrayLike, captions: Sequence[str] = (), *, columns: int = 8, colors: Sequence[str] = (), title: str = ""
 ) -> Figure:
     """A grid of (N, H, W, 3) or (N, H, W) pictures, uint8 or floats from 0 to 1, each under its caption.
 
-    colours: of the captions. Raises InputError for pictures of another shape.
+    colors: of the captions. Raises InputError for pictures of another shape.
 
     >>> import numpy as np
     >>> len(images(np.zeros((3, 8, 8, 3), np.uint8), ["a", "b", "c"], columns=2).axes)
@@ -98,15 +98,15 @@ def images(
         if number < len(pictures):
             axes.imshow(pictures[number], cmap="gray", interpolation="nearest")
             if number < len(captions):
-                colour = colours[number] if number < len(colours) else "black"
-                axes.set_title(captions[number], fontsize=8, color=colour, pad=2)
+                color = colors[number] if number < len(colors) else "black"
+                axes.set_title(captions[number], fontsize=8, color=color, pad=2)
     if title:
         figure.suptitle(plain(title), fontsize=10)
     return figure
 
 
 def kernels(values: ArrayLike, *, columns: int = 10, title: str = "") -> Figure:
-    """The kernels (h, w, C, K) of a convolution as a grid of K pictures; of 3 channels in colours, else their means.
+    """The kernels (h, w, C, K) of a convolution as a grid of K pictures; of 3 channels in colors, else their means.
 
     All share one scale, on which grey is 0.
 
@@ -127,15 +127,15 @@ def roc(
 
     points: methods that give no scores, as (false positive rate, true positive rate).
 
-    >>> from jaxdl.metrics import roc as curve
+    >>> from jaxdl.metrics import roc_curve as curve
     >>> len(roc({"model": curve([0.1, 0.9], [0, 1])}, {"persistence": (0.2, 0.7)}).axes)
     1
     """
     curves = _named(curves)
     figure = blank(5.6, 5.6, above=0.6)
     axes = _square(figure, "false positive rate", "true positive rate", title)
-    for (name, curve), (colour, line, width) in zip(curves.items(), cycle(LINES), strict=False):
-        axes.plot(curve.x, curve.y, line, color=colour, linewidth=width, label=f"{name} (area {curve.area:.3f})")
+    for (name, curve), (color, line, width) in zip(curves.items(), cycle(LINES), strict=False):
+        axes.plot(curve.x, curve.y, line, color=color, linewidth=width, label=f"{name} (area {curve.area:.3f})")
     _mark(axes, points)
     axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, label="chance (area 0.500)")
     axes.legend(loc="lower right", fontsize=9)
@@ -153,18 +153,18 @@ def precision_recall(
 
     points: methods that give no scores, as (recall, precision).
 
-    >>> from jaxdl.metrics import precision_recall as curve
+    >>> from jaxdl.metrics import precision_recall_curve as curve
     >>> len(precision_recall({"model": curve([0.1, 0.9], [0, 1])}, share=0.5).axes)
     1
     """
     curves = _named(curves)
     figure = blank(5.6, 5.6, above=0.6)
     axes = _square(figure, "recall", "precision", title)
-    for (name, curve), (colour, line, width) in zip(curves.items(), cycle(LINES), strict=False):
+    for (name, curve), (color, line, width) in zip(curves.items(), cycle(LINES), strict=False):
         label = f"{name} (average {curve.area:.3f})"
         # Points of recall 0 have no part in the area, and the first of them is only a convention.
         x, y = curve.x[curve.x > 0], curve.y[curve.x > 0]
-        axes.plot(np.r_[0, x], np.r_[y[0], y], line, color=colour, linewidth=width, label=label, drawstyle="steps-pre")
+        axes.plot(np.r_[0, x], np.r_[y[0], y], line, color=color, linewidth=width, label=label, drawstyle="steps-pre")
     _mark(axes, points)
     axes.axhline(share, color=GREY, linewidth=1, label=f"share of positives ({share:.3f})")
     axes.legend(loc="lower left", fontsize=9)
@@ -177,7 +177,7 @@ def _named(curves: Any) -> Mapping[str, Curve]:
     if not isinstance(curves, Mapping) or not all(isinstance(curve, Curve) for curve in curves.values()):
         raise InputError(
             f"curves must be a dict of curves by name, got {given_as(curves)}. Use "
-            '{"model": jaxdl.metrics.roc(scores, labels)}.'
+            '{"model": jaxdl.metrics.roc_curve(scores, labels)}.'
         )
     return curves
 
@@ -221,9 +221,9 @@ def confusion(matrix: ArrayLike, classes: Sequence[str], *, title: str = "") -> 
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     for row in range(len(classes)):
         for column in range(len(classes)):
-            colour = "white" if shares[row, column] > 0.5 else "black"
+            color = "white" if shares[row, column] > 0.5 else "black"
             axes.text(
-                column, row, f"{counts[row, column]}", ha="center", va="center", color=colour, fontsize=12 if few else 8
+                column, row, f"{counts[row, column]}", ha="center", va="center", color=color, fontsize=12 if few else 8
             )
     slant: dict[str, Any] = {} if few else {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
     axes.set_xticks(range(len(classes)), classes, **slant)
@@ -260,10 +260,10 @@ def intervals(
     holds, known = np.abs(mean - true) <= reach, np.isfinite(true) & np.isfinite(mean) & np.isfinite(reach)
     figure = blank(6, 5.4, above=0.9 if title else 0.6)
     axes = figure.subplots()
-    for chosen, colour, words in ((known & holds, BLUE, "holds it"), (known & ~holds, VERMILION, "misses it")):
+    for chosen, color, words in ((known & holds, BLUE, "holds it"), (known & ~holds, VERMILION, "misses it")):
         style: dict[str, Any] = {"fmt": "o", "markersize": 3, "elinewidth": 0.7, "alpha": 0.6}
         label = f"the {100 * level:.3g} % interval {words}: {chosen.sum()} of {len(true)}"
-        axes.errorbar(true[chosen], mean[chosen], reach[chosen], color=colour, label=label, **style)
+        axes.errorbar(true[chosen], mean[chosen], reach[chosen], color=color, label=label, **style)
     if known.any():
         ends = [true[known].min(), true[known].max()]
         axes.plot(ends, ends, color="black", linewidth=1, zorder=3)
@@ -292,8 +292,8 @@ def coverage(nominal: ArrayLike, found: Mapping[str, Any], *, rows: int | None =
         reach = NormalDist().inv_cdf(0.975) * np.sqrt(share * (1 - share) / rows)
         chance = f"chance, {rows} rows"
         axes.fill_between(share, share - reach, share + reach, color=GREY, alpha=0.2, linewidth=0, label=chance)
-    for (name, shares), (colour, marker) in zip(found.items(), cycle(STYLES), strict=False):
-        axes.plot(nominal, shares, color=colour, marker=marker, markersize=5, linewidth=1.5, label=plain(name))
+    for (name, shares), (color, marker) in zip(found.items(), cycle(STYLES), strict=False):
+        axes.plot(nominal, shares, color=color, marker=marker, markersize=5, linewidth=1.5, label=plain(name))
     axes.set(xlabel="share that the intervals should hold", ylabel="share that they hold", title=plain(title))
     axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
     axes.legend(loc="upper left")

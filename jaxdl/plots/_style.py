@@ -1,4 +1,4 @@
-"""What all figures have in common: an empty one, its colours, the scale of an axis, and titles as they are."""
+"""What all figures have in common: an empty one, its colors, the scale of an axis, and titles as they are."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-# Okabe and Ito's colours, which colour-blind readers tell apart and which print as distinct greys.
+# Okabe and Ito's colors, which color-blind readers tell apart and which print as distinct greys.
 BLUE, VERMILION, GREY = "#0072B2", "#D55E00", "#767676"
 GREEN, PURPLE = "#009E73", "#CC79A7"
 

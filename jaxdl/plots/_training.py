@@ -11,7 +11,7 @@ import numpy as np
 from jaxdl._arguments import given_as, nearest
 from jaxdl.errors import InputError
 from jaxdl.plots._style import BLUE, GREEN, GREY, PURPLE, VERMILION, blank, fit_axis, plain
-from jaxdl.train.lr_finder import RateRange, smoothed, steepest
+from jaxdl.train.lr_finder import LearningRateScan, smoothed, suggestion
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -128,21 +128,21 @@ def histories(table: pd.DataFrame, metric: str = "rmse", *, unit: str = "", titl
     axes = figure.subplots()
     count = table["member"].nunique()
     last = table.groupby("member")["epoch"].max()
-    for name, label, colour in ((metric, "training", BLUE), (f"val_{metric}", "validation", VERMILION)):
+    for name, label, color in ((metric, "training", BLUE), (f"val_{metric}", "validation", VERMILION)):
         if name not in table:
             continue
         wide = table.pivot(index="epoch", columns="member", values=name)
         finite = wide.where(np.isfinite(wide))
         for member in wide:
-            axes.plot(wide.index, finite[member], color=colour, linewidth=0.6, alpha=max(0.15, min(0.6, 4 / count)))
+            axes.plot(wide.index, finite[member], color=color, linewidth=0.6, alpha=max(0.15, min(0.6, 4 / count)))
         median = finite.median(axis=1)[finite.notna().sum(axis=1) * 2 >= count]
-        axes.plot(median.index, median, color=colour, linewidth=2, label=f"{label}, median of {count}")
+        axes.plot(median.index, median, color=color, linewidth=2, label=f"{label}, median of {count}")
     axes.axvline(last.mean(), color=GREY, linestyle=":", label=_stopped(last))
     if last.nunique() > 1:
         ends = table[table["epoch"] == table["member"].map(last)]
         shown = f"val_{metric}" if f"val_{metric}" in table else metric
-        colour = BLUE if shown == metric else VERMILION
-        axes.plot(ends["epoch"], ends[shown], ".", color=colour, markersize=5, label="where a member stopped")
+        color = BLUE if shown == metric else VERMILION
+        axes.plot(ends["epoch"], ends[shown], ".", color=color, markersize=5, label="where a member stopped")
     quantity = metric.upper() if metric == "rmse" else metric
     axes.set(xlabel="epoch", ylabel=f"{quantity} ({unit})" if unit else quantity, title=plain(title))
     # By a quantile that a few members which diverge leave alone.
@@ -152,7 +152,7 @@ def histories(table: pd.DataFrame, metric: str = "rmse", *, unit: str = "", titl
     return figure
 
 
-def against_size(
+def model_size(
     sizes: Any,
     means: Mapping[str, Any],
     errors: Mapping[str, Any],
@@ -169,7 +169,7 @@ def against_size(
     recommended: the position of the network to mark. baselines: horizontal lines. Raises InputError for sizes below 1,
     which have no place on a logarithmic axis.
 
-    >>> figure = against_size([10, 100], {"test": [3.5, 3.6]}, {"test": [0.1, 0.2]}, ["2", "20"], recommended=0)
+    >>> figure = model_size([10, 100], {"test": [3.5, 3.6]}, {"test": [0.1, 0.2]}, ["2", "20"], recommended=0)
     >>> len(figure.axes)
     1
     """
@@ -184,9 +184,9 @@ def against_size(
         axes.axvline(sizes[recommended], color=GREY, alpha=0.25, linewidth=9, label=plain(label))
     order = np.argsort(sizes, kind="stable")
     for name, values in means.items():
-        colour, marker = SERIES[name]
+        color, marker = SERIES[name]
         values, error = (np.asarray(of, np.float64)[order] for of in (values, errors[name]))
-        axes.errorbar(sizes[order], values, error, color=colour, marker=marker, capsize=3, linewidth=1.2, label=name)
+        axes.errorbar(sizes[order], values, error, color=color, marker=marker, capsize=3, linewidth=1.2, label=name)
     for (name, value), dashes in zip((baselines or {}).items(), cycle(DASHES), strict=False):
         axes.axhline(value, color="black", linewidth=1, linestyle=dashes, label=plain(name))
     axes.set(xlabel="parameters", ylabel=quantity, title=plain(title))
@@ -195,7 +195,7 @@ def against_size(
     return figure
 
 
-def spreads(
+def seeds(
     names: Sequence[str],
     values: Sequence[Any],
     *,
@@ -212,7 +212,7 @@ def spreads(
     references: a value from elsewhere for each setting, None for none, which the legend calls `reference_label`.
     baselines: vertical lines.
 
-    >>> figure = spreads(["plain", "small"], [[4.1, 4.0], [3.5, 3.7]], baselines={"as today": 3.88})
+    >>> figure = seeds(["plain", "small"], [[4.1, 4.0], [3.5, 3.7]], baselines={"as today": 3.88})
     >>> [label.get_text() for label in figure.axes[0].get_yticklabels()]
     ['plain', 'small']
     """
@@ -302,16 +302,16 @@ def _names_above(axes: Axes, sizes: np.ndarray, names: Sequence[str], recommende
 RATE, LOG_FROM = "learning_rate", 10  # the ratio of the largest rate to the smallest from which the axis is logarithmic
 
 
-def learning_rates(table: pd.DataFrame, metric: str = "loss", *, unit: str = "", title: str = "") -> Figure:
+def learning_rate(table: pd.DataFrame, metric: str = "loss", *, unit: str = "", title: str = "") -> Figure:
     """The learning rate of each epoch, and below it the loss, or another figure, on the same epochs.
 
     table: a row an epoch, indexed by the epoch, as `fit(...).history`; columns `learning_rate` and, where they were
-    measured, `metric` and `val_<metric>`. Raises InputError without a column `learning_rate`: the optimiser's state
+    measured, `metric` and `val_<metric>`. Raises InputError without a column `learning_rate`: the optimizer's state
     then holds none (see `optax.inject_hyperparams`).
 
     >>> import pandas as pd
     >>> records = pd.DataFrame({"learning_rate": [0.1, 0.05], "loss": [3.0, 2.0]}, index=[1, 2])
-    >>> len(learning_rates(records).axes)
+    >>> len(learning_rate(records).axes)
     2
     """
     if RATE not in table:
@@ -330,12 +330,12 @@ def learning_rates(table: pd.DataFrame, metric: str = "loss", *, unit: str = "",
         upper.set_yscale("log")
     elif above.size:
         upper.set_ylim(0, 1.1 * above.max())
-    for name, label, colour, line in (
+    for name, label, color, line in (
         (metric, "training", BLUE, "-"),
         (f"val_{metric}", "validation", VERMILION, "--"),
     ):
         if name in table:
-            lower.plot(epochs, table[name], line, color=colour, label=label, marker="." * (len(epochs) < 3))
+            lower.plot(epochs, table[name], line, color=color, label=label, marker="." * (len(epochs) < 3))
     fit_axis(lower, table[[name for name in (metric, f"val_{metric}") if name in table]])
     upper.set(ylabel="learning rate", title=plain(title))
     quantity = metric.upper() if metric == "rmse" else metric
@@ -347,17 +347,17 @@ def learning_rates(table: pd.DataFrame, metric: str = "loss", *, unit: str = "",
     return figure
 
 
-def rate_range(found: RateRange, *, unit: str = "", title: str = "") -> Figure:
+def lr_finder(found: LearningRateScan, *, unit: str = "", title: str = "") -> Figure:
     """The loss of a range test against its learning rates: batch by batch, smoothed, and where it falls fastest.
 
-    >>> found = RateRange(np.geomspace(1e-3, 1, 4), np.array([4.0, 3.0, np.inf, 1.0]))
-    >>> figure = rate_range(found)
+    >>> found = LearningRateScan(np.geomspace(1e-3, 1, 4), np.array([4.0, 3.0, np.inf, 1.0]))
+    >>> figure = lr_finder(found)
     >>> figure.axes[0].get_xscale()
     'log'
     """
     figure = blank(7, 4.5, above=0.45)
     axes = figure.subplots()
-    means, suggested = smoothed(found), steepest(found)
+    means, suggested = smoothed(found), suggestion(found)
     finite = np.where(np.isfinite(found.losses), found.losses, np.nan)
     axes.plot(found.rates, finite, ".", color=BLUE, alpha=0.45, markeredgewidth=0, label="loss of a batch")
     axes.plot(found.rates, means, color=BLUE, linewidth=2, label="smoothed")

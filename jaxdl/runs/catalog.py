@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxdl._files import held, open_regular
 from jaxdl.errors import InputError
-from jaxdl.runs.folders import CONFIG, HISTORY, KIND, METRICS, RUN, USAGE, Earlier, other_kind, read_json
+from jaxdl.runs.folders import CONFIG, HISTORY, KIND, METRICS, RUN, USAGE, RunFiles, other_kind, read_json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -123,7 +123,7 @@ def row(folder: str | Path, name: str = "") -> RunInfo:
     return RunInfo(name, folder, commit=str(commit)[:7] if commit else None, **about, **figures)
 
 
-def read(folder: str | Path) -> Earlier:
+def read(folder: str | Path) -> RunFiles:
     """What a run was told and what it measured. Raises InputError where the folder holds no run, or a damaged one.
 
     >>> read(Path("no", "such", "run"))
@@ -138,7 +138,7 @@ def read(folder: str | Path) -> Earlier:
     config = read_json(folder / CONFIG)
     if config.get(KIND) != RUN:
         raise InputError(f"{folder} must be the folder of a run, got {other_kind(config)}. Name that of a run.")
-    return Earlier(config, read_json(folder / METRICS) if (folder / METRICS).exists() else None)
+    return RunFiles(config, read_json(folder / METRICS) if (folder / METRICS).exists() else None)
 
 
 def history(folder: str | Path) -> pd.DataFrame:
@@ -237,7 +237,7 @@ def ordered(rows: Iterable[RunInfo], by: Column = "run", reverse: bool = False) 
     return sorted(found, key=lambda each: each.figure or "") + rest if by in ("best", "test") else found + rest
 
 
-class Account(NamedTuple):
+class RunDetails(NamedTuple):
     """A run: its row, and what the row is made of."""
 
     row: RunInfo
@@ -246,10 +246,10 @@ class Account(NamedTuple):
     files: dict[str, int]  # what the folder holds, by name from the folder, in bytes; folders with all that is in them
 
 
-def account(folder: str | Path) -> Account:
+def run_details(folder: str | Path) -> RunDetails:
     """What the folder of a run says. Raises InputError where it holds no run, or a damaged one.
 
-    >>> account(Path("no", "such", "run"))
+    >>> run_details(Path("no", "such", "run"))
     Traceback (most recent call last):
     jaxdl.errors.InputError: no/such/run must be the folder of a run, which holds a config.json, got nothing ...
     """
@@ -257,7 +257,7 @@ def account(folder: str | Path) -> Account:
     run, of = read(folder), row(folder)
     if of.problem is not None:
         raise InputError(of.problem)
-    return Account(of, run.config, run.metrics, files(folder))
+    return RunDetails(of, run.config, run.metrics, files(folder))
 
 
 def files(folder: str | Path) -> dict[str, int]:

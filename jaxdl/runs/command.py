@@ -21,8 +21,8 @@ from jaxdl.runs.console import alone, make_console
 from jaxdl.runs.experiment import Experiment
 from jaxdl.runs.flags import OWN, Output, RunFlags
 from jaxdl.runs.resume import flags_of
-from jaxdl.runs.signals import Interrupts, StoppedError, interrupts
-from jaxdl.train.nonfinite import NotFiniteError
+from jaxdl.runs.signals import Signals, StoppedError, interrupts
+from jaxdl.train.nonfinite import NonFiniteError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -55,7 +55,7 @@ def main(
 
 def command(
     config_type: type[ConfigT],
-    run: Callable[[ConfigT, Console, Interrupts], Any],
+    run: Callable[[ConfigT, Console, Signals], Any],
     prog: str,
     arguments: Sequence[str] | None = None,
     *,
@@ -75,7 +75,7 @@ def command(
 
 def _ended(
     config_type: type[ConfigT],
-    run: Callable[[ConfigT, Console, Interrupts], Any],
+    run: Callable[[ConfigT, Console, Signals], Any],
     prog: str,
     arguments: Sequence[str] | None,
     as_data: Callable[[Any], Any],
@@ -87,7 +87,7 @@ def _ended(
         return _alone(_said(f"error: {error}", BAD_INPUT))
     except multiprocess.EndedError as error:
         code = error.args[0]
-    except NotFiniteError as error:
+    except NonFiniteError as error:
         text = "What was reached before that step is saved: --on-nan continue goes on from there, another configuration"
         code = _said(f"error: {error}. {text} (a smaller --learning-rate, say) needs another --workdir.", FAILED)
     except StoppedError as error:
@@ -108,16 +108,16 @@ def _ended(
     except Exception as error:
         if processes.count() == 1:
             raise
-        gone = processes.lost(error)
+        gone = processes.peer_lost(error)
         print(gone or traceback.format_exc(), file=sys.stderr)
         return _alone(processes.LOST if gone else FAILED)
-    distributed.leave()
+    distributed.shutdown()
     return code
 
 
 def _go(
     config_type: type[ConfigT],
-    run: Callable[[ConfigT, Console, Interrupts], Any],
+    run: Callable[[ConfigT, Console, Signals], Any],
     prog: str,
     arguments: Sequence[str] | None,
     as_data: Any,
@@ -133,13 +133,13 @@ def _go(
             config = tyro.cli(config_type, args=arguments, prog=prog, default=default)
         with alone(config):
             result = run(config, make_console(config), signals)
-    if config.json and distributed.is_first():
+    if config.json and distributed.is_main():
         print(_files.as_json(as_data(result)), end="", flush=True)
 
 
 def _said(text: str, code: int) -> int:
     # Of what all processes have met one tells; bad input may be that of one alone.
-    if distributed.is_first() or code == BAD_INPUT:
+    if distributed.is_main() or code == BAD_INPUT:
         with suppress(OSError):  # A full disk.
             print(printable(text), file=sys.stderr)
     return code
@@ -148,7 +148,7 @@ def _said(text: str, code: int) -> int:
 def _alone(code: int) -> int:
     """Ends with a code of which the other processes know nothing: as usual would be to wait for them."""
     if processes.count() > 1:
-        processes.end(code)
+        processes.abort(code)
     return code
 
 

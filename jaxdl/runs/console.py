@@ -51,10 +51,10 @@ def make_console(output: Output) -> Console:
     return Terminal(quiet=output.quiet or output.json)
 
 
-def warn(text: str | None, shown: Console) -> None:
+def print_warning(text: str | None, shown: Console) -> None:
     """Prints a warning, if there is one; beside a quiet console on the standard error.
 
-    >>> warn(None, Console())
+    >>> print_warning(None, Console())
     """
     if text:
         heard = Terminal(file=sys.stderr) if shown.quiet else shown

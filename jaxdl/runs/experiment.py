@@ -14,15 +14,15 @@ import optax
 from rich.table import Table
 
 from jaxdl import plots
-from jaxdl.nn import Network
+from jaxdl.nn import ModelSpec
 from jaxdl.nn.models import to_json
 from jaxdl.runs.flags import RunFlags, check_flags
-from jaxdl.saving import Outputs
+from jaxdl.saving import OutputSpec
 from jaxdl.train import early_stopping, make_plan, start
 from jaxdl.train.evaluate import evaluate as evaluate_examples
 from jaxdl.train.fit import as_table
-from jaxdl.train.step import shown_weights
-from jaxdl.types import SETS, Array, Examples, History, Metric, Model, Objective, Plan, Progress, Rule, Weights
+from jaxdl.train.step import eval_variables
+from jaxdl.types import SETS, Array, Dataset, History, Metric, Model, Objective, Plan, Rule, RunState, Variables
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -35,19 +35,19 @@ EPOCHS, BATCH_SIZE, LEARNING_RATE = 100, 32, 1e-3  # where neither the flags nor
 class Setup:
     """What an experiment trains, and on which data.
 
-    What is left out of `epochs`, `batch_size`, `seed` and `stop` is what the flags of the run say; `stop` then is early
+    What is left out of `epochs`, `batch_size`, `seed` and `early_stopping` is what the flags of the run say; `early_stopping` then is early
     stopping on the validation loss, after `--patience` epochs.
 
-    >>> from jaxdl import examples, losses, mlp
-    >>> rows = examples([[1.0], [2.0]], [[1.0], [2.0]])
+    >>> from jaxdl import dataset, losses, mlp
+    >>> rows = dataset([[1.0], [2.0]], [[1.0], [2.0]])
     >>> setup = Setup(rows, rows, rows, mlp(()), losses.squared_error, optax.sgd(0.1), seed=1)
     >>> setup.plan.batch_size, int(setup.start.epoch)
     (32, 0)
     """
 
-    train: Examples
-    validation: Examples
-    test: Examples
+    train: Dataset
+    validation: Dataset
+    test: Dataset
     model: Model
     loss: Callable[[Array, Array], Array]  # (outputs, targets) -> (B,), one value a row
     optimizer: optax.GradientTransformation
@@ -56,20 +56,20 @@ class Setup:
     epochs: int = 0  # at most; 0 for as many as the flags say
     batch_size: int | None = None
     seed: int | None = None  # of the initial weights, the order of rows, and what is random in training
-    stop: Rule | None = None
+    early_stopping: Rule | None = None
     plateau: Rule | None = None
-    average: float | None = None  # how much of itself a moving average of the weights keeps each step
+    ema_decay: float | None = None  # how much of itself a moving average of the weights keeps each step
     name: str = ""  # of the data; by default the experiment's
     source: str = "arrays"  # of the data, such as "file:/home/me/rain.csv"
     note: str | None = None  # a warning about the data, which is printed
     columns: Sequence[str] | None = None  # the names of the inputs in a table
-    outputs: Outputs = field(default_factory=Outputs)  # what the model gives for a row, where it is exported
-    network: Network | None = None  # the model as data, without what it does in training alone
+    outputs: OutputSpec = field(default_factory=OutputSpec)  # what the model gives for a row, where it is exported
+    network: ModelSpec | None = None  # the model as data, without what it does in training alone
     dataset: Any = None  # whatever the experiment's own functions need of the data
     rows: dict[str, np.ndarray] = field(default_factory=dict)  # of the data set, by set
 
     @property
-    def sets(self) -> dict[str, Examples]:
+    def sets(self) -> dict[str, Dataset]:
         """Return the three sets by name."""
         return {"train": self.train, "validation": self.validation, "test": self.test}
 
@@ -81,13 +81,15 @@ class Setup:
             Objective(self.loss, tuple(self.metrics)),
             self.optimizer,
             batch_size=BATCH_SIZE if self.batch_size is None else self.batch_size,
-            stop=early_stopping("val_loss", patience=None) if self.stop is None else self.stop,
+            early_stopping=early_stopping("val_loss", patience=None)
+            if self.early_stopping is None
+            else self.early_stopping,
             plateau=self.plateau,
-            average=self.average,
+            ema_decay=self.ema_decay,
         )
 
     @cached_property
-    def start(self) -> Progress:
+    def start(self) -> RunState:
         """Return the progress before the first epoch."""
         return start(self.plan, self.train, self.validation, key=jax.random.key(self.seed or 0))
 
@@ -105,8 +107,8 @@ class Setup:
 def complete(setup: Setup, flags: RunFlags, name: str) -> Setup:
     """Return a setup with what the flags say where the experiment has left it out. name: the experiment's.
 
-    >>> from jaxdl import examples, losses, mlp
-    >>> rows = examples([[1.0], [2.0]], [[1.0], [2.0]])
+    >>> from jaxdl import dataset, losses, mlp
+    >>> rows = dataset([[1.0], [2.0]], [[1.0], [2.0]])
     >>> setup = Setup(rows, rows, rows, mlp(()), losses.squared_error, optax.sgd(0.1), seed=3)
     >>> setup = complete(setup, RunFlags(seed=1, epochs=7), "line")
     >>> setup.name, setup.seed, setup.epochs
@@ -117,7 +119,9 @@ def complete(setup: Setup, flags: RunFlags, name: str) -> Setup:
         epochs=setup.epochs or flags.epochs or EPOCHS,
         batch_size=flags.batch_size if setup.batch_size is None else setup.batch_size,
         seed=flags.seed if setup.seed is None else setup.seed,
-        stop=early_stopping("val_loss", patience=flags.patience) if setup.stop is None else setup.stop,
+        early_stopping=early_stopping("val_loss", patience=flags.patience)
+        if setup.early_stopping is None
+        else setup.early_stopping,
         name=setup.name or name,
     )
 
@@ -142,7 +146,7 @@ def describe_data(setup: Setup) -> dict[str, Any]:
         "sha256": setup.sha256,
         "inputs": [*setup.train.inputs.shape[1:]],
         "targets": [*setup.train.targets.shape[1:]],
-        "rows": {name: len(examples.weights) for name, examples in setup.sets.items()},
+        "rows": {name: len(examples.sample_weight) for name, examples in setup.sets.items()},
         "note": setup.note,
     }
 
@@ -153,7 +157,7 @@ TERMS = {"data": "Data of the author's own.", "licence": "not stated; ask the au
 
 def model_card(
     setup: Setup,
-    outputs: Outputs | None = None,
+    outputs: OutputSpec | None = None,
     *,
     title: str | None = None,
     predicts: str | None = None,
@@ -180,21 +184,26 @@ def model_card(
     }
 
 
-def evaluate(setup: Setup, progress: Progress) -> dict[str, Any]:
+def evaluate(setup: Setup, run_state: RunState) -> dict[str, Any]:
     """Return the loss and the metrics of the three sets, by the weights of the last epoch and by those of the best."""
 
-    def values(weights: Weights) -> dict[str, dict[str, float]]:
+    def values(variables: Variables) -> dict[str, dict[str, float]]:
         plan = setup.plan
-        measured = {name: evaluate_examples(plan.model, plan.objective, weights, of) for name, of in setup.sets.items()}
+        measured = {
+            name: evaluate_examples(plan.model, plan.objective, variables, of) for name, of in setup.sets.items()
+        }
         return {metric: {name: float(measured[name][metric]) for name in SETS} for metric in measured["test"]}
 
-    best = values(progress.best)
-    return {**values(shown_weights(progress.state)), **{f"{metric}_best": value for metric, value in best.items()}}
+    best = values(run_state.best)
+    return {
+        **values(eval_variables(run_state.train_state)),
+        **{f"{metric}_best": value for metric, value in best.items()},
+    }
 
 
-def figures(setup: Setup, progress: Progress, history: History, title: str) -> dict[str, Figure]:
+def figures(setup: Setup, run_state: RunState, history: History, title: str) -> dict[str, Figure]:
     """Return a picture of the history of the loss, and of each metric."""
-    records, best = as_table(history), int(progress.stopping.best_epoch)
+    records, best = as_table(history), int(run_state.stopping.best_epoch)
     names = ["loss", *(metric.name for metric in setup.metrics)]
     return {name: plots.history(records, name, best_epoch=best, title=title) for name in names}
 
@@ -242,8 +251,8 @@ class Experiment(NamedTuple):
     resolve: Callable[[Any], Any] = resolve  # flags -> the same with defaults where one was left out, checked
     describe_data: Callable[[Setup], dict[str, Any]] = describe_data  # the data in config.json and metrics.json
     model_card: Callable[[Setup], dict[str, Any]] = model_card  # what it takes to use the model, in config.json
-    evaluate: Callable[[Setup, Progress], dict[str, Any]] = evaluate  # what metrics.json says of the weights
-    figures: Callable[[Setup, Progress, History, str], dict[str, Figure]] = figures  # by name, with a title
+    evaluate: Callable[[Setup, RunState], dict[str, Any]] = evaluate  # what metrics.json says of the weights
+    figures: Callable[[Setup, RunState, History, str], dict[str, Figure]] = figures  # by name, with a title
     table: Callable[[dict[str, Any]], Table] = table  # metrics.json for people
     frozen_flags: Callable[[Any], dict[str, str]] = frozen_flags  # flags that a run cannot change later, and why
     progress_metrics: tuple[str, str] = ("loss", "val_loss")  # what the progress bar shows of an epoch

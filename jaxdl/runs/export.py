@@ -9,12 +9,12 @@ from typing import Any, Literal
 import numpy as np
 
 from jaxdl.errors import InputError
-from jaxdl.nn import as_model
+from jaxdl.nn import build_model
 from jaxdl.nn.models import from_json
 from jaxdl.runs import folders
-from jaxdl.saving import Outputs, load
-from jaxdl.saving.export import escaped_html, export, load_program
-from jaxdl.types import SETS, Model, Weights
+from jaxdl.saving import OutputSpec, load
+from jaxdl.saving.export import escaped_html, export_model, load_program
+from jaxdl.types import SETS, Model, Variables
 
 
 def export_run(run: str | Path, folder: str | Path, *, kept: Literal["best", "final"] = "best") -> Path:
@@ -33,13 +33,13 @@ def export_run(run: str | Path, folder: str | Path, *, kept: Literal["best", "fi
     if kept == "best" and metrics.get("best_epoch") == 0:
         raise InputError(f"the run in {run} has no best epoch, because no loss was finite. Train it anew.")
     try:
-        inputs, outputs = config["inputs"], Outputs(**config["outputs"])
+        inputs, outputs = config["inputs"], OutputSpec(**config["outputs"])
         columns = inputs["columns"]
         for name, texts in (("outputs", [*outputs.names, outputs.link, outputs.unit]), ("columns", columns or [])):
             if not all(isinstance(text, str) for text in texts):
                 raise TypeError(name)
         rows = np.zeros((1, *inputs["shape"]), inputs["dtype"])
-        model = None if config["network"] is None else as_model(from_json(config["network"]))
+        model = None if config["network"] is None else build_model(from_json(config["network"]))
         card = of_run(config, metrics, kept)
     except InputError:
         raise
@@ -48,20 +48,20 @@ def export_run(run: str | Path, folder: str | Path, *, kept: Literal["best", "fi
             f"{run / folders.CONFIG} and {folders.METRICS} must describe the model, but lack or garble {error}. "
             "Restore them from a copy, or train again."
         ) from error
-    weights = load(run / "checkpoints" / kept)
+    variables = load(run / "checkpoints" / kept)
     if model is None:
-        model = _own_model(run, weights)
-    return export(folder, model, weights, rows, columns=columns, outputs=outputs, card=card)
+        model = _own_model(run, variables)
+    return export_model(folder, model, variables, rows, columns=columns, outputs=outputs, card=card)
 
 
-def _own_model(run: Path, weights: Weights) -> Model:
+def _own_model(run: Path, variables: Variables) -> Model:
     path = run / folders.PROGRAM
     if not path.is_file():
         raise InputError(
             f"the run in {run} cannot be exported: its model was not saved, as its command said at the end. Call "
-            "jaxdl.saving.export.export in a script that has the model."
+            "jaxdl.saving.export.export_model in a script that has the model."
         )
-    return load_program(path, weights)
+    return load_program(path, variables)
 
 
 def _finished(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:

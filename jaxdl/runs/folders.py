@@ -46,14 +46,14 @@ def locked(folder: Path) -> Iterator[Callable[[], bool]]:
         yield holds
 
 
-class Earlier(NamedTuple):
+class RunFiles(NamedTuple):
     """What a folder says of the run in it."""
 
     config: dict[str, Any]
     metrics: dict[str, Any] | None  # where it is finished
 
 
-def earlier(folder: str | Path, kind: str = RUN) -> Earlier | None:
+def earlier(folder: str | Path, kind: str = RUN) -> RunFiles | None:
     """The run that a folder holds; None for a folder that is new or empty. kind: what its config.json must be of.
 
     Raises InputError for any other folder: a run never writes among files that are not its own.
@@ -79,7 +79,7 @@ def earlier(folder: str | Path, kind: str = RUN) -> Earlier | None:
                 "another folder."
             )
         metrics = read_json(folder / METRICS) if (folder / METRICS).exists() else None
-        return Earlier(config, metrics)
+        return RunFiles(config, metrics)
     except NotADirectoryError:
         raise InputError(f"--workdir {folder} must be a folder, got a file. Choose another name.") from None
     except OSError as error:

@@ -17,15 +17,15 @@ from jax.sharding import Mesh
 from jaxdl import distributed as distributed_module
 from jaxdl import saving as saving_module
 from jaxdl._arguments import check_platform
-from jaxdl._tree import named, rebuilt
-from jaxdl.distributed import make_mesh, place_progress, place_rows, processes
+from jaxdl._tree import flatten_named, unflatten_named
+from jaxdl.distributed import make_mesh, processes, shard_dataset, shard_state
 from jaxdl.distributed.processes import count, launched
 from jaxdl.distributed.sharding import AXES
 from jaxdl.errors import InputError
 from jaxdl.runs.flags import Placement
-from jaxdl.runs.signals import Interrupts
-from jaxdl.saving.checkpoints import shared_keeper
-from jaxdl.types import Examples, Observer, Progress
+from jaxdl.runs.signals import Signals
+from jaxdl.saving.checkpoints import shared_checkpointer
+from jaxdl.types import Callback, Dataset, RunState
 
 
 def join(config: Placement, about: Mapping[str, Any] | None = None) -> None:
@@ -37,7 +37,7 @@ def join(config: Placement, about: Mapping[str, Any] | None = None) -> None:
     """
     flags = config.coordinator, config.processes, config.process_id
     if config.distributed or launched() or any(flag is not None for flag in flags):
-        distributed_module.join(*flags, about=about)
+        distributed_module.initialize(*flags, about=about)
     check_platform()
 
 
@@ -78,7 +78,7 @@ def _product(asked: dict[str, int]) -> int:
     return product
 
 
-Go = Callable[[Path, Progress], None]
+Broadcast = Callable[[Path, RunState], None]
 
 
 class EndedError(Exception):
@@ -88,24 +88,24 @@ class EndedError(Exception):
 class Saving(NamedTuple):
     """What a loop asks and tells so that its run is saved, as `runs.drive` takes it."""
 
-    keep: Observer
+    keep: Callback
     pause: Callable[[], bool]
-    paused: Callable[[Progress, list[dict[str, float]]], bool]
+    paused: Callable[[RunState, list[dict[str, float]]], bool]
 
 
 @contextmanager
-def leading() -> Iterator[Go]:
+def lead() -> Iterator[Broadcast]:
     """Gives what process 0 calls once: it lets the others go, with the run's folder and where it begins.
 
     Where the block ends before that, they end too. Where a process is alone there is nobody to tell.
     """
     went = False
 
-    def go(folder: Path, begin: Progress) -> None:
+    def go(folder: Path, begin: RunState) -> None:
         nonlocal went
         went = True
         if processes.count() > 1:
-            processes.told(json.dumps({"folder": str(folder.absolute())}))
+            processes.broadcast_text(json.dumps({"folder": str(folder.absolute())}))
             multihost_utils.broadcast_one_to_all(_on_host(begin))
 
     try:
@@ -114,10 +114,10 @@ def leading() -> Iterator[Go]:
         if went or processes.count() == 1:
             raise
         print(f"error: {error}", file=sys.stderr)
-        processes.told(json.dumps({"code": 2}))
+        processes.broadcast_text(json.dumps({"code": 2}))
         raise EndedError(2) from None
     if not went and processes.count() > 1:
-        processes.told(json.dumps({"code": 0}))
+        processes.broadcast_text(json.dumps({"code": 0}))
 
 
 def check_data(checksum: str) -> None:
@@ -130,10 +130,10 @@ def check_data(checksum: str) -> None:
     """
     if processes.count() == 1:
         return
-    message = json.loads(processes.told(json.dumps({"reads": "data"})))
+    message = json.loads(processes.broadcast_text(json.dumps({"reads": "data"})))
     if "code" in message:
         raise EndedError(message["code"])
-    sums = processes.gathered(np.frombuffer(bytes.fromhex(checksum), np.int64))
+    sums = processes.all_gather(np.frombuffer(bytes.fromhex(checksum), np.int64))
     other = np.flatnonzero((sums != sums[0]).any(1))
     if len(other):
         first, second = (sums[index].tobytes().hex() for index in (0, other[0]))
@@ -151,72 +151,72 @@ def preparing() -> Iterator[None]:
     try:
         yield
     except InputError:
-        message = json.loads(processes.told(""))
+        message = json.loads(processes.broadcast_text(""))
         if "code" in message:
             raise EndedError(message["code"]) from None
         raise
 
 
-def following(start: Progress) -> tuple[Path, Progress]:
+def run_follower(start: RunState) -> tuple[Path, RunState]:
     """What process 0 lets this one go with: the run's folder, and where it begins.
 
     `start` is the progress before the first epoch. Raises EndedError where process 0 has ended instead.
     """
-    message = json.loads(processes.told(""))
+    message = json.loads(processes.broadcast_text(""))
     if "code" in message:
         raise EndedError(message["code"])
     arrays = multihost_utils.broadcast_one_to_all({name: np.zeros_like(leaf) for name, leaf in _on_host(start).items()})
-    begin: Progress = rebuilt(start, {name: np.asarray(array) for name, array in arrays.items()})
+    begin: RunState = unflatten_named(start, {name: np.asarray(array) for name, array in arrays.items()})
     return Path(message["folder"]), begin
 
 
-def _on_host(progress: Progress) -> dict[str, np.ndarray]:
-    return {name: np.asarray(leaf) for name, leaf in named(progress).items()}
+def _on_host(run_state: RunState) -> dict[str, np.ndarray]:
+    return {name: np.asarray(leaf) for name, leaf in flatten_named(run_state).items()}
 
 
 def placed(
-    progress: Progress, train: Examples, validation: Examples | None, mesh: Mesh | None
-) -> tuple[Progress, Examples, Examples | None]:
+    run_state: RunState, train: Dataset, validation: Dataset | None, mesh: Mesh | None
+) -> tuple[RunState, Dataset, Dataset | None]:
     """A run and its rows on a mesh; as they are where there is none.
 
-    >>> rows = Examples(np.ones((2, 1)), np.ones(2), np.ones(2))
+    >>> rows = Dataset(np.ones((2, 1)), np.ones(2), np.ones(2))
     >>> placed(None, rows, None, None)[1] is rows
     True
     """
     if mesh is None:
-        return progress, train, validation
-    rows = None if validation is None else place_rows(validation, mesh)
-    return place_progress(progress, mesh), place_rows(train, mesh), rows
+        return run_state, train, validation
+    rows = None if validation is None else shard_dataset(validation, mesh)
+    return shard_state(run_state, mesh), shard_dataset(train, mesh), rows
 
 
 @contextmanager
 def saving(
-    folder: Path, about: Mapping[str, Any], *, every: float, tell: Callable[[str], None], interrupts: Interrupts
+    folder: Path, about: Mapping[str, Any], *, every: float, warn: Callable[[str], None], interrupts: Signals
 ) -> Iterator[Saving]:
     """Saves a run every so many seconds and at its end, beside the training or, of many processes, at pauses.
 
     Where a signal asks one process to end, all of them save and end.
     """
     if processes.count() == 1:
-        with saving_module.keeper(folder, about, every=every, tell=tell) as keep:
-            yield Saving(keep, lambda: False, lambda progress, history: True)
+        with saving_module.checkpointer(folder, about, every=every, warn=warn) as keep:
+            yield Saving(keep, lambda: False, lambda run_state, history: True)
         return
-    with shared_keeper(folder, about, every=every, tell=tell) as keeper:
+    with shared_checkpointer(folder, about, every=every, warn=warn) as checkpointer:
 
-        def paused(progress: Progress, history: list[dict[str, float]]) -> bool:
-            signal, due = processes.gathered([interrupts.asked() or 0, keeper.due()]).max(0)
+        def paused(run_state: RunState, history: list[dict[str, float]]) -> bool:
+            signal, due = processes.all_gather([interrupts.asked() or 0, checkpointer.due()]).max(0)
             if signal or due:
-                keeper.save()
+                checkpointer.save()
             return bool(signal)
 
-        yield Saving(keeper.observe, keeper.due, paused)
+        yield Saving(checkpointer.observe, checkpointer.due, paused)
 
 
-def asked(interrupts: Interrupts) -> int:
+def asked(interrupts: Signals) -> int:
     """The signal that came to any of the processes, 0 for none; all of them must call it.
 
     >>> from jaxdl.runs.signals import NEVER
     >>> asked(NEVER)
     0
     """
-    return int(processes.gathered([interrupts.asked() or 0]).max())
+    return int(processes.all_gather([interrupts.asked() or 0]).max())

@@ -13,15 +13,15 @@ import jax.numpy as jnp
 from rich.console import Console
 
 from jaxdl import saving, types
-from jaxdl._tree import check_kinds, rebuilt
+from jaxdl._tree import check_structure, unflatten_named
 from jaxdl.errors import InputError
 from jaxdl.runs import folders
-from jaxdl.runs.console import warn
+from jaxdl.runs.console import print_warning
 from jaxdl.runs.experiment import Experiment
 from jaxdl.runs.flags import OWN
-from jaxdl.runs.folders import CONFIG, Earlier
+from jaxdl.runs.folders import CONFIG, RunFiles
 from jaxdl.saving import checkpoints
-from jaxdl.types import Progress
+from jaxdl.types import RunState
 
 # Flags that a run may be given anew. The data are known by their checksum, so their name may change too.
 FREE = {"epochs", "patience", "save_every", "on_nan", "compilation_cache", "data"}
@@ -32,13 +32,13 @@ Changes = dict[str, tuple[Any, Any]]
 class Beginning(NamedTuple):
     """Where a run begins or goes on."""
 
-    progress: Progress
+    state: RunState
     history: list[dict[str, float]]
     text: str | None  # for people, where it goes on
     saved: dict[str, Any] | None = None  # what the checkpoint says of where it was trained
 
 
-def recorded(folder: Path, earlier: Earlier) -> tuple[Earlier, str | None]:
+def recorded(folder: Path, earlier: RunFiles) -> tuple[RunFiles, str | None]:
     """Return the run in a folder with the flags of its latest checkpoint, and what to warn of in its config.json.
 
     The run resumes from the checkpoint, which is known to be whole: where config.json says another thing, it was
@@ -55,7 +55,7 @@ def recorded(folder: Path, earlier: Earlier) -> tuple[Earlier, str | None]:
     return earlier._replace(config={**earlier.config, **flags}), text
 
 
-def flags_of(folder: Path, earlier: Earlier, kinds: Mapping[str, Any]) -> dict[str, Any]:
+def flags_of(folder: Path, earlier: RunFiles, kinds: Mapping[str, Any]) -> dict[str, Any]:
     """Return the flags that the run in a folder has where a command gives none. kinds: their types, by name.
 
     Raises InputError where config.json holds a value of another type.
@@ -86,10 +86,10 @@ def _is_of(value: Any, kind: Any) -> bool:
     return type(value) is (str if kind is Path else kind)
 
 
-def changes(flags: Mapping[str, Any], earlier: Earlier) -> Changes:
+def changes(flags: Mapping[str, Any], earlier: RunFiles) -> Changes:
     """The flags that differ from those that a run was begun with, as (before, now).
 
-    >>> changes({"seed": 1, "hidden": (10, 5)}, Earlier({"seed": 0, "hidden": [10, 5]}, None))
+    >>> changes({"seed": 1, "hidden": (10, 5)}, RunFiles({"seed": 0, "hidden": [10, 5]}, None))
     {'seed': (0, 1)}
     """
     now = {name: _plain(value) for name, value in flags.items() if name not in OWN}
@@ -126,7 +126,7 @@ def goes_on(found: Changes, metrics: Mapping[str, Any]) -> bool:
 
 
 def beginning(
-    start: Progress, folder: Path, data: str, found: Changes, refusal: str | None, tell: Callable[[str], None]
+    start: RunState, folder: Path, data: str, found: Changes, refusal: str | None, warn: Callable[[str], None]
 ) -> Beginning:
     """Where the run in a folder goes on, from its latest good checkpoint; at its start where there is none.
 
@@ -136,13 +136,13 @@ def beginning(
     advice = (
         f"{refusal or 'Use the data and the code of that run'}, choose another --workdir, or start over with --fresh."
     )
-    saved = saving.latest(folder / CHECKPOINTS, tell, again="--fresh, which keeps this run under another name")
+    saved = saving.restore_latest(folder / CHECKPOINTS, warn, again="--fresh, which keeps this run under another name")
     if saved is None:
         if refusal is not None:
             raise InputError(f"the run in {folder} cannot go on: {advice}")
         return Beginning(start, [], "nothing was saved yet, so the run starts again from its beginning")
     try:
-        check_kinds(saved.about["kinds"], start)
+        check_structure(saved.about["kinds"], start)
         if refusal is not None:
             raise InputError(advice)
         if saved.about.get("data") != data:
@@ -152,17 +152,17 @@ def beginning(
     except InputError as error:
         text = str(error) if str(error) == advice else f"{error}. {advice}"
         raise InputError(f"the run in {folder} cannot go on: {text}") from None
-    progress: Progress = rebuilt(start, saved.arrays)
+    run_state: RunState = unflatten_named(start, saved.arrays)
     if "patience" in found:
         # The rule decides anew at the end of the next epoch.
-        progress = progress._replace(stopping=progress.stopping._replace(done=jnp.zeros((), bool)))
-    batches = int(progress.cursor)
-    where = f"epoch {int(progress.epoch)}" + (f" and batch {batches} of the next" if batches else "")
+        run_state = run_state._replace(stopping=run_state.stopping._replace(should_stop=jnp.zeros((), bool)))
+    batches = int(run_state.cursor)
+    where = f"epoch {int(run_state.epoch)}" + (f" and batch {batches} of the next" if batches else "")
     text = f"The run goes on after {where} (checkpoint {saved.number})."
-    return Beginning(progress, saved.about["history"], text, _dict(saved.about, "surroundings"))
+    return Beginning(run_state, saved.about["history"], text, _dict(saved.about, "surroundings"))
 
 
-def _check_history(saved: types.Saved, start: Progress) -> None:
+def _check_history(saved: types.Checkpoint, start: RunState) -> None:
     """Raise InputError where the records of a checkpoint are not those of its epochs: they are written into files."""
     history, done = saved.about.get("history"), int(saved.arrays["epoch"])
     whole = isinstance(history, list) and [_epoch_of(record) for record in history] == [*range(1, done + 1)]
@@ -235,6 +235,6 @@ def show(experiment: Experiment, metrics: dict[str, Any], config: Any, console: 
     if config.histograms or config.cost or config.profile:
         text += " So --histograms, --cost and --profile have had nothing to look at."
     console.print(text, markup=False, soft_wrap=True)
-    warn(note, console)
+    print_warning(note, console)
     console.print(result)
     return metrics

@@ -21,13 +21,13 @@ from jaxdl import saving as saving_module
 from jaxdl._environment import compile_clock
 from jaxdl._format import table
 from jaxdl._startup import STARTED
-from jaxdl.data import Source
-from jaxdl.distributed.sharding import fetched
+from jaxdl.data import DataSource
+from jaxdl.distributed.sharding import to_host
 from jaxdl.errors import InputError
 from jaxdl.nn import Summary, summary
 from jaxdl.nn.summaries import as_markdown, as_table
 from jaxdl.runs import folders, multiprocess, resume
-from jaxdl.runs.console import warn
+from jaxdl.runs.console import print_warning
 from jaxdl.runs.experiment import Experiment, Setup, recipe_of, setup_of, short
 from jaxdl.runs.flags import HOW, OWN, told
 from jaxdl.runs.folders import locked, workdir
@@ -41,60 +41,60 @@ from jaxdl.runs.resume import (
     recorded,
     refused,
 )
-from jaxdl.runs.signals import NEVER, Interrupts, StoppedError
+from jaxdl.runs.signals import NEVER, Signals, StoppedError
 from jaxdl.saving.export import save_program
 from jaxdl.train.epoch import batches_of_epoch
 from jaxdl.train.fit import reason, warn_of_eval_params, without_best
 from jaxdl.train.loop import Chunk, Pace, Reached, checked, chunks, run_loop
-from jaxdl.train.nonfinite import NotFiniteError, guarded
+from jaxdl.train.nonfinite import NonFiniteError, check_finite
 from jaxdl.train.plan import check_monitors
-from jaxdl.train.step import shown_weights
-from jaxdl.types import Examples, History, Observer, Plan, Progress, Weights
+from jaxdl.train.step import eval_variables
+from jaxdl.types import Callback, Dataset, History, Plan, RunState, Variables
 
 
 class End(NamedTuple):
     """How a run ended."""
 
-    progress: Progress
+    state: RunState
     history: list[dict[str, float]]
 
 
 def drive(
     plan: Plan,
-    begin: Progress,
-    train: Examples | Source,
-    validation: Examples | None,
+    begin: RunState,
+    train: Dataset | DataSource,
+    validation: Dataset | None,
     *,
     epochs: int,
     history: Iterable[dict[str, float]] = (),
-    observers: Iterable[Observer] = (),
-    watchers: Iterable[Observer] = (),
-    keep: Observer | None = None,
-    interrupts: Interrupts = NEVER,
+    callbacks: Iterable[Callback] = (),
+    watchers: Iterable[Callback] = (),
+    keep: Callback | None = None,
+    interrupts: Signals = NEVER,
     pause: Callable[[], bool] = lambda: False,
-    paused: Callable[[Progress, list[dict[str, float]]], bool] = lambda progress, history: True,
+    paused: Callable[[RunState, list[dict[str, float]]], bool] = lambda run_state, history: True,
     on_nan: Literal["stop", "continue"] = "stop",
 ) -> End:
     """Trains from `begin` up to epoch `epochs` as `fit` does, with a clock, signals and checkpoints.
 
-    Each record holds the epoch's wall `seconds` too, without what was spent on compiling. Observers look while the next
+    Each record holds the epoch's wall `seconds` too, without what was spent on compiling. Callbacks look while the next
     chunk is under way, so they rarely cost any.
 
     history: the records of the epochs before `begin`.
-    observers: called after every epoch. watchers: after every chunk. keep: after every chunk whose numbers are finite.
+    callbacks: called after every epoch. watchers: after every chunk. keep: after every chunk whose numbers are finite.
     interrupts: asked before every chunk whether to pause; from the first chunk on, a signal waits for the question.
     pause: asked that too. paused: called where the run stands still, because this process or another that shares it
         asked for a pause; it says whether the run ends there, which is what it does by default.
 
-    Raises NotFiniteError where a number is not finite and `on_nan` is "stop"; `keep` has then seen the progress before.
+    Raises NonFiniteError where a number is not finite and `on_nan` is "stop"; `keep` has then seen the progress before.
 
     >>> import jax, optax
-    >>> from jaxdl import examples, losses, mlp, Objective
+    >>> from jaxdl import dataset, losses, mlp, Objective
     >>> from jaxdl import make_plan, start
-    >>> rows = examples([[1.0], [2.0]], [[1.0], [2.0]])
+    >>> rows = dataset([[1.0], [2.0]], [[1.0], [2.0]])
     >>> plan = make_plan(mlp(()), Objective(losses.squared_error), optax.sgd(0.1), batch_size=2)
     >>> end = drive(plan, start(plan, rows, key=jax.random.key(0)), rows, None, epochs=2)
-    >>> int(end.progress.epoch), list(end.history[-1])
+    >>> int(end.state.epoch), list(end.history[-1])
     (2, ['epoch', 'loss', 'seconds'])
     """
     warn_of_eval_params(plan, begin)
@@ -104,7 +104,7 @@ def drive(
     pace = Pace(pause=partial(_wanted, interrupts, pause))
     pieces: Iterator[Chunk] = chunks(plan, begin, rows, validation, last=epochs, steps=pace)
     if on_nan == "stop":
-        pieces = guarded(pieces, plan, begin, rows, validation)
+        pieces = check_finite(pieces, plan, begin, rows, validation)
 
     def held(chunk: Chunk) -> Chunk:
         interrupts.hold(True)
@@ -120,19 +120,19 @@ def drive(
 
         def ends(chunk: Chunk) -> bool:
             if keep and chunk.finite:
-                keep(chunk.progress, reached.history)
-            return chunk.batches == 0 and paused(chunk.progress, reached.history)
+                keep(chunk.state, reached.history)
+            return chunk.batches == 0 and paused(chunk.state, reached.history)
 
         try:
-            run_loop(map(held, pieces), reached, observers=observers, watchers=watchers, about=about, ends=ends)
-        except NotFiniteError as error:
+            run_loop(map(held, pieces), reached, callbacks=callbacks, watchers=watchers, about=about, ends=ends)
+        except NonFiniteError as error:
             if keep:
-                keep(error.args[0].progress, reached.history)
+                keep(error.args[0].state, reached.history)
             raise
-    return End(reached.progress, reached.history)
+    return End(reached.state, reached.history)
 
 
-def _wanted(interrupts: Interrupts, pause: Callable[[], bool]) -> bool:
+def _wanted(interrupts: Signals, pause: Callable[[], bool]) -> bool:
     return interrupts.asked() is not None or pause()
 
 
@@ -150,21 +150,21 @@ class Job(NamedTuple):
 
 
 def run(
-    experiment: Experiment | Callable[[Any], Experiment], config: Any, console: Console, interrupts: Interrupts = NEVER
+    experiment: Experiment | Callable[[Any], Experiment], config: Any, console: Console, interrupts: Signals = NEVER
 ) -> dict[str, Any]:
     """Trains, compares and writes the run's folder; gives its metrics, which are written last.
 
     experiment: or a function that gives the one that the flags ask for.
 
     A folder that holds the same run, begun earlier, is gone on with. Where several processes share it, process 0 does
-    all this and the others only train. Raises StoppedError where a signal ended the run, NotFiniteError where nan or
+    all this and the others only train. Raises StoppedError where a signal ended the run, NonFiniteError where nan or
     infinity did, and EndedError where processes have agreed to end.
     """
     experiment = experiment if isinstance(experiment, Experiment) else experiment(config)
     multiprocess.join(config, _agreed(experiment, config))
-    if not distributed.is_first():
+    if not distributed.is_main():
         return _follow(experiment, config, interrupts)
-    with multiprocess.leading() as go:
+    with multiprocess.lead() as go:
         return _lead(experiment, config, console, interrupts, go)
 
 
@@ -177,21 +177,21 @@ def _agreed(experiment: Experiment, config: Any) -> dict[str, Any]:
     return json.loads(json.dumps({"experiment": experiment.name, **flags, **versions}, default=str))
 
 
-def _follow(experiment: Experiment, config: Any, interrupts: Interrupts) -> dict[str, Any]:
+def _follow(experiment: Experiment, config: Any, interrupts: Signals) -> dict[str, Any]:
     console = Console(quiet=True)
     with multiprocess.preparing():
         resolved = experiment.resolve(config)
         if config.compilation_cache:
-            _environment.keep_compilations()
+            _environment.enable_compilation_cache()
         mesh, (setup, data) = multiprocess.mesh(config), _set_up(experiment, resolved, console)
     multiprocess.check_data(data["sha256"])
-    folder, begin = multiprocess.following(setup.start)
+    folder, begin = multiprocess.run_follower(setup.start)
     _train(Job(experiment, resolved, setup, data, folder, console, mesh), Beginning(begin, [], None), interrupts)
     return {}
 
 
 def _lead(
-    experiment: Experiment, config: Any, console: Console, interrupts: Interrupts, go: multiprocess.Go
+    experiment: Experiment, config: Any, console: Console, interrupts: Signals, go: multiprocess.Broadcast
 ) -> dict[str, Any]:
     seconds = {"import": time.perf_counter() - STARTED}
     resolved = experiment.resolve(config)
@@ -203,7 +203,7 @@ def _lead(
         if not refused(found, experiment.frozen_flags(resolved)) and not goes_on(found, earlier.metrics):
             return resume.show(experiment, earlier.metrics, config, console)
     if config.compilation_cache:
-        _environment.keep_compilations()
+        _environment.enable_compilation_cache()
     with ExitStack() as stack, _environment.compile_clock() as compiling:
         if earlier is not None:
             holds = stack.enter_context(locked(config.workdir))
@@ -220,7 +220,7 @@ def _lead(
         interrupts.advise(f"interrupted; the same command with --workdir {folder} goes on from what is saved there.")
         job = Job(experiment, resolved, setup, data, folder, console, mesh, holds)
         begin = _begin(job)
-        go(folder, begin.progress)
+        go(folder, begin.state)
         with _room(folder):
             metrics = _work(job, begin, interrupts, seconds, compiling)
             metrics["seconds"] = {**seconds, "compile": compiling(), "total": time.perf_counter() - STARTED}
@@ -249,7 +249,7 @@ def _set_up(experiment: Experiment, flags: Any, console: Console) -> tuple[Setup
         setup = setup_of(experiment, flags)
     data = experiment.describe_data(setup)
     setup.start  # noqa: B018  made here, where the time for the data is taken
-    warn(data["note"], console)
+    print_warning(data["note"], console)
     return setup, data
 
 
@@ -258,18 +258,18 @@ def _begin(job: Job) -> Beginning:
     experiment, config, setup, data, folder, console, *_ = job
     flags, card = told(config), experiment.model_card(setup)
     about = {folders.KIND: folders.RUN, "recipe": recipe_of(experiment, config)}
-    now = {**about, **flags, "workdir": str(folder), "dataset": data, **card, **_environment.surroundings()}
+    now = {**about, **flags, "workdir": str(folder), "dataset": data, **card, **_environment.environment()}
     earlier = folders.earlier(folder)
     if earlier is None:
         folders.write_json(folder / folders.CONFIG, now)
         return Beginning(setup.start, [], None)
     written = earlier.config
     earlier, doubt = recorded(folder, earlier)
-    warn(doubt, console)
+    print_warning(doubt, console)
     found = changes(flags, earlier)
     refusal = refused(found, experiment.frozen_flags(config))
-    begin = beginning(setup.start, folder, data["sha256"], found, refusal, partial(warn, shown=console))
-    done = int(begin.progress.epoch)
+    begin = beginning(setup.start, folder, data["sha256"], found, refusal, partial(print_warning, shown=console))
+    done = int(begin.state.epoch)
     check_epochs(setup.epochs, done, folder)
     kept = {**earlier.config, **card, "dataset": data}
     if begin.saved is None:
@@ -282,39 +282,39 @@ def _begin(job: Job) -> Beginning:
     if _files.as_json(kept) != _files.as_json(written):
         folders.write_json(folder / folders.CONFIG, kept)
     if begin.saved is not None:
-        warn(other_surroundings(begin.saved or earlier.config, now), console)
+        print_warning(other_surroundings(begin.saved or earlier.config, now), console)
     console.print(begin.text, markup=False, soft_wrap=True)
     return begin
 
 
 def _work(
-    job: Job, begin: Beginning, interrupts: Interrupts, seconds: dict[str, float], compiling: Callable[[], float]
+    job: Job, begin: Beginning, interrupts: Signals, seconds: dict[str, float], compiling: Callable[[], float]
 ) -> dict[str, Any]:
     """Trains and writes all but the metrics, which it gives."""
     experiment, config, setup, data, folder, console, *_ = job
-    recipe, tell = recipe_of(experiment, config), partial(warn, shown=console)
+    recipe, warn = recipe_of(experiment, config), partial(print_warning, shown=console)
     network = summary(setup.plan.model, setup.train.inputs[:1])
     console.print(as_table(network, f"{recipe}, seed {config.seed}, {short(data['source'])}"))
     if config.tensorboard:
-        describe(config, network, folder, tell)
+        describe(config, network, folder, warn)
     compiled, began = compiling(), time.perf_counter()
     end = _train(job, begin, interrupts)
     seconds["fit"] = time.perf_counter() - began - (compiling() - compiled)
-    if not int(end.progress.stopping.best_epoch):
-        tell(without_best(setup.plan, setup.validation))
+    if not int(end.state.stopping.best_epoch):
+        warn(without_best(setup.plan, setup.validation))
     pictures = _keep(job, end)
     metrics = {
         "dataset": data,
-        **experiment.evaluate(setup, end.progress),
+        **experiment.evaluate(setup, end.state),
         "recipe": recipe,
         "epochs": len(end.history),
-        "best_epoch": int(end.progress.stopping.best_epoch),
-        "reason": reason(end.progress),
+        "best_epoch": int(end.state.stopping.best_epoch),
+        "reason": reason(end.state),
         "seed": config.seed,
         "parameters": network.parameters,
     }
     if config.tensorboard:
-        conclude(metrics, pictures, folder, tell)
+        conclude(metrics, pictures, folder, warn)
     if config.cost:
         cost = profiling.step_cost(setup.plan, setup.start, setup.train)
         metrics["cost"] = profiling.as_record(cost)
@@ -322,28 +322,28 @@ def _work(
     return metrics
 
 
-def _train(job: Job, begin: Beginning, interrupts: Interrupts) -> End:
+def _train(job: Job, begin: Beginning, interrupts: Signals) -> End:
     experiment, config, setup, data, folder, console, mesh, _ = job
-    progress, train, validation = multiprocess.placed(begin.progress, setup.train, setup.validation, mesh)
+    run_state, train, validation = multiprocess.placed(begin.state, setup.train, setup.validation, mesh)
     about = {
         "config": {**told(config), "workdir": str(folder)},
         "data": data["sha256"],
-        "surroundings": _environment.surroundings(),
+        "surroundings": _environment.environment(),
     }
-    tell = partial(warn, shown=console)
+    warn = partial(print_warning, shown=console)
     with ExitStack() as stack:
         where = folder / "checkpoints" / "progress"
-        save = multiprocess.saving(where, about, every=config.save_every, tell=tell, interrupts=interrupts)
+        save = multiprocess.saving(where, about, every=config.save_every, warn=warn, interrupts=interrupts)
         saving = stack.enter_context(save)
         looking = NOBODY
-        if distributed.is_first():
-            run = setup, folder, console, progress, begin.history
-            looking = stack.enter_context(watched(config, *run, experiment.progress_metrics, tell))
-            notice = noticing(job.holds, folder, config.save_every, tell)
+        if distributed.is_main():
+            run = setup, folder, console, run_state, begin.history
+            looking = stack.enter_context(watched(config, *run, experiment.progress_metrics, warn))
+            notice = noticing(job.holds, folder, config.save_every, warn)
             looking = looking._replace(watchers=(*looking.watchers, notice))
         end = drive(
             setup.plan,
-            progress,
+            run_state,
             train,
             validation,
             epochs=setup.epochs,
@@ -357,57 +357,59 @@ def _train(job: Job, begin: Beginning, interrupts: Interrupts) -> End:
     # Asked anew, because a signal may have come while the last checkpoint was written.
     if number := multiprocess.asked(interrupts):
         raise StoppedError(number, folder)
-    return end._replace(progress=fetched(end.progress))
+    return end._replace(state=to_host(end.state))
 
 
 def _keep(job: Job, end: End) -> list[Path]:
     """Writes weights and pictures; gives the pictures."""
     experiment, _, setup, data, folder, *_ = job
-    for name, kept in (("final", shown_weights(end.progress.state)), ("best", end.progress.best)):
+    for name, kept in (("final", eval_variables(end.state.train_state)), ("best", end.state.best)):
         # There already where the run was finished before and went on, or was cut off just here.
         shutil.rmtree(folder / "checkpoints" / name, ignore_errors=True)
         saving_module.save(folder / "checkpoints" / name, kept)
     if setup.network is None:
-        _keep_program(job, end.progress.best)
+        _keep_program(job, end.state.best)
     (folder / "figures").mkdir(exist_ok=True)
     title = f"{folder.name}, {short(data['source'])}"
     pictures = []
-    for name, figure in experiment.figures(setup, end.progress, end.history, title).items():
+    for name, figure in experiment.figures(setup, end.state, end.history, title).items():
         pictures.append(folder / "figures" / f"{name}.png")
         figure.savefig(pictures[-1])
     return pictures
 
 
-def _keep_program(job: Job, weights: Weights) -> None:
+def _keep_program(job: Job, variables: Variables) -> None:
     """Write the model itself, so that the run can be exported without the code of the experiment."""
     path = job.folder / folders.PROGRAM
     try:
-        save_program(path, job.setup.plan.model, weights, job.setup.train.inputs[:1])
+        save_program(path, job.setup.plan.model, variables, job.setup.train.inputs[:1])
     except OSError:
         raise
     except Exception as error:  # whatever a model of the user's own cannot do without the number of its rows
         path.unlink(missing_ok=True)
         text = str(error).partition("\n")[0]
-        warn(f"the run cannot be exported, because its model works only as it is called here: {text}", job.console)
+        print_warning(
+            f"the run cannot be exported, because its model works only as it is called here: {text}", job.console
+        )
 
 
 CHARTS, RUN, PROFILE = "tensorboard", "run", "profile"  # folders
 
 
 def noticing(
-    holds: Callable[[], bool], folder: Path, every: float, tell: Callable[[str], None]
-) -> Callable[[Progress, History], None]:
+    holds: Callable[[], bool], folder: Path, every: float, warn: Callable[[str], None]
+) -> Callable[[RunState, History], None]:
     """Return a callback that tells, once, that a run has lost its folder. holds: whether its lock is still there."""
     looked, told = time.monotonic(), False
 
-    def observe(progress: Progress, history: History) -> None:
+    def observe(run_state: RunState, history: History) -> None:
         nonlocal looked, told
         if told or time.monotonic() - looked < every:
             return
         looked = time.monotonic()
         if not holds():
             told = True
-            tell(
+            warn(
                 f"{folder} was moved, or its lock removed, while the run goes on: another process could write there "
                 "too. Start nothing else in it before this run has ended."
             )
@@ -418,8 +420,8 @@ def noticing(
 class Watchers(NamedTuple):
     """Who looks at a run."""
 
-    observers: tuple[Observer, ...]  # after every epoch
-    watchers: tuple[Observer, ...]  # after every chunk
+    on_epoch: tuple[Callback, ...]  # after every epoch
+    watchers: tuple[Callback, ...]  # after every chunk
 
 
 NOBODY = Watchers((), ())
@@ -431,10 +433,10 @@ def watched(
     setup: Setup,
     folder: Path,
     console: Console,
-    begin: Progress,
+    begin: RunState,
     history: History,
     shown: tuple[str, str],
-    tell: Callable[[str], None],
+    warn: Callable[[str], None],
 ) -> Iterator[Watchers]:
     """Those who look at a run that begins at `begin`, after the epochs in `history`, and write into its folder.
 
@@ -443,31 +445,31 @@ def watched(
     done, epochs = len(history), setup.epochs
     _, batches = batches_of_epoch(setup.plan, setup.train, setup.validation)
     with ExitStack() as stack:
-        observers = [callbacks.csv_file(folder / "history.csv", history)]
+        on_epoch = [callbacks.csv_log(folder / "history.csv", history)]
         watchers = [callbacks.progress_bar(epochs, shown, console=console, batches=batches, begin=done)]
         if config.tensorboard:
-            observers.append(callbacks.tensorboard(folder / CHARTS, begin=done, tell=tell))
+            on_epoch.append(callbacks.tensorboard(folder / CHARTS, begin=done, warn=warn))
         if config.histograms:
             every = config.histograms
             plan, train = setup.plan, setup.train
-            observers.append(callbacks.distributions(folder / CHARTS, plan, train, begin, every=every, tell=tell))
+            on_epoch.append(callbacks.histograms(folder / CHARTS, plan, train, begin, every=every, warn=warn))
         if config.profile:
-            watchers.append(callbacks.tracing(folder / PROFILE, begin=done, last=epochs, tell=tell))
-        yield Watchers(*(tuple(map(stack.enter_context, each)) for each in (observers, watchers)))
+            watchers.append(callbacks.profiler(folder / PROFILE, begin=done, last=epochs, warn=warn))
+        yield Watchers(*(tuple(map(stack.enter_context, each)) for each in (on_epoch, watchers)))
 
 
-def describe(config: Any, network: Summary, folder: Path, tell: Callable[[str], None]) -> None:
+def describe(config: Any, network: Summary, folder: Path, warn: Callable[[str], None]) -> None:
     """Tells TensorBoard what the run is: its flags and its layers."""
     flags = {name: value for name, value in asdict(config).items() if name not in OWN}
     told = {name: value for name, value in flags.items() if name not in HOW}
     text = {"configuration": table(("flag", "value"), flags.items()), "layers": as_markdown(network)}
-    with _told(tell):
+    with _told(warn):
         callbacks.description(folder / CHARTS / RUN, text=text, hyperparameters=told)
 
 
-def conclude(metrics: Mapping[str, Any], pictures: list[Path], folder: Path, tell: Callable[[str], None]) -> None:
+def conclude(metrics: Mapping[str, Any], pictures: list[Path], folder: Path, warn: Callable[[str], None]) -> None:
     """Tells TensorBoard what came of the run."""
-    with _told(tell):
+    with _told(warn):
         callbacks.pictures(folder / CHARTS / "pictures", pictures, step=metrics["epochs"])
         # Of the best epoch alone: each is a column of a table.
         figures = {name: value for name, value in metrics.items() if name.endswith("_best")}
@@ -475,9 +477,9 @@ def conclude(metrics: Mapping[str, Any], pictures: list[Path], folder: Path, tel
 
 
 @contextmanager
-def _told(tell: Callable[[str], None]) -> Iterator[None]:
+def _told(warn: Callable[[str], None]) -> Iterator[None]:
     """Charts are not worth a run: where they cannot be written, that is told."""
     try:
         yield
     except (InputError, OSError) as error:
-        tell(f"TensorBoard is told less than usual: {error}")
+        warn(f"TensorBoard is told less than usual: {error}")

@@ -16,7 +16,7 @@ class StoppedError(Exception):
     """A signal ended the run, which is saved; the arguments are the signal and the folder."""
 
 
-class Interrupts(NamedTuple):
+class Signals(NamedTuple):
     """What a loop asks and tells; without signals nothing happens."""
 
     asked: Callable[[], int | None]  # the signal that came, if one did
@@ -24,11 +24,11 @@ class Interrupts(NamedTuple):
     advise: Callable[[str], None]  # what the process says when it is ended at once
 
 
-NEVER = Interrupts(lambda: None, lambda on: None, lambda text: None)
+NEVER = Signals(lambda: None, lambda on: None, lambda text: None)
 
 
 @contextmanager
-def interrupts() -> Iterator[Interrupts]:
+def interrupts() -> Iterator[Signals]:
     """While the block runs, SIGINT, SIGTERM and SIGHUP end the process at once, with a text and 128 + the signal.
 
     Where the signals are held, the first one is only noted, and a second one ends the process. "At once" holds even
@@ -70,7 +70,7 @@ def interrupts() -> Iterator[Interrupts]:
     # They do nothing: what counts is that the default does not happen, and that the pipe is written.
     before = {number: signal.signal(number, lambda *_: None) for number in watched}
     try:
-        yield Interrupts(lambda: came[0] if came else None, hold, advise)
+        yield Signals(lambda: came[0] if came else None, hold, advise)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from rich.text import Text
 
 from jaxdl._format import short
-from jaxdl.runs.catalog import METRICS_PART, Account, Column, Difference, RunInfo, flat
+from jaxdl.runs.catalog import METRICS_PART, Column, Difference, RunDetails, RunInfo, flat
 from jaxdl.runs.folders import KIND, USAGE
 from jaxdl.types import SETS
 
@@ -73,11 +73,11 @@ def compared(found: Sequence[Difference], names: tuple[str, str]) -> Table:
     return table
 
 
-def told(of: Account) -> RenderableType:
+def told(of: RunDetails) -> RenderableType:
     """All that a run's folder says, on a page: what it was told, how it ended, its figures beside those of baselines.
 
     >>> from pathlib import Path
-    >>> of = Account(RunInfo("small", Path("small"), "unfinished", seed=0), {"seed": 0}, None, {"config.json": 12})
+    >>> of = RunDetails(RunInfo("small", Path("small"), "unfinished", seed=0), {"seed": 0}, None, {"config.json": 12})
     >>> type(told(of)).__name__
     'Group'
     """
@@ -93,7 +93,7 @@ def told(of: Account) -> RenderableType:
     return Group(table, "", figures) if figures.row_count else Group(table)
 
 
-def _lines(of: Account) -> Iterator[tuple[str, str]]:
+def _lines(of: RunDetails) -> Iterator[tuple[str, str]]:
     row, config, metrics = of.row, of.config, of.metrics or {}
     data = _object(config.get("dataset"))
     yield "run", row.run
@@ -130,7 +130,7 @@ def _measured(metrics: Mapping[str, Any]) -> list[str]:
     return [name for name, value in metrics.items() if {*_object(value)} == {*SETS}]
 
 
-def _figures(of: Account) -> Table:
+def _figures(of: RunDetails) -> Table:
     table, metrics = _table(), of.metrics or {}
     for name in ("", "", *SETS):
         table.add_column(name, justify="right" if name in SETS else "left")

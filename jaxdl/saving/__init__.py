@@ -1,9 +1,9 @@
 """Weights, checkpoints and exported models on disk."""
 
 from jaxdl._faces import set_public_names as _set_public_names
-from jaxdl.saving.checkpoints import keeper as keeper
-from jaxdl.saving.checkpoints import latest as latest
-from jaxdl.saving.export import Outputs as Outputs
+from jaxdl.saving.checkpoints import checkpointer as checkpointer
+from jaxdl.saving.checkpoints import restore_latest as restore_latest
+from jaxdl.saving.export import OutputSpec as OutputSpec
 from jaxdl.saving.weights import load as load
 from jaxdl.saving.weights import save as save
 

@@ -25,12 +25,12 @@ import numpy as np
 
 from jaxdl import _files, distributed
 from jaxdl._files import exclusive
-from jaxdl._tree import kinds, named
+from jaxdl._tree import flatten_named, kinds
 from jaxdl.distributed import processes
 from jaxdl.errors import InputError
 from jaxdl.train.fit import Written
-from jaxdl.train.nonfinite import NotFiniteError
-from jaxdl.types import Array, History, Observer, Progress, Saved
+from jaxdl.train.nonfinite import NonFiniteError
+from jaxdl.types import Array, Callback, Checkpoint, History, RunState
 
 KEPT = 2  # checkpoints of a run: the latest, and the one before
 # The kinds of keys of random numbers, with how many numbers of 32 bits a key has.
@@ -39,7 +39,7 @@ OWN = ("kinds", "arrays", "history")  # entries of a checkpoint's `about` that `
 
 
 def content_of(
-    about: Mapping[str, Any], progress: Progress, history: History
+    about: Mapping[str, Any], run_state: RunState, history: History
 ) -> tuple[dict[str, Array], dict[str, Any]]:
     """What a checkpoint holds, as `write` takes it: arrays by name, and what is told about them.
 
@@ -47,10 +47,10 @@ def content_of(
     >>> content_of({"seed": 1}, {"a": jnp.ones(2)}, [])[1]["kinds"]
     {'a': ['float32', [2]]}
     """
-    arrays = named(progress)
+    arrays = flatten_named(run_state)
     # By the names that they have already.
     shapes = {name: [str(array.dtype), list(array.shape)] for name, array in arrays.items()}
-    told = {**described(about), "kinds": kinds(progress), "arrays": shapes, "history": [*map(_recorded, history)]}
+    told = {**described(about), "kinds": kinds(run_state), "arrays": shapes, "history": [*map(_recorded, history)]}
     return arrays, told
 
 
@@ -234,7 +234,7 @@ def write(folder: Path, arrays: Mapping[str, Any], about: Mapping[str, Any]) -> 
         raise
 
 
-def read(folder: Path, number: int) -> Saved:
+def read(folder: Path, number: int) -> Checkpoint:
     """A checkpoint by its number, whose checksums were looked at. Each process that calls it reads by itself.
 
     Raises InputError where it cannot be read.
@@ -256,7 +256,7 @@ def read(folder: Path, number: int) -> Saved:
             items = ocp.args.Composite(arrays=ocp.args.StandardRestore(filled))
             arrays = {**like, **manager.restore(number, args=items).arrays}
             _check_kinds(about["kinds"], arrays)
-            return Saved(arrays, about, number)
+            return Checkpoint(arrays, about, number)
     except Exception as error:  # Whatever orbax raises.
         raise InputError(
             f"the checkpoint {folder / str(number)} is as it was saved, but cannot be read ({first_line(error)}). Use "
@@ -393,8 +393,8 @@ FIRST = 0.5
 
 
 @contextmanager
-def keeper(
-    folder: str | Path, about: Mapping[str, Any], *, every: float, tell: Callable[[str], None]
+def checkpointer(
+    folder: str | Path, about: Mapping[str, Any], *, every: float, warn: Callable[[str], None]
 ) -> Iterator[Callable[[Any, History], None]]:
     """Gives a callback that saves what it last saw, every so many seconds and when the block ends.
 
@@ -415,8 +415,8 @@ def keeper(
         every = math.nan
     if not every >= 0:
         raise InputError("every must be a number of seconds from 0 on. Use 30, say.")
-    if not callable(tell):
-        raise InputError(f"tell must be a function of a sentence, such as print, got {tell!r:.80}.")
+    if not callable(warn):
+        raise InputError(f"tell must be a function of a sentence, such as print, got {warn!r:.80}.")
     with ExitStack() as stack:
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -430,7 +430,7 @@ def keeper(
         pool.submit(load_orbax)
         now = time.monotonic()
         saver = _Saver(
-            folder, about, every, tell, pool, begun=now, observed=now, took=FIRST, place=_files.identity(folder)
+            folder, about, every, warn, pool, begun=now, observed=now, took=FIRST, place=_files.identity(folder)
         )
         try:
             yield saver.observe
@@ -445,7 +445,7 @@ class _Saver:
     folder: Path
     about: Mapping[str, Any]
     every: float
-    tell: Callable[[str], None]
+    warn: Callable[[str], None]
     pool: ThreadPoolExecutor
     begun: float  # when the last save began, or the run
     observed: float  # when training was last seen
@@ -456,23 +456,23 @@ class _Saver:
     written: Written = field(default_factory=Written)
     place: tuple[int, int] | None = None  # the folder itself, whatever its name; None where it could not be made yet
 
-    def observe(self, progress: Any, history: History) -> None:
+    def observe(self, run_state: Any, history: History) -> None:
         now = time.monotonic()
         # With epochs before a bare state of a run, where this callback has seen these.
         history = self.written.whole(history)
         # The history goes on to grow, by epochs too that are not shown here.
-        self.seen, since, self.observed = (progress, history, len(history)), now - self.observed, now
+        self.seen, since, self.observed = (run_state, history, len(history)), now - self.observed, now
         if self.saving is not None and self.saving.done():
             self.settle()
             self.took = now - self.begun
         # Training is likely to be seen next after as long as it was not seen until now, and a save may take twice as
         # long as the one before.
         if self.saving is None and now - self.begun + 2 * self.took + since >= self.every:
-            self.begin(progress, history)
+            self.begin(run_state, history)
 
-    def begin(self, progress: Any, history: History) -> None:
-        self.kept, self.begun = progress, time.monotonic()
-        self.saving = self.pool.submit(self.save, *content_of(self.about, progress, history))
+    def begin(self, run_state: Any, history: History) -> None:
+        self.kept, self.begun = run_state, time.monotonic()
+        self.saving = self.pool.submit(self.save, *content_of(self.about, run_state, history))
 
     def save(self, *content: Any) -> None:
         if self.place is None:
@@ -491,7 +491,7 @@ class _Saver:
     def settle(self) -> None:
         if self.saving is not None and (error := self.saving.exception()) is not None:
             self.kept = None
-            self.tell(
+            self.warn(
                 f"a checkpoint could not be saved ({first_line(error)}); the last good one in {self.folder} stays."
             )
         self.saving = None
@@ -499,8 +499,8 @@ class _Saver:
     def finish(self) -> None:
         self.settle()
         if self.seen is not None and self.seen[0] is not self.kept:
-            progress, history, epochs = self.seen
-            self.begin(progress, history[:epochs])
+            run_state, history, epochs = self.seen
+            self.begin(run_state, history[:epochs])
             self.settle()
 
 
@@ -513,7 +513,9 @@ def check_same(folder: Path, place: tuple[int, int] | None) -> None:
         raise OSError(f"{folder} was moved or removed while the run was writing there")
 
 
-def latest(folder: str | Path, tell: Callable[[str], None], *, again: str = "another folder") -> Saved | None:
+def restore_latest(
+    folder: str | Path, warn: Callable[[str], None], *, again: str = "another folder"
+) -> Checkpoint | None:
     """The latest checkpoint in a run's folder that is whole; None where no save was ever finished.
 
     A damaged one is told in one line, put aside as `damaged-<number>`, and the one before is used. What was put aside
@@ -527,16 +529,16 @@ def latest(folder: str | Path, tell: Callable[[str], None], *, again: str = "ano
         try:
             stack.enter_context(exclusive(folder))
         except (InputError, OSError):
-            return _latest(folder, tell, again, tidy=False)
-        return _latest(folder, tell, again, tidy=os.access(folder, os.W_OK))
+            return _latest(folder, warn, again, tidy=False)
+        return _latest(folder, warn, again, tidy=os.access(folder, os.W_OK))
 
 
-def _latest(folder: Path, tell: Callable[[str], None], again: str, tidy: bool) -> Saved | None:
+def _latest(folder: Path, warn: Callable[[str], None], again: str, tidy: bool) -> Checkpoint | None:
     numbers, before_now = numbers_in(folder), sorted(folder.glob("damaged-*"))
     # Without checksums a save was not finished, as where a process is killed in its first.
     finished = sorted(folder.glob(f"*/{_files.CHECKSUMS}"))
     for draft in drafts_in(folder) if tidy else ():
-        tell(f"the checkpoint {draft} is damaged (its save was not finished); it is removed, and the one before used.")
+        warn(f"the checkpoint {draft} is damaged (its save was not finished); it is removed, and the one before used.")
         shutil.rmtree(draft)
     for number in reversed(numbers):
         path = folder / str(number)
@@ -550,11 +552,11 @@ def _latest(folder: Path, tell: Callable[[str], None], again: str, tidy: bool) -
                 shutil.rmtree(old, ignore_errors=True)
             return saved
         if not tidy:
-            tell(f"the checkpoint {path} is damaged ({damage}).")
+            warn(f"the checkpoint {path} is damaged ({damage}).")
             continue
         aside = _put_aside(path)
         before = "" if number == numbers[0] else ", and the one before is used"
-        tell(f"the checkpoint {path} is damaged ({damage}); it is now {aside.name}{before}.")
+        warn(f"the checkpoint {path} is damaged ({damage}); it is now {aside.name}{before}.")
     if finished:
         raise InputError(
             f"every checkpoint in {folder} is damaged. Restore one from a copy, or start over with {again}."
@@ -569,52 +571,52 @@ def _put_aside(path: Path) -> Path:
     return path.rename(aside)
 
 
-class SharedKeeper(NamedTuple):
+class SharedCheckpointer(NamedTuple):
     """What a loop asks and tells of a run that several processes share."""
 
-    observe: Observer  # after every chunk whose numbers are finite; only remembers
+    observe: Callback  # after every chunk whose numbers are finite; only remembers
     due: Callable[[], bool]  # whether to pause, so that all can save
     save: Callable[[], None]  # what was last observed, if it is not saved yet; at a pause, by all of them
 
 
 @contextmanager
-def shared_keeper(
-    folder: str | Path, about: Mapping[str, Any], *, every: float, tell: Callable[[str], None]
-) -> Iterator[SharedKeeper]:
+def shared_checkpointer(
+    folder: str | Path, about: Mapping[str, Any], *, every: float, warn: Callable[[str], None]
+) -> Iterator[SharedCheckpointer]:
     """Saves every so many seconds by the clock of process 0, and when the block ends well.
 
     It saves while the run stands still, because two processes that wait for each other in two ways would wait for ever.
     What fails is told, and the run goes on. Where the block ends with an error nothing is saved: another process may be
-    gone, and to wait for it would never end. Raises InputError at the start for a folder or an `about` that `keeper`
+    gone, and to wait for it would never end. Raises InputError at the start for a folder or an `about` that `checkpointer`
     refuses.
     """
     folder, about = folder_of(folder), described(about)
-    seen: tuple[Progress, History, int] | None = None
+    seen: tuple[RunState, History, int] | None = None
     kept, begun, took = None, time.monotonic(), FIRST
     place = _files.identity(folder)
 
-    def observe(progress: Progress, history: History) -> None:
+    def observe(run_state: RunState, history: History) -> None:
         nonlocal seen
-        seen = progress, history, len(history)  # The history goes on to grow.
+        seen = run_state, history, len(history)  # The history goes on to grow.
 
     def due() -> bool:
         # Else a run that is saved more slowly than it is asked to would do nothing but save.
         new = seen is not None and seen[0] is not kept
-        return distributed.is_first() and new and time.monotonic() - begun + 2 * took >= every
+        return distributed.is_main() and new and time.monotonic() - begun + 2 * took >= every
 
     def save() -> None:
         nonlocal kept, begun, took, place
         if seen is None or seen[0] is kept:
             return
-        progress, history, epochs = seen
+        run_state, history, epochs = seen
         start = time.monotonic()
-        place = _save_together(folder, place, about, progress, history[:epochs], tell)
-        kept, begun = progress, time.monotonic()
+        place = _save_together(folder, place, about, run_state, history[:epochs], warn)
+        kept, begun = run_state, time.monotonic()
         took = begun - start
 
     try:
-        yield SharedKeeper(observe, due, save)
-    except NotFiniteError:
+        yield SharedCheckpointer(observe, due, save)
+    except NonFiniteError:
         # All processes have met it, so all of them are here.
         save()
         raise
@@ -625,12 +627,12 @@ def _save_together(
     folder: Path,
     place: tuple[int, int] | None,
     about: Mapping[str, Any],
-    progress: Progress,
+    run_state: RunState,
     history: History,
-    tell: Callable[[str], None],
+    warn: Callable[[str], None],
 ) -> tuple[int, int] | None:
     """Save by all processes, or tell why not. Gives the folder's identity, where it had none before."""
-    content = content_of(about, progress, history)
+    content = content_of(about, run_state, history)
     problem = ""
     try:
         if place is None:
@@ -642,8 +644,8 @@ def _save_together(
     except (InputError, OSError) as error:
         problem = first_line(error)
     # Before any of them writes: who wrote alone would wait for the others.
-    if processes.gathered([bool(problem)]).any():
-        tell(f"a checkpoint could not be saved ({problem or 'by another process'}); the last good one stays.")
+    if processes.all_gather([bool(problem)]).any():
+        warn(f"a checkpoint could not be saved ({problem or 'by another process'}); the last good one stays.")
         return place
     try:
         try:
@@ -651,5 +653,5 @@ def _save_together(
         finally:  # It may have been moved in the middle of the save.
             check_same(folder, place)
     except Exception as error:  # Whatever orbax raises.
-        tell(f"a checkpoint could not be saved ({first_line(error)}); the last good one stays.")
+        warn(f"a checkpoint could not be saved ({first_line(error)}); the last good one stays.")
     return place

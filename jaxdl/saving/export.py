@@ -17,14 +17,14 @@ import numpy as np
 from jax import lax
 
 from jaxdl import _files
-from jaxdl._environment import surroundings
+from jaxdl._environment import environment
 from jaxdl._files import exclusive
-from jaxdl._tree import named
-from jaxdl.data import Scaling
+from jaxdl._tree import flatten_named
+from jaxdl.data import StandardScaler
 from jaxdl.data.batches import batch_rows
 from jaxdl.errors import InputError, printable
 from jaxdl.saving import predict_script
-from jaxdl.types import Array, Model, PyTree, Weights
+from jaxdl.types import Array, Model, PyTree, Variables
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 LINKS: Mapping[str, Callable[[Array], Array]] = {
@@ -35,13 +35,13 @@ LINKS: Mapping[str, Callable[[Array], Array]] = {
 
 
 def inference(
-    model: Model, weights: Weights, inputs: np.ndarray, *, scaling: Scaling | None = None, link: str = "none"
+    model: Model, variables: Variables, inputs: np.ndarray, *, scaling: StandardScaler | None = None, link: str = "none"
 ) -> jax_export.Exported:
     """The program from raw inputs like these (rows, ...) to float32 (rows, numbers), for any number of rows.
 
     It runs on CPU, CUDA and TPU: what a layer does otherwise on one of them is in it for each. The weights are part of
     it. link: none, sigmoid or softmax, taken of the model's outputs. scaling: taken off float inputs (rows, columns)
-    first, as `standardise` does. Raises InputError for another link, and a scaling of other columns.
+    first, as `standardize` does. Raises InputError for another link, and a scaling of other columns.
 
     >>> from jaxdl import mlp
     >>> model, rows = mlp((8,)), np.ones((3, 2), np.float32)
@@ -56,15 +56,15 @@ def inference(
 
     def predictions(raw: Array) -> Array:
         # Else XLA computes with them beforehand, and rounds otherwise than where they are arguments.
-        held = lax.optimization_barrier(weights)
-        outputs, _ = model.apply(held, raw if scaling is None else _standardised(raw, scaling), train=False)
+        held = lax.optimization_barrier(variables)
+        outputs, _ = model.apply(held, raw if scaling is None else _standardized(raw, scaling), train=False)
         return LINKS[link](outputs.astype(jnp.float32)).reshape(outputs.shape[0], -1)
 
     rows = jax.ShapeDtypeStruct(_any_rows(inputs), inputs.dtype)
     return jax_export.export(jax.jit(predictions), platforms=PLATFORMS)(rows)
 
 
-def save_program(path: Path, model: Model, weights: Weights, inputs: Any) -> None:
+def save_program(path: Path, model: Model, variables: Variables, inputs: Any) -> None:
     """Write what a model computes of weights and of any number of rows like these, for all platforms, without its code.
 
     The weights are arguments of the program, and no part of it.
@@ -72,25 +72,25 @@ def save_program(path: Path, model: Model, weights: Weights, inputs: Any) -> Non
     >>> import tempfile
     >>> from jaxdl import mlp
     >>> model, rows = mlp((8,)), np.ones((3, 2), np.float32)
-    >>> weights = model.init(jax.random.key(0), rows)
+    >>> variables = model.init(jax.random.key(0), rows)
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     save_program(Path(folder, "model"), model, weights, rows)
-    ...     same = load_program(Path(folder, "model"), weights)
-    >>> bool(np.allclose(same.apply(weights, rows, train=False)[0], model.apply(weights, rows, train=False)[0]))
+    ...     save_program(Path(folder, "model"), model, variables, rows)
+    ...     same = load_program(Path(folder, "model"), variables)
+    >>> bool(np.allclose(same.apply(variables, rows, train=False)[0], model.apply(variables, rows, train=False)[0]))
     True
     """
-    structure = jax.tree.structure(weights)
+    structure = jax.tree.structure(variables)
 
     def outputs(leaves: list[Array], rows: Array) -> Array:
         return model.apply(jax.tree.unflatten(structure, leaves), rows, train=False)[0]
 
-    shapes = [jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype) for leaf in jax.tree.leaves(weights)]
+    shapes = [jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype) for leaf in jax.tree.leaves(variables)]
     rows = jax.ShapeDtypeStruct(_any_rows(inputs), inputs.dtype)
     program = jax_export.export(jax.jit(outputs), platforms=PLATFORMS)(shapes, rows)
     path.write_bytes(program.serialize())
 
 
-def load_program(path: Path, weights: Weights) -> Model:
+def load_program(path: Path, variables: Variables) -> Model:
     """Return the model that `save_program` wrote, for predictions alone. weights: some of that model.
 
     Raises InputError where the file does not hold one.
@@ -100,18 +100,18 @@ def load_program(path: Path, weights: Weights) -> Model:
     except Exception as error:  # flatbuffers raises whatever the bytes lead to
         raise InputError(f"{path} must hold a model, got {error!r:.200}. Restore it from a copy.") from error
 
-    def apply(weights: Weights, inputs: Array, **_: Any) -> tuple[Array, PyTree]:
-        return program.call(jax.tree.leaves(weights), inputs), weights.stats
+    def apply(variables: Variables, inputs: Array, **_: Any) -> tuple[Array, PyTree]:
+        return program.call(jax.tree.leaves(variables), inputs), variables.stats
 
-    return Model(lambda key, inputs: jax.tree.map(jnp.zeros_like, weights), apply)
+    return Model(lambda key, inputs: jax.tree.map(jnp.zeros_like, variables), apply)
 
 
 def _any_rows(inputs: Any) -> Any:
     return jax_export.symbolic_shape(", ".join(["rows", *map(str, inputs.shape[1:])]))
 
 
-def _standardised(raw: Array, scaling: Scaling) -> Array:
-    """`standardise` in float32: the mean in two parts, else the last digits of a large one would be lost."""
+def _standardized(raw: Array, scaling: StandardScaler) -> Array:
+    """`standardize` in float32: the mean in two parts, else the last digits of a large one would be lost."""
     high = np.asarray(scaling.mean, np.float32)
     low = (scaling.mean - high.astype(np.float64)).astype(np.float32)
     # The barrier keeps XLA from adding up the two parts beforehand.
@@ -122,7 +122,7 @@ def _standardised(raw: Array, scaling: Scaling) -> Array:
 CARD, WEIGHTS, PREDICT = "README.md", "weights.safetensors", "predict.py"
 
 
-class Outputs(NamedTuple):
+class OutputSpec(NamedTuple):
     """What an exported model gives for a row."""
 
     names: Sequence[str] = ()  # of its numbers, or of its classes; numbered unless given
@@ -130,15 +130,15 @@ class Outputs(NamedTuple):
     unit: str = ""
 
 
-def export(
+def export_model(
     folder: str | Path,
     model: Model,
-    weights: Weights,
+    variables: Variables,
     inputs: Any,
     *,
     columns: Sequence[str] | None = None,
-    scaling: Scaling | None = None,
-    outputs: Outputs = Outputs(),  # noqa: B008  a NamedTuple does not change
+    scaling: StandardScaler | None = None,
+    outputs: OutputSpec = OutputSpec(),  # noqa: B008  a NamedTuple does not change
     card: str = "# A model\n",
     batch_size: int | None = None,
 ) -> Path:
@@ -147,7 +147,7 @@ def export(
     The program in it takes raw inputs of any number of rows, on CPU, CUDA and TPU, and gives float32 (rows, numbers).
 
     columns: the names of the inputs in tables; x1, x2, ... unless given. scaling: taken off the inputs first, as
-    `standardise` does. card: Markdown, which the model card begins with. batch_size: rows that `predict.py` takes at a
+    `standardize` does. card: Markdown, which the model card begins with. batch_size: rows that `predict.py` takes at a
     time; fewer are filled up to them.
     Raises InputError where the folder exists or cannot be written, and for weights that are not finite or not the
     model's, names that do not fit, a batch_size below 1, and 64-bit numbers.
@@ -155,17 +155,17 @@ def export(
     >>> import tempfile
     >>> from jaxdl import mlp
     >>> model, rows = mlp((8,)), np.array([[1.0, 2.0]], np.float32)
-    >>> weights = model.init(jax.random.key(0), rows)
+    >>> variables = model.init(jax.random.key(0), rows)
     >>> with tempfile.TemporaryDirectory() as above:
-    ...     folder = export(f"{above}/rain", model, weights, rows, columns=["wind", "sun"], outputs=Outputs(["rain"]))
+    ...     folder = export_model(f"{above}/rain", model, variables, rows, columns=["wind", "sun"], outputs=OutputSpec(["rain"]))
     ...     sorted(path.name for path in folder.iterdir())
-    ...     bool(np.allclose(predict_script.load(folder).predict(rows), model.apply(weights, rows, train=False)[0]))
+    ...     bool(np.allclose(predict_script.load(folder).predict(rows), model.apply(variables, rows, train=False)[0]))
     ['README.md', 'SHA256SUMS', 'model.json', 'model.stablehlo', 'predict.py', 'weights.safetensors']
     True
     """
     if batch_size is not None and batch_size < 1:
         raise InputError(f"batch_size must be at least 1 row, got {batch_size}. Leave it out.")
-    rows, kept = _row(np.asarray(inputs)), jax.tree.map(np.asarray, weights)
+    rows, kept = _row(np.asarray(inputs)), jax.tree.map(np.asarray, variables)
     _check_weights(model, kept, rows)
     program = inference(model, kept, rows, scaling=scaling, link=outputs.link)
     about = {
@@ -173,7 +173,7 @@ def export(
         "outputs": {**outputs._asdict(), "names": _names(outputs.names, program.out_avals[0].shape[1])},
         "batch_size": batch_size or batch_rows(rows),
         "platforms": program.platforms,
-        **{name: entry for name, entry in surroundings().items() if name in ("versions", "commit")},
+        **{name: entry for name, entry in environment().items() if name in ("versions", "commit")},
     }
     with _new(Path(folder).expanduser()) as draft:
         _files.write_json(draft / predict_script.ABOUT, about)
@@ -212,13 +212,13 @@ def _row(inputs: np.ndarray) -> Any:
     return np.zeros((1, *inputs.shape[1:]), jax.dtypes.canonicalize_dtype(inputs.dtype))
 
 
-def _check_weights(model: Model, weights: Weights, row: np.ndarray) -> None:
-    expected, given = _shapes(jax.eval_shape(model.init, jax.random.key(0), row)), _shapes(weights)
+def _check_weights(model: Model, variables: Variables, row: np.ndarray) -> None:
+    expected, given = _shapes(jax.eval_shape(model.init, jax.random.key(0), row)), _shapes(variables)
     for name in {**expected, **given}:
         holds, expects = given.get(name, "no such array"), expected.get(name, "no such array")
         if holds != expects:
             raise InputError(f"weights must be those of the model, got {holds} for {name}, which has {expects}.")
-    leaves = jax.tree.leaves(weights)
+    leaves = jax.tree.leaves(variables)
     if any(leaf.dtype.itemsize > 4 for leaf in [row, *leaves]):
         raise InputError("inputs and weights must have 32 bits a number to be exported, got 64. Convert them first.")
     if not all(np.isfinite(leaf.astype(np.float32)).all() for leaf in leaves):
@@ -254,11 +254,11 @@ def _names(names: Sequence[str], count: int) -> list[str]:
     return found
 
 
-def _write_weights(path: Path, weights: Weights) -> None:
+def _write_weights(path: Path, variables: Variables) -> None:
     # Imported here: it is needed only where a model is exported.
     from safetensors.numpy import save
 
-    path.write_bytes(save({name: np.array(leaf, order="C") for name, leaf in named(weights).items()}))
+    path.write_bytes(save({name: np.array(leaf, order="C") for name, leaf in flatten_named(variables).items()}))
 
 
 @contextmanager

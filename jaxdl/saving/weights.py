@@ -15,13 +15,13 @@ import numpy as np
 from jaxdl import _files
 from jaxdl.errors import InputError
 from jaxdl.saving.checkpoints import alone, reads_finished
-from jaxdl.types import PyTree, Weights
+from jaxdl.types import PyTree, Variables
 
 # Python's numbers, which come back as they were.
 NUMBERS: dict[str, Callable[[Any], Any]] = {"bool": bool, "int": int, "float": float, "complex": complex}
 
 
-def save(path: str | Path, weights: Weights) -> None:
+def save(path: str | Path, variables: Variables) -> None:
     """Write variables to a new folder `path`, whole or not at all. Of several processes the one that calls it writes.
 
     Params and stats are pytrees of arrays of any shape, empty ones too, of PRNG keys and of numbers. Dicts, lists and
@@ -32,7 +32,7 @@ def save(path: str | Path, weights: Weights) -> None:
 
     >>> import tempfile, jax.numpy as jnp
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     save(f"{folder}/model", Weights({"w": jnp.arange(3.0)}, {}))
+    ...     save(f"{folder}/model", Variables({"w": jnp.arange(3.0)}, {}))
     ...     print(load(f"{folder}/model").params["w"])
     [0. 1. 2.]
     """
@@ -43,11 +43,13 @@ def save(path: str | Path, weights: Weights) -> None:
     if set("[]") & set(str(folder)):
         # Orbax takes them for a pattern, and would write a folder without the numbers.
         raise InputError(f"save needs a path without [ and ], got {folder}. Choose another name.")
-    if not isinstance(weights, Weights):
-        raise InputError(f"save needs Weights(params, stats), got {type(weights).__name__}. Write Weights(tree, {{}}).")
+    if not isinstance(variables, Variables):
+        raise InputError(
+            f"save needs Variables(params, stats), got {type(variables).__name__}. Write Variables(tree, {{}})."
+        )
     leaves: list[dict[str, Any]] = []
     arrays: dict[str, np.ndarray] = {}
-    tree = _described((weights.params, weights.stats), "", leaves, arrays)
+    tree = _described((variables.params, variables.stats), "", leaves, arrays)
     about = np.frombuffer(json.dumps({"tree": tree, "leaves": leaves}).encode(), np.uint8)
     if folder.exists():
         raise InputError(f"save needs a new folder, got {folder}, which exists. Choose another name or remove it.")
@@ -63,7 +65,7 @@ def save(path: str | Path, weights: Weights) -> None:
         ) from error
 
 
-def load(path: str | Path, like: Weights | None = None) -> Weights:
+def load(path: str | Path, like: Variables | None = None) -> Variables:
     """Read the variables that `save` wrote, as NumPy arrays of the dtypes that were saved.
 
     like: variables, or their `jax.eval_shape`, of which the containers are taken. Numbers of Python and PRNG keys come
@@ -74,17 +76,17 @@ def load(path: str | Path, like: Weights | None = None) -> Weights:
 
     >>> import tempfile, collections
     >>> Dense = collections.namedtuple("Dense", "kernel bias")
-    >>> weights = Weights(Dense(np.ones((2, 1)), np.zeros(1)), {})
+    >>> variables = Variables(Dense(np.ones((2, 1)), np.zeros(1)), {})
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     save(f"{folder}/model", weights)
-    ...     load(f"{folder}/model", like=weights).params.bias
+    ...     save(f"{folder}/model", variables)
+    ...     load(f"{folder}/model", like=variables).params.bias
     array([0.])
     """
     import orbax.checkpoint as ocp
 
     folder = Path(path).expanduser().absolute()
-    if like is not None and not isinstance(like, Weights):
-        raise InputError(f"load needs Weights(params, stats) as like, got {type(like).__name__}.")
+    if like is not None and not isinstance(like, Variables):
+        raise InputError(f"load needs Variables(params, stats) as like, got {type(like).__name__}.")
     if not (folder / "_CHECKPOINT_METADATA").is_file():
         raise InputError(f"load needs a folder that save wrote, got {folder}, which is missing or something else.")
     # Before orbax opens anything: a pipe would make it wait for ever.
@@ -106,7 +108,7 @@ def load(path: str | Path, like: Weights | None = None) -> Weights:
     content = json.loads(about.tobytes())
     if like is not None:
         return _as_in(like, folder, content["leaves"], stored)
-    return Weights(*_built(content["tree"], folder, content["leaves"], stored))
+    return Variables(*_built(content["tree"], folder, content["leaves"], stored))
 
 
 def _described(tree: PyTree, path: str, leaves: list[dict[str, Any]], arrays: dict[str, np.ndarray]) -> Any:
@@ -197,7 +199,7 @@ def _leaf(about: dict[str, Any], arrays: dict[str, np.ndarray]) -> Any:
     return jax.random.wrap_key_data(jnp.asarray(array), impl=about["key"]) if "key" in about else array
 
 
-def _as_in(like: Weights, folder: Path, leaves: list[dict[str, Any]], arrays: dict[str, np.ndarray]) -> Weights:
+def _as_in(like: Variables, folder: Path, leaves: list[dict[str, Any]], arrays: dict[str, np.ndarray]) -> Variables:
     """Return the leaves in the containers of `like`. Raises InputError where a name, shape or dtype differs."""
     flat, structure = jax.tree_util.tree_flatten_with_path((like.params, like.stats))
     expected = {"".join(map(str, keys)): leaf for keys, leaf in flat}
@@ -211,7 +213,7 @@ def _as_in(like: Weights, folder: Path, leaves: list[dict[str, Any]], arrays: di
                 "network that was saved."
             )
     params, stats = jax.tree.unflatten(structure, [_leaf(held[path], arrays) for path in expected])
-    return Weights(params, stats)
+    return Variables(params, stats)
 
 
 def _kind(leaf: Any) -> str:

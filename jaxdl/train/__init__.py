@@ -5,7 +5,7 @@ from jaxdl.train.epoch import run_epoch as run_epoch
 from jaxdl.train.epoch import start as start
 from jaxdl.train.loop import chunks as chunks
 from jaxdl.train.loop import epochs as epochs
-from jaxdl.train.lr_finder import rate_range as rate_range
+from jaxdl.train.lr_finder import find_learning_rate as find_learning_rate
 from jaxdl.train.plan import make_plan as make_plan
 from jaxdl.train.rules import early_stopping as early_stopping
 from jaxdl.train.rules import reduce_on_plateau as reduce_on_plateau

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxdl._arguments import explain_calls, given_as, whole_number
-from jaxdl._jit import is_traced, program
+from jaxdl._jit import is_traced, jit
 from jaxdl.data.batches import (
     Window,
     batch_rows,
@@ -22,62 +22,74 @@ from jaxdl.data.batches import (
     training_rows,
     validation_batch,
 )
-from jaxdl.distributed.sharding import Layout, by_rule, laid_out, layout
+from jaxdl.distributed.sharding import Layout, constrain_like, shard_by_size, shardings_of
 from jaxdl.errors import InputError
 from jaxdl.losses import check_labels
-from jaxdl.metrics import add, finish, measure
+from jaxdl.metrics import compute, measure, merge
 from jaxdl.train.plan import check_monitors, check_rows, learning_rate, measured, rate_to_change, with_learning_rate
-from jaxdl.train.step import EvalStep, make_eval_step, make_train_state, shown_weights, train_body
-from jaxdl.types import LOSS, Array, Examples, Model, Plan, Progress, PyTree, Rule, Stopping, Sums, Weights
+from jaxdl.train.step import EvalStep, eval_variables, make_eval_step, make_train_state, train_body
+from jaxdl.types import (
+    LOSS,
+    Array,
+    Dataset,
+    EarlyStoppingState,
+    MetricSums,
+    Model,
+    Plan,
+    PyTree,
+    Rule,
+    RunState,
+    Variables,
+)
 
 
 @explain_calls
 def start(
-    plan: Plan, train: Examples, validation: Examples | None = None, *, key: Array, weights: Weights | None = None
-) -> Progress:
+    plan: Plan, train: Dataset, validation: Dataset | None = None, *, key: Array, variables: Variables | None = None
+) -> RunState:
     """The progress before the first epoch: new weights drawn with `key`, or the given ones.
 
     Raises InputError where the rows do not fill a batch, targets do not fit the outputs, a monitor is not measured, or
     reduce-on-plateau finds no learning rate to change.
 
     >>> import optax
-    >>> from jaxdl import examples, losses, make_plan, mlp, Objective
+    >>> from jaxdl import dataset, losses, make_plan, mlp, Objective
     >>> plan = make_plan(mlp(()), Objective(losses.squared_error), optax.sgd(0.1), batch_size=2)
-    >>> int(start(plan, examples([[1.0], [2.0]], [[1.0], [2.0]]), key=jax.random.key(0)).epoch)
+    >>> int(start(plan, dataset([[1.0], [2.0]], [[1.0], [2.0]]), key=jax.random.key(0)).epoch)
     0
     """
     if not hasattr(key, "dtype"):
         raise InputError(f"key must be a key of JAX, got {given_as(key)}. Use jax.random.key(0), say.")
     check_rows(plan, train, validation)
     check_labels(plan.model, plan.objective, train, validation)
-    progress = draw(plan, train, key=key, weights=weights)
-    check_monitors(plan, progress, validation)
-    return progress
+    run_state = draw(plan, train, key=key, variables=variables)
+    check_monitors(plan, run_state, validation)
+    return run_state
 
 
-def draw(plan: Plan, train: Examples, *, key: Array, weights: Weights | None = None) -> Progress:
+def draw(plan: Plan, train: Dataset, *, key: Array, variables: Variables | None = None) -> RunState:
     """Return what `start` returns, of arguments that have been checked.
 
     >>> import optax
-    >>> from jaxdl import examples, losses, make_plan, mlp, Objective
+    >>> from jaxdl import dataset, losses, make_plan, mlp, Objective
     >>> plan = make_plan(mlp(()), Objective(losses.squared_error), optax.sgd(0.1), batch_size=2)
-    >>> int(draw(plan, examples([[1.0], [2.0]], [[1.0], [2.0]]), key=jax.random.key(0)).epoch)
+    >>> int(draw(plan, dataset([[1.0], [2.0]], [[1.0], [2.0]]), key=jax.random.key(0)).epoch)
     0
     """
     batch = jax.tree.map(lambda leaf: leaf[: plan.batch_size], train)
     # Inside a program the plan may hold its traced values (see Family), which a program of its own would keep for good.
-    with explain_misfit(plan.model, weights, batch.inputs):
-        progress: Progress = (_start if is_traced(key) else _start_program)(batch, key, weights, plan=plan)
-    return progress
+    with explain_misfit(plan.model, variables, batch.inputs):
+        run_state: RunState = (_start if is_traced(key) else _start_program)(batch, key, variables, plan=plan)
+    return run_state
 
 
-def start_shapes(plan: Plan, train: Examples, validation: Examples | None = None, *, key: Array) -> Progress:
+def start_shapes(plan: Plan, train: Dataset, validation: Dataset | None = None, *, key: Array) -> RunState:
     """The shapes and dtypes of what `start` gives; nothing is computed or compiled. Raises what it raises.
 
     >>> import optax
-    >>> from jaxdl import examples, losses, make_plan, mlp, Objective
+    >>> from jaxdl import dataset, losses, make_plan, mlp, Objective
     >>> plan = make_plan(mlp(()), Objective(losses.squared_error), optax.sgd(0.1), batch_size=2)
-    >>> start_shapes(plan, examples([[1.0], [2.0]], [[1.0], [2.0]]), key=jax.random.key(0)).epoch.dtype
+    >>> start_shapes(plan, dataset([[1.0], [2.0]], [[1.0], [2.0]]), key=jax.random.key(0)).epoch.dtype
     dtype('int32')
     """
     check_rows(plan, train, validation)
@@ -88,34 +100,34 @@ def start_shapes(plan: Plan, train: Examples, validation: Examples | None = None
     return shapes
 
 
-def _start(batch: Examples, key: Array, weights: Weights | None, *, plan: Plan) -> Progress:
+def _start(batch: Dataset, key: Array, variables: Variables | None, *, plan: Plan) -> RunState:
     init_key, step_key, order_key = jax.random.split(key, 3)
-    if weights is None:
-        weights = plan.model.init(init_key, batch.inputs)
-    weights = jax.tree.map(jnp.asarray, weights)
-    outputs, _ = plan.model.apply(weights, batch.inputs, train=False)
+    if variables is None:
+        variables = plan.model.init(init_key, batch.inputs)
+    variables = jax.tree.map(jnp.asarray, variables)
+    outputs, _ = plan.model.apply(variables, batch.inputs, train=False)
     if not hasattr(outputs, "shape"):
         raise InputError(
             f"a model must return one array of outputs (rows, ...), got {given_as(outputs)}. Let it return that one "
             "alone, or several concatenated."
         )
-    if jnp.shape(outputs)[:1] != batch.weights.shape:
+    if jnp.shape(outputs)[:1] != batch.sample_weight.shape:
         advice = "Use inputs[:, None] for one column." if batch.inputs.ndim == 1 else "Let it keep the first axis."
         raise InputError(
             f"a model must return outputs (rows, ...), got {jnp.shape(outputs)} for inputs of shape "
             f"{batch.inputs.shape}. {advice}"
         )
-    state = make_train_state(weights, plan.optimiser, step_key, average=plan.average is not None)
+    state = make_train_state(variables, plan.optimizer, step_key, ema=plan.ema_decay is not None)
     zero = jnp.zeros((), jnp.int32)
     plateau = () if plan.plateau is None else plan.plateau.init(rate_to_change(state.opt_state))
-    nothing = zeros_of(partial(measure, plan.objective), outputs, batch.targets, batch.weights)
-    return by_rule(
-        Progress(
+    nothing = zeros_of(partial(measure, plan.objective), outputs, batch.targets, batch.sample_weight)
+    return shard_by_size(
+        RunState(
             epoch=zero,
             cursor=zero,
-            state=state,
-            best=weights,
-            stopping=plan.stop.init(),
+            train_state=state,
+            best=variables,
+            stopping=plan.early_stopping.init(),
             plateau=plateau,
             sums=nothing,
             val_sums=nothing,
@@ -124,48 +136,48 @@ def _start(batch: Examples, key: Array, weights: Weights | None, *, plan: Plan) 
     )
 
 
-_start_program = program(_start, static_argnames="plan", once=True)
+_start_program = jit(_start, static_argnames="plan", once=True)
 
 
 def run_epoch(
-    progress: Progress, train: Examples, validation: Examples | None, *, plan: Plan
-) -> tuple[Progress, dict[str, Array]]:
+    run_state: RunState, train: Dataset, validation: Dataset | None, *, plan: Plan
+) -> tuple[RunState, dict[str, Array]]:
     """The rest of the epoch under way, then validation, then the rules: one program, `(progress, record)`.
 
     Every training row is used once, in an order that depends on (progress.key, epoch) alone. The record holds float32
     scalars: the objective's figures over the training rows as they were met, the same of the validation rows after the
-    last step with the prefix `val_`, and `learning_rate` where the optimiser's state has one
+    last step with the prefix `val_`, and `learning_rate` where the optimizer's state has one
     (`optax.inject_hyperparams`).
 
     >>> import optax
-    >>> from jaxdl import examples, losses, make_plan, mlp, Objective
-    >>> rows = examples([[1.0], [2.0]], [[1.0], [2.0]])
+    >>> from jaxdl import dataset, losses, make_plan, mlp, Objective
+    >>> rows = dataset([[1.0], [2.0]], [[1.0], [2.0]])
     >>> plan = make_plan(mlp(()), Objective(losses.squared_error), optax.sgd(0.1), batch_size=2)
-    >>> progress, record = run_epoch(start(plan, rows, key=jax.random.key(0)), rows, None, plan=plan)
-    >>> int(progress.epoch), list(record)
+    >>> run_state, record = run_epoch(start(plan, rows, key=jax.random.key(0)), rows, None, plan=plan)
+    >>> int(run_state.epoch), list(record)
     (1, ['loss'])
     """
     train, validation = training_rows(train), evaluation_rows(validation)
-    return _run_epoch(progress, train, validation, plan=plan, like=layout(progress))
+    return _run_epoch(run_state, train, validation, plan=plan, like=shardings_of(run_state))
 
 
-@partial(program, static_argnames=("plan", "like"))
+@partial(jit, static_argnames=("plan", "like"))
 def _run_epoch(
-    progress: Progress, train: Examples, validation: Examples | None, *, plan: Plan, like: Layout | None
-) -> tuple[Progress, dict[str, Array]]:
+    run_state: RunState, train: Dataset, validation: Dataset | None, *, plan: Plan, like: Layout | None
+) -> tuple[RunState, dict[str, Array]]:
     _, length = batches_of_epoch(plan, train, validation)
-    after, row = advance(progress, train, validation, length, plan=plan, like=like)
-    return after, dict(zip(measured(plan, progress, validation), row, strict=False))
+    after, row = advance(run_state, train, validation, length, plan=plan, like=like)
+    return after, dict(zip(measured(plan, run_state, validation), row, strict=False))
 
 
-def batches_of_epoch(plan: Plan, train: Any, validation: Examples | None) -> tuple[Any, Any]:
+def batches_of_epoch(plan: Plan, train: Any, validation: Dataset | None) -> tuple[Any, Any]:
     """The batches of an epoch: those of training, and all with those of validation, which come after.
 
     train: rows in memory, a window, or a `Loader`.
 
     >>> import optax
-    >>> from jaxdl import examples, losses, make_plan, mlp, Objective
-    >>> rows = examples([[1.0], [2.0], [3.0]], [[1.0], [2.0], [3.0]])
+    >>> from jaxdl import dataset, losses, make_plan, mlp, Objective
+    >>> rows = dataset([[1.0], [2.0], [3.0]], [[1.0], [2.0], [3.0]])
     >>> plan = make_plan(mlp(()), Objective(losses.squared_error), optax.sgd(0.1), batch_size=2)
     >>> batches_of_epoch(plan, rows, rows)
     (2, 3)
@@ -173,40 +185,46 @@ def batches_of_epoch(plan: Plan, train: Any, validation: Examples | None) -> tup
     trained = -(-epoch_rows(train) // plan.batch_size)
     if validation is None:
         return trained, trained
-    return trained, trained + -(-validation.weights.shape[0] // batch_rows(validation.inputs))
+    return trained, trained + -(-validation.sample_weight.shape[0] // batch_rows(validation.inputs))
 
 
-def finish_epoch(progress: Progress, validation: Examples | None, *, plan: Plan) -> tuple[Progress, dict[str, Array]]:
+def finish_epoch(run_state: RunState, validation: Dataset | None, *, plan: Plan) -> tuple[RunState, dict[str, Array]]:
     """Closes an epoch whose batches are done: its record, the rules, the best weights.
 
     Before any epoch was the best, the weights of the last one count as the best: never the untrained ones.
     `validation` only tells whether there is any.
 
     >>> import optax
-    >>> from jaxdl import examples, losses, make_plan, mlp, Objective
-    >>> rows = examples([[1.0], [2.0]], [[1.0], [2.0]])
+    >>> from jaxdl import dataset, losses, make_plan, mlp, Objective
+    >>> rows = dataset([[1.0], [2.0]], [[1.0], [2.0]])
     >>> plan = make_plan(mlp(()), Objective(losses.squared_error), optax.sgd(0.1), batch_size=1)
-    >>> progress, _ = advance(start(plan, rows, key=jax.random.key(0)), rows, None, 1, plan=plan)
-    >>> finish_epoch(progress, None, plan=plan)[0].stopping.best_epoch.item()
+    >>> run_state, _ = advance(start(plan, rows, key=jax.random.key(0)), rows, None, 1, plan=plan)
+    >>> finish_epoch(run_state, None, plan=plan)[0].stopping.best_epoch.item()
     1
     """
-    state, epoch, weights = progress.state, progress.epoch + 1, shown_weights(progress.state, plan.eval_params)
-    record = finish(plan.objective, progress.sums)
+    state, epoch, variables = (
+        run_state.train_state,
+        run_state.epoch + 1,
+        eval_variables(run_state.train_state, plan.eval_params),
+    )
+    record = compute(plan.objective, run_state.sums)
     if validation is not None:
-        record |= {f"val_{name}": value for name, value in finish(plan.objective, progress.val_sums).items()}
+        record |= {f"val_{name}": value for name, value in compute(plan.objective, run_state.val_sums).items()}
     rate = learning_rate(state.opt_state)
     if rate is not None:
         record["learning_rate"] = jnp.asarray(rate, jnp.float32)
-    stopping: Stopping = plan.stop.update(progress.stopping, _monitored(plan.stop, record), epoch)
-    plateau = progress.plateau
+    stopping: EarlyStoppingState = plan.early_stopping.update(
+        run_state.stopping, _monitored(plan.early_stopping, record), epoch
+    )
+    plateau = run_state.plateau
     if plan.plateau is not None:
         plateau = plan.plateau.update(plateau, _monitored(plan.plateau, record), epoch)
         state = state._replace(opt_state=with_learning_rate(state.opt_state, plateau.learning_rate))
     replaces = stopping.improved | (stopping.best_epoch == 0)
-    best = jax.tree.map(lambda new, old: jnp.where(replaces, new, old), weights, progress.best)
-    sums, val_sums = jax.tree.map(jnp.zeros_like, (progress.sums, progress.val_sums))
+    best = jax.tree.map(lambda new, old: jnp.where(replaces, new, old), variables, run_state.best)
+    sums, val_sums = jax.tree.map(jnp.zeros_like, (run_state.sums, run_state.val_sums))
     zero = jnp.zeros((), jnp.int32)
-    return Progress(epoch, zero, state, best, stopping, plateau, sums, val_sums, progress.key), record
+    return RunState(epoch, zero, state, best, stopping, plateau, sums, val_sums, run_state.key), record
 
 
 def _monitored(rule: Rule, record: dict[str, Array]) -> Array:
@@ -214,15 +232,15 @@ def _monitored(rule: Rule, record: dict[str, Array]) -> Array:
 
 
 def advance(
-    progress: Progress,
-    train: Examples | Window,
-    validation: Examples | None,
+    run_state: RunState,
+    train: Dataset | Window,
+    validation: Dataset | None,
     steps: Any,
     *,
     plan: Plan,
     like: Layout | None = None,
     alone: bool = False,
-) -> tuple[Progress, Array]:
+) -> tuple[RunState, Array]:
     """The next `steps` batches of a run, no more than its epoch has; closes the epoch where they end it.
 
     Batches of training come first, each of them a step; then those of validation. The rows are as `training_rows` and
@@ -234,65 +252,65 @@ def advance(
         place inside of the epoch, and `ensemble` lets those stand that are over.
 
     >>> import optax
-    >>> from jaxdl import examples, losses, make_plan, mlp, Objective, start
-    >>> rows = examples([[1.0], [2.0]], [[1.0], [2.0]])
+    >>> from jaxdl import dataset, losses, make_plan, mlp, Objective, start
+    >>> rows = dataset([[1.0], [2.0]], [[1.0], [2.0]])
     >>> plan = make_plan(mlp(()), Objective(losses.squared_error), optax.sgd(0.1), batch_size=1)
-    >>> progress, row = advance(start(plan, rows, key=jax.random.key(0)), rows, None, 1, plan=plan)
-    >>> int(progress.cursor), row.tolist()
+    >>> run_state, row = advance(start(plan, rows, key=jax.random.key(0)), rows, None, 1, plan=plan)
+    >>> int(run_state.cursor), row.tolist()
     (1, [0.0, 0.0, 1.0, 1.0])
     """
-    names, (trained, length) = measured(plan, progress, validation), batches_of_epoch(plan, train, validation)
-    begin = progress.cursor
-    steps = jnp.min(jnp.where(progress.stopping.done, 0, steps) if alone else steps)
+    names, (trained, length) = measured(plan, run_state, validation), batches_of_epoch(plan, train, validation)
+    begin = run_state.cursor
+    steps = jnp.min(jnp.where(run_state.stopping.should_stop, 0, steps) if alone else steps)
     stop = jnp.minimum(begin + steps, length).astype(jnp.int32)
-    batch = batches_of(train, progress.key, progress.epoch, plan.batch_size, mask=False)
-    body = train_body(plan.model, plan.objective, plan.optimiser, batch, average=plan.average, prepared=True)
+    batch = batches_of(train, run_state.key, run_state.epoch, plan.batch_size, mask=False)
+    body = train_body(plan.model, plan.objective, plan.optimizer, batch, ema_decay=plan.ema_decay, prepared=True)
     first, last = jnp.asarray(begin, jnp.int32), jnp.asarray(jnp.minimum(stop, trained), jnp.int32)
-    state, sums = lax.fori_loop(first, last, body, (progress.state, progress.sums))
-    after = progress._replace(cursor=stop, state=state, sums=sums)
+    state, sums = lax.fori_loop(first, last, body, (run_state.train_state, run_state.sums))
+    after = run_state._replace(cursor=stop, train_state=state, sums=sums)
     if validation is not None:
         measure_batch = make_eval_step(plan.model, plan.objective, prepared=True)
-        weights, size = shown_weights(state, plan.eval_params), batch_rows(validation.inputs)
+        variables, size = eval_variables(state, plan.eval_params), batch_rows(validation.inputs)
         place = jnp.maximum(begin - trained, 0), stop - trained
-        sums = sum_steps(measure_batch, weights, validation, progress.val_sums, *place, batch_size=size)
+        sums = sum_steps(measure_batch, variables, validation, run_state.val_sums, *place, batch_size=size)
         after = after._replace(val_sums=sums)
 
-    def close(progress: Progress) -> tuple[Progress, Array]:
-        after, record = finish_epoch(progress, validation, plan=plan)
-        done = after.stopping.done.astype(jnp.float32)
+    def close(run_state: RunState) -> tuple[RunState, Array]:
+        after, record = finish_epoch(run_state, validation, plan=plan)
+        done = after.stopping.should_stop.astype(jnp.float32)
         return after, jnp.stack([*(record[name].astype(jnp.float32) for name in names), done])
 
-    def pause(progress: Progress) -> tuple[Progress, Array]:
-        return progress, jnp.zeros(len(names) + 1, jnp.float32)
+    def pause(run_state: RunState) -> tuple[RunState, Array]:
+        return run_state, jnp.zeros(len(names) + 1, jnp.float32)
 
     told = jnp.stack([_finite(after), after.cursor - begin]).astype(jnp.float32)
     after, row = lax.cond(after.cursor == length, close, pause, after)
-    return laid_out(after, like), jnp.concatenate([row, told])
+    return constrain_like(after, like), jnp.concatenate([row, told])
 
 
 # `advance` as JAX compiles it.
-chunk_program = program(advance, static_argnames=("plan", "like", "alone"), name="chunk_program")
+chunk_program = jit(advance, static_argnames=("plan", "like", "alone"), name="chunk_program")
 
 
 def run_chunk(
-    progress: Progress, train: Examples | Window, validation: Examples | None, steps: Any, *, plan: Plan
-) -> tuple[Progress, Array]:
+    run_state: RunState, train: Dataset | Window, validation: Dataset | None, steps: Any, *, plan: Plan
+) -> tuple[RunState, Array]:
     """`advance` as a program; a run that is over stands still.
 
     >>> import optax
-    >>> from jaxdl import examples, losses, make_plan, mlp, Objective, start
-    >>> rows = examples([[1.0], [2.0]], [[1.0], [2.0]])
+    >>> from jaxdl import dataset, losses, make_plan, mlp, Objective, start
+    >>> rows = dataset([[1.0], [2.0]], [[1.0], [2.0]])
     >>> plan = make_plan(mlp(()), Objective(losses.squared_error), optax.sgd(0.1), batch_size=1)
     >>> int(run_chunk(start(plan, rows, key=jax.random.key(0)), rows, None, 2, plan=plan)[0].epoch)
     1
     """
-    return chunk_program(progress, train, validation, steps, plan=plan, like=layout(progress), alone=True)
+    return chunk_program(run_state, train, validation, steps, plan=plan, like=shardings_of(run_state), alone=True)
 
 
-def _finite(progress: Progress) -> Array:
-    state = progress.state
-    losses = progress.sums.totals[LOSS], progress.val_sums.totals[LOSS]
-    leaves = jax.tree.leaves((state.weights, state.average, losses))
+def _finite(run_state: RunState) -> Array:
+    state = run_state.train_state
+    losses = run_state.sums.totals[LOSS], run_state.val_sums.totals[LOSS]
+    leaves = jax.tree.leaves((state.variables, state.ema, losses))
     floats = [leaf for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.inexact)]
     return jnp.stack([jnp.isfinite(leaf).all() for leaf in floats]).all()
 
@@ -301,21 +319,21 @@ CACHED, FILLING = 2**17, 2**22  # numbers of images whose activations a CPU's ca
 
 
 def sum_steps(
-    step: EvalStep, weights: Weights, rows_of: Examples, sums: Sums, start: Any, stop: Any, *, batch_size: int
-) -> Sums:
-    """The sums with those of an evaluation step over the batches `start` to `stop` of the rows, in one compiled loop.
+    step: EvalStep, variables: Variables, rows_of: Dataset, sums: MetricSums, start: Any, stop: Any, *, batch_size: int
+) -> MetricSums:
+    """The sums with those of an evaluation step over the batches `start` to `early_stopping` of the rows, in one compiled loop.
 
     Where `batch_size` does not divide the rows, the last batch reaches back over rows that were counted already, with
     weight 0: the network is compiled for one shape and nothing is copied to pad. The bounds may be traced int32. It
     means
 
         for index in range(start, stop):
-            rows = range(index * batch_size, min((index + 1) * batch_size, len(rows_of.weights)))
-            sums = add(sums, step(weights, take(rows_of, rows)))
+            rows = range(index * batch_size, min((index + 1) * batch_size, len(rows_of.sample_weight)))
+            sums = add(sums, step(variables, take(rows_of, rows)))
     """
 
-    def body(index: Array, sums: Sums) -> Sums:
-        return add(sums, step(weights, validation_batch(rows_of, index, batch_size)))
+    def body(index: Array, sums: MetricSums) -> MetricSums:
+        return merge(sums, step(variables, validation_batch(rows_of, index, batch_size)))
 
     return lax.fori_loop(jnp.asarray(start, jnp.int32), jnp.asarray(stop, jnp.int32), body, sums)
 
@@ -343,16 +361,16 @@ def rows_at_once(inputs: Array, batch_size: int | None) -> int:
 
 
 @contextmanager
-def explain_misfit(model: Model, weights: Any, inputs: Any) -> Iterator[None]:
+def explain_misfit(model: Model, variables: Any, inputs: Any) -> Iterator[None]:
     """Raise InputError for an error of the block, where the weights are not those of this model for such inputs.
 
     A library reports such weights in words of its own, with its own traceback. Other errors pass.
 
     >>> from jaxdl import mlp, predict
     >>> model = mlp((), outputs=2)
-    >>> weights = model.init(jax.random.key(0), jnp.ones((5, 3)))
+    >>> variables = model.init(jax.random.key(0), jnp.ones((5, 3)))
     >>> try:
-    ...     predict(model, weights, jnp.ones((5, 4)))
+    ...     predict(model, variables, jnp.ones((5, 4)))
     ... except InputError as error:
     ...     print(error)
     weights do not fit the model and inputs of shape (rows, 4): params['Dense_0']['kernel'] must be of shape (4, 2), got
@@ -363,7 +381,7 @@ def explain_misfit(model: Model, weights: Any, inputs: Any) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:
-        misfit = None if weights is None else _misfit(model, weights, inputs)
+        misfit = None if variables is None else _misfit(model, variables, inputs)
         if misfit is None:
             raise
         shape = str(("rows", *inputs.shape[1:])).replace("'", "")
@@ -373,7 +391,7 @@ def explain_misfit(model: Model, weights: Any, inputs: Any) -> Iterator[None]:
         ) from error
 
 
-def _misfit(model: Model, weights: Any, inputs: Any) -> str | None:
+def _misfit(model: Model, variables: Any, inputs: Any) -> str | None:
     """Return the first array of the weights that is not as the model would make it for such inputs."""
     rows = jax.ShapeDtypeStruct((1, *inputs.shape[1:]), inputs.dtype)
     try:
@@ -385,7 +403,7 @@ def _misfit(model: Model, weights: Any, inputs: Any) -> str | None:
             jax.tree_util.keystr(path).removeprefix("."): jnp.shape(leaf)
             for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
         }
-        for tree in (made, weights)
+        for tree in (made, variables)
     )
     for name, shape in wanted.items():
         if name not in given:

@@ -12,70 +12,70 @@ import numpy as np
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from jaxdl._arguments import check_examples, check_model, check_platform, check_weights, explain_calls, given_as
-from jaxdl._jit import is_traced, program
-from jaxdl.data import Source
+from jaxdl._arguments import check_examples, check_model, check_platform, check_variables, explain_calls, given_as
+from jaxdl._jit import is_traced, jit
+from jaxdl.data import DataSource
 from jaxdl.data.arrays import as_numbers, as_rows
 from jaxdl.data.batches import batch_rows, evaluation_rows, filled, only_counted
-from jaxdl.data.streaming import BYTES, cut_rows, fetching, home_of, load, read_rows
+from jaxdl.data.streaming import BYTES, home_of, load, plan_windows, prefetch, read_rows
 from jaxdl.distributed.sharding import data_devices, split_rows
 from jaxdl.errors import InputError
 from jaxdl.losses import check_labels, check_targets
-from jaxdl.metrics import add, check_objective, finish
+from jaxdl.metrics import check_objective, compute, merge
 from jaxdl.train.epoch import explain_misfit, rows_at_once, sum_steps, zeros_of
 from jaxdl.train.step import make_eval_step
-from jaxdl.types import Array, Examples, Model, Objective, Sums, Weights
+from jaxdl.types import Array, Dataset, MetricSums, Model, Objective, Variables
 
 
 @explain_calls
 def evaluate(
-    model: Model, objective: Objective, weights: Weights, rows_of: Examples, *, batch_size: int | None = None
+    model: Model, objective: Objective, variables: Variables, rows_of: Dataset, *, batch_size: int | None = None
 ) -> dict[str, Array]:
     """The figures of a data set: `loss` and each metric, float32 scalars, exact for every batch size.
 
     Compiles once for each model, objective and shape of the data.
 
-    >>> from jaxdl import examples, losses, metrics, mlp
-    >>> model, rows = mlp(()), examples([[1.0], [2.0]], [[0.0], [0.0]])
-    >>> weights = model.init(jax.random.key(0), rows.inputs)
-    >>> sorted(evaluate(model, Objective(losses.squared_error, (metrics.rmse,)), weights, rows))
+    >>> from jaxdl import dataset, losses, metrics, mlp
+    >>> model, rows = mlp(()), dataset([[1.0], [2.0]], [[0.0], [0.0]])
+    >>> variables = model.init(jax.random.key(0), rows.inputs)
+    >>> sorted(evaluate(model, Objective(losses.squared_error, (metrics.rmse,)), variables, rows))
     ['loss', 'rmse']
     """
     check_model(model)
     objective = check_objective(objective)
-    check_weights(weights)
+    check_variables(variables)
     check_examples("rows_of", rows_of)
     check_platform()
     check_labels(model, objective, rows_of)
     check_targets(objective.loss, rows_of, "rows_of")
     size = rows_at_once(rows_of.inputs, batch_size)
-    with explain_misfit(model, weights, rows_of.inputs):
-        rows, prepared = evaluation_rows(rows_of), not is_traced(rows_of.weights)
-        return evaluate_prepared(model, objective, weights, rows, size=size, prepared=prepared)
+    with explain_misfit(model, variables, rows_of.inputs):
+        rows, prepared = evaluation_rows(rows_of), not is_traced(rows_of.sample_weight)
+        return evaluate_prepared(model, objective, variables, rows, size=size, prepared=prepared)
 
 
-@partial(program, static_argnames=("model", "objective", "size", "prepared"))
+@partial(jit, static_argnames=("model", "objective", "size", "prepared"))
 def evaluate_prepared(
-    model: Model, objective: Objective, weights: Weights, rows_of: Examples, *, size: int, prepared: bool
+    model: Model, objective: Objective, variables: Variables, rows_of: Dataset, *, size: int, prepared: bool
 ) -> dict[str, Array]:
     """Return what `evaluate` gives for rows that `evaluation_rows` has prepared, or that are traced.
 
-    >>> from jaxdl import examples, losses, mlp
-    >>> model, rows = mlp(()), examples([[1.0], [2.0]], [[0.0], [0.0]])
-    >>> weights, objective = model.init(jax.random.key(0), rows.inputs), Objective(losses.squared_error)
-    >>> list(evaluate_prepared(model, objective, weights, rows, size=2, prepared=True))
+    >>> from jaxdl import dataset, losses, mlp
+    >>> model, rows = mlp(()), dataset([[1.0], [2.0]], [[0.0], [0.0]])
+    >>> variables, objective = model.init(jax.random.key(0), rows.inputs), Objective(losses.squared_error)
+    >>> list(evaluate_prepared(model, objective, variables, rows, size=2, prepared=True))
     ['loss']
     """
-    count = rows_of.weights.shape[0]
+    count = rows_of.sample_weight.shape[0]
     step = make_eval_step(model, objective, prepared=prepared)
     if count <= size and data_devices() == 1:
-        return finish(objective, step(weights, rows_of))
-    zero = zeros_of(step, weights, jax.tree.map(lambda leaf: leaf[:size], rows_of))
-    return finish(objective, sum_steps(step, weights, rows_of, zero, 0, -(-count // size), batch_size=size))
+        return compute(objective, step(variables, rows_of))
+    zero = zeros_of(step, variables, jax.tree.map(lambda leaf: leaf[:size], rows_of))
+    return compute(objective, sum_steps(step, variables, rows_of, zero, 0, -(-count // size), batch_size=size))
 
 
 @explain_calls
-def predict(model: Model, weights: Weights, inputs: Any, *, batch_size: int | None = None) -> Array:
+def predict(model: Model, variables: Variables, inputs: Any, *, batch_size: int | None = None) -> Array:
     """The model's outputs for (N, ...) inputs, computed in batches of at most `batch_size` rows.
 
     Compiles once for each model and shape of the inputs. Raises InputError where there are no rows, and for inputs
@@ -87,7 +87,7 @@ def predict(model: Model, weights: Weights, inputs: Any, *, batch_size: int | No
     (5, 2)
     """
     check_model(model)
-    check_weights(weights)
+    check_variables(variables)
     _check_inputs(inputs)
     check_platform()
     if not isinstance(inputs, jax.Array):
@@ -99,32 +99,30 @@ def predict(model: Model, weights: Weights, inputs: Any, *, batch_size: int | No
             f"predict needs at least one row, got inputs of shape {inputs.shape}. Give inputs of shape (rows, ...)."
             + advice
         )
-    with explain_misfit(model, weights, inputs):
-        return _predict(model, weights, inputs, batch_size=rows_at_once(inputs, batch_size))
+    with explain_misfit(model, variables, inputs):
+        return _predict(model, variables, inputs, batch_size=rows_at_once(inputs, batch_size))
 
 
 def _check_inputs(inputs: Any) -> None:
     """Raise InputError for what is no one array of inputs, (N, ...)."""
-    if isinstance(inputs, Examples):
-        raise InputError("inputs must be an array, got Examples. Use rows.inputs of the examples `rows`.")
-    if type(inputs).__name__ == "Source":
-        raise InputError(
-            "inputs must be an array, got a Source. Use evaluations.predict_source(model, weights, source)."
-        )
-    if isinstance(inputs, (Model, Weights, Objective, str)) or inputs is None or callable(inputs):
+    if isinstance(inputs, Dataset):
+        raise InputError("inputs must be an array, got a Dataset. Use rows.inputs of the examples `rows`.")
+    if type(inputs).__name__ == "DataSource":
+        raise InputError("inputs must be an array, got a DataSource. Use predict_source(model, weights, source).")
+    if isinstance(inputs, (Model, Variables, Objective, str)) or inputs is None or callable(inputs):
         raise InputError(
             f"inputs must be an array (rows, ...), got {given_as(inputs)}. "
             "The order is predict(model, weights, inputs)."
         )
 
 
-@partial(program, static_argnames=("model", "batch_size"))
-def _predict(model: Model, weights: Weights, inputs: Array, *, batch_size: int) -> Array:
+@partial(jit, static_argnames=("model", "batch_size"))
+def _predict(model: Model, variables: Variables, inputs: Array, *, batch_size: int) -> Array:
     count, batch_size = inputs.shape[0], filled(batch_size)
 
     def outputs_at(start: Any) -> Array:
         batch = split_rows(lax.dynamic_slice_in_dim(inputs, start, min(batch_size, count)))
-        return model.apply(weights, batch, train=False)[0]
+        return model.apply(variables, batch, train=False)[0]
 
     if count <= batch_size:
         return outputs_at(0)
@@ -144,8 +142,8 @@ T = TypeVar("T")
 def evaluate_source(
     model: Model,
     objective: Objective,
-    weights: Weights,
-    source: Source,
+    variables: Variables,
+    source: DataSource,
     *,
     batch_size: int | None = None,
     window_bytes: int = BYTES,
@@ -154,27 +152,27 @@ def evaluate_source(
 
     What the windows sum to is added in float64, so that a count of rows beyond float32's digits stays exact.
 
-    >>> from jaxdl import evaluate, examples, losses, mlp
+    >>> from jaxdl import dataset, evaluate, losses, mlp
     >>> from jaxdl.data.arrays import take
-    >>> rows, model, objective = examples([[1.0], [2.0]], [[0.0], [0.0]]), mlp(()), Objective(losses.squared_error)
-    >>> weights, source = model.init(jax.random.key(0), rows.inputs), Source(2, lambda numbers: take(rows, numbers))
-    >>> found, wanted = evaluate_source(model, objective, weights, source), evaluate(model, objective, weights, rows)
+    >>> rows, model, objective = dataset([[1.0], [2.0]], [[0.0], [0.0]]), mlp(()), Objective(losses.squared_error)
+    >>> variables, source = model.init(jax.random.key(0), rows.inputs), DataSource(2, lambda numbers: take(rows, numbers))
+    >>> found, wanted = evaluate_source(model, objective, variables, source), evaluate(model, objective, variables, rows)
     >>> np.allclose(found["loss"], wanted["loss"])
     True
     """
     objective = check_objective(objective)
     totals: Any = None
-    for piece in _pieces(weights, source, batch_size, window_bytes, only_counted):
-        sums: Any = _sums(model, objective, weights, piece.batches, np.int32(piece.full))
+    for piece in _pieces(variables, source, batch_size, window_bytes, only_counted):
+        sums: Any = _sums(model, objective, variables, piece.batches, np.int32(piece.full))
         sums = jax.tree.map(lambda total: np.asarray(total, np.float64), sums)
-        totals = sums if totals is None else add(totals, sums)
-    return finish(objective, jax.tree.map(lambda total: jnp.asarray(total, jnp.float32), totals))
+        totals = sums if totals is None else merge(totals, sums)
+    return compute(objective, jax.tree.map(lambda total: jnp.asarray(total, jnp.float32), totals))
 
 
 def predict_source(
     model: Model,
-    weights: Weights,
-    source: Source,
+    variables: Variables,
+    source: DataSource,
     *,
     batch_size: int | None = None,
     window_bytes: int = BYTES,
@@ -182,55 +180,59 @@ def predict_source(
     """`predict` of the rows of a source, in their order, piece by piece: NumPy arrays (rows of a window, ...).
 
     >>> from jaxdl import mlp
-    >>> source = Source(5, lambda rows: Examples(rows[:, None] * 1.0, rows, np.ones(len(rows), np.float32)))
+    >>> source = DataSource(5, lambda rows: Dataset(rows[:, None] * 1.0, rows, np.ones(len(rows), np.float32)))
     >>> model = mlp((), outputs=2)
-    >>> weights = model.init(jax.random.key(0), np.zeros((1, 1)))
-    >>> [piece.shape for piece in predict_source(model, weights, source, batch_size=1, window_bytes=40)]
+    >>> variables = model.init(jax.random.key(0), np.zeros((1, 1)))
+    >>> [piece.shape for piece in predict_source(model, variables, source, batch_size=1, window_bytes=40)]
     [(2, 2), (2, 2), (1, 2)]
     """
-    for piece in _pieces(weights, source, batch_size, window_bytes, lambda rows: rows):
-        outputs = np.asarray(_outputs(model, weights, piece.batches.inputs, np.int32(piece.full)))
+    for piece in _pieces(variables, source, batch_size, window_bytes, lambda rows: rows):
+        outputs = np.asarray(_outputs(model, variables, piece.batches.inputs, np.int32(piece.full)))
         yield outputs[:, : piece.size].reshape(-1, *outputs.shape[2:])[: piece.rows]
 
 
 class _Piece(NamedTuple):
-    batches: Examples  # (K, B, ...), filled up
+    batches: Dataset  # (K, B, ...), filled up
     full: int  # batches that are not filled up
     size: int  # rows of a batch that are not filled up
     rows: int  # of them all
 
 
 def _pieces(
-    weights: Weights, source: Source, batch_size: int | None, window_bytes: int, prepare: Callable[[Examples], Examples]
+    variables: Variables,
+    source: DataSource,
+    batch_size: int | None,
+    window_bytes: int,
+    prepare: Callable[[Dataset], Dataset],
 ) -> Iterator[_Piece]:
     if batch_size is not None and batch_size < 1:
         raise InputError(f"batch_size must be at least 1, got {batch_size}.")
-    first, home = read_rows(source, np.arange(1)), home_of(weights)
+    first, home = read_rows(source, np.arange(1)), home_of(variables)
     size = min(source.count, batch_size or batch_rows(first.inputs))
-    cut = cut_rows(first, source.count, size, window_bytes)
+    cut = plan_windows(first, source.count, size, window_bytes)
 
-    def make(number: int) -> Examples:
-        window: Examples = load(source, first, cut, number, lambda places: places, home, prepare=prepare)
+    def make(number: int) -> Dataset:
+        window: Dataset = load(source, first, cut, number, lambda places: places, home, prepare=prepare)
         return window
 
-    with fetching(make, cut.windows) as fetch:
+    with prefetch(make, cut.windows) as fetch:
         for number in range(cut.windows):
             full = min(cut.held, cut.batches - number * cut.held)
             rows = min(cut.held * size, cut.rows - number * cut.held * size)
             yield _Piece(fetch.get(number), full, size, rows)
 
 
-@partial(program, static_argnames=("model", "objective"))
-def _sums(model: Model, objective: Objective, weights: Weights, batches: Examples, count: Any) -> Sums:
+@partial(jit, static_argnames=("model", "objective"))
+def _sums(model: Model, objective: Objective, variables: Variables, batches: Dataset, count: Any) -> MetricSums:
     step = make_eval_step(model, objective, prepared=True)
-    zero = zeros_of(step, weights, _batch(batches, 0))
-    return lax.fori_loop(0, count, lambda index, sums: add(sums, step(weights, _batch(batches, index))), zero)
+    zero = zeros_of(step, variables, _batch(batches, 0))
+    return lax.fori_loop(0, count, lambda index, sums: merge(sums, step(variables, _batch(batches, index))), zero)
 
 
-@partial(program, static_argnames="model")
-def _outputs(model: Model, weights: Weights, inputs: Array, count: Any) -> Array:
+@partial(jit, static_argnames="model")
+def _outputs(model: Model, variables: Variables, inputs: Array, count: Any) -> Array:
     def outputs_at(index: Any) -> Array:
-        return model.apply(weights, _batch(inputs, index), train=False)[0]
+        return model.apply(variables, _batch(inputs, index), train=False)[0]
 
     one = jax.eval_shape(outputs_at, 0)
     everything = lax.fori_loop(

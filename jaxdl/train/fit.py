@@ -12,40 +12,33 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxdl._arguments import (
-    check_callbacks,
-    check_choice,
-    check_platform,
-    check_weights,
-    explain_calls,
-    whole_number,
-)
-from jaxdl._tree import check_kinds, rebuilt
-from jaxdl.data import Source
+from jaxdl._arguments import check_callbacks, check_choice, check_platform, check_variables, explain_calls, whole_number
+from jaxdl._tree import check_structure, unflatten_named
+from jaxdl.data import DataSource
 from jaxdl.data.batches import evaluation_rows
 from jaxdl.data.streaming import Loader, loader
-from jaxdl.distributed.sharding import wish
+from jaxdl.distributed.sharding import agree_on_steps
 from jaxdl.errors import InputError
 from jaxdl.train.epoch import chunk_program, draw, start, start_shapes
 from jaxdl.train.loop import WHOLE, Pace, Reached, checked, chunks, run_loop
-from jaxdl.train.nonfinite import NotFiniteError, guarded
+from jaxdl.train.nonfinite import NonFiniteError, check_finite
 from jaxdl.train.plan import NEVER, check_monitors, make_plan, rate_to_change
-from jaxdl.train.step import missing_eval_params, shown_weights
+from jaxdl.train.step import eval_variables, lacks_eval_params
 from jaxdl.types import (
     LOSS,
     Array,
+    Callback,
+    Checkpoint,
+    Dataset,
+    EarlyStoppingState,
     EvalParams,
-    Examples,
     Model,
     Objective,
-    Observer,
     Plan,
-    Progress,
     PyTree,
     Rule,
-    Saved,
-    Stopping,
-    Weights,
+    RunState,
+    Variables,
 )
 
 if TYPE_CHECKING:
@@ -54,103 +47,103 @@ if TYPE_CHECKING:
 
 def begin(
     plan: Plan,
-    train: Examples | Source | Loader,
-    validation: Examples | None = None,
+    train: Dataset | DataSource | Loader,
+    validation: Dataset | None = None,
     *,
     key: Array,
-    weights: Weights | None = None,
-) -> Progress:
+    variables: Variables | None = None,
+) -> RunState:
     """`training.start`, while a thread compiles the program that `chunks` will run.
 
     Only where weights are drawn and rows come from NumPy: elsewhere it is not known yet where all will lie.
 
     >>> import optax
-    >>> from jaxdl import examples, losses, make_plan, mlp, Objective
-    >>> rows = examples([[1.0], [2.0]], [[1.0], [2.0]])
+    >>> from jaxdl import dataset, losses, make_plan, mlp, Objective
+    >>> rows = dataset([[1.0], [2.0]], [[1.0], [2.0]])
     >>> plan = make_plan(mlp(()), Objective(losses.squared_error), optax.sgd(0.1), batch_size=2)
     >>> int(begin(plan, rows, key=jax.random.key(0)).epoch)
     0
     """
     rows = loader(train, plan.batch_size)
     on_device = any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves((rows.examples, validation)))
-    if weights is not None or on_device or rows.examples is None:
-        return start(plan, rows.first, validation, key=key, weights=weights)
+    if variables is not None or on_device or rows.examples is None:
+        return start(plan, rows.first, validation, key=key, variables=variables)
     shapes = start_shapes(plan, rows.first, validation, key=key)
-    given = shapes, rows.examples, evaluation_rows(validation), wish(WHOLE, None)
+    given = shapes, rows.examples, evaluation_rows(validation), agree_on_steps(WHOLE, None)
     # Traced here, where the caller's settings of JAX hold; the thread only compiles, and Python goes on meanwhile.
     lowered = chunk_program.on(*given).lower(*given, plan=plan, like=None, alone=True)
     with ThreadPoolExecutor(1) as pool:
         compiling = pool.submit(lowered.compile)
-        progress = draw(plan, rows.first, key=key)  # `start_shapes` has checked what `start` checks
+        run_state = draw(plan, rows.first, key=key)  # `start_shapes` has checked what `start` checks
         compiling.result()
-    return progress
+    return run_state
 
 
 def resume(
-    plan: Plan, progress: Progress, train: Examples | Source | Loader, validation: Examples | None = None
-) -> Progress:
+    plan: Plan, run_state: RunState, train: Dataset | DataSource | Loader, validation: Dataset | None = None
+) -> RunState:
     """Return the progress of an earlier run, or of many, as this plan continues it.
 
-    What the rules remember is read under the rules of this plan: a run that stopped early trains on where `stop` has
+    What the rules remember is read under the rules of this plan: a run that stopped early trains on where `early_stopping` has
     more patience or is another one that would not have stopped it. A new `plateau` begins with the learning rate that
     there is. Nothing is compiled.
 
     Raises InputError where the progress does not fit the plan or the data, with the first array that differs.
 
     >>> import optax
-    >>> from jaxdl import early_stopping, examples, fit, losses, make_plan, mlp, Objective
-    >>> rows, model, objective = examples([[1.0], [2.0]], [[1.0], [2.0]]), mlp(()), Objective(losses.squared_error)
-    >>> stop, optimizer = early_stopping("loss", min_delta=100.0), optax.sgd(0.1)
-    >>> run = fit(model, objective, optimizer, rows, epochs=9, batch_size=2, stop=stop)
-    >>> plan = make_plan(model, objective, optimizer, batch_size=2, stop=early_stopping("loss", patience=5))
-    >>> bool(run.progress.stopping.done), bool(resume(plan, run.progress, rows).stopping.done)
+    >>> from jaxdl import dataset, early_stopping, fit, losses, make_plan, mlp, Objective
+    >>> rows, model, objective = dataset([[1.0], [2.0]], [[1.0], [2.0]]), mlp(()), Objective(losses.squared_error)
+    >>> early_stopping, optimizer = early_stopping("loss", min_delta=100.0), optax.sgd(0.1)
+    >>> run = fit(model, objective, optimizer, rows, epochs=9, batch_size=2, early_stopping=early_stopping)
+    >>> plan = make_plan(model, objective, optimizer, batch_size=2, early_stopping=early_stopping("loss", patience=5))
+    >>> bool(run.state.stopping.should_stop), bool(resume(plan, run.state, rows).stopping.should_stop)
     (True, False)
     """
-    many, rows = progress.epoch.ndim > 0, loader(train, plan.batch_size)
-    check_monitors(plan, progress, validation)
+    many, rows = run_state.epoch.ndim > 0, loader(train, plan.batch_size)
+    check_monitors(plan, run_state, validation)
     if plan.plateau is None:
-        progress = progress._replace(plateau=())
-    elif progress.plateau == ():
-        rate = rate_to_change(progress.state.opt_state)
-        progress = progress._replace(plateau=(jax.vmap(plan.plateau.init) if many else plan.plateau.init)(rate))
-    key = jax.random.key(0, impl=jax.random.key_impl(progress.key))
-    _check_same(progress, start_shapes(plan, rows.first, validation, key=key), many)
-    if rows.examples is not None and int(progress.cursor):
-        _check_rows_done(plan, progress, rows.first)
-    if plan.stop.resume is not None and np.asarray(progress.stopping.done).any():
-        progress = progress._replace(stopping=plan.stop.resume(progress.stopping))
-    return progress
+        run_state = run_state._replace(plateau=())
+    elif run_state.plateau == ():
+        rate = rate_to_change(run_state.train_state.opt_state)
+        run_state = run_state._replace(plateau=(jax.vmap(plan.plateau.init) if many else plan.plateau.init)(rate))
+    key = jax.random.key(0, impl=jax.random.key_impl(run_state.key))
+    _check_same(run_state, start_shapes(plan, rows.first, validation, key=key), many)
+    if rows.examples is not None and int(run_state.cursor):
+        _check_rows_done(plan, run_state, rows.first)
+    if plan.early_stopping.resume is not None and np.asarray(run_state.stopping.should_stop).any():
+        run_state = run_state._replace(stopping=plan.early_stopping.resume(run_state.stopping))
+    return run_state
 
 
-def data_of_epoch(plan: Plan, progress: Progress, train: Examples | Source | Loader) -> str:
+def data_of_epoch(plan: Plan, run_state: RunState, train: Dataset | DataSource | Loader) -> str:
     """Return what tells the batch size and the rows of the epoch under way from others; "" between two epochs.
 
     Of a source it is the number of its rows and the first of them.
 
     >>> import optax
-    >>> from jaxdl import examples, losses, make_plan, mlp, Objective
-    >>> rows = examples([[1.0], [2.0]], [[1.0], [2.0]])
+    >>> from jaxdl import dataset, losses, make_plan, mlp, Objective
+    >>> rows = dataset([[1.0], [2.0]], [[1.0], [2.0]])
     >>> plan = make_plan(mlp(()), Objective(losses.squared_error), optax.sgd(0.1), batch_size=1)
     >>> data_of_epoch(plan, begin(plan, rows, key=jax.random.key(0)), rows)
     ''
     """
-    if not int(progress.cursor):
+    if not int(run_state.cursor):
         return ""
     return f"batch_size={plan.batch_size}, {loader(train, plan.batch_size).checksum()}"
 
 
-def check_data(plan: Plan, progress: Progress, train: Examples | Source | Loader, earlier: str) -> None:
+def check_data(plan: Plan, run_state: RunState, train: Dataset | DataSource | Loader, earlier: str) -> None:
     """Raise InputError where an epoch under way is to go on with other data than `data_of_epoch` told of it before.
 
-    Warns where `earlier` is empty, as for a bare Progress: its data cannot be compared.
+    Warns where `earlier` is empty, as for a bare RunState: its data cannot be compared.
 
     >>> import optax
-    >>> from jaxdl import examples, losses, make_plan, mlp, Objective
-    >>> rows = examples([[1.0], [2.0]], [[1.0], [2.0]])
+    >>> from jaxdl import dataset, losses, make_plan, mlp, Objective
+    >>> rows = dataset([[1.0], [2.0]], [[1.0], [2.0]])
     >>> plan = make_plan(mlp(()), Objective(losses.squared_error), optax.sgd(0.1), batch_size=1)
     >>> check_data(plan, begin(plan, rows, key=jax.random.key(0)), rows, "")
     """
-    now = data_of_epoch(plan, progress, train)
+    now = data_of_epoch(plan, run_state, train)
     if earlier and now != earlier:
         raise InputError(
             f"progress stands inside an epoch of {earlier}, got {now}. Continue with the batch size and the rows that "
@@ -165,7 +158,7 @@ def check_data(plan: Plan, progress: Progress, train: Examples | Source | Loader
         )
 
 
-def under_new_monitor(plan: Plan, progress: Progress, history: Sequence[Mapping[str, Any]]) -> Progress:
+def under_new_monitor(plan: Plan, run_state: RunState, history: Sequence[Mapping[str, Any]]) -> RunState:
     """Return the progress as the rule of this plan reads the records of the run so far.
 
     The best value so far is one of the records: where it is not that of the monitored value, it cannot be compared
@@ -174,74 +167,74 @@ def under_new_monitor(plan: Plan, progress: Progress, history: Sequence[Mapping[
     A run that its rule has ended trains on where this plan's rule, over the same records, would not have ended it.
 
     >>> import optax
-    >>> from jaxdl import examples, losses, make_plan, mlp, Objective
-    >>> rows = examples([[1.0], [2.0]], [[1.0], [2.0]])
+    >>> from jaxdl import dataset, losses, make_plan, mlp, Objective
+    >>> rows = dataset([[1.0], [2.0]], [[1.0], [2.0]])
     >>> plan = make_plan(mlp(()), Objective(losses.squared_error), optax.sgd(0.1), batch_size=1)
-    >>> progress = begin(plan, rows, key=jax.random.key(0))
-    >>> under_new_monitor(plan, progress, []) is progress
+    >>> run_state = begin(plan, rows, key=jax.random.key(0))
+    >>> under_new_monitor(plan, run_state, []) is run_state
     True
     """
-    epochs, best = np.atleast_1d(progress.stopping.best_epoch), np.atleast_1d(progress.stopping.best)
+    epochs, best = np.atleast_1d(run_state.stopping.best_epoch), np.atleast_1d(run_state.stopping.best)
     for record in history:
         values = np.broadcast_to(np.asarray(_monitored(plan, record), np.float32), epochs.shape)
         if ((np.asarray(record["epoch"]) == epochs) & (values != best)).any():
-            init = plan.stop.init()
-            anew = init if progress.epoch.ndim == 0 else jax.tree.map(lambda leaf: jnp.tile(leaf, len(epochs)), init)
-            return progress._replace(stopping=anew)
-    if plan.stop.resume is not None and history and np.asarray(progress.stopping.done).any():
-        return progress._replace(stopping=_read_again(plan, progress, history))
-    return progress
+            init = plan.early_stopping.init()
+            anew = init if run_state.epoch.ndim == 0 else jax.tree.map(lambda leaf: jnp.tile(leaf, len(epochs)), init)
+            return run_state._replace(stopping=anew)
+    if plan.early_stopping.resume is not None and history and np.asarray(run_state.stopping.should_stop).any():
+        return run_state._replace(stopping=_read_again(plan, run_state, history))
+    return run_state
 
 
-def _read_again(plan: Plan, progress: Progress, history: Sequence[Mapping[str, Any]]) -> Stopping:
+def _read_again(plan: Plan, run_state: RunState, history: Sequence[Mapping[str, Any]]) -> EarlyStoppingState:
     """Return what the rule of the plan remembers of these records, for runs that it would not have ended.
 
     The variables of another best epoch than the one so far are gone, so that one stays. Nothing changes where the
     records are not those of all epochs of a run.
     """
-    done, held = np.asarray(progress.epoch), progress.stopping
-    state, last = plan.stop.init(), np.zeros_like(done)
+    done, held = np.asarray(run_state.epoch), run_state.stopping
+    state, last = plan.early_stopping.init(), np.zeros_like(done)
     for record in history:
         epoch = np.broadcast_to(np.asarray(record["epoch"], np.int32), done.shape)
         values = np.broadcast_to(_monitored(plan, record), done.shape)
-        after = plan.stop.update(state, jnp.asarray(values), jnp.asarray(epoch))
+        after = plan.early_stopping.update(state, jnp.asarray(values), jnp.asarray(epoch))
         # A run that stood still while others trained has records of nan, under epochs that it has not done.
         new = (epoch == last + 1) & (epoch <= done)
         state, last = jax.tree.map(lambda now, old, new=new: np.where(new, now, old), after, state), last + new
-    trains = np.asarray(held.done) & (last == done) & ~state.done
+    trains = np.asarray(held.should_stop) & (last == done) & ~state.should_stop
     own = trains & ((state.best_epoch == 0) | (state.best_epoch == np.asarray(held.best_epoch)))
 
     def choose(which: np.ndarray, new: Array, old: Array) -> Array:
         return jnp.asarray(np.where(which, new, old).astype(old.dtype))
 
-    return Stopping(
+    return EarlyStoppingState(
         choose(own, state.best, held.best),
         choose(own, state.best_epoch, held.best_epoch),
-        choose(trains, state.stale, held.stale),
+        choose(trains, state.epochs_without_improvement, held.epochs_without_improvement),
         choose(own, state.improved, held.improved),
-        choose(trains, state.done, held.done),
+        choose(trains, state.should_stop, held.should_stop),
     )
 
 
 def _monitored(plan: Plan, record: Mapping[str, Any]) -> Any:
-    return record.get(plan.stop.monitor or (f"val_{LOSS}" if f"val_{LOSS}" in record else LOSS), np.nan)
+    return record.get(plan.early_stopping.monitor or (f"val_{LOSS}" if f"val_{LOSS}" in record else LOSS), np.nan)
 
 
-def _check_rows_done(plan: Plan, progress: Progress, train: Examples) -> None:
+def _check_rows_done(plan: Plan, run_state: RunState, train: Dataset) -> None:
     """Raise InputError where the epoch under way has counted other rows than this plan would; weights of 1 tell."""
-    done, count = int(progress.cursor) * plan.batch_size, train.weights.shape[0]
-    expected, counted = min(done, count), float(np.asarray(progress.sums.weight).max())
-    if abs(counted - expected) > 1e-6 * expected and (np.asarray(train.weights) == 1).all():
+    done, count = int(run_state.cursor) * plan.batch_size, train.sample_weight.shape[0]
+    expected, counted = min(done, count), float(np.asarray(run_state.sums.weight).max())
+    if abs(counted - expected) > 1e-6 * expected and (np.asarray(train.sample_weight) == 1).all():
         raise InputError(
             f"progress stands inside an epoch after {counted:.0f} rows, this batch_size and these rows make it "
             f"{expected}. Continue with those that it began with."
         )
 
 
-def _check_same(progress: Progress, expected: Progress, many: bool) -> None:
+def _check_same(run_state: RunState, expected: RunState, many: bool) -> None:
     """Raise InputError where arrays differ from what the plan expects; `many`: they have an axis of members."""
     advice = "Continue with the model, optimizer, metrics and columns of that run, or begin a new run without progress."
-    found, wanted = _kinds(progress._replace(cursor=progress.epoch), many), _kinds(expected, False)
+    found, wanted = _kinds(run_state._replace(cursor=run_state.epoch), many), _kinds(expected, False)
     different = [name for name in {**wanted, **found} if found.get(name) != wanted.get(name)]
     if different:
         # The arrays of the model say more than those that follow from them, and a kernel more than a bias.
@@ -249,9 +242,9 @@ def _check_same(progress: Progress, expected: Progress, many: bool) -> None:
         name = max(own, key=lambda name: len((wanted.get(name) or found[name])[0]))
         held, needed = (_told(kinds.get(name)) for kinds in (found, wanted))
         raise InputError(f"progress has {held} for {name.removeprefix('state/weights/')}, expected {needed}. {advice}")
-    structures: list[Any] = [jax.tree.structure(tree) for tree in (progress, expected)]
+    structures: list[Any] = [jax.tree.structure(tree) for tree in (run_state, expected)]
     if structures[0] != structures[1]:
-        raise InputError(f"progress has the state of another optimizer than optimiser. {advice}")
+        raise InputError(f"progress has the state of another optimizer than optimizer. {advice}")
 
 
 def _kinds(tree: PyTree, many: bool) -> dict[str, tuple[tuple[int, ...], Any]]:
@@ -265,19 +258,19 @@ def _told(kind: tuple[tuple[int, ...], Any] | None) -> str:
     return "nothing" if kind is None else f"{kind[1]} of shape {kind[0]}"
 
 
-class Fit(NamedTuple):
+class FitResult(NamedTuple):
     """What a run leaves."""
 
     records: list[dict[str, float]]  # the figures of each epoch, and its number from 1
-    best: Weights  # of the best epoch by the monitored figure; the final ones where no epoch was the best
-    final: Weights
+    best: Variables  # of the best epoch by the monitored figure; the final ones where no epoch was the best
+    final: Variables
     reason: str  # why it ended: "epochs", "early-stopping", "not-finite" or "interrupted"
-    progress: Progress  # the state of the run, without its records
+    state: RunState  # the state of the run, without its records
     data: str = ""  # what the rows of the epoch under way are told by; empty between two epochs
 
     def __repr__(self) -> str:
         """In one line: the arrays would fill a screen."""
-        return f"Fit({len(self.records)} epochs, best epoch {self.best_epoch}, reason {self.reason!r})"
+        return f"FitResult({len(self.records)} epochs, best epoch {self.best_epoch}, reason {self.reason!r})"
 
     @property
     def history(self) -> pd.DataFrame:
@@ -290,130 +283,132 @@ class Fit(NamedTuple):
 
         That is so where the monitored figure was never finite, and where `start_from_epoch` left out every epoch.
         """
-        return int(self.progress.stopping.best_epoch)
+        return int(self.state.stopping.best_epoch)
 
 
 @explain_calls
 def fit(
     model: Model,
     objective: Objective,
-    optimiser: optax.GradientTransformation,
-    train: Examples | Source,
-    validation: Examples | None = None,
+    optimizer: optax.GradientTransformation,
+    train: Dataset | DataSource,
+    validation: Dataset | None = None,
     *,
     epochs: int = 10,
     batch_size: int = 32,
-    stop: Rule = NEVER,
+    early_stopping: Rule = NEVER,
     plateau: Rule | None = None,
-    average: float | None = None,
+    ema_decay: float | None = None,
     seed: int | None = None,
     eval_params: EvalParams | None = None,
-    weights: Weights | None = None,
-    progress: Fit | Saved | Progress | None = None,
-    observers: Iterable[Observer] = (),
+    variables: Variables | None = None,
+    state: FitResult | Checkpoint | RunState | None = None,
+    callbacks: Iterable[Callback] = (),
     on_nan: Literal["stop", "continue"] = "stop",
-) -> Fit:
-    """Trains until `epochs` epochs are done, or until `stop` ends the run.
+) -> FitResult:
+    """Trains until `epochs` epochs are done, or until `early_stopping` ends the run.
 
     Ctrl-C, or the stop button of a notebook, ends it too: the result holds what has been reached so far, and
-    `fit(..., progress=result)` resumes the run, to the bits of a run that was not interrupted.
+    `fit(..., state=result)` resumes the run, to the bits of a run that was not interrupted.
 
     train: rows in memory, or a source of rows that are not (`sources.memory_mapped`); the results are the same.
-    average: such as 0.999, to measure and keep a moving average of the weights instead of the weights themselves.
+    ema_decay: such as 0.999, to measure and keep a moving average of the weights instead of the weights themselves.
     seed: draws the initial weights, the order of rows and what is random in training; 0 by default.
     eval_params: `(opt_state, params) -> params`, for an optimizer that is evaluated at other parameters than it trains,
         such as `optax.contrib.schedule_free_eval_params`; they are measured and kept. Where a known one lacks it, there
         is a warning.
-    weights: initial weights, instead of ones drawn with `seed`.
-    progress: an earlier run to resume: the result of `fit`, or what `checkpoints.latest` returns. `epochs` counts its
-        epochs too, and its records stand before the new ones, in the result and for the callbacks. A bare Progress
+    variables: initial weights, instead of ones drawn with `seed`.
+    state: an earlier run to resume: the result of `fit`, or what `saving.restore_latest` returns. `epochs` counts its
+        epochs too, and its records stand before the new ones, in the result and for the callbacks. A bare RunState
         resumes the same run, whose earlier records are not known then, and warns inside of an epoch, whose data it
         does not hold. An earlier run comes without a seed and weights, and must be of the same model, optimizer and
-        metrics; inside of an epoch of the same batch size and rows too. A run that stopped early trains on where `stop`
+        metrics; inside of an epoch of the same batch size and rows too. A run that stopped early trains on where `early_stopping`
         would not have ended it: with more patience, say, or another `min_delta`, or without a rule. Where another value
         is monitored than before, the best epoch is one of those to come.
-    observers: functions `(progress, history) -> None`, called after every epoch with the records of all epochs so far.
+    callbacks: functions `(progress, history) -> None`, called after every epoch with the records of all epochs so far.
     on_nan: whether to stop where a weight or a loss is not finite, with a warning that says where that arose. The
         result then stands before that step. Such an epoch is never the best.
 
     Warns where no epoch was the best: `best` then holds the final weights.
 
-    Raises InputError for arguments that do not fit together. Calls with the same model, objective, optimiser and rules
+    Raises InputError for arguments that do not fit together. Calls with the same model, objective, optimizer and rules
     share one compiled program, so a second one starts at once.
 
     >>> import numpy as np
-    >>> from jaxdl import early_stopping, examples, losses, metrics, mlp
+    >>> from jaxdl import dataset, early_stopping, losses, metrics, mlp
     >>> inputs = np.linspace(-1, 1, 64)[:, None]
-    >>> data = examples(inputs, 3 * inputs)
+    >>> data = dataset(inputs, 3 * inputs)
     >>> objective = Objective(losses.squared_error, (metrics.rmse,))
-    >>> run = fit(mlp(()), objective, optax.sgd(0.1), data, epochs=40, stop=early_stopping(patience=5))
+    >>> run = fit(mlp(()), objective, optax.sgd(0.1), data, epochs=40, early_stopping=early_stopping(patience=5))
     >>> run.reason, bool(run.history["rmse"].iloc[-1] < 0.1)
     ('epochs', True)
     """
     epochs = whole_number("epochs", epochs, 1)
     seed = None if seed is None else check_seed(seed)
     check_choice("on_nan", on_nan, ("stop", "continue"))
-    observers = check_callbacks(observers)
-    if weights is not None:
-        check_weights(weights)
-    if progress is not None and (seed is not None or weights is not None):
-        name = "weights" if seed is None else f"seed={seed}"
+    callbacks = check_callbacks(callbacks)
+    if variables is not None:
+        check_variables(variables)
+    if state is not None and (seed is not None or variables is not None):
+        name = "variables" if seed is None else f"seed={seed}"
         raise InputError(f"{name} has no effect beside progress, which holds the weights and the keys. Leave one out.")
     check_platform()
     plan = make_plan(
         model,
         objective,
-        optimiser,
+        optimizer,
         batch_size=batch_size,
-        stop=stop,
+        early_stopping=early_stopping,
         plateau=plateau,
-        average=average,
+        ema_decay=ema_decay,
         eval_params=eval_params,
     )
     rows, validation = checked(plan, train, validation)
-    earlier, history = resumed(progress, lambda: start(plan, rows.first, validation, key=jax.random.key(0)))
+    earlier, history = resumed(state, lambda: start(plan, rows.first, validation, key=jax.random.key(0)))
     if earlier is None:
-        state = begin(plan, rows, validation, key=jax.random.key(seed or 0), weights=weights)
+        run_state = begin(plan, rows, validation, key=jax.random.key(seed or 0), variables=variables)
     else:
         if earlier.epoch.ndim:
             raise InputError(f"progress is that of {len(earlier.epoch)} runs. Continue them with fit_seeds.")
-        state = under_new_monitor(plan, resume(plan, earlier, rows, validation), history)
-        check_data(plan, state, rows, getattr(progress, "data", ""))
-    warn_of_eval_params(plan, state)
-    reached = Reached(state, history, bool(earlier is not None and state.stopping.done))
-    pieces = chunks(plan, state, rows, validation, last=max(epochs, int(state.epoch)), steps=Pace())
+        run_state = under_new_monitor(plan, resume(plan, earlier, rows, validation), history)
+        check_data(plan, run_state, rows, getattr(state, "data", ""))
+    warn_of_eval_params(plan, run_state)
+    reached = Reached(run_state, history, bool(earlier is not None and run_state.stopping.should_stop))
+    pieces = chunks(plan, run_state, rows, validation, last=max(epochs, int(run_state.epoch)), steps=Pace())
     ended = ""
     try:
         run_loop(
-            guarded(pieces, plan, state, rows, validation) if on_nan == "stop" else pieces, reached, observers=observers
+            check_finite(pieces, plan, run_state, rows, validation) if on_nan == "stop" else pieces,
+            reached,
+            callbacks=callbacks,
         )
     except KeyboardInterrupt:
         ended = "interrupted"
-    except NotFiniteError as error:
-        reached.progress, ended = error.args[0].progress, "not-finite"
+    except NonFiniteError as error:
+        reached.state, ended = error.args[0].state, "not-finite"
         warnings.warn(f"the run stopped: {error}.", RuntimeWarning, stacklevel=3)
-    state = reached.progress
+    run_state = reached.state
     if ended:
-        history = [record for record in history if record["epoch"] <= int(state.epoch)]
-    final = best = shown_weights(state.state, plan.eval_params)
-    if int(state.stopping.best_epoch):
-        best = state.best
-    elif int(state.epoch):
+        history = [record for record in history if record["epoch"] <= int(run_state.epoch)]
+    final = best = eval_variables(run_state.train_state, plan.eval_params)
+    if int(run_state.stopping.best_epoch):
+        best = run_state.best
+    elif int(run_state.epoch):
         warnings.warn(without_best(plan, validation), RuntimeWarning, stacklevel=3)
     reason = ended or ("early-stopping" if reached.stopped else "epochs")
     # Elsewhere a run ends between two epochs, and the device need not be asked.
-    data = data_of_epoch(plan, state, rows) if ended else ""
-    return Fit(history, best, final, reason, state, data)
+    data = data_of_epoch(plan, run_state, rows) if ended else ""
+    return FitResult(history, best, final, reason, run_state, data)
 
 
-def without_best(plan: Plan, validation: Examples | None, which: str = "the run") -> str:
+def without_best(plan: Plan, validation: Dataset | None, which: str = "the run") -> str:
     """Return the sentence for a run that has trained and has no best epoch.
 
     >>> from jaxdl import losses, mlp
     >>> print(without_best(make_plan(mlp(()), Objective(losses.squared_error), optax.sgd(0.1)), None))
     no epoch of the run was the best by loss, which was never finite or was left out by start_from_epoch; `best`...
     """
-    monitor = plan.stop.monitor or (LOSS if validation is None else f"val_{LOSS}")
+    monitor = plan.early_stopping.monitor or (LOSS if validation is None else f"val_{LOSS}")
     return (
         f"no epoch of {which} was the best by {monitor}, which was never finite or was left out by start_from_epoch; "
         "`best` holds the variables of the last epoch. Lower start_from_epoch, or monitor a finite value."
@@ -421,11 +416,11 @@ def without_best(plan: Plan, validation: Examples | None, which: str = "the run"
 
 
 def resumed(
-    given: Any, template: Callable[[], Progress], result: type[Any] | None = None
-) -> tuple[Progress | None, list[dict[str, Any]]]:
+    given: Any, template: Callable[[], RunState], result: type[Any] | None = None
+) -> tuple[RunState | None, list[dict[str, Any]]]:
     """Return the state of the run that a caller gives as `progress`, and a copy of its records so far.
 
-    given: a result, of type `result` (by default Fit); what `checkpoints.latest` returns; a bare Progress, whose
+    given: a result, of type `result` (by default FitResult); what `saving.restore_latest` returns; a bare RunState, whose
         records are not known; or None.
     template: makes a state like that of the run, by which the arrays of a checkpoint are put together.
 
@@ -434,28 +429,28 @@ def resumed(
     >>> resumed(None, lambda: None)
     (None, [])
     """
-    result = result or Fit
+    result = result or FitResult
     match given:
         case None:
             return None, []
-        case Progress():
+        case RunState():
             return given, []
-        case Saved():
+        case Checkpoint():
             kinds, like = given.about["kinds"], template()
             # `plateau` may be added and left out, as where a result is resumed.
             names = [name for name in kinds if name.startswith("plateau/")]
             if not names or like.plateau == ():
                 arrays = {name.removeprefix("plateau/"): np.zeros(*kinds[name][::-1]) for name in names}
                 like = like._replace(plateau=arrays or ())
-            check_kinds(kinds, like)
-            state: Progress = rebuilt(like, given.arrays)
+            check_structure(kinds, like)
+            state: RunState = unflatten_named(like, given.arrays)
             return state, recalled(given.about["history"])
         case _ if isinstance(given, result):
-            done = np.asarray(given.progress.epoch)
-            return given.progress, [{**record} for record in given.records if (record["epoch"] <= done).any()]
+            done = np.asarray(given.state.epoch)
+            return given.state, [{**record} for record in given.records if (record["epoch"] <= done).any()]
     raise InputError(
-        f"progress must be the {result.__name__} that an earlier call returned, what checkpoints.latest returns, or a "
-        f"Progress, got {type(given).__name__}. Leave it out to begin a new run."
+        f"state must be the {result.__name__} that an earlier call returned, what saving.restore_latest returns, or a "
+        f"RunState, got {type(given).__name__}. Leave it out to begin a new run."
     )
 
 
@@ -479,7 +474,7 @@ class Written:
 
     A callback is called after every epoch with all records so far. The last is new, and more where the callback was not
     called before; where a run was set back, records that were written are taken back. A history that begins after
-    epoch 1, as that of a bare Progress does, leaves the records of the epochs before as they are.
+    epoch 1, as that of a bare RunState does, leaves the records of the epochs before as they are.
 
     >>> written = Written()
     >>> written.update([{"epoch": 1, "loss": 3.0}, {"epoch": 2, "loss": 2.0}])[0]
@@ -511,7 +506,7 @@ class Written:
         held = first + same
         if self._unknown <= held < len(records) and len(history) - same > 1:
             raise InputError(
-                f"observers: a callback has written epoch {records[held].get('epoch')} of another run than the one "
+                f"callbacks: a callback has written epoch {records[held].get('epoch')} of another run than the one "
                 "that calls it now. Give each run a callback and a folder of its own."
             )
         self._unknown = min(self._unknown, held)
@@ -544,15 +539,15 @@ def _same(one: Any, other: Any) -> bool:
     return one is other or np.array_equal(one, other, equal_nan=floats)
 
 
-def warn_of_eval_params(plan: Plan, progress: Progress, stacklevel: int = 4) -> None:
+def warn_of_eval_params(plan: Plan, run_state: RunState, stacklevel: int = 4) -> None:
     """Warn where an optimizer is known to evaluate at other parameters than it trains, and the plan does not say so.
 
-    >>> from jaxdl import examples, losses, mlp
-    >>> rows = examples([[1.0], [2.0]], [[1.0], [2.0]])
+    >>> from jaxdl import dataset, losses, mlp
+    >>> rows = dataset([[1.0], [2.0]], [[1.0], [2.0]])
     >>> plan = make_plan(mlp(()), Objective(losses.squared_error), optax.sgd(0.1), batch_size=2)
     >>> warn_of_eval_params(plan, begin(plan, rows, key=jax.random.key(0)))
     """
-    sentence = missing_eval_params(progress.state.opt_state)
+    sentence = lacks_eval_params(run_state.train_state.opt_state)
     if sentence is not None and plan.eval_params is None:
         warnings.warn(sentence, UserWarning, stacklevel=stacklevel)
 
@@ -566,16 +561,16 @@ def check_seed(seed: int) -> int:
     return whole_number("seed", seed, 0, 2**32 - 1)
 
 
-def reason(progress: Progress) -> str:
+def reason(run_state: RunState) -> str:
     """Why a run ended here: "early-stopping" where its rule said so, else "epochs".
 
-    >>> from jaxdl import examples, losses, mlp
-    >>> rows = examples([[1.0], [2.0]], [[1.0], [2.0]])
+    >>> from jaxdl import dataset, losses, mlp
+    >>> rows = dataset([[1.0], [2.0]], [[1.0], [2.0]])
     >>> run = fit(mlp(()), Objective(losses.squared_error), optax.sgd(0.1), rows, epochs=1, batch_size=2)
-    >>> reason(run.progress)
+    >>> reason(run.state)
     'epochs'
     """
-    return "early-stopping" if bool(progress.stopping.done) else "epochs"
+    return "early-stopping" if bool(run_state.stopping.should_stop) else "epochs"
 
 
 def as_table(history: list[dict[str, float]]) -> pd.DataFrame:

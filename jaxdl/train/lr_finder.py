@@ -10,38 +10,38 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxdl._jit import program
+from jaxdl._jit import jit
 from jaxdl.data.batches import batches_of, training_rows
 from jaxdl.errors import InputError
 from jaxdl.train.epoch import batches_of_epoch
 from jaxdl.train.plan import check_rows, rate_to_change, with_learning_rate
 from jaxdl.train.step import make_train_step
-from jaxdl.types import LOSS, Array, Examples, Plan, Progress, TrainState
+from jaxdl.types import LOSS, Array, Dataset, Plan, RunState, TrainState
 
 
-class RateRange(NamedTuple):
+class LearningRateScan(NamedTuple):
     """What a range test measured."""
 
     rates: np.ndarray  # (steps,) float32, ascending
     losses: np.ndarray  # (steps,) float32, of each batch before its update; nan or infinity once training has diverged
 
 
-def rate_range(
-    plan: Plan, progress: Progress, train: Examples, *, low: float = 1e-6, high: float = 1.0, steps: int = 100
-) -> RateRange:
+def find_learning_rate(
+    plan: Plan, run_state: RunState, train: Dataset, *, low: float = 1e-6, high: float = 1.0, steps: int = 100
+) -> LearningRateScan:
     """Trains `steps` batches with a learning rate that grows from `low` to `high` by the same factor every step.
 
     The progress itself stays as it is. Batches are those of its next epochs, each from its beginning. It means
 
         for index, rate in enumerate(np.geomspace(low, high, steps)):
             epoch, number = divmod(index, batches)
-            batch = batches_of(train, progress.key, progress.epoch + epoch, plan.batch_size)(number)
+            batch = batches_of(train, run_state.key, run_state.epoch + epoch, plan.batch_size)(number)
             state = state._replace(opt_state=with_learning_rate(state.opt_state, np.float32(rate)))
             state, sums = step(state, batch)
             keep(rate, sums.totals["loss"] / sums.weight)  # of the batch before its update
 
     Compiles once, whatever `low` and `high`. Raises InputError where they are not 0 < low < high, for fewer than 2
-    steps, and for an optimiser whose learning rate cannot be set (see `rates.rate_to_change`).
+    steps, and for an optimizer whose learning rate cannot be set (see `rates.rate_to_change`).
 
     Source: Smith, Cyclical Learning Rates for Training Neural Networks (2017), section 3.3, where it grows linearly.
     """
@@ -50,33 +50,33 @@ def rate_range(
     if steps < 2:
         raise InputError(f"steps must be at least 2, got {steps}. Try 100.")
     check_rows(plan, train, None)
-    rate_to_change(progress.state.opt_state, who="rate_range")
+    rate_to_change(run_state.train_state.opt_state, who="rate_range")
     rates = np.geomspace(low, high, steps).astype(np.float32)
-    losses = _losses(progress, jax.tree.map(jnp.asarray, training_rows(train)), jnp.asarray(rates), plan=plan)
-    return RateRange(rates, np.asarray(losses))
+    losses = _losses(run_state, jax.tree.map(jnp.asarray, training_rows(train)), jnp.asarray(rates), plan=plan)
+    return LearningRateScan(rates, np.asarray(losses))
 
 
-@partial(program, static_argnames="plan")
-def _losses(progress: Progress, train: Examples, rates: Array, *, plan: Plan) -> Array:
-    step = make_train_step(plan.model, plan.objective, plan.optimiser, average=plan.average, prepared=True)
+@partial(jit, static_argnames="plan")
+def _losses(run_state: RunState, train: Dataset, rates: Array, *, plan: Plan) -> Array:
+    step = make_train_step(plan.model, plan.objective, plan.optimizer, ema_decay=plan.ema_decay, prepared=True)
     batches, _ = batches_of_epoch(plan, train, None)
 
     def body(state: TrainState, at: tuple[Array, Array]) -> tuple[TrainState, Array]:
         index, rate = at
-        batch = batches_of(train, progress.key, progress.epoch + index // batches, plan.batch_size, mask=False)
+        batch = batches_of(train, run_state.key, run_state.epoch + index // batches, plan.batch_size, mask=False)
         state = state._replace(opt_state=with_learning_rate(state.opt_state, rate))
         state, sums = step(state, batch(index % batches))
         return state, (sums.totals[LOSS] / sums.weight).astype(jnp.float32)
 
-    return lax.scan(body, progress.state, (jnp.arange(len(rates), dtype=jnp.int32), rates))[1]
+    return lax.scan(body, run_state.train_state, (jnp.arange(len(rates), dtype=jnp.int32), rates))[1]
 
 
-def smoothed(found: RateRange) -> np.ndarray:
+def smoothed(found: LearningRateScan) -> np.ndarray:
     """The losses (steps,) averaged over their neighbours, up to a twentieth of the steps on either side.
 
     Only finite ones count; nan from the first on that is not, because what follows is not training.
 
-    >>> smoothed(RateRange(np.geomspace(1e-3, 1, 4), np.array([4.0, 3.0, np.inf, 1.0]))).tolist()
+    >>> smoothed(LearningRateScan(np.geomspace(1e-3, 1, 4), np.array([4.0, 3.0, np.inf, 1.0]))).tolist()
     [4.0, 3.0, nan, nan]
     """
     losses = np.asarray(found.losses, np.float64)
@@ -86,14 +86,14 @@ def smoothed(found: RateRange) -> np.ndarray:
     return np.array([*means, *[np.nan] * (len(losses) - end)])
 
 
-def steepest(found: RateRange) -> float:
+def suggestion(found: LearningRateScan) -> float:
     """The learning rate where the smoothed loss falls fastest, on the logarithmic axis; nan where it never falls.
 
     A rule of thumb and no optimum: it says what order of magnitude to try first. It is read before the loss is at its
     lowest, since after that training is about to diverge, and it depends on the batches and on the initial weights.
 
     >>> losses = np.array([1.0, 1.0, 0.9, 0.5, 0.4, 0.4, 3.0])
-    >>> round(steepest(RateRange(np.geomspace(1e-6, 1, 7), losses)), 6)
+    >>> round(suggestion(LearningRateScan(np.geomspace(1e-6, 1, 7), losses)), 6)
     0.0001
     """
     means = smoothed(found)

@@ -11,21 +11,21 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
 
-from jaxdl.data import Source
+from jaxdl.data import DataSource
 from jaxdl.data.arrays import precision
 from jaxdl.data.batches import batch_rows, only_counted, validation_batch
 from jaxdl.data.streaming import Loader, loader
-from jaxdl.distributed.sharding import fetched
+from jaxdl.distributed.sharding import to_host
 from jaxdl.train.epoch import batches_of_epoch
 from jaxdl.train.loop import Chunk, chunks
-from jaxdl.train.step import loss_of_params, make_train_step, optimizer_update, shown_weights
-from jaxdl.types import LOSS, Array, Examples, Plan, Progress, PyTree, TrainState, Weights
+from jaxdl.train.step import eval_variables, loss_of_params, make_train_step, optimizer_update
+from jaxdl.types import LOSS, Array, Dataset, Plan, PyTree, RunState, TrainState, Variables
 
 # Operations that only call others.
 _CALLS = {"jit", "pjit", "closed_call", "core_call", "remat", "checkpoint", "custom_jvp_call", "custom_vjp_call"}
 
 
-class Arose(NamedTuple):
+class _Origin(NamedTuple):
     """The first number that is not finite."""
 
     layer: str  # where: a layer and its operation, or what else it was, such as the gradient of a parameter
@@ -39,7 +39,7 @@ class _Operation(NamedTuple):
     outputs: list[Any]
 
 
-def in_step(plan: Plan, state: TrainState, batch: Examples) -> Arose | None:
+def in_step(plan: Plan, state: TrainState, batch: Dataset) -> _Origin | None:
     """Where a training step first gives a number that is not finite; None where it gives none.
 
     It looks at the weights, the rows, every operation of the forward pass, the loss, the gradients and the update.
@@ -48,49 +48,49 @@ def in_step(plan: Plan, state: TrainState, batch: Examples) -> Arose | None:
     >>> from jaxdl import losses, make_plan, mlp, Objective
     >>> from jaxdl.train import make_train_state
     >>> plan = make_plan(mlp(()), Objective(losses.squared_error), optax.sgd(1.0))
-    >>> batch = Examples(jnp.full((2, 1), 1e30), jnp.array([[0.0], [1.0]]), jnp.ones(2))
-    >>> weights = Weights({"Dense_0": {"kernel": jnp.full((1, 1), 1e30), "bias": jnp.zeros(1)}}, {})
-    >>> in_step(plan, make_train_state(weights, plan.optimiser, jax.random.key(0)), batch)
+    >>> batch = Dataset(jnp.full((2, 1), 1e30), jnp.array([[0.0], [1.0]]), jnp.ones(2))
+    >>> variables = Variables({"Dense_0": {"kernel": jnp.full((1, 1), 1e30), "bias": jnp.zeros(1)}}, {})
+    >>> in_step(plan, make_train_state(variables, plan.optimizer, jax.random.key(0)), batch)
     Arose(layer='Dense_0 (dot_general)', value='inf', rows=(0, 1))
     """
     key, batch = jax.random.fold_in(state.key, state.step), only_counted(batch)
-    found = _before(state.weights, batch) or _forward(plan, state.weights, batch, train=True, key=key)
+    found = _before(state.variables, batch) or _forward(plan, state.variables, batch, train=True, key=key)
     if found is not None:
         return found
 
-    params = state.weights.params
+    params = state.variables.params
     loss = loss_of_params(plan.model, plan.objective, state, batch)
     (value, _), gradients = jax.value_and_grad(loss, has_aux=True)(params)
-    updates, _ = optimizer_update(plan.optimiser, state, gradients, value, lambda params: loss(params)[0])
-    step = make_train_step(plan.model, plan.objective, plan.optimiser, average=plan.average)
+    updates, _ = optimizer_update(plan.optimizer, state, gradients, value, lambda params: loss(params)[0])
+    step = make_train_step(plan.model, plan.objective, plan.optimizer, ema_decay=plan.ema_decay)
     after, sums = step(state, batch)
     return (
         _leaf("the gradient of params/{}", gradients, batch)
         or _leaf("the update of params/{}", updates, batch)
-        or _leaf("{} after the step", {"params": after.weights.params, "stats": after.weights.stats}, batch)
-        or _leaf("the average of {}", after.average, batch)
+        or _leaf("{} after the step", {"params": after.variables.params, "stats": after.variables.stats}, batch)
+        or _leaf("the average of {}", after.ema, batch)
         or _leaf("the sum of the losses", sums.totals[LOSS], batch)
     )
 
 
-def in_evaluation(plan: Plan, weights: Weights, batch: Examples) -> Arose | None:
+def in_evaluation(plan: Plan, variables: Variables, batch: Dataset) -> _Origin | None:
     """Where the evaluation of a batch first gives a number that is not finite; None where it gives none.
 
     >>> import optax
     >>> from jaxdl import losses, make_plan, mlp, Objective
     >>> plan = make_plan(mlp(()), Objective(losses.squared_error), optax.sgd(1.0))
-    >>> batch = Examples(jnp.ones((2, 1)), jnp.array([[0.0], [1e30]]), jnp.ones(2))
+    >>> batch = Dataset(jnp.ones((2, 1)), jnp.array([[0.0], [1e30]]), jnp.ones(2))
     >>> in_evaluation(plan, plan.model.init(jax.random.key(0), batch.inputs), batch).rows
     (1,)
     """
     batch = only_counted(batch)
-    return _before(weights, batch) or _forward(plan, weights, batch, train=False, key=None)
+    return _before(variables, batch) or _forward(plan, variables, batch, train=False, key=None)
 
 
-def _before(weights: Weights, batch: Examples) -> Arose | None:
-    return _leaf("{} before the step", {"params": weights.params, "stats": weights.stats}, batch) or next(
+def _before(variables: Variables, batch: Dataset) -> _Origin | None:
+    return _leaf("{} before the step", {"params": variables.params, "stats": variables.stats}, batch) or next(
         (
-            Arose(name, *bad)
+            _Origin(name, *bad)
             for name, values in (("the inputs", batch.inputs), ("the targets", batch.targets))
             if (bad := _bad(values, batch)) is not None
         ),
@@ -98,20 +98,20 @@ def _before(weights: Weights, batch: Examples) -> Arose | None:
     )
 
 
-def _forward(plan: Plan, weights: Weights, batch: Examples, *, train: bool, key: Array | None) -> Arose | None:
-    def outputs_of(weights: Weights, inputs: Array) -> tuple[Array, PyTree]:
-        return plan.model.apply(weights, inputs, train=train, key=key, mask=batch.weights > 0)
+def _forward(plan: Plan, variables: Variables, batch: Dataset, *, train: bool, key: Array | None) -> _Origin | None:
+    def outputs_of(variables: Variables, inputs: Array) -> tuple[Array, PyTree]:
+        return plan.model.apply(variables, inputs, train=train, key=key, mask=batch.sample_weight > 0)
 
     def losses_of(outputs: Array, targets: Array) -> Array:
         return plan.objective.loss(outputs, targets)
 
-    outputs, _ = outputs_of(weights, batch.inputs)
-    return _first(outputs_of, (weights, batch.inputs), batch, "") or _first(
+    outputs, _ = outputs_of(variables, batch.inputs)
+    return _first(outputs_of, (variables, batch.inputs), batch, "") or _first(
         losses_of, (outputs, jnp.asarray(batch.targets)), batch, "the loss"
     )
 
 
-def _first(function: Callable[..., PyTree], arguments: Any, batch: Examples, scope: str) -> Arose | None:
+def _first(function: Callable[..., PyTree], arguments: Any, batch: Dataset, scope: str) -> _Origin | None:
     """The first operation that makes of finite numbers one that is not, if the function's result holds one too."""
     results = [bad for leaf in jax.tree.leaves(function(*arguments)) if (bad := _bad(leaf, batch)) is not None]
     if not results:
@@ -122,10 +122,10 @@ def _first(function: Callable[..., PyTree], arguments: Any, batch: Examples, sco
         if bad is None or not operation.inputs:
             continue
         if all(_bad(value, batch) is None for value in operation.inputs):
-            return Arose(operation.name, *bad)
+            return _Origin(operation.name, *bad)
         if spread is None and bad[0] == "nan":
-            spread = Arose(operation.name, *bad)
-    return spread or Arose(scope or "the outputs", *results[0])
+            spread = _Origin(operation.name, *bad)
+    return spread or _Origin(scope or "the outputs", *results[0])
 
 
 def _operations(closed: ClosedJaxpr, arguments: list[Any], scope: str) -> Iterator[_Operation]:
@@ -191,21 +191,21 @@ def _layer(stack: str, primitive: str) -> str:
     return f"{'/'.join(inside)} ({primitive})" if inside else f"an operation ({primitive})"
 
 
-def _leaf(text: str, tree: PyTree, batch: Examples) -> Arose | None:
+def _leaf(text: str, tree: PyTree, batch: Dataset) -> _Origin | None:
     """The first leaf that is not finite, by name; no rows can be told."""
-    real = tuple(np.flatnonzero(np.asarray(batch.weights) > 0).tolist())
+    real = tuple(np.flatnonzero(np.asarray(batch.sample_weight) > 0).tolist())
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         bad = _value(np.asarray(leaf)) if jnp.issubdtype(leaf.dtype, jnp.inexact) else None
         if bad is not None:
-            return Arose(text.format(jax.tree_util.keystr(path, simple=True, separator="/")), bad, real)
+            return _Origin(text.format(jax.tree_util.keystr(path, simple=True, separator="/")), bad, real)
     return None
 
 
-def _bad(value: Any, batch: Examples) -> tuple[str, tuple[int, ...]] | None:
+def _bad(value: Any, batch: Dataset) -> tuple[str, tuple[int, ...]] | None:
     """What kind of number that is not finite an array holds, and in which rows; padding does not count."""
     if not jnp.issubdtype(getattr(value, "dtype", type(value)), jnp.inexact):
         return None
-    array, real = np.asarray(value), np.asarray(batch.weights) > 0
+    array, real = np.asarray(value), np.asarray(batch.sample_weight) > 0
     if array.ndim == 0 or len(array) != len(real):
         found = _value(array)
         return None if found is None else (found, tuple(np.flatnonzero(real).tolist()))
@@ -224,10 +224,10 @@ def _value(array: np.ndarray) -> str | None:
 SHOWN = 8  # rows that the sentence names
 
 
-class Trouble(NamedTuple):
+class NonFinite(NamedTuple):
     """The first batch after which a number was not finite."""
 
-    progress: Progress  # before it
+    state: RunState  # before it
     epoch: int  # from 1
     batch: int  # of its kind in the epoch, from 1
     batches: int  # of its kind in an epoch
@@ -246,75 +246,77 @@ class Trouble(NamedTuple):
         )
 
 
-class NotFiniteError(ArithmeticError):
-    """A run met nan or infinity; its argument is the Trouble."""
+class NonFiniteError(ArithmeticError):
+    """A run met nan or infinity; its argument is the report."""
 
 
-def guarded(
+def check_finite(
     pieces: Iterable[Chunk],
     plan: Plan,
-    progress: Progress,
-    train: Examples | Source | Loader,
-    validation: Examples | None,
+    run_state: RunState,
+    train: Dataset | DataSource | Loader,
+    validation: Dataset | None,
 ) -> Iterator[Chunk]:
-    """The chunks that began at `progress`, up to one that is not finite: there NotFiniteError says where it began.
+    """The chunks that began at `progress`, up to one that is not finite: there NonFiniteError says where it began.
 
     >>> import jax, optax
-    >>> from jaxdl import examples, losses, make_plan, mlp, Objective, start
+    >>> from jaxdl import dataset, losses, make_plan, mlp, Objective, start
     >>> from jaxdl.train import chunks
-    >>> rows = examples([[1.0], [2.0]], [[1.0], [2.0]])
+    >>> rows = dataset([[1.0], [2.0]], [[1.0], [2.0]])
     >>> plan = make_plan(mlp(()), Objective(losses.squared_error), optax.sgd(1e30), batch_size=2)
     >>> begin = start(plan, rows, key=jax.random.key(0))
     >>> try:
-    ...     list(guarded(chunks(plan, begin, rows, last=9), plan, begin, rows, None))
-    ... except NotFiniteError as error:
+    ...     list(check_finite(chunks(plan, begin, rows, last=9), plan, begin, rows, None))
+    ... except NonFiniteError as error:
     ...     print(error.args[0].epoch)
     2
     """
     for chunk in pieces:
         if not chunk.finite:
-            raise NotFiniteError(replay(plan, progress, train, validation))
-        progress = chunk.progress
+            raise NonFiniteError(replay(plan, run_state, train, validation))
+        run_state = chunk.state
         yield chunk
 
 
-def replay(plan: Plan, progress: Progress, train: Examples | Source | Loader, validation: Examples | None) -> Trouble:
+def replay(
+    plan: Plan, run_state: RunState, train: Dataset | DataSource | Loader, validation: Dataset | None
+) -> NonFinite:
     """Where the run first meets a number that is not finite, from a progress before; it runs until there is one.
 
     >>> import jax, optax
-    >>> from jaxdl import examples, losses, make_plan, mlp, Objective, start
-    >>> rows = examples([[1.0], [2.0]], [[1.0], [2.0]])
+    >>> from jaxdl import dataset, losses, make_plan, mlp, Objective, start
+    >>> rows = dataset([[1.0], [2.0]], [[1.0], [2.0]])
     >>> plan = make_plan(mlp(()), Objective(losses.squared_error), optax.sgd(1e30), batch_size=2)
     >>> trouble = replay(plan, start(plan, rows, key=jax.random.key(0)), rows, None)
     >>> trouble.epoch, trouble.batch, trouble.rows
     (2, 1, (0, 1))
     """
     rows = loader(train, plan.batch_size)
-    for chunk in chunks(plan, progress, rows, validation, steps=lambda: 1):
+    for chunk in chunks(plan, run_state, rows, validation, steps=lambda: 1):
         if not chunk.finite:
             break
-        progress = chunk.progress
+        run_state = chunk.state
     trained, length = map(int, batches_of_epoch(plan, rows, validation))
-    epoch, cursor = int(progress.epoch) + 1, int(progress.cursor)
+    epoch, cursor = int(run_state.epoch) + 1, int(run_state.cursor)
     # Looked at number by number, some of which may lie on devices of other processes.
-    here, validation = fetched((progress, validation))
+    here, validation = to_host((run_state, validation))
     if cursor < trained:
         batch, numbers = rows.batch(here.key, here.epoch, cursor)
-        arose = in_step(plan, here.state, batch)
-        return _trouble(progress, epoch, cursor + 1, trained, "training", arose, numbers)
+        arose = in_step(plan, here.train_state, batch)
+        return _trouble(run_state, epoch, cursor + 1, trained, "training", arose, numbers)
     assert validation is not None
     size, index = batch_rows(validation.inputs), cursor - trained
-    weights = shown_weights(here.state, plan.eval_params)
-    arose = in_evaluation(plan, weights, validation_batch(validation, index, size))
-    count = validation.weights.shape[0]
+    variables = eval_variables(here.train_state, plan.eval_params)
+    arose = in_evaluation(plan, variables, validation_batch(validation, index, size))
+    count = validation.sample_weight.shape[0]
     numbers = min(index * size, max(0, count - size)) + np.arange(min(size, count))
-    return _trouble(progress, epoch, index + 1, length - trained, "validation", arose, numbers)
+    return _trouble(run_state, epoch, index + 1, length - trained, "validation", arose, numbers)
 
 
 def _trouble(
-    progress: Progress, epoch: int, batch: int, batches: int, kind: str, arose: Arose | None, rows: np.ndarray
-) -> Trouble:
+    run_state: RunState, epoch: int, batch: int, batches: int, kind: str, arose: _Origin | None, rows: np.ndarray
+) -> NonFinite:
     # Where nothing is found, it is the totals that were too large, or the compiled step rounded otherwise.
-    found = arose or Arose("the step as a whole", "nan", tuple(range(len(rows))))
+    found = arose or _Origin("the step as a whole", "nan", tuple(range(len(rows))))
     chosen = sorted(int(rows[position]) for position in found.rows if position < len(rows))
-    return Trouble(progress, epoch, batch, batches, kind, found.layer, found.value, tuple(chosen))
+    return NonFinite(run_state, epoch, batch, batches, kind, found.layer, found.value, tuple(chosen))

@@ -25,14 +25,14 @@ from jaxdl.errors import InputError
 from jaxdl.losses import check_targets
 from jaxdl.metrics import check_objective
 from jaxdl.train.rules import early_stopping
-from jaxdl.types import LOSS, Array, EvalParams, Examples, Model, Objective, Plan, Progress, PyTree, Rule, Weights
+from jaxdl.types import LOSS, Array, Dataset, EvalParams, Model, Objective, Plan, PyTree, Rule, RunState, Variables
 
 
 def learning_rate(opt_state: PyTree) -> Array | None:
     """The learning rate of the last step, a scalar; None where the state holds none (see `optax.inject_hyperparams`).
 
-    >>> optimiser = optax.inject_hyperparams(optax.sgd)(learning_rate=0.5)
-    >>> float(learning_rate(optimiser.init({})))
+    >>> optimizer = optax.inject_hyperparams(optax.sgd)(learning_rate=0.5)
+    >>> float(learning_rate(optimizer.init({})))
     0.5
     """
     found = optax.tree.get_all_with_path(opt_state, "learning_rate", filtering=_is_array)
@@ -44,15 +44,15 @@ def rate_to_change(opt_state: PyTree, who: str = "reduce_on_plateau") -> Array:
 
     Raises InputError where there is none, where there are several, where a schedule sets it, or where it is an integer.
 
-    >>> optimiser = optax.inject_hyperparams(optax.sgd)(learning_rate=0.5)
-    >>> float(rate_to_change(optimiser.init({})))
+    >>> optimizer = optax.inject_hyperparams(optax.sgd)(learning_rate=0.5)
+    >>> float(rate_to_change(optimizer.init({})))
     0.5
     """
     rates = optax.tree.get_all_with_path(opt_state, "learning_rate", filtering=_is_array)
     scheduled = optax.tree.get_all_with_path(opt_state, "hyperparams_states")
     if len(rates) != 1 or any("learning_rate" in states for _, states in scheduled):
         raise InputError(
-            f"{who} needs an optimiser whose state holds one learning rate that no schedule sets, got {len(rates)}."
+            f"{who} needs an optimizer whose state holds one learning rate that no schedule sets, got {len(rates)}."
             " Use optax.inject_hyperparams(optax.adam)(learning_rate=1e-3), with a Python float."
         )
     rate: Array = rates[0][1]
@@ -67,8 +67,8 @@ def rate_to_change(opt_state: PyTree, who: str = "reduce_on_plateau") -> Array:
 def with_learning_rate(opt_state: PyTree, rate: Array) -> PyTree:
     """The state with another learning rate, which keeps its dtype.
 
-    >>> optimiser = optax.inject_hyperparams(optax.sgd)(learning_rate=0.5)
-    >>> float(learning_rate(with_learning_rate(optimiser.init({}), jax.numpy.float32(0.25))))
+    >>> optimizer = optax.inject_hyperparams(optax.sgd)(learning_rate=0.5)
+    >>> float(learning_rate(with_learning_rate(optimizer.init({}), jax.numpy.float32(0.25))))
     0.25
     """
     return optax.tree.set(opt_state, _is_array, learning_rate=rate.astype(rate_to_change(opt_state).dtype))
@@ -102,12 +102,12 @@ NEVER = early_stopping(patience=None)
 def make_plan(
     model: Model,
     objective: Objective,
-    optimiser: optax.GradientTransformation,
+    optimizer: optax.GradientTransformation,
     *,
     batch_size: int = 32,
-    stop: Rule = NEVER,
+    early_stopping: Rule = NEVER,
     plateau: Rule | None = None,
-    average: float | None = None,
+    ema_decay: float | None = None,
     eval_params: EvalParams | None = None,
 ) -> Plan:
     """What a run does, checked.
@@ -115,7 +115,7 @@ def make_plan(
     A rule without a mode takes the direction of what it monitors: that of the metric, with or without `val_`, and "min"
     for the loss.
 
-    Raises InputError for a batch size below 1, an objective that is none, metrics whose names clash, an `average` that
+    Raises InputError for a batch size below 1, an objective that is none, metrics whose names clash, an `ema_decay` that
     is not from 0 to below 1, a rule without a mode that monitors a value of unknown direction, and a rule whose mode
     contradicts the direction that the metric carries.
 
@@ -127,23 +127,23 @@ def make_plan(
     """
     check_model(model)
     objective = check_objective(objective)
-    check_optimizer(optimiser)
+    check_optimizer(optimizer)
     batch_size = whole_number("batch_size", batch_size, 1)
-    check_rule("stop", stop)
+    check_rule("early_stopping", early_stopping)
     if plateau is not None:
         check_rule("plateau", plateau)
-    if average is not None and not 0 <= number("average", average) < 1:
-        raise InputError(f"average must be from 0 to below 1, got {average}. Use 0.999, say, or None for no average.")
+    if ema_decay is not None and not 0 <= number("ema_decay", ema_decay) < 1:
+        raise InputError(f"ema_decay must be from 0 to below 1, got {ema_decay}. Use 0.999, say, or None for none.")
     if eval_params is not None and not callable(eval_params):
         raise InputError(
             f"eval_params must be a function (opt_state, params) -> params, got a {type(eval_params).__name__}. "
             "Use optax.contrib.schedule_free_eval_params, say."
         )
-    if eval_params is not None and average is not None:
-        raise InputError("average and eval_params each choose what is measured: give one of them.")
-    stop = _with_direction("stop", stop, objective)
+    if eval_params is not None and ema_decay is not None:
+        raise InputError("ema_decay and eval_params each choose what is measured: give one of them.")
+    early_stopping = _with_direction("early_stopping", early_stopping, objective)
     plateau = None if plateau is None else _with_direction("plateau", plateau, objective)
-    return Plan(model, objective, optimiser, batch_size, stop, plateau, average, eval_params)
+    return Plan(model, objective, optimizer, batch_size, early_stopping, plateau, ema_decay, eval_params)
 
 
 def _with_direction(name: str, rule: Rule, objective: Objective) -> Rule:
@@ -191,34 +191,34 @@ class Family(NamedTuple):
         return plan
 
 
-def measured(plan: Plan, progress: Progress, validation: Examples | None) -> list[str]:
+def measured(plan: Plan, run_state: RunState, validation: Dataset | None) -> list[str]:
     """What an epoch measures, in the order in which people read it.
 
     >>> import jax
-    >>> from jaxdl import examples, losses, mlp, start
-    >>> rows = examples([[1.0]], [[1.0]])
+    >>> from jaxdl import dataset, losses, mlp, start
+    >>> rows = dataset([[1.0]], [[1.0]])
     >>> plan = make_plan(mlp(()), Objective(losses.squared_error), optax.sgd(0.1), batch_size=1)
     >>> measured(plan, start(plan, rows, key=jax.random.key(0)), rows)
     ['loss', 'val_loss']
     """
     own = [LOSS, *(metric.name for metric in plan.objective.metrics)]
-    rate = [] if learning_rate(progress.state.opt_state) is None else ["learning_rate"]
+    rate = [] if learning_rate(run_state.train_state.opt_state) is None else ["learning_rate"]
     return [*own, *(f"val_{name}" for name in own if validation is not None), *rate]
 
 
-def check_rows(plan: Plan, train: Examples, validation: Examples | None) -> None:
-    """Raises InputError for rows that are no Examples, that do not fill a batch, or that differ in their columns.
+def check_rows(plan: Plan, train: Dataset, validation: Dataset | None) -> None:
+    """Raises InputError for rows that are no Dataset, that do not fill a batch, or that differ in their columns.
 
     Targets that the loss cannot take are refused as well (`losses.check_targets`), and bytes beside floats.
 
-    >>> from jaxdl import examples, losses, mlp
+    >>> from jaxdl import dataset, losses, mlp
     >>> plan = make_plan(mlp(()), Objective(losses.squared_error), optax.sgd(0.1), batch_size=2)
-    >>> check_rows(plan, examples([[1.0], [2.0]], [[1.0], [2.0]]), None)
+    >>> check_rows(plan, dataset([[1.0], [2.0]], [[1.0], [2.0]]), None)
     """
     check_examples("train", train)
     if validation is not None:
         check_examples("validation", validation)
-    count = train.weights.shape[0]
+    count = train.sample_weight.shape[0]
     if plan.batch_size > count:
         raise InputError(
             f"batch_size={plan.batch_size} leaves no full batch in {count} training rows. Use at most {count}."
@@ -245,19 +245,19 @@ def check_rows(plan: Plan, train: Examples, validation: Examples | None) -> None
         )
 
 
-def check_monitors(plan: Plan, progress: Progress, validation: Examples | None) -> None:
+def check_monitors(plan: Plan, run_state: RunState, validation: Dataset | None) -> None:
     """Raises InputError where a rule monitors what the run does not measure, or an average is begun or given up midway.
 
     >>> import jax
-    >>> from jaxdl import examples, losses, mlp, start
+    >>> from jaxdl import dataset, losses, mlp, start
     >>> plan = make_plan(mlp(()), Objective(losses.squared_error), optax.sgd(0.1), batch_size=1)
-    >>> check_monitors(plan, start(plan, examples([[1.0]], [[1.0]]), key=jax.random.key(0)), None)
+    >>> check_monitors(plan, start(plan, dataset([[1.0]], [[1.0]]), key=jax.random.key(0)), None)
     """
-    if (plan.average is None) == isinstance(progress.state.average, Weights):
-        kept = "one" if plan.average is None else "none"
-        raise InputError(f"average={plan.average} does not fit the progress, which holds {kept}. Begin a new run.")
-    names = measured(plan, progress, validation)
-    for rule in (plan.stop, plan.plateau):
+    if (plan.ema_decay is None) == isinstance(run_state.train_state.ema, Variables):
+        kept = "one" if plan.ema_decay is None else "none"
+        raise InputError(f"ema_decay={plan.ema_decay} does not fit the progress, which holds {kept}. Begin a new run.")
+    names = measured(plan, run_state, validation)
+    for rule in (plan.early_stopping, plan.plateau):
         if rule is not None and rule.monitor is not None and rule.monitor not in names:
             meant = nearest(rule.monitor, names)
             raise InputError(
@@ -265,6 +265,6 @@ def check_monitors(plan: Plan, progress: Progress, validation: Examples | None) 
                 + (f' Use "{meant}".' if meant else "")
             )
     # A plan that was not made by make_plan may hold a rule whose direction nobody looked up.
-    for name, rule in (("stop", plan.stop), ("plateau", plan.plateau)):
+    for name, rule in (("early_stopping", plan.early_stopping), ("plateau", plan.plateau)):
         if rule is not None and _with_direction(name, rule, plan.objective) is not rule:
             raise InputError(f'{name} monitors "{rule.monitor}" without a mode. Use make_plan(..., {name}=...).')

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxdl._arguments import check_name, explain_calls, number, whole_number
 from jaxdl.data.arrays import precision
 from jaxdl.errors import InputError
-from jaxdl.types import Array, Mode, Plateau, Rule, Stopping
+from jaxdl.types import Array, EarlyStoppingState, Mode, ReduceOnPlateauState, Rule
 
 MOST = 2**31 - 1  # epochs are counted in int32
 _SIGNS = {"min": 1.0, "max": -1.0}
@@ -68,7 +68,7 @@ def early_stopping(
     >>> state = rule.init()
     >>> for epoch, value in enumerate([3.0, 1.0, 2.0, 2.0], 1):
     ...     state = rule.update(state, value, epoch)
-    >>> bool(state.done), int(state.best_epoch), float(state.best)
+    >>> bool(state.should_stop), int(state.best_epoch), float(state.best)
     (True, 2, 1.0)
     """
     check_name("monitor", monitor)
@@ -81,29 +81,33 @@ def early_stopping(
             raise InputError(f"patience must be at most {MOST}, got {patience}. Use None to never stop.")
     start_from_epoch = whole_number("start_from_epoch", start_from_epoch, 0)
 
-    def init() -> Stopping:
+    def init() -> EarlyStoppingState:
         zero, no = jnp.zeros((), jnp.int32), jnp.zeros((), bool)
-        return Stopping(jnp.full((), sign * jnp.inf, jnp.float32), zero, zero, no, no)
+        return EarlyStoppingState(jnp.full((), sign * jnp.inf, jnp.float32), zero, zero, no, no)
 
-    def update(state: Stopping, value: Array, epoch: Array) -> Stopping:
+    def update(state: EarlyStoppingState, value: Array, epoch: Array) -> EarlyStoppingState:
         value, epoch = jnp.asarray(value, jnp.float32), jnp.asarray(epoch, jnp.int32)
         watched = epoch > start_from_epoch
         cost = sign * value + margin
         improved = watched & jnp.isfinite(value) & (cost < sign * state.best)
         counts = improved if baseline is None else improved & (cost < sign * baseline)
-        stale = jnp.where(counts, 0, state.stale + watched.astype(jnp.int32))
+        stale = jnp.where(counts, 0, state.epochs_without_improvement + watched.astype(jnp.int32))
         over = jnp.zeros((), bool) if patience is None else watched & ~improved & (stale >= patience) & (epoch > 1)
-        return Stopping(
+        return EarlyStoppingState(
             best=jnp.where(improved, value, state.best),
             best_epoch=jnp.where(improved, epoch, state.best_epoch),
-            stale=stale,
+            epochs_without_improvement=stale,
             improved=improved,
-            done=state.done | over,
+            should_stop=state.should_stop | over,
         )
 
-    def resume(state: Stopping) -> Stopping:
-        over = jnp.zeros_like(state.done) if patience is None else ~state.improved & (state.stale >= patience)
-        return state._replace(done=state.done & over)
+    def resume(state: EarlyStoppingState) -> EarlyStoppingState:
+        over = (
+            jnp.zeros_like(state.should_stop)
+            if patience is None
+            else ~state.improved & (state.epochs_without_improvement >= patience)
+        )
+        return state._replace(should_stop=state.should_stop & over)
 
     maximizing = None
     if mode is None:
@@ -162,23 +166,25 @@ def reduce_on_plateau(
     if not 0 < number("factor", factor) < 1:
         raise InputError(f"factor must lie between 0 and 1, got {factor}.")
 
-    def init(learning_rate: Array) -> Plateau:
+    def init(learning_rate: Array) -> ReduceOnPlateauState:
         zero = jnp.zeros((), jnp.int32)
         rate = jnp.asarray(learning_rate)
-        return Plateau(jnp.full((), sign * jnp.inf, jnp.float32), zero, zero, rate.astype(precision(rate.dtype)))
+        return ReduceOnPlateauState(
+            jnp.full((), sign * jnp.inf, jnp.float32), zero, zero, rate.astype(precision(rate.dtype))
+        )
 
-    def update(state: Plateau, value: Array, epoch: Array) -> Plateau:
+    def update(state: ReduceOnPlateauState, value: Array, epoch: Array) -> ReduceOnPlateauState:
         value = jnp.asarray(value, jnp.float32)
         cooldown_left = jnp.maximum(state.cooldown - 1, 0)
         improved = jnp.isfinite(value) & (sign * value + margin < sign * state.best)
         counted = ~improved & (cooldown_left == 0)
-        stale = jnp.where(counted, jnp.where(state.cooldown > 0, 0, state.stale) + 1, 0)
+        stale = jnp.where(counted, jnp.where(state.cooldown > 0, 0, state.epochs_without_improvement) + 1, 0)
         number = state.learning_rate.dtype.type
         reduce = counted & (stale >= patience) & (state.learning_rate > number(min_learning_rate))
         lowered = jnp.maximum(state.learning_rate * number(factor), number(min_learning_rate))
-        return Plateau(
+        return ReduceOnPlateauState(
             best=jnp.where(improved, value, state.best),
-            stale=jnp.where(reduce, 0, stale),
+            epochs_without_improvement=jnp.where(reduce, 0, stale),
             cooldown=jnp.where(reduce, jnp.int32(cooldown), cooldown_left),
             learning_rate=jnp.where(reduce, lowered, state.learning_rate),
         )

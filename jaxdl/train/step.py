@@ -18,21 +18,33 @@ from jaxdl._arguments import check_model, check_optimizer
 from jaxdl.data.arrays import precision
 from jaxdl.data.batches import only_counted
 from jaxdl.errors import InputError
-from jaxdl.metrics import add, check_objective, measure
+from jaxdl.metrics import check_objective, measure, merge
 from jaxdl.train.plan import with_float_rates
-from jaxdl.types import LOSS, Array, Batch, EvalParams, Examples, Model, Objective, PyTree, Sums, TrainState, Weights
+from jaxdl.types import (
+    LOSS,
+    Array,
+    Batch,
+    Dataset,
+    EvalParams,
+    MetricSums,
+    Model,
+    Objective,
+    PyTree,
+    TrainState,
+    Variables,
+)
 
-TrainStep = Callable[[TrainState, Examples | Batch], tuple[TrainState, Sums]]
-EvalStep = Callable[[Weights, Examples | Batch], Sums]
-Gradient = Callable[[TrainState, Examples | Batch], PyTree]
+TrainStep = Callable[[TrainState, Dataset | Batch], tuple[TrainState, MetricSums]]
+EvalStep = Callable[[Variables, Dataset | Batch], MetricSums]
+Gradient = Callable[[TrainState, Dataset | Batch], PyTree]
 
 
 def make_train_step(
     model: Model,
     objective: Objective,
-    optimiser: optax.GradientTransformation,
+    optimizer: optax.GradientTransformation,
     *,
-    average: float | None = None,
+    ema_decay: float | None = None,
     prepared: bool = False,
 ) -> TrainStep:
     """Return a pure function `(state, batch) -> (state, sums)`: one update of the optimizer on the loss of a batch.
@@ -44,20 +56,20 @@ def make_train_step(
 
     Randomness comes from `fold_in(state.key, state.step)`, so the key never advances and a resumed run draws what the
     uninterrupted one would have drawn. Clipping, accumulation, weight decay and schedules are optax's: compose them
-    into `optimiser`. One that asks for them is given the loss and its gradient (`value`, `grad`), functions of the
+    into `optimizer`. One that asks for them is given the loss and its gradient (`value`, `grad`), functions of the
     parameters (`value_fn`, `obj_fn`) and `grad_fn`, all on the same batch with the same key.
 
     prepared: whether the batches come of data that `batches.training_rows` has prepared, as in the loops. They are
         taken as they are then, and in one that is no Batch padding has weight 0 and all examples weight 1.
 
-    With `average`, such as 0.999, the state's moving average of the weights and stats keeps that share of itself each
+    With `ema_decay`, such as 0.999, the state's moving average of the weights and stats keeps that share of itself each
     step, and less in the first steps: min(average, (1 + step) / (10 + step)).
 
     >>> from jaxdl import losses, mlp
-    >>> model, optimiser = mlp((), outputs=1), optax.sgd(0.1)
-    >>> step = jax.jit(make_train_step(model, Objective(losses.squared_error), optimiser))
-    >>> batch = Examples(jnp.ones((4, 2)), jnp.ones((4, 1)), jnp.ones(4))
-    >>> state = make_train_state(model.init(jax.random.key(0), batch.inputs), optimiser, jax.random.key(1))
+    >>> model, optimizer = mlp((), outputs=1), optax.sgd(0.1)
+    >>> step = jax.jit(make_train_step(model, Objective(losses.squared_error), optimizer))
+    >>> batch = Dataset(jnp.ones((4, 2)), jnp.ones((4, 1)), jnp.ones(4))
+    >>> state = make_train_state(model.init(jax.random.key(0), batch.inputs), optimizer, jax.random.key(1))
     >>> state, first = step(state, batch)
     >>> state, second = step(state, batch)
     >>> int(state.step), bool(second.totals["loss"] < first.totals["loss"])
@@ -65,11 +77,11 @@ def make_train_step(
     """
 
     check_model(model)
-    check_optimizer(optimiser)
+    check_optimizer(optimizer)
     objective = check_objective(objective)
 
-    def step(state: TrainState, batch: Examples | Batch) -> tuple[TrainState, Sums]:
-        body = train_body(model, objective, optimiser, lambda _: batch, average=average, prepared=prepared)
+    def step(state: TrainState, batch: Dataset | Batch) -> tuple[TrainState, MetricSums]:
+        body = train_body(model, objective, optimizer, lambda _: batch, ema_decay=ema_decay, prepared=prepared)
         return body(0, (state, None))
 
     return step
@@ -78,12 +90,12 @@ def make_train_step(
 def train_body(
     model: Model,
     objective: Objective,
-    optimiser: optax.GradientTransformation,
-    batch: Callable[[Any], Examples | Batch],
+    optimizer: optax.GradientTransformation,
+    batch: Callable[[Any], Dataset | Batch],
     *,
-    average: float | None = None,
+    ema_decay: float | None = None,
     prepared: bool = False,
-) -> Callable[[Any, tuple[TrainState, Any]], tuple[TrainState, Sums]]:
+) -> Callable[[Any, tuple[TrainState, Any]], tuple[TrainState, MetricSums]]:
     """Return the body of the loop over training steps, `body(index, (state, sums))` as `lax.fori_loop` takes it.
 
     The bounds of the loop may be traced int32: one compiled function serves every number of steps, and gives the bits
@@ -94,35 +106,35 @@ def train_body(
             sums = add(sums, measured)
     """
 
-    def body(index: Any, carry: tuple[TrainState, Any]) -> tuple[TrainState, Sums]:
+    def body(index: Any, carry: tuple[TrainState, Any]) -> tuple[TrainState, MetricSums]:
         (state, before), rows = carry, batch(index)
         loss = loss_of_params(model, objective, state, rows, prepared=prepared)
-        (value, (stats, sums)), grads = jax.value_and_grad(loss, has_aux=True)(state.weights.params)
-        counts, kept = sums.weight > 0, (state.weights, state.opt_state, state.average)
+        (value, (stats, sums)), grads = jax.value_and_grad(loss, has_aux=True)(state.variables.params)
+        counts, kept = sums.weight > 0, (state.variables, state.opt_state, state.ema)
 
         def moved(updates: PyTree, opt_state: PyTree) -> PyTree:
-            weights = Weights(optax.apply_updates(state.weights.params, updates), stats)
-            return weights, opt_state, () if average is None else _averaged(state, weights, average)
+            variables = Variables(optax.apply_updates(state.variables.params, updates), stats)
+            return variables, opt_state, () if ema_decay is None else _averaged(state, variables, ema_decay)
 
         def either(updates: PyTree, opt_state: PyTree) -> PyTree:
             return jax.tree.map(lambda new, old: jnp.where(counts, new, old), moved(updates, opt_state), kept)
 
         # A batch that counts nothing has no mean and no gradient, but momentum would still move the weights.
-        update = partial(optimizer_update, optimiser, state, grads, value, lambda params: loss(params)[0])
-        weights, opt_state, mean = lax.platform_dependent(
+        update = partial(optimizer_update, optimizer, state, grads, value, lambda params: loss(params)[0])
+        variables, opt_state, mean = lax.platform_dependent(
             # On a CPU a choice between arrays has the state copied every step. Elsewhere the host would have to be
             # asked.
             cpu=partial(lax.cond, counts, partial(update, moved), lambda: kept),
             default=partial(update, either),
         )
-        after = TrainState(state.step + 1, weights, opt_state, state.key, mean)
-        return after, sums if before is None else add(before, sums)
+        after = TrainState(state.step + 1, variables, opt_state, state.key, mean)
+        return after, sums if before is None else merge(before, sums)
 
     return body
 
 
 def optimizer_update(
-    optimiser: optax.GradientTransformation,
+    optimizer: optax.GradientTransformation,
     state: TrainState,
     grads: PyTree,
     value: Float[Array, ""],
@@ -134,7 +146,7 @@ def optimizer_update(
     value: the loss, a scalar. value_fn: the loss as a function of the parameters. then: makes the result of the two.
     Raises InputError for an optimizer that needs anything else, or whose state does not keep its form.
 
-    >>> state = make_train_state(Weights({"w": jnp.ones(2)}, {}), optax.sgd(0.1), jax.random.key(0))
+    >>> state = make_train_state(Variables({"w": jnp.ones(2)}, {}), optax.sgd(0.1), jax.random.key(0))
     >>> updates, _ = optimizer_update(optax.sgd(0.1), state, {"w": jnp.ones(2)}, jnp.float32(0), lambda params: 0.0)
     >>> updates["w"].tolist() == [-jnp.float32(0.1)] * 2
     True
@@ -143,14 +155,14 @@ def optimizer_update(
     rare = {"obj_fn": value_fn, "grad_fn": lambda params, *_: jax.grad(value_fn)(params)}
     # Line searches refuse what they do not know, and one of a chain may take no argument although the chain does.
     choices: list[dict[str, Any]] = [usual, usual | rare, {"grad_fn": rare["grad_fn"]}, {}]
-    parameters = inspect.signature(optimiser.update).parameters.values()
+    parameters = inspect.signature(optimizer.update).parameters.values()
     if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         accepted = {parameter.name for parameter in parameters}
         choices = [{name: given for name, given in (usual | rare).items() if name in accepted}]
     errors: list[Exception] = []
     for extra in choices:
         try:
-            updates, opt_state = optimiser.update(grads, state.opt_state, state.weights.params, **extra)
+            updates, opt_state = optimizer.update(grads, state.opt_state, state.variables.params, **extra)
             break
         except (TypeError, ValueError, AttributeError) as error:
             errors.append(error)
@@ -189,50 +201,50 @@ def _typed(leaf: Any) -> Array:
 def make_gradient(model: Model, objective: Objective) -> Gradient:
     """A pure function `(state, batch) -> gradients`, a tree like the parameters: those of `make_train_step`'s loss.
 
-    They are what the optimiser would be given if the batch came next, with the same dropout. The state's `opt_state`
-    and `average` are not looked at.
+    They are what the optimizer would be given if the batch came next, with the same dropout. The state's `opt_state`
+    and `ema_decay` are not looked at.
 
     >>> from jaxdl import losses, mlp
-    >>> model, batch = mlp(()), Examples(jnp.ones((4, 1)), jnp.ones((4, 1)), jnp.ones(4))
-    >>> weights = Weights({"Dense_0": {"kernel": jnp.zeros((1, 1)), "bias": jnp.zeros(1)}}, {})
-    >>> state = make_train_state(weights, optax.sgd(0.1), jax.random.key(1))
+    >>> model, batch = mlp(()), Dataset(jnp.ones((4, 1)), jnp.ones((4, 1)), jnp.ones(4))
+    >>> variables = Variables({"Dense_0": {"kernel": jnp.zeros((1, 1)), "bias": jnp.zeros(1)}}, {})
+    >>> state = make_train_state(variables, optax.sgd(0.1), jax.random.key(1))
     >>> float(make_gradient(model, Objective(losses.squared_error))(state, batch)["Dense_0"]["bias"][0])
     -2.0
     """
 
-    def gradient(state: TrainState, batch: Examples | Batch) -> PyTree:
-        gradients, _ = jax.grad(loss_of_params(model, objective, state, batch), has_aux=True)(state.weights.params)
+    def gradient(state: TrainState, batch: Dataset | Batch) -> PyTree:
+        gradients, _ = jax.grad(loss_of_params(model, objective, state, batch), has_aux=True)(state.variables.params)
         return gradients
 
     return gradient
 
 
 def loss_of_params(
-    model: Model, objective: Objective, state: TrainState, batch: Examples | Batch, *, prepared: bool = False
-) -> Callable[[PyTree], tuple[Float[Array, ""], tuple[PyTree, Sums]]]:
+    model: Model, objective: Objective, state: TrainState, batch: Dataset | Batch, *, prepared: bool = False
+) -> Callable[[PyTree], tuple[Float[Array, ""], tuple[PyTree, MetricSums]]]:
     """Return the loss that a step minimizes, as a function `params -> (loss, (stats, sums))`.
 
     >>> from jaxdl import losses, mlp
-    >>> model, batch = mlp(()), Examples(jnp.ones((4, 1)), jnp.ones((4, 1)), jnp.ones(4))
-    >>> weights = Weights({"Dense_0": {"kernel": jnp.zeros((1, 1)), "bias": jnp.zeros(1)}}, {})
-    >>> state = make_train_state(weights, optax.sgd(0.1), jax.random.key(1))
-    >>> float(loss_of_params(model, Objective(losses.squared_error), state, batch)(weights.params)[0])
+    >>> model, batch = mlp(()), Dataset(jnp.ones((4, 1)), jnp.ones((4, 1)), jnp.ones(4))
+    >>> variables = Variables({"Dense_0": {"kernel": jnp.zeros((1, 1)), "bias": jnp.zeros(1)}}, {})
+    >>> state = make_train_state(variables, optax.sgd(0.1), jax.random.key(1))
+    >>> float(loss_of_params(model, Objective(losses.squared_error), state, batch)(variables.params)[0])
     1.0
     """
     key, batch = jax.random.fold_in(state.key, state.step), batch if prepared else only_counted(batch)
-    mask = batch.weights > 0
+    mask = batch.sample_weight > 0
     if not prepared or isinstance(batch, Batch):
         # Moments of no example at all would be nan; what comes of such a batch is thrown away.
         mask = mask | ~mask.any()
 
-    def mean_loss(params: PyTree) -> tuple[Float[Array, ""], tuple[PyTree, Sums]]:
-        weights = Weights(params, state.weights.stats)
-        outputs, stats = model.apply(weights, batch.inputs, train=True, key=key, mask=mask)
-        sums = measure(objective, outputs, batch.targets, batch.weights, prepared=prepared)
+    def mean_loss(params: PyTree) -> tuple[Float[Array, ""], tuple[PyTree, MetricSums]]:
+        variables = Variables(params, state.variables.stats)
+        outputs, stats = model.apply(variables, batch.inputs, train=True, key=key, mask=mask)
+        sums = measure(objective, outputs, batch.targets, batch.sample_weight, prepared=prepared)
         if isinstance(batch, Batch):
             count = batch.mask.astype(sums.weight.dtype).sum()
         else:
-            count = sums.weight if prepared else jnp.asarray(len(batch.weights), sums.weight.dtype)
+            count = sums.weight if prepared else jnp.asarray(len(batch.sample_weight), sums.weight.dtype)
         return sums.totals[LOSS] / jnp.where(count > 0, count, 1), (stats, sums)
 
     return mean_loss
@@ -244,31 +256,31 @@ def make_eval_step(model: Model, objective: Objective, *, prepared: bool = False
     prepared: as for `make_train_step`.
 
     >>> from jaxdl import losses, mlp
-    >>> model, batch = mlp(()), Examples(jnp.ones((4, 2)), jnp.ones((4, 1)), jnp.ones(4))
-    >>> weights = model.init(jax.random.key(0), batch.inputs)
-    >>> float(make_eval_step(model, Objective(losses.squared_error))(weights, batch).weight)
+    >>> model, batch = mlp(()), Dataset(jnp.ones((4, 2)), jnp.ones((4, 1)), jnp.ones(4))
+    >>> variables = model.init(jax.random.key(0), batch.inputs)
+    >>> float(make_eval_step(model, Objective(losses.squared_error))(variables, batch).weight)
     4.0
     """
 
     check_model(model)
     objective = check_objective(objective)
 
-    def step(weights: Weights, batch: Examples | Batch) -> Sums:
-        outputs, _ = model.apply(weights, batch.inputs, train=False, mask=batch.weights > 0)
-        return measure(objective, outputs, batch.targets, batch.weights, prepared=prepared)
+    def step(variables: Variables, batch: Dataset | Batch) -> MetricSums:
+        outputs, _ = model.apply(variables, batch.inputs, train=False, mask=batch.sample_weight > 0)
+        return measure(objective, outputs, batch.targets, batch.sample_weight, prepared=prepared)
 
     return step
 
 
-def _averaged(state: TrainState, weights: Weights, average: float) -> Weights:
+def _averaged(state: TrainState, variables: Variables, ema_decay: float) -> Variables:
     def mix(old: Array, new: Array) -> Array:
         if not jnp.issubdtype(old.dtype, jnp.inexact):
             return new  # Counters and keys have no mean.
         step = state.step.astype(precision(old.dtype))
-        kept = jnp.minimum(average, (1 + step) / (10 + step))
+        kept = jnp.minimum(ema_decay, (1 + step) / (10 + step))
         return (kept * old + (1 - kept) * new.astype(old.dtype)).astype(old.dtype)
 
-    return jax.tree.map(mix, state.average, weights)
+    return jax.tree.map(mix, state.ema, variables)
 
 
 def _widened(leaf: Array) -> Array:
@@ -278,24 +290,24 @@ def _widened(leaf: Array) -> Array:
 
 
 def make_train_state(
-    weights: Weights, optimiser: optax.GradientTransformation, key: PRNGKeyArray, *, average: bool = False
+    variables: Variables, optimizer: optax.GradientTransformation, key: PRNGKeyArray, *, ema: bool = False
 ) -> TrainState:
     """The state before the first step; every leaf has a dtype of its own, so that the step compiles once.
 
-    `average`: whether it holds a moving average of the weights, which starts at the weights; that of float16 and
+    `ema_decay`: whether it holds a moving average of the weights, which starts at the weights; that of float16 and
     bfloat16 leaves is float32. A learning rate that is an integer becomes a float.
 
-    >>> state = make_train_state(Weights({"w": jnp.ones(2)}, {}), optax.sgd(0.1), jax.random.key(0))
+    >>> state = make_train_state(Variables({"w": jnp.ones(2)}, {}), optax.sgd(0.1), jax.random.key(0))
     >>> int(state.step)
     0
     """
-    opt_state = jax.tree.map(_typed, with_float_rates(optimiser.init(weights.params)))
+    opt_state = jax.tree.map(_typed, with_float_rates(optimizer.init(variables.params)))
     return TrainState(
-        jnp.zeros((), jnp.int32), weights, opt_state, key, jax.tree.map(_widened, weights) if average else ()
+        jnp.zeros((), jnp.int32), variables, opt_state, key, jax.tree.map(_widened, variables) if ema else ()
     )
 
 
-def shown_weights(state: TrainState, eval_params: EvalParams | None = None) -> Weights:
+def eval_variables(state: TrainState, eval_params: EvalParams | None = None) -> Variables:
     """Return the weights that are measured and kept.
 
     They are the moving average where there is one, what `eval_params` gives where the optimizer evaluates elsewhere
@@ -303,21 +315,21 @@ def shown_weights(state: TrainState, eval_params: EvalParams | None = None) -> W
 
     The average has the dtypes of the trained weights here, whatever it is kept in.
 
-    >>> state = make_train_state(Weights({"w": jnp.ones(2)}, {}), optax.sgd(0.1), jax.random.key(0))
-    >>> shown_weights(state) is state.weights
+    >>> state = make_train_state(Variables({"w": jnp.ones(2)}, {}), optax.sgd(0.1), jax.random.key(0))
+    >>> eval_variables(state) is state.variables
     True
     """
-    if isinstance(state.average, Weights):
-        pairs = zip(jax.tree.leaves(state.average), jax.tree.leaves(state.weights), strict=True)
+    if isinstance(state.ema, Variables):
+        pairs = zip(jax.tree.leaves(state.ema), jax.tree.leaves(state.variables), strict=True)
         if all(mean.dtype == own.dtype for mean, own in pairs):
-            return state.average
+            return state.ema
         # An average is kept in float32 or wider; the model takes what it trains in.
-        average: Weights = jax.tree.map(lambda mean, own: mean.astype(own.dtype), state.average, state.weights)
-        return average
+        ema_decay: Variables = jax.tree.map(lambda mean, own: mean.astype(own.dtype), state.ema, state.variables)
+        return ema_decay
     if eval_params is None:
-        return state.weights
+        return state.variables
     try:
-        params = eval_params(state.opt_state, state.weights.params)
+        params = eval_params(state.opt_state, state.variables.params)
     except (AttributeError, TypeError) as error:
         raise InputError(
             f"eval_params cannot be taken of this optimizer's state: {error}. It is called with (opt_state, params); "
@@ -325,19 +337,19 @@ def shown_weights(state: TrainState, eval_params: EvalParams | None = None) -> W
             "lambda opt_state, params: optax.contrib.schedule_free_eval_params(opt_state[-1], params), say."
         ) from error
     given: Any = jax.tree.structure(params)
-    if given != jax.tree.structure(state.weights.params):
+    if given != jax.tree.structure(state.variables.params):
         raise InputError(
             f"eval_params must return parameters like those of the model, got {given}. "
             "Use optax.contrib.schedule_free_eval_params, say, or lambda opt_state, params: opt_state.cache for SAM."
         )
-    params = jax.tree.map(lambda new, old: jnp.asarray(new, old.dtype), params, state.weights.params)
-    return state.weights._replace(params=params)
+    params = jax.tree.map(lambda new, old: jnp.asarray(new, old.dtype), params, state.variables.params)
+    return state.variables._replace(params=params)
 
 
-def missing_eval_params(opt_state: PyTree) -> str | None:
+def lacks_eval_params(opt_state: PyTree) -> str | None:
     """Return a sentence where an optimizer is known to evaluate at other parameters than it trains; else None.
 
-    >>> missing_eval_params(optax.sgd(0.1).init({})) is None
+    >>> lacks_eval_params(optax.sgd(0.1).init({})) is None
     True
     """
     kinds = (optax.contrib.ScheduleFreeState, optax.contrib.SAMState)

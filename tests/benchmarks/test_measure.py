@@ -18,7 +18,7 @@ from benchmarks.measure import Cost, Measurement, measure_row, memory, multiply
 from benchmarks.report import Line, plot
 from benchmarks.rows import LESSON, TIMES, Row, rows, seconds, write_sets
 from benchmarks.tasks import Task, load
-from jaxdl import examples
+from jaxdl import dataset
 
 MODULES = (
     *("footprints", "limits", "measure", "report", "rows", "tasks", "scaling.collectives"),
@@ -37,7 +37,7 @@ def folder(tmp_path):
     """Small arrays, as all contestants read them."""
     rng = np.random.default_rng(0)
     inputs = rng.normal(size=(100, 5)).astype(np.float32)
-    sets = {"train": examples(inputs, inputs[:, :1]), "validation": examples(inputs[:20], inputs[:20, :1])}
+    sets = {"train": dataset(inputs, inputs[:, :1]), "validation": dataset(inputs[:20], inputs[:20, :1])}
     return write_sets(tmp_path / "real", sets)
 
 
@@ -72,7 +72,7 @@ def test_contestants_take_turns_and_a_run_fills_its_time():
     def asked(name):
         return lambda request: log.append(name) or asks[name](request)
 
-    found = measure_row(row(), {name: asked(name) for name in asks}, 3, tell=log.append)
+    found = measure_row(row(), {name: asked(name) for name in asks}, 3, warn=log.append)
     # To prepare, a run that compiles, and where epochs are short one that tells how many fill the time; then in turn.
     assert log[:5] == ["quick"] * 3 + ["slow"] * 2 and log[5:11] == ["quick", "slow"] * 3
     assert found["quick"].seconds == pytest.approx([0.1] * 3) and found["slow"].seconds == pytest.approx([0.2] * 3)
@@ -81,23 +81,23 @@ def test_contestants_take_turns_and_a_run_fills_its_time():
 
 def test_who_is_far_behind_is_run_twice():
     asks = {"jaxdl": steady(0.5, 0.01), "near": steady(0.5, 0.02), "far": steady(0.5, 0.05)}
-    found = measure_row(row(), asks, 5, tell=str)
+    found = measure_row(row(), asks, 5, warn=str)
     assert [len(found[name].seconds) for name in asks] == [5, 5, 2]
     del asks["near"]  # the best peer goes on, however far it is
-    assert len(measure_row(row(), asks, 5, tell=str)["far"].seconds) == 5
+    assert len(measure_row(row(), asks, 5, warn=str)["far"].seconds) == 5
 
 
 def test_who_fails_on_the_way_is_named_and_the_others_go_on():
     def failing(request):
         return {"error": "no memory"} if request.get("seed") == 2 else steady(0.5, 0.01)(request)
 
-    found = measure_row(row(), {"jaxdl": steady(0.5, 0.01), "failing": failing}, 4, tell=str)
+    found = measure_row(row(), {"jaxdl": steady(0.5, 0.01), "failing": failing}, 4, warn=str)
     assert found["failing"].error == "no memory" and len(found["jaxdl"].seconds) == 4
 
 
 def test_a_whole_run_counts_its_first_epoch_once_and_the_others_at_the_rate_that_follows():
     log = []
-    found = measure_row(row(per="whole", epochs=200), {"one": steady(1.0, 0.01, log)}, 1, tell=str)
+    found = measure_row(row(per="whole", epochs=200), {"one": steady(1.0, 0.01, log)}, 1, warn=str)
     assert log[-1] == {"run": 20, "seed": 0}
     assert found["one"].median == pytest.approx(1.0 + 199 * 0.01)
     # All of them, where they fit.
@@ -109,7 +109,7 @@ def test_who_would_take_too_long_is_told_from_a_tenth_and_who_fails_is_named():
     asked = {name: [] for name in ("slow", "jaxdl", "failed", "broken")}
     asks = {name: steady(0.1, 0.1, asked[name]) for name in asked}
     asks["broken"] = lambda request: {"error": "no compiler"}
-    found = measure_row(row(after="before"), asks, 2, before, tell=str)
+    found = measure_row(row(after="before"), asks, 2, before, warn=str)
     assert found["slow"] == Measurement((3.0, 4.0), derived=True) and not asked["slow"]
     assert asked["jaxdl"] and not found["jaxdl"].derived  # ours always
     assert found["failed"].error == "no" and found["broken"].error == "no compiler"

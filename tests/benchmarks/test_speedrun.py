@@ -25,7 +25,7 @@ from benchmarks.speedrun import report as speedrun_report
 from benchmarks.speedrun.report import Course, Lap
 from benchmarks.tasks import Task
 from experiments.cifar10.experiment import Config, build, resolve
-from jaxdl.datasets import cifar10
+from jaxdl.datasets import load_cifar10
 from jaxdl.errors import InputError
 from jaxdl.nn import residual_net
 from tests.quick import quick_programs
@@ -56,7 +56,7 @@ def quick():
 
 @pytest.fixture(scope="module")
 def built():
-    return build(CONFIG, cifar10("simulated:120"))
+    return build(CONFIG, load_cifar10("simulated:120"))
 
 
 def options(tmp_path, *more):
@@ -69,7 +69,7 @@ def test_the_examples_of_the_speed_run_hold():
 
 
 def test_few_images_are_repeated_to_a_count_in_their_order():
-    dataset = cifar10("simulated:120")
+    dataset = load_cifar10("simulated:120")
     made = speedrun.repeated(dataset, 250).train
     for name in ("inputs", "targets"):
         given = getattr(dataset.train, name)

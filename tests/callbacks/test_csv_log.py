@@ -1,4 +1,4 @@
-"""Observers: what they write, when, and that they only look."""
+"""Callbacks: what they write, when, and that they only look."""
 
 import csv
 import functools
@@ -15,7 +15,7 @@ from rich.console import Console
 
 from jaxdl import callbacks
 from jaxdl.callbacks import _progress_bar
-from jaxdl.data import examples
+from jaxdl.data import dataset
 from jaxdl.errors import InputError
 from jaxdl.losses import squared_error
 from jaxdl.metrics import rmse
@@ -25,7 +25,7 @@ from jaxdl.types import Objective
 
 EPOCHS = 4
 INPUTS = np.linspace(-1, 1, 24, dtype=np.float32)[:, None]
-ROWS = examples(INPUTS, 3 * INPUTS)
+ROWS = dataset(INPUTS, 3 * INPUTS)
 # Made once, so that all runs here share one compiled program.
 MODEL, OBJECTIVE = mlp(()), Objective(squared_error, (rmse,))
 ADAM = optax.inject_hyperparams(optax.adam)(learning_rate=0.05)
@@ -48,13 +48,13 @@ def numbered(records):
     return [{"epoch": epoch, **record} for epoch, record in enumerate(records, 1)]
 
 
-def run(*observers, **options):
-    options = {"epochs": EPOCHS, "batch_size": 8, "weights": network(), **options}
-    return fit(MODEL, OBJECTIVE, ADAM, ROWS, ROWS, observers=observers, **options)
+def run(*on_epoch, **options):
+    options = {"epochs": EPOCHS, "batch_size": 8, "variables": network(), **options}
+    return fit(MODEL, OBJECTIVE, ADAM, ROWS, ROWS, callbacks=on_epoch, **options)
 
 
 def progress_at(epoch, best_epoch, best=float("inf")):
-    """As much of a Progress as an observer may look at."""
+    """As much of a RunState as a callback may look at."""
     stopping = SimpleNamespace(best=jnp.float32(best), best_epoch=jnp.int32(best_epoch))
     return SimpleNamespace(epoch=jnp.int32(epoch), cursor=jnp.int32(0), stopping=stopping)
 
@@ -68,7 +68,7 @@ def replay(observe, records, best_epoch=1):
 
 
 def test_the_csv_file_holds_the_history_to_the_last_digit(tmp_path):
-    with callbacks.csv_file(tmp_path / "history.csv") as observe:
+    with callbacks.csv_log(tmp_path / "history.csv") as observe:
         history = run(observe).history
     # Python's own float, because pandas reads the last digit as it likes.
     with (tmp_path / "history.csv").open(newline="") as file:
@@ -80,7 +80,7 @@ def test_the_csv_file_holds_the_history_to_the_last_digit(tmp_path):
 
 @pytest.mark.parametrize("value", [1 / 3, 1e-300, 1e22, float("nan"), float("inf"), 0.0])
 def test_the_csv_file_keeps_every_number(tmp_path, value):
-    with callbacks.csv_file(tmp_path / "history.csv") as observe:
+    with callbacks.csv_log(tmp_path / "history.csv") as observe:
         observe(progress_at(1, 0), numbered([{"loss": value}]))
     header, row = (tmp_path / "history.csv").read_text().splitlines()
     assert header == "epoch,loss"
@@ -90,16 +90,16 @@ def test_the_csv_file_keeps_every_number(tmp_path, value):
 def test_each_row_is_on_the_disk_before_the_next_epoch(tmp_path):
     rows = []
 
-    def count(progress, history):
+    def count(run_state, history):
         rows.append(len((tmp_path / "history.csv").read_text().splitlines()) - 1)
 
-    with callbacks.csv_file(tmp_path / "history.csv") as observe:
+    with callbacks.csv_log(tmp_path / "history.csv") as observe:
         run(observe, count)
     assert rows == [1, 2, 3, 4]
 
 
 def test_a_run_that_breaks_off_keeps_its_rows(tmp_path):
-    with pytest.raises(KeyboardInterrupt), callbacks.csv_file(tmp_path / "history.csv") as observe:
+    with pytest.raises(KeyboardInterrupt), callbacks.csv_log(tmp_path / "history.csv") as observe:
         replay(observe, RECORDS)
         raise KeyboardInterrupt
     assert len((tmp_path / "history.csv").read_text().splitlines()) == 1 + len(RECORDS)
@@ -107,8 +107,8 @@ def test_a_run_that_breaks_off_keeps_its_rows(tmp_path):
 
 def test_the_epochs_of_a_resumed_run_go_on_in_the_csv_file(tmp_path):
     first = run(epochs=2)
-    with callbacks.csv_file(tmp_path / "history.csv") as observe:
-        second = run(observe, progress=first.progress, weights=None)
+    with callbacks.csv_log(tmp_path / "history.csv") as observe:
+        second = run(observe, state=first.state, variables=None)
     table = pd.read_csv(tmp_path / "history.csv", index_col="epoch")
     assert list(table.index) == list(second.history.index) == [3, 4]
 
@@ -194,7 +194,7 @@ def test_a_resumed_run_can_be_shown(clock):
     first, out = run(epochs=3), console()
     assert first.best_epoch == 3
     with callbacks.progress_bar(EPOCHS, FIGURES, console=out) as observe:
-        second = run(observe, progress=first.progress, weights=None)
+        second = run(observe, state=first.state, variables=None)
     assert len(second.history) == 1
     assert f"epoch {EPOCHS}/{EPOCHS}" in out.file.getvalue()
 
@@ -216,7 +216,7 @@ def test_a_terminal_gets_a_bar(epochs):
 def test_observers_do_not_change_the_run(tmp_path):
     plain = run()
     with (
-        callbacks.csv_file(tmp_path / "history.csv") as rows,
+        callbacks.csv_log(tmp_path / "history.csv") as rows,
         callbacks.tensorboard(tmp_path / "tensorboard", every=0.0) as charts,
         callbacks.progress_bar(EPOCHS, FIGURES, console=console(force_terminal=True)) as bar,
         callbacks.progress_bar(EPOCHS, FIGURES, console=console()) as lines,
@@ -229,7 +229,7 @@ def test_observers_do_not_change_the_run(tmp_path):
 
 def test_a_folder_in_the_place_of_the_csv_file_is_refused_at_the_start(tmp_path):
     with (
-        pytest.raises(InputError, match="csv_file needs the path of a file, got the folder"),
-        callbacks.csv_file(tmp_path),
+        pytest.raises(InputError, match="csv_log needs the path of a file, got the folder"),
+        callbacks.csv_log(tmp_path),
     ):
         pass

@@ -10,8 +10,8 @@ import numpy as np
 import optax
 import pytest
 
-from jaxdl.callbacks import _profiler, profiled, tracing
-from jaxdl.data import examples
+from jaxdl.callbacks import _profiler, profiled, profiler
+from jaxdl.data import dataset
 from jaxdl.errors import InputError
 from jaxdl.losses import squared_error
 from jaxdl.nn import mlp
@@ -21,7 +21,7 @@ from jaxdl.train.fit import fit
 from jaxdl.types import Objective
 
 DRAWS = np.random.default_rng(0)
-ROWS = examples(DRAWS.normal(size=(64, 5)), DRAWS.normal(size=(64, 1)))
+ROWS = dataset(DRAWS.normal(size=(64, 5)), DRAWS.normal(size=(64, 1)))
 PLAN = make_plan(mlp((7,)), Objective(squared_error), optax.sgd(0.1), batch_size=16)
 
 
@@ -103,7 +103,7 @@ def recorded(monkeypatch):
 
 
 def through(observe, said, last, begin=0):
-    """Epochs up to the last, each told to an observer and noted."""
+    """Epochs up to the last, each told to a callback and noted."""
     for epoch in range(begin + 1, last + 1):
         said.append(epoch)
         observe(beginning()._replace(epoch=jnp.int32(epoch)), [])
@@ -126,7 +126,7 @@ def beginning():
 )
 def test_two_epochs_after_the_first_are_traced_or_the_only_one(monkeypatch, tmp_path, begin, last, expected):
     said = recorded(monkeypatch)
-    with tracing(tmp_path, begin=begin, last=last, epochs=2) as observe:
+    with profiler(tmp_path, begin=begin, last=last, epochs=2) as observe:
         through(observe, said, last, begin)
     assert said == expected
 
@@ -134,7 +134,7 @@ def test_two_epochs_after_the_first_are_traced_or_the_only_one(monkeypatch, tmp_
 def test_a_trace_ends_after_its_seconds_within_an_epoch_too(monkeypatch, tmp_path):
     said, now = recorded(monkeypatch), [0.0]
     monkeypatch.setattr(_profiler.time, "monotonic", lambda: now[0])
-    with tracing(tmp_path, seconds=2) as observe:
+    with profiler(tmp_path, seconds=2) as observe:
         # Chunks of epoch 2, a second each.
         for now[0] in (0.0, 1.0, 2.0, 3.0):
             observe(beginning()._replace(epoch=jnp.int32(1)), [])
@@ -144,7 +144,7 @@ def test_a_trace_ends_after_its_seconds_within_an_epoch_too(monkeypatch, tmp_pat
 
 def test_a_trace_ends_with_a_run_that_fails(monkeypatch, tmp_path):
     said = recorded(monkeypatch)
-    with pytest.raises(ZeroDivisionError), tracing(tmp_path) as observe:
+    with pytest.raises(ZeroDivisionError), profiler(tmp_path) as observe:
         through(observe, said, 2)
         raise ZeroDivisionError
     assert said == [1, "begin", 2, "end"]
@@ -152,23 +152,23 @@ def test_a_trace_ends_with_a_run_that_fails(monkeypatch, tmp_path):
 
 def test_a_run_is_traced_and_comes_out_the_same(tmp_path):
     plain = drive(PLAN, beginning(), ROWS, None, epochs=6)
-    with tracing(tmp_path, last=6) as watch:
+    with profiler(tmp_path, last=6) as watch:
         traced = drive(PLAN, beginning(), ROWS, None, epochs=6, watchers=[watch])
-    leaves = map(jax.tree.leaves, (plain.progress.state.weights, traced.progress.state.weights))
+    leaves = map(jax.tree.leaves, (plain.state.train_state.variables, traced.state.train_state.variables))
     assert all((a == b).all() for a, b in zip(*leaves, strict=True))
     # Its steps are in a loop, each of which takes several operations.
     assert max(modules(tmp_path).values()) >= 4
 
 
 def test_an_observer_of_fit_traces_too(tmp_path):
-    with tracing(tmp_path, last=4) as observe:
-        fit(PLAN.model, PLAN.objective, PLAN.optimiser, ROWS, epochs=4, batch_size=16, observers=[observe])
+    with profiler(tmp_path, last=4) as observe:
+        fit(PLAN.model, PLAN.objective, PLAN.optimizer, ROWS, epochs=4, batch_size=16, callbacks=[observe])
     assert modules(tmp_path)
 
 
 def test_what_stands_in_the_way_is_told_and_the_run_goes_on(tmp_path):
     said = []
-    with profiled(tmp_path / "other"), tracing(tmp_path / "own", tell=said.append) as observe:
+    with profiled(tmp_path / "other"), profiler(tmp_path / "own", warn=said.append) as observe:
         through(observe, [], 5)
     assert len(said) == 1 and said[0].startswith("there is no profile, because a profile must be the only one")
 
@@ -176,7 +176,7 @@ def test_what_stands_in_the_way_is_told_and_the_run_goes_on(tmp_path):
 def test_a_folder_that_cannot_be_written_is_told(tmp_path):
     (tmp_path / "file").write_text("")
     said = []
-    with tracing(tmp_path / "file", tell=said.append) as observe:
+    with profiler(tmp_path / "file", warn=said.append) as observe:
         through(observe, [], 5)
     assert len(said) == 1 and "must be a folder that can be written" in said[0]
     # Another is free to begin.
@@ -186,5 +186,5 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path):
 
 @pytest.mark.parametrize("wrong", [{"epochs": 0}, {"seconds": 0.0}, {"seconds": float("nan")}])
 def test_traces_of_nothing_are_refused(tmp_path, wrong):
-    with pytest.raises(InputError, match="a trace must have an epoch and some time"), tracing(tmp_path, **wrong):
+    with pytest.raises(InputError, match="a trace must have an epoch and some time"), profiler(tmp_path, **wrong):
         pass

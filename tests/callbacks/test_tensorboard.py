@@ -30,9 +30,9 @@ from tensorboard.util import tensor_util
 
 from jaxdl import callbacks
 from jaxdl._format import table
-from jaxdl.callbacks import _tensorboard, description, distributions, pictures, results
-from jaxdl.data import Source, examples
-from jaxdl.distributed import make_mesh, place_progress, place_rows
+from jaxdl.callbacks import _tensorboard, description, histograms, pictures, results
+from jaxdl.data import DataSource, dataset
+from jaxdl.distributed import make_mesh, shard_dataset, shard_state
 from jaxdl.errors import InputError
 from jaxdl.losses import squared_error
 from jaxdl.metrics import rmse
@@ -42,7 +42,7 @@ from jaxdl.train.fit import fit
 from jaxdl.types import Objective
 
 RANDOM = np.random.default_rng(0)
-ROWS = examples(RANDOM.normal(size=(24, 3)), RANDOM.normal(size=(24, 1)))
+ROWS = dataset(RANDOM.normal(size=(24, 3)), RANDOM.normal(size=(24, 1)))
 BATCH, EPOCHS = 8, 4
 # Made once, so that all runs here share one compiled program.
 MODEL, OBJECTIVE, OPTIMISER = mlp((5,)), Objective(squared_error, (rmse,)), optax.sgd(0.05)
@@ -55,9 +55,9 @@ def beginning():
     return start(PLAN, ROWS, key=jax.random.key(0))
 
 
-def run(*observers, progress=None, rows=ROWS, **options):
-    progress = beginning() if progress is None else progress
-    options = {"epochs": EPOCHS, "batch_size": BATCH, "progress": progress, "observers": observers, **options}
+def run(*on_epoch, run_state=None, rows=ROWS, **options):
+    run_state = beginning() if run_state is None else run_state
+    options = {"epochs": EPOCHS, "batch_size": BATCH, "state": run_state, "callbacks": on_epoch, **options}
     return fit(MODEL, OBJECTIVE, OPTIMISER, rows, **options)
 
 
@@ -72,7 +72,7 @@ def scalars(folder):
     return {tag: [(e.step, e.value) for e in found.Scalars(tag)] for tag in found.Tags()["scalars"]}
 
 
-def histograms(folder):
+def read_histograms(folder):
     """{tag: {step: HistogramValue}} of a run; no step may stand there twice."""
     found = accumulated(folder)
     tags = {tag: [(e.step, e.histogram_value) for e in found.Histograms(tag)] for tag in found.Tags()["histograms"]}
@@ -108,7 +108,7 @@ def full_disk():
 
 def test_the_history_is_shown_with_training_and_validation_in_one_chart(tmp_path):
     with callbacks.tensorboard(tmp_path) as observe:
-        history = run(observe, validation=ROWS, progress=None).history
+        history = run(observe, validation=ROWS, state=None).history
     train, validation = scalars(tmp_path / "train"), scalars(tmp_path / "validation")
     # One chart: the same tag in two runs.
     assert set(train) == set(validation) == {"loss", "rmse"}
@@ -178,11 +178,11 @@ def test_what_a_run_wrote_of_later_epochs_is_purged_even_within_a_second(tmp_pat
 
 def test_many_runs_need_few_open_files(tmp_path, one_second, monkeypatch):
     monkeypatch.setattr(_tensorboard, "_OPEN_FILES", 2)
-    progress, opened = SimpleNamespace(epoch=np.array([2, 2, 2])), []
+    run_state, opened = SimpleNamespace(epoch=np.array([2, 2, 2])), []
     history = [{"epoch": epoch, "loss": np.arange(3.0) + epoch} for epoch in (1, 2)]
     with callbacks.tensorboard(tmp_path, every=0.0) as observe:
         for epoch in (1, 2):
-            observe(progress, history[:epoch])
+            observe(run_state, history[:epoch])
             names = [os.path.realpath(file) for file in Path("/proc/self/fd").iterdir()]
             opened.append(sum("tfevents" in name for name in names))
     assert max(opened) <= 2
@@ -192,7 +192,7 @@ def test_many_runs_need_few_open_files(tmp_path, one_second, monkeypatch):
 
 def test_a_full_disk_is_told_once_and_ends_nothing(tmp_path, full_disk):
     told, history = [], records(*range(300))
-    with callbacks.tensorboard(tmp_path, every=0.0, begin=0, tell=told.append) as observe:
+    with callbacks.tensorboard(tmp_path, every=0.0, begin=0, warn=told.append) as observe:
         full_disk()
         replay(observe, history[:200])
         full_disk(False)
@@ -207,7 +207,7 @@ def test_a_folder_that_cannot_be_made_is_told_and_ends_nothing(tmp_path):
     (tmp_path / "charts").write_text("a file")
     for begin in (0, None):
         told = []
-        with callbacks.tensorboard(tmp_path / "charts", begin=begin, tell=told.append) as observe:
+        with callbacks.tensorboard(tmp_path / "charts", begin=begin, warn=told.append) as observe:
             replay(observe, records(0.5))
         assert len(told) == 1 and "charts cannot be written" in told[0]
 
@@ -300,7 +300,7 @@ def by_hand(params, rows):
 
 
 def assert_read(folder, step, params):
-    weights, gradients = histograms(folder / "weights"), histograms(folder / "gradients")
+    weights, gradients = read_histograms(folder / "weights"), read_histograms(folder / "gradients")
     assert sorted(weights) == sorted(gradients) == NAMES
     expected = by_hand(params, ROWS)
     for name in NAMES:
@@ -310,60 +310,62 @@ def assert_read(folder, step, params):
 
 
 def test_the_initial_weights_and_their_gradients_are_the_first(tmp_path):
-    with distributions(tmp_path, PLAN, ROWS, beginning(), every=3):
+    with histograms(tmp_path, PLAN, ROWS, beginning(), every=3):
         pass
-    assert_read(tmp_path, 0, beginning().state.weights.params)
+    assert_read(tmp_path, 0, beginning().train_state.variables.params)
 
 
 def test_each_histogram_is_of_the_weights_after_its_epoch(tmp_path):
     kept = {}
-    with distributions(tmp_path, PLAN, ROWS, beginning(), every=2) as observe:
-        run(observe, lambda progress, history: kept.update({len(history): progress.state.weights.params}))
-    assert list(histograms(tmp_path / "weights")["Dense_0/kernel"]) == [0, 2, 4]
+    with histograms(tmp_path, PLAN, ROWS, beginning(), every=2) as observe:
+        run(observe, lambda run_state, history: kept.update({len(history): run_state.train_state.variables.params}))
+    assert list(read_histograms(tmp_path / "weights")["Dense_0/kernel"]) == [0, 2, 4]
     for step in (2, 4):
         assert_read(tmp_path, step, kept[step])
 
 
 def test_histograms_are_written_while_the_run_goes_on(tmp_path):
     seen = []
-    with distributions(tmp_path, PLAN, ROWS, beginning(), every=1) as observe:
-        run(observe, lambda progress, history: seen.append(list(histograms(tmp_path / "weights")["Dense_0/bias"])))
+    with histograms(tmp_path, PLAN, ROWS, beginning(), every=1) as observe:
+        run(
+            observe, lambda run_state, history: seen.append(list(read_histograms(tmp_path / "weights")["Dense_0/bias"]))
+        )
     # An epoch later, because the device is at the next one when it is told.
     assert seen == [[0], [0, 1], [0, 1, 2], [0, 1, 2, 3]]
-    assert list(histograms(tmp_path / "weights")["Dense_0/bias"]) == [0, 1, 2, 3, 4]
+    assert list(read_histograms(tmp_path / "weights")["Dense_0/bias"]) == [0, 1, 2, 3, 4]
 
 
 def test_a_run_that_breaks_off_keeps_its_histograms(tmp_path):
-    def stop(progress, history):
+    def stop(run_state, history):
         raise RuntimeError
 
-    with pytest.raises(RuntimeError), distributions(tmp_path, PLAN, ROWS, beginning(), every=1) as observe:
+    with pytest.raises(RuntimeError), histograms(tmp_path, PLAN, ROWS, beginning(), every=1) as observe:
         run(observe, stop)
-    assert list(histograms(tmp_path / "gradients")["Dense_0/bias"]) == [0, 1]
+    assert list(read_histograms(tmp_path / "gradients")["Dense_0/bias"]) == [0, 1]
 
 
 def test_a_run_that_goes_on_takes_back_what_was_said_of_later_epochs(tmp_path):
     first = run(epochs=2)
-    with distributions(tmp_path, PLAN, ROWS, beginning(), every=1) as observe:
+    with histograms(tmp_path, PLAN, ROWS, beginning(), every=1) as observe:
         run(observe)
-    with distributions(tmp_path, PLAN, ROWS, first.progress, every=1) as observe:
-        run(observe, progress=first.progress, epochs=3)
-    assert list(histograms(tmp_path / "weights")["Dense_0/bias"]) == [0, 1, 2, 3]
+    with histograms(tmp_path, PLAN, ROWS, first.state, every=1) as observe:
+        run(observe, state=first.state, epochs=3)
+    assert list(read_histograms(tmp_path / "weights")["Dense_0/bias"]) == [0, 1, 2, 3]
 
 
 def test_it_compiles_one_program(tmp_path, compilations):
     plan = make_plan(mlp((6,)), OBJECTIVE, OPTIMISER, batch_size=BATCH)
     begin = start(plan, ROWS, key=jax.random.key(0))
-    with distributions(tmp_path / "warm", PLAN, ROWS, beginning()):
+    with histograms(tmp_path / "warm", PLAN, ROWS, beginning()):
         pass  # Whatever else JAX compiles once.
-    with compilations() as names, distributions(tmp_path, plan, ROWS, begin, every=1) as observe:
-        fit(plan.model, OBJECTIVE, OPTIMISER, ROWS, epochs=3, batch_size=BATCH, progress=begin, observers=[observe])
+    with compilations() as names, histograms(tmp_path, plan, ROWS, begin, every=1) as observe:
+        fit(plan.model, OBJECTIVE, OPTIMISER, ROWS, epochs=3, batch_size=BATCH, state=begin, callbacks=[observe])
     assert names.count("_gradient_of") == 1
 
 
 def test_it_does_not_change_the_run(tmp_path):
     plain = run()
-    with distributions(tmp_path, PLAN, ROWS, beginning(), every=1) as observe:
+    with histograms(tmp_path, PLAN, ROWS, beginning(), every=1) as observe:
         watched = run(observe)
     jax.tree.map(np.testing.assert_array_equal, watched.final, plain.final)
     np.testing.assert_array_equal(watched.history, plain.history)
@@ -372,13 +374,13 @@ def test_it_does_not_change_the_run(tmp_path):
 @pytest.mark.parametrize("large", [2**24, 0], ids=["whole", "split"])
 def test_a_run_on_a_mesh_has_the_same_histograms(tmp_path, large):
     mesh = make_mesh(jax.devices()[:4], data=2, model=2)
-    with distributions(tmp_path / "one", PLAN, ROWS, beginning(), every=2) as observe:
+    with histograms(tmp_path / "one", PLAN, ROWS, beginning(), every=2) as observe:
         run(observe)
-    placed, rows = place_progress(beginning(), mesh, large=large), place_rows(ROWS, mesh)
-    with distributions(tmp_path / "mesh", PLAN, rows, placed, every=2) as observe:
-        run(observe, progress=placed, rows=rows)
+    placed, rows = shard_state(beginning(), mesh, large=large), shard_dataset(ROWS, mesh)
+    with histograms(tmp_path / "mesh", PLAN, rows, placed, every=2) as observe:
+        run(observe, state=placed, rows=rows)
     for run_of in ("weights", "gradients"):
-        one, other = histograms(tmp_path / "one" / run_of), histograms(tmp_path / "mesh" / run_of)
+        one, other = read_histograms(tmp_path / "one" / run_of), read_histograms(tmp_path / "mesh" / run_of)
         assert sorted(one) == sorted(other) == NAMES
         for name in NAMES:
             assert list(one[name]) == list(other[name]) == [0, 2, 4]
@@ -389,27 +391,29 @@ def test_a_run_on_a_mesh_has_the_same_histograms(tmp_path, large):
 
 def test_rows_bound_to_another_device_do_no_harm(tmp_path):
     rows = jax.device_put(ROWS, jax.devices()[3])
-    with distributions(tmp_path, PLAN, rows, beginning(), every=4) as observe:
+    with histograms(tmp_path, PLAN, rows, beginning(), every=4) as observe:
         run(observe, rows=rows)
-    assert list(histograms(tmp_path / "gradients")["Dense_0/bias"]) == [0, 4]
+    assert list(read_histograms(tmp_path / "gradients")["Dense_0/bias"]) == [0, 4]
 
 
 def test_rows_that_are_not_in_memory_are_read(tmp_path):
-    source = Source(24, lambda numbers: jax.tree.map(lambda leaf: leaf[numbers], ROWS))
-    with distributions(tmp_path, PLAN, source, beginning()):
+    source = DataSource(24, lambda numbers: jax.tree.map(lambda leaf: leaf[numbers], ROWS))
+    with histograms(tmp_path, PLAN, source, beginning()):
         pass
-    assert_read(tmp_path, 0, beginning().state.weights.params)
+    assert_read(tmp_path, 0, beginning().train_state.variables.params)
 
 
 def test_weights_that_are_not_finite_are_left_out(tmp_path):
-    params = jax.tree.map(lambda leaf: leaf, beginning().state.weights.params)
+    params = jax.tree.map(lambda leaf: leaf, beginning().train_state.variables.params)
     params["Dense_0"]["kernel"] = params["Dense_0"]["kernel"].at[0, 0].set(jnp.nan)
     broken = beginning()._replace(
-        state=beginning().state._replace(weights=beginning().state.weights._replace(params=params))
+        train_state=beginning().train_state._replace(
+            variables=beginning().train_state.variables._replace(params=params)
+        )
     )
-    with distributions(tmp_path, PLAN, ROWS, broken):
+    with histograms(tmp_path, PLAN, ROWS, broken):
         pass
-    weights, gradients = histograms(tmp_path / "weights"), histograms(tmp_path / "gradients")
+    weights, gradients = read_histograms(tmp_path / "weights"), read_histograms(tmp_path / "gradients")
     assert weights["Dense_0/kernel"][0].num == 14
     # The loss is nan, so is each of its gradients.
     assert "Dense_1/bias" not in gradients
@@ -418,22 +422,22 @@ def test_weights_that_are_not_finite_are_left_out(tmp_path):
 def test_an_interval_below_one_epoch_is_refused(tmp_path):
     with (
         pytest.raises(InputError, match="every must be at least 1 epoch, got 0"),
-        distributions(tmp_path, PLAN, ROWS, beginning(), every=0),
+        histograms(tmp_path, PLAN, ROWS, beginning(), every=0),
     ):
         pass
 
 
 def test_a_run_that_goes_on_inside_of_an_epoch_keeps_the_histograms_of_the_one_before(tmp_path):
-    with distributions(tmp_path, PLAN, ROWS, beginning(), every=1) as observe:
-        half = run(observe, epochs=2).progress
-    before = histograms(tmp_path / "weights")["Dense_0/kernel"]
+    with histograms(tmp_path, PLAN, ROWS, beginning(), every=1) as observe:
+        half = run(observe, epochs=2).state
+    before = read_histograms(tmp_path / "weights")["Dense_0/kernel"]
     # As a checkpoint inside of the third epoch holds it: other weights, and a batch done.
-    inside = half._replace(cursor=half.cursor + 1, state=jax.tree.map(lambda leaf: leaf, half.state))
-    weights = jax.tree.map(lambda leaf: leaf + 1, inside.state.weights)
-    inside = inside._replace(state=inside.state._replace(weights=weights))
-    with distributions(tmp_path, PLAN, ROWS, inside, every=1):
+    inside = half._replace(cursor=half.cursor + 1, train_state=jax.tree.map(lambda leaf: leaf, half.train_state))
+    weights = jax.tree.map(lambda leaf: leaf + 1, inside.train_state.variables)
+    inside = inside._replace(train_state=inside.train_state._replace(variables=weights))
+    with histograms(tmp_path, PLAN, ROWS, inside, every=1):
         pass
-    after = histograms(tmp_path / "weights")["Dense_0/kernel"]
+    after = read_histograms(tmp_path / "weights")["Dense_0/kernel"]
     assert sorted(after) == [0, 1, 2] and after[2].sum == before[2].sum
 
 

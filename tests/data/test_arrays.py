@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import StandardScaler
 
-from jaxdl.data import examples, fit_scaling, split, standardise, take
+from jaxdl.data import dataset, fit_scaler, split, standardize, take
 from jaxdl.errors import InputError
 
 
@@ -36,22 +36,22 @@ def test_the_lessons_two_splits_give_its_counts(count, rows):
     assert (len(train), len(validation), len(test)) == rows
 
 
-def test_standardising_is_that_of_scikit_learn():
+def test_standardizing_is_that_of_scikit_learn():
     table = np.random.default_rng(0).normal(5, 3, (200, 4)) * [1, 10, 1e-3, 1] + [0, 0, 100, 0]
-    scaling = fit_scaling(table[:150])
-    ours = standardise(table, scaling)
+    scaling = fit_scaler(table[:150])
+    ours = standardize(table, scaling)
     np.testing.assert_allclose(ours, StandardScaler().fit(table[:150]).transform(table), rtol=1e-5, atol=1e-6)
 
 
 def test_a_constant_column_stays_finite():
     table = np.full((50, 1), 0.1)
-    np.testing.assert_array_equal(fit_scaling(table).spread, [1.0])
-    np.testing.assert_allclose(standardise(table, fit_scaling(table)), 0, atol=1e-15)
+    np.testing.assert_array_equal(fit_scaler(table).spread, [1.0])
+    np.testing.assert_allclose(standardize(table, fit_scaler(table)), 0, atol=1e-15)
 
 
 def test_take_keeps_rows_aligned():
-    chosen = take(examples([[1.0], [2.0], [3.0]], [10, 20, 30], [1, 1, 0]), [2, 0])
-    assert (chosen.inputs[:, 0].tolist(), chosen.targets.tolist(), chosen.weights.tolist()) == (
+    chosen = take(dataset([[1.0], [2.0], [3.0]], [10, 20, 30], [1, 1, 0]), [2, 0])
+    assert (chosen.inputs[:, 0].tolist(), chosen.targets.tolist(), chosen.sample_weight.tolist()) == (
         [3, 1],
         [30, 10],
         [0, 1],
@@ -59,17 +59,17 @@ def test_take_keeps_rows_aligned():
 
 
 def test_examples_keep_integers_and_make_floats_float32():
-    rows = examples(np.zeros((2, 3), np.uint8), np.array([1.0, 2.0]))
-    assert (rows.inputs.dtype, rows.targets.dtype, rows.weights.dtype) == (np.uint8, np.float32, np.float32)
+    rows = dataset(np.zeros((2, 3), np.uint8), np.array([1.0, 2.0]))
+    assert (rows.inputs.dtype, rows.targets.dtype, rows.sample_weight.dtype) == (np.uint8, np.float32, np.float32)
 
 
 def test_weights_may_be_any_numbers():
     for weights in ([1, 0], [True, False], np.array([1.0, 0.0])):
-        assert examples([1.0, 2.0], [0, 1], weights).weights.dtype == np.float32
+        assert dataset([1.0, 2.0], [0, 1], weights).sample_weight.dtype == np.float32
 
 
 def test_no_rows_may_be_taken():
-    assert take(examples([1.0, 2.0], [0, 1]), []).inputs.shape == (0,)
+    assert take(dataset([1.0, 2.0], [0, 1]), []).inputs.shape == (0,)
 
 
 @pytest.mark.parametrize(
@@ -82,13 +82,13 @@ def test_no_rows_may_be_taken():
         (([1.0, np.nan], [1.0, 2.0]), r"inputs must be finite, got nan at \(1,\)"),
         (([1.0], [np.inf]), "targets must be finite, got inf"),
         ((["a"], [1.0]), "inputs must hold numbers"),
-        (([1.0], [1.0], [-1.0]), "weights must be a row of numbers >= 0"),
+        (([1.0], [1.0], [-1.0]), "sample_weight must be a row of numbers >= 0"),
         (([1.0], [1.0], [0.0]), "not all 0"),
     ],
 )
 def test_bad_rows_are_refused_by_name(arguments, message):
     with pytest.raises(InputError, match=message):
-        examples(*arguments)
+        dataset(*arguments)
 
 
 NUMBERS = np.random.default_rng(0).normal(size=(70, 3)).astype(np.float32)
@@ -110,7 +110,7 @@ COUNT = np.arange(70)
     ids=["bool", "boolean", "Int64", "Float64", "arrow", "sparse", "big-endian"],
 )
 def test_columns_of_pandas_that_are_numbers_stand_beside_floats(column, wanted):
-    rows = examples(TABLE.assign(warm=column), column)
+    rows = dataset(TABLE.assign(warm=column), column)
     assert rows.inputs.dtype == np.float32 and rows.targets.dtype.isnative
     np.testing.assert_array_equal(rows.inputs[:, 0], np.asarray(wanted, np.float32))
     np.testing.assert_array_equal(rows.inputs[:, 1:], NUMBERS[:, 1:])
@@ -119,7 +119,7 @@ def test_columns_of_pandas_that_are_numbers_stand_beside_floats(column, wanted):
 
 def test_dummies_of_words_are_numbers():
     words = pd.DataFrame({"wind": NUMBERS[:, 0], "sky": ["clear", "grey"] * 35})
-    np.testing.assert_array_equal(examples(pd.get_dummies(words), COUNT).inputs[:2, 1:], [[1, 0], [0, 1]])
+    np.testing.assert_array_equal(dataset(pd.get_dummies(words), COUNT).inputs[:2, 1:], [[1, 0], [0, 1]])
 
 
 @pytest.mark.parametrize(
@@ -142,16 +142,16 @@ def test_dummies_of_words_are_numbers():
 )
 def test_a_column_of_pandas_that_is_no_number_is_refused_by_its_name(column, message):
     with pytest.raises(InputError, match=rf'column "(warm)" of inputs.*{message}'):
-        examples(TABLE.assign(warm=column), COUNT)
+        dataset(TABLE.assign(warm=column), COUNT)
 
 
 @pytest.mark.parametrize("name", ["Unnamed: 0", "index", "id", "ID", "row_id", "PassengerId", "customer_id"])
 def test_a_column_that_numbers_the_rows_is_refused_unless_it_holds_something_else(name):
     for numbers in (COUNT, COUNT[::-1] + 1000, COUNT * 1.0):
         with pytest.raises(InputError, match=rf'column "{name}" of inputs numbers the rows.*drop'):
-            examples(TABLE.assign(**{name: numbers}), COUNT)
-    examples(TABLE.assign(**{name: NUMBERS[:, 0]}), COUNT)
-    examples(TABLE.assign(**{name: COUNT}).to_numpy(), COUNT)
+            dataset(TABLE.assign(**{name: numbers}), COUNT)
+    dataset(TABLE.assign(**{name: NUMBERS[:, 0]}), COUNT)
+    dataset(TABLE.assign(**{name: COUNT}).to_numpy(), COUNT)
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ def test_values_that_float32_cannot_tell_apart_are_refused(column, left):
         with pytest.raises(
             InputError, match=rf"column 0 of (inputs|targets) has \d+ values that float32 rounds to {left}"
         ):
-            examples(*rows)
+            dataset(*rows)
 
 
 @pytest.mark.parametrize(
@@ -185,13 +185,13 @@ def test_values_that_float32_cannot_tell_apart_are_refused(column, left):
     ],
 )
 def test_values_that_float32_holds_well_enough_are_taken(column):
-    assert examples(column[:, None], COUNT).inputs.shape == (70, 1)
+    assert dataset(column[:, None], COUNT).inputs.shape == (70, 1)
 
 
 def test_narrow_floats_of_ml_dtypes_are_numbers():
     for dtype in (jnp.bfloat16, jnp.float8_e4m3fn, np.float16):
         for array in (NUMBERS.astype(dtype), jnp.asarray(NUMBERS, dtype)):
-            found = examples(array, COUNT).inputs
+            found = dataset(array, COUNT).inputs
             assert found.dtype == np.float32
             np.testing.assert_array_equal(found, NUMBERS.astype(dtype).astype(np.float32))
 
@@ -199,24 +199,24 @@ def test_narrow_floats_of_ml_dtypes_are_numbers():
 @pytest.mark.parametrize("kind", [">f8", ">f4", ">i4", ">u2", ">i8", "<f4"])
 def test_arrays_of_the_other_byte_order_are_the_same_numbers(kind):
     values = np.arange(12).reshape(6, 2)
-    rows = examples(values.astype(kind), values.astype(kind), np.ones(6, ">f4"))
+    rows = dataset(values.astype(kind), values.astype(kind), np.ones(6, ">f4"))
     assert all(leaf.dtype.isnative for leaf in rows)
     np.testing.assert_array_equal(rows.inputs, values)
     np.testing.assert_array_equal(rows.targets, values)
 
 
-@pytest.mark.parametrize("name", ["inputs", "targets", "weights"])
+@pytest.mark.parametrize("name", ["inputs", "targets", "sample_weight"])
 def test_masked_values_are_refused_and_arrays_with_no_value_masked_are_taken(name):
-    plain = {"inputs": NUMBERS, "targets": COUNT * 1.0, "weights": np.ones(70)}
+    plain = {"inputs": NUMBERS, "targets": COUNT * 1.0, "sample_weight": np.ones(70)}
     hidden = np.ma.array(plain[name], mask=False)
-    assert len(examples(**plain | {name: hidden}).inputs) == 70
+    assert len(dataset(**plain | {name: hidden}).inputs) == 70
     hidden[5] = np.ma.masked
     with pytest.raises(
         InputError, match=rf"{name} must hold a number everywhere, got \d masked values, the first at \(5,"
     ):
-        examples(**plain | {name: hidden})
+        dataset(**plain | {name: hidden})
     with pytest.raises(InputError, match=rf"{name} must hold a number everywhere"):
-        examples(**plain | {name: list(hidden)})
+        dataset(**plain | {name: list(hidden)})
 
 
 @pytest.mark.parametrize(
@@ -234,16 +234,16 @@ def test_masked_values_are_refused_and_arrays_with_no_value_masked_are_taken(nam
 )
 def test_what_is_no_array_of_numbers_is_refused(inputs, message):
     with pytest.raises(InputError, match=message):
-        examples(inputs, COUNT)
+        dataset(inputs, COUNT)
 
 
 def test_scaling_reads_what_examples_reads_and_refuses_masked_values():
     table = pd.DataFrame({"warm": NUMBERS[:, 0] > 0, "wind": pd.array(COUNT, dtype="Int64")})
     plain = np.stack([NUMBERS[:, 0] > 0, COUNT], 1).astype(float)
     np.testing.assert_allclose(
-        standardise(table, fit_scaling(table)), StandardScaler().fit_transform(plain), rtol=1e-5, atol=1e-6
+        standardize(table, fit_scaler(table)), StandardScaler().fit_transform(plain), rtol=1e-5, atol=1e-6
     )
     hidden = np.ma.masked_equal(plain, 5)
-    for scale in (fit_scaling, lambda inputs: standardise(inputs, fit_scaling(plain))):
+    for scale in (fit_scaler, lambda inputs: standardize(inputs, fit_scaler(plain))):
         with pytest.raises(InputError, match="inputs must hold a number everywhere, got 1 masked values"):
             scale(hidden)

@@ -8,29 +8,40 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chi2
 
-from jaxdl.data import batches, examples
-from jaxdl.data.batches import Window, batch_at, batches_of, draws, epoch_rows, mix, order, rows_on_host, shuffle
+from jaxdl.data import batches as batches_module
+from jaxdl.data import dataset
+from jaxdl.data.batches import (
+    Window,
+    _draws,
+    batch_at,
+    batches_of,
+    epoch_rows,
+    hash32,
+    permutation,
+    permuted_rows,
+    rows_on_host,
+)
 
 
 @pytest.mark.parametrize(("count", "batch_size"), [(1, 1), (7, 7), (7, 3), (8, 4), (5, 8), (31, 30)])
 def test_batches_use_every_row_once(count, batch_size):
-    rows_of = jax.tree.map(jnp.asarray, examples(np.arange(count) + 1.0, np.arange(count)))
-    at = shuffle(jax.random.key(0), 0, count)
+    rows_of = jax.tree.map(jnp.asarray, dataset(np.arange(count) + 1.0, np.arange(count)))
+    at = permuted_rows(jax.random.key(0), 0, count)
     batches = [batch_at(rows_of, at, index, batch_size) for index in range(-(-count // batch_size))]
-    weights = np.concatenate([batch.weights for batch in batches])
+    weights = np.concatenate([batch.sample_weight for batch in batches])
     used = np.concatenate([batch.inputs for batch in batches])[weights > 0]
     np.testing.assert_array_equal(np.sort(used), np.arange(count) + 1.0)
-    assert all(batch.weights.shape == (batch_size,) and batch.weights.sum() > 0 for batch in batches)
+    assert all(batch.sample_weight.shape == (batch_size,) and batch.sample_weight.sum() > 0 for batch in batches)
 
 
 def test_767_rows_in_batches_of_32_are_24_steps_the_last_of_31():
-    rows_of = jax.tree.map(jnp.asarray, examples(np.arange(767.0), np.arange(767)))
+    rows_of = jax.tree.map(jnp.asarray, dataset(np.arange(767.0), np.arange(767)))
     last = batch_at(rows_of, lambda places: places, 23, 32)
-    assert float(last.weights.sum()) == 31
+    assert float(last.sample_weight.sum()) == 31
 
 
 def test_a_window_gives_the_batches_that_it_holds():
-    rows = examples(np.arange(12.0), np.arange(12))
+    rows = dataset(np.arange(12.0), np.arange(12))
     whole = jax.tree.map(lambda leaf: jnp.asarray(leaf).reshape(3, 4, *leaf.shape[1:]), rows)
     window = Window(whole, jnp.int32(5), jnp.int32(100))
     assert int(epoch_rows(window)) == 100
@@ -40,8 +51,8 @@ def test_a_window_gives_the_batches_that_it_holds():
 
 
 def test_batches_of_rows_are_those_of_their_order():
-    rows = jax.tree.map(jnp.asarray, examples(np.arange(10.0), np.arange(10)))
-    batch, wanted = batches_of(rows, jax.random.key(3), 2, 4), np.asarray(order(jax.random.key(3), 2, 10))
+    rows = jax.tree.map(jnp.asarray, dataset(np.arange(10.0), np.arange(10)))
+    batch, wanted = batches_of(rows, jax.random.key(3), 2, 4), np.asarray(permutation(jax.random.key(3), 2, 10))
     found = np.concatenate([batch(index).targets for index in range(3)])[:10]
     np.testing.assert_array_equal(found, wanted)
 
@@ -49,7 +60,7 @@ def test_batches_of_rows_are_those_of_their_order():
 # The order of rows, against counting and MurmurHash3.
 
 # As one program each.
-ordered, drawn_by = (jax.jit(function, static_argnums=2) for function in (order, draws))
+ordered, drawn_by = (jax.jit(function, static_argnums=2) for function in (permutation, _draws))
 
 
 def test_mix_is_murmurhash3_of_no_bytes():
@@ -58,7 +69,7 @@ def test_mix_is_murmurhash3_of_no_bytes():
     # The hash of nothing is its finaliser, applied to the seed.
     seeds = np.random.default_rng(0).integers(0, 2**32, 200, np.uint32)
     wanted = [murmurhash3_32(b"", int(seed), positive=True) for seed in seeds]
-    np.testing.assert_array_equal(mix(jnp.asarray(seeds)), np.uint32(wanted))
+    np.testing.assert_array_equal(hash32(jnp.asarray(seeds)), np.uint32(wanted))
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 64, 767])
@@ -67,7 +78,7 @@ def test_order_is_a_permutation_that_key_and_epoch_decide(count):
         rows = ordered(jax.random.key(seed), epoch, count)
         assert rows.dtype == jnp.int32
         np.testing.assert_array_equal(np.sort(rows), np.arange(count))
-        np.testing.assert_array_equal(rows, order(jax.random.key(seed), epoch, count))
+        np.testing.assert_array_equal(rows, permutation(jax.random.key(seed), epoch, count))
 
 
 def test_orders_of_other_epochs_and_keys_differ():
@@ -79,7 +90,7 @@ def test_orders_of_other_epochs_and_keys_differ():
 @pytest.mark.parametrize("count", [3, 8, 31])
 def test_every_row_is_equally_likely_at_every_place(count):
     draws = 6000
-    orders = jax.jit(jax.vmap(lambda epoch: order(jax.random.key(7), epoch, count)))(np.arange(draws))
+    orders = jax.jit(jax.vmap(lambda epoch: permutation(jax.random.key(7), epoch, count)))(np.arange(draws))
     seen = np.zeros((count, count))
     np.add.at(seen, (np.arange(count)[None, :].repeat(draws, 0), np.asarray(orders)), 1)
     expected = draws / count
@@ -90,7 +101,7 @@ def test_every_row_is_equally_likely_at_every_place(count):
 
 def test_neighbouring_places_are_independent():
     count, draws = 7, 8000
-    orders = np.asarray(jax.jit(jax.vmap(lambda epoch: order(jax.random.key(3), epoch, count)))(np.arange(draws)))
+    orders = np.asarray(jax.jit(jax.vmap(lambda epoch: permutation(jax.random.key(3), epoch, count)))(np.arange(draws)))
     pairs = np.zeros((count, count))
     np.add.at(pairs, (orders[:, 0], orders[:, 1]), 1)
     off_diagonal = pairs[~np.eye(count, dtype=bool)]
@@ -100,9 +111,9 @@ def test_neighbouring_places_are_independent():
 
 def test_order_gives_the_same_bits_under_vmap_and_jit():
     epochs = jnp.arange(4)
-    together = jax.jit(jax.vmap(lambda epoch: order(jax.random.key(0), epoch, 100)))(epochs)
+    together = jax.jit(jax.vmap(lambda epoch: permutation(jax.random.key(0), epoch, 100)))(epochs)
     for epoch in range(4):
-        np.testing.assert_array_equal(together[epoch], order(jax.random.key(0), epoch, 100))
+        np.testing.assert_array_equal(together[epoch], permutation(jax.random.key(0), epoch, 100))
 
 
 # Each number of rows is a program.
@@ -120,9 +131,9 @@ def test_any_part_of_the_order_is_found_without_the_rest_on_the_host_too(count, 
 
 @pytest.mark.parametrize("whole", [0, 767])
 def test_a_shuffle_is_the_order_place_by_place(whole, monkeypatch):
-    monkeypatch.setattr(batches, "_WHOLE", whole)
+    monkeypatch.setattr(batches_module, "_WHOLE", whole)
     key, places = jax.random.key(1), jnp.array([0, 766, 5, 5], jnp.int32)
-    found = jax.jit(lambda places: shuffle(key, 3, 767)(places))(places)
+    found = jax.jit(lambda places: permuted_rows(key, 3, 767)(places))(places)
     assert found.dtype == jnp.int32
     np.testing.assert_array_equal(found, np.asarray(ordered(key, 3, 767))[np.asarray(places)])
 
@@ -130,8 +141,10 @@ def test_a_shuffle_is_the_order_place_by_place(whole, monkeypatch):
 def test_two_billion_rows_have_an_order_without_an_array_of_all():
     # Two billion rows, as many as int32 can count: an array of them would not fit.
     count = 2**31 - 1
-    drawn = draws(jax.random.key(0), 0, count)
+    drawn = _draws(jax.random.key(0), 0, count)
     places = np.arange(1000) * 2_000_003
     rows = rows_on_host(drawn, places, count)
     assert len(set(rows.tolist())) == 1000
-    np.testing.assert_array_equal(jax.jit(shuffle(jax.random.key(0), 0, count))(jnp.asarray(places, jnp.int32)), rows)
+    np.testing.assert_array_equal(
+        jax.jit(permuted_rows(jax.random.key(0), 0, count))(jnp.asarray(places, jnp.int32)), rows
+    )

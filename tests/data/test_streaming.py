@@ -8,11 +8,11 @@ import optax
 import pytest
 
 from jaxdl import Objective, evaluate, fit, losses, mlp, predict
-from jaxdl.data import Source, examples, from_random_access, memory_mapped, take
+from jaxdl.data import DataSource, dataset, from_random_access, memory_mapped, take
 from jaxdl.data.streaming import loader, read_rows
 from jaxdl.errors import InputError
 from jaxdl.train.evaluate import evaluate_source, predict_source
-from jaxdl.types import Examples
+from jaxdl.types import Dataset
 
 RANDOM = np.random.default_rng(0)
 INPUTS, TARGETS = RANDOM.normal(size=(50, 3)), RANDOM.integers(0, 5, 50)
@@ -48,27 +48,27 @@ def test_mapped_files_give_the_rows_of_their_numbers(tmp_path):
     assert source.count == 50 and found.inputs.dtype == np.float32 and found.targets.dtype == TARGETS.dtype
     np.testing.assert_array_equal(found.inputs, INPUTS.astype(np.float32)[ROWS])
     np.testing.assert_array_equal(found.targets, TARGETS[ROWS])
-    np.testing.assert_array_equal(found.weights, np.ones(17, np.float32))
+    np.testing.assert_array_equal(found.sample_weight, np.ones(17, np.float32))
 
 
 def test_images_keep_their_bytes_and_weights_are_read(tmp_path):
     images, weights = RANDOM.integers(0, 256, (9, 4, 4, 3), np.uint8), np.arange(9)
     source = memory_mapped(*files(tmp_path, inputs=images, targets=np.zeros((9, 1)), weights=weights))
     found = read_rows(source, np.array([8, 0, 3]))
-    assert found.inputs.dtype == np.uint8 and found.weights.dtype == np.float32
+    assert found.inputs.dtype == np.uint8 and found.sample_weight.dtype == np.float32
     np.testing.assert_array_equal(found.inputs, images[[8, 0, 3]])
-    np.testing.assert_array_equal(found.weights, [8, 0, 3])
+    np.testing.assert_array_equal(found.sample_weight, [8, 0, 3])
 
 
 def test_rows_are_asked_for_in_rising_order_and_given_in_the_wanted_one():
-    asked, rows = [], examples(INPUTS, TARGETS)
+    asked, rows = [], dataset(INPUTS, TARGETS)
 
     def read(numbers):
         asked.append(numbers)
         return take(rows, numbers)
 
     wanted = np.concatenate([ROWS, ROWS[:3]])
-    found = read_rows(Source(50, read), wanted)
+    found = read_rows(DataSource(50, read), wanted)
     # Each once, as HDF5 wants it.
     np.testing.assert_array_equal(asked, [np.sort(ROWS)])
     np.testing.assert_array_equal(found.inputs, rows.inputs[wanted])
@@ -100,14 +100,14 @@ def test_rows_of_an_array_record_file_are_read(tmp_path):
     found = read_rows(source, ROWS)
     np.testing.assert_array_equal(found.inputs, INPUTS.astype(np.float32)[ROWS])
     np.testing.assert_array_equal(found.targets, TARGETS[ROWS])
-    np.testing.assert_array_equal(found.weights, np.full(17, 0.5, np.float32))
+    np.testing.assert_array_equal(found.sample_weight, np.full(17, 0.5, np.float32))
 
 
 def test_the_head_is_the_first_rows_or_what_is_in_memory():
-    rows = examples(INPUTS, TARGETS)
-    source = Source(50, lambda numbers: take(rows, numbers))
+    rows = dataset(INPUTS, TARGETS)
+    source = DataSource(50, lambda numbers: take(rows, numbers))
     np.testing.assert_array_equal(loader(source, 4).first.inputs, rows.inputs[:4])
-    assert len(loader(source, 99).first.weights) == 50
+    assert len(loader(source, 99).first.sample_weight) == 50
     assert loader(rows, 4).first is rows
 
 
@@ -126,8 +126,8 @@ def test_the_head_is_the_first_rows_or_what_is_in_memory():
         ({"inputs": np.array(["a"] * 50), "targets": TARGETS}, r"inputs in .* must hold numbers, got dtype <U1"),
         ({"inputs": np.array([None] * 50), "targets": TARGETS}, r"inputs must be an .npy file of numbers"),
         (
-            {"inputs": INPUTS, "targets": TARGETS, "weights": INPUTS},
-            r"weights must be a row of numbers, got shape \(50, 3",
+            {"inputs": INPUTS, "targets": TARGETS, "sample_weight": INPUTS},
+            r"sample_weight must be a row of numbers, got shape \(50, 3",
         ),
     ],
 )
@@ -151,25 +151,25 @@ def test_files_that_are_missing_or_no_arrays_are_refused(tmp_path):
 @pytest.mark.parametrize("count", [0, -1, 2**31])
 def test_a_source_of_no_rows_or_of_too_many_is_refused(count):
     with pytest.raises(InputError, match=rf"a source must have from 1 to 2147483647 rows, got {count}"):
-        Source(count, lambda rows: None)
+        DataSource(count, lambda rows: None)
 
 
 @pytest.mark.parametrize(
     ("read", "message"),
     [
-        (lambda rows: (rows, rows), "a source must read Examples, got tuple"),
-        (lambda rows: Examples(rows[1:], rows, rows), r"as many inputs as rows, got shape \(2,\) for 3 rows"),
-        (lambda rows: Examples(rows, rows.astype(str), rows), "targets must hold numbers, got dtype <U21"),
-        (lambda rows: Examples(rows, rows, rows - 3), "weights must be numbers >= 0, one a row, got .* least -2"),
-        (lambda rows: Examples(rows + 2**40, rows, rows), "inputs must fit into 32 bits, got 1099511627777 in row 1"),
-        (lambda rows: Examples(rows, np.where(rows == 7, 1e300, 0), rows), "targets must be finite, got inf in row 7"),
-        (lambda rows: Examples(np.log(rows - 1), rows, rows), "inputs must be finite, got -inf in row 1"),
+        (lambda rows: (rows, rows), "a source must read a Dataset, got tuple"),
+        (lambda rows: Dataset(rows[1:], rows, rows), r"as many inputs as rows, got shape \(2,\) for 3 rows"),
+        (lambda rows: Dataset(rows, rows.astype(str), rows), "targets must hold numbers, got dtype <U21"),
+        (lambda rows: Dataset(rows, rows, rows - 3), "sample_weight must be numbers >= 0, one a row, got .* least -2"),
+        (lambda rows: Dataset(rows + 2**40, rows, rows), "inputs must fit into 32 bits, got 1099511627777 in row 1"),
+        (lambda rows: Dataset(rows, np.where(rows == 7, 1e300, 0), rows), "targets must be finite, got inf in row 7"),
+        (lambda rows: Dataset(np.log(rows - 1), rows, rows), "inputs must be finite, got -inf in row 1"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:divide by zero")
 def test_what_a_source_reads_is_checked_and_the_row_is_named(read, message):
     with pytest.raises(InputError, match=message):
-        read_rows(Source(10, read), np.array([7, 1, 4]))
+        read_rows(DataSource(10, read), np.array([7, 1, 4]))
 
 
 def test_records_that_make_no_rows_are_refused():
@@ -200,9 +200,9 @@ class Strict:
 
 @pytest.mark.parametrize("batch_size", [8, 32, 50])
 def test_rows_that_are_read_by_strictly_rising_numbers_train_evaluate_and_predict(batch_size):
-    rows = examples(INPUTS, INPUTS[:, :1])
+    rows = dataset(INPUTS, INPUTS[:, :1])
     strict = [Strict(leaf) for leaf in rows]
-    source = Source(50, lambda numbers: Examples(*(leaf[numbers] for leaf in strict)))
+    source = DataSource(50, lambda numbers: Dataset(*(leaf[numbers] for leaf in strict)))
     objective = Objective(losses.squared_error)
     found, wanted = (
         fit(mlp(()), objective, optax.sgd(0.1), each, epochs=2, batch_size=batch_size) for each in (source, rows)
@@ -259,6 +259,6 @@ def test_masked_records_are_refused():
     hidden = np.ma.masked_equal([[1.0, 2.0], [3.0, -9999.0]], -9999.0)
     with pytest.raises(InputError, match="inputs of row 1 must hold a number everywhere, got 1 masked values"):
         read_rows(from_random_access(hidden, lambda record: (record, 0)), np.array([1, 0]))
-    whole = Source(2, lambda rows: Examples(hidden[rows], rows, np.ones(len(rows))))
+    whole = DataSource(2, lambda rows: Dataset(hidden[rows], rows, np.ones(len(rows))))
     with pytest.raises(InputError, match="inputs must hold a number everywhere, got 1 masked values"):
         read_rows(whole, np.array([1, 0]))

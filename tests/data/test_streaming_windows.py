@@ -8,21 +8,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxdl.data import Source, examples, take
-from jaxdl.data.streaming import cut_rows, fetching, home_of, load, read_rows
+from jaxdl.data import DataSource, dataset, take
+from jaxdl.data.streaming import home_of, load, plan_windows, prefetch, read_rows
 from jaxdl.distributed import make_mesh
 from jaxdl.errors import InputError
-from jaxdl.types import Examples
+from jaxdl.types import Dataset
 
-ROWS = examples(np.arange(20.0).reshape(10, 2) + 1, np.arange(10))
-SOURCE = Source(10, lambda rows: take(ROWS, rows))
+ROWS = dataset(np.arange(20.0).reshape(10, 2) + 1, np.arange(10))
+SOURCE = DataSource(10, lambda rows: take(ROWS, rows))
 
 
 @given(rows=st.integers(1, 400), batch_size=st.integers(1, 50), window_bytes=st.integers(0, 5000))
 @settings(max_examples=60, deadline=None)
 def test_windows_hold_every_batch_once_and_no_more_bytes_than_wanted(rows, batch_size, window_bytes):
-    one = Examples(np.ones((1, 3), np.float32), np.ones(1, np.int32), np.ones(1, np.float32))
-    cut = cut_rows(one, rows, batch_size, window_bytes)
+    one = Dataset(np.ones((1, 3), np.float32), np.ones(1, np.int32), np.ones(1, np.float32))
+    cut = plan_windows(one, rows, batch_size, window_bytes)
     assert (cut.batches - 1) * batch_size < rows <= cut.batches * batch_size
     assert (cut.windows - 1) * cut.held < cut.batches <= cut.windows * cut.held
     assert cut.held == 1 or cut.held * batch_size * 20 <= window_bytes
@@ -32,12 +32,12 @@ def test_windows_hold_every_batch_once_and_no_more_bytes_than_wanted(rows, batch
 def test_the_windows_of_an_order_are_its_batches(window_bytes):
     order = np.random.default_rng(0).permutation(10)
     first = read_rows(SOURCE, np.arange(1))
-    cut = cut_rows(first, 10, 4, window_bytes)
+    cut = plan_windows(first, 10, 4, window_bytes)
     windows = [load(SOURCE, first, cut, number, lambda places: order[places]) for number in range(cut.windows)]
     whole = jax.tree.map(lambda *leaves: np.concatenate(leaves).reshape(-1, *leaves[0].shape[2:]), *windows)
-    assert all(window.weights.shape == (cut.held, 4) for window in windows)
+    assert all(window.sample_weight.shape == (cut.held, 4) for window in windows)
     np.testing.assert_array_equal(whole.inputs[:10], ROWS.inputs[order])
-    np.testing.assert_array_equal(whole.weights, np.arange(len(whole.weights)) < 10)
+    np.testing.assert_array_equal(whole.sample_weight, np.arange(len(whole.sample_weight)) < 10)
     # What fills the last batch up is real rows, as in memory; zeros might not be finite in a network.
     np.testing.assert_array_equal(whole.inputs[10:12], ROWS.inputs[order[:2]])
 
@@ -49,14 +49,14 @@ def test_each_device_of_a_mesh_holds_its_share_of_every_batch_which_is_read_once
         asked.append(rows.tolist())
         return take(ROWS, rows)
 
-    source, first = Source(10, read), read_rows(SOURCE, np.arange(1))
-    cut = cut_rows(first, 10, 5)
+    source, first = DataSource(10, read), read_rows(SOURCE, np.arange(1))
+    cut = plan_windows(first, 10, 5)
     home = home_of(jax.device_put(np.zeros(3), jax.NamedSharding(mesh, jax.P())))
     window = load(source, first, cut, 0, lambda places: places, home)
     # Batches of 5 are filled up to 8, two for each device.
     assert window.inputs.shape == (2, 8, 2) and window.inputs.sharding.spec == jax.P(None, "data")
     assert asked == [[0, 1, 5, 6], [2, 3, 7, 8], [0, 4, 5, 9], [1, 2, 6, 7]]
-    np.testing.assert_array_equal(window.weights, [[1, 1, 1, 1, 1, 0, 0, 0]] * 2)
+    np.testing.assert_array_equal(window.sample_weight, [[1, 1, 1, 1, 1, 0, 0, 0]] * 2)
     np.testing.assert_array_equal(window.targets[:, :5], [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]])
     for shard in window.inputs.addressable_shards:
         place = shard.index[1].start // 2
@@ -72,31 +72,31 @@ def test_devices_that_hold_the_same_rows_share_what_is_read():
 
     first = read_rows(SOURCE, np.arange(1))
     home = home_of(jax.device_put(np.zeros(3), jax.NamedSharding(mesh, jax.P())))
-    load(Source(10, read), first, cut_rows(first, 10, 10), 0, lambda places: places, home)
+    load(DataSource(10, read), first, plan_windows(first, 10, 10), 0, lambda places: places, home)
     assert asked == [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]
 
 
 def test_a_window_lies_where_the_progress_is_bound():
     device = jax.devices()[2]
     first, home = read_rows(SOURCE, np.arange(1)), home_of(jax.device_put({"a": np.zeros(3)}, device))
-    window = load(SOURCE, first, cut_rows(first, 10, 4), 0, lambda places: places, home)
+    window = load(SOURCE, first, plan_windows(first, 10, 4), 0, lambda places: places, home)
     assert {leaf.device for leaf in window} == {device}
     assert home_of({"a": jax.numpy.zeros(3)}) is None
 
 
 def test_rows_of_another_shape_or_dtype_than_the_first_are_refused():
     def read(rows):
-        return Examples(np.ones((len(rows), 3 if rows.max() > 5 else 2)), rows, np.ones(len(rows)))
+        return Dataset(np.ones((len(rows), 3 if rows.max() > 5 else 2)), rows, np.ones(len(rows)))
 
-    source = Source(10, read)
+    source = DataSource(10, read)
     first = read_rows(source, np.arange(1))
     with pytest.raises(
         InputError, match=r"one shape and dtype in all rows of a source, got \(3,\) of float32 after \(2,"
     ):
-        load(source, first, cut_rows(first, 10, 5, 0), 1, lambda places: places)
+        load(source, first, plan_windows(first, 10, 5, 0), 1, lambda places: places)
     first = first._replace(targets=first.targets.astype(np.int8))
     with pytest.raises(InputError, match=r"targets must have one shape and dtype .* int64 after \(\) of int8"):
-        load(source, first, cut_rows(first, 10, 5, 0), 0, lambda places: places)
+        load(source, first, plan_windows(first, 10, 5, 0), 0, lambda places: places)
 
 
 def test_one_thing_is_made_ahead_and_no_more():
@@ -107,7 +107,7 @@ def test_one_thing_is_made_ahead_and_no_more():
         made.append((number, threading.current_thread()))
         return number
 
-    with fetching(make, end=4) as fetch:
+    with prefetch(make, end=4) as fetch:
         assert not fetch.ready(0)
         go.release(9)
         assert [fetch.get(number) for number in (0, 0, 1, 1, 2, 3)] == [0, 0, 1, 1, 2, 3]
@@ -123,7 +123,7 @@ def test_an_error_of_the_maker_arrives_where_the_thing_is_asked_for():
             raise OSError("the disk is gone")
         return number
 
-    with fetching(make) as fetch:
+    with prefetch(make) as fetch:
         assert fetch.get(0) == 0
         with pytest.raises(OSError, match="the disk is gone"):
             fetch.get(1)

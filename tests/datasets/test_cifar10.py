@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxdl.datasets import Images, _cifar10_files, _download, cifar10
+from jaxdl.datasets import ImageData, _cifar10_files, _download, load_cifar10
 from jaxdl.datasets._cifar10_files import CLASSES, Arrays
 from jaxdl.datasets._simulated_images import draw
 from jaxdl.errors import InputError
@@ -65,13 +65,13 @@ def same(one, other):
 
 def refusal(source, **options):
     with pytest.raises(InputError) as caught:
-        cifar10(source, **options)
+        load_cifar10(source, **options)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
 def test_the_real_files(real_data):
-    images = cifar10()
+    images = load_cifar10()
     folder = Path(real_data) / "cifar-10-batches-py"
     assert images.source == f"file:{folder}" and (images.name, images.note) == ("cifar10", None)
     assert (len(images.train.inputs), len(images.test.inputs)) == (5438, 1017)
@@ -79,19 +79,19 @@ def test_the_real_files(real_data):
     assert images.classes == tuple(names) == CLASSES
     first = pickle.loads((folder / "test_batch").read_bytes(), encoding="bytes")
     np.testing.assert_array_equal(images.test.inputs.transpose(0, 3, 1, 2).reshape(-1, 3072), first[b"data"])
-    same(cifar10(folder), images)
+    same(load_cifar10(folder), images)
 
 
 def test_what_comes_out(tmp_path):
-    images = cifar10(folder_of(tmp_path / "any", PYTHON))
-    assert isinstance(images, Images)
+    images = load_cifar10(folder_of(tmp_path / "any", PYTHON))
+    assert isinstance(images, ImageData)
     agree(arrays(images))
     assert images.source == f"file:{tmp_path / 'any'}"
     digest = hashlib.sha256(b"".join(array.tobytes() for array in arrays(images))).hexdigest()
     assert images.sha256 == digest
     for rows in (images.train, images.test):
         assert {type(array) for array in rows} == {np.ndarray}
-        assert rows.weights.dtype == np.float32 and rows.weights.tolist() == [1.0] * len(rows.targets)
+        assert rows.sample_weight.dtype == np.float32 and rows.sample_weight.tolist() == [1.0] * len(rows.targets)
 
 
 # Paths
@@ -99,10 +99,10 @@ def test_what_comes_out(tmp_path):
 
 def test_every_form_gives_the_same_images(tmp_path, cache):
     found = [
-        cifar10(folder_of(tmp_path / "python", PYTHON)),
-        cifar10(str(folder_of(tmp_path / "binary", BINARY))),
-        cifar10(archive_of(tmp_path / "p.tar.gz", within("cifar-10-batches-py", PYTHON)), cache=cache),
-        cifar10(str(archive_of(tmp_path / "b.tgz", within("cifar-10-batches-bin", BINARY))), cache=cache),
+        load_cifar10(folder_of(tmp_path / "python", PYTHON)),
+        load_cifar10(str(folder_of(tmp_path / "binary", BINARY))),
+        load_cifar10(archive_of(tmp_path / "p.tar.gz", within("cifar-10-batches-py", PYTHON)), cache=cache),
+        load_cifar10(str(archive_of(tmp_path / "b.tgz", within("cifar-10-batches-bin", BINARY))), cache=cache),
     ]
     assert [images.source for images in found] == [
         f"file:{tmp_path / name}" for name in ("python", "binary", "p.tar.gz", "b.tgz")
@@ -113,7 +113,7 @@ def test_every_form_gives_the_same_images(tmp_path, cache):
 
 def test_a_folder_that_holds_them(tmp_path, cache):
     def source():
-        return cifar10(tmp_path, cache=cache).source
+        return load_cifar10(tmp_path, cache=cache).source
 
     assert "must hold data_batch_1 and test_batch, itself or in cifar-10-batches-py, cifar" in refusal(tmp_path)
     # From the last that is looked for to the first.
@@ -128,7 +128,7 @@ def test_a_relative_path_and_a_home_are_understood(tmp_path, monkeypatch):
     folder_of(tmp_path / "any.d", PYTHON)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert cifar10("any.d").source == cifar10("~/any.d").source == f"file:{tmp_path / 'any.d'}"
+    assert load_cifar10("any.d").source == load_cifar10("~/any.d").source == f"file:{tmp_path / 'any.d'}"
 
 
 @pytest.mark.parametrize(
@@ -157,12 +157,12 @@ def test_sources_that_are_none(source, message):
 
 def test_simulated_images_are_those_that_are_drawn():
     with pytest.raises(TypeError):
-        cifar10("simulated:200", 1)
-    images = cifar10("simulated:200:7")
+        load_cifar10("simulated:200", 1)
+    images = load_cifar10("simulated:200:7")
     for left, right in zip(arrays(images), draw(200, 7), strict=True):
         np.testing.assert_array_equal(left, right)
     assert (images.source, images.note) == ("simulated:200:seed=7", None)
-    assert cifar10("simulated:130").source == "simulated:130:seed=0"
+    assert load_cifar10("simulated:130").source == "simulated:130:seed=0"
 
 
 # The folder that JAXDL_DATA names
@@ -173,7 +173,7 @@ def test_auto_takes_the_folder_that_is_named_and_no_other(tmp_path, monkeypatch,
     path = folder_of(tmp_path / "data" / "cifar-10-batches-bin", BINARY)
     for folder in (path, path.parent):
         monkeypatch.setenv("JAXDL_DATA", str(folder))
-        assert cifar10(cache=cache).source == f"file:{path}"
+        assert load_cifar10(cache=cache).source == f"file:{path}"
     monkeypatch.setenv("JAXDL_DATA", str(tmp_path / "empty"))
     assert "JAXDL_DATA must name a folder with CIFAR-10: " in refusal("auto", cache=cache)
     (tmp_path / "empty").mkdir()
@@ -188,11 +188,11 @@ def test_auto_takes_the_folder_that_is_named_and_no_other(tmp_path, monkeypatch,
 
 
 def test_auto_downloads_once(server, cache, reads):
-    images = cifar10(cache=cache, server=f"{server.url}/kriz/")
+    images = load_cifar10(cache=cache, server=f"{server.url}/kriz/")
     agree(arrays(images))
     assert images.source == f"download:{ARCHIVE}" and images.note is None
     assert server.asked == [f"/kriz/{ARCHIVE}"]
-    same(cifar10(cache=cache, server=nowhere()), images)
+    same(load_cifar10(cache=cache, server=nowhere()), images)
     assert reads == [cache / ARCHIVE] and len(server.asked) == 1
     assert [name for name in files(cache) if not name.endswith(".npz")] == [ARCHIVE, f"{ARCHIVE}.checksum"]
 
@@ -217,14 +217,14 @@ def test_a_bad_answer_is_an_error_that_leaves_nothing_and_never_falls_back(serve
     assert message in refusal("auto", cache=cache, server=server.url)
     assert files(cache) == []
     vars(server).update(content=server.good, cut=0, status=200)
-    agree(arrays(cifar10(cache=cache, server=server.url)))
+    agree(arrays(load_cifar10(cache=cache, server=server.url)))
 
 
 def test_auto_falls_back_loudly_where_nothing_listens(server, cache, monkeypatch):
     monkeypatch.setattr(module, "draw", lambda images, seed: draw(120, seed))
     address = nowhere()
     with pytest.warns(UserWarning, match="SIMULATED IMAGES, NOT CIFAR-10") as caught:
-        images = cifar10(cache=cache, server=address)
+        images = load_cifar10(cache=cache, server=address)
     assert caught[0].filename == __file__
     assert images.note.startswith(f"SIMULATED IMAGES, NOT CIFAR-10: {address}") and "\n" not in images.note
     assert images.source == "simulated:7200:seed=0" and files(cache) == []
@@ -263,29 +263,29 @@ DAMAGES = [
 
 
 def test_an_archive_is_decoded_once(archive, cache, reads):
-    images = cifar10(archive, cache=cache)
-    same(cifar10(str(archive), cache=cache), images)
+    images = load_cifar10(archive, cache=cache)
+    same(load_cifar10(str(archive), cache=cache), images)
     assert reads == [archive] and len(files(cache)) == 1
     # Another one in its place.
     archive_of(archive, within("cifar-10-batches-bin", {**BINARY, "test_batch.bin": BINARY["data_batch_1.bin"]}))
-    assert cifar10(archive, cache=cache).sha256 != images.sha256
+    assert load_cifar10(archive, cache=cache).sha256 != images.sha256
     assert len(reads) == 2
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_what_is_damaged_is_decoded_again(server, cache, reads, damage):
-    images = cifar10(cache=cache, server=server.url)
+    images = load_cifar10(cache=cache, server=server.url)
     damage(decoded(cache))
-    same(cifar10(cache=cache, server=nowhere()), images)
-    same(cifar10(cache=cache, server=nowhere()), images)
+    same(load_cifar10(cache=cache, server=nowhere()), images)
+    same(load_cifar10(cache=cache, server=nowhere()), images)
     assert len(reads) == 2 and len(server.asked) == 1
 
 
 def test_what_is_damaged_and_cannot_be_decoded_again_is_downloaded(server, cache):
-    images = cifar10(cache=cache, server=server.url)
+    images = load_cifar10(cache=cache, server=server.url)
     flipped(decoded(cache))
     (cache / ARCHIVE).unlink()
-    same(cifar10(cache=cache, server=server.url), images)
+    same(load_cifar10(cache=cache, server=server.url), images)
     assert len(server.asked) == 2
     flipped(decoded(cache))
     flipped(cache / ARCHIVE)
@@ -301,21 +301,21 @@ def test_an_interrupted_write_leaves_nothing(archive, cache, monkeypatch, error)
     with monkeypatch.context() as patched:
         patched.setattr(np, "savez", save)
         with pytest.raises(error):
-            cifar10(archive, cache=cache)
+            load_cifar10(archive, cache=cache)
     assert files(cache) == []
-    agree(arrays(cifar10(archive, cache=cache)))
+    agree(arrays(load_cifar10(archive, cache=cache)))
 
 
 def test_a_cache_that_cannot_be_written_is_no_error_for_an_archive(archive, tmp_path, monkeypatch, cache):
     (tmp_path / "file").write_text("")
-    agree(arrays(cifar10(archive, cache=tmp_path / "file" / "cache")))
+    agree(arrays(load_cifar10(archive, cache=tmp_path / "file" / "cache")))
 
     def full(file, **_):
         file.write(b"half")
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(np, "savez", full)
-    agree(arrays(cifar10(archive, cache=cache)))
+    agree(arrays(load_cifar10(archive, cache=cache)))
     assert files(cache) == []
 
 
@@ -324,17 +324,17 @@ def test_several_may_start_at_once(server, cache):
 
     def start(_):
         together.wait()
-        return cifar10(cache=cache, server=server.url).sha256
+        return load_cifar10(cache=cache, server=server.url).sha256
 
     with ThreadPoolExecutor(6) as pool:
         assert len(set(pool.map(start, range(6)))) == 1
     assert len(files(cache)) == 3
-    agree(arrays(cifar10(cache=cache, server=nowhere())))
+    agree(arrays(load_cifar10(cache=cache, server=nowhere())))
 
 
 def test_the_cache_is_the_users_unless_given(archive, cache, monkeypatch):
     monkeypatch.setattr(_download, "user_cache", lambda: cache)
-    cifar10(archive)
+    load_cifar10(archive)
     assert decoded(cache)
 
 
@@ -350,9 +350,9 @@ def test_tensorflow_datasets_is_read_once(cache, monkeypatch):
     monkeypatch.setitem(sys.modules, "jaxdl.datasets._cifar10_tfds", fake)
     monkeypatch.setattr(sys.modules["jaxdl.datasets"], "_cifar10_tfds", fake, raising=False)
     monkeypatch.setenv("TFDS_DATA_DIR", "one")
-    images = cifar10("tfds", cache=cache)
+    images = load_cifar10("tfds", cache=cache)
     assert images.source == "tfds:cifar10/3.0.2" and images.note is None
-    same(cifar10("tfds", cache=cache), images)
+    same(load_cifar10("tfds", cache=cache), images)
     monkeypatch.setenv("TFDS_DATA_DIR", "two")
-    assert cifar10("tfds", cache=cache).sha256 != images.sha256
+    assert load_cifar10("tfds", cache=cache).sha256 != images.sha256
     assert calls == ["one", "two"]

@@ -23,7 +23,7 @@ import pytest
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.utils import tqdm_utils
 
-from jaxdl.datasets import _cifar10_tfds, cifar10
+from jaxdl.datasets import _cifar10_tfds, load_cifar10
 from jaxdl.datasets._cifar10_files import CLASSES, Arrays
 from jaxdl.datasets._cifar10_tfds import Archive, builder, read
 from jaxdl.datasets._download import UnreachableError
@@ -410,11 +410,11 @@ def test_a_data_dir_that_is_no_folder(tmp_path, manual):
 def test_the_word_tfds_reads_what_is_prepared_and_caches_it(folder, tmp_path, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(folder))
     cache = tmp_path / "cache"
-    images = cifar10("tfds", cache=cache)
+    images = load_cifar10("tfds", cache=cache)
     arrays, label = read(folder)
     assert images.source == label == "tfds:cifar10/3.0.2"
     np.testing.assert_array_equal(images.train.inputs, arrays.train_images)
     np.testing.assert_array_equal(images.test.targets, arrays.test_labels)
     assert any(cache.iterdir())
-    again = cifar10("tfds", cache=cache)
+    again = load_cifar10("tfds", cache=cache)
     np.testing.assert_array_equal(again.train.inputs, images.train.inputs)

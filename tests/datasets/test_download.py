@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxdl.datasets import _download, simulated_table, weather
+from jaxdl.datasets import _download, load_weather, simulated_weather
 from jaxdl.errors import InputError
 from tests.file_server import files, nowhere, serving
 
@@ -189,7 +189,7 @@ def test_a_notebook_is_not_told_to_install_widgets_for_bars_that_nobody_shows(tm
 # Zenodo
 
 DOI, NAME = _download.LIGHT
-TABLE = simulated_table(30).to_csv(index=False).encode()
+TABLE = simulated_weather(30).to_csv(index=False).encode()
 TABLE_CHECKSUM = "md5:" + hashlib.md5(TABLE).hexdigest()
 
 
@@ -254,18 +254,18 @@ def test_a_download_is_kept_whole_and_used_again_without_the_network(zenodo_serv
 
 @pytest.mark.parametrize("source", ["auto", "zenodo"])
 def test_the_weather_comes_from_zenodo(zenodo_server, cache, source):
-    dataset = weather(source, cache=cache, server=zenodo_server.url)
+    dataset = load_weather(source, cache=cache, server=zenodo_server.url)
     assert dataset.source == "zenodo:10.5281/zenodo.5071376"
     assert (len(dataset.rows), dataset.note, dataset.noise) == (29, None, None)
     assert dataset.sha256 == hashlib.sha256(TABLE).hexdigest()
-    assert weather("auto", cache=cache, server="http://127.0.0.1:1").source == dataset.source
+    assert load_weather("auto", cache=cache, server="http://127.0.0.1:1").source == dataset.source
 
 
 def test_the_full_file_has_a_record_of_its_own(zenodo_server, cache):
     zenodo_server.name = _download.FULL.name
-    assert weather("zenodo-full", cache=cache, server=zenodo_server.url).source == "zenodo:10.5281/zenodo.7525955"
+    assert load_weather("zenodo-full", cache=cache, server=zenodo_server.url).source == "zenodo:10.5281/zenodo.7525955"
     assert zenodo_server.asked[0] == "/api/records/7525955"
-    assert weather("auto", cache=cache, server="http://127.0.0.1:1").source == "zenodo:10.5281/zenodo.7525955"
+    assert load_weather("auto", cache=cache, server="http://127.0.0.1:1").source == "zenodo:10.5281/zenodo.7525955"
 
 
 @pytest.mark.parametrize(
@@ -288,13 +288,13 @@ def test_the_full_file_has_a_record_of_its_own(zenodo_server, cache):
 def test_a_bad_answer_of_zenodo_leaves_nothing_and_never_falls_back(zenodo_server, cache, source, faults, message):
     vars(zenodo_server).update(faults)
     with pytest.raises(InputError) as caught:
-        weather(source, cache=cache, server=zenodo_server.url)
+        load_weather(source, cache=cache, server=zenodo_server.url)
     assert message in str(caught.value)
     assert not isinstance(caught.value, _download.UnreachableError)
     assert files(cache) == []
     for fault in faults:
         delattr(zenodo_server, fault)
-    assert weather(source, cache=cache, server=zenodo_server.url).source == f"zenodo:{DOI}"
+    assert load_weather(source, cache=cache, server=zenodo_server.url).source == f"zenodo:{DOI}"
 
 
 def test_what_was_left_half_written_is_not_taken_for_data(zenodo_server, cache):
@@ -310,20 +310,20 @@ def test_a_damaged_cache_is_an_error(zenodo_server, cache, source, damaged):
     _download.fetch_zenodo(DOI, NAME, cache, server=zenodo_server.url)
     (cache / damaged).write_text("md5:0")
     with pytest.raises(InputError, match="must have the checksum with which it was downloaded"):
-        weather(source, cache=cache, server=zenodo_server.url)
+        load_weather(source, cache=cache, server=zenodo_server.url)
 
 
 def test_auto_falls_back_loudly_where_nothing_listens_and_named_sources_do_not(zenodo_server, cache):
     address = nowhere()
     began = time.monotonic()
     with pytest.warns(UserWarning, match="SIMULATED WEATHER, NOT MEASURED"):
-        dataset = weather(cache=cache, server=address)
+        dataset = load_weather(cache=cache, server=address)
     assert dataset.source == "simulated:3654:seed=0" and len(dataset.rows) == 1096 and len(dataset.noise) == 1096
     assert dataset.note.startswith(f"SIMULATED WEATHER, NOT MEASURED: {address}") and "\n" not in dataset.note
     assert files(cache) == []
     for source in ("zenodo", "zenodo-full"):
         with pytest.raises(_download.UnreachableError, match="cannot be reached: no connection"):
-            weather(source, cache=cache, server=address)
+            load_weather(source, cache=cache, server=address)
     assert time.monotonic() - began < 10
 
 

@@ -11,7 +11,7 @@ from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from jaxdl.datasets._cifar10_files import CLASSES, as_images
+from jaxdl.datasets._cifar10_files import CLASSES, image_data
 from jaxdl.datasets._simulated_images import BLOCK, SKETCHES, draw
 from jaxdl.errors import InputError
 
@@ -49,7 +49,7 @@ def test_a_sixth_is_to_test_with(images, test):
     shapes = [array.shape for array in arrays]
     assert shapes == [(images - test, 32, 32, 3), (images - test,), (test, 32, 32, 3), (test,)]
     assert [array.dtype for array in arrays] == [np.uint8, np.int32, np.uint8, np.int32]
-    assert as_images(arrays, "drawn", "memory").classes == CLASSES
+    assert image_data(arrays, "drawn", "memory").classes == CLASSES
     for labels in (arrays.train_labels, arrays.test_labels):
         counts = np.bincount(labels, minlength=len(CLASSES))
         assert len(counts) == len(CLASSES) and counts.max() - counts.min() <= 1
@@ -91,7 +91,7 @@ def test_every_image_shows_something(drawn):
         assert 0.35 < np.mean(of_class > 0) < 0.65
 
 
-def test_colour_says_nothing_about_the_class(drawn):
+def test_color_says_nothing_about_the_class(drawn):
     train, test = (images.mean((1, 2)) for images in (drawn.train_images, drawn.test_images))
     assert linear(train, drawn.train_labels).score(test, drawn.test_labels) < 0.2
 

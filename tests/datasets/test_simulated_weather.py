@@ -7,7 +7,7 @@ from sklearn.model_selection import train_test_split
 from sklearn.neural_network import MLPRegressor
 from sklearn.preprocessing import StandardScaler
 
-from jaxdl.datasets import place_of, simulated_table, weather
+from jaxdl.datasets import load_weather, place_of, simulated_weather
 from jaxdl.datasets._simulated_weather import DAYLIGHT, PLACES, _mean_share, _sky, simulate
 from jaxdl.errors import InputError
 
@@ -30,7 +30,7 @@ def errors_of_the_forecast(simulation):
 
 
 def sets(simulation):
-    """Standardised inputs, targets, and 70, 15 and 15 % of the rows."""
+    """Standardized inputs, targets, and 70, 15 and 15 % of the rows."""
     train, rest = train_test_split(np.arange(len(simulation.noise)), test_size=0.3, random_state=0)
     validation, test = train_test_split(rest, test_size=0.5, random_state=0)
     inputs = StandardScaler().fit(simulation.values[train]).transform(simulation.values[:-1])
@@ -173,20 +173,20 @@ def test_as_today_is_a_bad_forecast_of_a_short_record_too(seed):
 
 
 def test_the_dataset_knows_the_noise_of_its_rows():
-    dataset, simulation = weather("simulated:500:7", days=400), simulate(500, 7)
+    dataset, simulation = load_weather("simulated:500:7", days=400), simulate(500, 7)
     assert (dataset.source, dataset.sha256, dataset.note) == ("simulated:500:seed=7", simulation.sha256, None)
     assert np.array_equal(dataset.noise, simulation.noise[:400])
-    np.testing.assert_array_equal(dataset.examples.inputs, simulation.values[:400].astype(np.float32))
-    assert np.array_equal(weather("simulated:500:7", days=400, places=["BASEL"]).noise, dataset.noise)
+    np.testing.assert_array_equal(dataset.data.inputs, simulation.values[:400].astype(np.float32))
+    assert np.array_equal(load_weather("simulated:500:7", days=400, places=["BASEL"]).noise, dataset.noise)
     # Without Basel's columns, or of another target, it is not known.
-    assert weather("simulated:500:7", places=["KASSEL"]).noise is None
-    assert weather("simulated:500:7", target="KASSEL_sunshine").noise is None
+    assert load_weather("simulated:500:7", places=["KASSEL"]).noise is None
+    assert load_weather("simulated:500:7", target="KASSEL_sunshine").noise is None
 
 
 def test_written_as_csv_it_reads_back(tmp_path):
-    simulated_table(60, seed=2).to_csv(tmp_path / "weather.csv", index=False)
-    read, direct = weather(tmp_path / "weather.csv"), weather("simulated:60:2")
-    np.testing.assert_allclose(read.examples.inputs, direct.examples.inputs, rtol=1e-7, atol=1e-40)
+    simulated_weather(60, seed=2).to_csv(tmp_path / "weather.csv", index=False)
+    read, direct = load_weather(tmp_path / "weather.csv"), load_weather("simulated:60:2")
+    np.testing.assert_allclose(read.data.inputs, direct.data.inputs, rtol=1e-7, atol=1e-40)
     assert read.rows == direct.rows and read.columns == direct.columns and read.noise is None
 
 
@@ -204,5 +204,5 @@ def test_written_as_csv_it_reads_back(tmp_path):
 )
 def test_bad_sources(source, message):
     with pytest.raises(InputError) as caught:
-        weather(source)
+        load_weather(source)
     assert message in str(caught.value)

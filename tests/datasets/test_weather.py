@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.model_selection import train_test_split
 
-from jaxdl.datasets import BASEL, _download, place_of, simulated_table, terms_of, weather
+from jaxdl.datasets import BASEL, _download, load_weather, place_of, simulated_weather, terms_of
 from jaxdl.datasets._weather import CIFAR10, RULE, SIMULATED, WEATHER
 from tests.weather_files import HEADER, LINES, TABLE, refusal, write
 
@@ -32,8 +32,8 @@ real = pytest.mark.skipif(not os.environ.get("JAXDL_DATA"), reason="JAXDL_DATA n
     ],
 )
 def test_the_figures_of_the_real_file(days, places, rows, features, persistence):
-    dataset = weather(os.environ["JAXDL_DATA"], days=days, places=places)
-    inputs, targets, weights = dataset.examples
+    dataset = load_weather(os.environ["JAXDL_DATA"], days=days, places=places)
+    inputs, targets, weights = dataset.data
     assert inputs.shape == (rows, features) and targets.shape == (rows, 1) and weights.shape == (rows,)
     today = inputs[:, dataset.columns.index("BASEL_sunshine")].astype(np.float64)
     _, rest = train_test_split(np.arange(rows), test_size=0.3, random_state=0)
@@ -44,18 +44,18 @@ def test_the_figures_of_the_real_file(days, places, rows, features, persistence)
 
 @real
 def test_auto_takes_the_real_file():
-    dataset = weather()
+    dataset = load_weather()
     assert dataset.source.startswith("file:") and dataset.note is None
     assert dataset.rows[0] == "2000-01-01" and dataset.rows[-1] == "2002-12-31"
 
 
 def test_rows_are_today_and_targets_tomorrow(tmp_path):
     path = write(tmp_path, LINES)
-    dataset = weather(path, days=20)
-    inputs, targets, weights = dataset.examples
+    dataset = load_weather(path, days=20)
+    inputs, targets, weights = dataset.data
     assert (inputs.shape, targets.shape, weights.tolist()) == ((20, 89), (20, 1), [1.0] * 20)
-    assert {array.dtype for array in dataset.examples} == {np.dtype("float32")}
-    assert {type(array) for array in dataset.examples} == {np.ndarray}
+    assert {array.dtype for array in dataset.data} == {np.dtype("float32")}
+    assert {type(array) for array in dataset.data} == {np.ndarray}
     np.testing.assert_array_equal(inputs, TABLE[HEADER[2:]].to_numpy(np.float32)[:20])
     np.testing.assert_array_equal(targets[:, 0], TABLE["BASEL_sunshine"].to_numpy(np.float32)[1:21])
     assert dataset.columns == tuple(HEADER[2:])
@@ -68,29 +68,29 @@ def test_rows_are_today_and_targets_tomorrow(tmp_path):
 
 @pytest.mark.parametrize(("days", "rows"), [(1, 1), (39, 39), (40, 39), (1096, 39), (None, 39)])
 def test_the_last_day_has_no_next(tmp_path, days, rows):
-    dataset = weather(write(tmp_path, LINES), days=days)
-    assert len(dataset.rows) == len(dataset.examples.targets) == rows
+    dataset = load_weather(write(tmp_path, LINES), days=days)
+    assert len(dataset.rows) == len(dataset.data.targets) == rows
 
 
 def test_places_and_target(tmp_path):
-    dataset = weather(write(tmp_path, LINES), places=["KASSEL", "DE_BILT"], target="MALMO_temp_max")
+    dataset = load_weather(write(tmp_path, LINES), places=["KASSEL", "DE_BILT"], target="MALMO_temp_max")
     assert {place_of(column) for column in dataset.columns} == {"DE_BILT", "KASSEL"}
     assert dataset.columns[0] == "DE_BILT_cloud_cover" and len(dataset.columns) == 17
-    np.testing.assert_array_equal(dataset.examples.targets[:, 0], TABLE["MALMO_temp_max"].to_numpy(np.float32)[1:])
+    np.testing.assert_array_equal(dataset.data.targets[:, 0], TABLE["MALMO_temp_max"].to_numpy(np.float32)[1:])
 
 
 @given(st.lists(st.sampled_from(["BASEL", "DE_BILT", "MALMO"]), min_size=1))
 def test_inputs_are_the_columns_that_are_named(places):
-    whole, part = weather("simulated:5"), weather("simulated:5", places=places)
+    whole, part = load_weather("simulated:5"), load_weather("simulated:5", places=places)
     chosen = [whole.columns.index(column) for column in part.columns]
     assert chosen == sorted(chosen) and {place_of(column) for column in part.columns} == set(places)
-    np.testing.assert_array_equal(part.examples.inputs, whole.examples.inputs[:, chosen])
+    np.testing.assert_array_equal(part.data.inputs, whole.data.inputs[:, chosen])
 
 
 def test_a_place_that_begins_like_another_is_not_it(tmp_path):
     lines = ["DATE,MONTH,DE_sunshine,DE_BILT_sunshine,BASEL_sunshine", "20000101,1,1,2,3", "20000102,1,4,5,6"]
-    assert weather(write(tmp_path, lines), places=["DE"]).columns == ("DE_sunshine",)
-    assert weather(write(tmp_path, lines), places=["DE_BILT"]).columns == ("DE_BILT_sunshine",)
+    assert load_weather(write(tmp_path, lines), places=["DE"]).columns == ("DE_sunshine",)
+    assert load_weather(write(tmp_path, lines), places=["DE_BILT"]).columns == ("DE_BILT_sunshine",)
 
 
 # Bad arguments
@@ -131,22 +131,22 @@ def test_folders(tmp_path):
     assert "must hold a CSV file, itself or in its folder weather, got none" in refusal(tmp_path)
     only = write(tmp_path, LINES, "weather/some.csv")
     write(tmp_path, LINES, "weather/readme.txt")
-    assert weather(tmp_path).source == f"file:{only}"
+    assert load_weather(tmp_path).source == f"file:{only}"
     write(tmp_path, LINES, "weather/other.csv")
     assert "must hold one table of weather, got other.csv, some.csv. Name the file" in refusal(tmp_path)
     full = write(tmp_path, LINES, "weather/weather_prediction_dataset.csv")
-    assert weather(str(tmp_path)).source == weather(tmp_path / "weather").source == f"file:{full}"
+    assert load_weather(str(tmp_path)).source == load_weather(tmp_path / "weather").source == f"file:{full}"
     light = write(tmp_path, LINES, "weather/weather_prediction_dataset_light.csv")
-    assert weather(tmp_path).source == f"file:{light}"
+    assert load_weather(tmp_path).source == f"file:{light}"
     direct = write(tmp_path, LINES, "mine.csv")
-    assert weather(tmp_path).source == f"file:{direct}"
+    assert load_weather(tmp_path).source == f"file:{direct}"
 
 
 def test_a_file_of_labels_is_no_table(tmp_path):
     write(tmp_path, LINES, "weather_prediction_bbq_labels.csv")
     assert "must hold a CSV file, itself or in its folder weather, got none" in refusal(tmp_path)
     only = write(tmp_path, LINES, "some.csv")
-    assert weather(tmp_path).source == f"file:{only}"
+    assert load_weather(tmp_path).source == f"file:{only}"
 
 
 def test_a_folder_that_may_not_be_listed(tmp_path, monkeypatch):
@@ -161,7 +161,7 @@ def test_a_relative_path_and_a_home_are_understood(tmp_path, monkeypatch):
     path = write(tmp_path, LINES)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert weather("weather.csv").source == weather("~/weather.csv").source == f"file:{path}"
+    assert load_weather("weather.csv").source == load_weather("~/weather.csv").source == f"file:{path}"
 
 
 @pytest.mark.parametrize(
@@ -185,7 +185,7 @@ def test_auto_takes_the_folder_that_is_named_and_no_other(tmp_path, monkeypatch)
     monkeypatch.setattr("jaxdl.datasets._download.get", None)
     path = write(tmp_path, LINES, "weather/weather_prediction_dataset.csv")
     monkeypatch.setenv("JAXDL_DATA", str(tmp_path))
-    assert weather("auto").source == f"file:{path}"
+    assert load_weather("auto").source == f"file:{path}"
     monkeypatch.setenv("JAXDL_DATA", str(tmp_path / "empty"))
     assert "JAXDL_DATA must name a folder with the weather data:" in refusal("auto")
     (tmp_path / "empty").mkdir()
@@ -219,29 +219,29 @@ def path(tmp_path):
 
 
 def test_labels_are_the_files_of_the_next_day(path):
-    dataset = weather(path, target=BASEL, days=20)
-    assert dataset.examples.targets.shape == (20, 1) and dataset.examples.targets.dtype == np.float32
-    np.testing.assert_array_equal(dataset.examples.targets[:, 0], np.float32(SAID)[1:21])
+    dataset = load_weather(path, target=BASEL, days=20)
+    assert dataset.data.targets.shape == (20, 1) and dataset.data.targets.dtype == np.float32
+    np.testing.assert_array_equal(dataset.data.targets[:, 0], np.float32(SAID)[1:21])
     np.testing.assert_array_equal(dataset.today, np.float32(SAID)[:20])
     assert dataset.labels == NAME and dataset.noise is None and dataset.note is None
-    assert dataset.source == f"file:{path}" and dataset.columns == weather(path).columns
-    assert weather(path.parent, target=BASEL).source == f"file:{path}"
+    assert dataset.source == f"file:{path}" and dataset.columns == load_weather(path).columns
+    assert load_weather(path.parent, target=BASEL).source == f"file:{path}"
 
 
 @pytest.mark.parametrize("place", ["BASEL", "OSLO"])
 def test_without_the_file_labels_are_those_of_the_rule(tmp_path, place):
-    table = simulated_table(800).rename(columns=lambda column: column.replace("KASSEL", "OSLO"))
+    table = simulated_weather(800).rename(columns=lambda column: column.replace("KASSEL", "OSLO"))
     path = write(tmp_path, table.to_csv(index=False).splitlines())
-    dataset = weather(path, target=f"{place}_BBQ_weather", days=None)
+    dataset = load_weather(path, target=f"{place}_BBQ_weather", days=None)
     assert 0.1 < by_hand(table, place).mean() < 0.6
-    np.testing.assert_array_equal(dataset.examples.targets[:, 0], by_hand(table, place)[1:])
+    np.testing.assert_array_equal(dataset.data.targets[:, 0], by_hand(table, place)[1:])
     np.testing.assert_array_equal(dataset.today, by_hand(table, place)[:-1])
     assert dataset.labels == RULE
 
 
 def test_the_rule_holds_for_simulated_weather_too():
-    dataset = weather("simulated:800", target=BASEL, days=None)
-    np.testing.assert_array_equal(dataset.examples.targets[:, 0], by_hand(simulated_table(800))[1:])
+    dataset = load_weather("simulated:800", target=BASEL, days=None)
+    np.testing.assert_array_equal(dataset.data.targets[:, 0], by_hand(simulated_weather(800))[1:])
     # The noise that is known is that of the sunshine.
     assert dataset.labels == RULE and dataset.noise is None
 
@@ -256,17 +256,17 @@ def test_the_border_of_the_rule(tmp_path):
         }
     )
     path = write(tmp_path, table.to_csv(index=False).splitlines())
-    assert weather(path, target=BASEL).examples.targets[:, 0].tolist() == [1, 0, 0, 0]
+    assert load_weather(path, target=BASEL).data.targets[:, 0].tolist() == [1, 0, 0, 0]
 
 
 def test_the_published_labels_follow_the_rule_on_every_day(real_data):
-    published = weather(real_data, target=BASEL, days=None)
+    published = load_weather(real_data, target=BASEL, days=None)
     assert published.labels == NAME
     folder = next(path for path in (Path(real_data), Path(real_data, "weather")) if (path / NAME).exists())
     table = pd.read_csv(folder / "weather_prediction_dataset.csv")
     labels = pd.read_csv(folder / NAME)
     assert (labels["DATE"] == table["DATE"]).all() and len(labels) == 3654
-    np.testing.assert_array_equal(published.examples.targets[:, 0], labels[BASEL].to_numpy(np.float32)[1:])
+    np.testing.assert_array_equal(published.data.targets[:, 0], labels[BASEL].to_numpy(np.float32)[1:])
     for column in labels.columns[1:]:
         place = column.removesuffix("_BBQ_weather")
         if place != "DE":  # The table calls it De Bilt, and has no such column.
@@ -274,23 +274,23 @@ def test_the_published_labels_follow_the_rule_on_every_day(real_data):
 
 
 def test_the_checksum_depends_on_the_labels_and_on_the_table(path, tmp_path):
-    first = weather(path, target=BASEL)
-    assert first.sha256 != weather(path).sha256 and len(first.sha256) == 64
+    first = load_weather(path, target=BASEL)
+    assert first.sha256 != load_weather(path).sha256 and len(first.sha256) == 64
     write(tmp_path, [LABELS[0], LABELS[1].replace("True", "False", 1), *LABELS[2:]], NAME)
-    other = weather(path, target=BASEL)
-    assert other.sha256 != first.sha256 and weather(path).sha256 == weather(path, days=3).sha256
+    other = load_weather(path, target=BASEL)
+    assert other.sha256 != first.sha256 and load_weather(path).sha256 == load_weather(path, days=3).sha256
     write(tmp_path, LABELS, NAME)
-    assert weather(path, target=BASEL).sha256 == first.sha256
+    assert load_weather(path, target=BASEL).sha256 == first.sha256
     cells = LINES[5].split(",")
     write(tmp_path, [*LINES[:5], ",".join([*cells[:-1], "0.25"]), *LINES[6:]])
-    assert weather(path, target=BASEL).sha256 != first.sha256
+    assert load_weather(path, target=BASEL).sha256 != first.sha256
 
 
 def test_labels_as_other_systems_write_files(path, tmp_path):
-    expected = weather(path, target=BASEL)
+    expected = load_weather(path, target=BASEL)
     write(tmp_path, b"\xef\xbb\xbf" + "\r\n".join([*LABELS, "", ""]).encode(), NAME)
-    found = weather(path, target=BASEL)
-    np.testing.assert_array_equal(found.examples.targets, expected.examples.targets)
+    found = load_weather(path, target=BASEL)
+    np.testing.assert_array_equal(found.data.targets, expected.data.targets)
     assert found.sha256 == expected.sha256
 
 
@@ -324,7 +324,7 @@ def test_damaged_labels_are_refused_in_one_sentence(path, tmp_path, lines, messa
     write(tmp_path, lines, NAME)
     assert message in refusal(path, target=BASEL)
     # Who asks for the sunshine needs no labels.
-    assert len(weather(path).rows) == len(TABLE) - 1
+    assert len(load_weather(path).rows) == len(TABLE) - 1
 
 
 def test_labels_that_are_no_text_are_refused(path, tmp_path):

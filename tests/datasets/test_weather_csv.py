@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxdl.datasets import weather
+from jaxdl.datasets import load_weather
 from jaxdl.datasets._weather_csv import read_table
 from jaxdl.errors import InputError
 from tests.weather_files import HEADER, LINES, TABLE, refusal, write
@@ -46,12 +46,12 @@ def test_other_ways_to_write_the_same_table(tmp_path, content):
 
 def test_columns_may_come_in_any_order_and_leap_days_are_days(tmp_path):
     lines = ["BASEL_sunshine,MONTH,DATE", "1,2,20000228", "2,2,20000229", "3,3,20000301"]
-    dataset = weather(write(tmp_path, lines))
-    assert dataset.rows == ("2000-02-28", "2000-02-29") and dataset.examples.targets.tolist() == [[2.0], [3.0]]
+    dataset = load_weather(write(tmp_path, lines))
+    assert dataset.rows == ("2000-02-28", "2000-02-29") and dataset.data.targets.tolist() == [[2.0], [3.0]]
 
 
 def test_codes_for_missing_values_are_numbers(tmp_path):
-    assert -99 in weather(write(tmp_path, with_cell(5, "KASSEL_humidity", "-99"))).examples.inputs
+    assert -99 in load_weather(write(tmp_path, with_cell(5, "KASSEL_humidity", "-99"))).data.inputs
 
 
 # Every way in which a table can be bad

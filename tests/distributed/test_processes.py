@@ -31,7 +31,7 @@ import numpy as np
 from jaxdl import distributed
 from jaxdl.distributed import processes
 address, number, own = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-distributed.join(address, number, own, heartbeat=8, timeout=60)
+distributed.initialize(address, number, own, heartbeat=8, timeout=60)
 """
 # A sum over all processes, again and again.
 SUMS = """
@@ -215,21 +215,21 @@ def test_only_errors_that_speak_of_other_processes_are_a_loss(joined):
 
 
 def test_a_process_alone_tells_itself_and_leaves_nothing():
-    assert (processes.index(), processes.count(), distributed.is_first()) == (0, 1, True)
-    assert processes.told("ä") == "ä"
-    got = processes.gathered(np.array([True, False]))
+    assert (processes.index(), processes.count(), distributed.is_main()) == (0, 1, True)
+    assert processes.broadcast_text("ä") == "ä"
+    got = processes.all_gather(np.array([True, False]))
     assert got.tolist() == [[1, 0]] and got.dtype == np.int64
-    distributed.leave()
+    distributed.shutdown()
     with pytest.raises(SystemExit, match="3"):
-        processes.end(3)
-    assert processes.lost(jax.errors.JaxRuntimeError("Gloo all-reduce failed")) is None
-    assert processes.lost(OSError(os.strerror(2))) is None
+        processes.abort(3)
+    assert processes.peer_lost(jax.errors.JaxRuntimeError("Gloo all-reduce failed")) is None
+    assert processes.peer_lost(OSError(os.strerror(2))) is None
 
 
 @pytest.mark.parametrize("numbers", [[1.5], 3, [[1]], ["a"], []])
 def test_only_vectors_of_whole_numbers_are_gathered(numbers):
     with pytest.raises(InputError, match="must be a vector of whole numbers"):
-        processes.gathered(numbers)
+        processes.all_gather(numbers)
 
 
 # Connections between processes: what is said over them, and parting without anybody ending.

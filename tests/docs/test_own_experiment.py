@@ -57,7 +57,7 @@ def test_build_is_all_that_an_author_gives():
     flags = resolve(names["Flags"](seed=3, width=2))
     setup = complete(names["build"](flags), flags, "wave")
     assert (setup.epochs, setup.batch_size, setup.seed, setup.name) == (2000, 32, 3, "wave")
-    assert [len(rows.weights) for rows in (setup.train, setup.validation, setup.test)] == [700, 150, 150]
+    assert [len(rows.sample_weight) for rows in (setup.train, setup.validation, setup.test)] == [700, 150, 150]
     assert names["build"](flags).sha256 == setup.sha256
 
 

@@ -18,7 +18,7 @@ from starlette.testclient import TestClient
 
 import jaxdl
 from experiments.cifar10.experiment import Config
-from jaxdl.datasets import _download, simulated_table
+from jaxdl.datasets import _download, simulated_weather
 from jaxdl.saving import export, predict_script
 from jaxdl.train.fit import fit
 from tests.documents import PAGES, ROOT, blocks, name_of
@@ -88,7 +88,7 @@ def run_blocks(page, names):
 @pytest.fixture
 def data_folder(tmp_path, monkeypatch):
     """Where a page that names no data finds a weather table, and what it writes lies in a folder of the test."""
-    simulated_table(1200).to_csv(tmp_path / "weather.csv", index=False)
+    simulated_weather(1200).to_csv(tmp_path / "weather.csv", index=False)
     monkeypatch.setenv("JAXDL_DATA", str(tmp_path))
     monkeypatch.chdir(tmp_path)
 
@@ -113,7 +113,7 @@ def test_the_walk_by_hand_is_what_fit_does(capsys):
     for line, (epoch, record) in zip(lines[:3], run.history.iterrows(), strict=True):
         assert line == f"{epoch} { {name: round(value, 2) for name, value in record.items()} }"
     # The step's loss is that of NumPy before the update.
-    outputs, _ = plan.model.apply(names["progress"].state.weights, names["batch"].inputs, train=True, key=None)
+    outputs, _ = plan.model.apply(names["progress"].state.variables, names["batch"].inputs, train=True, key=None)
     expected = np.mean((np.asarray(outputs) - names["batch"].targets) ** 2)
     assert float(lines[3]) == pytest.approx(expected, rel=1e-5)
 

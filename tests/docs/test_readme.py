@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 import matplotlib.figure
 
-from jaxdl.datasets import simulated_table
+from jaxdl.datasets import simulated_weather
 from tests.quick import quick_programs
 
 ROOT = Path(__file__).parents[2]
@@ -20,7 +20,7 @@ def blocks(language):
 
 
 def test_the_notebook_cell_trains_plots_and_predicts_in_15_lines(tmp_path, monkeypatch):
-    simulated_table(1200).to_csv(tmp_path / "weather.csv", index=False)
+    simulated_weather(1200).to_csv(tmp_path / "weather.csv", index=False)
     monkeypatch.setenv("JAXDL_DATA", str(tmp_path))
     (cell,) = blocks("python")
     lines = [line for line in cell.splitlines() if line.strip()]

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from jaxdl import _tree, ensembles, losses, metrics, saving
-from jaxdl.data import examples
+from jaxdl.data import dataset
 from jaxdl.ensembles import evaluate_members, members, predict_mean
 from jaxdl.errors import InputError
 from jaxdl.nn import convnet, mlp
@@ -25,16 +25,16 @@ from jaxdl.types import Objective
 RANDOM = np.random.default_rng(0)
 INPUTS = RANDOM.normal(size=(45, 5)).astype(np.float32)
 TARGETS = INPUTS[:, :1] ** 2
-TRAIN, VALIDATION = examples(INPUTS[:30], TARGETS[:30]), examples(INPUTS[30:], TARGETS[30:])
+TRAIN, VALIDATION = dataset(INPUTS[:30], TARGETS[:30]), dataset(INPUTS[30:], TARGETS[30:])
 # All that a run may remember: BatchNorm, dropout, the learning rate, momentum, an average, both rules.
 PLAN = make_plan(
     mlp((8,), dropout=0.1, input_norm=True),
     Objective(losses.squared_error, (metrics.rmse,)),
     optax.inject_hyperparams(optax.adam)(learning_rate=0.05),
     batch_size=8,
-    stop=early_stopping("val_loss", patience=3),
+    early_stopping=early_stopping("val_loss", patience=3),
     plateau=reduce_on_plateau("val_loss", factor=0.5, patience=1),
-    average=0.5,
+    ema_decay=0.5,
 )
 WITHOUT_BATCHNORM = PLAN._replace(model=mlp((8,), dropout=0.1))
 # What compiles fast and still draws in training.
@@ -55,12 +55,12 @@ LAST = 40
 
 
 def bits(tree):
-    return {name: np.asarray(leaf).tobytes() for name, leaf in _tree.named(tree).items()}
+    return {name: np.asarray(leaf).tobytes() for name, leaf in _tree.flatten_named(tree).items()}
 
 
 def together(how="vmap", begin=None, last=LAST, plan=PLAN):
     begin = beginning() if begin is None else begin
-    return list(epochs(plan, begin, TRAIN, VALIDATION, last=last, run=partial(ensembles.run_members, how=how)))
+    return list(epochs(plan, begin, TRAIN, VALIDATION, last=last, run=partial(ensembles.run_members, method=how)))
 
 
 @pytest.fixture(scope="module")
@@ -104,8 +104,8 @@ def test_mapped_members_are_solo_runs_bit_for_bit(alone, mapped):
 def test_batched_members_are_solo_runs_up_to_rounding(alone, batched):
     first, last = batched[0][0], batched[-1][0]
     for index, run in enumerate(alone):
-        expected = _tree.named(run[0][0])
-        for name, leaf in _tree.named(ensembles.member(first, index)).items():
+        expected = _tree.flatten_named(run[0][0])
+        for name, leaf in _tree.flatten_named(ensembles.member(first, index)).items():
             np.testing.assert_allclose(leaf, expected[name], rtol=1e-5, atol=1e-5, err_msg=name)
         found, solo = ensembles.member(last, index), run[-1][0]
         assert int(found.epoch) == int(solo.epoch) == len(run)
@@ -127,39 +127,39 @@ def test_who_has_stopped_stands_still(how, request):
 @pytest.mark.parametrize("how", ["map", "vmap"])
 def test_chunks_of_an_ensemble_give_the_bits_of_the_whole(how, request):
     expected = request.getfixturevalue("mapped" if how == "map" else "batched")[-1][0]
-    lengths, run = itertools.cycle([1, 3, 2, 100]), partial(ensembles.run_members, how=how)
+    lengths, run = itertools.cycle([1, 3, 2, 100]), partial(ensembles.run_members, method=how)
     *_, end = chunks(PLAN, beginning(), TRAIN, VALIDATION, last=LAST, steps=lambda: next(lengths), run=run)
-    assert bits(end.progress) == bits(expected)
+    assert bits(end.state) == bits(expected)
 
 
 @pytest.mark.parametrize("batches", [3, 4, 13, 50])
 def test_an_ensemble_goes_on_from_a_checkpoint_bit_for_bit(batches, batched, tmp_path):
     run = ensembles.run_members
     pieces = chunks(PLAN, beginning(), TRAIN, VALIDATION, last=LAST, steps=lambda: 1, run=run)
-    middle = list(itertools.islice(pieces, batches))[-1].progress
-    with saving.keeper(tmp_path, {}, every=99, tell=print) as keep:
+    middle = list(itertools.islice(pieces, batches))[-1].state
+    with saving.checkpointer(tmp_path, {}, every=99, warn=print) as keep:
         keep(middle, [])
-    saved = saving.latest(tmp_path, print)
-    *_, (many, _) = together(begin=_tree.rebuilt(beginning(), saved.arrays))
+    saved = saving.restore_latest(tmp_path, print)
+    *_, (many, _) = together(begin=_tree.unflatten_named(beginning(), saved.arrays))
     assert bits(many) == bits(batched[-1][0])
 
 
 def test_a_member_goes_on_alone(mapped, alone):
     third = mapped[2][0]
     for index, run in enumerate(alone):
-        progress = ensembles.member(third, index)
-        rest = list(epochs(PLAN, progress, TRAIN, VALIDATION, last=LAST))
-        assert bits(rest[-1][0] if rest else progress) == bits(run[-1][0])
+        run_state = ensembles.member(third, index)
+        rest = list(epochs(PLAN, run_state, TRAIN, VALIDATION, last=LAST))
+        assert bits(rest[-1][0] if rest else run_state) == bits(run[-1][0])
 
 
 def test_a_member_of_nan_harms_no_other(batched):
-    params = jax.tree.map(lambda leaf: leaf.at[1].set(jnp.nan), beginning().state.weights.params)
-    state = beginning().state._replace(weights=beginning().state.weights._replace(params=params))
-    found = together(begin=beginning()._replace(state=state))[-1][0]
+    params = jax.tree.map(lambda leaf: leaf.at[1].set(jnp.nan), beginning().train_state.variables.params)
+    state = beginning().train_state._replace(variables=beginning().train_state.variables._replace(params=params))
+    found = together(begin=beginning()._replace(train_state=state))[-1][0]
     for index in (0, 2, 3):
         assert bits(ensembles.member(found, index)) == bits(ensembles.member(batched[-1][0], index))
     ill = ensembles.member(found, 1)
-    assert int(ill.stopping.best_epoch) == 0 and bool(ill.stopping.done)
+    assert int(ill.stopping.best_epoch) == 0 and bool(ill.stopping.should_stop)
 
 
 def test_an_ensemble_is_one_program(compilations, batched):
@@ -184,28 +184,28 @@ def test_ensemble_is_the_loop_in_its_docstring(meaning):
         figures = meaning(members.ensemble, **names)["figures"]
         for name, values in record.items():
             np.testing.assert_array_equal(values, [float(figure[name]) for figure in figures])
-    assert any(int(progress.epoch) < 8 for progress in progresses)
-    for index, progress in enumerate(progresses):
-        assert bits(ensembles.member(many, index)) == bits(progress)
+    assert any(int(run_state.epoch) < 8 for run_state in progresses)
+    for index, run_state in enumerate(progresses):
+        assert bits(ensembles.member(many, index)) == bits(run_state)
 
 
 @pytest.fixture(scope="module")
 def apart():
     """The ensemble and its data on two devices."""
-    return ensembles.spread(beginning(), TRAIN, VALIDATION, devices=jax.devices()[:2])
+    return ensembles.shard_members(beginning(), TRAIN, VALIDATION, devices=jax.devices()[:2])
 
 
 def test_members_on_several_devices_are_the_same_runs(batched, apart):
     many, train, validation = apart
     *_, (found, _) = epochs(PLAN, many, train, validation, last=LAST, run=ensembles.run_members)
     assert len(found.epoch.sharding.device_set) == 2
-    for name, leaf in _tree.named(found).items():
-        np.testing.assert_allclose(leaf, _tree.named(batched[-1][0])[name], rtol=1e-4, atol=1e-4, err_msg=name)
+    for name, leaf in _tree.flatten_named(found).items():
+        np.testing.assert_allclose(leaf, _tree.flatten_named(batched[-1][0])[name], rtol=1e-4, atol=1e-4, err_msg=name)
 
 
 @pytest.mark.parametrize("how", ["map", "vmap"])
 def test_devices_only_tell_each_other_whether_all_have_stopped(how, apart):
-    options = {"plan": PLAN, "how": how, "mesh": apart[0].epoch.sharding.mesh}
+    options = {"plan": PLAN, "method": how, "mesh": apart[0].epoch.sharding.mesh}
     text = members._run.lower(*apart, np.int32(4), {}, **options).compile().as_text()
     found = re.findall(r"= (\S+) ((?:all|collective|reduce-scatter|ragged)[a-z-]*)\(", text)
     assert found == [("pred[]", "all-reduce")]
@@ -213,7 +213,7 @@ def test_devices_only_tell_each_other_whether_all_have_stopped(how, apart):
 
 def test_members_that_cannot_be_shared_evenly_are_refused():
     with pytest.raises(InputError, match=r"4 members cannot be spread evenly over 3 devices\. Use a multiple\."):
-        ensembles.spread(beginning(), TRAIN, devices=jax.devices()[:3])
+        ensembles.shard_members(beginning(), TRAIN, devices=jax.devices()[:3])
 
 
 @pytest.mark.parametrize(("count", "size"), [(1, 1), (8, 8), (9, 3), (16, 8), (17, 1), (24, 8)])
@@ -229,20 +229,20 @@ def test_members_in_blocks_are_their_solo_runs(count):
     ((found, record),) = together(begin=many, last=1, plan=QUICK)
     for index in (0, count // 2, count - 1):
         begin = start(QUICK, TRAIN, VALIDATION, key=keys[index])
-        ((progress, expected),) = epochs(QUICK, begin, TRAIN, VALIDATION, last=1)
+        ((run_state, expected),) = epochs(QUICK, begin, TRAIN, VALIDATION, last=1)
         for name, value in expected.items():
             if name != "epoch":
                 np.testing.assert_allclose(record[name][index], value, rtol=1e-5)
-        for name, leaf in _tree.named(ensembles.member(found, index)).items():
-            np.testing.assert_allclose(leaf, _tree.named(progress)[name], rtol=1e-5, atol=1e-5, err_msg=name)
+        for name, leaf in _tree.flatten_named(ensembles.member(found, index)).items():
+            np.testing.assert_allclose(leaf, _tree.flatten_named(run_state)[name], rtol=1e-5, atol=1e-5, err_msg=name)
 
 
 @pytest.mark.parametrize("count", [2, 4])
 def test_mapped_members_on_several_devices_are_solo_runs_bit_for_bit_without_batchnorm(count):
     plan = WITHOUT_BATCHNORM
     begin = ensembles.start_members(keys(), TRAIN, VALIDATION, plan=plan)
-    many, train, validation = ensembles.spread(begin, TRAIN, VALIDATION, devices=jax.devices()[:count])
-    *_, (found, _) = epochs(plan, many, train, validation, last=LAST, run=partial(ensembles.run_members, how="map"))
+    many, train, validation = ensembles.shard_members(begin, TRAIN, VALIDATION, devices=jax.devices()[:count])
+    *_, (found, _) = epochs(plan, many, train, validation, last=LAST, run=partial(ensembles.run_members, method="map"))
     assert len(found.epoch.sharding.device_set) == len(found.key.sharding.device_set) == count
     for index, key in enumerate(keys()):
         run = epochs(plan, start(plan, TRAIN, VALIDATION, key=key), TRAIN, VALIDATION, last=LAST)
@@ -251,10 +251,10 @@ def test_mapped_members_on_several_devices_are_solo_runs_bit_for_bit_without_bat
 
 def test_mapped_members_with_batchnorm_on_several_devices_are_solo_runs_up_to_rounding(alone, apart):
     many, train, validation = apart
-    *_, (found, _) = epochs(PLAN, many, train, validation, last=LAST, run=partial(ensembles.run_members, how="map"))
+    *_, (found, _) = epochs(PLAN, many, train, validation, last=LAST, run=partial(ensembles.run_members, method="map"))
     for index, run in enumerate(alone):
-        expected = _tree.named(run[-1][0])
-        for name, leaf in _tree.named(ensembles.member(found, index)).items():
+        expected = _tree.flatten_named(run[-1][0])
+        for name, leaf in _tree.flatten_named(ensembles.member(found, index)).items():
             np.testing.assert_allclose(leaf, expected[name], rtol=1e-4, atol=1e-5, err_msg=name)
 
 
@@ -264,15 +264,15 @@ def test_as_many_devices_are_used_as_share_the_members_evenly(count, devices):
 
 
 def test_what_was_gathered_is_the_same_on_one_device():
-    (many,) = ensembles.spread(beginning(), devices=jax.devices()[:4])
-    found = ensembles.gathered(many.state.weights)
-    assert bits(found) == bits(beginning().state.weights)
+    (many,) = ensembles.shard_members(beginning(), devices=jax.devices()[:4])
+    found = ensembles.gather(many.train_state.variables)
+    assert bits(found) == bits(beginning().train_state.variables)
     assert all(len(leaf.sharding.device_set) == 1 for leaf in jax.tree.leaves(found))
 
 
 def family(learning_rate, dropout, scale):
-    model, optimiser = mlp((4,), dropout=dropout, init_scale=scale), optax.adam(learning_rate)
-    return make_plan(model, Objective(losses.squared_error), optimiser, batch_size=8)
+    model, optimizer = mlp((4,), dropout=dropout, init_scale=scale), optax.adam(learning_rate)
+    return make_plan(model, Objective(losses.squared_error), optimizer, batch_size=8)
 
 
 @pytest.mark.parametrize("how", ["map", "vmap"])
@@ -280,7 +280,7 @@ def test_the_plans_of_a_family_leave_none_of_their_traced_values_behind(how):
     numbers = {name: jnp.array([0.1, 0.2]) for name in ("learning_rate", "dropout", "scale")}
     with jax.checking_leaks():
         many = ensembles.start_members(keys()[:2], TRAIN, VALIDATION, numbers, plan=Family(family))
-        ensembles.run_members(many, TRAIN, VALIDATION, np.int32(3), plan=Family(family), how=how, numbers=numbers)
+        ensembles.run_members(many, TRAIN, VALIDATION, np.int32(3), plan=Family(family), method=how, numbers=numbers)
 
 
 # Committees: what many networks say together, and each of them alone.
@@ -291,12 +291,12 @@ CLASSES = Objective(losses.softmax_cross_entropy, (metrics.accuracy,))
 COMMITTEES = {
     "mlp": (
         mlp((8,), input_norm=True),
-        examples(INPUTS, INPUTS[:, :1] ** 2),
+        dataset(INPUTS, INPUTS[:, :1] ** 2),
         Objective(losses.squared_error, (metrics.rmse,)),
     ),
     "convnet": (
         convnet((4,), widths=(5,), padding="SAME", pool=True),
-        examples(IMAGES, RANDOM.integers(0, 10, 23)),
+        dataset(IMAGES, RANDOM.integers(0, 10, 23)),
         CLASSES,
     ),
 }

@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 
 from jaxdl import losses, metrics, saving
-from jaxdl._tree import check_kinds, named, rebuilt
-from jaxdl.data import examples
+from jaxdl._tree import check_structure, flatten_named, unflatten_named
+from jaxdl.data import dataset
 from jaxdl.ensembles import fit_seeds, start_members
 from jaxdl.ensembles.seeds import as_table, seed_keys
 from jaxdl.errors import InputError
@@ -22,16 +22,16 @@ from jaxdl.types import Objective
 RANDOM = np.random.default_rng(0)
 INPUTS = RANDOM.normal(size=(45, 5)).astype(np.float32)
 TARGETS = INPUTS[:, :1] ** 2
-DATA = examples(INPUTS[:30], TARGETS[:30]), examples(INPUTS[30:], TARGETS[30:])
+DATA = dataset(INPUTS[:30], TARGETS[:30]), dataset(INPUTS[30:], TARGETS[30:])
 MODEL, OBJECTIVE, OPTIMISER = mlp((8,)), Objective(losses.squared_error, (metrics.rmse,)), optax.adam(0.05)
-FLAGS = {"epochs": 30, "batch_size": 8, "stop": early_stopping(patience=2)}
+FLAGS = {"epochs": 30, "batch_size": 8, "early_stopping": early_stopping(patience=2)}
 SEEDS = (3, 0, 7)
 solo = partial(fit, MODEL, OBJECTIVE, OPTIMISER, *DATA, **FLAGS)
 many = partial(fit_seeds, MODEL, OBJECTIVE, OPTIMISER, *DATA, **{**FLAGS, "seeds": SEEDS})
 
 
 def bits(tree):
-    return {name: np.asarray(leaf).tobytes() for name, leaf in named(tree).items()}
+    return {name: np.asarray(leaf).tobytes() for name, leaf in flatten_named(tree).items()}
 
 
 def of(runs, index):
@@ -44,7 +44,7 @@ def alone():
 
 
 def test_mapped_runs_are_those_of_fit(alone):
-    runs = many(how="map")
+    runs = many(method="map")
     assert len({len(run.history) for run in alone}) > 1
     for index, run in enumerate(alone):
         assert bits(of(runs, index)) == bits((run.best, run.final))
@@ -75,8 +75,8 @@ def test_runs_that_are_interrupted_go_on_bit_for_bit(monkeypatch):
     runs = many()
     monkeypatch.undo()
     assert "interrupted" in runs.reasons and len(runs.history) < len(whole.history)
-    rest = many(progress=runs.progress)
-    assert bits(rest.progress) == bits(whole.progress) and rest.reasons == whole.reasons
+    rest = many(state=runs.state)
+    assert bits(rest.state) == bits(whole.state) and rest.reasons == whole.reasons
     together = pd.concat([runs.history, rest.history]).sort_values(["member", "epoch"], ignore_index=True)
     pd.testing.assert_frame_equal(together, whole.history, check_exact=True)
 
@@ -87,7 +87,7 @@ def test_runs_that_are_interrupted_go_on_bit_for_bit(monkeypatch):
         ({"seeds": ()}, r"seeds must be a row of at least one whole number, got \(\)"),
         ({"seeds": 5}, "seeds must be a row of at least one whole number, got 5"),
         ({"seeds": (1.5,)}, "seeds must be a row of at least one whole number"),
-        ({"how": "pmap"}, 'how must be "vmap" or "map", got "pmap"'),
+        ({"method": "pmap"}, 'method must be "vmap" or "map", got "pmap"'),
         ({"batch_size": 99}, "batch_size=99 leaves no full batch"),
         ({"seeds": (-1,)}, "seed must be from 0"),
         ({"epochs": 0}, "epochs must be at least 1, got 0"),
@@ -99,9 +99,9 @@ def test_bad_arguments_are_told(options, said):
 
 
 def test_a_progress_of_other_seeds_is_refused():
-    progress = many(epochs=1).progress
-    with pytest.raises(InputError, match=r"progress must be that of 2 seeds, got one of shape \(3,\)"):
-        many(seeds=(1, 2), progress=progress)
+    run_state = many(epochs=1).state
+    with pytest.raises(InputError, match=r"state must be that of 2 seeds, got one of shape \(3,\)"):
+        many(seeds=(1, 2), state=run_state)
 
 
 @pytest.mark.parametrize(("count", "devices"), [(3, 3), (4, 4), (9, 3), (11, 1)])
@@ -113,46 +113,46 @@ def test_seeds_are_spread_over_devices_and_train_in_one_program(count, devices, 
     with compilations() as names:
         runs = train(seeds=seeds)
     assert names.count("_run") == names.count("start_members") == 1
-    assert len(runs.progress.epoch.sharding.device_set) == devices
+    assert len(runs.state.epoch.sharding.device_set) == devices
     assert all(len(leaf.sharding.device_set) == 1 for leaf in jax.tree.leaves((runs.best, runs.final)))
     with compilations() as names:
         train(seeds=range(50, 50 + count))
-        train(seeds=seeds, epochs=5, progress=runs.progress)
+        train(seeds=seeds, epochs=5, state=runs.state)
     assert "_run" not in names and "start_members" not in names
 
 
 def test_observers_see_every_epoch_with_the_records_so_far():
     seen = []
 
-    def observe(progress, records):
-        seen.append((progress.epoch.max().item(), len(records)))
+    def observe(run_state, records):
+        seen.append((run_state.epoch.max().item(), len(records)))
 
-    runs = many(how="map", observers=[observe])
+    runs = many(method="map", callbacks=[observe])
     assert seen == [(epoch, epoch) for epoch in range(1, runs.history["epoch"].max() + 1)]
 
 
 @pytest.mark.parametrize("last", [1, 4])
 def test_a_run_that_was_killed_goes_on_from_its_checkpoint_bit_for_bit(last, tmp_path):
-    def kill(progress, records):
+    def kill(run_state, records):
         if len(records) == last:
             raise KeyboardInterrupt
 
     seeds = [3, 0, 7, 1]
     whole = many(seeds=seeds)
-    with saving.keeper(tmp_path, {"seeds": seeds}, every=99, tell=print) as keep:
-        runs = many(seeds=seeds, observers=[keep, kill])
+    with saving.checkpointer(tmp_path, {"seeds": seeds}, every=99, warn=print) as keep:
+        runs = many(seeds=seeds, callbacks=[keep, kill])
     assert runs.history["epoch"].max() == last and "interrupted" in runs.reasons
     # From here on only the files are known.
-    saved = saving.latest(tmp_path, print)
-    plan = make_plan(MODEL, OBJECTIVE, OPTIMISER, batch_size=8, stop=FLAGS["stop"])
+    saved = saving.restore_latest(tmp_path, print)
+    plan = make_plan(MODEL, OBJECTIVE, OPTIMISER, batch_size=8, early_stopping=FLAGS["early_stopping"])
     template = start_members(seed_keys(saved.about["seeds"]), *DATA, plan=plan)
-    check_kinds(saved.about["kinds"], template)
-    rest = many(seeds=seeds, progress=rebuilt(template, saved.arrays))
-    assert bits(rest.progress) == bits(whole.progress) and rest.reasons == whole.reasons
+    check_structure(saved.about["kinds"], template)
+    rest = many(seeds=seeds, state=unflatten_named(template, saved.arrays))
+    assert bits(rest.state) == bits(whole.state) and rest.reasons == whole.reasons
     assert bits((rest.best, rest.final)) == bits((whole.best, whole.final))
     listed = saved.about["history"]
     records = [{name: np.array(of) if isinstance(of, list) else of for name, of in row.items()} for row in listed]
-    before = as_table(records, np.asarray(rest.progress.epoch))
+    before = as_table(records, np.asarray(rest.state.epoch))
     joined = pd.concat([before, rest.history]).sort_values(["member", "epoch"], ignore_index=True)
     # JSON holds the figures as float64, which has every float32.
     pd.testing.assert_frame_equal(joined.astype(float), whole.history.astype(float), check_exact=True)

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from jaxdl import _tree
-from jaxdl.data import examples
+from jaxdl.data import dataset
 from jaxdl.ensembles import sweep
 from jaxdl.nn import mlp
 from jaxdl.train import early_stopping, make_plan
@@ -44,7 +44,7 @@ def alone():
 
 @pytest.fixture(scope="module")
 def mapped():
-    return sweep(make, CANDIDATES, *ROWS, seeds=SEEDS, epochs=EPOCHS, how="map")
+    return sweep(make, CANDIDATES, *ROWS, seeds=SEEDS, epochs=EPOCHS, method="map")
 
 
 def test_these_runs_end_at_different_epochs_for_both_reasons(alone):
@@ -80,13 +80,13 @@ def test_batched_runs_are_solo_runs_up_to_rounding(alone):
 )
 def test_numbers_of_which_xla_computes_more_beforehand_differ_by_rounding(make_own, one, rows):
     """Where a number is known, XLA multiplies it with other constants first: the runs differ in their last bits."""
-    found = sweep(make_own, [one], *rows, seeds=(3, 0), epochs=6, how="map")
+    found = sweep(make_own, [one], *rows, seeds=(3, 0), epochs=6, method="map")
     for place, seed in enumerate((3, 0)):
         run, history = solo(make_own(**one), seed, 6, rows), history_of(found, 0, seed)
         assert len(history) == len(run.history)
         np.testing.assert_allclose(history, run.history, rtol=1e-4)
-        expected = _tree.named((run.best, run.final))
-        for name, leaf in _tree.named(weights_of(found, 0, place)).items():
+        expected = _tree.flatten_named((run.best, run.final))
+        for name, leaf in _tree.flatten_named(weights_of(found, 0, place)).items():
             np.testing.assert_allclose(leaf, expected[name], rtol=1e-4, atol=1e-5)
 
 
@@ -102,7 +102,7 @@ def own_schedule(learning_rate, length):
 def test_the_length_of_a_schedule_may_be_a_number(compilations):
     candidates = [{"learning_rate": 0.05, "length": length} for length in (4.0, 11.0, 40.0)]
     with compilations() as names:
-        found = sweep(own_schedule, candidates, *ROWS, seeds=(0, 1), epochs=5, how="map")
+        found = sweep(own_schedule, candidates, *ROWS, seeds=(0, 1), epochs=5, method="map")
     assert names.count("_run") == 1
     for index, one in enumerate(candidates):
         # Four batches an epoch; the rate that is recorded is that of the epoch's last step.
@@ -161,16 +161,16 @@ def test_candidates_may_see_different_columns():
         return of._replace(inputs=of.inputs[:, np.array(columns)])
 
     candidates = [{"columns": (0,)}, {"columns": (1, 4)}, {"columns": (0, 1, 2, 3, 4)}]
-    found = sweep(on_columns, candidates, *ROWS, seeds=(3,), epochs=3, rows=rows, how="map")
+    found = sweep(on_columns, candidates, *ROWS, seeds=(3,), epochs=3, rows=rows, method="map")
     for index, one in enumerate(candidates):
         chosen = INPUTS[:, one["columns"]]
-        own = examples(chosen[:30], TARGETS[:30]), examples(chosen[30:], TARGETS[30:])
+        own = dataset(chosen[:30], TARGETS[:30]), dataset(chosen[30:], TARGETS[30:])
         assert bits(weights_of(found, index, 0)[1]) == bits(solo(found.plans[index], 3, 3, own).final)
     assert found.table["parameters"].tolist() == [2, 3, 6]
 
 
 def test_a_sweep_needs_no_validation_rows():
-    found = sweep(make_linear, [{"learning_rate": 0.05}], ROWS[0], seeds=(3,), epochs=3, how="map")
+    found = sweep(make_linear, [{"learning_rate": 0.05}], ROWS[0], seeds=(3,), epochs=3, method="map")
     run = solo(make_linear(0.05), 3, 3, (ROWS[0], None))
     pd.testing.assert_frame_equal(history_of(found, 0, 3), run.history, check_exact=True, check_index_type=False)
 
@@ -181,7 +181,9 @@ def test_a_candidate_of_nan_harms_no_other():
     def make_own(learning_rate):
         return make_linear(learning_rate, stop)
 
-    ill = sweep(make_own, [{"learning_rate": 0.05}, {"learning_rate": 1e30}], *ROWS, seeds=SEEDS, epochs=3, how="map")
+    ill = sweep(
+        make_own, [{"learning_rate": 0.05}, {"learning_rate": 1e30}], *ROWS, seeds=SEEDS, epochs=3, method="map"
+    )
     assert np.isnan(history_of(ill, 1, 0).loc[3, "loss"]) and row_of(ill, 1, 0)["best_epoch"] == 0
     for place, seed in enumerate(SEEDS):
         run = solo(make_linear(0.05, stop), seed, 3)

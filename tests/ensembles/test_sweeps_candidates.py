@@ -8,14 +8,14 @@ import pytest
 from scipy import stats
 from sklearn.model_selection import ParameterGrid
 
-from jaxdl.ensembles import choice, grid, log_uniform, random, uniform
+from jaxdl.ensembles import choice, grid, log_uniform, sample, uniform
 from jaxdl.errors import InputError
 
 VALUES = {"hidden": ((10, 5), (3,)), "learning_rate": [0.1, 0.01, 0.001], "norm": (True, False)}
 
 
 def drawn(count, draw, seed=0):
-    return np.array([candidate["value"] for candidate in random(count, seed, value=draw)])
+    return np.array([candidate["value"] for candidate in sample(count, seed, value=draw)])
 
 
 def test_a_grid_has_the_combinations_of_scikit_learn():
@@ -58,21 +58,21 @@ def test_draws_follow_their_distribution(draw, distribution):
 
 
 def test_choices_are_equally_likely_and_come_as_they_are():
-    values = [one["value"] for one in random(3000, 1, value=choice((1, 2), None, "relu"))]
+    values = [one["value"] for one in sample(3000, 1, value=choice((1, 2), None, "relu"))]
     counts = [sum(value == of for value in values) for of in ((1, 2), None, "relu")]
     assert sum(counts) == 3000 and stats.chisquare(counts).pvalue > 0.01
 
 
 def test_values_of_a_candidate_are_drawn_apart():
-    values = np.array([list(one.values()) for one in random(2000, 3, a=uniform(0, 1), b=uniform(0, 1))])
+    values = np.array([list(one.values()) for one in sample(2000, 3, a=uniform(0, 1), b=uniform(0, 1))])
     assert stats.spearmanr(*values.T).pvalue > 0.01
 
 
 def test_the_seed_alone_decides():
     draws = {"rate": log_uniform(1e-3, 1.0), "hidden": choice((1,), (2,))}
-    assert random(20, 7, **draws) == random(20, 7, **draws) != random(20, 8, **draws)
+    assert sample(20, 7, **draws) == sample(20, 7, **draws) != sample(20, 8, **draws)
     # More of them begin with the same ones.
-    assert random(30, 7, **draws)[:20] == random(20, 7, **draws)
+    assert sample(30, 7, **draws)[:20] == sample(20, 7, **draws)
 
 
 def test_a_range_of_one_value_gives_that_value():
@@ -85,8 +85,8 @@ def test_a_range_of_one_value_gives_that_value():
     [
         (lambda: grid(rate=(0.1,), hidden=()), "hidden must have at least one value to try, got none"),
         (lambda: grid(hidden=10), r"hidden must be a row of values to try, got 10\. Use \(10,\), say"),
-        (lambda: random(0, rate=uniform(0, 1)), "count must be at least 1, got 0"),
-        (lambda: random(2, rate=0.1), r"rate must be a draw, such as uniform\(0\.0, 0\.5\), got 0\.1"),
+        (lambda: sample(0, rate=uniform(0, 1)), "count must be at least 1, got 0"),
+        (lambda: sample(2, rate=0.1), r"rate must be a draw, such as uniform\(0\.0, 0\.5\), got 0\.1"),
         (lambda: uniform(2, 1), "uniform needs low <= high, both finite, got 2 and 1"),
         (lambda: uniform(0, math.inf), "uniform needs low <= high, both finite, got 0 and inf"),
         (lambda: uniform(math.nan, 1), "uniform needs low <= high"),

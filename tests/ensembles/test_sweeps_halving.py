@@ -19,8 +19,8 @@ RULES = {"least": early_stopping(patience=0), "largest": early_stopping("val_r2"
 
 def make_injected(learning_rate, stop):
     """The learning rate is a part of the state, so the solo runs of all candidates are one program."""
-    optimiser = optax.inject_hyperparams(optax.sgd)(learning_rate)
-    return make_plan(mlp(()), OBJECTIVE, optimiser, batch_size=8, stop=stop)
+    optimizer = optax.inject_hyperparams(optax.sgd)(learning_rate)
+    return make_plan(mlp(()), OBJECTIVE, optimizer, batch_size=8, early_stopping=stop)
 
 
 def make_least(learning_rate, kind=0):
@@ -42,7 +42,7 @@ def watched(request):
     make = MAKES[request.param]
     plans = [make(**one) for one in CANDIDATES]
     alone = [[solo(plan, seed, EPOCHS).history for seed in SEEDS] for plan in plans]
-    whole = sweep(make, CANDIDATES, *ROWS, seeds=SEEDS, epochs=EPOCHS, how="map")
+    whole = sweep(make, CANDIDATES, *ROWS, seeds=SEEDS, epochs=EPOCHS, method="map")
     return request.param, plans, alone, whole
 
 
@@ -66,7 +66,9 @@ def test_halving_is_a_loop_over_solo_runs(watched, halving, least, rungs):
     name, _, alone, whole = watched
     figure, sign = {"least": ("val_loss", 1), "largest": ("val_r2", -1)}[name]
     expected = looped(alone, figure, sign, rungs, halving)
-    found = sweep(MAKES[name], CANDIDATES, *ROWS, seeds=SEEDS, epochs=EPOCHS, halving=halving, least=least, how="map")
+    found = sweep(
+        MAKES[name], CANDIDATES, *ROWS, seeds=SEEDS, epochs=EPOCHS, halving=halving, least=least, method="map"
+    )
     for index, end in expected.items():
         for place, seed in enumerate(SEEDS):
             ended, row = alone[index][place].loc[:end], row_of(found, index, seed)
@@ -83,7 +85,7 @@ def test_halving_is_a_loop_over_solo_runs(watched, halving, least, rungs):
 
 def test_the_dropped_hold_what_they_had_at_their_rung(watched):
     name, plans, *_ = watched
-    found = sweep(MAKES[name], CANDIDATES, *ROWS, seeds=SEEDS, epochs=EPOCHS, halving=3, least=2, how="map")
+    found = sweep(MAKES[name], CANDIDATES, *ROWS, seeds=SEEDS, epochs=EPOCHS, halving=3, least=2, method="map")
     dropped = found.table[(found.table["reason"] == "halving")]
     assert set(dropped["epochs"]) <= {2, 6} and len(dropped)
     for _, row in dropped.iterrows():
@@ -93,7 +95,7 @@ def test_the_dropped_hold_what_they_had_at_their_rung(watched):
 
 def test_members_that_stopped_early_stay_in_a_candidate_that_is_kept(watched):
     name, _, alone, whole = watched
-    found = sweep(MAKES[name], CANDIDATES, *ROWS, seeds=SEEDS, epochs=EPOCHS, halving=2, least=4, how="map")
+    found = sweep(MAKES[name], CANDIDATES, *ROWS, seeds=SEEDS, epochs=EPOCHS, halving=2, least=4, method="map")
     index = RATES.index(0.15)
     ends = [len(history) for history in alone[index]]
     assert min(ends) <= 4 < max(ends)
@@ -141,7 +143,7 @@ def kinds(kind, learning_rate=0.05):
 def test_an_interrupted_sweep_returns_what_was_reached(monkeypatch, after):
     candidates = [{"kind": 0}, {"kind": 1}]
     interrupted(monkeypatch, after)
-    found = sweep(kinds, candidates, *ROWS, seeds=SEEDS, epochs=99, how="map")
+    found = sweep(kinds, candidates, *ROWS, seeds=SEEDS, epochs=99, method="map")
     assert set(found.table["reason"]) == {"interrupted"} and len(found.table) == 6
     first, second = (found.table[found.table["candidate"] == index]["epochs"] for index in (0, 1))
     assert first.max() == first.min() <= after and (first.min() > 0) == (after == 6) and second.max() == 0
@@ -151,7 +153,7 @@ def test_an_interrupted_sweep_returns_what_was_reached(monkeypatch, after):
         assert bits(weights_of(found, 0, 0)[0]) == bits(run.best)
     # Who never began has the weights that it would have begun with.
     begun = start(kinds(1), *ROWS, key=jax.random.key(SEEDS[2]))
-    assert bits(weights_of(found, 1, 2)) == bits((begun.best, begun.state.weights))
+    assert bits(weights_of(found, 1, 2)) == bits((begun.best, begun.train_state.variables))
 
 
 def test_what_was_whole_before_an_interrupt_says_so(monkeypatch):

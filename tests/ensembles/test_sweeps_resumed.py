@@ -40,7 +40,7 @@ def same(found, whole):
     """Raises where two sweeps differ in a bit."""
     pd.testing.assert_frame_equal(found.table, whole.table, check_exact=True)
     pd.testing.assert_frame_equal(found.history, whole.history, check_exact=True)
-    for parts in ("best", "final", "progress"):
+    for parts in ("best", "final", "state"):
         assert bits(getattr(found, parts)) == bits(getattr(whole, parts))
     assert [*map(str, found.records)] == [*map(str, whole.records)]
 
@@ -53,26 +53,26 @@ def flags(request):
 @pytest.fixture(scope="module")
 def whole(flags):
     seen = []
-    found = run(**flags, observers=[lambda progress, records: seen.append(len(records))])
+    found = run(**flags, callbacks=[lambda run_state, records: seen.append(len(records))])
     assert seen == list(range(1, len(found.records) + 1))
     return found
 
 
-def interrupted(after, observers=(), **flags):
+def interrupted(after, on_epoch=(), **flags):
     """A sweep that Ctrl-C ends after so many epochs, and all those of others."""
 
-    def stop(progress, records):
+    def stop(run_state, records):
         if len(records) == after:
             raise KeyboardInterrupt
 
-    return run(**flags, observers=[*observers, stop])
+    return run(**flags, callbacks=[*on_epoch, stop])
 
 
 def test_an_interrupted_sweep_is_resumed_to_the_bit(flags, whole):
     for after in (1, len(whole.records) // 2, len(whole.records) - 1):
         first = interrupted(after, **flags)
         assert len(first.records) == after and "interrupted" in {*first.table["reason"]}
-        same(run(**flags, progress=first), whole)
+        same(run(**flags, state=first), whole)
 
 
 def test_a_sweep_that_is_interrupted_inside_an_epoch_is_resumed_to_the_bit(flags, whole, monkeypatch):
@@ -87,7 +87,7 @@ def test_a_sweep_that_is_interrupted_inside_an_epoch_is_resumed_to_the_bit(flags
     monkeypatch.setattr(sweeps, "trained", stopping)
     found, times = None, 0
     while found is None or "interrupted" in {*found.table["reason"]}:
-        found, times = run(**flags, progress=found), times + 1
+        found, times = run(**flags, state=found), times + 1
     assert times > 1
     same(found, whole)
 
@@ -95,39 +95,39 @@ def test_a_sweep_that_is_interrupted_inside_an_epoch_is_resumed_to_the_bit(flags
 def test_a_sweep_that_was_killed_is_resumed_from_its_checkpoint_to_the_bit(flags, whole, tmp_path):
     for after in (1, len(whole.records) // 2, len(whole.records) - 1):
         folder = tmp_path / str(after)
-        with saving.keeper(folder, {"seeds": SEEDS}, every=99, tell=refuse) as keep:
-            interrupted(after, **flags, observers=[keep])
+        with saving.checkpointer(folder, {"seeds": SEEDS}, every=99, warn=refuse) as keep:
+            interrupted(after, **flags, callbacks=[keep])
         # From here on only the files are known.
-        same(run(**flags, progress=saving.latest(folder, refuse)), whole)
+        same(run(**flags, state=saving.restore_latest(folder, refuse)), whole)
 
 
 def test_a_finished_sweep_is_resumed_with_more_epochs():
     flags = {"epochs": 4, "halving": 2, "least": 2}
     whole = run(**flags)
-    same(run(**flags, progress=run(**{**flags, "epochs": 2})), whole)
-    same(run(**flags, progress=whole), whole)
+    same(run(**flags, state=run(**{**flags, "epochs": 2})), whole)
+    same(run(**flags, state=whole), whole)
 
 
 def test_the_sweep_that_is_resumed_is_not_changed(flags):
     first = interrupted(2, **flags)
-    before, records = bits(first.progress), [*first.records]
-    run(**flags, progress=first)
-    assert bits(first.progress) == before and len(first.records) == len(records) == 2
+    before, records = bits(first.state), [*first.records]
+    run(**flags, state=first)
+    assert bits(first.state) == before and len(first.records) == len(records) == 2
 
 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"seeds": (3, 1)}, "progress must be of a sweep with the same seeds"),
-        ({"candidates": CANDIDATES[:4]}, "progress must be of a sweep with the same candidates"),
+        ({"seeds": (3, 1)}, "state must be of a sweep with the same seeds"),
+        ({"candidates": CANDIDATES[:4]}, "state must be of a sweep with the same candidates"),
         ({"candidates": [{**one, "learning_rate": 0.5} for one in CANDIDATES]}, "the same values of candidates"),
         ({"halving": None}, "epochs, halving and least must fit the progress"),
         ({"epochs": 1}, "epochs, halving and least must fit the progress"),
-        ({"progress": "a sweep"}, "progress must be the Sweep that an earlier call returned, .* got str"),
+        ({"state": "a sweep"}, "state must be the SweepResult that an earlier call returned, .* got str"),
     ],
 )
 def test_a_sweep_of_other_arguments_is_not_resumed(change, said):
-    given = {"candidates": CANDIDATES, "seeds": SEEDS, **halved, "progress": interrupted(4, **halved), **change}
+    given = {"candidates": CANDIDATES, "seeds": SEEDS, **halved, "state": interrupted(4, **halved), **change}
     with pytest.raises(InputError, match=said):
         sweep(make, given.pop("candidates"), *ROWS, **given)
 
@@ -136,10 +136,10 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
     from tests.sweep_runs import solo
 
     alone = solo(make(0.1), 0, 1)
-    with saving.keeper(tmp_path, {}, every=99, tell=refuse) as keep:
-        keep(alone.progress, alone.records)
-    with pytest.raises(InputError, match="progress must be a checkpoint of a sweep"):
-        run(**halved, progress=saving.latest(tmp_path, refuse))
+    with saving.checkpointer(tmp_path, {}, every=99, warn=refuse) as keep:
+        keep(alone.state, alone.records)
+    with pytest.raises(InputError, match="state must be a checkpoint of a sweep"):
+        run(**halved, state=saving.restore_latest(tmp_path, refuse))
 
 
 # Callbacks
@@ -148,17 +148,17 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
 @pytest.mark.parametrize("anew", [False, True], ids=["the same callbacks", "callbacks made anew"])
 def test_callbacks_of_a_sweep_write_every_run_and_epoch_once(flags, whole, anew, tmp_path):
     def opened():
-        return callbacks.csv_file(tmp_path / "history.csv"), callbacks.tensorboard(tmp_path / "charts", every=0.0)
+        return callbacks.csv_log(tmp_path / "history.csv"), callbacks.tensorboard(tmp_path / "charts", every=0.0)
 
     rows, charts = opened()
     with rows as one, charts as other:
-        first = interrupted(3, **flags, observers=[one, other])
+        first = interrupted(3, **flags, callbacks=[one, other])
         if not anew:
-            run(**flags, progress=first, observers=[one, other])
+            run(**flags, state=first, callbacks=[one, other])
     if anew:
         rows, charts = opened()
         with rows as one, charts as other:
-            run(**flags, progress=first, observers=[one, other])
+            run(**flags, state=first, callbacks=[one, other])
     with (tmp_path / "history.csv").open(newline="") as file:
         table = pd.DataFrame(csv.DictReader(file)).astype(float)
     table = table.sort_values(["candidate", "seed", "epoch"], ignore_index=True)
@@ -174,7 +174,7 @@ def test_callbacks_of_a_sweep_write_every_run_and_epoch_once(flags, whole, anew,
 def test_the_bar_shows_the_mean_of_the_runs_that_share_a_program(flags, whole, terminal):
     out = Console(file=io.StringIO(), width=120, force_terminal=terminal)
     with callbacks.progress_bar(flags["epochs"], ("loss",), console=out) as observe:
-        run(**flags, observers=[observe])
+        run(**flags, callbacks=[observe])
     record = whole.records[-1]
     values = record["loss"][np.isfinite(record["loss"])].astype(np.float64)
     assert f"{record['epoch']}/{flags['epochs']}" in out.file.getvalue()

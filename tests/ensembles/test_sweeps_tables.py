@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from jaxdl.ensembles import Sweep, grid, summary, sweep
+from jaxdl.ensembles import SweepResult, grid, summarize, sweep
 from jaxdl.errors import InputError
 from jaxdl.nn import mlp
 from jaxdl.stats import one_standard_error
@@ -17,8 +17,8 @@ STOP = early_stopping(patience=1)
 
 
 def make(hidden=(), learning_rate=0.05, momentum=0.0):
-    optimiser = optax.inject_hyperparams(optax.sgd)(learning_rate, momentum=momentum)
-    return make_plan(mlp(hidden), OBJECTIVE, optimiser, batch_size=8, stop=STOP)
+    optimizer = optax.inject_hyperparams(optax.sgd)(learning_rate, momentum=momentum)
+    return make_plan(mlp(hidden), OBJECTIVE, optimizer, batch_size=8, early_stopping=STOP)
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def test_the_summary_is_that_of_pandas(found, figure, at):
     runs = found.history.groupby(["candidate", "seed"])
     places = runs["val_loss"].idxmin() if at == "best" else runs["epoch"].idxmax()
     of = found.history.loc[places].groupby("candidate")[figure]
-    table = summary(found, figure, at=at)
+    table = summarize(found, figure, at=at)
     for name, expected in {"mean": of.mean(), "deviation": of.std(), "error": of.sem(), "count": of.count()}.items():
         np.testing.assert_allclose(table[name], expected, rtol=1e-6)
     half = stats.t.ppf(0.975, 2) * of.sem()
@@ -43,7 +43,7 @@ def test_the_summary_is_that_of_pandas(found, figure, at):
 
 
 def test_the_recommendation_is_the_cheapest_within_one_standard_error(found):
-    table = summary(found, "val_rmse")
+    table = summarize(found, "val_rmse")
     best = table["mean"].idxmin()
     near = table[table["mean"] <= table.loc[best, "mean"] + table.loc[best, "error"]]
     expected = near.sort_values(["parameters", "mean"]).index[0]
@@ -53,7 +53,7 @@ def test_the_recommendation_is_the_cheapest_within_one_standard_error(found):
 def test_the_number_of_epochs_can_be_summed_up_too(found):
     for at, column in (("best", "best_epoch"), ("last", "epochs")):
         expected = found.table.groupby("candidate")[column].mean()
-        np.testing.assert_allclose(summary(found, "epoch", at=at)["mean"], expected)
+        np.testing.assert_allclose(summarize(found, "epoch", at=at)["mean"], expected)
 
 
 def test_a_run_that_ends_in_nan_has_no_last_figure_though_it_had_earlier_ones():
@@ -61,10 +61,10 @@ def test_a_run_that_ends_in_nan_has_no_last_figure_though_it_had_earlier_ones():
         {"candidate": 0, "seed": [0, 0, 1, 1], "epoch": [1, 2, 1, 2], "rmse": [1.0, np.nan, 2.0, 1.0]}
     )
     about = {"candidate": 0, "seed": [0, 1], "parameters": 5, "epochs": 2, "best_epoch": [1, 2], "reason": "epochs"}
-    made = Sweep(pd.DataFrame(about), history, (), (), ())
-    assert np.isnan(summary(made, "rmse", at="last").loc[0, "mean"])
-    assert summary(made, "rmse", at="last").loc[0, "diverged"] == 1
-    assert summary(made, "rmse").loc[0, "mean"] == 1.0
+    made = SweepResult(pd.DataFrame(about), history, (), (), ())
+    assert np.isnan(summarize(made, "rmse", at="last").loc[0, "mean"])
+    assert summarize(made, "rmse", at="last").loc[0, "diverged"] == 1
+    assert summarize(made, "rmse").loc[0, "mean"] == 1.0
 
 
 def test_candidates_of_different_names_keep_their_own_values():
@@ -73,14 +73,14 @@ def test_candidates_of_different_names_keep_their_own_values():
         {"learning_rate": 0.05, "momentum": 0.9},
         {"momentum": 0.9, "learning_rate": 0.05},
     ]
-    found = sweep(make, candidates, *ROWS, seeds=(3, 0), epochs=2, how="map")
+    found = sweep(make, candidates, *ROWS, seeds=(3, 0), epochs=2, method="map")
     assert row_of(found, 0, 3)["loss"] != row_of(found, 1, 3)["loss"] == row_of(found, 2, 3)["loss"]
-    table = summary(found, "loss")
+    table = summarize(found, "loss")
     assert np.isnan(table.loc[0, "momentum"]) and table["momentum"].tolist()[1:] == [0.9, 0.9]
 
 
 def test_a_figure_with_the_name_of_a_candidate_s_value_is_summed_up_from_what_was_measured(found):
-    table = summary(found, "learning_rate")
+    table = summarize(found, "learning_rate")
     np.testing.assert_allclose(table["mean"], table["learning_rate"], rtol=1e-6)
 
 
@@ -125,7 +125,7 @@ ONE = [{"learning_rate": 0.1}]
         ({"least": 0}, "least must be at least 1, got 0"),
         ({"halving": 1}, "halving must be a whole number from 2 on, got 1"),
         ({"halving": 2.5}, r"halving must be a whole number from 2 on, got 2\.5"),
-        ({"how": "pmap"}, 'how must be "vmap" or "map", got "pmap"'),
+        ({"method": "pmap"}, 'method must be "vmap" or "map", got "pmap"'),
     ],
 )  # fmt: skip
 def test_bad_arguments_are_told(arguments, said):
@@ -147,9 +147,9 @@ def test_a_figure_that_is_not_measured_is_told(found, figure):
     with pytest.raises(
         InputError, match=f'figure="{figure}" is not measured. The sweep measures: epoch, loss, rmse, r2'
     ):
-        summary(found, figure)
+        summarize(found, figure)
 
 
 def test_another_moment_is_refused(found):
     with pytest.raises(InputError, match='at must be "best" or "last", got "first"'):
-        summary(found, "loss", at="first")
+        summarize(found, "loss", at="first")

@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 
 import jaxdl
 from jaxdl import datasets
+from jaxdl.datasets import _cifar10, _weather
 from tests.quick import quick_programs
 
 FOLDER = Path(__file__).parents[2] / "experiments" / "notebooks"
@@ -51,7 +52,7 @@ SMALL = {
 TIMES = {"jaxdl.mlp((20, 10))": 9, "inject_hyperparams(optax.adam)": 3}  # what stands more often than once
 STEPS = (
     *("Outline the problem", "Inputs and outputs", "Prepare the data", "Choose a network"),
-    *("Choose a loss and an optimiser", "Train", "Predict", "Measure", "Refine", "Save"),
+    *("Choose a loss and an optimizer", "Train", "Predict", "Measure", "Refine", "Save"),
 )
 
 
@@ -101,8 +102,8 @@ def run_cell(code, names, shown):
 @pytest.fixture
 def run(monkeypatch):
     """`run(parts)` runs them; `apart`: each with the names of the first part alone."""
-    monkeypatch.setattr(datasets, "weather", partial(datasets.weather, "simulated:240"))
-    monkeypatch.setattr(datasets, "cifar10", partial(datasets.cifar10, "simulated:240"))
+    monkeypatch.setattr(_weather, "load_weather", partial(datasets.load_weather, "simulated:240"))
+    monkeypatch.setattr(_cifar10, "load_cifar10", partial(datasets.load_cifar10, "simulated:240"))
 
     def go(of, apart=False):
         shown, said = [], io.StringIO()

@@ -10,7 +10,7 @@ import optax
 import pytest
 from flax import nnx
 
-from jaxdl.data import examples
+from jaxdl.data import dataset
 from jaxdl.errors import InputError
 from jaxdl.losses import squared_error
 from jaxdl.metrics import rmse
@@ -19,7 +19,7 @@ from jaxdl.nn.adapters import linen_calls
 from jaxdl.saving import load, save
 from jaxdl.train.evaluate import predict
 from jaxdl.train.fit import fit
-from jaxdl.types import Objective, Weights
+from jaxdl.types import Objective, Variables
 
 KEY = jax.random.key(0)
 ROWS = np.random.default_rng(0).normal(2, 3, (12, 3)).astype(np.float32)
@@ -87,7 +87,7 @@ def test_a_linen_module_predicts_what_flax_computes(module):
 def test_linen_initial_values_are_those_of_flax():
     weights, direct = from_linen(Normed()).init(KEY, ROWS), Normed().init({"params": KEY}, ROWS)
     jax.tree.map(
-        np.testing.assert_array_equal, weights, Weights(direct["params"], {"batch_stats": direct["batch_stats"]})
+        np.testing.assert_array_equal, weights, Variables(direct["params"], {"batch_stats": direct["batch_stats"]})
     )
 
 
@@ -173,22 +173,22 @@ class NnxNet(nnx.Module):
 
 def to_nnx(weights):
     """Linen's weights as NNX's, which does not name a collection; the layers' names are the same."""
-    return Weights(weights.params, weights.stats["batch_stats"])
+    return Variables(weights.params, weights.stats["batch_stats"])
 
 
 def test_the_same_network_in_linen_and_in_nnx_takes_the_same_trajectory():
     # 60 rows in batches of 8: 8 steps an epoch, the last one half padding, so that the mask matters; 24 in all.
     inputs = np.random.default_rng(1).normal(2, 3, (60, 3))
-    rows = examples(inputs, np.sin(inputs.sum(1, keepdims=True)))
+    rows = dataset(inputs, np.sin(inputs.sum(1, keepdims=True)))
     linen, other = from_linen(LinenNet()), from_nnx(lambda rngs: NnxNet(rngs))
     weights = linen.init(KEY, rows.inputs[:1])
 
     def run(model, weights):
         objective = Objective(squared_error, (rmse,))
-        return fit(model, objective, optax.adam(1e-2), rows, rows, epochs=3, batch_size=8, weights=weights)
+        return fit(model, objective, optax.adam(1e-2), rows, rows, epochs=3, batch_size=8, variables=weights)
 
     one, two = run(linen, weights), run(other, to_nnx(weights))
-    assert int(one.progress.state.step) == int(two.progress.state.step) == 24
+    assert int(one.state.train_state.step) == int(two.state.train_state.step) == 24
     np.testing.assert_allclose(one.history, two.history, rtol=1e-6)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), to_nnx(one.final), two.final)
     # And it went somewhere.
@@ -422,7 +422,7 @@ class Repeated(nn.Module):
 
 def test_dropout_under_scan_draws_the_masks_of_flax():
     model, inputs = from_linen(Repeated()), jnp.ones((3, 6, 8))
-    outputs, _ = jax.jit(partial(model.apply, train=True))(Weights({}, {}), inputs, key=KEY)
+    outputs, _ = jax.jit(partial(model.apply, train=True))(Variables({}, {}), inputs, key=KEY)
     theirs = jax.jit(partial(Repeated().apply, train=True))({}, inputs, rngs={"dropout": KEY})
     np.testing.assert_array_equal(outputs, theirs)
     assert not np.array_equal(outputs[:, 0], outputs[:, 1])
@@ -430,7 +430,7 @@ def test_dropout_under_scan_draws_the_masks_of_flax():
 
 def test_streams_of_any_name_are_split_under_scan():
     run = jax.jit(partial(from_linen(Repeated("noise")).apply, train=True))
-    outputs, _ = run(Weights({}, {}), jnp.ones((3, 6, 8)), key=KEY)
+    outputs, _ = run(Variables({}, {}), jnp.ones((3, 6, 8)), key=KEY)
     assert not np.array_equal(outputs[:, 0], outputs[:, 1])
 
 
@@ -443,7 +443,7 @@ def test_dropout_under_vmap_is_split_as_the_module_says(split):
             return layer(0.5, deterministic=not train)(inputs)
 
     inputs = np.ones((40, 2), np.float32)
-    outputs, _ = jax.jit(partial(from_linen(Mapped()).apply, train=True))(Weights({}, {}), inputs, key=KEY)
+    outputs, _ = jax.jit(partial(from_linen(Mapped()).apply, train=True))(Variables({}, {}), inputs, key=KEY)
     theirs = jax.jit(partial(Mapped().apply, train=True))({}, inputs, rngs={"dropout": KEY})
     np.testing.assert_array_equal(outputs, theirs)
     assert np.array_equal(outputs[:, 0], outputs[:, 1]) != split
@@ -456,14 +456,14 @@ def test_two_streams_of_a_module_draw_apart():
             names = ("one", "two", "params") if train else ()
             return jnp.stack([jax.random.normal(self.make_rng(name), (5,)) for name in names]) if train else inputs
 
-    outputs, _ = from_linen(Two()).apply(Weights({}, {}), ROWS, train=True, key=KEY)
+    outputs, _ = from_linen(Two()).apply(Variables({}, {}), ROWS, train=True, key=KEY)
     assert len(np.unique(outputs)) == outputs.size == 15
 
 
 def test_a_stream_that_evaluation_draws_from_is_named():
     model = from_linen(nn.Sequential([nn.Dropout(0.5, deterministic=False)]))
     with pytest.raises(InputError, match="Sequential draws from the stream 'dropout' where no key is given"):
-        model.apply(Weights({}, {}), ROWS, train=False)
+        model.apply(Variables({}, {}), ROWS, train=False)
 
 
 class Stacked(nnx.Module):
@@ -484,11 +484,13 @@ class Stacked(nnx.Module):
 def test_stacked_nnx_layers_draw_apart_and_anew():
     model = from_nnx(lambda rngs: Stacked(rngs))
     run = jax.jit(partial(model.apply, train=True))
-    draws = [np.asarray(run(Weights({}, {}), np.ones((9, 9), np.float32), key=jax.random.key(n))[0]) for n in (1, 1, 2)]
+    draws = [
+        np.asarray(run(Variables({}, {}), np.ones((9, 9), np.float32), key=jax.random.key(n))[0]) for n in (1, 1, 2)
+    ]
     np.testing.assert_array_equal(draws[0], draws[1])
     masks = [*draws[0], *draws[2]]
     assert all(not np.array_equal(a, b) for i, a in enumerate(masks) for b in masks[:i])
-    np.testing.assert_array_equal(model.apply(Weights({}, {}), ROWS, train=False)[0], [ROWS] * 3)
+    np.testing.assert_array_equal(model.apply(Variables({}, {}), ROWS, train=False)[0], [ROWS] * 3)
 
 
 # The switch of training
@@ -505,7 +507,7 @@ def drops(model):
     """Whether a model drops in training, and whether it does in evaluation."""
     inputs = np.ones((8, 8), np.float32)
     return tuple(
-        bool((np.asarray(model.apply(Weights({}, {}), inputs, train=train, key=KEY)[0]) != inputs).any())
+        bool((np.asarray(model.apply(Variables({}, {}), inputs, train=train, key=KEY)[0]) != inputs).any())
         for train in (True, False)
     )
 
@@ -627,7 +629,7 @@ def test_a_switch_of_an_nnx_module_is_set_or_refused(kind, name):
 
 def test_an_nnx_module_that_takes_streams_in_its_call_gets_them():
     model = from_nnx(lambda rngs: NnxStreams())
-    one, two = (model.apply(Weights({}, {}), ROWS, train=True, key=jax.random.key(n))[0] for n in (1, 2))
+    one, two = (model.apply(Variables({}, {}), ROWS, train=True, key=jax.random.key(n))[0] for n in (1, 2))
     assert not np.array_equal(one, two)
 
 
@@ -722,7 +724,7 @@ def test_statistics_of_the_parameters_need_no_mask():
     def spectral(inputs, train):
         return nn.SpectralNorm(nn.Dense(1))(inputs, update_stats=train)
 
-    rows = examples(ROWS, ROWS[:, :1])
+    rows = dataset(ROWS, ROWS[:, :1])
     result = fit(
         from_linen(with_norm(spectral)()), Objective(squared_error), optax.sgd(0.01), rows, epochs=1, batch_size=4
     )
@@ -758,7 +760,7 @@ class InBatch(nn.Module):
 def test_the_mask_of_the_examples_is_given_by_default_by_name_or_never():
     for option, real in (("auto", 8), ("mask", 8), (None, 12)):
         model = from_linen(InBatch(), mask=option)
-        outputs, _ = model.apply(Weights({}, {}), ROWS, train=True, mask=jnp.arange(12) < 8)
+        outputs, _ = model.apply(Variables({}, {}), ROWS, train=True, mask=jnp.arange(12) < 8)
         np.testing.assert_allclose(outputs, ROWS - ROWS[:real].mean(0), rtol=1e-5, atol=1e-6)
     with pytest.raises(InputError, match="does not take rows, which mask= names"):
         from_linen(InBatch(), mask="rows")
@@ -778,7 +780,7 @@ def test_sown_losses_are_refused_by_their_name(late, summed):
                 self.sow("losses", "l2", (inputs**2).mean(), **options)
             return nn.Dense(1)(inputs)
 
-    rows = examples(ROWS, ROWS[:, :1])
+    rows = dataset(ROWS, ROWS[:, :1])
     with pytest.raises(InputError, match="Net sows values into 'losses', which is not added to the loss"):
         fit(from_linen(Net()), Objective(squared_error), optax.sgd(0.01), rows, epochs=1, batch_size=4)
 
@@ -805,4 +807,4 @@ def test_sown_values_of_an_nnx_module_are_refused_by_their_kind():
             return inputs
 
     with pytest.raises(InputError, match="Net sows values into 'Penalty'"):
-        from_nnx(lambda rngs: Net()).apply(Weights({}, {}), ROWS, train=True)
+        from_nnx(lambda rngs: Net()).apply(Variables({}, {}), ROWS, train=True)

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdl import InputError, Model, Weights
-from jaxdl.nn import augmented, crop, cutout, flip, flip_averaged
+from jaxdl import InputError, Model, Variables
+from jaxdl.nn import crop, cutout, flip, with_augmentation, with_flip_averaging
 
 IMAGES = np.random.default_rng(0).integers(1, 256, (64, 8, 6, 3)).astype(np.uint8)
 KEY = jax.random.key(3)
@@ -21,7 +21,7 @@ def echo(seen):
         seen.append((inputs, key, mask))
         return inputs.reshape(len(inputs), -1), {"kept": train}
 
-    return Model(lambda key, inputs: Weights({}, {}), apply)
+    return Model(lambda key, inputs: Variables({}, {}), apply)
 
 
 def test_an_image_is_mirrored_or_not():
@@ -91,17 +91,17 @@ def test_an_augmented_model_means_its_loop(meaning):
     mask = jnp.ones(64, bool)
     for train in (True, False):
         wanted = meaning(
-            augmented,
+            with_augmentation,
             model=model,
             changes=changes,
-            weights=None,
+            variables=None,
             inputs=IMAGES,
             train=train,
             key=KEY,
             mask=mask,
             jax=jax,
         )
-        outputs, stats = augmented(model, *changes).apply(None, IMAGES, train=train, key=KEY, mask=mask)
+        outputs, stats = with_augmentation(model, *changes).apply(None, IMAGES, train=train, key=KEY, mask=mask)
         np.testing.assert_array_equal(outputs, wanted["outputs"])
         assert stats == wanted["stats"]
     assert all(given is mask and key is KEY for _, key, given in seen)
@@ -110,12 +110,12 @@ def test_an_augmented_model_means_its_loop(meaning):
 
 def test_an_augmented_model_asks_for_a_key():
     with pytest.raises(InputError, match="needs a key in training"):
-        augmented(echo([]), flip).apply(None, IMAGES, train=True)
-    assert augmented(echo([]), flip).apply(None, IMAGES, train=False)[0].shape == (64, 144)
+        with_augmentation(echo([]), flip).apply(None, IMAGES, train=True)
+    assert with_augmentation(echo([]), flip).apply(None, IMAGES, train=False)[0].shape == (64, 144)
 
 
 def test_predictions_are_averaged_over_the_mirror_image_and_training_is_not():
-    model = flip_averaged(echo([]))
+    model = with_flip_averaging(echo([]))
     floats = IMAGES.astype(np.float32)
     outputs, stats = model.apply(None, floats, train=False)
     np.testing.assert_allclose(outputs, ((floats + floats[:, :, ::-1]) / 2).reshape(64, -1))

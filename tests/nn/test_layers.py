@@ -237,7 +237,7 @@ def test_layers_are_the_functions():
     np.testing.assert_array_equal(Flatten().apply({}, images), images.reshape(2, 108))
 
 
-def normalised(inputs, mask, momentum=0.9):
+def normalized(inputs, mask, momentum=0.9):
     """Outputs, gradients and moving moments: ours, and those of Flax's two-pass form."""
     weights = {
         "params": {"scale": random(3, inputs.shape[-1]), "bias": random(4, inputs.shape[-1])},
@@ -269,7 +269,7 @@ def normalised(inputs, mask, momentum=0.9):
 def test_batch_norm_is_flaxs(rows, places, channels, padded, seed):
     mask = np.arange(rows + 1) < rows if padded else None
     inputs = random(seed, rows + padded, *places, channels)
-    for mine, other in zip(*normalised(inputs, mask), strict=True):
+    for mine, other in zip(*normalized(inputs, mask), strict=True):
         np.testing.assert_allclose(mine, other, rtol=2e-4, atol=2e-4)
 
 

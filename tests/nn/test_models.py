@@ -12,9 +12,20 @@ import pytest
 from experiments.cifar10 import experiment as cifar10
 from experiments.weather import experiment as weather
 from jaxdl.errors import InputError
-from jaxdl.nn import MLP, Conv, Network, as_model, convnet, flip_averaged, from_linen, mlp, residual_net, summary
+from jaxdl.nn import (
+    MLP,
+    Conv,
+    ModelSpec,
+    build_model,
+    convnet,
+    from_linen,
+    mlp,
+    residual_net,
+    summary,
+    with_flip_averaging,
+)
 from jaxdl.nn.models import from_json, to_json
-from jaxdl.types import Weights
+from jaxdl.types import Variables
 
 KEY = jax.random.key(0)
 
@@ -32,7 +43,7 @@ def drawn(model, features):
     draws, of = np.random.default_rng(0), shapes(model, features)
     params = jax.tree.map(lambda leaf: draws.normal(0, 0.5, leaf.shape).astype(np.float32), of.params)
     moments = {"mean": np.zeros(features, np.float32), "var": np.ones(features, np.float32)}
-    return Weights(params, {"batch_stats": {"BatchNorm_0": moments}} if of.stats else {})
+    return Variables(params, {"batch_stats": {"BatchNorm_0": moments}} if of.stats else {})
 
 
 def run(model, *arguments, train, **keywords):
@@ -121,7 +132,7 @@ def test_padding_rows_change_neither_outputs_nor_statistics(dropout):
     jax.tree.map(lambda one, two: np.testing.assert_allclose(one, two, rtol=1e-6, atol=1e-6), stats, stats_alone)
 
 
-def normalising(column_count):
+def normalizing(column_count):
     """A model that is its BatchNorm: no hidden layers, and a last layer that changes nothing."""
     model = mlp((), outputs=column_count, input_norm=True)
     params = {
@@ -132,7 +143,7 @@ def normalising(column_count):
 
 
 def test_batchnorm_of_a_column_with_mean_100_and_deviation_a_thousandth():
-    model, weights = normalising(1)
+    model, weights = normalizing(1)
     column = np.random.default_rng(0).normal(100, 1e-3, (512, 1)).astype(np.float32)
     exact = column.astype(np.float64)
     # From moments of 0, so that the new ones show the batch's own to all digits.
@@ -148,7 +159,7 @@ def test_batchnorm_of_a_column_with_mean_100_and_deviation_a_thousandth():
 
 
 def test_batchnorm_has_kerass_momentum_and_epsilon():
-    model, weights = normalising(3)
+    model, weights = normalizing(3)
     batches = np.random.default_rng(0).normal([5, -1, 0], [0.1, 1, 0.01], (4, 32, 3)).astype(np.float32)
     mean, variance = np.zeros(3), np.ones(3)
     step = jax.jit(partial(model.apply, train=True))
@@ -168,7 +179,7 @@ def test_batchnorm_has_kerass_momentum_and_epsilon():
 def test_dropout_scales_what_it_keeps_and_does_nothing_in_prediction():
     # Weights of 1 on 4,000 hidden units of value 1: the output counts the units that are kept, each at 1 / 0.75.
     model = mlp((4000,), dropout=0.25)
-    weights = Weights(
+    weights = Variables(
         {
             "Dense_0": {"kernel": np.ones((1, 4000), np.float32), "bias": np.zeros(4000, np.float32)},
             "Dense_1": {"kernel": np.ones((4000, 1), np.float32), "bias": np.zeros(1, np.float32)},
@@ -302,7 +313,7 @@ def random_weights(model, inputs):
     draws = np.random.default_rng(0)
     shapes = jax.eval_shape(model.init, KEY, inputs)
     params = jax.tree.map(lambda leaf: draws.normal(0, 0.3, leaf.shape).astype(np.float32), shapes.params)
-    return Weights(params, jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), shapes.stats))
+    return Variables(params, jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), shapes.stats))
 
 
 def test_a_convnet_is_convolutions_pooling_and_dense_layers():
@@ -393,18 +404,22 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), np.uint8)
 @pytest.mark.parametrize(
     ("network", "original", "inputs"),
     [
-        (Network("mlp", {"widths": (9, 4), "input_norm": True}), mlp((9, 4), input_norm=True), ROWS),
-        (Network("mlp", {"widths": (), "outputs": 3, "dtype": "bfloat16"}), mlp((), outputs=3, dtype="bfloat16"), ROWS),
+        (ModelSpec("mlp", {"widths": (9, 4), "input_norm": True}), mlp((9, 4), input_norm=True), ROWS),
         (
-            Network("convnet", {"filters": (18, 5), "widths": (6,), "pool": True, "dropout": 0.2}),
+            ModelSpec("mlp", {"widths": (), "outputs": 3, "dtype": "bfloat16"}),
+            mlp((), outputs=3, dtype="bfloat16"),
+            ROWS,
+        ),
+        (
+            ModelSpec("convnet", {"filters": (18, 5), "widths": (6,), "pool": True, "dropout": 0.2}),
             convnet((18, 5), widths=(6,), pool=True, dropout=0.2),
             IMAGES,
         ),
-        (Network("residual_net", {"width": 2}, True), flip_averaged(residual_net(2)), IMAGES),
+        (ModelSpec("residual_net", {"width": 2}, True), with_flip_averaging(residual_net(2)), IMAGES),
     ],
 )
 def test_a_network_that_went_through_a_file_is_the_original_to_the_bit(network, original, inputs):
-    rebuilt = as_model(from_json(json.loads(json.dumps(to_json(network)))))
+    rebuilt = build_model(from_json(json.loads(json.dumps(to_json(network)))))
     weights = [jax.jit(model.init)(jax.random.key(3), inputs) for model in (original, rebuilt)]
     assert jax.tree.structure(weights[0]) == jax.tree.structure(weights[1])
     for train in (False, True):
@@ -424,7 +439,7 @@ def test_the_experiments_describe_the_networks_that_their_help_describes():
     images = jnp.zeros((1, 32, 32, 3), jnp.uint8)
     for recipe, count in counted.items():
         network = cifar10.network(cifar10.resolve(cifar10.Config(recipe=recipe)))
-        weights = jax.eval_shape(as_model(network).init, jax.random.key(0), images)
+        weights = jax.eval_shape(build_model(network).init, jax.random.key(0), images)
         assert sum(leaf.size for leaf in jax.tree.leaves(weights)) == count, recipe
         assert network.flip_averaged == (recipe == "strong")
 
@@ -433,8 +448,8 @@ def test_what_a_weather_run_trains_is_what_it_describes():
     dataset = weather.load(weather.Config(data="simulated:90"))
     for recipe in weather.RECIPES:
         built = weather.build(weather.Config(recipe=recipe, data="simulated:90"), dataset)
-        described = as_model(built.network)
-        weights, inputs = built.start.state.weights, built.sets["test"].inputs
+        described = build_model(built.network)
+        weights, inputs = built.start.train_state.variables, built.sets["test"].inputs
         for train in (False, True):
             ours, theirs = (m.apply(weights, inputs, train=train)[0] for m in (described, built.plan.model))
             np.testing.assert_array_equal(ours, theirs)
@@ -443,18 +458,18 @@ def test_what_a_weather_run_trains_is_what_it_describes():
 @pytest.mark.parametrize(
     ("network", "said"),
     [
-        (Network("transformer", {}), "one of mlp, convnet, residual_net, got 'transformer'"),
-        (Network("mlp", {"widths": [5], "depth": 3}), "takes widths, .*init_scale, got 'depth'"),
-        (Network("mlp", {}), "cannot be made of {}: .*widths"),
-        (Network("mlp", {"widths": [0]}), "widths must be at least 1"),
-        (Network("mlp", {"widths": 5}), "cannot be made of"),
-        (Network("mlp", {"widths": [5], "dtype": "float31"}), "cannot be made of .*float31"),
-        (Network("convnet", {"filters": ["a"]}), "cannot be made of"),
+        (ModelSpec("transformer", {}), "one of mlp, convnet, residual_net, got 'transformer'"),
+        (ModelSpec("mlp", {"widths": [5], "depth": 3}), "takes widths, .*init_scale, got 'depth'"),
+        (ModelSpec("mlp", {}), "cannot be made of {}: .*widths"),
+        (ModelSpec("mlp", {"widths": [0]}), "widths must be at least 1"),
+        (ModelSpec("mlp", {"widths": 5}), "cannot be made of"),
+        (ModelSpec("mlp", {"widths": [5], "dtype": "float31"}), "cannot be made of .*float31"),
+        (ModelSpec("convnet", {"filters": ["a"]}), "cannot be made of"),
     ],
 )
 def test_what_describes_no_network_is_refused(network, said):
     with pytest.raises(InputError, match=said):
-        as_model(network)
+        build_model(network)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from jaxdl.nn import from_linen, from_nnx, mlp, residual_net, summary
 from jaxdl.nn.summaries import Layer, as_markdown, as_table
-from jaxdl.types import Model, Weights
+from jaxdl.types import Model, Variables
 
 
 def test_the_lessons_network_layer_by_layer():
@@ -107,7 +107,7 @@ def test_an_nnx_model_is_counted_by_name_though_it_tells_no_shapes():
 
 def test_a_pair_of_functions_is_counted_in_total():
     def init(key, inputs):
-        return Weights({"kernel": jnp.zeros((inputs.shape[1], 2))}, {})
+        return Variables({"kernel": jnp.zeros((inputs.shape[1], 2))}, {})
 
     def apply(weights, inputs, *, train, key=None, mask=None):
         return inputs @ weights.params["kernel"], weights.stats

@@ -153,7 +153,7 @@ sys.exit("matplotlib.pyplot" in sys.modules)
 
 def test_images_are_shown_with_their_captions():
     pictures = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3)).astype(np.uint8)
-    figure = plots.images(pictures, list("abcde"), columns=3, colours=["red"], title="five")
+    figure = plots.images(pictures, list("abcde"), columns=3, colors=["red"], title="five")
     draw(figure)
     shown = [axes for axes in figure.axes if axes.get_images()]
     assert [axes.get_title() for axes in shown] == list("abcde")
@@ -212,7 +212,7 @@ SCORES = LABELS + np.random.default_rng(3).normal(0, 1, 60)
 
 
 def test_the_roc_curves_stand_beside_chance_and_points():
-    both = {"model": metrics.roc(SCORES, LABELS), "worse": metrics.roc(SCORES.round(), LABELS)}
+    both = {"model": metrics.roc_curve(SCORES, LABELS), "worse": metrics.roc_curve(SCORES.round(), LABELS)}
     figure = plots.roc(both, {"persistence": (0.2, 0.7)}, title="2026-11-24-182832-batchnorm, weather_prediction.csv")
     draw(figure)
     shown = lines(figure)
@@ -232,7 +232,9 @@ def test_the_roc_curves_stand_beside_chance_and_points():
 
 
 def test_the_area_under_the_drawn_steps_is_the_average_precision():
-    figure = plots.precision_recall({"model": metrics.precision_recall(SCORES, LABELS)}, {"a": (0.5, 0.6)}, share=0.4)
+    figure = plots.precision_recall(
+        {"model": metrics.precision_recall_curve(SCORES, LABELS)}, {"a": (0.5, 0.6)}, share=0.4
+    )
     draw(figure)
     shown = lines(figure)
     score = average_precision_score(LABELS, SCORES)
@@ -281,7 +283,7 @@ def test_intervals_are_those_of_the_normal_distribution(level):
     assert (figure.axes[0].get_xlabel(), figure.get_suptitle()) == ("true hours", "calibrated")
 
 
-def test_intervals_that_miss_have_a_colour_of_their_own():
+def test_intervals_that_miss_have_a_color_of_their_own():
     figure = plots.intervals([0.0, 1.0], [0.1, 5.0], [1.0, 1.0])
     inside, outside = figure.axes[0].containers
     assert inside[0].get_xdata().tolist() == [0.0] and outside[0].get_xdata().tolist() == [1.0]

@@ -13,7 +13,7 @@ from scipy.stats import sem
 
 from jaxdl import plots
 from jaxdl.errors import InputError
-from jaxdl.train.lr_finder import RateRange, smoothed, steepest
+from jaxdl.train.lr_finder import LearningRateScan, smoothed, suggestion
 
 LASTS = (6, 4, 9, 5)
 
@@ -118,7 +118,7 @@ NAMES = ["100, 50", "1", "10, 5"]
 
 
 def test_sizes_stand_on_a_logarithmic_axis_with_their_errors():
-    figure = plots.against_size(SIZES, MEANS, ERRORS, NAMES, recommended=2, baselines={"as today": 3.88})
+    figure = plots.model_size(SIZES, MEANS, ERRORS, NAMES, recommended=2, baselines={"as today": 3.88})
     draw(figure)
     (axes,) = figure.axes
     assert axes.get_xscale() == "log" and (axes.get_xlabel(), axes.get_ylabel()) == ("parameters", "value")
@@ -134,7 +134,7 @@ def test_sizes_stand_on_a_logarithmic_axis_with_their_errors():
 
 
 def test_names_stand_above_their_sizes_and_the_recommended_one_is_bold():
-    axes = plots.against_size(SIZES, MEANS, ERRORS, NAMES, recommended=2).axes[0]
+    axes = plots.model_size(SIZES, MEANS, ERRORS, NAMES, recommended=2).axes[0]
     texts = {text.get_text(): text for text in axes.texts}
     assert set(texts) == set(NAMES)
     assert [name for name in NAMES if texts[name].get_weight() == "bold"] == ["10, 5"]
@@ -145,7 +145,7 @@ def test_names_stand_above_their_sizes_and_the_recommended_one_is_bold():
 
 @pytest.mark.parametrize("sizes", [[100, 100, 100, 100], [1000, 1001, 1002, 90000], [1, 89999, 90000, 90001]])
 def test_names_keep_apart_and_inside_however_near_the_sizes_are(sizes):
-    figure = plots.against_size(sizes, {"test": np.ones(4)}, {"test": np.ones(4)}, list("abcd"))
+    figure = plots.model_size(sizes, {"test": np.ones(4)}, {"test": np.ones(4)}, list("abcd"))
     draw(figure)
     places = [text.get_position()[0] for text in figure.axes[0].texts]
     assert np.diff(places).min() > 0.03 and max(places) <= 1
@@ -153,19 +153,19 @@ def test_names_keep_apart_and_inside_however_near_the_sizes_are(sizes):
 
 
 def test_sizes_without_names_marks_and_numbers_can_be_drawn():
-    draw(plots.against_size([10], {"test": [np.nan]}, {"test": [np.nan]}))
+    draw(plots.model_size([10], {"test": [np.nan]}, {"test": [np.nan]}))
 
 
 @pytest.mark.parametrize("size", [0, -5, np.nan])
 def test_sizes_below_1_are_refused(size):
     with pytest.raises(InputError, match="sizes must be at least 1"):
-        plots.against_size([10, size], {"test": [1, 1]}, {"test": [0, 0]})
+        plots.model_size([10, size], {"test": [1, 1]}, {"test": [0, 0]})
 
 
 def test_spreads_show_every_seed_and_the_mean_with_its_standard_error():
     seeds = [np.random.default_rng(place).normal(3.5, 0.2, 12) for place in range(3)]
     marks = {"references": [4.08, None, np.nan], "reference_label": "published"}
-    figure = plots.spreads(["plain", "small", "$x$"], seeds, baselines={"as today": 3.88}, **marks)
+    figure = plots.seeds(["plain", "small", "$x$"], seeds, baselines={"as today": 3.88}, **marks)
     draw(figure)
     (axes,) = figure.axes
     dots = [line for line in axes.get_lines() if line.get_marker() == "o" and len(line.get_xdata()) == 12]
@@ -186,7 +186,7 @@ def test_spreads_show_every_seed_and_the_mean_with_its_standard_error():
 
 
 def test_spreads_count_what_diverged():
-    figure = plots.spreads(["one", "all", "single"], [[3.0, np.nan, 4.0, np.inf], [np.nan] * 2, [3.25]], title="seeds")
+    figure = plots.seeds(["one", "all", "single"], [[3.0, np.nan, 4.0, np.inf], [np.nan] * 2, [3.25]], title="seeds")
     draw(figure)
     assert [text.get_text() for text in figure.axes[0].texts] == ["3.50 ± 0.50\n2 diverged", "2 diverged", "3.25"]
     assert figure.get_suptitle() == "seeds"
@@ -194,12 +194,12 @@ def test_spreads_count_what_diverged():
 
 def test_more_baselines_than_dashes_are_all_drawn():
     many = {f"baseline {number}": 3 + number / 10 for number in range(7)}
-    assert set(lines(plots.spreads(["a"], [[3.5]], baselines=many))) >= set(many)
-    assert set(lines(plots.against_size([9], {"test": [3]}, {"test": [0]}, baselines=many))) >= set(many)
+    assert set(lines(plots.seeds(["a"], [[3.5]], baselines=many))) >= set(many)
+    assert set(lines(plots.model_size([9], {"test": [3]}, {"test": [0]}, baselines=many))) >= set(many)
 
 
 def test_names_of_any_length_stay_inside_the_figure():
-    figure = plots.spreads(["BatchNorm, nine years of Basel alone, dropout 0.25", "b"], [[3.0, 3.1], [3.2, 3.3]])
+    figure = plots.seeds(["BatchNorm, nine years of Basel alone, dropout 0.25", "b"], [[3.0, 3.1], [3.2, 3.3]])
     draw(figure)
     axes = figure.axes[0]
     boxes = [label.get_window_extent() for label in (*axes.get_yticklabels(), *axes.texts)]
@@ -211,7 +211,7 @@ def test_no_pyplot_is_loaded():
     program = """
 import io, sys
 from jaxdl import plots
-plots.spreads(["a"], [[1.0]]).savefig(io.BytesIO())
+plots.seeds(["a"], [[1.0]]).savefig(io.BytesIO())
 sys.exit("matplotlib.pyplot" in sys.modules)
 """
     subprocess.run([sys.executable, "-c", program], check=True)
@@ -235,7 +235,7 @@ def lines_of(axes):
 
 
 def test_the_rate_stands_above_the_losses_of_the_same_epochs():
-    figure = plots.learning_rates(TABLE, title="a run")
+    figure = plots.learning_rate(TABLE, title="a run")
     draw(figure)
     upper, lower = figure.axes
     (rate,) = upper.get_lines()
@@ -250,7 +250,7 @@ def test_the_rate_stands_above_the_losses_of_the_same_epochs():
 
 
 def test_another_figure_and_a_constant_rate():
-    figure = plots.learning_rates(TABLE.assign(learning_rate=0.1), "rmse", unit="hours")
+    figure = plots.learning_rate(TABLE.assign(learning_rate=0.1), "rmse", unit="hours")
     draw(figure)
     assert figure.axes[0].get_yscale() == "linear" and figure.axes[1].get_ylabel() == "RMSE (hours)"
     assert set(lines_of(figure.axes[1])) == {"training"}
@@ -267,12 +267,12 @@ def test_another_figure_and_a_constant_rate():
     ],
 )
 def test_runs_of_all_kinds_can_be_drawn(table):
-    draw(plots.learning_rates(table))
+    draw(plots.learning_rate(table))
 
 
 def test_a_table_without_rates_is_told():
     with pytest.raises(InputError, match="the table must have a column learning_rate, got loss, rmse"):
-        plots.learning_rates(TABLE[["loss", "rmse"]])
+        plots.learning_rate(TABLE[["loss", "rmse"]])
 
 
 RATES = np.geomspace(1e-6, 1, 50).astype(np.float32)
@@ -280,23 +280,23 @@ LOSSES = (1 + 3 / (1 + (RATES / 1e-3) ** 1.5) + 0.1 * np.random.default_rng(0).n
 
 
 def test_a_range_test_shows_batches_the_smoothed_loss_and_where_it_falls_fastest():
-    found = RateRange(RATES, LOSSES)
-    figure = plots.rate_range(found, unit="nats", title="a run")
+    found = LearningRateScan(RATES, LOSSES)
+    figure = plots.lr_finder(found, unit="nats", title="a run")
     draw(figure)
     (axes,) = figure.axes
     shown = lines_of(axes)
     np.testing.assert_allclose(shown["loss of a batch"], [RATES, LOSSES])
     np.testing.assert_allclose(shown["smoothed"], [RATES, smoothed(found)])
     (mark,) = [label for label in shown if label.startswith("falls fastest")]
-    assert mark == f"falls fastest: {steepest(found):.1e}"
+    assert mark == f"falls fastest: {suggestion(found):.1e}"
     x, y = shown[mark].ravel()
-    assert x == pytest.approx(steepest(found)) and y == pytest.approx(smoothed(found)[np.argmin(np.abs(RATES - x))])
+    assert x == pytest.approx(suggestion(found)) and y == pytest.approx(smoothed(found)[np.argmin(np.abs(RATES - x))])
     assert (axes.get_xscale(), axes.get_xlabel(), axes.get_ylabel()) == ("log", "learning rate", "loss (nats)")
 
 
 def test_divergence_is_marked_and_does_not_flatten_the_rest():
     losses = np.where(RATES > 0.1, np.inf, np.where(RATES > 0.05, 1e20, LOSSES))
-    figure = plots.rate_range(RateRange(RATES, losses))
+    figure = plots.lr_finder(LearningRateScan(RATES, losses))
     draw(figure)
     (axes,) = figure.axes
     first = RATES[RATES > 0.1][0]
@@ -306,6 +306,6 @@ def test_divergence_is_marked_and_does_not_flatten_the_rest():
 
 @pytest.mark.parametrize("losses", [np.full(50, np.nan), np.ones(50), np.linspace(1, 2, 50)])
 def test_a_range_test_that_suggests_nothing_can_be_drawn(losses):
-    figure = plots.rate_range(RateRange(RATES, losses))
+    figure = plots.lr_finder(LearningRateScan(RATES, losses))
     draw(figure)
     assert not any(label.startswith("falls") for label in lines_of(figure.axes[0]))

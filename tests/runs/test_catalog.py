@@ -17,7 +17,6 @@ from jaxdl.errors import InputError
 from jaxdl.runs.catalog import (
     Difference,
     RunInfo,
-    account,
     differences,
     files,
     find,
@@ -27,6 +26,7 @@ from jaxdl.runs.catalog import (
     ordered,
     read,
     row,
+    run_details,
 )
 from tests.run_folders import CONFIG, HISTORY, METRICS, accuracy, write
 
@@ -246,7 +246,7 @@ def test_what_lies_behind_a_link_is_not_the_runs(tmp_path):
 
 
 def test_an_account_holds_the_files_as_they_are(tmp_path):
-    found = account(write(tmp_path / "one"))
+    found = run_details(write(tmp_path / "one"))
     assert (found.config, found.metrics, found.row.test) == (CONFIG, METRICS, 3.25)
     assert list(found.files) == ["config.json", "history.csv", "metrics.json"]
 
@@ -263,7 +263,7 @@ def test_a_damaged_run_has_no_account(tmp_path, damage):
     folder = write(tmp_path / "one")
     (folder / damage).write_text('{"kind": "run"}')
     with pytest.raises(InputError, match="does not hold what a run's files hold"):
-        account(folder)
+        run_details(folder)
 
 
 # What differs between two runs.

@@ -91,9 +91,9 @@ def test_how_a_run_was_watched_is_not_part_of_it(quiet):
 
 
 def test_warnings_are_heard_beside_a_quiet_console_too(capsys):
-    console.warn("it rains", console.make_console(Output(json=True)))
+    console.print_warning("it rains", console.make_console(Output(json=True)))
     assert capsys.readouterr() == ("", "WARNING: it rains\n")
-    console.warn("it rains", console.make_console(Output()))
+    console.print_warning("it rains", console.make_console(Output()))
     assert capsys.readouterr() == ("WARNING: it rains\n", "")
 
 
@@ -120,7 +120,7 @@ def test_histograms_that_cannot_be_are_refused(tmp_path, capsys, flags, message)
 
 
 @pytest.mark.parametrize("module", ["weather", "cifar10", "lesson"])
-def test_help_fits_a_terminal_and_has_no_colours_where_it_is_piped(module):
+def test_help_fits_a_terminal_and_has_no_colors_where_it_is_piped(module):
     surroundings = os.environ | {"COLUMNS": "80", "PYTHONIOENCODING": "utf-8"}
     call = [sys.executable, "-m", f"experiments.{module}", "--help"]
     text = subprocess.run(call, capture_output=True, check=True, cwd=ROOT, env=surroundings).stdout.decode()

@@ -92,7 +92,7 @@ def check_same(folder, expected, epochs=EPOCHS):
 
 
 def saved(folder):
-    return saving.latest(folder / "checkpoints/progress", print)
+    return saving.restore_latest(folder / "checkpoints/progress", print)
 
 
 def names_of(folder):

@@ -15,10 +15,10 @@ from experiments.weather.experiment import Config, run
 from jaxdl import _environment, saving
 from jaxdl._files import locked
 from jaxdl.runs.command import StoppedError, command
-from jaxdl.runs.folders import Earlier
+from jaxdl.runs.folders import RunFiles
 from jaxdl.runs.resume import changes, goes_on, other_surroundings, refused
 from jaxdl.runs.runner import noticing
-from jaxdl.runs.signals import Interrupts
+from jaxdl.runs.signals import Signals
 from jaxdl.saving import checkpoints, load
 
 # One network for all runs, so that it is compiled once.
@@ -32,7 +32,7 @@ def call(*arguments):
 
 def bits(folder):
     """All that must be equal; times and names of folders aside."""
-    saved = saving.latest(folder / "checkpoints/progress", print)
+    saved = saving.restore_latest(folder / "checkpoints/progress", print)
     found = {name: (str(array.dtype), array.tobytes()) for name, array in saved.arrays.items()}
     with (folder / "history.csv").open() as file:
         found["history.csv"] = [{**row, "seconds": ""} for row in csv.DictReader(file)]
@@ -68,7 +68,7 @@ def three(folder_of_three, tmp_path):
 def test_a_signal_during_the_last_save_stops_the_run_before_it_reports(folder_of_six, tmp_path, capsys):
     folder = tmp_path / "run"
     saved = folder / "checkpoints/progress/1"
-    late = Interrupts(lambda: signal.SIGTERM if saved.exists() else None, lambda on: None, lambda text: None)
+    late = Signals(lambda: signal.SIGTERM if saved.exists() else None, lambda on: None, lambda text: None)
     how = {"compilation_cache": False, "tensorboard": False}
     config = Config(data="simulated:400", epochs=6, hidden=(8, 4), workdir=folder, **how)
     with pytest.raises(StoppedError):
@@ -215,12 +215,12 @@ def test_nan_stops_a_run_which_then_can_continue(tmp_path, capsys):
         assert call(*flags) == 1
         error = capsys.readouterr().err
         assert "error: epoch 1, step 2 of 9 of training: inf in Dense_" in error and "--on-nan continue" in error
-    saved = saving.latest(folder / "checkpoints/progress", print)
+    saved = saving.restore_latest(folder / "checkpoints/progress", print)
     assert all(np.isfinite(array).all() for name, array in saved.arrays.items() if name.startswith("state/weights"))
     number = saved.number
     assert call("--workdir", folder, "--on-nan", "continue") == 0
     # What is not finite is never saved: the last finite checkpoint stays the latest.
-    assert saving.latest(folder / "checkpoints/progress", print).number == number
+    assert saving.restore_latest(folder / "checkpoints/progress", print).number == number
     assert json.loads((folder / "metrics.json").read_text())["best_epoch"] == 0
 
 
@@ -243,7 +243,7 @@ def test_negative_seconds_between_saves_are_refused(tmp_path, capsys):
 
 
 def test_flags_of_an_older_version_that_are_missing_are_no_change():
-    assert changes({"seed": 0, "new": 3, "workdir": "a"}, Earlier({"seed": 0, "workdir": "b"}, None)) == {}
+    assert changes({"seed": 0, "new": 3, "workdir": "a"}, RunFiles({"seed": 0, "workdir": "b"}, None)) == {}
 
 
 def test_a_flag_that_was_left_out_is_told_as_such():
@@ -313,7 +313,7 @@ def epochs(folder):
 
 
 def checkpoint_bits(folder):
-    saved = saving.latest(folder / PROGRESS, print)
+    saved = saving.restore_latest(folder / PROGRESS, print)
     return {name: array.tobytes() for name, array in saved.arrays.items()}
 
 
@@ -401,7 +401,7 @@ def test_other_data_before_the_first_save_are_those_of_the_run(cut):
 
 def rewritten(folder, about):
     """A checkpoint whose content is another, and whose checksums are right."""
-    saved = saving.latest(folder / PROGRESS, print)
+    saved = saving.restore_latest(folder / PROGRESS, print)
     content = {**saved.about, **about(saved.about)}
     shutil.rmtree(folder / PROGRESS)
     own = {name: content.pop(name) for name in checkpoints.OWN}
@@ -465,7 +465,7 @@ def test_a_checkpoint_without_a_record_of_its_flags_leaves_those_of_config_json(
 
 
 def test_a_machine_is_told_by_all_that_changes_bits(monkeypatch):
-    here = {**_environment.surroundings(), "machine": _environment.machine()}
+    here = {**_environment.environment(), "machine": _environment.machine()}
     assert other_surroundings(here, here) is None
     monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_max_isa=SSE4_2")
     text = other_surroundings(here, {**here, "machine": _environment.machine()})
@@ -477,7 +477,7 @@ def test_a_machine_is_told_by_all_that_changes_bits(monkeypatch):
 
 
 def test_the_record_of_a_checkpoint_is_read_where_it_is_whole_alone(cut, stopped):
-    saved = saving.latest(cut / PROGRESS, print)
+    saved = saving.restore_latest(cut / PROGRESS, print)
     assert checkpoints.about_of(cut / PROGRESS) == saved.about
     path = cut / PROGRESS / str(saved.number) / "about" / "metadata"
     path.write_text(path.read_text().replace('"batch_size": 32', '"batch_size": 16'))

@@ -19,48 +19,48 @@ from jax._src import compilation_cache
 from jax.experimental.compilation_cache import compilation_cache as public
 
 from jaxdl import _environment
-from jaxdl.data import examples
+from jaxdl.data import dataset
 from jaxdl.losses import squared_error
 from jaxdl.metrics import rmse
 from jaxdl.nn import mlp
 from jaxdl.runs import runner
-from jaxdl.train import early_stopping, make_plan, start
+from jaxdl.train import early_stopping, loop, make_plan, start
 from jaxdl.train.fit import fit
 from jaxdl.train.loop import Chunk
 from jaxdl.types import Objective
 
 COMPILE = "/jax/core/compile/backend_compile_duration"
 INPUTS = np.linspace(-1, 1, 24, dtype=np.float32)[:, None]
-ROWS = examples(INPUTS, 3 * INPUTS)
+ROWS = dataset(INPUTS, 3 * INPUTS)
 # A rate that overshoots, so that the stopping rule has something to stop.
 PLAN = make_plan(
     mlp(()),
     Objective(squared_error, (rmse,)),
     optax.adam(2.0),
     batch_size=8,
-    stop=early_stopping("val_loss", patience=2),
+    early_stopping=early_stopping("val_loss", patience=2),
 )
 
 
-def fitted(epochs, observers=()):
-    model, objective, optimiser, batch_size, stop, *_ = PLAN
-    options = {"batch_size": batch_size, "stop": stop, "epochs": epochs, "observers": observers}
-    return fit(model, objective, optimiser, ROWS, ROWS, seed=3, **options)
+def fitted(epochs, callbacks=()):
+    model, objective, optimizer, batch_size, stop, *_ = PLAN
+    options = {"batch_size": batch_size, "early_stopping": stop, "epochs": epochs, "callbacks": callbacks}
+    return fit(model, objective, optimizer, ROWS, ROWS, seed=3, **options)
 
 
-def driven(epochs, observers=()):
+def driven(epochs, callbacks=()):
     begin = start(PLAN, ROWS, ROWS, key=jax.random.key(3))
-    return runner.drive(PLAN, begin, ROWS, ROWS, epochs=epochs, observers=observers)
+    return runner.drive(PLAN, begin, ROWS, ROWS, epochs=epochs, callbacks=callbacks)
 
 
 @pytest.mark.parametrize("epochs", [2, 50], ids=["to the end", "stopped early"])
 def test_drive_is_fit_with_a_clock(epochs):
-    run, (progress, history) = fitted(epochs), driven(epochs)
+    run, (run_state, history) = fitted(epochs), driven(epochs)
     table = pd.DataFrame(history).set_index("epoch")
     assert (table.pop("seconds") > 0).all()
     pd.testing.assert_frame_equal(table, run.history, check_exact=True)
-    jax.tree.map(np.testing.assert_array_equal, progress.state.weights, run.final)
-    jax.tree.map(np.testing.assert_array_equal, progress.best, run.best)
+    jax.tree.map(np.testing.assert_array_equal, run_state.train_state.variables, run.final)
+    jax.tree.map(np.testing.assert_array_equal, run_state.best, run.best)
     assert len(history) == 2 if epochs == 2 else 2 < len(history) < 50
 
 
@@ -72,16 +72,16 @@ def test_the_seconds_of_an_epoch_are_not_those_of_its_compilation(monkeypatch):
     def pass_time(seconds):
         now.time += seconds
 
-    def chunks(plan, progress, train, validation, *, last, steps):
+    def chunks(plan, run_state, train, validation, *, last, steps):
         # 2 s an epoch in two chunks, and 5 s of compilation in the first.
         pass_time(5)
         jax.monitoring.record_event_duration_secs(COMPILE, 5)
         for epoch in range(1, last + 1):
             for record in (None, {"epoch": epoch, "loss": 1.0}):
                 pass_time(1)
-                yield Chunk(progress, record, True, 1)
+                yield Chunk(run_state, record, True, 1)
 
-    monkeypatch.setattr(runner, "chunks", chunks)
+    monkeypatch.setattr(loop, "chunks", chunks)
     end = runner.drive(PLAN, start(PLAN, ROWS, ROWS, key=jax.random.key(0)), ROWS, ROWS, epochs=3)
     assert [record["seconds"] for record in end.history] == [2, 2, 2]
 
@@ -90,7 +90,7 @@ def test_drive_calls_every_observer_after_every_epoch():
     seen = []
 
     def note(name):
-        return lambda progress, history: seen.append((name, int(progress.epoch), len(history), history[-1]["loss"]))
+        return lambda run_state, history: seen.append((name, int(run_state.epoch), len(history), history[-1]["loss"]))
 
     history = driven(2, [note("one"), note("two")]).history
     losses = [record["loss"] for record in history]
@@ -163,7 +163,7 @@ def test_a_real_compilation_takes_time_and_a_second_call_none():
 
 
 def test_surroundings_are_those_of_this_process():
-    found = _environment.surroundings()
+    found = _environment.environment()
     assert json.loads(json.dumps(found)) == found
     assert found["versions"]["python"] == platform.python_version()
     assert found["versions"]["jax"] == jax.__version__ == metadata.version("jax")
@@ -184,10 +184,10 @@ def test_the_commit_is_that_of_the_code_wherever_it_is_called_from(tmp_path, mon
     monkeypatch.chdir("/")
     git(tmp_path, "commit", "--allow-empty", "-m", "one")
     # A copy that is not tracked is installed in somebody else's repository.
-    assert _environment.surroundings()["commit"] is None
+    assert _environment.environment()["commit"] is None
     git(tmp_path, "add", ".")
     git(tmp_path, "commit", "-m", "two")
-    assert _environment.surroundings()["commit"] == git(tmp_path, "rev-parse", "HEAD")
+    assert _environment.environment()["commit"] == git(tmp_path, "rev-parse", "HEAD")
 
 
 @pytest.mark.parametrize("case", ["no repository", "no git"])
@@ -197,7 +197,7 @@ def test_code_without_a_commit_has_none(tmp_path, monkeypatch, case):
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     if case == "no git":
         monkeypatch.setenv("PATH", str(tmp_path))
-    assert _environment.surroundings()["commit"] is None
+    assert _environment.environment()["commit"] is None
 
 
 @pytest.fixture
@@ -215,14 +215,14 @@ def restored_settings():
 
 def test_a_folder_for_compilations_that_was_chosen_before_stays(tmp_path, restored_settings):
     jax.config.update("jax_compilation_cache_dir", str(tmp_path))
-    _environment.keep_compilations()
+    _environment.enable_compilation_cache()
     assert jax.config.jax_compilation_cache_dir == str(tmp_path)
 
 
 def test_compilations_are_kept_in_the_users_cache(tmp_path, monkeypatch, restored_settings):
     monkeypatch.setattr(platformdirs, "user_cache_dir", lambda name: str(tmp_path / name))
     jax.config.update("jax_compilation_cache_dir", None)
-    _environment.keep_compilations()
+    _environment.enable_compilation_cache()
     assert Path(jax.config.jax_compilation_cache_dir).is_relative_to(tmp_path / "jaxdl")
     # However short a compilation.
     assert jax.config.jax_persistent_cache_min_compile_time_secs == 0
@@ -233,7 +233,7 @@ def test_a_program_that_was_damaged_in_the_cache_is_compiled_anew(tmp_path, monk
     monkeypatch.setattr(compilation_cache, "zstandard", SimpleNamespace(), raising=False)
     jax.config.update("jax_compilation_cache_dir", str(tmp_path))
     public.reset_cache()
-    _environment.keep_compilations()
+    _environment.enable_compilation_cache()
     rows = np.linspace(0, 1, 300, dtype=np.float32).reshape(10, 30)
 
     def compiled():

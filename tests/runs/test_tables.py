@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from jaxdl.runs import tables
-from jaxdl.runs.catalog import Difference, account, differences, list_runs
+from jaxdl.runs.catalog import Difference, differences, list_runs, run_details
 from tests.run_folders import METRICS, accuracy, write
 
 
@@ -77,7 +77,7 @@ def test_an_account_tells_everything_in_80_columns(tmp_path):
     change = {"after_epoch": 2, "epochs": [2, 4]}
     note = {"name": "weather", "note": "SIMULATED [not real]"}
     folder = write(tmp_path / "one", metrics={**METRICS, "per_class": {"cat": 0.25}}, changes=[change], dataset=note)
-    lines = shown(tables.told(account(folder)), 80)
+    lines = shown(tables.told(run_details(folder)), 80)
     assert all(len(line) <= 80 for line in lines)
     text = " ".join(" ".join(lines).split())
     for part in (
@@ -90,19 +90,19 @@ def test_an_account_tells_everything_in_80_columns(tmp_path):
 
 
 def test_an_account_of_a_run_that_has_not_ended_can_be_shown(tmp_path):
-    text = "\n".join(shown(tables.told(account(write(tmp_path / "one", metrics=None, history=None))), 80))
+    text = "\n".join(shown(tables.told(run_details(write(tmp_path / "one", metrics=None, history=None))), 80))
     assert "unfinished, after epoch 0" in text and "parameters" not in text
 
 
 def test_metrics_that_are_not_finite_are_shown(tmp_path):
     none = {"train": None, "validation": None, "test": None}
     folder = write(tmp_path / "one", metrics={**METRICS, "rmse": none, "rmse_best": none, "best_epoch": 0})
-    assert "nan" in "\n".join(shown(tables.told(account(folder)), 80))
+    assert "nan" in "\n".join(shown(tables.told(run_details(folder)), 80))
     assert "nan" in "\n".join(shown(tables.listed(list_runs(tmp_path)), 80))
 
 
 def test_an_account_tells_the_network_and_the_costs_but_not_what_export_needs(tmp_path):
-    text = " ".join(" ".join(shown(tables.told(account(write(tmp_path / "run"))), 80)).split())
+    text = " ".join(" ".join(shown(tables.told(run_details(write(tmp_path / "run"))), 80)).split())
     assert "mlp (widths 10 5, input_norm False), 1,701 parameters" in text
     assert "cost.flops" in text
     assert "A long paragraph" not in text and "BASEL_humidity" not in text

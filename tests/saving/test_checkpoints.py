@@ -19,14 +19,14 @@ import pytest
 
 from jaxdl import _files, _tree, losses, saving
 from jaxdl._files import exclusive
-from jaxdl.data import examples
+from jaxdl.data import dataset
 from jaxdl.errors import InputError
 from jaxdl.nn import mlp
 from jaxdl.runs.runner import drive
 from jaxdl.saving import checkpoints
-from jaxdl.saving.checkpoints import shared_keeper
+from jaxdl.saving.checkpoints import shared_checkpointer
 from jaxdl.train import make_plan, start
-from jaxdl.train.nonfinite import NotFiniteError
+from jaxdl.train.nonfinite import NonFiniteError
 from jaxdl.types import Objective
 from tests.groups import scripts
 
@@ -46,10 +46,10 @@ def refuse(text):
     raise AssertionError(text)
 
 
-def keep(folder, *numbers, every=0.0, tell=refuse, about=None):
+def keep(folder, *numbers, every=0.0, warn=refuse, about=None):
     """Saves each tree before the next one is seen."""
     for number in numbers:
-        with saving.keeper(folder, about or {"config": {"seed": 3}}, every=every, tell=tell) as observe:
+        with saving.checkpointer(folder, about or {"config": {"seed": 3}}, every=every, warn=warn) as observe:
             observe(tree_of(number), HISTORY)
 
 
@@ -67,15 +67,15 @@ def folder(saved, tmp_path):
 
 
 def test_what_was_saved_comes_back_to_the_bit(saved):
-    found = saving.latest(saved, refuse)
-    again = _tree.rebuilt(tree_of(0), found.arrays)
-    expected = _tree.named(tree_of(3))
+    found = saving.restore_latest(saved, refuse)
+    again = _tree.unflatten_named(tree_of(0), found.arrays)
+    expected = _tree.flatten_named(tree_of(3))
     assert found.number == 3 and set(expected) == set(found.arrays)
-    for name, array in _tree.named(again).items():
+    for name, array in _tree.flatten_named(again).items():
         assert array.dtype == expected[name].dtype
         np.testing.assert_array_equal(array, expected[name])
     assert found.about["config"] == {"seed": 3} and repr(found.about["history"]) == repr(HISTORY)
-    _tree.check_kinds(found.about["kinds"], tree_of(0))
+    _tree.check_structure(found.about["kinds"], tree_of(0))
 
 
 def test_the_latest_and_the_one_before_are_kept(saved):
@@ -83,7 +83,7 @@ def test_the_latest_and_the_one_before_are_kept(saved):
 
 
 def test_a_folder_without_checkpoints_has_none(tmp_path):
-    assert saving.latest(tmp_path / "progress", refuse) is None
+    assert saving.restore_latest(tmp_path / "progress", refuse) is None
 
 
 def test_no_file_of_a_checkpoint_can_run_code(saved):
@@ -109,12 +109,12 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_used(folder, change):
             path.unlink()
             path.symlink_to("/etc/passwd")
     told = []
-    found = saving.latest(folder, told.append)
+    found = saving.restore_latest(folder, told.append)
     assert found.number == 2 and int(found.arrays["number"]) == 2
     assert len(told) == 1 and "3 is damaged" in told[0] and "\n" not in told[0]
     # Put aside, not thrown away; and it is told once.
     assert (folder / "damaged-3").is_dir()
-    assert saving.latest(folder, refuse).number == 2
+    assert saving.restore_latest(folder, refuse).number == 2
 
 
 def test_where_all_are_damaged_it_is_told_what_to_do(folder):
@@ -124,17 +124,17 @@ def test_where_all_are_damaged_it_is_told_what_to_do(folder):
     with pytest.raises(
         InputError, match=r"every checkpoint in .* is damaged. Restore one from a copy, or start over with"
     ):
-        saving.latest(folder, told.append)
+        saving.restore_latest(folder, told.append)
     assert len(told) == 2 and told[0].endswith("the one before is used.") and told[1].endswith("it is now damaged-2.")
     # A second try must not take the folder for one where nothing was saved, and begin anew in it.
     with pytest.raises(InputError, match="every checkpoint in"):
-        saving.latest(folder, refuse)
+        saving.restore_latest(folder, refuse)
 
 
 def test_a_save_that_was_cut_off_is_told_and_removed(folder):
     shutil.copytree(folder / "3", folder / "4.orbax-checkpoint-tmp")
     told = []
-    assert saving.latest(folder, told.append).number == 3
+    assert saving.restore_latest(folder, told.append).number == 3
     assert len(told) == 1 and "4.orbax-checkpoint-tmp is damaged (its save was not finished)" in told[0]
     assert not (folder / "4.orbax-checkpoint-tmp").exists()
 
@@ -142,15 +142,15 @@ def test_a_save_that_was_cut_off_is_told_and_removed(folder):
 def test_a_first_save_that_was_cut_off_leaves_none(folder):
     shutil.rmtree(folder / "2")
     (folder / "3" / _files.CHECKSUMS).unlink()
-    assert saving.latest(folder, lambda text: None) is None
+    assert saving.restore_latest(folder, lambda text: None) is None
 
 
 def test_saving_goes_on_after_damage_and_keeps_the_good_one(folder):
     (folder / "3" / "about" / "metadata").write_text("{}")
-    saving.latest(folder, lambda text: None)
+    saving.restore_latest(folder, lambda text: None)
     keep(folder, 7)
     assert sorted(path.name for path in folder.iterdir()) == ["2", "3", "damaged-3"]
-    assert int(saving.latest(folder, refuse).arrays["number"]) == 7
+    assert int(saving.restore_latest(folder, refuse).arrays["number"]) == 7
 
 
 def test_a_checkpoint_that_is_whole_but_cannot_be_read_is_not_called_damaged(folder):
@@ -159,7 +159,7 @@ def test_a_checkpoint_that_is_whole_but_cannot_be_read_is_not_called_damaged(fol
     (folder / "3" / _files.CHECKSUMS).unlink()
     _files.write_checksums(folder / "3")
     with pytest.raises(InputError, match="is as it was saved, but cannot be read"):
-        saving.latest(folder, refuse)
+        saving.restore_latest(folder, refuse)
     assert (folder / "3").is_dir()
 
 
@@ -192,7 +192,7 @@ def settled():
 
 
 def test_saves_follow_the_clock_and_the_last_is_at_the_end(tmp_path, clock, written):
-    with saving.keeper(tmp_path, {}, every=10, tell=refuse) as observe:
+    with saving.checkpointer(tmp_path, {}, every=10, warn=refuse) as observe:
         for number in range(35):
             clock.time = 100 + number
             observe(tree_of(number), HISTORY[: number % 3])
@@ -204,16 +204,16 @@ def test_saves_follow_the_clock_and_the_last_is_at_the_end(tmp_path, clock, writ
 
 
 def test_what_was_saved_last_is_not_saved_again_at_the_end(tmp_path, clock, written):
-    with saving.keeper(tmp_path, {}, every=0, tell=refuse) as observe:
+    with saving.checkpointer(tmp_path, {}, every=0, warn=refuse) as observe:
         observe(tree_of(1), HISTORY)
     assert written == [(1, 2)]
-    with saving.keeper(tmp_path, {}, every=0, tell=refuse):
+    with saving.checkpointer(tmp_path, {}, every=0, warn=refuse):
         pass
     assert written == [(1, 2)]
 
 
 def test_a_run_that_fails_is_saved_too(tmp_path, clock, written):
-    with pytest.raises(KeyboardInterrupt), saving.keeper(tmp_path, {}, every=99, tell=refuse) as observe:
+    with pytest.raises(KeyboardInterrupt), saving.checkpointer(tmp_path, {}, every=99, warn=refuse) as observe:
         observe(tree_of(1), HISTORY)
         raise KeyboardInterrupt
     assert written == [(1, 2)]
@@ -222,7 +222,7 @@ def test_a_run_that_fails_is_saved_too(tmp_path, clock, written):
 def test_training_never_waits_for_a_save(tmp_path, monkeypatch):
     go, began = threading.Event(), []
     monkeypatch.setattr(checkpoints, "write", lambda *_: (began.append(1), go.wait(30)))
-    with saving.keeper(tmp_path, {}, every=0, tell=refuse) as observe:
+    with saving.checkpointer(tmp_path, {}, every=0, warn=refuse) as observe:
         start = time.monotonic()
         for number in range(20):
             observe(tree_of(number), HISTORY)
@@ -236,7 +236,7 @@ def test_the_history_of_a_save_is_that_of_its_moment(tmp_path, monkeypatch):
         checkpoints, "write", lambda folder, arrays, about: (go.wait(30), seen.append(about["history"]))
     )
     history = HISTORY[:1]
-    with saving.keeper(tmp_path, {}, every=0, tell=refuse) as observe:
+    with saving.checkpointer(tmp_path, {}, every=0, warn=refuse) as observe:
         observe(tree_of(1), history)
         history.append(HISTORY[1])
         go.set()
@@ -245,11 +245,11 @@ def test_the_history_of_a_save_is_that_of_its_moment(tmp_path, monkeypatch):
 
 def test_a_save_at_the_end_does_not_tell_of_epochs_after_its_own(tmp_path):
     history = HISTORY[:1]
-    with saving.keeper(tmp_path, {}, every=99, tell=refuse) as observe:
+    with saving.checkpointer(tmp_path, {}, every=99, warn=refuse) as observe:
         observe(tree_of(1), history)
-        # Of an epoch whose numbers are not finite, which is not shown to the keeper.
+        # Of an epoch whose numbers are not finite, which is not shown to the checkpointer.
         history.append(HISTORY[1])
-    assert len(saving.latest(tmp_path, refuse).about["history"]) == 1
+    assert len(saving.restore_latest(tmp_path, refuse).about["history"]) == 1
 
 
 def test_a_full_disk_is_told_and_the_last_good_checkpoint_stays(folder, monkeypatch):
@@ -258,23 +258,23 @@ def test_a_full_disk_is_told_and_the_last_good_checkpoint_stays(folder, monkeypa
 
     told = []
     monkeypatch.setattr(_files, "reserve", full)
-    keep(folder, 8, tell=told.append)
+    keep(folder, 8, warn=told.append)
     # It is tried once more at the end.
     text = f"a checkpoint could not be saved (No space left on device); the last good one in {folder} stays."
     assert told == [text, text]
     monkeypatch.undo()
-    assert saving.latest(folder, refuse).number == 3
+    assert saving.restore_latest(folder, refuse).number == 3
     keep(folder, 9)
-    assert int(saving.latest(folder, refuse).arrays["number"]) == 9
+    assert int(saving.restore_latest(folder, refuse).arrays["number"]) == 9
 
 
 def test_a_save_that_fails_midway_leaves_nothing_half_written(folder, monkeypatch):
     monkeypatch.setattr(_files, "write_checksums", lambda path: (_ for _ in ()).throw(OSError(28, os.strerror(28))))
     told = []
-    keep(folder, 8, tell=told.append)
+    keep(folder, 8, warn=told.append)
     assert told and "No space left" in told[0]
     # The one before went when the new one was there, as it should; the latest good one is still there.
-    assert saving.latest(folder, refuse).number == 3
+    assert saving.restore_latest(folder, refuse).number == 3
 
 
 def test_uneven_leaves_come_back_from_a_checkpoint(tmp_path):
@@ -286,7 +286,7 @@ def test_uneven_leaves_come_back_from_a_checkpoint(tmp_path):
     }
     arrays, about = checkpoints.content_of({}, tree, [])
     checkpoints.write(tmp_path, arrays, about)
-    restored = _tree.rebuilt(tree, checkpoints.read(tmp_path, 1).arrays)
+    restored = _tree.unflatten_named(tree, checkpoints.read(tmp_path, 1).arrays)
     jax.tree.map(np.testing.assert_array_equal, restored, tree)
     assert restored["empty"].dtype == jnp.bfloat16
 
@@ -324,7 +324,7 @@ def test_values_that_json_does_not_know_are_saved_in_their_plain_form(given, kep
 def test_values_without_a_plain_form_are_refused_before_the_first_save(given, tmp_path):
     with (
         pytest.raises(InputError, match=r"about\['it'\] must"),
-        saving.keeper(tmp_path, {"it": given}, every=9, tell=refuse),
+        saving.checkpointer(tmp_path, {"it": given}, every=9, warn=refuse),
     ):
         pass
 
@@ -344,8 +344,8 @@ def test_values_without_a_plain_form_are_refused_before_the_first_save(given, tm
 )
 def test_arguments_that_could_not_be_saved_are_refused_at_the_start(arguments, said, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    flags = {"folder": "a", "about": {}, "every": 9, "tell": refuse, **arguments}
-    with pytest.raises(InputError, match=said), saving.keeper(**flags):
+    flags = {"folder": "a", "about": {}, "every": 9, "warn": refuse, **arguments}
+    with pytest.raises(InputError, match=said), saving.checkpointer(**flags):
         pass
 
 
@@ -353,15 +353,15 @@ def test_a_file_in_the_place_of_the_folder_is_refused_at_the_start(tmp_path):
     (tmp_path / "a").write_text("")
     with (
         pytest.raises(InputError, match="a cannot be made"),
-        saving.keeper(str(tmp_path / "a"), {}, every=9, tell=refuse),
+        saving.checkpointer(str(tmp_path / "a"), {}, every=9, warn=refuse),
     ):
         pass
 
 
 def test_a_record_of_numpy_numbers_is_saved(tmp_path):
-    with saving.keeper(str(tmp_path), {}, every=9, tell=refuse) as observe:
+    with saving.checkpointer(str(tmp_path), {}, every=9, warn=refuse) as observe:
         observe(tree_of(1), [{"epoch": np.int64(1), "loss": np.float32(0.5)}])
-    assert saving.latest(str(tmp_path), refuse).about["history"] == [{"epoch": 1, "loss": 0.5}]
+    assert saving.restore_latest(str(tmp_path), refuse).about["history"] == [{"epoch": 1, "loss": 0.5}]
 
 
 def test_what_was_put_aside_is_removed_once_a_checkpoint_is_whole(folder):
@@ -369,9 +369,9 @@ def test_what_was_put_aside_is_removed_once_a_checkpoint_is_whole(folder):
     path = folder / str(numbers[-1]) / "about" / "metadata"
     path.write_bytes(path.read_bytes()[:-1])
     told = []
-    assert saving.latest(folder, told.append).number == numbers[0] and "damaged" in told[0]
+    assert saving.restore_latest(folder, told.append).number == numbers[0] and "damaged" in told[0]
     assert [path.name for path in folder.glob("damaged-*")] == [f"damaged-{numbers[-1]}"]
-    assert saving.latest(folder, refuse).number == numbers[0]
+    assert saving.restore_latest(folder, refuse).number == numbers[0]
     assert not [*folder.glob("damaged-*")]
 
 
@@ -383,7 +383,7 @@ def test_who_looks_while_a_run_saves_there_changes_nothing(folder):
     before = sorted(path.name for path in folder.iterdir())
     told = []
     with exclusive(folder):
-        assert saving.latest(folder, told.append).number == number - 1
+        assert saving.restore_latest(folder, told.append).number == number - 1
     assert sorted(path.name for path in folder.iterdir()) == before and len(told) == 1
 
 
@@ -395,25 +395,25 @@ def test_a_checkpoint_that_may_not_be_read_is_not_called_damaged(folder, monkeyp
     before = sorted(path.name for path in folder.rglob("*"))
     monkeypatch.setattr(_files, "_sha256", refuse_to_open)
     with pytest.raises(InputError, match=rf"the checkpoint .* cannot be read \({os.strerror(number)}\)"):
-        saving.latest(folder, refuse)
+        saving.restore_latest(folder, refuse)
     assert sorted(path.name for path in folder.rglob("*")) == before
 
 
 def test_a_checkpoint_that_needs_more_memory_than_there_is_is_refused(folder, monkeypatch):
     monkeypatch.setattr(checkpoints, "_memory", lambda: 10)
     with pytest.raises(InputError, match="bytes of memory, and this machine has 10"):
-        saving.latest(folder, refuse)
+        saving.restore_latest(folder, refuse)
 
 
 def test_a_folder_that_is_moved_while_a_run_saves_is_told_and_not_made_anew(tmp_path):
     told = []
-    with saving.keeper(tmp_path / "run", {}, every=0.0, tell=told.append) as observe:
+    with saving.checkpointer(tmp_path / "run", {}, every=0.0, warn=told.append) as observe:
         observe(tree_of(1), [{"epoch": 1}])
         until(lambda: (tmp_path / "run" / "1" / _files.CHECKSUMS).exists())
         (tmp_path / "run").rename(tmp_path / "moved")
         observe(tree_of(2), [{"epoch": 1}, {"epoch": 2}])
     assert len(told) >= 1 and all("was moved or removed while the run was writing there" in text for text in told)
-    assert not (tmp_path / "run").exists() and saving.latest(tmp_path / "moved", refuse).number == 1
+    assert not (tmp_path / "run").exists() and saving.restore_latest(tmp_path / "moved", refuse).number == 1
 
 
 def test_a_folder_that_is_moved_in_the_middle_of_a_save_is_told_and_not_made_anew(tmp_path, monkeypatch):
@@ -425,12 +425,12 @@ def test_a_folder_that_is_moved_in_the_middle_of_a_save_is_told_and_not_made_ane
 
     told = []
     monkeypatch.setattr(checkpoints, "write", write)
-    with saving.keeper(tmp_path / "run", {}, every=0.0, tell=told.append) as observe:
+    with saving.checkpointer(tmp_path / "run", {}, every=0.0, warn=told.append) as observe:
         observe(tree_of(1), [{"epoch": 1}])
         until((tmp_path / "moved").exists)
         observe(tree_of(2), [{"epoch": 1}, {"epoch": 2}])
     assert len(told) >= 1 and all("was moved or removed while the run was writing there" in text for text in told)
-    assert not (tmp_path / "run").exists() and saving.latest(tmp_path / "moved", refuse).number == 1
+    assert not (tmp_path / "run").exists() and saving.restore_latest(tmp_path / "moved", refuse).number == 1
 
 
 def test_what_a_stranger_has_cut_and_summed_anew_is_refused_without_tracebacks(tmp_path, capfd):
@@ -502,14 +502,14 @@ def shared_clock(monkeypatch):
 
 def test_a_folder_that_is_moved_is_told_and_not_made_anew(tmp_path):
     told = []
-    with shared_keeper(tmp_path / "run", {}, every=0.0, tell=told.append) as keeper:
-        keeper.observe(shared_tree(1), SHARED_HISTORY)
-        keeper.save()
+    with shared_checkpointer(tmp_path / "run", {}, every=0.0, warn=told.append) as checkpointer:
+        checkpointer.observe(shared_tree(1), SHARED_HISTORY)
+        checkpointer.save()
         (tmp_path / "run").rename(tmp_path / "moved")
-        keeper.observe(shared_tree(2), SHARED_HISTORY)
-        keeper.save()
+        checkpointer.observe(shared_tree(2), SHARED_HISTORY)
+        checkpointer.save()
     assert len(told) == 1 and all("was moved or removed while the run was writing there" in text for text in told)
-    assert not (tmp_path / "run").exists() and saving.latest(tmp_path / "moved", refuse).number == 1
+    assert not (tmp_path / "run").exists() and saving.restore_latest(tmp_path / "moved", refuse).number == 1
 
 
 def test_it_is_due_by_the_clock_earlier_by_twice_what_a_save_takes(tmp_path, shared_saves, shared_clock, monkeypatch):
@@ -518,13 +518,13 @@ def test_it_is_due_by_the_clock_earlier_by_twice_what_a_save_takes(tmp_path, sha
         shared_saves.append((int(arrays["number"]), shared_clock.time))
 
     monkeypatch.setattr(checkpoints, "write", write)
-    with shared_keeper(tmp_path, {}, every=10, tell=refuse) as keeper:
-        assert not keeper.due()
+    with shared_checkpointer(tmp_path, {}, every=10, warn=refuse) as checkpointer:
+        assert not checkpointer.due()
         for number in range(40):
             shared_clock.time += 1
-            keeper.observe(shared_tree(number), [])
-            if keeper.due():
-                keeper.save()
+            checkpointer.observe(shared_tree(number), [])
+            if checkpointer.due():
+                checkpointer.save()
     # The first is taken to need half a second: after 9. Those after it need 2: 6 seconds after the end of the last.
     assert [number for number, _ in shared_saves] == [8, 14, 20, 26, 32, 38, 39]
     times = [time for _, time in shared_saves]
@@ -533,33 +533,33 @@ def test_it_is_due_by_the_clock_earlier_by_twice_what_a_save_takes(tmp_path, sha
 
 def test_the_history_of_a_shared_save_is_that_of_its_moment(tmp_path, shared_saves):
     history = SHARED_HISTORY[:1]
-    with shared_keeper(tmp_path, {}, every=99, tell=refuse) as keeper:
-        keeper.observe(shared_tree(1), history)
+    with shared_checkpointer(tmp_path, {}, every=99, warn=refuse) as checkpointer:
+        checkpointer.observe(shared_tree(1), history)
         history.append(SHARED_HISTORY[1])
     assert shared_saves == [(1, 1)]
 
 
 def test_what_was_saved_last_is_not_saved_again_and_nothing_is_nothing(tmp_path, shared_saves):
-    with shared_keeper(tmp_path, {}, every=0, tell=refuse) as keeper:
-        keeper.save()
-        keeper.observe(shared_tree(1), SHARED_HISTORY)
-        keeper.save()
-        assert not keeper.due()
+    with shared_checkpointer(tmp_path, {}, every=0, warn=refuse) as checkpointer:
+        checkpointer.save()
+        checkpointer.observe(shared_tree(1), SHARED_HISTORY)
+        checkpointer.save()
+        assert not checkpointer.due()
     assert shared_saves == [(1, 2)]
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_where_the_block_ends_with_an_error_nothing_is_saved(tmp_path, shared_saves, error):
-    with pytest.raises(error), shared_keeper(tmp_path, {}, every=99, tell=refuse) as keeper:
-        keeper.observe(shared_tree(1), SHARED_HISTORY)
+    with pytest.raises(error), shared_checkpointer(tmp_path, {}, every=99, warn=refuse) as checkpointer:
+        checkpointer.observe(shared_tree(1), SHARED_HISTORY)
         raise error
     assert shared_saves == []
 
 
 def test_where_it_ends_with_numbers_that_are_not_finite_the_last_finite_ones_are_saved(tmp_path, shared_saves):
-    with pytest.raises(NotFiniteError), shared_keeper(tmp_path, {}, every=99, tell=refuse) as keeper:
-        keeper.observe(shared_tree(1), SHARED_HISTORY)
-        raise NotFiniteError
+    with pytest.raises(NonFiniteError), shared_checkpointer(tmp_path, {}, every=99, warn=refuse) as checkpointer:
+        checkpointer.observe(shared_tree(1), SHARED_HISTORY)
+        raise NonFiniteError
     assert shared_saves == [(1, 2)]
 
 
@@ -569,54 +569,54 @@ def test_a_full_disk_is_told_in_one_line_and_the_run_goes_on(tmp_path, monkeypat
         raise OSError(28, os.strerror(28))
 
     told = []
-    with shared_keeper(tmp_path, {}, every=99, tell=told.append) as keeper:
-        keeper.observe(shared_tree(1), SHARED_HISTORY)
-        keeper.save()
+    with shared_checkpointer(tmp_path, {}, every=99, warn=told.append) as checkpointer:
+        checkpointer.observe(shared_tree(1), SHARED_HISTORY)
+        checkpointer.save()
         with monkeypatch.context() as patch:
             patch.setattr(*fails, full)
-            keeper.observe(shared_tree(2), SHARED_HISTORY)
-            keeper.save()
-        assert saving.latest(tmp_path, refuse).number == 1
-        keeper.observe(shared_tree(3), SHARED_HISTORY)
+            checkpointer.observe(shared_tree(2), SHARED_HISTORY)
+            checkpointer.save()
+        assert saving.restore_latest(tmp_path, refuse).number == 1
+        checkpointer.observe(shared_tree(3), SHARED_HISTORY)
     assert told == ["a checkpoint could not be saved (No space left on device); the last good one stays."]
-    assert int(saving.latest(tmp_path, refuse).arrays["number"]) == 3
+    assert int(saving.restore_latest(tmp_path, refuse).arrays["number"]) == 3
 
 
 # A run
 
 RANDOM = np.random.default_rng(0)
 INPUTS = RANDOM.normal(size=(48, 4)).astype(np.float32)
-ROWS = examples(INPUTS, INPUTS.sum(1, keepdims=True))
+ROWS = dataset(INPUTS, INPUTS.sum(1, keepdims=True))
 
 
 def driven(folder, rate, epochs, **flags):
     plan = make_plan(mlp(()), Objective(losses.squared_error), optax.sgd(rate), batch_size=8)
     pauses = []
-    with shared_keeper(folder, {}, every=0, tell=refuse) as keeper:
+    with shared_checkpointer(folder, {}, every=0, warn=refuse) as checkpointer:
 
-        def paused(progress, history):
-            pauses.append(int(progress.epoch) * 6 + int(progress.cursor))
+        def paused(run_state, history):
+            pauses.append(int(run_state.epoch) * 6 + int(run_state.cursor))
             assert len(pauses) < 50
-            keeper.save()
+            checkpointer.save()
             return False
 
         begin = start(plan, ROWS, key=jax.random.key(0))
-        more = {"keep": keeper.observe, "pause": keeper.due, "paused": paused, **flags}
+        more = {"keep": checkpointer.observe, "pause": checkpointer.due, "paused": paused, **flags}
         return drive(plan, begin, ROWS, None, epochs=epochs, **more), pauses
 
 
 def test_a_run_that_is_saved_as_often_as_can_be_goes_on_between_the_saves(tmp_path):
     end, pauses = driven(tmp_path, 0.01, 6)
-    assert int(end.progress.epoch) == 6
+    assert int(end.state.epoch) == 6
     # A run that only saves stands still.
     assert pauses == sorted(set(pauses)) and len(pauses) > 2
-    assert int(saving.latest(tmp_path, refuse).arrays["epoch"]) == 6
+    assert int(saving.restore_latest(tmp_path, refuse).arrays["epoch"]) == 6
 
 
 def test_what_is_not_finite_is_never_saved(tmp_path):
     end, pauses = driven(tmp_path, 1e15, 3, on_nan="continue")
     assert len(end.history) == 3 and not np.isfinite(end.history[-1]["loss"])
-    saved = saving.latest(tmp_path, refuse)
+    saved = saving.restore_latest(tmp_path, refuse)
     assert len(pauses) < 18
     assert all(np.isfinite(array).all() for name, array in saved.arrays.items() if name.startswith("state/weights"))
     assert len(saved.about["history"]) == int(saved.arrays["epoch"]) == 0
@@ -630,44 +630,44 @@ TRAINS = """
 import hashlib, json
 import optax
 from jaxdl import losses
-from jaxdl.saving import latest
-from jaxdl.data.arrays import examples
-from jaxdl._tree import named, rebuilt
+from jaxdl.saving import restore_latest
+from jaxdl.data.arrays import dataset
+from jaxdl._tree import flatten_named, unflatten_named
 from jaxdl.nn import mlp
 from jaxdl.train import make_plan
 from jaxdl.runs.runner import drive
-from jaxdl.distributed import make_mesh, place_progress, place_rows
-from jaxdl.distributed.sharding import fetched
-from jaxdl.saving.checkpoints import shared_keeper
+from jaxdl.distributed import make_mesh, shard_dataset, shard_state
+from jaxdl.distributed.sharding import to_host
+from jaxdl.saving.checkpoints import shared_checkpointer
 from jaxdl.train import early_stopping
 from jaxdl.train import start
 from jaxdl.types import Objective
 
 def train(folder, epochs, placed):
     inputs = np.random.default_rng(0).normal(size=(60, 6)).astype(np.float32)
-    rows = examples(inputs, inputs.sum(1, keepdims=True))
+    rows = dataset(inputs, inputs.sum(1, keepdims=True))
     plan = make_plan(
-        mlp((12,)), Objective(losses.squared_error), optax.adam(0.01), batch_size=12, stop=early_stopping("loss"))
+        mlp((12,)), Objective(losses.squared_error), optax.adam(0.01), batch_size=12, early_stopping=early_stopping("loss"))
     begin = start(plan, rows, key=jax.random.key(3))
     sums = lambda arrays: {name: hashlib.sha256(np.asarray(array).tobytes()).hexdigest()[:16] for name, array in
                            sorted(arrays.items())}
-    saved = latest(folder, print)
+    saved = restore_latest(folder, print)
     told = {"read": saved and sums(saved.arrays)}
     if saved:
-        begin = rebuilt(begin, saved.arrays)
+        begin = unflatten_named(begin, saved.arrays)
     begin, rows = placed(begin), placed(rows)
-    told["placed"] = sums(named(fetched(begin)))
+    told["placed"] = sums(flatten_named(to_host(begin)))
     told["split"] = sum(not leaf.is_fully_replicated for leaf in jax.tree.leaves(begin))
-    with shared_keeper(folder, {}, every=0, tell=print) as keeper:
-        def paused(progress, history):
-            keeper.save()
-        saving = {"keep": keeper.observe, "pause": keeper.due, "paused": paused}
-        end = drive(plan, begin, rows, None, epochs=epochs, **saving).progress
-    whole = fetched(end)
+    with shared_checkpointer(folder, {}, every=0, warn=print) as checkpointer:
+        def paused(run_state, history):
+            checkpointer.save()
+        saving = {"keep": checkpointer.observe, "pause": checkpointer.due, "paused": paused}
+        end = drive(plan, begin, rows, None, epochs=epochs, **saving).state
+    whole = to_host(end)
     # All have saved before anybody reads.
     processes.gathered([0])
-    again = latest(folder, print)
-    return {**told, "end": sums(named(whole)), "again": sums(again.arrays), "number": again.number}, whole
+    again = restore_latest(folder, print)
+    return {**told, "end": sums(flatten_named(whole)), "again": sums(again.arrays), "number": again.number}, whole
 """
 SHARED = """
 mesh = make_mesh(data=number)
@@ -696,10 +696,10 @@ def together(number, folder, epochs):
 def test_split_weights_go_from_one_number_of_processes_to_another_bit_for_bit(tmp_path):
     folder, whole = tmp_path / "shared", alone(tmp_path / "alone", 4)[1]
     alone(folder, 1)
-    one = saving.latest(folder, refuse)
+    one = saving.restore_latest(folder, refuse)
     two = together(2, folder, 2)
     three = together(3, folder, 3)
-    last, progress = alone(folder, 4)
+    last, run_state = alone(folder, 4)
     assert two["split"] > 9 and three["split"] > 9 and last["split"] == 0
     assert two["number"] > one.number and three["number"] > two["number"]
     for told in (two, three, last):
@@ -707,8 +707,8 @@ def test_split_weights_go_from_one_number_of_processes_to_another_bit_for_bit(tm
         assert told["placed"] == told["read"] and told["again"] == told["end"]
     assert two["end"] == three["read"] and three["end"] == last["read"]
     # And the run is that of one process.
-    expected = _tree.named(whole)
-    for name, array in _tree.named(progress).items():
+    expected = _tree.flatten_named(whole)
+    for name, array in _tree.flatten_named(run_state).items():
         np.testing.assert_allclose(array, expected[name], rtol=1e-5, atol=1e-5, err_msg=name)
 
 
@@ -716,17 +716,17 @@ def test_split_weights_go_from_one_number_of_processes_to_another_bit_for_bit(tm
 def test_where_one_process_has_no_room_nobody_saves_and_the_run_goes_on(tmp_path):
     body = """
 from jaxdl import _files
-from jaxdl.distributed import make_mesh, place_progress
-from jaxdl.saving.checkpoints import shared_keeper
+from jaxdl.distributed import make_mesh, shard_state
+from jaxdl.saving.checkpoints import shared_checkpointer
 def full(*_):
     raise OSError(28, os.strerror(28))
 usual = _files.reserve
-with shared_keeper(Path(given[0]), {}, every=99, tell=print) as keeper:
+with shared_checkpointer(Path(given[0]), {}, every=99, warn=print) as checkpointer:
     for step in range(4):
         # On process 1 alone, then on process 0 alone, then on neither.
         _files.reserve = full if step == 1 - own else usual
-        keeper.observe(place_progress({"step": np.int32(step)}, make_mesh()), [])
-        keeper.save()
+        checkpointer.observe(shard_state({"step": np.int32(step)}, make_mesh()), [])
+        checkpointer.save()
         print(step, *sorted(path.name for path in Path(given[0]).iterdir()))
         processes.gathered([0])
 processes.leave()
@@ -736,4 +736,4 @@ processes.leave()
     here, there = text.format("No space left on device"), text.format("by another process")
     assert said[0].splitlines() == [there, "0", here, "1", "2 1", "3 1 2"]
     assert said[1].splitlines() == [here, "0", there, "1", "2 1", "3 1 2"]
-    assert int(saving.latest(tmp_path / "saved", refuse).arrays["step"]) == 3
+    assert int(saving.restore_latest(tmp_path / "saved", refuse).arrays["step"]) == 3

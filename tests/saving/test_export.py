@@ -26,18 +26,18 @@ from experiments.cifar10 import experiment as cifar10
 from experiments.weather import experiment as weather
 from jaxdl.__main__ import main
 from jaxdl._files import draft_name, exclusive
-from jaxdl._tree import named
-from jaxdl.data import Scaling, fit_scaling, standardise
-from jaxdl.datasets import weather as weather_data
+from jaxdl._tree import flatten_named
+from jaxdl.data import StandardScaler, fit_scaler, standardize
+from jaxdl.datasets import load_weather as weather_data
 from jaxdl.distributed import make_mesh
 from jaxdl.errors import InputError
-from jaxdl.nn import augmented, convnet, flip, flip_averaged, mlp, residual_net
+from jaxdl.nn import convnet, flip, mlp, residual_net, with_augmentation, with_flip_averaging
 from jaxdl.runs.command import command
 from jaxdl.runs.export import export_run
-from jaxdl.saving import Outputs, load, predict_script
-from jaxdl.saving.export import export, inference
+from jaxdl.saving import OutputSpec, load, predict_script
+from jaxdl.saving.export import export_model, inference
 from jaxdl.train.evaluate import predict
-from jaxdl.types import Model, Weights
+from jaxdl.types import Model, Variables
 
 ROOT = Path(__file__).parents[2]
 DRAWS = np.random.default_rng(0)
@@ -84,7 +84,7 @@ def built(runs):
 
 
 def test_the_folder_holds_all_and_its_checksums_agree(tmp_path):
-    folder = export(tmp_path / "above" / "model", MODEL, network(), ROWS, card="# Rain\n\nAs it falls.\n")
+    folder = export_model(tmp_path / "above" / "model", MODEL, network(), ROWS, card="# Rain\n\nAs it falls.\n")
     assert sorted(path.name for path in folder.iterdir()) == FILES
     assert [path.name for path in folder.parent.iterdir()] == ["model"]
     done = subprocess.run(["sha256sum", "-c", "--strict", "SHA256SUMS"], cwd=folder, capture_output=True, text=True)
@@ -96,12 +96,12 @@ def test_the_folder_holds_all_and_its_checksums_agree(tmp_path):
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
 def test_the_weights_beside_the_program_are_the_same_to_the_bit(tmp_path, dtype):
     model = Model(
-        lambda key, inputs: Weights({"a": {"b": jnp.zeros((3, 2), dtype)}}, {"c": jnp.float32(0)}),
+        lambda key, inputs: Variables({"a": {"b": jnp.zeros((3, 2), dtype)}}, {"c": jnp.float32(0)}),
         lambda weights, inputs, **_: (inputs @ weights.params["a"]["b"].astype(jnp.float32) + weights.stats["c"], {}),
     )
-    weights = Weights({"a": {"b": DRAWS.normal(0, 1, (2, 3)).astype(dtype).T}}, {"c": np.float32(1 / 3)})
-    folder = export(tmp_path / "model", model, weights, ROWS)
-    found, wanted = load_file(folder / "weights.safetensors"), named(weights)
+    weights = Variables({"a": {"b": DRAWS.normal(0, 1, (2, 3)).astype(dtype).T}}, {"c": np.float32(1 / 3)})
+    folder = export_model(tmp_path / "model", model, weights, ROWS)
+    found, wanted = load_file(folder / "weights.safetensors"), flatten_named(weights)
     assert found.keys() == wanted.keys() == {"params/a/b", "stats/c"}
     for name, array in found.items():
         assert (array.dtype, array.shape) == (wanted[name].dtype, wanted[name].shape)
@@ -109,9 +109,9 @@ def test_the_weights_beside_the_program_are_the_same_to_the_bit(tmp_path, dtype)
 
 
 def test_a_scaling_is_part_of_the_program(tmp_path):
-    scaling = fit_scaling(ROWS)
-    folder = export(tmp_path / "model", MODEL, network(), ROWS, scaling=scaling)
-    wanted = predict(MODEL, network(), standardise(ROWS, scaling))
+    scaling = fit_scaler(ROWS)
+    folder = export_model(tmp_path / "model", MODEL, network(), ROWS, scaling=scaling)
+    wanted = predict(MODEL, network(), standardize(ROWS, scaling))
     np.testing.assert_allclose(predict_script.load(folder).predict(ROWS), wanted, rtol=1e-6, atol=1e-6)
 
 
@@ -119,7 +119,7 @@ def test_weights_on_a_mesh_of_devices_are_exported_for_one(tmp_path):
     mesh = make_mesh()
     spread = jax.device_put(network(), jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
     one, many = (
-        predict_script.load(export(tmp_path / name, MODEL, w, ROWS))
+        predict_script.load(export_model(tmp_path / name, MODEL, w, ROWS))
         for name, w in (("one", network()), ("many", spread))
     )
     assert mesh.size > 1
@@ -127,19 +127,19 @@ def test_weights_on_a_mesh_of_devices_are_exported_for_one(tmp_path):
 
 
 def test_inputs_of_python_are_those_of_float32(tmp_path):
-    folder = export(tmp_path / "model", MODEL, network(), ROWS.tolist())
+    folder = export_model(tmp_path / "model", MODEL, network(), ROWS.tolist())
     about = json.loads((folder / "model.json").read_text())
     assert about["inputs"] == {"shape": [3], "dtype": "float32", "columns": ["x1", "x2", "x3"]}
     assert about["outputs"]["names"] == ["prediction"] and about["platforms"] == ["cpu", "cuda", "tpu"]
 
 
 def test_nothing_is_written_over(tmp_path):
-    folder = export(tmp_path / "model", MODEL, network(), ROWS)
+    folder = export_model(tmp_path / "model", MODEL, network(), ROWS)
     before = {path: path.read_bytes() for path in folder.iterdir()}
     (tmp_path / "link").symlink_to("nowhere")
     for name in ("model", "link"):
         with pytest.raises(InputError, match=f"needs a new folder, got .*{name}, which exists"):
-            export(tmp_path / name, MODEL, network(), ROWS)
+            export_model(tmp_path / name, MODEL, network(), ROWS)
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
 
 
@@ -150,20 +150,23 @@ def test_a_folder_is_there_whole_or_not_at_all(tmp_path, monkeypatch, error):
 
     monkeypatch.setattr("jaxdl._files.checksum_lines", fails)
     with pytest.raises(KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else InputError, match=r"No space|^$"):
-        export(tmp_path / "model", MODEL, network(), ROWS)
+        export_model(tmp_path / "model", MODEL, network(), ROWS)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"weights": lambda weights: jax.tree.map(lambda leaf: leaf * np.float32(np.nan), weights)}, "must be finite"),
         (
-            {"weights": lambda weights: weights._replace(params={})},
+            {"variables": lambda weights: jax.tree.map(lambda leaf: leaf * np.float32(np.nan), weights)},
+            "must be finite",
+        ),
+        (
+            {"variables": lambda weights: weights._replace(params={})},
             "those of the model, got no such array for params/.*has ",
         ),
         (
-            {"weights": lambda weights: jax.tree.map(lambda leaf: leaf[:1], weights)},
+            {"variables": lambda weights: jax.tree.map(lambda leaf: leaf[:1], weights)},
             r"those of the model, got \(1,\) for .*has \(3,\)",
         ),
         ({"inputs": np.array([["a", "b", "c"]])}, "inputs must be rows of numbers, got <U1"),
@@ -171,16 +174,16 @@ def test_a_folder_is_there_whole_or_not_at_all(tmp_path, monkeypatch, error):
         ({"columns": ["a", "b"]}, r"columns must be 3 different names .* got \['a', 'b'\]"),
         ({"columns": ["a", "b", "a"]}, "columns must be 3 different names"),
         ({"columns": ["a", "b", " c"]}, "columns must be 3 different names"),
-        ({"outputs": Outputs(["a", "b"])}, r"must be 1 different ones, as the model gives, got \['a', 'b'\]"),
-        ({"outputs": Outputs(link="log")}, "link must be one of"),
+        ({"outputs": OutputSpec(["a", "b"])}, r"must be 1 different ones, as the model gives, got \['a', 'b'\]"),
+        ({"outputs": OutputSpec(link="log")}, "link must be one of"),
     ],
 )
 def test_what_does_not_fit_the_model_is_refused(tmp_path, change, said):
-    given = {"model": MODEL, "weights": network(), "inputs": ROWS, **change}
-    if callable(given["weights"]):
-        given["weights"] = given["weights"](network())
+    given = {"model": MODEL, "variables": network(), "inputs": ROWS, **change}
+    if callable(given["variables"]):
+        given["variables"] = given["variables"](network())
     with pytest.raises(InputError, match=said):
-        export(tmp_path / "model", **given)
+        export_model(tmp_path / "model", **given)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -351,11 +354,11 @@ def test_what_a_killed_export_left_is_removed_by_the_next_and_one_under_way_stay
         draft.mkdir()
         (draft / "weights.safetensors").write_text("half")
     with exclusive(going):
-        export(tmp_path / "model", MODEL, network(), ROWS)
+        export_model(tmp_path / "model", MODEL, network(), ROWS)
     assert not killed.exists() and going.exists() and other.exists() and (tmp_path / ".model-4711.part").exists()
 
 
-# The exported program: its numbers are those of `predict`, its preprocessing that of `standardise`.
+# The exported program: its numbers are those of `predict`, its preprocessing that of `standardize`.
 
 WIDE = DRAWS.normal(0, 1, (33, 11)).astype(np.float32)
 IMAGES = DRAWS.integers(0, 256, (33, 16, 16, 3), np.uint8)
@@ -363,13 +366,13 @@ MODELS = {
     "mlp": (mlp((20, 5), input_norm=True), WIDE, "none"),
     "yes or no": (mlp((20,)), WIDE, "sigmoid"),
     "convnet": (convnet((18, 50), widths=(9,), outputs=4, dropout=0.3, pool=True), IMAGES, "softmax"),
-    "residual": (flip_averaged(augmented(residual_net(4, outputs=4), flip)), IMAGES, "softmax"),
+    "residual": (with_flip_averaging(with_augmentation(residual_net(4, outputs=4), flip)), IMAGES, "softmax"),
 }
 LINKS = {"none": lambda outputs: outputs, "sigmoid": expit, "softmax": lambda outputs: softmax(outputs, -1)}
 
 
 def trained_weights(model, inputs):
-    """Weights that no initialiser gives: BatchNorm's moments too are far from 0 and 1."""
+    """Weights that no initializer gives: BatchNorm's moments too are far from 0 and 1."""
     weights = jax.jit(model.init)(jax.random.key(0), inputs[:1])
     leaves, structure = jax.tree.flatten(weights)
     moved = [leaf + np.abs(DRAWS.normal(0, 0.2, leaf.shape)).astype(np.float32) for leaf in leaves]
@@ -408,24 +411,24 @@ def test_a_program_is_for_all_three_platforms_with_the_convolution_of_each(monke
     assert "conditional" not in compiled
 
 
-def test_a_scaling_is_taken_off_as_standardise_does_where_means_are_large_and_spreads_small():
+def test_a_scaling_is_taken_off_as_standardize_does_where_means_are_large_and_spreads_small():
     table = DRAWS.normal([1013.25, 0.3, -4000.0, 1e-5], [8.0, 1e-3, 0.5, 1e-6], (200, 4)).astype(np.float32)
-    scaling = fit_scaling(table[:100])
-    nothing = Model(lambda key, inputs: Weights({}, {}), lambda weights, inputs, **_: (inputs, {}))
-    found = inference(nothing, Weights({}, {}), table, scaling=scaling).call(table)
-    np.testing.assert_allclose(found, standardise(table, scaling), rtol=1e-6, atol=1e-6)
+    scaling = fit_scaler(table[:100])
+    nothing = Model(lambda key, inputs: Variables({}, {}), lambda weights, inputs, **_: (inputs, {}))
+    found = inference(nothing, Variables({}, {}), table, scaling=scaling).call(table)
+    np.testing.assert_allclose(found, standardize(table, scaling), rtol=1e-6, atol=1e-6)
     # Which float32 alone does not do.
     naive = (table - scaling.mean.astype(np.float32)) / scaling.spread.astype(np.float32)
-    assert np.abs(naive - standardise(table, scaling)).max() > 1e-5
+    assert np.abs(naive - standardize(table, scaling)).max() > 1e-5
 
 
 @pytest.mark.parametrize("shape", [(), (3,), (3, 2)])
 def test_outputs_are_numbers_a_row_whatever_the_model_gives(shape):
     model = Model(
-        lambda key, inputs: Weights({}, {}),
+        lambda key, inputs: Variables({}, {}),
         lambda weights, x, **_: (x[:, 0].reshape(-1, *[1] * len(shape)) * np.ones((1, *shape), np.float32), {}),
     )
-    assert inference(model, Weights({}, {}), WIDE).call(WIDE).shape == (33, int(np.prod(shape)))
+    assert inference(model, Variables({}, {}), WIDE).call(WIDE).shape == (33, int(np.prod(shape)))
 
 
 def test_another_link_or_the_scaling_of_other_columns_is_refused():
@@ -434,4 +437,4 @@ def test_another_link_or_the_scaling_of_other_columns_is_refused():
     with pytest.raises(InputError, match="link must be one of none, sigmoid, softmax, got 'logit'"):
         inference(model, weights, WIDE, link="logit")
     with pytest.raises(InputError, match=r"a mean and a spread for each column of \(33, 11\)"):
-        inference(model, weights, WIDE, scaling=Scaling(np.zeros(3), np.ones(3)))
+        inference(model, weights, WIDE, scaling=StandardScaler(np.zeros(3), np.ones(3)))

@@ -22,9 +22,9 @@ from jaxdl import _files
 from jaxdl.__main__ import main
 from jaxdl.errors import InputError
 from jaxdl.nn import convnet, mlp
-from jaxdl.saving import Outputs, predict_script
-from jaxdl.saving.export import export
-from jaxdl.types import Model, Weights
+from jaxdl.saving import OutputSpec, predict_script
+from jaxdl.saving.export import export_model
+from jaxdl.types import Model, Variables
 
 DRAWS = np.random.default_rng(0)
 COLUMNS = ["sun", "wind", "rain"]
@@ -35,10 +35,10 @@ IMAGES = DRAWS.integers(0, 256, (7, 8, 10, 3), np.uint8)
 @pytest.fixture(scope="module")
 def weighted(tmp_path_factory):
     """A model whose prediction is sun + 10 wind + 100 rain, three rows at a time."""
-    model, weights = mlp(()), Weights({"Dense_0": {"kernel": [[1.0], [10.0], [100.0]], "bias": [0.0]}}, {})
-    weights = Weights(jax.tree.map(np.float32, weights.params, is_leaf=lambda leaf: isinstance(leaf, list)), {})
+    model, weights = mlp(()), Variables({"Dense_0": {"kernel": [[1.0], [10.0], [100.0]], "bias": [0.0]}}, {})
+    weights = Variables(jax.tree.map(np.float32, weights.params, is_leaf=lambda leaf: isinstance(leaf, list)), {})
     folder = tmp_path_factory.mktemp("weighted") / "model"
-    return export(folder, model, weights, ROWS, columns=COLUMNS, outputs=Outputs(["sum"]), batch_size=3)
+    return export_model(folder, model, weights, ROWS, columns=COLUMNS, outputs=OutputSpec(["sum"]), batch_size=3)
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def pictured(tmp_path_factory):
     model = convnet((3,), outputs=2)
     weights = jax.jit(model.init)(jax.random.key(0), IMAGES[:1])
     folder = tmp_path_factory.mktemp("pictured") / "model"
-    return export(folder, model, weights, IMAGES, outputs=Outputs(["cat", "a, b"], "softmax"), batch_size=3)
+    return export_model(folder, model, weights, IMAGES, outputs=OutputSpec(["cat", "a, b"], "softmax"), batch_size=3)
 
 
 def run(folder, data, target, capsys):
@@ -172,7 +172,7 @@ def test_a_batch_of_no_rows_is_refused(weighted):
         with pytest.raises(predict_script.DataError, match="at least 1 row"):
             predict_script.load(weighted, batch_size=size)
         with pytest.raises(InputError, match="at least 1 row"):
-            export(weighted / "new", mlp(()), Weights({}, {}), ROWS, batch_size=size)
+            export_model(weighted / "new", mlp(()), Variables({}, {}), ROWS, batch_size=size)
 
 
 def test_a_file_that_cannot_be_written_is_called_by_its_own_name(weighted, tmp_path, capsys):
@@ -313,8 +313,8 @@ def test_a_damaged_model_is_refused(weighted, tmp_path, capsys, name):
 
 
 def test_two_models_may_say_what_they_like_of_a_row(tmp_path):
-    model = Model(lambda key, inputs: Weights({}, {}), lambda weights, inputs, **_: (inputs * 2, {}))
-    folder = export(tmp_path / "model", model, Weights({}, {}), ROWS, outputs=Outputs(["a", "b", "c"]))
+    model = Model(lambda key, inputs: Variables({}, {}), lambda weights, inputs, **_: (inputs * 2, {}))
+    folder = export_model(tmp_path / "model", model, Variables({}, {}), ROWS, outputs=OutputSpec(["a", "b", "c"]))
     np.testing.assert_array_equal(predict_script.load(folder).predict(ROWS), 2 * ROWS)
 
 

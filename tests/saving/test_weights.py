@@ -12,11 +12,11 @@ from jaxdl.errors import InputError
 from jaxdl.nn import mlp
 from jaxdl.saving import load, save
 from jaxdl.train.evaluate import predict
-from jaxdl.types import Weights
+from jaxdl.types import Variables
 
 DRAWS = np.random.default_rng(0)
 # As a network has them: several layers, the statistics beside the parameters.
-WEIGHTS = Weights(
+WEIGHTS = Variables(
     {"Dense_0": {"kernel": DRAWS.normal(0, 1, (300, 100)).astype(np.float32), "bias": np.zeros(100, np.float32)}},
     {"batch_stats": {"BatchNorm_0": {"mean": DRAWS.normal(0, 1, 300).astype(np.float32)}}},
 )
@@ -34,11 +34,11 @@ def assert_same_bits(one, two):
     "weights",
     [
         WEIGHTS,
-        Weights({"w": jnp.asarray(DRAWS.normal(0, 1, (4, 3)), jnp.bfloat16), "scale": jnp.float32(1 / 3)}, {}),
-        Weights({"w": np.array([np.nan, np.inf, -np.inf, -0.0, 1e-45], np.float32)}, {}),
-        Weights({"w": jnp.ones((2, 2))}, {"counters": {"calls": jnp.int32(7), "on": jnp.array([True, False])}}),
-        Weights({"layers": {str(n): {"kernel": np.full((2,), n, np.float16)} for n in range(12)}}, {}),
-        Weights({"quantised": np.arange(-128, 128).astype(np.int8), "pixels": np.arange(256).astype(np.uint8)}, {}),
+        Variables({"w": jnp.asarray(DRAWS.normal(0, 1, (4, 3)), jnp.bfloat16), "scale": jnp.float32(1 / 3)}, {}),
+        Variables({"w": np.array([np.nan, np.inf, -np.inf, -0.0, 1e-45], np.float32)}, {}),
+        Variables({"w": jnp.ones((2, 2))}, {"counters": {"calls": jnp.int32(7), "on": jnp.array([True, False])}}),
+        Variables({"layers": {str(n): {"kernel": np.full((2,), n, np.float16)} for n in range(12)}}, {}),
+        Variables({"quantised": np.arange(-128, 128).astype(np.int8), "pixels": np.arange(256).astype(np.uint8)}, {}),
     ],
     ids=["network", "bfloat16", "not finite", "counters", "twelve layers", "integers"],
 )
@@ -148,7 +148,7 @@ def test_weights_that_hold_something_else_are_refused(tmp_path):
 
 
 def test_flipped_bits_never_become_other_numbers(tmp_path):
-    weights = Weights({"w": jnp.asarray(np.random.default_rng(0).normal(size=(300, 50)), jnp.float32)}, {})
+    weights = Variables({"w": jnp.asarray(np.random.default_rng(0).normal(size=(300, 50)), jnp.float32)}, {})
     save(tmp_path / "model", weights)
     largest = max((path for path in (tmp_path / "model").rglob("*") if path.is_file()), key=lambda p: p.stat().st_size)
     whole = largest.read_bytes()
@@ -160,7 +160,7 @@ def test_flipped_bits_never_become_other_numbers(tmp_path):
 
 def test_brackets_which_orbax_takes_for_a_pattern_are_refused(tmp_path):
     with pytest.raises(InputError, match=r"without \[ and \]"):
-        save(tmp_path / "[best]", Weights({"w": jnp.ones(2)}, {}))
+        save(tmp_path / "[best]", Variables({"w": jnp.ones(2)}, {}))
 
 
 class Pair(NamedTuple):
@@ -187,7 +187,7 @@ NAMED = Pair(np.ones((2, 3), np.float32), np.zeros(3, np.float32))
     ids=["dots", "no numbers", "empty containers", "whole keys", "narrow", "scalars", "list", "array", "nothing"],
 )
 def test_uneven_trees_come_back_as_they_were(tmp_path, params):
-    weights = Weights(params, {"also": params})
+    weights = Variables(params, {"also": params})
     save(tmp_path / "model", weights)
     assert_same_bits(load(tmp_path / "model"), weights)
     assert_same_bits(load(tmp_path / "model", like=weights), weights)
@@ -195,7 +195,7 @@ def test_uneven_trees_come_back_as_they_were(tmp_path, params):
 
 
 def test_numbers_of_python_and_keys_come_back_as_such(tmp_path):
-    weights = Weights({"n": 3, "x": 0.1, "on": True, "key": jax.random.key(7, impl="rbg")}, {})
+    weights = Variables({"n": 3, "x": 0.1, "on": True, "key": jax.random.key(7, impl="rbg")}, {})
     save(tmp_path / "model", weights)
     for restored in (load(tmp_path / "model").params, load(tmp_path / "model", like=weights).params):
         assert [(type(restored[name]), restored[name]) for name in ("n", "x", "on")] == [
@@ -227,9 +227,9 @@ def trees_of_others():
 @pytest.mark.parametrize("name", ["NamedTuple", "deep NamedTuple", "Equinox", "FrozenDict", "NNX", "tuple keys"])
 def test_trees_of_other_libraries_come_back_by_their_like(tmp_path, name):
     params = trees_of_others()[name]
-    save(tmp_path / "model", Weights(params, {}))
+    save(tmp_path / "model", Variables(params, {}))
     other = jax.tree.map(lambda leaf: leaf if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else 0 * leaf, params)
-    restored = load(tmp_path / "model", like=Weights(other, {})).params
+    restored = load(tmp_path / "model", like=Variables(other, {})).params
     assert jax.tree.structure(restored) == jax.tree.structure(params)
     for a, b in zip(jax.tree.leaves(restored), jax.tree.leaves(params), strict=True):
         assert a.dtype == b.dtype and bool(jnp.all(a == b))
@@ -255,9 +255,9 @@ def test_trees_of_other_libraries_come_back_by_their_like(tmp_path, name):
     ],
 )
 def test_a_like_that_differs_is_refused_by_its_path(tmp_path, like, words):
-    save(tmp_path / "model", Weights({"a": {"w": np.ones(2, np.float32)}, "b": np.ones(3)}, {}))
+    save(tmp_path / "model", Variables({"a": {"w": np.ones(2, np.float32)}, "b": np.ones(3)}, {}))
     with pytest.raises(InputError, match=words):
-        load(tmp_path / "model", like=Weights(like, {}))
+        load(tmp_path / "model", like=Variables(like, {}))
 
 
 @pytest.mark.parametrize(
@@ -274,15 +274,15 @@ def test_a_like_that_differs_is_refused_by_its_path(tmp_path, like, words):
 )
 def test_leaves_that_are_no_numbers_are_refused_before_anything_is_written(tmp_path, leaf, words):
     with pytest.raises(InputError, match=rf"save keeps arrays of numbers, got .*{words}.* at params\['layer'\]\[0\]"):
-        save(tmp_path / "model", Weights({"layer": [leaf]}, {}))
+        save(tmp_path / "model", Variables({"layer": [leaf]}, {}))
     assert not (tmp_path / "model").exists()
 
 
 def test_what_is_not_weights_is_refused(tmp_path):
-    with pytest.raises(InputError, match=r"save needs Weights\(params, stats\), got dict"):
+    with pytest.raises(InputError, match=r"save needs Variables\(params, stats\), got dict"):
         save(tmp_path / "model", {"w": jnp.ones(2)})
     save(tmp_path / "model", WEIGHTS)
-    with pytest.raises(InputError, match=r"load needs Weights\(params, stats\) as like, got dict"):
+    with pytest.raises(InputError, match=r"load needs Variables\(params, stats\) as like, got dict"):
         load(tmp_path / "model", like={"w": jnp.ones(2)})
 
 
@@ -301,7 +301,7 @@ def test_a_save_that_fails_leaves_nothing_and_harms_nothing(tmp_path, monkeypatc
 
 
 def test_lists_and_tuples_come_back_as_they_were(tmp_path):
-    save(tmp_path / "model", Weights([jnp.ones(2), (jnp.zeros(1),)], {}))
+    save(tmp_path / "model", Variables([jnp.ones(2), (jnp.zeros(1),)], {}))
     restored = load(tmp_path / "model").params
     assert type(restored) is list and type(restored[1]) is tuple
     first, (second,) = restored

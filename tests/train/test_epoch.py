@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxdl.data import examples
+from jaxdl.data import dataset
 from jaxdl.errors import InputError
 from jaxdl.losses import absolute_error, squared_error
 from jaxdl.metrics import mean, rmse
@@ -16,33 +16,33 @@ from jaxdl.nn import mlp
 from jaxdl.train import early_stopping, epochs, make_plan, reduce_on_plateau, run_epoch, start
 from jaxdl.train.epoch import start_shapes
 from jaxdl.train.evaluate import evaluate
-from jaxdl.types import Model, Objective, Weights
+from jaxdl.types import Model, Objective, Variables
 
 RANDOM = np.random.default_rng(0)
 INPUTS = RANDOM.normal(size=(77, 3)).astype(np.float32)
-TRAIN = examples(INPUTS, INPUTS.sum(1, keepdims=True) + 0.1 * RANDOM.normal(size=(77, 1)))
-VALIDATION = examples(INPUTS[:20] + 1, INPUTS[:20].sum(1, keepdims=True) + 3)
+TRAIN = dataset(INPUTS, INPUTS.sum(1, keepdims=True) + 0.1 * RANDOM.normal(size=(77, 1)))
+VALIDATION = dataset(INPUTS[:20] + 1, INPUTS[:20].sum(1, keepdims=True) + 3)
 OBJECTIVE = Objective(squared_error, (rmse,))
 INJECTED = optax.inject_hyperparams(optax.sgd)(learning_rate=0.05)
 # Plans of the same parts share a program.
 MODEL, ADAM = mlp((5,)), optax.adam(0.01)
 
 
-def plan_of(model=None, optimiser=None, **options):
-    return make_plan(model or MODEL, OBJECTIVE, optimiser or ADAM, batch_size=10, **options)
+def plan_of(model=None, optimizer=None, **options):
+    return make_plan(model or MODEL, OBJECTIVE, optimizer or ADAM, batch_size=10, **options)
 
 
-TWO_EPOCHS = plan_of(stop=early_stopping("val_loss", patience=0, min_delta=1e9))
-NEVER_ENDS = plan_of(optimiser=optax.sgd(0.45), stop=early_stopping(patience=None))
-LOWERED = plan_of(optimiser=INJECTED, plateau=reduce_on_plateau("val_loss", factor=0.5, patience=1, min_delta=1e9))
+TWO_EPOCHS = plan_of(early_stopping=early_stopping("val_loss", patience=0, min_delta=1e9))
+NEVER_ENDS = plan_of(optimizer=optax.sgd(0.45), early_stopping=early_stopping(patience=None))
+LOWERED = plan_of(optimizer=INJECTED, plateau=reduce_on_plateau("val_loss", factor=0.5, patience=1, min_delta=1e9))
 
 
 def begin(plan, validation=VALIDATION, **options):
     return start(plan, TRAIN, validation, key=jax.random.key(0), **options)
 
 
-def take_epochs(plan, count, validation=VALIDATION, progress=None):
-    return list(islice(epochs(plan, progress or begin(plan, validation), TRAIN, validation), count))
+def take_epochs(plan, count, validation=VALIDATION, run_state=None):
+    return list(islice(epochs(plan, run_state or begin(plan, validation), TRAIN, validation), count))
 
 
 def same(one, other):
@@ -53,7 +53,7 @@ def same(one, other):
 
 
 def test_the_shapes_of_a_start_are_known_without_a_compilation(compilations):
-    plan = plan_of(mlp((5,), input_norm=True), average=0.9, plateau=reduce_on_plateau("loss"), optimiser=INJECTED)
+    plan = plan_of(mlp((5,), input_norm=True), ema_decay=0.9, plateau=reduce_on_plateau("loss"), optimizer=INJECTED)
     with compilations() as names:
         found = start_shapes(plan, TRAIN, VALIDATION, key=jax.random.key(0))
     assert "_start" not in names
@@ -65,20 +65,20 @@ def test_the_shapes_of_a_start_are_known_without_a_compilation(compilations):
 
 def test_what_a_start_refuses_its_shapes_refuse():
     with pytest.raises(InputError, match="batch_size=10 leaves no full batch in 9 training rows"):
-        start_shapes(plan_of(), examples(INPUTS[:9], INPUTS[:9, :1]), key=jax.random.key(0))
+        start_shapes(plan_of(), dataset(INPUTS[:9], INPUTS[:9, :1]), key=jax.random.key(0))
     with pytest.raises(InputError, match="compares outputs with targets of the same shape"):
-        start_shapes(plan_of(), examples(INPUTS, INPUTS), key=jax.random.key(0))
+        start_shapes(plan_of(), dataset(INPUTS, INPUTS), key=jax.random.key(0))
     with pytest.raises(InputError, match='monitor="val_loss" is not measured'):
-        start_shapes(plan_of(stop=early_stopping("val_loss", patience=1)), TRAIN, key=jax.random.key(0))
+        start_shapes(plan_of(early_stopping=early_stopping("val_loss", patience=1)), TRAIN, key=jax.random.key(0))
 
 
 def test_epochs_is_the_loop_in_its_docstring(meaning):
     plan = TWO_EPOCHS
     found = take_epochs(plan, 50)
     records = []
-    loop = {"progress": begin(plan), "train": TRAIN, "validation": VALIDATION, "plan": plan, "last": None}
+    loop = {"state": begin(plan), "train": TRAIN, "validation": VALIDATION, "plan": plan, "last": None}
     # A generator's loop yields; what it yields is collected instead.
-    told = meaning(epochs, **loop, run_epoch=run_epoch, keep=lambda progress, record: records.append(record))
+    told = meaning(epochs, **loop, run_epoch=run_epoch, keep=lambda run_state, record: records.append(record))
     assert len(records) == len(found) > 1
     same(told["progress"], found[-1][0])
     assert found[-1][1] == {"epoch": len(found), **{name: float(value) for name, value in records[-1].items()}}
@@ -91,12 +91,12 @@ def test_every_row_is_used_once_an_epoch():
         seen = weights.stats["seen"] + jnp.sum(jnp.where(mask, inputs[:, 0], 0)) if train else weights.stats["seen"]
         return inputs[:, 1:2] * weights.params["w"][None], {"seen": seen}
 
-    model = Model(lambda key, inputs: Weights({"w": jnp.ones(1)}, {"seen": jnp.zeros(())}), apply)
+    model = Model(lambda key, inputs: Variables({"w": jnp.ones(1)}, {"seen": jnp.zeros(())}), apply)
     rows = TRAIN._replace(inputs=np.stack([np.arange(77.0), np.zeros(77)], 1).astype(np.float32))
     plan = plan_of(model)
-    progress, _ = run_epoch(start(plan, rows, key=jax.random.key(0)), rows, None, plan=plan)
-    assert float(progress.state.weights.stats["seen"]) == np.arange(77).sum()
-    assert int(progress.state.step) == 8
+    run_state, _ = run_epoch(start(plan, rows, key=jax.random.key(0)), rows, None, plan=plan)
+    assert float(run_state.train_state.variables.stats["seen"]) == np.arange(77).sum()
+    assert int(run_state.train_state.step) == 8
 
 
 def test_a_record_reads_loss_first_and_holds_python_floats():
@@ -108,23 +108,23 @@ def test_a_record_reads_loss_first_and_holds_python_floats():
 
 def test_validation_figures_are_those_of_the_weights_after_the_epoch():
     plan = plan_of()
-    progress, record = take_epochs(plan, 3)[-1]
-    found = evaluate(plan.model, OBJECTIVE, progress.state.weights, VALIDATION)
+    run_state, record = take_epochs(plan, 3)[-1]
+    found = evaluate(plan.model, OBJECTIVE, run_state.train_state.variables, VALIDATION)
     np.testing.assert_allclose(record["val_rmse"], found["rmse"], rtol=1e-6)
 
 
 def test_training_figures_are_means_over_the_rows_as_they_were_met():
     """With a learning rate of 0 the weights stand still, so they are the figures of the whole set."""
-    plan = plan_of(optimiser=optax.sgd(0.0))
-    progress, record = take_epochs(plan, 1)[0]
-    whole = evaluate(plan.model, OBJECTIVE, progress.state.weights, TRAIN)
+    plan = plan_of(optimizer=optax.sgd(0.0))
+    run_state, record = take_epochs(plan, 1)[0]
+    whole = evaluate(plan.model, OBJECTIVE, run_state.train_state.variables, TRAIN)
     np.testing.assert_allclose(record["loss"], whole["loss"], rtol=1e-5)
 
 
 def test_going_on_from_a_progress_is_the_run_that_was_never_interrupted():
     plan = plan_of(mlp((5,), dropout=0.2))
     whole = take_epochs(plan, 6)
-    again = take_epochs(plan, 3, progress=take_epochs(plan, 3)[-1][0])
+    again = take_epochs(plan, 3, state=take_epochs(plan, 3)[-1][0])
     same(whole[-1][0], again[-1][0])
     assert [record for _, record in whole[3:]] == [record for _, record in again]
 
@@ -132,7 +132,7 @@ def test_going_on_from_a_progress_is_the_run_that_was_never_interrupted():
 def test_the_last_epoch_and_a_stopped_run_end_the_generator():
     plan = TWO_EPOCHS
     assert [record["epoch"] for _, record in epochs(plan, begin(plan), TRAIN, VALIDATION, last=1)] == [1]
-    stopped = [progress for progress, _ in epochs(plan, begin(plan), TRAIN, VALIDATION)]
+    stopped = [run_state for run_state, _ in epochs(plan, begin(plan), TRAIN, VALIDATION)]
     assert len(stopped) == 2
     # The device was an epoch ahead, and nothing of that shows.
     assert int(stopped[-1].epoch) == 2 and int(stopped[-1].state.step) == 16
@@ -149,10 +149,10 @@ def test_one_training_program_serves_a_run_whatever_the_row_counts(compilations)
 
 
 def test_equal_plans_share_a_program(compilations):
-    model, optimiser = mlp((5,)), optax.adam(0.01)
-    take_epochs(plan_of(model, optimiser), 1)
+    model, optimizer = mlp((5,)), optax.adam(0.01)
+    take_epochs(plan_of(model, optimizer), 1)
     with compilations() as names:
-        take_epochs(plan_of(model, optimiser), 1)
+        take_epochs(plan_of(model, optimizer), 1)
     assert names == []
 
 
@@ -162,13 +162,13 @@ def test_best_weights_are_those_of_the_best_epoch():
     losses = [record["val_loss"] for _, record in seen]
     best = int(np.nanargmin(losses))
     assert int(seen[-1][0].stopping.best_epoch) == best + 1
-    same(seen[-1][0].best, seen[best][0].state.weights)
+    same(seen[-1][0].best, seen[best][0].state.variables)
 
 
 def test_a_run_that_goes_to_nan_keeps_its_best_weights_and_stops():
     plan = plan_of(
-        optimiser=optax.chain(optax.scale_by_schedule(lambda n: jnp.where(n < 24, 0.01, jnp.nan)), optax.scale(-1.0)),
-        stop=early_stopping("val_loss", patience=2),
+        optimizer=optax.chain(optax.scale_by_schedule(lambda n: jnp.where(n < 24, 0.01, jnp.nan)), optax.scale(-1.0)),
+        early_stopping=early_stopping("val_loss", patience=2),
     )
     seen = take_epochs(plan, 20)
     assert len(seen) == 5
@@ -192,11 +192,11 @@ def test_the_monitor_defaults_to_what_is_measured():
 def test_rows_that_are_bound_to_a_device_compile_one_program(compilations):
     plan = plan_of(mlp((5,)))
     bound = jax.device_put(TRAIN, jax.devices()[1])
-    progress = begin(plan)
+    run_state = begin(plan)
     with compilations() as names:
-        last = list(epochs(plan, progress, bound, VALIDATION, last=3))[-1][0]
+        last = list(epochs(plan, run_state, bound, VALIDATION, last=3))[-1][0]
     assert names.count("chunk_program") == 1
-    assert last.state.step.devices() == {jax.devices()[1]}
+    assert last.train_state.step.devices() == {jax.devices()[1]}
 
 
 def test_row_counts_share_the_program_that_begins_a_run(compilations):
@@ -210,7 +210,7 @@ def test_row_counts_share_the_program_that_begins_a_run(compilations):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"stop": early_stopping("acuracy")}, 'monitor="acuracy" is not measured'),
+        ({"early_stopping": early_stopping("acuracy")}, 'monitor="acuracy" is not measured'),
         ({"batch_size": 100}, "batch_size=100 leaves no full batch"),
     ],
 )
@@ -228,9 +228,9 @@ def test_metrics_need_names_of_their_own(name):
 
 
 def test_several_learning_rates_cannot_be_reduced_as_one():
-    optimiser = optax.partition({"a": INJECTED, "b": INJECTED}, lambda params: jax.tree.map(lambda _: "a", params))
+    optimizer = optax.partition({"a": INJECTED, "b": INJECTED}, lambda params: jax.tree.map(lambda _: "a", params))
     with pytest.raises(InputError, match="holds one learning rate that no schedule sets, got 2"):
-        begin(plan_of(optimiser=optimiser, plateau=reduce_on_plateau()))
+        begin(plan_of(optimizer=optimizer, plateau=reduce_on_plateau()))
 
 
 def test_metrics_may_be_listed():
@@ -243,10 +243,10 @@ def test_metrics_may_be_listed():
         (lambda: make_plan(mlp(()), squared_error, INJECTED), "objective must be an Objective, got the function"),
         (
             lambda: start(plan_of(), (INPUTS, INPUTS), key=jax.random.key(0)),
-            "train must be Examples, got a tuple",
+            "train must be a Dataset, got a tuple",
         ),
         (
-            lambda: begin(plan_of(), validation=examples(INPUTS[:, :2], INPUTS[:, :1])),
+            lambda: begin(plan_of(), validation=dataset(INPUTS[:, :2], INPUTS[:, :1])),
             r"validation rows must have the shape of training rows, \(3,\), got \(2,\)",
         ),
         (lambda: make_plan(mlp(()), OBJECTIVE, INJECTED, batch_size=0), "batch_size must be at least 1, got 0"),
@@ -255,11 +255,11 @@ def test_metrics_may_be_listed():
             "batch_size=78 leaves no full batch in 77 training rows. Use at most 77.",
         ),
         (
-            lambda: begin(plan_of(stop=early_stopping("accuracy"))),
+            lambda: begin(plan_of(early_stopping=early_stopping("accuracy"))),
             'monitor="accuracy" is not measured. This run measures: loss, rmse, val_loss, val_rmse',
         ),
         (
-            lambda: begin(plan_of(stop=early_stopping("val_loss")), validation=None),
+            lambda: begin(plan_of(early_stopping=early_stopping("val_loss")), validation=None),
             'monitor="val_loss" is not measured',
         ),
         (lambda: begin(plan_of(mlp((), outputs=2))), r"outputs \(10, 2\) and targets \(10, 1\)"),
@@ -267,7 +267,7 @@ def test_metrics_may_be_listed():
         (
             lambda: begin(
                 plan_of(
-                    optimiser=optax.inject_hyperparams(optax.sgd)(learning_rate=optax.constant_schedule(0.1)),
+                    optimizer=optax.inject_hyperparams(optax.sgd)(learning_rate=optax.constant_schedule(0.1)),
                     plateau=reduce_on_plateau(),
                 )
             ),

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from jaxdl import losses, metrics
-from jaxdl.data import examples, take
+from jaxdl.data import dataset, take
 from jaxdl.data.batches import batches_of
 from jaxdl.errors import InputError
 from jaxdl.nn import mlp
@@ -19,10 +19,10 @@ from jaxdl.train import epoch, make_eval_step, make_train_step
 from jaxdl.train.epoch import sum_steps, zeros_of
 from jaxdl.train.evaluate import evaluate, predict
 from jaxdl.train.step import train_body
-from jaxdl.types import Objective, Sums, TrainState, Weights
+from jaxdl.types import MetricSums, Objective, TrainState, Variables
 
 RANDOM = np.random.default_rng(0)
-ROWS = jax.tree.map(jnp.asarray, examples(RANDOM.normal(size=(77, 3)), RANDOM.normal(size=(77, 1))))
+ROWS = jax.tree.map(jnp.asarray, dataset(RANDOM.normal(size=(77, 3)), RANDOM.normal(size=(77, 1))))
 OBJECTIVE = Objective(losses.squared_error, (metrics.rmse, metrics.r2()))
 MODEL = mlp((5,))
 
@@ -44,7 +44,7 @@ SGD = optax.GradientTransformation(
 
 
 def start():
-    sums = epoch.zeros_of(partial(metrics.measure, OBJECTIVE), ROWS.targets, ROWS.targets, ROWS.weights)
+    sums = epoch.zeros_of(partial(metrics.measure, OBJECTIVE), ROWS.targets, ROWS.targets, ROWS.sample_weight)
     return TrainState(jnp.int32(0), network(), (), jax.random.key(1)), sums
 
 
@@ -70,11 +70,11 @@ def test_the_loop_over_train_body_is_the_loop_in_its_docstring(meaning):
         "start": 0,
         "stop": 8,
     }
-    told = meaning(train_body, **names, add=metrics.add)
+    told = meaning(train_body, **names, add=metrics.merge)
     found = chunk_of_steps()(state, sums, 0, 8)
     for one, other in zip(
-        jax.tree.leaves((told["state"].weights, told["sums"])),
-        jax.tree.leaves((found[0].weights, found[1])),
+        jax.tree.leaves((told["state"].sample_weight, told["sums"])),
+        jax.tree.leaves((found[0].sample_weight, found[1])),
         strict=True,
     ):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
@@ -90,7 +90,7 @@ def test_chunks_of_any_length_give_the_bits_of_the_whole_from_one_program(chunk,
             state, sums = chunk_of_steps()(state, sums, np.int32(begin), np.int32(min(begin + chunk, 8)))
     assert names == []
     for one, other in zip(
-        jax.tree.leaves((whole[0].weights, whole[1])), jax.tree.leaves((state.weights, sums)), strict=True
+        jax.tree.leaves((whole[0].sample_weight, whole[1])), jax.tree.leaves((state.variables, sums)), strict=True
     ):
         np.testing.assert_array_equal(one, other)
 
@@ -114,17 +114,17 @@ def test_sum_steps_is_the_loop_in_its_docstring(meaning):
             "rows_of": ROWS,
             "batch_size": 20,
             "take": take,
-            "add": metrics.add,
+            "add": metrics.merge,
         }
-        told = meaning(sum_steps, sums=zero, start=start, stop=stop, **names)["sums"]
+        told = meaning(sum_steps, sums=zero, start=start, early_stopping=stop, **names)["sums"]
         found = sum_steps(evaluation, network(), ROWS, zero, jnp.int32(start), jnp.int32(stop), batch_size=20)
-        assert isinstance(found, Sums)
+        assert isinstance(found, MetricSums)
         for one, other in zip(jax.tree.leaves(told), jax.tree.leaves(found), strict=True):
             np.testing.assert_allclose(one, other, rtol=1e-5)
 
 
 def test_rows_of_weight_0_are_not_measured():
-    some = ROWS._replace(weights=jnp.where(jnp.arange(77) < 50, ROWS.weights, jnp.float32(0)))
+    some = ROWS._replace(sample_weight=jnp.where(jnp.arange(77) < 50, ROWS.sample_weight, jnp.float32(0)))
     for batch_size in (30, 100):
         found = evaluate(MODEL, OBJECTIVE, network(), some, batch_size=batch_size)
         kept = evaluate(MODEL, OBJECTIVE, network(), take(ROWS, range(50)))
@@ -172,13 +172,13 @@ def test_what_has_no_rows_is_not_predicted(shape):
     ],
 )
 def test_inputs_that_cannot_be_trained_on_cannot_be_predicted_from(inputs, message):
-    weights = Weights({"Dense_0": {"kernel": np.ones((1, 1), np.float32), "bias": np.zeros(1, np.float32)}}, {})
+    weights = Variables({"Dense_0": {"kernel": np.ones((1, 1), np.float32), "bias": np.zeros(1, np.float32)}}, {})
     with pytest.raises(InputError, match=message):
         predict(mlp(()), weights, inputs)
 
 
 def test_predictions_do_not_depend_on_the_byte_order_or_the_kind_of_table():
-    weights = Weights({"Dense_0": {"kernel": np.ones((2, 1), np.float32), "bias": np.zeros(1, np.float32)}}, {})
+    weights = Variables({"Dense_0": {"kernel": np.ones((2, 1), np.float32), "bias": np.zeros(1, np.float32)}}, {})
     table = pd.DataFrame({"warm": [True, False], "wind": [1.5, 2.5]})
     for inputs in (table, table.astype("Float64"), table.to_numpy(float).astype(">f8"), table.to_numpy(float).tolist()):
         np.testing.assert_array_equal(predict(mlp(()), weights, inputs), [[2.5], [2.5]])

@@ -7,17 +7,17 @@ import numpy as np
 import pytest
 
 from jaxdl import losses, metrics
-from jaxdl.data import Source, examples, take
-from jaxdl.distributed import make_mesh, place_progress
+from jaxdl.data import DataSource, dataset, take
+from jaxdl.distributed import make_mesh, shard_state
 from jaxdl.errors import InputError
 from jaxdl.nn import mlp
 from jaxdl.train.evaluate import evaluate, evaluate_source, predict, predict_source
-from jaxdl.types import Examples, Objective
+from jaxdl.types import Dataset, Objective
 
 RANDOM = np.random.default_rng(0)
 INPUTS = RANDOM.normal(size=(333, 3))
-ROWS = examples(INPUTS, INPUTS[:, :2] + RANDOM.normal(size=(333, 2)), RANDOM.integers(0, 3, 333))
-SOURCE = Source(333, lambda rows: take(ROWS, rows))
+ROWS = dataset(INPUTS, INPUTS[:, :2] + RANDOM.normal(size=(333, 2)), RANDOM.integers(0, 3, 333))
+SOURCE = DataSource(333, lambda rows: take(ROWS, rows))
 OBJECTIVE = Objective(losses.squared_error, (metrics.rmse, metrics.r2()))
 MODEL = mlp((5,), outputs=2)
 
@@ -33,7 +33,7 @@ MESHES = pytest.mark.parametrize("axes", [None, {"data": 4}, {"data": 2, "member
 
 
 def on(axes):
-    return weights() if axes is None else place_progress(weights(), make_mesh(jax.devices()[:4], **axes))
+    return weights() if axes is None else shard_state(weights(), make_mesh(jax.devices()[:4], **axes))
 
 
 @CUTS
@@ -65,8 +65,8 @@ def test_totals_beyond_the_digits_of_float32_stay_exact():
     # 2**24 and then 64 windows of 1: in float32 each 1 would be lost.
     weights = np.ones(65, np.float32)
     weights[0] = 2**24
-    rows = examples(np.zeros((65, 1)), np.where(np.arange(65)[:, None] == 0, 0.0, 512.0), weights)
-    model, source = mlp(()), Source(65, lambda numbers: take(rows, numbers))
+    rows = dataset(np.zeros((65, 1)), np.where(np.arange(65)[:, None] == 0, 0.0, 512.0), weights)
+    model, source = mlp(()), DataSource(65, lambda numbers: take(rows, numbers))
     zero = jax.tree.map(np.zeros_like, model.init(jax.random.key(0), rows.inputs))
     found = evaluate_source(model, Objective(losses.squared_error), zero, source, batch_size=1, window_bytes=1)
     np.testing.assert_allclose(found["loss"], 64 * 512.0**2 / (2**24 + 64), rtol=1e-7)
@@ -80,7 +80,7 @@ def test_a_batch_of_no_rows_is_refused():
 
 
 def test_a_source_of_billions_of_rows_gives_its_first_predictions_at_once():
-    source = Source(2**31 - 1, lambda rows: Examples(rows[:, None] % 7 / 7, rows, np.ones(len(rows))))
+    source = DataSource(2**31 - 1, lambda rows: Dataset(rows[:, None] % 7 / 7, rows, np.ones(len(rows))))
     model = mlp(())
     weights = model.init(jax.random.key(0), np.ones((1, 1), np.float32))
     pieces = predict_source(model, weights, source, window_bytes=16 * 2048)

@@ -12,7 +12,7 @@ import pytest
 from sklearn.linear_model import LinearRegression
 
 from jaxdl import losses, metrics
-from jaxdl.data import examples
+from jaxdl.data import dataset
 from jaxdl.errors import InputError
 from jaxdl.nn import mlp
 from jaxdl.train import early_stopping
@@ -23,8 +23,8 @@ from jaxdl.types import Objective
 RANDOM = np.random.default_rng(0)
 INPUTS = RANDOM.normal(size=(300, 4)).astype(np.float32)
 NOISE = 0.3 * RANDOM.normal(size=(300, 1))
-TRAIN = examples(INPUTS[:200], (INPUTS.sum(1, keepdims=True) + NOISE)[:200])
-VALIDATION = examples(INPUTS[200:], (INPUTS.sum(1, keepdims=True) + NOISE)[200:])
+TRAIN = dataset(INPUTS[:200], (INPUTS.sum(1, keepdims=True) + NOISE)[:200])
+VALIDATION = dataset(INPUTS[200:], (INPUTS.sum(1, keepdims=True) + NOISE)[200:])
 OBJECTIVE = Objective(losses.squared_error, (metrics.rmse,))
 # Runs of the same parts share a program.
 LINEAR, SGD = mlp(()), optax.sgd(0.05)
@@ -42,7 +42,7 @@ def test_a_linear_model_reaches_least_squares():
 def test_the_result_says_what_happened():
     stop = early_stopping("val_loss", patience=3)
     model = mlp((20,))
-    run = fit(model, OBJECTIVE, optax.adam(0.05), TRAIN, VALIDATION, epochs=200, stop=stop)
+    run = fit(model, OBJECTIVE, optax.adam(0.05), TRAIN, VALIDATION, epochs=200, early_stopping=stop)
     assert isinstance(run.history, pd.DataFrame)
     assert run.history.index.tolist() == list(range(1, len(run.history) + 1))
     assert list(run.history) == ["loss", "rmse", "val_loss", "val_rmse"]
@@ -66,7 +66,7 @@ def test_seeds_decide_everything():
 def test_a_run_goes_on_where_it_stood():
     whole = fit(SMALL, OBJECTIVE, ADAM, TRAIN, VALIDATION, epochs=5)
     half = fit(SMALL, OBJECTIVE, ADAM, TRAIN, VALIDATION, epochs=2)
-    rest = fit(SMALL, OBJECTIVE, ADAM, TRAIN, VALIDATION, epochs=5, progress=half.progress)
+    rest = fit(SMALL, OBJECTIVE, ADAM, TRAIN, VALIDATION, epochs=5, state=half.state)
     pd.testing.assert_frame_equal(pd.concat([half.history, rest.history]), whole.history, check_exact=True)
     for one, other in zip(jax.tree.leaves(whole.final), jax.tree.leaves(rest.final), strict=True):
         np.testing.assert_array_equal(one, other)
@@ -75,7 +75,7 @@ def test_a_run_goes_on_where_it_stood():
 def test_given_weights_are_where_it_starts():
     first = fit(LINEAR, OBJECTIVE, SGD, TRAIN, epochs=3)
     # All rows make one batch, which is measured before its step.
-    second = fit(LINEAR, OBJECTIVE, SGD, TRAIN, epochs=1, batch_size=200, weights=first.final)
+    second = fit(LINEAR, OBJECTIVE, SGD, TRAIN, epochs=1, batch_size=200, variables=first.final)
     np.testing.assert_allclose(
         second.history["loss"], evaluate(LINEAR, OBJECTIVE, first.final, TRAIN)["loss"], rtol=1e-5
     )
@@ -89,7 +89,7 @@ def test_observers_see_every_epoch():
         SGD,
         TRAIN,
         epochs=3,
-        observers=[lambda progress, history: seen.append((int(progress.epoch), len(history), history[-1]["loss"]))],
+        callbacks=[lambda run_state, history: seen.append((int(run_state.epoch), len(history), history[-1]["loss"]))],
     )
     assert [entry[:2] for entry in seen] == [(1, 1), (2, 2), (3, 3)]
 
@@ -106,10 +106,10 @@ def test_a_run_whose_table_nobody_asks_for_does_not_load_pandas():
 import sys
 import numpy as np
 import optax
-from jaxdl import examples, fit, losses, mlp, Objective
-rows = examples(np.ones((4, 1)), np.ones((4, 1)))
+from jaxdl import dataset, fit, losses, mlp, Objective
+rows = dataset(np.ones((4, 1)), np.ones((4, 1)))
 run = fit(mlp(()), Objective(losses.squared_error), optax.sgd(0.1), rows, epochs=2, batch_size=2)
-assert (len(run.records), repr(run)) == (2, "Fit(2 epochs, best epoch 2, reason 'epochs')")
+assert (len(run.records), repr(run)) == (2, "FitResult(2 epochs, best epoch 2, reason 'epochs')")
 assert "pandas" not in sys.modules
 assert run.history["loss"].tolist() == [record["loss"] for record in run.records]
 """
@@ -131,8 +131,8 @@ def test_seeds_that_would_draw_what_others_draw_are_refused(seed):
 
 def test_a_run_that_has_its_epochs_already_is_not_run_again():
     run = fit(LINEAR, OBJECTIVE, SGD, TRAIN, epochs=3)
-    again = fit(LINEAR, OBJECTIVE, SGD, TRAIN, epochs=2, progress=run.progress)
-    assert len(again.history) == 0 and int(again.progress.epoch) == 3
+    again = fit(LINEAR, OBJECTIVE, SGD, TRAIN, epochs=2, state=run.state)
+    assert len(again.history) == 0 and int(again.state.epoch) == 3
 
 
 def test_a_run_works_where_64_bits_are_switched_on():
@@ -155,36 +155,36 @@ def test_no_epochs_are_refused():
 
 
 def test_an_average_is_what_is_measured_and_kept():
-    run = fit(LINEAR, OBJECTIVE, SGD, TRAIN, VALIDATION, epochs=3, average=0.9)
-    state = run.progress.state
-    assert run.final is state.average
-    assert not np.array_equal(*(w.params["Dense_0"]["kernel"] for w in (state.weights, state.average)))
+    run = fit(LINEAR, OBJECTIVE, SGD, TRAIN, VALIDATION, epochs=3, ema_decay=0.9)
+    state = run.state.train_state
+    assert run.final is state.ema
+    assert not np.array_equal(*(w.params["Dense_0"]["kernel"] for w in (state.variables, state.ema)))
     np.testing.assert_allclose(
         run.history["val_rmse"].iloc[-1], evaluate(LINEAR, OBJECTIVE, run.final, VALIDATION)["rmse"], rtol=1e-6
     )
     plain = fit(LINEAR, OBJECTIVE, SGD, TRAIN, VALIDATION, epochs=3)
-    jax.tree.map(np.testing.assert_array_equal, plain.final.params, state.weights.params)
+    jax.tree.map(np.testing.assert_array_equal, plain.final.params, state.variables.params)
 
 
 def test_a_run_with_an_average_goes_on_where_it_stood():
-    model, optimiser = LINEAR, SGD
-    first = fit(model, OBJECTIVE, optimiser, TRAIN, VALIDATION, epochs=2, average=0.9)
-    rest = fit(model, OBJECTIVE, optimiser, TRAIN, VALIDATION, epochs=4, average=0.9, progress=first.progress)
-    whole = fit(model, OBJECTIVE, optimiser, TRAIN, VALIDATION, epochs=4, average=0.9)
+    model, optimizer = LINEAR, SGD
+    first = fit(model, OBJECTIVE, optimizer, TRAIN, VALIDATION, epochs=2, ema_decay=0.9)
+    rest = fit(model, OBJECTIVE, optimizer, TRAIN, VALIDATION, epochs=4, ema_decay=0.9, state=first.state)
+    whole = fit(model, OBJECTIVE, optimizer, TRAIN, VALIDATION, epochs=4, ema_decay=0.9)
     jax.tree.map(np.testing.assert_array_equal, rest.final, whole.final)
 
 
 @pytest.mark.parametrize("average", [-0.1, 1.0])
 def test_an_average_that_is_no_share_is_refused(average):
-    with pytest.raises(InputError, match="average must be from 0 to below 1, got"):
-        fit(mlp(()), OBJECTIVE, optax.sgd(0.05), TRAIN, average=average)
+    with pytest.raises(InputError, match="ema_decay must be from 0 to below 1, got"):
+        fit(mlp(()), OBJECTIVE, optax.sgd(0.05), TRAIN, ema_decay=average)
 
 
 @pytest.mark.parametrize(("before", "after"), [(None, 0.9), (0.9, None)])
 def test_an_average_cannot_begin_or_end_midway(before, after):
-    first = fit(LINEAR, OBJECTIVE, SGD, TRAIN, VALIDATION, epochs=1, average=before)
+    first = fit(LINEAR, OBJECTIVE, SGD, TRAIN, VALIDATION, epochs=1, ema_decay=before)
     with pytest.raises(InputError, match="does not fit the progress, which holds"):
-        fit(LINEAR, OBJECTIVE, SGD, TRAIN, VALIDATION, epochs=2, average=after, progress=first.progress)
+        fit(LINEAR, OBJECTIVE, SGD, TRAIN, VALIDATION, epochs=2, ema_decay=after, state=first.state)
 
 
 def test_evaluations_need_a_batch_of_one_row_at_least():
@@ -197,9 +197,9 @@ def test_evaluations_need_a_batch_of_one_row_at_least():
 
 
 def interrupting(epoch):
-    """An observer that does what Ctrl-C does in a notebook."""
+    """An callback that does what Ctrl-C does in a notebook."""
 
-    def observe(progress, history):
+    def observe(run_state, history):
         if len(history) == epoch:
             raise KeyboardInterrupt
 
@@ -207,12 +207,12 @@ def interrupting(epoch):
 
 
 def test_ctrl_c_gives_what_was_reached_and_fit_goes_on_from_there():
-    model, optimiser = SMALL, ADAM
-    whole = fit(model, OBJECTIVE, optimiser, TRAIN, VALIDATION, epochs=6)
-    run = fit(model, OBJECTIVE, optimiser, TRAIN, VALIDATION, epochs=6, observers=[interrupting(4)])
+    model, optimizer = SMALL, ADAM
+    whole = fit(model, OBJECTIVE, optimizer, TRAIN, VALIDATION, epochs=6)
+    run = fit(model, OBJECTIVE, optimizer, TRAIN, VALIDATION, epochs=6, callbacks=[interrupting(4)])
     assert run.reason == "interrupted" and run.history.index.tolist() == [1, 2, 3, 4]
     assert predict(model, run.final, INPUTS).shape == (300, 1)
-    rest = fit(model, OBJECTIVE, optimiser, TRAIN, VALIDATION, epochs=6, progress=run.progress)
+    rest = fit(model, OBJECTIVE, optimizer, TRAIN, VALIDATION, epochs=6, state=run.state)
     pd.testing.assert_frame_equal(pd.concat([run.history, rest.history]), whole.history, check_exact=True)
     jax.tree.map(np.testing.assert_array_equal, rest.final, whole.final)
     jax.tree.map(np.testing.assert_array_equal, rest.best, whole.best)
@@ -225,7 +225,7 @@ def test_ctrl_c_before_the_first_epoch_gives_the_beginning(monkeypatch):
 
     monkeypatch.setattr("jaxdl.train.fit.chunks", chunks)
     run = fit(LINEAR, OBJECTIVE, SGD, TRAIN, epochs=3)
-    assert (run.reason, len(run.history), run.best_epoch, int(run.progress.epoch)) == ("interrupted", 0, 0, 0)
+    assert (run.reason, len(run.history), run.best_epoch, int(run.state.epoch)) == ("interrupted", 0, 0, 0)
 
 
 # Finite for two epochs of seven steps, then enormous.

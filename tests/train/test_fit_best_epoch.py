@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxdl import Objective, early_stopping, examples, fit, fit_seeds, losses, make_plan, metrics, mlp
+from jaxdl import Objective, dataset, early_stopping, fit, fit_seeds, losses, make_plan, metrics, mlp
 from jaxdl.ensembles import run_members, start_members, sweep
 from jaxdl.ensembles.members import best_and_final
 from jaxdl.train.loop import chunks
@@ -14,7 +14,7 @@ from jaxdl.train.loop import chunks
 RNG = np.random.default_rng(0)
 INPUTS = RNG.normal(size=(70, 4)).astype(np.float32)
 TARGETS = (INPUTS @ np.array([1, -2, 3, 0.5], np.float32))[:, None]
-ROWS = examples(INPUTS, TARGETS)
+ROWS = dataset(INPUTS, TARGETS)
 MODEL, OPTIMIZER = mlp(()), optax.sgd(1e-2)
 OBJECTIVE = Objective(losses.squared_error)
 NEVER_FINITE = Objective(
@@ -36,17 +36,17 @@ def test_best_is_the_trained_network_where_no_epoch_was_the_best(monitor):
     stop = LATE if monitor == "late" else early_stopping(monitor, patience=9)
     objective, validation = NEVER_FINITE, ROWS if monitor == "val_lowest" else None
     with pytest.warns(RuntimeWarning, match="no epoch of the run was the best by .*`best` holds the variables"):
-        run = fit(MODEL, objective, OPTIMIZER, ROWS, validation, epochs=3, stop=stop, on_nan="continue")
+        run = fit(MODEL, objective, OPTIMIZER, ROWS, validation, epochs=3, early_stopping=stop, on_nan="continue")
     assert run.best_epoch == 0
     assert_equal(run.best, run.final)
-    assert_equal(run.progress.best, run.final)
+    assert_equal(run.state.best, run.final)
     # The oracle: the network that a run without any rule has trained.
     assert_equal(run.best, fit(MODEL, objective, OPTIMIZER, ROWS, epochs=3).final)
 
 
 def test_a_finite_epoch_is_the_best_whatever_was_before():
     stop = early_stopping("loss", start_from_epoch=2, patience=5)
-    run = fit(MODEL, OBJECTIVE, OPTIMIZER, ROWS, epochs=4, stop=stop)
+    run = fit(MODEL, OBJECTIVE, OPTIMIZER, ROWS, epochs=4, early_stopping=stop)
     assert run.best_epoch == 4
     assert_equal(run.best, run.final)
 
@@ -58,7 +58,7 @@ def test_a_run_interrupted_in_its_first_epoch_gives_what_it_has_trained(monkeypa
 
     monkeypatch.setattr("jaxdl.train.fit.chunks", interrupted)
     run = fit(MODEL, OBJECTIVE, OPTIMIZER, ROWS, epochs=3)
-    assert (run.reason, run.best_epoch, int(run.progress.state.step)) == ("interrupted", 0, 1)
+    assert (run.reason, run.best_epoch, int(run.state.train_state.step)) == ("interrupted", 0, 1)
     assert_equal(run.best, run.final)
 
 
@@ -72,7 +72,7 @@ def test_a_run_that_stops_at_nan_gives_the_network_before():
 
 def test_members_without_a_best_epoch_have_their_final_network_and_are_named():
     with pytest.warns(RuntimeWarning, match="no epoch of members 0, 1 of 2 was the best by loss"):
-        runs = fit_seeds(MODEL, OBJECTIVE, OPTIMIZER, ROWS, seeds=(0, 1), epochs=2, batch_size=70, stop=LATE)
+        runs = fit_seeds(MODEL, OBJECTIVE, OPTIMIZER, ROWS, seeds=(0, 1), epochs=2, batch_size=70, early_stopping=LATE)
     assert runs.best_epochs.tolist() == [0, 0]
     assert_equal(runs.best, runs.final)
 
@@ -86,7 +86,7 @@ def test_members_interrupted_in_their_first_epoch_have_what_they_have_trained():
 
 
 def make_late(learning_rate):
-    return make_plan(MODEL, OBJECTIVE, optax.sgd(learning_rate), stop=LATE)
+    return make_plan(MODEL, OBJECTIVE, optax.sgd(learning_rate), early_stopping=LATE)
 
 
 def test_candidates_without_a_best_epoch_have_their_final_network_and_are_named():

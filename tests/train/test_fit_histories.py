@@ -12,9 +12,9 @@ from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from jaxdl import saving
-from jaxdl._tree import named
-from jaxdl.callbacks import csv_file, progress_bar, tensorboard
-from jaxdl.data import examples
+from jaxdl._tree import flatten_named
+from jaxdl.callbacks import csv_log, progress_bar, tensorboard
+from jaxdl.data import dataset
 from jaxdl.ensembles import fit_seeds, member
 from jaxdl.errors import InputError
 from jaxdl.losses import squared_error
@@ -26,14 +26,14 @@ from jaxdl.train.fit import Written, fit
 from jaxdl.types import Objective
 
 INPUTS = np.linspace(-1, 1, 24, dtype=np.float32)[:, None]
-ROWS = examples(INPUTS, 3 * INPUTS)
+ROWS = dataset(INPUTS, 3 * INPUTS)
 MODEL, OBJECTIVE, OPTIMIZER = mlp(()), Objective(squared_error, (rmse,)), optax.adam(0.05)
 train = partial(fit, MODEL, OBJECTIVE, OPTIMIZER, ROWS, ROWS, batch_size=8)
 many = partial(fit_seeds, MODEL, OBJECTIVE, OPTIMIZER, ROWS, ROWS, batch_size=8, seeds=(3, 0, 7))
 
 
 def bits(tree):
-    return {name: np.asarray(leaf).tobytes() for name, leaf in named(tree).items()}
+    return {name: np.asarray(leaf).tobytes() for name, leaf in flatten_named(tree).items()}
 
 
 def refuse(text):
@@ -59,9 +59,9 @@ class Callbacks:
 
     def __enter__(self):
         self.open = [
-            csv_file(str(self.folder / "history.csv")),
+            csv_log(str(self.folder / "history.csv")),
             tensorboard(str(self.folder / "charts"), every=0.0),
-            saving.keeper(str(self.folder / "kept"), {}, every=99, tell=refuse),
+            saving.checkpointer(str(self.folder / "kept"), {}, every=99, warn=refuse),
         ]
         return [each.__enter__() for each in self.open] + [lambda _, history: self.lengths.append(len(history))]
 
@@ -76,7 +76,7 @@ class Callbacks:
         assert losses_in(self.folder / "charts/train") == [(row["epoch"], row["loss"]) for row in records]
         steps = [step for step, _ in losses_in(self.folder / "charts/validation")]
         assert steps == [row["epoch"] for row in records]
-        assert saving.latest(str(self.folder / "kept"), refuse).about["history"] == records
+        assert saving.restore_latest(str(self.folder / "kept"), refuse).about["history"] == records
 
 
 @pytest.fixture(scope="module")
@@ -87,14 +87,14 @@ def whole():
 @pytest.mark.parametrize("anew", [False, True], ids=["the same callbacks", "callbacks made anew"])
 def test_a_run_resumed_from_its_result_keeps_its_whole_history(whole, anew, tmp_path):
     callbacks = Callbacks(tmp_path)
-    with callbacks as observers:
-        run = train(epochs=2, observers=observers)
+    with callbacks as callbacks:
+        run = train(epochs=2, callbacks=callbacks)
         if not anew:
-            run = train(epochs=5, progress=run, observers=observers)
+            run = train(epochs=5, state=run, callbacks=callbacks)
     if anew:
-        with callbacks as observers:
-            run = train(epochs=5, progress=run, observers=observers)
-    assert run.records == whole.records and bits(run.progress) == bits(whole.progress)
+        with callbacks as callbacks:
+            run = train(epochs=5, state=run, callbacks=callbacks)
+    assert run.records == whole.records and bits(run.state) == bits(whole.state)
     pd.testing.assert_frame_equal(run.history, whole.history, check_exact=True)
     assert callbacks.lengths == [1, 2, 3, 4, 5]
     callbacks.check(whole.records)
@@ -104,71 +104,71 @@ def test_a_run_resumed_from_its_result_keeps_its_whole_history(whole, anew, tmp_
 def test_a_run_that_is_set_back_takes_later_epochs_back(whole, anew, tmp_path):
     first = train(epochs=2)
     # Another learning rate would give other epochs 3 and 4; so does another order of the rows.
-    other = first._replace(progress=first.progress._replace(key=jax.random.key(9)))
+    other = first._replace(state=first.state._replace(key=jax.random.key(9)))
     callbacks = Callbacks(tmp_path)
-    with callbacks as observers:
-        train(epochs=4, progress=other, observers=observers)
+    with callbacks as callbacks:
+        train(epochs=4, state=other, callbacks=callbacks)
         if not anew:
-            run = train(epochs=3, progress=first, observers=observers)
+            run = train(epochs=3, state=first, callbacks=callbacks)
     if anew:
-        with callbacks as observers:
-            run = train(epochs=3, progress=first, observers=observers)
+        with callbacks as callbacks:
+            run = train(epochs=3, state=first, callbacks=callbacks)
     assert run.records == whole.records[:3]
     callbacks.check(whole.records[:3])
 
 
 def test_callbacks_that_saw_the_epochs_before_a_bare_state_keep_them(whole, tmp_path):
     callbacks = Callbacks(tmp_path)
-    with callbacks as observers:
-        first = train(epochs=2, observers=observers)
-        second = train(epochs=5, progress=first.progress, observers=observers)
+    with callbacks as callbacks:
+        first = train(epochs=2, callbacks=callbacks)
+        second = train(epochs=5, state=first.state, callbacks=callbacks)
     assert [row["epoch"] for row in second.records] == [3, 4, 5]
     callbacks.check(whole.records)
 
 
 def test_a_file_made_anew_keeps_the_rows_before_a_bare_state(whole, tmp_path):
-    with csv_file(tmp_path / "history.csv") as observe:
-        first = train(epochs=4, observers=[observe])
+    with csv_log(tmp_path / "history.csv") as observe:
+        first = train(epochs=4, callbacks=[observe])
     second = train(epochs=2)
-    with csv_file(tmp_path / "history.csv") as observe:
+    with csv_log(tmp_path / "history.csv") as observe:
         assert len(rows_in(tmp_path / "history.csv")) == len(first.records)
-        train(epochs=5, progress=second.progress, observers=[observe])
+        train(epochs=5, state=second.state, callbacks=[observe])
     assert [float(row["loss"]) for row in rows_in(tmp_path / "history.csv")] == [row["loss"] for row in whole.records]
 
 
 def test_a_new_run_replaces_the_file_of_another(tmp_path):
     for seed, epochs in ((0, 4), (1, 2)):
-        with csv_file(tmp_path / "history.csv") as observe:
-            run = train(epochs=epochs, seed=seed, observers=[observe])
+        with csv_log(tmp_path / "history.csv") as observe:
+            run = train(epochs=epochs, seed=seed, callbacks=[observe])
     found = rows_in(tmp_path / "history.csv")
     assert [float(row["loss"]) for row in found] == [row["loss"] for row in run.records]
     assert [path.name for path in tmp_path.iterdir()] == ["history.csv"]
 
 
 def test_a_checkpoint_is_resumed_with_its_history(whole, tmp_path):
-    with saving.keeper(tmp_path, {}, every=99, tell=refuse) as keep:
-        train(epochs=2, observers=[keep])
-    saved = saving.latest(tmp_path, refuse)
-    run = train(epochs=5, progress=saved)
-    assert run.records == whole.records and bits(run.progress) == bits(whole.progress)
+    with saving.checkpointer(tmp_path, {}, every=99, warn=refuse) as keep:
+        train(epochs=2, callbacks=[keep])
+    saved = saving.restore_latest(tmp_path, refuse)
+    run = train(epochs=5, state=saved)
+    assert run.records == whole.records and bits(run.state) == bits(whole.state)
     with pytest.raises(InputError, match="the checkpoint holds"):
-        fit(mlp((4,)), OBJECTIVE, OPTIMIZER, ROWS, ROWS, batch_size=8, epochs=5, progress=saved)
+        fit(mlp((4,)), OBJECTIVE, OPTIMIZER, ROWS, ROWS, batch_size=8, epochs=5, state=saved)
 
 
 def test_an_interrupted_run_has_the_records_of_its_state_and_no_more(whole):
-    def stop(progress, history):
+    def stop(run_state, history):
         if len(history) == 3:
             raise KeyboardInterrupt
 
-    run = train(epochs=5, observers=[stop])
+    run = train(epochs=5, callbacks=[stop])
     assert run.reason == "interrupted" and run.records == whole.records[:3]
-    assert train(epochs=5, progress=run).records == whole.records
+    assert train(epochs=5, state=run).records == whole.records
 
 
 def test_the_result_that_is_resumed_is_not_changed(whole):
     first = train(epochs=2)
     before = [*first.records]
-    train(epochs=5, progress=first)
+    train(epochs=5, state=first)
     assert first.records == before == whole.records[:2]
 
 
@@ -177,12 +177,12 @@ def test_a_driven_run_writes_every_epoch_once(whole, tmp_path):
     first = train(epochs=2)
     for _ in range(2):  # the second is set back
         with (
-            csv_file(tmp_path / "a.csv", first.records) as rows,
+            csv_log(tmp_path / "a.csv", first.records) as rows,
             tensorboard(tmp_path, begin=2) as charts,
         ):
             assert len(rows_in(tmp_path / "a.csv")) == 2
-            flags = {"epochs": 5, "history": first.records, "observers": [rows, charts]}
-            end = drive(plan, first.progress, ROWS, ROWS, **flags)
+            flags = {"epochs": 5, "history": first.records, "callbacks": [rows, charts]}
+            end = drive(plan, first.state, ROWS, ROWS, **flags)
     assert [row["loss"] for row in end.history] == [row["loss"] for row in whole.records]
     assert [int(row["epoch"]) for row in rows_in(tmp_path / "a.csv")] == [1, 2, 3, 4, 5]
     assert [step for step, _ in losses_in(tmp_path / "train")] == [3, 4, 5]
@@ -191,11 +191,11 @@ def test_a_driven_run_writes_every_epoch_once(whole, tmp_path):
 @pytest.mark.parametrize("given", ["a run", {"epoch": 2}, 3], ids=str)
 def test_what_is_no_run_is_refused_as_progress(given):
     with pytest.raises(
-        InputError, match=r"progress must be the Fit that an earlier call returned.*, got (str|dict|int)"
+        InputError, match=r"state must be the FitResult that an earlier call returned.*, got (str|dict|int)"
     ):
-        train(progress=given)
-    with pytest.raises(InputError, match="progress must be the Fits that an earlier call returned"):
-        many(progress=given)
+        train(state=given)
+    with pytest.raises(InputError, match="state must be the SeedsResult that an earlier call returned"):
+        many(state=given)
 
 
 # Two runs
@@ -210,7 +210,7 @@ def test_two_runs_that_share_a_callback_are_refused():
         written.update([*one])
 
 
-@pytest.mark.parametrize("make", [csv_file, tensorboard, partial(saving.keeper, about={}, every=9, tell=print)])
+@pytest.mark.parametrize("make", [csv_log, tensorboard, partial(saving.checkpointer, about={}, every=9, warn=print)])
 def test_two_callbacks_at_one_place_are_refused(make, tmp_path):
     with (
         make(tmp_path / "a"),
@@ -233,14 +233,14 @@ def all_runs():
 @pytest.mark.parametrize("anew", [False, True], ids=["the same callbacks", "callbacks made anew"])
 def test_many_runs_keep_their_whole_history(all_runs, anew, tmp_path):
     callbacks = Callbacks(tmp_path)
-    with callbacks as observers:
-        runs = many(epochs=2, observers=observers)
+    with callbacks as callbacks:
+        runs = many(epochs=2, callbacks=callbacks)
         if not anew:
-            runs = many(epochs=4, progress=runs, observers=observers)
+            runs = many(epochs=4, state=runs, callbacks=callbacks)
     if anew:
-        with callbacks as observers:
-            runs = many(epochs=4, progress=runs, observers=observers)
-    assert bits(runs.progress) == bits(all_runs.progress) and callbacks.lengths == [1, 2, 3, 4]
+        with callbacks as callbacks:
+            runs = many(epochs=4, state=runs, callbacks=callbacks)
+    assert bits(runs.state) == bits(all_runs.state) and callbacks.lengths == [1, 2, 3, 4]
     pd.testing.assert_frame_equal(runs.history, all_runs.history, check_exact=True)
     # A row a run and epoch in the file, a folder of charts a run.
     table = pd.DataFrame(rows_in(tmp_path / "history.csv")).astype(float)
@@ -252,23 +252,23 @@ def test_many_runs_keep_their_whole_history(all_runs, anew, tmp_path):
             assert losses_in(tmp_path / f"charts/member-{index}" / name) == list(
                 zip(of["epoch"], of[column], strict=True)
             )
-    saved = saving.latest(tmp_path / "kept", refuse)
+    saved = saving.restore_latest(tmp_path / "kept", refuse)
     assert [row["epoch"] for row in saved.about["history"]] == [1, 2, 3, 4]
 
 
 def test_many_runs_are_resumed_from_a_checkpoint(all_runs, tmp_path):
-    with saving.keeper(tmp_path, {}, every=99, tell=refuse) as keep:
-        many(epochs=2, observers=[keep])
-    runs = many(epochs=4, progress=saving.latest(tmp_path, refuse))
-    assert bits(runs.progress) == bits(all_runs.progress)
+    with saving.checkpointer(tmp_path, {}, every=99, warn=refuse) as keep:
+        many(epochs=2, callbacks=[keep])
+    runs = many(epochs=4, state=saving.restore_latest(tmp_path, refuse))
+    assert bits(runs.state) == bits(all_runs.state)
     pd.testing.assert_frame_equal(runs.history, all_runs.history, check_exact=True)
 
 
 def test_runs_that_stopped_early_have_no_rows_after_their_end(tmp_path):
     from jaxdl.train import early_stopping
 
-    with csv_file(tmp_path / "a.csv") as observe:
-        runs = many(epochs=40, stop=early_stopping(patience=0), observers=[observe], seeds=(0, 5, 6))
+    with csv_log(tmp_path / "a.csv") as observe:
+        runs = many(epochs=40, early_stopping=early_stopping(patience=0), callbacks=[observe], seeds=(0, 5, 6))
     ends = runs.history.groupby("member")["epoch"].max()
     assert ends.nunique() > 1
     table = pd.DataFrame(rows_in(tmp_path / "a.csv")).astype(float)
@@ -282,26 +282,26 @@ def test_the_bar_shows_the_mean_of_many_runs(all_runs, terminal):
 
     out = Console(file=io.StringIO(), width=120, force_terminal=terminal)
     with progress_bar(4, ("loss", "val_loss"), console=out) as observe:
-        many(epochs=4, observers=[observe])
+        many(epochs=4, callbacks=[observe])
     text = out.file.getvalue()
     mean = np.mean(all_runs.records[-1]["val_loss"], dtype=np.float64)
     assert "4/4" in text and f"val_loss {mean:.4f} (mean of 3 runs)" in text
 
 
 def test_a_member_of_many_runs_is_resumed_alone(all_runs):
-    one = member(all_runs.progress, 1)
-    assert [row["epoch"] for row in train(epochs=5, progress=one).records] == [5]
+    one = member(all_runs.state, 1)
+    assert [row["epoch"] for row in train(epochs=5, state=one).records] == [5]
 
 
 def test_members_that_stopped_and_train_on_keep_their_own_epochs():
     from jaxdl.train import early_stopping
 
     seeds = (0, 5, 6)
-    first = many(epochs=40, stop=early_stopping(patience=0), seeds=seeds, how="map")
-    ends = np.asarray(first.progress.epoch)
+    first = many(epochs=40, early_stopping=early_stopping(patience=0), seeds=seeds, method="map")
+    ends = np.asarray(first.state.epoch)
     assert len({*ends}) > 1
-    rest = many(epochs=int(ends.max()) + 3, progress=first, seeds=seeds, how="map")
-    whole = many(epochs=int(ends.max()) + 3, seeds=seeds, how="map")
+    rest = many(epochs=int(ends.max()) + 3, state=first, seeds=seeds, method="map")
+    whole = many(epochs=int(ends.max()) + 3, seeds=seeds, method="map")
     for index in range(len(seeds)):
         history, expected = (runs.history[runs.history["member"] == index] for runs in (rest, whole))
         assert len(history) == ends.max() + 3
@@ -309,7 +309,7 @@ def test_members_that_stopped_and_train_on_keep_their_own_epochs():
 
 
 def test_many_runs_do_not_go_on_from_the_checkpoint_of_one(tmp_path):
-    with saving.keeper(tmp_path, {}, every=0, tell=refuse) as keep:
-        train(epochs=1, observers=[keep])
+    with saving.checkpointer(tmp_path, {}, every=0, warn=refuse) as keep:
+        train(epochs=1, callbacks=[keep])
     with pytest.raises(InputError, match=r"got that of a single run\. Continue it with fit"):
-        many(epochs=2, progress=saving.latest(tmp_path, refuse))
+        many(epochs=2, state=saving.restore_latest(tmp_path, refuse))

@@ -16,27 +16,27 @@ import jax
 import numpy as np
 import optax
 from jaxdl import losses, metrics
-from jaxdl.data.arrays import examples
+from jaxdl.data.arrays import dataset
 from jaxdl.train.fit import fit
 from jaxdl.nn import mlp
-from jaxdl.distributed import make_mesh, place_rows
-from jaxdl.distributed.sharding import fetched
+from jaxdl.distributed import make_mesh, shard_dataset
+from jaxdl.distributed.sharding import to_host
 from jaxdl.train import early_stopping
 from jaxdl.types import Objective
 
-def trained(placed, observers=()):
+def trained(placed, callbacks=()):
     random = np.random.default_rng(0)
     inputs = random.normal(size=(120, 6)).astype(np.float32)
-    rows = examples(inputs, inputs[:, :1] + random.normal(size=(120, 1)))
+    rows = dataset(inputs, inputs[:, :1] + random.normal(size=(120, 1)))
     train, validation = (placed(jax.tree.map(lambda leaf: leaf[part], rows)) for part in (np.s_[:90], np.s_[90:]))
     run = fit(mlp((16,)), Objective(losses.squared_error, (metrics.rmse,)), optax.adam(0.01), train, validation,
-              epochs=60, batch_size=16, stop=early_stopping("val_loss", patience=3), observers=observers)
+              epochs=60, batch_size=16, early_stopping=early_stopping("val_loss", patience=3), callbacks=callbacks)
     return {
         "reason": run.reason,
         "epochs": len(run.history),
         "best_epoch": run.best_epoch,
         "history": run.history.to_numpy().tolist(),
-        "weights": [np.asarray(leaf).tolist() for leaf in jax.tree.leaves(fetched((run.best, run.final)))],
+        "weights": [np.asarray(leaf).tolist() for leaf in jax.tree.leaves(to_host((run.best, run.final)))],
     }
 """
 # Process 1 sleeps after every epoch.

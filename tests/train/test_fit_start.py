@@ -10,19 +10,19 @@ import optax
 import pytest
 
 from jaxdl import losses, metrics
-from jaxdl._tree import named
-from jaxdl.data import Source, examples
+from jaxdl._tree import flatten_named
+from jaxdl.data import DataSource, dataset
 from jaxdl.errors import InputError
 from jaxdl.nn import mlp
 from jaxdl.train import chunks, make_plan, start
 from jaxdl.train.epoch import draw
 from jaxdl.train.fit import begin
-from jaxdl.types import Examples, Objective
+from jaxdl.types import Dataset, Objective
 
 RANDOM = np.random.default_rng(0)
 INPUTS = RANDOM.normal(size=(50, 3)).astype(np.float32)
-TRAIN, VALIDATION = examples(INPUTS[:33], INPUTS[:33, :1]), examples(INPUTS[33:], INPUTS[33:, :1])
-SOURCE = Source(33, lambda rows: Examples(*(np.asarray(leaf)[rows] for leaf in TRAIN)))
+TRAIN, VALIDATION = dataset(INPUTS[:33], INPUTS[:33, :1]), dataset(INPUTS[33:], INPUTS[33:, :1])
+SOURCE = DataSource(33, lambda rows: Dataset(*(np.asarray(leaf)[rows] for leaf in TRAIN)))
 KEY = jax.random.key(3)
 OURS = {"_start", "chunk_program"}
 
@@ -33,7 +33,7 @@ def plan_of(width=4):
 
 
 def bits(tree):
-    return {name: np.asarray(leaf).tobytes() for name, leaf in named(tree).items()}
+    return {name: np.asarray(leaf).tobytes() for name, leaf in flatten_named(tree).items()}
 
 
 def bound(rows):
@@ -54,26 +54,26 @@ def bound(rows):
 def test_it_is_a_start_and_each_program_is_compiled_once(train, validation, compilations):
     plan = plan_of()
     with compilations() as names:
-        progress = begin(plan, train, validation, key=KEY)
-        ends = list(chunks(plan, progress, train, validation, last=2))
+        run_state = begin(plan, train, validation, key=KEY)
+        ends = list(chunks(plan, run_state, train, validation, last=2))
     assert sorted(name for name in names if name in OURS) == sorted(OURS)
     assert len(ends) == 2
-    assert bits(progress) == bits(start(plan, TRAIN, VALIDATION if validation is not None else None, key=KEY))
+    assert bits(run_state) == bits(start(plan, TRAIN, VALIDATION if validation is not None else None, key=KEY))
 
 
 def test_given_weights_are_begun_with():
     plan = plan_of()
     weights = plan.model.init(jax.random.key(9), INPUTS)
-    assert bits(begin(plan, TRAIN, key=KEY, weights=weights).state.weights) == bits(weights)
+    assert bits(begin(plan, TRAIN, key=KEY, variables=weights).train_state.variables) == bits(weights)
 
 
 def test_in_float64_nothing_is_compiled_for_float32(compilations):
     plan = make_plan(mlp((4,), dtype=jnp.float64), Objective(losses.squared_error), optax.adam(0.01), batch_size=8)
     with jax.enable_x64(True), compilations() as names:
-        rows = examples(INPUTS.astype(np.float64), INPUTS[:, :1].astype(np.float64))
-        progress = begin(plan, rows, key=jax.random.key(0))
-        list(chunks(plan, progress, rows, last=2))
-        assert progress.state.weights.params["Dense_0"]["kernel"].dtype == jnp.float64
+        rows = dataset(INPUTS.astype(np.float64), INPUTS[:, :1].astype(np.float64))
+        run_state = begin(plan, rows, key=jax.random.key(0))
+        list(chunks(plan, run_state, rows, last=2))
+        assert run_state.train_state.variables.params["Dense_0"]["kernel"].dtype == jnp.float64
     assert sorted(name for name in names if name in OURS) == sorted(OURS)
 
 
@@ -107,5 +107,5 @@ def test_what_fails_in_the_thread_is_raised(monkeypatch):
 
 def test_rows_that_do_not_fit_are_refused_before_anything_is_compiled(compilations):
     with compilations() as names, pytest.raises(InputError, match="compares outputs with targets of the same shape"):
-        begin(plan_of(), examples(INPUTS, INPUTS), key=KEY)
+        begin(plan_of(), dataset(INPUTS, INPUTS), key=KEY)
     assert not OURS.intersection(names)

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxdl import losses, metrics
-from jaxdl._tree import named
-from jaxdl.data import examples
+from jaxdl._tree import flatten_named
+from jaxdl.data import dataset
 from jaxdl.errors import InputError
 from jaxdl.nn import mlp
 from jaxdl.train import chunks, early_stopping, epochs, make_plan, reduce_on_plateau, start
@@ -23,10 +23,10 @@ from tests.groups import scripts
 
 RANDOM = np.random.default_rng(0)
 INPUTS = RANDOM.normal(size=(77, 3)).astype(np.float32)
-TRAIN = examples(INPUTS, INPUTS.sum(1, keepdims=True) + 0.1 * RANDOM.normal(size=(77, 1)))
+TRAIN = dataset(INPUTS, INPUTS.sum(1, keepdims=True) + 0.1 * RANDOM.normal(size=(77, 1)))
 # Several batches of evaluation, the last one not full.
 MANY = RANDOM.normal(size=(2500, 3)).astype(np.float32)
-VALIDATION = examples(MANY + 1, MANY.sum(1, keepdims=True) + 3)
+VALIDATION = dataset(MANY + 1, MANY.sum(1, keepdims=True) + 3)
 OBJECTIVE = Objective(losses.squared_error, (metrics.rmse,))
 # All that a run may remember: BatchNorm, dropout, a schedule, momentum, an average, both rules.
 PLAN = make_plan(
@@ -34,9 +34,9 @@ PLAN = make_plan(
     OBJECTIVE,
     optax.inject_hyperparams(optax.adam)(learning_rate=0.05),
     batch_size=10,
-    stop=early_stopping("val_loss", patience=2),
+    early_stopping=early_stopping("val_loss", patience=2),
     plateau=reduce_on_plateau("val_loss", factor=0.5, patience=1),
-    average=0.9,
+    ema_decay=0.9,
 )
 
 
@@ -46,7 +46,7 @@ def beginning():
 
 
 def bits(tree):
-    return {name: np.asarray(leaf).tobytes() for name, leaf in named(tree).items()}
+    return {name: np.asarray(leaf).tobytes() for name, leaf in flatten_named(tree).items()}
 
 
 def cut(lengths, begin=None, last=6):
@@ -69,16 +69,16 @@ def test_an_epoch_is_its_batches_of_training_then_those_of_validation():
 @given(st.lists(st.integers(1, 15), min_size=1, max_size=8))
 def test_a_run_cut_in_any_way_is_the_whole_run_bit_for_bit(lengths):
     found = cut(lengths)
-    assert bits(found[-1].progress) == bits(whole_run()[-1][0])
+    assert bits(found[-1].state) == bits(whole_run()[-1][0])
     assert [chunk.record for chunk in found if chunk.record is not None] == [record for _, record in whole_run()]
     assert sum(chunk.batches for chunk in found) == 11 * len(whole_run())
 
 
 @pytest.mark.parametrize("batch", [1, 7, 8, 9, 10, 11, 25])
 def test_a_run_goes_on_from_any_batch_bit_for_bit(batch):
-    middle = list(itertools.islice(chunks(PLAN, beginning(), TRAIN, VALIDATION, steps=lambda: 1), batch))[-1].progress
+    middle = list(itertools.islice(chunks(PLAN, beginning(), TRAIN, VALIDATION, steps=lambda: 1), batch))[-1].state
     assert int(middle.epoch) * 11 + int(middle.cursor) == batch
-    assert bits(cut([100], middle)[-1].progress) == bits(whole_run()[-1][0])
+    assert bits(cut([100], middle)[-1].state) == bits(whole_run()[-1][0])
 
 
 def test_rows_of_numpy_are_copied_without_a_program(compilations):
@@ -88,13 +88,13 @@ def test_rows_of_numpy_are_copied_without_a_program(compilations):
     mine = memory[first : first + 71 * 3].reshape(71, 3)
     mine[:] = INPUTS[:71]
     with compilations() as names:
-        found = chunks(PLAN, beginning(), examples(mine, TRAIN.targets[:71]), VALIDATION, last=4)
+        found = chunks(PLAN, beginning(), dataset(mine, TRAIN.targets[:71]), VALIDATION, last=4)
         next(found)
         # What becomes of the rows does not matter to a run that has begun.
         mine[:] = 0
         records = [chunk.record for chunk in found]
     assert names == ["chunk_program"]
-    whole = chunks(PLAN, beginning(), examples(INPUTS[:71], TRAIN.targets[:71]), VALIDATION, last=4)
+    whole = chunks(PLAN, beginning(), dataset(INPUTS[:71], TRAIN.targets[:71]), VALIDATION, last=4)
     assert records == [chunk.record for chunk in whole][1:]
 
 
@@ -105,31 +105,29 @@ def test_chunks_of_every_length_are_one_program(compilations):
 
 
 def test_chunks_is_the_loop_in_its_docstring(meaning):
-    def run_chunk(progress, train, validation, steps, *, plan):
-        progress, row = advance(progress, train, validation, steps, plan=plan)
-        return progress, None if int(progress.cursor) else row
+    def run_chunk(run_state, train, validation, steps, *, plan):
+        run_state, row = advance(run_state, train, validation, steps, plan=plan)
+        return run_state, None if int(run_state.cursor) else row
 
     seen = []
     lengths = itertools.cycle([3, 9])
-    names = {"progress": beginning(), "train": TRAIN, "validation": VALIDATION, "plan": PLAN, "last": 2}
+    names = {"state": beginning(), "train": TRAIN, "validation": VALIDATION, "plan": PLAN, "last": 2}
     told = meaning(
         chunks,
         **names,
         run=run_chunk,
         steps=lambda: next(lengths),
-        keep=lambda progress, record: seen.append(record),
+        keep=lambda run_state, record: seen.append(record),
     )
     found = cut([3, 9], last=2)
     assert [record is None for record in seen] == [chunk.record is None for chunk in found]
-    for one, other in zip(
-        jax.tree.leaves(told["progress"].best), jax.tree.leaves(found[-1].progress.best), strict=True
-    ):
+    for one, other in zip(jax.tree.leaves(told["progress"].best), jax.tree.leaves(found[-1].state.best), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-7)
 
 
 def test_validation_in_batches_measures_every_row_once():
     chunk = cut([100], last=1)[-1]
-    weights, rows = chunk.progress.state.average, VALIDATION
+    weights, rows = chunk.state.train_state.ema, VALIDATION
     outputs, _ = PLAN.model.apply(weights, rows.inputs, train=False)
     np.testing.assert_allclose(chunk.record["val_loss"], ((outputs - rows.targets) ** 2).mean(), rtol=1e-5)
 
@@ -152,9 +150,9 @@ def test_a_validation_loss_that_is_not_finite_is_told_too():
 
 
 def test_a_progress_of_other_rows_is_refused():
-    middle = next(chunks(PLAN, beginning(), TRAIN, VALIDATION, steps=lambda: 10)).progress
+    middle = next(chunks(PLAN, beginning(), TRAIN, VALIDATION, steps=lambda: 10)).state
     with pytest.raises(InputError, match=r"progress stands at batch 10 of 8\. Give the rows that it began with"):
-        next(chunks(PLAN._replace(stop=NEVER, plateau=None), middle, TRAIN))
+        next(chunks(PLAN._replace(early_stopping=NEVER, plateau=None), middle, TRAIN))
 
 
 @pytest.mark.processes
@@ -164,15 +162,15 @@ import optax
 from jaxdl import losses
 from jaxdl.train import chunks
 from jaxdl.train.loop import WHOLE
-from jaxdl.data.arrays import examples
+from jaxdl.data.arrays import dataset
 from jaxdl.nn import mlp
 from jaxdl.train import make_plan
-from jaxdl.distributed import make_mesh, place_rows
+from jaxdl.distributed import make_mesh, shard_dataset
 from jaxdl.train import start
 from jaxdl.types import Objective
-rows = examples(np.ones((6, 1)), np.ones((6, 1)))
+rows = dataset(np.ones((6, 1)), np.ones((6, 1)))
 plan = make_plan(mlp(()), Objective(losses.squared_error), optax.sgd(0.1), batch_size=1)
-begin, rows = start(plan, rows, key=jax.random.key(0)), place_rows(rows, make_mesh())
+begin, rows = start(plan, rows, key=jax.random.key(0)), shard_dataset(rows, make_mesh())
 asked = iter([0, 2, 0, 1, WHOLE])
 for chunk in chunks(plan, begin, rows, last=1, steps=lambda: next(asked) if own == 0 else WHOLE):
     # In a pause the processes may do something else together, such as to save.

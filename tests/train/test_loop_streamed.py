@@ -14,11 +14,11 @@ import optax
 import pytest
 
 from jaxdl import losses, metrics
-from jaxdl._tree import named
-from jaxdl.data import Source, examples, memory_mapped, streaming, take
-from jaxdl.data.batches import order
+from jaxdl._tree import flatten_named
+from jaxdl.data import DataSource, dataset, memory_mapped, streaming, take
+from jaxdl.data.batches import permutation
 from jaxdl.data.streaming import loader
-from jaxdl.distributed import make_mesh, place_progress, place_rows
+from jaxdl.distributed import make_mesh, shard_dataset, shard_state
 from jaxdl.ensembles import run_members
 from jaxdl.errors import InputError
 from jaxdl.nn import convnet, mlp
@@ -26,7 +26,7 @@ from jaxdl.runs.runner import drive
 from jaxdl.train import chunks, early_stopping, make_plan, start
 from jaxdl.train.fit import fit
 from jaxdl.train.loop import Pace
-from jaxdl.train.nonfinite import NotFiniteError, guarded
+from jaxdl.train.nonfinite import NonFiniteError, check_finite
 from jaxdl.types import Objective
 from tests.train.test_loop import OBJECTIVE, PLAN, TRAIN, VALIDATION, beginning
 
@@ -35,7 +35,7 @@ SIZES = (1, 400, 2**25)
 
 
 def bits(tree):
-    return {name: np.asarray(leaf).tobytes() for name, leaf in named(tree).items()}
+    return {name: np.asarray(leaf).tobytes() for name, leaf in flatten_named(tree).items()}
 
 
 def records(found):
@@ -56,13 +56,13 @@ def in_parts(rows, read=None):
         asked.append(numbers)
         return (read or take)(rows, numbers)
 
-    return Source(len(rows.weights), read_rows), asked
+    return DataSource(len(rows.sample_weight), read_rows), asked
 
 
-def streamed(plan, progress, source, validation=None, *, window_bytes=2**25, **options):
+def streamed(plan, run_state, source, validation=None, *, window_bytes=2**25, **options):
     """The chunks of a source in windows of about so many bytes."""
     rows = loader(source, plan.batch_size, window_bytes=window_bytes)
-    yield from chunks(plan, progress, rows, validation, **options)
+    yield from chunks(plan, run_state, rows, validation, **options)
 
 
 def lengths(*sizes):
@@ -85,20 +85,20 @@ def test_a_stream_gives_the_bits_of_the_run_in_memory(tmp_path, window_bytes, si
     # BatchNorm, dropout, Adam, an average, both rules, a short last batch, validation, six epochs.
     options = {"last": 6, "steps": lengths(*sizes), "window_bytes": window_bytes}
     found = list(streamed(PLAN, beginning(), mapped(tmp_path, TRAIN), VALIDATION, **options))
-    assert bits(found[-1].progress) == bits(whole_run()[-1].progress)
+    assert bits(found[-1].state) == bits(whole_run()[-1].state)
     assert records(found) == records(whole_run()) and {type(record["epoch"]) for record in records(found)} == {int}
     assert sum(chunk.batches for chunk in found) == sum(chunk.batches for chunk in whole_run())
 
 
 def test_a_stream_of_images_gives_the_bits_of_the_run_in_memory(tmp_path):
     random = np.random.default_rng(0)
-    rows = examples(random.integers(0, 256, (50, 8, 8, 3), np.uint8), random.integers(0, 4, 50))
+    rows = dataset(random.integers(0, 256, (50, 8, 8, 3), np.uint8), random.integers(0, 4, 50))
     objective = Objective(losses.softmax_cross_entropy, (metrics.accuracy,))
     plan = make_plan(convnet((4,), outputs=4, pool=False, dropout=0.2), objective, optax.adam(0.01), batch_size=16)
     begin = start(plan, rows, key=jax.random.key(0))
     found = list(streamed(plan, begin, mapped(tmp_path, rows), last=3, window_bytes=8000))
     wanted = list(chunks(plan, begin, rows, last=3))
-    assert bits(found[-1].progress) == bits(wanted[-1].progress) and records(found) == records(wanted)
+    assert bits(found[-1].state) == bits(wanted[-1].state) and records(found) == records(wanted)
 
 
 @pytest.mark.parametrize("batch", [1, 2, 3, 7, 8, 10, 11, 12, 25])
@@ -106,26 +106,26 @@ def test_a_stream_of_images_gives_the_bits_of_the_run_in_memory(tmp_path):
 def test_a_stream_goes_on_from_any_batch_bit_for_bit(batch, window_bytes):
     source, asked = in_parts(TRAIN)
     single = streamed(PLAN, beginning(), source, VALIDATION, steps=lambda: 1, window_bytes=window_bytes)
-    middle = next(itertools.islice(single, batch - 1, None)).progress
+    middle = next(itertools.islice(single, batch - 1, None)).state
     single.close()
     assert int(middle.epoch) * 11 + int(middle.cursor) == batch
     asked.clear()
     found = list(streamed(PLAN, middle, source, VALIDATION, last=6, window_bytes=window_bytes))
-    assert bits(found[-1].progress) == bits(whole_run()[-1].progress)
+    assert bits(found[-1].state) == bits(whole_run()[-1].state)
     # The first rows are read to know their shapes; then the window in which the run stands, and none before.
     held = {1: 1, 400: 2}.get(window_bytes, 8)
     first = min(batch % 11, 7) // held * held * 10
     places = np.arange(first, first + min(held * 10, 80 - first)) % 77
-    rows = np.asarray(order(beginning().key, batch // 11, 77))[places]
+    rows = np.asarray(permutation(beginning().key, batch // 11, 77))[places]
     # Each row is read once, although the epoch's last batch is filled with rows of its beginning.
     assert sorted(set(rows.tolist())) == sorted(asked[1].tolist())
 
 
 def test_a_progress_goes_from_memory_to_a_stream_and_back():
     source, _ = in_parts(TRAIN)
-    middle = next(chunks(PLAN, beginning(), TRAIN, VALIDATION, steps=lambda: 5)).progress
-    middle = next(streamed(PLAN, middle, source, VALIDATION, steps=lambda: 3)).progress
-    assert bits(list(chunks(PLAN, middle, TRAIN, VALIDATION, last=6))[-1].progress) == bits(whole_run()[-1].progress)
+    middle = next(chunks(PLAN, beginning(), TRAIN, VALIDATION, steps=lambda: 5)).state
+    middle = next(streamed(PLAN, middle, source, VALIDATION, steps=lambda: 3)).state
+    assert bits(list(chunks(PLAN, middle, TRAIN, VALIDATION, last=6))[-1].state) == bits(whole_run()[-1].state)
 
 
 def test_windows_chunks_and_epochs_are_one_program(compilations):
@@ -143,11 +143,11 @@ def test_two_billion_rows_are_streamed_without_an_order_of_all():
     def read(rows):
         asked.append(rows)
         inputs = (rows % 1000)[:, None] / 1000
-        return examples(inputs, inputs)
+        return dataset(inputs, inputs)
 
     plan = make_plan(mlp(()), OBJECTIVE, optax.sgd(0.1), batch_size=100)
-    begin = start(plan, loader(Source(count, read), 100).first, key=jax.random.key(0))
-    stream = streamed(plan, begin, Source(count, read), steps=lambda: 3, window_bytes=5000)
+    begin = start(plan, loader(DataSource(count, read), 100).first, key=jax.random.key(0))
+    stream = streamed(plan, begin, DataSource(count, read), steps=lambda: 3, window_bytes=5000)
     assert [chunk.batches for chunk in itertools.islice(stream, 5)] == [3, 1, 3, 1, 3]
     stream.close()
     rows = np.concatenate(asked[2:5])
@@ -157,12 +157,12 @@ def test_two_billion_rows_are_streamed_without_an_order_of_all():
 def test_a_rule_ends_a_stream_and_its_thread():
     source, _ = in_parts(TRAIN)
     stop = early_stopping("val_loss", patience=0, min_delta=0.5)
-    plan = make_plan(mlp(()), OBJECTIVE, optax.sgd(0.05), batch_size=10, stop=stop)
+    plan = make_plan(mlp(()), OBJECTIVE, optax.sgd(0.05), batch_size=10, early_stopping=stop)
     begin = start(plan, TRAIN, VALIDATION, key=jax.random.key(2))
     found = list(streamed(plan, begin, source, VALIDATION, last=200, window_bytes=400))
     wanted = list(chunks(plan, begin, TRAIN, VALIDATION, last=200))
-    assert bits(found[-1].progress) == bits(wanted[-1].progress) and bool(found[-1].progress.stopping.done)
-    assert int(found[-1].progress.epoch) < 200 and threads() == []
+    assert bits(found[-1].state) == bits(wanted[-1].state) and bool(found[-1].state.stopping.should_stop)
+    assert int(found[-1].state.epoch) < 200 and threads() == []
 
 
 def test_the_thread_ends_with_the_generator():
@@ -192,7 +192,7 @@ def test_an_error_of_the_reader_ends_the_run_where_it_arose(error):
 
 def test_the_windows_before_an_error_are_trained():
     # A row of the third window that is none of the first ten, whose shapes the run is begun with.
-    bad = next(row for row in np.asarray(order(beginning().key, 0, 77))[40:60].tolist() if row >= 10)
+    bad = next(row for row in np.asarray(permutation(beginning().key, 0, 77))[40:60].tolist() if row >= 10)
     inputs = np.array(TRAIN.inputs)
     inputs[bad] = np.nan
     source, _ = in_parts(TRAIN._replace(inputs=inputs))
@@ -211,7 +211,7 @@ def test_a_slow_reader_only_slows():
 
     source, _ = in_parts(TRAIN, read)
     found = list(streamed(PLAN, beginning(), source, VALIDATION, last=2, window_bytes=400))
-    assert bits(found[-1].progress) == bits(whole_run()[1].progress)
+    assert bits(found[-1].state) == bits(whole_run()[1].state)
 
 
 def test_a_chunk_is_given_before_the_next_window_is_waited_for():
@@ -247,7 +247,7 @@ def test_a_pause_changes_nothing(pauses):
     source, _ = in_parts(TRAIN)
     found = list(streamed(PLAN, beginning(), source, VALIDATION, last=6, steps=lengths(*pauses), window_bytes=400))
     assert 0 in [chunk.batches for chunk in found]
-    assert bits(found[-1].progress) == bits(whole_run()[-1].progress)
+    assert bits(found[-1].state) == bits(whole_run()[-1].state)
 
 
 # Four devices cannot share a batch of ten evenly.
@@ -255,12 +255,14 @@ def test_a_pause_changes_nothing(pauses):
 def test_a_stream_on_a_mesh_is_the_run_in_memory_on_it(batch_size, axes):
     mesh, (source, asked) = make_mesh(jax.devices()[:4], **axes), in_parts(TRAIN)
     plan = PLAN._replace(batch_size=batch_size)
-    begin = place_progress(start(plan, TRAIN, VALIDATION, key=jax.random.key(1)), mesh, large=0)
-    wanted = list(chunks(plan, begin, place_rows(TRAIN, mesh), VALIDATION, last=3))
+    begin = shard_state(start(plan, TRAIN, VALIDATION, key=jax.random.key(1)), mesh, large=0)
+    wanted = list(chunks(plan, begin, shard_dataset(TRAIN, mesh), VALIDATION, last=3))
     found = list(streamed(plan, begin, source, VALIDATION, last=3, window_bytes=400))
     for one, other in zip(records(found), records(wanted), strict=True):
         assert one == pytest.approx(other, rel=1e-6)
-    for one, other in zip(*(jax.tree.leaves(each[-1].progress.state.weights) for each in (found, wanted)), strict=True):
+    for one, other in zip(
+        *(jax.tree.leaves(each[-1].state.train_state.variables) for each in (found, wanted)), strict=True
+    ):
         assert one.sharding == other.sharding
         np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-6)
     # Each device's rows are read for it alone: no read holds more than its share of a window's two batches.
@@ -274,14 +276,14 @@ def test_fit_and_drive_take_a_source(tmp_path):
     runs = [
         fit(model, OBJECTIVE, optimizer, rows, VALIDATION, epochs=3, batch_size=10, seed=4) for rows in (source, TRAIN)
     ]
-    assert runs[0].history.equals(runs[1].history) and bits(runs[0].progress) == bits(runs[1].progress)
-    ends = [drive(PLAN, beginning(), rows, VALIDATION, epochs=2).progress for rows in (source, TRAIN)]
+    assert runs[0].history.equals(runs[1].history) and bits(runs[0].state) == bits(runs[1].state)
+    ends = [drive(PLAN, beginning(), rows, VALIDATION, epochs=2).state for rows in (source, TRAIN)]
     assert bits(ends[0]) == bits(ends[1])
 
 
 def test_a_step_that_is_not_finite_is_told_with_its_rows(tmp_path):
     # The target is finite, but not its square: the last batch of the epoch, which is short.
-    row = int(order(beginning().key, 0, 77)[75])
+    row = int(permutation(beginning().key, 0, 77)[75])
     targets = np.array(TRAIN.targets)
     targets[row] = 1e30
     rows = TRAIN._replace(targets=targets)
@@ -290,8 +292,12 @@ def test_a_step_that_is_not_finite_is_told_with_its_rows(tmp_path):
     begin = begin._replace(key=beginning().key)
     troubles = []
     for train in (mapped(tmp_path, rows), rows):
-        with pytest.raises(NotFiniteError) as caught:
-            list(guarded(chunks(plan, begin, train, VALIDATION, last=2, steps=Pace()), plan, begin, train, VALIDATION))
+        with pytest.raises(NonFiniteError) as caught:
+            list(
+                check_finite(
+                    chunks(plan, begin, train, VALIDATION, last=2, steps=Pace()), plan, begin, train, VALIDATION
+                )
+            )
         troubles.append(caught.value.args[0])
     assert troubles[0][1:] == troubles[1][1:]
     assert troubles[0][1:5] == (1, 8, 8, "training") and troubles[0].rows == (row,)
@@ -300,20 +306,20 @@ def test_a_step_that_is_not_finite_is_told_with_its_rows(tmp_path):
 @pytest.mark.parametrize("number", [0, 7])
 def test_a_batch_is_the_same_from_memory_and_from_a_source(number):
     source, _ = in_parts(TRAIN)
-    wanted = np.asarray(order(beginning().key, 2, 77))[number * 10 : number * 10 + 10]
+    wanted = np.asarray(permutation(beginning().key, 2, 77))[number * 10 : number * 10 + 10]
     for rows in (source, TRAIN):
         batch, numbers = loader(rows, 10).batch(beginning().key, 2, number)
         real = len(wanted)
         np.testing.assert_array_equal(numbers, wanted)
         np.testing.assert_array_equal(batch.inputs[:real], TRAIN.inputs[wanted])
-        np.testing.assert_array_equal(batch.weights, [1] * real + [0] * (10 - real))
+        np.testing.assert_array_equal(batch.sample_weight, [1] * real + [0] * (10 - real))
 
 
 def test_what_does_not_fit_a_stream_is_refused():
     source, _ = in_parts(TRAIN)
     with pytest.raises(InputError, match="a source trains one run at a time"):
         next(chunks(PLAN, beginning(), source, VALIDATION, run=run_members))
-    with pytest.raises(InputError, match="validation must be Examples, got a Source"):
+    with pytest.raises(InputError, match="validation must be a Dataset, got a DataSource"):
         next(chunks(PLAN, beginning(), source, source))
     with pytest.raises(InputError, match="batch_size=100 leaves no full batch in 77 training rows"):
         next(chunks(PLAN._replace(batch_size=100), beginning(), source, VALIDATION))
@@ -330,7 +336,7 @@ def test_the_order_is_drawn_without_a_cpu_among_the_platforms_too(monkeypatch):
     monkeypatch.setattr(streaming.jax, "local_devices", missing)
     source, _ = in_parts(TRAIN)
     found = list(streamed(PLAN, beginning(), source, VALIDATION, last=1, window_bytes=400))
-    assert bits(found[-1].progress) == bits(whole_run()[0].progress)
+    assert bits(found[-1].state) == bits(whole_run()[0].state)
 
 
 LARGE = """

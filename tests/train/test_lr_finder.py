@@ -10,27 +10,27 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxdl import metrics
-from jaxdl._tree import named
-from jaxdl.data import examples
+from jaxdl._tree import flatten_named
+from jaxdl.data import dataset
 from jaxdl.data.batches import batches_of
-from jaxdl.distributed import make_mesh, place_rows
+from jaxdl.distributed import make_mesh, shard_dataset
 from jaxdl.errors import InputError
 from jaxdl.losses import squared_error
 from jaxdl.nn import mlp
-from jaxdl.train import make_plan, make_train_step, rate_range, run_epoch, start
-from jaxdl.train.lr_finder import RateRange, smoothed, steepest
+from jaxdl.train import find_learning_rate, make_plan, make_train_step, run_epoch, start
+from jaxdl.train.lr_finder import LearningRateScan, smoothed, suggestion
 from jaxdl.train.plan import with_learning_rate
 from jaxdl.types import Objective
 
 RANDOM = np.random.default_rng(0)
 INPUTS = RANDOM.normal(size=(37, 3)).astype(np.float32)
-TRAIN = examples(INPUTS, INPUTS.sum(1, keepdims=True) + 0.1 * RANDOM.normal(size=(37, 1)))
+TRAIN = dataset(INPUTS, INPUTS.sum(1, keepdims=True) + 0.1 * RANDOM.normal(size=(37, 1)))
 PLAN = make_plan(
     mlp((5,), dropout=0.2, input_norm=True),
     Objective(squared_error, (metrics.rmse,)),
     optax.inject_hyperparams(optax.adam)(learning_rate=0.05),
     batch_size=10,
-    average=0.9,
+    ema_decay=0.9,
 )
 
 
@@ -46,17 +46,17 @@ def least_squares(rate=0.1):
     return plan, start(plan, TRAIN, key=jax.random.key(0))
 
 
-train_step = jax.jit(make_train_step(PLAN.model, PLAN.objective, PLAN.optimiser, average=PLAN.average))
+train_step = jax.jit(make_train_step(PLAN.model, PLAN.objective, PLAN.optimizer, ema_decay=PLAN.ema_decay))
 
 
 @pytest.mark.parametrize("begun", [0, 2])
 def test_it_is_the_loop_in_its_docstring(meaning, begun):
-    progress = beginning()
+    run_state = beginning()
     for _ in range(begun):
-        progress, _ = run_epoch(progress, TRAIN, None, plan=PLAN)
+        run_state, _ = run_epoch(run_state, TRAIN, None, plan=PLAN)
     seen = []
     meaning(
-        rate_range,
+        find_learning_rate,
         np=np,
         low=1e-4,
         high=0.5,
@@ -64,14 +64,14 @@ def test_it_is_the_loop_in_its_docstring(meaning, begun):
         batches=4,
         plan=PLAN,
         train=TRAIN,
-        progress=progress,
-        state=progress.state,
+        run_state=run_state,
+        state=run_state.train_state,
         batches_of=batches_of,
         with_learning_rate=lambda state, rate: with_learning_rate(state, jax.numpy.asarray(rate)),
         step=train_step,
         keep=lambda rate, loss: seen.append((rate, float(loss))),
     )
-    found = rate_range(PLAN, progress, TRAIN, low=1e-4, high=0.5, steps=11)
+    found = find_learning_rate(PLAN, run_state, TRAIN, low=1e-4, high=0.5, steps=11)
     rates, losses = zip(*seen, strict=True)
     np.testing.assert_allclose(found.rates, rates, rtol=1e-6)
     np.testing.assert_allclose(found.losses, losses, rtol=2e-5)
@@ -79,9 +79,9 @@ def test_it_is_the_loop_in_its_docstring(meaning, begun):
 
 def test_full_batches_of_a_linear_model_follow_gradient_descent_in_float64():
     plan, begin = least_squares()
-    found = rate_range(plan, begin, TRAIN, low=1e-3, high=0.3, steps=20)
+    found = find_learning_rate(plan, begin, TRAIN, low=1e-3, high=0.3, steps=20)
     (kernel, bias) = (
-        np.asarray(begin.state.weights.params["Dense_0"][name], np.float64) for name in ("kernel", "bias")
+        np.asarray(begin.train_state.variables.params["Dense_0"][name], np.float64) for name in ("kernel", "bias")
     )
     inputs, targets, losses = np.asarray(TRAIN.inputs, np.float64), np.asarray(TRAIN.targets, np.float64), []
     for rate in np.geomspace(1e-3, 0.3, 20):
@@ -93,32 +93,32 @@ def test_full_batches_of_a_linear_model_follow_gradient_descent_in_float64():
 
 
 def test_the_progress_stays_as_it_is_and_so_does_the_learning_rate_of_a_run_after_it():
-    before = {name: np.asarray(leaf).tobytes() for name, leaf in named(beginning()).items()}
-    rate_range(PLAN, beginning(), TRAIN, steps=11)
-    assert {name: np.asarray(leaf).tobytes() for name, leaf in named(beginning()).items()} == before
+    before = {name: np.asarray(leaf).tobytes() for name, leaf in flatten_named(beginning()).items()}
+    find_learning_rate(PLAN, beginning(), TRAIN, steps=11)
+    assert {name: np.asarray(leaf).tobytes() for name, leaf in flatten_named(beginning()).items()} == before
 
 
 def test_other_rates_are_the_same_program(compilations):
-    rate_range(PLAN, beginning(), TRAIN, low=1e-5, high=0.1, steps=11)
+    find_learning_rate(PLAN, beginning(), TRAIN, low=1e-5, high=0.1, steps=11)
     with compilations() as names:
-        rate_range(PLAN, beginning(), TRAIN, low=1e-3, high=2.0, steps=11)
+        find_learning_rate(PLAN, beginning(), TRAIN, low=1e-3, high=2.0, steps=11)
     assert names == []
 
 
 def test_divergence_leaves_losses_that_are_not_finite_and_a_suggestion_before_it():
     plan, begin = least_squares()
-    found = rate_range(plan, begin, TRAIN, low=1e-4, high=1e8, steps=60)
+    found = find_learning_rate(plan, begin, TRAIN, low=1e-4, high=1e8, steps=60)
     assert not np.isfinite(found.losses[-1]) and np.isfinite(found.losses[0])
     # Gradient descent on a quadratic diverges beyond 2 over the largest eigenvalue of its second derivative.
     design = np.c_[np.asarray(TRAIN.inputs, np.float64), np.ones(37)]
     limit = 2 / np.linalg.eigvalsh(2 * design.T @ design / 37).max()
-    assert 1e-4 < steepest(found) < limit
+    assert 1e-4 < suggestion(found) < limit
 
 
 def test_rows_on_a_mesh_give_the_same_losses():
-    alone = rate_range(PLAN, beginning(), TRAIN, low=1e-4, high=0.1, steps=11)
-    shared = rate_range(
-        PLAN, beginning(), place_rows(TRAIN, make_mesh(jax.devices()[:2])), low=1e-4, high=0.1, steps=11
+    alone = find_learning_rate(PLAN, beginning(), TRAIN, low=1e-4, high=0.1, steps=11)
+    shared = find_learning_rate(
+        PLAN, beginning(), shard_dataset(TRAIN, make_mesh(jax.devices()[:2])), low=1e-4, high=0.1, steps=11
     )
     np.testing.assert_allclose(shared.losses, alone.losses, rtol=1e-4)
 
@@ -135,24 +135,24 @@ def test_rows_on_a_mesh_give_the_same_losses():
 )
 def test_bad_arguments_are_told(given_, said):
     with pytest.raises(InputError, match=said):
-        rate_range(PLAN, beginning(), TRAIN, **given_)
+        find_learning_rate(PLAN, beginning(), TRAIN, **given_)
 
 
 @pytest.mark.parametrize(
-    "optimiser",
+    "optimizer",
     [optax.adam(0.1), optax.inject_hyperparams(optax.sgd)(learning_rate=optax.constant_schedule(0.1))],
 )
-def test_an_optimiser_whose_rate_cannot_be_set_is_told(optimiser):
-    plan = PLAN._replace(optimiser=optimiser)
-    with pytest.raises(InputError, match="rate_range needs an optimiser whose state holds one learning rate"):
-        rate_range(plan, start(plan, TRAIN, key=jax.random.key(0)), TRAIN)
+def test_an_optimiser_whose_rate_cannot_be_set_is_told(optimizer):
+    plan = PLAN._replace(optimizer=optimizer)
+    with pytest.raises(InputError, match="rate_range needs an optimizer whose state holds one learning rate"):
+        find_learning_rate(plan, start(plan, TRAIN, key=jax.random.key(0)), TRAIN)
 
 
 @settings(max_examples=50)
 @given(st.lists(st.floats(-100, 100), min_size=1, max_size=90), st.integers(0, 90))
 def test_smoothing_is_the_mean_of_the_neighbours_up_to_the_first_that_is_not_finite(losses, end):
     losses = np.array([*losses[:end], *[np.inf] * (len(losses) - end)])
-    means = smoothed(RateRange(np.geomspace(1e-3, 1, len(losses) + 1)[1:], losses))
+    means = smoothed(LearningRateScan(np.geomspace(1e-3, 1, len(losses) + 1)[1:], losses))
     reach, end = len(losses) // 20, min(end, len(losses))
     for index, mean in enumerate(means):
         near = [losses[i] for i in range(len(losses)) if abs(i - index) <= reach and i < end]
@@ -163,16 +163,16 @@ def test_smoothing_is_the_mean_of_the_neighbours_up_to_the_first_that_is_not_fin
 def test_the_steepest_rate_of_a_sigmoid_is_its_middle(middle):
     rates = np.geomspace(1e-6, 10, 200)
     losses = 1 + 3 / (1 + (rates / middle) ** 1.5)
-    assert steepest(RateRange(rates, losses)) == pytest.approx(middle, rel=0.1)
+    assert suggestion(LearningRateScan(rates, losses)) == pytest.approx(middle, rel=0.1)
 
 
 def test_after_the_lowest_loss_nothing_is_suggested():
     rates = np.geomspace(1e-6, 1, 8)
     # The fall from 90 is steeper, but it follows on a divergence.
     losses = np.array([5.0, 4.0, 2.0, 1.0, 1.0, 50.0, 90.0, 10.0])
-    assert steepest(RateRange(rates, losses)) in rates[1:4]
+    assert suggestion(LearningRateScan(rates, losses)) in rates[1:4]
 
 
 @pytest.mark.parametrize("losses", [[1.0, 2.0, 3.0], [np.nan] * 3, [1.0, np.inf, np.inf], [2.0, 2.0, 2.0]])
 def test_where_the_loss_never_falls_nothing_is_suggested(losses):
-    assert np.isnan(steepest(RateRange(np.geomspace(1e-3, 1, 3), np.array(losses))))
+    assert np.isnan(suggestion(LearningRateScan(np.geomspace(1e-3, 1, 3), np.array(losses))))

@@ -9,28 +9,28 @@ import pytest
 from flax import nnx
 
 from jaxdl import losses
-from jaxdl._tree import named
-from jaxdl.data import examples
-from jaxdl.data.batches import order
-from jaxdl.nn import augmented, convnet, crop, flip, from_linen, from_nnx, mlp, residual_net
+from jaxdl._tree import flatten_named
+from jaxdl.data import dataset
+from jaxdl.data.batches import permutation
+from jaxdl.nn import convnet, crop, flip, from_linen, from_nnx, mlp, residual_net, with_augmentation
 from jaxdl.train import chunks, make_plan, make_train_state, make_train_step, start
-from jaxdl.train.nonfinite import NotFiniteError, Trouble, guarded, in_evaluation, in_step, replay
-from jaxdl.types import Metric, Model, Objective, Weights
+from jaxdl.train.nonfinite import NonFinite, NonFiniteError, check_finite, in_evaluation, in_step, replay
+from jaxdl.types import Metric, Model, Objective, Variables
 
 RANDOM = np.random.default_rng(0)
 INPUTS = RANDOM.uniform(0.5, 1, size=(8, 3)).astype(np.float32)
-BATCH = jax.tree.map(jnp.asarray, examples(INPUTS, INPUTS[:, :1]))
+BATCH = jax.tree.map(jnp.asarray, dataset(INPUTS, INPUTS[:, :1]))
 ALL = tuple(range(8))
 SQUARED = Objective(losses.squared_error)
 
 
 def state_of(plan, batch=BATCH, change=lambda weights: weights):
     weights = change(jax.jit(plan.model.init)(jax.random.key(0), batch.inputs))
-    return make_train_state(weights, plan.optimiser, jax.random.key(1))
+    return make_train_state(weights, plan.optimizer, jax.random.key(1))
 
 
-def step_of(model=None, objective=SQUARED, optimiser=None, batch=BATCH, change=lambda weights: weights):
-    plan = make_plan(model or mlp((5, 4)), objective, optimiser or optax.sgd(0.1), batch_size=8)
+def step_of(model=None, objective=SQUARED, optimizer=None, batch=BATCH, change=lambda weights: weights):
+    plan = make_plan(model or mlp((5, 4)), objective, optimizer or optax.sgd(0.1), batch_size=8)
     return in_step(plan, state_of(plan, batch, change), batch)
 
 
@@ -61,9 +61,9 @@ def test_the_layer_and_the_rows_are_named():
 
 def test_padding_is_not_blamed():
     weights = jnp.asarray(np.where(np.isin(np.arange(8), (2, 7)), 0, 1).astype(np.float32))
-    assert step_of(from_linen(Logs()), batch=negative_in((2, 5))._replace(weights=weights)).rows == (5,)
+    assert step_of(from_linen(Logs()), batch=negative_in((2, 5))._replace(sample_weight=weights)).rows == (5,)
     plan = make_plan(from_linen(Logs()), SQUARED, optax.sgd(0.1))
-    padded = negative_in((2, 7))._replace(weights=weights)
+    padded = negative_in((2, 7))._replace(sample_weight=weights)
     assert in_evaluation(plan, plan.model.init(jax.random.key(0), BATCH.inputs), padded) is None
 
 
@@ -110,14 +110,14 @@ def test_a_gradient_that_is_not_finite_is_found_by_its_parameter():
     def apply(weights, inputs, *, train, key=None, mask=None):
         return jnp.sqrt(inputs[:, :1] * weights.params["w"]), {}
 
-    model = Model(lambda key, inputs: Weights({"w": jnp.zeros((1, 1))}, {}), apply)
+    model = Model(lambda key, inputs: Variables({"w": jnp.zeros((1, 1))}, {}), apply)
     assert (
         step_of(model) == ("the gradient of params/w", "nan", ALL) or step_of(model).layer == "the gradient of params/w"
     )
 
 
 def test_an_update_that_overflows_is_found():
-    assert step_of(optimiser=optax.chain(optax.sgd(1e30), optax.scale(1e30))).layer.startswith("the update of params/")
+    assert step_of(optimizer=optax.chain(optax.sgd(1e30), optax.scale(1e30))).layer.startswith("the update of params/")
 
 
 def test_minus_infinity_in_a_mask_is_meant():
@@ -127,18 +127,18 @@ def test_minus_infinity_in_a_mask_is_meant():
         scores = jnp.concatenate([scores, jnp.zeros((len(inputs), 1))], 1)
         return jax.nn.softmax(scores)[:, :1], {}
 
-    model = Model(lambda key, inputs: Weights({"w": jnp.ones((1, 3))}, {}), apply)
+    model = Model(lambda key, inputs: Variables({"w": jnp.ones((1, 3))}, {}), apply)
     assert step_of(model) is None
 
 
-IMAGES = jax.tree.map(jnp.asarray, examples(RANDOM.integers(0, 255, size=(4, 12, 12, 3), dtype=np.uint8), [0, 1, 2, 3]))
+IMAGES = jax.tree.map(jnp.asarray, dataset(RANDOM.integers(0, 255, size=(4, 12, 12, 3), dtype=np.uint8), [0, 1, 2, 3]))
 
 
 @pytest.mark.parametrize(
     "model",
     [
         convnet((4,), widths=(5,), pool=True, dropout=0.2),
-        augmented(residual_net(2), flip, crop(4)),
+        with_augmentation(residual_net(2), flip, crop(4)),
         convnet((4,), dtype=jnp.bfloat16),
     ],
     ids=["pooled", "residual", "bfloat16"],
@@ -167,16 +167,16 @@ def test_networks_of_nnx_are_looked_into():
 
 
 LARGE_STEPS = make_plan(mlp((5,)), SQUARED, optax.sgd(1.0))
-large_step = jax.jit(make_train_step(LARGE_STEPS.model, LARGE_STEPS.objective, LARGE_STEPS.optimiser))
+large_step = jax.jit(make_train_step(LARGE_STEPS.model, LARGE_STEPS.objective, LARGE_STEPS.optimizer))
 
 
 @pytest.mark.parametrize("scale", 10.0 ** np.arange(0, 39, 3))
 def test_something_is_found_exactly_where_the_step_is_not_finite(scale):
-    """Oracle: the step itself. Training with an optimiser that keeps sizes, so that they decide."""
+    """Oracle: the step itself. Training with an optimizer that keeps sizes, so that they decide."""
     batch = BATCH._replace(inputs=BATCH.inputs * jnp.float32(scale))
     state = state_of(LARGE_STEPS)
     after, sums = large_step(state, batch)
-    finite = all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((after.weights, sums)))
+    finite = all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((after.variables, sums)))
     assert (in_step(LARGE_STEPS, state, batch) is None) == finite
 
 
@@ -195,8 +195,8 @@ def test_evaluation_is_looked_at_without_what_only_training_does():
 # Replays: the epoch, the step and the rows in which a run stops being finite.
 
 RUN_INPUTS = RANDOM.uniform(0.5, 1, size=(50, 3)).astype(np.float32)
-TRAIN = examples(RUN_INPUTS, RUN_INPUTS[:, :1])
-VALIDATION = examples(RUN_INPUTS[:30], RUN_INPUTS[:30, :1])
+TRAIN = dataset(RUN_INPUTS, RUN_INPUTS[:, :1])
+VALIDATION = dataset(RUN_INPUTS[:30], RUN_INPUTS[:30, :1])
 OBJECTIVE = Objective(losses.squared_error)
 
 
@@ -213,8 +213,8 @@ def run(plan, train, validation=VALIDATION, length=1000, epochs=5):
     begin = start(plan, train, validation, key=jax.random.key(3))
     pieces = chunks(plan, begin, train, validation, last=epochs, steps=lambda: length)
     seen = []
-    with pytest.raises(NotFiniteError) as caught:
-        seen.extend(iter(guarded(pieces, plan, begin, train, validation)))
+    with pytest.raises(NonFiniteError) as caught:
+        seen.extend(iter(check_finite(pieces, plan, begin, train, validation)))
     return begin, caught.value.args[0]
 
 
@@ -223,16 +223,16 @@ def test_the_step_and_the_row_are_found_however_the_run_was_cut(length):
     train = with_negative(TRAIN, 17)
     begin, trouble = run(PLAN, train, length=length)
     # Oracle: where the row stands in the first epoch's order.
-    place = np.asarray(order(begin.key, 0, 50)).tolist().index(17)
+    place = np.asarray(permutation(begin.key, 0, 50)).tolist().index(17)
     assert trouble[1:] == (1, place // 8 + 1, 7, "training", "Logarithm (log)", "nan", (17,))
-    assert int(trouble.progress.state.step) == place // 8
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(trouble.progress.state.weights))
+    assert int(trouble.state.train_state.step) == place // 8
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(trouble.state.train_state.variables))
 
 
 def test_the_progress_before_is_the_same_however_the_run_was_cut():
     train = with_negative(TRAIN, 17)
-    ends = [run(PLAN, train, length=length)[1].progress for length in (1, 4, 1000)]
-    bits = [{name: np.asarray(leaf).tobytes() for name, leaf in named(end).items()} for end in ends]
+    ends = [run(PLAN, train, length=length)[1].state for length in (1, 4, 1000)]
+    bits = [{name: np.asarray(leaf).tobytes() for name, leaf in flatten_named(end).items()} for end in ends]
     assert bits[0] == bits[1] == bits[2]
 
 
@@ -246,12 +246,12 @@ def test_a_later_epoch_is_told():
 def test_a_validation_row_is_told_as_such():
     _, trouble = run(PLAN, TRAIN, with_negative(VALIDATION, 29))
     assert trouble[1:] == (1, 1, 1, "validation", "Logarithm (log)", "nan", (29,))
-    assert int(trouble.progress.cursor) == 7
+    assert int(trouble.state.cursor) == 7
 
 
 def test_a_validation_row_of_a_last_batch_that_reaches_back_is_told():
     inputs = np.tile(RUN_INPUTS, (30, 1))
-    rows = with_negative(examples(inputs, inputs[:, :1]), 1499)
+    rows = with_negative(dataset(inputs, inputs[:, :1]), 1499)
     _, trouble = run(PLAN, TRAIN, rows)
     assert trouble.batch == 2 == trouble.batches and trouble.rows == (1499,)
 
@@ -259,18 +259,18 @@ def test_a_validation_row_of_a_last_batch_that_reaches_back_is_told():
 def test_a_run_that_is_finite_passes_unchanged():
     begin = start(PLAN, TRAIN, VALIDATION, key=jax.random.key(3))
     pieces = list(chunks(PLAN, begin, TRAIN, VALIDATION, last=3))
-    assert list(guarded(pieces, PLAN, begin, TRAIN, VALIDATION)) == pieces
+    assert list(check_finite(pieces, PLAN, begin, TRAIN, VALIDATION)) == pieces
 
 
 def test_weights_that_were_not_finite_from_the_start_are_told():
     begin = start(PLAN, TRAIN, VALIDATION, key=jax.random.key(3))
-    spoilt = jax.tree.map(lambda leaf: leaf * jnp.nan, begin.state.weights)
-    trouble = replay(PLAN, begin._replace(state=begin.state._replace(weights=spoilt)), TRAIN, VALIDATION)
+    spoilt = jax.tree.map(lambda leaf: leaf * jnp.nan, begin.train_state.variables)
+    trouble = replay(PLAN, begin._replace(train_state=begin.train_state._replace(variables=spoilt)), TRAIN, VALIDATION)
     assert trouble.where == "params/Head/bias before the step" and trouble.batch == 1
 
 
 def test_a_long_list_of_rows_is_cut_short():
-    text = str(Trouble(None, 3, 2, 7, "training", "Dense_0 (dot_general)", "inf", tuple(range(11))))
+    text = str(NonFinite(None, 3, 2, 7, "training", "Dense_0 (dot_general)", "inf", tuple(range(11))))
     assert text == (
         "epoch 3, step 2 of 7 of training: inf in Dense_0 (dot_general), first for training rows 0, 1, 2, 3, 4, 5, 6, "
         "7 and 3 more (counted from 0)"

@@ -7,27 +7,16 @@ import numpy as np
 import optax
 import pytest
 
-from jaxdl import (
-    Examples,
-    InputError,
-    Objective,
-    evaluate,
-    examples,
-    fit,
-    fit_seeds,
-    from_linen,
-    mlp,
-    reduce_on_plateau,
-)
+from jaxdl import Dataset, InputError, Objective, dataset, evaluate, fit, fit_seeds, from_linen, mlp, reduce_on_plateau
 from jaxdl.losses import sigmoid_cross_entropy, softmax_cross_entropy, squared_error
 from jaxdl.nn import convnet
-from jaxdl.train import make_plan, rate_range, start
-from jaxdl.train.step import shown_weights
+from jaxdl.train import find_learning_rate, make_plan, start
+from jaxdl.train.step import eval_variables
 
 SQUARED = Objective(squared_error)
 LINEAR, SGD = mlp(()), optax.sgd(0.05)
 INPUTS = np.random.default_rng(0).normal(size=(32, 2)).astype(np.float32)
-ROWS = examples(INPUTS * 0.01, INPUTS @ np.ones((2, 1), np.float32))
+ROWS = dataset(INPUTS * 0.01, INPUTS @ np.ones((2, 1), np.float32))
 
 
 LOWERED = reduce_on_plateau(patience=0, factor=0.5, min_delta=10.0)
@@ -52,7 +41,9 @@ def test_a_rate_that_is_an_integer_is_lowered_as_a_float_is(train, rate):
 def test_the_range_test_begins_at_its_lowest_rate_where_the_optimizers_is_an_integer():
     def losses(rate):
         plan = make_plan(mlp(()), SQUARED, optax.inject_hyperparams(optax.sgd)(learning_rate=rate), batch_size=8)
-        return rate_range(plan, start(plan, ROWS, key=jax.random.key(0)), ROWS, low=1e-3, high=10.0, steps=8).losses
+        return find_learning_rate(
+            plan, start(plan, ROWS, key=jax.random.key(0)), ROWS, low=1e-3, high=10.0, steps=8
+        ).losses
 
     np.testing.assert_array_equal(losses(1), losses(1.0))
 
@@ -72,29 +63,29 @@ def test_a_moving_average_of_narrow_parameters_is_that_of_numpy_in_float32(dtype
 
     # One step an epoch: a callback sees the weights after each.
     path, steps, model = [], 40, from_linen(Narrow(dtype))
-    common = {"batch_size": 32, "average": 0.99}
+    common = {"batch_size": 32, "ema_decay": 0.99}
     run = fit(
         model,
         SQUARED,
         SGD,
         ROWS,
         epochs=steps,
-        observers=[lambda progress, _: path.append(np.asarray(kernel(progress.state.weights), np.float32))],
+        callbacks=[lambda run_state, _: path.append(np.asarray(kernel(run_state.train_state.variables), np.float32))],
         **common,
     )
     plan = make_plan(model, SQUARED, SGD, batch_size=32)
-    mean = np.asarray(kernel(start(plan, ROWS, key=jax.random.key(0)).state.weights), np.float32)
+    mean = np.asarray(kernel(start(plan, ROWS, key=jax.random.key(0)).train_state.variables), np.float32)
     for step, weights in enumerate(path):
         kept = min(0.99, (1 + step) / (10 + step))
         mean = kept * mean + (1 - kept) * weights
-    found = kernel(run.progress.state.average)
+    found = kernel(run.state.train_state.ema)
     assert found.dtype == jnp.float32
     # XLA may hand the average the new weights before it rounds them.
     np.testing.assert_allclose(found, mean, rtol=float(jnp.finfo(dtype).eps) + 1e-5, atol=1e-6)
-    for weights in (run.final, run.best, shown_weights(run.progress.state)):
+    for weights in (run.final, run.best, eval_variables(run.state.train_state)):
         assert kernel(weights).dtype == dtype
-    again = fit(model, SQUARED, SGD, ROWS, epochs=steps + 1, progress=run.progress, **common)
-    assert kernel(again.progress.state.average).dtype == jnp.float32 and kernel(again.final).dtype == dtype
+    again = fit(model, SQUARED, SGD, ROWS, epochs=steps + 1, state=run.state, **common)
+    assert kernel(again.state.train_state.ema).dtype == jnp.float32 and kernel(again.final).dtype == dtype
 
 
 def test_bytes_beside_floats_are_refused():
@@ -107,15 +98,15 @@ def test_bytes_beside_floats_are_refused():
                 convnet((4,), outputs=2),
                 objective,
                 optax.sgd(0.1),
-                examples(train, labels),
-                examples(validation, labels),
+                dataset(train, labels),
+                dataset(validation, labels),
                 batch_size=8,
             )
 
 
 def test_labels_of_minus_one_and_one_are_refused_before_the_first_step():
     objective, signs = Objective(sigmoid_cross_entropy), np.where(INPUTS[:, :1] > 0, 1, -1)
-    good, bad = examples(INPUTS, signs > 0), examples(INPUTS, signs)
+    good, bad = dataset(INPUTS, signs > 0), dataset(INPUTS, signs)
     for name, rows in (("train", (bad, good)), ("validation", (good, bad))):
         with pytest.raises(InputError, match=rf"targets from 0 to 1, got -1 in row \d+ of {name}"):
             fit(mlp(()), objective, optax.sgd(0.1), *rows, epochs=1)
@@ -132,7 +123,7 @@ def test_labels_of_minus_one_and_one_are_refused_before_the_first_step():
     ],
 )
 def test_arrays_of_examples_made_by_hand_are_checked(inputs, message):
-    rows, weights = Examples(inputs, ROWS.targets, ROWS.weights), jax.jit(LINEAR.init)(jax.random.key(0), INPUTS)
+    rows, weights = Dataset(inputs, ROWS.targets, ROWS.sample_weight), jax.jit(LINEAR.init)(jax.random.key(0), INPUTS)
     with pytest.raises(InputError, match=f"train.inputs must be an array of numbers that JAX can hold, {message}"):
         fit(mlp(()), SQUARED, optax.sgd(0.1), rows, epochs=1)
     with pytest.raises(InputError, match=f"validation.inputs must be an array .*{message}"):
@@ -145,4 +136,4 @@ def test_an_evaluation_refuses_targets_that_its_loss_cannot_take():
     objective, signs = Objective(sigmoid_cross_entropy), np.where(INPUTS[:, :1] > 0, 1, -1)
     weights = jax.jit(LINEAR.init)(jax.random.key(0), INPUTS)
     with pytest.raises(InputError, match=r"targets from 0 to 1, got -1 in row \d+ of rows_of"):
-        evaluate(mlp(()), objective, weights, examples(INPUTS, signs))
+        evaluate(mlp(()), objective, weights, dataset(INPUTS, signs))

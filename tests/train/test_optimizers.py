@@ -9,14 +9,14 @@ import optax
 import optax.contrib as contrib
 import pytest
 
-from jaxdl import Model, Objective, Weights, evaluate, examples, fit, fit_seeds, losses, make_plan, sweep
+from jaxdl import Model, Objective, Variables, dataset, evaluate, fit, fit_seeds, losses, make_plan, sweep
 from jaxdl.errors import InputError
 from jaxdl.train import make_train_state, make_train_step
 
 RANDOM = np.random.default_rng(0)
 X = RANDOM.normal(size=(64, 3)).astype(np.float32)
 Y = (X @ np.array([[1.0], [-2.0], [0.5]]) + 0.3 + RANDOM.normal(size=(64, 1)) / 9).astype(np.float32)
-ROWS = examples(X, Y)
+ROWS = dataset(X, Y)
 SQUARED = Objective(losses.squared_error)
 
 
@@ -24,7 +24,7 @@ def _apply(weights, inputs, *, train, key=None, mask=None):
     return inputs @ weights.params["w"] + weights.params["b"][None, :], weights.stats
 
 
-MODEL = Model(lambda key, inputs: Weights({"w": jnp.zeros((3, 1)), "b": jnp.zeros(1)}, {}), _apply)
+MODEL = Model(lambda key, inputs: Variables({"w": jnp.zeros((3, 1)), "b": jnp.zeros(1)}, {}), _apply)
 
 PLAIN = "adabelief adadelta adagrad adafactor adam adamax adamaxw adamw adan amsgrad fromage lamb lars lion nadam"
 PLAIN += " nadamw noisy_sgd novograd optimistic_gradient_descent optimistic_adam_v2 radam rmsprop sgd sign_sgd sm3 yogi"
@@ -65,23 +65,23 @@ def test_every_optimizer_trains_and_compiles_once(name, compilations):
     run = fit(MODEL, SQUARED, OPTIMIZERS[name], ROWS, epochs=1, batch_size=64)
     assert run.reason == "epochs" and np.isfinite(run.records[0]["loss"])
     with compilations() as names:
-        fit(MODEL, SQUARED, OPTIMIZERS[name], ROWS, epochs=3, batch_size=64, progress=run)
+        fit(MODEL, SQUARED, OPTIMIZERS[name], ROWS, epochs=3, batch_size=64, state=run)
     assert "chunk_program" not in names
 
 
 def test_optimizers_side_by_side_train_and_compile_once(compilations):
     def predict(weights, inputs, **how):
-        outputs = [_apply(Weights(each, {}), inputs, **how)[0] for each in weights.params.values()]
+        outputs = [_apply(Variables(each, {}), inputs, **how)[0] for each in weights.params.values()]
         return jnp.concatenate(outputs, 1), weights.stats
 
     begun = {name: MODEL.init(jax.random.key(0), X).params for name in SIDE_BY_SIDE}
-    model = Model(lambda key, inputs: Weights(begun, {}), predict)
-    rows = examples(X, np.repeat(Y, len(begun), 1))
+    model = Model(lambda key, inputs: Variables(begun, {}), predict)
+    rows = dataset(X, np.repeat(Y, len(begun), 1))
     optimizer = optax.partition(SIDE_BY_SIDE, {name: {"w": name, "b": name} for name in begun})
     first = fit(model, SQUARED, optimizer, rows, epochs=1, batch_size=64)
     assert first.reason == "epochs" and np.isfinite(first.records[0]["loss"])
     with compilations() as names:
-        second = fit(model, SQUARED, optimizer, rows, epochs=3, batch_size=64, progress=first)
+        second = fit(model, SQUARED, optimizer, rows, epochs=3, batch_size=64, state=first)
     assert "chunk_program" not in names
     for name in SIDE_BY_SIDE:
         trained = [np.concatenate([*map(np.ravel, run.final.params[name].values())]) for run in (first, second)]
@@ -167,7 +167,7 @@ def test_what_is_measured_and_kept_are_the_parameters_to_evaluate(optimizer, eva
     step = jax.jit(make_train_step(MODEL, SQUARED, optimizer))
     for record in run.records:
         state, _ = step(state, ROWS)
-        wanted = Weights(eval_params(state.opt_state, state.weights.params), {})
+        wanted = Variables(eval_params(state.opt_state, state.variables.params), {})
         np.testing.assert_allclose(record["val_loss"], evaluate(MODEL, SQUARED, wanted, ROWS)["loss"], rtol=1e-5)
     np.testing.assert_allclose(run.final.params["w"], wanted.params["w"], rtol=1e-5)
     best = min(run.records, key=lambda record: record["val_loss"])
@@ -230,7 +230,7 @@ def test_sam_is_warned_of(monkeypatch):
 
 def test_eval_params_that_cannot_be_meant_are_refused():
     with pytest.raises(InputError, match="average and eval_params each choose what is measured"):
-        make_plan(MODEL, SQUARED, FREE, average=0.9, eval_params=of_sam)
+        make_plan(MODEL, SQUARED, FREE, ema_decay=0.9, eval_params=of_sam)
     with pytest.raises(InputError, match="eval_params must be a function"):
         make_plan(MODEL, SQUARED, FREE, eval_params="free")
     with pytest.raises(InputError, match="eval_params must return parameters like those of the model"):
@@ -251,7 +251,7 @@ def test_eval_params_of_a_part_of_a_chain_are_measured():
         return contrib.schedule_free_eval_params(state[-1], params)
 
     run = fit(MODEL, SQUARED, CHAINED, ROWS, ROWS, epochs=1, eval_params=of_part)
-    wanted = Weights(of_part(run.progress.state.opt_state, run.progress.state.weights.params), {})
+    wanted = Variables(of_part(run.state.train_state.opt_state, run.state.train_state.variables.params), {})
     assert run.records[-1]["val_loss"] == pytest.approx(float(evaluate(MODEL, SQUARED, wanted, ROWS)["loss"]))
 
 

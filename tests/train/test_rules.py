@@ -58,7 +58,7 @@ def keras_stops(values, **options):
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_early_stopping_stops_when_keras_does(options, extra):
     states = follow(early_stopping(**options, **extra), SERIES)
-    for values, done in zip(SERIES, states.done, strict=True):
+    for values, done in zip(SERIES, states.should_stop, strict=True):
         assert (int(done.argmax()) + 1 if done.any() else None) == keras_stops(values.tolist(), **options, **extra)
 
 
@@ -68,9 +68,10 @@ def test_early_stopping_is_the_loop_in_its_docstring(meaning):
     names = {"patience": 2, "min_delta": 0.25, "start_from_epoch": 1, "baseline": None, "inf": math.inf}
     for number, values in enumerate(series):
         told = meaning(early_stopping, values=values.tolist(), **names)
-        last = int(states.done[number].argmax()) if told["done"] else -1
+        last = int(states.should_stop[number].argmax()) if told["done"] else -1
         for name in ("best", "best_epoch", "stale", "done"):
-            assert getattr(states, name)[number, last] == told[name]
+            field = {"stale": "epochs_without_improvement", "done": "should_stop"}.get(name, name)
+            assert getattr(states, field)[number, last] == told[name]
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -78,23 +79,23 @@ def test_early_stopping_is_the_loop_in_its_docstring(meaning):
 def test_a_value_that_is_not_finite_is_never_the_best_and_does_not_disable_the_rule(value, mode):
     states = states_of(early_stopping(patience=2, mode=mode), [value, 1.0, value, value])
     assert [state.improved for state in states] == [False, True, False, False]
-    assert (states[-1].best, states[-1].best_epoch, states[-1].done) == (1.0, 2, True)
+    assert (states[-1].best, states[-1].best_epoch, states[-1].should_stop) == (1.0, 2, True)
 
 
 def test_nothing_finite_stops_after_the_patience_without_a_best():
     states = states_of(early_stopping(patience=3), [math.nan] * 3)
-    assert [state.done for state in states] == [False, False, True]
+    assert [state.should_stop for state in states] == [False, False, True]
     assert states[-1].best_epoch == 0
 
 
 def test_no_patience_never_stops_and_remembers_the_best():
     states = states_of(early_stopping(patience=None), [3.0, 1.0] + [2.0] * 12)
-    assert (states[-1].done, states[-1].best_epoch) == (False, 2)
+    assert (states[-1].should_stop, states[-1].best_epoch) == (False, 2)
 
 
 def test_done_stays_done():
     states = states_of(early_stopping(patience=1), [1.0, 2.0, 0.5])
-    assert [state.done for state in states] == [False, True, True]
+    assert [state.should_stop for state in states] == [False, True, True]
 
 
 def test_rules_run_under_vmap():
@@ -103,7 +104,7 @@ def test_rules_run_under_vmap():
     state = jax.vmap(lambda _: rule.init())(values)
     for epoch in (1, 2):
         state = jax.vmap(rule.update, in_axes=(0, 0, None))(state, values[:, epoch - 1], jnp.int32(epoch))
-    assert state.done.tolist() == [True, False]
+    assert state.should_stop.tolist() == [True, False]
     assert state.best_epoch.tolist() == [1, 2]
 
 
@@ -136,7 +137,10 @@ def test_reduce_on_plateau_is_the_loop_in_its_docstring(meaning):
         told = meaning(reduce_on_plateau, values=values.tolist(), **options, inf=math.inf, rate=0.1)
         np.testing.assert_allclose(states.learning_rate[number, -1], told["rate"], rtol=1e-6)
         assert states.best[number, -1] == told["best"]
-        assert (states.stale[number, -1], states.cooldown[number, -1]) == (told["stale"], told["cool"])
+        assert (states.epochs_without_improvement[number, -1], states.cooldown[number, -1]) == (
+            told["stale"],
+            told["cool"],
+        )
 
 
 @pytest.mark.parametrize(

@@ -11,13 +11,13 @@ from sklearn import metrics as sk
 from sklearn.linear_model import LinearRegression
 
 from jaxdl import (
-    Examples,
+    Dataset,
     Model,
     Objective,
-    Weights,
+    Variables,
+    dataset,
     evaluate,
     evaluate_members,
-    examples,
     fit,
     fit_seeds,
     losses,
@@ -27,9 +27,9 @@ from jaxdl import (
     run_epoch,
     start,
 )
-from jaxdl.data import Source, from_random_access, memory_mapped, take
+from jaxdl.data import DataSource, from_random_access, memory_mapped, take
 from jaxdl.data.batches import batches_of, training_rows
-from jaxdl.distributed import make_mesh, place_rows
+from jaxdl.distributed import make_mesh, shard_dataset
 from jaxdl.errors import InputError
 from jaxdl.train import make_eval_step, make_train_state, make_train_step
 from jaxdl.train.evaluate import evaluate_source
@@ -48,7 +48,7 @@ def linear():
     """y = x w + b."""
 
     def init(key, inputs):
-        return Weights({"w": jnp.zeros((inputs.shape[1], 1)), "b": jnp.zeros(1)}, {})
+        return Variables({"w": jnp.zeros((inputs.shape[1], 1)), "b": jnp.zeros(1)}, {})
 
     def apply(weights, inputs, *, train, key=None, mask=None):
         return inputs @ weights.params["w"] + weights.params["b"][None, :], weights.stats
@@ -87,15 +87,15 @@ def with_garbage(inputs=np.nan, targets=np.nan):
     """The data with anything in the examples of weight 0."""
     x, y = X.copy(), Y.copy()
     x[ZEROS == 0], y[ZEROS == 0] = inputs, targets
-    return examples(x, y, ZEROS)
+    return dataset(x, y, ZEROS)
 
 
 @pytest.mark.parametrize("weights", [W, ZEROS], ids=["weights", "some of them 0"])
 @pytest.mark.parametrize("batch_size", [1, 7, 14, 70])
 def test_the_mean_gradient_of_an_epoch_is_that_of_the_weighted_mean_loss(batch_size, weights):
-    weights_now = Weights({"w": jnp.array([[0.3], [0.1], [-0.2]]), "b": jnp.array([0.4])}, {})
+    weights_now = Variables({"w": jnp.array([[0.3], [0.1], [-0.2]]), "b": jnp.array([0.4])}, {})
     state = make_train_state(weights_now, optax.sgd(0.1), jax.random.key(0))
-    rows = jax.tree.map(jnp.asarray, training_rows(examples(X, Y, weights)))
+    rows = jax.tree.map(jnp.asarray, training_rows(dataset(X, Y, weights)))
     found = mean_gradient(state, rows, batch_size=batch_size)
     x, y, w = (np.float64(each) for each in (X, Y, weights[:, None]))
     error = x @ np.array([[0.3], [0.1], [-0.2]]) + 0.4 - y
@@ -108,7 +108,7 @@ def test_balanced_class_weights_give_even_odds(batch_size):
     # One in a hundred is positive; with balanced weights the best constant is a probability of one half.
     labels = (np.arange(200) % 100 == 0).astype(np.float32)[:, None]
     weights = np.where(labels[:, 0] == 1, 50, 50 / 99).astype(np.float32)
-    rows = examples(np.zeros((200, 1), np.float32), labels, weights)
+    rows = dataset(np.zeros((200, 1), np.float32), labels, weights)
     schedule = optax.cosine_decay_schedule(0.05, 60 * -(-200 // batch_size))
     run = fit(LINEAR, Objective(losses.sigmoid_cross_entropy), optax.sgd(schedule), rows, epochs=60,
               batch_size=batch_size)  # fmt: skip
@@ -116,17 +116,17 @@ def test_balanced_class_weights_give_even_odds(batch_size):
 
 
 def test_weights_of_one_change_no_bit_and_their_scale_does_not_matter():
-    plain = fit(LINEAR, SQUARED, SGD, examples(X, Y), epochs=3, batch_size=16)
-    ones = fit(LINEAR, SQUARED, SGD, examples(X, Y, np.ones(70)), epochs=3, batch_size=16)
+    plain = fit(LINEAR, SQUARED, SGD, dataset(X, Y), epochs=3, batch_size=16)
+    ones = fit(LINEAR, SQUARED, SGD, dataset(X, Y, np.ones(70)), epochs=3, batch_size=16)
     leaves_equal(plain.final, ones.final)
-    fives = fit(LINEAR, SQUARED, SGD, examples(X, Y, np.full(70, 5.0)), epochs=3, batch_size=16)
+    fives = fit(LINEAR, SQUARED, SGD, dataset(X, Y, np.full(70, 5.0)), epochs=3, batch_size=16)
     leaves_close(plain.final, fives.final, rtol=1e-5)
-    one, other = (fit(LINEAR, SQUARED, SGD, examples(X, Y, s * W), epochs=3, batch_size=16) for s in (1, 99))
+    one, other = (fit(LINEAR, SQUARED, SGD, dataset(X, Y, s * W), epochs=3, batch_size=16) for s in (1, 99))
     leaves_close(one.final, other.final)
 
 
 def test_full_batches_find_the_weighted_regression_of_scikit_learn():
-    run = fit(LINEAR, SQUARED, optax.adam(0.1), examples(X, Y, ZEROS), epochs=400, batch_size=70)
+    run = fit(LINEAR, SQUARED, optax.adam(0.1), dataset(X, Y, ZEROS), epochs=400, batch_size=70)
     wanted = LinearRegression().fit(X, Y, sample_weight=ZEROS)
     np.testing.assert_allclose(run.final.params["w"][:, 0], wanted.coef_[0], atol=2e-3)
     np.testing.assert_allclose(run.final.params["b"], wanted.intercept_, atol=2e-3)
@@ -134,7 +134,7 @@ def test_full_batches_find_the_weighted_regression_of_scikit_learn():
 
 def test_metrics_are_those_of_scikit_learn_with_sample_weights():
     weights = LINEAR.init(jax.random.key(0), X)
-    found = evaluate(LINEAR, SQUARED, weights, examples(X, Y, W), batch_size=16)
+    found = evaluate(LINEAR, SQUARED, weights, dataset(X, Y, W), batch_size=16)
     np.testing.assert_allclose(found["loss"], sk.mean_squared_error(Y, 0 * Y, sample_weight=W), rtol=1e-5)
     np.testing.assert_allclose(found["mae"], sk.mean_absolute_error(Y, 0 * Y, sample_weight=W), rtol=1e-5)
 
@@ -142,10 +142,10 @@ def test_metrics_are_those_of_scikit_learn_with_sample_weights():
 def test_weight_0_is_as_if_the_examples_were_not_there():
     model = NORMED
     kept = np.flatnonzero(ZEROS)
-    left_out = take(examples(X, Y, W), kept)
+    left_out = take(dataset(X, Y, W), kept)
     weights = begun(model)
     both = [
-        fit(model, SQUARED, SGD, rows, epochs=4, batch_size=len(rows.weights), weights=weights)
+        fit(model, SQUARED, SGD, rows, epochs=4, batch_size=len(rows.sample_weight), variables=weights)
         for rows in (with_garbage(), left_out)
     ]
     leaves_close(both[0].final, both[1].final)
@@ -159,24 +159,24 @@ GARBAGE = [(np.nan, np.nan), (1e30, -np.inf)]
 
 @pytest.mark.parametrize("garbage", GARBAGE, ids=str)
 def test_what_an_example_of_weight_0_holds_changes_no_bit(garbage):
-    model, optimiser = NORMED, ADAM
+    model, optimizer = NORMED, ADAM
     weights = begun(model)
     both = []
     for rows in (with_garbage(*garbage), with_garbage(0.0, 0.0)):
-        source = Source(70, lambda numbers, rows=rows: take(rows, numbers), mean_weight=float(ZEROS.mean()))
-        plan = make_plan(model, SQUARED, optimiser, batch_size=16)
+        source = DataSource(70, lambda numbers, rows=rows: take(rows, numbers), mean_weight=float(ZEROS.mean()))
+        plan = make_plan(model, SQUARED, optimizer, batch_size=16)
         both.append(
             [
-                fit(model, SQUARED, optimiser, rows, rows, epochs=2, batch_size=16).final,
-                fit(model, SQUARED, optimiser, jax.tree.map(jnp.asarray, rows), epochs=2, batch_size=16).final,
-                fit(model, SQUARED, optimiser, source, rows, epochs=2, batch_size=16).final,
-                fit_seeds(model, SQUARED, optimiser, rows, rows, seeds=(0, 1), epochs=2, batch_size=16).final,
+                fit(model, SQUARED, optimizer, rows, rows, epochs=2, batch_size=16).final,
+                fit(model, SQUARED, optimizer, jax.tree.map(jnp.asarray, rows), epochs=2, batch_size=16).final,
+                fit(model, SQUARED, optimizer, source, rows, epochs=2, batch_size=16).final,
+                fit_seeds(model, SQUARED, optimizer, rows, rows, seeds=(0, 1), epochs=2, batch_size=16).final,
                 run_epoch(start(plan, rows, rows, key=jax.random.key(0)), rows, rows, plan=plan)[1],
                 evaluate(model, SQUARED, weights, rows, batch_size=16),
                 evaluate_source(model, SQUARED, weights, source),
                 evaluate_members(model, SQUARED, jax.tree.map(lambda leaf: leaf[None], weights), rows),
                 eval_step(weights, rows),
-                train_step(make_train_state(weights, optimiser, jax.random.key(0)), rows)[0].weights,
+                train_step(make_train_state(weights, optimizer, jax.random.key(0)), rows)[0].sample_weight,
             ]
         )
     leaves_equal(*both)
@@ -186,7 +186,7 @@ def test_what_an_example_of_weight_0_holds_changes_no_bit(garbage):
 def test_a_label_that_is_no_class_may_have_weight_0():
     labels = np.where(ZEROS == 0, -1, RANDOM.integers(0, 3, 70)).astype(np.int32)
     model, objective = mlp((4,), outputs=3), Objective(losses.softmax_cross_entropy, (metrics.accuracy,))
-    rows = examples(X, labels, ZEROS)
+    rows = dataset(X, labels, ZEROS)
     run = fit(model, objective, optax.adam(0.01), rows, rows, epochs=2)
     assert run.reason == "epochs" and np.isfinite(list(run.records[-1].values())).all()
     counted = take(rows, np.flatnonzero(ZEROS))
@@ -196,30 +196,28 @@ def test_a_label_that_is_no_class_may_have_weight_0():
 
 @pytest.mark.parametrize("input_norm", [False, True])
 def test_a_batch_whose_examples_all_have_weight_0_changes_nothing(input_norm):
-    model, optimiser = mlp((4,), input_norm=input_norm), optax.adam(0.1)
-    state = make_train_state(begun(model), optimiser, jax.random.key(0))
-    step = jax.jit(make_train_step(model, SQUARED, optimiser))
-    state, _ = step(state, examples(X, Y))  # so that there is momentum
-    nothing = Examples(np.full_like(X, np.nan), np.full_like(Y, np.nan), np.zeros(70, np.float32))
+    model, optimizer = mlp((4,), input_norm=input_norm), optax.adam(0.1)
+    state = make_train_state(begun(model), optimizer, jax.random.key(0))
+    step = jax.jit(make_train_step(model, SQUARED, optimizer))
+    state, _ = step(state, dataset(X, Y))  # so that there is momentum
+    nothing = Dataset(np.full_like(X, np.nan), np.full_like(Y, np.nan), np.zeros(70, np.float32))
     after, sums = step(state, nothing)
-    leaves_equal((after.weights, after.opt_state), (state.weights, state.opt_state))
+    leaves_equal((after.sample_weight, after.opt_state), (state.variables, state.opt_state))
     assert all((np.asarray(leaf) == 0).all() for leaf in jax.tree.leaves(sums))
     # In a run such batches come up where few examples count.
     few = np.where(np.arange(70) == 5, 1, 0).astype(np.float32)
-    run = fit(
-        model, SQUARED, optimiser, examples(np.where(few[:, None] > 0, X, np.nan), Y, few), epochs=2, batch_size=4
-    )
+    run = fit(model, SQUARED, optimizer, dataset(np.where(few[:, None] > 0, X, np.nan), Y, few), epochs=2, batch_size=4)
     assert run.reason == "epochs" and np.isfinite(run.records[-1]["loss"])
 
 
 def test_padding_is_no_example_but_weight_0_is_one():
-    rows = examples(X[:31], Y[:31])
-    weights = Weights({"w": jnp.ones((3, 1)), "b": jnp.zeros(1)}, {})
+    rows = dataset(X[:31], Y[:31])
+    weights = Variables({"w": jnp.ones((3, 1)), "b": jnp.zeros(1)}, {})
     state = make_train_state(weights, optax.sgd(0.1), jax.random.key(0))
     gradient = jax.jit(make_gradient(LINEAR, SQUARED))
     alone, padded = gradient(state, rows), gradient(state, pad(rows, 32))
     leaves_close(alone, padded, rtol=1e-5)
-    zero = Examples(X[:32], Y[:32], np.array([1] * 31 + [0], np.float32))
+    zero = Dataset(X[:32], Y[:32], np.array([1] * 31 + [0], np.float32))
     leaves_close(jax.tree.map(lambda leaf: leaf * 31 / 32, alone), gradient(state, zero), rtol=1e-5)
 
 
@@ -229,14 +227,14 @@ def test_rows_to_blame_are_those_that_count():
     place = int(np.flatnonzero(w)[4])
     y[place] = 1e30  # whose square is infinite
     with pytest.warns(RuntimeWarning, match=rf"first for training row {place} \(counted"):
-        run = fit(LINEAR, SQUARED, optax.sgd(0.1), examples(x, y, w), epochs=1, batch_size=70)
+        run = fit(LINEAR, SQUARED, optax.sgd(0.1), dataset(x, y, w), epochs=1, batch_size=70)
     assert run.reason == "not-finite"
 
 
 def test_a_source_with_weights_trains_as_rows_in_memory(tmp_path):
     for name, array in (("x", X), ("y", Y), ("w", W)):
         np.save(tmp_path / f"{name}.npy", array)
-    wanted = fit(LINEAR, SQUARED, SGD, examples(X, Y, W), epochs=3, batch_size=16).final
+    wanted = fit(LINEAR, SQUARED, SGD, dataset(X, Y, W), epochs=3, batch_size=16).final
     files = memory_mapped(tmp_path / "x.npy", tmp_path / "y.npy", tmp_path / "w.npy")
     leaves_close(wanted, fit(LINEAR, SQUARED, SGD, files, epochs=3, batch_size=16).final, rtol=1e-5)
     records = from_random_access(range(70), lambda n: (X[n], Y[n], W[n]), mean_weight=float(W.mean()))
@@ -248,16 +246,16 @@ def test_a_source_with_weights_whose_mean_is_not_known_cannot_train():
     with pytest.raises(InputError, match=r"must know their mean .* Give it as mean_weight="):
         fit(LINEAR, SQUARED, SGD, records, epochs=1)
     with pytest.raises(InputError, match="mean_weight must be above 0, got 0"):
-        Source(3, lambda rows: None, mean_weight=0.0)
+        DataSource(3, lambda rows: None, mean_weight=0.0)
     weights = LINEAR.init(jax.random.key(0), X)
-    wanted = evaluate(LINEAR, SQUARED, weights, examples(X, Y, W))
+    wanted = evaluate(LINEAR, SQUARED, weights, dataset(X, Y, W))
     np.testing.assert_allclose(evaluate_source(LINEAR, SQUARED, weights, records)["loss"], wanted["loss"], rtol=1e-5)
 
 
 def test_weights_mean_the_same_on_several_devices():
     rows, mesh = with_garbage(), make_mesh(jax.devices()[:4])
     one = fit(LINEAR, SQUARED, SGD, rows, rows, epochs=3, batch_size=15)
-    many = fit(LINEAR, SQUARED, SGD, place_rows(rows, mesh), place_rows(rows, mesh), epochs=3, batch_size=15)
+    many = fit(LINEAR, SQUARED, SGD, shard_dataset(rows, mesh), shard_dataset(rows, mesh), epochs=3, batch_size=15)
     leaves_close(one.final, many.final, rtol=1e-5)
     np.testing.assert_allclose(one.records[-1]["val_loss"], many.records[-1]["val_loss"], rtol=1e-5)
 
@@ -266,6 +264,6 @@ def test_what_counts_must_be_finite():
     x = X.copy()
     x[1] = np.nan
     with pytest.raises(InputError, match=r"inputs must be finite, got nan at \(1, 0\)"):
-        examples(x, Y, W)
+        dataset(x, Y, W)
     with pytest.raises(InputError, match=r"not all 0, got shape \(70,\), least 0"):
-        examples(X, Y, 0 * W)
+        dataset(X, Y, 0 * W)

@@ -9,16 +9,16 @@ import optax
 import pytest
 
 from jaxdl import metrics
-from jaxdl.data import examples
+from jaxdl.data import dataset
 from jaxdl.losses import squared_error
 from jaxdl.nn import mlp
 from jaxdl.train import make_eval_step, make_train_state, make_train_step
-from jaxdl.train.step import make_gradient, shown_weights
-from jaxdl.types import Model, Objective, Weights
+from jaxdl.train.step import eval_variables, make_gradient
+from jaxdl.types import Model, Objective, Variables
 from tests.padding import pad
 
 RANDOM = np.random.default_rng(0)
-ROWS = examples(RANDOM.normal(size=(31, 4)), RANDOM.normal(size=(31, 1)))
+ROWS = dataset(RANDOM.normal(size=(31, 4)), RANDOM.normal(size=(31, 1)))
 OBJECTIVE = Objective(squared_error, (metrics.rmse,))
 
 
@@ -26,7 +26,7 @@ def linear(noise=0.0):
     """y = x w + b with optional noise drawn from the step's key; simple enough to do by hand."""
 
     def init(key, inputs):
-        return Weights({"w": jnp.ones((4, 1)), "b": jnp.zeros(1)}, {})
+        return Variables({"w": jnp.ones((4, 1)), "b": jnp.zeros(1)}, {})
 
     def apply(weights, inputs, *, train, key=None, mask=None):
         outputs = inputs @ weights.params["w"] + weights.params["b"][None, :]
@@ -36,9 +36,9 @@ def linear(noise=0.0):
 
 
 @functools.cache
-def step_of(model, optimiser):
+def step_of(model, optimizer):
     """The step as a program, which runs of the same model and optimizer share."""
-    return jax.jit(make_train_step(model, OBJECTIVE, optimiser))
+    return jax.jit(make_train_step(model, OBJECTIVE, optimizer))
 
 
 @functools.cache
@@ -49,13 +49,13 @@ def begun(model):
 LINEAR, NOISY, SGD = linear(), linear(noise=1.0), optax.sgd(0.1)
 
 
-def run(model, optimiser, batches, weights=None, key=3):
-    step = step_of(model, optimiser)
+def run(model, optimizer, batches, weights=None, key=3):
+    step = step_of(model, optimizer)
     weights = begun(model) if weights is None else weights
-    state, measured = make_train_state(weights, optimiser, jax.random.key(key)), []
+    state, measured = make_train_state(weights, optimizer, jax.random.key(key)), []
     for batch in batches:
         state, sums = step(state, batch)
-        measured.append(metrics.finish(OBJECTIVE, sums)["loss"])
+        measured.append(metrics.compute(OBJECTIVE, sums)["loss"])
     return state, np.array(measured)
 
 
@@ -68,18 +68,18 @@ def test_sgd_on_a_linear_model_is_gradient_descent_by_hand():
         w, b = w - 0.1 * 2 * x.T @ error / len(x), b - 0.1 * 2 * error.mean(0)
     state, measured = run(LINEAR, SGD, [ROWS] * 5)
     np.testing.assert_allclose(measured, losses, rtol=1e-5)
-    np.testing.assert_allclose(state.weights.params["w"], w, rtol=1e-5)
+    np.testing.assert_allclose(state.variables.params["w"], w, rtol=1e-5)
     assert int(state.step) == 5
 
 
-@pytest.mark.parametrize("optimiser", [optax.sgd(0.1, momentum=0.9), optax.adam(1e-2)], ids=["momentum", "adam"])
+@pytest.mark.parametrize("optimizer", [optax.sgd(0.1, momentum=0.9), optax.adam(1e-2)], ids=["momentum", "adam"])
 @pytest.mark.parametrize("input_norm", [False, True])
-def test_padding_changes_neither_loss_nor_weights_nor_statistics(optimiser, input_norm):
+def test_padding_changes_neither_loss_nor_weights_nor_statistics(optimizer, input_norm):
     model = mlp((8,), input_norm=input_norm)
-    plain, losses = run(model, optimiser, [ROWS] * 3)
-    padded, padded_losses = run(model, optimiser, [pad(ROWS, 32)] * 3)
+    plain, losses = run(model, optimizer, [ROWS] * 3)
+    padded, padded_losses = run(model, optimizer, [pad(ROWS, 32)] * 3)
     np.testing.assert_allclose(losses, padded_losses, rtol=1e-6)
-    for one, other in zip(jax.tree.leaves(plain.weights), jax.tree.leaves(padded.weights), strict=True):
+    for one, other in zip(jax.tree.leaves(plain.variables), jax.tree.leaves(padded.sample_weight), strict=True):
         np.testing.assert_allclose(one, other, rtol=2e-5, atol=2e-6)
 
 
@@ -98,7 +98,7 @@ def test_the_key_never_advances():
 
 def test_clipping_composes():
     state, _ = run(LINEAR, optax.chain(optax.clip_by_global_norm(1e-3), optax.sgd(1.0)), [ROWS])
-    moved = jax.tree.map(lambda new, old: new - old, state.weights.params, {"w": jnp.ones((4, 1)), "b": jnp.zeros(1)})
+    moved = jax.tree.map(lambda new, old: new - old, state.variables.params, {"w": jnp.ones((4, 1)), "b": jnp.zeros(1)})
     np.testing.assert_allclose(optax.tree.norm(moved), 1e-3, rtol=1e-3)
 
 
@@ -107,13 +107,13 @@ def test_accumulating_halves_is_one_step_on_the_whole():
     whole = jax.tree.map(lambda leaf: leaf[:30], ROWS)
     accumulated, _ = run(LINEAR, optax.MultiSteps(optax.sgd(0.1), 2).gradient_transformation(), halves)
     direct, _ = run(LINEAR, SGD, [whole])
-    np.testing.assert_allclose(accumulated.weights.params["w"], direct.weights.params["w"], rtol=1e-6)
+    np.testing.assert_allclose(accumulated.variables.params["w"], direct.variables.params["w"], rtol=1e-6)
 
 
 def test_weight_decay_shrinks_by_its_closed_form():
     batch = ROWS._replace(inputs=np.zeros_like(ROWS.inputs), targets=np.zeros_like(ROWS.targets))
     state, _ = run(LINEAR, optax.adamw(0.1, weight_decay=0.5), [batch] * 3)
-    np.testing.assert_allclose(state.weights.params["w"], (1 - 0.1 * 0.5) ** 3, rtol=1e-6)
+    np.testing.assert_allclose(state.variables.params["w"], (1 - 0.1 * 0.5) ** 3, rtol=1e-6)
 
 
 def test_a_schedule_with_warm_up_sets_each_steps_rate():
@@ -126,10 +126,10 @@ def test_a_schedule_with_warm_up_sets_each_steps_rate():
 @pytest.mark.parametrize("input_norm", [False, True])
 def test_a_batch_of_padding_only_moves_nothing(input_norm):
     # Not even by Adam's momentum, nor BatchNorm's moments.
-    empty = ROWS._replace(weights=np.zeros_like(ROWS.weights))
-    model, optimiser = mlp((4,), input_norm=input_norm), optax.adam(0.1)
-    before, _ = run(model, optimiser, [ROWS])
-    after, _ = run(model, optimiser, [ROWS, empty])
+    empty = ROWS._replace(sample_weight=np.zeros_like(ROWS.sample_weight))
+    model, optimizer = mlp((4,), input_norm=input_norm), optax.adam(0.1)
+    before, _ = run(model, optimizer, [ROWS])
+    after, _ = run(model, optimizer, [ROWS, empty])
     for one, other in zip(*map(jax.tree.leaves, (before[1:3], after[1:3])), strict=True):
         np.testing.assert_array_equal(one, other)
 
@@ -144,10 +144,10 @@ def test_the_eval_step_changes_nothing_and_ignores_padding():
 
 
 def test_one_compilation_serves_every_step(compilations):
-    model, optimiser = mlp((8,), input_norm=True, dropout=0.1), optax.adam(1e-3)
-    step = jax.jit(make_train_step(model, OBJECTIVE, optimiser))
+    model, optimizer = mlp((8,), input_norm=True, dropout=0.1), optax.adam(1e-3)
+    step = jax.jit(make_train_step(model, OBJECTIVE, optimizer))
     batch = jax.tree.map(jnp.asarray, ROWS)
-    state = make_train_state(begun(model), optimiser, jax.random.key(1))
+    state = make_train_state(begun(model), optimizer, jax.random.key(1))
     with compilations() as names:
         for _ in range(4):
             state, _ = step(state, batch)
@@ -180,8 +180,8 @@ def golden():
 def test_the_golden_step():
     """If this breaks, the step no longer means what it says: mend the step, not the figures, which NumPy gives."""
     inputs = np.linspace(-1, 1.3, 32, dtype=np.float32).reshape(8, 4)
-    batch = examples(inputs, inputs.sum(1, keepdims=True))
-    weights = Weights(
+    batch = dataset(inputs, inputs.sum(1, keepdims=True))
+    weights = Variables(
         {
             "Dense_0": {"kernel": jnp.linspace(-1, 0.9, 20).reshape(4, 5), "bias": jnp.zeros(5)},
             "Dense_1": {"kernel": jnp.linspace(1, -0.9, 5).reshape(5, 1), "bias": jnp.zeros(1)},
@@ -193,22 +193,22 @@ def test_the_golden_step():
 
 
 def test_the_moving_average_is_numpys_and_padding_leaves_it_alone():
-    decay, optimiser, model = 0.9, optax.sgd(0.1), linear()
-    step = jax.jit(make_train_step(model, OBJECTIVE, optimiser, average=decay))
-    state = make_train_state(begun(model), optimiser, jax.random.key(3), average=True)
+    decay, optimizer, model = 0.9, optax.sgd(0.1), linear()
+    step = jax.jit(make_train_step(model, OBJECTIVE, optimizer, ema_decay=decay))
+    state = make_train_state(begun(model), optimizer, jax.random.key(3), ema=True)
     average = np.ones((4, 1))
     for number in range(30):
         state, _ = step(state, ROWS)
         kept = min(decay, (1 + number) / (10 + number))
-        average = kept * average + (1 - kept) * np.float64(state.weights.params["w"])
-    np.testing.assert_allclose(shown_weights(state).params["w"], average, rtol=1e-5)
-    padding = ROWS._replace(weights=np.zeros(31, np.float32))
-    np.testing.assert_array_equal(step(state, padding)[0].average.params["w"], state.average.params["w"])
+        average = kept * average + (1 - kept) * np.float64(state.variables.params["w"])
+    np.testing.assert_allclose(eval_variables(state).params["w"], average, rtol=1e-5)
+    padding = ROWS._replace(sample_weight=np.zeros(31, np.float32))
+    np.testing.assert_array_equal(step(state, padding)[0].ema.params["w"], state.ema.params["w"])
 
 
 def test_without_an_average_the_weights_are_shown():
-    state = make_train_state(Weights({"w": jnp.ones(2)}, {}), optax.sgd(0.1), jax.random.key(0))
-    assert shown_weights(state) is state.weights and state.average == ()
+    state = make_train_state(Variables({"w": jnp.ones(2)}, {}), optax.sgd(0.1), jax.random.key(0))
+    assert eval_variables(state) is state.variables and state.ema == ()
 
 
 def test_the_gradient_is_numpys():
@@ -222,14 +222,14 @@ def test_the_gradient_is_numpys():
 
 @pytest.mark.parametrize("options", [{}, {"input_norm": True, "dropout": 0.5}], ids=["plain", "norm and dropout"])
 def test_the_gradient_is_what_one_step_of_gradient_descent_takes_away(options):
-    model, optimiser = mlp((8,), **options), optax.sgd(1.0)
+    model, optimizer = mlp((8,), **options), optax.sgd(1.0)
     batch = pad(ROWS, 40)
-    state = make_train_state(begun(model), optimiser, jax.random.key(3))
+    state = make_train_state(begun(model), optimizer, jax.random.key(3))
     gradient = jax.jit(make_gradient(model, OBJECTIVE))
     for _ in range(2):
         gradients = gradient(state, batch)
-        after, _ = step_of(model, optimiser)(state, batch)
-        taken = jax.tree.map(lambda old, new: old - new, state.weights.params, after.weights.params)
+        after, _ = step_of(model, optimizer)(state, batch)
+        taken = jax.tree.map(lambda old, new: old - new, state.variables.params, after.variables.params)
         for one, other in zip(*map(jax.tree.leaves, (taken, gradients)), strict=True):
             np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
         state = after
@@ -251,6 +251,6 @@ def test_the_gradient_is_that_of_a_loss_written_out():
 
 
 def test_a_batch_of_padding_only_has_no_gradient():
-    empty = ROWS._replace(weights=np.zeros_like(ROWS.weights))
+    empty = ROWS._replace(sample_weight=np.zeros_like(ROWS.sample_weight))
     state = make_train_state(begun(LINEAR), optax.sgd(0.1), jax.random.key(3))
     assert all((leaf == 0).all() for leaf in jax.tree.leaves(jax.jit(make_gradient(LINEAR, OBJECTIVE))(state, empty)))

@@ -5,11 +5,11 @@ import numpy as np
 import optax
 import pytest
 
-from jaxdl.data import examples
+from jaxdl.data import dataset
 from jaxdl.losses import softmax_cross_entropy, squared_error
 from jaxdl.nn import convnet, mlp
 from jaxdl.train import make_train_state, make_train_step
-from jaxdl.types import Objective, Weights
+from jaxdl.types import Objective, Variables
 
 keras = pytest.importorskip("keras", reason="Keras, the oracle of these tests, is not installed")
 
@@ -47,18 +47,18 @@ def weights_of(network):
     }
     norms = [layer for layer in network.layers if isinstance(layer, keras.layers.BatchNormalization)]
     if not norms:
-        return Weights(params, {})
+        return Variables(params, {})
     scale, bias, mean, variance = map(
         np.asarray, (norms[0].gamma, norms[0].beta, norms[0].moving_mean, norms[0].moving_variance)
     )
     params["BatchNorm_0"] = {"scale": scale, "bias": bias}
-    return Weights(params, {"batch_stats": {"BatchNorm_0": {"mean": mean, "var": variance}}})
+    return Variables(params, {"batch_stats": {"BatchNorm_0": {"mean": mean, "var": variance}}})
 
 
 @pytest.mark.parametrize("input_norm", [False, True], ids=["plain", "batchnorm"])
-@pytest.mark.parametrize("optimiser", OPTIMISERS)
-def test_fifty_steps_are_those_of_keras(optimiser, input_norm):
-    network, (make, ours) = keras_network(input_norm), OPTIMISERS[optimiser]
+@pytest.mark.parametrize("optimizer", OPTIMISERS)
+def test_fifty_steps_are_those_of_keras(optimizer, input_norm):
+    network, (make, ours) = keras_network(input_norm), OPTIMISERS[optimizer]
     model = mlp(WIDTHS, input_norm=input_norm)
     state = make_train_state(jax.tree.map(jax.numpy.asarray, weights_of(network)), ours, jax.random.key(0))
     network.compile(optimizer=make(), loss="mse")
@@ -66,13 +66,13 @@ def test_fifty_steps_are_those_of_keras(optimiser, input_norm):
     losses = []
     for inputs, targets in zip(INPUTS, TARGETS, strict=True):
         network.reset_metrics()  # or Keras would report the mean over all batches so far
-        state, sums = step(state, examples(inputs, targets))
+        state, sums = step(state, dataset(inputs, targets))
         losses.append((float(sums.totals["loss"] / sums.weight), float(network.train_on_batch(inputs, targets))))
     np.testing.assert_allclose(*zip(*losses, strict=True), rtol=1e-4)
     theirs = weights_of(network)
-    for one, other in zip(jax.tree.leaves(state.weights), jax.tree.leaves(theirs), strict=True):
+    for one, other in zip(jax.tree.leaves(state.variables), jax.tree.leaves(theirs), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-5)
-    found, _ = model.apply(state.weights, INPUTS[0], train=False)
+    found, _ = model.apply(state.variables, INPUTS[0], train=False)
     np.testing.assert_allclose(found, network.predict(INPUTS[0], verbose=0), rtol=1e-3, atol=1e-4)
 
 
@@ -92,23 +92,23 @@ def convnet_params(network):
     }
 
 
-@pytest.mark.parametrize("optimiser", OPTIMISERS)
-def test_twenty_steps_of_a_convnet_are_those_of_keras(optimiser):
-    network, (make, ours) = keras_convnet(), OPTIMISERS[optimiser]
+@pytest.mark.parametrize("optimizer", OPTIMISERS)
+def test_twenty_steps_of_a_convnet_are_those_of_keras(optimizer):
+    network, (make, ours) = keras_convnet(), OPTIMISERS[optimizer]
     pictures = RANDOM.integers(0, 256, (20, 16, 14, 14, 3)).astype(np.uint8)
     labels = (pictures[..., :7, 0].mean((2, 3)) // 8 % 10).astype(np.int32)
     state = make_train_state(
-        Weights(jax.tree.map(jax.numpy.asarray, convnet_params(network)), {}), ours, jax.random.key(0)
+        Variables(jax.tree.map(jax.numpy.asarray, convnet_params(network)), {}), ours, jax.random.key(0)
     )
     network.compile(optimizer=make(), loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     step = jax.jit(make_train_step(convnet((18, 20), pool=True), Objective(softmax_cross_entropy), ours))
     losses = []
     for images, targets in zip(pictures, labels, strict=True):
         network.reset_metrics()
-        state, sums = step(state, examples(images, targets))
+        state, sums = step(state, dataset(images, targets))
         theirs = network.train_on_batch(images.astype(np.float32) / np.float32(255), targets)
         losses.append((float(sums.totals["loss"] / sums.weight), float(theirs)))
     np.testing.assert_allclose(*zip(*losses, strict=True), rtol=1e-4)
     params = convnet_params(network)
-    for one, other in zip(jax.tree.leaves(state.weights.params), jax.tree.leaves(params), strict=True):
+    for one, other in zip(jax.tree.leaves(state.variables.params), jax.tree.leaves(params), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-5)

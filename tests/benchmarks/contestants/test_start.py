@@ -256,7 +256,7 @@ def images():
 KERAS_TASKS = {
     "mlp": (task_of(), table),
     "norm": (task_of(norm=True), table),
-    "stop": (task_of("stop"), lambda: table(noise=10)),
+    "early_stopping": (task_of("stop"), lambda: table(noise=10)),
     "evaluate": (task_of("evaluate"), table),
     "predict": (task_of("predict"), table),
     "dropout": (task_of(kind="convnet", recipe="dropout"), images),

@@ -13,8 +13,8 @@ from jax.sharding import PartitionSpec
 
 from benchmarks.scaling.collectives import Collective, collectives
 from benchmarks.scaling.model import compiled_chunk
-from jaxdl import examples, losses, make_plan, metrics, mlp, start
-from jaxdl.distributed import make_mesh, place_progress, place_rows
+from jaxdl import dataset, losses, make_plan, metrics, mlp, start
+from jaxdl.distributed import make_mesh, shard_dataset, shard_state
 from jaxdl.nn import convnet, residual_net
 from jaxdl.types import Objective
 
@@ -92,12 +92,12 @@ ENTRY %main (a: bf16[4,8], b: f32[3]) -> (bf16[32,8], f32[3]) {
 
 def images():
     rng = np.random.default_rng(0)
-    return examples(rng.integers(0, 255, (64, 16, 16, 3)).astype(np.uint8), rng.integers(0, 10, 64))
+    return dataset(rng.integers(0, 255, (64, 16, 16, 3)).astype(np.uint8), rng.integers(0, 10, 64))
 
 
 def numbers():
     inputs = np.random.default_rng(0).normal(size=(96, 23)).astype(np.float32)
-    return examples(inputs, inputs[:, :1])
+    return dataset(inputs, inputs[:, :1])
 
 
 CASES = {
@@ -108,12 +108,12 @@ CASES = {
 }
 
 
-def of_training(model, rows, objective, *, optimiser=ADAM, place=place_progress, validation=None):
-    plan = make_plan(model, objective, optimiser, batch_size=32)
-    progress, mesh = start(plan, rows, validation, key=jax.random.key(0)), make_mesh()
-    validation = None if validation is None else place_rows(validation, mesh)
-    chunk = compiled_chunk(plan, place(progress, mesh), place_rows(rows, mesh), validation)
-    return progress, collectives(chunk.as_text())
+def of_training(model, rows, objective, *, optimizer=ADAM, place=shard_state, validation=None):
+    plan = make_plan(model, objective, optimizer, batch_size=32)
+    run_state, mesh = start(plan, rows, validation, key=jax.random.key(0)), make_mesh()
+    validation = None if validation is None else shard_dataset(validation, mesh)
+    chunk = compiled_chunk(plan, place(run_state, mesh), shard_dataset(rows, mesh), validation)
+    return run_state, collectives(chunk.as_text())
 
 
 def bytes_of(tree):
@@ -123,12 +123,12 @@ def bytes_of(tree):
 @pytest.mark.parametrize("case", CASES)
 def test_in_training_devices_tell_each_other_gradients_metrics_and_moments_and_nothing_else(case):
     model, rows, objective = CASES[case]
-    progress, found = of_training(model, rows(), objective)
+    run_state, found = of_training(model, rows(), objective)
     assert {one.kind for one in found} == {"all-reduce"}
     assert all(one.looped for one in found)
-    weights = progress.state.weights
+    weights = run_state.train_state.variables
     # The loss, the metric and the sum of the weights of the rows; of each BatchNorm layer two moments.
-    told, moments = bytes_of(weights.params) + bytes_of(progress.sums), bytes_of(weights.stats)
+    told, moments = bytes_of(weights.params) + bytes_of(run_state.sums), bytes_of(weights.stats)
     layers = len(jax.tree.leaves(weights.stats)) // 2
     # Moments again on the way back or, where those of the inputs need none, as counts; and a count a layer.
     assert 0 <= sum(one.bytes for one in found) - told - 2 * moments <= 4 * layers
@@ -137,32 +137,32 @@ def test_in_training_devices_tell_each_other_gradients_metrics_and_moments_and_n
 
 
 def test_the_gradients_of_all_layers_come_together_at_the_end():
-    progress, found = of_training(*cased("convnet"))
+    run_state, found = of_training(*cased("convnet"))
     first, last = sorted(found, key=lambda one: one.bytes)
     assert first.bytes == 4  # the weights of the batch's rows, by which the loss is divided
-    assert last.bytes == bytes_of(progress.state.weights.params) + bytes_of(progress.sums) - 4
+    assert last.bytes == bytes_of(run_state.train_state.variables.params) + bytes_of(run_state.sums) - 4
 
 
 def test_a_flat_optimiser_tells_no_more():
     usual, flat = (
-        of_training(*cased("convnet"), optimiser=optimiser)[1]
-        for optimiser in (optax.adam(1e-3), optax.flatten(optax.adam(1e-3)))
+        of_training(*cased("convnet"), optimizer=optimizer)[1]
+        for optimizer in (optax.adam(1e-3), optax.flatten(optax.adam(1e-3)))
     )
     assert [(one.kind, one.bytes) for one in usual] == [(one.kind, one.bytes) for one in flat]
 
 
 def test_validation_tells_its_sums_alone():
     model, rows, objective = cased("convnet")
-    progress, without = of_training(model, rows, objective)
+    run_state, without = of_training(model, rows, objective)
     _, with_it = of_training(model, rows, objective, validation=rows)
     more = Counter(map(kind_and_bytes, with_it)) - Counter(map(kind_and_bytes, without))
     assert {kind for kind, _ in more} == {"all-reduce"}
-    assert sum(size * count for (_, size), count in more.items()) == bytes_of(progress.sums)
+    assert sum(size * count for (_, size), count in more.items()) == bytes_of(run_state.sums)
 
 
 def test_weights_that_are_spread_are_gathered_in_the_loop():
     # So that the tests above could fail.
-    _, found = of_training(*cased("mlp"), place=partial(place_progress, large=0))
+    _, found = of_training(*cased("mlp"), place=partial(shard_state, large=0))
     assert "all-gather" in {one.kind for one in found if one.looped}
 
 

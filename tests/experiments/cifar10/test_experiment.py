@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from experiments.cifar10.experiment import RECIPES, Config, build, divide, resolve, run
 from experiments.cifar10.report import confusion
-from jaxdl.datasets import cifar10
+from jaxdl.datasets import load_cifar10
 from jaxdl.errors import InputError
 from jaxdl.runs.command import command
 from jaxdl.saving import load
@@ -78,7 +78,7 @@ def test_tensorboard_gets_the_same_pictures(finished):
 
 
 def test_metrics_are_those_of_scikit_learn_on_the_kept_weights(finished):
-    metrics, images = read(finished), cifar10(IMAGES)
+    metrics, images = read(finished), load_cifar10(IMAGES)
     built = build(Config(recipe="pooled", train_size=250), images)
     for folder, suffix in (("final", ""), ("best", "_best")):
         weights = load(finished / "checkpoints" / folder)
@@ -91,7 +91,7 @@ def test_metrics_are_those_of_scikit_learn_on_the_kept_weights(finished):
                 metrics[f"loss{suffix}"][name], log_loss(true, chances, labels=range(10)), rtol=1e-4
             )
     outputs = np.asarray(predict(built.plan.model, load(finished / "checkpoints/final"), images.test.inputs))
-    recalls = recall_score(images.test.targets, outputs.argmax(1), average=None, labels=range(10))
+    recalls = recall_score(images.test.targets, outputs.argmax(1), ema_decay=None, labels=range(10))
     assert list(metrics["per_class_accuracy"]) == list(images.classes)
     np.testing.assert_allclose(list(metrics["per_class_accuracy"].values()), recalls)
     assert metrics["baselines"]["chance"] == {"test_accuracy": 0.1}
@@ -119,7 +119,7 @@ def test_the_lessons_split_validates_on_the_test_images_and_says_so(tmp_path, ca
 
 
 def test_three_sets_are_the_first_images_the_rest_and_the_test_file():
-    images = cifar10(IMAGES)
+    images = load_cifar10(IMAGES)
     rows, sets = divide(resolve(Config(train_size=250)), images)
     np.testing.assert_array_equal(sets["train"].inputs, images.train.inputs[:250])
     np.testing.assert_array_equal(sets["validation"].inputs, images.train.inputs[250:])
@@ -131,7 +131,7 @@ def test_three_sets_are_the_first_images_the_rest_and_the_test_file():
 
 @pytest.mark.slow
 def test_training_compiles_once_a_run(compilations):
-    built = build(Config(recipe="dense", train_size=250, epochs=3, seed=5), cifar10(IMAGES))
+    built = build(Config(recipe="dense", train_size=250, epochs=3, seed=5), load_cifar10(IMAGES))
     with compilations() as names:
         assert len(list(epochs(built.plan, built.start, built.sets["train"], built.sets["validation"], last=3))) == 3
     assert names.count("chunk_program") == 1
@@ -149,7 +149,7 @@ def test_the_strong_recipe_runs_with_all_that_it_has(tmp_path, monkeypatch):
     assert history["learning_rate"].iloc[-1] < 0.02 < history["learning_rate"].max() <= 0.2
     assert (config["width"], config["batch_size"], config["learning_rate"]) == (2, 50, 0.2)
     (plan,) = plans
-    assert plan.average == 0.99
+    assert plan.ema_decay == 0.99
     assert plan.objective.loss(np.zeros((1, 10)), np.array([3])) == pytest.approx(np.log(10))
 
 
@@ -222,11 +222,11 @@ def test_the_folder_of_another_experiment_is_refused(finished, tmp_path, capsys)
 MEMORY = """
 import resource, sys
 import numpy as np, optax
-from jaxdl import examples, fit, Objective
+from jaxdl import dataset, fit, Objective
 from jaxdl.nn import convnet
 from jaxdl.losses import softmax_cross_entropy
 rows = int(sys.argv[1])
-data = examples(np.full((rows, 32, 32, 3), 7, np.uint8), np.arange(rows, dtype=np.int32) % 10)
+data = dataset(np.full((rows, 32, 32, 3), 7, np.uint8), np.arange(rows, dtype=np.int32) % 10)
 fit(convnet(()), Objective(softmax_cross_entropy), optax.sgd(0.1), data, data, epochs=2, batch_size=500)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, data.inputs.nbytes / 2**20)
 """
@@ -249,7 +249,7 @@ def test_twice_the_images_take_no_more_memory_than_the_images():
 @pytest.mark.slow
 def test_the_real_images_are_learned(real_data, as_users_compile):
     """A tenth of the lesson: one epoch of the smallest ConvNet is far above chance."""
-    built = build(replace(Config(recipe="pooled", data=real_data), train_size=1000, epochs=4), cifar10(real_data))
+    built = build(replace(Config(recipe="pooled", data=real_data), train_size=1000, epochs=4), load_cifar10(real_data))
     train, test = built.sets["train"], built.sets["test"]
     *_, (_, record) = epochs(built.plan, built.start, train, test, last=4)
     assert record["val_accuracy"] > 0.22
@@ -281,7 +281,7 @@ def test_unknown_recipes_exit_with_2():
 
 
 def test_images_of_another_size_are_refused():
-    images = cifar10(IMAGES)
+    images = load_cifar10(IMAGES)
     wide = images._replace(train=images.train._replace(inputs=images.train.inputs[:, :, :2]))
     with pytest.raises(InputError, match="needs images of at least"):
         build(Config(train_size=250), wide).start  # noqa: B018

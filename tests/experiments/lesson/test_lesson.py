@@ -42,7 +42,7 @@ from experiments.lesson.lesson import Config, Data, run
 from experiments.lesson.training import Truth
 from experiments.weather.experiment import OBJECTIVES, divide
 from jaxdl._files import locked
-from jaxdl.datasets import BASEL, cifar10, weather
+from jaxdl.datasets import BASEL, load_cifar10, load_weather
 from jaxdl.ensembles import seeds, sweeps
 from jaxdl.nn import convnet, mlp
 from jaxdl.runs.command import command
@@ -235,7 +235,7 @@ def test_every_exercise_is_a_row_and_in_the_page(finished):
 
 def solo(exercise, target):
     """The sets of data, and the outputs for their rows, of networks that are trained alone: by the name of a set."""
-    of = Weather(weather(f"simulated:{DAYS}", days=None, target=target), target)
+    of = Weather(load_weather(f"simulated:{DAYS}", days=None, target=target), target)
     recipe, (_, sets) = exercise.recipe, divide(of.dataset(exercise))
     sets["train"] = exercise.draw(sets["train"])
     model = mlp(recipe.hidden, input_norm=recipe.input_norm)
@@ -243,7 +243,7 @@ def solo(exercise, target):
     stop = early_stopping("val_loss", patience=recipe.patience)
     return sets, [
         outputs_of(model, sets, fit(model, objective, ADAM, sets["train"], sets["validation"], seed=seed, **how).final)
-        for how in [{"epochs": recipe.epochs, "batch_size": 32, "stop": stop}]
+        for how in [{"epochs": recipe.epochs, "batch_size": 32, "early_stopping": stop}]
         for seed in range(SEEDS)
     ]
 
@@ -251,7 +251,7 @@ def solo(exercise, target):
 def outputs_of(model, sets, weights):
     """By the name of a set; one program for all of them."""
     told = np.asarray(predict(model, weights, np.concatenate([sets[name].inputs for name in SETS])))
-    ends = np.cumsum([len(sets[name].weights) for name in SETS])[:-1]
+    ends = np.cumsum([len(sets[name].sample_weight) for name in SETS])[:-1]
     return dict(zip(SETS, np.split(told, ends), strict=True))
 
 
@@ -278,16 +278,16 @@ def test_a_row_has_the_figures_of_networks_that_are_trained_alone(name, finished
 
 
 def test_a_row_of_photographs_has_the_figures_of_networks_that_are_trained_alone(finished):
-    model, dataset = convnet((), widths=(100, 50)), cifar10(f"simulated:{DAYS}")
+    model, dataset = convnet((), widths=(100, 50)), load_cifar10(f"simulated:{DAYS}")
     sets = exercises.divide_images(dataset, BUDGET)
-    assert [len(sets[name].weights) for name in SETS[:2]] == [64, 32]
+    assert [len(sets[name].sample_weight) for name in SETS[:2]] == [64, 32]
     rows = seeds_of(finished).loc[CIFAR10, "dense"]
     for seed in range(BUDGET.seeds):
         done = fit(model, exercises.OBJECTIVE, ADAM, sets["train"], sets["validation"], seed=seed, epochs=1)
         outputs = outputs_of(model, sets, done.final)
         for which in SETS:
             right = accuracy_score(sets[which].targets, outputs[which].argmax(1))
-            assert rows[which].iloc[seed] == pytest.approx(100 * right, abs=100.1 / len(sets[which].weights))
+            assert rows[which].iloc[seed] == pytest.approx(100 * right, abs=100.1 / len(sets[which].sample_weight))
 
 
 def test_that_data_are_simulated_is_said_loudly_and_nothing_of_the_lesson_s_is_printed_beside(again):
@@ -305,15 +305,16 @@ def test_that_data_are_simulated_is_said_loudly_and_nothing_of_the_lesson_s_is_p
 def test_a_fallback_is_told_in_its_own_words(copied, untrained, monkeypatch, capsys):
     note = "SIMULATED WEATHER, NOT THE DATA SET: no network."
     monkeypatch.setattr(
-        "experiments.lesson.lesson.weather", lambda source, **flags: weather(source, **flags)._replace(note=note)
+        "experiments.lesson.lesson.load_weather",
+        lambda source, **flags: load_weather(source, **flags)._replace(note=note),
     )
     assert call("--workdir", copied, "--only", "weather") == 0
     assert f"WARNING: {note}" in capsys.readouterr().out and text_of(copied).count(note) == 1
 
 
 def test_of_measured_data_there_is_no_note():
-    measured = weather("simulated:90")._replace(source="file:/data/weather.csv")
-    pictures = cifar10("simulated:120")._replace(source="file:/data/cifar-10-batches-py")
+    measured = load_weather("simulated:90")._replace(source="file:/data/weather.csv")
+    pictures = load_cifar10("simulated:120")._replace(source="file:/data/cifar-10-batches-py")
     assert Data((Weather(measured), Weather(measured, BASEL)), (pictures,)).notes() == []
 
 
@@ -461,11 +462,11 @@ def test_another_target_has_its_unit_and_none_of_the_lesson_s_figures(tmp_path, 
     assert rows[[f"lesson_{name}" for name in SETS]].isna().all(axis=None) and "RMSE in °C" in text
     assert "--target KASSEL_temp_max --only weather" in text
     # The one place is the target's, and so are the labels.
-    one = weather(f"simulated:{DAYS}", days=3286, places=("KASSEL",), target="KASSEL_temp_max")
+    one = load_weather(f"simulated:{DAYS}", days=3286, places=("KASSEL",), target="KASSEL_temp_max")
     chosen, sets = divide(one)
     off = root_mean_squared_error(sets["test"].targets[:, 0], one.today[chosen["test"]])
     assert rows.loc[(EXERCISES, "as today, one place"), "test_mean"] == pytest.approx(off)
-    labels = weather(f"simulated:{DAYS}", days=3286, places=("KASSEL",), target="KASSEL_BBQ_weather")
+    labels = load_weather(f"simulated:{DAYS}", days=3286, places=("KASSEL",), target="KASSEL_BBQ_weather")
     right = accuracy_score(divide(labels)[1]["test"].targets[:, 0], labels.today[chosen["test"]])
     assert rows.loc[(BARBECUE, "as today, one place, yes or no"), "test_mean"] == pytest.approx(100 * right)
 
@@ -605,7 +606,7 @@ def test_networks_that_diverge_do_not_end_the_lesson(lost, copied, untrained, ca
 
 def test_bars_need_two_networks_that_are_finite(finished):
     done = training.load(finished / "rows", EXERCISES, "BatchNorm")
-    numbers, labels = (weather(f"simulated:{DAYS}", days=None, target=of) for of in ("BASEL_sunshine", BASEL))
+    numbers, labels = (load_weather(f"simulated:{DAYS}", days=None, target=of) for of in ("BASEL_sunshine", BASEL))
     truth = truths(Weather(numbers), Weather(labels, BASEL))["numbers"]
     found, mean = bars(done, truth), done.outputs["test"][..., 0].astype(float).mean(0)
     spread = done.outputs["test"][..., 0].astype(float).std(0)
@@ -629,7 +630,7 @@ def test_days_of_one_kind_have_no_roc_curve(finished):
 
 
 def test_the_baselines_of_the_real_data_are_those_of_the_lesson(real_data):
-    numbers, labels = (Weather(weather(real_data, days=None, target=of), of) for of in ("BASEL_sunshine", BASEL))
+    numbers, labels = (Weather(load_weather(real_data, days=None, target=of), of) for of in ("BASEL_sunshine", BASEL))
     rows = {row.name: row for row in baseline_rows(numbers, labels)}
     assert rows["as today"].values["test"] == pytest.approx(3.877323, abs=5e-7)
     assert rows["as today, one place"].values["test"] == pytest.approx(4.2486, abs=5e-5)
@@ -643,7 +644,7 @@ def test_the_barbecue_baselines_of_the_real_data_are_those_of_scikit_learn(real_
     folder = Path(real_data) / "weather"
     table = pd.read_csv(folder / "weather_prediction_dataset.csv").drop(columns=["DATE", "MONTH"])
     label = pd.read_csv(folder / "weather_prediction_bbq_labels.csv")[BASEL].to_numpy(int)
-    numbers, labels = (Weather(weather(real_data, days=None, target=of), of) for of in ("BASEL_sunshine", BASEL))
+    numbers, labels = (Weather(load_weather(real_data, days=None, target=of), of) for of in ("BASEL_sunshine", BASEL))
     rows = {row.name: row.values["test"] for row in baseline_rows(numbers, labels)}
     basel = table.filter(regex="^BASEL_")
     for days, inputs, place in ((1096, table, ""), (3286, basel, ", one place")):

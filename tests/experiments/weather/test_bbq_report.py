@@ -15,8 +15,8 @@ from sklearn.preprocessing import StandardScaler
 
 from experiments.weather.bbq_report import NAMES, baselines, confusion, quality
 from experiments.weather.experiment import RECIPES, Config, build, check_both_kinds, run
-from jaxdl.data import examples
-from jaxdl.datasets import BASEL, simulated_table, weather
+from jaxdl.data import dataset
+from jaxdl.datasets import BASEL, load_weather, simulated_weather
 from jaxdl.datasets._weather import RULE
 from jaxdl.errors import InputError
 from jaxdl.runs.command import command
@@ -65,7 +65,7 @@ def metrics_of(folder):
 
 def by_hand():
     """Today's labels of the simulated days, (399,), tomorrow's, and the rows of each set."""
-    table = simulated_table(400)
+    table = simulated_weather(400)
     labels = ((table["BASEL_precipitation"] == 0) & (table["BASEL_temp_max"] >= 18)).to_numpy(int)
     train, rest = train_test_split(np.arange(399), test_size=0.3, random_state=0)
     validation, test = train_test_split(rest, test_size=0.5, random_state=0)
@@ -88,7 +88,7 @@ def test_a_run_writes_its_folder(finished):
 
 def test_metrics_are_those_of_scikit_learn_on_the_kept_weights(finished):
     metrics = metrics_of(finished)
-    built = build(Config(data="simulated:400", labels="bbq"), weather("simulated:400", target=BASEL))
+    built = build(Config(data="simulated:400", labels="bbq"), load_weather("simulated:400", target=BASEL))
     _, _, tomorrow, rows = by_hand()
     for kept, suffix in (("final", ""), ("best", "_best")):
         weights = load(finished / "checkpoints" / kept)
@@ -122,7 +122,7 @@ def test_baselines_are_those_of_scikit_learn_and_pandas(finished):
         "climatology": means.reindex(month[test]).fillna(tomorrow[train].mean()).to_numpy(),
         "ridge": best.predict(scaled[test]),
     }
-    built = build(Config(labels="bbq"), weather("simulated:400", target=BASEL))
+    built = build(Config(labels="bbq"), load_weather("simulated:400", target=BASEL))
     found, said = baselines(built), metrics_of(finished)["baselines"]
     assert set(found) == set(said) == set(expected) == set(NAMES)
     for name, scores in expected.items():
@@ -185,7 +185,7 @@ def test_more_epochs_continue_to_the_bits_of_one_run(as_users_compile, tmp_path)
 
 @pytest.mark.slow
 def test_a_run_does_not_go_on_with_another_file_of_labels(tmp_path, capsys):
-    table = simulated_table(400)
+    table = simulated_weather(400)
     table.to_csv(tmp_path / "weather.csv", index=False)
     labels = pd.DataFrame({"DATE": table["DATE"], BASEL: np.arange(400) % 3 == 0})
     labels.to_csv(tmp_path / "weather_prediction_bbq_labels.csv", index=False)
@@ -198,7 +198,7 @@ def test_a_run_does_not_go_on_with_another_file_of_labels(tmp_path, capsys):
 
 
 def test_a_damaged_file_of_labels_ends_in_one_message_and_leaves_nothing(tmp_path, capsys):
-    table = simulated_table(100)
+    table = simulated_weather(100)
     table.to_csv(tmp_path / "weather.csv", index=False)
     labels = pd.DataFrame({"DATE": table["DATE"], BASEL: "True"})
     labels.loc[5, BASEL] = "maybe"
@@ -218,7 +218,7 @@ def test_days_without_barbecue_weather_cannot_be_learnt(tmp_path, capsys):
         "--labels bbq needs days with and without barbecue weather, got no days with it among the 48 train" in message
     )
     with pytest.raises(InputError, match="got only days with it among the 3 test rows"):
-        check_both_kinds({"train": examples(np.ones(2), [0, 1]), "test": examples(np.ones(3), np.ones(3))})
+        check_both_kinds({"train": dataset(np.ones(2), [0, 1]), "test": dataset(np.ones(3), np.ones(3))})
 
 
 @pytest.mark.slow
@@ -242,13 +242,13 @@ def test_every_recipe_takes_the_labels(recipe, tmp_path):
 @pytest.mark.parametrize(("recipe", "rows"), [("batchnorm", (767, 164, 165)), ("basel", (2300, 493, 493))])
 def test_persistence_on_the_real_files_is_that_of_scikit_learn(recipe, rows, real_data):
     chosen = RECIPES[recipe]
-    dataset = weather(real_data, days=chosen.days, places=chosen.places, target=BASEL)
+    dataset = load_weather(real_data, days=chosen.days, places=chosen.places, target=BASEL)
     built = build(Config(recipe=recipe, labels="bbq"), dataset)
     assert tuple(map(len, built.rows.values())) == rows
     test = built.rows["test"]
     # Tomorrow's label of the day before is today's.
-    assert (dataset.today[1:] == dataset.examples.targets[:-1, 0]).all() and dataset.today[0] == 0
-    guess = np.r_[0, dataset.examples.targets[:-1, 0]][test]
+    assert (dataset.today[1:] == dataset.data.targets[:-1, 0]).all() and dataset.today[0] == 0
+    guess = np.r_[0, dataset.data.targets[:-1, 0]][test]
     found = quality(baselines(built)["persistence"], built.sets["test"].targets[:, 0], 0.5)
     true = built.sets["test"].targets[:, 0]
     assert found["accuracy"] == pytest.approx(sk.accuracy_score(true, guess))

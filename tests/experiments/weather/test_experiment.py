@@ -16,7 +16,7 @@ from sklearn.preprocessing import StandardScaler
 
 from experiments.weather.experiment import RECIPES, Config, build, resolve, run
 from experiments.weather.report import baselines
-from jaxdl.datasets import simulated_table, weather
+from jaxdl.datasets import load_weather, simulated_weather
 from jaxdl.errors import InputError
 from jaxdl.runs.command import command
 from jaxdl.runs.folders import workdir
@@ -90,7 +90,7 @@ def test_config_says_what_was_run(finished):
 
 
 def test_the_kept_weights_are_those_that_were_measured(finished):
-    dataset = weather("simulated:400")
+    dataset = load_weather("simulated:400")
     built = build(Config(data="simulated:400", epochs=3), dataset)
     metrics = json.loads((finished / "metrics.json").read_text())
     for name, key in (("final", "rmse"), ("best", "rmse_best")):
@@ -131,9 +131,9 @@ def test_bfloat16_trains_and_patience_stops_a_recipe_that_has_none(tmp_path, com
 
 
 def test_baselines_are_those_of_scikit_learn_and_pandas():
-    dataset = weather("simulated:400")
+    dataset = load_weather("simulated:400")
     built = build(Config(data="simulated:400"), dataset)
-    table = simulated_table(400)
+    table = simulated_weather(400)
     frame = table.drop(columns=["DATE", "MONTH"])
     x, y = frame.iloc[:-1], frame["BASEL_sunshine"].to_numpy()[1:]
     month = pd.Series(table["MONTH"].to_numpy()[1:])
@@ -155,7 +155,7 @@ def test_baselines_are_those_of_scikit_learn_and_pandas():
 def table(tmp_path):
     """A CSV file of 200 simulated days, to be damaged."""
     path = tmp_path / "weather.csv"
-    simulated_table(200).to_csv(path, index=False)
+    simulated_weather(200).to_csv(path, index=False)
     return path
 
 
@@ -304,7 +304,7 @@ def test_help_explains_every_flag(capsys):
     ],
 )
 def test_the_real_files_known_figures(recipe, features, rows, persistence, parameters, real_data):
-    dataset = weather(real_data, days=RECIPES[recipe].days, places=RECIPES[recipe].places)
+    dataset = load_weather(real_data, days=RECIPES[recipe].days, places=RECIPES[recipe].places)
     built = build(Config(recipe=recipe), dataset)
     assert len(dataset.columns) == features and tuple(len(chosen) for chosen in built.rows.values()) == rows
     guess = baselines(dataset, built.rows)["persistence"]

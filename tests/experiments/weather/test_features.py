@@ -9,16 +9,16 @@ from scipy.stats import binom
 
 from experiments.weather.experiment import divide
 from experiments.weather.features import first_days, of_place, oversampled, with_last_days, with_month
-from jaxdl.data import examples
-from jaxdl.datasets import simulated_table, weather
+from jaxdl.data import dataset
+from jaxdl.datasets import load_weather, simulated_weather
 from jaxdl.errors import InputError
 
 DAYS = 500
-WHOLE = weather(f"simulated:{DAYS}", days=None)
+WHOLE = load_weather(f"simulated:{DAYS}", days=None)
 
 
 def frame_of(dataset):
-    return pd.DataFrame(dataset.examples.inputs, columns=list(dataset.columns))
+    return pd.DataFrame(dataset.data.inputs, columns=list(dataset.columns))
 
 
 def assert_equal(one, other):
@@ -34,14 +34,14 @@ def assert_equal(one, other):
 def assert_same_rows(view, dataset):
     """A view of other columns: the rows, what is to be told of them, and so the rows of each set stay."""
     assert view.rows == dataset.rows
-    np.testing.assert_array_equal(view.examples.targets, dataset.examples.targets)
-    np.testing.assert_array_equal(view.examples.weights, dataset.examples.weights)
+    np.testing.assert_array_equal(view.data.targets, dataset.data.targets)
+    np.testing.assert_array_equal(view.data.sample_weight, dataset.data.sample_weight)
     np.testing.assert_array_equal(view.today, dataset.today)
     before, after = divide(dataset), divide(view)
     for name in before[0]:
         np.testing.assert_array_equal(after[0][name], before[0][name])
         np.testing.assert_array_equal(after[1][name].targets, before[1][name].targets)
-    assert view.examples.inputs.dtype == np.float32 and view.examples.inputs.shape[1] == len(view.columns)
+    assert view.data.inputs.dtype == np.float32 and view.data.inputs.shape[1] == len(view.columns)
     assert len(set(view.columns)) == len(view.columns)
 
 
@@ -52,7 +52,7 @@ def test_the_month_is_that_of_pandas_on_the_circle_of_the_year():
     view = with_month(WHOLE)
     assert_same_rows(view, WHOLE)
     months = pd.to_datetime(list(WHOLE.rows)).month.to_numpy()
-    np.testing.assert_array_equal(months, simulated_table(DAYS)["MONTH"].to_numpy()[:-1])
+    np.testing.assert_array_equal(months, simulated_weather(DAYS)["MONTH"].to_numpy()[:-1])
     point = np.exp(2j * np.pi * (months - 1) / 12)
     found = frame_of(view)
     np.testing.assert_allclose(found["MONTH_sine"], point.imag, atol=1e-6)
@@ -82,7 +82,7 @@ def test_the_days_before_are_those_that_pandas_shifts(days):
     frame = frame_of(WHOLE)
     # What there is no day for is filled with the first day.
     shifted = [frame.shift(back).fillna(frame.iloc[0]) for back in range(days)]
-    np.testing.assert_array_equal(view.examples.inputs, pd.concat(shifted, axis=1).to_numpy(np.float32))
+    np.testing.assert_array_equal(view.data.inputs, pd.concat(shifted, axis=1).to_numpy(np.float32))
     width = len(WHOLE.columns)
     assert len(view.columns) == days * width and view.columns[:width] == WHOLE.columns
     for back in range(1, days):
@@ -108,7 +108,7 @@ def test_fewer_days_than_one_are_refused():
 
 def rows_of(hours):
     """Rows whose input is their own number."""
-    return examples(np.arange(len(hours))[:, None], np.asarray(hours, np.float32)[:, None])
+    return dataset(np.arange(len(hours))[:, None], np.asarray(hours, np.float32)[:, None])
 
 
 def test_all_bins_come_equally_often():
@@ -159,19 +159,19 @@ def test_a_draw_of_the_training_rows_leaves_the_other_sets_as_they_are():
 @pytest.mark.parametrize("place", [None, "BASEL", "KASSEL", "DE_BILT"])
 @pytest.mark.parametrize("days", [None, 1, 365, DAYS - 1, 10 * DAYS])
 def test_fewer_days_and_places_are_those_that_the_data_set_gives(days, place, target):
-    whole = weather(f"simulated:{DAYS}", days=None, target=target)
+    whole = load_weather(f"simulated:{DAYS}", days=None, target=target)
     view = first_days(whole, days)
     view = view if place is None else of_place(view, place)
-    expected = weather(f"simulated:{DAYS}", days=days, places=None if place is None else (place,), target=target)
+    expected = load_weather(f"simulated:{DAYS}", days=days, places=None if place is None else (place,), target=target)
     assert_equal(view, expected)
 
 
 @pytest.mark.parametrize("target", ["BASEL_sunshine", "BASEL_BBQ_weather"])
 @pytest.mark.parametrize(("days", "place"), [(1096, None), (3286, "BASEL"), (None, "OSLO")])
 def test_fewer_days_and_places_of_the_real_data(days, place, target, real_data):
-    view = first_days(weather(real_data, days=None, target=target), days)
+    view = first_days(load_weather(real_data, days=None, target=target), days)
     view = view if place is None else of_place(view, place)
-    assert_equal(view, weather(real_data, days=days, places=None if place is None else (place,), target=target))
+    assert_equal(view, load_weather(real_data, days=days, places=None if place is None else (place,), target=target))
 
 
 def test_a_place_that_there_is_not_is_refused_with_those_that_there_are():
