@@ -512,8 +512,8 @@ def _check_leaf(name: str, leaf: object) -> None:
 
 
 def _check_sample_weights(name: str, weights: Any) -> None:
-    """Raise InputError for the sample_weight of a Dataset made by hand that no sum can use; those of a device are not read."""
-    advice = "Use examples(inputs, targets, weights), which checks and converts them."
+    """Raise InputError for a `sample_weight` made by hand that no sum can use; one on a device is not read."""
+    advice = "Use dataset(inputs, targets, sample_weight), which checks and converts them."
     if weights.ndim != 1 or not jnp.issubdtype(weights.dtype, jnp.floating):
         raise InputError(f"{name} must be a row of floats, got {weights.dtype} of shape {weights.shape}. {advice}")
     if isinstance(weights, np.ndarray) and weights.size:

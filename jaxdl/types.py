@@ -182,7 +182,8 @@ class Plan(NamedTuple):
         """Return what the run does in one line: its functions would fill several."""
         names = ", ".join(metric.name for metric in self.objective.metrics)
         loss = getattr(self.objective.loss, "__name__", "loss")
-        return f"Plan(loss={loss}, metrics=({names}), batch_size={self.batch_size}, monitor={self.early_stopping.monitor!r})"
+        monitor = self.early_stopping.monitor
+        return f"Plan(loss={loss}, metrics=({names}), batch_size={self.batch_size}, monitor={monitor!r})"
 
 
 def _shape(leaf: object) -> str:

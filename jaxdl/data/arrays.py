@@ -54,8 +54,8 @@ def dataset(inputs: Any, targets: Any, sample_weight: Any = None) -> Dataset:
             )
     if sample_weight.ndim != 1 or (sample_weight < 0).any() or not sample_weight.any():
         raise InputError(
-            f"sample_weight must be a row of numbers >= 0, not all 0, got shape {sample_weight.shape}, least {sample_weight.min():g}. "
-            "Use 1 for each example, and 0 for those that must not count."
+            f"sample_weight must be a row of numbers >= 0, not all 0, got shape {sample_weight.shape}, least "
+            f"{sample_weight.min():g}. Use 1 for each example, and 0 for those that must not count."
         )
     return Dataset(inputs, targets, sample_weight)
 

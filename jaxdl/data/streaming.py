@@ -533,7 +533,7 @@ def _share(index: Any, size: int) -> tuple[int, int]:
 def _part(
     source: DataSource, first: Dataset, cut: WindowPlan, number: int, order: Any, start: int, stop: int, prepare: Any
 ) -> Any:
-    """Rows `start` to `early_stopping` of each batch of a window, (K, stop - start, ...), on the host."""
+    """Rows `start` to `stop` of each batch of a window, (K, stop - start, ...), on the host."""
     begin = number * cut.held
     batches, numbers = np.arange(begin, min(begin + cut.held, cut.batches)), np.arange(start, stop)
     places = batches[:, None] * cut.batch_size + numbers

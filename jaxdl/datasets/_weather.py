@@ -86,7 +86,8 @@ def barbecue_labels(table: Table, column: str, folder: Path | None = None) -> La
 
     >>> days = np.array(["2000-07-01", "2000-07-02", "2000-07-03"], "datetime64[D]")
     >>> weather = np.array([[0.0, 18.0], [0.0, 17.9], [0.01, 25.0]])
-    >>> barbecue_labels(Table("July", days, ("OSLO_precipitation", "OSLO_temp_max"), weather, ""), "OSLO_BBQ_weather").values
+    >>> table = Table("July", days, ("OSLO_precipitation", "OSLO_temp_max"), weather, "")
+    >>> barbecue_labels(table, "OSLO_BBQ_weather").values
     array([1., 0., 0.])
     """
     path = None if folder is None else folder / LABELS.name

@@ -84,14 +84,15 @@ def fit_seeds(
     before it starts, as by `jax.config.update("jax_num_cpu_devices", 2)`. Ctrl-C, or the stop button of a notebook,
     ends all, and `fit_seeds(..., state=result)` resumes them, to the bits of runs that were not interrupted.
 
-    method: "vmap" trains the members in batches, and rounds differently than `fit`; "map" trains them one after the other,
-        with the bits of `fit` (on several devices, not of BatchNorm, which XLA rounds otherwise there). On a CPU
+    method: "vmap" trains the members in batches, and rounds differently than `fit`; "map" trains them one after the
+        other, with the bits of `fit` (on several devices, not of BatchNorm, which XLA rounds otherwise there). On a CPU
         neither is much faster for small dense networks; for ConvNets "map" is.
     seeds: 0 to 15 by default; with a state, those that it was begun with.
     callbacks: functions `(progress, records) -> None`, called after every epoch with the records of all epochs so far;
         a value of a record is an array (M,). With `saving.checkpointer` for one, the runs can be resumed after a crash.
     state: earlier runs of the same seeds to resume, as for `fit`: the result of `fit_seeds`, or what
-        `saving.restore_latest` returns; their records stand before the new ones. Those of a bare RunState are not known.
+        `saving.restore_latest` returns; their records stand before the new ones. Those of a bare RunState are not
+        known.
         Members that had stopped at different epochs and train on all reach `epochs`.
 
     Warns where a member has no best epoch, as `fit` does. Raises InputError for arguments that do not fit together.

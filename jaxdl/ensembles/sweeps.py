@@ -355,11 +355,12 @@ def sweep(
 
     halving: such as 3, for successive halving: the best third goes on after `least` epochs, the best third of these
         after three times as many, until the rest has `epochs`. The others hold what they had. Candidates are ranked by
-        the mean over seeds of what `early_stopping` watches, at its best so far; one with a seed that is not finite is the last.
+        the mean over seeds of what `early_stopping` watches, at its best so far; one with a seed that is not finite is
+        the last.
         Source: Jamieson and Talwalkar, AISTATS (2016).
     structure: names of floats that are structure too.
-    method: as for `fit_seeds`. With "map", runs have the bits of `fit` where numbers are learning rates, weight decays or
-        dropout rates, and differ in the last bits where XLA or Python computes beforehand with one that is known.
+    method: as for `fit_seeds`. With "map", runs have the bits of `fit` where numbers are learning rates, weight decays
+        or dropout rates, and differ in the last bits where XLA or Python computes beforehand with one that is known.
     rows: `(rows, **structure) -> rows`, what candidates see of the rows, where they differ in that (in columns, say).
     callbacks: functions `(progress, records) -> None`, called after every epoch of runs that share a program, with all
         records of the sweep so far. With `saving.checkpointer` for one, the sweep can be resumed after a crash.
@@ -514,8 +515,8 @@ def _resumed(given: Any, fresh: list[Population], ends: Sequence[int]) -> _Race:
             records = [{**record} for record in given.records]
         case _:
             raise InputError(
-                "state must be the SweepResult that an earlier call returned, or what saving.restore_latest returns, got "
-                f"{type(given).__name__}. Leave it out to begin a new sweep."
+                "state must be the SweepResult that an earlier call returned, or what saving.restore_latest returns, "
+                f"got {type(given).__name__}. Leave it out to begin a new sweep."
             )
     rung, racing, dropped = int(run_state.rung), *([regrouped(fresh, of) for of in side] for side in run_state[1:])
     known = sorted(index for population in (*racing, *dropped) for index in population.alive)

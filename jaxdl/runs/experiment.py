@@ -35,8 +35,8 @@ EPOCHS, BATCH_SIZE, LEARNING_RATE = 100, 32, 1e-3  # where neither the flags nor
 class Setup:
     """What an experiment trains, and on which data.
 
-    What is left out of `epochs`, `batch_size`, `seed` and `early_stopping` is what the flags of the run say; `early_stopping` then is early
-    stopping on the validation loss, after `--patience` epochs.
+    What is left out of `epochs`, `batch_size`, `seed` and `early_stopping` is what the flags of the run say;
+    `early_stopping` then is early stopping on the validation loss, after `--patience` epochs.
 
     >>> from jaxdl import dataset, losses, mlp
     >>> rows = dataset([[1.0], [2.0]], [[1.0], [2.0]])

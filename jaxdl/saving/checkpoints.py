@@ -587,8 +587,8 @@ def shared_checkpointer(
 
     It saves while the run stands still, because two processes that wait for each other in two ways would wait for ever.
     What fails is told, and the run goes on. Where the block ends with an error nothing is saved: another process may be
-    gone, and to wait for it would never end. Raises InputError at the start for a folder or an `about` that `checkpointer`
-    refuses.
+    gone, and to wait for it would never end. Raises InputError at the start for a folder or an `about` that
+    `checkpointer` refuses.
     """
     folder, about = folder_of(folder), described(about)
     seen: tuple[RunState, History, int] | None = None

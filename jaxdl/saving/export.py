@@ -157,7 +157,8 @@ def export_model(
     >>> model, rows = mlp((8,)), np.array([[1.0, 2.0]], np.float32)
     >>> variables = model.init(jax.random.key(0), rows)
     >>> with tempfile.TemporaryDirectory() as above:
-    ...     folder = export_model(f"{above}/rain", model, variables, rows, columns=["wind", "sun"], outputs=OutputSpec(["rain"]))
+    ...     columns, outputs = ["wind", "sun"], OutputSpec(["rain"])
+    ...     folder = export_model(f"{above}/rain", model, variables, rows, columns=columns, outputs=outputs)
     ...     sorted(path.name for path in folder.iterdir())
     ...     bool(np.allclose(predict_script.load(folder).predict(rows), model.apply(variables, rows, train=False)[0]))
     ['README.md', 'SHA256SUMS', 'model.json', 'model.stablehlo', 'predict.py', 'weights.safetensors']

@@ -321,7 +321,7 @@ CACHED, FILLING = 2**17, 2**22  # numbers of images whose activations a CPU's ca
 def sum_steps(
     step: EvalStep, variables: Variables, rows_of: Dataset, sums: MetricSums, start: Any, stop: Any, *, batch_size: int
 ) -> MetricSums:
-    """The sums with those of an evaluation step over the batches `start` to `early_stopping` of the rows, in one compiled loop.
+    """The sums with those of an evaluation step over the batches `start` to `stop` of the rows, in one compiled loop.
 
     Where `batch_size` does not divide the rows, the last batch reaches back over rows that were counted already, with
     weight 0: the network is compiled for one shape and nothing is copied to pad. The bounds may be traced int32. It

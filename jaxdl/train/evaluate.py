@@ -155,8 +155,9 @@ def evaluate_source(
     >>> from jaxdl import dataset, evaluate, losses, mlp
     >>> from jaxdl.data.arrays import take
     >>> rows, model, objective = dataset([[1.0], [2.0]], [[0.0], [0.0]]), mlp(()), Objective(losses.squared_error)
-    >>> variables, source = model.init(jax.random.key(0), rows.inputs), DataSource(2, lambda numbers: take(rows, numbers))
-    >>> found, wanted = evaluate_source(model, objective, variables, source), evaluate(model, objective, variables, rows)
+    >>> variables = model.init(jax.random.key(0), rows.inputs)
+    >>> found = evaluate_source(model, objective, variables, DataSource(2, lambda numbers: take(rows, numbers)))
+    >>> wanted = evaluate(model, objective, variables, rows)
     >>> np.allclose(found["loss"], wanted["loss"])
     True
     """

@@ -84,9 +84,9 @@ def resume(
 ) -> RunState:
     """Return the progress of an earlier run, or of many, as this plan continues it.
 
-    What the rules remember is read under the rules of this plan: a run that stopped early trains on where `early_stopping` has
-    more patience or is another one that would not have stopped it. A new `plateau` begins with the learning rate that
-    there is. Nothing is compiled.
+    What the rules remember is read under the rules of this plan: a run that stopped early trains on where
+    `early_stopping` has more patience or is another one that would not have stopped it. A new `plateau` begins with the
+    learning rate that there is. Nothing is compiled.
 
     Raises InputError where the progress does not fit the plan or the data, with the first array that differs.
 
@@ -320,11 +320,11 @@ def fit(
     variables: initial weights, instead of ones drawn with `seed`.
     state: an earlier run to resume: the result of `fit`, or what `saving.restore_latest` returns. `epochs` counts its
         epochs too, and its records stand before the new ones, in the result and for the callbacks. A bare RunState
-        resumes the same run, whose earlier records are not known then, and warns inside of an epoch, whose data it
-        does not hold. An earlier run comes without a seed and weights, and must be of the same model, optimizer and
-        metrics; inside of an epoch of the same batch size and rows too. A run that stopped early trains on where `early_stopping`
-        would not have ended it: with more patience, say, or another `min_delta`, or without a rule. Where another value
-        is monitored than before, the best epoch is one of those to come.
+        resumes the same run, whose earlier records are not known then, and warns inside of an epoch, whose data it does
+        not hold. An earlier run comes without a seed and weights, and must be of the same model, optimizer and metrics;
+        inside of an epoch of the same batch size and rows too. A run that stopped early trains on where
+        `early_stopping` would not have ended it: with more patience, say, or another `min_delta`, or without a rule.
+        Where another value is monitored than before, the best epoch is one of those to come.
     callbacks: functions `(progress, history) -> None`, called after every epoch with the records of all epochs so far.
     on_nan: whether to stop where a weight or a loss is not finite, with a warning that says where that arose. The
         result then stands before that step. Such an epoch is never the best.
@@ -420,8 +420,8 @@ def resumed(
 ) -> tuple[RunState | None, list[dict[str, Any]]]:
     """Return the state of the run that a caller gives as `progress`, and a copy of its records so far.
 
-    given: a result, of type `result` (by default FitResult); what `saving.restore_latest` returns; a bare RunState, whose
-        records are not known; or None.
+    given: a result, of type `result` (by default FitResult); what `saving.restore_latest` returns; a bare RunState,
+        whose records are not known; or None.
     template: makes a state like that of the run, by which the arrays of a checkpoint are put together.
 
     Raises InputError for anything else, and for a checkpoint of another model, optimizer or plan.

@@ -115,9 +115,9 @@ def make_plan(
     A rule without a mode takes the direction of what it monitors: that of the metric, with or without `val_`, and "min"
     for the loss.
 
-    Raises InputError for a batch size below 1, an objective that is none, metrics whose names clash, an `ema_decay` that
-    is not from 0 to below 1, a rule without a mode that monitors a value of unknown direction, and a rule whose mode
-    contradicts the direction that the metric carries.
+    Raises InputError for a batch size below 1, an objective that is none, metrics whose names clash, an `ema_decay`
+    that is not from 0 to below 1, a rule without a mode that monitors a value of unknown direction, and a rule whose
+    mode contradicts the direction that the metric carries.
 
     Plans made of the same functions are equal and share one compiled program.
 

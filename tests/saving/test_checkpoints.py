@@ -647,7 +647,9 @@ def train(folder, epochs, placed):
     inputs = np.random.default_rng(0).normal(size=(60, 6)).astype(np.float32)
     rows = dataset(inputs, inputs.sum(1, keepdims=True))
     plan = make_plan(
-        mlp((12,)), Objective(losses.squared_error), optax.adam(0.01), batch_size=12, early_stopping=early_stopping("loss"))
+        mlp((12,)), Objective(losses.squared_error), optax.adam(0.01), batch_size=12,
+        early_stopping=early_stopping("loss"),
+    )
     begin = start(plan, rows, key=jax.random.key(3))
     sums = lambda arrays: {name: hashlib.sha256(np.asarray(array).tobytes()).hexdigest()[:16] for name, array in
                            sorted(arrays.items())}
