@@ -454,40 +454,40 @@ def check_examples(name: str, rows: object) -> None:
     ...     check_examples("train", ([[1.0]], [[2.0]]))
     ... except InputError as error:
     ...     print(error)
-    train must be a Dataset, got a tuple. Use examples(inputs, targets).
+    train must be a Dataset, got a tuple. Use dataset(inputs, targets).
     """
     if isinstance(rows, Dataset):
         leaves = {"inputs": rows.inputs, "targets": rows.targets, "sample_weight": rows.sample_weight}
         for field, leaf in leaves.items():
             if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype") or not leaf.shape:
                 raise InputError(
-                    f"{name} must hold arrays, got {given_as(leaf)} for its {field}. Use examples(inputs, targets)."
+                    f"{name} must hold arrays, got {given_as(leaf)} for its {field}. Use dataset(inputs, targets)."
                 )
             _check_leaf(f"{name}.{field}", leaf)
         counts = [leaf.shape[0] for leaf in leaves.values()]
         if len({*counts}) > 1:
             raise InputError(
                 f"{name} must have one row of targets and one weight for each of its {counts[0]} inputs, got "
-                f"{counts[1]} and {counts[2]}. Use examples(inputs, targets)."
+                f"{counts[1]} and {counts[2]}. Use dataset(inputs, targets)."
             )
         _check_sample_weights(f"{name}.weights", rows.sample_weight)
         return
     kind = type(rows).__name__
     if isinstance(rows, Mapping):
-        advice = 'Use examples(data["inputs"], data["targets"]), each of them one array.'
+        advice = 'Use dataset(data["inputs"], data["targets"]), each of them one array.'
     elif _package(rows) in ("tensorflow", "torch") or inspect.isgenerator(rows) or hasattr(rows, "__next__"):
         advice = (
-            "Use examples(inputs, targets) of NumPy arrays; for data larger than the memory, "
+            "Use dataset(inputs, targets) of NumPy arrays; for data larger than the memory, "
             "sources.from_random_access(records, to_row)."
         )
     elif kind == "DataSource":
-        advice = "Use examples(inputs, targets) in memory: only fit's train and evaluate_source take a source."
+        advice = "Use dataset(inputs, targets) in memory: only fit's train and evaluate_source take a source."
     elif isinstance(rows, (float, int)):
-        advice = "Use data.split(count, fraction) and examples(inputs, targets)."
+        advice = "Use data.split(count, fraction) and dataset(inputs, targets)."
     elif isinstance(rows, (Variables, Objective, Model, Rule)) or kind in ("FitResult", "SeedsResult"):
-        advice = "Give the examples of the data set, from examples(inputs, targets)."
+        advice = "Give the examples of the data set, from dataset(inputs, targets)."
     else:
-        advice = "Use examples(inputs, targets)."
+        advice = "Use dataset(inputs, targets)."
     raise InputError(f"{name} must be a Dataset, got {given_as(rows)}. {advice}")
 
 
@@ -506,7 +506,7 @@ def _check_leaf(name: str, leaf: object) -> None:
         fault = None
     if fault is not None:
         raise InputError(
-            f"{name} must be an array of numbers that JAX can hold, got {fault} in it. Use examples(inputs, targets), "
+            f"{name} must be an array of numbers that JAX can hold, got {fault} in it. Use dataset(inputs, targets), "
             "which converts what can be converted."
         )
 

@@ -64,7 +64,7 @@ def ridge(inputs: ArrayLike, targets: ArrayLike, wanted: ArrayLike, penalty: flo
     """
     scaling, targets = fit_scaler(inputs), np.asarray(targets, np.float64)
     # Not `standardize`: its float32 would cost digits of the closed form.
-    design = (np.asarray(inputs, np.float64) - scaling.mean) / scaling.spread
+    design = (np.asarray(inputs, np.float64) - scaling.mean) / scaling.scale
     gram = design.T @ design + penalty * np.eye(design.shape[1])
     slopes = np.linalg.lstsq(gram, design.T @ (targets - targets.mean()), rcond=None)[0]
-    return (np.asarray(wanted, np.float64) - scaling.mean) / scaling.spread @ slopes + targets.mean()
+    return (np.asarray(wanted, np.float64) - scaling.mean) / scaling.scale @ slopes + targets.mean()

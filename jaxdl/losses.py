@@ -176,7 +176,7 @@ def sigmoid_cross_entropy(
 ROUNDING = 1e-6  # by which a probability may miss 0 and 1
 
 
-def check_targets(loss: Callable[[Array, Array], Array], rows_of: Dataset, name: str) -> None:
+def check_targets(loss: Callable[[Array, Array], Array], dataset: Dataset, name: str) -> None:
     """Raise InputError, which calls the rows `name`, where a target of weight above 0 is none that the loss can take.
 
     Sigmoid cross-entropy takes numbers from 0 to 1, the softmax losses labels from 0. Rows that are traced, or that
@@ -189,7 +189,7 @@ def check_targets(loss: Callable[[Array, Array], Array], rows_of: Dataset, name:
 0 and yes as 1: targets == targets.max() turns labels such as -1 and 1 into them.
     """
     binary, labels = loss is sigmoid_cross_entropy, reads_labels(loss)
-    given = rows_of.targets, rows_of.sample_weight
+    given = dataset.targets, dataset.sample_weight
     if not (binary or labels) or any(map(is_traced, given)):
         return
     if any(isinstance(array, jax.Array) and not array.is_fully_addressable for array in given):

@@ -231,7 +231,7 @@ def _rounded(difference: float, error: float) -> str:
     return f"{difference:.{places}f} +- {error:.{places}f}"
 
 
-def rmse_standard_error(misses: ArrayLike) -> float:
+def rmse_standard_error(residuals: ArrayLike) -> float:
     """The standard error of the root mean square of misses (N,), prediction - target; nan for fewer than two rows.
 
     By the delta method: that of the mean square, over twice its root. Computed in float64. Source: Casella and Berger,
@@ -240,7 +240,7 @@ def rmse_standard_error(misses: ArrayLike) -> float:
     >>> round(rmse_standard_error([1.0, -1.0, 1.0, -3.0]), 4)
     0.5774
     """
-    squares = np.asarray(misses, np.float64).ravel() ** 2
+    squares = np.asarray(residuals, np.float64).ravel() ** 2
     if len(squares) < 2:
         return math.nan
     root = math.sqrt(squares.mean())
@@ -248,7 +248,7 @@ def rmse_standard_error(misses: ArrayLike) -> float:
     return float(squares.std(ddof=1) / math.sqrt(len(squares)) / (2 * root)) if root else 0.0
 
 
-def proportion_standard_error(hits: float, count: int) -> float:
+def proportion_standard_error(correct: float, count: int) -> float:
     """The standard error of a share, `hits` of `count` rows, such as an accuracy.
 
     That of a binomial share with two hits and two misses added, so that it is not 0 where all rows are right. Raises
@@ -258,9 +258,9 @@ def proportion_standard_error(hits: float, count: int) -> float:
     >>> proportion_standard_error(50, 100), proportion_standard_error(100, 100)
     (0.049..., 0.013...)
     """
-    if count < 1 or not 0 <= hits <= count:
-        raise InputError(f"hits must be from 0 to a count of at least 1, got {hits} of {count}.")
-    share = (hits + 2) / (count + 4)
+    if count < 1 or not 0 <= correct <= count:
+        raise InputError(f"hits must be from 0 to a count of at least 1, got {correct} of {count}.")
+    share = (correct + 2) / (count + 4)
     return math.sqrt(share * (1 - share) / (count + 4))
 
 
@@ -271,7 +271,7 @@ class Calibration(NamedTuple):
     noise: float  # >= 0, in the unit of the targets
 
 
-def fit_calibration(mean: ArrayLike, spread: ArrayLike, targets: ArrayLike) -> Calibration:
+def fit_calibration(mean: ArrayLike, std: ArrayLike, targets: ArrayLike) -> Calibration:
     """The scale and the noise under which the targets are most likely, as normal draws around the means.
 
     Give it validation rows: on training rows errors are too small. Spreads that are all equal tell nothing, so then all
@@ -281,7 +281,7 @@ def fit_calibration(mean: ArrayLike, spread: ArrayLike, targets: ArrayLike) -> C
     >>> found.scale, round(found.noise**2, 6)
     (0.0, 5.0)
     """
-    means, spreads, wanted = _checked(mean=mean, spread=spread, targets=targets)
+    means, spreads, wanted = _checked(mean=mean, spread=std, targets=targets)
     squares = (wanted - means) ** 2
     if np.ptp(spreads) == 0 or not squares.any():
         return Calibration(0.0, math.sqrt(squares.mean()))
@@ -318,13 +318,13 @@ def _best_shares(loss: Callable[[float, float], float], ends: list[tuple[float, 
     return min([*ends, shares(best), shares(refined.x)], key=lambda pair: loss(*pair))
 
 
-def calibrated_std(spread: ArrayLike, calibration: Calibration) -> Float64[np.ndarray, " ..."]:
+def calibrated_std(std: ArrayLike, calibration: Calibration) -> Float64[np.ndarray, " ..."]:
     """The standard deviations (N, ...) that belong to spreads (N, ...): honest error bars of new rows.
 
     >>> calibrated_std([0.0, 2.0], Calibration(scale=2.0, noise=3.0)).tolist()
     [3.0, 5.0]
     """
-    return np.hypot(calibration.scale * np.asarray(spread, np.float64), calibration.noise)
+    return np.hypot(calibration.scale * np.asarray(std, np.float64), calibration.noise)
 
 
 def coverage(

@@ -313,11 +313,11 @@ NO_ROWS = {
 @pytest.mark.parametrize("rows", NO_ROWS.values(), ids=NO_ROWS)
 def test_what_are_no_examples_are_told_to_be_made(rows):
     for call in (lambda: fit(train=rows), lambda: fit_seeds(rows), lambda: sweep(train=rows)):
-        assert re.match(r"train must .*examples\(", refusal(call))
-    assert re.match(r"rows_of must .*examples\(", refusal(lambda: jaxdl.evaluate(MODEL, SQUARED, WEIGHTS, rows)))
+        assert re.match(r"train must .*dataset\(", refusal(call))
+    assert re.match(r"dataset must .*dataset\(", refusal(lambda: jaxdl.evaluate(MODEL, SQUARED, WEIGHTS, rows)))
     if rows is not None:
-        assert re.match(r"validation must .*examples\(", refusal(lambda: fit(validation=rows)))
-        assert re.match(r"validation must .*examples\(", refusal(lambda: fit_seeds(validation=rows)))
+        assert re.match(r"validation must .*dataset\(", refusal(lambda: fit(validation=rows)))
+        assert re.match(r"validation must .*dataset\(", refusal(lambda: fit_seeds(validation=rows)))
 
 
 @cases(

@@ -154,7 +154,7 @@ def figures(setup: Setup, run_state: RunState, history: list[dict[str, float]], 
         "precision_recall": plots.precision_recall(
             {name: precision_recall_curve(values, true) for name, values in shown.items()},
             precision,
-            share=true.mean(),
+            positive_fraction=true.mean(),
             title=of_test,
         ),
         "confusion": plots.confusion(confusion(scores, true, 0.0), CLASSES, title=of_test),

@@ -67,7 +67,7 @@ def profiled(folder: str | Path) -> Iterator[None]:
 def profiler(
     folder: str | Path,
     *,
-    begin: int = 0,
+    initial_epoch: int = 0,
     last: int | None = None,
     epochs: int = EPOCHS,
     seconds: float = SECONDS,
@@ -76,9 +76,9 @@ def profiler(
     """Traces (`profiled`) some epochs after the first, which compiles; where there is only one, that one.
 
     To be called after every chunk, or every epoch. The trace ends at the first call after so many epochs or seconds.
-    begin: the epochs that were done before; last: the one that ends the run, where that is known. What stands in its
-    way, as another profile or a full disk, is told, and the run goes on. Raises InputError for epochs and seconds that
-    are not positive.
+    initial_epoch: the epochs that were done before; last: the one that ends the run, where that is known. What stands
+    in its way, as another profile or a full disk, is told, and the run goes on. Raises InputError for epochs and
+    seconds that are not positive.
 
     >>> with profiler(Path("unused"), last=9) as observe:
     ...     callable(observe)
@@ -103,13 +103,13 @@ def profiler(
     def observe(run_state: RunState, history: list[dict[str, float]]) -> None:
         # Of many runs the one that is furthest.
         epoch = int(np.max(history[-1]["epoch"])) if history else int(run_state.epoch)
-        if until is None and epoch > begin and epoch != last:
+        if until is None and epoch > initial_epoch and epoch != last:
             start(epoch)
         elif until is not None and (epoch >= until[0] or time.monotonic() >= until[1]):
             attempt(trace.close)
 
-    if last is not None and last <= begin + 1:
-        start(begin)
+    if last is not None and last <= initial_epoch + 1:
+        start(initial_epoch)
     try:
         yield observe
     finally:

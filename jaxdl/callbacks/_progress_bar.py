@@ -22,15 +22,15 @@ def progress_bar(
     *,
     console: Console | None = None,
     batches: int = 1,
-    begin: int = 0,
+    initial_epoch: int = 0,
 ) -> AbstractContextManager[Callback]:
     """Shows epoch, the given figures, the best epoch so far and the time left, as fits where it is shown.
 
     That is one line in a terminal, one bar in a notebook, plain lines in a log, and nothing where the console is quiet.
-    To be called after every epoch, or every chunk: `batches`, of an epoch, let the bar move inside of one; `begin`: the
-    epochs that were done before. Of many runs, as of `fit_seeds` and `sweep`, it shows the means. It is redrawn, and a
-    line is printed, only now and then, so that short epochs are not slowed down. The best epoch is shown with the last
-    of the figures.
+    To be called after every epoch, or every chunk: `batches`, of an epoch, let the bar move inside of one;
+    `initial_epoch`: the epochs that were done before. Of many runs, as of `fit_seeds` and `sweep`, it shows the means.
+    It is redrawn, and a line is printed, only now and then, so that short epochs are not slowed down. The best epoch is
+    shown with the last of the figures.
 
     >>> from rich.console import Console
     >>> with progress_bar(5, ("loss", "val_loss"), console=Console(quiet=True)) as observe:
@@ -43,8 +43,12 @@ def progress_bar(
     if console.quiet:
         return nullcontext(lambda run_state, history: None)
     if console.is_jupyter:
-        return _html(epochs, figures, batches, begin)
-    return _bar(console, epochs, figures, batches) if console.is_terminal else _lines(console, epochs, figures, begin)
+        return _html(epochs, figures, batches, initial_epoch)
+    return (
+        _bar(console, epochs, figures, batches)
+        if console.is_terminal
+        else _lines(console, epochs, figures, initial_epoch)
+    )
 
 
 @contextmanager
@@ -71,12 +75,12 @@ def _bar(console: Console, epochs: int, figures: tuple[str, ...], batches: int) 
 
 
 @contextmanager
-def _html(epochs: int, figures: tuple[str, ...], batches: int, begin: int) -> Iterator[Callback]:
+def _html(epochs: int, figures: tuple[str, ...], batches: int, initial_epoch: int) -> Iterator[Callback]:
     from IPython.display import display
 
     began: tuple[float, float] | None = None
-    latest: tuple[float, str] = begin, "no epoch has ended"
-    shown = display(_as_html(begin, epochs, "compiling"), raw=True, display_id=True)
+    latest: tuple[float, str] = initial_epoch, "no epoch has ended"
+    shown = display(_as_html(initial_epoch, epochs, "compiling"), raw=True, display_id=True)
 
     def show(run_state: Any, history: History) -> None:
         nonlocal began, latest
@@ -106,8 +110,8 @@ def _as_html(done: float, epochs: int, text: str) -> dict[str, str]:
 
 
 @contextmanager
-def _lines(console: Console, epochs: int, figures: tuple[str, ...], begin: int) -> Iterator[Callback]:
-    seen: dict[str, Any] = {"epoch": begin}
+def _lines(console: Console, epochs: int, figures: tuple[str, ...], initial_epoch: int) -> Iterator[Callback]:
+    seen: dict[str, Any] = {"epoch": initial_epoch}
     began: tuple[float, int] | None = None
     latest = epochs
 
@@ -128,7 +132,7 @@ def _lines(console: Console, epochs: int, figures: tuple[str, ...], begin: int) 
         def after_epochs(run_state: Any, history: History) -> None:
             nonlocal seen
             # The records of a run that is resumed are not new, and inside an epoch there is no new one.
-            if history and history[-1] is not seen and (len(seen) > 1 or history[-1]["epoch"] != begin):
+            if history and history[-1] is not seen and (len(seen) > 1 or history[-1]["epoch"] != initial_epoch):
                 seen = history[-1]
                 observe(run_state, history)
 

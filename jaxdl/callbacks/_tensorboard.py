@@ -39,22 +39,28 @@ _Events = Iterable[tuple[str, "Event"]]  # each with the run that it belongs to
 
 @contextmanager
 def tensorboard(
-    folder: str | Path, *, every: float = 1.0, begin: int | None = None, warn: Callable[[str], None] = warnings.warn
+    folder: str | Path,
+    *,
+    every: float = 1.0,
+    initial_epoch: int | None = None,
+    warn: Callable[[str], None] = warnings.warn,
 ) -> Iterator[Callback]:
     """Write all metrics of every epoch; training and validation are two of TensorBoard's runs, which share charts.
 
     Of many runs, each has these two in a folder of its own: `member-0`, or `candidate-0-seed-3` of a sweep.
 
     Epochs are written together after `every` seconds, and at the end, so that short ones are not slowed down: a crash
-    loses no more than those seconds. `begin`: the epochs that are in the folder already; by default all that the
-    history holds are written, and TensorBoard purges what the folder holds of these and later epochs. Where the disk is
-    full, `warn` is called once and the rest of the charts left out. Raises InputError where another run is writing
-    there.
+    loses no more than those seconds. `initial_epoch`: the epochs that are in the folder already; by default all that
+    the history holds are written, and TensorBoard purges what the folder holds of these and later epochs. Where the
+    disk is full, `warn` is called once and the rest of the charts left out. Raises InputError where another run is
+    writing there.
     """
     folder, prefixes = Path(folder), {"train": "", "validation": "val_"}
     waiting: list[tuple[str, Event]] = []
-    latest = dict.fromkeys(prefixes, begin) if begin is not None else {}  # the last epoch of each of TensorBoard's runs
-    written, first, last = Written(), begin or 0, time.monotonic()
+    latest = (
+        dict.fromkeys(prefixes, initial_epoch) if initial_epoch is not None else {}
+    )  # the last epoch of each of TensorBoard's runs
+    written, first, last = Written(), initial_epoch or 0, time.monotonic()
 
     def flush() -> None:
         write(waiting)
@@ -86,7 +92,7 @@ def tensorboard(
             stack.enter_context(exclusive(folder))
         write = stack.enter_context(_event_files(folder, warn))
         # Also for a new run: one that was killed before its first checkpoint may have written here.
-        write((name, _purge(begin + 1)) for name in prefixes if begin is not None)
+        write((name, _purge(initial_epoch + 1)) for name in prefixes if initial_epoch is not None)
         try:
             yield observe
         finally:

@@ -239,14 +239,14 @@ def precision(*dtypes: Any) -> np.dtype:
     return np.dtype(jax.dtypes.canonicalize_dtype(np.float64) if wide else np.float32)
 
 
-def take(rows_of: Dataset, rows: Any) -> Dataset:
+def take(dataset: Dataset, rows: Any) -> Dataset:
     """The given rows, in the given order; (N, ...) becomes (len(rows), ...).
 
     >>> take(dataset([1.0, 2.0, 3.0], [0, 1, 0]), [2, 0]).inputs
     array([3., 1.], dtype=float32)
     """
     chosen = np.asarray(rows)
-    return jax.tree.map(lambda leaf: leaf[chosen if chosen.size else chosen.astype(int)], rows_of)
+    return jax.tree.map(lambda leaf: leaf[chosen if chosen.size else chosen.astype(int)], dataset)
 
 
 @explain_calls
@@ -280,10 +280,10 @@ def split(
 
 
 class StandardScaler(NamedTuple):
-    """Per-column location and spread, so that `(inputs - mean) / spread` has mean 0 and deviation 1."""
+    """Per-column mean and scale, so that `(inputs - mean) / scale` has mean 0 and deviation 1."""
 
     mean: Float64[np.ndarray, " features"]
-    spread: Float64[np.ndarray, " features"]  # 1 where a column is constant
+    scale: Float64[np.ndarray, " features"]  # 1 where a column is constant
 
 
 def fit_scaler(inputs: Any) -> StandardScaler:
@@ -293,15 +293,15 @@ def fit_scaler(inputs: Any) -> StandardScaler:
     needs. Raises InputError for masked values and for what is no number.
 
     >>> scaling = fit_scaler(np.array([[1.0, 5.0], [3.0, 5.0]]))
-    >>> scaling.mean.tolist(), scaling.spread.tolist()
+    >>> scaling.mean.tolist(), scaling.scale.tolist()
     ([2.0, 5.0], [1.0, 1.0])
     """
     table = as_numbers("inputs", inputs)[0].astype(np.float64)
     mean = table.mean(0)
-    spread = np.sqrt(((table - mean) ** 2).mean(0))
+    scale = np.sqrt(((table - mean) ** 2).mean(0))
     # Rounding leaves a constant column with a spread of a few units in the last place.
-    constant = spread <= 8 * np.finfo(np.float64).eps * np.abs(mean)
-    return StandardScaler(mean, np.where(constant, 1.0, spread))
+    constant = scale <= 8 * np.finfo(np.float64).eps * np.abs(mean)
+    return StandardScaler(mean, np.where(constant, 1.0, scale))
 
 
 def standardize(inputs: Any, scaling: StandardScaler) -> Float[np.ndarray, "rows features"]:
@@ -312,4 +312,4 @@ def standardize(inputs: Any, scaling: StandardScaler) -> Float[np.ndarray, "rows
     [[-1.0], [1.0]]
     """
     table, _ = as_numbers("inputs", inputs)
-    return ((table.astype(np.float64) - scaling.mean) / scaling.spread).astype(precision(table.dtype))
+    return ((table.astype(np.float64) - scaling.mean) / scaling.scale).astype(precision(table.dtype))

@@ -218,7 +218,7 @@ def batches_of(
     return batch
 
 
-def batch_at(rows_of: Any, at: Any, index: Any, batch_size: int) -> Any:
+def batch_at(dataset: Any, at: Any, index: Any, batch_size: int) -> Any:
     """Batch number `index` of rows in an order; the last one is filled with padding: weight 0, out of a mask.
 
     at: which rows stand at the places (B,) of the order. On several devices each takes its share of the batch, which
@@ -230,10 +230,10 @@ def batch_at(rows_of: Any, at: Any, index: Any, batch_size: int) -> Any:
     >>> batch.inputs.tolist(), batch.sample_weight.tolist()
     ([11.0, 12.0], [1.0, 0.0])
     """
-    count = rows_of.sample_weight.shape[0]
+    count = dataset.sample_weight.shape[0]
     numbers = split_rows(jnp.arange(filled(batch_size), dtype=jnp.int32))
     places = index * batch_size + numbers
-    return _masked(_taken(rows_of, at(places % count)), (places < count) & (numbers < batch_size))
+    return _masked(_taken(dataset, at(places % count)), (places < count) & (numbers < batch_size))
 
 
 def filled(batch_size: int) -> int:
@@ -245,7 +245,7 @@ def filled(batch_size: int) -> int:
     return batch_size + -batch_size % data_devices()
 
 
-def validation_batch(rows_of: Dataset, index: int | Array, batch_size: int) -> Dataset:
+def validation_batch(dataset: Dataset, index: int | Array, batch_size: int) -> Dataset:
     """Batch number `index` of the rows as they stand; the last one reaches back, with weight 0 for rows seen before.
 
     >>> from jaxdl import dataset
@@ -253,15 +253,15 @@ def validation_batch(rows_of: Dataset, index: int | Array, batch_size: int) -> D
     >>> batch.inputs.tolist(), batch.sample_weight.tolist()
     ([[2.0], [3.0]], [0.0, 1.0])
     """
-    count = rows_of.sample_weight.shape[0]
+    count = dataset.sample_weight.shape[0]
     size = min(batch_size, count)
     wanted = jnp.asarray(index, jnp.int32) * size
     start = jnp.minimum(wanted, count - size)
     if data_devices() == 1:
-        rows = jax.tree.map(lambda leaf: lax.dynamic_slice_in_dim(jnp.asarray(leaf), start, size), rows_of)
+        rows = jax.tree.map(lambda leaf: lax.dynamic_slice_in_dim(jnp.asarray(leaf), start, size), dataset)
         return _masked(rows, start + jnp.arange(size, dtype=jnp.int32) >= wanted)
     numbers = split_rows(jnp.arange(filled(size), dtype=jnp.int32))
-    rows = _taken(rows_of, jnp.minimum(start + numbers, count - 1))
+    rows = _taken(dataset, jnp.minimum(start + numbers, count - 1))
     return _masked(rows, (start + numbers >= wanted) & (numbers < size))
 
 
@@ -280,8 +280,8 @@ def _of_window(window: Window, index: int | Array) -> Dataset:
     return split_rows(batch)
 
 
-def _taken(rows_of: Dataset, rows: Array) -> Dataset:
-    batch: Dataset = jax.tree.map(lambda leaf: jnp.asarray(leaf).at[rows].get(mode="promise_in_bounds"), rows_of)
+def _taken(dataset: Dataset, rows: Array) -> Dataset:
+    batch: Dataset = jax.tree.map(lambda leaf: jnp.asarray(leaf).at[rows].get(mode="promise_in_bounds"), dataset)
     return split_rows(batch)
 
 

@@ -217,7 +217,7 @@ def _run(
     return ensemble(one, method, mesh=mesh)(many, train, validation, left, **numbers)
 
 
-def shard_members(many: RunState, *rows_of: Dataset | None, devices: Any = None) -> tuple[Any, ...]:
+def shard_members(many: RunState, *dataset: Dataset | None, devices: Any = None) -> tuple[Any, ...]:
     """The members spread evenly over devices (all, by default), and data copied to each of them.
 
     The program stays the same. What the devices tell each other, once a chunk, is whether all members have stopped.
@@ -238,11 +238,11 @@ def shard_members(many: RunState, *rows_of: Dataset | None, devices: Any = None)
     if count % len(chosen):
         raise InputError(f"{count} members cannot be spread evenly over {len(chosen)} devices. Use a multiple.")
     if len(chosen) == 1:
-        return jax.device_put((many, *rows_of), chosen[0])
+        return jax.device_put((many, *dataset), chosen[0])
     mesh = Mesh(np.asarray(chosen), (AXIS,))
     apart, alike = NamedSharding(mesh, PartitionSpec(AXIS)), NamedSharding(mesh, PartitionSpec())
     placed = jax.device_put(_apart(many), apart)._replace(cursor=jax.device_put(many.cursor, alike))
-    return placed, *(jax.device_put(rows, alike) for rows in rows_of)
+    return placed, *(jax.device_put(rows, alike) for rows in dataset)
 
 
 def gather(tree: PyTree) -> PyTree:
@@ -335,7 +335,7 @@ def predict_mean(model: Model, variables: Variables, inputs: Any, *, batch_size:
 
 @explain_calls
 def evaluate_members(
-    model: Model, objective: Objective, variables: Variables, rows_of: Dataset, *, batch_size: int | None = None
+    model: Model, objective: Objective, variables: Variables, dataset: Dataset, *, batch_size: int | None = None
 ) -> dict[str, Array]:
     """The figures of a data set for each of many networks, (M,); the leaves of the weights are (M, ...).
 
@@ -349,10 +349,10 @@ def evaluate_members(
     (4,)
     """
     objective = check_objective(objective)
-    check_examples("rows_of", rows_of)
-    _check_many("evaluate_members", "evaluate", model, variables, rows_of.inputs[:1])
-    check_labels(model, objective, rows_of)
-    rows, prepared = evaluation_rows(rows_of), not is_traced(rows_of.sample_weight)
+    check_examples("dataset", dataset)
+    _check_many("evaluate_members", "evaluate", model, variables, dataset.inputs[:1])
+    check_labels(model, objective, dataset)
+    rows, prepared = evaluation_rows(dataset), not is_traced(dataset.sample_weight)
     return _evaluate_members(model, objective, variables, rows, batch_size=batch_size, prepared=prepared)
 
 
@@ -361,15 +361,15 @@ def _evaluate_members(
     model: Model,
     objective: Objective,
     variables: Variables,
-    rows_of: Dataset,
+    dataset: Dataset,
     *,
     batch_size: int | None,
     prepared: bool,
 ) -> dict[str, Array]:
-    size = rows_at_once(rows_of.inputs, batch_size)
+    size = rows_at_once(dataset.inputs, batch_size)
 
     def of_one(one: Variables) -> dict[str, Array]:
-        return evaluate_prepared(model, objective, one, rows_of, size=size, prepared=prepared)
+        return evaluate_prepared(model, objective, one, dataset, size=size, prepared=prepared)
 
     return lax.map(of_one, variables)
 

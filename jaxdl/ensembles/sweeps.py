@@ -66,7 +66,7 @@ def grid(**values: Iterable[Any]) -> list[Candidate]:
     return [dict(zip(lists, combination, strict=True)) for combination in itertools.product(*lists.values())]
 
 
-def sample(count: int, seed: int = 0, **draws: Draw) -> list[Candidate]:
+def sample(count: int, seed: int = 0, **distributions: Draw) -> list[Candidate]:
     """`count` candidates, each value drawn on its own: as good as a grid with far fewer runs where few values matter.
 
     Source: Bergstra and Bengio, Journal of Machine Learning Research 13 (2012). Raises InputError for a count below 1,
@@ -76,11 +76,11 @@ def sample(count: int, seed: int = 0, **draws: Draw) -> list[Candidate]:
     {'dropout': 0.020..., 'hidden': (10, 5)}
     """
     count = whole_number("count", count, 1)
-    for name, draw in draws.items():
+    for name, draw in distributions.items():
         if not callable(draw):
             raise InputError(f"{name} must be a draw, such as uniform(0.0, 0.5), got {draw!r}.")
     generator = np.random.default_rng(seed)
-    return [{name: draw(generator) for name, draw in draws.items()} for _ in range(count)]
+    return [{name: draw(generator) for name, draw in distributions.items()} for _ in range(count)]
 
 
 def uniform(low: float, high: float) -> Draw:

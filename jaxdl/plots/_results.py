@@ -146,7 +146,7 @@ def precision_recall(
     curves: Mapping[str, Curve] | Curve,
     points: Mapping[str, tuple[float, float]] | None = None,
     *,
-    share: float,
+    positive_fraction: float,
     title: str = "",
 ) -> Figure:
     """Precision-recall curves with their average precisions, in steps, and the share of positives, which is chance.
@@ -154,7 +154,7 @@ def precision_recall(
     points: methods that give no scores, as (recall, precision).
 
     >>> from jaxdl.metrics import precision_recall_curve as curve
-    >>> len(precision_recall({"model": curve([0.1, 0.9], [0, 1])}, share=0.5).axes)
+    >>> len(precision_recall({"model": curve([0.1, 0.9], [0, 1])}, positive_fraction=0.5).axes)
     1
     """
     curves = _named(curves)
@@ -166,7 +166,7 @@ def precision_recall(
         x, y = curve.x[curve.x > 0], curve.y[curve.x > 0]
         axes.plot(np.r_[0, x], np.r_[y[0], y], line, color=color, linewidth=width, label=label, drawstyle="steps-pre")
     _mark(axes, points)
-    axes.axhline(share, color=GREY, linewidth=1, label=f"share of positives ({share:.3f})")
+    axes.axhline(positive_fraction, color=GREY, linewidth=1, label=f"share of positives ({positive_fraction:.3f})")
     axes.legend(loc="lower left", fontsize=9)
     return figure
 
@@ -288,10 +288,18 @@ def coverage(nominal: ArrayLike, found: Mapping[str, Any], *, rows: int | None =
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color=GREY, linewidth=1)
     if rows is not None:
-        share = np.linspace(0, 1, 201)
-        reach = NormalDist().inv_cdf(0.975) * np.sqrt(share * (1 - share) / rows)
+        positive_fraction = np.linspace(0, 1, 201)
+        reach = NormalDist().inv_cdf(0.975) * np.sqrt(positive_fraction * (1 - positive_fraction) / rows)
         chance = f"chance, {rows} rows"
-        axes.fill_between(share, share - reach, share + reach, color=GREY, alpha=0.2, linewidth=0, label=chance)
+        axes.fill_between(
+            positive_fraction,
+            positive_fraction - reach,
+            positive_fraction + reach,
+            color=GREY,
+            alpha=0.2,
+            linewidth=0,
+            label=chance,
+        )
     for (name, shares), (color, marker) in zip(found.items(), cycle(STYLES), strict=False):
         axes.plot(nominal, shares, color=color, marker=marker, markersize=5, linewidth=1.5, label=plain(name))
     axes.set(xlabel="share that the intervals should hold", ylabel="share that they hold", title=plain(title))

@@ -446,15 +446,15 @@ def watched(
     _, batches = batches_of_epoch(setup.plan, setup.train, setup.validation)
     with ExitStack() as stack:
         on_epoch = [callbacks.csv_log(folder / "history.csv", history)]
-        watchers = [callbacks.progress_bar(epochs, shown, console=console, batches=batches, begin=done)]
+        watchers = [callbacks.progress_bar(epochs, shown, console=console, batches=batches, initial_epoch=done)]
         if config.tensorboard:
-            on_epoch.append(callbacks.tensorboard(folder / CHARTS, begin=done, warn=warn))
+            on_epoch.append(callbacks.tensorboard(folder / CHARTS, initial_epoch=done, warn=warn))
         if config.histograms:
             every = config.histograms
             plan, train = setup.plan, setup.train
             on_epoch.append(callbacks.histograms(folder / CHARTS, plan, train, begin, every=every, warn=warn))
         if config.profile:
-            watchers.append(callbacks.profiler(folder / PROFILE, begin=done, last=epochs, warn=warn))
+            watchers.append(callbacks.profiler(folder / PROFILE, initial_epoch=done, last=epochs, warn=warn))
         yield Watchers(*(tuple(map(stack.enter_context, each)) for each in (on_epoch, watchers)))
 
 

@@ -51,7 +51,7 @@ def inference(
     """
     if link not in LINKS:
         raise InputError(f"link must be one of {', '.join(LINKS)}, got {link!r}.")
-    if scaling is not None and not (inputs.ndim == 2 and len(scaling.mean) == len(scaling.spread) == inputs.shape[1]):
+    if scaling is not None and not (inputs.ndim == 2 and len(scaling.mean) == len(scaling.scale) == inputs.shape[1]):
         raise InputError(f"scaling must have a mean and a spread for each column of {inputs.shape}, got {scaling}.")
 
     def predictions(raw: Array) -> Array:
@@ -116,7 +116,7 @@ def _standardized(raw: Array, scaling: StandardScaler) -> Array:
     low = (scaling.mean - high.astype(np.float64)).astype(np.float32)
     # The barrier keeps XLA from adding up the two parts beforehand.
     rest = lax.optimization_barrier(raw.astype(jnp.float32) - high[None])
-    return (rest - low[None]) / np.asarray(scaling.spread, np.float32)[None]
+    return (rest - low[None]) / np.asarray(scaling.scale, np.float32)[None]
 
 
 CARD, WEIGHTS, PREDICT = "README.md", "weights.safetensors", "predict.py"

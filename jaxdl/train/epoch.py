@@ -319,7 +319,7 @@ CACHED, FILLING = 2**17, 2**22  # numbers of images whose activations a CPU's ca
 
 
 def sum_steps(
-    step: EvalStep, variables: Variables, rows_of: Dataset, sums: MetricSums, start: Any, stop: Any, *, batch_size: int
+    step: EvalStep, variables: Variables, dataset: Dataset, sums: MetricSums, start: Any, stop: Any, *, batch_size: int
 ) -> MetricSums:
     """The sums with those of an evaluation step over the batches `start` to `stop` of the rows, in one compiled loop.
 
@@ -328,12 +328,12 @@ def sum_steps(
     means
 
         for index in range(start, stop):
-            rows = range(index * batch_size, min((index + 1) * batch_size, len(rows_of.sample_weight)))
-            sums = add(sums, step(variables, take(rows_of, rows)))
+            rows = range(index * batch_size, min((index + 1) * batch_size, len(dataset.sample_weight)))
+            sums = merge(sums, step(variables, take(dataset, rows)))
     """
 
     def body(index: Array, sums: MetricSums) -> MetricSums:
-        return merge(sums, step(variables, validation_batch(rows_of, index, batch_size)))
+        return merge(sums, step(variables, validation_batch(dataset, index, batch_size)))
 
     return lax.fori_loop(jnp.asarray(start, jnp.int32), jnp.asarray(stop, jnp.int32), body, sums)
 

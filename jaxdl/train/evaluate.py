@@ -29,7 +29,7 @@ from jaxdl.types import Array, Dataset, MetricSums, Model, Objective, Variables
 
 @explain_calls
 def evaluate(
-    model: Model, objective: Objective, variables: Variables, rows_of: Dataset, *, batch_size: int | None = None
+    model: Model, objective: Objective, variables: Variables, dataset: Dataset, *, batch_size: int | None = None
 ) -> dict[str, Array]:
     """The figures of a data set: `loss` and each metric, float32 scalars, exact for every batch size.
 
@@ -44,19 +44,19 @@ def evaluate(
     check_model(model)
     objective = check_objective(objective)
     check_variables(variables)
-    check_examples("rows_of", rows_of)
+    check_examples("dataset", dataset)
     check_platform()
-    check_labels(model, objective, rows_of)
-    check_targets(objective.loss, rows_of, "rows_of")
-    size = rows_at_once(rows_of.inputs, batch_size)
-    with explain_misfit(model, variables, rows_of.inputs):
-        rows, prepared = evaluation_rows(rows_of), not is_traced(rows_of.sample_weight)
+    check_labels(model, objective, dataset)
+    check_targets(objective.loss, dataset, "dataset")
+    size = rows_at_once(dataset.inputs, batch_size)
+    with explain_misfit(model, variables, dataset.inputs):
+        rows, prepared = evaluation_rows(dataset), not is_traced(dataset.sample_weight)
         return evaluate_prepared(model, objective, variables, rows, size=size, prepared=prepared)
 
 
 @partial(jit, static_argnames=("model", "objective", "size", "prepared"))
 def evaluate_prepared(
-    model: Model, objective: Objective, variables: Variables, rows_of: Dataset, *, size: int, prepared: bool
+    model: Model, objective: Objective, variables: Variables, dataset: Dataset, *, size: int, prepared: bool
 ) -> dict[str, Array]:
     """Return what `evaluate` gives for rows that `evaluation_rows` has prepared, or that are traced.
 
@@ -66,12 +66,12 @@ def evaluate_prepared(
     >>> list(evaluate_prepared(model, objective, variables, rows, size=2, prepared=True))
     ['loss']
     """
-    count = rows_of.sample_weight.shape[0]
+    count = dataset.sample_weight.shape[0]
     step = make_eval_step(model, objective, prepared=prepared)
     if count <= size and data_devices() == 1:
-        return compute(objective, step(variables, rows_of))
-    zero = zeros_of(step, variables, jax.tree.map(lambda leaf: leaf[:size], rows_of))
-    return compute(objective, sum_steps(step, variables, rows_of, zero, 0, -(-count // size), batch_size=size))
+        return compute(objective, step(variables, dataset))
+    zero = zeros_of(step, variables, jax.tree.map(lambda leaf: leaf[:size], dataset))
+    return compute(objective, sum_steps(step, variables, dataset, zero, 0, -(-count // size), batch_size=size))
 
 
 @explain_calls

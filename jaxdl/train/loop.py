@@ -135,7 +135,7 @@ def chunks(
         train, validation = checked(plan, train, validation)
         check_monitors(plan, run_state, validation)
     if run is not run_chunk and train.examples is None:
-        raise InputError("a source trains one run at a time. Use fit for each, or rows in memory: examples(...).")
+        raise InputError("a source trains one run at a time. Use fit for each, or rows in memory: dataset(...).")
     length = int(batches_of_epoch(plan, train, validation)[1])
     if int(run_state.cursor) >= length:
         raise InputError(f"progress stands at batch {run_state.cursor} of {length}. Give the rows that it began with.")

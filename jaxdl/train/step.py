@@ -103,7 +103,7 @@ def train_body(
 
         for index in range(start, stop):
             state, measured = step(state, batch(index))
-            sums = add(sums, measured)
+            sums = merge(sums, measured)
     """
 
     def body(index: Any, carry: tuple[TrainState, Any]) -> tuple[TrainState, MetricSums]:

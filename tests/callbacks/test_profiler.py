@@ -126,7 +126,7 @@ def beginning():
 )
 def test_two_epochs_after_the_first_are_traced_or_the_only_one(monkeypatch, tmp_path, begin, last, expected):
     said = recorded(monkeypatch)
-    with profiler(tmp_path, begin=begin, last=last, epochs=2) as observe:
+    with profiler(tmp_path, initial_epoch=begin, last=last, epochs=2) as observe:
         through(observe, said, last, begin)
     assert said == expected
 

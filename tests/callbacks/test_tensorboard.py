@@ -156,7 +156,7 @@ def test_a_process_that_is_killed_leaves_every_epoch_that_was_written(tmp_path):
 import os, sys
 from jaxdl.callbacks import tensorboard
 history = [{"epoch": epoch, "loss": float(epoch)} for epoch in range(1, 31)]
-with tensorboard(sys.argv[1], every=0.0, begin=0) as observe:
+with tensorboard(sys.argv[1], every=0.0, initial_epoch=0) as observe:
     for epoch in range(1, 31):
         observe(None, history[:epoch])
     os.kill(os.getpid(), 9)
@@ -169,7 +169,7 @@ with tensorboard(sys.argv[1], every=0.0, begin=0) as observe:
 def test_what_a_run_wrote_of_later_epochs_is_purged_even_within_a_second(tmp_path, one_second):
     expected = [[(1, 1.0), (2, 2.0), (3, 3.0)], [(1, 1.0), (2, 2.0), (3, 5.0), (4, 6.0)], [(1, 9.0)]]
     for begin, losses, points in zip((0, 2, 0), ((1.0, 2.0, 3.0), (5.0, 6.0), (9.0,)), expected, strict=True):
-        with callbacks.tensorboard(tmp_path, begin=begin) as observe:
+        with callbacks.tensorboard(tmp_path, initial_epoch=begin) as observe:
             # Before the first of its own epochs ends, too.
             assert scalars(tmp_path / "train").get("loss", []) == [point for point in points if point[0] <= begin]
             replay(observe, records(*losses, begin=begin + 1))
@@ -192,7 +192,7 @@ def test_many_runs_need_few_open_files(tmp_path, one_second, monkeypatch):
 
 def test_a_full_disk_is_told_once_and_ends_nothing(tmp_path, full_disk):
     told, history = [], records(*range(300))
-    with callbacks.tensorboard(tmp_path, every=0.0, begin=0, warn=told.append) as observe:
+    with callbacks.tensorboard(tmp_path, every=0.0, initial_epoch=0, warn=told.append) as observe:
         full_disk()
         replay(observe, history[:200])
         full_disk(False)
@@ -207,7 +207,7 @@ def test_a_folder_that_cannot_be_made_is_told_and_ends_nothing(tmp_path):
     (tmp_path / "charts").write_text("a file")
     for begin in (0, None):
         told = []
-        with callbacks.tensorboard(tmp_path / "charts", begin=begin, warn=told.append) as observe:
+        with callbacks.tensorboard(tmp_path / "charts", initial_epoch=begin, warn=told.append) as observe:
             replay(observe, records(0.5))
         assert len(told) == 1 and "charts cannot be written" in told[0]
 

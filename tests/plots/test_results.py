@@ -233,7 +233,7 @@ def test_the_roc_curves_stand_beside_chance_and_points():
 
 def test_the_area_under_the_drawn_steps_is_the_average_precision():
     figure = plots.precision_recall(
-        {"model": metrics.precision_recall_curve(SCORES, LABELS)}, {"a": (0.5, 0.6)}, share=0.4
+        {"model": metrics.precision_recall_curve(SCORES, LABELS)}, {"a": (0.5, 0.6)}, positive_fraction=0.4
     )
     draw(figure)
     shown = lines(figure)
@@ -247,7 +247,7 @@ def test_the_area_under_the_drawn_steps_is_the_average_precision():
 
 def test_curves_of_a_run_that_went_wrong_can_still_be_drawn():
     draw(plots.roc({}, {"persistence": (0.2, 0.7)}))
-    draw(plots.precision_recall({}, share=0.3))
+    draw(plots.precision_recall({}, positive_fraction=0.3))
 
 
 # Figures of predictions with errors of their own, by what the artists hold.

@@ -418,7 +418,7 @@ def test_a_scaling_is_taken_off_as_standardize_does_where_means_are_large_and_sp
     found = inference(nothing, Variables({}, {}), table, scaling=scaling).call(table)
     np.testing.assert_allclose(found, standardize(table, scaling), rtol=1e-6, atol=1e-6)
     # Which float32 alone does not do.
-    naive = (table - scaling.mean.astype(np.float32)) / scaling.spread.astype(np.float32)
+    naive = (table - scaling.mean.astype(np.float32)) / scaling.scale.astype(np.float32)
     assert np.abs(naive - standardize(table, scaling)).max() > 1e-5
 
 

@@ -70,11 +70,11 @@ def test_the_loop_over_train_body_is_the_loop_in_its_docstring(meaning):
         "start": 0,
         "stop": 8,
     }
-    told = meaning(train_body, **names, add=metrics.merge)
+    told = meaning(train_body, **names, merge=metrics.merge)
     found = chunk_of_steps()(state, sums, 0, 8)
     for one, other in zip(
-        jax.tree.leaves((told["state"].sample_weight, told["sums"])),
-        jax.tree.leaves((found[0].sample_weight, found[1])),
+        jax.tree.leaves((told["state"].variables, told["sums"])),
+        jax.tree.leaves((found[0].variables, found[1])),
         strict=True,
     ):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
@@ -110,13 +110,13 @@ def test_sum_steps_is_the_loop_in_its_docstring(meaning):
     for start, stop in ((0, 4), (1, 3), (3, 4), (2, 1)):
         names = {
             "step": evaluation,
-            "weights": network(),
-            "rows_of": ROWS,
+            "variables": network(),
+            "dataset": ROWS,
             "batch_size": 20,
             "take": take,
-            "add": metrics.merge,
+            "merge": metrics.merge,
         }
-        told = meaning(sum_steps, sums=zero, start=start, early_stopping=stop, **names)["sums"]
+        told = meaning(sum_steps, sums=zero, start=start, stop=stop, **names)["sums"]
         found = sum_steps(evaluation, network(), ROWS, zero, jnp.int32(start), jnp.int32(stop), batch_size=20)
         assert isinstance(found, MetricSums)
         for one, other in zip(jax.tree.leaves(told), jax.tree.leaves(found), strict=True):

@@ -178,7 +178,7 @@ def test_a_driven_run_writes_every_epoch_once(whole, tmp_path):
     for _ in range(2):  # the second is set back
         with (
             csv_log(tmp_path / "a.csv", first.records) as rows,
-            tensorboard(tmp_path, begin=2) as charts,
+            tensorboard(tmp_path, initial_epoch=2) as charts,
         ):
             assert len(rows_in(tmp_path / "a.csv")) == 2
             flags = {"epochs": 5, "history": first.records, "callbacks": [rows, charts]}

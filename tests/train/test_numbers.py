@@ -128,12 +128,12 @@ def test_arrays_of_examples_made_by_hand_are_checked(inputs, message):
         fit(mlp(()), SQUARED, optax.sgd(0.1), rows, epochs=1)
     with pytest.raises(InputError, match=f"validation.inputs must be an array .*{message}"):
         fit(mlp(()), SQUARED, optax.sgd(0.1), ROWS, rows, epochs=1)
-    with pytest.raises(InputError, match=f"rows_of.inputs must be an array .*{message}. Use examples"):
+    with pytest.raises(InputError, match=f"dataset.inputs must be an array .*{message}. Use dataset"):
         evaluate(mlp(()), SQUARED, weights, rows)
 
 
 def test_an_evaluation_refuses_targets_that_its_loss_cannot_take():
     objective, signs = Objective(sigmoid_cross_entropy), np.where(INPUTS[:, :1] > 0, 1, -1)
     weights = jax.jit(LINEAR.init)(jax.random.key(0), INPUTS)
-    with pytest.raises(InputError, match=r"targets from 0 to 1, got -1 in row \d+ of rows_of"):
+    with pytest.raises(InputError, match=r"targets from 0 to 1, got -1 in row \d+ of dataset"):
         evaluate(mlp(()), objective, weights, dataset(INPUTS, signs))
