@@ -12,7 +12,7 @@ from jaxdl.errors import InputError
 from jaxdl.types import Array, PyTree
 
 # What every run has; without it, names are as short as people say them.
-_PREFIX = "state/weights/"
+_PREFIX = "train_state/variables/"
 
 
 def flatten_named(tree: PyTree) -> dict[str, Array]:

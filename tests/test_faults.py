@@ -87,7 +87,7 @@ def test_a_run_that_was_cut_off_shows_it(stopped):
 
 def test_what_differs_is_seen(lab):
     # The comparison itself: one bit of one array.
-    name = next(name for name in lab.reference if name.startswith("progress/state/weights"))
+    name = next(name for name in lab.reference if name.startswith("progress/train_state/variables"))
     dtype, content = lab.reference[name]
     assert differs({**lab.reference, name: (dtype, bytes([content[0] ^ 1]) + content[1:])}, lab) == [name]
     assert differs(lab.reference, lab) == []

@@ -36,13 +36,19 @@ def test_a_whole_progress_comes_back_with_its_dtypes_and_bits():
 
 def test_names_are_those_that_people_use():
     names = _tree.flatten_named(progress_of(5))
-    assert {"state/weights/params/Dense_0/kernel", "epoch", "state/key", "sums/weight", "stopping/best"} <= set(names)
+    assert {
+        "train_state/variables/params/Dense_0/kernel",
+        "epoch",
+        "train_state/key",
+        "sums/weight",
+        "stopping/best",
+    } <= set(names)
     assert len(names) == len(jax.tree.leaves(progress_of(5)))
 
 
 def test_kinds_are_json():
     kinds = _tree.kinds(progress_of(5))
-    assert kinds["state/weights/params/Dense_0/kernel"] == ["float32", [3, 5]]
+    assert kinds["train_state/variables/params/Dense_0/kernel"] == ["float32", [3, 5]]
     assert kinds["key"] == ["key<fry>", []]
 
 

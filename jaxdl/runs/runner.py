@@ -420,7 +420,7 @@ def noticing(
 class Watchers(NamedTuple):
     """Who looks at a run."""
 
-    on_epoch: tuple[Callback, ...]  # after every epoch
+    callbacks: tuple[Callback, ...]  # after every epoch
     watchers: tuple[Callback, ...]  # after every chunk
 
 

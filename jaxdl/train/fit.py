@@ -238,10 +238,12 @@ def _check_same(run_state: RunState, expected: RunState, many: bool) -> None:
     different = [name for name in {**wanted, **found} if found.get(name) != wanted.get(name)]
     if different:
         # The arrays of the model say more than those that follow from them, and a kernel more than a bias.
-        own = [name for name in different if name.startswith("state/weights")] or different
+        own = [name for name in different if name.startswith("train_state/variables")] or different
         name = max(own, key=lambda name: len((wanted.get(name) or found[name])[0]))
         held, needed = (_told(kinds.get(name)) for kinds in (found, wanted))
-        raise InputError(f"progress has {held} for {name.removeprefix('state/weights/')}, expected {needed}. {advice}")
+        raise InputError(
+            f"progress has {held} for {name.removeprefix('train_state/variables/')}, expected {needed}. {advice}"
+        )
     structures: list[Any] = [jax.tree.structure(tree) for tree in (run_state, expected)]
     if structures[0] != structures[1]:
         raise InputError(f"progress has the state of another optimizer than optimizer. {advice}")

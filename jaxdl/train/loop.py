@@ -66,7 +66,7 @@ class Pace:
 
     >>> pace = Pace(seconds=1.0)
     >>> first = pace()
-    >>> pace.warn(0.25, first)
+    >>> pace.update(0.25, first)
     >>> first, pace()
     (1, 2)
     """
@@ -79,7 +79,7 @@ class Pace:
         """The batches of the next call; 0 for a pause."""
         return 0 if self.pause() else self.size
 
-    def warn(self, seconds: float, batches: int) -> None:
+    def update(self, seconds: float, batches: int) -> None:
         """Take in what the batches of a call took."""
         if batches:
             self.size = max(1, min(2 * self.size, int(self.seconds * batches / max(seconds, 1e-9))))
@@ -171,7 +171,7 @@ def chunks(
             record = None if at % length or not size else _record(at // length, names, figures)
             now = time.perf_counter()
             if isinstance(steps, Pace):
-                steps.warn(now - began, size)
+                steps.update(now - began, size)
             began = now
             yield Chunk(run_state, record, bool((finite != 0).all()), size, done)
 

@@ -87,7 +87,7 @@ def test_it_moves_inside_of_an_epoch(clock, notebook):
 
 
 def test_a_run_that_goes_on_begins_where_it_stands(clock, notebook):
-    with notebook_bar(100, begin=90) as observe:
+    with notebook_bar(100, initial_epoch=90) as observe:
         for epoch in (91, 92):
             clock.now += 1
             observe(run_state(epoch, epoch), [{"epoch": n, "loss": 1.0} for n in range(91, epoch + 1)])

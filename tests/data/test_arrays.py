@@ -45,7 +45,7 @@ def test_standardizing_is_that_of_scikit_learn():
 
 def test_a_constant_column_stays_finite():
     table = np.full((50, 1), 0.1)
-    np.testing.assert_array_equal(fit_scaler(table).spread, [1.0])
+    np.testing.assert_array_equal(fit_scaler(table).scale, [1.0])
     np.testing.assert_allclose(standardize(table, fit_scaler(table)), 0, atol=1e-15)
 
 

@@ -86,11 +86,11 @@ def outputs(members, timeout=60):
 def test_processes_join_and_tell_each_other():
     number = 4
     body = """
-print(processes.index(), processes.count(), processes.is_first(), len(jax.devices()), jax.local_device_count())
+print(processes.index(), processes.count(), processes.is_main(), len(jax.devices()), jax.local_device_count())
 for text in ("", "hällo " + "x" * own, "y" * 5000):
-    print(processes.told(text if own == 0 else "not mine"))
-print(processes.gathered([own, -1, 2**40 + own]).tolist())
-processes.leave()
+    print(processes.broadcast_text(text if own == 0 else "not mine"))
+print(processes.all_gather([own, -1, 2**40 + own]).tolist())
+processes.shutdown()
 sys.exit(7)
 """
     with group(body, number) as members:
@@ -134,7 +134,7 @@ def test_of_three_processes_each_names_the_one_that_was_killed():
 
 @pytest.mark.processes
 def test_an_exit_without_leaving_ends_the_others_with_its_own_code():
-    body = "if own == 1:\n    print('said')\n    processes.end(3)\n" + SUMS
+    body = "if own == 1:\n    print('said')\n    processes.abort(3)\n" + SUMS
     with group(body) as members:
         said, told = outputs(members, 20)
         assert said[1] == "said\n" and "process 1 (pid " in told[0]
@@ -155,7 +155,7 @@ def test_bad_input_is_refused_before_anybody_is_waited_for():
 from jaxdl.errors import InputError
 def refused(*given, **more):
     try:
-        processes.join(*given, **more)
+        processes.initialize(*given, **more)
     except InputError as error:
         print(error)
 refused("127.0.0.1:1", 2, 1, timeout=1)
@@ -179,13 +179,13 @@ def joined():
     """What a process says that has joined a group of its own, and its exit code after SIGTERM."""
     body = """
 try:
-    processes.join(address, number, own)
+    processes.initialize(address, number, own)
 except ValueError as error:
     print(error)
 processes.PATIENCE = 0.1
 for text in ("UNKNOWN: Gloo all-reduce failed: timed out\\nmore", "RESOURCE_EXHAUSTED: Out of memory"):
-    print(processes.lost(jax.errors.JaxRuntimeError(text)))
-print(processes.lost(ConnectionError("connection refused")))
+    print(processes.peer_lost(jax.errors.JaxRuntimeError(text)))
+print(processes.peer_lost(ConnectionError("connection refused")))
 print("here", flush=True)
 time.sleep(60)
 """

@@ -220,7 +220,7 @@ with redirect_stderr(sys.stdout):
             weather.run(config, Console())
         except multiprocess.EndedError as error:
             print("ended with", error)
-processes.leave()
+processes.shutdown()
 """
 
 
@@ -271,7 +271,7 @@ def test_numbers_that_are_not_finite_are_one_message_and_what_was_before_is_save
     assert all(
         np.isfinite(array).all()
         for name, array in saved(tmp_path / "run").arrays.items()
-        if name.startswith("state/weights")
+        if name.startswith("train_state/variables")
     )
 
 

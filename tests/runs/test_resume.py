@@ -216,7 +216,9 @@ def test_nan_stops_a_run_which_then_can_continue(tmp_path, capsys):
         error = capsys.readouterr().err
         assert "error: epoch 1, step 2 of 9 of training: inf in Dense_" in error and "--on-nan continue" in error
     saved = saving.restore_latest(folder / "checkpoints/progress", print)
-    assert all(np.isfinite(array).all() for name, array in saved.arrays.items() if name.startswith("state/weights"))
+    assert all(
+        np.isfinite(array).all() for name, array in saved.arrays.items() if name.startswith("train_state/variables")
+    )
     number = saved.number
     assert call("--workdir", folder, "--on-nan", "continue") == 0
     # What is not finite is never saved: the last finite checkpoint stays the latest.

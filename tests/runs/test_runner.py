@@ -24,7 +24,7 @@ from jaxdl.losses import squared_error
 from jaxdl.metrics import rmse
 from jaxdl.nn import mlp
 from jaxdl.runs import runner
-from jaxdl.train import early_stopping, loop, make_plan, start
+from jaxdl.train import early_stopping, make_plan, start
 from jaxdl.train.fit import fit
 from jaxdl.train.loop import Chunk
 from jaxdl.types import Objective
@@ -81,7 +81,7 @@ def test_the_seconds_of_an_epoch_are_not_those_of_its_compilation(monkeypatch):
                 pass_time(1)
                 yield Chunk(run_state, record, True, 1)
 
-    monkeypatch.setattr(loop, "chunks", chunks)
+    monkeypatch.setattr(runner, "chunks", chunks)
     end = runner.drive(PLAN, start(PLAN, ROWS, ROWS, key=jax.random.key(0)), ROWS, ROWS, epochs=3)
     assert [record["seconds"] for record in end.history] == [2, 2, 2]
 

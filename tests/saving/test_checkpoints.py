@@ -618,7 +618,9 @@ def test_what_is_not_finite_is_never_saved(tmp_path):
     assert len(end.history) == 3 and not np.isfinite(end.history[-1]["loss"])
     saved = saving.restore_latest(tmp_path, refuse)
     assert len(pauses) < 18
-    assert all(np.isfinite(array).all() for name, array in saved.arrays.items() if name.startswith("state/weights"))
+    assert all(
+        np.isfinite(array).all() for name, array in saved.arrays.items() if name.startswith("train_state/variables")
+    )
     assert len(saved.about["history"]) == int(saved.arrays["epoch"]) == 0
 
 
@@ -667,7 +669,7 @@ def train(folder, epochs, placed):
         end = drive(plan, begin, rows, None, epochs=epochs, **saving).state
     whole = to_host(end)
     # All have saved before anybody reads.
-    processes.gathered([0])
+    processes.all_gather([0])
     again = restore_latest(folder, print)
     return {**told, "end": sums(flatten_named(whole)), "again": sums(again.arrays), "number": again.number}, whole
 """
@@ -677,7 +679,7 @@ def placed(tree):
     return place_rows(tree, mesh) if hasattr(tree, "inputs") else place_progress(tree, mesh, large=0)
 told, _ = train(Path(given[0]), int(given[1]), placed)
 print(json.dumps(told))
-processes.leave()
+processes.shutdown()
 """
 
 
@@ -730,8 +732,8 @@ with shared_checkpointer(Path(given[0]), {}, every=99, warn=print) as checkpoint
         checkpointer.observe(shard_state({"step": np.int32(step)}, make_mesh()), [])
         checkpointer.save()
         print(step, *sorted(path.name for path in Path(given[0]).iterdir()))
-        processes.gathered([0])
-processes.leave()
+        processes.all_gather([0])
+processes.shutdown()
 """
     said = scripts(body, 2, tmp_path / "saved")
     text = "a checkpoint could not be saved ({}); the last good one stays."

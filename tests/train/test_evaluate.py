@@ -90,7 +90,7 @@ def test_chunks_of_any_length_give_the_bits_of_the_whole_from_one_program(chunk,
             state, sums = chunk_of_steps()(state, sums, np.int32(begin), np.int32(min(begin + chunk, 8)))
     assert names == []
     for one, other in zip(
-        jax.tree.leaves((whole[0].sample_weight, whole[1])), jax.tree.leaves((state.variables, sums)), strict=True
+        jax.tree.leaves((whole[0].variables, whole[1])), jax.tree.leaves((state.variables, sums)), strict=True
     ):
         np.testing.assert_array_equal(one, other)
 

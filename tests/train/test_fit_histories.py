@@ -86,18 +86,18 @@ def whole():
 
 @pytest.mark.parametrize("anew", [False, True], ids=["the same callbacks", "callbacks made anew"])
 def test_a_run_resumed_from_its_result_keeps_its_whole_history(whole, anew, tmp_path):
-    callbacks = Callbacks(tmp_path)
-    with callbacks as callbacks:
+    watching = Callbacks(tmp_path)
+    with watching as callbacks:
         run = train(epochs=2, callbacks=callbacks)
         if not anew:
             run = train(epochs=5, state=run, callbacks=callbacks)
     if anew:
-        with callbacks as callbacks:
+        with watching as callbacks:
             run = train(epochs=5, state=run, callbacks=callbacks)
     assert run.records == whole.records and bits(run.state) == bits(whole.state)
     pd.testing.assert_frame_equal(run.history, whole.history, check_exact=True)
-    assert callbacks.lengths == [1, 2, 3, 4, 5]
-    callbacks.check(whole.records)
+    assert watching.lengths == [1, 2, 3, 4, 5]
+    watching.check(whole.records)
 
 
 @pytest.mark.parametrize("anew", [False, True], ids=["the same callbacks", "callbacks made anew"])
@@ -105,25 +105,25 @@ def test_a_run_that_is_set_back_takes_later_epochs_back(whole, anew, tmp_path):
     first = train(epochs=2)
     # Another learning rate would give other epochs 3 and 4; so does another order of the rows.
     other = first._replace(state=first.state._replace(key=jax.random.key(9)))
-    callbacks = Callbacks(tmp_path)
-    with callbacks as callbacks:
+    watching = Callbacks(tmp_path)
+    with watching as callbacks:
         train(epochs=4, state=other, callbacks=callbacks)
         if not anew:
             run = train(epochs=3, state=first, callbacks=callbacks)
     if anew:
-        with callbacks as callbacks:
+        with watching as callbacks:
             run = train(epochs=3, state=first, callbacks=callbacks)
     assert run.records == whole.records[:3]
-    callbacks.check(whole.records[:3])
+    watching.check(whole.records[:3])
 
 
 def test_callbacks_that_saw_the_epochs_before_a_bare_state_keep_them(whole, tmp_path):
-    callbacks = Callbacks(tmp_path)
-    with callbacks as callbacks:
+    watching = Callbacks(tmp_path)
+    with watching as callbacks:
         first = train(epochs=2, callbacks=callbacks)
         second = train(epochs=5, state=first.state, callbacks=callbacks)
     assert [row["epoch"] for row in second.records] == [3, 4, 5]
-    callbacks.check(whole.records)
+    watching.check(whole.records)
 
 
 def test_a_file_made_anew_keeps_the_rows_before_a_bare_state(whole, tmp_path):
@@ -232,15 +232,15 @@ def all_runs():
 
 @pytest.mark.parametrize("anew", [False, True], ids=["the same callbacks", "callbacks made anew"])
 def test_many_runs_keep_their_whole_history(all_runs, anew, tmp_path):
-    callbacks = Callbacks(tmp_path)
-    with callbacks as callbacks:
+    watching = Callbacks(tmp_path)
+    with watching as callbacks:
         runs = many(epochs=2, callbacks=callbacks)
         if not anew:
             runs = many(epochs=4, state=runs, callbacks=callbacks)
     if anew:
-        with callbacks as callbacks:
+        with watching as callbacks:
             runs = many(epochs=4, state=runs, callbacks=callbacks)
-    assert bits(runs.state) == bits(all_runs.state) and callbacks.lengths == [1, 2, 3, 4]
+    assert bits(runs.state) == bits(all_runs.state) and watching.lengths == [1, 2, 3, 4]
     pd.testing.assert_frame_equal(runs.history, all_runs.history, check_exact=True)
     # A row a run and epoch in the file, a folder of charts a run.
     table = pd.DataFrame(rows_in(tmp_path / "history.csv")).astype(float)

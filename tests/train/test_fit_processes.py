@@ -48,7 +48,7 @@ def slow(progress, history):
 mesh = make_mesh()
 told = trained(lambda rows: place_rows(rows, mesh), [slow])
 print(json.dumps({**told, "seconds": time.monotonic() - began}))
-processes.leave()
+processes.shutdown()
 """
 
 

@@ -185,7 +185,7 @@ def test_reduce_on_plateau_may_be_added_to_a_checkpoint_and_left_out(tmp_path):
 
 
 OTHERS = {
-    "sgd before adam": ({"optimizer": optax.sgd(0.1)}, {}, "nothing for state/opt_state"),
+    "sgd before adam": ({"optimizer": optax.sgd(0.1)}, {}, "nothing for train_state/opt_state"),
     "adamw before adam": ({"optimizer": optax.adamw(0.1)}, {}, "the state of another optimizer"),
     "momentum before none": (
         {"optimizer": optax.sgd(0.1, momentum=0.9)},

@@ -174,7 +174,7 @@ begin, rows = start(plan, rows, key=jax.random.key(0)), shard_dataset(rows, make
 asked = iter([0, 2, 0, 1, WHOLE])
 for chunk in chunks(plan, begin, rows, last=1, steps=lambda: next(asked) if own == 0 else WHOLE):
     # In a pause the processes may do something else together, such as to save.
-    print(chunk.batches, *processes.gathered([own]).ravel())
-processes.leave()
+    print(chunk.batches, *processes.all_gather([own]).ravel())
+processes.shutdown()
 """
     assert scripts(body, 2, within=120) == ["0 0 1\n2 0 1\n0 0 1\n1 0 1\n3 0 1\n"] * 2

@@ -13,7 +13,7 @@ def device():
         pace, sizes = Pace(**options), []
         while sum(sizes) < batches:
             sizes.append(pace())
-            pace.tell(sum(map(costs, range(sum(sizes[:-1]), sum(sizes)))), sizes[-1])
+            pace.update(sum(map(costs, range(sum(sizes[:-1]), sum(sizes)))), sizes[-1])
         return sizes
 
     return run
@@ -50,5 +50,5 @@ def test_a_pause_is_no_measure():
     sizes = []
     for seconds in (0.001, 9.0, 0.001):
         sizes.append(pace())
-        pace.tell(seconds, sizes[-1])
+        pace.update(seconds, sizes[-1])
     assert sizes == [1, 0, 2]

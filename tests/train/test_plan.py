@@ -82,7 +82,7 @@ def test_a_plateau_of_an_accuracy_that_rises_keeps_the_learning_rate():
 @pytest.mark.parametrize("monitor", ["largest_output", "val_largest_output", "learning_rate"])
 def test_a_monitor_of_unknown_direction_needs_a_mode(rule, monitor):
     objective = Objective(losses.softmax_cross_entropy, (UNKNOWN,))
-    name = "stop" if rule is early_stopping else "plateau"
+    name = "early_stopping" if rule is early_stopping else "plateau"
     with pytest.raises(InputError, match=f'{name} monitors "{monitor}" without a mode.*mode="min"'):
         make_plan(MODEL, objective, OPTIMIZER, **{name: rule(monitor)})
     assert make_plan(MODEL, objective, OPTIMIZER, **{name: rule(monitor, mode="max")})
@@ -98,7 +98,7 @@ def test_a_metric_of_unknown_direction_may_be_measured():
     ("monitor", "mode"), [("val_accuracy", "min"), ("accuracy", "min"), ("val_loss", "max"), (None, "max")]
 )
 def test_a_mode_that_contradicts_the_metric_is_refused(monitor, mode):
-    with pytest.raises(InputError, match=f'stop has mode="{mode}".*Leave mode out'):
+    with pytest.raises(InputError, match=f'early_stopping has mode="{mode}".*Leave mode out'):
         make_plan(MODEL, CLASSES, OPTIMIZER, early_stopping=early_stopping(monitor, mode=mode))
 
 
@@ -118,7 +118,7 @@ def test_a_rule_that_was_put_into_a_plan_by_hand_must_have_its_mode():
 def test_a_user_defined_rule_decides_on_its_direction_itself():
     stop = early_stopping("largest_output", mode="max")._replace(mode=None)
     objective = Objective(losses.softmax_cross_entropy, (UNKNOWN,))
-    assert make_plan(MODEL, objective, OPTIMIZER, early_stopping=stop).stop is stop
+    assert make_plan(MODEL, objective, OPTIMIZER, early_stopping=stop).early_stopping is stop
 
 
 def test_the_candidate_within_one_standard_error_of_the_highest_mean_is_that_of_the_lowest_negated_one():

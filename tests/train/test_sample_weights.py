@@ -176,7 +176,7 @@ def test_what_an_example_of_weight_0_holds_changes_no_bit(garbage):
                 evaluate_source(model, SQUARED, weights, source),
                 evaluate_members(model, SQUARED, jax.tree.map(lambda leaf: leaf[None], weights), rows),
                 eval_step(weights, rows),
-                train_step(make_train_state(weights, optimizer, jax.random.key(0)), rows)[0].sample_weight,
+                train_step(make_train_state(weights, optimizer, jax.random.key(0)), rows)[0].variables,
             ]
         )
     leaves_equal(*both)

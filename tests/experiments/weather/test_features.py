@@ -25,7 +25,7 @@ def assert_equal(one, other):
     """Data sets that are equal in every field, to the bit."""
     for name in one._fields:
         left, right = getattr(one, name), getattr(other, name)
-        parts = zip(left, right, strict=True) if name == "examples" else [(left, right)]
+        parts = zip(left, right, strict=True) if name == "data" else [(left, right)]
         for a, b in parts:
             assert type(a) is type(b), name
             np.testing.assert_array_equal(a, b, err_msg=name)
