@@ -108,7 +108,7 @@ def network(config: Config) -> ModelSpec:
     """The network of a resolved configuration as data; `strong` predicts twice.
 
     >>> network(resolve(Config(width=8, recipe="strong")))
-    Network(kind='residual_net', arguments={'width': 8, 'dtype': 'float32'}, flip_averaged=True)
+    ModelSpec(kind='residual_net', arguments={'width': 8, 'dtype': 'float32'}, flip_averaged=True)
     """
     dtype = {"dtype": config.dtype}
     if config.recipe == "strong":

@@ -150,7 +150,7 @@ def training_rows(rows: object) -> Any:
     program of one's own must be given rows that have been prepared.
 
     >>> rows = Dataset(np.ones((2, 1)), np.ones((2, 1)), np.array([1.0, 3.0], np.float32))
-    >>> training_rows(rows).variables.tolist()
+    >>> training_rows(rows).sample_weight.tolist()
     [0.5, 1.5]
     """
     if not isinstance(rows, Dataset) or is_traced(rows.sample_weight):
@@ -206,7 +206,7 @@ def batches_of(
     >>> from jaxdl import dataset
     >>> rows = jax.tree.map(jnp.asarray, dataset([10.0, 11.0, 12.0], [0, 1, 2]))
     >>> batch = batches_of(rows, jax.random.key(0), 0, 2)
-    >>> sorted([*batch(0).inputs.tolist(), batch(1).inputs[0].item()]), batch(1).variables.tolist()
+    >>> sorted([*batch(0).inputs.tolist(), batch(1).inputs[0].item()]), batch(1).sample_weight.tolist()
     ([10.0, 11.0, 12.0], [1.0, 0.0])
     """
     at = None if isinstance(train, Window) else permuted_rows(key, epoch, train.sample_weight.shape[0])

@@ -251,7 +251,7 @@ def plan_windows(first: Dataset, rows: int, batch_size: int, window_bytes: int =
     """The cut of so many rows like the first ones: windows of about so many bytes, of a batch at least.
 
     >>> plan_windows(Dataset(np.ones((1, 24), np.float32), np.ones(1, np.int32), np.ones(1, np.float32)), 95, 10, 3200)
-    Cut(rows=95, batch_size=10, batches=10, held=3, windows=4)
+    WindowPlan(rows=95, batch_size=10, batches=10, held=3, windows=4)
     """
     batches = -(-rows // batch_size)
     of_row = sum(leaf.nbytes // len(leaf) for leaf in first)
@@ -318,7 +318,7 @@ def for_training(source: DataSource, rows: Dataset) -> Dataset | Batch:
     Raises InputError for weights that are not 1 where the source does not know their mean.
 
     >>> source = DataSource(2, lambda rows: Dataset(rows, rows, rows), mean_weight=2.0)
-    >>> for_training(source, Dataset(np.ones((2, 1)), np.ones((2, 1)), np.array([1.0, 3.0]))).variables.tolist()
+    >>> for_training(source, Dataset(np.ones((2, 1)), np.ones((2, 1)), np.array([1.0, 3.0]))).sample_weight.tolist()
     [0.5, 1.5]
     """
     if source.mean_weight is not None:

@@ -88,7 +88,7 @@ def fit_seeds(
         other, with the bits of `fit` (on several devices, not of BatchNorm, which XLA rounds otherwise there). On a CPU
         neither is much faster for small dense networks; for ConvNets "map" is.
     seeds: 0 to 15 by default; with a state, those that it was begun with.
-    callbacks: functions `(progress, records) -> None`, called after every epoch with the records of all epochs so far;
+    callbacks: functions `(state, records) -> None`, called after every epoch with the records of all epochs so far;
         a value of a record is an array (M,). With `saving.checkpointer` for one, the runs can be resumed after a crash.
     state: earlier runs of the same seeds to resume, as for `fit`: the result of `fit_seeds`, or what
         `saving.restore_latest` returns; their records stand before the new ones. Those of a bare RunState are not

@@ -362,7 +362,7 @@ def sweep(
     method: as for `fit_seeds`. With "map", runs have the bits of `fit` where numbers are learning rates, weight decays
         or dropout rates, and differ in the last bits where XLA or Python computes beforehand with one that is known.
     rows: `(rows, **structure) -> rows`, what candidates see of the rows, where they differ in that (in columns, say).
-    callbacks: functions `(progress, records) -> None`, called after every epoch of runs that share a program, with all
+    callbacks: functions `(state, records) -> None`, called after every epoch of runs that share a program, with all
         records of the sweep so far. With `saving.checkpointer` for one, the sweep can be resumed after a crash.
     state: an earlier sweep to resume: the result of `sweep`, or what `saving.restore_latest` returns. `epochs` may be
         larger than before.

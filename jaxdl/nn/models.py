@@ -299,7 +299,7 @@ def from_json(entry: object) -> ModelSpec:
     Raises InputError for an entry that is anything else; `as_model` judges its kind and its arguments.
 
     >>> from_json({"kind": "mlp", "arguments": {"widths": [8]}, "flip_averaged": False})
-    Network(kind='mlp', arguments={'widths': [8]}, flip_averaged=False)
+    ModelSpec(kind='mlp', arguments={'widths': [8]}, flip_averaged=False)
     """
     types = {"kind": str, "arguments": dict, "flip_averaged": bool}
     if (

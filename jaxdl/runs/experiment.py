@@ -40,9 +40,9 @@ class Setup:
 
     >>> from jaxdl import dataset, losses, mlp
     >>> rows = dataset([[1.0], [2.0]], [[1.0], [2.0]])
-    >>> setup = Setup(rows, rows, rows, mlp(()), losses.squared_error, optax.sgd(0.1), seed=1)
+    >>> setup = Setup(rows, rows, rows, mlp(()), losses.squared_error, optax.sgd(0.1), seed=1, batch_size=2)
     >>> setup.plan.batch_size, int(setup.start.epoch)
-    (32, 0)
+    (2, 0)
     """
 
     train: Dataset

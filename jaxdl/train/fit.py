@@ -93,8 +93,8 @@ def resume(
     >>> import optax
     >>> from jaxdl import dataset, early_stopping, fit, losses, make_plan, mlp, Objective
     >>> rows, model, objective = dataset([[1.0], [2.0]], [[1.0], [2.0]]), mlp(()), Objective(losses.squared_error)
-    >>> early_stopping, optimizer = early_stopping("loss", min_delta=100.0), optax.sgd(0.1)
-    >>> run = fit(model, objective, optimizer, rows, epochs=9, batch_size=2, early_stopping=early_stopping)
+    >>> stop, optimizer = early_stopping("loss", min_delta=100.0), optax.sgd(0.1)
+    >>> run = fit(model, objective, optimizer, rows, epochs=9, batch_size=2, early_stopping=stop)
     >>> plan = make_plan(model, objective, optimizer, batch_size=2, early_stopping=early_stopping("loss", patience=5))
     >>> bool(run.state.stopping.should_stop), bool(resume(plan, run.state, rows).stopping.should_stop)
     (True, False)
@@ -327,7 +327,7 @@ def fit(
         inside of an epoch of the same batch size and rows too. A run that stopped early trains on where
         `early_stopping` would not have ended it: with more patience, say, or another `min_delta`, or without a rule.
         Where another value is monitored than before, the best epoch is one of those to come.
-    callbacks: functions `(progress, history) -> None`, called after every epoch with the records of all epochs so far.
+    callbacks: functions `(state, history) -> None`, called after every epoch with the records of all epochs so far.
     on_nan: whether to stop where a weight or a loss is not finite, with a warning that says where that arose. The
         result then stands before that step. Such an epoch is never the best.
 

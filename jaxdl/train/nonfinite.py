@@ -51,7 +51,7 @@ def in_step(plan: Plan, state: TrainState, batch: Dataset) -> _Origin | None:
     >>> batch = Dataset(jnp.full((2, 1), 1e30), jnp.array([[0.0], [1.0]]), jnp.ones(2))
     >>> variables = Variables({"Dense_0": {"kernel": jnp.full((1, 1), 1e30), "bias": jnp.zeros(1)}}, {})
     >>> in_step(plan, make_train_state(variables, plan.optimizer, jax.random.key(0)), batch)
-    Arose(layer='Dense_0 (dot_general)', value='inf', rows=(0, 1))
+    _Origin(layer='Dense_0 (dot_general)', value='inf', rows=(0, 1))
     """
     key, batch = jax.random.fold_in(state.key, state.step), only_counted(batch)
     found = _before(state.variables, batch) or _forward(plan, state.variables, batch, train=True, key=key)

@@ -113,7 +113,7 @@ def test_the_walk_by_hand_is_what_fit_does(capsys):
     for line, (epoch, record) in zip(lines[:3], run.history.iterrows(), strict=True):
         assert line == f"{epoch} { {name: round(value, 2) for name, value in record.items()} }"
     # The step's loss is that of NumPy before the update.
-    outputs, _ = plan.model.apply(names["progress"].state.variables, names["batch"].inputs, train=True, key=None)
+    outputs, _ = plan.model.apply(names["run_state"].train_state.variables, names["batch"].inputs, train=True, key=None)
     expected = np.mean((np.asarray(outputs) - names["batch"].targets) ** 2)
     assert float(lines[3]) == pytest.approx(expected, rel=1e-5)
 
