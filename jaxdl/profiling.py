@@ -68,7 +68,9 @@ def step_cost(plan: Plan, run_state: RunState, train: Dataset | DataSource) -> S
     (4, True)
     """
     step = make_train_step(plan.model, plan.objective, plan.optimizer, ema_decay=plan.ema_decay, prepared=True)
-    return cost_of(step, run_state.train_state, _batch(loader(train, 1).first, plan.batch_size))
+    # The rows of a dataset may be shapes alone, which no loader takes.
+    rows = train if isinstance(train, Dataset) else loader(train, 1).first
+    return cost_of(step, run_state.train_state, _batch(rows, plan.batch_size))
 
 
 def lowered_step(step: Callable[[Any, Dataset], Any], state: PyTree, batch: Dataset) -> jax.stages.Lowered:

@@ -570,7 +570,7 @@ def test_results_are_printed_in_one_line(run, runs):
         assert "\n" not in repr(thing)
         assert len(repr(thing)) < 200
     assert repr(run.best) == "Variables(params=5 numbers in 2 arrays, stats=0 numbers in 0 arrays)"
-    assert repr(ROWS) == "Examples(inputs=float32[12, 4], targets=float32[12, 1], weights=float32[12])"
+    assert repr(ROWS) == "Dataset(inputs=float32[12, 4], targets=float32[12, 1], sample_weight=float32[12])"
     assert repr(jax.tree.map(lambda leaf: None, run.best)).startswith("Weights(")
 
 

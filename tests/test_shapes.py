@@ -76,7 +76,7 @@ assert nn.dropout(key, jnp.ones((2, 2), jnp.bfloat16), jnp.float32(0.5)).dtype =
 gradient = jax.grad(lambda k: convolution.convolve(images, k, (1, 1), "SAME", None, None, convolution.NUMBERS).sum())
 assert gradient(kernel).shape == kernel.shape
 assert jax.vmap(losses.squared_error)(outputs[None], targets[None]).shape == (1, 4)
-assert batches.order(key, 1, 5).shape == (5,)
+assert batches.permutation(key, 1, 5).shape == (5,)
 drawn = batches._draws(key, 1, 5)
 assert batches.rows_on_host(drawn, np.array([3, 1]), 5).shape == (2,)
 train, held_out = arrays.split(10, 0.3)

@@ -14,7 +14,7 @@ import warnings
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import jax
 from rich.console import Console
@@ -79,6 +79,8 @@ class Flags:
 @dataclass(frozen=True)
 class Config(Output, Flags):
     """Goes through the whole lesson with many seeds; writes tables, pictures, a page."""
+
+    folder_kind: ClassVar[str] = KIND
 
 
 class Data(NamedTuple):

@@ -156,7 +156,7 @@ def _earlier(config: Any) -> dict[str, Any]:
     """The flags of the run in a configuration's folder."""
     if config.workdir is None or config.fresh:
         return {}
-    earlier = folders.earlier(config.workdir)
+    earlier = folders.earlier(config.workdir, getattr(config, "folder_kind", folders.RUN))
     if earlier is None:
         return {}
     kinds = get_type_hints(type(config))

@@ -206,7 +206,7 @@ def test_a_run_goes_on_on_another_number_of_devices(alone):
     two, records = history(PLAN, *placed(mesh_of_size(2), one), 9)
     for found, wanted in zip(records, alone[1][6:], strict=True):
         np.testing.assert_allclose(found["val_loss"], wanted["val_loss"], rtol=1e-5)
-    assert int(two.train_state.step) == int(alone[0].state.step)
+    assert int(two.train_state.step) == int(alone[0].train_state.step)
 
 
 def test_the_least_wish_counts_and_none_is_a_pause():

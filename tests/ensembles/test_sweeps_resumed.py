@@ -58,14 +58,14 @@ def whole(flags):
     return found
 
 
-def interrupted(after, on_epoch=(), **flags):
+def interrupted(after, callbacks=(), **flags):
     """A sweep that Ctrl-C ends after so many epochs, and all those of others."""
 
     def stop(run_state, records):
         if len(records) == after:
             raise KeyboardInterrupt
 
-    return run(**flags, callbacks=[*on_epoch, stop])
+    return run(**flags, callbacks=[*callbacks, stop])
 
 
 def test_an_interrupted_sweep_is_resumed_to_the_bit(flags, whole):

@@ -308,7 +308,7 @@ def test_processes_with_different_flags_end_with_one_message_each_before_they_re
 def told(monkeypatch):
     """What process 0 tells, as another one hears it."""
     texts = []
-    monkeypatch.setattr(jaxdl.processes, "told", lambda text: texts.pop(0))
+    monkeypatch.setattr("jaxdl.distributed.processes.broadcast_text", lambda text: texts.pop(0))
     return texts
 
 

@@ -676,7 +676,7 @@ def train(folder, epochs, placed):
 SHARED = """
 mesh = make_mesh(data=number)
 def placed(tree):
-    return place_rows(tree, mesh) if hasattr(tree, "inputs") else place_progress(tree, mesh, large=0)
+    return shard_dataset(tree, mesh) if hasattr(tree, "inputs") else shard_state(tree, mesh, large=0)
 told, _ = train(Path(given[0]), int(given[1]), placed)
 print(json.dumps(told))
 processes.shutdown()

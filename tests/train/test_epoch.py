@@ -76,11 +76,11 @@ def test_epochs_is_the_loop_in_its_docstring(meaning):
     plan = TWO_EPOCHS
     found = take_epochs(plan, 50)
     records = []
-    loop = {"state": begin(plan), "train": TRAIN, "validation": VALIDATION, "plan": plan, "last": None}
+    loop = {"run_state": begin(plan), "train": TRAIN, "validation": VALIDATION, "plan": plan, "last": None}
     # A generator's loop yields; what it yields is collected instead.
     told = meaning(epochs, **loop, run_epoch=run_epoch, keep=lambda run_state, record: records.append(record))
     assert len(records) == len(found) > 1
-    same(told["progress"], found[-1][0])
+    same(told["run_state"], found[-1][0])
     assert found[-1][1] == {"epoch": len(found), **{name: float(value) for name, value in records[-1].items()}}
 
 
@@ -124,7 +124,7 @@ def test_training_figures_are_means_over_the_rows_as_they_were_met():
 def test_going_on_from_a_progress_is_the_run_that_was_never_interrupted():
     plan = plan_of(mlp((5,), dropout=0.2))
     whole = take_epochs(plan, 6)
-    again = take_epochs(plan, 3, state=take_epochs(plan, 3)[-1][0])
+    again = take_epochs(plan, 3, run_state=take_epochs(plan, 3)[-1][0])
     same(whole[-1][0], again[-1][0])
     assert [record for _, record in whole[3:]] == [record for _, record in again]
 
@@ -135,7 +135,7 @@ def test_the_last_epoch_and_a_stopped_run_end_the_generator():
     stopped = [run_state for run_state, _ in epochs(plan, begin(plan), TRAIN, VALIDATION)]
     assert len(stopped) == 2
     # The device was an epoch ahead, and nothing of that shows.
-    assert int(stopped[-1].epoch) == 2 and int(stopped[-1].state.step) == 16
+    assert int(stopped[-1].epoch) == 2 and int(stopped[-1].train_state.step) == 16
     assert list(epochs(plan, stopped[-1], TRAIN, VALIDATION)) == []
 
 
@@ -162,7 +162,7 @@ def test_best_weights_are_those_of_the_best_epoch():
     losses = [record["val_loss"] for _, record in seen]
     best = int(np.nanargmin(losses))
     assert int(seen[-1][0].stopping.best_epoch) == best + 1
-    same(seen[-1][0].best, seen[best][0].state.variables)
+    same(seen[-1][0].best, seen[best][0].train_state.variables)
 
 
 def test_a_run_that_goes_to_nan_keeps_its_best_weights_and_stops():

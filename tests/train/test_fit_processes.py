@@ -46,7 +46,7 @@ def slow(progress, history):
     if own == 1:
         time.sleep(0.1)
 mesh = make_mesh()
-told = trained(lambda rows: place_rows(rows, mesh), [slow])
+told = trained(lambda rows: shard_dataset(rows, mesh), [slow])
 print(json.dumps({**told, "seconds": time.monotonic() - began}))
 processes.shutdown()
 """

@@ -111,7 +111,7 @@ def test_chunks_is_the_loop_in_its_docstring(meaning):
 
     seen = []
     lengths = itertools.cycle([3, 9])
-    names = {"state": beginning(), "train": TRAIN, "validation": VALIDATION, "plan": PLAN, "last": 2}
+    names = {"run_state": beginning(), "train": TRAIN, "validation": VALIDATION, "plan": PLAN, "last": 2}
     told = meaning(
         chunks,
         **names,
@@ -121,7 +121,7 @@ def test_chunks_is_the_loop_in_its_docstring(meaning):
     )
     found = cut([3, 9], last=2)
     assert [record is None for record in seen] == [chunk.record is None for chunk in found]
-    for one, other in zip(jax.tree.leaves(told["progress"].best), jax.tree.leaves(found[-1].state.best), strict=True):
+    for one, other in zip(jax.tree.leaves(told["run_state"].best), jax.tree.leaves(found[-1].state.best), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-7)
 
 

@@ -79,7 +79,7 @@ def test_padding_changes_neither_loss_nor_weights_nor_statistics(optimizer, inpu
     plain, losses = run(model, optimizer, [ROWS] * 3)
     padded, padded_losses = run(model, optimizer, [pad(ROWS, 32)] * 3)
     np.testing.assert_allclose(losses, padded_losses, rtol=1e-6)
-    for one, other in zip(jax.tree.leaves(plain.variables), jax.tree.leaves(padded.sample_weight), strict=True):
+    for one, other in zip(jax.tree.leaves(plain.variables), jax.tree.leaves(padded.variables), strict=True):
         np.testing.assert_allclose(one, other, rtol=2e-5, atol=2e-6)
 
 

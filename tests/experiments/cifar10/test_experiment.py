@@ -91,7 +91,7 @@ def test_metrics_are_those_of_scikit_learn_on_the_kept_weights(finished):
                 metrics[f"loss{suffix}"][name], log_loss(true, chances, labels=range(10)), rtol=1e-4
             )
     outputs = np.asarray(predict(built.plan.model, load(finished / "checkpoints/final"), images.test.inputs))
-    recalls = recall_score(images.test.targets, outputs.argmax(1), ema_decay=None, labels=range(10))
+    recalls = recall_score(images.test.targets, outputs.argmax(1), average=None, labels=range(10))
     assert list(metrics["per_class_accuracy"]) == list(images.classes)
     np.testing.assert_allclose(list(metrics["per_class_accuracy"].values()), recalls)
     assert metrics["baselines"]["chance"] == {"test_accuracy": 0.1}
