@@ -571,7 +571,7 @@ def test_results_are_printed_in_one_line(run, runs):
         assert len(repr(thing)) < 200
     assert repr(run.best) == "Variables(params=5 numbers in 2 arrays, stats=0 numbers in 0 arrays)"
     assert repr(ROWS) == "Dataset(inputs=float32[12, 4], targets=float32[12, 1], sample_weight=float32[12])"
-    assert repr(jax.tree.map(lambda leaf: None, run.best)).startswith("Weights(")
+    assert repr(jax.tree.map(lambda leaf: None, run.best)).startswith("Variables(")
 
 
 def test_a_warning_of_fit_points_at_the_line_of_the_caller():

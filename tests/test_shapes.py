@@ -81,12 +81,12 @@ drawn = batches._draws(key, 1, 5)
 assert batches.rows_on_host(drawn, np.array([3, 1]), 5).shape == (2,)
 train, held_out = arrays.split(10, 0.3)
 table = np.ones((4, 2))
-assert arrays.standardize(table, arrays.fit_scaling(table)).shape == (4, 2)
-stats.compare([3.0, 4.0, 6.0], [2.0, 2.0, 3.0]), stats.adjusted([0.01, 0.04]), stats.rmse_error([1.0, 2.0])
+assert arrays.standardize(table, arrays.fit_scaler(table)).shape == (4, 2)
+stats.paired_test([3.0, 4.0, 6.0], [2.0, 2.0, 3.0]), stats.holm([0.01, 0.04]), stats.rmse_standard_error([1.0, 2.0])
 stats.one_standard_error([3.5, 3.2], [0.1, 0.2], [10, None])
-spread = stats.calibrate([0.0, 0.0, 1.0], [0.1, 0.2, 0.3], [1.0, -1.0, 3.0])
-stats.widened([0.0, 2.0], spread), stats.coverage([0.0, 0.0], [1.0, 1.0], [0.1, -0.5])
-metrics.roc([0.1, 0.4, 0.35, 0.8], [0, 0, 1, 1]), metrics.precision_recall([0.1, 0.4, 0.35, 0.8], [0, 0, 1, 1])
+spread = stats.fit_calibration([0.0, 0.0, 1.0], [0.1, 0.2, 0.3], [1.0, -1.0, 3.0])
+stats.calibrated_std([0.0, 2.0], spread), stats.coverage([0.0, 0.0], [1.0, 1.0], [0.1, -0.5])
+metrics.roc_curve([0.1, 0.4, 0.35, 0.8], [0, 0, 1, 1]), metrics.precision_recall_curve([0.1, 0.4, 0.35, 0.8], [0, 0, 1, 1])
 """
 WRONG = {
     "targets of another shape": "losses.squared_error, outputs, targets[:, :1]",

@@ -18,7 +18,6 @@ from matplotlib.figure import Figure
 
 import jaxdl
 from jaxdl import datasets
-from jaxdl.datasets import _cifar10, _weather
 from tests.quick import quick_programs
 
 FOLDER = Path(__file__).parents[2] / "experiments" / "notebooks"
@@ -102,8 +101,8 @@ def run_cell(code, names, shown):
 @pytest.fixture
 def run(monkeypatch):
     """`run(parts)` runs them; `apart`: each with the names of the first part alone."""
-    monkeypatch.setattr(_weather, "load_weather", partial(datasets.load_weather, "simulated:240"))
-    monkeypatch.setattr(_cifar10, "load_cifar10", partial(datasets.load_cifar10, "simulated:240"))
+    monkeypatch.setattr(datasets, "load_weather", partial(datasets.load_weather, "simulated:240"))
+    monkeypatch.setattr(datasets, "load_cifar10", partial(datasets.load_cifar10, "simulated:240"))
 
     def go(of, apart=False):
         shown, said = [], io.StringIO()

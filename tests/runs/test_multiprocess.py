@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-import jaxdl
 from experiments.weather.experiment import Config, run
 from jaxdl import saving
 from jaxdl._files import locked
