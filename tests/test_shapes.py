@@ -86,7 +86,8 @@ stats.paired_test([3.0, 4.0, 6.0], [2.0, 2.0, 3.0]), stats.holm([0.01, 0.04]), s
 stats.one_standard_error([3.5, 3.2], [0.1, 0.2], [10, None])
 spread = stats.fit_calibration([0.0, 0.0, 1.0], [0.1, 0.2, 0.3], [1.0, -1.0, 3.0])
 stats.calibrated_std([0.0, 2.0], spread), stats.coverage([0.0, 0.0], [1.0, 1.0], [0.1, -0.5])
-metrics.roc_curve([0.1, 0.4, 0.35, 0.8], [0, 0, 1, 1]), metrics.precision_recall_curve([0.1, 0.4, 0.35, 0.8], [0, 0, 1, 1])
+metrics.roc_curve([0.1, 0.4, 0.35, 0.8], [0, 0, 1, 1])
+metrics.precision_recall_curve([0.1, 0.4, 0.35, 0.8], [0, 0, 1, 1])
 """
 WRONG = {
     "targets of another shape": "losses.squared_error, outputs, targets[:, :1]",
