@@ -69,7 +69,7 @@ class Footprints(NamedTuple):
 class Case(NamedTuple):
     """Something to train."""
 
-    fit: Callable[[int], RunState]  # so many epochs, from the beginning
+    fit: Callable[[int], RunState]  # the number of epochs, from the beginning
     step: Callable[..., Any]  # (state, batch) -> what a step gives
     batch: Dataset
 
