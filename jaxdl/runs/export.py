@@ -67,12 +67,15 @@ def _own_model(run: Path, variables: Variables) -> Model:
 def _finished(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     if not (run / folders.CONFIG).is_file():
         raise InputError(f"{run} holds no run: it has no {folders.CONFIG}. Name the folder of a finished run.")
+    config = folders.read_json(run / folders.CONFIG)
+    if isinstance(config, dict) and config.get(folders.KIND, folders.RUN) != folders.RUN:
+        raise InputError(f"{run} must be the folder of a run, got {folders.other_kind(config)}. Name that of a run.")
     if not (run / folders.METRICS).is_file():
         raise InputError(
             f"the run in {run} is not finished: it has no {folders.METRICS}. Let its command go on first, with "
             f"--workdir {run}."
         )
-    return folders.read_json(run / folders.CONFIG), folders.read_json(run / folders.METRICS)
+    return config, folders.read_json(run / folders.METRICS)
 
 
 ERRORS = (

@@ -438,3 +438,9 @@ def test_another_link_or_the_scaling_of_other_columns_is_refused():
         inference(model, weights, WIDE, link="logit")
     with pytest.raises(InputError, match=r"a mean and a spread for each column of \(33, 11\)"):
         inference(model, weights, WIDE, scaling=StandardScaler(np.zeros(3), np.ones(3)))
+
+
+def test_the_folder_of_a_lesson_is_no_run(tmp_path):
+    (tmp_path / "config.json").write_text('{"kind": "lesson"}')
+    with pytest.raises(InputError, match="must be the folder of a run, got that of a lesson"):
+        export_run(tmp_path, tmp_path / "model")
