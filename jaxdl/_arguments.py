@@ -30,15 +30,6 @@ def explain_calls(function: Callable[P, R]) -> Callable[P, R]:
     """Return the function, which raises InputError for a call that its signature does not take.
 
     Python's own TypeError names neither the arguments that exist nor the one that is meant.
-
-    >>> @explain_calls
-    ... def fit(train, *, optimizer):
-    ...     return train
-    >>> try:
-    ...     fit(1, optimiser="adam")
-    ... except InputError as error:
-    ...     print(error)
-    fit takes no argument optimiser. Use optimizer. fit takes train, optimizer.
     """
 
     @functools.wraps(function)
@@ -120,11 +111,7 @@ def _wrong_call(function: Callable[..., Any], arguments: tuple[Any, ...], keywor
 
 
 def nearest(name: object, known: Iterable[str]) -> str | None:
-    """Return the known name that is most like a given one, whatever its case and spaces; None where none is.
-
-    >>> nearest("Val Loss", ["loss", "val_loss"])
-    'val_loss'
-    """
+    """Return the known name that is most like a given one, whatever its case and spaces; None where none is."""
     plain = {str(each).lower(): str(each) for each in known}
     asked = str(name).strip().lower().replace(" ", "_").replace("-", "_").replace("/", "_")
     found = difflib.get_close_matches(asked, plain, n=1, cutoff=0.6)
@@ -132,11 +119,7 @@ def nearest(name: object, known: Iterable[str]) -> str | None:
 
 
 def given_as(value: object) -> str:
-    """Return what a value is, in a few words, for a message.
-
-    >>> given_as(3), given_as("adam"), given_as(np.ones((2, 3))), given_as(len), given_as(dict)
-    ('3', '"adam"', 'an array of shape (2, 3)', 'the function len', 'the class dict')
-    """
+    """Return what a value is, in a few words, for a message."""
     if isinstance(value, str):
         return f'"{value}"' if len(value) < 80 else "a long string"
     if value is None or isinstance(value, (bool, int, float, np.generic)):
@@ -160,9 +143,6 @@ def whole_number(name: str, value: Any, least: int | None = None, most: int | No
     """Return a whole number from `least` to `most` as an int. NumPy's integers count, Booleans do not.
 
     Raises InputError for anything else, which names the argument `name`.
-
-    >>> whole_number("epochs", np.int64(3), 1)
-    3
     """
     allowed = "" if least is None else f"at least {least}" if most is None else f"from {least} to {most}"
     advice = ""
@@ -189,11 +169,7 @@ def _whole_advice(value: Any) -> str:
 
 
 def number(name: str, value: object) -> Any:
-    """Return a number; traced ones pass. Raises InputError for Booleans, strings and everything else.
-
-    >>> number("factor", 0.1)
-    0.1
-    """
+    """Return a number; traced ones pass. Raises InputError for Booleans, strings and everything else."""
     if isinstance(value, jax.core.Tracer) or (
         isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
     ):
@@ -213,9 +189,6 @@ def sizes(name: str, values: object) -> tuple[int, ...]:
     """Return a row of whole numbers from 1 on as a tuple: the widths of layers.
 
     Raises InputError for anything else.
-
-    >>> sizes("widths", [100, 50])
-    (100, 50)
     """
     if isinstance(values, (str, bytes, Mapping)) or not isinstance(values, Iterable):
         advice = (
@@ -245,14 +218,7 @@ def _package(value: object) -> str:
 
 
 def check_model(model: Any) -> None:
-    """Raise InputError for what is no Model, with the line to type for a module of another library.
-
-    >>> try:
-    ...     check_model("mlp")
-    ... except InputError as error:
-    ...     print(error)
-    model must be a Model, got "mlp". Use mlp((100, 50)), or from_linen(...) and from_nnx(...) for modules of Flax.
-    """
+    """Raise InputError for what is no Model, with the line to type for a module of another library."""
     if isinstance(model, Model):
         return
     package, is_class = _package(model), isinstance(model, type)
@@ -289,9 +255,6 @@ def check_kinds(objective: object) -> Objective:
 
     Raises InputError for anything else, for a loss that is no function of (outputs, targets), and for metrics that are
     no Metric.
-
-    >>> check_kinds(Objective(lambda outputs, targets: (outputs - targets) ** 2, [])).metrics
-    ()
     """
     if not isinstance(objective, Objective):
         raise InputError(f"objective must be an Objective, got {given_as(objective)}. {_objective_advice(objective)}")
@@ -372,14 +335,7 @@ def _signature(function: Callable[..., Any]) -> str:
 
 
 def check_optimizer(optimizer: object, name: str = "optimizer") -> None:
-    """Raise InputError for what is no gradient transformation of optax; `name` is the caller's argument.
-
-    >>> try:
-    ...     check_optimizer("adam")
-    ... except InputError as error:
-    ...     print(error)
-    optimizer must be an optax optimizer, got "adam". Use optax.adam(1e-3).
-    """
+    """Raise InputError for what is no gradient transformation of optax; `name` is the caller's argument."""
     package = _package(optimizer)
     if (
         callable(getattr(optimizer, "init", None))
@@ -416,14 +372,7 @@ def _of_optax(function: object) -> bool:
 
 
 def check_rule(name: str, rule: object) -> None:
-    """Raise InputError for what is no Rule of the kind that `name` takes: `early_stopping` or `plateau`.
-
-    >>> try:
-    ...     check_rule("early_stopping", 3)
-    ... except InputError as error:
-    ...     print(error)
-    early_stopping must be a rule, got 3. Use early_stopping(patience=3).
-    """
+    """Raise InputError for what is no Rule of the kind that `name` takes: `early_stopping` or `plateau`."""
     makes, other = (
         ("early_stopping", "plateau") if name == "early_stopping" else ("reduce_on_plateau", "early_stopping")
     )
@@ -448,14 +397,7 @@ def check_rule(name: str, rule: object) -> None:
 
 
 def check_examples(name: str, rows: object) -> None:
-    """Raise InputError for what is no Dataset of arrays, with the line to type; `name` is the caller's argument.
-
-    >>> try:
-    ...     check_examples("train", ([[1.0]], [[2.0]]))
-    ... except InputError as error:
-    ...     print(error)
-    train must be a Dataset, got a tuple. Use dataset(inputs, targets).
-    """
+    """Raise InputError for what is no Dataset of arrays, with the line to type; `name` is the caller's argument."""
     if isinstance(rows, Dataset):
         leaves = {"inputs": rows.inputs, "targets": rows.targets, "sample_weight": rows.sample_weight}
         for field, leaf in leaves.items():
@@ -526,14 +468,7 @@ def _check_sample_weights(name: str, weights: Any) -> None:
 
 
 def check_variables(weights: object) -> None:
-    """Raise InputError for what are no Variables of a model, with the line to type.
-
-    >>> try:
-    ...     check_variables({"params": {}})
-    ... except InputError as error:
-    ...     print(error)
-    variables must be Variables, got a dict. Use Variables(params, stats).
-    """
+    """Raise InputError for what are no Variables of a model, with the line to type."""
     if isinstance(weights, Variables):
         return
     kind = type(weights).__name__
@@ -558,9 +493,6 @@ def check_callbacks(callbacks: object) -> tuple[Any, ...]:
     """Return the callbacks of a run as a tuple, because a generator would be empty after the first epoch.
 
     Raises InputError for what is no row of functions.
-
-    >>> len(check_callbacks([print]))
-    1
     """
     if isinstance(callbacks, (str, Mapping)) or not isinstance(callbacks, Iterable):
         advice = " Use callbacks=[function]." if callable(callbacks) else ""
@@ -595,10 +527,7 @@ def _takes_two(function: Callable[..., Any]) -> bool:
 
 
 def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
-    """Raise InputError where a value is none of the choices.
-
-    >>> check_choice("on_nan", "stop", ("stop", "continue"))
-    """
+    """Raise InputError where a value is none of the choices."""
     known = [*choices]
     if not isinstance(value, str) or value not in known:
         meant = nearest(value, known)
@@ -608,10 +537,7 @@ def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
 
 
 def check_name(name: str, value: object) -> None:
-    """Raise InputError for a monitored value's name that is no string.
-
-    >>> check_name("monitor", "val_loss")
-    """
+    """Raise InputError for a monitored value's name that is no string."""
     if value is None or isinstance(value, str):
         return
     advice = ""
@@ -627,10 +553,7 @@ def check_name(name: str, value: object) -> None:
 
 
 def check_platform() -> None:
-    """Start JAX's platform. Raises InputError where `JAX_PLATFORMS` names one that is not there.
-
-    >>> check_platform()
-    """
+    """Start JAX's platform. Raises InputError where `JAX_PLATFORMS` names one that is not there."""
     try:
         jax.default_backend()
     except (AssertionError, RuntimeError) as error:  # An assertion fails where the plugin of cuda is not installed.

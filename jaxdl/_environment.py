@@ -31,20 +31,12 @@ def environment() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that a run's numbers depend on.
-
-    >>> versions()["jax"] == jax.__version__
-    True
-    """
+    """Return the versions of Python and of the packages that a run's numbers depend on."""
     return {"python": platform.python_version()} | {name: metadata.version(name) for name in PACKAGES}
 
 
 def machine() -> dict[str, Any]:
-    """Return what the bits of a run depend on beside versions and devices: processor, cores, settings of XLA and JAX.
-
-    >>> machine()["cores"] > 0
-    True
-    """
+    """Return what the bits of a run depend on beside versions: processor, cores, settings of XLA and JAX."""
     cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
     settings = {name: getattr(jax.config, f"jax_{name}", None) for name in SETTINGS}
     return {
@@ -80,11 +72,6 @@ def compile_clock() -> Iterator[Callable[[], float]]:
     """Gives a function that tells the wall seconds spent on tracing and compiling since the block began.
 
     JAX reports each of them as it ends; they nest, so what counts is the time that their spans cover together.
-
-    >>> with compile_clock() as compiling:
-    ...     _ = jax.jit(lambda x: x + 1)(1.0)
-    ...     compiling() > 0
-    True
     """
     spans: list[tuple[float, float]] = []
 

@@ -14,11 +14,6 @@ def set_public_names(package: dict[str, Any], lazy: Mapping[str, str] = MappingP
     package: the `globals()` of its file, after the imports. Modules and names with an underscore are private. They are
         set here, and not in the file, so that type checkers read its imports instead.
     lazy: the module of each name that loads on first use; "" where the name is itself a module of the package.
-
-    >>> package = {"__name__": "concurrent", "Executor": object, "_startup": None}
-    >>> set_public_names(package, {"futures": ""})
-    >>> package["__all__"], package["__getattr__"]("futures").__name__
-    (['Executor', 'futures'], 'concurrent.futures')
     """
     imported = {name for name, value in package.items() if name[0] != "_" and not isinstance(value, ModuleType)}
     names = sorted((imported | set(lazy)) - {"TYPE_CHECKING"})

@@ -38,12 +38,6 @@ def atomic_write(path: str | Path, mode: str = "wb", **options: Any) -> Iterator
     written over. Where the block raises, the file that was at `path` stays. mode, options: as for `open`.
 
     Raises OSError where it cannot be written.
-
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     with atomic_write(Path(folder, "a"), "w") as file:
-    ...         _ = file.write("content")
-    ...     [(path.name, path.read_text()) for path in Path(folder).iterdir()]
-    [('a', 'content')]
     """
     path = Path(path)
     draft, number = create_draft(path)
@@ -60,47 +54,25 @@ def atomic_write(path: str | Path, mode: str = "wb", **options: Any) -> Iterator
 
 
 def create_draft(path: Path) -> tuple[Path, int]:
-    """Create an empty file beside `path`, and return its name and its open descriptor.
-
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     draft, number = create_draft(Path(folder, "a"))
-    ...     os.close(number)
-    ...     is_draft(draft.name)
-    True
-    """
+    """Create an empty file beside `path`, and return its name and its open descriptor."""
     draft = draft_name(path)
     return draft, os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL | NO_LINK, 0o666)
 
 
 def draft_name(path: Path) -> Path:
-    """Return a name beside `path` that nobody can foresee, for a file or a folder.
-
-    >>> is_draft(draft_name(Path("runs", "a.csv")).name)
-    True
-    """
+    """Return a name beside `path` that nobody can foresee, for a file or a folder."""
     # A file's name has at most 255 bytes.
     short = os.fsdecode(os.fsencode(path.name)[:200])
     return path.with_name(f".{short}.{secrets.token_hex(8)}.part")
 
 
 def is_draft(name: str) -> bool:
-    """Return whether a name is one that `draft_name` gives.
-
-    >>> is_draft("history.csv.part")
-    False
-    """
+    """Return whether a name is one that `draft_name` gives."""
     return _DRAFT.fullmatch(name) is not None
 
 
 def remove_drafts(folder: Path) -> None:
-    """Remove the files below a folder that a process which was killed has left half-written. It follows no link.
-
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     os.close(create_draft(Path(folder, "a"))[1])
-    ...     remove_drafts(Path(folder))
-    ...     os.listdir(folder)
-    []
-    """
+    """Remove the files below a folder that a process which was killed has left half-written. It follows no link."""
     for root, _, names in os.walk(folder):
         for path in (Path(root, name) for name in names if is_draft(name)):
             with suppress(OSError):
@@ -112,10 +84,6 @@ def open_regular(path: str | Path, *, follow: bool = True) -> IO[bytes]:
     """Open a file to read its bytes, without waiting for ever where the name is that of a pipe or a device.
 
     Raises OSError for what is no regular file, and for a link where `follow` is False.
-
-    >>> open_regular("/dev/null")
-    Traceback (most recent call last):
-    OSError: [Errno 22] is no regular file: '/dev/null'
     """
     number = os.open(path, os.O_RDONLY | NO_WAIT | (0 if follow else NO_LINK))
     try:
@@ -128,11 +96,7 @@ def open_regular(path: str | Path, *, follow: bool = True) -> IO[bytes]:
 
 
 def identity(path: Path) -> tuple[int, int] | None:
-    """Return what stays the same of a file or folder that is renamed; None where there is nothing, or no right to see.
-
-    >>> identity(Path("no", "such", "folder")) is None
-    True
-    """
+    """Return what a renamed file or folder keeps; None where there is nothing, or no right to see."""
     try:
         about = path.stat()
     except OSError:
@@ -144,8 +108,6 @@ def sync(path: Path) -> None:
     """Wait until what a file holds, or the names in a folder, are on the disk.
 
     Raises OSError where the disk cannot keep them. A system that cannot sync folders, as Windows, keeps them itself.
-
-    >>> sync(Path("."))
     """
     try:
         number = os.open(path, os.O_RDONLY | NO_WAIT)
@@ -163,11 +125,7 @@ def sync(path: Path) -> None:
 
 
 def sync_below(folder: Path) -> None:
-    """Wait until all files and folders below a folder, and the folder itself, are on the disk.
-
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     sync_below(Path(folder))
-    """
+    """Wait until all files and folders below a folder, and the folder itself, are on the disk."""
     for root, _, names in os.walk(folder, topdown=False):
         for name in names:
             sync(Path(root, name))
@@ -178,11 +136,6 @@ def read_json(path: Path, advice: str = "Restore it from a copy.") -> dict[str, 
     """Return the object that a JSON file holds.
 
     Raises InputError where it holds something else, with `advice`, or cannot be read.
-
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     write_json(Path(folder, "a.json"), {"rmse": 3.5})
-    ...     read_json(Path(folder, "a.json"))
-    {'rmse': 3.5}
     """
     try:
         with open_regular(path) as file:
@@ -194,23 +147,13 @@ def read_json(path: Path, advice: str = "Restore it from a copy.") -> dict[str, 
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a JSON file that is there whole or not at all; a number that is not finite becomes null.
-
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     write_json(Path(folder, "a.json"), {"rmse": float("nan")})
-    ...     json.loads(Path(folder, "a.json").read_text())
-    {'rmse': None}
-    """
+    """Write a JSON file that is there whole or not at all; a number that is not finite becomes null."""
     with atomic_write(path, "w") as file:
         file.write(as_json(content))
 
 
 def as_json(content: object) -> str:
-    """Return dicts, sequences, strings and numbers as JSON; a number that is not finite becomes null.
-
-    >>> as_json({"rmse": float("inf")}).split()
-    ['{', '"rmse":', 'null', '}']
-    """
+    """Return dicts, sequences, strings and numbers as JSON; a number that is not finite becomes null."""
     return json.dumps(_plain(content), indent=2, allow_nan=False) + "\n"
 
 
@@ -228,12 +171,6 @@ def write_checksums(folder: Path) -> None:
     When it returns, all of that and the folder's own name are on the disk.
 
     Raises OSError where a file cannot be read, or the list not written.
-
-    >>> with tempfile.TemporaryDirectory() as name:
-    ...     _ = Path(name, "a").write_text("content")
-    ...     write_checksums(Path(name))
-    ...     print(find_damage(Path(name)))
-    None
     """
     # What the list names is on the disk before the list is, or a power cut could leave the list alone.
     sync_below(folder)
@@ -243,13 +180,7 @@ def write_checksums(folder: Path) -> None:
 
 
 def checksum_lines(folder: Path) -> str:
-    """Return the SHA-256 of each file below a folder, a line each, as `sha256sum -c` reads them.
-
-    >>> with tempfile.TemporaryDirectory() as name:
-    ...     _ = Path(name, "a").write_text("content")
-    ...     checksum_lines(Path(name))[60:]
-    '9f73  a\\n'
-    """
+    """Return the SHA-256 of each file below a folder, a line each, as `sha256sum -c` reads them."""
     return "".join(f"{_sha256(folder / name)}  {name}\n" for name in _files_below(folder))
 
 
@@ -259,9 +190,6 @@ def find_damage(folder: Path) -> str | None:
     Raises OSError where this process may not read it, or has too many files open: that is no damage.
 
     It follows no link and opens no path that stands in the list, so nothing outside the folder is ever read.
-
-    >>> find_damage(Path("no such folder"))
-    'no checksums.json: its save was not finished'
     """
     try:
         if not (folder / CHECKSUMS).is_file():
@@ -288,11 +216,7 @@ def find_damage(folder: Path) -> str | None:
 
 
 def read_checked(folder: Path, name: str) -> bytes | None:
-    """Return what one file of a folder holds, if it is as `write_checksums` found it; it looks at no other file.
-
-    >>> read_checked(Path("no such folder"), "a") is None
-    True
-    """
+    """Return what one file of a folder holds, if it is as `write_checksums` found it; it looks at no other file."""
     try:
         with open_regular(folder / CHECKSUMS, follow=False) as file:
             listed = _checksums_in(file.read())
@@ -350,8 +274,6 @@ def reserve(folder: Path, size: int) -> None:
 
     Raises OSError where they cannot. It reserves the space and frees it, which tells of quotas and limits too. Asked
     before many files are written at once, it gives one clear error in place of many.
-
-    >>> reserve(Path(tempfile.gettempdir()), 1000)
     """
     opened: list[int] = []
     try:
@@ -381,11 +303,6 @@ def locked(folder: Path) -> Iterator[Callable[[], bool]]:
 
     The system frees a lock when its process ends, however it ends, so what a dead process left is taken over.
     Raises InputError where another process holds it, or the file cannot be written.
-
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as name, locked(Path(name)):
-    ...     Path(name, "lock").read_text() == f"{os.getpid()} {socket.gethostname()}"
-    True
     """
     path = folder / LOCK
     number = _acquire(path)
@@ -413,13 +330,6 @@ def exclusive(path: Path) -> Iterator[None]:
     No file is made, and the system frees the lock when its process ends. Nothing is locked where the file system has no
     locks, nor on Windows, which locks no folder and lets nobody write a locked file. Raises InputError where another
     run holds it, of this process or of another.
-
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as name, exclusive(Path(name)):
-    ...     with exclusive(Path(name)):
-    ...         pass
-    Traceback (most recent call last):
-    jaxdl.errors.InputError: ... is being written by another run. ...
     """
     if WINDOWS:
         yield
@@ -437,15 +347,7 @@ def exclusive(path: Path) -> Iterator[None]:
 
 
 def held(folder: Path) -> bool:
-    """Return whether a process holds the lock of a folder; False too where that cannot be told.
-
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as name:
-    ...     with locked(Path(name)):
-    ...         inside = held(Path(name))
-    ...     inside, held(Path(name))
-    (True, False)
-    """
+    """Return whether a process holds the lock of a folder; False too where that cannot be told."""
     path = folder / LOCK
     try:
         # NFS locks only a file that is open for writing.

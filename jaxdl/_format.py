@@ -10,11 +10,7 @@ PREFIXES = ("", "k", "M", "G", "T", "P", "E", "Z", "Y")
 
 
 def short(number: float, unit: str = "") -> str:
-    """A number of at least 0 in three digits, with the prefix of its thousands and its unit; whole ones below 1000.
-
-    >>> short(57828, "B"), short(1_800_000), short(356), short(0.125, "FLOP/B")
-    ('57.8 kB', '1.8 M', '356', '0.125 FLOP/B')
-    """
+    """A number of at least 0 in three digits, with the prefix of its thousands and its unit; whole ones below 1000."""
     if not math.isfinite(number):
         return f"{number} {unit}".rstrip()
     power = 0
@@ -25,14 +21,7 @@ def short(number: float, unit: str = "") -> str:
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    r"""Return a table in Markdown.
-
-    >>> print(table(("name", "value"), [("seed", 7), ("hidden", "10|5")]))
-    | name | value |
-    | --- | --- |
-    | seed | 7 |
-    | hidden | 10\|5 |
-    """
+    r"""Return a table in Markdown."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(map(_cell, line))} |" for line in lines)
 

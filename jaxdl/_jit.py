@@ -35,9 +35,6 @@ def compiler_options(*, once: bool = False, convolves: bool = False) -> dict[str
 
     Options that this version of XLA does not know are left out: it would refuse to compile. `once`: for a function that
     runs a single time, so that to compile it is what takes long. `convolves`: for one that is not only of tables.
-
-    >>> isinstance(compiler_options(), dict)
-    True
     """
     if jax.default_backend() != "cpu":
         return {}
@@ -47,11 +44,7 @@ def compiler_options(*, once: bool = False, convolves: bool = False) -> dict[str
 
 @functools.cache
 def known(option: str, value: object) -> bool:
-    """Whether XLA compiles with an option.
-
-    >>> known("no_such_option", 1)
-    False
-    """
+    """Whether XLA compiles with an option."""
     try:
         jax.jit(lambda: 0, compiler_options={option: value}).lower().compile()
     except (jax.errors.JaxRuntimeError, ValueError):
@@ -60,12 +53,7 @@ def known(option: str, value: object) -> bool:
 
 
 def has_convolution(*arguments: object) -> bool:
-    """Whether images (N, H, W, C) are among the arguments, first of one of them, and kernels too: (h, w, C, K).
-
-    >>> images = {"inputs": jax.numpy.zeros((5, 32, 32, 3))}
-    >>> has_convolution(images, {"kernel": jax.numpy.zeros((3, 3, 3, 50))}), has_convolution(images, images)
-    (True, False)
-    """
+    """Whether images (N, H, W, C) are among the arguments, first of one of them, and kernels too: (h, w, C, K)."""
     # First by the first leaf of each, as the mesh: to look at all takes as long as a step of a small table.
     trees = [leaves for leaves in map(jax.tree.leaves, arguments) if leaves]
     if not any(getattr(leaves[0], "ndim", 0) >= 4 for leaves in trees):
@@ -74,11 +62,7 @@ def has_convolution(*arguments: object) -> bool:
 
 
 def is_traced(value: object) -> bool:
-    """Whether a value is not known yet, because a function is being transformed: it cannot be checked then.
-
-    >>> is_traced(0.1), bool(jax.jit(lambda rate: is_traced(rate))(0.1))
-    (False, True)
-    """
+    """Whether a value is not known yet, because a function is being transformed: it cannot be checked then."""
     return isinstance(value, jax.core.Tracer)
 
 
@@ -106,10 +90,6 @@ def jit(
     Inside of another transformation, which alone decides on both, without. Nothing is decided before the first call: to
     ask for the platform starts it. `once`: for a function that runs a single time, which is compiled sooner. `name`: of
     what is compiled, in place of the function's.
-
-    >>> power = jit(lambda x, n: x**n, static_argnames="n")
-    >>> float(power(3.0, n=2)), float(jax.grad(power)(3.0, n=2))
-    (9.0, 6.0)
     """
     if name:
         # JAX takes the name of what it compiles from the function; a partial has one of its own and is no frame.

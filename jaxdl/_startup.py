@@ -32,8 +32,6 @@ def begin() -> None:
     """Let Ctrl-C raise KeyboardInterrupt again, and open the standard streams that are closed, on nothing.
 
     The next file that is opened would get the number of one, and whatever a library prints; and Python leaves it out.
-
-    >>> begin()
     """
     if signal.getsignal(signal.SIGINT) is _end:
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -51,8 +49,6 @@ def end() -> None:
     """Write what the standard streams still hold, or drop it where that cannot be written.
 
     Python would try once more, complain, and end with another exit code.
-
-    >>> end()
     """
     for stream in (sys.stdout, sys.stderr):
         try:

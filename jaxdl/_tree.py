@@ -16,28 +16,17 @@ _PREFIX = "train_state/variables/"
 
 
 def flatten_named(tree: PyTree) -> dict[str, Array]:
-    """Every leaf under its name, such as `params/Dense_0/kernel`; keys of random numbers as their uint32 data.
-
-    >>> list(flatten_named({"a": [jnp.ones(2)], "b": jnp.zeros(())}))
-    ['a/0', 'b']
-    """
+    """Every leaf under its name, such as `params/Dense_0/kernel`; keys of random numbers as their uint32 data."""
     return {name: _data(leaf) for name, leaf in _items(tree)}
 
 
 def kinds(tree: PyTree) -> dict[str, list[Any]]:
-    """The dtype and shape of every leaf under its name, as JSON can hold them.
-
-    >>> kinds({"a": jnp.ones((2, 3))})
-    {'a': ['float32', [2, 3]]}
-    """
+    """The dtype and shape of every leaf under its name, as JSON can hold them."""
     return {name: [str(leaf.dtype), list(leaf.shape)] for name, leaf in _items(tree)}
 
 
 def check_structure(found: Mapping[str, list[Any]], template: PyTree) -> None:
-    """Raises InputError for a leaf by which what a checkpoint holds differs from what is expected, kernels first.
-
-    >>> check_structure({"a": ["float32", [2]]}, {"a": jnp.ones(2)})
-    """
+    """Raises InputError for a leaf by which what a checkpoint holds differs from what is expected, kernels first."""
     expected = kinds(template)
     different = [name for name in {**expected, **found} if found.get(name) != expected.get(name)]
     if not different:
@@ -57,12 +46,7 @@ def check_structure(found: Mapping[str, list[Any]], template: PyTree) -> None:
 
 
 def unflatten_named(template: PyTree, arrays: Mapping[str, Any]) -> PyTree:
-    """A tree like the template with the arrays that `named` gave, of the template's dtypes, on the default device.
-
-    >>> tree = {"a": jnp.ones(2), "key": jax.random.key(0)}
-    >>> unflatten_named(tree, flatten_named(tree))["key"].dtype
-    key<fry>
-    """
+    """A tree like the template with the arrays that `named` gave, of the template's dtypes, on the default device."""
 
     def leaf(path: Any, like: Array) -> Array:
         array = jnp.asarray(arrays[_name(path)])

@@ -60,14 +60,7 @@ def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Starts the processes, passes signals on, waits for all of them; the exit code.
-
-    >>> try:
-    ...     main(["-n", "2"])  # and no program
-    ... except SystemExit as error:
-    ...     print(error.code)
-    2
-    """
+    """Starts the processes, passes signals on, waits for all of them; the exit code."""
     parsed = _parsed(arguments)
     with _signals() as came:
         children = _started(parsed.program, parsed.processes, parsed.pin)

@@ -37,9 +37,6 @@ def same_shape(
     """Outputs and targets in the `precision` of both, float32 or float64.
 
     Raises InputError, which calls who compares them `name`, if their shapes differ.
-
-    >>> same_shape("mine", jnp.ones((2, 1)), jnp.zeros((2, 1), jnp.int32))[1].dtype
-    dtype('float32')
     """
     if outputs.shape != targets.shape:
         raise InputError(
@@ -150,11 +147,7 @@ def smoothed_cross_entropy(smoothing: float | Float[Array, ""]) -> Callable[[Arr
 
 
 def reads_labels(loss: Callable[[Array, Array], Array]) -> bool:
-    """Return whether a loss is one of this module that takes targets as labels, of which some are no class.
-
-    >>> reads_labels(softmax_cross_entropy), reads_labels(squared_error)
-    (True, False)
-    """
+    """Return whether a loss is one of this module that takes targets as labels, of which some are no class."""
     return bool(getattr(loss, "takes_labels", loss is softmax_cross_entropy))
 
 
@@ -181,12 +174,6 @@ def check_targets(loss: Callable[[Array, Array], Array], dataset: Dataset, name:
 
     Sigmoid cross-entropy takes numbers from 0 to 1, the softmax losses labels from 0. Rows that are traced, or that
     stand on the devices of other processes, are not checked: their loss is nan.
-
-    >>> rows = Dataset(np.ones((2, 1)), np.array([[0.0], [-1.0]]), np.ones(2))
-    >>> check_targets(sigmoid_cross_entropy, rows, "train")
-    Traceback (most recent call last):
-    jaxdl.errors.InputError: sigmoid_cross_entropy needs targets from 0 to 1, got -1.0 in row 1 of train. Encode no as \
-0 and yes as 1: targets == targets.max() turns labels such as -1 and 1 into them.
     """
     binary, labels = loss is sigmoid_cross_entropy, reads_labels(loss)
     given = dataset.targets, dataset.sample_weight
@@ -216,13 +203,6 @@ def check_labels(model: Model, objective: Objective, *sets: Dataset | None) -> N
     """Raise InputError for labels that are no class of the model's outputs, such as 3 beside 3 outputs.
 
     Examples of weight 0 may have any label. Nothing is computed on a device.
-
-    >>> from jaxdl import dataset, mlp
-    >>> try:
-    ...     check_labels(mlp((), outputs=3), Objective(softmax_cross_entropy), dataset([[1.0], [2.0]], [2, 3]))
-    ... except InputError as error:
-    ...     print(error)
-    labels must be from 0 to 2, because the model has 3 outputs, got 3 in row 1. Use outputs=4, or labels from 0.
     """
     if not reads_labels(objective.loss):
         return

@@ -62,11 +62,7 @@ class Moments(NamedTuple):
 
 
 def moments_of(values: Float[Array, "batch ..."]) -> Moments:
-    """Return the moments of each row (B, ...), a set of one number.
-
-    >>> moments_of(jnp.array([[7.0], [9.0]])).second.tolist()
-    [[0.0], [0.0]]
-    """
+    """Return the moments of each row (B, ...), a set of one number."""
     zero = jnp.zeros_like(values)
     return Moments(jnp.ones(values.shape[:1], values.dtype), values, zero, zero)
 
@@ -164,9 +160,6 @@ def check_objective(objective: object) -> Objective:
     """Return an Objective with its metrics as a tuple.
 
     Raises InputError for what `arguments.check_kinds` refuses, and for metrics whose names clash.
-
-    >>> check_objective(Objective(squared_error, [rmse])).metrics[0].name
-    'rmse'
     """
     objective = check_kinds(objective)
     names = [metric.name for metric in objective.metrics]
@@ -333,11 +326,7 @@ def compute(objective: Objective, sums: MetricSums) -> dict[str, Array]:
 def right(
     outputs: Num[Array, " batch *shape"], targets: Shaped[Array, " batch *shape"]
 ) -> Float[Array, " batch *shape"]:
-    """Whether each logit is on the side of its target, float 1 or 0; one that is no number never is.
-
-    >>> right(jnp.array([[2.0], [-1.0], [0.0]]), jnp.array([[1.0], [1.0], [0.0]])).tolist()
-    [[1.0], [0.0], [1.0]]
-    """
+    """Whether each logit is on the side of its target, float 1 or 0; one that is no number never is."""
     outputs, targets = same_shape("right", outputs, targets)
     return jnp.where(targets > 0.5, outputs > 0, outputs <= 0).astype(outputs.dtype)
 

@@ -74,27 +74,14 @@ def step_cost(plan: Plan, run_state: RunState, train: Dataset | DataSource) -> S
 
 
 def lowered_step(step: Callable[[Any, Dataset], Any], state: PyTree, batch: Dataset) -> jax.stages.Lowered:
-    """Return `step(state, batch)` as a run compiles it, lowered; arrays, or anything with shapes and dtypes.
-
-    >>> from jaxdl import dataset
-    >>> rows, kernel = dataset([[1.0, 2.0]] * 4, [[1.0]] * 4), jax.ShapeDtypeStruct((2, 1), "float32")
-    >>> lowered = lowered_step(lambda kernel, rows: kernel - rows.inputs.T @ rows.targets, kernel, rows)
-    >>> lowered.cost_analysis()["flops"]
-    18.0
-    """
+    """Return `step(state, batch)` as a run compiles it, lowered; arrays, or anything with shapes and dtypes."""
     # The new state takes the place of the old one, as in the loop of an epoch.
     options = compiler_options(convolves=has_convolution(batch, state))
     return jax.jit(step, donate_argnums=0, compiler_options=options).lower(_shapes(state), _shapes(batch))
 
 
 def cost_of(step: Callable[[Any, Dataset], Any], state: PyTree, batch: Dataset) -> StepCost:
-    """Return the cost of `step(state, batch)`, compiled as `step_cost` does it.
-
-    >>> from jaxdl import dataset
-    >>> rows, kernel = dataset([[1.0, 2.0]] * 4, [[1.0]] * 4), jax.ShapeDtypeStruct((2, 1), "float32")
-    >>> cost_of(lambda kernel, rows: kernel - rows.inputs.T @ rows.targets, kernel, rows).flops
-    18
-    """
+    """Return the cost of `step(state, batch)`, compiled as `step_cost` does it."""
     lowered = lowered_step(step, state, batch)
     compiled = lowered.compile()
     return StepCost(
@@ -136,21 +123,12 @@ def _memory(stats: Any) -> tuple[int | None, int | None, int | None]:
 
 
 def as_record(cost: StepCost) -> dict[str, float | None]:
-    """Return the cost as JSON can hold it.
-
-    >>> record = as_record(StepCost(4, 100, 50, 20, 10, 5))
-    >>> record["peak_memory"], record["intensity"]
-    (35, 2.0)
-    """
+    """Return the cost as JSON can hold it."""
     return {**cost._asdict(), "peak_memory": cost.peak_memory, "intensity": cost.intensity}
 
 
 def as_table(cost: StepCost, title: str = "") -> Table:
-    """Return the cost as a rich table.
-
-    >>> as_table(StepCost(4, 100, 50, 20, 10, 5)).row_count
-    6
-    """
+    """Return the cost as a rich table."""
     # Imported here: it is needed only where a table is shown.
     from rich.table import Table
 

@@ -84,11 +84,7 @@ class Config(RunFlags, Flags):
 
 
 def resolve(config: Config) -> Config:
-    """The configuration with the recipe's values where a flag was left out, checked.
-
-    >>> resolve(Config(recipe="strong")).batch_size
-    64
-    """
+    """The configuration with the recipe's values where a flag was left out, checked."""
     recipe = RECIPES[config.recipe]
     for name in ("dropout", "width"):
         if getattr(config, name) is not None and getattr(recipe, name) is None:
@@ -105,11 +101,7 @@ def resolve(config: Config) -> Config:
 
 
 def network(config: Config) -> ModelSpec:
-    """The network of a resolved configuration as data; `strong` predicts twice.
-
-    >>> network(resolve(Config(width=8, recipe="strong")))
-    ModelSpec(kind='residual_net', arguments={'width': 8, 'dtype': 'float32'}, flip_averaged=True)
-    """
+    """The network of a resolved configuration as data; `strong` predicts twice."""
     dtype = {"dtype": config.dtype}
     if config.recipe == "strong":
         return ModelSpec("residual_net", {"width": config.width, **dtype}, flip_averaged=True)
@@ -194,11 +186,7 @@ def load(config: Config) -> ImageData:
 
 
 def frozen_flags(config: Config) -> dict[str, str]:
-    """The flags that a run cannot change later beyond those of every run, and why.
-
-    >>> list(frozen_flags(Config(recipe="strong")))
-    ['epochs']
-    """
+    """The flags that a run cannot change later beyond those of every run, and why."""
     return {"epochs": "the cycle of the learning rate is spread over them"} if config.recipe == "strong" else {}
 
 

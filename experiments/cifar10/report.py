@@ -104,20 +104,12 @@ def predicted(setup: Setup, run_state: RunState) -> np.ndarray:
 
 
 def guesses(chances: np.ndarray) -> np.ndarray:
-    """The likeliest class of each row (rows, classes), (rows,); -1 where a diverged model gives no number.
-
-    >>> guesses(np.array([[0.2, 0.8], [np.nan, np.nan]])).tolist()
-    [1, -1]
-    """
+    """The likeliest class of each row (rows, classes), (rows,); -1 where a diverged model gives no number."""
     return np.where(np.isfinite(chances).all(1), chances.argmax(1), -1)
 
 
 def confusion(true: np.ndarray, guessed: np.ndarray, classes: int) -> np.ndarray:
-    """How many rows of each true class (down) were taken for each class (across), (classes, classes); -1 is for none.
-
-    >>> confusion(np.array([0, 0, 1]), np.array([0, 1, 1]), 2).tolist()
-    [[1, 1], [0, 1]]
-    """
+    """Count the rows of each true class (down) by predicted class (across), (classes, classes); -1 is for none."""
     told = guessed >= 0
     return np.bincount(true[told] * classes + guessed[told], minlength=classes**2).reshape(classes, classes)
 

@@ -219,11 +219,7 @@ def small(dataset: ImageData, budget: Budget) -> Trained:
 
 
 def names_of_rates(budget: Budget) -> tuple[str, ...]:
-    """What the rows of `dropout` are called.
-
-    >>> names_of_rates(QUICK)[:2]
-    ('pooled', 'dropout 0.2')
-    """
+    """What the rows of `dropout` are called."""
     return tuple(f"dropout {rate:g}" if rate else "pooled" for rate in budget.rates)
 
 

@@ -48,11 +48,7 @@ def bars(done: Trained, truth: Truth) -> Bars | None:
 
 
 def sentence(found: Bars, count: int) -> str:
-    """What the error bars of `count` networks are worth.
-
-    >>> print(sentence(Bars(np.zeros(1), np.ones(1), {RAW: {0.9: 0.33}, CALIBRATED: {0.9: 0.84}}), 16))
-    90 % intervals from the spread of 16 networks hold 33 % of the test rows; calibrated on validation rows, 84 %.
-    """
+    """What the error bars of `count` networks are worth."""
     raw, calibrated = (round(100 * found.held[kind][0.9]) for kind in (RAW, CALIBRATED))
     return (
         f"90 % intervals from the spread of {count} networks hold {raw} % of the test rows; calibrated on validation "
@@ -107,13 +103,7 @@ SPLIT = (
 
 
 def findings(rows: Sequence[Row]) -> list[str]:
-    """Sentences about the rows, each with its test, and first how to read them; none where there is no comparison.
-
-    >>> plain = Row("Exercises", "plain", "", "RMSE", "hours", 9, (0, 1, 2), {"test": np.array([4.0, 4.2, 4.1])})
-    >>> today = Row("Exercises", "as today", "", "RMSE", "hours", None, (), {"test": np.array([3.0])})
-    >>> findings([today, plain])[2]
-    '"as today" is better than "plain" by 1.10 +- 0.06 hours (paired t test over 3 seeds, p = 0.0027).'
-    """
+    """Sentences about the rows, each with its test, and first how to read them; none where there is no comparison."""
     named = {row.name: row for row in rows}
     said: list[str] = []
     for section in dict.fromkeys(row.section for row in rows):

@@ -59,12 +59,7 @@ SOURCES = (
 
 
 def png(figure: Figure) -> bytes:
-    """A matplotlib Figure as the bytes of a PNG, in the resolution that the page expects.
-
-    >>> from matplotlib.figure import Figure
-    >>> png(Figure(figsize=(7, 4)))[:4]
-    b'\\x89PNG'
-    """
+    """A matplotlib Figure as the bytes of a PNG, in the resolution that the page expects."""
     buffer = io.BytesIO()
     # An inch is 96 pixels of a page.
     figure.savefig(buffer, format="png", dpi=96 * DOTS)
@@ -90,11 +85,6 @@ def page(
     made: with what, and when, the figures were made. All texts are plain; nothing in them is taken for HTML.
     Raises InputError for rows that do not fit their seeds, for a text about an unknown section, and for pictures that
     are no PNG.
-
-    >>> row = Row("Exercises", "plain", "200 epochs", "RMSE", "hours", 21501, (0, 1), {"test": np.array([4.0, 4.2])})
-    >>> text = page([row], [], ["The network is worse than no network."], [], title="The lesson", about={})
-    >>> "<h2 id=\\"section-1\\">Exercises</h2>" in text
-    True
     """
     check(rows)
     sections = list(dict.fromkeys([row.section for row in in_sections(rows)] + [of.section for of in pictures]))

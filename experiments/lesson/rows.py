@@ -50,11 +50,7 @@ class Estimate(NamedTuple):
     diverged: int  # seeds that ended with nan or infinity, which are left out of both
 
     def text(self, unit: str) -> str:
-        """In words: "3.49 +- 0.04"; a seed that diverged is counted, on a line of its own.
-
-        >>> Estimate(3.49, 0.04, 2).text("hours")
-        '3.49 +- 0.04\\n2 diverged'
-        """
+        """In words: "3.49 +- 0.04"; a seed that diverged is counted, on a line of its own."""
         if math.isnan(self.mean):
             return "diverged" if self.diverged < 2 else f"all {self.diverged} diverged"
         error = "" if math.isnan(self.error) else f" +- {number(self.error, unit)}"
@@ -62,20 +58,12 @@ class Estimate(NamedTuple):
 
 
 def number(value: float, unit: str) -> str:
-    """A figure with as many decimals as its unit bears.
-
-    >>> number(3.4871, "hours"), number(48.79, "%")
-    ('3.49', '48.8')
-    """
+    """A figure with as many decimals as its unit bears."""
     return f"{value:.{DECIMALS.get(unit, 3)}f}"
 
 
 def estimate(values: Any) -> Estimate:
-    """Mean and standard error of (seeds,) figures.
-
-    >>> estimate([1.0, 2.0, 3.0, np.nan])
-    Estimate(mean=2.0, error=0.577..., diverged=1)
-    """
+    """Mean and standard error of (seeds,) figures."""
     values = np.asarray(values, np.float64)
     finite = values[np.isfinite(values)]
     mean = float(finite.mean()) if finite.size else math.nan
@@ -84,10 +72,7 @@ def estimate(values: Any) -> Estimate:
 
 
 def check(rows: Sequence[Row]) -> None:
-    """Raises InputError for a row whose sets, figures and epochs do not fit its seeds.
-
-    >>> check([Row("Next steps", "as today", "", "RMSE", "hours", None, (), {"test": np.array([3.88])})])
-    """
+    """Raises InputError for a row whose sets, figures and epochs do not fit its seeds."""
     for row in rows:
         for name in (*row.values, *row.printed):
             if name not in SETS:
@@ -111,10 +96,6 @@ def as_frame(rows: Sequence[Row]) -> pd.DataFrame:
 
     diverged: the seeds that ended, in any set, with nan or infinity; the means of that set are without them.
     Raises InputError for rows that do not fit their seeds.
-
-    >>> row = Row("Exercises", "plain", "", "RMSE", "hours", 21501, (0, 1), {"test": np.array([4.0, 4.2])})
-    >>> as_frame([row]).loc[0, ["test_mean", "test_error"]].round(3).tolist()
-    [4.1, 0.1]
     """
     # Imported here: it is needed only where a table is written.
     import pandas as pd
@@ -136,12 +117,7 @@ def as_frame(rows: Sequence[Row]) -> pd.DataFrame:
 
 
 def as_records(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """The lines of `as_frame` as plain values; None where there is no such figure.
-
-    >>> row = Row("Exercises", "plain", "", "RMSE", "hours", 21501, (0,), {"test": np.array([4.0])})
-    >>> as_records([row])[0]["test_mean"], as_records([row])[0]["test_error"]
-    (4.0, None)
-    """
+    """The lines of `as_frame` as plain values; None where there is no such figure."""
     records: list[dict[str, Any]] = json.loads(as_frame(rows).to_json(orient="records"))
     return records
 
@@ -150,10 +126,6 @@ def as_seeds(rows: Sequence[Row]) -> pd.DataFrame:
     """A line a row and seed, with the seed's own figures; baselines have one line, without a seed.
 
     Raises InputError for rows that do not fit their seeds.
-
-    >>> row = Row("Exercises", "plain", "", "RMSE", "hours", 21501, (7, 8), {"test": np.array([4.0, 4.2])})
-    >>> as_seeds([row])[["seed", "test"]].to_numpy().tolist()
-    [[7, 4.0], [8, 4.2]]
     """
     import pandas as pd
 
@@ -171,10 +143,6 @@ def table(rows: Sequence[Row], title: str = "") -> Table:
     """The rows for a rich console of 80 columns, in their sections, beside what the lesson prints.
 
     Raises InputError for rows that do not fit their seeds.
-
-    >>> row = Row("Exercises", "plain", "", "RMSE", "hours", 21501, (0, 1), {"test": np.array([4.0, 4.2])})
-    >>> table([row]).row_count
-    2
     """
     check(rows)
     best = any(row.best for row in rows)
@@ -203,23 +171,13 @@ def _cell(row: Row, name: str) -> str:
 
 
 def in_sections(rows: Sequence[Row]) -> list[Row]:
-    """The rows with those of a section side by side; sections, and the rows of each, in the order they came in.
-
-    >>> rows = [Row(section, name, "", "RMSE", "hours", None, (), {}) for section, name in ("Ab", "Cd", "Ae")]
-    >>> [row.name for row in in_sections(rows)]
-    ['b', 'e', 'd']
-    """
+    """The rows with those of a section side by side; sections, and the rows of each, in the order they came in."""
     order = {section: place for place, section in enumerate(dict.fromkeys(row.section for row in rows))}
     return sorted(rows, key=lambda row: order[row.section])
 
 
 def epochs(row: Row) -> str:
-    """The epochs of a row's seeds, on average where they differ; with a star where the best of them is measured.
-
-    >>> row = Row("Exercises", "early stopping", "", "RMSE", "hours", 21501, (0, 1), {}, np.array([20, 25]), best=True)
-    >>> epochs(row)
-    '22.5 *'
-    """
+    """The epochs of a row's seeds, on average where they differ; with a star where the best of them is measured."""
     if not len(row.epochs):
         return ""
     mean = f"{np.mean(row.epochs):.{0 if np.ptp(row.epochs) == 0 else 1}f}"

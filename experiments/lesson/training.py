@@ -101,15 +101,7 @@ ARRAYS = ("values", "outputs", "history")
 
 
 def save(folder: Path, done: Trained) -> None:
-    """Writes what a row's seeds left, whole or not at all.
-
-    >>> import tempfile, pandas as pd
-    >>> row = Row("Exercises", "plain", "", "RMSE", "hours", 9, (0, 1), {"test": np.array([4.0, 4.2])})
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     save(Path(folder), Trained(row, pd.DataFrame({"member": [0]}), {"test": np.ones((2, 1, 1))}))
-    ...     load(Path(folder), "Exercises", "plain").row.values["test"].tolist()
-    [4.0, 4.2]
-    """
+    """Writes what a row's seeds left, whole or not at all."""
     row, path = done.row, _path(folder, done.row.section, done.row.name)
     plain = {"seeds": list(row.seeds), "printed": dict(row.printed)}
     about = row._replace(values={}, epochs=None)._asdict() | plain  # type: ignore[arg-type]
@@ -127,9 +119,6 @@ def load(folder: Path, section: str, name: str) -> Trained | None:
     """What a row's seeds left; None where they have not finished.
 
     Raises InputError for a file that is damaged.
-
-    >>> load(Path("no", "such", "folder"), "Exercises", "plain") is None
-    True
     """
     import pandas as pd
 

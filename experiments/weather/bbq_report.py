@@ -73,11 +73,7 @@ def baselines(setup: Setup) -> dict[str, np.ndarray]:
 
 
 def quality(scores: np.ndarray, true: np.ndarray, threshold: float) -> dict[str, float]:
-    """How well scores tell yes from no, (rows,) each; those above the threshold say yes. nan where one is not finite.
-
-    >>> quality(np.array([0.2, 0.7, 0.4, 0.9]), np.array([0, 0, 1, 1]), 0.5)["balanced_accuracy"]
-    0.5
-    """
+    """Return the metrics of scores against yes and no, (rows,) each; nan where a score is not finite."""
     matrix = confusion(scores, true, threshold)
     shares = matrix.diagonal() / np.bincount(np.asarray(true, int), minlength=2)
     finite = np.isfinite(scores).all()
@@ -93,9 +89,6 @@ def confusion(scores: np.ndarray, true: np.ndarray, threshold: float) -> np.ndar
     """How many rows of each true class (down) were taken for each class (across), (2, 2), no before yes.
 
     A score that is no number is for none.
-
-    >>> confusion(np.array([0.2, 0.7, 0.9]), np.array([0, 0, 1]), 0.5).tolist()
-    [[1, 1], [0, 1]]
     """
     told = ~np.isnan(scores)
     return np.bincount(2 * np.asarray(true, int)[told] + (scores[told] > threshold), minlength=4).reshape(2, 2)

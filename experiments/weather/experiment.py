@@ -89,11 +89,7 @@ class Config(RunFlags, Flags):
 
 
 def resolve(config: Config) -> tuple[Config, Recipe]:
-    """The configuration with the recipe's values where a flag was left out, and the recipe with the flags' values.
-
-    >>> resolve(Config(recipe="small"))[0].hidden
-    (10, 5)
-    """
+    """The configuration with the recipe's values where a flag was left out, and the recipe with the flags' values."""
     recipe = RECIPES[config.recipe]
     given = {name: getattr(config, name) for name in ("epochs", "patience", "hidden")}
     recipe = recipe._replace(**{name: value for name, value in given.items() if value is not None})
@@ -107,11 +103,7 @@ def adam(learning_rate: float) -> optax.GradientTransformation:
 
 
 def divide(dataset: WeatherData) -> tuple[dict[str, np.ndarray], dict[str, Dataset]]:
-    """The rows of the data set for training, validation and test, 70, 15 and 15 % by two splits, and the three sets.
-
-    >>> [len(rows) for rows in divide(load_weather("simulated:101"))[0].values()]
-    [70, 15, 15]
-    """
+    """The rows of the data set for training, validation and test, 70, 15 and 15 % by two splits, and the three sets."""
     train, rest = split(len(dataset.rows), 0.3)
     validation, test = split(len(rest), 0.5)
     rows = {"train": train, "validation": rest[validation], "test": rest[test]}
@@ -148,10 +140,7 @@ def build(config: Config, dataset: WeatherData) -> Setup:
 
 
 def check_both_kinds(sets: dict[str, Dataset]) -> None:
-    """Raises InputError for a set of rows with targets that are all 0 or all 1: it can neither teach nor judge.
-
-    >>> check_both_kinds({"train": Dataset(np.zeros((2, 1)), np.array([[0.0], [1.0]]), np.ones(2))})
-    """
+    """Raises InputError for a set of rows with targets that are all 0 or all 1: it can neither teach nor judge."""
     for name, rows in sets.items():
         if len(np.unique(rows.targets)) < 2:
             kind = "only" if np.asarray(rows.targets).all() else "no"
@@ -190,11 +179,7 @@ BBQ = SUNSHINE._replace(
 
 
 def experiment(config: Config) -> Experiment:
-    """Return the experiment that the labels ask for.
-
-    >>> experiment(Config(labels="bbq")).progress_metrics
-    ('loss', 'val_accuracy')
-    """
+    """Return the experiment that the labels ask for."""
     return BBQ if config.labels == "bbq" else SUNSHINE
 
 

@@ -13,12 +13,7 @@ from jaxdl.types import Dataset
 
 
 def first_days(dataset: WeatherData, days: int | None) -> WeatherData:
-    """The first rows of a data set, so many at most; None for all.
-
-    >>> from jaxdl.datasets import load_weather
-    >>> len(first_days(load_weather("simulated:90"), 30).rows)
-    30
-    """
+    """The first rows of a data set, so many at most; None for all."""
     noise = None if dataset.noise is None else dataset.noise[:days]
     rows, today = dataset.rows[:days], dataset.today[:days]
     examples = take(dataset.data, np.arange(len(rows)))
@@ -29,10 +24,6 @@ def of_place(dataset: WeatherData, place: str) -> WeatherData:
     """The rows with the columns of one place alone.
 
     Raises InputError where there is no such place.
-
-    >>> from jaxdl.datasets import load_weather
-    >>> len(of_place(load_weather("simulated:90"), "BASEL").columns)
-    9
     """
     kept = [number for number, column in enumerate(dataset.columns) if place_of(column) == place]
     if not kept:
@@ -49,10 +40,6 @@ def with_month(dataset: WeatherData) -> WeatherData:
     """The rows with their day's month as two more columns, its sine and cosine on the circle of the year.
 
     On the circle December is next to January, which the bare number would put furthest apart.
-
-    >>> from jaxdl.datasets import load_weather
-    >>> with_month(load_weather("simulated:90")).columns[-2:]
-    ('MONTH_sine', 'MONTH_cosine')
     """
     months = np.array(dataset.rows, "datetime64[M]").astype(int) % 12
     angles = 2 * np.pi * months / 12
@@ -64,12 +51,6 @@ def with_last_days(dataset: WeatherData, days: int) -> WeatherData:
 
     The first days of the table have fewer before them: there the table's first day stands for what is missing. Raises
     InputError for fewer than one day.
-
-    >>> from jaxdl.datasets import load_weather
-    >>> dataset = load_weather("simulated:90", places=("BASEL",))
-    >>> wider = with_last_days(dataset, 3)
-    >>> wider.data.inputs.shape, wider.columns[9]
-    ((89, 27), 'BASEL_cloud_cover_1_day_before')
     """
     if days < 1:
         raise InputError(f"days must be at least 1, got {days}.")
@@ -86,10 +67,6 @@ def oversampled(rows: Dataset, width: float = 2.0, seed: int = 0) -> Dataset:
     """As many rows, drawn with replacement so that targets of every `width` hours come equally often.
 
     It is for training rows alone: validation and test must keep the days as they come.
-
-    >>> rows = Dataset(np.zeros((5, 1)), np.array([[0.0], [0.0], [0.0], [0.0], [9.0]]), np.ones(5))
-    >>> bool((oversampled(rows).targets == 9).any())
-    True
     """
     bins = np.floor(np.asarray(rows.targets)[:, 0] / width).astype(int)
     _, place, counts = np.unique(bins, return_inverse=True, return_counts=True)

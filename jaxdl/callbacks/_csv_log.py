@@ -24,9 +24,6 @@ def rows_of(run_state: Any, record: Mapping[str, Any]) -> list[dict[str, Any]]:
 
     The first columns of these are `member` and `epoch`, as in the history of `fit_seeds`, or `candidate`, `seed` and
     `epoch`, as in that of `sweep`.
-
-    >>> rows_of(None, {"epoch": 1, "loss": 0.5})
-    [{'epoch': 1, 'loss': 0.5}]
     """
     many = {name: value for name, value in record.items() if np.ndim(value)}
     if not many:

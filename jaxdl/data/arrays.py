@@ -68,9 +68,6 @@ def as_rows(
     Floats become their `precision`, other numbers keep their dtype; the byte order becomes the machine's. Rows that are
     not `counted`, (N,) bool, need not be finite. Raises
     InputError for everything else (see `examples`).
-
-    >>> as_rows("inputs", np.array([1, 2], ">i2")).dtype
-    dtype('int16')
     """
     array, labels = as_numbers(name, values)
     if array.ndim == 0 or len(array) == 0:
@@ -100,9 +97,6 @@ def as_numbers(name: str, values: Any) -> tuple[np.ndarray, tuple[str, ...]]:
 
     bfloat16 and its like become float32. Raises InputError, which calls the values `name`, for what is no array of
     numbers: masked, missing, complex, text, dates, objects, sparse matrices, several arrays.
-
-    >>> as_numbers("inputs", jnp.ones(2, jnp.bfloat16))[0].dtype
-    dtype('float32')
     """
     if isinstance(values, Mapping):
         kind = f"a {type(values).__name__} of {', '.join(map(str, values))}"
@@ -231,9 +225,6 @@ def precision(*dtypes: Any) -> np.dtype:
     """What numbers of these dtypes are computed in together: float64 where one is and JAX keeps it, else float32.
 
     JAX keeps float64 where `jax_enable_x64` is set.
-
-    >>> precision(np.float16, np.int32)
-    dtype('float32')
     """
     wide = any(dtype.kind == "f" and dtype.itemsize > 4 for dtype in map(np.dtype, dtypes))
     return np.dtype(jax.dtypes.canonicalize_dtype(np.float64) if wide else np.float32)

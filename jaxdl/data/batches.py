@@ -31,11 +31,7 @@ class Draws(NamedTuple):
 
 
 def _draws(key: PRNGKeyArray, epoch: Any, count: int) -> Draws:
-    """What decides the order of `count` rows in an epoch.
-
-    >>> _draws(jax.random.key(0), 1, 5).pivots.shape
-    (32,)
-    """
+    """What decides the order of `count` rows in an epoch."""
     bits = jax.random.bits(jax.random.fold_in(key, epoch), (2, _ROUNDS), jnp.uint32)
     return Draws((bits[0] % jnp.uint32(count)).astype(jnp.int32), bits[1])
 
@@ -44,10 +40,6 @@ def permutation(key: PRNGKeyArray, epoch: int | Array, count: int) -> Int32[Arra
     """The order of `count` rows in an epoch, (count,) int32: a permutation that depends on (key, epoch) alone.
 
     `count` is static.
-
-    >>> rows = permutation(jax.random.key(0), 1, 5)
-    >>> sorted(rows.tolist())
-    [0, 1, 2, 3, 4]
     """
     return _rows_at(_draws(key, epoch, count), jnp.arange(count, dtype=jnp.int32), count, 1)
 
@@ -55,12 +47,7 @@ def permutation(key: PRNGKeyArray, epoch: int | Array, count: int) -> Int32[Arra
 def permuted_rows(
     key: PRNGKeyArray, epoch: int | Array, count: int
 ) -> Callable[[Int32[Array, " batch"]], Int32[Array, " batch"]]:
-    """Which rows stand at given places of `order`: a function from places (B,) int32 to rows (B,) int32.
-
-    >>> rows, places = permutation(jax.random.key(0), 1, 5), jnp.array([3, 1], jnp.int32)
-    >>> permuted_rows(jax.random.key(0), 1, 5)(places).tolist() == rows[places].tolist()
-    True
-    """
+    """Which rows stand at given places of `order`: a function from places (B,) int32 to rows (B,) int32."""
     if count <= _WHOLE:
         rows = permutation(key, epoch, count)
         return lambda places: rows[places]
@@ -81,12 +68,7 @@ def _rows_at(drawn: Draws, places: Int32[Array, " batch"], count: int, unroll: i
 
 
 def rows_on_host(drawn: Draws, places: ArrayLike, count: int) -> Int64[np.ndarray, " batch"]:
-    """The rows at given places of `order`, computed by NumPy from `draws(key, epoch, count)`: (B,) to (B,) int64.
-
-    >>> key, places = jax.random.key(0), np.array([3, 1])
-    >>> rows_on_host(_draws(key, 1, 5), places, 5).tolist() == permutation(key, 1, 5)[places].tolist()
-    True
-    """
+    """The rows at given places of `order`, computed by NumPy from `draws(key, epoch, count)`: (B,) to (B,) int64."""
     rows = np.asarray(places, np.int32)
     for pivot, salt in zip(np.asarray(drawn.pivots), np.asarray(drawn.salts), strict=True):
         partner = pivot - rows
@@ -97,11 +79,7 @@ def rows_on_host(drawn: Draws, places: ArrayLike, count: int) -> Int64[np.ndarra
 
 
 def hash32(bits: Any) -> Any:
-    """MurmurHash3's 32-bit finaliser, a permutation of uint32: every input bit reaches every output bit.
-
-    >>> [hex(number) for number in hash32(jnp.arange(3, dtype=jnp.uint32)).tolist()]
-    ['0x0', '0x514e28b7', '0x30f4c306']
-    """
+    """MurmurHash3's 32-bit finaliser, a permutation of uint32: every input bit reaches every output bit."""
     bits = (bits ^ (bits >> np.uint32(16))) * np.uint32(0x85EBCA6B)
     bits = (bits ^ (bits >> np.uint32(13))) * np.uint32(0xC2B2AE35)
     return bits ^ (bits >> np.uint32(16))
@@ -118,10 +96,6 @@ def only_counted(rows: Any) -> Any:
 
     What stands in an example of weight 0 may be anything, and its part of a sum or of a gradient would be 0 times that,
     which is nan for nan and infinity. Rows that all count are returned as they are.
-
-    >>> rows = Dataset(jnp.array([[jnp.nan], [2.0]]), jnp.array([-1, 1]), jnp.array([0.0, 1.0]))
-    >>> only_counted(rows).inputs.tolist(), only_counted(rows).targets.tolist()
-    ([[2.0], [2.0]], [1, 1])
     """
     if is_traced(rows.sample_weight):
         counted = rows.sample_weight > 0
@@ -148,10 +122,6 @@ def training_rows(rows: object) -> Any:
     Steps need not know the other batches then. Where the weights are not all 1 they come as a Batch, whose mask tells
     padding from examples of weight 0. Windows, which are made so, and traced rows are returned as they are: a
     program of one's own must be given rows that have been prepared.
-
-    >>> rows = Dataset(np.ones((2, 1)), np.ones((2, 1)), np.array([1.0, 3.0], np.float32))
-    >>> training_rows(rows).sample_weight.tolist()
-    [0.5, 1.5]
     """
     if not isinstance(rows, Dataset) or is_traced(rows.sample_weight):
         return rows
@@ -169,11 +139,7 @@ def training_rows(rows: object) -> Any:
 
 
 def evaluation_rows(rows: object) -> Any:
-    """Return a data set as an evaluation takes it: `only_counted`. None and traced rows are returned as they are.
-
-    >>> evaluation_rows(None) is None
-    True
-    """
+    """Return a data set as an evaluation takes it: `only_counted`. None and traced rows are returned as they are."""
     return only_counted(rows) if isinstance(rows, Dataset) and not is_traced(rows.sample_weight) else rows
 
 
@@ -186,12 +152,7 @@ class Window(NamedTuple):
 
 
 def epoch_rows(train: Any) -> Any:
-    """The rows of an epoch: of rows in memory, of a window, or of a `Loader`.
-
-    >>> from jaxdl import dataset
-    >>> epoch_rows(dataset([1.0, 2.0, 3.0], [0, 1, 2]))
-    3
-    """
+    """The rows of an epoch: of rows in memory, of a window, or of a `Loader`."""
     return train.sample_weight.shape[0] if isinstance(train, (Dataset, Batch)) else train.rows
 
 
@@ -202,12 +163,6 @@ def batches_of(
 
     train: as `training_rows` gives it. mask: whether each is a Batch, as a step of one's own needs it to tell padding
     from examples. Without, rows whose weights are all 1 come as a Dataset, in which padding alone has weight 0.
-
-    >>> from jaxdl import dataset
-    >>> rows = jax.tree.map(jnp.asarray, dataset([10.0, 11.0, 12.0], [0, 1, 2]))
-    >>> batch = batches_of(rows, jax.random.key(0), 0, 2)
-    >>> sorted([*batch(0).inputs.tolist(), batch(1).inputs[0].item()]), batch(1).sample_weight.tolist()
-    ([10.0, 11.0, 12.0], [1.0, 0.0])
     """
     at = None if isinstance(train, Window) else permuted_rows(key, epoch, train.sample_weight.shape[0])
 
@@ -223,12 +178,6 @@ def batch_at(dataset: Any, at: Any, index: Any, batch_size: int) -> Any:
 
     at: which rows stand at the places (B,) of the order. On several devices each takes its share of the batch, which
     is filled up where they do not divide it.
-
-    >>> from jaxdl import dataset
-    >>> numbers = jax.tree.map(jnp.asarray, dataset([10.0, 11.0, 12.0], [0, 1, 2]))
-    >>> batch = batch_at(numbers, lambda places: jnp.array([2, 0, 1])[places], 1, 2)
-    >>> batch.inputs.tolist(), batch.sample_weight.tolist()
-    ([11.0, 12.0], [1.0, 0.0])
     """
     count = dataset.sample_weight.shape[0]
     numbers = split_rows(jnp.arange(filled(batch_size), dtype=jnp.int32))
@@ -237,22 +186,12 @@ def batch_at(dataset: Any, at: Any, index: Any, batch_size: int) -> Any:
 
 
 def filled(batch_size: int) -> int:
-    """The rows of a batch that devices share evenly: up to the next multiple of their number.
-
-    >>> filled(30)
-    30
-    """
+    """The rows of a batch that devices share evenly: up to the next multiple of their number."""
     return batch_size + -batch_size % data_devices()
 
 
 def validation_batch(dataset: Dataset, index: int | Array, batch_size: int) -> Dataset:
-    """Batch number `index` of the rows as they stand; the last one reaches back, with weight 0 for rows seen before.
-
-    >>> from jaxdl import dataset
-    >>> batch = validation_batch(dataset([[1.0], [2.0], [3.0]], [0, 1, 2]), 1, 2)
-    >>> batch.inputs.tolist(), batch.sample_weight.tolist()
-    ([[2.0], [3.0]], [0.0, 1.0])
-    """
+    """Batch number `index` of the rows as they stand; the last one reaches back, with weight 0 for rows seen before."""
     count = dataset.sample_weight.shape[0]
     size = min(batch_size, count)
     wanted = jnp.asarray(index, jnp.int32) * size
@@ -266,11 +205,7 @@ def validation_batch(dataset: Dataset, index: int | Array, batch_size: int) -> D
 
 
 def batch_rows(inputs: Shaped[Array | np.ndarray, "rows ..."], numbers: int = EVAL_NUMBERS) -> int:
-    """How many rows of (N, ...) inputs an evaluation takes at once unless told: 1024, or fewer that hold `numbers`.
-
-    >>> batch_rows(jnp.zeros((5, 163))), batch_rows(jnp.zeros((5, 32, 32, 3)))
-    (1024, 170)
-    """
+    """How many rows of (N, ...) inputs an evaluation takes at once unless told: 1024, or fewer that hold `numbers`."""
     return max(1, min(EVAL_ROWS, numbers // max(1, math.prod(inputs.shape[1:]))))
 
 

@@ -145,10 +145,6 @@ def read_rows(source: DataSource, rows: np.ndarray) -> Dataset:
 
     The source is asked for each of them once and in rising order, so that a file is read from its beginning to its end.
     float64 becomes float32. Raises InputError where it does not give as many rows, or a row that is not finite.
-
-    >>> source = DataSource(9, lambda rows: Dataset(rows / 2, rows, np.ones(len(rows), np.float32)))
-    >>> read_rows(source, np.array([4, 1])).inputs
-    array([2. , 0.5], dtype=float32)
     """
     # Each once: HDF5 wants numbers that rise strictly, and windows are filled with rows that they hold already.
     rising, back = np.unique(rows, return_inverse=True)
@@ -248,11 +244,7 @@ class Fetch(NamedTuple, Generic[T]):
 
 
 def plan_windows(first: Dataset, rows: int, batch_size: int, window_bytes: int = BYTES) -> WindowPlan:
-    """The cut of so many rows like the first ones: windows of about so many bytes, of a batch at least.
-
-    >>> plan_windows(Dataset(np.ones((1, 24), np.float32), np.ones(1, np.int32), np.ones(1, np.float32)), 95, 10, 3200)
-    WindowPlan(rows=95, batch_size=10, batches=10, held=3, windows=4)
-    """
+    """The cut of so many rows like the first ones: windows of about so many bytes, of a batch at least."""
     batches = -(-rows // batch_size)
     of_row = sum(leaf.nbytes // len(leaf) for leaf in first)
     windows = -(-batches // max(1, window_bytes // (of_row * batch_size)))
@@ -261,11 +253,7 @@ def plan_windows(first: Dataset, rows: int, batch_size: int, window_bytes: int =
 
 
 def home_of(tree: PyTree) -> Sharding | None:
-    """Where the windows (K, B, ...) of what is trained belong: B split over `data` on a mesh; None for anywhere.
-
-    >>> home_of({"a": jax.numpy.ones(2)}) is None
-    True
-    """
+    """Where the windows (K, B, ...) of what is trained belong: B split over `data` on a mesh; None for anywhere."""
     mesh = mesh_of(tree)
     if mesh is not None:
         return NamedSharding(mesh, PartitionSpec(None, DATA if DATA in mesh.shape else None))
@@ -289,12 +277,6 @@ def load(
     Each process reads the rows of its own devices only. Places that are filled up hold padding.
     prepare: what is done to the rows as they are read, such as `only_counted`. Raises InputError for rows of another
     shape or dtype.
-
-    >>> source = DataSource(5, lambda rows: Dataset(rows, rows, np.ones(len(rows), np.float32)))
-    >>> first = read_rows(source, np.array([0]))
-    >>> window = load(source, first, plan_windows(first, 5, 2), 0, lambda places: 4 - places)
-    >>> window.inputs.tolist(), window.sample_weight.tolist()
-    ([[4, 3], [2, 1], [0, 4]], [[1.0, 1.0], [1.0, 1.0], [1.0, 0.0]])
     """
     if home is None:
         return jax.device_put(_part(source, first, cut, number, order, 0, cut.batch_size, prepare))
@@ -316,10 +298,6 @@ def for_training(source: DataSource, rows: Dataset) -> Dataset | Batch:
     """Return rows of a source as training takes them: `only_counted`, with weights relative to the mean of all.
 
     Raises InputError for weights that are not 1 where the source does not know their mean.
-
-    >>> source = DataSource(2, lambda rows: Dataset(rows, rows, rows), mean_weight=2.0)
-    >>> for_training(source, Dataset(np.ones((2, 1)), np.ones((2, 1)), np.array([1.0, 3.0]))).sample_weight.tolist()
-    [0.5, 1.5]
     """
     if source.mean_weight is not None:
         mean, mask = np.float32(source.mean_weight), np.ones(len(rows.sample_weight), bool)
@@ -338,10 +316,6 @@ def prefetch(make: Callable[[int], T], end: int | None = None) -> Iterator[Fetch
     """What `make` makes of the numbers up to `end`, made in a thread that ends with the block.
 
     Two are held at a time: the one that was asked for last, and the next.
-
-    >>> with prefetch(lambda number: number**2) as fetch:
-    ...     [fetch.get(number) for number in (3, 3, 4)]
-    [9, 9, 16]
     """
     pool, made = ThreadPoolExecutor(1, "jaxdl-windows"), dict[int, Future[T]]()
 
@@ -402,13 +376,6 @@ def loader(train: Dataset | DataSource | Loader, batch_size: int, *, window_byte
 
     A thread reads the batches of a source window by window, of about `window_bytes`, and puts them on the devices while
     those of the window before are trained. Raises InputError for what is neither Examples nor a DataSource.
-
-    >>> rows = loader(DataSource(5, lambda rows: Dataset(rows[:, None], rows, np.ones(len(rows), np.float32))), 2)
-    >>> rows.rows, rows.first.inputs.tolist()
-    (5, [[0], [1]])
-    >>> batch, numbers = rows.batch(jax.random.key(0), 0, 2)
-    >>> batch.inputs.shape, batch.mask.tolist(), len(numbers)
-    ((2, 1), [True, False], 1)
     """
     if isinstance(train, Loader):
         return train

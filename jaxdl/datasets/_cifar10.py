@@ -140,14 +140,6 @@ def remember(cache: Path, key: str, make: Callable[[], ImageData]) -> ImageData:
 
     The file is there whole or not at all, and its images are checked against their SHA-256; where it is damaged, they
     are made again. A folder that cannot be written is no error: they are made again the next time.
-
-    >>> import tempfile
-    >>> pictures, labels = np.zeros((1, 32, 32, 3), np.uint8), np.arange(1)
-    >>> images = image_data(Arrays(pictures, labels, pictures, labels), "noise", "memory")
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     _ = remember(Path(folder), "mine", lambda: images)
-    ...     remember(Path(folder), "mine", lambda: None).source
-    'memory'
     """
     path = cache / f"cifar10-{hashlib.sha256(os.fsencode(key)).hexdigest()[:16]}.npz"
     images = _load(path)

@@ -51,10 +51,6 @@ def image_data(arrays: Arrays, name: str, source: str, note: str | None = None) 
 
     Raises InputError for images of another shape or type, labels that are fewer than the images or name no class, and
     a set that is empty.
-
-    >>> pictures, labels = np.zeros((10, 32, 32, 3), np.uint8), np.arange(10)
-    >>> image_data(Arrays(pictures, labels, pictures, labels), "noise", "memory").train.targets.dtype
-    dtype('int32')
     """
     train = _checked(f"{source}: training", arrays.train_images, arrays.train_labels)
     test = _checked(f"{source}: test", arrays.test_images, arrays.test_labels)
@@ -144,12 +140,6 @@ def find(path: Path) -> Path:
     """The folder or the archive with the files: `path`, or the one that it holds under the name it was published with.
 
     Raises InputError where there is none, or `path` cannot be read.
-
-    >>> try:
-    ...     find(Path("nowhere.tar.gz"))
-    ... except InputError as error:
-    ...     print(error)
-    nowhere.tar.gz does not exist. Name a folder or an archive with the files of CIFAR-10.
     """
     try:
         if not path.exists():
@@ -175,14 +165,6 @@ def read(path: Path) -> Arrays:
 
     A folder may lack the last of the training files. Nothing of an archive is written, and nothing of a pickled file
     is called. Raises InputError, which names the file, where one is missing, damaged or not what was published.
-
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     for name in ("data_batch_1.bin", "test_batch.bin"):
-    ...         _ = (Path(folder) / name).write_bytes(bytes([9, *[0] * 1024, *[1] * 1024, *[2] * 1024]))
-    ...     arrays = read(Path(folder))
-    >>> arrays.train_images[0, 0, 0].tolist(), arrays.train_labels.tolist()
-    ([0, 1, 2], [9])
     """
     form, files = _unpacked(path) if path.is_file() else _listed(path)
     present = [name for name in form.train if name in files]
@@ -212,10 +194,6 @@ def unpickle(name: str, content: bytes) -> dict[str, Any]:
 
     Its keys are texts. Arrays are left as `Named`, for `byte_table`. Raises InputError where the content names or does
     anything that a file of CIFAR-10 has no need of, is cut short or damaged, or is no dict.
-
-    >>> import pickle
-    >>> unpickle("mine", pickle.dumps({"labels": [6, 9]}, protocol=2))
-    {'labels': [6, 9]}
     """
     try:
         value = _unpickled(name, content)
@@ -234,11 +212,6 @@ def byte_table(name: str, value: object) -> NDArray[np.uint8]:
     """Return the array of bytes, (rows, columns), that `unpickle` has left as `Named`.
 
     Raises InputError for anything else.
-
-    >>> import pickle
-    >>> content = pickle.dumps({"data": np.array([[1, 2], [3, 4]], np.uint8)}, protocol=4)
-    >>> byte_table("mine", unpickle("mine", content)["data"]).tolist()
-    [[1, 2], [3, 4]]
     """
     match value:
         case Named(

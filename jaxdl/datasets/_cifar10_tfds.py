@@ -69,12 +69,6 @@ def read(
     Raises UnreachableError where the server has not answered within `within` seconds, InputError where the archive is
     not the one that was published, what is prepared is damaged or cannot be read without TensorFlow, or a folder cannot
     be written.
-
-    >>> try:
-    ...     read(Path("no-such-folder"), manual_dir=Path("other-folder"))
-    ... except InputError as error:
-    ...     print(error)
-    manual_dir must hold cifar-10-binary.tar.gz, got other-folder without it. Put it there, or leave out manual_dir.
     """
     data_dir = data_dir and Path(data_dir).expanduser()
     with _quiet():
@@ -95,9 +89,6 @@ def builder(data_dir: Path | None = None, *, archive: Archive = PUBLISHED) -> An
 
     What its `download_and_prepare` writes is the data set that the package itself defines, with the same name, version,
     splits, features and ids: `tfds.data_source("cifar10", data_dir=...)` reads it. Raises what the package raises.
-
-    >>> builder(Path("no-such-folder")).info.features["label"].int2str(3)
-    'cat'
     """
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core.download.checksums import UrlInfo

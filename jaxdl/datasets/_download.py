@@ -210,9 +210,6 @@ def find(source: str | Path, *, cache: Path | None = None, server: str = ZENODO)
 
     `cache` is the user's cache folder unless given. Only `auto` ever falls back, and only to simulated weather where
     the server cannot be reached. Raises InputError where there is nothing under that name.
-
-    >>> find("simulated:1000:7")
-    Simulated(days=1000, seed=7, note=None)
     """
     word = str(source)
     if source == "auto":

@@ -69,10 +69,6 @@ def draw(images: int = IMAGES, seed: int = SEED) -> Arrays:
     In each set the classes are equally frequent, but for one image, and in random order. The same numbers make the same
     images, byte for byte; more images are other images. Raises InputError for fewer than 120 images or more than a
     million, a negative seed, or anything but whole numbers.
-
-    >>> arrays = draw(121)
-    >>> arrays.train_images.shape, arrays.test_images.shape, np.bincount(arrays.train_labels).tolist()
-    ((100, 32, 32, 3), (21, 32, 32, 3), [10, 10, 10, 10, 10, 10, 10, 10, 10, 10])
     """
     if not _whole(images) or not FEWEST <= images <= MOST:
         raise InputError(

@@ -83,12 +83,6 @@ def barbecue_labels(table: Table, column: str, folder: Path | None = None) -> La
 
     They come from the published file, if `folder` holds it, else from the rule. Raises InputError where that file is
     damaged or of other days, or the table lacks what the rule needs.
-
-    >>> days = np.array(["2000-07-01", "2000-07-02", "2000-07-03"], "datetime64[D]")
-    >>> weather = np.array([[0.0, 18.0], [0.0, 17.9], [0.01, 25.0]])
-    >>> table = Table("July", days, ("OSLO_precipitation", "OSLO_temp_max"), weather, "")
-    >>> barbecue_labels(table, "OSLO_BBQ_weather").values
-    array([1., 0., 0.])
     """
     path = None if folder is None else folder / LABELS.name
     published = path is not None and path.exists()
@@ -101,11 +95,6 @@ def by_rule(table: Table, column: str) -> NDArray[np.float64]:
     """The labels (D,) that the table's precipitation and maximal temperature amount to, 1 or 0.
 
     Raises InputError where the table lacks one of them.
-
-    >>> days = np.array(["2000-07-01", "2000-07-02"], "datetime64[D]")
-    >>> table = Table("July", days, ("OSLO_precipitation", "OSLO_temp_max"), np.array([[0.0, 25.0], [0.3, 25.0]]), "")
-    >>> by_rule(table, "OSLO_BBQ_weather").tolist()
-    [1.0, 0.0]
     """
     needed = [column.replace(SUFFIX, feature) for feature in ("_precipitation", "_temp_max")]
     for name in needed:
@@ -120,14 +109,6 @@ def read_labels(path: Path, table: Table, column: str) -> NDArray[np.float64]:
     """The labels (D,) in a column of a CSV file with the column DATE and others of True and False, 1 or 0.
 
     Raises InputError, which names the line, unless every cell is True or False and the days are those of the table.
-
-    >>> import tempfile
-    >>> table = Table("July", np.array(["2000-07-01", "2000-07-02"], "datetime64[D]"), (), np.zeros((2, 0)), "")
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     path = Path(folder) / "labels.csv"
-    ...     _ = path.write_text("DATE,OSLO_BBQ_weather\\n20000701,False\\n20000702,True\\n")
-    ...     read_labels(path, table, "OSLO_BBQ_weather").tolist()
-    [0.0, 1.0]
     """
     content, header = read_header(path, ("DATE", column))
     cells = read_cells(path.name, content, header)

@@ -44,13 +44,6 @@ def read_table(path: Path) -> Table:
     UTF-8, with or without a byte order mark, with line ends of any system. Raises InputError, which names the line and
     the column, unless every cell is a number that float32 can hold, no column has a code for missing values such as
     -9999, and the dates follow each other day by day. The measured file has -99 twice, which is let pass.
-
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     path = Path(folder) / "weather.csv"
-    ...     _ = path.write_text("DATE,MONTH,OSLO_sunshine\\n20000131,1,2.5\\n20000201,2,0\\n")
-    ...     read_table(path).values.tolist()
-    [[2.5], [0.0]]
     """
     content, header = read_header(path, CALENDAR)
     numbers = _numbers(path.name, content, header)
@@ -62,11 +55,7 @@ def read_table(path: Path) -> Table:
 
 
 def nearest(name: str, names: Sequence[str]) -> str:
-    """The part of a message that helps with a misspelt name, whose letters may be small ones or capitals.
-
-    >>> nearest("OSL0", ["BASEL", "OSLO"])
-    'the nearest name is OSLO'
-    """
+    """The part of a message that helps with a misspelt name, whose letters may be small ones or capitals."""
     lower = {other.lower(): other for other in reversed(names)}
     near = difflib.get_close_matches(name.lower(), lower, 1, cutoff=0.0)
     return f"the nearest name is {lower[near[0]]}" if near else "it has no names"
@@ -76,13 +65,6 @@ def read_header(path: Path, needed: Sequence[str]) -> tuple[bytes, list[str]]:
     """The bytes of a CSV file in UTF-8, and its columns' names: each once, and all that are needed.
 
     Raises InputError where the file cannot be read or its first line is anything else.
-
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     path = Path(folder) / "weather.csv"
-    ...     _ = path.write_text("DATE,MONTH\\n20000131,1\\n")
-    ...     read_header(path, ["DATE"])[1]
-    ['DATE', 'MONTH']
     """
     try:
         content = path.read_bytes()
@@ -137,12 +119,7 @@ def _numbers(name: str, content: bytes, header: list[str]) -> NDArray[np.float64
 
 
 def wrong_cell(name: str, cells: pd.DataFrame, row: int, column: int, wanted: str) -> InputError:
-    """The error that names a cell by its line and its column, and says what must stand there.
-
-    >>> import pandas as pd
-    >>> print(wrong_cell("a.csv", pd.DataFrame({"DATE": ["20000101"], "RAIN": ["wet"]}), 0, 1, "a number"))
-    a.csv, line 2 (DATE 20000101), column RAIN: must be a number, got 'wet'. Correct the file, or get it again.
-    """
+    """The error that names a cell by its line and its column, and says what must stand there."""
     cell = cells.iat[row, column]
     got = repr(cell) if isinstance(cell, str) and cell.strip() else "an empty cell"
     where = f"{_line(row)} (DATE {cells['DATE'].iat[row]}), column {cells.columns[column]}"
@@ -153,9 +130,6 @@ def read_cells(name: str, content: bytes, header: Sequence[str]) -> pd.DataFrame
     """The cells of a CSV file below its header, as they are written; what a short line lacks is no string.
 
     Raises InputError where a line has too many.
-
-    >>> read_cells("a.csv", b"DATE,RAIN\\n20000101, wet\\n", ["DATE", "RAIN"]).to_numpy().tolist()
-    [['20000101', ' wet']]
     """
     return _read(name, content, header, dtype=str, keep_default_na=False)
 

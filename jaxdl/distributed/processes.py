@@ -36,11 +36,7 @@ class Place(NamedTuple):
 
 
 def launched() -> bool:
-    """Whether the launcher, `python -m jaxdl.launch`, has started this process.
-
-    >>> launched()
-    False
-    """
+    """Whether the launcher, `python -m jaxdl.launch`, has started this process."""
     return any(name in os.environ for name in NAMES)
 
 
@@ -48,9 +44,6 @@ def place(coordinator: str | None, processes: int | None, process_id: int | None
     """The place that is given; with nothing given the one that the launcher or a cluster tells.
 
     Raises InputError where it is not whole or cannot be.
-
-    >>> place("node-3:4000", 2, 1)
-    Place(host='node-3', port=4000, processes=2, own=1, devices=None)
     """
     given, subjects, devices = [coordinator, processes, process_id], ("coordinator", "processes", "process_id"), None
     if all(value is None for value in given):
@@ -86,11 +79,7 @@ def _address(subject: str, address: object) -> tuple[str, int]:
 
 
 def whole(value: object) -> bool:
-    """Whether a value is a whole number.
-
-    >>> whole(2), whole(2.0), whole(True)
-    (True, False, False)
-    """
+    """Whether a value is a whole number."""
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
@@ -145,11 +134,7 @@ class Links(NamedTuple):
 
 
 def linked(own: int, members: list[Member], port: int, links: dict[int, Link]) -> Links:
-    """The connections of a process, over which nothing has been said yet.
-
-    >>> linked(0, [Member(4711, "here")], 4000, {}).parted.is_set()
-    False
-    """
+    """The connections of a process, over which nothing has been said yet."""
     return Links(own, members, port, links, threading.Semaphore(0), threading.Event(), threading.Lock())
 
 
@@ -158,18 +143,13 @@ def watch(links: Links) -> None:
 
     The system closes a process's connections when it ends, however it ends, so this takes milliseconds. A process
     that is only stopped and a machine that is gone with its cable are not found so, but by JAX's heartbeats.
-
-    >>> watch(linked(0, [Member(4711, "here")], 4000, {}))  # alone
     """
     for index in links.links:
         threading.Thread(target=_listen, args=(links, index), daemon=True).start()
 
 
 def part(links: Links) -> None:
-    """Waits until all processes have called it; from then on each may end.
-
-    >>> part(linked(0, [Member(4711, "here")], 4000, {}))  # alone
-    """
+    """Waits until all processes have called it; from then on each may end."""
     if links.own != 0:
         say(links.links[0], "bye")
         links.goodbyes.acquire()
@@ -182,15 +162,7 @@ def part(links: Links) -> None:
 
 
 def say(link: Link, word: str) -> None:
-    """Sends one line; nothing where the other process has gone.
-
-    >>> here, there = socket.socketpair()
-    >>> say(Link(here, here.makefile()), "bye")
-    >>> there.recv(10)
-    b'bye\\n'
-    >>> here.close(), there.close()
-    (None, None)
-    """
+    """Sends one line; nothing where the other process has gone."""
     with suppress(OSError):
         link.socket.sendall(f"{word}\n".encode())
 
@@ -234,11 +206,7 @@ _LATER = ("about", "secret")  # entries that may be left out
 
 
 def local(host: str) -> bool:
-    """Whether a host is this machine whoever says it: nobody else can come then.
-
-    >>> local("127.0.0.1"), local("node-3")
-    (True, False)
-    """
+    """Whether a host is this machine whoever says it: nobody else can come then."""
     return host in ("localhost", "::1") or host.startswith("127.")
 
 
@@ -259,10 +227,6 @@ def meet(
 
     Raises InputError where the port is taken, somebody is missing after `timeout` seconds, a process comes twice, or
     the processes do not agree on how many they are, or on `about`.
-
-    >>> links = meet("127.0.0.1", free_port(), processes=1, index=0, timeout=1)
-    >>> links.members == [(os.getpid(), socket.gethostname())]
-    True
     """
     me = Member(os.getpid(), socket.gethostname())
     deadline, agreed = time.monotonic() + timeout, json.loads(json.dumps(about or {}))
@@ -277,11 +241,7 @@ def meet(
 
 
 def free_port() -> int:
-    """A port that nobody listens at.
-
-    >>> 0 < free_port() < 65536
-    True
-    """
+    """A port that nobody listens at."""
     with socket.socket() as one:
         one.bind(("", 0))
         return one.getsockname()[1]
@@ -535,20 +495,12 @@ def initialize(
 
 
 def index() -> int:
-    """Which of the processes this is; 0 where it is alone, without asking JAX for its devices.
-
-    >>> index()
-    0
-    """
+    """Which of the processes this is; 0 where it is alone, without asking JAX for its devices."""
     return jax.process_index() if jax.distributed.is_initialized() else 0
 
 
 def count() -> int:
-    """How many processes there are; 1 where this one is alone, without asking JAX for its devices.
-
-    >>> count()
-    1
-    """
+    """How many processes there are; 1 where this one is alone, without asking JAX for its devices."""
     return jax.process_count() if jax.distributed.is_initialized() else 1
 
 
@@ -562,11 +514,7 @@ def is_main() -> bool:
 
 
 def broadcast_text(text: str) -> str:
-    """Process 0's text, in every process; all of them must call it.
-
-    >>> broadcast_text("runs/2026-11-24")
-    'runs/2026-11-24'
-    """
+    """Process 0's text, in every process; all of them must call it."""
     if count() == 1:
         return text
     content = text.encode()
@@ -582,9 +530,6 @@ def all_gather(numbers: Sequence[int] | np.ndarray) -> np.ndarray:
     """The whole numbers (k,) of every process: int64 (P, k), in every process; all of them must call it.
 
     Raises InputError for anything but a vector of whole numbers. Each process must give equally many.
-
-    >>> all_gather([3, 4])
-    array([[3, 4]])
     """
     vector = np.asarray(numbers)
     if vector.ndim != 1 or vector.dtype.kind not in "iub":
@@ -602,9 +547,6 @@ def peer_lost(error: BaseException) -> str | None:
     """What to say of an error that JAX raises because another process has gone; None for any other error.
 
     Where that process has ended, this one ends while it waits here, with its own line (see `join`).
-
-    >>> peer_lost(ValueError("an error of the program")) is None
-    True
     """
     if not (_joined and isinstance(error, jax.errors.JaxRuntimeError)):
         return None
@@ -628,14 +570,7 @@ def shutdown() -> None:
 
 
 def abort(code: int) -> NoReturn:
-    """Ends this process at once with an exit code and without waiting for the others, which then end too.
-
-    >>> try:
-    ...     abort(2)  # where none was joined
-    ... except SystemExit as error:
-    ...     print(error.code)
-    2
-    """
+    """Ends this process at once with an exit code and without waiting for the others, which then end too."""
     if not _joined:
         sys.exit(code)
     sys.stdout.flush()

@@ -54,11 +54,7 @@ def make_mesh(devices: Sequence[Any] | None = None, **sizes: int) -> Mesh:
 
 
 def mesh_of(*trees: PyTree) -> Mesh | None:
-    """The mesh on which one of the trees lies, by its first leaf; None where none was placed on one.
-
-    >>> mesh_of({"a": jnp.ones(2)}, 3) is None
-    True
-    """
+    """The mesh on which one of the trees lies, by its first leaf; None where none was placed on one."""
     for tree in trees:
         leaves = jax.tree.leaves(tree)
         place = getattr(leaves[0], "sharding", None) if leaves and not isinstance(leaves[0], jax.core.Tracer) else None
@@ -98,10 +94,6 @@ def partition_spec(leaf: Any, mesh: Any, large: int = LARGE) -> PartitionSpec:
 
     Else its longest dimension that `data` divides is split over `data`, and of the others the longest that `model`
     divides over `model`. XLA gathers what a layer needs when it needs it, as in Zhao et al., PyTorch FSDP (2023).
-
-    >>> from jax.sharding import AbstractMesh
-    >>> partition_spec(jnp.ones((6, 8)), AbstractMesh((2, 3), ("data", "model")), large=0)
-    P('model', 'data')
     """
     sides: list[str | None] = [None] * leaf.ndim
     if leaf.nbytes < max(1, large) or jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
@@ -119,12 +111,7 @@ def partition_spec(leaf: Any, mesh: Any, large: int = LARGE) -> PartitionSpec:
 
 
 def device_put(tree: T, shardings: Any) -> T:
-    """Arrays, from the host or from devices, placed leaf by leaf; typed keys too.
-
-    >>> home = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    >>> device_put({"a": np.ones(2)}, {"a": home})["a"].shape
-    (2,)
-    """
+    """Arrays, from the host or from devices, placed leaf by leaf; typed keys too."""
     placed: T = jax.tree.map(_put, tree, shardings)
     return placed
 
@@ -147,11 +134,7 @@ def _put(leaf: Any, sharding: Sharding) -> Array:
 
 
 def to_host(tree: T) -> T:
-    """Arrays that lie on a mesh, whole on this process's default device; every process of the mesh must call it.
-
-    >>> to_host({"a": jnp.ones(2)})["a"].shape
-    (2,)
-    """
+    """Arrays that lie on a mesh, whole on this process's default device; every process of the mesh must call it."""
     mesh = mesh_of(tree)
     if mesh is None:
         return tree
@@ -161,11 +144,7 @@ def to_host(tree: T) -> T:
 
 
 def shardings_of(tree: PyTree) -> Layout | None:
-    """How the leaves of a tree lie on their mesh, to be kept by a program; None for a tree that lies on none.
-
-    >>> shardings_of({"a": jnp.ones(2)}) is None
-    True
-    """
+    """How the leaves of a tree lie on their mesh, to be kept by a program; None for a tree that lies on none."""
     leaves = jax.tree.leaves(tree)
     if not leaves or isinstance(leaves[0], jax.core.Tracer) or mesh_of(leaves[0]) is None:
         return None
@@ -176,9 +155,6 @@ def constrain_like(tree: T, like: Layout | None) -> T:
     """The tree with its leaves where `layout` found them before; inside a program.
 
     Without it XLA would choose where a program's results lie, and the next call would be another program.
-
-    >>> constrain_like({"a": 1.0}, None)
-    {'a': 1.0}
     """
     if like is None:
         return tree
@@ -187,11 +163,7 @@ def constrain_like(tree: T, like: Layout | None) -> T:
 
 
 def shard_by_size(tree: T) -> T:
-    """The tree with its leaves split by `spec`, where this is called in a program on a mesh; else as it is.
-
-    >>> shard_by_size({"a": 1.0})
-    {'a': 1.0}
-    """
+    """The tree with its leaves split by `spec`, where this is called in a program on a mesh; else as it is."""
     mesh = jax.sharding.get_abstract_mesh()
     if not {DATA, MODEL} & set(mesh.axis_names):
         return tree
@@ -199,21 +171,13 @@ def shard_by_size(tree: T) -> T:
 
 
 def data_devices() -> int:
-    """Over how many devices the rows of a batch are split where this is called: 1 outside of a program on a mesh.
-
-    >>> data_devices()
-    1
-    """
+    """Over how many devices the rows of a batch are split where this is called: 1 outside of a program on a mesh."""
     size: int = jax.sharding.get_abstract_mesh().shape.get(DATA, 1)
     return size
 
 
 def split_rows(tree: T) -> T:
-    """Rows split over the devices of `data`; as they are where there is one, or where it does not divide them.
-
-    >>> split_rows(jnp.ones(3)).shape
-    (3,)
-    """
+    """Rows split over the devices of `data`; as they are where there is one, or where it does not divide them."""
     count = data_devices()
     if count == 1 or any(leaf.shape[0] % count for leaf in jax.tree.leaves(tree)):
         return tree
@@ -224,9 +188,6 @@ def agree_on_steps(steps: int, mesh: Mesh | None) -> Any:
     """How many batches this process would do next, as an argument of a chunk, in which the least of all counts.
 
     One number where a process is alone, else an int32 array with one entry a device.
-
-    >>> agree_on_steps(5, None)
-    np.int32(5)
     """
     if mesh is None or jax.process_count() == 1:
         return np.int32(steps)

@@ -37,14 +37,6 @@ def members(keys: Array, init: Callable[..., RunState], **own: Any) -> RunState:
 
     Only the `cursor` stays a scalar, because all members are at the same batch. `own`: arrays (M, ...), of which each
     member's part is given to its `init` by name.
-
-    >>> import optax
-    >>> from jaxdl import dataset, losses, make_plan, mlp, Objective, start
-    >>> rows = dataset([[1.0], [2.0]], [[1.0], [2.0]])
-    >>> plan = make_plan(mlp(()), Objective(losses.squared_error), optax.sgd(0.1), batch_size=2)
-    >>> many = members(jax.random.split(jax.random.key(0), 3), lambda key: start(plan, rows, key=key))
-    >>> many.epoch.shape, many.cursor.shape
-    ((3,), ())
     """
     # Not `vmap`: one after the other, each of them has the bits of its solo run.
     many = lax.map(lambda of_one: init(of_one[0], **of_one[1]), (keys, own))
@@ -95,16 +87,7 @@ def member(many: RunState, index: int) -> RunState:
 
 
 def eval_variables_of_members(many: RunState, eval_params: EvalParams | None = None) -> Variables:
-    """Return the weights of many runs that are measured and kept, leaves (M, ...): `eval_variables` of each.
-
-    >>> import optax
-    >>> from jaxdl import dataset, losses, make_plan, mlp, Objective, start
-    >>> rows = dataset([[1.0], [2.0]], [[1.0], [2.0]])
-    >>> plan = make_plan(mlp(()), Objective(losses.squared_error), optax.sgd(0.1), batch_size=2)
-    >>> many = members(jax.random.split(jax.random.key(0), 3), lambda key: start(plan, rows, key=key))
-    >>> eval_variables_of_members(many).params["Dense_0"]["bias"].shape
-    (3, 1)
-    """
+    """Return the weights of many runs that are measured and kept, leaves (M, ...): `eval_variables` of each."""
     if eval_params is None:
         return eval_variables(many.train_state)
     return jax.vmap(lambda state: eval_variables(state, eval_params))(many.train_state)
@@ -260,14 +243,6 @@ def best_and_final(
     """Return the best and the final variables of many runs, of leaves (M, ...), on the default device.
 
     Of a run without a best epoch, 0 in `best_epochs` (M,), the final variables are the best too.
-
-    >>> import optax
-    >>> from jaxdl import dataset, losses, make_plan, mlp, Objective, start
-    >>> rows = dataset([[1.0], [2.0]], [[1.0], [2.0]])
-    >>> plan = make_plan(mlp(()), Objective(losses.squared_error), optax.sgd(0.1), batch_size=2)
-    >>> many = members(jax.random.split(jax.random.key(0), 3), lambda key: start(plan, rows, key=key))
-    >>> [leaves.params["Dense_0"]["kernel"].shape for leaves in best_and_final(many, np.zeros(3))]
-    [(3, 1, 1), (3, 1, 1)]
     """
     best, final = gather((many.best, eval_variables_of_members(many, eval_params)))
     without = best_epochs == 0
@@ -279,11 +254,7 @@ def best_and_final(
 
 
 def most_devices(count: int) -> list[Any]:
-    """The most of this process's devices that share so many members evenly.
-
-    >>> len(most_devices(1))
-    1
-    """
+    """The most of this process's devices that share so many members evenly."""
     devices = jax.local_devices()
     return devices[: max(size for size in range(1, len(devices) + 1) if count % size == 0)]
 

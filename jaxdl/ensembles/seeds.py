@@ -223,11 +223,7 @@ def _fits(run_state: RunState, records: list[Record], ends: str, eval_params: Ev
 
 
 def reason_of(stopped: bool, otherwise: str) -> str:
-    """Why one of many runs ended: its own rule, else what ended them all.
-
-    >>> reason_of(False, "interrupted")
-    'interrupted'
-    """
+    """Why one of many runs ended: its own rule, else what ended them all."""
     return "early-stopping" if stopped else otherwise
 
 
@@ -235,9 +231,6 @@ def seed_keys(seeds: Sequence[int]) -> Array:
     """The key of each seed, (M,), the one that `fit` draws with.
 
     Raises InputError for what is no row of seeds.
-
-    >>> seed_keys(range(3)).shape
-    (3,)
     """
     if isinstance(seeds, str) or np.ndim(seeds) != 1 or not len(seeds) or np.asarray(seeds).dtype.kind not in "iu":
         raise InputError(f"seeds must be a row of at least one whole number, got {seeds!r}. Use range(16), say.")
@@ -250,12 +243,6 @@ def as_table(records: Sequence[Record], done: np.ndarray) -> pd.DataFrame:
     """Records of (M,) arrays as a DataFrame, a row for each member and epoch, without what members did not do.
 
     done: (M,) the epochs that each has done. The epoch of a record is a number, or an array (M,) where members differ.
-
-    >>> as_table([{"epoch": 1, "loss": np.array([3.0, 4.0])}, {"epoch": 2, "loss": np.array([2.0, np.nan])}], [2, 1])
-       member  epoch  loss
-    0       0      1   3.0
-    1       0      2   2.0
-    2       1      1   4.0
     """
     # Imported here: `import jaxdl` must not cost what pandas costs.
     import pandas as pd

@@ -164,15 +164,6 @@ def populations(
 
     see: `(**structure) -> (train, validation)`, the rows of a population. Raises InputError for names that `make` does
     not take, and for values that do not hash.
-
-    >>> import optax
-    >>> from jaxdl import dataset, losses, make_plan, mlp, Objective
-    >>> def make(learning_rate):
-    ...     return make_plan(mlp(()), Objective(losses.squared_error), optax.sgd(learning_rate), batch_size=2)
-    >>> data, keys = (dataset([[1.0], [2.0]], [[1.0], [2.0]]), None), jax.random.split(jax.random.key(0), 3)
-    >>> (population,) = populations(make, [{"learning_rate": 0.1}, {"learning_rate": 0.2}], (), keys, lambda: data)
-    >>> population.alive, population.state.epoch.shape
-    ((0, 1), (6,))
     """
     together: dict[tuple[tuple[tuple[str, Any], ...], tuple[str, ...]], list[int]] = {}
     for index, candidate in enumerate(candidates):

@@ -346,12 +346,6 @@ def linen_calls() -> Iterator[list[Call]]:
     """List the calls of Linen layers in the block, in the order in which they return.
 
     A function that JAX has compiled or traced before calls nothing: trace it anew.
-
-    >>> model = from_linen(nn.Dense(3))
-    >>> with linen_calls() as calls:
-    ...     variables = model.init(jax.random.key(0), jnp.ones((2, 4)))
-    >>> calls
-    [Call(path=(), kind='Dense', shape=(2, 3))]
     """
     calls: list[Call] = []
 

@@ -80,10 +80,7 @@ class Flatten(nn.Module):
 
 
 def check_rate(rate: float | Float[Array, ""]) -> None:
-    """Raises InputError for a dropout rate outside of [0, 1) in float32; a traced rate is not checked.
-
-    >>> check_rate(0.5)
-    """
+    """Raises InputError for a dropout rate outside of [0, 1) in float32; a traced rate is not checked."""
     if not is_traced(rate) and not 0 <= np.float32(number("dropout", rate)) < 1:
         raise InputError(f"dropout must be a rate from 0 to below 1, got {rate}.")
 

@@ -284,11 +284,7 @@ def build_model(network: ModelSpec) -> Model:
 
 
 def to_json(network: ModelSpec) -> dict[str, Any]:
-    """The description as JSON holds it; `from_json` reads it.
-
-    >>> to_json(ModelSpec("mlp", {"widths": (8,)}))
-    {'kind': 'mlp', 'arguments': {'widths': [8]}, 'flip_averaged': False}
-    """
+    """The description as JSON holds it; `from_json` reads it."""
     plain = {name: list(value) if isinstance(value, tuple) else value for name, value in network.arguments.items()}
     return {"kind": network.kind, "arguments": plain, "flip_averaged": network.flip_averaged}
 
@@ -297,9 +293,6 @@ def from_json(entry: object) -> ModelSpec:
     """The description that `to_json` wrote.
 
     Raises InputError for an entry that is anything else; `as_model` judges its kind and its arguments.
-
-    >>> from_json({"kind": "mlp", "arguments": {"widths": [8]}, "flip_averaged": False})
-    ModelSpec(kind='mlp', arguments={'widths': [8]}, flip_averaged=False)
     """
     types = {"kind": str, "arguments": dict, "flip_averaged": bool}
     if (

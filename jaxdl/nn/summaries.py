@@ -127,29 +127,12 @@ def _is_outer(call: Call, calls: Sequence[Call]) -> bool:
 
 
 def as_markdown(of: Summary) -> str:
-    """The summary as a table in markdown.
-
-    >>> import jax.numpy as jnp
-    >>> from jaxdl import mlp
-    >>> print(as_markdown(summary(mlp(()), jnp.ones((1, 89)))))
-    | layer | output shape | parameters | trained | memory |
-    | --- | --- | --- | --- | --- |
-    | Dense_0 | (rows, 1) | 90 | yes | 360 B |
-    | total |  | 90 |  | 360 B |
-    | trained |  | 90 |  | 360 B |
-    | not trained |  | 0 |  | 0 B |
-    """
+    """The summary as a table in markdown."""
     return table(COLUMNS, [*_layers(of), *_totals(of)])
 
 
 def as_table(of: Summary, title: str = "") -> Table:
-    """The summary as a rich table, to be printed by a rich console: the layers, then what all of them hold.
-
-    >>> import jax.numpy as jnp
-    >>> from jaxdl import mlp
-    >>> as_table(summary(mlp((100, 50)), jnp.ones((1, 89)))).row_count
-    6
-    """
+    """The summary as a rich table, to be printed by a rich console: the layers, then what all of them hold."""
     # Imported here: it is needed only where a table is shown.
     from rich.table import Table
 

@@ -356,9 +356,6 @@ def binned(at: ArrayLike, values: ArrayLike, bins: int = BINS) -> tuple[np.ndarr
     """Rows (N,) in the order of `at`, in groups of equal size: each group's mean `at`, mean value and standard error.
 
     Fewer groups where they would hold fewer than 5 rows each; none for fewer than 5 rows.
-
-    >>> binned(np.arange(10.0), np.repeat([1.0, 3.0], 5), bins=2)[1].tolist()
-    [1.0, 3.0]
     """
     at, values = np.asarray(at, np.float64), np.asarray(values, np.float64)
     order = np.argsort(at, kind="stable")

@@ -43,11 +43,6 @@ def fit_axis(axes: Axes, values: ArrayLike, *, quantile: float = 0.9, factor: fl
 
     The first epochs of a run, or a run that diverges, are often far above the rest and would flatten it: positive
     values are shown up to `factor` times their `quantile`.
-
-    >>> axes = blank(2, 2, above=0.1).subplots()
-    >>> fit_axis(axes, [4.0] * 20 + [1000.0, np.nan])
-    >>> bool(axes.get_ylim()[1] < 11)
-    True
     """
     values = np.asarray(values, np.float64)
     finite = values[np.isfinite(values)]

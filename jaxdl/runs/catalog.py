@@ -54,13 +54,6 @@ def find(folder: str | Path) -> list[Path]:
 
     Hidden folders, and those whose config.json is of another kind, are passed over. Raises InputError where there is no
     such folder, or one below it cannot be read.
-
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as above:
-    ...     Path(above, "rain", "one", "checkpoints").mkdir(parents=True)
-    ...     _ = Path(above, "rain", "one", "config.json").write_text('{"kind": "run"}')
-    ...     [path.name for path in find(Path(above))]
-    ['one']
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -99,11 +92,7 @@ def list_runs(folder: str | Path) -> list[RunInfo]:
 
 
 def row(folder: str | Path, name: str = "") -> RunInfo:
-    """The row of the run in a folder, which is called by the folder's name if by no other; never raises.
-
-    >>> row(Path("no", "such", "run")).reason
-    'damaged'
-    """
+    """The row of the run in a folder, which is called by the folder's name if by no other; never raises."""
     folder = Path(folder)
     name = name or folder.resolve().name
     try:
@@ -124,12 +113,7 @@ def row(folder: str | Path, name: str = "") -> RunInfo:
 
 
 def read(folder: str | Path) -> RunFiles:
-    """What a run was told and what it measured. Raises InputError where the folder holds no run, or a damaged one.
-
-    >>> read(Path("no", "such", "run"))
-    Traceback (most recent call last):
-    jaxdl.errors.InputError: no/such/run must be the folder of a run, which holds a config.json, got ... List the ...
-    """
+    """What a run was told and what it measured. Raises InputError where the folder holds no run, or a damaged one."""
     folder = Path(folder)
     if not (folder / CONFIG).is_file():
         got = "a folder without" if folder.is_dir() else "a file" if folder.exists() else "nothing of that name"
@@ -145,9 +129,6 @@ def history(folder: str | Path) -> pd.DataFrame:
     """The records of a run, a row an epoch, indexed by the epoch; no row where none has ended.
 
     Raises InputError where the file is damaged.
-
-    >>> history(Path("no", "such", "run")).shape
-    (0, 0)
     """
     folder = Path(folder)
     import pandas as pd
@@ -204,11 +185,7 @@ def _number(value: float | None) -> float:
 
 
 def higher_is_better(figure: str) -> bool:
-    """Whether a figure grows as a model gets better, by its name.
-
-    >>> higher_is_better("balanced_accuracy"), higher_is_better("r2"), higher_is_better("rmse")
-    (True, True, False)
-    """
+    """Whether a figure grows as a model gets better, by its name."""
     return re.search(r"(accuracy|area|auc|precision|recall|f1|r2|top\d+)$", figure) is not None
 
 
@@ -217,10 +194,6 @@ def ordered(rows: Iterable[RunInfo], by: Column = "run", reverse: bool = False) 
 
     Figures of one kind stand together, since an accuracy is neither above nor below an RMSE. Numbers in names count as
     numbers.
-
-    >>> made = [RunInfo(name, Path(name), "epochs") for name in ("run-10", "run-9")]
-    >>> [row.run for row in ordered(made)]
-    ['run-9', 'run-10']
     """
     rows = list(rows)
     values = [getattr(each, "seconds" if by == "time" else by) for each in rows]
@@ -247,12 +220,7 @@ class RunDetails(NamedTuple):
 
 
 def run_details(folder: str | Path) -> RunDetails:
-    """What the folder of a run says. Raises InputError where it holds no run, or a damaged one.
-
-    >>> run_details(Path("no", "such", "run"))
-    Traceback (most recent call last):
-    jaxdl.errors.InputError: no/such/run must be the folder of a run, which holds a config.json, got nothing ...
-    """
+    """What the folder of a run says. Raises InputError where it holds no run, or a damaged one."""
     folder = Path(folder)
     run, of = read(folder), row(folder)
     if of.problem is not None:
@@ -261,16 +229,7 @@ def run_details(folder: str | Path) -> RunDetails:
 
 
 def files(folder: str | Path) -> dict[str, int]:
-    """What a run's folder holds in bytes: its files, and of each folder in it what that holds, with a / at the end.
-
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as name:
-    ...     Path(name, "figures", "all").mkdir(parents=True)
-    ...     for file in (("config.json",), ("figures", "history.png")):
-    ...         _ = Path(name, *file).write_bytes(b"1234")
-    ...     files(Path(name))
-    {'config.json': 4, 'figures/all/': 0, 'figures/history.png': 4}
-    """
+    """What a run's folder holds in bytes: its files, and of each folder in it what that holds, with a / at the end."""
     folder = Path(folder)
     found = {}
     for path in _inside(folder):
@@ -314,10 +273,6 @@ def differences(a: str | Path, b: str | Path) -> list[Difference]:
 
     A run that has not ended has the metrics of its best epoch so far. Raises InputError for a folder that holds no run,
     or a damaged one.
-
-    >>> differences(Path("no", "such", "run"), Path("."))
-    Traceback (most recent call last):
-    jaxdl.errors.InputError: no/such/run must be the folder of a run, which holds a config.json, got nothing ...
     """
     one, other = _entries(Path(a)), _entries(Path(b))
     return [
@@ -328,11 +283,7 @@ def differences(a: str | Path, b: str | Path) -> list[Difference]:
 
 
 def flat(entries: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the entries of nested objects by names with dots.
-
-    >>> dict(flat({"seed": 1, "rmse": {"test": 3.5}}))
-    {'seed': 1, 'rmse.test': 3.5}
-    """
+    """Yield the entries of nested objects by names with dots."""
     for name, value in entries.items():
         if isinstance(value, Mapping):
             yield from flat(value, f"{before}{name}.")

@@ -24,10 +24,6 @@ def alone(output: Output) -> Iterator[None]:
     """Keeps the standard output for the results where scripts read it.
 
     Libraries that write there themselves, as those do that connect processes, write to the standard error instead.
-
-    >>> with alone(Output()):
-    ...     print("as ever")
-    as ever
     """
     if not (output.quiet or output.json):
         yield
@@ -43,19 +39,12 @@ def alone(output: Output) -> Iterator[None]:
 
 
 def make_console(output: Output) -> Console:
-    """The console that the flags ask for.
-
-    >>> make_console(Output(json=True)).quiet
-    True
-    """
+    """The console that the flags ask for."""
     return Terminal(quiet=output.quiet or output.json)
 
 
 def print_warning(text: str | None, shown: Console) -> None:
-    """Prints a warning, if there is one; beside a quiet console on the standard error.
-
-    >>> print_warning(None, Console())
-    """
+    """Prints a warning, if there is one; beside a quiet console on the standard error."""
     if text:
         heard = Terminal(file=sys.stderr) if shown.quiet else shown
         heard.print(f"WARNING: {text}", style=WARNING, markup=False, soft_wrap=True)
@@ -66,11 +55,6 @@ class Terminal(Console):
 
     On a disk that is full its lines are lost, and nothing else is. A closed pipe raises BrokenPipeError, which the
     command lines answer with their exit code.
-
-    >>> terminal = Terminal(file=io.StringIO(), width=40)
-    >>> terminal.print("a column called \\x1b[2J", markup=False)
-    >>> print(terminal.file.getvalue(), end="")
-    a column called \\x1b[2J
     """
 
     def __init__(self, *, file: IO[str] | None = None, **options: Any) -> None:

@@ -105,15 +105,7 @@ class Setup:
 
 
 def complete(setup: Setup, flags: RunFlags, name: str) -> Setup:
-    """Return a setup with what the flags say where the experiment has left it out. name: the experiment's.
-
-    >>> from jaxdl import dataset, losses, mlp
-    >>> rows = dataset([[1.0], [2.0]], [[1.0], [2.0]])
-    >>> setup = Setup(rows, rows, rows, mlp(()), losses.squared_error, optax.sgd(0.1), seed=3)
-    >>> setup = complete(setup, RunFlags(seed=1, epochs=7), "line")
-    >>> setup.name, setup.seed, setup.epochs
-    ('line', 3, 7)
-    """
+    """Return a setup with what the flags say where the experiment has left it out. name: the experiment's."""
     return replace(
         setup,
         epochs=setup.epochs or flags.epochs or EPOCHS,
@@ -127,11 +119,7 @@ def complete(setup: Setup, flags: RunFlags, name: str) -> Setup:
 
 
 def resolve(flags: Any) -> Any:
-    """Return the flags with the usual values where neither the command nor the experiment has any, checked.
-
-    >>> resolve(RunFlags(epochs=7)).epochs, resolve(RunFlags()).learning_rate
-    (7, 0.001)
-    """
+    """Return the flags with the usual values where neither the command nor the experiment has any, checked."""
     usual = {"epochs": EPOCHS, "batch_size": BATCH_SIZE, "learning_rate": LEARNING_RATE}
     flags = replace(flags, **{name: value for name, value in usual.items() if getattr(flags, name) is None})
     check_flags(flags)
@@ -231,11 +219,7 @@ def _number(value: float | None) -> str:
 
 
 def frozen_flags(flags: Any) -> dict[str, str]:
-    """Return the flags that a run cannot change later beyond those of every run, and why: none.
-
-    >>> frozen_flags(RunFlags())
-    {}
-    """
+    """Return the flags that a run cannot change later beyond those of every run, and why: none."""
     return {}
 
 
@@ -265,18 +249,10 @@ def setup_of(experiment: Experiment, flags: Any) -> Setup:
 
 
 def recipe_of(experiment: Experiment, flags: Any) -> str:
-    """Return what a run is called in lists and names of folders: its recipe, or the experiment.
-
-    >>> recipe_of(Experiment("line", Setup), RunFlags())
-    'line'
-    """
+    """Return what a run is called in lists and names of folders: its recipe, or the experiment."""
     return str(getattr(flags, "recipe", experiment.name))
 
 
 def short(source: str) -> str:
-    """A source in few words, for titles: of a path only the file's name.
-
-    >>> short("file:/home/me/rain.csv")
-    'rain.csv'
-    """
+    """A source in few words, for titles: of a path only the file's name."""
     return source.rpartition("/")[2] if source.startswith("file:") else source

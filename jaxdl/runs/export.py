@@ -85,17 +85,7 @@ ERRORS = (
 
 
 def of_run(config: Mapping[str, Any], metrics: Mapping[str, Any], kept: str) -> str:
-    """What the files of a run say of its weights: config.json, metrics.json; `kept` is best or final.
-
-    >>> entries = {"name": "noise", "source": "file:/home/me/a.csv", "sha256": "ab", "note": None, "rows": {"test": 60}}
-    >>> about = {"title": "Rain", "predicts": "Tomorrow's rain.", "limits": "One place."}
-    >>> terms = {"data": "Rain of a year.", "licence": "CC0", "cite": []}
-    >>> config = {"card": about, "terms": terms, "dataset": entries, "commit": None, "versions": {}, "seed": 0}
-    >>> print(of_run(config, {"epochs": 3, "best_epoch": 2, "dataset": entries}, "best")[:24])
-    # Rain
-    <BLANKLINE>
-    Tomorrow's rain.
-    """
+    """What the files of a run say of its weights: config.json, metrics.json; `kept` is best or final."""
     about, terms, data = config["card"], config["terms"], metrics["dataset"]
     rows = ", ".join(f"{data['rows'][name]:,} {name}" for name in SETS if name in data["rows"])
     source = data["source"].rpartition("/")[2] if data["source"].startswith("file:") else data["source"]
@@ -131,16 +121,7 @@ def _network(entry: Any) -> str:
 
 
 def figures(metrics: Mapping[str, Any], kept: str, unit: str = "") -> str:
-    """The table of a run's figures by set, those of the test rows with their errors, and the baselines' below.
-
-    >>> sets = {"train": 1.0, "validation": 2.0, "test": 2.5}
-    >>> said = {"rmse_best": sets, "test_errors": {"rmse_best": 0.25}, "baselines": {"ridge": {"test_rmse": 3.0}}}
-    >>> print(figures(said, "best", "hours"))
-    | | train | validation | test |
-    |---|---|---|---|
-    | rmse (hours) | 1.000 | 2.000 | 2.500 +- 0.250 |
-    | rmse (hours) of ridge | | | 3.000 |
-    """
+    """The table of a run's figures by set, those of the test rows with their errors, and the baselines' below."""
     suffix = "_best" if kept == "best" else ""
     # Final figures have no suffix, so those of the best epoch are known by it.
     found = [name for name, entry in metrics.items() if isinstance(entry, dict) and {*SETS} <= entry.keys()]

@@ -103,10 +103,7 @@ HOW = {"save_every", "on_nan", "compilation_cache"}  # that change nothing of wh
 
 
 def check_flags(flags: RunFlags) -> None:
-    """Raise InputError for flags of every run that cannot be; those that are left out are not looked at.
-
-    >>> check_flags(RunFlags(histograms=10))
-    """
+    """Raise InputError for flags of every run that cannot be; those that are left out are not looked at."""
     if flags.learning_rate is not None and not 1e-30 < flags.learning_rate < 1e30:
         bounds = "above 0 and finite (between 1e-30 and 1e30)"
         raise InputError(f"--learning-rate must be {bounds}, got {flags.learning_rate}. Try 0.001.")
@@ -122,9 +119,5 @@ def check_flags(flags: RunFlags) -> None:
 
 
 def told(flags: Any) -> dict[str, Any]:
-    """The flags that a run is told; how it is watched belongs to the command.
-
-    >>> told(Watching(cost=True))
-    {}
-    """
+    """The flags that a run is told; how it is watched belongs to the command."""
     return {name: value for name, value in asdict(flags).items() if name not in FLAGS}

@@ -57,9 +57,6 @@ def earlier(folder: str | Path, kind: str = RUN) -> RunFiles | None:
     """The run that a folder holds; None for a folder that is new or empty. kind: what its config.json must be of.
 
     Raises InputError for any other folder: a run never writes among files that are not its own.
-
-    >>> earlier(Path("no", "such", "folder")) is None
-    True
     """
     folder = Path(folder)
     try:
@@ -87,11 +84,7 @@ def earlier(folder: str | Path, kind: str = RUN) -> RunFiles | None:
 
 
 def other_kind(config: dict[str, Any]) -> str:
-    """Return what the folder of this config.json is, where it is not the one that was expected.
-
-    >>> other_kind({"kind": "lesson"}), other_kind({"model": "bert"})
-    ('that of a lesson', 'one whose config.json has no "kind", as another program or an earlier version writes it')
-    """
+    """Return what the folder of this config.json is, where it is not the one that was expected."""
     kind = config.get(KIND)
     if isinstance(kind, str) and kind.isidentifier():
         return f"that of a {kind}"
@@ -103,13 +96,6 @@ def check_no_links(folder: Path) -> None:
 
     A run writes and removes what lies below its folder. Through a link, in a folder that comes from elsewhere, that
     would be any file of the user's; a pipe would make it wait for ever.
-
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     os.symlink("/tmp", Path(folder, "figures"))
-    ...     check_no_links(Path(folder))
-    Traceback (most recent call last):
-    jaxdl.errors.InputError: --workdir ... holds figures, which is a link or no file. ...
     """
     for root, folders, files in os.walk(folder):
         for name in (*folders, *files):
@@ -127,12 +113,6 @@ def make(folder: Path) -> None:
     """Makes the folder of a run, and those above it.
 
     Raises InputError where it cannot be made.
-
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as above:
-    ...     make(Path(above, "runs", "one"))
-    ...     Path(above, "runs", "one").is_dir()
-    True
     """
     if set("[]\\") & set(str(folder.absolute())):
         raise InputError(f"--workdir must be a path without [, ] and \\, got {folder}. Choose another name.")
@@ -148,12 +128,6 @@ def set_aside(folder: Path) -> Path | None:
     """Gives a folder the first free name like `folder-old-1`, which is returned; None where there is no folder.
 
     Raises InputError where it cannot be renamed.
-
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as above:
-    ...     make(Path(above, "one"))
-    ...     set_aside(Path(above, "one")).name
-    'one-old-1'
     """
     if not folder.exists():
         return None

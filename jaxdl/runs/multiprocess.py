@@ -42,11 +42,7 @@ def join(config: Placement, about: Mapping[str, Any] | None = None) -> None:
 
 
 def sizes(axes: tuple[str, ...]) -> dict[str, int]:
-    """The sizes of a mesh's axes from flags. Raises InputError for any that is not AXIS=SIZE.
-
-    >>> sizes(("data=4", "model=2"))
-    {'data': 4, 'model': 2}
-    """
+    """The sizes of a mesh's axes from flags. Raises InputError for any that is not AXIS=SIZE."""
     found: dict[str, int] = {}
     for axis in axes:
         name, _, size = axis.partition("=")
@@ -57,11 +53,7 @@ def sizes(axes: tuple[str, ...]) -> dict[str, int]:
 
 
 def mesh(config: Placement) -> Mesh | None:
-    """The mesh of a run; None for the usual one, a single device.
-
-    >>> mesh(Placement(mesh=("data=1",))).shape["data"]
-    1
-    """
+    """The mesh of a run; None for the usual one, a single device."""
     asked = sizes(config.mesh)
     devices = jax.devices()
     if not asked and len(devices) == 1:
@@ -125,8 +117,6 @@ def check_data(checksum: str) -> None:
 
     checksum: the SHA-256 of the data that this process has read. Raises EndedError where another process has ended, or
     the data differ.
-
-    >>> check_data("0" * 64)
     """
     if processes.count() == 1:
         return
@@ -177,12 +167,7 @@ def _on_host(run_state: RunState) -> dict[str, np.ndarray]:
 def placed(
     run_state: RunState, train: Dataset, validation: Dataset | None, mesh: Mesh | None
 ) -> tuple[RunState, Dataset, Dataset | None]:
-    """A run and its rows on a mesh; as they are where there is none.
-
-    >>> rows = Dataset(np.ones((2, 1)), np.ones(2), np.ones(2))
-    >>> placed(None, rows, None, None)[1] is rows
-    True
-    """
+    """A run and its rows on a mesh; as they are where there is none."""
     if mesh is None:
         return run_state, train, validation
     rows = None if validation is None else shard_dataset(validation, mesh)
@@ -213,10 +198,5 @@ def saving(
 
 
 def asked(interrupts: Signals) -> int:
-    """The signal that came to any of the processes, 0 for none; all of them must call it.
-
-    >>> from jaxdl.runs.signals import NEVER
-    >>> asked(NEVER)
-    0
-    """
+    """The signal that came to any of the processes, 0 for none; all of them must call it."""
     return int(processes.all_gather([interrupts.asked() or 0]).max())

@@ -87,22 +87,14 @@ def _is_of(value: Any, kind: Any) -> bool:
 
 
 def changes(flags: Mapping[str, Any], earlier: RunFiles) -> Changes:
-    """The flags that differ from those that a run was begun with, as (before, now).
-
-    >>> changes({"seed": 1, "hidden": (10, 5)}, RunFiles({"seed": 0, "hidden": [10, 5]}, None))
-    {'seed': (0, 1)}
-    """
+    """The flags that differ from those that a run was begun with, as (before, now)."""
     now = {name: _plain(value) for name, value in flags.items() if name not in OWN}
     before = earlier.config
     return {name: (before[name], value) for name, value in now.items() if name in before and before[name] != value}
 
 
 def refused(found: Changes, fixed: Mapping[str, str]) -> str | None:
-    """What to tell where a flag differs that may not; `fixed` gives reasons why free ones may not here.
-
-    >>> refused({"seed": (0, 1)}, {})
-    '--seed is 0 in the run there, got 1. Use --seed 0'
-    """
+    """What to tell where a flag differs that may not; `fixed` gives reasons why free ones may not here."""
     texts = []
     for name, (before, now) in found.items():
         if name not in FREE or name in fixed:
@@ -113,11 +105,7 @@ def refused(found: Changes, fixed: Mapping[str, str]) -> str | None:
 
 
 def goes_on(found: Changes, metrics: Mapping[str, Any]) -> bool:
-    """Whether a finished run has more to do: more epochs, or more patience where that was what ended it.
-
-    >>> goes_on({"epochs": (10, 20)}, {"reason": "epochs"}), goes_on({"epochs": (10, 20)}, {"reason": "early-stopping"})
-    (True, False)
-    """
+    """Whether a finished run has more to do: more epochs, or more patience where that was what ended it."""
     if metrics.get("reason") == "early-stopping":
         before, now = found.get("patience", (0, 0))
         return now is None or now > before
@@ -179,11 +167,7 @@ def _epoch_of(record: Any) -> int | None:
 
 
 def other_surroundings(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
-    """What to tell where the packages or devices are not those that the run began on; None where they are.
-
-    >>> other_surroundings({"versions": {"jax": "1"}, "devices": []}, {"versions": {"jax": "2"}, "devices": []})
-    'the run began on jax 1 and goes on with jax 2: its numbers may differ in the last bits.'
-    """
+    """What to tell where the packages or devices are not those that the run began on; None where they are."""
     old, new = (
         {**_dict(which, "versions"), "devices": which.get("devices"), **_dict(which, "machine")}
         for which in (before, now)
@@ -201,10 +185,7 @@ def _dict(config: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def check_epochs(epochs: int, done: int, folder: Path) -> None:
-    """Raises InputError where a run has done more epochs than it now is to have.
-
-    >>> check_epochs(10, 10, Path("run"))
-    """
+    """Raises InputError where a run has done more epochs than it now is to have."""
     if epochs < done:
         raise InputError(f"--epochs must be at least {done}, which the run in {folder} has done, got {epochs}.")
 

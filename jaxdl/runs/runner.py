@@ -87,15 +87,6 @@ def drive(
         asked for a pause; it says whether the run ends there, which is what it does by default.
 
     Raises NonFiniteError where a number is not finite and `on_nan` is "stop"; `keep` has then seen the progress before.
-
-    >>> import jax, optax
-    >>> from jaxdl import dataset, losses, mlp, Objective
-    >>> from jaxdl import make_plan, start
-    >>> rows = dataset([[1.0], [2.0]], [[1.0], [2.0]])
-    >>> plan = make_plan(mlp(()), Objective(losses.squared_error), optax.sgd(0.1), batch_size=2)
-    >>> end = drive(plan, start(plan, rows, key=jax.random.key(0)), rows, None, epochs=2)
-    >>> int(end.state.epoch), list(end.history[-1])
-    (2, ['epoch', 'loss', 'seconds'])
     """
     warn_of_eval_params(plan, begin)
     reached, began, compiled = Reached(begin, list(history)), time.perf_counter(), 0.0

@@ -34,10 +34,6 @@ def interrupts() -> Iterator[Signals]:
     Where the signals are held, the first one is only noted, and a second one ends the process. "At once" holds even
     while XLA compiles or a device is waited for, which Python's own handlers would have to wait for too. Signals that
     were ignored stay ignored. Outside of the main thread, where Python allows no handlers, nothing changes.
-
-    >>> with interrupts() as signals:
-    ...     signals.asked() is None
-    True
     """
     if threading.current_thread() is not threading.main_thread():
         yield NEVER

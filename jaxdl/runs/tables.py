@@ -28,12 +28,7 @@ ABOUT = (KIND, *USAGE, "dataset", "versions", "devices", "platform", "commit", "
 
 
 def listed(rows: Sequence[RunInfo], width: int = 80) -> Table:
-    """Rows of a listing in `width` columns, 80 or more; from 140 on with all columns.
-
-    >>> from pathlib import Path
-    >>> listed([RunInfo("small", Path("runs", "small"), "epochs")]).row_count
-    1
-    """
+    """Rows of a listing in `width` columns, 80 or more; from 140 on with all columns."""
     table, columns = _table(), get_args(Column) if width >= WIDE else NARROW
     for column in columns:
         table.add_column(column, justify="right" if column in NUMBERS else "left", no_wrap=column in NUMBERS)
@@ -43,12 +38,7 @@ def listed(rows: Sequence[RunInfo], width: int = 80) -> Table:
 
 
 def notes(rows: Iterable[RunInfo]) -> list[str]:
-    """What stands below a listing: what its figures are, and what is damaged.
-
-    >>> from pathlib import Path
-    >>> notes([RunInfo("small", Path("small"), "epochs", figure="rmse", best=3.0, test=3.5)])
-    ['best: rmse of the validation rows at the best epoch; test: of the test rows, by the same weights.']
-    """
+    """What stands below a listing: what its figures are, and what is damaged."""
     rows = list(rows)
     figures = " or ".join(sorted({each.figure for each in rows if each.figure}))
     meaning = f"best: {figures} of the validation rows at the best epoch; test: of the test rows, by the same weights."
@@ -56,11 +46,7 @@ def notes(rows: Iterable[RunInfo]) -> list[str]:
 
 
 def compared(found: Sequence[Difference], names: tuple[str, str]) -> Table:
-    """Return a table of the entries that differ between two runs of these names; of numeric metrics, the change too.
-
-    >>> compared([Difference("metrics", "rmse.test", 3.5, 3.25)], ("plain", "small")).row_count
-    2
-    """
+    """Return a table of the entries that differ between two runs of these names; of numeric metrics, the change too."""
     table = _table()
     for name in ("", *names, "change"):
         table.add_column(Text(name), justify="right" if name else "left", overflow="fold")
@@ -74,13 +60,7 @@ def compared(found: Sequence[Difference], names: tuple[str, str]) -> Table:
 
 
 def told(of: RunDetails) -> RenderableType:
-    """All that a run's folder says, on a page: what it was told, how it ended, its figures beside those of baselines.
-
-    >>> from pathlib import Path
-    >>> of = RunDetails(RunInfo("small", Path("small"), "unfinished", seed=0), {"seed": 0}, None, {"config.json": 12})
-    >>> type(told(of)).__name__
-    'Group'
-    """
+    """Print a run's folder on a page: its flags, how it ended, its metrics beside those of baselines."""
     from rich.console import Group
     from rich.table import Table
 
@@ -168,11 +148,7 @@ def _cell(of: RunInfo, column: Column, width: int) -> Text:
 
 
 def number(value: Any, figure: str) -> str:
-    """A figure for people: accuracies in per cent, others with three digits after the point.
-
-    >>> number(0.4881, "accuracy"), number(3.5, "rmse"), number(None, "rmse")
-    ('48.8 %', '3.500', 'nan')
-    """
+    """A figure for people: accuracies in per cent, others with three digits after the point."""
     if not _is_number(value) or not math.isfinite(value):
         return "nan"
     if figure.endswith("accuracy"):
@@ -181,22 +157,14 @@ def number(value: Any, figure: str) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds in the unit that people would use.
-
-    >>> duration(4.26), duration(754.0), duration(90000.0)
-    ('4.3 s', '12.6 min', '25.0 h')
-    """
+    """Seconds in the unit that people would use."""
     if seconds < 100:
         return f"{seconds:.1f} s"
     return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def words(value: Any) -> str:
-    """An entry of a configuration or a result for people.
-
-    >>> words([100, 50]), words(None), words(1e-3), words(3.0805249214)
-    ('100 50', 'none', '0.001', '3.08052')
-    """
+    """An entry of a configuration or a result for people."""
     if isinstance(value, list):
         return " ".join(map(words, value)) or "none"
     return "none" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)

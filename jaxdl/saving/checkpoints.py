@@ -41,12 +41,7 @@ OWN = ("kinds", "arrays", "history")  # entries of a checkpoint's `about` that `
 def content_of(
     about: Mapping[str, Any], run_state: RunState, history: History
 ) -> tuple[dict[str, Array], dict[str, Any]]:
-    """What a checkpoint holds, as `write` takes it: arrays by name, and what is told about them.
-
-    >>> import jax.numpy as jnp
-    >>> content_of({"seed": 1}, {"a": jnp.ones(2)}, [])[1]["kinds"]
-    {'a': ['float32', [2]]}
-    """
+    """What a checkpoint holds, as `write` takes it: arrays by name, and what is told about them."""
     arrays = flatten_named(run_state)
     # By the names that they have already.
     shapes = {name: [str(array.dtype), list(array.shape)] for name, array in arrays.items()}
@@ -55,12 +50,7 @@ def content_of(
 
 
 def size_of(arrays: Mapping[str, Array], about: Mapping[str, Any]) -> int:
-    """About how many bytes a checkpoint takes on the disk.
-
-    >>> import jax.numpy as jnp
-    >>> size_of({"a": jnp.ones(2)}, {})
-    10
-    """
+    """About how many bytes a checkpoint takes on the disk."""
     return sum(array.nbytes for array in arrays.values()) + len(json.dumps(about))
 
 
@@ -71,9 +61,6 @@ def described(about: object) -> dict[str, Any]:
     name, a dataclass and a named tuple a dict; keys become strings. The result is a copy.
 
     Raises InputError for any other value, for keys that become the same string, and for names that a checkpoint uses.
-
-    >>> described({"batch_size": np.int64(32), "data": Path("houses.csv"), 1: (2.5, None)})
-    {'batch_size': 32, 'data': 'houses.csv', '1': [2.5, None]}
     """
     try:
         plain = as_plain(about, "about")
@@ -87,11 +74,7 @@ def described(about: object) -> dict[str, Any]:
 
 
 def as_plain(value: Any, name: str) -> Any:
-    """Return a value as JSON can hold it. Raises InputError, which calls the value `name`, where there is no such form.
-
-    >>> as_plain({"a": np.arange(2)}, "about")
-    {'a': [0, 1]}
-    """
+    """Return a value as JSON can hold it. Raises InputError, which calls the value `name`, where it cannot."""
     match value:
         case None | bool():
             return value
@@ -164,11 +147,7 @@ def _with_string_keys(entries: Mapping[Any, Any], name: str) -> dict[str, Any]:
 
 
 def folder_of(folder: object) -> Path:
-    """Return the folder of checkpoints as a path. Raises InputError for what cannot be one.
-
-    >>> folder_of("runs/one").name
-    'one'
-    """
+    """Return the folder of checkpoints as a path. Raises InputError for what cannot be one."""
     if not isinstance(folder, (str, os.PathLike)) or not isinstance(os.fspath(folder), str) or not os.fspath(folder):
         raise InputError(f'folder must be a path or a string, got {folder!r:.80}. Use "checkpoints", say.')
     if "://" in os.fspath(folder) or set("[]\\") & set(str(Path(folder).absolute())):
@@ -180,28 +159,17 @@ def folder_of(folder: object) -> Path:
 
 
 def numbers_in(folder: Path) -> list[int]:
-    """The numbers of the checkpoints in a folder, in order.
-
-    >>> numbers_in(Path("no", "such", "folder"))
-    []
-    """
+    """The numbers of the checkpoints in a folder, in order."""
     return sorted(int(path.name) for path in folder.glob("*") if path.name.isdecimal())
 
 
 def drafts_in(folder: Path) -> list[Path]:
-    """What saves that were not finished have left in a folder.
-
-    >>> drafts_in(Path("no", "such", "folder"))
-    []
-    """
+    """What saves that were not finished have left in a folder."""
     return sorted(folder.glob("*.orbax-checkpoint-tmp*"))
 
 
 def load_orbax() -> None:
-    """Imports what saving needs, which takes as long as several saves.
-
-    >>> load_orbax()
-    """
+    """Imports what saving needs, which takes as long as several saves."""
     import orbax.checkpoint  # noqa: F401
 
 
@@ -282,9 +250,6 @@ def about_of(folder: Path) -> dict[str, Any] | None:
     """Return what the latest checkpoint in a folder says of its run, without looking at its arrays or importing orbax.
 
     None where there is no checkpoint whose list of checksums and whose description are as they were saved.
-
-    >>> about_of(Path("no", "such", "folder")) is None
-    True
     """
     for number in reversed(numbers_in(folder)):
         text = _files.read_checked(folder / str(number), "about/metadata")
@@ -316,11 +281,7 @@ def _manager(folder: Path, **options: Any) -> Any:
 
 
 def alone() -> dict[str, Any]:
-    """Options by which orbax waits for no other process.
-
-    >>> alone()
-    {}
-    """
+    """Options by which orbax waits for no other process."""
     if jax.process_count() == 1:
         return {}
     import orbax.checkpoint as ocp
@@ -353,9 +314,6 @@ def reads_finished() -> Iterator[None]:
     """Let orbax close an event loop only after all reads in it have ended.
 
     It closes the loop at the first read that fails, and then every other read prints a traceback when it ends.
-
-    >>> with reads_finished():
-    ...     pass
     """
     before = asyncio.get_event_loop_policy()
     asyncio.set_event_loop_policy(_FinishingLoops())
@@ -366,11 +324,7 @@ def reads_finished() -> Iterator[None]:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says in one line.
-
-    >>> first_line(ValueError("no; because"))
-    'no; because'
-    """
+    """What an error says in one line."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return next(iter(str(error).splitlines()), type(error).__name__)
@@ -505,10 +459,7 @@ class _Saver:
 
 
 def check_same(folder: Path, place: tuple[int, int] | None) -> None:
-    """Raise OSError where a folder is no longer the one whose `identity` is `place`.
-
-    >>> check_same(Path("."), _files.identity(Path(".")))
-    """
+    """Raise OSError where a folder is no longer the one whose `identity` is `place`."""
     if _files.identity(folder) != place:
         raise OSError(f"{folder} was moved or removed while the run was writing there")
 

@@ -42,12 +42,6 @@ def inference(
     It runs on CPU, CUDA and TPU: what a layer does otherwise on one of them is in it for each. The weights are part of
     it. link: none, sigmoid or softmax, taken of the model's outputs. scaling: taken off float inputs (rows, columns)
     first, as `standardize` does. Raises InputError for another link, and a scaling of other columns.
-
-    >>> from jaxdl import mlp
-    >>> model, rows = mlp((8,)), np.ones((3, 2), np.float32)
-    >>> program = inference(model, model.init(jax.random.key(0), rows), rows)
-    >>> program.platforms, program.in_avals, program.call(rows[:2]).shape
-    (('cpu', 'cuda', 'tpu'), (ShapedArray(float32[rows,2]),), (2, 1))
     """
     if link not in LINKS:
         raise InputError(f"link must be one of {', '.join(LINKS)}, got {link!r}.")
@@ -68,16 +62,6 @@ def save_program(path: Path, model: Model, variables: Variables, inputs: Any) ->
     """Write what a model computes of weights and of any number of rows like these, for all platforms, without its code.
 
     The weights are arguments of the program, and no part of it.
-
-    >>> import tempfile
-    >>> from jaxdl import mlp
-    >>> model, rows = mlp((8,)), np.ones((3, 2), np.float32)
-    >>> variables = model.init(jax.random.key(0), rows)
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     save_program(Path(folder, "model"), model, variables, rows)
-    ...     same = load_program(Path(folder, "model"), variables)
-    >>> bool(np.allclose(same.apply(variables, rows, train=False)[0], model.apply(variables, rows, train=False)[0]))
-    True
     """
     structure = jax.tree.structure(variables)
 
@@ -151,18 +135,6 @@ def export_model(
     time; fewer are filled up to them.
     Raises InputError where the folder exists or cannot be written, and for weights that are not finite or not the
     model's, names that do not fit, a batch_size below 1, and 64-bit numbers.
-
-    >>> import tempfile
-    >>> from jaxdl import mlp
-    >>> model, rows = mlp((8,)), np.array([[1.0, 2.0]], np.float32)
-    >>> variables = model.init(jax.random.key(0), rows)
-    >>> with tempfile.TemporaryDirectory() as above:
-    ...     columns, outputs = ["wind", "sun"], OutputSpec(["rain"])
-    ...     folder = export_model(f"{above}/rain", model, variables, rows, columns=columns, outputs=outputs)
-    ...     sorted(path.name for path in folder.iterdir())
-    ...     bool(np.allclose(predict_script.load(folder).predict(rows), model.apply(variables, rows, train=False)[0]))
-    ['README.md', 'SHA256SUMS', 'model.json', 'model.stablehlo', 'predict.py', 'weights.safetensors']
-    True
     """
     if batch_size is not None and batch_size < 1:
         raise InputError(f"batch_size must be at least 1 row, got {batch_size}. Leave it out.")
@@ -191,11 +163,6 @@ def predict(folder: str | Path, source: str, target: str, batch_size: int | None
 
     source: a CSV file, "-" for one from the standard input, a `.npy` file, a picture, or a folder of pictures. target:
     a file, or "-" for the standard output. Raises InputError that names the row at fault; nothing is written then.
-
-    >>> predict(Path("no", "such", "folder"), "data.csv", "predictions.csv")
-    Traceback (most recent call last):
-    ...
-    jaxdl.errors.InputError: no/such/folder holds no exported model ...
     """
     folder = Path(folder)
     try:
@@ -306,12 +273,7 @@ def escaped_html(text: str) -> str:
 
 
 def usage(about: Mapping[str, Any]) -> str:
-    """How a model is used, from what its model.json says: what goes in, what comes out, and the files.
-
-    >>> inputs, outputs = {"shape": [2], "dtype": "float32", "columns": ["a", "b"]}, {"names": ["y"], "link": "none"}
-    >>> "columns `a`, `b`" in usage({"inputs": inputs, "outputs": outputs, "platforms": ["cpu"], "versions": {}})
-    True
-    """
+    """How a model is used, from what its model.json says: what goes in, what comes out, and the files."""
     inputs, outputs = about["inputs"], about["outputs"]
     shape = inputs["shape"]
     rows = f"{inputs['dtype']} of shape {('rows', *shape)}".replace("'", "")

@@ -68,14 +68,7 @@ def start(
 
 
 def draw(plan: Plan, train: Dataset, *, key: Array, variables: Variables | None = None) -> RunState:
-    """Return what `start` returns, of arguments that have been checked.
-
-    >>> import optax
-    >>> from jaxdl import dataset, losses, make_plan, mlp, Objective
-    >>> plan = make_plan(mlp(()), Objective(losses.squared_error), optax.sgd(0.1), batch_size=2)
-    >>> int(draw(plan, dataset([[1.0], [2.0]], [[1.0], [2.0]]), key=jax.random.key(0)).epoch)
-    0
-    """
+    """Return what `start` returns, of arguments that have been checked."""
     batch = jax.tree.map(lambda leaf: leaf[: plan.batch_size], train)
     # Inside a program the plan may hold its traced values (see Family), which a program of its own would keep for good.
     with explain_misfit(plan.model, variables, batch.inputs):
@@ -84,14 +77,7 @@ def draw(plan: Plan, train: Dataset, *, key: Array, variables: Variables | None 
 
 
 def start_shapes(plan: Plan, train: Dataset, validation: Dataset | None = None, *, key: Array) -> RunState:
-    """The shapes and dtypes of what `start` gives; nothing is computed or compiled. Raises what it raises.
-
-    >>> import optax
-    >>> from jaxdl import dataset, losses, make_plan, mlp, Objective
-    >>> plan = make_plan(mlp(()), Objective(losses.squared_error), optax.sgd(0.1), batch_size=2)
-    >>> start_shapes(plan, dataset([[1.0], [2.0]], [[1.0], [2.0]]), key=jax.random.key(0)).epoch.dtype
-    dtype('int32')
-    """
+    """The shapes and dtypes of what `start` gives; nothing is computed or compiled. Raises what it raises."""
     check_rows(plan, train, validation)
     check_labels(plan.model, plan.objective, train, validation)
     batch = jax.tree.map(lambda leaf: leaf[: plan.batch_size], train)
@@ -174,13 +160,6 @@ def batches_of_epoch(plan: Plan, train: Any, validation: Dataset | None) -> tupl
     """The batches of an epoch: those of training, and all with those of validation, which come after.
 
     train: rows in memory, a window, or a `Loader`.
-
-    >>> import optax
-    >>> from jaxdl import dataset, losses, make_plan, mlp, Objective
-    >>> rows = dataset([[1.0], [2.0], [3.0]], [[1.0], [2.0], [3.0]])
-    >>> plan = make_plan(mlp(()), Objective(losses.squared_error), optax.sgd(0.1), batch_size=2)
-    >>> batches_of_epoch(plan, rows, rows)
-    (2, 3)
     """
     trained = -(-epoch_rows(train) // plan.batch_size)
     if validation is None:
@@ -193,14 +172,6 @@ def finish_epoch(run_state: RunState, validation: Dataset | None, *, plan: Plan)
 
     Before any epoch was the best, the weights of the last one count as the best: never the untrained ones.
     `validation` only tells whether there is any.
-
-    >>> import optax
-    >>> from jaxdl import dataset, losses, make_plan, mlp, Objective
-    >>> rows = dataset([[1.0], [2.0]], [[1.0], [2.0]])
-    >>> plan = make_plan(mlp(()), Objective(losses.squared_error), optax.sgd(0.1), batch_size=1)
-    >>> run_state, _ = advance(start(plan, rows, key=jax.random.key(0)), rows, None, 1, plan=plan)
-    >>> finish_epoch(run_state, None, plan=plan)[0].stopping.best_epoch.item()
-    1
     """
     state, epoch, variables = (
         run_state.train_state,
@@ -250,14 +221,6 @@ def advance(
 
     like: where the leaves of the progress lie. alone: whether a run that is over stands still; many runs share the
         place inside of the epoch, and `ensemble` lets those stand that are over.
-
-    >>> import optax
-    >>> from jaxdl import dataset, losses, make_plan, mlp, Objective, start
-    >>> rows = dataset([[1.0], [2.0]], [[1.0], [2.0]])
-    >>> plan = make_plan(mlp(()), Objective(losses.squared_error), optax.sgd(0.1), batch_size=1)
-    >>> run_state, row = advance(start(plan, rows, key=jax.random.key(0)), rows, None, 1, plan=plan)
-    >>> int(run_state.cursor), row.tolist()
-    (1, [0.0, 0.0, 1.0, 1.0])
     """
     names, (trained, length) = measured(plan, run_state, validation), batches_of_epoch(plan, train, validation)
     begin = run_state.cursor
@@ -295,15 +258,7 @@ chunk_program = jit(advance, static_argnames=("plan", "like", "alone"), name="ch
 def run_chunk(
     run_state: RunState, train: Dataset | Window, validation: Dataset | None, steps: Any, *, plan: Plan
 ) -> tuple[RunState, Array]:
-    """`advance` as a program; a run that is over stands still.
-
-    >>> import optax
-    >>> from jaxdl import dataset, losses, make_plan, mlp, Objective, start
-    >>> rows = dataset([[1.0], [2.0]], [[1.0], [2.0]])
-    >>> plan = make_plan(mlp(()), Objective(losses.squared_error), optax.sgd(0.1), batch_size=1)
-    >>> int(run_chunk(start(plan, rows, key=jax.random.key(0)), rows, None, 2, plan=plan)[0].epoch)
-    1
-    """
+    """`advance` as a program; a run that is over stands still."""
     return chunk_program(run_state, train, validation, steps, plan=plan, like=shardings_of(run_state), alone=True)
 
 
@@ -339,20 +294,12 @@ def sum_steps(
 
 
 def zeros_of(function: Callable[..., PyTree], *arguments: Any) -> PyTree:
-    """Zeros of the shapes and dtypes that a function would return; it is not computed.
-
-    >>> zeros_of(lambda a: {"twice": 2 * a}, jnp.ones(3))["twice"].tolist()
-    [0.0, 0.0, 0.0]
-    """
+    """Zeros of the shapes and dtypes that a function would return; it is not computed."""
     return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(function, *arguments))
 
 
 def rows_at_once(inputs: Array, batch_size: int | None) -> int:
-    """Return how many rows an evaluation takes at once: the batch size that is given, or one that suits the device.
-
-    >>> rows_at_once(jnp.zeros((5, 163)), None)
-    1024
-    """
+    """Return how many rows an evaluation takes at once: the batch size that is given, or one that suits the device."""
     if batch_size is not None:
         return whole_number("batch_size", batch_size, 1)
     if inputs.ndim < 4:
@@ -365,16 +312,6 @@ def explain_misfit(model: Model, variables: Any, inputs: Any) -> Iterator[None]:
     """Raise InputError for an error of the block, where the weights are not those of this model for such inputs.
 
     A library reports such weights in words of its own, with its own traceback. Other errors pass.
-
-    >>> from jaxdl import mlp, predict
-    >>> model = mlp((), outputs=2)
-    >>> variables = model.init(jax.random.key(0), jnp.ones((5, 3)))
-    >>> try:
-    ...     predict(model, variables, jnp.ones((5, 4)))
-    ... except InputError as error:
-    ...     print(error)
-    weights do not fit the model and inputs of shape (rows, 4): params['Dense_0']['kernel'] must be of shape (4, 2), got
-    (3, 2). Give inputs with the columns of the training data, or the weights of this model.
     """
     try:
         yield

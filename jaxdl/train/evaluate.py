@@ -58,14 +58,7 @@ def evaluate(
 def evaluate_prepared(
     model: Model, objective: Objective, variables: Variables, dataset: Dataset, *, size: int, prepared: bool
 ) -> dict[str, Array]:
-    """Return what `evaluate` gives for rows that `evaluation_rows` has prepared, or that are traced.
-
-    >>> from jaxdl import dataset, losses, mlp
-    >>> model, rows = mlp(()), dataset([[1.0], [2.0]], [[0.0], [0.0]])
-    >>> variables, objective = model.init(jax.random.key(0), rows.inputs), Objective(losses.squared_error)
-    >>> list(evaluate_prepared(model, objective, variables, rows, size=2, prepared=True))
-    ['loss']
-    """
+    """Return what `evaluate` gives for rows that `evaluation_rows` has prepared, or that are traced."""
     count = dataset.sample_weight.shape[0]
     step = make_eval_step(model, objective, prepared=prepared)
     if count <= size and data_devices() == 1:
@@ -151,15 +144,6 @@ def evaluate_source(
     """`evaluate` of the rows of a source: `loss` and each metric, float32 scalars. A few windows are in memory.
 
     What the windows sum to is added in float64, so that a count of rows beyond float32's digits stays exact.
-
-    >>> from jaxdl import dataset, evaluate, losses, mlp
-    >>> from jaxdl.data.arrays import take
-    >>> rows, model, objective = dataset([[1.0], [2.0]], [[0.0], [0.0]]), mlp(()), Objective(losses.squared_error)
-    >>> variables = model.init(jax.random.key(0), rows.inputs)
-    >>> found = evaluate_source(model, objective, variables, DataSource(2, lambda numbers: take(rows, numbers)))
-    >>> wanted = evaluate(model, objective, variables, rows)
-    >>> np.allclose(found["loss"], wanted["loss"])
-    True
     """
     objective = check_objective(objective)
     totals: Any = None
@@ -178,15 +162,7 @@ def predict_source(
     batch_size: int | None = None,
     window_bytes: int = BYTES,
 ) -> Iterator[np.ndarray]:
-    """`predict` of the rows of a source, in their order, piece by piece: NumPy arrays (rows of a window, ...).
-
-    >>> from jaxdl import mlp
-    >>> source = DataSource(5, lambda rows: Dataset(rows[:, None] * 1.0, rows, np.ones(len(rows), np.float32)))
-    >>> model = mlp((), outputs=2)
-    >>> variables = model.init(jax.random.key(0), np.zeros((1, 1)))
-    >>> [piece.shape for piece in predict_source(model, variables, source, batch_size=1, window_bytes=40)]
-    [(2, 2), (2, 2), (1, 2)]
-    """
+    """`predict` of the rows of a source, in their order, piece by piece: NumPy arrays (rows of a window, ...)."""
     for piece in _pieces(variables, source, batch_size, window_bytes, lambda rows: rows):
         outputs = np.asarray(_outputs(model, variables, piece.batches.inputs, np.int32(piece.full)))
         yield outputs[:, : piece.size].reshape(-1, *outputs.shape[2:])[: piece.rows]

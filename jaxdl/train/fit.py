@@ -56,13 +56,6 @@ def begin(
     """`training.start`, while a thread compiles the program that `chunks` will run.
 
     Only where weights are drawn and rows come from NumPy: elsewhere it is not known yet where all will lie.
-
-    >>> import optax
-    >>> from jaxdl import dataset, losses, make_plan, mlp, Objective
-    >>> rows = dataset([[1.0], [2.0]], [[1.0], [2.0]])
-    >>> plan = make_plan(mlp(()), Objective(losses.squared_error), optax.sgd(0.1), batch_size=2)
-    >>> int(begin(plan, rows, key=jax.random.key(0)).epoch)
-    0
     """
     rows = loader(train, plan.batch_size)
     on_device = any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves((rows.examples, validation)))
@@ -89,15 +82,6 @@ def resume(
     learning rate that there is. Nothing is compiled.
 
     Raises InputError where the progress does not fit the plan or the data, with the first array that differs.
-
-    >>> import optax
-    >>> from jaxdl import dataset, early_stopping, fit, losses, make_plan, mlp, Objective
-    >>> rows, model, objective = dataset([[1.0], [2.0]], [[1.0], [2.0]]), mlp(()), Objective(losses.squared_error)
-    >>> stop, optimizer = early_stopping("loss", min_delta=100.0), optax.sgd(0.1)
-    >>> run = fit(model, objective, optimizer, rows, epochs=9, batch_size=2, early_stopping=stop)
-    >>> plan = make_plan(model, objective, optimizer, batch_size=2, early_stopping=early_stopping("loss", patience=5))
-    >>> bool(run.state.stopping.should_stop), bool(resume(plan, run.state, rows).stopping.should_stop)
-    (True, False)
     """
     many, rows = run_state.epoch.ndim > 0, loader(train, plan.batch_size)
     check_monitors(plan, run_state, validation)
@@ -119,13 +103,6 @@ def data_of_epoch(plan: Plan, run_state: RunState, train: Dataset | DataSource |
     """Return what tells the batch size and the rows of the epoch under way from others; "" between two epochs.
 
     Of a source it is the number of its rows and the first of them.
-
-    >>> import optax
-    >>> from jaxdl import dataset, losses, make_plan, mlp, Objective
-    >>> rows = dataset([[1.0], [2.0]], [[1.0], [2.0]])
-    >>> plan = make_plan(mlp(()), Objective(losses.squared_error), optax.sgd(0.1), batch_size=1)
-    >>> data_of_epoch(plan, begin(plan, rows, key=jax.random.key(0)), rows)
-    ''
     """
     if not int(run_state.cursor):
         return ""
@@ -136,12 +113,6 @@ def check_data(plan: Plan, run_state: RunState, train: Dataset | DataSource | Lo
     """Raise InputError where an epoch under way is to go on with other data than `data_of_epoch` told of it before.
 
     Warns where `earlier` is empty, as for a bare RunState: its data cannot be compared.
-
-    >>> import optax
-    >>> from jaxdl import dataset, losses, make_plan, mlp, Objective
-    >>> rows = dataset([[1.0], [2.0]], [[1.0], [2.0]])
-    >>> plan = make_plan(mlp(()), Objective(losses.squared_error), optax.sgd(0.1), batch_size=1)
-    >>> check_data(plan, begin(plan, rows, key=jax.random.key(0)), rows, "")
     """
     now = data_of_epoch(plan, run_state, train)
     if earlier and now != earlier:
@@ -165,14 +136,6 @@ def under_new_monitor(plan: Plan, run_state: RunState, history: Sequence[Mapping
     with what comes. The best epoch is then one of those to come.
 
     A run that its rule has ended trains on where this plan's rule, over the same records, would not have ended it.
-
-    >>> import optax
-    >>> from jaxdl import dataset, losses, make_plan, mlp, Objective
-    >>> rows = dataset([[1.0], [2.0]], [[1.0], [2.0]])
-    >>> plan = make_plan(mlp(()), Objective(losses.squared_error), optax.sgd(0.1), batch_size=1)
-    >>> run_state = begin(plan, rows, key=jax.random.key(0))
-    >>> under_new_monitor(plan, run_state, []) is run_state
-    True
     """
     epochs, best = np.atleast_1d(run_state.stopping.best_epoch), np.atleast_1d(run_state.stopping.best)
     for record in history:
@@ -404,12 +367,7 @@ def fit(
 
 
 def without_best(plan: Plan, validation: Dataset | None, which: str = "the run") -> str:
-    """Return the sentence for a run that has trained and has no best epoch.
-
-    >>> from jaxdl import losses, mlp
-    >>> print(without_best(make_plan(mlp(()), Objective(losses.squared_error), optax.sgd(0.1)), None))
-    no epoch of the run was the best by loss, which was never finite or was left out by start_from_epoch; `best`...
-    """
+    """Return the sentence for a run that has trained and has no best epoch."""
     monitor = plan.early_stopping.monitor or (LOSS if validation is None else f"val_{LOSS}")
     return (
         f"no epoch of {which} was the best by {monitor}, which was never finite or was left out by start_from_epoch; "
@@ -427,9 +385,6 @@ def resumed(
     template: makes a state like that of the run, by which the arrays of a checkpoint are put together.
 
     Raises InputError for anything else, and for a checkpoint of another model, optimizer or plan.
-
-    >>> resumed(None, lambda: None)
-    (None, [])
     """
     result = result or FitResult
     match given:
@@ -457,11 +412,7 @@ def resumed(
 
 
 def recalled(history: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return records as they were before JSON held them: the values of many runs are float32 arrays, or integers.
-
-    >>> recalled([{"epoch": 1, "loss": [0.5, 0.25]}])[0]["loss"].dtype
-    dtype('float32')
-    """
+    """Return records as they were before JSON held them: the values of many runs are float32 arrays, or integers."""
 
     def value(of: Any) -> Any:
         if not isinstance(of, list):
@@ -477,12 +428,6 @@ class Written:
     A callback is called after every epoch with all records so far. The last is new, and more where the callback was not
     called before; where a run was set back, records that were written are taken back. A history that begins after
     epoch 1, as that of a bare RunState does, leaves the records of the epochs before as they are.
-
-    >>> written = Written()
-    >>> written.update([{"epoch": 1, "loss": 3.0}, {"epoch": 2, "loss": 2.0}])[0]
-    0
-    >>> written.update([{"epoch": 1, "loss": 3.0}, {"epoch": 2, "loss": 1.0}])
-    (1, [{'epoch': 2, 'loss': 1.0}])
     """
 
     def __init__(self, records: Iterable[dict[str, Any]] = (), known: bool = True) -> None:
@@ -542,45 +487,24 @@ def _same(one: Any, other: Any) -> bool:
 
 
 def warn_of_eval_params(plan: Plan, run_state: RunState, stacklevel: int = 4) -> None:
-    """Warn where an optimizer is known to evaluate at other parameters than it trains, and the plan does not say so.
-
-    >>> from jaxdl import dataset, losses, mlp
-    >>> rows = dataset([[1.0], [2.0]], [[1.0], [2.0]])
-    >>> plan = make_plan(mlp(()), Objective(losses.squared_error), optax.sgd(0.1), batch_size=2)
-    >>> warn_of_eval_params(plan, begin(plan, rows, key=jax.random.key(0)))
-    """
+    """Warn where an optimizer is known to evaluate at other parameters than it trains, and the plan does not say so."""
     sentence = lacks_eval_params(run_state.train_state.opt_state)
     if sentence is not None and plan.eval_params is None:
         warnings.warn(sentence, UserWarning, stacklevel=stacklevel)
 
 
 def check_seed(seed: int) -> int:
-    """Return a seed from 0 to 2**32 - 1. Raises InputError beyond, where different seeds would draw the same.
-
-    >>> check_seed(7)
-    7
-    """
+    """Return a seed from 0 to 2**32 - 1. Raises InputError beyond, where different seeds would draw the same."""
     return whole_number("seed", seed, 0, 2**32 - 1)
 
 
 def reason(run_state: RunState) -> str:
-    """Why a run ended here: "early-stopping" where its rule said so, else "epochs".
-
-    >>> from jaxdl import dataset, losses, mlp
-    >>> rows = dataset([[1.0], [2.0]], [[1.0], [2.0]])
-    >>> run = fit(mlp(()), Objective(losses.squared_error), optax.sgd(0.1), rows, epochs=1, batch_size=2)
-    >>> reason(run.state)
-    'epochs'
-    """
+    """Why a run ended here: "early-stopping" where its rule said so, else "epochs"."""
     return "early-stopping" if bool(run_state.stopping.should_stop) else "epochs"
 
 
 def as_table(history: list[dict[str, float]]) -> pd.DataFrame:
-    """Records as a DataFrame, a row an epoch, indexed by the epoch.
-
-    >>> as_table([{"epoch": 1, "loss": 2.0}, {"epoch": 2, "loss": 1.0}]).loc[2, "loss"].item()
-    1.0
-    """
+    """Records as a DataFrame, a row an epoch, indexed by the epoch."""
     # Imported here: neither `import jaxdl` nor `fit` must cost what pandas costs.
     import pandas as pd
 

@@ -39,16 +39,7 @@ class Chunk(NamedTuple):
 def lowered_chunk(
     plan: Plan, run_state: RunState, train: Dataset, validation: Dataset | None = None
 ) -> jax.stages.Lowered:
-    """The program that `chunks` run, of arguments or of their shapes. Once it is compiled, `chunks` compile nothing.
-
-    >>> import optax
-    >>> from jaxdl import dataset, losses, make_plan, mlp, Objective
-    >>> from jaxdl.train.epoch import start_shapes
-    >>> rows = dataset([[1.0], [2.0]], [[1.0], [2.0]])
-    >>> plan = make_plan(mlp(()), Objective(losses.squared_error), optax.sgd(0.1), batch_size=1)
-    >>> "while" in lowered_chunk(plan, start_shapes(plan, rows, key=jax.random.key(0)), rows).as_text()
-    True
-    """
+    """The program that `chunks` run, of arguments or of their shapes. Once it is compiled, `chunks` compile nothing."""
     steps = agree_on_steps(WHOLE, mesh_of(run_state))
     return chunk_program.lower(run_state, train, validation, steps, plan=plan, like=shardings_of(run_state), alone=True)
 
@@ -63,12 +54,6 @@ class Pace:
 
     The first call holds one batch, as nothing is known yet; none has more than twice the batches of the one before.
     pause: asked before every call whether it should do nothing.
-
-    >>> pace = Pace(seconds=1.0)
-    >>> first = pace()
-    >>> pace.update(0.25, first)
-    >>> first, pace()
-    (1, 2)
     """
 
     def __init__(self, seconds: float = SECONDS, pause: Callable[[], bool] = lambda: False) -> None:
@@ -88,14 +73,7 @@ class Pace:
 def checked(
     plan: Plan, train: Dataset | DataSource | Loader, validation: Dataset | None
 ) -> tuple[Loader, Dataset | None]:
-    """Return the rows as the loop takes them. Raises InputError where they do not fit the plan or each other.
-
-    >>> import optax
-    >>> from jaxdl import dataset, losses, make_plan, mlp, Objective
-    >>> plan = make_plan(mlp(()), Objective(losses.squared_error), optax.sgd(0.1), batch_size=1)
-    >>> checked(plan, dataset([[1.0], [2.0]], [[1.0], [2.0]]), None)[0].rows
-    2
-    """
+    """Return the rows as the loop takes them. Raises InputError where they do not fit the plan or each other."""
     rows = loader(train, plan.batch_size)
     check_rows(plan, rows.first, validation)
     return rows, evaluation_rows(validation)
@@ -198,15 +176,6 @@ def run_loop(
 
     callbacks: called with (progress, history) after every epoch. watchers: after every chunk. about: gives the record
     of an epoch as it is kept. ends: asked last, whether this chunk is the last one.
-
-    >>> import optax
-    >>> from jaxdl import dataset, losses, make_plan, mlp, Objective, start
-    >>> rows = dataset([[1.0], [2.0]], [[1.0], [2.0]])
-    >>> plan = make_plan(mlp(()), Objective(losses.squared_error), optax.sgd(0.1), batch_size=1)
-    >>> reached = Reached(start(plan, rows, key=jax.random.key(0)), [])
-    >>> run_loop(chunks(plan, reached.state, rows, last=2), reached)
-    >>> [record["epoch"] for record in reached.history]
-    [1, 2]
     """
     callbacks, watchers = tuple(callbacks), tuple(watchers)
     for chunk in pieces:

@@ -75,9 +75,6 @@ def smoothed(found: LearningRateScan) -> np.ndarray:
     """The losses (steps,) averaged over their neighbours, up to a twentieth of the steps on either side.
 
     Only finite ones count; nan from the first on that is not, because what follows is not training.
-
-    >>> smoothed(LearningRateScan(np.geomspace(1e-3, 1, 4), np.array([4.0, 3.0, np.inf, 1.0]))).tolist()
-    [4.0, 3.0, nan, nan]
     """
     losses = np.asarray(found.losses, np.float64)
     end = int(np.argmin(np.isfinite(losses))) if not np.isfinite(losses).all() else len(losses)
@@ -91,10 +88,6 @@ def suggestion(found: LearningRateScan) -> float:
 
     A rule of thumb and no optimum: it says what order of magnitude to try first. It is read before the loss is at its
     lowest, since after that training is about to diverge, and it depends on the batches and on the initial weights.
-
-    >>> losses = np.array([1.0, 1.0, 0.9, 0.5, 0.4, 0.4, 3.0])
-    >>> round(suggestion(LearningRateScan(np.geomspace(1e-6, 1, 7), losses)), 6)
-    0.0001
     """
     means = smoothed(found)
     if np.isnan(means).all():

@@ -43,15 +43,6 @@ def in_step(plan: Plan, state: TrainState, batch: Dataset) -> _Origin | None:
     """Where a training step first gives a number that is not finite; None where it gives none.
 
     It looks at the weights, the rows, every operation of the forward pass, the loss, the gradients and the update.
-
-    >>> import optax
-    >>> from jaxdl import losses, make_plan, mlp, Objective
-    >>> from jaxdl.train import make_train_state
-    >>> plan = make_plan(mlp(()), Objective(losses.squared_error), optax.sgd(1.0))
-    >>> batch = Dataset(jnp.full((2, 1), 1e30), jnp.array([[0.0], [1.0]]), jnp.ones(2))
-    >>> variables = Variables({"Dense_0": {"kernel": jnp.full((1, 1), 1e30), "bias": jnp.zeros(1)}}, {})
-    >>> in_step(plan, make_train_state(variables, plan.optimizer, jax.random.key(0)), batch)
-    _Origin(layer='Dense_0 (dot_general)', value='inf', rows=(0, 1))
     """
     key, batch = jax.random.fold_in(state.key, state.step), only_counted(batch)
     found = _before(state.variables, batch) or _forward(plan, state.variables, batch, train=True, key=key)
@@ -74,15 +65,7 @@ def in_step(plan: Plan, state: TrainState, batch: Dataset) -> _Origin | None:
 
 
 def in_evaluation(plan: Plan, variables: Variables, batch: Dataset) -> _Origin | None:
-    """Where the evaluation of a batch first gives a number that is not finite; None where it gives none.
-
-    >>> import optax
-    >>> from jaxdl import losses, make_plan, mlp, Objective
-    >>> plan = make_plan(mlp(()), Objective(losses.squared_error), optax.sgd(1.0))
-    >>> batch = Dataset(jnp.ones((2, 1)), jnp.array([[0.0], [1e30]]), jnp.ones(2))
-    >>> in_evaluation(plan, plan.model.init(jax.random.key(0), batch.inputs), batch).rows
-    (1,)
-    """
+    """Where the evaluation of a batch first gives a number that is not finite; None where it gives none."""
     batch = only_counted(batch)
     return _before(variables, batch) or _forward(plan, variables, batch, train=False, key=None)
 
@@ -170,12 +153,7 @@ def _run(equation: Any, values: list[Any], info: Any) -> list[Any]:
 
 
 def called(equation: Any) -> ClosedJaxpr | None:
-    """The function that an equation of a jaxpr only calls; None for an equation that does something itself.
-
-    >>> jaxpr = jax.make_jaxpr(jax.jit(lambda x: x + 1))(1.0)
-    >>> [str(inner.primitive) for inner in called(jaxpr.eqns[0]).jaxpr.eqns]
-    ['add']
-    """
+    """The function that an equation of a jaxpr only calls; None for an equation that does something itself."""
     if str(equation.primitive) not in _CALLS:
         return None
     inner = equation.params.get("jaxpr", equation.params.get("call_jaxpr"))
@@ -257,20 +235,7 @@ def check_finite(
     train: Dataset | DataSource | Loader,
     validation: Dataset | None,
 ) -> Iterator[Chunk]:
-    """The chunks that began at `progress`, up to one that is not finite: there NonFiniteError says where it began.
-
-    >>> import jax, optax
-    >>> from jaxdl import dataset, losses, make_plan, mlp, Objective, start
-    >>> from jaxdl.train import chunks
-    >>> rows = dataset([[1.0], [2.0]], [[1.0], [2.0]])
-    >>> plan = make_plan(mlp(()), Objective(losses.squared_error), optax.sgd(1e30), batch_size=2)
-    >>> begin = start(plan, rows, key=jax.random.key(0))
-    >>> try:
-    ...     list(check_finite(chunks(plan, begin, rows, last=9), plan, begin, rows, None))
-    ... except NonFiniteError as error:
-    ...     print(error.args[0].epoch)
-    2
-    """
+    """The chunks that began at `progress`, up to one that is not finite: there NonFiniteError says where it began."""
     for chunk in pieces:
         if not chunk.finite:
             raise NonFiniteError(replay(plan, run_state, train, validation))
@@ -281,16 +246,7 @@ def check_finite(
 def replay(
     plan: Plan, run_state: RunState, train: Dataset | DataSource | Loader, validation: Dataset | None
 ) -> NonFinite:
-    """Where the run first meets a number that is not finite, from a progress before; it runs until there is one.
-
-    >>> import jax, optax
-    >>> from jaxdl import dataset, losses, make_plan, mlp, Objective, start
-    >>> rows = dataset([[1.0], [2.0]], [[1.0], [2.0]])
-    >>> plan = make_plan(mlp(()), Objective(losses.squared_error), optax.sgd(1e30), batch_size=2)
-    >>> trouble = replay(plan, start(plan, rows, key=jax.random.key(0)), rows, None)
-    >>> trouble.epoch, trouble.batch, trouble.rows
-    (2, 1, (0, 1))
-    """
+    """Where the run first meets a number that is not finite, from a progress before; it runs until there is one."""
     rows = loader(train, plan.batch_size)
     for chunk in chunks(plan, run_state, rows, validation, steps=lambda: 1):
         if not chunk.finite:

@@ -29,12 +29,7 @@ from jaxdl.types import LOSS, Array, Dataset, EvalParams, Model, Objective, Plan
 
 
 def learning_rate(opt_state: PyTree) -> Array | None:
-    """The learning rate of the last step, a scalar; None where the state holds none (see `optax.inject_hyperparams`).
-
-    >>> optimizer = optax.inject_hyperparams(optax.sgd)(learning_rate=0.5)
-    >>> float(learning_rate(optimizer.init({})))
-    0.5
-    """
+    """Return the learning rate of the last step, a scalar; None without `optax.inject_hyperparams`."""
     found = optax.tree.get_all_with_path(opt_state, "learning_rate", filtering=_is_array)
     return found[0][1] if found else None
 
@@ -43,10 +38,6 @@ def rate_to_change(opt_state: PyTree, who: str = "reduce_on_plateau") -> Array:
     """The learning rate, where setting it has an effect; `who` sets it.
 
     Raises InputError where there is none, where there are several, where a schedule sets it, or where it is an integer.
-
-    >>> optimizer = optax.inject_hyperparams(optax.sgd)(learning_rate=0.5)
-    >>> float(rate_to_change(optimizer.init({})))
-    0.5
     """
     rates = optax.tree.get_all_with_path(opt_state, "learning_rate", filtering=_is_array)
     scheduled = optax.tree.get_all_with_path(opt_state, "hyperparams_states")
@@ -65,22 +56,12 @@ def rate_to_change(opt_state: PyTree, who: str = "reduce_on_plateau") -> Array:
 
 
 def with_learning_rate(opt_state: PyTree, rate: Array) -> PyTree:
-    """The state with another learning rate, which keeps its dtype.
-
-    >>> optimizer = optax.inject_hyperparams(optax.sgd)(learning_rate=0.5)
-    >>> float(learning_rate(with_learning_rate(optimizer.init({}), jax.numpy.float32(0.25))))
-    0.25
-    """
+    """The state with another learning rate, which keeps its dtype."""
     return optax.tree.set(opt_state, _is_array, learning_rate=rate.astype(rate_to_change(opt_state).dtype))
 
 
 def with_float_rates(opt_state: PyTree) -> PyTree:
-    """Return the state whose integer learning rates are floats of the same value, so that they can be lowered.
-
-    >>> optimizer = optax.inject_hyperparams(optax.sgd)(learning_rate=1)
-    >>> learning_rate(with_float_rates(optimizer.init({}))).dtype
-    dtype('float32')
-    """
+    """Return the state whose integer learning rates are floats of the same value, so that they can be lowered."""
 
     def as_float(path: Any, leaf: Any) -> Any:
         last = path[-1] if path else None
@@ -192,15 +173,7 @@ class Family(NamedTuple):
 
 
 def measured(plan: Plan, run_state: RunState, validation: Dataset | None) -> list[str]:
-    """What an epoch measures, in the order in which people read it.
-
-    >>> import jax
-    >>> from jaxdl import dataset, losses, mlp, start
-    >>> rows = dataset([[1.0]], [[1.0]])
-    >>> plan = make_plan(mlp(()), Objective(losses.squared_error), optax.sgd(0.1), batch_size=1)
-    >>> measured(plan, start(plan, rows, key=jax.random.key(0)), rows)
-    ['loss', 'val_loss']
-    """
+    """What an epoch measures, in the order in which people read it."""
     own = [LOSS, *(metric.name for metric in plan.objective.metrics)]
     rate = [] if learning_rate(run_state.train_state.opt_state) is None else ["learning_rate"]
     return [*own, *(f"val_{name}" for name in own if validation is not None), *rate]
@@ -210,10 +183,6 @@ def check_rows(plan: Plan, train: Dataset, validation: Dataset | None) -> None:
     """Raises InputError for rows that are no Dataset, that do not fill a batch, or that differ in their columns.
 
     Targets that the loss cannot take are refused as well (`losses.check_targets`), and bytes beside floats.
-
-    >>> from jaxdl import dataset, losses, mlp
-    >>> plan = make_plan(mlp(()), Objective(losses.squared_error), optax.sgd(0.1), batch_size=2)
-    >>> check_rows(plan, dataset([[1.0], [2.0]], [[1.0], [2.0]]), None)
     """
     check_examples("train", train)
     if validation is not None:
@@ -246,13 +215,7 @@ def check_rows(plan: Plan, train: Dataset, validation: Dataset | None) -> None:
 
 
 def check_monitors(plan: Plan, run_state: RunState, validation: Dataset | None) -> None:
-    """Raises InputError where a rule monitors what the run does not measure, or an average is begun or given up midway.
-
-    >>> import jax
-    >>> from jaxdl import dataset, losses, mlp, start
-    >>> plan = make_plan(mlp(()), Objective(losses.squared_error), optax.sgd(0.1), batch_size=1)
-    >>> check_monitors(plan, start(plan, dataset([[1.0]], [[1.0]]), key=jax.random.key(0)), None)
-    """
+    """Raise InputError where a rule monitors what is not measured, or `ema_decay` changes within a run."""
     if (plan.ema_decay is None) == isinstance(run_state.train_state.ema, Variables):
         kept = "one" if plan.ema_decay is None else "none"
         raise InputError(f"ema_decay={plan.ema_decay} does not fit the progress, which holds {kept}. Begin a new run.")

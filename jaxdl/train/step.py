@@ -145,11 +145,6 @@ def optimizer_update(
 
     value: the loss, a scalar. value_fn: the loss as a function of the parameters. then: makes the result of the two.
     Raises InputError for an optimizer that needs anything else, or whose state does not keep its form.
-
-    >>> state = make_train_state(Variables({"w": jnp.ones(2)}, {}), optax.sgd(0.1), jax.random.key(0))
-    >>> updates, _ = optimizer_update(optax.sgd(0.1), state, {"w": jnp.ones(2)}, jnp.float32(0), lambda params: 0.0)
-    >>> updates["w"].tolist() == [-jnp.float32(0.1)] * 2
-    True
     """
     usual = {"value": value, "grad": grads, "value_fn": value_fn}
     rare = {"obj_fn": value_fn, "grad_fn": lambda params, *_: jax.grad(value_fn)(params)}
@@ -203,13 +198,6 @@ def make_gradient(model: Model, objective: Objective) -> Gradient:
 
     They are what the optimizer would be given if the batch came next, with the same dropout. The state's `opt_state`
     and `ema_decay` are not looked at.
-
-    >>> from jaxdl import losses, mlp
-    >>> model, batch = mlp(()), Dataset(jnp.ones((4, 1)), jnp.ones((4, 1)), jnp.ones(4))
-    >>> variables = Variables({"Dense_0": {"kernel": jnp.zeros((1, 1)), "bias": jnp.zeros(1)}}, {})
-    >>> state = make_train_state(variables, optax.sgd(0.1), jax.random.key(1))
-    >>> float(make_gradient(model, Objective(losses.squared_error))(state, batch)["Dense_0"]["bias"][0])
-    -2.0
     """
 
     def gradient(state: TrainState, batch: Dataset | Batch) -> PyTree:
@@ -222,15 +210,7 @@ def make_gradient(model: Model, objective: Objective) -> Gradient:
 def loss_of_params(
     model: Model, objective: Objective, state: TrainState, batch: Dataset | Batch, *, prepared: bool = False
 ) -> Callable[[PyTree], tuple[Float[Array, ""], tuple[PyTree, MetricSums]]]:
-    """Return the loss that a step minimizes, as a function `params -> (loss, (stats, sums))`.
-
-    >>> from jaxdl import losses, mlp
-    >>> model, batch = mlp(()), Dataset(jnp.ones((4, 1)), jnp.ones((4, 1)), jnp.ones(4))
-    >>> variables = Variables({"Dense_0": {"kernel": jnp.zeros((1, 1)), "bias": jnp.zeros(1)}}, {})
-    >>> state = make_train_state(variables, optax.sgd(0.1), jax.random.key(1))
-    >>> float(loss_of_params(model, Objective(losses.squared_error), state, batch)(variables.params)[0])
-    1.0
-    """
+    """Return the loss that a step minimizes, as a function `params -> (loss, (stats, sums))`."""
     key, batch = jax.random.fold_in(state.key, state.step), batch if prepared else only_counted(batch)
     mask = batch.sample_weight > 0
     if not prepared or isinstance(batch, Batch):
@@ -314,10 +294,6 @@ def eval_variables(state: TrainState, eval_params: EvalParams | None = None) -> 
     than it trains, and else those that are trained. Raises InputError where it gives no such parameters.
 
     The average has the dtypes of the trained weights here, whatever it is kept in.
-
-    >>> state = make_train_state(Variables({"w": jnp.ones(2)}, {}), optax.sgd(0.1), jax.random.key(0))
-    >>> eval_variables(state) is state.variables
-    True
     """
     if isinstance(state.ema, Variables):
         pairs = zip(jax.tree.leaves(state.ema), jax.tree.leaves(state.variables), strict=True)
@@ -347,11 +323,7 @@ def eval_variables(state: TrainState, eval_params: EvalParams | None = None) -> 
 
 
 def lacks_eval_params(opt_state: PyTree) -> str | None:
-    """Return a sentence where an optimizer is known to evaluate at other parameters than it trains; else None.
-
-    >>> lacks_eval_params(optax.sgd(0.1).init({})) is None
-    True
-    """
+    """Return a sentence where an optimizer is known to evaluate at other parameters than it trains; else None."""
     kinds = (optax.contrib.ScheduleFreeState, optax.contrib.SAMState)
     for path, state in jax.tree.leaves_with_path(opt_state, is_leaf=lambda node: isinstance(node, kinds)):
         place = f"opt_state{jax.tree_util.keystr(path)}"
