@@ -34,8 +34,9 @@ from jaxdl.data import take
 from jaxdl.ensembles import fit_seeds
 from jaxdl.profiling import cost_of, lowered_step
 from jaxdl.runs import Setup
-from jaxdl.train import loop, make_train_step
+from jaxdl.train import loop
 from jaxdl.train.fit import fit
+from jaxdl.train.step import plan_step
 from jaxdl.types import Dataset, RunState
 
 STORED = Path(__file__).with_suffix(".json")
@@ -172,10 +173,10 @@ def cifar10_case(recipe: Any) -> Setup:
 def alone(built: Setup) -> Case:
     """A run of its own, by `fit`."""
     plan, train, validation = built.plan, built.sets["train"], built.sets["validation"]
-    run = partial(fit, plan.model, plan.objective, plan.optimizer, train, validation)
+    run = partial(fit, built.model, built.loss, built.optimizer, train, validation, metrics=built.metrics)
     return Case(
         lambda epochs: run(epochs=epochs, batch_size=plan.batch_size, early_stopping=plan.early_stopping).state,
-        make_train_step(plan.model, plan.objective, plan.optimizer, ema_decay=plan.ema_decay, prepared=True),
+        plan_step(plan, prepared=True),
         take(train, range(plan.batch_size)),
     )
 
@@ -183,8 +184,13 @@ def alone(built: Setup) -> Case:
 def together(built: Setup) -> Case:
     """The same with several seeds at once, by `fit_seeds`; a step is one of all of them."""
     plan, train, validation = built.plan, built.sets["train"], built.sets["validation"]
-    run = partial(fit_seeds, plan.model, plan.objective, plan.optimizer, train, validation, seeds=SEEDS)
-    step = jax.vmap(make_train_step(plan.model, plan.objective, plan.optimizer, prepared=True), in_axes=(0, None))
+    run = partial(
+        fit_seeds, built.model, built.loss, built.optimizer, train, validation, metrics=built.metrics, seeds=SEEDS
+    )
+    step = jax.vmap(
+        plan_step(plan, prepared=True),
+        in_axes=(0, None),
+    )
     return Case(
         lambda epochs: run(epochs=epochs, batch_size=plan.batch_size, early_stopping=plan.early_stopping).state,
         step,

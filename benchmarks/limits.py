@@ -14,14 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from benchmarks.contestants.jaxdl_loop import adam_of, model_of, objective_of
+from benchmarks.contestants.jaxdl_loop import adam_of, loss_of, model_of
 from benchmarks.rows import Row
 from benchmarks.tasks import BATCH, MEMBERS, Arrays, Task, load
 from jaxdl import dataset
 from jaxdl._jit import compiler_options
 from jaxdl.data.batches import batch_rows, epoch_rows
-from jaxdl.train import make_eval_step, make_plan, make_train_step, start
-from jaxdl.train.step import eval_variables
+from jaxdl.train import make_eval_step, make_plan, start
+from jaxdl.train.step import eval_step, eval_variables, plan_step
 from jaxdl.types import Array, Dataset, Plan, RunState, Variables
 
 CALL, CALLS = 0.01, 7  # seconds of a timing of many calls, and how many timings
@@ -47,9 +47,9 @@ def limit(row: Row, epochs: float) -> Limit:
     """The limit of a row of so many epochs."""
     task = row.task
     arrays = load(task)
-    model, objective = model_of(task), objective_of(task)
+    loss, metrics = loss_of(task)
     train, validation = dataset(*arrays.train), dataset(*arrays.validation)
-    plan = make_plan(model, objective, adam_of(task), batch_size=BATCH)
+    plan = make_plan(model_of(task), loss, adam_of(task), metrics=metrics, batch_size=BATCH)
     run_state = jax.eval_shape(lambda key: start(plan, train, key=key), jax.random.key(0))
     if task.deed in ("train", "stop", "sweep"):
         steps, members = -(-task.rows // BATCH), MEMBERS if task.deed == "sweep" else 1
@@ -78,13 +78,16 @@ def flops(function: Callable[..., Any], *arguments: Any) -> float:
 
 def epoch_flops(plan: Plan, run_state: RunState, train: Dataset, validation: Dataset | None = None) -> float:
     """Return the FLOPs of an epoch: its training steps and its validation, with the padding of the last batches."""
-    step = make_train_step(plan.model, plan.objective, plan.optimizer, ema_decay=plan.ema_decay, prepared=True)
+    step = plan_step(plan, prepared=True)
     total = -(-epoch_rows(train) // plan.batch_size) * flops(
         step, run_state.train_state, _batch(train, plan.batch_size)
     )
     if validation is None:
         return total
-    rows, measure = epoch_rows(validation), make_eval_step(plan.model, plan.objective, prepared=True)
+    rows, measure = (
+        epoch_rows(validation),
+        eval_step(plan.model, plan.objective, prepared=True),
+    )
     size = min(batch_rows(validation.inputs), rows)
     once = flops(measure, eval_variables(run_state.train_state, plan.eval_params), _batch(validation, size))
     return total + -(-rows // size) * once
@@ -97,9 +100,9 @@ def _batch(rows: Dataset, size: int) -> Dataset:
 
 
 def _deed(task: Task) -> Callable[..., Any]:
-    model = model_of(task)
+    model, (loss, measured) = model_of(task), loss_of(task)
     if task.deed == "evaluate":
-        return make_eval_step(model, objective_of(task))
+        return make_eval_step(model, loss, metrics=measured)
 
     def predict(weights: Variables, inputs: Any) -> Any:
         return model.apply(weights, inputs, train=False)[0]

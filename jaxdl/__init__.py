@@ -3,7 +3,7 @@
 from jaxdl import _startup as _startup  # isort: skip
 from typing import TYPE_CHECKING
 
-from jaxdl._faces import set_public_names as _set_public_names
+from jaxdl._exports import set_public_names as _set_public_names
 
 # Data, networks and weights.
 from jaxdl.data.arrays import dataset as dataset
@@ -44,7 +44,6 @@ from jaxdl.errors import InputError as InputError
 from jaxdl.types import Dataset as Dataset
 from jaxdl.types import Metric as Metric
 from jaxdl.types import Model as Model
-from jaxdl.types import Objective as Objective
 from jaxdl.types import Plan as Plan
 from jaxdl.types import RunState as RunState
 from jaxdl.types import Variables as Variables

@@ -25,7 +25,7 @@ import tyro
 from rich.console import Console
 
 from jaxdl import _files, _startup
-from jaxdl._arguments import check_platform
+from jaxdl._checks import check_platform
 from jaxdl.errors import InputError, printable
 from jaxdl.runs import catalog, tables
 from jaxdl.runs.console import Terminal

@@ -15,7 +15,7 @@ from jaxtyping import Float, Integer, Num, Shaped
 from jaxdl._jit import is_traced
 from jaxdl.data.arrays import precision
 from jaxdl.errors import InputError
-from jaxdl.types import Array, Dataset, Model, Objective
+from jaxdl.types import Array, Dataset, Loss, Model
 
 __all__ = [
     "absolute_error",
@@ -199,12 +199,12 @@ def check_targets(loss: Callable[[Array, Array], Array], dataset: Dataset, name:
         )
 
 
-def check_labels(model: Model, objective: Objective, *sets: Dataset | None) -> None:
+def check_labels(model: Model, loss: Loss, *sets: Dataset | None) -> None:
     """Raise InputError for labels that are no class of the model's outputs, such as 3 beside 3 outputs.
 
     Examples of weight 0 may have any label. Nothing is computed on a device.
     """
-    if not reads_labels(objective.loss):
+    if not reads_labels(loss):
         return
     for rows in sets:
         if rows is None or not all(_on_host(leaf) for leaf in (rows.targets, rows.sample_weight)):

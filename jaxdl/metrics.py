@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -14,11 +14,10 @@ from jax.extend.core import jaxprs_in_params
 from jaxtyping import Float, Float64, Integer, Num, Shaped
 from numpy.typing import ArrayLike
 
-from jaxdl._arguments import check_kinds
 from jaxdl.data.arrays import precision
 from jaxdl.errors import InputError
 from jaxdl.losses import absolute_error, as_labels, same_shape, squared_error
-from jaxdl.types import LOSS, Array, Metric, MetricSums, Mode, Objective, PyTree
+from jaxdl.types import LOSS, Array, Metric, MetricSums, Mode, PyTree
 
 __all__ = [
     "Curve",
@@ -40,9 +39,6 @@ __all__ = [
 
 def __dir__() -> list[str]:
     return __all__
-
-
-RESERVED = {LOSS, "epoch", "learning_rate", "seconds"}
 
 
 class Moments(NamedTuple):
@@ -115,8 +111,9 @@ def r2(center: float = 0.0) -> Metric:
     result does not depend on `center`, nor on the mean of the targets: what is summed is their distance from a number
     near them.
 
-    >>> objective, targets = Objective(squared_error, (r2(),)), jnp.array([[1e5], [1e5 + 2]])
-    >>> compute(objective, measure(objective, targets + 0.5, targets, jnp.ones(2)))["r2"].item()
+    >>> metrics, targets = [r2()], jnp.array([[1e5], [1e5 + 2]])
+    >>> sums = measure(squared_error, targets + 0.5, targets, jnp.ones(2), metrics=metrics)
+    >>> compute(sums, metrics)["r2"].item()
     0.75
     """
 
@@ -156,25 +153,13 @@ def top_k(k: int) -> Metric:
 accuracy = top_k(1)  # the share of rows whose label has the largest output
 
 
-def check_objective(objective: object) -> Objective:
-    """Return an Objective with its metrics as a tuple.
-
-    Raises InputError for what `arguments.check_kinds` refuses, and for metrics whose names clash.
-    """
-    objective = check_kinds(objective)
-    names = [metric.name for metric in objective.metrics]
-    for name in names:
-        if names.count(name) > 1 or name in RESERVED or name.startswith("val_"):
-            raise InputError(f'every metric must have a name of its own, got "{name}", which is taken. Rename it.')
-    return objective
-
-
 def measure(
-    objective: Objective,
+    loss: Callable[[Array, Array], Array],
     outputs: Shaped[Array, "batch ..."],
     targets: Shaped[Array, "batch ..."],
     sample_weight: Float[Array, " batch"],
     *,
+    metrics: Sequence[Metric] = (),
     prepared: bool = False,
 ) -> MetricSums:
     """Return the weighted sums of the loss and of every metric's statistics over the examples of a batch.
@@ -183,13 +168,13 @@ def measure(
     whose weight is 0. prepared: whether it is known to be finite, so that a product with 0 leaves it out. Raises
     InputError for a loss that does not give one value for each example, and for statistics without an entry for each.
 
-    >>> sums = measure(Objective(squared_error, (rmse,)), jnp.ones((2, 1)), jnp.zeros((2, 1)), jnp.array([1.0, 0.0]))
+    >>> sums = measure(squared_error, jnp.ones((2, 1)), jnp.zeros((2, 1)), jnp.array([1.0, 0.0]))
     >>> float(sums.weight), float(sums.totals["loss"])
     (1.0, 1.0)
     """
-    _check_shapes(objective, outputs, targets, sample_weight)
-    rows: dict[str, PyTree] = {LOSS: objective.loss(outputs, targets)}
-    rows |= {metric.name: metric.per_example(outputs, targets) for metric in objective.metrics}
+    _check_shapes(loss, metrics, outputs, targets, sample_weight)
+    rows: dict[str, PyTree] = {LOSS: loss(outputs, targets)}
+    rows |= {metric.name: metric.per_example(outputs, targets) for metric in metrics}
     if precision(rows[LOSS].dtype) == jnp.float64:
         # Left in float32, their sum would be rounded to it.
         sample_weight = sample_weight.astype(jnp.float64)
@@ -215,10 +200,12 @@ def _total(values: Any, sample_weight: Float[Array, " batch"], prepared: bool = 
     return Moments(weight, center, first, second)
 
 
-def _check_shapes(objective: Objective, outputs: Array, targets: Array, sample_weight: Array) -> None:
+def _check_shapes(
+    loss: Callable[..., PyTree], metrics: Sequence[Metric], outputs: Array, targets: Array, sample_weight: Array
+) -> None:
     """Raises InputError unless the loss gives (B,), statistics give (B, ...), and metrics give scalars."""
-    functions = [("the loss", objective.loss)]
-    functions += [(f'the metric "{metric.name}"', metric.per_example) for metric in objective.metrics]
+    functions = [("the loss", loss)]
+    functions += [(f'the metric "{metric.name}"', metric.per_example) for metric in metrics]
     for name, function in functions:
         count, given = _shapes_of(function, outputs, targets)
         shapes = [leaf.shape for leaf in jax.tree.leaves(given)]
@@ -233,7 +220,7 @@ def _check_shapes(objective: Objective, outputs: Array, targets: Array, sample_w
                 f"targets {_rows(targets.shape)} broadcast to (examples, examples). Give both the same shape, as with "
                 f"{'targets[:, None]' if targets.ndim < outputs.ndim else 'outputs[:, None]'} in the data."
             )
-    for metric in objective.metrics:
+    for metric in metrics:
         _, given = _shapes_of(metric.per_example, outputs, targets)
         totals = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), given)
         figure = jax.eval_shape(metric.compute, totals, jax.ShapeDtypeStruct((), sample_weight.dtype))
@@ -313,14 +300,14 @@ def merge(one: MetricSums, other: MetricSums) -> MetricSums:
     return jax.tree.map(_merged, one, other, is_leaf=_is_moments)
 
 
-def compute(objective: Objective, sums: MetricSums) -> dict[str, Array]:
-    """The figures of all rows that were summed: `loss`, then each metric by its name, scalars of the loss's dtype.
+def compute(sums: MetricSums, metrics: Sequence[Metric] = ()) -> dict[str, Array]:
+    """Return `loss`, then each metric by its name, of all examples that were summed: scalars of the loss's dtype.
 
-    >>> compute(Objective(squared_error, (rmse,)), MetricSums({"loss": 8.0, "rmse": 8.0}, 2.0))["rmse"].item()
+    >>> compute(MetricSums({"loss": 8.0, "rmse": 8.0}, 2.0), [rmse])["rmse"].item()
     2.0
     """
-    figures = {LOSS: sums.totals[LOSS] / sums.weight}
-    return figures | {m.name: m.compute(sums.totals[m.name], sums.weight) for m in objective.metrics}
+    values = {LOSS: sums.totals[LOSS] / sums.weight}
+    return values | {m.name: m.compute(sums.totals[m.name], sums.weight) for m in metrics}
 
 
 def right(

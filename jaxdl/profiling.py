@@ -11,7 +11,7 @@ from jaxdl._format import short
 from jaxdl._jit import compiler_options, has_convolution
 from jaxdl.data import DataSource
 from jaxdl.data.streaming import loader
-from jaxdl.train import make_train_step
+from jaxdl.train.step import plan_step
 from jaxdl.types import Dataset, Plan, PyTree, RunState
 
 if TYPE_CHECKING:
@@ -60,14 +60,14 @@ def step_cost(plan: Plan, run_state: RunState, train: Dataset | DataSource) -> S
     step.
 
     >>> import optax
-    >>> from jaxdl import dataset, losses, make_plan, mlp, Objective, start
+    >>> from jaxdl import dataset, losses, make_plan, mlp, start
     >>> rows = dataset([[1.0, 2.0]] * 8, [[1.0]] * 8)
-    >>> plan = make_plan(mlp(()), Objective(losses.squared_error), optax.sgd(0.1), batch_size=4)
+    >>> plan = make_plan(mlp(()), losses.squared_error, optax.sgd(0.1), batch_size=4)
     >>> cost = step_cost(plan, start(plan, rows, key=jax.random.key(0)), rows)
     >>> cost.batch_size, cost.flops >= 4 * 2 * 2 * 2  # four rows of two products, and as many for the gradient
     (4, True)
     """
-    step = make_train_step(plan.model, plan.objective, plan.optimizer, ema_decay=plan.ema_decay, prepared=True)
+    step = plan_step(plan, prepared=True)
     # The rows of a dataset may be shapes alone, which no loader takes.
     rows = train if isinstance(train, Dataset) else loader(train, 1).first
     return cost_of(step, run_state.train_state, _batch(rows, plan.batch_size))

@@ -93,10 +93,13 @@ class Metric(NamedTuple):
     mode: Mode | None = None  # None: unknown, so a rule that monitors the metric must name its mode
 
 
-class Objective(NamedTuple):
-    """What is minimized, and what is measured beside it."""
+Loss = Callable[[Array, Array], Array]  # (outputs, targets) -> (B,), one value for each example
 
-    loss: Callable[[Array, Array], Array]  # (outputs, targets) -> (B,), one value a row
+
+class Objective(NamedTuple):
+    """The loss that a run minimizes, and the metrics that it measures."""
+
+    loss: Loss
     metrics: tuple[Metric, ...] = ()
 
 

@@ -19,23 +19,39 @@ LABELS = (TARGETS[:, 0] > 0.5).astype(np.int32)
 ROWS = dataset(INPUTS[:30], TARGETS[:30]), dataset(INPUTS[30:], TARGETS[30:])
 LABELLED = dataset(INPUTS[:30], LABELS[:30]), dataset(INPUTS[30:], LABELS[30:])
 SEEDS = (3, 0, 7)
-OBJECTIVE = Objective(losses.squared_error, (metrics.rmse, metrics.r2()))
+METRICS = (metrics.rmse, metrics.r2())
 
 
 def make(hidden=(8,), learning_rate=0.05, decay=0.0, dropout=0.0, scale=1.0):
     model, optimizer = mlp(hidden, dropout=dropout, init_scale=scale), optax.adamw(learning_rate, weight_decay=decay)
-    return make_plan(model, OBJECTIVE, optimizer, batch_size=8, early_stopping=early_stopping(patience=2))
+    return make_plan(
+        model,
+        losses.squared_error,
+        optimizer,
+        metrics=METRICS,
+        batch_size=8,
+        early_stopping=early_stopping(patience=2),
+    )
 
 
 def make_linear(learning_rate, stop=early_stopping(patience=1)):  # noqa: B008
     """What compiles fast."""
-    return make_plan(mlp(()), OBJECTIVE, optax.sgd(learning_rate), batch_size=8, early_stopping=stop)
+    return make_plan(
+        mlp(()), losses.squared_error, optax.sgd(learning_rate), metrics=METRICS, batch_size=8, early_stopping=stop
+    )
 
 
 def make_classifier(learning_rate, smoothing):
     objective = Objective(losses.smoothed_cross_entropy(smoothing), (metrics.accuracy,))
     model, optimizer = mlp((8,), outputs=2), optax.sgd(learning_rate, momentum=0.9)
-    return make_plan(model, objective, optimizer, batch_size=8, early_stopping=early_stopping(patience=2))
+    return make_plan(
+        model,
+        objective.loss,
+        optimizer,
+        metrics=objective.metrics,
+        batch_size=8,
+        early_stopping=early_stopping(patience=2),
+    )
 
 
 def solo(plan, seed, epochs, rows=ROWS):
@@ -47,7 +63,17 @@ def solo(plan, seed, epochs, rows=ROWS):
         "ema_decay": plan.ema_decay,
     }
     model, objective, optimizer = plan[:3]
-    return fit(model, objective, optimizer, *rows, **parts, epochs=epochs, seed=seed, on_nan="continue")
+    return fit(
+        model,
+        objective.loss,
+        optimizer,
+        *rows,
+        metrics=objective.metrics,
+        **parts,
+        epochs=epochs,
+        seed=seed,
+        on_nan="continue",
+    )
 
 
 def bits(tree):

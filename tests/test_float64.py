@@ -14,7 +14,7 @@ import optax
 import pytest
 from sklearn.metrics import balanced_accuracy_score, log_loss, r2_score
 
-from jaxdl import Objective, dataset, early_stopping, evaluate, fit, fit_seeds, metrics, predict
+from jaxdl import dataset, early_stopping, evaluate, fit, fit_seeds, metrics, predict
 from jaxdl.data import fit_scaler, standardize
 from jaxdl.data.arrays import precision
 from jaxdl.distributed import make_mesh, shard_dataset
@@ -30,7 +30,7 @@ from jaxdl.losses import (
 from jaxdl.nn import BatchNorm, convnet, crop, cutout, dropout, flip, mlp, residual_net, with_augmentation
 from jaxdl.train import make_plan, make_train_state, make_train_step, reduce_on_plateau
 from jaxdl.train.nonfinite import in_evaluation
-from jaxdl.types import Batch, Dataset, Variables
+from jaxdl.types import Batch, Dataset, Objective, Variables
 
 RNG = np.random.default_rng(0)
 INPUTS = RNG.normal(3, 2, (23, 4))
@@ -103,7 +103,7 @@ def test_fifty_steps_of_a_hidden_layer_and_their_average_are_those_of_numpy():
     (k, b), (v, c) = ([np.asarray(weights.params[f"Dense_{i}"][name]) for name in ("kernel", "bias")] for i in (0, 1))
     average = [k, b, v, c]
     state = make_train_state(weights, optimizer, KEY, ema=True)
-    step = jax.jit(make_train_step(model, REGRESSION, optimizer, ema_decay=0.9))
+    step = jax.jit(make_train_step(model, REGRESSION.loss, optimizer, metrics=REGRESSION.metrics, ema_decay=0.9))
     for number in range(50):
         chosen = np.arange(number, number + 8) % 23
         # The last two rows are padding.
@@ -164,7 +164,9 @@ def test_weights_and_outputs_have_the_precision_of_the_dtype_and_a_step_keeps_it
     outputs, _ = jax.eval_shape(lambda w, i: model.apply(w, i, train=False), weights, rows.inputs)
     assert dtypes((weights, outputs)) == wanted
     state = jax.eval_shape(lambda w: make_train_state(w, optimizer, KEY, ema=True), weights)
-    after, _ = jax.eval_shape(make_train_step(model, CLASSES, optimizer, ema_decay=0.9), state, rows)
+    after, _ = jax.eval_shape(
+        make_train_step(model, softmax_cross_entropy, optimizer, metrics=[metrics.accuracy], ema_decay=0.9), state, rows
+    )
     assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype, leaf.weak_type), after) == jax.tree.map(
         lambda leaf: (leaf.shape, leaf.dtype, leaf.weak_type), state
     )
@@ -193,7 +195,10 @@ def test_gradients_are_those_of_differences(net):
 
 def figures_of(objective, parts):
     """The figures of outputs, targets and weights that come in parts."""
-    return metrics.compute(objective, reduce(metrics.merge, (metrics.measure(objective, *part) for part in parts)))
+    return metrics.compute(
+        reduce(metrics.merge, (metrics.measure(objective.loss, *part, metrics=objective.metrics) for part in parts)),
+        objective.metrics,
+    )
 
 
 def test_figures_are_those_of_numpy_whatever_the_batches():
@@ -264,7 +269,7 @@ def test_a_plateau_keeps_a_learning_rate_in_float64():
 
 
 def test_a_number_that_float32_cannot_hold_is_finite():
-    plan = make_plan(mlp((), dtype=jnp.float64), Objective(absolute_error), optax.sgd(1.0))
+    plan = make_plan(mlp((), dtype=jnp.float64), absolute_error, optax.sgd(1.0))
     weights = Variables({"Dense_0": {"kernel": jnp.full((1, 1), 1e100), "bias": jnp.zeros(1)}}, {})
     batch = Dataset(jnp.array([[1.0], [1e250]]), jnp.zeros((2, 1)), jnp.ones(2))
     assert in_evaluation(plan, weights, batch._replace(inputs=batch.inputs[:1].repeat(2, 0))) is None
@@ -279,7 +284,7 @@ def test_predictions_and_figures_do_not_depend_on_the_batches():
     outputs = predict(model, weights, INPUTS, batch_size=5)
     close(outputs, predict(model, weights, INPUTS), rtol=1e-14)
     for size in (5, None):
-        figures = evaluate(model, REGRESSION, weights, rows, batch_size=size)
+        figures = evaluate(model, weights, rows, REGRESSION.loss, metrics=REGRESSION.metrics, batch_size=size)
         close(figures["rmse"], np.sqrt(np.mean((np.asarray(outputs) - TARGETS) ** 2)))
     every = np.stack([predict(model, jax.tree.map(lambda leaf, m=m: leaf[m], many), INPUTS) for m in range(3)])
     mean = predict_mean(model, many, INPUTS)
@@ -312,12 +317,20 @@ def test_one_program_trains_and_members_on_several_devices_end_as_single_runs(na
     model, objective, optimizer, parts, rules, (seeds, how) = RUNS[name]
     data, options = dataset(*parts), {"epochs": 30, "batch_size": 5, **rules}
     with compilations() as names:
-        alone = fit(model, objective, optimizer, data, data, seed=0, **options)
+        alone = fit(model, objective.loss, optimizer, data, data, metrics=objective.metrics, seed=0, **options)
     assert names.count("chunk_program") == 1
     assert dtypes(alone.final) == {"float64"} and alone.best_epoch > 1
-    alone = [alone, *(fit(model, objective, optimizer, data, data, seed=seed, **options) for seed in seeds[1:])]
+    alone = [
+        alone,
+        *(
+            fit(model, objective.loss, optimizer, data, data, metrics=objective.metrics, seed=seed, **options)
+            for seed in seeds[1:]
+        ),
+    ]
     assert len({run.best_epoch for run in alone}) > 1
-    runs = fit_seeds(model, objective, optimizer, data, data, seeds=seeds, method=how, **options)
+    runs = fit_seeds(
+        model, objective.loss, optimizer, data, data, metrics=objective.metrics, seeds=seeds, method=how, **options
+    )
     assert len(runs.state.epoch.sharding.device_set) == len(seeds)
     for index, one in enumerate(alone):
         assert runs.best_epochs[index] == one.best_epoch
@@ -330,9 +343,9 @@ def test_one_program_trains_and_members_on_several_devices_end_as_single_runs(na
 def test_a_run_on_a_mesh_ends_as_on_one_device(name, devices):
     model, objective, optimizer, parts, more, _ = RUNS[name]
     data, options = dataset(*parts), {"epochs": 30, "batch_size": 5, **more}
-    alone = fit(model, objective, optimizer, data, data, **options)
+    alone = fit(model, objective.loss, optimizer, data, data, metrics=objective.metrics, **options)
     mesh = make_mesh(jax.devices()[:devices])
-    found = fit(model, objective, optimizer, shard_dataset(data, mesh), data, **options)
+    found = fit(model, objective.loss, optimizer, shard_dataset(data, mesh), data, metrics=objective.metrics, **options)
     assert len(found.state.epoch.sharding.device_set) == devices
     assert (found.reason, found.best_epoch, len(found.history)) == (alone.reason, alone.best_epoch, len(alone.history))
     assert len(alone.history) > 5
@@ -344,10 +357,11 @@ RESUMED = """
 import json, sys
 from pathlib import Path
 import jax, jax.numpy as jnp, numpy as np, optax
-from jaxdl import _tree, dataset, fit, losses, mlp, Objective, saving
+from jaxdl import _tree, dataset, fit, losses, mlp, saving
+from jaxdl.types import Objective
 inputs = np.random.default_rng(0).normal(3, 2, (40, 5))
 rows = dataset(inputs, inputs[:, :1] - inputs[:, 1:2])
-run = (mlp((10, 5), input_norm=True, dtype=jnp.float64), Objective(losses.squared_error), optax.adam(0.01), rows)
+run = (mlp((10, 5), input_norm=True, dtype=jnp.float64), losses.squared_error, optax.adam(0.01), rows)
 whole = fit(*run, epochs=6, batch_size=8)
 folder = Path(sys.argv[1])
 with saving.checkpointer(folder, {}, every=0.0, warn=print) as keep:

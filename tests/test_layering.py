@@ -14,8 +14,8 @@ ROOT = Path(__file__).parent.parent
 
 # The packages and the single files of jaxdl, from the ground up: each imports only from the lines above its own.
 LEVELS = (
-    ("types", "errors", "_format", "_environment", "_faces", "_startup"),
-    ("_arguments", "_files", "_tree", "stats", "distributed"),
+    ("types", "errors", "_format", "_environment", "_exports", "_startup"),
+    ("_checks", "_files", "_tree", "stats", "distributed"),
     ("_jit",),
     ("data",),
     ("losses", "nn", "baselines", "datasets"),
@@ -28,7 +28,7 @@ LEVELS = (
 LEVEL = {name: number for number, names in enumerate(LEVELS) for name in names}
 # Files without effects: no files, clocks, printing, threads or environment variables. They import only each other.
 PURE = (
-    *("types", "errors", "_format", "_arguments", "_tree", "_jit", "losses", "metrics", "stats", "baselines"),
+    *("types", "errors", "_format", "_checks", "_tree", "_jit", "losses", "metrics", "stats", "baselines"),
     *("data/arrays", "data/batches", "nn/*", "distributed/sharding"),
     *("train/step", "train/epoch", "train/plan", "train/rules", "train/lr_finder"),
 )
@@ -251,7 +251,7 @@ def test_a_face_hands_on_names_and_nothing_else(package):
         alias.name
         for node in own
         for alias in node.names
-        if alias.asname != ("_" if node.module == "jaxdl._faces" else "") + alias.name
+        if alias.asname != ("_" if node.module == "jaxdl._exports" else "") + alias.name
     ]
     assert wrong == []
 

@@ -8,12 +8,11 @@ import numpy as np
 import optax
 import pytest
 
-from jaxdl import Objective, dataset, evaluate, fit, fit_seeds, losses, mlp
+from jaxdl import dataset, evaluate, fit, fit_seeds, losses, mlp
 from jaxdl.data import DataSource
 from jaxdl.errors import InputError
 from jaxdl.metrics import mean
-from jaxdl.train.evaluate import evaluate_source
-from jaxdl.types import Metric
+from jaxdl.types import Metric, Objective
 
 X = np.random.default_rng(0).normal(size=(16, 3)).astype(np.float32)
 ROWS, FLAT = dataset(X, X[:, :1]), dataset(X, X[:, 0])
@@ -45,13 +44,11 @@ LOSSES = {
 @pytest.mark.parametrize("call", ["fit", "fit_seeds", "evaluate", "source"])
 def test_a_loss_that_is_no_value_of_each_example_is_refused(call, loss, rows, words):
     calls = {
-        "fit": lambda: fit(MODEL, Objective(loss), optax.sgd(0.1), rows, epochs=1, batch_size=8),
-        "fit_seeds": lambda: fit_seeds(
-            MODEL, Objective(loss), optax.sgd(0.1), rows, seeds=(0, 1), epochs=1, batch_size=8
-        ),
-        "evaluate": lambda: evaluate(MODEL, Objective(loss), network(), rows),
-        "source": lambda: evaluate_source(
-            MODEL, Objective(loss), network(), DataSource(16, lambda n: jax.tree.map(lambda leaf: leaf[n], rows))
+        "fit": lambda: fit(MODEL, loss, optax.sgd(0.1), rows, epochs=1, batch_size=8),
+        "fit_seeds": lambda: fit_seeds(MODEL, loss, optax.sgd(0.1), rows, seeds=(0, 1), epochs=1, batch_size=8),
+        "evaluate": lambda: evaluate(MODEL, network(), rows, loss),
+        "source": lambda: evaluate(
+            MODEL, network(), DataSource(16, lambda n: jax.tree.map(lambda leaf: leaf[n], rows)), loss
         ),
     }
     with jax.numpy_rank_promotion("allow"), pytest.raises(InputError, match=words):
@@ -70,8 +67,8 @@ METRICS = {
 def test_a_metric_that_is_no_number_of_a_data_set_is_refused(metric, rows, words):
     own = Objective(lambda o, y: losses.squared_error(o, y.reshape(o.shape)), (metric,))
     for call in (
-        lambda: fit(MODEL, own, optax.sgd(0.1), rows, epochs=1, batch_size=8),
-        lambda: evaluate(MODEL, own, network(), rows),
+        lambda: fit(MODEL, own.loss, optax.sgd(0.1), rows, metrics=own.metrics, epochs=1, batch_size=8),
+        lambda: evaluate(MODEL, network(), rows, own.loss, metrics=own.metrics),
     ):
         with jax.numpy_rank_promotion("allow"), pytest.raises(InputError, match=words):
             call()
@@ -81,8 +78,8 @@ def test_an_axis_of_classes_is_not_taken_for_the_examples():
     # 16 examples of 16 outputs: a mean over the wrong axis has the shape of the right one.
     rows, model = dataset(X, np.tile(X[:, :1], 16)), mlp((), outputs=16)
     with pytest.raises(InputError, match=r"got \(16,\)"):
-        evaluate(model, Objective(lambda o, y: squares(o, y).mean(0)), model.init(jax.random.key(0), X), rows)
-    right = evaluate(model, Objective(lambda o, y: squares(o, y).mean(1)), model.init(jax.random.key(0), X), rows)
+        evaluate(model, model.init(jax.random.key(0), X), rows, lambda o, y: squares(o, y).mean(0))
+    right = evaluate(model, model.init(jax.random.key(0), X), rows, lambda o, y: squares(o, y).mean(1))
     assert np.isfinite(right["loss"])
 
 
@@ -92,7 +89,7 @@ def test_a_loss_may_compare_all_examples_of_a_batch():
         return optax.losses.softmax_cross_entropy_with_integer_labels(outputs @ outputs.T, jnp.arange(len(outputs)))
 
     model = mlp((), outputs=4)
-    run = fit(model, Objective(contrastive), optax.sgd(0.01), dataset(X, X[:, :1]), epochs=1, batch_size=8)
+    run = fit(model, contrastive, optax.sgd(0.01), dataset(X, X[:, :1]), epochs=1, batch_size=8)
     assert np.isfinite(run.records[0]["loss"])
 
 
@@ -100,4 +97,4 @@ def test_a_loss_of_one_batch_size_alone_still_trains():
     def loss(outputs, targets):
         return (squares(outputs, targets).reshape(8, 1)).mean(1)
 
-    assert fit(MODEL, Objective(loss), optax.sgd(0.1), ROWS, epochs=1, batch_size=8).reason == "epochs"
+    assert fit(MODEL, loss, optax.sgd(0.1), ROWS, epochs=1, batch_size=8).reason == "epochs"

@@ -29,7 +29,7 @@ R2 = Objective(squared_error, (metrics.r2(),))
 @cache
 def measuring(objective):
     """`o.measure` of an objective as a program."""
-    return jax.jit(partial(metrics.measure, objective))
+    return jax.jit(partial(metrics.measure, objective.loss, metrics=objective.metrics))
 
 
 MEASURE = measuring(REGRESSION)
@@ -37,7 +37,7 @@ MEASURE = measuring(REGRESSION)
 
 def figures(objective, outputs, targets, weights=None):
     weights = np.ones(len(outputs), np.float32) if weights is None else weights
-    return metrics.compute(objective, measuring(objective)(outputs, targets, weights))
+    return metrics.compute(measuring(objective)(outputs, targets, weights), objective.metrics)
 
 
 def test_regression_figures_are_those_of_scikit_learn():
@@ -93,7 +93,7 @@ def test_figures_do_not_depend_on_batches_or_padding(cuts):
         padded = np.concatenate([rows, np.repeat(rows[:1], 60 - len(rows))])
         sums = MEASURE(OUTPUTS[padded], TARGETS[padded], (np.arange(60) < len(rows)).astype(np.float32))
         total = sums if total is None else metrics.merge(total, sums)
-    found = metrics.compute(REGRESSION, total)
+    found = metrics.compute(total, REGRESSION.metrics)
     np.testing.assert_allclose(found["rmse"], np.sqrt(sk.mean_squared_error(TARGETS, OUTPUTS)), rtol=2e-5)
     np.testing.assert_allclose(found["mae"], sk.mean_absolute_error(TARGETS, OUTPUTS), rtol=2e-5)
     np.testing.assert_allclose(found["r2"], sk.r2_score(TARGETS, OUTPUTS), rtol=2e-5)
@@ -124,7 +124,7 @@ def test_r2_is_that_of_scikit_learn_far_from_zero_for_every_cut_of_the_rows(mean
         sums = [batch(predicted[part], targets[part], weights[part]) for part in parts]
         wide = [jax.tree.map(lambda total: np.asarray(total, np.float64), each) for each in sums]
         for found in (reduce(metrics.merge, sums), jax.tree.map(np.float32, reduce(metrics.merge, wide))):
-            np.testing.assert_allclose(metrics.compute(R2, found)["r2"], expected, rtol=1e-4, atol=1e-4)
+            np.testing.assert_allclose(metrics.compute(found, R2.metrics)["r2"], expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("value", [0.1, 1e5 + 1 / 3, 0.0])
@@ -136,7 +136,7 @@ def test_r2_of_equal_targets_is_1_where_all_is_right_else_0(value):
             measuring(R2)(predicted[rows], targets[rows], np.ones(10, np.float32))
             for rows in np.arange(50).reshape(5, 10)
         ]
-        assert metrics.compute(R2, reduce(metrics.merge, parts))["r2"] == expected
+        assert metrics.compute(reduce(metrics.merge, parts), R2.metrics)["r2"] == expected
     assert np.isnan(figures(R2, targets * np.float32(np.nan), targets)["r2"])
 
 
@@ -150,7 +150,7 @@ MEASURE_BINARY = jax.jit(lambda *rows: measure(BINARY, *rows))
 
 def binary_figures(outputs, targets, weights=None):
     weights = np.ones(len(outputs), np.float32) if weights is None else weights
-    return compute(BINARY, MEASURE_BINARY(outputs, targets, weights))
+    return compute(MEASURE_BINARY(outputs, targets, weights), [metrics.binary_accuracy, metrics.balanced_accuracy])
 
 
 def binary_expected(logits, labels):
@@ -177,7 +177,7 @@ def test_binary_figures_do_not_depend_on_batches_or_padding(cuts):
         padded = np.concatenate([rows, np.repeat(rows[:1], 95 - len(rows))])
         sums = MEASURE_BINARY(BINARY_LOGITS[padded], ANSWERS[padded], (np.arange(95) < len(rows)).astype(np.float32))
         total = sums if total is None else merge(total, sums)
-    found = compute(BINARY, total)
+    found = compute(total, [metrics.binary_accuracy, metrics.balanced_accuracy])
     for name, value in binary_expected(BINARY_LOGITS, ANSWERS).items():
         np.testing.assert_allclose(found[name], value, rtol=1e-5)
 

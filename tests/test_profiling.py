@@ -28,7 +28,9 @@ ROWS = dataset(DRAWS.normal(size=(150, 20)), DRAWS.normal(size=(150, 1)))
 
 
 def cost_of(model, rows=ROWS, objective=OBJECTIVE, optimizer=None, **arguments):
-    plan = make_plan(model, objective, optimizer or optax.adam(1e-3), batch_size=16, **arguments)
+    plan = make_plan(
+        model, objective.loss, optimizer or optax.adam(1e-3), metrics=objective.metrics, batch_size=16, **arguments
+    )
     return step_cost(plan, start_shapes(plan, rows, key=KEY), rows)
 
 
@@ -83,7 +85,9 @@ def test_memory_is_at_least_that_of_what_goes_in():
 
 
 def test_a_larger_batch_takes_more_memory_for_what_is_kept_until_the_gradients():
-    plans = [make_plan(mlp((100, 50)), OBJECTIVE, optax.sgd(0.1), batch_size=size) for size in (10, 150)]
+    plans = [
+        make_plan(mlp((100, 50)), squared_error, optax.sgd(0.1), metrics=[rmse], batch_size=size) for size in (10, 150)
+    ]
     small, large = (step_cost(plan, start_shapes(plan, ROWS, key=KEY), ROWS) for plan in plans)
     # The activations of both layers wait for their gradients.
     assert large.temporaries - small.temporaries >= 140 * (100 + 50) * 4
@@ -105,7 +109,9 @@ def test_nothing_is_computed_and_what_was_given_is_kept():
         jax.debug.callback(lambda: ran.append(1))
         return inputs[:, :1] * weights.params, weights.stats
 
-    plan = make_plan(Model(lambda key, inputs: Variables(jnp.ones((1, 1)), {}), apply), OBJECTIVE, optax.sgd(0.1))
+    plan = make_plan(
+        Model(lambda key, inputs: Variables(jnp.ones((1, 1)), {}), apply), squared_error, optax.sgd(0.1), metrics=[rmse]
+    )
     run_state = start(plan, ROWS, key=KEY)
     jax.effects_barrier()
     ran.clear()
@@ -118,7 +124,7 @@ def test_nothing_is_computed_and_what_was_given_is_kept():
 
 
 def test_only_the_shapes_of_progress_and_rows_matter():
-    plan = make_plan(mlp((5,)), OBJECTIVE, optax.adam(1e-3), batch_size=16)
+    plan = make_plan(mlp((5,)), squared_error, optax.adam(1e-3), metrics=[rmse], batch_size=16)
     run_state = start(plan, ROWS, key=KEY)
     source = DataSource(150, lambda rows: Dataset(*(leaf[rows] for leaf in ROWS)))
     shapes = jax.eval_shape(lambda: (run_state, ROWS))

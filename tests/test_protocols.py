@@ -22,10 +22,10 @@ from rich.console import Console
 
 import jaxdl.nn
 import jaxdl.train
-from jaxdl import Metric, Model, Objective, Variables, callbacks, dataset, fit, losses, metrics
+from jaxdl import Metric, Model, Variables, callbacks, dataset, fit, losses, metrics
 from jaxdl.metrics import check_objective, compute, measure, merge
 from jaxdl.train import early_stopping, make_plan, reduce_on_plateau, start
-from jaxdl.types import Rule
+from jaxdl.types import Objective, Rule
 
 RANDOM = np.random.default_rng(0)
 KEY = jax.random.key(0)
@@ -253,12 +253,12 @@ LOSS_OF["answers"] = losses.sigmoid_cross_entropy
 
 @functools.cache
 def measuring(objective):
-    return jax.jit(functools.partial(measure, objective))
+    return jax.jit(functools.partial(measure, objective.loss, metrics=objective.metrics))
 
 
 def values_of(objective, *parts):
     """Return the metrics of several (outputs, targets, weights)."""
-    return compute(objective, functools.reduce(merge, (measuring(objective)(*part) for part in parts)))
+    return compute(functools.reduce(merge, (measuring(objective)(*part) for part in parts)), objective.metrics)
 
 
 def counted(outputs, targets):
@@ -318,7 +318,7 @@ def test_every_public_metric_has_a_case():
 def test_metrics_of_one_kind_have_names_of_their_own():
     for kind, loss in LOSS_OF.items():
         together = [metric for of, metric in METRICS.values() if of == kind]
-        assert len(check_objective(Objective(loss, together)).metrics) == len(together) > 1
+        assert len(check_objective(loss, together).metrics) == len(together) > 1
 
 
 @pytest.mark.parametrize("name", METRICS)
@@ -455,13 +455,13 @@ def test_a_rule_without_a_mode_has_a_mirror_image(rule_case):
 
 EPOCHS = 3
 DATA = dataset(TABLE, TABLE[:, :1])
-OBJECTIVE = Objective(losses.squared_error, (metrics.rmse,))
+METRICS = (metrics.rmse,)
 MODEL, OPTIMISER = jaxdl.nn.mlp((2,)), optax.sgd(0.01)
 
 
 @functools.cache
 def beginning():
-    plan = make_plan(MODEL, OBJECTIVE, OPTIMISER, batch_size=3)
+    plan = make_plan(MODEL, losses.squared_error, OPTIMISER, metrics=[metrics.rmse], batch_size=3)
     return plan, start(plan, DATA, key=jax.random.key(0))
 
 
@@ -488,7 +488,16 @@ def callback(request, tmp_path, capsys):
 
 
 def run_with(*on_epoch):
-    return fit(MODEL, OBJECTIVE, OPTIMISER, DATA, epochs=EPOCHS, batch_size=3, callbacks=on_epoch)
+    return fit(
+        MODEL,
+        losses.squared_error,
+        OPTIMISER,
+        DATA,
+        metrics=[metrics.rmse],
+        epochs=EPOCHS,
+        batch_size=3,
+        callbacks=on_epoch,
+    )
 
 
 @functools.cache

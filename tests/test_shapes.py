@@ -18,7 +18,8 @@ from jaxtyping import TypeCheckError, install_import_hook
 
 with install_import_hook([f"jaxdl.{{name}}" for name in {CHECKED}], "beartype.beartype"):
     import jaxdl
-from jaxdl import Objective, losses, metrics, nn, stats
+from jaxdl import losses, metrics, nn, stats
+from jaxdl.types import Objective
 from jaxdl.data import arrays, batches
 from jaxdl.nn import convolution, layers
 
@@ -64,9 +65,11 @@ calls = [
     (jaxdl.convnet((18,), outputs=3), Objective(losses.smoothed_cross_entropy(0.1), label_metrics), pictures),
 ]
 for model, objective, data in calls:
-    result = jaxdl.fit(model, objective, optax.adam(0.01), data, data, epochs=2, batch_size=8)
+    result = jaxdl.fit(
+        model, objective.loss, optax.adam(0.01), data, data, metrics=objective.metrics, epochs=2, batch_size=8
+    )
     assert len(result.history) == 2
-    jaxdl.evaluate(model, objective, result.best, data)
+    jaxdl.evaluate(model, result.best, data, objective.loss, metrics=objective.metrics)
 """)
 
 
@@ -96,7 +99,7 @@ WRONG = {
     "labels that are no integers": "losses.softmax_cross_entropy, outputs, labels.astype(f32)",
     "one-hot labels": "losses.smoothed_cross_entropy(0.1), outputs, targets.astype(i32)",
     "outputs without classes": "losses.softmax_cross_entropy, outputs[:, 0], labels",
-    "weights of another length": "metrics.measure, Objective(losses.squared_error), outputs, targets, jnp.ones(3)",
+    "weights of another length": "metrics.measure, losses.squared_error, outputs, targets, jnp.ones(3)",
     "NumPy's arrays": "losses.squared_error, np.ones((4, 3)), np.ones((4, 3))",
     "images without channels": "nn.max_pool, images[..., 0]",
     "a key that is no key": "nn.dropout, jnp.zeros(2), images, 0.5",

@@ -11,14 +11,13 @@ from jaxdl.data import dataset
 from jaxdl.errors import InputError
 from jaxdl.nn import mlp
 from jaxdl.train import make_plan, start
-from jaxdl.types import Objective
 
 ROWS = dataset(np.ones((8, 3)), np.ones((8, 1)))
 
 
 def progress_of(*hidden, **options):
     optimizer = optax.inject_hyperparams(optax.adam)(learning_rate=0.1)
-    plan = make_plan(mlp(hidden, input_norm=True), Objective(losses.squared_error), optimizer, batch_size=4, **options)
+    plan = make_plan(mlp(hidden, input_norm=True), losses.squared_error, optimizer, batch_size=4, **options)
     return start(plan, ROWS, ROWS, key=jax.random.key(0))
 
 

@@ -16,10 +16,10 @@ import optax
 
 from benchmarks.contestants.protocol import Result, Run, serve
 from benchmarks.tasks import BATCH, DROPPED, MEMBERS, MOST_EPOCHS, PATIENCE, Arrays, Task
-from jaxdl import Objective, dataset, early_stopping, evaluate, fit, fit_seeds, losses, metrics, mlp, predict
+from jaxdl import dataset, early_stopping, evaluate, fit, fit_seeds, losses, metrics, mlp, predict
 from jaxdl.nn import convnet
 from jaxdl.train.plan import NEVER
-from jaxdl.types import Dataset, Model
+from jaxdl.types import Dataset, Loss, Metric, Model
 
 STOP = early_stopping(patience=PATIENCE)
 
@@ -32,10 +32,10 @@ def model_of(task: Task) -> Model:
     return convnet((50, 50, 50), widths=(50,), pool=True, dropout=DROPPED if task.recipe == "dropout" else 0.0)
 
 
-def objective_of(task: Task) -> Objective:
+def loss_of(task: Task) -> tuple[Loss, list[Metric]]:
     if task.kind == "mlp":
-        return Objective(losses.squared_error, (metrics.rmse,))
-    return Objective(losses.softmax_cross_entropy, (metrics.accuracy,))
+        return losses.squared_error, [metrics.rmse]
+    return losses.softmax_cross_entropy, [metrics.accuracy]
 
 
 def adam_of(task: Task) -> optax.GradientTransformation:
@@ -52,16 +52,17 @@ def prepare(task: Task, arrays: Arrays) -> Run:
 
 
 def training(task: Task, train: Dataset, validation: Dataset) -> Run:
-    model, objective, adam = model_of(task), objective_of(task), adam_of(task)
+    model, (loss, measured), adam = model_of(task), loss_of(task), adam_of(task)
 
     def trained(epochs: int, seed: int) -> Result:
         ends: list[float] = []
         run = fit(
             model,
-            objective,
+            loss,
             adam,
             train,
             validation if task.kind == "mlp" else None,
+            metrics=measured,
             epochs=MOST_EPOCHS if task.deed == "stop" else epochs,
             batch_size=BATCH,
             early_stopping=STOP if task.deed == "stop" else NEVER,
@@ -74,24 +75,34 @@ def training(task: Task, train: Dataset, validation: Dataset) -> Run:
 
 
 def sweeping(task: Task, train: Dataset, validation: Dataset) -> Run:
-    model, objective, adam = model_of(task), objective_of(task), adam_of(task)
+    model, (loss, measured), adam = model_of(task), loss_of(task), adam_of(task)
 
     def swept(epochs: int, seed: int) -> Result:
         seeds = range(seed * MEMBERS, (seed + 1) * MEMBERS)
-        runs = fit_seeds(model, objective, adam, train, validation, seeds=seeds, epochs=epochs, batch_size=BATCH)
+        runs = fit_seeds(
+            model,
+            loss,
+            adam,
+            train,
+            validation,
+            metrics=measured,
+            seeds=seeds,
+            epochs=epochs,
+            batch_size=BATCH,
+        )
         return Result([time.perf_counter()], float(runs.history.groupby("member")["val_loss"].last().mean()))
 
     return swept
 
 
 def measuring(task: Task, validation: Dataset) -> Run:
-    model, objective = model_of(task), objective_of(task)
+    model, (loss, measured) = model_of(task), loss_of(task)
     weights = model.init(jax.random.key(0), validation.inputs[:BATCH])
     rows = jax.tree.map(jax.numpy.asarray, validation)
 
     def once() -> Any:
         if task.deed == "evaluate":
-            return float(evaluate(model, objective, weights, rows)["loss"])
+            return float(evaluate(model, weights, rows, loss, metrics=measured)["loss"])
         return np.asarray(predict(model, weights, rows.inputs))
 
     def repeated(times: int, seed: int) -> Result:

@@ -12,15 +12,15 @@ from jaxdl import losses, make_plan, metrics, mlp
 from jaxdl.data import dataset
 from jaxdl.distributed.processes import NAMES
 from jaxdl.nn import convnet, residual_net
-from jaxdl.types import Dataset, Model, Objective, Plan
+from jaxdl.types import Dataset, Loss, Metric, Model, Plan
 
-HOURS = Objective(losses.squared_error, (metrics.rmse,))
-CLASSES = Objective(losses.softmax_cross_entropy, (metrics.accuracy,))
+HOURS = losses.squared_error, (metrics.rmse,)
+CLASSES = losses.softmax_cross_entropy, (metrics.accuracy,)
 
 
 class Case(NamedTuple):
     model: Model
-    objective: Objective
+    measured: tuple[Loss, tuple[Metric, ...]]  # the loss and the metrics
     shape: tuple[int, ...]  # of a row
     batch: int
     steps: int  # an epoch
@@ -38,7 +38,8 @@ CASES = {
 
 def plan_of(case: Case, batch: int) -> Plan:
     adam = optax.inject_hyperparams(optax.adam)(learning_rate=1e-3)
-    return make_plan(case.model, case.objective, optax.flatten(adam), batch_size=batch)
+    loss, metrics = case.measured
+    return make_plan(case.model, loss, optax.flatten(adam), metrics=metrics, batch_size=batch)
 
 
 def rows_of(case: Case, count: int) -> Dataset:

@@ -59,9 +59,10 @@ def ours(built: Setup) -> Race:
         began = time.perf_counter()
         run = fit(
             plan.model,
-            plan.objective,
+            built.loss,
             plan.optimizer,
             train,
+            metrics=built.metrics,
             epochs=built.epochs,
             batch_size=plan.batch_size,
             ema_decay=plan.ema_decay,
@@ -70,7 +71,9 @@ def ours(built: Setup) -> Race:
         jax.block_until_ready(run.final)
         trained = time.perf_counter()
         size = min(EVALUATED, len(test.sample_weight))
-        accuracy = float(evaluate(plan.model, plan.objective, run.final, test, batch_size=size)["accuracy"])
+        accuracy = float(
+            evaluate(plan.model, run.final, test, built.loss, metrics=built.metrics, batch_size=size)["accuracy"]
+        )
         return Lap(trained - began, time.perf_counter() - trained, accuracy)
 
     return lap

@@ -39,7 +39,15 @@ def fit_built(built: Setup, seed: int, **changes: Any) -> Any:
         "batch_size": plan.batch_size,
     }
     arguments = {**usual, "epochs": built.epochs, **changes}
-    return fit(plan.model, plan.objective, plan.optimizer, sets["train"], seed=seed, **arguments)
+    return fit(
+        plan.model,
+        built.loss,
+        plan.optimizer,
+        sets["train"],
+        metrics=built.metrics,
+        seed=seed,
+        **arguments,
+    )
 
 
 def of_weather(options: argparse.Namespace) -> Callable[[int], dict[str, Any]]:
@@ -54,7 +62,7 @@ def of_weather(options: argparse.Namespace) -> Callable[[int], dict[str, Any]]:
         run = fit_built(built, seed)
         seconds = time.perf_counter() - began
         rmse = {
-            name: float(evaluate(plan.model, plan.objective, run.final, rows)["rmse"])
+            name: float(evaluate(plan.model, run.final, rows, built.loss, metrics=built.metrics)["rmse"])
             for name, rows in built.sets.items()
         }
         return {"rmse": rmse, "epochs": len(run.history), "seconds": {"fit": round(seconds, 4)}}
@@ -75,7 +83,9 @@ def of_cifar10(options: argparse.Namespace) -> Callable[[int], dict[str, Any]]:
         # Before the evaluations: the peers' peak is that of training too.
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         seconds = [after - before for before, after in itertools.pairwise(ends)]
-        metrics = {n: evaluate(plan.model, plan.objective, run.final, sets[n]) for n in ("train", "test")}
+        metrics = {
+            n: evaluate(plan.model, run.final, sets[n], built.loss, metrics=built.metrics) for n in ("train", "test")
+        }
         return {
             **{name: {n: float(metrics[n][name]) for n in metrics} for name in ("accuracy", "loss")},
             "best_val_accuracy": None if options.time else float(run.history["val_accuracy"].max()),

@@ -23,7 +23,7 @@ from rich.console import Console
 
 from benchmarks.studies.alternating import alternate
 from experiments.weather.experiment import Config, build
-from jaxdl.callbacks import csv_log, progress_bar, tensorboard
+from jaxdl.callbacks import csv_log, histograms, progress_bar, tensorboard
 from jaxdl.datasets import load_weather
 from jaxdl.runs import Setup
 from jaxdl.runs.runner import drive
@@ -95,7 +95,7 @@ def callback_ways(built: Setup, epochs: int) -> dict[str, Callable[[], float]]:
     """Return what is measured of callbacks, by name."""
     plain = Console(file=io.StringIO(), width=100)
 
-    def histograms(folder: Path) -> AbstractContextManager[Any]:
+    def with_histograms(folder: Path) -> AbstractContextManager[Any]:
         return histograms(folder, built.plan, built.sets["train"], built.start, every=10)
 
     callbacks: dict[str, Callable[[Path], AbstractContextManager[Any]]] = {
@@ -104,7 +104,7 @@ def callback_ways(built: Setup, epochs: int) -> dict[str, Callable[[], float]]:
         "lines": lambda folder: progress_bar(epochs, SHOWN, console=plain),
         "history.csv": lambda folder: csv_log(folder / "history.csv"),
         "TensorBoard": tensorboard,
-        "histograms every 10": histograms,
+        "histograms every 10": with_histograms,
     }
     return {name: with_callback(built, epochs, callback) for name, callback in callbacks.items()}
 

@@ -32,16 +32,17 @@ from jaxdl.nn import convnet, mlp
 from jaxdl.train import make_plan, start
 from jaxdl.train.loop import Pace, chunks
 from jaxdl.train.step import train_body
-from jaxdl.types import Array, Dataset, Objective, RunState
+from jaxdl.types import Array, Dataset, RunState
 
 IMAGE = (32, 32, 3)
 IMAGES = make_plan(
     convnet((16, 16), pool=True, widths=(32,)),
-    Objective(losses.softmax_cross_entropy, (metrics.accuracy,)),
+    losses.softmax_cross_entropy,
     optax.adam(1e-3),
+    metrics=[metrics.accuracy],
     batch_size=128,
 )
-TABLE = make_plan(mlp((100, 50)), Objective(losses.squared_error), optax.adam(1e-3), batch_size=512)
+TABLE = make_plan(mlp((100, 50)), losses.squared_error, optax.adam(1e-3), batch_size=512)
 
 
 def images_in(folder: Path, count: int, *, filled: bool) -> DataSource:

@@ -15,7 +15,7 @@ from jaxdl.runs import Setup, experiment
 from jaxdl.runs.experiment import short
 from jaxdl.saving import OutputSpec
 from jaxdl.stats import proportion_standard_error
-from jaxdl.train.evaluate import evaluate as evaluate_examples
+from jaxdl.train.evaluate import evaluate as evaluate_dataset
 from jaxdl.train.evaluate import predict
 from jaxdl.train.fit import as_table
 from jaxdl.train.step import eval_variables
@@ -67,10 +67,13 @@ def model_card(setup: Setup) -> dict[str, Any]:
 
 def evaluate(setup: Setup, run_state: RunState) -> dict[str, Any]:
     """The entries of metrics.json that say how well the run went."""
-    plan, sets, classes = setup.plan, setup.sets, setup.dataset.classes
+    sets, classes = setup.sets, setup.dataset.classes
 
     def figures(variables: Variables) -> dict[str, dict[str, float]]:
-        measured = {name: evaluate_examples(plan.model, plan.objective, variables, sets[name]) for name in SETS}
+        measured = {
+            name: evaluate_dataset(setup.model, variables, sets[name], setup.loss, metrics=setup.metrics)
+            for name in SETS
+        }
         return {figure: {name: float(measured[name][figure]) for name in SETS} for figure in ("accuracy", "loss")}
 
     final, best = figures(eval_variables(run_state.train_state)), figures(run_state.best)

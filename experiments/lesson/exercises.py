@@ -16,7 +16,7 @@ from rich.console import Console
 from experiments.lesson import training
 from experiments.lesson.rows import Row, estimate
 from experiments.lesson.training import Task, Trained, Truth, measured, trained
-from experiments.weather.experiment import OBJECTIVES, RECIPES, Recipe, divide
+from experiments.weather.experiment import LOSSES, METRICS, RECIPES, Recipe, divide
 from experiments.weather.features import first_days, of_place, oversampled, with_last_days, with_month
 from experiments.weather.report import baselines
 from jaxdl.baselines import root_mean_square
@@ -28,7 +28,7 @@ from jaxdl.metrics import accuracy
 from jaxdl.nn import convnet, mlp
 from jaxdl.runs.environment import compile_clock
 from jaxdl.train import make_plan
-from jaxdl.types import Dataset, Model, Objective, Plan
+from jaxdl.types import Dataset, Model, Plan
 
 EXERCISES = "The lesson's exercises"
 SIZES = "How small may the network be?"
@@ -126,7 +126,8 @@ def run(of: Weather, exercise: Exercise, seeds: tuple[int, ...]) -> Trained:
     recipe, (_, sets) = exercise.recipe, divide(of.dataset(exercise))
     sets["train"] = exercise.draw(sets["train"])
     model = mlp(recipe.hidden, input_norm=recipe.input_norm)
-    task = Task(model, OBJECTIVES["bbq" if of.labels() else "sunshine"], sets, recipe.epochs, recipe.patience)
+    labels = "bbq" if of.labels() else "sunshine"
+    task = Task(model, LOSSES[labels], METRICS[labels], sets, recipe.epochs, recipe.patience)
     return trained(of.row(exercise, seeds, {}), task)
 
 
@@ -160,7 +161,6 @@ def together(of: Weather, exercise: Exercise, done: Trained) -> Row:
 
 
 CIFAR10 = "CIFAR-10"
-OBJECTIVE = Objective(softmax_cross_entropy, (accuracy,))
 
 
 class Budget(NamedTuple):
@@ -189,7 +189,7 @@ def divide_images(dataset: ImageData, budget: Budget) -> dict[str, Dataset]:
 def dropping(rate: Any) -> Plan:
     """The pooled network with dropout after each pooling; the rate may be traced."""
     model = convnet((50, 50, 50), widths=(50,), pool=True, dropout=rate)
-    return make_plan(model, OBJECTIVE, optax.adam(1e-3))
+    return make_plan(model, softmax_cross_entropy, optax.adam(1e-3), metrics=[accuracy])
 
 
 def row_of(budget: Budget, name: str, what: str) -> Row:
@@ -202,7 +202,7 @@ def task_of(model: Model, dataset: ImageData, budget: Budget) -> Task:
 
     One after the other: as a batch, convolutions of several networks take twice as long on a CPU.
     """
-    return Task(model, OBJECTIVE, divide_images(dataset, budget), budget.epochs, method="map")
+    return Task(model, softmax_cross_entropy, (accuracy,), divide_images(dataset, budget), budget.epochs, method="map")
 
 
 def dense(dataset: ImageData, budget: Budget) -> Trained:

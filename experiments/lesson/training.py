@@ -23,7 +23,7 @@ from jaxdl.errors import InputError
 from jaxdl.runs.environment import atomic_write, compile_clock, jit, open_regular
 from jaxdl.train import early_stopping
 from jaxdl.train.evaluate import predict
-from jaxdl.types import Array, Dataset, Model, Objective, Variables
+from jaxdl.types import Array, Dataset, Loss, Metric, Model, Variables
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,7 +33,8 @@ class Task(NamedTuple):
     """What a row is about: a network and its rows of data."""
 
     model: Model
-    objective: Objective
+    loss: Loss
+    metrics: tuple[Metric, ...]
     sets: dict[str, Dataset]  # of train, validation and test
     epochs: int
     patience: int | None = None
@@ -57,11 +58,12 @@ def trained(row: Row, task: Task) -> Trained:
         began = time.perf_counter()
         runs = fit_seeds(
             task.model,
-            task.objective,
+            task.loss,
             # Not the experiments' flat Adam: of many members it copies every parameter several times a step.
             optax.adam(1e-3),
             task.sets["train"],
             task.sets["validation"],
+            metrics=task.metrics,
             seeds=row.seeds,
             epochs=task.epochs,
             batch_size=task.batch_size,
@@ -75,7 +77,7 @@ def trained(row: Row, task: Task) -> Trained:
 
 def measured(row: Row, task: Task, history: pd.DataFrame, final: Variables) -> Trained:
     """The row with the figures of its networks' last weights, of leaves (seeds, ...), in its unit."""
-    figures, outputs = _measure(final, task.sets, model=task.model, objective=task.objective)
+    figures, outputs = _measure(final, task.sets, model=task.model, loss=task.loss, metrics=task.metrics)
     scale = 100 if row.unit == "%" else 1
     values = {name: scale * np.asarray(of[row.figure.lower()], np.float64) for name, of in figures.items()}
     parameters = sum(leaf.size for leaf in jax.tree.leaves(final.params)) // len(row.seeds)
@@ -83,12 +85,12 @@ def measured(row: Row, task: Task, history: pd.DataFrame, final: Variables) -> T
     return Trained(row, history, {name: np.asarray(of) for name, of in outputs.items()})
 
 
-@partial(jit, static_argnames=("model", "objective"))
+@partial(jit, static_argnames=("model", "loss", "metrics"))
 def _measure(
-    variables: Variables, sets: dict[str, Dataset], *, model: Model, objective: Objective
+    variables: Variables, sets: dict[str, Dataset], *, model: Model, loss: Loss, metrics: tuple[Metric, ...]
 ) -> tuple[dict[str, dict[str, Array]], dict[str, Array]]:
     # One program for all of it: to compile several would take longer than to run them.
-    figures = {name: evaluate_members(model, objective, variables, rows) for name, rows in sets.items()}
+    figures = {name: evaluate_members(model, variables, rows, loss, metrics=metrics) for name, rows in sets.items()}
     told = {name: rows for name, rows in sets.items() if name != "train"}
     return figures, {
         name: lax.map(lambda one, inputs=rows.inputs: predict(model, one, inputs), variables)

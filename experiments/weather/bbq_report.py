@@ -14,7 +14,7 @@ from jaxdl.runs import Setup, experiment
 from jaxdl.runs.experiment import short
 from jaxdl.saving import OutputSpec
 from jaxdl.stats import proportion_standard_error
-from jaxdl.train.evaluate import evaluate as evaluate_examples
+from jaxdl.train.evaluate import evaluate as evaluate_dataset
 from jaxdl.train.evaluate import predict
 from jaxdl.train.fit import as_table
 from jaxdl.types import SETS, RunState, Variables
@@ -106,11 +106,10 @@ def evaluate(setup: Setup, run_state: RunState) -> dict[str, Any]:
     """The entries of metrics.json that say how well the run went."""
 
     def figures(variables: Variables) -> dict[str, dict[str, float]]:
-        plan = setup.plan
         measured: dict[str, dict[str, Any]] = {
             n: {
                 **quality(_logits(setup, variables, n), _true(setup, n), 0.0),
-                **evaluate_examples(plan.model, plan.objective, variables, setup.sets[n]),
+                **evaluate_dataset(setup.model, variables, setup.sets[n], setup.loss, metrics=setup.metrics),
             }
             for n in SETS
         }

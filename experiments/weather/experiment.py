@@ -28,7 +28,7 @@ from jaxdl.nn import ModelSpec, build_model
 from jaxdl.runs import Experiment, RunFlags, Setup, runner
 from jaxdl.runs.flags import check_flags
 from jaxdl.train import early_stopping
-from jaxdl.types import Dataset, Objective
+from jaxdl.types import Dataset
 
 
 class Recipe(NamedTuple):
@@ -51,10 +51,8 @@ RECIPES = {
     "all-years": Recipe(days=None),
 }
 TARGETS = {"sunshine": TARGET, "bbq": BASEL}
-OBJECTIVES = {
-    "sunshine": Objective(squared_error, (rmse,)),
-    "bbq": Objective(sigmoid_cross_entropy, (metrics.binary_accuracy, metrics.balanced_accuracy)),
-}
+LOSSES = {"sunshine": squared_error, "bbq": sigmoid_cross_entropy}
+METRICS = {"sunshine": (rmse,), "bbq": (metrics.binary_accuracy, metrics.balanced_accuracy)}
 
 
 @dataclass(frozen=True)
@@ -125,10 +123,10 @@ def build(config: Config, dataset: WeatherData) -> Setup:
         sets["validation"],
         sets["test"],
         model=build_model(network),
-        loss=OBJECTIVES[config.labels].loss,
+        loss=LOSSES[config.labels],
         # Injected, so that the learning rate is part of the state and recorded every epoch.
         optimizer=optax.inject_hyperparams(adam)(learning_rate=config.learning_rate),
-        metrics=OBJECTIVES[config.labels].metrics,
+        metrics=METRICS[config.labels],
         epochs=recipe.epochs,
         batch_size=config.batch_size,
         seed=config.seed,

@@ -15,7 +15,7 @@ from jaxdl.runs import Setup, experiment
 from jaxdl.runs.experiment import short
 from jaxdl.saving import OutputSpec
 from jaxdl.stats import rmse_standard_error
-from jaxdl.train.evaluate import evaluate as evaluate_examples
+from jaxdl.train.evaluate import evaluate as evaluate_dataset
 from jaxdl.train.evaluate import predict
 from jaxdl.train.fit import as_table
 from jaxdl.types import SETS, RunState, Variables
@@ -66,8 +66,10 @@ def evaluate(setup: Setup, run_state: RunState) -> dict[str, Any]:
     """The entries of metrics.json that say how well the run went."""
 
     def figures(variables: Variables) -> dict[str, float]:
-        plan = setup.plan
-        return {n: float(evaluate_examples(plan.model, plan.objective, variables, setup.sets[n])["rmse"]) for n in SETS}
+        return {
+            n: float(evaluate_dataset(setup.model, variables, setup.sets[n], setup.loss, metrics=setup.metrics)["rmse"])
+            for n in SETS
+        }
 
     def missed(variables: Variables) -> np.ndarray:
         test = setup.sets["test"]

@@ -126,8 +126,8 @@ def histograms(
     Raises InputError for `every` below 1.
 
     >>> import optax, tempfile
-    >>> from jaxdl import dataset, fit, losses, make_plan, mlp, Objective, start
-    >>> rows, plan_of = dataset([[1.0], [2.0]], [[1.0], [2.0]]), (mlp(()), Objective(losses.squared_error))
+    >>> from jaxdl import dataset, fit, losses, make_plan, mlp, start
+    >>> rows, plan_of = dataset([[1.0], [2.0]], [[1.0], [2.0]]), (mlp(()), losses.squared_error)
     >>> plan = make_plan(*plan_of, optax.sgd(0.1), batch_size=2)
     >>> begin = start(plan, rows, key=jax.random.key(0))
     >>> with tempfile.TemporaryDirectory() as folder:

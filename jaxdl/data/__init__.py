@@ -1,6 +1,6 @@
 """Datasets of arrays, batches of rows, and data that are not in memory."""
 
-from jaxdl._faces import set_public_names as _set_public_names
+from jaxdl._exports import set_public_names as _set_public_names
 from jaxdl.data.arrays import StandardScaler as StandardScaler
 from jaxdl.data.arrays import dataset as dataset
 from jaxdl.data.arrays import fit_scaler as fit_scaler

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Int64, Shaped
 
-from jaxdl._arguments import explain_calls, given_as, number, whole_number
+from jaxdl._checks import explain_calls, given_as, number, whole_number
 from jaxdl.errors import InputError
 from jaxdl.types import Dataset
 

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
-from jaxdl._arguments import check_examples
+from jaxdl._checks import check_examples
 from jaxdl.data.arrays import as_numbers
 from jaxdl.data.batches import Draws, Window, _draws, batches_of, only_counted, rows_on_host, training_rows
 from jaxdl.distributed.sharding import DATA, mesh_of, shard_dataset, shard_state, to_host

@@ -1,6 +1,6 @@
 """The weather of Basel and CIFAR-10: found, read and checked, or simulated where the best forecast is known."""
 
-from jaxdl._faces import set_public_names as _set_public_names
+from jaxdl._exports import set_public_names as _set_public_names
 from jaxdl.datasets._cifar10 import load_cifar10 as load_cifar10
 from jaxdl.datasets._cifar10_files import ImageData as ImageData
 from jaxdl.datasets._simulated_weather import simulated_weather as simulated_weather

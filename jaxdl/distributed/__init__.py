@@ -1,6 +1,6 @@
 """Arrays over devices, and several processes."""
 
-from jaxdl._faces import set_public_names as _set_public_names
+from jaxdl._exports import set_public_names as _set_public_names
 from jaxdl.distributed.processes import initialize as initialize
 from jaxdl.distributed.processes import is_main as is_main
 from jaxdl.distributed.processes import shutdown as shutdown

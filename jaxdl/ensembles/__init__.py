@@ -1,6 +1,6 @@
 """Many runs as one program: seeds and sweeps."""
 
-from jaxdl._faces import set_public_names as _set_public_names
+from jaxdl._exports import set_public_names as _set_public_names
 from jaxdl.ensembles.members import evaluate_members as evaluate_members
 from jaxdl.ensembles.members import gather as gather
 from jaxdl.ensembles.members import member as member

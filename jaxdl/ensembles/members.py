@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -12,19 +12,18 @@ import numpy as np
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxdl._arguments import check_examples, check_model, check_variables, explain_calls
+from jaxdl._checks import check_examples, check_model, check_objective, check_variables, explain_calls
 from jaxdl._jit import is_traced, jit
 from jaxdl.data.arrays import as_rows, precision
 from jaxdl.data.batches import evaluation_rows
 from jaxdl.errors import InputError
 from jaxdl.losses import check_labels
-from jaxdl.metrics import check_objective
 from jaxdl.train import start
 from jaxdl.train.epoch import advance, rows_at_once
 from jaxdl.train.evaluate import evaluate_prepared, predict
 from jaxdl.train.plan import Family
 from jaxdl.train.step import eval_variables
-from jaxdl.types import Array, Dataset, EvalParams, Model, Objective, Plan, PyTree, RunState, Variables
+from jaxdl.types import Array, Dataset, EvalParams, Loss, Metric, Model, Objective, Plan, PyTree, RunState, Variables
 
 Method = Literal["vmap", "map"]
 AXIS = "member"
@@ -57,9 +56,9 @@ def start_members(
     With a Family for a plan, `numbers`, arrays (M,), make each member's own.
 
     >>> import optax
-    >>> from jaxdl import dataset, losses, make_plan, mlp, Objective
+    >>> from jaxdl import dataset, losses, make_plan, mlp
     >>> rows = dataset([[1.0], [2.0]], [[1.0], [2.0]])
-    >>> plan = make_plan(mlp(()), Objective(losses.squared_error), optax.sgd(0.1), batch_size=2)
+    >>> plan = make_plan(mlp(()), losses.squared_error, optax.sgd(0.1), batch_size=2)
     >>> start_members(jax.random.split(jax.random.key(0), 3), rows, plan=plan).epoch.shape
     (3,)
     """
@@ -74,9 +73,9 @@ def member(many: RunState, index: int) -> RunState:
     """The progress of one member, with which it goes on alone.
 
     >>> import optax
-    >>> from jaxdl import dataset, losses, make_plan, mlp, Objective, start
+    >>> from jaxdl import dataset, losses, make_plan, mlp, start
     >>> rows = dataset([[1.0], [2.0]], [[1.0], [2.0]])
-    >>> plan = make_plan(mlp(()), Objective(losses.squared_error), optax.sgd(0.1), batch_size=2)
+    >>> plan = make_plan(mlp(()), losses.squared_error, optax.sgd(0.1), batch_size=2)
     >>> many = members(jax.random.split(jax.random.key(0), 3), lambda key: start(plan, rows, key=key))
     >>> member(many, 2).epoch.shape
     ()
@@ -168,10 +167,10 @@ def run_members(
     for a plan, `numbers`, arrays (M,), make each member's own.
 
     >>> import optax
-    >>> from jaxdl import dataset, losses, make_plan, mlp, Objective, start
+    >>> from jaxdl import dataset, losses, make_plan, mlp, start
     >>> from jaxdl.train import epochs
     >>> rows = dataset([[1.0], [2.0]], [[1.0], [2.0]])
-    >>> plan = make_plan(mlp(()), Objective(losses.squared_error), optax.sgd(0.1), batch_size=2)
+    >>> plan = make_plan(mlp(()), losses.squared_error, optax.sgd(0.1), batch_size=2)
     >>> many = members(jax.random.split(jax.random.key(0), 3), lambda key: start(plan, rows, key=key))
     >>> [record["loss"].shape for _, record in epochs(plan, many, rows, last=2, run=run_members)]
     [(3,), (3,)]
@@ -208,9 +207,9 @@ def shard_members(many: RunState, *dataset: Dataset | None, devices: Any = None)
     Raises InputError where the devices cannot share the members evenly.
 
     >>> import optax
-    >>> from jaxdl import dataset, losses, make_plan, mlp, Objective, start
+    >>> from jaxdl import dataset, losses, make_plan, mlp, start
     >>> rows = dataset([[1.0], [2.0]], [[1.0], [2.0]])
-    >>> plan = make_plan(mlp(()), Objective(losses.squared_error), optax.sgd(0.1), batch_size=2)
+    >>> plan = make_plan(mlp(()), losses.squared_error, optax.sgd(0.1), batch_size=2)
     >>> many = members(jax.random.split(jax.random.key(0), 4), lambda key: start(plan, rows, key=key))
     >>> many, train = shard_members(many, rows, devices=jax.devices()[:1])
     >>> len(many.epoch.sharding.device_set)
@@ -306,9 +305,15 @@ def predict_mean(model: Model, variables: Variables, inputs: Any, *, batch_size:
 
 @explain_calls
 def evaluate_members(
-    model: Model, objective: Objective, variables: Variables, dataset: Dataset, *, batch_size: int | None = None
+    model: Model,
+    variables: Variables,
+    dataset: Dataset,
+    loss: Loss,
+    *,
+    metrics: Sequence[Metric] = (),
+    batch_size: int | None = None,
 ) -> dict[str, Array]:
-    """The figures of a data set for each of many networks, (M,); the leaves of the weights are (M, ...).
+    """Return `loss` and each metric of a dataset for each of many networks, (M,); leaves of `variables` are (M, ...).
 
     Each is what `evaluate` gives for the member alone, bit for bit but for convolutions, which XLA may round otherwise
     within a loop. Raises InputError for the weights of a single network.
@@ -316,13 +321,13 @@ def evaluate_members(
     >>> from jaxdl import dataset, losses, mlp
     >>> model, rows = mlp(()), dataset([[1.0], [2.0]], [[0.0], [0.0]])
     >>> variables = jax.vmap(lambda key: model.init(key, rows.inputs))(jax.random.split(jax.random.key(0), 4))
-    >>> evaluate_members(model, Objective(losses.squared_error), variables, rows)["loss"].shape
+    >>> evaluate_members(model, variables, rows, losses.squared_error)["loss"].shape
     (4,)
     """
-    objective = check_objective(objective)
+    objective = check_objective(loss, metrics)
     check_examples("dataset", dataset)
     _check_many("evaluate_members", "evaluate", model, variables, dataset.inputs[:1])
-    check_labels(model, objective, dataset)
+    check_labels(model, loss, dataset)
     rows, prepared = evaluation_rows(dataset), not is_traced(dataset.sample_weight)
     return _evaluate_members(model, objective, variables, rows, batch_size=batch_size, prepared=prepared)
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxdl._arguments import check_callbacks, check_choice, check_examples, check_platform, explain_calls, whole_number
+from jaxdl._checks import check_callbacks, check_choice, check_examples, check_platform, explain_calls, whole_number
 from jaxdl.data.streaming import Loader
 from jaxdl.ensembles.members import Method, best_and_final, most_devices, run_members, shard_members, start_members
 from jaxdl.errors import InputError
@@ -31,7 +31,7 @@ from jaxdl.train.fit import (
 )
 from jaxdl.train.loop import Chunk, Pace, Reached, Run, checked, chunks, run_loop
 from jaxdl.train.plan import NEVER
-from jaxdl.types import Array, Checkpoint, Dataset, EvalParams, Model, Objective, Plan, Rule, RunState, Variables
+from jaxdl.types import Array, Checkpoint, Dataset, EvalParams, Loss, Metric, Model, Plan, Rule, RunState, Variables
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -61,11 +61,12 @@ class SeedsResult(NamedTuple):
 @explain_calls
 def fit_seeds(
     model: Model,
-    objective: Objective,
+    loss: Loss,
     optimizer: optax.GradientTransformation,
     train: Dataset,
     validation: Dataset | None = None,
     *,
+    metrics: Sequence[Metric] = (),
     seeds: Sequence[int] | None = None,
     epochs: int = 10,
     batch_size: int = 32,
@@ -100,8 +101,8 @@ def fit_seeds(
     >>> from jaxdl import dataset, losses, metrics, mlp
     >>> inputs = np.linspace(-1, 1, 64)[:, None]
     >>> data = dataset(inputs, 3 * inputs)
-    >>> objective = Objective(losses.squared_error, (metrics.rmse,))
-    >>> runs = fit_seeds(mlp(()), objective, optax.sgd(0.1), data, seeds=(0, 1, 2), epochs=40)
+    >>> loss, optimizer = losses.squared_error, optax.sgd(0.1)
+    >>> runs = fit_seeds(mlp(()), loss, optimizer, data, metrics=[metrics.rmse], seeds=(0, 1, 2), epochs=40)
     >>> runs.history.groupby("member")["rmse"].last().shape, runs.reasons
     ((3,), ('epochs', 'epochs', 'epochs'))
     """
@@ -112,8 +113,9 @@ def fit_seeds(
     keys = None if seeds is None else seed_keys(seeds)
     plan = make_plan(
         model,
-        objective,
+        loss,
         optimizer,
+        metrics=metrics,
         batch_size=batch_size,
         early_stopping=early_stopping,
         plateau=plateau,
@@ -122,7 +124,7 @@ def fit_seeds(
     )
     check_examples("train", train)
     rows, validation = checked(plan, train, validation)
-    check_labels(model, objective, rows.first, validation)
+    check_labels(model, loss, rows.first, validation)
     count = 16
     if isinstance(state, Checkpoint):
         shape = state.about["kinds"]["epoch"][1]

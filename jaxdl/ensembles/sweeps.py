@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdl._arguments import (
+from jaxdl._checks import (
     check_callbacks,
     check_choice,
     check_examples,
@@ -180,7 +180,7 @@ def populations(
         own = [{name: candidates[index][name] for name in floats} for index in alive]
         plan = family(own[0])
         check_rows(plan, train, validation)
-        check_labels(plan.model, plan.objective, train, validation)
+        check_labels(plan.model, plan.objective.loss, train, validation)
         numbers = {name: jnp.repeat(jnp.asarray([of[name] for of in own], jnp.float32), len(keys)) for name in floats}
         plans = tuple(family(of) for of in own)
         run_state = start_members(jnp.tile(keys, len(alive)), train, validation, numbers, plan=family)
@@ -361,9 +361,9 @@ def sweep(
     Warns where a run has no best epoch, as `fit` does. Raises InputError for arguments that do not fit together.
 
     >>> import optax
-    >>> from jaxdl import dataset, grid, losses, make_plan, mlp, Objective
+    >>> from jaxdl import dataset, grid, losses, make_plan, mlp
     >>> def make(hidden, learning_rate):
-    ...     return make_plan(mlp(hidden), Objective(losses.squared_error), optax.sgd(learning_rate), batch_size=16)
+    ...     return make_plan(mlp(hidden), losses.squared_error, optax.sgd(learning_rate), batch_size=16)
     >>> inputs = np.linspace(-1, 1, 64)[:, None]
     >>> candidates = grid(hidden=((), (4,)), learning_rate=(0.1, 0.01))
     >>> found = sweep(make, candidates, dataset(inputs, 3 * inputs), seeds=(0, 1))

@@ -1,6 +1,6 @@
 """Layers, networks, adapters of Flax modules, augmentation, and the summary of a model."""
 
-from jaxdl._faces import set_public_names as _set_public_names
+from jaxdl._exports import set_public_names as _set_public_names
 from jaxdl.nn.adapters import from_linen as from_linen
 from jaxdl.nn.adapters import from_nnx as from_nnx
 from jaxdl.nn.augment import crop as crop

@@ -11,7 +11,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Bool, Float, Num, PRNGKeyArray, Shaped
 
-from jaxdl._arguments import number
+from jaxdl._checks import number
 from jaxdl._jit import is_traced
 from jaxdl.data.arrays import precision
 from jaxdl.data.batches import hash32

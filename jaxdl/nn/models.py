@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from jaxdl._arguments import check_choice, explain_calls, given_as, number, sizes, whole_number
+from jaxdl._checks import check_choice, explain_calls, given_as, number, sizes, whole_number
 from jaxdl._jit import is_traced
 from jaxdl.data.arrays import precision
 from jaxdl.errors import InputError

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 
-from jaxdl._arguments import check_model, explain_calls
+from jaxdl._checks import check_model, explain_calls
 from jaxdl._format import short, table
 from jaxdl.nn.adapters import Call, linen_calls
 from jaxdl.types import Array, Dataset, Model, PyTree, Variables

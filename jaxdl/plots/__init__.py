@@ -1,6 +1,6 @@
 """Pictures of training, of predictions and of many runs."""
 
-from jaxdl._faces import set_public_names as _set_public_names
+from jaxdl._exports import set_public_names as _set_public_names
 from jaxdl.plots._results import confusion as confusion
 from jaxdl.plots._results import coverage as coverage
 from jaxdl.plots._results import images as images

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from jaxdl._arguments import given_as
+from jaxdl._checks import given_as
 from jaxdl.errors import InputError
 from jaxdl.metrics import Curve
 from jaxdl.plots._style import BLUE, GREEN, GREY, VERMILION, blank, plain

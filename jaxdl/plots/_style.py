@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike
 
-from jaxdl._arguments import given_as
+from jaxdl._checks import given_as
 from jaxdl._files import atomic_write
 from jaxdl.errors import InputError
 

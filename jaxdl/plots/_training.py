@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxdl._arguments import given_as, nearest
+from jaxdl._checks import given_as, nearest
 from jaxdl.errors import InputError
 from jaxdl.plots._style import BLUE, GREEN, GREY, PURPLE, VERMILION, blank, fit_axis, plain
 from jaxdl.train.lr_finder import LearningRateScan, smoothed, suggestion

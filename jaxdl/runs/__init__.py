@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from jaxdl._faces import set_public_names as _set_public_names
+from jaxdl._exports import set_public_names as _set_public_names
 
 if TYPE_CHECKING:
     from jaxdl.runs.catalog import RunInfo as RunInfo

@@ -19,10 +19,10 @@ from jaxdl.nn.models import to_json
 from jaxdl.runs.flags import RunFlags, check_flags
 from jaxdl.saving import OutputSpec
 from jaxdl.train import early_stopping, make_plan, start
-from jaxdl.train.evaluate import evaluate as evaluate_examples
+from jaxdl.train.evaluate import evaluate as evaluate_dataset
 from jaxdl.train.fit import as_table
 from jaxdl.train.step import eval_variables
-from jaxdl.types import SETS, Array, Dataset, History, Metric, Model, Objective, Plan, Rule, RunState, Variables
+from jaxdl.types import SETS, Array, Dataset, History, Metric, Model, Plan, Rule, RunState, Variables
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -78,8 +78,9 @@ class Setup:
         """Return what the run does in an epoch; one plan, so that one compiled program belongs to it."""
         return make_plan(
             self.model,
-            Objective(self.loss, tuple(self.metrics)),
+            self.loss,
             self.optimizer,
+            metrics=self.metrics,
             batch_size=BATCH_SIZE if self.batch_size is None else self.batch_size,
             early_stopping=early_stopping("val_loss", patience=None)
             if self.early_stopping is None
@@ -176,9 +177,9 @@ def evaluate(setup: Setup, run_state: RunState) -> dict[str, Any]:
     """Return the loss and the metrics of the three sets, by the weights of the last epoch and by those of the best."""
 
     def values(variables: Variables) -> dict[str, dict[str, float]]:
-        plan = setup.plan
         measured = {
-            name: evaluate_examples(plan.model, plan.objective, variables, of) for name, of in setup.sets.items()
+            name: evaluate_dataset(setup.model, variables, rows, setup.loss, metrics=setup.metrics)
+            for name, rows in setup.sets.items()
         }
         return {metric: {name: float(measured[name][metric]) for name in SETS} for metric in measured["test"]}
 

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from jaxdl import distributed as distributed_module
 from jaxdl import saving as saving_module
-from jaxdl._arguments import check_platform
+from jaxdl._checks import check_platform
 from jaxdl._tree import flatten_named, unflatten_named
 from jaxdl.distributed import make_mesh, processes, shard_dataset, shard_state
 from jaxdl.distributed.processes import count, launched

@@ -1,6 +1,6 @@
 """Weights, checkpoints and exported models on disk."""
 
-from jaxdl._faces import set_public_names as _set_public_names
+from jaxdl._exports import set_public_names as _set_public_names
 from jaxdl.saving.checkpoints import checkpointer as checkpointer
 from jaxdl.saving.checkpoints import restore_latest as restore_latest
 from jaxdl.saving.export import OutputSpec as OutputSpec

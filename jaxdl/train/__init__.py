@@ -1,6 +1,6 @@
 """The step, the epoch, the loop, and the rules that end it."""
 
-from jaxdl._faces import set_public_names as _set_public_names
+from jaxdl._exports import set_public_names as _set_public_names
 from jaxdl.train.epoch import run_epoch as run_epoch
 from jaxdl.train.epoch import start as start
 from jaxdl.train.loop import chunks as chunks

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxdl._arguments import explain_calls, given_as, whole_number
+from jaxdl._checks import explain_calls, given_as, whole_number
 from jaxdl._jit import is_traced, jit
 from jaxdl.data.batches import (
     Window,
@@ -25,9 +25,9 @@ from jaxdl.data.batches import (
 from jaxdl.distributed.sharding import Layout, constrain_like, shard_by_size, shardings_of
 from jaxdl.errors import InputError
 from jaxdl.losses import check_labels
-from jaxdl.metrics import compute, measure, merge
+from jaxdl.metrics import compute, merge
 from jaxdl.train.plan import check_monitors, check_rows, learning_rate, measured, rate_to_change, with_learning_rate
-from jaxdl.train.step import EvalStep, eval_variables, make_eval_step, make_train_state, train_body
+from jaxdl.train.step import EvalStep, eval_step, eval_variables, make_train_state, measure_batch, train_body
 from jaxdl.types import (
     LOSS,
     Array,
@@ -53,15 +53,15 @@ def start(
     reduce-on-plateau finds no learning rate to change.
 
     >>> import optax
-    >>> from jaxdl import dataset, losses, make_plan, mlp, Objective
-    >>> plan = make_plan(mlp(()), Objective(losses.squared_error), optax.sgd(0.1), batch_size=2)
+    >>> from jaxdl import dataset, losses, make_plan, mlp
+    >>> plan = make_plan(mlp(()), losses.squared_error, optax.sgd(0.1), batch_size=2)
     >>> int(start(plan, dataset([[1.0], [2.0]], [[1.0], [2.0]]), key=jax.random.key(0)).epoch)
     0
     """
     if not hasattr(key, "dtype"):
         raise InputError(f"key must be a key of JAX, got {given_as(key)}. Use jax.random.key(0), say.")
     check_rows(plan, train, validation)
-    check_labels(plan.model, plan.objective, train, validation)
+    check_labels(plan.model, plan.objective.loss, train, validation)
     run_state = draw(plan, train, key=key, variables=variables)
     check_monitors(plan, run_state, validation)
     return run_state
@@ -79,7 +79,7 @@ def draw(plan: Plan, train: Dataset, *, key: Array, variables: Variables | None 
 def start_shapes(plan: Plan, train: Dataset, validation: Dataset | None = None, *, key: Array) -> RunState:
     """The shapes and dtypes of what `start` gives; nothing is computed or compiled. Raises what it raises."""
     check_rows(plan, train, validation)
-    check_labels(plan.model, plan.objective, train, validation)
+    check_labels(plan.model, plan.objective.loss, train, validation)
     batch = jax.tree.map(lambda leaf: leaf[: plan.batch_size], train)
     shapes = _start_program.eval_shape(batch, key, None, plan=plan)
     check_monitors(plan, shapes, validation)
@@ -106,7 +106,7 @@ def _start(batch: Dataset, key: Array, variables: Variables | None, *, plan: Pla
     state = make_train_state(variables, plan.optimizer, step_key, ema=plan.ema_decay is not None)
     zero = jnp.zeros((), jnp.int32)
     plateau = () if plan.plateau is None else plan.plateau.init(rate_to_change(state.opt_state))
-    nothing = zeros_of(partial(measure, plan.objective), outputs, batch.targets, batch.sample_weight)
+    nothing = zeros_of(partial(measure_batch, plan.objective, prepared=True), outputs, batch)
     return shard_by_size(
         RunState(
             epoch=zero,
@@ -131,14 +131,14 @@ def run_epoch(
     """The rest of the epoch under way, then validation, then the rules: one program, `(progress, record)`.
 
     Every training row is used once, in an order that depends on (progress.key, epoch) alone. The record holds float32
-    scalars: the objective's figures over the training rows as they were met, the same of the validation rows after the
+    scalars: loss and metrics over the training rows as they were met, the same of the validation rows after the
     last step with the prefix `val_`, and `learning_rate` where the optimizer's state has one
     (`optax.inject_hyperparams`).
 
     >>> import optax
-    >>> from jaxdl import dataset, losses, make_plan, mlp, Objective
+    >>> from jaxdl import dataset, losses, make_plan, mlp
     >>> rows = dataset([[1.0], [2.0]], [[1.0], [2.0]])
-    >>> plan = make_plan(mlp(()), Objective(losses.squared_error), optax.sgd(0.1), batch_size=2)
+    >>> plan = make_plan(mlp(()), losses.squared_error, optax.sgd(0.1), batch_size=2)
     >>> run_state, record = run_epoch(start(plan, rows, key=jax.random.key(0)), rows, None, plan=plan)
     >>> int(run_state.epoch), list(record)
     (1, ['loss'])
@@ -178,9 +178,9 @@ def finish_epoch(run_state: RunState, validation: Dataset | None, *, plan: Plan)
         run_state.epoch + 1,
         eval_variables(run_state.train_state, plan.eval_params),
     )
-    record = compute(plan.objective, run_state.sums)
+    record = compute(run_state.sums, plan.objective.metrics)
     if validation is not None:
-        record |= {f"val_{name}": value for name, value in compute(plan.objective, run_state.val_sums).items()}
+        record |= {f"val_{name}": value for name, value in compute(run_state.val_sums, plan.objective.metrics).items()}
     rate = learning_rate(state.opt_state)
     if rate is not None:
         record["learning_rate"] = jnp.asarray(rate, jnp.float32)
@@ -232,7 +232,7 @@ def advance(
     state, sums = lax.fori_loop(first, last, body, (run_state.train_state, run_state.sums))
     after = run_state._replace(cursor=stop, train_state=state, sums=sums)
     if validation is not None:
-        measure_batch = make_eval_step(plan.model, plan.objective, prepared=True)
+        measure_batch = eval_step(plan.model, plan.objective, prepared=True)
         variables, size = eval_variables(state, plan.eval_params), batch_rows(validation.inputs)
         place = jnp.maximum(begin - trained, 0), stop - trained
         sums = sum_steps(measure_batch, variables, validation, run_state.val_sums, *place, batch_size=size)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
@@ -12,7 +12,15 @@ import numpy as np
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from jaxdl._arguments import check_examples, check_model, check_platform, check_variables, explain_calls, given_as
+from jaxdl._checks import (
+    check_examples,
+    check_model,
+    check_objective,
+    check_platform,
+    check_variables,
+    explain_calls,
+    given_as,
+)
 from jaxdl._jit import is_traced, jit
 from jaxdl.data import DataSource
 from jaxdl.data.arrays import as_numbers, as_rows
@@ -21,33 +29,44 @@ from jaxdl.data.streaming import BYTES, home_of, load, plan_windows, prefetch, r
 from jaxdl.distributed.sharding import data_devices, split_rows
 from jaxdl.errors import InputError
 from jaxdl.losses import check_labels, check_targets
-from jaxdl.metrics import check_objective, compute, merge
+from jaxdl.metrics import compute, merge
 from jaxdl.train.epoch import explain_misfit, rows_at_once, sum_steps, zeros_of
-from jaxdl.train.step import make_eval_step
-from jaxdl.types import Array, Dataset, MetricSums, Model, Objective, Variables
+from jaxdl.train.step import eval_step
+from jaxdl.types import Array, Dataset, Loss, Metric, MetricSums, Model, Objective, Variables
 
 
 @explain_calls
 def evaluate(
-    model: Model, objective: Objective, variables: Variables, dataset: Dataset, *, batch_size: int | None = None
+    model: Model,
+    variables: Variables,
+    dataset: Dataset | DataSource,
+    loss: Loss,
+    *,
+    metrics: Sequence[Metric] = (),
+    batch_size: int | None = None,
 ) -> dict[str, Array]:
-    """The figures of a data set: `loss` and each metric, float32 scalars, exact for every batch size.
+    """Return `loss` and each metric of a dataset, float32 scalars, exact for every batch size.
 
-    Compiles once for each model, objective and shape of the data.
+    A dataset that is not in memory (`data.memory_mapped`) is read window by window. Compiles once for each model, loss,
+    metrics and shape of the data. Raises InputError for arguments that do not fit together.
 
     >>> from jaxdl import dataset, losses, metrics, mlp
-    >>> model, rows = mlp(()), dataset([[1.0], [2.0]], [[0.0], [0.0]])
-    >>> variables = model.init(jax.random.key(0), rows.inputs)
-    >>> sorted(evaluate(model, Objective(losses.squared_error, (metrics.rmse,)), variables, rows))
-    ['loss', 'rmse']
+    >>> model, rows = mlp(()), dataset([[3.0], [4.0]], [[0.0], [0.0]])
+    >>> variables = Variables({"Dense_0": {"kernel": jnp.ones((1, 1)), "bias": jnp.zeros(1)}}, {})
+    >>> values = evaluate(model, variables, rows, losses.squared_error, metrics=[metrics.mae])
+    >>> {name: float(value) for name, value in values.items()}
+    {'loss': 12.5, 'mae': 3.5}
     """
     check_model(model)
-    objective = check_objective(objective)
     check_variables(variables)
+    objective = check_objective(loss, metrics)
+    if isinstance(dataset, DataSource):
+        check_platform()
+        return evaluate_source(model, objective, variables, dataset, batch_size=batch_size)
     check_examples("dataset", dataset)
     check_platform()
-    check_labels(model, objective, dataset)
-    check_targets(objective.loss, dataset, "dataset")
+    check_labels(model, loss, dataset)
+    check_targets(loss, dataset, "dataset")
     size = rows_at_once(dataset.inputs, batch_size)
     with explain_misfit(model, variables, dataset.inputs):
         rows, prepared = evaluation_rows(dataset), not is_traced(dataset.sample_weight)
@@ -60,19 +79,22 @@ def evaluate_prepared(
 ) -> dict[str, Array]:
     """Return what `evaluate` gives for rows that `evaluation_rows` has prepared, or that are traced."""
     count = dataset.sample_weight.shape[0]
-    step = make_eval_step(model, objective, prepared=prepared)
+    step = eval_step(model, objective, prepared=prepared)
     if count <= size and data_devices() == 1:
-        return compute(objective, step(variables, dataset))
+        return compute(step(variables, dataset), objective.metrics)
     zero = zeros_of(step, variables, jax.tree.map(lambda leaf: leaf[:size], dataset))
-    return compute(objective, sum_steps(step, variables, dataset, zero, 0, -(-count // size), batch_size=size))
+    sums = sum_steps(step, variables, dataset, zero, 0, -(-count // size), batch_size=size)
+    return compute(sums, objective.metrics)
 
 
 @explain_calls
 def predict(model: Model, variables: Variables, inputs: Any, *, batch_size: int | None = None) -> Array:
-    """The model's outputs for (N, ...) inputs, computed in batches of at most `batch_size` rows.
+    """Return the model's outputs for (N, ...) inputs, computed in batches of at most `batch_size` rows.
+
+    inputs: an array, or a source of examples that are not in memory, whose outputs come as one array of NumPy.
 
     Compiles once for each model and shape of the inputs. Raises InputError where there are no rows, and for inputs
-    that `data.examples` refuses; arrays of JAX are taken as they are.
+    that `data.dataset` refuses; arrays of JAX are taken as they are.
 
     >>> from jaxdl import mlp
     >>> model, inputs = mlp((), outputs=2), jnp.ones((5, 3))
@@ -81,6 +103,10 @@ def predict(model: Model, variables: Variables, inputs: Any, *, batch_size: int 
     """
     check_model(model)
     check_variables(variables)
+    if isinstance(inputs, DataSource):
+        check_platform()
+        outputs: Any = np.concatenate([*predict_source(model, variables, inputs, batch_size=batch_size)])
+        return outputs
     _check_inputs(inputs)
     check_platform()
     if not isinstance(inputs, jax.Array):
@@ -100,12 +126,10 @@ def _check_inputs(inputs: Any) -> None:
     """Raise InputError for what is no one array of inputs, (N, ...)."""
     if isinstance(inputs, Dataset):
         raise InputError("inputs must be an array, got a Dataset. Use rows.inputs of the examples `rows`.")
-    if type(inputs).__name__ == "DataSource":
-        raise InputError("inputs must be an array, got a DataSource. Use predict_source(model, weights, source).")
-    if isinstance(inputs, (Model, Variables, Objective, str)) or inputs is None or callable(inputs):
+    if isinstance(inputs, (Model, Variables, str)) or inputs is None or callable(inputs):
         raise InputError(
             f"inputs must be an array (rows, ...), got {given_as(inputs)}. "
-            "The order is predict(model, weights, inputs)."
+            "The order is predict(model, variables, inputs)."
         )
 
 
@@ -141,17 +165,16 @@ def evaluate_source(
     batch_size: int | None = None,
     window_bytes: int = BYTES,
 ) -> dict[str, Array]:
-    """`evaluate` of the rows of a source: `loss` and each metric, float32 scalars. A few windows are in memory.
+    """Return what `evaluate` returns, of the rows of a source; a few windows of them are in memory.
 
-    What the windows sum to is added in float64, so that a count of rows beyond float32's digits stays exact.
+    The sums of the windows are added in float64, so that a count of rows beyond float32's digits stays exact.
     """
-    objective = check_objective(objective)
     totals: Any = None
     for piece in _pieces(variables, source, batch_size, window_bytes, only_counted):
         sums: Any = _sums(model, objective, variables, piece.batches, np.int32(piece.full))
         sums = jax.tree.map(lambda total: np.asarray(total, np.float64), sums)
         totals = sums if totals is None else merge(totals, sums)
-    return compute(objective, jax.tree.map(lambda total: jnp.asarray(total, jnp.float32), totals))
+    return compute(jax.tree.map(lambda total: jnp.asarray(total, jnp.float32), totals), objective.metrics)
 
 
 def predict_source(
@@ -201,7 +224,7 @@ def _pieces(
 
 @partial(jit, static_argnames=("model", "objective"))
 def _sums(model: Model, objective: Objective, variables: Variables, batches: Dataset, count: Any) -> MetricSums:
-    step = make_eval_step(model, objective, prepared=True)
+    step = eval_step(model, objective, prepared=True)
     zero = zeros_of(step, variables, _batch(batches, 0))
     return lax.fori_loop(0, count, lambda index, sums: merge(sums, step(variables, _batch(batches, index))), zero)
 

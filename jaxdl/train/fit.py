@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxdl._arguments import check_callbacks, check_choice, check_platform, check_variables, explain_calls, whole_number
+from jaxdl._checks import check_callbacks, check_choice, check_platform, check_variables, explain_calls, whole_number
 from jaxdl._tree import check_structure, unflatten_named
 from jaxdl.data import DataSource
 from jaxdl.data.batches import evaluation_rows
@@ -32,8 +32,9 @@ from jaxdl.types import (
     Dataset,
     EarlyStoppingState,
     EvalParams,
+    Loss,
+    Metric,
     Model,
-    Objective,
     Plan,
     PyTree,
     Rule,
@@ -254,11 +255,12 @@ class FitResult(NamedTuple):
 @explain_calls
 def fit(
     model: Model,
-    objective: Objective,
+    loss: Loss,
     optimizer: optax.GradientTransformation,
     train: Dataset | DataSource,
     validation: Dataset | None = None,
     *,
+    metrics: Sequence[Metric] = (),
     epochs: int = 10,
     batch_size: int = 32,
     early_stopping: Rule = NEVER,
@@ -296,15 +298,14 @@ def fit(
 
     Warns where no epoch was the best: `best` then holds the final weights.
 
-    Raises InputError for arguments that do not fit together. Calls with the same model, objective, optimizer and rules
-    share one compiled program, so a second one starts at once.
+    Raises InputError for arguments that do not fit together. Calls with the same model, loss, metrics, optimizer and
+    rules share one compiled function, so a second call starts at once.
 
     >>> import numpy as np
-    >>> from jaxdl import dataset, early_stopping, losses, metrics, mlp
+    >>> from jaxdl import dataset, losses, metrics, mlp
     >>> inputs = np.linspace(-1, 1, 64)[:, None]
     >>> data = dataset(inputs, 3 * inputs)
-    >>> objective = Objective(losses.squared_error, (metrics.rmse,))
-    >>> run = fit(mlp(()), objective, optax.sgd(0.1), data, epochs=40, early_stopping=early_stopping(patience=5))
+    >>> run = fit(mlp(()), losses.squared_error, optax.sgd(0.1), data, metrics=[metrics.rmse], epochs=40)
     >>> run.reason, bool(run.history["rmse"].iloc[-1] < 0.1)
     ('epochs', True)
     """
@@ -320,8 +321,9 @@ def fit(
     check_platform()
     plan = make_plan(
         model,
-        objective,
+        loss,
         optimizer,
+        metrics=metrics,
         batch_size=batch_size,
         early_stopping=early_stopping,
         plateau=plateau,

@@ -15,7 +15,7 @@ from jaxdl.data.batches import batches_of, training_rows
 from jaxdl.errors import InputError
 from jaxdl.train.epoch import batches_of_epoch
 from jaxdl.train.plan import check_rows, rate_to_change, with_learning_rate
-from jaxdl.train.step import make_train_step
+from jaxdl.train.step import plan_step
 from jaxdl.types import LOSS, Array, Dataset, Plan, RunState, TrainState
 
 
@@ -58,7 +58,7 @@ def find_learning_rate(
 
 @partial(jit, static_argnames="plan")
 def _losses(run_state: RunState, train: Dataset, rates: Array, *, plan: Plan) -> Array:
-    step = make_train_step(plan.model, plan.objective, plan.optimizer, ema_decay=plan.ema_decay, prepared=True)
+    step = plan_step(plan, prepared=True)
     batches, _ = batches_of_epoch(plan, train, None)
 
     def body(state: TrainState, at: tuple[Array, Array]) -> tuple[TrainState, Array]:

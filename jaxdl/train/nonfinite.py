@@ -18,7 +18,7 @@ from jaxdl.data.streaming import Loader, loader
 from jaxdl.distributed.sharding import to_host
 from jaxdl.train.epoch import batches_of_epoch
 from jaxdl.train.loop import Chunk, chunks
-from jaxdl.train.step import eval_variables, loss_of_params, make_train_step, optimizer_update
+from jaxdl.train.step import eval_variables, loss_of_params, optimizer_update, plan_step
 from jaxdl.types import LOSS, Array, Dataset, Plan, PyTree, RunState, TrainState, Variables
 
 # Operations that only call others.
@@ -53,7 +53,7 @@ def in_step(plan: Plan, state: TrainState, batch: Dataset) -> _Origin | None:
     loss = loss_of_params(plan.model, plan.objective, state, batch)
     (value, _), gradients = jax.value_and_grad(loss, has_aux=True)(params)
     updates, _ = optimizer_update(plan.optimizer, state, gradients, value, lambda params: loss(params)[0])
-    step = make_train_step(plan.model, plan.objective, plan.optimizer, ema_decay=plan.ema_decay)
+    step = plan_step(plan)
     after, sums = step(state, batch)
     return (
         _leaf("the gradient of params/{}", gradients, batch)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxdl._arguments import (
+from jaxdl._checks import (
     check_examples,
     check_model,
+    check_objective,
     check_optimizer,
     check_rule,
     explain_calls,
@@ -23,9 +24,22 @@ from jaxdl._arguments import (
 from jaxdl.data.arrays import precision
 from jaxdl.errors import InputError
 from jaxdl.losses import check_targets
-from jaxdl.metrics import check_objective
 from jaxdl.train.rules import early_stopping
-from jaxdl.types import LOSS, Array, Dataset, EvalParams, Model, Objective, Plan, PyTree, Rule, RunState, Variables
+from jaxdl.types import (
+    LOSS,
+    Array,
+    Dataset,
+    EvalParams,
+    Loss,
+    Metric,
+    Model,
+    Objective,
+    Plan,
+    PyTree,
+    Rule,
+    RunState,
+    Variables,
+)
 
 
 def learning_rate(opt_state: PyTree) -> Array | None:
@@ -82,9 +96,10 @@ NEVER = early_stopping(patience=None)
 @explain_calls
 def make_plan(
     model: Model,
-    objective: Objective,
+    loss: Loss,
     optimizer: optax.GradientTransformation,
     *,
+    metrics: Sequence[Metric] = (),
     batch_size: int = 32,
     early_stopping: Rule = NEVER,
     plateau: Rule | None = None,
@@ -96,18 +111,18 @@ def make_plan(
     A rule without a mode takes the direction of what it monitors: that of the metric, with or without `val_`, and "min"
     for the loss.
 
-    Raises InputError for a batch size below 1, an objective that is none, metrics whose names clash, an `ema_decay`
+    Raises InputError for a batch size below 1, a loss that is no function, metrics whose names clash, an `ema_decay`
     that is not from 0 to below 1, a rule without a mode that monitors a value of unknown direction, and a rule whose
     mode contradicts the direction that the metric carries.
 
     Plans made of the same functions are equal and share one compiled program.
 
     >>> from jaxdl import losses, mlp
-    >>> make_plan(mlp((10, 5)), Objective(losses.squared_error), optax.sgd(0.1)).batch_size
+    >>> make_plan(mlp((10, 5)), losses.squared_error, optax.sgd(0.1)).batch_size
     32
     """
     check_model(model)
-    objective = check_objective(objective)
+    objective = check_objective(loss, metrics)
     check_optimizer(optimizer)
     batch_size = whole_number("batch_size", batch_size, 1)
     check_rule("early_stopping", early_stopping)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
-from jaxdl._arguments import check_name, explain_calls, number, whole_number
+from jaxdl._checks import check_name, explain_calls, number, whole_number
 from jaxdl.data.arrays import precision
 from jaxdl.errors import InputError
 from jaxdl.types import Array, EarlyStoppingState, Mode, ReduceOnPlateauState, Rule

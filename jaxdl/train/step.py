@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,11 +14,11 @@ import optax.contrib
 from jax import lax
 from jaxtyping import Float, PRNGKeyArray
 
-from jaxdl._arguments import check_model, check_optimizer
+from jaxdl._checks import check_model, check_objective, check_optimizer
 from jaxdl.data.arrays import precision
 from jaxdl.data.batches import only_counted
 from jaxdl.errors import InputError
-from jaxdl.metrics import check_objective, measure, merge
+from jaxdl.metrics import measure, merge
 from jaxdl.train.plan import with_float_rates
 from jaxdl.types import (
     LOSS,
@@ -26,9 +26,12 @@ from jaxdl.types import (
     Batch,
     Dataset,
     EvalParams,
+    Loss,
+    Metric,
     MetricSums,
     Model,
     Objective,
+    Plan,
     PyTree,
     TrainState,
     Variables,
@@ -41,9 +44,10 @@ Gradient = Callable[[TrainState, Dataset | Batch], PyTree]
 
 def make_train_step(
     model: Model,
-    objective: Objective,
+    loss: Loss,
     optimizer: optax.GradientTransformation,
     *,
+    metrics: Sequence[Metric] = (),
     ema_decay: float | None = None,
     prepared: bool = False,
 ) -> TrainStep:
@@ -67,7 +71,7 @@ def make_train_step(
 
     >>> from jaxdl import losses, mlp
     >>> model, optimizer = mlp((), outputs=1), optax.sgd(0.1)
-    >>> step = jax.jit(make_train_step(model, Objective(losses.squared_error), optimizer))
+    >>> step = jax.jit(make_train_step(model, losses.squared_error, optimizer))
     >>> batch = Dataset(jnp.ones((4, 2)), jnp.ones((4, 1)), jnp.ones(4))
     >>> state = make_train_state(model.init(jax.random.key(0), batch.inputs), optimizer, jax.random.key(1))
     >>> state, first = step(state, batch)
@@ -78,7 +82,7 @@ def make_train_step(
 
     check_model(model)
     check_optimizer(optimizer)
-    objective = check_objective(objective)
+    objective = check_objective(loss, metrics)
 
     def step(state: TrainState, batch: Dataset | Batch) -> tuple[TrainState, MetricSums]:
         body = train_body(model, objective, optimizer, lambda _: batch, ema_decay=ema_decay, prepared=prepared)
@@ -220,7 +224,7 @@ def loss_of_params(
     def mean_loss(params: PyTree) -> tuple[Float[Array, ""], tuple[PyTree, MetricSums]]:
         variables = Variables(params, state.variables.stats)
         outputs, stats = model.apply(variables, batch.inputs, train=True, key=key, mask=mask)
-        sums = measure(objective, outputs, batch.targets, batch.sample_weight, prepared=prepared)
+        sums = measure_batch(objective, outputs, batch, prepared=prepared)
         if isinstance(batch, Batch):
             count = batch.mask.astype(sums.weight.dtype).sum()
         else:
@@ -230,7 +234,21 @@ def loss_of_params(
     return mean_loss
 
 
-def make_eval_step(model: Model, objective: Objective, *, prepared: bool = False) -> EvalStep:
+def plan_step(plan: Plan, *, prepared: bool = False) -> TrainStep:
+    """Return the training step of a plan; prepared: as for `make_train_step`."""
+    loss, metrics = plan.objective
+    return make_train_step(
+        plan.model, loss, plan.optimizer, metrics=metrics, ema_decay=plan.ema_decay, prepared=prepared
+    )
+
+
+def measure_batch(objective: Objective, outputs: Array, batch: Dataset | Batch, *, prepared: bool) -> MetricSums:
+    """Return the sums of the loss and the metrics of a batch; prepared: as for `make_train_step`."""
+    weights = batch.sample_weight
+    return measure(objective.loss, outputs, batch.targets, weights, metrics=objective.metrics, prepared=prepared)
+
+
+def make_eval_step(model: Model, loss: Loss, *, metrics: Sequence[Metric] = (), prepared: bool = False) -> EvalStep:
     """Return a pure function `(weights, batch) -> sums` that measures a batch and changes nothing.
 
     prepared: as for `make_train_step`.
@@ -238,16 +256,19 @@ def make_eval_step(model: Model, objective: Objective, *, prepared: bool = False
     >>> from jaxdl import losses, mlp
     >>> model, batch = mlp(()), Dataset(jnp.ones((4, 2)), jnp.ones((4, 1)), jnp.ones(4))
     >>> variables = model.init(jax.random.key(0), batch.inputs)
-    >>> float(make_eval_step(model, Objective(losses.squared_error))(variables, batch).weight)
+    >>> float(make_eval_step(model, losses.squared_error)(variables, batch).weight)
     4.0
     """
-
     check_model(model)
-    objective = check_objective(objective)
+    return eval_step(model, check_objective(loss, metrics), prepared=prepared)
+
+
+def eval_step(model: Model, objective: Objective, *, prepared: bool) -> EvalStep:
+    """Return what `make_eval_step` returns, of arguments that have been checked."""
 
     def step(variables: Variables, batch: Dataset | Batch) -> MetricSums:
         outputs, _ = model.apply(variables, batch.inputs, train=False, mask=batch.sample_weight > 0)
-        return measure(objective, outputs, batch.targets, batch.sample_weight, prepared=prepared)
+        return measure_batch(objective, outputs, batch, prepared=prepared)
 
     return step
 

@@ -50,7 +50,7 @@ def numbered(records):
 
 def run(*on_epoch, **options):
     options = {"epochs": EPOCHS, "batch_size": 8, "variables": network(), **options}
-    return fit(MODEL, OBJECTIVE, ADAM, ROWS, ROWS, callbacks=on_epoch, **options)
+    return fit(MODEL, squared_error, ADAM, ROWS, ROWS, metrics=[rmse], callbacks=on_epoch, **options)
 
 
 def progress_at(epoch, best_epoch, best=float("inf")):

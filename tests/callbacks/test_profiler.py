@@ -18,11 +18,10 @@ from jaxdl.nn import mlp
 from jaxdl.runs.runner import drive
 from jaxdl.train import make_plan, start
 from jaxdl.train.fit import fit
-from jaxdl.types import Objective
 
 DRAWS = np.random.default_rng(0)
 ROWS = dataset(DRAWS.normal(size=(64, 5)), DRAWS.normal(size=(64, 1)))
-PLAN = make_plan(mlp((7,)), Objective(squared_error), optax.sgd(0.1), batch_size=16)
+PLAN = make_plan(mlp((7,)), squared_error, optax.sgd(0.1), batch_size=16)
 
 
 def events(folder):
@@ -162,7 +161,16 @@ def test_a_run_is_traced_and_comes_out_the_same(tmp_path):
 
 def test_an_observer_of_fit_traces_too(tmp_path):
     with profiler(tmp_path, last=4) as observe:
-        fit(PLAN.model, PLAN.objective, PLAN.optimizer, ROWS, epochs=4, batch_size=16, callbacks=[observe])
+        fit(
+            PLAN.model,
+            PLAN.objective.loss,
+            PLAN.optimizer,
+            ROWS,
+            metrics=PLAN.objective.metrics,
+            epochs=4,
+            batch_size=16,
+            callbacks=[observe],
+        )
     assert modules(tmp_path)
 
 

@@ -46,7 +46,7 @@ ROWS = dataset(RANDOM.normal(size=(24, 3)), RANDOM.normal(size=(24, 1)))
 BATCH, EPOCHS = 8, 4
 # Made once, so that all runs here share one compiled program.
 MODEL, OBJECTIVE, OPTIMISER = mlp((5,)), Objective(squared_error, (rmse,)), optax.sgd(0.05)
-PLAN = make_plan(MODEL, OBJECTIVE, OPTIMISER, batch_size=BATCH)
+PLAN = make_plan(MODEL, squared_error, OPTIMISER, metrics=[rmse], batch_size=BATCH)
 NAMES = ["Dense_0/bias", "Dense_0/kernel", "Dense_1/bias", "Dense_1/kernel"]
 
 
@@ -58,7 +58,7 @@ def beginning():
 def run(*on_epoch, run_state=None, rows=ROWS, **options):
     run_state = beginning() if run_state is None else run_state
     options = {"epochs": EPOCHS, "batch_size": BATCH, "state": run_state, "callbacks": on_epoch, **options}
-    return fit(MODEL, OBJECTIVE, OPTIMISER, rows, **options)
+    return fit(MODEL, squared_error, OPTIMISER, rows, metrics=[rmse], **options)
 
 
 def accumulated(folder):
@@ -354,12 +354,22 @@ def test_a_run_that_goes_on_takes_back_what_was_said_of_later_epochs(tmp_path):
 
 
 def test_it_compiles_one_program(tmp_path, compilations):
-    plan = make_plan(mlp((6,)), OBJECTIVE, OPTIMISER, batch_size=BATCH)
+    plan = make_plan(mlp((6,)), squared_error, OPTIMISER, metrics=[rmse], batch_size=BATCH)
     begin = start(plan, ROWS, key=jax.random.key(0))
     with histograms(tmp_path / "warm", PLAN, ROWS, beginning()):
         pass  # Whatever else JAX compiles once.
     with compilations() as names, histograms(tmp_path, plan, ROWS, begin, every=1) as observe:
-        fit(plan.model, OBJECTIVE, OPTIMISER, ROWS, epochs=3, batch_size=BATCH, state=begin, callbacks=[observe])
+        fit(
+            plan.model,
+            squared_error,
+            OPTIMISER,
+            ROWS,
+            metrics=[rmse],
+            epochs=3,
+            batch_size=BATCH,
+            state=begin,
+            callbacks=[observe],
+        )
     assert names.count("_gradient_of") == 1
 
 

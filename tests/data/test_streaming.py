@@ -7,11 +7,11 @@ import numpy as np
 import optax
 import pytest
 
-from jaxdl import Objective, evaluate, fit, losses, mlp, predict
+from jaxdl import evaluate, fit, losses, mlp, predict
 from jaxdl.data import DataSource, dataset, from_random_access, memory_mapped, take
 from jaxdl.data.streaming import loader, read_rows
 from jaxdl.errors import InputError
-from jaxdl.train.evaluate import evaluate_source, predict_source
+from jaxdl.train.evaluate import predict_source
 from jaxdl.types import Dataset
 
 RANDOM = np.random.default_rng(0)
@@ -203,14 +203,16 @@ def test_rows_that_are_read_by_strictly_rising_numbers_train_evaluate_and_predic
     rows = dataset(INPUTS, INPUTS[:, :1])
     strict = [Strict(leaf) for leaf in rows]
     source = DataSource(50, lambda numbers: Dataset(*(leaf[numbers] for leaf in strict)))
-    objective = Objective(losses.squared_error)
     found, wanted = (
-        fit(mlp(()), objective, optax.sgd(0.1), each, epochs=2, batch_size=batch_size) for each in (source, rows)
+        fit(mlp(()), losses.squared_error, optax.sgd(0.1), each, epochs=2, batch_size=batch_size)
+        for each in (source, rows)
     )
     np.testing.assert_allclose(found.history["loss"], wanted.history["loss"], rtol=1e-6)
     # Windows that are filled up hold rows twice.
-    evaluated = evaluate_source(mlp(()), objective, found.final, source, batch_size=8, window_bytes=400)
-    np.testing.assert_allclose(evaluated["loss"], evaluate(mlp(()), objective, found.final, rows)["loss"], rtol=1e-5)
+    evaluated = evaluate(mlp(()), found.final, source, losses.squared_error, batch_size=8, window_bytes=400)
+    np.testing.assert_allclose(
+        evaluated["loss"], evaluate(mlp(()), found.final, rows, losses.squared_error)["loss"], rtol=1e-5
+    )
     pieces = predict_source(mlp(()), found.final, source, batch_size=8, window_bytes=400)
     np.testing.assert_allclose(np.concatenate([*pieces]), predict(mlp(()), found.final, INPUTS), rtol=1e-5)
 

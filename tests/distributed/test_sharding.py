@@ -21,17 +21,17 @@ from jaxdl.nn import convnet, crop, cutout, flip, mlp, residual_net, with_augmen
 from jaxdl.train import chunks, early_stopping, epochs, make_plan, reduce_on_plateau, run_epoch, start
 from jaxdl.train.evaluate import evaluate, predict
 from jaxdl.train.fit import fit
-from jaxdl.types import Objective
 
 RANDOM = np.random.default_rng(0)
 INPUTS = RANDOM.normal(size=(101, 6)).astype(np.float32)
 TARGETS = (INPUTS[:, :1] * 2 + np.sin(3 * INPUTS[:, 1:2])).astype(np.float32)
 TRAIN, VALIDATION = dataset(INPUTS[:83], TARGETS[:83]), dataset(INPUTS[83:], TARGETS[83:])
-OBJECTIVE = Objective(squared_error, (rmse,))
+METRICS = (rmse,)
 PLAN = make_plan(
     mlp((16, 8), input_norm=True, dropout=0.2),
-    OBJECTIVE,
+    squared_error,
     optax.inject_hyperparams(optax.adam)(learning_rate=1e-2),
+    metrics=[rmse],
     batch_size=15,
     early_stopping=early_stopping(patience=4),
     plateau=reduce_on_plateau(patience=2),
@@ -103,7 +103,7 @@ def test_a_run_keeps_its_layout(large):
 
 
 def test_fit_needs_nothing_but_placed_rows():
-    run = partial(fit, NORMED, OBJECTIVE, SGD, epochs=3, batch_size=8)
+    run = partial(fit, NORMED, squared_error, SGD, metrics=[rmse], epochs=3, batch_size=8)
     wanted = run(TRAIN, VALIDATION)
     found = run(distributed.shard_dataset(TRAIN, mesh_of_size(8)), VALIDATION)
     np.testing.assert_allclose(found.history, wanted.history, rtol=1e-5)
@@ -113,7 +113,7 @@ def test_fit_needs_nothing_but_placed_rows():
 # Batches of one row, of fewer rows than devices, of as many, of no multiple of them, and of all rows.
 @pytest.mark.parametrize(("batch_size", "counts"), [(1, (8,)), (3, (8,)), (8, (3, 8)), (83, (3,))])
 def test_every_batch_size_is_exact_on_every_number_of_devices(batch_size, counts):
-    run = partial(fit, NORMED, OBJECTIVE, SGD, epochs=1, batch_size=batch_size)
+    run = partial(fit, NORMED, squared_error, SGD, metrics=[rmse], epochs=1, batch_size=batch_size)
     wanted = run(TRAIN, VALIDATION)
     for count in counts:
         found = run(distributed.shard_dataset(TRAIN, mesh_of_size(count)), VALIDATION)
@@ -124,9 +124,9 @@ def test_every_batch_size_is_exact_on_every_number_of_devices(batch_size, counts
 def test_evaluation_and_prediction_on_a_mesh_are_those_of_one_device(batch_size):
     mesh, weights = mesh_of_size(8), beginning().train_state.variables
     rows = distributed.shard_dataset(TRAIN, mesh)
-    wanted = evaluate(PLAN.model, OBJECTIVE, weights, TRAIN)
+    wanted = evaluate(PLAN.model, weights, TRAIN, squared_error, metrics=[rmse])
     on_mesh = sharding.device_put(weights, jax.tree.map(lambda _: NamedSharding(mesh, PartitionSpec()), weights))
-    found = evaluate(PLAN.model, OBJECTIVE, on_mesh, rows, batch_size=batch_size)
+    found = evaluate(PLAN.model, on_mesh, rows, squared_error, metrics=[rmse], batch_size=batch_size)
     np.testing.assert_allclose(found["rmse"], wanted["rmse"], rtol=1e-6)
     outputs = predict(PLAN.model, on_mesh, rows.inputs, batch_size=batch_size)
     np.testing.assert_allclose(outputs, predict(PLAN.model, weights, TRAIN.inputs), rtol=1e-5, atol=1e-6)
@@ -145,8 +145,7 @@ def images(count, classes=10):
     ids=["convnet", "residual"],
 )
 def test_images_on_eight_devices_are_trained_as_on_one(model):
-    objective = Objective(softmax_cross_entropy, (accuracy,))
-    plan = make_plan(model, objective, optax.sgd(1e-2, momentum=0.9), batch_size=12)
+    plan = make_plan(model, softmax_cross_entropy, optax.sgd(1e-2, momentum=0.9), metrics=[accuracy], batch_size=12)
     rows = images(50), images(20)
     begin = start(plan, *rows, key=jax.random.key(1))
     wanted, told = history(plan, begin, *rows, 2)
@@ -226,7 +225,7 @@ def test_the_least_wish_counts_and_none_is_a_pause():
 
 def test_members_and_rows_share_a_mesh():
     keys = jax.random.split(jax.random.key(0), 2)
-    plan = make_plan(NORMED, OBJECTIVE, SGD, batch_size=10)
+    plan = make_plan(NORMED, squared_error, SGD, metrics=[rmse], batch_size=10)
     many = start_members(keys, TRAIN, VALIDATION, plan=plan)
     wanted = [record for _, record in epochs(plan, many, TRAIN, VALIDATION, last=2, run=run_members)]
     mesh = mesh_of_size(8, member=2, data=4)

@@ -109,7 +109,15 @@ def test_the_walk_by_hand_is_what_fit_does(capsys):
     names = run_blocks(ROOT / "docs" / "how-it-works.md", {})
     lines = capsys.readouterr().out.splitlines()
     plan = names["plan"]
-    run = fit(plan.model, plan.objective, optax.adam(1e-3), names["train"], names["validation"], epochs=3)
+    run = fit(
+        plan.model,
+        plan.objective.loss,
+        optax.adam(1e-3),
+        names["train"],
+        names["validation"],
+        metrics=plan.objective.metrics,
+        epochs=3,
+    )
     for line, (epoch, record) in zip(lines[:3], run.history.iterrows(), strict=True):
         assert line == f"{epoch} { {name: round(value, 2) for name, value in record.items()} }"
     # The step's loss is that of NumPy before the update.

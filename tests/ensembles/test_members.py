@@ -29,8 +29,9 @@ TRAIN, VALIDATION = dataset(INPUTS[:30], TARGETS[:30]), dataset(INPUTS[30:], TAR
 # All that a run may remember: BatchNorm, dropout, the learning rate, momentum, an average, both rules.
 PLAN = make_plan(
     mlp((8,), dropout=0.1, input_norm=True),
-    Objective(losses.squared_error, (metrics.rmse,)),
+    losses.squared_error,
     optax.inject_hyperparams(optax.adam)(learning_rate=0.05),
+    metrics=[metrics.rmse],
     batch_size=8,
     early_stopping=early_stopping("val_loss", patience=3),
     plateau=reduce_on_plateau("val_loss", factor=0.5, patience=1),
@@ -38,7 +39,7 @@ PLAN = make_plan(
 )
 WITHOUT_BATCHNORM = PLAN._replace(model=mlp((8,), dropout=0.1))
 # What compiles fast and still draws in training.
-QUICK = make_plan(mlp((4,), dropout=0.1), Objective(losses.squared_error), optax.adam(0.05), batch_size=8)
+QUICK = make_plan(mlp((4,), dropout=0.1), losses.squared_error, optax.adam(0.05), batch_size=8)
 
 
 @functools.cache
@@ -272,7 +273,7 @@ def test_what_was_gathered_is_the_same_on_one_device():
 
 def family(learning_rate, dropout, scale):
     model, optimizer = mlp((4,), dropout=dropout, init_scale=scale), optax.adam(learning_rate)
-    return make_plan(model, Objective(losses.squared_error), optimizer, batch_size=8)
+    return make_plan(model, losses.squared_error, optimizer, batch_size=8)
 
 
 @pytest.mark.parametrize("how", ["map", "vmap"])
@@ -337,9 +338,11 @@ def test_the_spread_of_equal_members_is_nothing(committee):
 def test_each_member_is_measured_as_it_is_alone(committee, batch_size):
     """Bit for bit; what convolutions give may be rounded otherwise within the loop over members."""
     model, weights, rows, objective = committee
-    found = evaluate_members(model, objective, weights, rows, batch_size=batch_size)
+    found = evaluate_members(model, weights, rows, objective.loss, metrics=objective.metrics, batch_size=batch_size)
     for index in range(4):
-        expected = evaluate(model, objective, member(weights, index), rows, batch_size=batch_size)
+        expected = evaluate(
+            model, member(weights, index), rows, objective.loss, metrics=objective.metrics, batch_size=batch_size
+        )
         assert set(found) == set(expected)
         for name, value in expected.items():
             rtol = 1e-6 if rows is COMMITTEES["convnet"][1] else 0
@@ -352,7 +355,9 @@ def test_a_prediction_of_nan_harms_no_other(committee):
     for leaf in jax.tree.leaves(spoilt):
         leaf[1] = np.nan
     ill = weights._replace(params=spoilt)
-    found, expected = (evaluate_members(model, objective, of, rows)["loss"] for of in (ill, weights))
+    found, expected = (
+        evaluate_members(model, of, rows, objective.loss, metrics=objective.metrics)["loss"] for of in (ill, weights)
+    )
     assert np.isnan(found[1]) and not np.isnan(expected).any()
     np.testing.assert_array_equal(np.delete(found, 1), np.delete(expected, 1))
 
@@ -362,7 +367,11 @@ def test_the_weights_of_a_single_run_are_refused_and_those_of_an_ensemble_of_one
     alone, of_one = member(weights, 0), member(weights, slice(0, 1))
     for name, use, single in (
         ("predict_mean", lambda of: predict_mean(model, of, rows.inputs), "predict"),
-        ("evaluate_members", lambda of: evaluate_members(model, objective, of, rows), "evaluate"),
+        (
+            "evaluate_members",
+            lambda of: evaluate_members(model, of, rows, objective.loss, metrics=objective.metrics),
+            "evaluate",
+        ),
     ):
         with pytest.raises(InputError, match=rf"{name} needs the weights of many networks, .* Use jaxdl\.{single} for"):
             use(alone)

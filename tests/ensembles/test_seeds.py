@@ -17,17 +17,16 @@ from jaxdl.errors import InputError
 from jaxdl.nn import mlp
 from jaxdl.train import early_stopping, loop, make_plan
 from jaxdl.train.fit import fit
-from jaxdl.types import Objective
 
 RANDOM = np.random.default_rng(0)
 INPUTS = RANDOM.normal(size=(45, 5)).astype(np.float32)
 TARGETS = INPUTS[:, :1] ** 2
 DATA = dataset(INPUTS[:30], TARGETS[:30]), dataset(INPUTS[30:], TARGETS[30:])
-MODEL, OBJECTIVE, OPTIMISER = mlp((8,)), Objective(losses.squared_error, (metrics.rmse,)), optax.adam(0.05)
+MODEL, LOSS, OPTIMIZER = mlp((8,)), losses.squared_error, optax.adam(0.05)
 FLAGS = {"epochs": 30, "batch_size": 8, "early_stopping": early_stopping(patience=2)}
 SEEDS = (3, 0, 7)
-solo = partial(fit, MODEL, OBJECTIVE, OPTIMISER, *DATA, **FLAGS)
-many = partial(fit_seeds, MODEL, OBJECTIVE, OPTIMISER, *DATA, **{**FLAGS, "seeds": SEEDS})
+solo = partial(fit, MODEL, LOSS, OPTIMIZER, *DATA, metrics=[metrics.rmse], **FLAGS)
+many = partial(fit_seeds, MODEL, LOSS, OPTIMIZER, *DATA, metrics=[metrics.rmse], **{**FLAGS, "seeds": SEEDS})
 
 
 def bits(tree):
@@ -107,9 +106,7 @@ def test_a_progress_of_other_seeds_is_refused():
 @pytest.mark.parametrize(("count", "devices"), [(3, 3), (4, 4), (9, 3), (11, 1)])
 def test_seeds_are_spread_over_devices_and_train_in_one_program(count, devices, compilations):
     seeds = range(count)
-    train = partial(
-        fit_seeds, mlp(()), Objective(losses.squared_error), optax.sgd(0.05), DATA[0], epochs=3, batch_size=8
-    )
+    train = partial(fit_seeds, mlp(()), losses.squared_error, optax.sgd(0.05), DATA[0], epochs=3, batch_size=8)
     with compilations() as names:
         runs = train(seeds=seeds)
     assert names.count("_run") == names.count("start_members") == 1
@@ -144,7 +141,14 @@ def test_a_run_that_was_killed_goes_on_from_its_checkpoint_bit_for_bit(last, tmp
     assert runs.history["epoch"].max() == last and "interrupted" in runs.reasons
     # From here on only the files are known.
     saved = saving.restore_latest(tmp_path, print)
-    plan = make_plan(MODEL, OBJECTIVE, OPTIMISER, batch_size=8, early_stopping=FLAGS["early_stopping"])
+    plan = make_plan(
+        MODEL,
+        losses.squared_error,
+        OPTIMIZER,
+        metrics=[metrics.rmse],
+        batch_size=8,
+        early_stopping=FLAGS["early_stopping"],
+    )
     template = start_members(seed_keys(saved.about["seeds"]), *DATA, plan=plan)
     check_structure(saved.about["kinds"], template)
     rest = many(seeds=seeds, state=unflatten_named(template, saved.arrays))

@@ -96,7 +96,9 @@ def own_schedule(learning_rate, length):
     def rate(step):
         return learning_rate * (1 - jnp.minimum(step, length) / length)
 
-    return make_plan(mlp((4,)), OBJECTIVE, optax.inject_hyperparams(optax.sgd)(rate), batch_size=8)
+    return make_plan(
+        mlp((4,)), OBJECTIVE.loss, optax.inject_hyperparams(optax.sgd)(rate), metrics=OBJECTIVE.metrics, batch_size=8
+    )
 
 
 def test_the_length_of_a_schedule_may_be_a_number(compilations):

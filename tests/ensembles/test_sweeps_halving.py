@@ -20,7 +20,7 @@ RULES = {"least": early_stopping(patience=0), "largest": early_stopping("val_r2"
 def make_injected(learning_rate, stop):
     """The learning rate is a part of the state, so the solo runs of all candidates are one program."""
     optimizer = optax.inject_hyperparams(optax.sgd)(learning_rate)
-    return make_plan(mlp(()), OBJECTIVE, optimizer, batch_size=8, early_stopping=stop)
+    return make_plan(mlp(()), OBJECTIVE.loss, optimizer, metrics=OBJECTIVE.metrics, batch_size=8, early_stopping=stop)
 
 
 def make_least(learning_rate, kind=0):

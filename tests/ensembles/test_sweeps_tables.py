@@ -18,7 +18,9 @@ STOP = early_stopping(patience=1)
 
 def make(hidden=(), learning_rate=0.05, momentum=0.0):
     optimizer = optax.inject_hyperparams(optax.sgd)(learning_rate, momentum=momentum)
-    return make_plan(mlp(hidden), OBJECTIVE, optimizer, batch_size=8, early_stopping=STOP)
+    return make_plan(
+        mlp(hidden), OBJECTIVE.loss, optimizer, metrics=OBJECTIVE.metrics, batch_size=8, early_stopping=STOP
+    )
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +138,9 @@ def test_bad_arguments_are_told(arguments, said):
 
 def test_what_make_itself_refuses_is_told_as_it_says_it():
     def make_own(momentum):
-        return make_plan(mlp((), dropout=momentum), OBJECTIVE, optax.sgd(0.1), batch_size=8)
+        return make_plan(
+            mlp((), dropout=momentum), OBJECTIVE.loss, optax.sgd(0.1), metrics=OBJECTIVE.metrics, batch_size=8
+        )
 
     with pytest.raises(InputError, match=r"dropout must be a rate from 0 to below 1, got 1\.5"):
         sweep(make_own, [{"momentum": 0.1}, {"momentum": 1.5}], *ROWS, seeds=(0, 1))

@@ -19,7 +19,7 @@ from jaxdl.nn.adapters import linen_calls
 from jaxdl.saving import load, save
 from jaxdl.train.evaluate import predict
 from jaxdl.train.fit import fit
-from jaxdl.types import Objective, Variables
+from jaxdl.types import Variables
 
 KEY = jax.random.key(0)
 ROWS = np.random.default_rng(0).normal(2, 3, (12, 3)).astype(np.float32)
@@ -184,8 +184,17 @@ def test_the_same_network_in_linen_and_in_nnx_takes_the_same_trajectory():
     weights = linen.init(KEY, rows.inputs[:1])
 
     def run(model, weights):
-        objective = Objective(squared_error, (rmse,))
-        return fit(model, objective, optax.adam(1e-2), rows, rows, epochs=3, batch_size=8, variables=weights)
+        return fit(
+            model,
+            squared_error,
+            optax.adam(1e-2),
+            rows,
+            rows,
+            metrics=[rmse],
+            epochs=3,
+            batch_size=8,
+            variables=weights,
+        )
 
     one, two = run(linen, weights), run(other, to_nnx(weights))
     assert int(one.state.train_state.step) == int(two.state.train_state.step) == 24
@@ -726,7 +735,12 @@ def test_statistics_of_the_parameters_need_no_mask():
 
     rows = dataset(ROWS, ROWS[:, :1])
     result = fit(
-        from_linen(with_norm(spectral)()), Objective(squared_error), optax.sgd(0.01), rows, epochs=1, batch_size=4
+        from_linen(with_norm(spectral)()),
+        squared_error,
+        optax.sgd(0.01),
+        rows,
+        epochs=1,
+        batch_size=4,
     )
     assert np.isfinite(result.history["loss"]).all()
 
@@ -782,7 +796,14 @@ def test_sown_losses_are_refused_by_their_name(late, summed):
 
     rows = dataset(ROWS, ROWS[:, :1])
     with pytest.raises(InputError, match="Net sows values into 'losses', which is not added to the loss"):
-        fit(from_linen(Net()), Objective(squared_error), optax.sgd(0.01), rows, epochs=1, batch_size=4)
+        fit(
+            from_linen(Net()),
+            squared_error,
+            optax.sgd(0.01),
+            rows,
+            epochs=1,
+            batch_size=4,
+        )
 
 
 def test_intermediates_and_perturbations_are_dropped():

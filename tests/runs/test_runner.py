@@ -27,7 +27,6 @@ from jaxdl.runs import runner
 from jaxdl.train import early_stopping, make_plan, start
 from jaxdl.train.fit import fit
 from jaxdl.train.loop import Chunk
-from jaxdl.types import Objective
 
 COMPILE = "/jax/core/compile/backend_compile_duration"
 INPUTS = np.linspace(-1, 1, 24, dtype=np.float32)[:, None]
@@ -35,8 +34,9 @@ ROWS = dataset(INPUTS, 3 * INPUTS)
 # A rate that overshoots, so that the stopping rule has something to stop.
 PLAN = make_plan(
     mlp(()),
-    Objective(squared_error, (rmse,)),
+    squared_error,
     optax.adam(2.0),
+    metrics=[rmse],
     batch_size=8,
     early_stopping=early_stopping("val_loss", patience=2),
 )
@@ -45,7 +45,7 @@ PLAN = make_plan(
 def fitted(epochs, callbacks=()):
     model, objective, optimizer, batch_size, stop, *_ = PLAN
     options = {"batch_size": batch_size, "early_stopping": stop, "epochs": epochs, "callbacks": callbacks}
-    return fit(model, objective, optimizer, ROWS, ROWS, seed=3, **options)
+    return fit(model, objective.loss, optimizer, ROWS, ROWS, metrics=objective.metrics, seed=3, **options)
 
 
 def driven(epochs, callbacks=()):

@@ -27,7 +27,6 @@ from jaxdl.saving import checkpoints
 from jaxdl.saving.checkpoints import shared_checkpointer
 from jaxdl.train import make_plan, start
 from jaxdl.train.nonfinite import NonFiniteError
-from jaxdl.types import Objective
 from tests.groups import scripts
 
 HISTORY = [{"epoch": 1, "loss": 0.1, "val_loss": float("nan")}, {"epoch": 2, "loss": 1e-45, "val_loss": float("inf")}]
@@ -590,7 +589,7 @@ ROWS = dataset(INPUTS, INPUTS.sum(1, keepdims=True))
 
 
 def driven(folder, rate, epochs, **flags):
-    plan = make_plan(mlp(()), Objective(losses.squared_error), optax.sgd(rate), batch_size=8)
+    plan = make_plan(mlp(()), losses.squared_error, optax.sgd(rate), batch_size=8)
     pauses = []
     with shared_checkpointer(folder, {}, every=0, warn=refuse) as checkpointer:
 
@@ -649,7 +648,7 @@ def train(folder, epochs, placed):
     inputs = np.random.default_rng(0).normal(size=(60, 6)).astype(np.float32)
     rows = dataset(inputs, inputs.sum(1, keepdims=True))
     plan = make_plan(
-        mlp((12,)), Objective(losses.squared_error), optax.adam(0.01), batch_size=12,
+        mlp((12,)), losses.squared_error, optax.adam(0.01), batch_size=12,
         early_stopping=early_stopping("loss"),
     )
     begin = start(plan, rows, key=jax.random.key(3))

@@ -16,20 +16,20 @@ from jaxdl.nn import mlp
 from jaxdl.train import early_stopping, epochs, make_plan, reduce_on_plateau, run_epoch, start
 from jaxdl.train.epoch import start_shapes
 from jaxdl.train.evaluate import evaluate
-from jaxdl.types import Model, Objective, Variables
+from jaxdl.types import Model, Variables
 
 RANDOM = np.random.default_rng(0)
 INPUTS = RANDOM.normal(size=(77, 3)).astype(np.float32)
 TRAIN = dataset(INPUTS, INPUTS.sum(1, keepdims=True) + 0.1 * RANDOM.normal(size=(77, 1)))
 VALIDATION = dataset(INPUTS[:20] + 1, INPUTS[:20].sum(1, keepdims=True) + 3)
-OBJECTIVE = Objective(squared_error, (rmse,))
+METRICS = (rmse,)
 INJECTED = optax.inject_hyperparams(optax.sgd)(learning_rate=0.05)
 # Plans of the same parts share a program.
 MODEL, ADAM = mlp((5,)), optax.adam(0.01)
 
 
 def plan_of(model=None, optimizer=None, **options):
-    return make_plan(model or MODEL, OBJECTIVE, optimizer or ADAM, batch_size=10, **options)
+    return make_plan(model or MODEL, squared_error, optimizer or ADAM, metrics=[rmse], batch_size=10, **options)
 
 
 TWO_EPOCHS = plan_of(early_stopping=early_stopping("val_loss", patience=0, min_delta=1e9))
@@ -109,7 +109,7 @@ def test_a_record_reads_loss_first_and_holds_python_floats():
 def test_validation_figures_are_those_of_the_weights_after_the_epoch():
     plan = plan_of()
     run_state, record = take_epochs(plan, 3)[-1]
-    found = evaluate(plan.model, OBJECTIVE, run_state.train_state.variables, VALIDATION)
+    found = evaluate(plan.model, run_state.train_state.variables, VALIDATION, squared_error, metrics=[rmse])
     np.testing.assert_allclose(record["val_rmse"], found["rmse"], rtol=1e-6)
 
 
@@ -117,7 +117,7 @@ def test_training_figures_are_means_over_the_rows_as_they_were_met():
     """With a learning rate of 0 the weights stand still, so they are the figures of the whole set."""
     plan = plan_of(optimizer=optax.sgd(0.0))
     run_state, record = take_epochs(plan, 1)[0]
-    whole = evaluate(plan.model, OBJECTIVE, run_state.train_state.variables, TRAIN)
+    whole = evaluate(plan.model, run_state.train_state.variables, TRAIN, squared_error, metrics=[rmse])
     np.testing.assert_allclose(record["loss"], whole["loss"], rtol=1e-5)
 
 
@@ -224,7 +224,7 @@ def test_a_run_that_goes_on_is_checked_as_one_that_begins(change, message):
 def test_metrics_need_names_of_their_own(name):
     metrics = (rmse, mean(name, absolute_error))
     with pytest.raises(InputError, match=f'got "{name}", which is taken'):
-        make_plan(mlp(()), Objective(squared_error, metrics), INJECTED)
+        make_plan(mlp(()), squared_error, INJECTED, metrics=metrics)
 
 
 def test_several_learning_rates_cannot_be_reduced_as_one():
@@ -234,13 +234,16 @@ def test_several_learning_rates_cannot_be_reduced_as_one():
 
 
 def test_metrics_may_be_listed():
-    assert make_plan(mlp(()), Objective(squared_error, [rmse]), INJECTED).objective.metrics == (rmse,)
+    assert make_plan(mlp(()), squared_error, INJECTED, metrics=[rmse]).objective.metrics == (rmse,)
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: make_plan(mlp(()), squared_error, INJECTED), "objective must be an Objective, got the function"),
+        (
+            lambda: make_plan(mlp(()), squared_error, INJECTED),
+            "objective must be an Objective, got the function",
+        ),
         (
             lambda: start(plan_of(), (INPUTS, INPUTS), key=jax.random.key(0)),
             "train must be a Dataset, got a tuple",
@@ -249,9 +252,14 @@ def test_metrics_may_be_listed():
             lambda: begin(plan_of(), validation=dataset(INPUTS[:, :2], INPUTS[:, :1])),
             r"validation rows must have the shape of training rows, \(3,\), got \(2,\)",
         ),
-        (lambda: make_plan(mlp(()), OBJECTIVE, INJECTED, batch_size=0), "batch_size must be at least 1, got 0"),
         (
-            lambda: start(make_plan(mlp(()), OBJECTIVE, INJECTED, batch_size=78), TRAIN, key=jax.random.key(0)),
+            lambda: make_plan(mlp(()), squared_error, INJECTED, metrics=[rmse], batch_size=0),
+            "batch_size must be at least 1, got 0",
+        ),
+        (
+            lambda: start(
+                make_plan(mlp(()), squared_error, INJECTED, metrics=[rmse], batch_size=78), TRAIN, key=jax.random.key(0)
+            ),
             "batch_size=78 leaves no full batch in 77 training rows. Use at most 77.",
         ),
         (

@@ -63,7 +63,7 @@ def chunk_of_steps():
 def test_the_loop_over_train_body_is_the_loop_in_its_docstring(meaning):
     state, sums = start()
     names = {
-        "step": jax.jit(make_train_step(MODEL, OBJECTIVE, SGD)),
+        "step": jax.jit(make_train_step(MODEL, OBJECTIVE.loss, SGD, metrics=OBJECTIVE.metrics)),
         "state": state,
         "sums": sums,
         "batch": a_batch(),
@@ -98,14 +98,14 @@ def test_chunks_of_any_length_give_the_bits_of_the_whole_from_one_program(chunk,
 @pytest.mark.parametrize("batch_size", [1, 10, 38, 76, 77, 1024])
 def test_figures_are_those_of_the_data_set_whatever_the_batch_size(batch_size, meaning):
     outputs = np.float64(outputs_of_network())
-    found = evaluate(MODEL, OBJECTIVE, network(), ROWS, batch_size=batch_size)
+    found = evaluate(MODEL, network(), ROWS, OBJECTIVE.loss, metrics=OBJECTIVE.metrics, batch_size=batch_size)
     mean = ((outputs - np.asarray(ROWS.targets)) ** 2).mean()
     np.testing.assert_allclose(found["loss"], mean, rtol=2e-5)
     np.testing.assert_allclose(found["rmse"], np.sqrt(mean), rtol=2e-5)
 
 
 def test_sum_steps_is_the_loop_in_its_docstring(meaning):
-    evaluation = jax.jit(make_eval_step(MODEL, OBJECTIVE))
+    evaluation = jax.jit(make_eval_step(MODEL, OBJECTIVE.loss, metrics=OBJECTIVE.metrics))
     zero = zeros_of(evaluation, network(), ROWS)
     for start, stop in ((0, 4), (1, 3), (3, 4), (2, 1)):
         names = {
@@ -126,8 +126,8 @@ def test_sum_steps_is_the_loop_in_its_docstring(meaning):
 def test_rows_of_weight_0_are_not_measured():
     some = ROWS._replace(sample_weight=jnp.where(jnp.arange(77) < 50, ROWS.sample_weight, jnp.float32(0)))
     for batch_size in (30, 100):
-        found = evaluate(MODEL, OBJECTIVE, network(), some, batch_size=batch_size)
-        kept = evaluate(MODEL, OBJECTIVE, network(), take(ROWS, range(50)))
+        found = evaluate(MODEL, network(), some, OBJECTIVE.loss, metrics=OBJECTIVE.metrics, batch_size=batch_size)
+        kept = evaluate(MODEL, network(), take(ROWS, range(50)), OBJECTIVE.loss, metrics=OBJECTIVE.metrics)
         np.testing.assert_allclose(found["rmse"], kept["rmse"], rtol=1e-5)
 
 
@@ -143,7 +143,7 @@ def test_evaluation_and_prediction_compile_once_a_shape(compilations):
     half = jax.tree.map(lambda leaf: leaf[:40], ROWS)
     with compilations() as names:
         for rows in (ROWS, half, ROWS, half):
-            evaluate(model, OBJECTIVE, weights, rows)
+            evaluate(model, weights, rows, OBJECTIVE.loss, metrics=OBJECTIVE.metrics)
             predict(model, weights, rows.inputs)
     assert sorted(names) == ["_predict"] * 2 + ["evaluate_prepared"] * 2
 

@@ -152,7 +152,7 @@ def test_a_checkpoint_is_resumed_with_its_history(whole, tmp_path):
     run = train(epochs=5, state=saved)
     assert run.records == whole.records and bits(run.state) == bits(whole.state)
     with pytest.raises(InputError, match="the checkpoint holds"):
-        fit(mlp((4,)), OBJECTIVE, OPTIMIZER, ROWS, ROWS, batch_size=8, epochs=5, state=saved)
+        fit(mlp((4,)), squared_error, OPTIMIZER, ROWS, ROWS, metrics=[rmse], batch_size=8, epochs=5, state=saved)
 
 
 def test_an_interrupted_run_has_the_records_of_its_state_and_no_more(whole):
@@ -173,7 +173,7 @@ def test_the_result_that_is_resumed_is_not_changed(whole):
 
 
 def test_a_driven_run_writes_every_epoch_once(whole, tmp_path):
-    plan = make_plan(MODEL, OBJECTIVE, OPTIMIZER, batch_size=8)
+    plan = make_plan(MODEL, squared_error, OPTIMIZER, metrics=[rmse], batch_size=8)
     first = train(epochs=2)
     for _ in range(2):  # the second is set back
         with (

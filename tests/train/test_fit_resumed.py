@@ -39,7 +39,7 @@ INJECTED = optax.inject_hyperparams(optax.sgd)(learning_rate=0.01)
 OBJECTIVE = Objective(squared_error)
 # No epoch improves by so much, so the run ends after patience + 1 epochs.
 STOP = early_stopping("loss", patience=2, min_delta=100.0)
-PLAN = make_plan(MODEL, OBJECTIVE, OPTIMIZER)
+PLAN = make_plan(MODEL, squared_error, OPTIMIZER)
 
 
 def train(**options):
@@ -47,7 +47,7 @@ def train(**options):
 
 
 def train_seeds(**options):
-    return fit_seeds(MODEL, OBJECTIVE, OPTIMIZER, ROWS, **options)
+    return fit_seeds(MODEL, squared_error, OPTIMIZER, ROWS, **options)
 
 
 def assert_equal(one, other):
@@ -134,7 +134,7 @@ def test_members_at_different_epochs_all_reach_the_last():
 
 
 def test_members_that_stand_still_wait_for_the_epoch_of_the_others():
-    plan = make_plan(MODEL, OBJECTIVE, OPTIMIZER, early_stopping=STOP)
+    plan = make_plan(MODEL, squared_error, OPTIMIZER, early_stopping=STOP)
     first = train_seeds(seeds=(0, 1), epochs=2, method="map")
     # Of two members one has stopped, and the other is cut inside the next epoch.
     over = first.state.stopping._replace(
@@ -221,9 +221,9 @@ def test_a_progress_of_another_dtype_is_refused(stopped):
 
 
 def test_members_of_another_width_are_refused():
-    run_state = start_members(seed_keys((0, 1)), ROWS, plan=make_plan(mlp((5,)), OBJECTIVE, OPTIMIZER))
+    run_state = start_members(seed_keys((0, 1)), ROWS, plan=make_plan(mlp((5,)), squared_error, OPTIMIZER))
     with pytest.raises(InputError, match=r"float32 of shape \(4, 5\) for params/.* expected float32 of shape \(4, 4\)"):
-        fit_seeds(NETWORK, OBJECTIVE, OPTIMIZER, ROWS, epochs=2, state=run_state)
+        fit_seeds(NETWORK, squared_error, OPTIMIZER, ROWS, epochs=2, state=run_state)
 
 
 def test_fit_and_fit_seeds_refuse_the_progress_of_each_other(stopped):
@@ -273,8 +273,16 @@ def test_what_to_do_at_nan_is_one_of_two(on_nan):
 
 def interrupted(rows, batch_size=8, **arguments):
     """The result of a run that ended inside its second epoch."""
-    run = fit(MODEL, OBJECTIVE, SLOW, rows, epochs=1, batch_size=batch_size, **arguments)
-    plan = make_plan(MODEL, OBJECTIVE, SLOW, batch_size=batch_size)
+    run = fit(
+        MODEL,
+        squared_error,
+        SLOW,
+        rows,
+        epochs=1,
+        batch_size=batch_size,
+        **arguments,
+    )
+    plan = make_plan(MODEL, squared_error, SLOW, batch_size=batch_size)
     inside = advance(run.state, training_rows(rows), None, 3, plan=plan)[0]
     return run._replace(state=inside, data=data_of_epoch(plan, inside, rows))
 
@@ -284,41 +292,88 @@ def test_a_result_inside_an_epoch_resumes_on_its_own_rows_alone():
     rows, others = dataset(x, x[:, :1]), dataset(x, x[:, 1:])
     fewer = dataset(x[:48], x[:48, :1])
     run = interrupted(rows)
-    whole = fit(MODEL, OBJECTIVE, SLOW, rows, epochs=2, batch_size=8)
+    whole = fit(MODEL, squared_error, SLOW, rows, epochs=2, batch_size=8)
     for one, other in zip(
         *(
             jax.tree.leaves(each.final)
-            for each in (whole, fit(MODEL, OBJECTIVE, SLOW, rows, epochs=2, batch_size=8, state=run))
+            for each in (
+                whole,
+                fit(
+                    MODEL,
+                    squared_error,
+                    SLOW,
+                    rows,
+                    epochs=2,
+                    batch_size=8,
+                    state=run,
+                ),
+            )
         ),
         strict=True,
     ):
         np.testing.assert_array_equal(one, other)
     for wrong in (others, fewer):
         with pytest.raises(InputError, match=r"an epoch of batch_size=8, 64 rows, checksum \w+, got batch_size=8"):
-            fit(MODEL, OBJECTIVE, SLOW, wrong, epochs=2, batch_size=8, state=run)
+            fit(MODEL, squared_error, SLOW, wrong, epochs=2, batch_size=8, state=run)
     # Between two epochs other rows may follow.
-    done = fit(MODEL, OBJECTIVE, SLOW, rows, epochs=1, batch_size=8)
-    assert len(fit(MODEL, OBJECTIVE, SLOW, others, epochs=2, batch_size=8, state=done).records) == 2
+    done = fit(MODEL, squared_error, SLOW, rows, epochs=1, batch_size=8)
+    assert (
+        len(
+            fit(
+                MODEL,
+                squared_error,
+                SLOW,
+                others,
+                epochs=2,
+                batch_size=8,
+                state=done,
+            ).records
+        )
+        == 2
+    )
 
 
 def test_a_result_inside_an_epoch_of_weighted_rows_or_a_source_is_checked_too():
     x = np.random.default_rng(1).normal(size=(64, 2)).astype(np.float32)
     rows = dataset(x, x[:, :1], np.linspace(0.1, 2, 64))
     with pytest.raises(InputError, match=r"batch_size=8, 64 rows, .* got batch_size=16"):
-        fit(MODEL, OBJECTIVE, SLOW, rows, epochs=2, batch_size=16, state=interrupted(rows))
+        fit(
+            MODEL,
+            squared_error,
+            SLOW,
+            rows,
+            epochs=2,
+            batch_size=16,
+            state=interrupted(rows),
+        )
 
 
 def test_another_monitor_makes_the_best_epoch_one_of_those_to_come():
     x = np.random.default_rng(1).normal(size=(64, 2)).astype(np.float32)
     rows, objective = dataset(x, x[:, :1]), Objective(squared_error, (metrics.r2(),))
     loss, score = (early_stopping(name, patience=9) for name in ("val_loss", "val_r2"))
-    first = fit(MODEL, objective, SGD, rows, rows, epochs=2, early_stopping=loss)
-    then = fit(MODEL, objective, SGD, rows, rows, epochs=4, early_stopping=score, state=first)
+    first = fit(MODEL, objective.loss, SGD, rows, rows, metrics=objective.metrics, epochs=2, early_stopping=loss)
+    then = fit(
+        MODEL, objective.loss, SGD, rows, rows, metrics=objective.metrics, epochs=4, early_stopping=score, state=first
+    )
     values = [record["val_r2"] for record in then.records]
     assert then.best_epoch == 3 + int(np.argmax(values[2:]))
-    same = fit(MODEL, objective, SGD, rows, rows, epochs=4, early_stopping=loss, state=first)
+    same = fit(
+        MODEL, objective.loss, SGD, rows, rows, metrics=objective.metrics, epochs=4, early_stopping=loss, state=first
+    )
     losses = [record["val_loss"] for record in same.records]
     assert same.best_epoch == 1 + int(np.argmin(losses))
-    many = fit_seeds(MODEL, objective, SGD, rows, rows, seeds=(0, 1), epochs=2)
-    resumed = fit_seeds(MODEL, objective, SGD, rows, rows, seeds=(0, 1), epochs=3, state=many, early_stopping=score)
+    many = fit_seeds(MODEL, objective.loss, SGD, rows, rows, metrics=objective.metrics, seeds=(0, 1), epochs=2)
+    resumed = fit_seeds(
+        MODEL,
+        objective.loss,
+        SGD,
+        rows,
+        rows,
+        metrics=objective.metrics,
+        seeds=(0, 1),
+        epochs=3,
+        state=many,
+        early_stopping=score,
+    )
     assert resumed.best_epochs.tolist() == [3, 3]

@@ -17,7 +17,7 @@ from jaxdl.nn import mlp
 from jaxdl.train import chunks, make_plan, start
 from jaxdl.train.epoch import draw
 from jaxdl.train.fit import begin
-from jaxdl.types import Dataset, Objective
+from jaxdl.types import Dataset
 
 RANDOM = np.random.default_rng(0)
 INPUTS = RANDOM.normal(size=(50, 3)).astype(np.float32)
@@ -29,7 +29,7 @@ OURS = {"_start", "chunk_program"}
 
 def plan_of(width=4):
     model = mlp((width,), input_norm=True, dropout=0.1)
-    return make_plan(model, Objective(losses.squared_error, (metrics.rmse,)), optax.adam(0.01), batch_size=8)
+    return make_plan(model, losses.squared_error, optax.adam(0.01), metrics=[metrics.rmse], batch_size=8)
 
 
 def bits(tree):
@@ -68,7 +68,7 @@ def test_given_weights_are_begun_with():
 
 
 def test_in_float64_nothing_is_compiled_for_float32(compilations):
-    plan = make_plan(mlp((4,), dtype=jnp.float64), Objective(losses.squared_error), optax.adam(0.01), batch_size=8)
+    plan = make_plan(mlp((4,), dtype=jnp.float64), losses.squared_error, optax.adam(0.01), batch_size=8)
     with jax.enable_x64(True), compilations() as names:
         rows = dataset(INPUTS.astype(np.float64), INPUTS[:, :1].astype(np.float64))
         run_state = begin(plan, rows, key=jax.random.key(0))

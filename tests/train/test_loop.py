@@ -18,7 +18,6 @@ from jaxdl.nn import mlp
 from jaxdl.train import chunks, early_stopping, epochs, make_plan, reduce_on_plateau, start
 from jaxdl.train.epoch import advance, batches_of_epoch
 from jaxdl.train.plan import NEVER
-from jaxdl.types import Objective
 from tests.groups import scripts
 
 RANDOM = np.random.default_rng(0)
@@ -27,12 +26,13 @@ TRAIN = dataset(INPUTS, INPUTS.sum(1, keepdims=True) + 0.1 * RANDOM.normal(size=
 # Several batches of evaluation, the last one not full.
 MANY = RANDOM.normal(size=(2500, 3)).astype(np.float32)
 VALIDATION = dataset(MANY + 1, MANY.sum(1, keepdims=True) + 3)
-OBJECTIVE = Objective(losses.squared_error, (metrics.rmse,))
+METRICS = (metrics.rmse,)
 # All that a run may remember: BatchNorm, dropout, a schedule, momentum, an average, both rules.
 PLAN = make_plan(
     mlp((5,), dropout=0.2, input_norm=True),
-    OBJECTIVE,
+    losses.squared_error,
     optax.inject_hyperparams(optax.adam)(learning_rate=0.05),
+    metrics=[metrics.rmse],
     batch_size=10,
     early_stopping=early_stopping("val_loss", patience=2),
     plateau=reduce_on_plateau("val_loss", factor=0.5, patience=1),
@@ -134,7 +134,7 @@ def test_validation_in_batches_measures_every_row_once():
 
 def test_a_chunk_tells_where_weights_or_losses_are_not_finite():
     rows = TRAIN._replace(targets=np.where(np.arange(77)[:, None] == 5, np.float32(np.inf), TRAIN.targets))
-    plan = make_plan(mlp(()), OBJECTIVE, optax.sgd(0.0), batch_size=10)
+    plan = make_plan(mlp(()), losses.squared_error, optax.sgd(0.0), metrics=[metrics.rmse], batch_size=10)
     told = [c.finite for c in chunks(plan, start(plan, TRAIN, key=jax.random.key(0)), rows, last=1, steps=lambda: 1)]
     # The rate is 0, but 0 times nan is nan, so everything after the row is lost.
     assert True in told and told == sorted(told, reverse=True) and not told[-1]
@@ -169,7 +169,7 @@ from jaxdl.distributed import make_mesh, shard_dataset
 from jaxdl.train import start
 from jaxdl.types import Objective
 rows = dataset(np.ones((6, 1)), np.ones((6, 1)))
-plan = make_plan(mlp(()), Objective(losses.squared_error), optax.sgd(0.1), batch_size=1)
+plan = make_plan(mlp(()), losses.squared_error, optax.sgd(0.1), batch_size=1)
 begin, rows = start(plan, rows, key=jax.random.key(0)), shard_dataset(rows, make_mesh())
 asked = iter([0, 2, 0, 1, WHOLE])
 for chunk in chunks(plan, begin, rows, last=1, steps=lambda: next(asked) if own == 0 else WHOLE):

@@ -27,7 +27,6 @@ from jaxdl.train import chunks, early_stopping, make_plan, start
 from jaxdl.train.fit import fit
 from jaxdl.train.loop import Pace
 from jaxdl.train.nonfinite import NonFiniteError, check_finite
-from jaxdl.types import Objective
 from tests.train.test_loop import OBJECTIVE, PLAN, TRAIN, VALIDATION, beginning
 
 # 77 rows of 20 bytes in batches of 10: windows of one batch, of two (the last of an epoch not full), of the epoch.
@@ -93,8 +92,13 @@ def test_a_stream_gives_the_bits_of_the_run_in_memory(tmp_path, window_bytes, si
 def test_a_stream_of_images_gives_the_bits_of_the_run_in_memory(tmp_path):
     random = np.random.default_rng(0)
     rows = dataset(random.integers(0, 256, (50, 8, 8, 3), np.uint8), random.integers(0, 4, 50))
-    objective = Objective(losses.softmax_cross_entropy, (metrics.accuracy,))
-    plan = make_plan(convnet((4,), outputs=4, pool=False, dropout=0.2), objective, optax.adam(0.01), batch_size=16)
+    plan = make_plan(
+        convnet((4,), outputs=4, pool=False, dropout=0.2),
+        losses.softmax_cross_entropy,
+        optax.adam(0.01),
+        metrics=[metrics.accuracy],
+        batch_size=16,
+    )
     begin = start(plan, rows, key=jax.random.key(0))
     found = list(streamed(plan, begin, mapped(tmp_path, rows), last=3, window_bytes=8000))
     wanted = list(chunks(plan, begin, rows, last=3))
@@ -145,7 +149,7 @@ def test_two_billion_rows_are_streamed_without_an_order_of_all():
         inputs = (rows % 1000)[:, None] / 1000
         return dataset(inputs, inputs)
 
-    plan = make_plan(mlp(()), OBJECTIVE, optax.sgd(0.1), batch_size=100)
+    plan = make_plan(mlp(()), OBJECTIVE.loss, optax.sgd(0.1), metrics=OBJECTIVE.metrics, batch_size=100)
     begin = start(plan, loader(DataSource(count, read), 100).first, key=jax.random.key(0))
     stream = streamed(plan, begin, DataSource(count, read), steps=lambda: 3, window_bytes=5000)
     assert [chunk.batches for chunk in itertools.islice(stream, 5)] == [3, 1, 3, 1, 3]
@@ -157,7 +161,9 @@ def test_two_billion_rows_are_streamed_without_an_order_of_all():
 def test_a_rule_ends_a_stream_and_its_thread():
     source, _ = in_parts(TRAIN)
     stop = early_stopping("val_loss", patience=0, min_delta=0.5)
-    plan = make_plan(mlp(()), OBJECTIVE, optax.sgd(0.05), batch_size=10, early_stopping=stop)
+    plan = make_plan(
+        mlp(()), OBJECTIVE.loss, optax.sgd(0.05), metrics=OBJECTIVE.metrics, batch_size=10, early_stopping=stop
+    )
     begin = start(plan, TRAIN, VALIDATION, key=jax.random.key(2))
     found = list(streamed(plan, begin, source, VALIDATION, last=200, window_bytes=400))
     wanted = list(chunks(plan, begin, TRAIN, VALIDATION, last=200))
@@ -274,7 +280,18 @@ def test_fit_and_drive_take_a_source(tmp_path):
     source = mapped(tmp_path, TRAIN)
     model, optimizer = mlp(()), optax.sgd(0.01)
     runs = [
-        fit(model, OBJECTIVE, optimizer, rows, VALIDATION, epochs=3, batch_size=10, seed=4) for rows in (source, TRAIN)
+        fit(
+            model,
+            OBJECTIVE.loss,
+            optimizer,
+            rows,
+            VALIDATION,
+            metrics=OBJECTIVE.metrics,
+            epochs=3,
+            batch_size=10,
+            seed=4,
+        )
+        for rows in (source, TRAIN)
     ]
     assert runs[0].history.equals(runs[1].history) and bits(runs[0].state) == bits(runs[1].state)
     ends = [drive(PLAN, beginning(), rows, VALIDATION, epochs=2).state for rows in (source, TRAIN)]
@@ -287,7 +304,7 @@ def test_a_step_that_is_not_finite_is_told_with_its_rows(tmp_path):
     targets = np.array(TRAIN.targets)
     targets[row] = 1e30
     rows = TRAIN._replace(targets=targets)
-    plan = make_plan(mlp((5,)), OBJECTIVE, optax.sgd(0.01), batch_size=10)
+    plan = make_plan(mlp((5,)), OBJECTIVE.loss, optax.sgd(0.01), metrics=OBJECTIVE.metrics, batch_size=10)
     begin = start(plan, TRAIN, VALIDATION, key=jax.random.key(1))
     begin = begin._replace(key=beginning().key)
     troubles = []
@@ -324,7 +341,7 @@ def test_what_does_not_fit_a_stream_is_refused():
     with pytest.raises(InputError, match="batch_size=100 leaves no full batch in 77 training rows"):
         next(chunks(PLAN._replace(batch_size=100), beginning(), source, VALIDATION))
     with pytest.raises(InputError, match=r"progress stands at batch 8 of 8\. Give the rows that it began with"):
-        plan = make_plan(mlp(()), OBJECTIVE, optax.sgd(0.1), batch_size=10)
+        plan = make_plan(mlp(()), OBJECTIVE.loss, optax.sgd(0.1), metrics=OBJECTIVE.metrics, batch_size=10)
         begin = start(plan, TRAIN, key=jax.random.key(0))
         next(chunks(plan, begin._replace(cursor=begin.cursor + 8), source))
 
@@ -343,7 +360,8 @@ LARGE = """
 import re, sys, time
 from pathlib import Path
 import jax, numpy as np, optax
-from jaxdl import Objective, losses, start, make_plan, mlp
+from jaxdl import losses, start, make_plan, mlp
+from jaxdl.types import Objective
 from jaxdl.data.streaming import loader, memory_mapped
 from jaxdl.train import chunks
 

@@ -20,15 +20,15 @@ from jaxdl.nn import mlp
 from jaxdl.train import find_learning_rate, make_plan, make_train_step, run_epoch, start
 from jaxdl.train.lr_finder import LearningRateScan, smoothed, suggestion
 from jaxdl.train.plan import with_learning_rate
-from jaxdl.types import Objective
 
 RANDOM = np.random.default_rng(0)
 INPUTS = RANDOM.normal(size=(37, 3)).astype(np.float32)
 TRAIN = dataset(INPUTS, INPUTS.sum(1, keepdims=True) + 0.1 * RANDOM.normal(size=(37, 1)))
 PLAN = make_plan(
     mlp((5,), dropout=0.2, input_norm=True),
-    Objective(squared_error, (metrics.rmse,)),
+    squared_error,
     optax.inject_hyperparams(optax.adam)(learning_rate=0.05),
+    metrics=[metrics.rmse],
     batch_size=10,
     ema_decay=0.9,
 )
@@ -41,12 +41,20 @@ def beginning():
 
 @functools.cache
 def least_squares(rate=0.1):
-    plan = make_plan(mlp(()), Objective(squared_error), optax.inject_hyperparams(optax.sgd)(learning_rate=rate))
+    plan = make_plan(
+        mlp(()),
+        squared_error,
+        optax.inject_hyperparams(optax.sgd)(learning_rate=rate),
+    )
     plan = plan._replace(batch_size=37)
     return plan, start(plan, TRAIN, key=jax.random.key(0))
 
 
-train_step = jax.jit(make_train_step(PLAN.model, PLAN.objective, PLAN.optimizer, ema_decay=PLAN.ema_decay))
+train_step = jax.jit(
+    make_train_step(
+        PLAN.model, PLAN.objective.loss, PLAN.optimizer, metrics=PLAN.objective.metrics, ema_decay=PLAN.ema_decay
+    )
+)
 
 
 @pytest.mark.parametrize("begun", [0, 2])

@@ -30,7 +30,9 @@ def state_of(plan, batch=BATCH, change=lambda weights: weights):
 
 
 def step_of(model=None, objective=SQUARED, optimizer=None, batch=BATCH, change=lambda weights: weights):
-    plan = make_plan(model or mlp((5, 4)), objective, optimizer or optax.sgd(0.1), batch_size=8)
+    plan = make_plan(
+        model or mlp((5, 4)), objective.loss, optimizer or optax.sgd(0.1), metrics=objective.metrics, batch_size=8
+    )
     return in_step(plan, state_of(plan, batch, change), batch)
 
 
@@ -62,7 +64,7 @@ def test_the_layer_and_the_rows_are_named():
 def test_padding_is_not_blamed():
     weights = jnp.asarray(np.where(np.isin(np.arange(8), (2, 7)), 0, 1).astype(np.float32))
     assert step_of(from_linen(Logs()), batch=negative_in((2, 5))._replace(sample_weight=weights)).rows == (5,)
-    plan = make_plan(from_linen(Logs()), SQUARED, optax.sgd(0.1))
+    plan = make_plan(from_linen(Logs()), losses.squared_error, optax.sgd(0.1))
     padded = negative_in((2, 7))._replace(sample_weight=weights)
     assert in_evaluation(plan, plan.model.init(jax.random.key(0), BATCH.inputs), padded) is None
 
@@ -166,8 +168,12 @@ def test_networks_of_nnx_are_looked_into():
     assert "(log)" in found.layer and found.rows == (1,)
 
 
-LARGE_STEPS = make_plan(mlp((5,)), SQUARED, optax.sgd(1.0))
-large_step = jax.jit(make_train_step(LARGE_STEPS.model, LARGE_STEPS.objective, LARGE_STEPS.optimizer))
+LARGE_STEPS = make_plan(mlp((5,)), losses.squared_error, optax.sgd(1.0))
+large_step = jax.jit(
+    make_train_step(
+        LARGE_STEPS.model, LARGE_STEPS.objective.loss, LARGE_STEPS.optimizer, metrics=LARGE_STEPS.objective.metrics
+    )
+)
 
 
 @pytest.mark.parametrize("scale", 10.0 ** np.arange(0, 39, 3))
@@ -186,7 +192,7 @@ def test_a_metric_that_is_not_finite_is_no_fault_of_the_step():
 
 
 def test_evaluation_is_looked_at_without_what_only_training_does():
-    plan = make_plan(from_linen(Logs()), SQUARED, optax.sgd(0.1))
+    plan = make_plan(from_linen(Logs()), losses.squared_error, optax.sgd(0.1))
     weights = plan.model.init(jax.random.key(0), BATCH.inputs)
     assert in_evaluation(plan, weights, negative_in((0, 7))) == ("Logarithm (log)", "nan", (0, 7))
     assert in_evaluation(plan, weights, BATCH) is None
@@ -197,7 +203,6 @@ def test_evaluation_is_looked_at_without_what_only_training_does():
 RUN_INPUTS = RANDOM.uniform(0.5, 1, size=(50, 3)).astype(np.float32)
 TRAIN = dataset(RUN_INPUTS, RUN_INPUTS[:, :1])
 VALIDATION = dataset(RUN_INPUTS[:30], RUN_INPUTS[:30, :1])
-OBJECTIVE = Objective(losses.squared_error)
 
 
 def with_negative(rows_of, row):
@@ -206,7 +211,7 @@ def with_negative(rows_of, row):
     return rows_of._replace(inputs=inputs)
 
 
-PLAN = make_plan(from_linen(Logs()), OBJECTIVE, optax.sgd(0.01), batch_size=8)
+PLAN = make_plan(from_linen(Logs()), losses.squared_error, optax.sgd(0.01), batch_size=8)
 
 
 def run(plan, train, validation=VALIDATION, length=1000, epochs=5):
@@ -239,7 +244,7 @@ def test_the_progress_before_is_the_same_however_the_run_was_cut():
 def test_a_later_epoch_is_told():
     # The rate becomes enormous in the third epoch of seven steps.
     rate = optax.chain(optax.scale_by_schedule(lambda n: jnp.where(n < 15, 0.01, 1e38)), optax.scale(-1.0))
-    _, trouble = run(make_plan(mlp(()), OBJECTIVE, rate, batch_size=8), TRAIN)
+    _, trouble = run(make_plan(mlp(()), losses.squared_error, rate, batch_size=8), TRAIN)
     assert trouble.epoch == 3 and trouble.batch in (2, 3) and trouble.batches == 7
 
 

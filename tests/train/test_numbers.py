@@ -7,11 +7,12 @@ import numpy as np
 import optax
 import pytest
 
-from jaxdl import Dataset, InputError, Objective, dataset, evaluate, fit, fit_seeds, from_linen, mlp, reduce_on_plateau
+from jaxdl import Dataset, InputError, dataset, evaluate, fit, fit_seeds, from_linen, mlp, reduce_on_plateau
 from jaxdl.losses import sigmoid_cross_entropy, softmax_cross_entropy, squared_error
 from jaxdl.nn import convnet
 from jaxdl.train import find_learning_rate, make_plan, start
 from jaxdl.train.step import eval_variables
+from jaxdl.types import Objective
 
 SQUARED = Objective(squared_error)
 LINEAR, SGD = mlp(()), optax.sgd(0.05)
@@ -40,7 +41,12 @@ def test_a_rate_that_is_an_integer_is_lowered_as_a_float_is(train, rate):
 
 def test_the_range_test_begins_at_its_lowest_rate_where_the_optimizers_is_an_integer():
     def losses(rate):
-        plan = make_plan(mlp(()), SQUARED, optax.inject_hyperparams(optax.sgd)(learning_rate=rate), batch_size=8)
+        plan = make_plan(
+            mlp(()),
+            squared_error,
+            optax.inject_hyperparams(optax.sgd)(learning_rate=rate),
+            batch_size=8,
+        )
         return find_learning_rate(
             plan, start(plan, ROWS, key=jax.random.key(0)), ROWS, low=1e-3, high=10.0, steps=8
         ).losses
@@ -66,14 +72,14 @@ def test_a_moving_average_of_narrow_parameters_is_that_of_numpy_in_float32(dtype
     common = {"batch_size": 32, "ema_decay": 0.99}
     run = fit(
         model,
-        SQUARED,
+        squared_error,
         SGD,
         ROWS,
         epochs=steps,
         callbacks=[lambda run_state, _: path.append(np.asarray(kernel(run_state.train_state.variables), np.float32))],
         **common,
     )
-    plan = make_plan(model, SQUARED, SGD, batch_size=32)
+    plan = make_plan(model, squared_error, SGD, batch_size=32)
     mean = np.asarray(kernel(start(plan, ROWS, key=jax.random.key(0)).train_state.variables), np.float32)
     for step, weights in enumerate(path):
         kept = min(0.99, (1 + step) / (10 + step))
@@ -84,7 +90,7 @@ def test_a_moving_average_of_narrow_parameters_is_that_of_numpy_in_float32(dtype
     np.testing.assert_allclose(found, mean, rtol=float(jnp.finfo(dtype).eps) + 1e-5, atol=1e-6)
     for weights in (run.final, run.best, eval_variables(run.state.train_state)):
         assert kernel(weights).dtype == dtype
-    again = fit(model, SQUARED, SGD, ROWS, epochs=steps + 1, state=run.state, **common)
+    again = fit(model, squared_error, SGD, ROWS, epochs=steps + 1, state=run.state, **common)
     assert kernel(again.state.train_state.ema).dtype == jnp.float32 and kernel(again.final).dtype == dtype
 
 
@@ -96,10 +102,11 @@ def test_bytes_beside_floats_are_refused():
         with pytest.raises(InputError, match="train and validation must both hold bytes or neither, got inputs of"):
             fit(
                 convnet((4,), outputs=2),
-                objective,
+                objective.loss,
                 optax.sgd(0.1),
                 dataset(train, labels),
                 dataset(validation, labels),
+                metrics=objective.metrics,
                 batch_size=8,
             )
 
@@ -109,9 +116,9 @@ def test_labels_of_minus_one_and_one_are_refused_before_the_first_step():
     good, bad = dataset(INPUTS, signs > 0), dataset(INPUTS, signs)
     for name, rows in (("train", (bad, good)), ("validation", (good, bad))):
         with pytest.raises(InputError, match=rf"targets from 0 to 1, got -1 in row \d+ of {name}"):
-            fit(mlp(()), objective, optax.sgd(0.1), *rows, epochs=1)
+            fit(mlp(()), objective.loss, optax.sgd(0.1), *rows, metrics=objective.metrics, epochs=1)
         with pytest.raises(InputError, match=rf"targets from 0 to 1, got -1 in row \d+ of {name}"):
-            fit_seeds(mlp(()), objective, optax.sgd(0.1), *rows, epochs=1, seeds=(0, 1))
+            fit_seeds(mlp(()), objective.loss, optax.sgd(0.1), *rows, metrics=objective.metrics, epochs=1, seeds=(0, 1))
 
 
 @pytest.mark.parametrize(
@@ -125,15 +132,15 @@ def test_labels_of_minus_one_and_one_are_refused_before_the_first_step():
 def test_arrays_of_examples_made_by_hand_are_checked(inputs, message):
     rows, weights = Dataset(inputs, ROWS.targets, ROWS.sample_weight), jax.jit(LINEAR.init)(jax.random.key(0), INPUTS)
     with pytest.raises(InputError, match=f"train.inputs must be an array of numbers that JAX can hold, {message}"):
-        fit(mlp(()), SQUARED, optax.sgd(0.1), rows, epochs=1)
+        fit(mlp(()), squared_error, optax.sgd(0.1), rows, epochs=1)
     with pytest.raises(InputError, match=f"validation.inputs must be an array .*{message}"):
-        fit(mlp(()), SQUARED, optax.sgd(0.1), ROWS, rows, epochs=1)
+        fit(mlp(()), squared_error, optax.sgd(0.1), ROWS, rows, epochs=1)
     with pytest.raises(InputError, match=f"dataset.inputs must be an array .*{message}. Use dataset"):
-        evaluate(mlp(()), SQUARED, weights, rows)
+        evaluate(mlp(()), weights, rows, squared_error)
 
 
 def test_an_evaluation_refuses_targets_that_its_loss_cannot_take():
     objective, signs = Objective(sigmoid_cross_entropy), np.where(INPUTS[:, :1] > 0, 1, -1)
     weights = jax.jit(LINEAR.init)(jax.random.key(0), INPUTS)
     with pytest.raises(InputError, match=r"targets from 0 to 1, got -1 in row \d+ of dataset"):
-        evaluate(mlp(()), objective, weights, dataset(INPUTS, signs))
+        evaluate(mlp(()), weights, dataset(INPUTS, signs), objective.loss, metrics=objective.metrics)

@@ -9,9 +9,10 @@ import optax
 import optax.contrib as contrib
 import pytest
 
-from jaxdl import Model, Objective, Variables, dataset, evaluate, fit, fit_seeds, losses, make_plan, sweep
+from jaxdl import Model, Variables, dataset, evaluate, fit, fit_seeds, losses, make_plan, sweep
 from jaxdl.errors import InputError
 from jaxdl.train import make_train_state, make_train_step
+from jaxdl.types import Objective
 
 RANDOM = np.random.default_rng(0)
 X = RANDOM.normal(size=(64, 3)).astype(np.float32)
@@ -62,10 +63,10 @@ OPTIMIZERS = {
 @pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.filterwarnings("ignore:between two steps")
 def test_every_optimizer_trains_and_compiles_once(name, compilations):
-    run = fit(MODEL, SQUARED, OPTIMIZERS[name], ROWS, epochs=1, batch_size=64)
+    run = fit(MODEL, losses.squared_error, OPTIMIZERS[name], ROWS, epochs=1, batch_size=64)
     assert run.reason == "epochs" and np.isfinite(run.records[0]["loss"])
     with compilations() as names:
-        fit(MODEL, SQUARED, OPTIMIZERS[name], ROWS, epochs=3, batch_size=64, state=run)
+        fit(MODEL, losses.squared_error, OPTIMIZERS[name], ROWS, epochs=3, batch_size=64, state=run)
     assert "chunk_program" not in names
 
 
@@ -78,10 +79,10 @@ def test_optimizers_side_by_side_train_and_compile_once(compilations):
     model = Model(lambda key, inputs: Variables(begun, {}), predict)
     rows = dataset(X, np.repeat(Y, len(begun), 1))
     optimizer = optax.partition(SIDE_BY_SIDE, {name: {"w": name, "b": name} for name in begun})
-    first = fit(model, SQUARED, optimizer, rows, epochs=1, batch_size=64)
+    first = fit(model, losses.squared_error, optimizer, rows, epochs=1, batch_size=64)
     assert first.reason == "epochs" and np.isfinite(first.records[0]["loss"])
     with compilations() as names:
-        second = fit(model, SQUARED, optimizer, rows, epochs=3, batch_size=64, state=first)
+        second = fit(model, losses.squared_error, optimizer, rows, epochs=3, batch_size=64, state=first)
     assert "chunk_program" not in names
     for name in SIDE_BY_SIDE:
         trained = [np.concatenate([*map(np.ravel, run.final.params[name].values())]) for run in (first, second)]
@@ -99,12 +100,12 @@ def test_a_step_of_every_optimizer_keeps_the_form_of_its_state(name):
     optimizer = SIDE_BY_SIDE[name]
     key = jax.random.key(0)
     begun = jax.eval_shape(lambda: make_train_state(MODEL.init(key, X), optimizer, key))
-    after, _ = jax.eval_shape(make_train_step(MODEL, SQUARED, optimizer), begun, ROWS)
+    after, _ = jax.eval_shape(make_train_step(MODEL, losses.squared_error, optimizer), begun, ROWS)
     assert form(after) == form(begun)
 
 
 def test_lbfgs_finds_the_least_squares():
-    run = fit(MODEL, SQUARED, OPTIMIZERS["lbfgs"], ROWS, epochs=12, batch_size=64)
+    run = fit(MODEL, losses.squared_error, OPTIMIZERS["lbfgs"], ROWS, epochs=12, batch_size=64)
     wanted = np.linalg.lstsq(np.c_[X, np.ones(64)].astype(np.float64), Y.astype(np.float64), rcond=None)[0]
     np.testing.assert_allclose(run.final.params["w"], wanted[:3], atol=1e-4)
 
@@ -117,15 +118,15 @@ def test_polyak_steps_are_those_of_the_formula():
         gradients = 2 * x.T @ error / 64, 2 * error.mean(0)
         rate = min((error**2).mean() / sum((each**2).sum() for each in gradients), 1.0)
         w, b = w - rate * gradients[0], b - rate * gradients[1]
-    run = fit(MODEL, SQUARED, OPTIMIZERS["polyak_sgd"], ROWS, epochs=3, batch_size=64)
+    run = fit(MODEL, losses.squared_error, OPTIMIZERS["polyak_sgd"], ROWS, epochs=3, batch_size=64)
     np.testing.assert_allclose(run.final.params["w"], w, rtol=1e-4)
     np.testing.assert_allclose(run.final.params["b"], b, rtol=1e-4)
 
 
 def test_the_loss_of_many_runs_reaches_each_of_them():
-    both = fit_seeds(MODEL, SQUARED, optax.polyak_sgd(), ROWS, seeds=(3, 4), epochs=2)
+    both = fit_seeds(MODEL, losses.squared_error, optax.polyak_sgd(), ROWS, seeds=(3, 4), epochs=2)
     for place, seed in enumerate((3, 4)):
-        alone = fit(MODEL, SQUARED, optax.polyak_sgd(), ROWS, seed=seed, epochs=2)
+        alone = fit(MODEL, losses.squared_error, optax.polyak_sgd(), ROWS, seed=seed, epochs=2)
         np.testing.assert_allclose(both.final.params["w"][place], alone.final.params["w"], rtol=1e-4, atol=1e-6)
 
 
@@ -135,18 +136,18 @@ def strict(init):
 
 def test_what_cannot_be_given_is_named():
     with pytest.raises(InputError, match=r"'moon'.* It is given value, grad, value_fn, obj_fn and grad_fn"):
-        fit(MODEL, SQUARED, strict(lambda params: ()), ROWS, epochs=1)
+        fit(MODEL, losses.squared_error, strict(lambda params: ()), ROWS, epochs=1)
 
 
 def test_a_state_that_changes_its_form_is_refused():
     grows = optax.GradientTransformation(lambda params: (), lambda updates, state, params=None: (updates, (0.0,)))
     with pytest.raises(InputError, match="a state of the structure that its init returned"):
-        fit(MODEL, SQUARED, grows, ROWS, epochs=1)
+        fit(MODEL, losses.squared_error, grows, ROWS, epochs=1)
     widens = optax.GradientTransformation(
         lambda params: jnp.zeros((), jnp.int32), lambda updates, state, params=None: (updates, state + 0.5)
     )
     with pytest.raises(InputError, match=r"got \(\) of float32 after \(\) of int32"):
-        fit(MODEL, SQUARED, widens, ROWS, epochs=1)
+        fit(MODEL, losses.squared_error, widens, ROWS, epochs=1)
 
 
 FREE = contrib.schedule_free_sgd(0.1)
@@ -161,24 +162,37 @@ def of_sam(opt_state, params):
     ("optimizer", "eval_params"), [(FREE, contrib.schedule_free_eval_params), (SAM, of_sam)], ids=["free", "SAM"]
 )
 def test_what_is_measured_and_kept_are_the_parameters_to_evaluate(optimizer, eval_params):
-    run = fit(MODEL, SQUARED, optimizer, ROWS, ROWS, epochs=3, batch_size=64, eval_params=eval_params)
+    run = fit(MODEL, losses.squared_error, optimizer, ROWS, ROWS, epochs=3, batch_size=64, eval_params=eval_params)
     # The same by hand, a step an epoch.
     state = make_train_state(MODEL.init(jax.random.key(0), X), optimizer, jax.random.key(0))
-    step = jax.jit(make_train_step(MODEL, SQUARED, optimizer))
+    step = jax.jit(make_train_step(MODEL, losses.squared_error, optimizer))
     for record in run.records:
         state, _ = step(state, ROWS)
         wanted = Variables(eval_params(state.opt_state, state.variables.params), {})
-        np.testing.assert_allclose(record["val_loss"], evaluate(MODEL, SQUARED, wanted, ROWS)["loss"], rtol=1e-5)
+        np.testing.assert_allclose(
+            record["val_loss"], evaluate(MODEL, wanted, ROWS, losses.squared_error)["loss"], rtol=1e-5
+        )
     np.testing.assert_allclose(run.final.params["w"], wanted.params["w"], rtol=1e-5)
     best = min(run.records, key=lambda record: record["val_loss"])
-    np.testing.assert_allclose(evaluate(MODEL, SQUARED, run.best, ROWS)["loss"], best["val_loss"], rtol=1e-5)
+    np.testing.assert_allclose(
+        evaluate(MODEL, run.best, ROWS, losses.squared_error)["loss"], best["val_loss"], rtol=1e-5
+    )
 
 
 def test_many_runs_are_measured_at_the_parameters_to_evaluate():
     both = fit_seeds(
-        MODEL, SQUARED, FREE, ROWS, ROWS, seeds=(0, 1), epochs=2, eval_params=contrib.schedule_free_eval_params
+        MODEL,
+        losses.squared_error,
+        FREE,
+        ROWS,
+        ROWS,
+        seeds=(0, 1),
+        epochs=2,
+        eval_params=contrib.schedule_free_eval_params,
     )
-    alone = fit(MODEL, SQUARED, FREE, ROWS, ROWS, seed=1, epochs=2, eval_params=contrib.schedule_free_eval_params)
+    alone = fit(
+        MODEL, losses.squared_error, FREE, ROWS, ROWS, seed=1, epochs=2, eval_params=contrib.schedule_free_eval_params
+    )
     np.testing.assert_allclose(both.final.params["w"][1], alone.final.params["w"], rtol=1e-4)
     last = both.history[both.history["member"] == 1]["val_loss"].iloc[-1]
     np.testing.assert_allclose(last, alone.records[-1]["val_loss"], rtol=1e-4)
@@ -203,15 +217,15 @@ def warned_of(call, monkeypatch):
 
 
 def free_plan(learning_rate):
-    return make_plan(MODEL, SQUARED, contrib.schedule_free_sgd(learning_rate))
+    return make_plan(MODEL, losses.squared_error, contrib.schedule_free_sgd(learning_rate))
 
 
 @pytest.mark.parametrize(
     "call",
     [
-        lambda: fit(MODEL, SQUARED, FREE, ROWS, epochs=1),
-        lambda: fit(MODEL, SQUARED, optax.chain(optax.clip(1.0), FREE), ROWS, epochs=1),
-        lambda: fit_seeds(MODEL, SQUARED, FREE, ROWS, seeds=(0, 1), epochs=1),
+        lambda: fit(MODEL, losses.squared_error, FREE, ROWS, epochs=1),
+        lambda: fit(MODEL, losses.squared_error, optax.chain(optax.clip(1.0), FREE), ROWS, epochs=1),
+        lambda: fit_seeds(MODEL, losses.squared_error, FREE, ROWS, seeds=(0, 1), epochs=1),
         lambda: sweep(free_plan, [{"learning_rate": 0.1}], ROWS, seeds=(0, 1), epochs=1),
     ],
     ids=["fit", "chain", "fit_seeds", "sweep"],
@@ -224,17 +238,17 @@ def test_a_known_optimizer_without_its_parameters_to_evaluate_is_warned_of(call,
 
 
 def test_sam_is_warned_of(monkeypatch):
-    message, _ = warned_of(lambda: fit(MODEL, SQUARED, SAM, ROWS, epochs=1), monkeypatch)
+    message, _ = warned_of(lambda: fit(MODEL, losses.squared_error, SAM, ROWS, epochs=1), monkeypatch)
     assert "the parameters are perturbed" in message
 
 
 def test_eval_params_that_cannot_be_meant_are_refused():
     with pytest.raises(InputError, match="ema_decay and eval_params each choose what is measured"):
-        make_plan(MODEL, SQUARED, FREE, ema_decay=0.9, eval_params=of_sam)
+        make_plan(MODEL, losses.squared_error, FREE, ema_decay=0.9, eval_params=of_sam)
     with pytest.raises(InputError, match="eval_params must be a function"):
-        make_plan(MODEL, SQUARED, FREE, eval_params="free")
+        make_plan(MODEL, losses.squared_error, FREE, eval_params="free")
     with pytest.raises(InputError, match="eval_params must return parameters like those of the model"):
-        fit(MODEL, SQUARED, FREE, ROWS, epochs=1, eval_params=lambda opt_state, params: params["w"])
+        fit(MODEL, losses.squared_error, FREE, ROWS, epochs=1, eval_params=lambda opt_state, params: params["w"])
 
 
 CHAINED = optax.chain(optax.clip(1.0), FREE)
@@ -243,25 +257,29 @@ CHAINED = optax.chain(optax.clip(1.0), FREE)
 @pytest.mark.parametrize("optimizer", [CHAINED, optax.adam(0.1)], ids=["chain", "adam"])
 def test_eval_params_that_do_not_fit_the_state_are_refused_with_what_a_chain_needs(optimizer):
     with pytest.raises(InputError, match=r"schedule_free_eval_params\(opt_state\[-1\], params\)"):
-        fit(MODEL, SQUARED, optimizer, ROWS, epochs=1, eval_params=contrib.schedule_free_eval_params)
+        fit(MODEL, losses.squared_error, optimizer, ROWS, epochs=1, eval_params=contrib.schedule_free_eval_params)
 
 
 def test_eval_params_of_a_part_of_a_chain_are_measured():
     def of_part(state, params):
         return contrib.schedule_free_eval_params(state[-1], params)
 
-    run = fit(MODEL, SQUARED, CHAINED, ROWS, ROWS, epochs=1, eval_params=of_part)
+    run = fit(MODEL, losses.squared_error, CHAINED, ROWS, ROWS, epochs=1, eval_params=of_part)
     wanted = Variables(of_part(run.state.train_state.opt_state, run.state.train_state.variables.params), {})
-    assert run.records[-1]["val_loss"] == pytest.approx(float(evaluate(MODEL, SQUARED, wanted, ROWS)["loss"]))
+    assert run.records[-1]["val_loss"] == pytest.approx(
+        float(evaluate(MODEL, wanted, ROWS, losses.squared_error)["loss"])
+    )
 
 
 def test_an_optimizer_that_wants_parameters_of_its_own_kind_is_refused():
     with pytest.raises(InputError, match=r"the optimizer cannot make an update: .*fast"):
-        fit(MODEL, SQUARED, optax.lookahead(optax.sgd(0.1), 5, 0.5), ROWS, epochs=1)
+        fit(MODEL, losses.squared_error, optax.lookahead(optax.sgd(0.1), 5, 0.5), ROWS, epochs=1)
 
 
 def test_the_warning_names_the_place_of_the_state_in_a_chain(monkeypatch):
-    message, _ = warned_of(lambda: fit(MODEL, SQUARED, CHAINED, ROWS, epochs=1), monkeypatch)
+    message, _ = warned_of(lambda: fit(MODEL, losses.squared_error, CHAINED, ROWS, epochs=1), monkeypatch)
     assert "lambda opt_state, params: optax.contrib.schedule_free_eval_params(opt_state[1], params)" in message
-    message, _ = warned_of(lambda: fit(MODEL, SQUARED, optax.chain(optax.clip(1.0), SAM), ROWS, epochs=1), monkeypatch)
+    message, _ = warned_of(
+        lambda: fit(MODEL, losses.squared_error, optax.chain(optax.clip(1.0), SAM), ROWS, epochs=1), monkeypatch
+    )
     assert "lambda opt_state, params: opt_state[1].cache" in message

@@ -41,20 +41,43 @@ def test_every_metric_of_the_toolkit_carries_its_direction():
 
 @pytest.mark.parametrize("monitor", ["accuracy", "val_accuracy"])
 def test_the_best_epoch_of_an_accuracy_is_the_one_where_it_is_highest(monitor):
-    run = fit(MODEL, CLASSES, OPTIMIZER, ROWS, ROWS, epochs=12, early_stopping=early_stopping(monitor, patience=5))
+    run = fit(
+        MODEL,
+        losses.softmax_cross_entropy,
+        OPTIMIZER,
+        ROWS,
+        ROWS,
+        metrics=[metrics.accuracy],
+        epochs=12,
+        early_stopping=early_stopping(monitor, patience=5),
+    )
     assert run.best_epoch == np.argmax([record[monitor] for record in run.records]) + 1 > 1
 
 
 def test_the_best_epoch_of_many_seeds_is_where_each_accuracy_is_highest():
     stop = early_stopping("val_accuracy", patience=5)
-    runs = fit_seeds(MODEL, CLASSES, OPTIMIZER, ROWS, ROWS, seeds=(0, 1), epochs=12, early_stopping=stop)
+    runs = fit_seeds(
+        MODEL,
+        losses.softmax_cross_entropy,
+        OPTIMIZER,
+        ROWS,
+        ROWS,
+        metrics=[metrics.accuracy],
+        seeds=(0, 1),
+        epochs=12,
+        early_stopping=stop,
+    )
     found = runs.history.groupby("member")["val_accuracy"].apply(lambda values: np.argmax(values) + 1)
     np.testing.assert_array_equal(runs.best_epochs, found)
 
 
 def make_by_accuracy(learning_rate):
     return make_plan(
-        MODEL, CLASSES, optax.sgd(learning_rate), early_stopping=early_stopping("val_accuracy", patience=5)
+        MODEL,
+        losses.softmax_cross_entropy,
+        optax.sgd(learning_rate),
+        metrics=[metrics.accuracy],
+        early_stopping=early_stopping("val_accuracy", patience=5),
     )
 
 
@@ -67,7 +90,9 @@ def test_successive_halving_keeps_the_candidate_of_the_higher_accuracy():
 def test_a_plateau_of_an_accuracy_that_rises_keeps_the_learning_rate():
     optimizer = optax.inject_hyperparams(optax.sgd)(learning_rate=0.05)
     plateau = reduce_on_plateau("accuracy", factor=0.5, patience=1, min_delta=0.0)
-    run = fit(MODEL, CLASSES, optimizer, ROWS, epochs=6, plateau=plateau)
+    run = fit(
+        MODEL, losses.softmax_cross_entropy, optimizer, ROWS, metrics=[metrics.accuracy], epochs=6, plateau=plateau
+    )
     best, rate, rates = -np.inf, np.float32(0.05), []
     for record in run.records:
         rate = rate if record["accuracy"] > best else rate * np.float32(0.5)
@@ -84,13 +109,22 @@ def test_a_monitor_of_unknown_direction_needs_a_mode(rule, monitor):
     objective = Objective(losses.softmax_cross_entropy, (UNKNOWN,))
     name = "early_stopping" if rule is early_stopping else "plateau"
     with pytest.raises(InputError, match=f'{name} monitors "{monitor}" without a mode.*mode="min"'):
-        make_plan(MODEL, objective, OPTIMIZER, **{name: rule(monitor)})
-    assert make_plan(MODEL, objective, OPTIMIZER, **{name: rule(monitor, mode="max")})
+        make_plan(MODEL, objective.loss, OPTIMIZER, metrics=objective.metrics, **{name: rule(monitor)})
+    assert make_plan(MODEL, objective.loss, OPTIMIZER, metrics=objective.metrics, **{name: rule(monitor, mode="max")})
 
 
 def test_a_metric_of_unknown_direction_may_be_measured():
     objective = Objective(losses.softmax_cross_entropy, (UNKNOWN,))
-    run = fit(MODEL, objective, OPTIMIZER, ROWS, ROWS, epochs=1, early_stopping=early_stopping("val_loss"))
+    run = fit(
+        MODEL,
+        objective.loss,
+        OPTIMIZER,
+        ROWS,
+        ROWS,
+        metrics=objective.metrics,
+        epochs=1,
+        early_stopping=early_stopping("val_loss"),
+    )
     assert "val_largest_output" in run.records[0]
 
 
@@ -99,18 +133,29 @@ def test_a_metric_of_unknown_direction_may_be_measured():
 )
 def test_a_mode_that_contradicts_the_metric_is_refused(monitor, mode):
     with pytest.raises(InputError, match=f'early_stopping has mode="{mode}".*Leave mode out'):
-        make_plan(MODEL, CLASSES, OPTIMIZER, early_stopping=early_stopping(monitor, mode=mode))
+        make_plan(
+            MODEL,
+            losses.softmax_cross_entropy,
+            OPTIMIZER,
+            metrics=[metrics.accuracy],
+            early_stopping=early_stopping(monitor, mode=mode),
+        )
 
 
 def test_plans_of_the_same_rule_are_equal_in_both_directions():
     for monitor in ("val_loss", "val_accuracy"):
         stop = early_stopping(monitor)
-        one, other = (make_plan(MODEL, CLASSES, OPTIMIZER, early_stopping=stop) for _ in range(2))
+        one, other = (
+            make_plan(MODEL, losses.softmax_cross_entropy, OPTIMIZER, metrics=[metrics.accuracy], early_stopping=stop)
+            for _ in range(2)
+        )
         assert one == other and hash(one) == hash(other)
 
 
 def test_a_rule_that_was_put_into_a_plan_by_hand_must_have_its_mode():
-    plan = make_plan(MODEL, CLASSES, OPTIMIZER)._replace(early_stopping=early_stopping("accuracy"))
+    plan = make_plan(MODEL, losses.softmax_cross_entropy, OPTIMIZER, metrics=[metrics.accuracy])._replace(
+        early_stopping=early_stopping("accuracy")
+    )
     with pytest.raises(InputError, match="Use make_plan"):
         start(plan, ROWS, key=jax.random.key(0))
 
@@ -118,7 +163,10 @@ def test_a_rule_that_was_put_into_a_plan_by_hand_must_have_its_mode():
 def test_a_user_defined_rule_decides_on_its_direction_itself():
     stop = early_stopping("largest_output", mode="max")._replace(mode=None)
     objective = Objective(losses.softmax_cross_entropy, (UNKNOWN,))
-    assert make_plan(MODEL, objective, OPTIMIZER, early_stopping=stop).early_stopping is stop
+    assert (
+        make_plan(MODEL, objective.loss, OPTIMIZER, metrics=objective.metrics, early_stopping=stop).early_stopping
+        is stop
+    )
 
 
 def test_the_candidate_within_one_standard_error_of_the_highest_mean_is_that_of_the_lowest_negated_one():

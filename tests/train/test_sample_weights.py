@@ -32,7 +32,6 @@ from jaxdl.data.batches import batches_of, training_rows
 from jaxdl.distributed import make_mesh, shard_dataset
 from jaxdl.errors import InputError
 from jaxdl.train import make_eval_step, make_train_state, make_train_step
-from jaxdl.train.evaluate import evaluate_source
 from jaxdl.train.step import make_gradient
 from tests.padding import pad
 
@@ -110,23 +109,44 @@ def test_balanced_class_weights_give_even_odds(batch_size):
     weights = np.where(labels[:, 0] == 1, 50, 50 / 99).astype(np.float32)
     rows = dataset(np.zeros((200, 1), np.float32), labels, weights)
     schedule = optax.cosine_decay_schedule(0.05, 60 * -(-200 // batch_size))
-    run = fit(LINEAR, Objective(losses.sigmoid_cross_entropy), optax.sgd(schedule), rows, epochs=60,
+    run = fit(LINEAR, losses.sigmoid_cross_entropy, optax.sgd(schedule), rows, epochs=60,
               batch_size=batch_size)  # fmt: skip
     assert abs(1 / (1 + np.exp(-float(run.final.params["b"][0]))) - 0.5) < 0.05
 
 
 def test_weights_of_one_change_no_bit_and_their_scale_does_not_matter():
-    plain = fit(LINEAR, SQUARED, SGD, dataset(X, Y), epochs=3, batch_size=16)
-    ones = fit(LINEAR, SQUARED, SGD, dataset(X, Y, np.ones(70)), epochs=3, batch_size=16)
+    plain = fit(LINEAR, losses.squared_error, SGD, dataset(X, Y), metrics=[metrics.mae], epochs=3, batch_size=16)
+    ones = fit(
+        LINEAR, losses.squared_error, SGD, dataset(X, Y, np.ones(70)), metrics=[metrics.mae], epochs=3, batch_size=16
+    )
     leaves_equal(plain.final, ones.final)
-    fives = fit(LINEAR, SQUARED, SGD, dataset(X, Y, np.full(70, 5.0)), epochs=3, batch_size=16)
+    fives = fit(
+        LINEAR,
+        losses.squared_error,
+        SGD,
+        dataset(X, Y, np.full(70, 5.0)),
+        metrics=[metrics.mae],
+        epochs=3,
+        batch_size=16,
+    )
     leaves_close(plain.final, fives.final, rtol=1e-5)
-    one, other = (fit(LINEAR, SQUARED, SGD, dataset(X, Y, s * W), epochs=3, batch_size=16) for s in (1, 99))
+    one, other = (
+        fit(LINEAR, losses.squared_error, SGD, dataset(X, Y, s * W), metrics=[metrics.mae], epochs=3, batch_size=16)
+        for s in (1, 99)
+    )
     leaves_close(one.final, other.final)
 
 
 def test_full_batches_find_the_weighted_regression_of_scikit_learn():
-    run = fit(LINEAR, SQUARED, optax.adam(0.1), dataset(X, Y, ZEROS), epochs=400, batch_size=70)
+    run = fit(
+        LINEAR,
+        losses.squared_error,
+        optax.adam(0.1),
+        dataset(X, Y, ZEROS),
+        metrics=[metrics.mae],
+        epochs=400,
+        batch_size=70,
+    )
     wanted = LinearRegression().fit(X, Y, sample_weight=ZEROS)
     np.testing.assert_allclose(run.final.params["w"][:, 0], wanted.coef_[0], atol=2e-3)
     np.testing.assert_allclose(run.final.params["b"], wanted.intercept_, atol=2e-3)
@@ -134,7 +154,7 @@ def test_full_batches_find_the_weighted_regression_of_scikit_learn():
 
 def test_metrics_are_those_of_scikit_learn_with_sample_weights():
     weights = LINEAR.init(jax.random.key(0), X)
-    found = evaluate(LINEAR, SQUARED, weights, dataset(X, Y, W), batch_size=16)
+    found = evaluate(LINEAR, weights, dataset(X, Y, W), losses.squared_error, metrics=[metrics.mae], batch_size=16)
     np.testing.assert_allclose(found["loss"], sk.mean_squared_error(Y, 0 * Y, sample_weight=W), rtol=1e-5)
     np.testing.assert_allclose(found["mae"], sk.mean_absolute_error(Y, 0 * Y, sample_weight=W), rtol=1e-5)
 
@@ -145,15 +165,24 @@ def test_weight_0_is_as_if_the_examples_were_not_there():
     left_out = take(dataset(X, Y, W), kept)
     weights = begun(model)
     both = [
-        fit(model, SQUARED, SGD, rows, epochs=4, batch_size=len(rows.sample_weight), variables=weights)
+        fit(
+            model,
+            losses.squared_error,
+            SGD,
+            rows,
+            metrics=[metrics.mae],
+            epochs=4,
+            batch_size=len(rows.sample_weight),
+            variables=weights,
+        )
         for rows in (with_garbage(), left_out)
     ]
     leaves_close(both[0].final, both[1].final)
     np.testing.assert_allclose(both[0].records[-1]["loss"], both[1].records[-1]["loss"], rtol=1e-4)
 
 
-eval_step = jax.jit(make_eval_step(NORMED, SQUARED))
-train_step = jax.jit(make_train_step(NORMED, SQUARED, ADAM))
+eval_step = jax.jit(make_eval_step(NORMED, losses.squared_error, metrics=[metrics.mae]))
+train_step = jax.jit(make_train_step(NORMED, losses.squared_error, ADAM, metrics=[metrics.mae]))
 GARBAGE = [(np.nan, np.nan), (1e30, -np.inf)]
 
 
@@ -164,17 +193,45 @@ def test_what_an_example_of_weight_0_holds_changes_no_bit(garbage):
     both = []
     for rows in (with_garbage(*garbage), with_garbage(0.0, 0.0)):
         source = DataSource(70, lambda numbers, rows=rows: take(rows, numbers), mean_weight=float(ZEROS.mean()))
-        plan = make_plan(model, SQUARED, optimizer, batch_size=16)
+        plan = make_plan(model, losses.squared_error, optimizer, metrics=[metrics.mae], batch_size=16)
         both.append(
             [
-                fit(model, SQUARED, optimizer, rows, rows, epochs=2, batch_size=16).final,
-                fit(model, SQUARED, optimizer, jax.tree.map(jnp.asarray, rows), epochs=2, batch_size=16).final,
-                fit(model, SQUARED, optimizer, source, rows, epochs=2, batch_size=16).final,
-                fit_seeds(model, SQUARED, optimizer, rows, rows, seeds=(0, 1), epochs=2, batch_size=16).final,
+                fit(
+                    model, losses.squared_error, optimizer, rows, rows, metrics=[metrics.mae], epochs=2, batch_size=16
+                ).final,
+                fit(
+                    model,
+                    losses.squared_error,
+                    optimizer,
+                    jax.tree.map(jnp.asarray, rows),
+                    metrics=[metrics.mae],
+                    epochs=2,
+                    batch_size=16,
+                ).final,
+                fit(
+                    model, losses.squared_error, optimizer, source, rows, metrics=[metrics.mae], epochs=2, batch_size=16
+                ).final,
+                fit_seeds(
+                    model,
+                    losses.squared_error,
+                    optimizer,
+                    rows,
+                    rows,
+                    metrics=[metrics.mae],
+                    seeds=(0, 1),
+                    epochs=2,
+                    batch_size=16,
+                ).final,
                 run_epoch(start(plan, rows, rows, key=jax.random.key(0)), rows, rows, plan=plan)[1],
-                evaluate(model, SQUARED, weights, rows, batch_size=16),
-                evaluate_source(model, SQUARED, weights, source),
-                evaluate_members(model, SQUARED, jax.tree.map(lambda leaf: leaf[None], weights), rows),
+                evaluate(model, weights, rows, losses.squared_error, metrics=[metrics.mae], batch_size=16),
+                evaluate(model, weights, source, losses.squared_error, metrics=[metrics.mae]),
+                evaluate_members(
+                    model,
+                    jax.tree.map(lambda leaf: leaf[None], weights),
+                    rows,
+                    losses.squared_error,
+                    metrics=[metrics.mae],
+                ),
                 eval_step(weights, rows),
                 train_step(make_train_state(weights, optimizer, jax.random.key(0)), rows)[0].variables,
             ]
@@ -185,20 +242,26 @@ def test_what_an_example_of_weight_0_holds_changes_no_bit(garbage):
 
 def test_a_label_that_is_no_class_may_have_weight_0():
     labels = np.where(ZEROS == 0, -1, RANDOM.integers(0, 3, 70)).astype(np.int32)
-    model, objective = mlp((4,), outputs=3), Objective(losses.softmax_cross_entropy, (metrics.accuracy,))
+    model = mlp((4,), outputs=3)
     rows = dataset(X, labels, ZEROS)
-    run = fit(model, objective, optax.adam(0.01), rows, rows, epochs=2)
+    run = fit(model, losses.softmax_cross_entropy, optax.adam(0.01), rows, rows, metrics=[metrics.accuracy], epochs=2)
     assert run.reason == "epochs" and np.isfinite(list(run.records[-1].values())).all()
     counted = take(rows, np.flatnonzero(ZEROS))
-    for name, value in evaluate(model, objective, run.final, counted).items():
-        np.testing.assert_allclose(value, evaluate(model, objective, run.final, rows)[name], rtol=1e-5)
+    for name, value in evaluate(
+        model, run.final, counted, losses.softmax_cross_entropy, metrics=[metrics.accuracy]
+    ).items():
+        np.testing.assert_allclose(
+            value,
+            evaluate(model, run.final, rows, losses.softmax_cross_entropy, metrics=[metrics.accuracy])[name],
+            rtol=1e-5,
+        )
 
 
 @pytest.mark.parametrize("input_norm", [False, True])
 def test_a_batch_whose_examples_all_have_weight_0_changes_nothing(input_norm):
     model, optimizer = mlp((4,), input_norm=input_norm), optax.adam(0.1)
     state = make_train_state(begun(model), optimizer, jax.random.key(0))
-    step = jax.jit(make_train_step(model, SQUARED, optimizer))
+    step = jax.jit(make_train_step(model, losses.squared_error, optimizer, metrics=[metrics.mae]))
     state, _ = step(state, dataset(X, Y))  # so that there is momentum
     nothing = Dataset(np.full_like(X, np.nan), np.full_like(Y, np.nan), np.zeros(70, np.float32))
     after, sums = step(state, nothing)
@@ -206,7 +269,15 @@ def test_a_batch_whose_examples_all_have_weight_0_changes_nothing(input_norm):
     assert all((np.asarray(leaf) == 0).all() for leaf in jax.tree.leaves(sums))
     # In a run such batches come up where few examples count.
     few = np.where(np.arange(70) == 5, 1, 0).astype(np.float32)
-    run = fit(model, SQUARED, optimizer, dataset(np.where(few[:, None] > 0, X, np.nan), Y, few), epochs=2, batch_size=4)
+    run = fit(
+        model,
+        losses.squared_error,
+        optimizer,
+        dataset(np.where(few[:, None] > 0, X, np.nan), Y, few),
+        metrics=[metrics.mae],
+        epochs=2,
+        batch_size=4,
+    )
     assert run.reason == "epochs" and np.isfinite(run.records[-1]["loss"])
 
 
@@ -227,35 +298,66 @@ def test_rows_to_blame_are_those_that_count():
     place = int(np.flatnonzero(w)[4])
     y[place] = 1e30  # whose square is infinite
     with pytest.warns(RuntimeWarning, match=rf"first for training row {place} \(counted"):
-        run = fit(LINEAR, SQUARED, optax.sgd(0.1), dataset(x, y, w), epochs=1, batch_size=70)
+        run = fit(
+            LINEAR,
+            losses.squared_error,
+            optax.sgd(0.1),
+            dataset(x, y, w),
+            metrics=[metrics.mae],
+            epochs=1,
+            batch_size=70,
+        )
     assert run.reason == "not-finite"
 
 
 def test_a_source_with_weights_trains_as_rows_in_memory(tmp_path):
     for name, array in (("x", X), ("y", Y), ("w", W)):
         np.save(tmp_path / f"{name}.npy", array)
-    wanted = fit(LINEAR, SQUARED, SGD, dataset(X, Y, W), epochs=3, batch_size=16).final
+    wanted = fit(
+        LINEAR, losses.squared_error, SGD, dataset(X, Y, W), metrics=[metrics.mae], epochs=3, batch_size=16
+    ).final
     files = memory_mapped(tmp_path / "x.npy", tmp_path / "y.npy", tmp_path / "w.npy")
-    leaves_close(wanted, fit(LINEAR, SQUARED, SGD, files, epochs=3, batch_size=16).final, rtol=1e-5)
+    leaves_close(
+        wanted,
+        fit(LINEAR, losses.squared_error, SGD, files, metrics=[metrics.mae], epochs=3, batch_size=16).final,
+        rtol=1e-5,
+    )
     records = from_random_access(range(70), lambda n: (X[n], Y[n], W[n]), mean_weight=float(W.mean()))
-    leaves_close(wanted, fit(LINEAR, SQUARED, SGD, records, epochs=3, batch_size=16).final, rtol=1e-5)
+    leaves_close(
+        wanted,
+        fit(LINEAR, losses.squared_error, SGD, records, metrics=[metrics.mae], epochs=3, batch_size=16).final,
+        rtol=1e-5,
+    )
 
 
 def test_a_source_with_weights_whose_mean_is_not_known_cannot_train():
     records = from_random_access(range(70), lambda n: (X[n], Y[n], W[n]))
     with pytest.raises(InputError, match=r"must know their mean .* Give it as mean_weight="):
-        fit(LINEAR, SQUARED, SGD, records, epochs=1)
+        fit(LINEAR, losses.squared_error, SGD, records, metrics=[metrics.mae], epochs=1)
     with pytest.raises(InputError, match="mean_weight must be above 0, got 0"):
         DataSource(3, lambda rows: None, mean_weight=0.0)
     weights = LINEAR.init(jax.random.key(0), X)
-    wanted = evaluate(LINEAR, SQUARED, weights, dataset(X, Y, W))
-    np.testing.assert_allclose(evaluate_source(LINEAR, SQUARED, weights, records)["loss"], wanted["loss"], rtol=1e-5)
+    wanted = evaluate(LINEAR, weights, dataset(X, Y, W), losses.squared_error, metrics=[metrics.mae])
+    np.testing.assert_allclose(
+        evaluate(LINEAR, weights, records, losses.squared_error, metrics=[metrics.mae])["loss"],
+        wanted["loss"],
+        rtol=1e-5,
+    )
 
 
 def test_weights_mean_the_same_on_several_devices():
     rows, mesh = with_garbage(), make_mesh(jax.devices()[:4])
-    one = fit(LINEAR, SQUARED, SGD, rows, rows, epochs=3, batch_size=15)
-    many = fit(LINEAR, SQUARED, SGD, shard_dataset(rows, mesh), shard_dataset(rows, mesh), epochs=3, batch_size=15)
+    one = fit(LINEAR, losses.squared_error, SGD, rows, rows, metrics=[metrics.mae], epochs=3, batch_size=15)
+    many = fit(
+        LINEAR,
+        losses.squared_error,
+        SGD,
+        shard_dataset(rows, mesh),
+        shard_dataset(rows, mesh),
+        metrics=[metrics.mae],
+        epochs=3,
+        batch_size=15,
+    )
     leaves_close(one.final, many.final, rtol=1e-5)
     np.testing.assert_allclose(one.records[-1]["val_loss"], many.records[-1]["val_loss"], rtol=1e-5)
 

@@ -38,7 +38,7 @@ def linear(noise=0.0):
 @functools.cache
 def step_of(model, optimizer):
     """The step as a program, which runs of the same model and optimizer share."""
-    return jax.jit(make_train_step(model, OBJECTIVE, optimizer))
+    return jax.jit(make_train_step(model, squared_error, optimizer, metrics=[metrics.rmse]))
 
 
 @functools.cache
@@ -55,7 +55,7 @@ def run(model, optimizer, batches, weights=None, key=3):
     state, measured = make_train_state(weights, optimizer, jax.random.key(key)), []
     for batch in batches:
         state, sums = step(state, batch)
-        measured.append(metrics.compute(OBJECTIVE, sums)["loss"])
+        measured.append(metrics.compute(sums, [metrics.rmse])["loss"])
     return state, np.array(measured)
 
 
@@ -137,7 +137,7 @@ def test_a_batch_of_padding_only_moves_nothing(input_norm):
 def test_the_eval_step_changes_nothing_and_ignores_padding():
     model = mlp((8,), input_norm=True, dropout=0.5)
     weights = begun(model)
-    step = jax.jit(make_eval_step(model, OBJECTIVE))
+    step = jax.jit(make_eval_step(model, squared_error, metrics=[metrics.rmse]))
     one, padded = step(weights, ROWS), step(weights, pad(ROWS, 40))
     np.testing.assert_allclose(one.totals["loss"], padded.totals["loss"], rtol=1e-6)
     assert float(one.weight) == float(padded.weight) == 31
@@ -145,7 +145,7 @@ def test_the_eval_step_changes_nothing_and_ignores_padding():
 
 def test_one_compilation_serves_every_step(compilations):
     model, optimizer = mlp((8,), input_norm=True, dropout=0.1), optax.adam(1e-3)
-    step = jax.jit(make_train_step(model, OBJECTIVE, optimizer))
+    step = jax.jit(make_train_step(model, squared_error, optimizer, metrics=[metrics.rmse]))
     batch = jax.tree.map(jnp.asarray, ROWS)
     state = make_train_state(begun(model), optimizer, jax.random.key(1))
     with compilations() as names:
@@ -194,7 +194,7 @@ def test_the_golden_step():
 
 def test_the_moving_average_is_numpys_and_padding_leaves_it_alone():
     decay, optimizer, model = 0.9, optax.sgd(0.1), linear()
-    step = jax.jit(make_train_step(model, OBJECTIVE, optimizer, ema_decay=decay))
+    step = jax.jit(make_train_step(model, squared_error, optimizer, metrics=[metrics.rmse], ema_decay=decay))
     state = make_train_state(begun(model), optimizer, jax.random.key(3), ema=True)
     average = np.ones((4, 1))
     for number in range(30):

@@ -9,7 +9,7 @@ from jaxdl.data import dataset
 from jaxdl.losses import softmax_cross_entropy, squared_error
 from jaxdl.nn import convnet, mlp
 from jaxdl.train import make_train_state, make_train_step
-from jaxdl.types import Objective, Variables
+from jaxdl.types import Variables
 
 keras = pytest.importorskip("keras", reason="Keras, the oracle of these tests, is not installed")
 
@@ -62,7 +62,7 @@ def test_fifty_steps_are_those_of_keras(optimizer, input_norm):
     model = mlp(WIDTHS, input_norm=input_norm)
     state = make_train_state(jax.tree.map(jax.numpy.asarray, weights_of(network)), ours, jax.random.key(0))
     network.compile(optimizer=make(), loss="mse")
-    step = jax.jit(make_train_step(model, Objective(squared_error), ours))
+    step = jax.jit(make_train_step(model, squared_error, ours))
     losses = []
     for inputs, targets in zip(INPUTS, TARGETS, strict=True):
         network.reset_metrics()  # or Keras would report the mean over all batches so far
@@ -101,7 +101,7 @@ def test_twenty_steps_of_a_convnet_are_those_of_keras(optimizer):
         Variables(jax.tree.map(jax.numpy.asarray, convnet_params(network)), {}), ours, jax.random.key(0)
     )
     network.compile(optimizer=make(), loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-    step = jax.jit(make_train_step(convnet((18, 20), pool=True), Objective(softmax_cross_entropy), ours))
+    step = jax.jit(make_train_step(convnet((18, 20), pool=True), softmax_cross_entropy, ours))
     losses = []
     for images, targets in zip(pictures, labels, strict=True):
         network.reset_metrics()

@@ -26,7 +26,7 @@ def place(code):
 
 
 def train(optimizer):
-    jaxdl.fit(jaxdl.mlp((3,)), jaxdl.Objective(losses.squared_error), optimizer, ROWS, ROWS, epochs=1, batch_size=8)
+    jaxdl.fit(jaxdl.mlp((3,)), losses.squared_error, optimizer, ROWS, ROWS, epochs=1, batch_size=8)
 
 
 def stacks():

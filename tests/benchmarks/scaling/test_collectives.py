@@ -109,7 +109,7 @@ CASES = {
 
 
 def of_training(model, rows, objective, *, optimizer=ADAM, place=shard_state, validation=None):
-    plan = make_plan(model, objective, optimizer, batch_size=32)
+    plan = make_plan(model, objective.loss, optimizer, metrics=objective.metrics, batch_size=32)
     run_state, mesh = start(plan, rows, validation, key=jax.random.key(0)), make_mesh()
     validation = None if validation is None else shard_dataset(validation, mesh)
     chunk = compiled_chunk(plan, place(run_state, mesh), shard_dataset(rows, mesh), validation)
@@ -168,7 +168,7 @@ def test_weights_that_are_spread_are_gathered_in_the_loop():
 
 def test_one_device_tells_nobody_anything():
     model, rows, objective = cased("mlp")
-    plan = make_plan(model, objective, optax.adam(1e-3), batch_size=32)
+    plan = make_plan(model, objective.loss, optax.adam(1e-3), metrics=objective.metrics, batch_size=32)
     compiled = compiled_chunk(plan, start(plan, rows, key=jax.random.key(0)), rows)
     assert collectives(compiled.as_text()) == []
 

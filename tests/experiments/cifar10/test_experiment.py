@@ -222,12 +222,12 @@ def test_the_folder_of_another_experiment_is_refused(finished, tmp_path, capsys)
 MEMORY = """
 import resource, sys
 import numpy as np, optax
-from jaxdl import dataset, fit, Objective
+from jaxdl import dataset, fit
 from jaxdl.nn import convnet
 from jaxdl.losses import softmax_cross_entropy
 rows = int(sys.argv[1])
 data = dataset(np.full((rows, 32, 32, 3), 7, np.uint8), np.arange(rows, dtype=np.int32) % 10)
-fit(convnet(()), Objective(softmax_cross_entropy), optax.sgd(0.1), data, data, epochs=2, batch_size=500)
+fit(convnet(()), softmax_cross_entropy, optax.sgd(0.1), data, data, epochs=2, batch_size=500)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, data.inputs.nbytes / 2**20)
 """
 

@@ -40,10 +40,12 @@ from experiments.lesson.figures import figures
 from experiments.lesson.findings import bars
 from experiments.lesson.lesson import Config, Data, run
 from experiments.lesson.training import Truth
-from experiments.weather.experiment import OBJECTIVES, divide
+from experiments.weather.experiment import LOSSES, METRICS, divide
 from jaxdl._files import locked
 from jaxdl.datasets import BASEL, load_cifar10, load_weather
 from jaxdl.ensembles import seeds, sweeps
+from jaxdl.losses import softmax_cross_entropy
+from jaxdl.metrics import accuracy
 from jaxdl.nn import convnet, mlp
 from jaxdl.runs.command import command
 from jaxdl.train import early_stopping
@@ -239,10 +241,23 @@ def solo(exercise, target):
     recipe, (_, sets) = exercise.recipe, divide(of.dataset(exercise))
     sets["train"] = exercise.draw(sets["train"])
     model = mlp(recipe.hidden, input_norm=recipe.input_norm)
-    objective = OBJECTIVES["bbq" if of.labels() else "sunshine"]
+    labels = "bbq" if of.labels() else "sunshine"
     stop = early_stopping("val_loss", patience=recipe.patience)
     return sets, [
-        outputs_of(model, sets, fit(model, objective, ADAM, sets["train"], sets["validation"], seed=seed, **how).final)
+        outputs_of(
+            model,
+            sets,
+            fit(
+                model,
+                LOSSES[labels],
+                ADAM,
+                sets["train"],
+                sets["validation"],
+                metrics=METRICS[labels],
+                seed=seed,
+                **how,
+            ).final,
+        )
         for how in [{"epochs": recipe.epochs, "batch_size": 32, "early_stopping": stop}]
         for seed in range(SEEDS)
     ]
@@ -283,7 +298,16 @@ def test_a_row_of_photographs_has_the_figures_of_networks_that_are_trained_alone
     assert [len(sets[name].sample_weight) for name in SETS[:2]] == [64, 32]
     rows = seeds_of(finished).loc[CIFAR10, "dense"]
     for seed in range(BUDGET.seeds):
-        done = fit(model, exercises.OBJECTIVE, ADAM, sets["train"], sets["validation"], seed=seed, epochs=1)
+        done = fit(
+            model,
+            softmax_cross_entropy,
+            ADAM,
+            sets["train"],
+            sets["validation"],
+            metrics=[accuracy],
+            seed=seed,
+            epochs=1,
+        )
         outputs = outputs_of(model, sets, done.final)
         for which in SETS:
             right = accuracy_score(sets[which].targets, outputs[which].argmax(1))

@@ -95,7 +95,13 @@ def test_the_kept_weights_are_those_that_were_measured(finished):
     metrics = json.loads((finished / "metrics.json").read_text())
     for name, key in (("final", "rmse"), ("best", "rmse_best")):
         weights = load(finished / "checkpoints" / name)
-        found = evaluate(built.plan.model, built.plan.objective, weights, built.sets["test"])
+        found = evaluate(
+            built.plan.model,
+            weights,
+            built.sets["test"],
+            built.plan.objective.loss,
+            metrics=built.plan.objective.metrics,
+        )
         np.testing.assert_allclose(found["rmse"], metrics[key]["test"], rtol=1e-5)
 
 

@@ -10,20 +10,21 @@ import functools
 import inspect
 import operator
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxdl.errors import InputError
-from jaxdl.types import Dataset, Metric, Model, Objective, Rule, Variables
+from jaxdl.types import LOSS, Dataset, Loss, Metric, Model, Objective, Rule, Variables
 
 P = ParamSpec("P")
 R = TypeVar("R")
+RESERVED = {LOSS, "epoch", "learning_rate", "seconds"}  # names of a record that no metric may take
 LOSSES = "losses.squared_error, absolute_error, huber(), softmax_cross_entropy or sigmoid_cross_entropy"
 METRICS = "metrics.rmse, mae, r2(), accuracy or top_k(3)"
-ORDER = "The order is fit(model, objective, optimizer, train, validation)."
+ORDER = "The order is fit(model, loss, optimizer, train, validation)."
 
 
 def explain_calls(function: Callable[P, R]) -> Callable[P, R]:
@@ -54,7 +55,8 @@ _OTHER_WORDS = {
     **dict.fromkeys(("validation_data", "validation_split", "val_data", "valid", "val", "eval_set"), "validation"),
     **dict.fromkeys(("y", "y_train", "labels", "target"), "targets"),
     **dict.fromkeys(("callback", "observers", "verbose", "bar"), "callbacks"),
-    **dict.fromkeys(("loss", "loss_fn", "metrics", "criterion"), "objective"),
+    **dict.fromkeys(("objective", "loss_fn", "criterion"), "loss"),
+    "metric": "metrics",
     **dict.fromkeys(("lr", "learning_rate", "optim", "tx", "optimiser"), "optimizer"),
     **dict.fromkeys(("weights", "initial_weights", "params"), "variables"),
     **dict.fromkeys(("stop", "patience"), "early_stopping"),
@@ -226,7 +228,7 @@ def check_model(model: Any) -> None:
     own = (
         "Model(init, apply) with two functions: init(key, inputs) -> Variables, and apply(variables, inputs, train=...)"
     )
-    if isinstance(model, (Objective, Dataset, Variables)):
+    if isinstance(model, (Dataset, Variables)):
         advice = f"{ORDER} evaluate and predict take the model first."
     elif package == "flax":
         advice = f"Use from_linen({name}(...))."
@@ -250,60 +252,45 @@ def check_model(model: Any) -> None:
     raise InputError(f"model must be a Model, got {what if package in _NETWORKS else given_as(model)}. {advice}")
 
 
-def check_kinds(objective: object) -> Objective:
-    """Return an Objective with its metrics as a tuple.
+def check_objective(loss: object, metrics: object = ()) -> Objective:
+    """Return a loss and metrics as one record.
 
-    Raises InputError for anything else, for a loss that is no function of (outputs, targets), and for metrics that are
-    no Metric.
+    Raises InputError for a loss that is no function of (outputs, targets), and for metrics that are no Metric or that
+    share a name.
     """
-    if not isinstance(objective, Objective):
-        raise InputError(f"objective must be an Objective, got {given_as(objective)}. {_objective_advice(objective)}")
-    _check_loss(objective.loss)
-    metrics = objective.metrics
+    _check_loss(loss)
     if isinstance(metrics, Metric):
-        raise InputError(f"metrics must be a tuple of Metric, got one Metric. Use ({metrics.name},) with its comma.")
+        raise InputError(f"metrics must be a list of metrics, got one Metric. Use metrics=[{metrics.name}].")
     if isinstance(metrics, (str, Mapping)) or not isinstance(metrics, Iterable):
-        raise InputError(f"metrics must be a tuple of Metric, got {given_as(metrics)}. Use {METRICS} in a tuple.")
+        raise InputError(f"metrics must be a list of metrics, got {given_as(metrics)}. Use {METRICS} in a list.")
     metrics = tuple(metrics)
     for metric in metrics:
         if not isinstance(metric, Metric):
-            raise InputError(f"metrics must hold Metric, got {given_as(metric)}. {_metric_advice(metric)}")
+            raise InputError(f"metrics must hold metrics, got {given_as(metric)}. {_metric_advice(metric)}")
         if not isinstance(metric.name, str) or not callable(metric.per_example) or not callable(metric.compute):
             raise InputError(
                 f"a Metric must have a name, a function (outputs, targets) and a function (totals, weight), got "
                 f"{metric!r}. Use metrics.mean(name, function) for a mean over examples."
             )
-    return objective._replace(metrics=metrics)
-
-
-def _objective_advice(given: object) -> str:
-    if isinstance(given, str):
-        return f"Use Objective(loss, metrics), the loss being {LOSSES}."
-    if isinstance(given, Metric):
-        return f"Use Objective(loss, ({given.name},)): a metric is measured beside a loss."
-    if _package(given) in ("keras", "torch", "tensorflow"):
-        return f"Use Objective(loss, metrics), the loss being {LOSSES}."
-    if (hasattr(given, "init") and hasattr(given, "update")) or isinstance(given, (Dataset, Variables, Model)):
-        return ORDER
-    if callable(given):
-        return f"Use Objective({_name(given) if inspect.isroutine(given) else 'loss'})."
-    return "Use Objective(loss, metrics)."
+    names = [metric.name for metric in metrics]
+    for name in names:
+        if names.count(name) > 1 or name in RESERVED or name.startswith("val_"):
+            raise InputError(f'every metric must have a name of its own, got "{name}", which is taken. Rename it.')
+    return Objective(cast(Loss, loss), metrics)
 
 
 def _check_loss(loss: object) -> None:
+    wanted = "loss must be a function (outputs, targets) -> (batch,)"
     if isinstance(loss, Metric):
-        raise InputError(
-            f"a loss must be a function (outputs, targets), got the metric {loss.name}. Use Objective(loss, "
-            f"({loss.name},)), the loss being {LOSSES}."
-        )
+        raise InputError(f"{wanted}, got the metric {loss.name}. Use metrics=[{loss.name}] beside a loss: {LOSSES}.")
+    if isinstance(loss, (Dataset, Variables, Model)) or (hasattr(loss, "init") and hasattr(loss, "update")):
+        raise InputError(f"{wanted}, got {given_as(loss)}. {ORDER} evaluate(model, variables, dataset, loss).")
     # A class of losses is callable and makes an instance, which is no number.
     if not callable(loss) or isinstance(loss, type) or _package(loss) in ("torch", "keras", "tensorflow"):
-        raise InputError(
-            f"a loss must be a function (outputs, targets) -> (batch,), got {given_as(loss)}. Use {LOSSES}."
-        )
+        raise InputError(f"{wanted}, got {given_as(loss)}. Use {LOSSES}.")
     if not _takes(loss, 2) or (_name(loss) == "mean" and loss.__module__ == "jaxdl.metrics"):
         raise InputError(
-            f"a loss must be a function (outputs, targets) -> (batch,), got {given_as(loss)}, which takes "
+            f"{wanted}, got {given_as(loss)}, which takes "
             f"{_signature(loss)}. Where it makes a loss, call it first: {_name(loss)}(...)."
         )
 
@@ -348,7 +335,7 @@ def check_optimizer(optimizer: object, name: str = "optimizer") -> None:
         advice = f"Use optax.{optimizer.lower() if optimizer.isidentifier() else 'adam'}(1e-3)."
     elif isinstance(optimizer, (bool, int, float, np.floating, np.integer)):
         advice = f"Use optax.adam({optimizer}), where it is the learning rate."
-    elif isinstance(optimizer, (Objective, Dataset, Model, Variables)):
+    elif isinstance(optimizer, (Dataset, Model, Variables)):
         advice = ORDER
     elif isinstance(optimizer, Rule):
         advice = "Give rules as early_stopping= or plateau=."
@@ -423,10 +410,10 @@ def check_examples(name: str, rows: object) -> None:
             "sources.from_random_access(records, to_row)."
         )
     elif kind == "DataSource":
-        advice = "Use dataset(inputs, targets) in memory: only fit's train and evaluate_source take a source."
+        advice = "Use dataset(inputs, targets) in memory: fit's train, evaluate and predict take a source."
     elif isinstance(rows, (float, int)):
         advice = "Use data.split(count, fraction) and dataset(inputs, targets)."
-    elif isinstance(rows, (Variables, Objective, Model, Rule)) or kind in ("FitResult", "SeedsResult"):
+    elif isinstance(rows, (Variables, Model, Rule)) or kind in ("FitResult", "SeedsResult"):
         advice = "Give the examples of the data set, from dataset(inputs, targets)."
     else:
         advice = "Use dataset(inputs, targets)."
@@ -482,8 +469,8 @@ def check_variables(weights: object) -> None:
         advice = "Use jaxdl.load(path)."
     elif isinstance(weights, Mapping):
         advice = "Use Variables(params, stats)."
-    elif isinstance(weights, (Dataset, np.ndarray, jax.Array)):
-        advice = "The order is predict(model, variables, inputs) and evaluate(model, objective, variables, dataset)."
+    elif isinstance(weights, (Dataset, np.ndarray, jax.Array)) or callable(weights):
+        advice = "The order is predict(model, variables, inputs) and evaluate(model, variables, dataset, loss)."
     else:
         advice = "Use run.best of a run of fit, or model.init(key, inputs)."
     raise InputError(f"variables must be Variables, got {given_as(weights)}. {advice}")

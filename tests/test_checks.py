@@ -18,7 +18,7 @@ from flax import nnx
 from sklearn.metrics import mean_squared_error
 
 import jaxdl
-from jaxdl import Dataset, InputError, Objective, Variables, data, losses, metrics, plots
+from jaxdl import Dataset, InputError, Variables, data, losses, metrics, plots
 from jaxdl.ensembles import evaluate_members, grid, predict_mean
 from jaxdl.metrics import roc_curve
 from jaxdl.nn import convnet, mlp, residual_net
@@ -31,9 +31,6 @@ LABELS = np.arange(12) % 2
 ROWS = jaxdl.dataset(INPUTS, TARGETS)
 CLASSES = jaxdl.dataset(INPUTS, LABELS)
 MODEL, TWO = mlp(()), mlp((), outputs=2)
-SQUARED = Objective(losses.squared_error)
-MEASURED = Objective(losses.squared_error, (metrics.rmse,))
-SOFTMAX = Objective(losses.softmax_cross_entropy)
 SGD = optax.sgd(0.1)
 # Shapes are enough for what is refused before anything is computed.
 WEIGHTS = Variables({"Dense_0": {"kernel": np.zeros((4, 1), np.float32), "bias": np.zeros(1, np.float32)}}, {})
@@ -54,17 +51,17 @@ class Layer(nnx.Module):
         return self.layer(inputs)
 
 
-def fit(model=MODEL, objective=SQUARED, optimizer=SGD, train=ROWS, validation=None, **options):
-    return jaxdl.fit(model, objective, optimizer, train, validation, **{"epochs": 1, "batch_size": 4, **options})
+def fit(model=MODEL, loss=losses.squared_error, optimizer=SGD, train=ROWS, validation=None, **options):
+    return jaxdl.fit(model, loss, optimizer, train, validation, **{"epochs": 1, "batch_size": 4, **options})
 
 
-def fit_seeds(train=ROWS, validation=None, model=MODEL, objective=SQUARED, **options):
+def fit_seeds(train=ROWS, validation=None, model=MODEL, loss=losses.squared_error, **options):
     options = {"epochs": 1, "batch_size": 4, "seeds": (0,), **options}
-    return jaxdl.fit_seeds(model, objective, SGD, train, validation, **options)
+    return jaxdl.fit_seeds(model, loss, SGD, train, validation, **options)
 
 
 def plan_of(rate):
-    return make_plan(TWO, SOFTMAX, optax.sgd(rate), batch_size=4)
+    return make_plan(TWO, losses.softmax_cross_entropy, optax.sgd(rate), batch_size=4)
 
 
 def sweep(candidates=None, train=CLASSES, make=plan_of, **options):
@@ -80,7 +77,7 @@ def quick():
 
 @pytest.fixture(scope="module")
 def run():
-    return fit(objective=MEASURED, validation=ROWS, epochs=2)
+    return fit(loss=losses.squared_error, metrics=[metrics.rmse], validation=ROWS, epochs=2)
 
 
 @pytest.fixture(scope="module")
@@ -110,16 +107,16 @@ def cases(**calls):
     mlp=(mlp, "Call it: mlp((100, 50))."),
     convnet=(convnet, "Call it: convnet((50, 50))."),
     nothing=(None, "got None."),
-    objective=(SQUARED, "The order is fit(model, objective, optimizer, train, validation)."),
+    swapped=(ROWS, "The order is fit(model, loss, optimizer, train, validation)."),
 )
 @pytest.mark.parametrize(
     "entry",
     [
         lambda model: fit(model),
         lambda model: fit_seeds(model=model),
-        lambda model: jaxdl.evaluate(model, SQUARED, WEIGHTS, ROWS),
+        lambda model: jaxdl.evaluate(model, WEIGHTS, ROWS, losses.squared_error),
         lambda model: jaxdl.predict(model, WEIGHTS, INPUTS),
-        lambda model: jaxdl.make_eval_step(model, SQUARED),
+        lambda model: jaxdl.make_eval_step(model, losses.squared_error),
     ],
 )
 def test_what_is_no_model_is_told_the_line_to_type(entry, call, words):
@@ -140,7 +137,7 @@ def test_a_keras_model_is_told_the_line_to_type():
         lambda: fit(model)
     )
     assert "Use optax.adam(1e-3), say" in refusal(lambda: fit(optimizer=keras["Adam"]()))
-    assert "Use losses.squared_error" in refusal(lambda: fit(objective=Objective(keras["MSE"]())))
+    assert "Use losses.squared_error" in refusal(lambda: fit(loss=keras["MSE"]()))
 
 
 @cases(
@@ -152,48 +149,71 @@ def test_a_keras_model_is_told_the_line_to_type():
     rate=(1e-3, "got 0.001. Use optax.adam(0.001)"),
     several=([optax.adam(1e-3)], "Use optax.chain(...)"),
     nothing=(None, "got None. Use optax.adam(1e-3)"),
-    objective=(SQUARED, "The order is fit("),
+    swapped=(ROWS, "The order is fit("),
     rule=(early_stopping(), "Give rules as early_stopping= or plateau=."),
 )
 def test_what_is_no_optimizer_is_told_the_line_to_type(call, words):
     assert words in refusal(lambda: fit(optimizer=call))
-    assert words in refusal(lambda: make_plan(MODEL, SQUARED, call))
-    assert words in refusal(lambda: jaxdl.make_train_step(MODEL, SQUARED, call))
+    assert words in refusal(lambda: make_plan(MODEL, losses.squared_error, call))
+    assert words in refusal(lambda: jaxdl.make_train_step(MODEL, losses.squared_error, call))
 
 
 @cases(
-    bare_loss=(losses.squared_error, "got the function squared_error. Use Objective(squared_error)."),
-    string=("mse", "Use Objective(loss, metrics), the loss being losses.squared_error"),
-    pair=((losses.squared_error, ()), "got a tuple. Use Objective(loss, metrics)."),
-    bare_metric=(metrics.rmse, "Use Objective(loss, (rmse,))"),
-    swapped=(SGD, "The order is fit(model, objective, optimizer"),
-    name=(Objective("mse"), 'a loss must be a function (outputs, targets) -> (batch,), got "mse"'),
-    a_class=(Objective(dict), "got the class dict"),
-    metric_as_loss=(Objective(metrics.rmse), "got the metric rmse. Use Objective(loss, (rmse,))"),
-    maker=(Objective(losses.huber), "call it first: huber(...)."),
-    mean=(Objective(metrics.mean), "call it first: mean(...)."),
-    smoothed=(Objective(losses.smoothed_cross_entropy), "call it first: smoothed_cross_entropy(...)."),
-    one_metric=(Objective(losses.squared_error, metrics.rmse), "Use (rmse,) with its comma."),
-    function=(
-        Objective(losses.squared_error, (losses.absolute_error,)),
-        'Use metrics.mean("absolute_error", absolute_error)',
-    ),
-    metric_name=(Objective(losses.squared_error, ("rmse",)), 'got "rmse". Use metrics.rmse'),
-    metrics_name=(Objective(losses.squared_error, "rmse"), "Use metrics.rmse"),
-    metric_maker=(Objective(losses.squared_error, (metrics.r2,)), "call it: r2(...)."),
-    by_name=(Objective(losses.squared_error, {"rmse": metrics.rmse}), "got a dict"),
-    no_metrics=(Objective(losses.squared_error, None), "got None"),
+    string=("mse", 'got "mse". Use losses.squared_error'),
+    pair=((losses.squared_error, ()), "got a tuple. Use losses.squared_error"),
+    metric=(metrics.rmse, "got the metric rmse. Use metrics=[rmse] beside a loss"),
+    swapped=(SGD, "The order is fit(model, loss, optimizer"),
+    data=(ROWS, "evaluate(model, variables, dataset, loss)"),
+    nothing=(None, "got None. Use losses.squared_error"),
+    a_class=(dict, "got the class dict"),
+    maker=(losses.huber, "call it first: huber(...)."),
+    mean=(metrics.mean, "call it first: mean(...)."),
+    smoothed=(losses.smoothed_cross_entropy, "call it first: smoothed_cross_entropy(...)."),
 )
-def test_what_is_no_objective_is_told_the_line_to_type(call, words):
-    assert words in refusal(lambda: fit(objective=call))
-    assert words in refusal(lambda: fit_seeds(objective=call))
-    assert words in refusal(lambda: jaxdl.evaluate(MODEL, call, WEIGHTS, ROWS))
+def test_what_is_no_loss_is_told_the_line_to_type(call, words):
+    for entry in (
+        lambda: fit(loss=call),
+        lambda: fit_seeds(loss=call),
+        lambda: make_plan(MODEL, call, SGD),
+        lambda: jaxdl.evaluate(MODEL, WEIGHTS, ROWS, call),
+        lambda: jaxdl.make_train_step(MODEL, call, SGD),
+        lambda: jaxdl.make_eval_step(MODEL, call),
+    ):
+        message = refusal(entry)
+        assert message.startswith("loss must be a function (outputs, targets) -> (batch,)")
+        assert words in message
 
 
-def test_metrics_in_a_list_are_metrics():
-    listed = Objective(losses.squared_error, [metrics.rmse])
-    assert list(fit(objective=listed).records[0]) == ["epoch", "loss", "rmse"]
-    assert sorted(jaxdl.evaluate(MODEL, listed, WEIGHTS, ROWS)) == ["loss", "rmse"]
+@cases(
+    one_metric=(metrics.rmse, "got one Metric. Use metrics=[rmse]."),
+    function=([losses.absolute_error], 'Use metrics.mean("absolute_error", absolute_error)'),
+    name=(["rmse"], 'got "rmse". Use metrics.rmse'),
+    bare_name=("rmse", "Use metrics.rmse"),
+    maker=([metrics.r2], "call it: r2(...)."),
+    by_name=({"rmse": metrics.rmse}, "got a dict"),
+    nothing=(None, "got None"),
+    twice=([metrics.rmse, metrics.rmse], 'got "rmse", which is taken'),
+)
+def test_what_are_no_metrics_is_told_the_line_to_type(call, words):
+    for entry in (
+        lambda: fit(metrics=call),
+        lambda: fit_seeds(metrics=call),
+        lambda: make_plan(MODEL, losses.squared_error, SGD, metrics=call),
+        lambda: jaxdl.evaluate(MODEL, WEIGHTS, ROWS, losses.squared_error, metrics=call),
+        lambda: jaxdl.make_eval_step(MODEL, losses.squared_error, metrics=call),
+    ):
+        assert words in refusal(entry)
+
+
+@pytest.mark.parametrize("make", [list, tuple, iter])
+def test_metrics_may_come_in_any_iterable(make):
+    options = {"metrics": make([metrics.rmse, metrics.mae])}
+    assert list(fit(**options).records[0]) == ["epoch", "loss", "rmse", "mae"]
+
+
+def test_the_order_of_evaluate_is_told():
+    message = refusal(lambda: jaxdl.evaluate(MODEL, losses.squared_error, WEIGHTS, ROWS))
+    assert "The order is predict(model, variables, inputs) and evaluate(model, variables, dataset, loss)." in message
 
 
 @cases(
@@ -221,10 +241,11 @@ def test_what_is_no_plateau_rule_is_told_the_line_to_type(call, words):
 
 @cases(
     optimizer=(
-        lambda: jaxdl.fit(MODEL, SQUARED, optimiser="adam", train=ROWS),
+        lambda: jaxdl.fit(MODEL, losses.squared_error, optimiser="adam", train=ROWS),
         "no argument optimiser. Use optimizer.",
     ),
-    metrics=(lambda: fit(metrics=[metrics.rmse]), "Use objective."),
+    loss=(lambda: jaxdl.fit(MODEL, optimizer=SGD, train=ROWS, loss_fn=losses.squared_error), "Use loss."),
+    metric=(lambda: fit(metric=[metrics.rmse]), "Use metrics."),
     callbacks=(lambda: fit(observers=[]), "Use callbacks."),
     rate=(lambda: fit(lr=0.1), "Use optimizer."),
     batch=(lambda: fit(batch=8), "Use batch_size."),
@@ -235,14 +256,17 @@ def test_what_is_no_plateau_rule_is_told_the_line_to_type(call, words):
         lambda: fit(sample_weight=LABELS),
         "Give sample weights to dataset(inputs, targets, sample_weight).",
     ),
-    unknown=(lambda: fit(foo=1), "fit takes model, objective, optimizer, train, validation, epochs,"),
-    missing=(lambda: jaxdl.fit(MODEL, SQUARED), "fit needs optimizer and train"),
-    by_place=(lambda: jaxdl.fit(MODEL, SQUARED, SGD, ROWS, ROWS, 10), "Give the others by name, such as epochs=."),
-    twice=(lambda: jaxdl.fit(MODEL, SQUARED, SGD, ROWS, model=MODEL), "fit got model twice"),
-    seeds=(lambda: jaxdl.fit_seeds(MODEL, SQUARED, SGD, ROWS, seed=3), "Use seeds."),
-    plan=(lambda: make_plan(MODEL, SQUARED, optimiser=SGD), "Use optimizer."),
-    start=(lambda: jaxdl.start(make_plan(MODEL, SQUARED, SGD), ROWS), "start needs key"),
-    key=(lambda: jaxdl.start(make_plan(MODEL, SQUARED, SGD), ROWS, key=0), "Use jax.random.key(0)"),
+    unknown=(lambda: fit(foo=1), "fit takes model, loss, optimizer, train, validation, metrics, epochs,"),
+    missing=(lambda: jaxdl.fit(MODEL, losses.squared_error), "fit needs optimizer and train"),
+    by_place=(
+        lambda: jaxdl.fit(MODEL, losses.squared_error, SGD, ROWS, ROWS, 10),
+        "Give the others by name, such as metrics=.",
+    ),
+    twice=(lambda: jaxdl.fit(MODEL, losses.squared_error, SGD, ROWS, model=MODEL), "fit got model twice"),
+    seeds=(lambda: jaxdl.fit_seeds(MODEL, losses.squared_error, SGD, ROWS, seed=3), "Use seeds."),
+    plan=(lambda: make_plan(MODEL, losses.squared_error, optimiser=SGD), "Use optimizer."),
+    start=(lambda: jaxdl.start(make_plan(MODEL, losses.squared_error, SGD), ROWS), "start needs key"),
+    key=(lambda: jaxdl.start(make_plan(MODEL, losses.squared_error, SGD), ROWS, key=0), "Use jax.random.key(0)"),
     summary=(lambda: jaxdl.summary(MODEL), "summary needs inputs"),
     targets=(lambda: jaxdl.dataset(INPUTS), "dataset needs targets"),
     test_size=(lambda: data.split(70, test_size=0.3), "split takes count, fraction, seed."),
@@ -264,7 +288,7 @@ def test_a_type_error_inside_a_function_stays_a_type_error():
         raise TypeError("mine")
 
     with pytest.raises(TypeError, match="mine"):
-        fit(objective=Objective(loss))
+        fit(loss=loss)
 
 
 @cases(
@@ -314,7 +338,9 @@ NO_ROWS = {
 def test_what_are_no_examples_are_told_to_be_made(rows):
     for call in (lambda: fit(train=rows), lambda: fit_seeds(rows), lambda: sweep(train=rows)):
         assert re.match(r"train must .*dataset\(", refusal(call))
-    assert re.match(r"dataset must .*dataset\(", refusal(lambda: jaxdl.evaluate(MODEL, SQUARED, WEIGHTS, rows)))
+    assert re.match(
+        r"dataset must .*dataset\(", refusal(lambda: jaxdl.evaluate(MODEL, WEIGHTS, rows, losses.squared_error))
+    )
     if rows is not None:
         assert re.match(r"validation must .*dataset\(", refusal(lambda: fit(validation=rows)))
         assert re.match(r"validation must .*dataset\(", refusal(lambda: fit_seeds(validation=rows)))
@@ -334,7 +360,9 @@ def test_bytes_beside_floats_are_refused(kinds):
     images = np.random.default_rng(0).integers(0, 256, (12, 8, 8, 3))
     train, validation = (jaxdl.dataset(images.astype(kind), LABELS) for kind in kinds)
     words = "train and validation must both hold bytes or neither"
-    assert words in refusal(lambda: fit(convnet((2,), outputs=2), SOFTMAX, train=train, validation=validation))
+    assert words in refusal(
+        lambda: fit(convnet((2,), outputs=2), losses.softmax_cross_entropy, train=train, validation=validation)
+    )
 
 
 @cases(
@@ -347,10 +375,10 @@ def test_bytes_beside_floats_are_refused(kinds):
 def test_what_are_no_weights_are_told_the_line_to_type(call, words, run):
     given = {"run": run, "state": run.state}.get(call, call) if isinstance(call, str) else call
     assert words in refusal(lambda: jaxdl.predict(MODEL, given, INPUTS))
-    assert words in refusal(lambda: jaxdl.evaluate(MODEL, SQUARED, given, ROWS))
+    assert words in refusal(lambda: jaxdl.evaluate(MODEL, given, ROWS, losses.squared_error))
     assert words in refusal(lambda: fit(variables=given))
     assert words in refusal(lambda: predict_mean(MODEL, given, INPUTS))
-    assert words in refusal(lambda: evaluate_members(MODEL, SQUARED, given, ROWS))
+    assert words in refusal(lambda: evaluate_members(MODEL, given, ROWS, losses.squared_error))
 
 
 @cases(
@@ -368,7 +396,7 @@ def test_what_are_no_inputs_is_refused(call, words):
 def test_weights_of_another_network_are_refused():
     words = "must be of shape (8,), got (1,)"
     assert words in refusal(lambda: fit(mlp((8,)), variables=WEIGHTS))
-    assert words in refusal(lambda: jaxdl.evaluate(mlp((8,)), SQUARED, WEIGHTS, ROWS))
+    assert words in refusal(lambda: jaxdl.evaluate(mlp((8,)), WEIGHTS, ROWS, losses.squared_error))
 
 
 def test_a_column_of_inputs_is_told_to_be_a_table():
@@ -399,12 +427,17 @@ def test_counts_are_whole_numbers(call, words):
         assert words in refusal(entry)
     if call is not None:
         assert words in refusal(lambda: jaxdl.predict(MODEL, WEIGHTS, INPUTS, batch_size=call))
-        assert words in refusal(lambda: jaxdl.evaluate(MODEL, SQUARED, WEIGHTS, ROWS, batch_size=call))
+        assert words in refusal(lambda: jaxdl.evaluate(MODEL, WEIGHTS, ROWS, losses.squared_error, batch_size=call))
 
 
 def test_whole_numbers_of_numpy_and_jax_are_counts(run):
     for two in (np.int64(2), np.array(2), jnp.int32(2)):
-        assert fit(objective=MEASURED, validation=ROWS, epochs=two, seed=np.int64(0)).records == run.records
+        assert (
+            fit(
+                loss=losses.squared_error, metrics=[metrics.rmse], validation=ROWS, epochs=two, seed=np.int64(0)
+            ).records
+            == run.records
+        )
 
 
 @cases(
@@ -439,7 +472,14 @@ def test_options_of_a_wrong_kind_are_refused(call, words):
     ("name", "meant"), [("Loss", "loss"), ("val loss", "val_loss"), ("RMSE", "rmse"), ("val-rmse", "val_rmse")]
 )
 def test_a_monitor_that_is_misspelt_is_told_the_nearest(name, meant):
-    words = refusal(lambda: fit(objective=MEASURED, validation=ROWS, early_stopping=early_stopping(name, mode="min")))
+    words = refusal(
+        lambda: fit(
+            loss=losses.squared_error,
+            metrics=[metrics.rmse],
+            validation=ROWS,
+            early_stopping=early_stopping(name, mode="min"),
+        )
+    )
     assert words.endswith(f'This run measures: loss, rmse, val_loss, val_rmse. Use "{meant}".')
 
 
@@ -460,22 +500,22 @@ def test_labels_beyond_the_outputs_are_refused_before_the_first_step():
     beyond = jaxdl.dataset(INPUTS, LABELS + 1)
     on_device = jax.tree.map(jnp.asarray, beyond)
     for call in (
-        lambda: fit(TWO, SOFTMAX, train=beyond),
-        lambda: fit(TWO, SOFTMAX, train=on_device),
-        lambda: fit(TWO, SOFTMAX, train=CLASSES, validation=beyond),
-        lambda: fit(TWO, Objective(losses.smoothed_cross_entropy(0.1)), train=beyond),
-        lambda: fit_seeds(beyond, model=TWO, objective=SOFTMAX),
+        lambda: fit(TWO, losses.softmax_cross_entropy, train=beyond),
+        lambda: fit(TWO, losses.softmax_cross_entropy, train=on_device),
+        lambda: fit(TWO, losses.softmax_cross_entropy, train=CLASSES, validation=beyond),
+        lambda: fit(TWO, losses.smoothed_cross_entropy(0.1), train=beyond),
+        lambda: fit_seeds(beyond, model=TWO, loss=losses.softmax_cross_entropy),
         lambda: sweep(train=beyond),
-        lambda: jaxdl.evaluate(TWO, SOFTMAX, PAIR, beyond),
+        lambda: jaxdl.evaluate(TWO, PAIR, beyond, losses.softmax_cross_entropy),
     ):
         assert words in refusal(call)
     negative = jaxdl.dataset(INPUTS, LABELS - 1)
-    assert "got -1 in row 0 of train" in refusal(lambda: fit(TWO, SOFTMAX, train=negative))
+    assert "got -1 in row 0 of train" in refusal(lambda: fit(TWO, losses.softmax_cross_entropy, train=negative))
 
 
 def test_labels_of_examples_that_do_not_count_may_be_any():
     ignored = jaxdl.dataset(INPUTS, np.where(np.arange(12) < 4, -1, LABELS), np.arange(12) >= 4)
-    losses.check_labels(TWO, SOFTMAX, ignored)
+    losses.check_labels(TWO, losses.softmax_cross_entropy, ignored)
 
 
 @cases(
@@ -484,7 +524,7 @@ def test_labels_of_examples_that_do_not_count_may_be_any():
     column=(LABELS[:, None], "Use targets[:, 0] as whole numbers"),
 )
 def test_labels_of_another_form_are_told_how_to_make_labels(call, words):
-    assert words in refusal(lambda: fit(TWO, SOFTMAX, train=jaxdl.dataset(INPUTS, call)))
+    assert words in refusal(lambda: fit(TWO, losses.softmax_cross_entropy, train=jaxdl.dataset(INPUTS, call)))
 
 
 @cases(
@@ -565,7 +605,15 @@ def test_one_array_of_predictions_and_one_curve_are_drawn(run, tmp_path):
 
 
 def test_results_are_printed_in_one_line(run, runs):
-    things = (run, runs, sweep(), run.state, run.best, ROWS, make_plan(MODEL, MEASURED, SGD))
+    things = (
+        run,
+        runs,
+        sweep(),
+        run.state,
+        run.best,
+        ROWS,
+        make_plan(MODEL, losses.squared_error, SGD, metrics=[metrics.rmse]),
+    )
     for thing in things:
         assert "\n" not in repr(thing)
         assert len(repr(thing)) < 200
@@ -578,7 +626,7 @@ def test_a_warning_of_fit_points_at_the_line_of_the_caller():
     with warnings.catch_warnings(record=True) as messages:
         warnings.simplefilter("always")
         fit(optimizer=optax.sgd(1e30), epochs=5)
-    assert [os.path.basename(message.filename) for message in messages] == ["test_arguments.py"]
+    assert [os.path.basename(message.filename) for message in messages] == ["test_checks.py"]
 
 
 PROGRAM = """
@@ -586,10 +634,10 @@ import numpy as np
 import optax
 
 import jaxdl
-from jaxdl import losses, Objective
+from jaxdl import losses
 rows = jaxdl.dataset(np.ones((4, 1)), np.ones((4, 1)))
 try:
-    jaxdl.fit(jaxdl.mlp(()), Objective(losses.squared_error), optax.sgd(0.1), rows, batch_size=2)
+    jaxdl.fit(jaxdl.mlp(()), losses.squared_error, optax.sgd(0.1), rows, batch_size=2)
 except jaxdl.InputError as error:
     print(error)
 """
@@ -631,15 +679,15 @@ def test_a_command_tells_in_a_line_that_its_platform_is_not_there(command, tmp_p
 
 
 def test_a_platform_that_is_not_there_is_an_input_error(monkeypatch):
-    from jaxdl import _arguments
+    from jaxdl import _checks
 
     def fail():
         raise RuntimeError("Unable to initialize backend 'tpu': no tpu (set JAX_PLATFORMS='' to choose)")
 
     monkeypatch.setattr(jax, "default_backend", fail)
-    monkeypatch.setattr(_arguments, "_platforms_there", lambda: "cpu")
+    monkeypatch.setattr(_checks, "_platforms_there", lambda: "cpu")
     with jax_platforms("tpu"):
-        words = refusal(_arguments.check_platform)
+        words = refusal(_checks.check_platform)
     assert words.startswith('JAX_PLATFORMS="tpu" names a platform that JAX cannot start here; this machine has cpu.')
     assert words.endswith("JAX says: Unable to initialize backend 'tpu': no tpu")
 
@@ -669,7 +717,7 @@ def jax_platforms(name):
 def test_sample_weights_of_examples_made_by_hand_are_checked(weights, words):
     rows = Dataset(INPUTS, TARGETS, weights)
     assert words in refusal(lambda: fit(train=rows))
-    assert words in refusal(lambda: jaxdl.fit_seeds(MODEL, SQUARED, SGD, rows, seeds=(0,), batch_size=4))
+    assert words in refusal(lambda: jaxdl.fit_seeds(MODEL, losses.squared_error, SGD, rows, seeds=(0,), batch_size=4))
 
 
 class Pair(nn.Module):
@@ -702,7 +750,7 @@ def test_a_model_of_several_outputs_is_told_to_return_one_array(module, kind):
     ids=["numpy", "scikit-learn", "tuple", "complex"],
 )
 def test_losses_that_no_step_can_differentiate_are_refused(loss, words):
-    assert words in refusal(lambda: fit(objective=Objective(loss)))
+    assert words in refusal(lambda: fit(loss=loss))
 
 
 @pytest.mark.parametrize(("callback", "takes"), [(lambda: None, "nothing"), (lambda record: None, "record")])
