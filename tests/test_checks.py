@@ -546,7 +546,7 @@ def test_a_sweep_of_what_are_no_candidates_is_refused(call, words):
 
 
 @cases(
-    examples=(lambda: data.split(ROWS, 0.3), "Use split(len(rows.weights), 0.3)"),
+    examples=(lambda: data.split(ROWS, 0.3), "Use split(len(rows.targets), 0.3)"),
     array=(lambda: data.split(INPUTS, 0.3), "Use split(len(rows), 0.3)"),
     percent=(lambda: data.split(70, 30), "got fraction=30. Use 0.3."),
     string=(lambda: data.split(70, "0.3"), "Use 0.3."),
