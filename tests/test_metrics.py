@@ -145,7 +145,7 @@ def test_r2_of_equal_targets_is_1_where_all_is_right_else_0(value):
 ANSWERS = (RANDOM.random((91, 1)) < 0.25).astype(np.float32)
 BINARY_LOGITS = (2 * ANSWERS - 1.5 + RANDOM.normal(size=(91, 1))).astype(np.float32)
 BINARY = Objective(sigmoid_cross_entropy, (metrics.binary_accuracy, metrics.balanced_accuracy))
-MEASURE_BINARY = jax.jit(lambda *rows: measure(BINARY, *rows))
+MEASURE_BINARY = jax.jit(lambda *rows: measure(BINARY.loss, *rows, metrics=BINARY.metrics))
 
 
 def binary_figures(outputs, targets, weights=None):
@@ -205,7 +205,8 @@ def test_one_answer_for_all_is_worth_half(answer):
 def test_a_logit_of_zero_says_no_and_one_that_is_no_number_says_nothing():
     logits = np.array([[0.0], [0.0], [np.nan], [np.nan], [np.inf], [-np.inf]], np.float32)
     labels = np.array([[0.0], [1.0], [0.0], [1.0], [1.0], [0.0]], np.float32)
-    assert metrics.right(jnp.asarray(logits), jnp.asarray(labels))[:, 0].tolist() == [1, 0, 0, 0, 1, 1]
+    correct = metrics._correct("binary_accuracy", jnp.asarray(logits), jnp.asarray(labels))
+    assert correct[:, 0].tolist() == [1, 0, 0, 0, 1, 1]
 
 
 def test_several_answers_a_row_are_averaged():
@@ -296,7 +297,7 @@ def test_columns_and_float32_are_rows_too():
 @pytest.mark.parametrize(
     ("scores", "labels", "message"),
     [
-        ([0.1, 0.2], [0, 0], "a curve needs labels of both kinds, 0 and 1, got only 0. Use more rows."),
+        ([0.1, 0.2], [0, 0], "a curve needs labels of both kinds, 0 and 1, got only 0. Use more examples."),
         ([0.1, 0.2], [1, 1], "got only 1"),
         ([], [], "got no rows"),
         ([0.1, 0.2, 0.3], [0, 1], "a curve needs a score for each label, got 3 scores and 2 labels."),
