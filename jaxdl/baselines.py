@@ -48,8 +48,8 @@ def climatology(months: Sequence[int], targets: ArrayLike, wanted: Sequence[int]
     >>> climatology([1, 1, 7], [0.0, 2.0, 9.0], [7, 1, 3]).round(2).tolist()
     [9.0, 1.0, 3.67]
     """
-    targets, months = np.asarray(targets, np.float64), np.asarray(months)
-    means = {month: targets[months == month].mean() for month in np.unique(months)}
+    targets, month_of = np.asarray(targets, np.float64), np.asarray(months)
+    means = {month: targets[month_of == month].mean() for month in np.unique(month_of)}
     return np.array([means.get(month, targets.mean()) for month in wanted])
 
 
