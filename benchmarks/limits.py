@@ -19,7 +19,7 @@ from benchmarks.rows import Row
 from benchmarks.tasks import BATCH, MEMBERS, Arrays, Task, load
 from jaxdl import dataset
 from jaxdl._jit import compiler_options
-from jaxdl.data.batches import batch_rows, epoch_rows
+from jaxdl.data.batches import epoch_rows, eval_batch_size
 from jaxdl.train import make_eval_step, make_plan, start
 from jaxdl.train.step import eval_step, eval_variables, plan_step
 from jaxdl.types import Array, Dataset, Plan, RunState, Variables
@@ -88,7 +88,7 @@ def epoch_flops(plan: Plan, run_state: RunState, train: Dataset, validation: Dat
         epoch_rows(validation),
         eval_step(plan.model, plan.objective, prepared=True),
     )
-    size = min(batch_rows(validation.inputs), rows)
+    size = min(eval_batch_size(validation.inputs), rows)
     once = flops(measure, eval_variables(run_state.train_state, plan.eval_params), _batch(validation, size))
     return total + -(-rows // size) * once
 
