@@ -268,12 +268,12 @@ def from_nnx(
     takes_mask = _mask_rule(arguments, mask, trace)
 
     def init(key: Array, inputs: Array) -> Variables:
-        params, stats = nnx.state(make(nnx.Rngs(key)), nnx.Param, nnx.BatchStat)
+        module = make(nnx.Rngs(key))
         if unmasked is not None and not takes_mask(inputs):
             raise _unmasked_error(name, unmasked)
         if norms and mask == "auto":
             _can_trace(trace, inputs, True, takes_mask(inputs))
-        return Variables(_to_dict(params), _to_dict(stats))
+        return Variables(_to_dict(nnx.state(module, nnx.Param)), _to_dict(nnx.state(module, nnx.BatchStat)))
 
     def apply(
         variables: Variables, inputs: Array, *, train: bool, key: Array | None = None, mask: Array | None = None
