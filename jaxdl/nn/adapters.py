@@ -213,7 +213,8 @@ def from_nnx(
 
     module = nnx.eval_shape(make_module)
     name = type(module).__name__
-    _, param_shapes, stat_shapes, streams, other = nnx.split(module, nnx.Param, nnx.BatchStat, nnx.RngState, ...)
+    parts: tuple[Any, ...] = nnx.split(module, nnx.Param, nnx.BatchStat, nnx.RngState, ...)
+    _, param_shapes, stat_shapes, streams, other = parts
     if jax.tree.leaves(other):
         kinds = sorted({type(leaf).__name__ for _, leaf in nnx.to_flat_state(other)})
         raise InputError(f"{name} must hold Param, BatchStat and RngState only, got {kinds}.")
