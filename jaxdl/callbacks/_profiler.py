@@ -74,7 +74,7 @@ def profiler(
 
     >>> import optax, tempfile
     >>> from jaxdl import dataset, fit, losses, mlp
-    >>> train = dataset([[1.0], [2.0]], [[1.0], [2.0]])
+    >>> train = dataset([[1.0]] * 32, [[2.0]] * 32)
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     with profiler(folder, last=2) as callback:
     ...         _ = fit(mlp(()), losses.squared_error, optax.sgd(0.1), train, epochs=2, callbacks=[callback])

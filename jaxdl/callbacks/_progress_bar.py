@@ -35,7 +35,7 @@ def progress_bar(
     >>> import optax
     >>> from rich.console import Console
     >>> from jaxdl import dataset, fit, losses, mlp
-    >>> train = dataset([[1.0], [2.0]], [[1.0], [2.0]])
+    >>> train = dataset([[1.0]] * 32, [[2.0]] * 32)
     >>> with progress_bar(1, console=Console(force_terminal=False)) as callback:
     ...     _ = fit(mlp(()), losses.squared_error, optax.sgd(0.1), train, epochs=1, callbacks=[callback])
     epoch 1/1 loss ...
