@@ -13,7 +13,7 @@ from experiments.weather import experiment as weather
 from jaxdl import datasets
 from jaxdl.data import fit_scaler, standardize, take
 from jaxdl.datasets import load_cifar10
-from jaxdl.nn import unit_range
+from jaxdl.nn.models import unit_range
 from jaxdl.types import Dataset
 
 TIMES = (1, 10, 100, 1000)  # as many training rows as the lesson has, simulated

@@ -476,8 +476,8 @@ CALLBACKS = {
     "progress_bar": [bar_in(), bar_in(force_terminal=True), bar_in(quiet=True)],
     "profiler": [lambda folder: callbacks.profiler(folder / "trace", epochs=1)],
 }
-# What is no callback: a block that is traced, and what is written once.
-OTHERS = {"profiled", "description", "results", "pictures"}
+# Functions that are no callbacks: they write once.
+OTHERS = {"description", "results", "pictures"}
 
 
 @pytest.fixture(params=[(name, number) for name, cases in CALLBACKS.items() for number in range(len(cases))], ids=str)
