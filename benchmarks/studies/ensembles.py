@@ -9,8 +9,8 @@ process, to be multiplied by the number of runs. Prints medians with the least a
 One of its processes, which trains a recipe for many seeds at once, prints a line of JSON a repetition; the first
 compiles, the others are warm. `--members 0` is a solo run of seed 0, through the same loop:
 
-    python -m benchmarks.studies.ensembles process --data DIR --members 64 --devices 2 --how vmap
-    python -m benchmarks.studies.ensembles process --data DIR --experiment cifar10 --recipe pooled --members 4 --how map
+    python -m benchmarks.studies.ensembles process --data DIR --members 64 --devices 2 --method vmap
+    python -m benchmarks.studies.ensembles process --data DIR --experiment cifar10 --recipe pooled --members 4 --method map
 """
 
 import argparse
@@ -61,7 +61,7 @@ def run_process(flags: list[str]) -> None:
     parser.add_argument("--rows", type=int, default=5000, help="training images")
     parser.add_argument("--members", type=int, default=64)
     parser.add_argument("--devices", type=int, default=1)
-    parser.add_argument("--how", choices=("vmap", "map"), default="vmap")
+    parser.add_argument("--method", choices=("vmap", "map"), default="vmap")
     parser.add_argument("--flat", action="store_true", help="the experiment's Adam on one flat vector")
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args(flags)
