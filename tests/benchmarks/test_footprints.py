@@ -1,4 +1,4 @@
-"""Footprints: the figures of a run are those stored, the comparison finds what differs, and the counters count."""
+"""Footprints: the metrics of a run are those stored, the comparison finds what differs, and the counters count."""
 
 import subprocess
 import sys
@@ -12,14 +12,14 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from benchmarks import footprints
 from benchmarks.flops import flops
-from benchmarks.footprints import CASES, Footprints, Traffic, as_table, compared, compilations, read, traffic, write
+from benchmarks.footprints import CASES, Footprints, Traffic, as_table, compare, compilations, read, traffic, write
 
 ROOT = Path(__file__).parents[2]
 STORED = Footprints("1.0", "cpu", {"temporaries": 0.1}, {"plain": {"dispatches": 3, "FLOPs": 1000, "temporaries": 200}})
 
 
 def now(**changed):
-    """The stored figures with others for some."""
+    """The stored metrics with others for some."""
     return STORED._replace(cases={"plain": {**STORED.cases["plain"], **changed}})
 
 
@@ -44,9 +44,9 @@ def test_runs_compile_dispatch_read_compute_and_carry_what_is_stored():
 def test_what_is_stored_says_that_an_epoch_is_one_dispatch_and_one_fetch_and_a_second_fit_compiles_nothing():
     stored = read()
     assert set(stored.cases) == set(CASES)
-    for figures in stored.cases.values():
-        assert figures["dispatches an epoch"] == figures["fetches an epoch"] == 1
-        assert figures["compilations of a second fit"] == 0
+    for metrics in stored.cases.values():
+        assert metrics["dispatches an epoch"] == metrics["fetches an epoch"] == 1
+        assert metrics["compilations of a second fit"] == 0
 
 
 def test_stored_flops_of_a_step_are_the_products_forwards_and_two_of_each_backwards():
@@ -89,41 +89,41 @@ def test_flops_of_a_loop_are_those_of_every_trip_and_of_branches_the_greatest():
 
 
 def test_equal_figures_differ_in_nothing():
-    assert compared(STORED, now()) == []
+    assert compare(STORED, now()) == []
 
 
-def test_a_worse_figure_fails_and_is_named_with_what_was_stored_and_what_was_found():
-    (found,) = compared(STORED, now(dispatches=5))
+def test_a_worse_metric_fails_and_is_named_with_what_was_stored_and_what_was_found():
+    (found,) = compare(STORED, now(dispatches=5))
     assert found.fails
     for word in ("plain", "dispatches", "stored 3", "got 5", "worse", "benchmarks.footprints --write"):
         assert word in str(found)
 
 
 def test_a_better_exact_figure_fails_too_so_that_it_is_stored():
-    (found,) = compared(STORED, now(FLOPs=999))
+    (found,) = compare(STORED, now(FLOPs=999))
     assert found.fails and "stored 1,000, got 999" in str(found) and "better" in str(found)
 
 
 @pytest.mark.parametrize("got, fails", [(220, None), (221, True), (180, None), (179, False)])
 def test_a_figure_with_a_tolerance_may_grow_within_it_and_shrink_beyond_it(got, fails):
-    assert [each.fails for each in compared(STORED, now(temporaries=got))] == ([] if fails is None else [fails])
+    assert [each.fails for each in compare(STORED, now(temporaries=got))] == ([] if fails is None else [fails])
 
 
 @pytest.mark.parametrize("changed", [{"jax": "2.0"}, {"platform": "gpu"}])
 def test_elsewhere_only_figures_with_a_tolerance_are_not_compared(changed):
     other = now(temporaries=900, dispatches=5)._replace(**changed)
-    assert [each.figure for each in compared(STORED, other)] == ["dispatches"]
+    assert [each.metric for each in compare(STORED, other)] == ["dispatches"]
 
 
-@pytest.mark.parametrize("figure", ["dispatches", "temporaries"])
-def test_a_figure_that_is_not_known_any_more_fails(figure):
-    (found,) = compared(STORED, now(**{figure: None}))
+@pytest.mark.parametrize("metric", ["dispatches", "temporaries"])
+def test_a_figure_that_is_not_known_any_more_fails(metric):
+    (found,) = compare(STORED, now(**{metric: None}))
     assert found.fails and "got nothing" in str(found)
 
 
 def test_cases_that_are_new_and_that_are_gone_fail():
     moved = STORED._replace(cases={"other": STORED.cases["plain"]})
-    found = compared(STORED, moved)
+    found = compare(STORED, moved)
     assert {each.case for each in found} == {"plain", "other"} and all(each.fails for each in found)
 
 
@@ -178,7 +178,7 @@ def test_each_new_shape_is_a_compilation(triple):
 
 
 def test_a_trace_that_names_no_program_is_said_to_be_wrong(triple, monkeypatch):
-    with pytest.raises(RuntimeError, match="must name the programs that run, got none"):
+    with pytest.raises(RuntimeError, match="must name compiled functions, got none"):
         traffic(lambda: None)
     monkeypatch.setattr(footprints, "DISPATCHED", footprints.re.compile("renamed"))
     with pytest.raises(RuntimeError, match=f"a trace of jax {jax.__version__}"):

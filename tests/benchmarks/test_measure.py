@@ -12,11 +12,11 @@ import pytest
 
 from benchmarks import measure, report
 from benchmarks.__main__ import main
-from benchmarks.contestants.start import OURS, PEERS, Contestant, present, start_process
+from benchmarks.contestants.start import OURS, PEERS, Contestant, find_installed, start_process
 from benchmarks.limits import Limit, limit
 from benchmarks.measure import Cost, Measurement, measure_row, memory, multiply
 from benchmarks.report import Line, plot
-from benchmarks.rows import LESSON, TIMES, Row, rows, seconds, write_sets
+from benchmarks.rows import LESSON, TIMES, Row, row_seconds, table_rows, write_sets
 from benchmarks.tasks import Task, load
 from jaxdl import dataset
 
@@ -60,7 +60,7 @@ def steady(first, each, log=None):
             log.append(request)
         if "prepare" in request:
             return {"seconds": 0.0, "memory": 1.0}
-        return {"ends": [first + each * index for index in range(request["run"])], "figure": 1.0, "memory": 2.0}
+        return {"ends": [first + each * index for index in range(request["run"])], "value": 1.0, "memory": 2.0}
 
     return ask
 
@@ -101,7 +101,7 @@ def test_a_whole_run_counts_its_first_epoch_once_and_the_others_at_the_rate_that
     assert log[-1] == {"run": 20, "seed": 0}
     assert found["one"].median == pytest.approx(1.0 + 199 * 0.01)
     # All of them, where they fit.
-    assert seconds(row(per="whole", epochs=3), [0.9, 1.0, 7.0]) == 7.0
+    assert row_seconds(row(per="whole", epochs=3), [0.9, 1.0, 7.0]) == 7.0
 
 
 def test_who_would_take_too_long_is_told_from_a_tenth_and_who_fails_is_named():
@@ -123,7 +123,7 @@ def test_the_limit_is_that_of_the_products(folder):
     # Three steps of 32 rows: forward and both gradients, but for that of the inputs; and 20 rows of validation.
     products = 2 * (3 * 32 * (3 * weights - 5 * 128) + 20 * weights)
     assert 20 * products < found.flops < 20 * 1.25 * products  # biases, the loss and Adam
-    measured = limit(Row("", "", task._replace(deed="evaluate", rows=20), "epoch"), 1)
+    measured = limit(Row("", "", task._replace(mode="evaluate", rows=20), "epoch"), 1)
     assert 2 * 20 * weights < measured.flops < 1.25 * 2 * 20 * weights
     assert found.bytes >= 20 * 4 * (96 * 7 + 3 * 2 * 3 * weights)
     assert found.rate > 0 and found.bandwidth > 0
@@ -136,9 +136,9 @@ def test_a_process_of_jaxdl_answers(folder, quick):
     with start_process(OURS, sys.executable) as ask:
         assert "seconds" in ask({"prepare": task._asdict()})
         first, again = ask({"run": 3, "seed": 1}), ask({"run": 3, "seed": 1})
-        assert len(first["ends"]) == 3 and first["figure"] == again["figure"]
-        predicted = ask({"prepare": task._replace(deed="predict", rows=20)._asdict()})
-        assert "error" not in predicted and "figure" in ask({"run": 2, "seed": 0})
+        assert len(first["ends"]) == 3 and first["value"] == again["value"]
+        predicted = ask({"prepare": task._replace(mode="predict", rows=20)._asdict()})
+        assert "error" not in predicted and "value" in ask({"run": 2, "seed": 0})
         assert "FileNotFoundError" in ask({"prepare": task._replace(folder="nowhere")._asdict()})["error"]
 
 
@@ -148,7 +148,7 @@ def test_a_start_that_finds_what_was_compiled_reads_it_and_memory_is_that_of_its
     broken = Contestant("broken", "benchmarks.no_such_module", ())
     cold, warm = measure.measure_starts([OURS, broken], sys.executable, task, 2)
     assert len(cold["jaxdl"].seconds) == len(warm["jaxdl"].seconds) == 2
-    assert cold["jaxdl"].figure == warm["jaxdl"].figure
+    assert cold["jaxdl"].value == warm["jaxdl"].value
     assert min(warm["jaxdl"].seconds) < min(cold["jaxdl"].seconds)
     assert cold["broken"].error and warm["broken"].error
     peak, data = memory(task)
@@ -162,23 +162,23 @@ def test_a_contestant_that_ends_says_why():
 
 
 def test_who_is_not_installed_is_missing():
-    there, missing = present(sys.executable, [*PEERS, Contestant("none", "m", ("no_such_library",))])
+    there, missing = find_installed(sys.executable, [*PEERS, Contestant("none", "m", ("no_such_library",))])
     assert missing[-1] == ("none", "not installed: no_such_library")
     assert {one.name for one in there} | {one.name for one in missing} == {one.name for one in PEERS} | {"none"}
 
 
 def test_every_row_can_be_loaded_and_none_has_the_title_of_another(tmp_path):
-    wanted = rows(tmp_path)
+    wanted = table_rows(tmp_path)
     titles = [one.title for one in wanted]
     assert len(set(titles)) == len(titles)
     assert all(one.after in ("", *titles) for one in wanted)
-    assert {one.task.rows for one in wanted if "rows x" in one.title} == {LESSON * times for times in TIMES}
+    assert {one.task.rows for one in wanted if "examples x" in one.title} == {LESSON * times for times in TIMES}
 
 
 def test_tasks_are_cut_to_their_rows(folder):
     task = Task("plain", "train", "mlp", str(folder), 7)
     assert [len(pair[0]) for pair in load(task)] == [7, 20]
-    assert [len(pair[0]) for pair in load(task._replace(deed="predict"))] == [100, 7]
+    assert [len(pair[0]) for pair in load(task._replace(mode="predict"))] == [100, 7]
 
 
 def test_the_page_names_the_limit_of_every_row(tmp_path):
@@ -201,13 +201,13 @@ def test_the_page_names_the_limit_of_every_row(tmp_path):
 
 def test_a_sweep_stands_beside_its_members_one_after_the_other(folder):
     whole, swept = row(folder, per="whole", epochs=2), row(folder, per="sweep", epochs=2)
-    swept = swept._replace(title="64", group="sweep", task=swept.task._replace(deed="sweep"))
+    swept = swept._replace(title="64", group="sweep", task=swept.task._replace(mode="sweep"))
     found = {
         "a row": {"jaxdl": Measurement((1.0,)), "torch": Measurement((2.0,))},
         "64": {"jaxdl": Measurement((20.0,))},
     }
     line = report.row_lines([whole, swept], found)[1]
-    assert line.found["jaxdl"].median == 20.0 and line.found["torch"].median == 128.0
+    assert line.measurements["jaxdl"].median == 20.0 and line.measurements["torch"].median == 128.0
     alone, together = limit(whole, 2), limit(swept, 2)
     assert together.flops == 64 * alone.flops and line.limit > 0
 
