@@ -41,12 +41,6 @@ def folder(tmp_path):
     return write_sets(tmp_path / "real", sets)
 
 
-@pytest.fixture
-def quick(monkeypatch):
-    """Processes run their programs for a moment here, so it is compiling them that takes the time."""
-    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-
-
 def row(folder="", **changes):
     task = Task("plain", "train", "mlp", str(folder), 100, (4,))
     return Row("a row", "weather", task, **{"per": "epoch", **changes})
@@ -131,7 +125,7 @@ def test_the_limit_is_that_of_the_products(folder):
 
 
 @pytest.mark.slow
-def test_a_process_of_jaxdl_answers(folder, quick):
+def test_a_process_of_jaxdl_answers(folder):
     task = Task("plain", "train", "mlp", str(folder), 100, (4,))
     with start_process(OURS, sys.executable) as ask:
         assert "seconds" in ask({"prepare": task._asdict()})
@@ -143,7 +137,7 @@ def test_a_process_of_jaxdl_answers(folder, quick):
 
 
 @pytest.mark.slow
-def test_a_start_that_finds_what_was_compiled_reads_it_and_memory_is_that_of_its_process(folder, quick):
+def test_a_start_that_finds_what_was_compiled_reads_it_and_memory_is_that_of_its_process(folder):
     task = Task("plain", "train", "mlp", str(folder), 100, (4,))
     broken = Contestant("broken", "benchmarks.no_such_module", ())
     cold, warm = measure.measure_starts([OURS, broken], sys.executable, task, 2)

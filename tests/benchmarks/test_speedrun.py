@@ -27,7 +27,6 @@ from experiments.cifar10.experiment import Config, build, resolve
 from jaxdl.datasets import load_cifar10
 from jaxdl.errors import InputError
 from jaxdl.nn import residual_net
-from tests.quick import quick_programs
 
 pytestmark = pytest.mark.slow
 
@@ -45,12 +44,6 @@ CONFIG = resolve(
         learning_rate=0.1,
     )
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick():
-    with quick_programs():
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ import pytest
 
 from benchmarks.contestants import flax_loop, jaxdl_loop, nnx_loop
 from benchmarks.tasks import BATCH, PATIENCE, Arrays, Task
-from tests.quick import quick_programs
 
 pytestmark = pytest.mark.slow
 
@@ -18,12 +17,6 @@ IMAGES = RANDOM.random((BATCH, 32, 32, 3), np.float32)
 LABELS = RANDOM.integers(0, 10, BATCH).astype(np.int32)
 PICTURES = Arrays((IMAGES, LABELS), (IMAGES[:7], LABELS[:7]))
 LOOPS = pytest.mark.parametrize("loop", [flax_loop, nnx_loop, jaxdl_loop], ids=lambda loop: loop.__name__)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick():
-    with quick_programs():
-        yield
 
 
 def task(mode="train", **changes):

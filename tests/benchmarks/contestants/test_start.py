@@ -12,7 +12,6 @@ import pytest
 from benchmarks.contestants import protocol, sklearn_loop
 from benchmarks.contestants.protocol import Result, replies
 from benchmarks.tasks import BATCH, PATIENCE, Arrays, Task, load
-from tests.quick import quick_programs
 
 pytestmark = pytest.mark.slow
 
@@ -241,7 +240,7 @@ def keras_loop():
     pytest.importorskip("keras", reason="Keras, the contestant of these tests, is not installed")
     from benchmarks.contestants import keras_loop
 
-    with quick_programs(), jax.numpy_rank_promotion("allow"):  # which Keras's own layers need
+    with jax.numpy_rank_promotion("allow"):  # which Keras's own layers need
         yield keras_loop
 
 
