@@ -78,7 +78,8 @@ def flops(function: Callable[..., Any], *arguments: Any) -> float:
     >>> flops(jnp.matmul, *(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((5, 3), (3, 2))))
     60.0
     """
-    return float(jax.jit(function).lower(*arguments).cost_analysis()["flops"])
+    analysis: Any = jax.jit(function).lower(*arguments).cost_analysis()
+    return float(analysis["flops"])
 
 
 def epoch_flops(plan: Plan, run_state: RunState, train: Dataset, validation: Dataset | None = None) -> float:

@@ -133,4 +133,4 @@ def write_images(folder: Path, data: str) -> None:
     """Write the 5,000 training images of the lesson and the test images as validation, as floats from 0 to 1."""
     images = load_cifar10(data)
     sets = {"train": take(images.train, range(IMAGES)), "validation": images.test}
-    write_sets(folder, {name: part._replace(inputs=unit_range(np.asarray(part.inputs))) for name, part in sets.items()})
+    write_sets(folder, {name: part._replace(inputs=unit_range(part.inputs)) for name, part in sets.items()})

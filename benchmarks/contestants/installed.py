@@ -13,6 +13,7 @@ import re
 import subprocess
 import sys
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
+from pathlib import Path
 
 from benchmarks.contestants.start import ROOT
 
@@ -62,7 +63,7 @@ def closure(packages: list[Distribution]) -> dict[str, Distribution]:
 
 
 def _size(one: Distribution) -> int:
-    paths = (one.locate_file(path) for path in one.files or () if path.suffix != ".pyc")
+    paths = (Path(str(one.locate_file(path))) for path in one.files or () if path.suffix != ".pyc")
     return sum(path.stat().st_size for path in paths if path.is_file())
 
 

@@ -92,7 +92,8 @@ def run_steps(task: Task, arrays: Arrays, steps: Steps) -> Run:
         def outputs() -> np.ndarray:
             return np.concatenate(jax.device_get([steps.predict(state, x) for x, _ in batches]))
 
-        return laps(task, times, {"evaluate": validate, "predict": outputs}.get(task.mode, epoch))
+        work: dict[str, Callable[[], float | np.ndarray]] = {"evaluate": validate, "predict": outputs}
+        return laps(task, times, work.get(task.mode, epoch))
 
     run(1, 0, warm_up(len(arrays.train[0]), BATCH), [held_out[0], held_out[-1]])
     return run

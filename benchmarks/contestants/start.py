@@ -114,12 +114,13 @@ def start_process(contestant: Contestant, peers: str, cache: Path | None = None)
             cwd=ROOT,
             env=environment(cache),
         )
-        assert process.stdin is not None and process.stdout is not None
+        stdin, stdout = process.stdin, process.stdout
+        assert stdin is not None and stdout is not None
 
         def ask(request: dict[str, Any]) -> dict[str, Any]:
             try:
-                print(json.dumps(request), file=process.stdin, flush=True)
-                line = process.stdout.readline()
+                print(json.dumps(request), file=stdin, flush=True)
+                line = stdout.readline()
             except BrokenPipeError:
                 line = ""
             if line:
@@ -133,5 +134,5 @@ def start_process(contestant: Contestant, peers: str, cache: Path | None = None)
             yield ask
         finally:
             with suppress(BrokenPipeError):  # the process has ended
-                process.stdin.close()
+                stdin.close()
             process.wait()

@@ -149,8 +149,8 @@ def batches(inputs: Tensor, targets: Tensor, order: Tensor) -> Iterator[tuple[Te
 
 def tensors(task: Task, inputs: np.ndarray, targets: np.ndarray) -> tuple[Tensor, Tensor]:
     """Return the arrays on the device; cross_entropy takes no int32."""
-    targets = torch.from_numpy(targets).to(DEVICE)
-    return torch.from_numpy(inputs).to(DEVICE), targets.long() if task.kind == "convnet" else targets
+    on_device = torch.from_numpy(targets).to(DEVICE)
+    return torch.from_numpy(inputs).to(DEVICE), on_device.long() if task.kind == "convnet" else on_device
 
 
 def prepare(task: Task, arrays: Arrays) -> Run:
