@@ -141,7 +141,7 @@ def meaning():
 
 # Modules that compare different compiled functions bit by bit, or inspect compiled functions, use all optimizations of
 # XLA. Other modules compare results of the same function, or allow a tolerance.
-OPTIMIZED = (
+AS_USERS_COMPILE = (
     *("train.test_step", "train.test_epoch", "train.test_loop", "train.test_loop_streamed", "train.test_fit"),
     *("train.test_nonfinite", "ensembles.test_members", "ensembles.test_seeds", "ensembles.test_sweeps"),
     *("benchmarks.scaling.test_collectives", "benchmarks.test_footprints", "runs.test_runner"),
@@ -152,6 +152,6 @@ OPTIMIZED = (
 @pytest.fixture(scope="module", autouse=True)
 def compiled_functions(request):
     """Clear compiled functions after each module: a process cannot map all of them into memory."""
-    with nullcontext() if module_name(request) in OPTIMIZED else compiled_quickly():
+    with nullcontext() if module_name(request) in AS_USERS_COMPILE else compiled_quickly():
         yield
     jax.clear_caches()

@@ -46,7 +46,7 @@ def test_runs_that_are_killed_end_bit_identical(lab):
 
 
 @pytest.mark.parametrize(("start", "number"), [(0, signal.SIGTERM), (1, signal.SIGINT)])
-def test_a_signal_saves_and_the_run_resumes(stopped, start, number):
+def test_a_signal_saves_and_the_run_goes_on(stopped, start, number):
     _, starts = stopped
     code, log, saved = starts[start]
     assert code == 128 + number
@@ -70,7 +70,7 @@ def test_flipped_bits_are_detected(lab, stopped):
     assert flips(lab, 12, stopped[0], whole=1).startswith("12 of 12")
 
 
-def test_a_full_disk_is_reported_and_survived(lab):
+def test_a_full_disk_is_told_and_survived(lab):
     assert "bit-identical" in full_disk(lab)
 
 
