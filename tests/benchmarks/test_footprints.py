@@ -105,18 +105,18 @@ def test_a_better_exact_figure_fails_too_so_that_it_is_stored():
 
 
 @pytest.mark.parametrize("got, fails", [(220, None), (221, True), (180, None), (179, False)])
-def test_a_figure_with_a_tolerance_may_grow_within_it_and_shrink_beyond_it(got, fails):
+def test_a_metric_with_a_tolerance_may_grow_within_it_and_shrink_beyond_it(got, fails):
     assert [each.fails for each in compare(STORED, now(temporaries=got))] == ([] if fails is None else [fails])
 
 
 @pytest.mark.parametrize("changed", [{"jax": "2.0"}, {"platform": "gpu"}])
-def test_elsewhere_only_figures_with_a_tolerance_are_not_compared(changed):
+def test_elsewhere_only_metrics_with_a_tolerance_are_not_compared(changed):
     other = now(temporaries=900, dispatches=5)._replace(**changed)
     assert [each.metric for each in compare(STORED, other)] == ["dispatches"]
 
 
 @pytest.mark.parametrize("metric", ["dispatches", "temporaries"])
-def test_a_figure_that_is_not_known_any_more_fails(metric):
+def test_a_metric_that_is_missing_fails(metric):
     (found,) = compare(STORED, now(**{metric: None}))
     assert found.fails and "got nothing" in str(found)
 
