@@ -156,10 +156,12 @@ def _read_by_copy() -> Iterator[None]:
 
 
 def weather_setup(recipe: Any) -> Setup:
+    """Return the setup of a weather recipe on few simulated days."""
     return weather.build(weather.Config(recipe=recipe), datasets.load_weather("simulated:140"))
 
 
 def cifar10_setup(recipe: Any) -> Setup:
+    """Return the setup of a CIFAR-10 recipe on few simulated images."""
     return cifar10.build(cifar10.Config(recipe=recipe, train_size=70), datasets.load_cifar10("simulated:120"))
 
 
@@ -279,10 +281,12 @@ def _format(value: int | None) -> str:
 
 
 def read(path: Path = STORED) -> Footprints:
+    """Return the stored footprints."""
     return Footprints(**json.loads(path.read_text()))
 
 
 def write(footprints: Footprints, path: Path = STORED) -> None:
+    """Store footprints."""
     path.write_text(json.dumps(footprints._asdict(), indent=2, sort_keys=True) + "\n")
 
 

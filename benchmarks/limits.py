@@ -103,6 +103,7 @@ def _batch(dataset: Dataset, size: int) -> Dataset:
 
 
 def _step_of(task: Task) -> Callable[..., Any]:
+    """Return the evaluation or the prediction of a batch."""
     model, (loss, metrics) = model_of(task), loss_of(task)
     if task.mode == "evaluate":
         return make_eval_step(model, loss, metrics=metrics)
@@ -114,6 +115,7 @@ def _step_of(task: Task) -> Callable[..., Any]:
 
 
 def _bytes(tree: Any) -> int:
+    """Return the bytes of all leaves."""
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
@@ -165,6 +167,7 @@ def convolution_rate(batch: int, side: int) -> float:
 
 
 def _seconds_of(work: Callable[[Array, Array], Array], left: Array, right: Array) -> float:
+    """Return the seconds of a compiled function of two arrays."""
     if jax.default_backend() == "cpu":
         call = jax.jit(work, compiler_options=compiler_options(convolves=left.ndim == 4))
         return _seconds(lambda: jax.block_until_ready(call(left, right)))

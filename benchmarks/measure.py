@@ -191,11 +191,12 @@ def measure_starts(
                 except subprocess.CalledProcessError as error:
                     failed[one.name] = Measurement((), error=f"ended with {error.returncode}")
     whole = {name: pairs for name, pairs in taken.items() if name not in failed}
-    cold, warm_ones = ({name: _together([pair[i] for pair in pairs]) for name, pairs in whole.items()} for i in (0, 1))
+    cold, warm_ones = ({name: _merge([pair[i] for pair in pairs]) for name, pairs in whole.items()} for i in (0, 1))
     return cold | failed, warm_ones | failed
 
 
-def _together(runs: Sequence[Measurement]) -> Measurement:
+def _merge(runs: Sequence[Measurement]) -> Measurement:
+    """Return the measurement of several processes, with the largest peak memory."""
     return runs[-1]._replace(seconds=tuple(run.median for run in runs), memory=max(run.memory for run in runs))
 
 
@@ -221,21 +222,21 @@ def measure_imports(contestants: Sequence[Contestant], peers: str, rounds: int) 
 
     Call it after other rows, so that the files are in the disk cache.
     """
-    programs = {}
+    commands = {}
     for one in contestants:
         if one.name in IMPORTS:
             backend = {"KERAS_BACKEND": one.flags[1]} if "--backend" in one.flags else {}
-            programs[one.name] = (sys.executable if one.own else peers, IMPORTS[one.name], backend)
-    programs[FLOOR] = (
+            commands[one.name] = (sys.executable if one.own else peers, IMPORTS[one.name], backend)
+    commands[FLOOR] = (
         sys.executable,
         f"{FLOOR}; from benchmarks.contestants.protocol import memory; print(memory())",
         {},
     )
-    seconds: dict[str, list[float]] = {name: [] for name in programs}
+    seconds: dict[str, list[float]] = {name: [] for name in commands}
     peak = 0.0
     for index in range(rounds):
         behind = far_behind(seconds) if index >= SURE else set()
-        for name, (python, modules, more) in programs.items():
+        for name, (python, modules, more) in commands.items():
             if name in behind:
                 continue
             began = time.perf_counter()

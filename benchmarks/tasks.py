@@ -34,7 +34,7 @@ class Task(NamedTuple):
     mode: str
     kind: str  # "mlp" or "convnet"
     folder: str  # of the arrays
-    rows: int  # the first so many training examples; with "evaluate" and "predict" validation examples
+    rows: int  # number of training examples; with "evaluate" and "predict" of validation examples
     widths: tuple[int, ...] = ()
     norm: bool = False
     recipe: str = ""

@@ -25,6 +25,7 @@ STOP = early_stopping(patience=PATIENCE)
 
 
 def model_of(task: Task) -> Model:
+    """Return the model of a task."""
     if task.kind == "mlp":
         return mlp(task.widths, input_norm=task.norm)
     if task.recipe == "small":
@@ -33,18 +34,21 @@ def model_of(task: Task) -> Model:
 
 
 def loss_of(task: Task) -> tuple[Loss, list[Metric]]:
+    """Return the loss and the metrics of a task."""
     if task.kind == "mlp":
         return losses.squared_error, [metrics.rmse]
     return losses.softmax_cross_entropy, [metrics.accuracy]
 
 
 def adam_of(task: Task) -> optax.GradientTransformation:
+    """Return Adam, on one flat vector for small layers."""
     # Small layers update faster as one vector, as in the weather experiment, but not in a sweep.
     small = task.kind == "mlp" and max(task.widths, default=1) <= 100 and task.mode != "sweep"
     return optax.flatten(optax.adam(1e-3)) if small else optax.adam(1e-3)
 
 
 def prepare(task: Task, arrays: Arrays) -> Run:
+    """Return the run of a task with jaxdl."""
     train, validation = dataset(*arrays.train), dataset(*arrays.validation)
     if task.mode == "sweep":
         return prepare_sweep(task, train, validation)
@@ -54,6 +58,7 @@ def prepare(task: Task, arrays: Arrays) -> Run:
 
 
 def prepare_training(task: Task, train: Dataset, validation: Dataset) -> Run:
+    """Return a run of `fit`."""
     model, (loss, task_metrics), adam = model_of(task), loss_of(task), adam_of(task)
 
     def run(epochs: int, seed: int) -> Result:
@@ -77,6 +82,7 @@ def prepare_training(task: Task, train: Dataset, validation: Dataset) -> Run:
 
 
 def prepare_sweep(task: Task, train: Dataset, validation: Dataset) -> Run:
+    """Return a run of `fit_seeds`."""
     model, (loss, task_metrics), adam = model_of(task), loss_of(task), adam_of(task)
 
     def run(epochs: int, seed: int) -> Result:
@@ -98,6 +104,7 @@ def prepare_sweep(task: Task, train: Dataset, validation: Dataset) -> Run:
 
 
 def prepare_evaluation(task: Task, validation: Dataset) -> Run:
+    """Return repetitions of `evaluate` or `predict`, already compiled."""
     model, (loss, task_metrics) = model_of(task), loss_of(task)
     variables = model.init(jax.random.key(0), validation.inputs[:BATCH])
     held_out = jax.tree.map(jax.numpy.asarray, validation)

@@ -146,7 +146,7 @@ def main() -> None:
         machines = [measure_machine(case, work, options.processes, all_reduces)] if options.measure else []
         if all(custom):
             machines.append(
-                Machine("given", options.rate, options.latency, options.bandwidth, ring, False, 0.0, (1, 2, 4, 8))
+                Machine("custom", options.rate, options.latency, options.bandwidth, ring, False, 0.0, (1, 2, 4, 8))
             )
         for each in (*machines, GPUS, TPUS):
             print_lines(case, work, each)
