@@ -60,7 +60,7 @@ def test_the_examples_of_the_speed_run_hold():
     assert doctest.testmod(speedrun).failed == 0
 
 
-def test_few_images_are_repeated_to_a_count_in_their_order():
+def test_few_images_are_repeated_in_order():
     dataset = load_cifar10("simulated:120")
     made = speedrun.resize(dataset, 250).train
     for name in ("inputs", "targets"):
@@ -69,7 +69,7 @@ def test_few_images_are_repeated_to_a_count_in_their_order():
     np.testing.assert_array_equal(speedrun.resize(dataset, 30).train.inputs, dataset.train.inputs[:30])
 
 
-def test_runs_after_the_first_compile_nothing_and_a_seed_is_a_run(built, compilations):
+def test_later_runs_compile_nothing_and_a_seed_determines_a_run(built, compilations):
     train = speedrun.train_jaxdl(built)
     first = train(0)
     with compilations() as names:
@@ -79,7 +79,7 @@ def test_runs_after_the_first_compile_nothing_and_a_seed_is_a_run(built, compila
     assert first.accuracy == again.accuracy and round(second.accuracy * 20, 4) % 1 == 0  # of 20 test images
 
 
-def test_contestants_take_turns_and_those_that_fail_are_left_out():
+def test_contestants_take_turns_and_failures_are_left_out():
     log = []
 
     def steady(seed):
@@ -119,7 +119,7 @@ def test_the_page_has_the_values(built):
     ("file:/data", 5438, "the data have 5,438 different training images and 20 test images (file), repeated up to 50,"),
     ("simulated:60000:seed=0", 50_000, "have 50,000 different training images and 20 test images (simulated)."),
 ])  # fmt: skip
-def test_what_says_nothing_about_94_percent_is_said_so(built, source, images, says):
+def test_the_page_warns_of_data_that_cannot_show_94_percent(built, source, images, says):
     said = speedrun_report.verdict(workload(built, source, images), [RunResult(1.0, 1.0, 0.99)] * 2)
     assert said.startswith("THE ACCURACIES SAY NOTHING ABOUT 94 %") and says in said
 
@@ -133,7 +133,7 @@ def test_a_mean_below_94_percent_is_not_reached(built):
     assert "NOT reached by jaxdl, 93.50 % after 1 s" in speedrun_report.verdict(workload(built), results)
 
 
-def test_the_command_writes_what_it_prints_and_names_who_is_missing(tmp_path, monkeypatch, capsys):
+def test_the_command_writes_the_page_and_lists_missing_contestants(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(speedrun, "train_jaxdl", lambda built: lambda seed: RunResult(2.0 - seed / 10, 0.1, 0.5))
     monkeypatch.setattr(
         speedrun, "find_installed", lambda python, all_: ([], [Missing(a.name, "not installed") for a in all_])
@@ -149,7 +149,7 @@ def test_the_command_writes_what_it_prints_and_names_who_is_missing(tmp_path, mo
 
 
 @pytest.mark.parametrize("width", [1, 4, 64])
-def test_the_weights_of_the_network_are_those_of_its_layers(width):
+def test_the_network_has_the_weights_of_its_layers(width):
     shapes = jax.eval_shape(residual_net(width).init, jax.random.key(0), np.zeros((1, 32, 32, 3), np.uint8))
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes.params)) == weights_of(width)
 
@@ -226,22 +226,22 @@ def made(torch_there, given, tmp_path_factory):
     return np.load(folder / "made.npz")
 
 
-def test_the_network_of_torch_has_as_many_weights(made):
+def test_the_network_of_torch_has_the_same_number_of_weights(made):
     assert made["counts"].tolist() == [weights_of(width) for width in (1, 4, 64)]
 
 
 @pytest.mark.parametrize(("train", "name"), [(False, "predicted"), (True, "trained")])
-def test_the_network_of_torch_is_ours(made, given, train, name):
+def test_the_network_of_torch_gives_the_same_outputs(made, given, train, name):
     outputs, _ = residual_net(4).apply(given[1], given[0]["images"], train=train, key=jax.random.key(0))
     np.testing.assert_allclose(made[name], outputs, rtol=1e-3, atol=1e-3 * np.abs(outputs).max())
 
 
-def test_the_schedule_of_torch_is_that_of_optax(made):
+def test_the_schedule_of_torch_equals_optax(made):
     schedule = optax.cosine_onecycle_schedule(37, 0.4, 0.25)
     np.testing.assert_allclose(made["rates"], [schedule(step) for step in range(37)], rtol=1e-4, atol=1e-7)
 
 
-def test_images_are_moved_mirrored_and_hidden(made, given):
+def test_images_are_shifted_flipped_and_cut_out(made, given):
     images = given[0]["images"]
     drawn = (given[0][name] for name in ("rows", "mirrored", "moves", "centres"))
     for found, row, mirrored, (down, across), (high, wide) in zip(made["changed"], *drawn, strict=True):

@@ -24,7 +24,7 @@ def task(mode="train", **changes):
 
 
 @LOOPS
-def test_a_linear_network_comes_to_least_squares(loop):
+def test_a_linear_network_reaches_least_squares(loop):
     run = loop.prepare(task(), ROWS)
     result = run(1500, 0)
     inputs = np.column_stack([ROWS.train[0], np.ones(50)])
@@ -36,21 +36,21 @@ def test_a_linear_network_comes_to_least_squares(loop):
 
 @LOOPS
 @pytest.mark.parametrize("norm", [False, True])
-def test_each_run_is_that_of_its_seed_with_new_weights(loop, norm):
+def test_a_seed_determines_a_run_with_new_weights(loop, norm):
     run = loop.prepare(task(widths=(8,), norm=norm), ROWS)
     first, other, again = (run(3, seed).value for seed in (1, 2, 1))
     assert first == again != other
 
 
 @LOOPS
-def test_a_run_stops_when_it_gets_no_better(loop):
+def test_early_stopping_ends_a_run(loop):
     result = loop.prepare(task("stop", widths=(8,)), ROWS)(1, 0)
     longer = loop.prepare(task(widths=(8,)), ROWS)(len(result.ends), 0)
     assert len(result.ends) > PATIENCE and result.value == pytest.approx(longer.value, rel=1e-3)
 
 
 @LOOPS
-def test_what_is_measured_and_predicted_is_of_all_validation_rows(loop):
+def test_evaluation_and_prediction_use_all_validation_examples(loop):
     # Whatever the weights: the loss of outputs p and targets t and of t + 1 differ by 1 - 2 mean(p - t).
     def value(mode, targets):
         arrays = ROWS._replace(validation=(ROWS.validation[0], targets))

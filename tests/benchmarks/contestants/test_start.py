@@ -61,7 +61,7 @@ def asked(*questions, prepare=counting):
 # How a contestant is talked to.
 
 
-def test_every_line_is_answered_in_its_order(tmp_path):
+def test_every_request_has_an_answer_in_order(tmp_path):
     task = task_of(folder=stored(tmp_path, table()), rows=7)
     prepared, first, second = asked({"prepare": task._asdict()}, {"run": 3, "seed": 2}, {"run": 1, "seed": 5})
     assert prepared.keys() == {"seconds", "memory"} and prepared["memory"] > 1
@@ -69,7 +69,7 @@ def test_every_line_is_answered_in_its_order(tmp_path):
     assert [len(first["ends"]), len(second["ends"])] == [3, 1]
 
 
-def test_ends_count_from_the_beginning_of_their_run(tmp_path):
+def test_ends_count_from_the_start_of_their_run(tmp_path):
     def slow(task, arrays):
         def run(times, seed):
             protocol.time.sleep(0.05)
@@ -84,14 +84,14 @@ def test_ends_count_from_the_beginning_of_their_run(tmp_path):
     assert all(0.05 <= answer["ends"][0] < 0.2 for answer in runs)
 
 
-def test_widths_that_came_as_a_list_are_a_tuple_again(tmp_path):
+def test_widths_are_a_tuple_after_json(tmp_path):
     seen = []
     task = task_of(folder=stored(tmp_path, table()))
     asked({"prepare": task._asdict()}, prepare=lambda given, arrays: seen.append(given))
     assert seen == [task]
 
 
-def test_an_error_is_the_answer_and_the_next_line_is_done(tmp_path):
+def test_an_error_is_an_answer_and_the_next_request_runs(tmp_path):
     task = task_of(folder=stored(tmp_path, table()), rows=7)._asdict()
     questions = {"prepare": task}, {"run": 1, "seed": -1}, {"run": 1, "seed": 1}
     _, failed, fine = asked(*questions)
@@ -99,7 +99,7 @@ def test_an_error_is_the_answer_and_the_next_line_is_done(tmp_path):
     assert fine["value"] == 7
 
 
-def test_a_run_before_prepare_or_after_one_that_failed_is_an_error(tmp_path):
+def test_a_run_without_a_prepared_task_is_an_error(tmp_path):
     task = task_of(folder=stored(tmp_path, table()))._asdict()
     run = {"run": 1, "seed": 1}
     absent = {"prepare": {**task, "folder": str(tmp_path / "absent")}}
@@ -108,7 +108,7 @@ def test_a_run_before_prepare_or_after_one_that_failed_is_an_error(tmp_path):
     assert failed["error"].startswith("FileNotFoundError")
 
 
-def test_a_process_writes_nothing_but_answers_to_its_output(tmp_path):
+def test_a_process_writes_answers_only_to_stdout(tmp_path):
     task = task_of(folder=stored(tmp_path, table()))._asdict()
     lines = [json.dumps({"prepare": task}), json.dumps({"run": 2, "seed": 0})]
     code = (
@@ -129,7 +129,7 @@ def test_a_process_writes_nothing_but_answers_to_its_output(tmp_path):
 @pytest.mark.parametrize(("mode", "train", "validation"), [
     ("train", 7, VALIDATED), ("stop", 7, VALIDATED), ("evaluate", ROWS, 7), ("predict", ROWS, 7),
 ])  # fmt: skip
-def test_the_rows_of_a_task_cut_what_its_mode_uses(tmp_path, mode, train, validation):
+def test_a_task_limits_the_examples_that_its_mode_uses(tmp_path, mode, train, validation):
     arrays = table()
     read = load(task_of(mode, stored(tmp_path, arrays), rows=7))
     for (inputs, targets), (all_inputs, all_targets), rows in zip(read, arrays, (train, validation), strict=True):
@@ -166,13 +166,13 @@ def test_the_value_of_training_is_the_mean_squared_error_of_the_validation_rows(
     np.testing.assert_allclose(result.value, np.mean((forward(model, inputs) - targets) ** 2), rtol=1e-5)
 
 
-def test_the_weights_are_float32_of_the_widths_that_were_asked_for():
+def test_the_weights_are_float32_with_the_widths_of_the_task():
     model, _ = fitted(seed=0, epochs=1)
     assert [kernel.shape for kernel in model.coefs_] == [(COLUMNS, 32), (32, 16), (16, 1)]
     assert {array.dtype for array in (*model.coefs_, *model.intercepts_)} == {np.dtype(np.float32)}
 
 
-def test_each_epoch_steps_through_all_rows_in_an_order_of_its_own(monkeypatch):
+def test_each_epoch_has_its_own_order_of_all_examples(monkeypatch):
     from sklearn.neural_network import _multilayer_perceptron as perceptron
 
     orders, shuffle = [], perceptron.shuffle
@@ -188,7 +188,7 @@ def test_each_epoch_steps_through_all_rows_in_an_order_of_its_own(monkeypatch):
     assert model._optimizer.t == 3 * 4  # three whole batches and the short one, three times
 
 
-def test_training_comes_down_to_the_noise_of_a_linear_target():
+def test_training_reaches_the_noise_of_a_linear_target():
     arrays = table()
     losses = [sklearn_loop.prepare(task_of(), arrays)(epochs, 0).value for epochs in (1, 300)]
     assert losses[1] < 0.1 < 1 < losses[0]
@@ -205,7 +205,7 @@ def test_early_stopping_ends_ten_epochs_after_the_best_one():
 
 
 @pytest.mark.parametrize("mode", ["evaluate", "predict"])
-def test_measuring_and_predicting_are_done_as_often_as_asked(mode):
+def test_evaluation_and_prediction_are_repeated(mode):
     arrays = table()
     model = sklearn_loop.network(task_of(), 1)
     model.partial_fit(arrays.train[0][:BATCH], arrays.train[1][:BATCH, 0])
@@ -217,14 +217,14 @@ def test_measuring_and_predicting_are_done_as_often_as_asked(mode):
 
 
 @pytest.mark.parametrize("others", [{"norm": True}, {"kind": "convnet", "recipe": "small"}], ids=["norm", "convnet"])
-def test_what_scikit_learn_has_not_is_refused_in_a_sentence(others):
+def test_tasks_that_scikit_learn_cannot_do_are_rejected(others):
     with pytest.raises(
         ValueError, match=r"scikit-learn has dense layers only, but the task table needs (BatchNorm|a convnet)"
     ):
         sklearn_loop.prepare(task_of(**others), table())
 
 
-def test_the_process_of_scikit_learn_does_one_task_and_ends(tmp_path):
+def test_the_process_of_scikit_learn_runs_one_task_and_ends(tmp_path):
     task = task_of(folder=stored(tmp_path, table()))
     command = [sys.executable, "-m", "benchmarks.contestants.sklearn_loop", "--once", json.dumps(task._asdict())]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
@@ -266,7 +266,7 @@ KERAS_TASKS = {
 
 @pytest.mark.parametrize("large", [False, True], ids=["", "large"])
 @pytest.mark.parametrize("name", KERAS_TASKS)
-def test_runs_of_keras_compile_nothing_and_a_seed_gives_its_value_again(keras_loop, compilations, name, large):
+def test_runs_of_keras_compile_nothing_and_a_seed_determines_the_value(keras_loop, compilations, name, large):
     task, arrays = KERAS_TASKS[name][0], KERAS_TASKS[name][1]()
     run = keras_loop.prepare(task, arrays, large)
     with compilations() as names:
@@ -276,7 +276,7 @@ def test_runs_of_keras_compile_nothing_and_a_seed_gives_its_value_again(keras_lo
     assert len(values[0].ends) == 2 if task.mode != "stop" else len(values[0].ends) > PATIENCE
 
 
-def test_keras_starts_from_glorot_uniform_kernels_and_trains_down_to_the_noise(keras_loop):
+def test_keras_trains_down_to_the_noise(keras_loop):
     run = keras_loop.prepare(task_of(), table())
     assert run(1, 0).value > 1
     assert run(300, 0).value < 0.1
