@@ -6,7 +6,7 @@ import optax
 import pandas as pd
 import pytest
 
-from jaxdl import _tree
+from jaxdl import _tree, losses
 from jaxdl.data import dataset
 from jaxdl.ensembles import sweep
 from jaxdl.nn import mlp
@@ -14,7 +14,7 @@ from jaxdl.train import early_stopping, make_plan
 from tests.sweep_runs import (
     INPUTS,
     LABELLED,
-    OBJECTIVE,
+    METRICS,
     ROWS,
     SEEDS,
     TARGETS,
@@ -97,7 +97,7 @@ def own_schedule(learning_rate, length):
         return learning_rate * (1 - jnp.minimum(step, length) / length)
 
     return make_plan(
-        mlp((4,)), OBJECTIVE.loss, optax.inject_hyperparams(optax.sgd)(rate), metrics=OBJECTIVE.metrics, batch_size=8
+        mlp((4,)), losses.squared_error, optax.inject_hyperparams(optax.sgd)(rate), metrics=METRICS, batch_size=8
     )
 
 

@@ -6,10 +6,11 @@ import optax
 import pandas as pd
 import pytest
 
+from jaxdl import losses
 from jaxdl.ensembles import sweep, sweeps
 from jaxdl.nn import mlp
 from jaxdl.train import early_stopping, make_plan, start
-from tests.sweep_runs import OBJECTIVE, ROWS, SEEDS, bits, history_of, make_linear, row_of, solo, weights_of
+from tests.sweep_runs import METRICS, ROWS, SEEDS, bits, history_of, make_linear, row_of, solo, weights_of
 
 EPOCHS = 12
 NEVER = early_stopping(patience=None)
@@ -20,7 +21,7 @@ RULES = {"least": early_stopping(patience=0), "largest": early_stopping("val_r2"
 def make_injected(learning_rate, stop):
     """The learning rate is a part of the state, so the solo runs of all candidates are one program."""
     optimizer = optax.inject_hyperparams(optax.sgd)(learning_rate)
-    return make_plan(mlp(()), OBJECTIVE.loss, optimizer, metrics=OBJECTIVE.metrics, batch_size=8, early_stopping=stop)
+    return make_plan(mlp(()), losses.squared_error, optimizer, metrics=METRICS, batch_size=8, early_stopping=stop)
 
 
 def make_least(learning_rate, kind=0):

@@ -6,21 +6,20 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from jaxdl import losses
 from jaxdl.ensembles import SweepResult, grid, summarize, sweep
 from jaxdl.errors import InputError
 from jaxdl.nn import mlp
 from jaxdl.stats import one_standard_error
 from jaxdl.train import early_stopping, make_plan
-from tests.sweep_runs import OBJECTIVE, ROWS, SEEDS, make_linear, row_of
+from tests.sweep_runs import METRICS, ROWS, SEEDS, make_linear, row_of
 
 STOP = early_stopping(patience=1)
 
 
 def make(hidden=(), learning_rate=0.05, momentum=0.0):
     optimizer = optax.inject_hyperparams(optax.sgd)(learning_rate, momentum=momentum)
-    return make_plan(
-        mlp(hidden), OBJECTIVE.loss, optimizer, metrics=OBJECTIVE.metrics, batch_size=8, early_stopping=STOP
-    )
+    return make_plan(mlp(hidden), losses.squared_error, optimizer, metrics=METRICS, batch_size=8, early_stopping=STOP)
 
 
 @pytest.fixture(scope="module")
@@ -138,9 +137,7 @@ def test_bad_arguments_are_told(arguments, said):
 
 def test_what_make_itself_refuses_is_told_as_it_says_it():
     def make_own(momentum):
-        return make_plan(
-            mlp((), dropout=momentum), OBJECTIVE.loss, optax.sgd(0.1), metrics=OBJECTIVE.metrics, batch_size=8
-        )
+        return make_plan(mlp((), dropout=momentum), losses.squared_error, optax.sgd(0.1), metrics=METRICS, batch_size=8)
 
     with pytest.raises(InputError, match=r"dropout must be a rate from 0 to below 1, got 1\.5"):
         sweep(make_own, [{"momentum": 0.1}, {"momentum": 1.5}], *ROWS, seeds=(0, 1))

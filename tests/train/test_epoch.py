@@ -241,8 +241,8 @@ def test_metrics_may_be_listed():
     ("make", "message"),
     [
         (
-            lambda: make_plan(mlp(()), squared_error, INJECTED),
-            "objective must be an Objective, got the function",
+            lambda: make_plan(mlp(()), rmse, INJECTED),
+            "got the metric rmse",
         ),
         (
             lambda: start(plan_of(), (INPUTS, INPUTS), key=jax.random.key(0)),

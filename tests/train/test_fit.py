@@ -137,9 +137,8 @@ import sys
 import numpy as np
 import optax
 from jaxdl import dataset, fit, losses, mlp
-from jaxdl.types import Objective
 rows = dataset(np.ones((4, 1)), np.ones((4, 1)))
-run = fit(mlp(()), Objective(losses.squared_error), optax.sgd(0.1), rows, epochs=2, batch_size=2)
+run = fit(mlp(()), losses.squared_error, optax.sgd(0.1), rows, epochs=2, batch_size=2)
 assert (len(run.records), repr(run)) == (2, "FitResult(2 epochs, best epoch 2, reason 'epochs')")
 assert "pandas" not in sys.modules
 assert run.history["loss"].tolist() == [record["loss"] for record in run.records]

@@ -23,13 +23,12 @@ from jaxdl.nn import mlp
 from jaxdl.runs.runner import drive
 from jaxdl.train import make_plan
 from jaxdl.train.fit import Written, fit
-from jaxdl.types import Objective
 
 INPUTS = np.linspace(-1, 1, 24, dtype=np.float32)[:, None]
 ROWS = dataset(INPUTS, 3 * INPUTS)
-MODEL, OBJECTIVE, OPTIMIZER = mlp(()), Objective(squared_error, (rmse,)), optax.adam(0.05)
-train = partial(fit, MODEL, OBJECTIVE, OPTIMIZER, ROWS, ROWS, batch_size=8)
-many = partial(fit_seeds, MODEL, OBJECTIVE, OPTIMIZER, ROWS, ROWS, batch_size=8, seeds=(3, 0, 7))
+MODEL, OPTIMIZER = mlp(()), optax.adam(0.05)
+train = partial(fit, MODEL, squared_error, OPTIMIZER, ROWS, ROWS, metrics=[rmse], batch_size=8)
+many = partial(fit_seeds, MODEL, squared_error, OPTIMIZER, ROWS, ROWS, metrics=[rmse], batch_size=8, seeds=(3, 0, 7))
 
 
 def bits(tree):

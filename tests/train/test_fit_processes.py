@@ -22,14 +22,13 @@ from jaxdl.nn import mlp
 from jaxdl.distributed import make_mesh, shard_dataset
 from jaxdl.distributed.sharding import to_host
 from jaxdl.train import early_stopping
-from jaxdl.types import Objective
 
 def trained(placed, callbacks=()):
     random = np.random.default_rng(0)
     inputs = random.normal(size=(120, 6)).astype(np.float32)
     rows = dataset(inputs, inputs[:, :1] + random.normal(size=(120, 1)))
     train, validation = (placed(jax.tree.map(lambda leaf: leaf[part], rows)) for part in (np.s_[:90], np.s_[90:]))
-    run = fit(mlp((16,)), Objective(losses.squared_error, (metrics.rmse,)), optax.adam(0.01), train, validation,
+    run = fit(mlp((16,)), losses.squared_error, optax.adam(0.01), train, validation, metrics=[metrics.rmse],
               epochs=60, batch_size=16, early_stopping=early_stopping("val_loss", patience=3), callbacks=callbacks)
     return {
         "reason": run.reason,

@@ -8,7 +8,6 @@ import pytest
 
 from jaxdl import (
     InputError,
-    Objective,
     dataset,
     early_stopping,
     fit,
@@ -36,14 +35,13 @@ ROWS = dataset(INPUTS, TARGETS)
 MODEL, NETWORK, OPTIMIZER = mlp(()), mlp((4,)), optax.adam(1e-2)
 SLOW, SGD = optax.sgd(1e-3), optax.sgd(1e-2)
 INJECTED = optax.inject_hyperparams(optax.sgd)(learning_rate=0.01)
-OBJECTIVE = Objective(squared_error)
 # No epoch improves by so much, so the run ends after patience + 1 epochs.
 STOP = early_stopping("loss", patience=2, min_delta=100.0)
 PLAN = make_plan(MODEL, squared_error, OPTIMIZER)
 
 
 def train(**options):
-    return fit(**{"model": MODEL, "objective": OBJECTIVE, "optimizer": OPTIMIZER, "train": ROWS, **options})
+    return fit(**{"model": MODEL, "loss": squared_error, "optimizer": OPTIMIZER, "train": ROWS, **options})
 
 
 def train_seeds(**options):
@@ -101,9 +99,8 @@ def test_a_stricter_rule_leaves_a_run_that_has_ended(stopped):
 
 
 def test_members_at_different_epochs_all_reach_the_last():
-    objective = Objective(squared_error)
     noise = dataset(INPUTS, np.random.default_rng(3).normal(size=(len(INPUTS), 1)))
-    flags = {"model": MODEL, "objective": objective, "optimizer": optax.adam(0.05), "train": ROWS, "validation": noise}
+    flags = {"model": MODEL, "loss": squared_error, "optimizer": optax.adam(0.05), "train": ROWS, "validation": noise}
     first = fit_seeds(**flags, seeds=(0, 1, 2), epochs=20, early_stopping=early_stopping(patience=1), method="map")
     reached = np.asarray(first.state.epoch)
     assert len(set(reached)) > 1 and first.reasons == ("early-stopping",) * 3
@@ -192,7 +189,7 @@ OTHERS = {
         {"optimizer": optax.sgd(0.1)},
         "expected nothing",
     ),
-    "another metric": ({"objective": Objective(squared_error, (metrics.rmse,))}, {}, "sums/totals/rmse"),
+    "another metric": ({"metrics": [metrics.rmse]}, {}, "sums/totals/rmse"),
     "another width": (
         {"model": mlp((5,))},
         {},
@@ -206,9 +203,9 @@ OTHERS = {
 @pytest.mark.parametrize("name", OTHERS)
 def test_a_progress_of_another_run_is_refused_by_the_first_array_that_differs(name):
     first, then, said = OTHERS[name]
-    of = {"model": NETWORK, "objective": OBJECTIVE, "optimizer": OPTIMIZER, "train": ROWS, **first}
+    of = {"model": NETWORK, "loss": squared_error, "optimizer": OPTIMIZER, "train": ROWS, **first}
     rows = of.pop("train")
-    run_state = start(make_plan(*of.values()), rows, key=jax.random.key(0))
+    run_state = start(make_plan(**of), rows, key=jax.random.key(0))
     with pytest.raises(InputError, match=f"progress has .*{said}"):
         train(epochs=2, state=run_state, **{"model": NETWORK, **then})
 
@@ -350,27 +347,23 @@ def test_a_result_inside_an_epoch_of_weighted_rows_or_a_source_is_checked_too():
 
 def test_another_monitor_makes_the_best_epoch_one_of_those_to_come():
     x = np.random.default_rng(1).normal(size=(64, 2)).astype(np.float32)
-    rows, objective = dataset(x, x[:, :1]), Objective(squared_error, (metrics.r2(),))
+    rows, measured = dataset(x, x[:, :1]), [metrics.r2()]
     loss, score = (early_stopping(name, patience=9) for name in ("val_loss", "val_r2"))
-    first = fit(MODEL, objective.loss, SGD, rows, rows, metrics=objective.metrics, epochs=2, early_stopping=loss)
-    then = fit(
-        MODEL, objective.loss, SGD, rows, rows, metrics=objective.metrics, epochs=4, early_stopping=score, state=first
-    )
+    first = fit(MODEL, squared_error, SGD, rows, rows, metrics=measured, epochs=2, early_stopping=loss)
+    then = fit(MODEL, squared_error, SGD, rows, rows, metrics=measured, epochs=4, early_stopping=score, state=first)
     values = [record["val_r2"] for record in then.records]
     assert then.best_epoch == 3 + int(np.argmax(values[2:]))
-    same = fit(
-        MODEL, objective.loss, SGD, rows, rows, metrics=objective.metrics, epochs=4, early_stopping=loss, state=first
-    )
+    same = fit(MODEL, squared_error, SGD, rows, rows, metrics=measured, epochs=4, early_stopping=loss, state=first)
     losses = [record["val_loss"] for record in same.records]
     assert same.best_epoch == 1 + int(np.argmin(losses))
-    many = fit_seeds(MODEL, objective.loss, SGD, rows, rows, metrics=objective.metrics, seeds=(0, 1), epochs=2)
+    many = fit_seeds(MODEL, squared_error, SGD, rows, rows, metrics=measured, seeds=(0, 1), epochs=2)
     resumed = fit_seeds(
         MODEL,
-        objective.loss,
+        squared_error,
         SGD,
         rows,
         rows,
-        metrics=objective.metrics,
+        metrics=measured,
         seeds=(0, 1),
         epochs=3,
         state=many,

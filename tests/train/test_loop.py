@@ -167,7 +167,6 @@ from jaxdl.nn import mlp
 from jaxdl.train import make_plan
 from jaxdl.distributed import make_mesh, shard_dataset
 from jaxdl.train import start
-from jaxdl.types import Objective
 rows = dataset(np.ones((6, 1)), np.ones((6, 1)))
 plan = make_plan(mlp(()), losses.squared_error, optax.sgd(0.1), batch_size=1)
 begin, rows = start(plan, rows, key=jax.random.key(0)), shard_dataset(rows, make_mesh())

@@ -27,7 +27,7 @@ from jaxdl.train import chunks, early_stopping, make_plan, start
 from jaxdl.train.fit import fit
 from jaxdl.train.loop import Pace
 from jaxdl.train.nonfinite import NonFiniteError, check_finite
-from tests.train.test_loop import OBJECTIVE, PLAN, TRAIN, VALIDATION, beginning
+from tests.train.test_loop import METRICS, PLAN, TRAIN, VALIDATION, beginning
 
 # 77 rows of 20 bytes in batches of 10: windows of one batch, of two (the last of an epoch not full), of the epoch.
 SIZES = (1, 400, 2**25)
@@ -149,7 +149,7 @@ def test_two_billion_rows_are_streamed_without_an_order_of_all():
         inputs = (rows % 1000)[:, None] / 1000
         return dataset(inputs, inputs)
 
-    plan = make_plan(mlp(()), OBJECTIVE.loss, optax.sgd(0.1), metrics=OBJECTIVE.metrics, batch_size=100)
+    plan = make_plan(mlp(()), losses.squared_error, optax.sgd(0.1), metrics=METRICS, batch_size=100)
     begin = start(plan, loader(DataSource(count, read), 100).first, key=jax.random.key(0))
     stream = streamed(plan, begin, DataSource(count, read), steps=lambda: 3, window_bytes=5000)
     assert [chunk.batches for chunk in itertools.islice(stream, 5)] == [3, 1, 3, 1, 3]
@@ -162,7 +162,7 @@ def test_a_rule_ends_a_stream_and_its_thread():
     source, _ = in_parts(TRAIN)
     stop = early_stopping("val_loss", patience=0, min_delta=0.5)
     plan = make_plan(
-        mlp(()), OBJECTIVE.loss, optax.sgd(0.05), metrics=OBJECTIVE.metrics, batch_size=10, early_stopping=stop
+        mlp(()), losses.squared_error, optax.sgd(0.05), metrics=METRICS, batch_size=10, early_stopping=stop
     )
     begin = start(plan, TRAIN, VALIDATION, key=jax.random.key(2))
     found = list(streamed(plan, begin, source, VALIDATION, last=200, window_bytes=400))
@@ -282,11 +282,11 @@ def test_fit_and_drive_take_a_source(tmp_path):
     runs = [
         fit(
             model,
-            OBJECTIVE.loss,
+            losses.squared_error,
             optimizer,
             rows,
             VALIDATION,
-            metrics=OBJECTIVE.metrics,
+            metrics=METRICS,
             epochs=3,
             batch_size=10,
             seed=4,
@@ -304,7 +304,7 @@ def test_a_step_that_is_not_finite_is_told_with_its_rows(tmp_path):
     targets = np.array(TRAIN.targets)
     targets[row] = 1e30
     rows = TRAIN._replace(targets=targets)
-    plan = make_plan(mlp((5,)), OBJECTIVE.loss, optax.sgd(0.01), metrics=OBJECTIVE.metrics, batch_size=10)
+    plan = make_plan(mlp((5,)), losses.squared_error, optax.sgd(0.01), metrics=METRICS, batch_size=10)
     begin = start(plan, TRAIN, VALIDATION, key=jax.random.key(1))
     begin = begin._replace(key=beginning().key)
     troubles = []
@@ -341,7 +341,7 @@ def test_what_does_not_fit_a_stream_is_refused():
     with pytest.raises(InputError, match="batch_size=100 leaves no full batch in 77 training rows"):
         next(chunks(PLAN._replace(batch_size=100), beginning(), source, VALIDATION))
     with pytest.raises(InputError, match=r"progress stands at batch 8 of 8\. Give the rows that it began with"):
-        plan = make_plan(mlp(()), OBJECTIVE.loss, optax.sgd(0.1), metrics=OBJECTIVE.metrics, batch_size=10)
+        plan = make_plan(mlp(()), losses.squared_error, optax.sgd(0.1), metrics=METRICS, batch_size=10)
         begin = start(plan, TRAIN, key=jax.random.key(0))
         next(chunks(plan, begin._replace(cursor=begin.cursor + 8), source))
 
@@ -361,7 +361,6 @@ import re, sys, time
 from pathlib import Path
 import jax, numpy as np, optax
 from jaxdl import losses, start, make_plan, mlp
-from jaxdl.types import Objective
 from jaxdl.data.streaming import loader, memory_mapped
 from jaxdl.train import chunks
 
@@ -371,7 +370,7 @@ mapped[::5000] = 255
 np.save(folder / "targets.npy", np.zeros((rows, 1), np.float32))
 del mapped
 source = memory_mapped(folder / "inputs.npy", folder / "targets.npy")
-plan = make_plan(mlp((8,)), Objective(losses.squared_error), optax.sgd(1e-6), batch_size=256)
+plan = make_plan(mlp((8,)), losses.squared_error, optax.sgd(1e-6), batch_size=256)
 begin = start(plan, loader(source, 256).first, key=jax.random.key(0))
 
 def anonymous():

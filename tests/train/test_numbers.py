@@ -12,9 +12,7 @@ from jaxdl.losses import sigmoid_cross_entropy, softmax_cross_entropy, squared_e
 from jaxdl.nn import convnet
 from jaxdl.train import find_learning_rate, make_plan, start
 from jaxdl.train.step import eval_variables
-from jaxdl.types import Objective
 
-SQUARED = Objective(squared_error)
 LINEAR, SGD = mlp(()), optax.sgd(0.05)
 INPUTS = np.random.default_rng(0).normal(size=(32, 2)).astype(np.float32)
 ROWS = dataset(INPUTS * 0.01, INPUTS @ np.ones((2, 1), np.float32))
@@ -27,7 +25,7 @@ def lowered_rates(train, learning_rate):
     """The learning rate of each epoch of a run in which a rule lowers it."""
     optimizer = optax.inject_hyperparams(optax.sgd)(learning_rate=learning_rate)
     seeds = {"seeds": (0, 1)} if train is fit_seeds else {}
-    history = train(LINEAR, SQUARED, optimizer, ROWS, epochs=4, plateau=LOWERED, **seeds).history
+    history = train(LINEAR, squared_error, optimizer, ROWS, epochs=4, plateau=LOWERED, **seeds).history
     return history["learning_rate"].to_numpy()
 
 
@@ -96,29 +94,27 @@ def test_a_moving_average_of_narrow_parameters_is_that_of_numpy_in_float32(dtype
 
 def test_bytes_beside_floats_are_refused():
     images, labels = np.zeros((8, 8, 8, 3), np.uint8), np.arange(8) % 2
-    objective = Objective(softmax_cross_entropy)
     pairs = [(images, images.astype(np.float32)), (images.astype(np.float32), images), (images, images.astype(int))]
     for train, validation in pairs:
         with pytest.raises(InputError, match="train and validation must both hold bytes or neither, got inputs of"):
             fit(
                 convnet((4,), outputs=2),
-                objective.loss,
+                softmax_cross_entropy,
                 optax.sgd(0.1),
                 dataset(train, labels),
                 dataset(validation, labels),
-                metrics=objective.metrics,
                 batch_size=8,
             )
 
 
 def test_labels_of_minus_one_and_one_are_refused_before_the_first_step():
-    objective, signs = Objective(sigmoid_cross_entropy), np.where(INPUTS[:, :1] > 0, 1, -1)
+    signs = np.where(INPUTS[:, :1] > 0, 1, -1)
     good, bad = dataset(INPUTS, signs > 0), dataset(INPUTS, signs)
     for name, rows in (("train", (bad, good)), ("validation", (good, bad))):
         with pytest.raises(InputError, match=rf"targets from 0 to 1, got -1 in row \d+ of {name}"):
-            fit(mlp(()), objective.loss, optax.sgd(0.1), *rows, metrics=objective.metrics, epochs=1)
+            fit(mlp(()), sigmoid_cross_entropy, optax.sgd(0.1), *rows, epochs=1)
         with pytest.raises(InputError, match=rf"targets from 0 to 1, got -1 in row \d+ of {name}"):
-            fit_seeds(mlp(()), objective.loss, optax.sgd(0.1), *rows, metrics=objective.metrics, epochs=1, seeds=(0, 1))
+            fit_seeds(mlp(()), sigmoid_cross_entropy, optax.sgd(0.1), *rows, epochs=1, seeds=(0, 1))
 
 
 @pytest.mark.parametrize(
@@ -140,7 +136,7 @@ def test_arrays_of_examples_made_by_hand_are_checked(inputs, message):
 
 
 def test_an_evaluation_refuses_targets_that_its_loss_cannot_take():
-    objective, signs = Objective(sigmoid_cross_entropy), np.where(INPUTS[:, :1] > 0, 1, -1)
+    signs = np.where(INPUTS[:, :1] > 0, 1, -1)
     weights = jax.jit(LINEAR.init)(jax.random.key(0), INPUTS)
     with pytest.raises(InputError, match=r"targets from 0 to 1, got -1 in row \d+ of dataset"):
-        evaluate(mlp(()), weights, dataset(INPUTS, signs), objective.loss, metrics=objective.metrics)
+        evaluate(mlp(()), weights, dataset(INPUTS, signs), sigmoid_cross_entropy)

@@ -6,7 +6,6 @@ import optax
 import pytest
 
 from jaxdl import (
-    Objective,
     dataset,
     early_stopping,
     fit,
@@ -27,8 +26,6 @@ RNG = np.random.default_rng(0)
 INPUTS = RNG.normal(size=(70, 4)).astype(np.float32)
 LABELS = (INPUTS @ [1, -2, 3, 0.5] > 0).astype(np.int32)
 ROWS = dataset(INPUTS, LABELS)
-CLASSES = Objective(losses.softmax_cross_entropy, (metrics.accuracy,))
-NUMBERS = Objective(losses.squared_error, (metrics.rmse, metrics.r2()))
 UNKNOWN = metrics.mean("largest_output", lambda outputs, targets: outputs.max(1))
 MODEL, OPTIMIZER = mlp((), outputs=2), optax.sgd(1e-2)
 
@@ -106,22 +103,22 @@ def test_a_plateau_of_an_accuracy_that_rises_keeps_the_learning_rate():
 @pytest.mark.parametrize("rule", [early_stopping, reduce_on_plateau])
 @pytest.mark.parametrize("monitor", ["largest_output", "val_largest_output", "learning_rate"])
 def test_a_monitor_of_unknown_direction_needs_a_mode(rule, monitor):
-    objective = Objective(losses.softmax_cross_entropy, (UNKNOWN,))
     name = "early_stopping" if rule is early_stopping else "plateau"
     with pytest.raises(InputError, match=f'{name} monitors "{monitor}" without a mode.*mode="min"'):
-        make_plan(MODEL, objective.loss, OPTIMIZER, metrics=objective.metrics, **{name: rule(monitor)})
-    assert make_plan(MODEL, objective.loss, OPTIMIZER, metrics=objective.metrics, **{name: rule(monitor, mode="max")})
+        make_plan(MODEL, losses.softmax_cross_entropy, OPTIMIZER, metrics=[UNKNOWN], **{name: rule(monitor)})
+    assert make_plan(
+        MODEL, losses.softmax_cross_entropy, OPTIMIZER, metrics=[UNKNOWN], **{name: rule(monitor, mode="max")}
+    )
 
 
 def test_a_metric_of_unknown_direction_may_be_measured():
-    objective = Objective(losses.softmax_cross_entropy, (UNKNOWN,))
     run = fit(
         MODEL,
-        objective.loss,
+        losses.softmax_cross_entropy,
         OPTIMIZER,
         ROWS,
         ROWS,
-        metrics=objective.metrics,
+        metrics=[UNKNOWN],
         epochs=1,
         early_stopping=early_stopping("val_loss"),
     )
@@ -162,9 +159,8 @@ def test_a_rule_that_was_put_into_a_plan_by_hand_must_have_its_mode():
 
 def test_a_user_defined_rule_decides_on_its_direction_itself():
     stop = early_stopping("largest_output", mode="max")._replace(mode=None)
-    objective = Objective(losses.softmax_cross_entropy, (UNKNOWN,))
     assert (
-        make_plan(MODEL, objective.loss, OPTIMIZER, metrics=objective.metrics, early_stopping=stop).early_stopping
+        make_plan(MODEL, losses.softmax_cross_entropy, OPTIMIZER, metrics=[UNKNOWN], early_stopping=stop).early_stopping
         is stop
     )
 

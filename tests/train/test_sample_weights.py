@@ -13,7 +13,6 @@ from sklearn.linear_model import LinearRegression
 from jaxdl import (
     Dataset,
     Model,
-    Objective,
     Variables,
     dataset,
     evaluate,
@@ -33,6 +32,7 @@ from jaxdl.distributed import make_mesh, shard_dataset
 from jaxdl.errors import InputError
 from jaxdl.train import make_eval_step, make_train_state, make_train_step
 from jaxdl.train.step import make_gradient
+from jaxdl.types import Objective
 from tests.padding import pad
 
 RANDOM = np.random.default_rng(0)
