@@ -57,11 +57,11 @@ def test_the_body_of_a_loop_counts_once():
         return Variables({"kernel": jnp.eye(20)}, {})
 
     def looped(trips):
-        def apply(weights, inputs, *, train, key=None, mask=None):
+        def apply(variables, inputs, *, train, key=None, mask=None):
             def body(carry, _):
-                return jnp.tanh(carry @ weights.params["kernel"]), None
+                return jnp.tanh(carry @ variables.params["kernel"]), None
 
-            return jax.lax.scan(body, inputs, None, trips)[0][:, :1], weights.stats
+            return jax.lax.scan(body, inputs, None, trips)[0][:, :1], variables.stats
 
         return Model(init, apply)
 
@@ -94,7 +94,7 @@ def test_a_larger_batch_takes_more_memory_for_what_is_kept_until_the_gradients()
     assert large.arguments - small.arguments == 140 * 22 * 4
 
 
-def test_a_moving_average_of_the_weights_is_part_of_the_cost():
+def test_a_moving_average_of_the_variables_is_part_of_the_cost():
     plain, averaged = cost_of(mlp((100,))), cost_of(mlp((100,)), ema_decay=0.9)
     parameters = 20 * 100 + 100 + 101
     assert averaged.arguments - plain.arguments == pytest.approx(4 * parameters, abs=8)
@@ -105,9 +105,9 @@ def test_a_moving_average_of_the_weights_is_part_of_the_cost():
 def test_nothing_is_computed_and_what_was_given_is_kept():
     ran = []
 
-    def apply(weights, inputs, **_):
+    def apply(variables, inputs, **_):
         jax.debug.callback(lambda: ran.append(1))
-        return inputs[:, :1] * weights.params, weights.stats
+        return inputs[:, :1] * variables.params, variables.stats
 
     plan = make_plan(
         Model(lambda key, inputs: Variables(jnp.ones((1, 1)), {}), apply), squared_error, optax.sgd(0.1), metrics=[rmse]
@@ -123,7 +123,7 @@ def test_nothing_is_computed_and_what_was_given_is_kept():
     assert float(run_state.train_state.variables.params[0, 0]) == 1.0
 
 
-def test_only_the_shapes_of_progress_and_rows_matter():
+def test_only_the_shapes_of_the_state_and_the_dataset_matter():
     plan = make_plan(mlp((5,)), squared_error, optax.adam(1e-3), metrics=[rmse], batch_size=16)
     run_state = start(plan, ROWS, key=KEY)
     source = DataSource(150, lambda rows: Dataset(*(leaf[rows] for leaf in ROWS)))
@@ -139,7 +139,7 @@ def test_it_is_compiled_with_the_options_of_a_run(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("analysis", "told"),
+    ("analysis", "values"),
     [
         (None, (None, None)),
         ([], (None, None)),
@@ -148,14 +148,14 @@ def test_it_is_compiled_with_the_options_of_a_run(monkeypatch):
         ({}, (None, None)),
     ],
 )
-def test_what_a_platform_does_not_tell_is_none(monkeypatch, analysis, told):
+def test_values_that_a_platform_does_not_give_are_none(monkeypatch, analysis, values):
     monkeypatch.setattr(jax.stages.Lowered, "cost_analysis", lambda lowered: analysis)
     monkeypatch.setattr(jax.stages.Compiled, "cost_analysis", lambda compiled: analysis)
     monkeypatch.setattr(jax.stages.Compiled, "memory_analysis", lambda compiled: None)
     cost = cost_of(mlp(()))
-    assert (cost.flops, cost.bytes) == told
+    assert (cost.flops, cost.bytes) == values
     assert (cost.arguments, cost.temporaries, cost.results, cost.peak_memory) == (None,) * 4
-    assert (cost.intensity is None) == (None in told)
+    assert (cost.intensity is None) == (None in values)
     assert "unknown" in "".join(lines_of(as_table(cost)))
 
 
@@ -170,7 +170,7 @@ def lines_of(table):
 COST = StepCost(32, 4_532_853, 2_181_764, 284_364, 193_344, 268)
 
 
-def test_the_table_has_a_line_for_each_figure():
+def test_the_table_has_a_line_for_each_value():
     lines = [line.replace("│", " ").split() for line in lines_of(as_table(COST, "weather"))]
     text = [" ".join(line) for line in lines]
     assert text[0] == "weather"

@@ -59,17 +59,17 @@ def progress_at(epoch, best_epoch, best=float("inf")):
     return SimpleNamespace(epoch=jnp.int32(epoch), cursor=jnp.int32(0), stopping=stopping)
 
 
-def replay(observe, records, best_epoch=1):
+def replay(callback, records, best_epoch=1):
     for epoch in range(1, len(records) + 1):
-        observe(progress_at(epoch, min(epoch, best_epoch)), numbered(records[:epoch]))
+        callback(progress_at(epoch, min(epoch, best_epoch)), numbered(records[:epoch]))
 
 
 # The file of figures
 
 
 def test_the_csv_file_holds_the_history_to_the_last_digit(tmp_path):
-    with callbacks.csv_log(tmp_path / "history.csv") as observe:
-        history = run(observe).history
+    with callbacks.csv_log(tmp_path / "history.csv") as callback:
+        history = run(callback).history
     # Python's own float, because pandas reads the last digit as it likes.
     with (tmp_path / "history.csv").open(newline="") as file:
         header, *rows = csv.reader(file)
@@ -80,8 +80,8 @@ def test_the_csv_file_holds_the_history_to_the_last_digit(tmp_path):
 
 @pytest.mark.parametrize("value", [1 / 3, 1e-300, 1e22, float("nan"), float("inf"), 0.0])
 def test_the_csv_file_keeps_every_number(tmp_path, value):
-    with callbacks.csv_log(tmp_path / "history.csv") as observe:
-        observe(progress_at(1, 0), numbered([{"loss": value}]))
+    with callbacks.csv_log(tmp_path / "history.csv") as callback:
+        callback(progress_at(1, 0), numbered([{"loss": value}]))
     header, row = (tmp_path / "history.csv").read_text().splitlines()
     assert header == "epoch,loss"
     np.testing.assert_array_equal(float(row.removeprefix("1,")), value)
@@ -93,22 +93,22 @@ def test_each_row_is_on_the_disk_before_the_next_epoch(tmp_path):
     def count(run_state, history):
         rows.append(len((tmp_path / "history.csv").read_text().splitlines()) - 1)
 
-    with callbacks.csv_log(tmp_path / "history.csv") as observe:
-        run(observe, count)
+    with callbacks.csv_log(tmp_path / "history.csv") as callback:
+        run(callback, count)
     assert rows == [1, 2, 3, 4]
 
 
-def test_a_run_that_breaks_off_keeps_its_rows(tmp_path):
-    with pytest.raises(KeyboardInterrupt), callbacks.csv_log(tmp_path / "history.csv") as observe:
-        replay(observe, RECORDS)
+def test_an_interrupted_run_keeps_its_rows(tmp_path):
+    with pytest.raises(KeyboardInterrupt), callbacks.csv_log(tmp_path / "history.csv") as callback:
+        replay(callback, RECORDS)
         raise KeyboardInterrupt
     assert len((tmp_path / "history.csv").read_text().splitlines()) == 1 + len(RECORDS)
 
 
 def test_the_epochs_of_a_resumed_run_go_on_in_the_csv_file(tmp_path):
     first = run(epochs=2)
-    with callbacks.csv_log(tmp_path / "history.csv") as observe:
-        second = run(observe, state=first.state, variables=None)
+    with callbacks.csv_log(tmp_path / "history.csv") as callback:
+        second = run(callback, state=first.state, variables=None)
     table = pd.read_csv(tmp_path / "history.csv", index_col="epoch")
     assert list(table.index) == list(second.history.index) == [3, 4]
 
@@ -133,8 +133,8 @@ FIGURES = ("loss", "val_loss")
 
 def test_a_file_gets_plain_lines_of_the_first_and_the_last_epoch(clock):
     out = console()
-    with callbacks.progress_bar(10, FIGURES, console=out) as observe:
-        replay(observe, RECORDS)
+    with callbacks.progress_bar(10, FIGURES, console=out) as callback:
+        replay(callback, RECORDS)
     lines = out.file.getvalue().splitlines()
     assert [line.split()[1] for line in lines] == ["1/10", "3/10"]
     assert "loss 0.3333 val_loss 0.3000" in lines[0]
@@ -143,9 +143,9 @@ def test_a_file_gets_plain_lines_of_the_first_and_the_last_epoch(clock):
 
 def test_a_line_is_printed_only_now_and_then(clock):
     out = console()
-    with callbacks.progress_bar(9, FIGURES, console=out) as observe:
+    with callbacks.progress_bar(9, FIGURES, console=out) as callback:
         for epoch in range(1, 10):
-            observe(progress_at(epoch, 1), numbered(RECORDS[:1] * epoch))
+            callback(progress_at(epoch, 1), numbered(RECORDS[:1] * epoch))
             clock.now += 0.4
     # Every 1.0 s at most, at 0.4 s an epoch: each third epoch, and the last.
     assert [line.split()[1] for line in out.file.getvalue().splitlines()] == ["1/9", "4/9", "7/9", "9/9"]
@@ -153,18 +153,18 @@ def test_a_line_is_printed_only_now_and_then(clock):
 
 def test_the_last_epoch_is_not_printed_twice(clock):
     out = console()
-    with callbacks.progress_bar(1, FIGURES, console=out) as observe:
-        replay(observe, RECORDS[:1])
+    with callbacks.progress_bar(1, FIGURES, console=out) as callback:
+        replay(callback, RECORDS[:1])
     assert len(out.file.getvalue().splitlines()) == 1
 
 
-def test_a_line_tells_the_best_epoch_and_the_time_that_is_left(clock):
+def test_a_line_shows_the_best_epoch_and_the_time_that_is_left(clock):
     out = console()
-    with callbacks.progress_bar(9, FIGURES, console=out) as observe:
+    with callbacks.progress_bar(9, FIGURES, console=out) as callback:
         for epoch in (1, 2, 3):
             clock.now += 2.0
             best_epoch = min(epoch, 2)
-            observe(progress_at(epoch, best_epoch, RECORDS[best_epoch - 1]["val_loss"]), numbered(RECORDS[:epoch]))
+            callback(progress_at(epoch, best_epoch, RECORDS[best_epoch - 1]["val_loss"]), numbered(RECORDS[:epoch]))
     first, *_, last = out.file.getvalue().splitlines()
     # The first epoch compiles, so it says nothing about the others.
     assert "left" not in first
@@ -175,16 +175,16 @@ def test_a_line_tells_the_best_epoch_and_the_time_that_is_left(clock):
 
 def test_a_line_says_so_where_no_epoch_was_finite_yet(clock):
     out = console()
-    with callbacks.progress_bar(2, FIGURES, console=out) as observe:
-        observe(progress_at(1, 0), numbered([{"loss": float("nan"), "val_loss": float("nan")}]))
+    with callbacks.progress_bar(2, FIGURES, console=out) as callback:
+        callback(progress_at(1, 0), numbered([{"loss": float("nan"), "val_loss": float("nan")}]))
     assert "loss nan val_loss nan best: none yet" in out.file.getvalue()
 
 
-def test_figures_that_a_run_does_not_measure_are_left_out(clock):
+def test_metrics_that_a_run_does_not_compute_are_left_out(clock):
     # A run without validation, shown by a program that asks for validation figures too.
     out = console()
-    with callbacks.progress_bar(2, FIGURES, console=out) as observe:
-        replay(observe, [{"loss": 0.5}, {"loss": 0.25}])
+    with callbacks.progress_bar(2, FIGURES, console=out) as callback:
+        replay(callback, [{"loss": 0.5}, {"loss": 0.25}])
     assert "loss 0.2500" in out.file.getvalue()
     assert "val_loss" not in out.file.getvalue()
 
@@ -193,8 +193,8 @@ def test_a_resumed_run_can_be_shown(clock):
     # The best epoch may lie before the history, which holds only the epochs since.
     first, out = run(epochs=3), console()
     assert first.best_epoch == 3
-    with callbacks.progress_bar(EPOCHS, FIGURES, console=out) as observe:
-        second = run(observe, state=first.state, variables=None)
+    with callbacks.progress_bar(EPOCHS, FIGURES, console=out) as callback:
+        second = run(callback, state=first.state, variables=None)
     assert len(second.history) == 1
     assert f"epoch {EPOCHS}/{EPOCHS}" in out.file.getvalue()
 
@@ -202,8 +202,8 @@ def test_a_resumed_run_can_be_shown(clock):
 @pytest.mark.parametrize("epochs", [EPOCHS, EPOCHS + 5], ids=["to the end", "stopped early"])
 def test_a_terminal_gets_a_bar(epochs):
     out = console(force_terminal=True)
-    with callbacks.progress_bar(epochs, FIGURES, console=out) as observe:
-        history = run(observe).history
+    with callbacks.progress_bar(epochs, FIGURES, console=out) as callback:
+        history = run(callback).history
     text = out.file.getvalue()
     assert "━" in text and "\x1b[" in text
     assert f"1/{epochs}" in text and f"{EPOCHS}/{epochs}" in text
@@ -213,7 +213,7 @@ def test_a_terminal_gets_a_bar(epochs):
 # All of them
 
 
-def test_observers_do_not_change_the_run(tmp_path):
+def test_callbacks_do_not_change_the_run(tmp_path):
     plain = run()
     with (
         callbacks.csv_log(tmp_path / "history.csv") as rows,

@@ -38,7 +38,7 @@ def modules(folder):
     return {name: names.count(name) for name in names}
 
 
-def test_a_trace_names_the_program_and_its_operations(tmp_path):
+def test_a_trace_names_the_compiled_function_and_its_operations(tmp_path):
     def a_program_of_mine(a):
         return jnp.tanh(a @ a)
 
@@ -86,27 +86,27 @@ def test_a_profile_ends_with_its_block_however_that_ends(tmp_path):
 
 def recorded(monkeypatch):
     """What `tracing` begins and ends, instead of traces."""
-    said = []
+    log = []
 
     class Pretended:
         def __init__(self, folder):
             pass
 
         def __enter__(self):
-            said.append("begin")
+            log.append("begin")
 
         def __exit__(self, *_):
-            said.append("end")
+            log.append("end")
 
     monkeypatch.setattr(_profiler, "record_trace", Pretended)
-    return said
+    return log
 
 
-def through(observe, said, last, begin=0):
+def through(callback, log, last, begin=0):
     """Epochs up to the last, each told to a callback and noted."""
     for epoch in range(begin + 1, last + 1):
-        said.append(epoch)
-        observe(beginning()._replace(epoch=jnp.int32(epoch)), [])
+        log.append(epoch)
+        callback(beginning()._replace(epoch=jnp.int32(epoch)), [])
 
 
 @functools.cache
@@ -125,43 +125,43 @@ def beginning():
     ],
 )
 def test_two_epochs_after_the_first_are_traced_or_the_only_one(monkeypatch, tmp_path, begin, last, expected):
-    said = recorded(monkeypatch)
-    with profiler(tmp_path, initial_epoch=begin, last=last, epochs=2) as observe:
-        through(observe, said, last, begin)
-    assert said == expected
+    log = recorded(monkeypatch)
+    with profiler(tmp_path, initial_epoch=begin, last=last, epochs=2) as callback:
+        through(callback, log, last, begin)
+    assert log == expected
 
 
 def test_a_trace_ends_after_its_seconds_within_an_epoch_too(monkeypatch, tmp_path):
-    said, now = recorded(monkeypatch), [0.0]
+    log, now = recorded(monkeypatch), [0.0]
     monkeypatch.setattr(_profiler.time, "monotonic", lambda: now[0])
-    with profiler(tmp_path, seconds=2) as observe:
+    with profiler(tmp_path, seconds=2) as callback:
         # Chunks of epoch 2, a second each.
         for now[0] in (0.0, 1.0, 2.0, 3.0):
-            observe(beginning()._replace(epoch=jnp.int32(1)), [])
-            said.append(now[0])
-    assert said == ["begin", 0.0, 1.0, "end", 2.0, 3.0]
+            callback(beginning()._replace(epoch=jnp.int32(1)), [])
+            log.append(now[0])
+    assert log == ["begin", 0.0, 1.0, "end", 2.0, 3.0]
 
 
 def test_a_trace_ends_with_a_run_that_fails(monkeypatch, tmp_path):
-    said = recorded(monkeypatch)
-    with pytest.raises(ZeroDivisionError), profiler(tmp_path) as observe:
-        through(observe, said, 2)
+    log = recorded(monkeypatch)
+    with pytest.raises(ZeroDivisionError), profiler(tmp_path) as callback:
+        through(callback, log, 2)
         raise ZeroDivisionError
-    assert said == [1, "begin", 2, "end"]
+    assert log == [1, "begin", 2, "end"]
 
 
 def test_a_run_is_traced_and_comes_out_the_same(tmp_path):
     plain = drive(PLAN, beginning(), ROWS, None, epochs=6)
-    with profiler(tmp_path, last=6) as watch:
-        traced = drive(PLAN, beginning(), ROWS, None, epochs=6, watchers=[watch])
+    with profiler(tmp_path, last=6) as callback:
+        traced = drive(PLAN, beginning(), ROWS, None, epochs=6, watchers=[callback])
     leaves = map(jax.tree.leaves, (plain.state.train_state.variables, traced.state.train_state.variables))
     assert all((a == b).all() for a, b in zip(*leaves, strict=True))
     # Its steps are in a loop, each of which takes several operations.
     assert max(modules(tmp_path).values()) >= 4
 
 
-def test_an_observer_of_fit_traces_too(tmp_path):
-    with profiler(tmp_path, last=4) as observe:
+def test_a_callback_of_fit_traces_too(tmp_path):
+    with profiler(tmp_path, last=4) as callback:
         fit(
             PLAN.model,
             PLAN.objective.loss,
@@ -170,24 +170,24 @@ def test_an_observer_of_fit_traces_too(tmp_path):
             metrics=PLAN.objective.metrics,
             epochs=4,
             batch_size=16,
-            callbacks=[observe],
+            callbacks=[callback],
         )
     assert modules(tmp_path)
 
 
-def test_what_stands_in_the_way_is_told_and_the_run_goes_on(tmp_path):
-    said = []
-    with record_trace(tmp_path / "other"), profiler(tmp_path / "own", warn=said.append) as observe:
-        through(observe, [], 5)
-    assert len(said) == 1 and said[0].startswith("there is no profile, because a profile must be the only one")
+def test_another_trace_is_a_warning_and_the_run_continues(tmp_path):
+    log = []
+    with record_trace(tmp_path / "other"), profiler(tmp_path / "own", warn=log.append) as callback:
+        through(callback, [], 5)
+    assert len(log) == 1 and log[0].startswith("there is no profile, because a profile must be the only one")
 
 
-def test_a_folder_that_cannot_be_written_is_told(tmp_path):
+def test_a_folder_that_cannot_be_written_is_a_warning(tmp_path):
     (tmp_path / "file").write_text("")
-    said = []
-    with profiler(tmp_path / "file", warn=said.append) as observe:
-        through(observe, [], 5)
-    assert len(said) == 1 and "must be a folder that can be written" in said[0]
+    log = []
+    with profiler(tmp_path / "file", warn=log.append) as callback:
+        through(callback, [], 5)
+    assert len(log) == 1 and "must be a folder that can be written" in log[0]
     # Another is free to begin.
     with record_trace(tmp_path / "next"):
         pass

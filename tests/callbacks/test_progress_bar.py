@@ -25,18 +25,18 @@ def clock(monkeypatch):
 @pytest.fixture
 def notebook(monkeypatch):
     """A notebook's display: the formats of what it was given, in order, each update of the same output."""
-    shown = []
+    outputs = []
 
     def display(formats, raw, display_id):
         assert raw and display_id
-        shown.append(formats)
-        return SimpleNamespace(update=lambda formats, raw: shown.append(formats))
+        outputs.append(formats)
+        return SimpleNamespace(update=lambda formats, raw: outputs.append(formats))
 
     package, module = ModuleType("IPython"), ModuleType("IPython.display")
     module.display = display
     monkeypatch.setitem(sys.modules, "IPython", package)
     monkeypatch.setitem(sys.modules, "IPython.display", module)
-    return shown
+    return outputs
 
 
 def run_state(epoch, best=1, cursor=0, done=False):
@@ -57,10 +57,10 @@ def value(formats):
 
 
 def test_a_notebook_gets_one_bar_that_fills(clock, notebook):
-    with notebook_bar(4) as observe:
+    with notebook_bar(4) as callback:
         for epoch in range(1, 5):
             clock.now += 2
-            observe(run_state(epoch, epoch), history(epoch))
+            callback(run_state(epoch, epoch), history(epoch))
     # And once more where it ended.
     assert [value(formats) for formats in notebook] == [0, 1, 2, 3, 4, 4]
     assert all('max="4"' in formats["text/html"] for formats in notebook)
@@ -72,39 +72,39 @@ def test_a_notebook_gets_one_bar_that_fills(clock, notebook):
 
 
 def test_it_is_redrawn_five_times_a_second_at_most_and_at_the_end(clock, notebook):
-    with notebook_bar(1000) as observe:
+    with notebook_bar(1000) as callback:
         for epoch in range(1, 1001):
             clock.now += 0.001
-            observe(run_state(epoch), history(epoch))
+            callback(run_state(epoch), history(epoch))
     # The first epoch, then every 0.2 s of one second, the last, and where it ended.
     assert len(notebook) - 1 == 7 and value(notebook[-1]) == 1000
 
 
 def test_it_moves_inside_of_an_epoch(clock, notebook):
-    with notebook_bar(1, batches=8) as observe:
-        observe(run_state(0, cursor=2), [])
+    with notebook_bar(1, batches=8) as callback:
+        callback(run_state(0, cursor=2), [])
     assert value(notebook[-1]) == 0.25 and "first epoch" in notebook[-1]["text/plain"]
 
 
-def test_a_run_that_goes_on_begins_where_it_stands(clock, notebook):
-    with notebook_bar(100, initial_epoch=90) as observe:
+def test_a_resumed_run_begins_at_its_epoch(clock, notebook):
+    with notebook_bar(100, initial_epoch=90) as callback:
         for epoch in (91, 92):
             clock.now += 1
-            observe(run_state(epoch, epoch), [{"epoch": n, "loss": 1.0} for n in range(91, epoch + 1)])
+            callback(run_state(epoch, epoch), [{"epoch": n, "loss": 1.0} for n in range(91, epoch + 1)])
     assert [value(formats) for formats in notebook] == [90, 91, 92, 92]
     assert notebook[-2]["text/plain"].endswith("at most 8 s left")
 
 
-def test_a_run_that_ends_early_is_not_said_to_go_on(clock, notebook):
-    with notebook_bar(1000) as observe:
+def test_a_run_that_stops_early_has_no_time_left_in_a_notebook(clock, notebook):
+    with notebook_bar(1000) as callback:
         for epoch in (1, 2):
             clock.now += 1
-            observe(run_state(epoch, epoch), history(epoch))
+            callback(run_state(epoch, epoch), history(epoch))
     assert "left" in notebook[-2]["text/plain"]
     assert notebook[-1]["text/plain"] == "epoch 2/1000 loss 0.5000 val_loss 1.0000 best 1.0000 (epoch 2)"
 
 
-def test_a_run_that_breaks_off_is_not_said_to_compile(clock, notebook):
+def test_an_interrupted_run_does_not_show_compiling(clock, notebook):
     with pytest.raises(KeyboardInterrupt), notebook_bar(10):
         raise KeyboardInterrupt
     assert notebook[-1]["text/plain"] == "epoch 0/10 no epoch has ended"
@@ -112,14 +112,14 @@ def test_a_run_that_breaks_off_is_not_said_to_compile(clock, notebook):
 
 def test_a_quiet_console_shows_nothing():
     file = io.StringIO()
-    with callbacks.progress_bar(2, FIGURES, console=Console(file=file, quiet=True, force_terminal=True)) as observe:
-        observe(run_state(1), history(1))
+    with callbacks.progress_bar(2, FIGURES, console=Console(file=file, quiet=True, force_terminal=True)) as callback:
+        callback(run_state(1), history(1))
     assert file.getvalue() == ""
 
 
 def test_without_a_console_it_finds_where_it_is_shown(capsys):
-    with callbacks.progress_bar(1) as observe:
-        observe(run_state(1), history(1))
+    with callbacks.progress_bar(1) as callback:
+        callback(run_state(1), history(1))
     # What pytest captures is no terminal.
     assert capsys.readouterr().out.startswith("epoch 1/1 loss 1.0000")
 
@@ -127,10 +127,10 @@ def test_without_a_console_it_finds_where_it_is_shown(capsys):
 @pytest.mark.parametrize("terminal", [True, False])
 def test_a_run_that_stops_early_ends_with_no_time_left(clock, terminal):
     out = Console(file=io.StringIO(), force_terminal=terminal, width=100, color_system=None)
-    with callbacks.progress_bar(40, FIGURES, console=out) as observe:
+    with callbacks.progress_bar(40, FIGURES, console=out) as callback:
         for epoch in range(1, 8):
             clock.now += 2
-            observe(run_state(epoch, min(epoch, 3), done=epoch == 7), history(epoch))
+            callback(run_state(epoch, min(epoch, 3), done=epoch == 7), history(epoch))
     last = re.split(r"[\r\n]", re.sub(r"\x1b\[[?\d;]*[A-Za-z]", "", out.file.getvalue()).strip())[-1]
     if terminal:
         assert "7/40" in last and last.rstrip().endswith("best 0.6667 (epoch 3)")
@@ -140,8 +140,8 @@ def test_a_run_that_stops_early_ends_with_no_time_left(clock, terminal):
 
 def test_a_log_of_a_run_that_does_all_epochs_ends_with_the_last(clock):
     out = Console(file=io.StringIO(), force_terminal=False)
-    with callbacks.progress_bar(2, FIGURES, console=out) as observe:
+    with callbacks.progress_bar(2, FIGURES, console=out) as callback:
         for epoch in (1, 2):
             clock.now += 2
-            observe(run_state(epoch, epoch), history(epoch))
+            callback(run_state(epoch, epoch), history(epoch))
     assert out.file.getvalue().splitlines()[-1].startswith("epoch 2/2 loss 0.5000")

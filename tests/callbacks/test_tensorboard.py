@@ -84,9 +84,9 @@ def records(*losses, begin=1):
     return [{"epoch": epoch, "loss": loss} for epoch, loss in enumerate(losses, begin)]
 
 
-def replay(observe, history):
+def replay(callback, history):
     for epoch in range(1, len(history) + 1):
-        observe(None, history[:epoch])
+        callback(None, history[:epoch])
 
 
 @pytest.fixture
@@ -107,8 +107,8 @@ def full_disk():
 
 
 def test_the_history_is_shown_with_training_and_validation_in_one_chart(tmp_path):
-    with callbacks.tensorboard(tmp_path) as observe:
-        history = run(observe, validation=ROWS, state=None).history
+    with callbacks.tensorboard(tmp_path) as callback:
+        history = run(callback, validation=ROWS, state=None).history
     train, validation = scalars(tmp_path / "train"), scalars(tmp_path / "validation")
     # One chart: the same tag in two runs.
     assert set(train) == set(validation) == {"loss", "rmse"}
@@ -119,15 +119,15 @@ def test_the_history_is_shown_with_training_and_validation_in_one_chart(tmp_path
 
 
 def test_without_validation_only_training_is_shown(tmp_path):
-    with callbacks.tensorboard(tmp_path) as observe:
-        replay(observe, records(0.5, 0.25))
+    with callbacks.tensorboard(tmp_path) as callback:
+        replay(callback, records(0.5, 0.25))
     assert scalars(tmp_path / "train") == {"loss": [(1, 0.5), (2, 0.25)]}
     assert scalars(tmp_path / "validation") == {}
 
 
 def test_tags_stay_as_they_are_and_nan_is_written_in_silence(tmp_path, caplog):
-    with caplog.at_level(logging.INFO), callbacks.tensorboard(tmp_path) as observe:
-        observe(None, [{"epoch": 1, "error (°C)": math.nan, "rows": 3}])
+    with caplog.at_level(logging.INFO), callbacks.tensorboard(tmp_path) as callback:
+        callback(None, [{"epoch": 1, "error (°C)": math.nan, "rows": 3}])
     assert not caplog.records
     found = scalars(tmp_path / "train")
     assert math.isnan(found.pop("error (°C)")[0][1]) and found == {"rows": [(1, 3.0)]}
@@ -136,16 +136,16 @@ def test_tags_stay_as_they_are_and_nan_is_written_in_silence(tmp_path, caplog):
 def test_epochs_are_seen_while_the_run_goes_on(tmp_path):
     # A crash loses what is younger than `every`: with 0, nothing.
     seen, history = [], records(1.0, 2.0, 3.0)
-    with callbacks.tensorboard(tmp_path, every=0.0) as observe:
+    with callbacks.tensorboard(tmp_path, every=0.0) as callback:
         for epoch in (1, 2, 3):
-            observe(None, history[:epoch])
+            callback(None, history[:epoch])
             seen.append(len(scalars(tmp_path / "train").get("loss", [])))
     assert seen == [1, 2, 3]
 
 
 def test_the_epochs_of_a_run_that_breaks_off_are_kept(tmp_path):
-    with pytest.raises(KeyboardInterrupt), callbacks.tensorboard(tmp_path, every=1e9) as observe:
-        replay(observe, records(1 / 3, 1e-30, 1e22))
+    with pytest.raises(KeyboardInterrupt), callbacks.tensorboard(tmp_path, every=1e9) as callback:
+        replay(callback, records(1 / 3, 1e-30, 1e22))
         raise KeyboardInterrupt
     assert [step for step, _ in scalars(tmp_path / "train")["loss"]] == [1, 2, 3]
 
@@ -169,10 +169,10 @@ with tensorboard(sys.argv[1], every=0.0, initial_epoch=0) as observe:
 def test_what_a_run_wrote_of_later_epochs_is_purged_even_within_a_second(tmp_path, one_second):
     expected = [[(1, 1.0), (2, 2.0), (3, 3.0)], [(1, 1.0), (2, 2.0), (3, 5.0), (4, 6.0)], [(1, 9.0)]]
     for begin, losses, points in zip((0, 2, 0), ((1.0, 2.0, 3.0), (5.0, 6.0), (9.0,)), expected, strict=True):
-        with callbacks.tensorboard(tmp_path, initial_epoch=begin) as observe:
+        with callbacks.tensorboard(tmp_path, initial_epoch=begin) as callback:
             # Before the first of its own epochs ends, too.
             assert scalars(tmp_path / "train").get("loss", []) == [point for point in points if point[0] <= begin]
-            replay(observe, records(*losses, begin=begin + 1))
+            replay(callback, records(*losses, begin=begin + 1))
         assert scalars(tmp_path / "train") == {"loss": points}
 
 
@@ -180,9 +180,9 @@ def test_many_runs_need_few_open_files(tmp_path, one_second, monkeypatch):
     monkeypatch.setattr(_tensorboard, "_OPEN_FILES", 2)
     run_state, opened = SimpleNamespace(epoch=np.array([2, 2, 2])), []
     history = [{"epoch": epoch, "loss": np.arange(3.0) + epoch} for epoch in (1, 2)]
-    with callbacks.tensorboard(tmp_path, every=0.0) as observe:
+    with callbacks.tensorboard(tmp_path, every=0.0) as callback:
         for epoch in (1, 2):
-            observe(run_state, history[:epoch])
+            callback(run_state, history[:epoch])
             names = [os.path.realpath(file) for file in Path("/proc/self/fd").iterdir()]
             opened.append(sum("tfevents" in name for name in names))
     assert max(opened) <= 2
@@ -191,14 +191,14 @@ def test_many_runs_need_few_open_files(tmp_path, one_second, monkeypatch):
 
 
 def test_a_full_disk_is_told_once_and_ends_nothing(tmp_path, full_disk):
-    told, history = [], records(*range(300))
-    with callbacks.tensorboard(tmp_path, every=0.0, initial_epoch=0, warn=told.append) as observe:
+    messages, history = [], records(*range(300))
+    with callbacks.tensorboard(tmp_path, every=0.0, initial_epoch=0, warn=messages.append) as callback:
         full_disk()
-        replay(observe, history[:200])
+        replay(callback, history[:200])
         full_disk(False)
         # The rest is left out, rather than charts with a hole.
-        observe(None, history)
-    assert told == [f"{tmp_path} cannot be written (File too large); the rest of the charts is left out."]
+        callback(None, history)
+    assert messages == [f"{tmp_path} cannot be written (File too large); the rest of the charts is left out."]
     points = scalars(tmp_path / "train")["loss"]
     assert 50 < len(points) < 100 and points == [(record["epoch"], record["loss"]) for record in history[: len(points)]]
 
@@ -206,10 +206,10 @@ def test_a_full_disk_is_told_once_and_ends_nothing(tmp_path, full_disk):
 def test_a_folder_that_cannot_be_made_is_told_and_ends_nothing(tmp_path):
     (tmp_path / "charts").write_text("a file")
     for begin in (0, None):
-        told = []
-        with callbacks.tensorboard(tmp_path / "charts", initial_epoch=begin, warn=told.append) as observe:
-            replay(observe, records(0.5))
-        assert len(told) == 1 and "charts cannot be written" in told[0]
+        messages = []
+        with callbacks.tensorboard(tmp_path / "charts", initial_epoch=begin, warn=messages.append) as callback:
+            replay(callback, records(0.5))
+        assert len(messages) == 1 and "charts cannot be written" in messages[0]
 
 
 # What stands in a histogram
@@ -317,8 +317,8 @@ def test_the_initial_weights_and_their_gradients_are_the_first(tmp_path):
 
 def test_each_histogram_is_of_the_weights_after_its_epoch(tmp_path):
     kept = {}
-    with histograms(tmp_path, PLAN, ROWS, beginning(), every=2) as observe:
-        run(observe, lambda run_state, history: kept.update({len(history): run_state.train_state.variables.params}))
+    with histograms(tmp_path, PLAN, ROWS, beginning(), every=2) as callback:
+        run(callback, lambda run_state, history: kept.update({len(history): run_state.train_state.variables.params}))
     assert list(read_histograms(tmp_path / "weights")["Dense_0/kernel"]) == [0, 2, 4]
     for step in (2, 4):
         assert_read(tmp_path, step, kept[step])
@@ -326,9 +326,10 @@ def test_each_histogram_is_of_the_weights_after_its_epoch(tmp_path):
 
 def test_histograms_are_written_while_the_run_goes_on(tmp_path):
     seen = []
-    with histograms(tmp_path, PLAN, ROWS, beginning(), every=1) as observe:
+    with histograms(tmp_path, PLAN, ROWS, beginning(), every=1) as callback:
         run(
-            observe, lambda run_state, history: seen.append(list(read_histograms(tmp_path / "weights")["Dense_0/bias"]))
+            callback,
+            lambda run_state, history: seen.append(list(read_histograms(tmp_path / "weights")["Dense_0/bias"])),
         )
     # An epoch later, because the device is at the next one when it is told.
     assert seen == [[0], [0, 1], [0, 1, 2], [0, 1, 2, 3]]
@@ -339,17 +340,17 @@ def test_a_run_that_breaks_off_keeps_its_histograms(tmp_path):
     def stop(run_state, history):
         raise RuntimeError
 
-    with pytest.raises(RuntimeError), histograms(tmp_path, PLAN, ROWS, beginning(), every=1) as observe:
-        run(observe, stop)
+    with pytest.raises(RuntimeError), histograms(tmp_path, PLAN, ROWS, beginning(), every=1) as callback:
+        run(callback, stop)
     assert list(read_histograms(tmp_path / "gradients")["Dense_0/bias"]) == [0, 1]
 
 
 def test_a_run_that_goes_on_takes_back_what_was_said_of_later_epochs(tmp_path):
     first = run(epochs=2)
-    with histograms(tmp_path, PLAN, ROWS, beginning(), every=1) as observe:
-        run(observe)
-    with histograms(tmp_path, PLAN, ROWS, first.state, every=1) as observe:
-        run(observe, state=first.state, epochs=3)
+    with histograms(tmp_path, PLAN, ROWS, beginning(), every=1) as callback:
+        run(callback)
+    with histograms(tmp_path, PLAN, ROWS, first.state, every=1) as callback:
+        run(callback, state=first.state, epochs=3)
     assert list(read_histograms(tmp_path / "weights")["Dense_0/bias"]) == [0, 1, 2, 3]
 
 
@@ -358,7 +359,7 @@ def test_it_compiles_one_program(tmp_path, compilations):
     begin = start(plan, ROWS, key=jax.random.key(0))
     with histograms(tmp_path / "warm", PLAN, ROWS, beginning()):
         pass  # Whatever else JAX compiles once.
-    with compilations() as names, histograms(tmp_path, plan, ROWS, begin, every=1) as observe:
+    with compilations() as names, histograms(tmp_path, plan, ROWS, begin, every=1) as callback:
         fit(
             plan.model,
             squared_error,
@@ -368,15 +369,15 @@ def test_it_compiles_one_program(tmp_path, compilations):
             epochs=3,
             batch_size=BATCH,
             state=begin,
-            callbacks=[observe],
+            callbacks=[callback],
         )
     assert names.count("_gradient_of") == 1
 
 
 def test_it_does_not_change_the_run(tmp_path):
     plain = run()
-    with histograms(tmp_path, PLAN, ROWS, beginning(), every=1) as observe:
-        watched = run(observe)
+    with histograms(tmp_path, PLAN, ROWS, beginning(), every=1) as callback:
+        watched = run(callback)
     jax.tree.map(np.testing.assert_array_equal, watched.final, plain.final)
     np.testing.assert_array_equal(watched.history, plain.history)
 
@@ -384,11 +385,11 @@ def test_it_does_not_change_the_run(tmp_path):
 @pytest.mark.parametrize("large", [2**24, 0], ids=["whole", "split"])
 def test_a_run_on_a_mesh_has_the_same_histograms(tmp_path, large):
     mesh = make_mesh(jax.devices()[:4], data=2, model=2)
-    with histograms(tmp_path / "one", PLAN, ROWS, beginning(), every=2) as observe:
-        run(observe)
+    with histograms(tmp_path / "one", PLAN, ROWS, beginning(), every=2) as callback:
+        run(callback)
     placed, rows = shard_state(beginning(), mesh, large=large), shard_dataset(ROWS, mesh)
-    with histograms(tmp_path / "mesh", PLAN, rows, placed, every=2) as observe:
-        run(observe, state=placed, rows=rows)
+    with histograms(tmp_path / "mesh", PLAN, rows, placed, every=2) as callback:
+        run(callback, state=placed, rows=rows)
     for run_of in ("weights", "gradients"):
         one, other = read_histograms(tmp_path / "one" / run_of), read_histograms(tmp_path / "mesh" / run_of)
         assert sorted(one) == sorted(other) == NAMES
@@ -401,8 +402,8 @@ def test_a_run_on_a_mesh_has_the_same_histograms(tmp_path, large):
 
 def test_rows_bound_to_another_device_do_no_harm(tmp_path):
     rows = jax.device_put(ROWS, jax.devices()[3])
-    with histograms(tmp_path, PLAN, rows, beginning(), every=4) as observe:
-        run(observe, rows=rows)
+    with histograms(tmp_path, PLAN, rows, beginning(), every=4) as callback:
+        run(callback, rows=rows)
     assert list(read_histograms(tmp_path / "gradients")["Dense_0/bias"]) == [0, 4]
 
 
@@ -438,8 +439,8 @@ def test_an_interval_below_one_epoch_is_refused(tmp_path):
 
 
 def test_a_run_that_goes_on_inside_of_an_epoch_keeps_the_histograms_of_the_one_before(tmp_path):
-    with histograms(tmp_path, PLAN, ROWS, beginning(), every=1) as observe:
-        half = run(observe, epochs=2).state
+    with histograms(tmp_path, PLAN, ROWS, beginning(), every=1) as callback:
+        half = run(callback, epochs=2).state
     before = read_histograms(tmp_path / "weights")["Dense_0/kernel"]
     # As a checkpoint inside of the third epoch holds it: other weights, and a batch done.
     inside = half._replace(cursor=half.cursor + 1, train_state=jax.tree.map(lambda leaf: leaf, half.train_state))

@@ -75,49 +75,49 @@ class Counting(nn.Module):
 @pytest.mark.parametrize("module", [Plain(), Noisy(), Normed()], ids=lambda module: type(module).__name__)
 def test_a_linen_module_predicts_what_flax_computes(module):
     model = from_linen(module)
-    weights = model.init(KEY, ROWS)
-    variables = {"params": weights.params, **weights.stats}
-    direct = module.apply(variables, ROWS, **({} if isinstance(module, Plain) else {"train": False}))
+    variables = model.init(KEY, ROWS)
+    collections = {"params": variables.params, **variables.stats}
+    direct = module.apply(collections, ROWS, **({} if isinstance(module, Plain) else {"train": False}))
     # The mask is given to all and must reach only those that take it.
-    outputs, stats = model.apply(weights, ROWS, train=False, mask=jnp.ones(len(ROWS), bool))
+    outputs, stats = model.apply(variables, ROWS, train=False, mask=jnp.ones(len(ROWS), bool))
     np.testing.assert_array_equal(outputs, direct)
-    assert stats is weights.stats
+    assert stats is variables.stats
 
 
 def test_linen_initial_values_are_those_of_flax():
-    weights, direct = from_linen(Normed()).init(KEY, ROWS), Normed().init({"params": KEY}, ROWS)
+    variables, direct = from_linen(Normed()).init(KEY, ROWS), Normed().init({"params": KEY}, ROWS)
     jax.tree.map(
-        np.testing.assert_array_equal, weights, Variables(direct["params"], {"batch_stats": direct["batch_stats"]})
+        np.testing.assert_array_equal, variables, Variables(direct["params"], {"batch_stats": direct["batch_stats"]})
     )
 
 
 def test_linen_statistics_move_in_training_as_flax_moves_them_and_only_then():
     model, module = from_linen(Normed()), Normed()
-    weights = model.init(KEY, ROWS)
-    variables = {"params": weights.params, **weights.stats}
-    direct_outputs, direct_stats = module.apply(variables, ROWS, train=True, mutable=["batch_stats"])
-    outputs, stats = model.apply(weights, ROWS, train=True)
+    variables = model.init(KEY, ROWS)
+    collections = {"params": variables.params, **variables.stats}
+    direct_outputs, direct_stats = module.apply(collections, ROWS, train=True, mutable=["batch_stats"])
+    outputs, stats = model.apply(variables, ROWS, train=True)
     np.testing.assert_array_equal(outputs, direct_outputs)
     jax.tree.map(np.testing.assert_array_equal, stats, dict(direct_stats))
     assert not np.array_equal(stats["batch_stats"]["BatchNorm_0"]["mean"], np.zeros(3))
-    _, unchanged = model.apply(weights, ROWS, train=False)
-    jax.tree.map(np.testing.assert_array_equal, unchanged, weights.stats)
+    _, unchanged = model.apply(variables, ROWS, train=False)
+    jax.tree.map(np.testing.assert_array_equal, unchanged, variables.stats)
 
 
 def test_a_linen_module_gets_the_mask():
     model = from_linen(Normed())
-    weights = model.init(KEY, ROWS)
-    _, masked = model.apply(weights, ROWS, train=True, mask=jnp.arange(len(ROWS)) < 8)
-    _, alone = model.apply(weights, ROWS[:8], train=True)
+    variables = model.init(KEY, ROWS)
+    _, masked = model.apply(variables, ROWS, train=True, mask=jnp.arange(len(ROWS)) < 8)
+    _, alone = model.apply(variables, ROWS[:8], train=True)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), masked, alone)
 
 
 def test_a_linen_batch_norm_without_a_mask_leaves_padding_out():
     model = from_linen(Maskless())
-    weights = model.init(KEY, ROWS)
-    outputs, padded = model.apply(weights, ROWS, train=True, mask=jnp.arange(len(ROWS)) < 8)
+    variables = model.init(KEY, ROWS)
+    outputs, padded = model.apply(variables, ROWS, train=True, mask=jnp.arange(len(ROWS)) < 8)
     direct, alone = Maskless().apply(
-        {"params": weights.params, **weights.stats}, ROWS[:8], train=True, mutable=["batch_stats"]
+        {"params": variables.params, **variables.stats}, ROWS[:8], train=True, mutable=["batch_stats"]
     )
     np.testing.assert_allclose(outputs[:8], direct, rtol=1e-5, atol=1e-6)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), padded, dict(alone))
@@ -126,27 +126,27 @@ def test_a_linen_batch_norm_without_a_mask_leaves_padding_out():
 @pytest.mark.parametrize("module", [Noisy(), OtherStream()], ids=lambda module: type(module).__name__)
 def test_linen_randomness_is_a_function_of_the_key(module):
     model = from_linen(module)
-    weights = model.init(KEY, ROWS)
+    variables = model.init(KEY, ROWS)
 
     def draw(seed):
-        return np.asarray(model.apply(weights, ROWS, train=True, key=jax.random.key(seed))[0])
+        return np.asarray(model.apply(variables, ROWS, train=True, key=jax.random.key(seed))[0])
 
     np.testing.assert_array_equal(draw(1), draw(1))
     assert not np.array_equal(draw(1), draw(2))
     # A prediction draws nothing, with a key or without one.
     for key in (None, KEY):
-        np.testing.assert_array_equal(model.apply(weights, ROWS, train=False, key=key)[0], ROWS)
+        np.testing.assert_array_equal(model.apply(variables, ROWS, train=False, key=key)[0], ROWS)
 
 
 def test_other_collections_of_linen_are_kept_as_stats():
     model = from_linen(Counting())
-    weights = model.init(KEY, ROWS)
-    assert set(weights.stats) == {"counters"}
+    variables = model.init(KEY, ROWS)
+    assert set(variables.stats) == {"counters"}
     for calls in (1, 2):
-        _, stats = model.apply(weights, ROWS, train=True)
-        weights = weights._replace(stats=stats)
-        assert weights.stats["counters"]["calls"] == calls
-    assert model.apply(weights, ROWS, train=False)[1]["counters"]["calls"] == 2
+        _, stats = model.apply(variables, ROWS, train=True)
+        variables = variables._replace(stats=stats)
+        assert variables.stats["counters"]["calls"] == calls
+    assert model.apply(variables, ROWS, train=False)[1]["counters"]["calls"] == 2
 
 
 # NNX
@@ -171,9 +171,9 @@ class NnxNet(nnx.Module):
         return self.out(nnx.tanh(self.hidden(hidden)))
 
 
-def to_nnx(weights):
+def to_nnx(variables):
     """Linen's weights as NNX's, which does not name a collection; the layers' names are the same."""
-    return Variables(weights.params, weights.stats["batch_stats"])
+    return Variables(variables.params, variables.stats["batch_stats"])
 
 
 def test_the_same_network_in_linen_and_in_nnx_takes_the_same_trajectory():
@@ -181,9 +181,9 @@ def test_the_same_network_in_linen_and_in_nnx_takes_the_same_trajectory():
     inputs = np.random.default_rng(1).normal(2, 3, (60, 3))
     rows = dataset(inputs, np.sin(inputs.sum(1, keepdims=True)))
     linen, other = from_linen(LinenNet()), from_nnx(lambda rngs: NnxNet(rngs))
-    weights = linen.init(KEY, rows.inputs[:1])
+    variables = linen.init(KEY, rows.inputs[:1])
 
-    def run(model, weights):
+    def run(model, variables):
         return fit(
             model,
             squared_error,
@@ -193,10 +193,10 @@ def test_the_same_network_in_linen_and_in_nnx_takes_the_same_trajectory():
             metrics=[rmse],
             epochs=3,
             batch_size=8,
-            variables=weights,
+            variables=variables,
         )
 
-    one, two = run(linen, weights), run(other, to_nnx(weights))
+    one, two = run(linen, variables), run(other, to_nnx(variables))
     assert int(one.state.train_state.step) == int(two.state.train_state.step) == 24
     np.testing.assert_allclose(one.history, two.history, rtol=1e-6)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), to_nnx(one.final), two.final)
@@ -206,19 +206,19 @@ def test_the_same_network_in_linen_and_in_nnx_takes_the_same_trajectory():
 
 def test_nnx_statistics_move_in_training_only():
     model = from_nnx(lambda rngs: NnxNet(rngs))
-    weights = model.init(KEY, ROWS)
-    _, stats = model.apply(weights, ROWS, train=True, mask=jnp.ones(len(ROWS), bool))
+    variables = model.init(KEY, ROWS)
+    _, stats = model.apply(variables, ROWS, train=True, mask=jnp.ones(len(ROWS), bool))
     np.testing.assert_allclose(stats["norm"]["mean"], 0.1 * ROWS.mean(0), rtol=1e-5)
     np.testing.assert_allclose(stats["norm"]["var"], 0.9 + 0.1 * ROWS.var(0), rtol=1e-5)
-    assert model.apply(weights, ROWS, train=False)[1] is weights.stats
+    assert model.apply(variables, ROWS, train=False)[1] is variables.stats
 
 
 def test_an_nnx_model_can_be_used_again_after_a_traced_call():
     # A module that remembered a tracer from an earlier trace would fail here.
     model = from_nnx(lambda rngs: NnxNet(rngs))
-    weights = model.init(KEY, ROWS)
-    traced = jax.jit(lambda weights: model.apply(weights, ROWS, train=True))(weights)
-    plain = model.apply(weights, ROWS, train=True)
+    variables = model.init(KEY, ROWS)
+    traced = jax.jit(lambda variables: model.apply(variables, ROWS, train=True))(variables)
+    plain = model.apply(variables, ROWS, train=True)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), traced, plain)
 
 
@@ -266,16 +266,16 @@ class TwoDropouts(nnx.Module):
 )
 def test_nnx_randomness_is_a_function_of_the_key(make):
     model, inputs = from_nnx(make), np.ones((16, 16), np.float32)
-    weights = model.init(KEY, inputs)
+    variables = model.init(KEY, inputs)
 
     def draw(key):
-        return np.asarray(model.apply(weights, inputs, train=True, key=key)[0])
+        return np.asarray(model.apply(variables, inputs, train=True, key=key)[0])
 
     first, second = (jax.random.fold_in(KEY, step) for step in (0, 1))
     np.testing.assert_array_equal(draw(first), draw(first))
     assert not np.array_equal(draw(first), draw(second))
     assert not np.array_equal(draw(first), inputs)
-    np.testing.assert_array_equal(model.apply(weights, inputs, train=False, key=first)[0], inputs)
+    np.testing.assert_array_equal(model.apply(variables, inputs, train=False, key=first)[0], inputs)
 
 
 def test_two_dropouts_of_an_nnx_module_draw_apart():
@@ -308,8 +308,8 @@ def test_other_state_of_nnx_is_refused_by_name(kind):
 
 def test_an_nnx_batch_norm_without_a_mask_leaves_padding_out():
     model = from_nnx(lambda rngs: NnxMaskless(rngs))
-    weights = model.init(KEY, ROWS)
-    outputs, padded = model.apply(weights, ROWS, train=True, mask=jnp.arange(len(ROWS)) < 8)
+    variables = model.init(KEY, ROWS)
+    outputs, padded = model.apply(variables, ROWS, train=True, mask=jnp.arange(len(ROWS)) < 8)
     module = NnxMaskless(nnx.Rngs(0))
     np.testing.assert_allclose(outputs[:8], module(ROWS[:8]), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(padded["norm"]["mean"], module.norm.mean[...], rtol=1e-5)
@@ -329,15 +329,15 @@ class Tower(nnx.Module):
 
 def test_lists_of_nnx_layers_keep_their_order_through_a_file(tmp_path):
     model = from_nnx(lambda rngs: Tower(rngs))
-    weights = model.init(KEY, ROWS)
+    variables = model.init(KEY, ROWS)
     hidden = ROWS
     for number in range(12):
-        layer = weights.params["layers"][str(number)]
+        layer = variables.params["layers"][str(number)]
         hidden = np.tanh(hidden @ np.asarray(layer["kernel"]) + np.asarray(layer["bias"]))
-    save(tmp_path / "tower", weights)
+    save(tmp_path / "tower", variables)
     restored = load(tmp_path / "tower")
-    assert jax.tree.structure(restored) == jax.tree.structure(weights)
-    before, after = (np.asarray(predict(model, some, ROWS)) for some in (weights, restored))
+    assert jax.tree.structure(restored) == jax.tree.structure(variables)
+    before, after = (np.asarray(predict(model, some, ROWS)) for some in (variables, restored))
     np.testing.assert_allclose(before, hidden, rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(after, before)
 
@@ -368,7 +368,7 @@ def calls_of(model):
     return calls
 
 
-def test_linen_calls_tell_paths_kinds_and_shapes_in_the_order_of_the_calls():
+def test_linen_calls_have_paths_kinds_and_shapes_in_the_order_of_the_calls():
     calls = calls_of(from_linen(Nested()))
     assert [call for call in calls if call.kind == "Dense"] == [
         (("Block_0", "dense"), "Dense", (12, 4)),
@@ -565,10 +565,10 @@ def test_a_switch_that_points_the_other_way_is_refused():
         from_linen(with_call("x, flag=True"), train="flagg")
 
 
-@pytest.mark.parametrize("given", [nn.Dense, lambda inputs: inputs, 3])
-def test_what_is_no_linen_module_is_refused(given):
+@pytest.mark.parametrize("argument", [nn.Dense, lambda inputs: inputs, 3])
+def test_what_is_no_linen_module_is_refused(argument):
     with pytest.raises(InputError, match=r"from_linen needs an instance of a flax.linen.Module"):
-        from_linen(given)
+        from_linen(argument)
 
 
 class Field(nn.Module):
@@ -595,8 +595,8 @@ def test_a_switch_may_be_a_field_of_the_module():
 
 def test_layers_of_flax_without_a_switch_follow_the_training_mode():
     model = from_linen(nn.Sequential([nn.Dropout(0.5), nn.BatchNorm(), nn.relu]))
-    weights = model.init(KEY, ROWS)
-    _, stats = model.apply(weights, ROWS, train=True, key=KEY)
+    variables = model.init(KEY, ROWS)
+    _, stats = model.apply(variables, ROWS, train=True, key=KEY)
     assert not np.array_equal(stats["batch_stats"]["layers_1"]["mean"], np.zeros(3))
     with pytest.raises(InputError, match=r"nn.Sequential hands train to none but its first layer"):
         from_linen(nn.Sequential([nn.Dense(3), Noisy()]))
@@ -686,12 +686,12 @@ def over_features(inputs, train):
 )
 def test_every_call_leaves_out_the_padding_of_its_own_mask(module):
     model = from_linen(module)
-    weights = jax.jit(model.init)(KEY, ROWS)
+    variables = jax.jit(model.init)(KEY, ROWS)
     ours = jax.jit(partial(model.apply, train=True))
-    theirs = jax.jit(lambda variables, rows: module.apply(variables, rows, True, mutable=["batch_stats"]))
+    theirs = jax.jit(lambda collections, rows: module.apply(collections, rows, True, mutable=["batch_stats"]))
     for real in (5, 8):
-        outputs, stats = ours(weights, ROWS, mask=np.arange(12) < real)
-        direct, alone = theirs({"params": weights.params, **weights.stats}, ROWS[:real])
+        outputs, stats = ours(variables, ROWS, mask=np.arange(12) < real)
+        direct, alone = theirs({"params": variables.params, **variables.stats}, ROWS[:real])
         np.testing.assert_allclose(outputs[:real], direct, rtol=1e-4, atol=1e-5)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), stats, dict(alone))
 
@@ -756,11 +756,11 @@ class Attention(nn.Module):
 
 def test_a_mask_of_another_meaning_is_left_alone():
     model = from_linen(Attention())
-    weights = jax.jit(model.init)(KEY, ROWS)
+    variables = jax.jit(model.init)(KEY, ROWS)
     # Three examples of three steps: their shapes alone would allow the mask.
     run = jax.jit(partial(model.apply, train=True))
-    outputs, _ = run(weights, ROWS[:3], mask=np.array([True, True, False]))
-    np.testing.assert_array_equal(outputs, jax.jit(Attention().apply)({"params": weights.params}, ROWS[:3]))
+    outputs, _ = run(variables, ROWS[:3], mask=np.array([True, True, False]))
+    np.testing.assert_array_equal(outputs, jax.jit(Attention().apply)({"params": variables.params}, ROWS[:3]))
 
 
 class InBatch(nn.Module):
@@ -814,8 +814,8 @@ def test_intermediates_and_perturbations_are_dropped():
             return nn.Dense(1)(self.perturb("inputs", inputs))
 
     model = from_linen(Net())
-    weights = model.init(KEY, ROWS)
-    assert weights.stats == model.apply(weights, ROWS[:5], train=True)[1] == {}
+    variables = model.init(KEY, ROWS)
+    assert variables.stats == model.apply(variables, ROWS[:5], train=True)[1] == {}
 
 
 def test_sown_values_of_an_nnx_module_are_refused_by_their_kind():

@@ -17,7 +17,7 @@ CHANGES = (flip, crop(2), cutout(3))
 
 
 def echo(seen):
-    def apply(weights, inputs, *, train, key=None, mask=None):
+    def apply(variables, inputs, *, train, key=None, mask=None):
         seen.append((inputs, key, mask))
         return inputs.reshape(len(inputs), -1), {"kept": train}
 

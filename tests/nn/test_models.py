@@ -62,8 +62,8 @@ def run(model, *arguments, train, **keywords):
     ],
 )
 def test_numbers_of_parameters(widths, outputs, input_norm, trained, moving):
-    weights = shapes(mlp(widths, outputs=outputs, input_norm=input_norm), 89)
-    assert (count(weights.params), count(weights.stats)) == (trained, moving)
+    variables = shapes(mlp(widths, outputs=outputs, input_norm=input_norm), 89)
+    assert (count(variables.params), count(variables.stats)) == (trained, moving)
 
 
 def test_the_lessons_network_with_input_norm_holds_14457_numbers():
@@ -88,12 +88,12 @@ def test_kernels_begin_as_kerass_glorot_uniform_and_biases_as_zeros():
 def test_outputs_are_those_of_numpy():
     inputs = np.random.default_rng(0).normal(0, 1, (7, 4)).astype(np.float32)
     model = mlp((6, 5), outputs=2)
-    weights = drawn(model, 4)
-    params, hidden = weights.params, inputs
+    variables = drawn(model, 4)
+    params, hidden = variables.params, inputs
     for name in ("Dense_0", "Dense_1"):
         hidden = np.maximum(hidden @ params[name]["kernel"] + params[name]["bias"], 0)
     expected = hidden @ params["Dense_2"]["kernel"] + params["Dense_2"]["bias"]
-    outputs, _ = run(model, weights, inputs, train=False)
+    outputs, _ = run(model, variables, inputs, train=False)
     np.testing.assert_allclose(outputs, expected, rtol=1e-5, atol=1e-6)
     # No relu after the last layer: predictions may be negative.
     assert (expected < 0).any()
@@ -103,18 +103,18 @@ def test_outputs_are_those_of_numpy():
 def test_bfloat16_is_the_dtype_of_the_computation_only(input_norm):
     inputs = np.random.default_rng(1).normal(0, 1, (16, 8)).astype(np.float32)
     half = mlp((32,), outputs=3, input_norm=input_norm, dtype=jnp.bfloat16)
-    weights = drawn(half, 8)
-    assert {leaf.dtype for leaf in jax.tree.leaves(weights)} == {jnp.dtype(jnp.float32)}
+    variables = drawn(half, 8)
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype(jnp.float32)}
     # Not as one program, in which XLA may leave out the last rounding.
-    outputs, stats = half.apply(weights, inputs, train=True)
+    outputs, stats = half.apply(variables, inputs, train=True)
     assert outputs.dtype == jnp.float32
     assert {leaf.dtype for leaf in jax.tree.leaves(stats)} <= {jnp.dtype(jnp.float32)}
-    program = jax.make_jaxpr(lambda inputs: half.apply(weights, inputs, train=True)[0])(inputs)
+    program = jax.make_jaxpr(lambda inputs: half.apply(variables, inputs, train=True)[0])(inputs)
     products = [step for step in program.eqns if step.primitive.name == "dot_general"]
     assert [variable.aval.dtype for step in products for variable in step.invars] == [jnp.bfloat16] * 4
     # What was computed in bfloat16 fits bfloat16 exactly, and is near what float32 gives.
     np.testing.assert_array_equal(outputs, np.asarray(outputs).astype(jnp.bfloat16).astype(np.float32))
-    full, _ = run(mlp((32,), outputs=3, input_norm=input_norm), weights, inputs, train=True)
+    full, _ = run(mlp((32,), outputs=3, input_norm=input_norm), variables, inputs, train=True)
     assert not np.array_equal(outputs, full)
     np.testing.assert_allclose(outputs, full, atol=0.05)
 
@@ -125,9 +125,9 @@ def test_padding_rows_change_neither_outputs_nor_statistics(dropout):
     real = np.random.default_rng(0).normal(3, 2, (5, 4)).astype(np.float32)
     padded = np.concatenate([real, np.full((3, 4), 1e4, np.float32)])
     model = mlp((6,), input_norm=True, dropout=dropout)
-    weights = drawn(model, 4)
-    alone, stats_alone = run(model, weights, real, train=True, key=KEY)
-    outputs, stats = run(model, weights, padded, train=True, key=KEY, mask=np.arange(8) < 5)
+    variables = drawn(model, 4)
+    alone, stats_alone = run(model, variables, real, train=True, key=KEY)
+    outputs, stats = run(model, variables, padded, train=True, key=KEY, mask=np.arange(8) < 5)
     np.testing.assert_allclose(outputs[:5], alone, rtol=1e-6, atol=1e-6)
     jax.tree.map(lambda one, two: np.testing.assert_allclose(one, two, rtol=1e-6, atol=1e-6), stats, stats_alone)
 
@@ -143,12 +143,12 @@ def normalizing(column_count):
 
 
 def test_batchnorm_of_a_column_with_mean_100_and_deviation_a_thousandth():
-    model, weights = normalizing(1)
+    model, variables = normalizing(1)
     column = np.random.default_rng(0).normal(100, 1e-3, (512, 1)).astype(np.float32)
     exact = column.astype(np.float64)
     # From moments of 0, so that the new ones show the batch's own to all digits.
-    weights = weights._replace(stats=jax.tree.map(np.zeros_like, weights.stats))
-    outputs, stats = run(model, weights, column, train=True)
+    variables = variables._replace(stats=jax.tree.map(np.zeros_like, variables.stats))
+    outputs, stats = run(model, variables, column, train=True)
     moving = stats["batch_stats"]["BatchNorm_0"]
     np.testing.assert_allclose(moving["var"], 0.01 * exact.var(0), rtol=0.02)
     np.testing.assert_allclose(moving["mean"], 0.01 * exact.mean(0), rtol=1e-6)
@@ -159,27 +159,27 @@ def test_batchnorm_of_a_column_with_mean_100_and_deviation_a_thousandth():
 
 
 def test_batchnorm_has_kerass_momentum_and_epsilon():
-    model, weights = normalizing(3)
+    model, variables = normalizing(3)
     batches = np.random.default_rng(0).normal([5, -1, 0], [0.1, 1, 0.01], (4, 32, 3)).astype(np.float32)
     mean, variance = np.zeros(3), np.ones(3)
     step = jax.jit(partial(model.apply, train=True))
     for batch in batches:
-        outputs, stats = step(weights, batch)
-        weights = weights._replace(stats=stats)
+        outputs, stats = step(variables, batch)
+        variables = variables._replace(stats=stats)
         mean, variance = 0.99 * mean + 0.01 * batch.mean(0), 0.99 * variance + 0.01 * batch.var(0)
         expected = (batch - batch.mean(0)) / np.sqrt(batch.var(0) + 1e-3)
         np.testing.assert_allclose(outputs, expected, rtol=1e-4, atol=1e-5)
     moving = stats["batch_stats"]["BatchNorm_0"]
     np.testing.assert_allclose(moving["mean"], mean, rtol=1e-5, atol=1e-7)
     np.testing.assert_allclose(moving["var"], variance, rtol=1e-5)
-    predicted, _ = run(model, weights, batches[0], train=False)
+    predicted, _ = run(model, variables, batches[0], train=False)
     np.testing.assert_allclose(predicted, (batches[0] - mean) / np.sqrt(variance + 1e-3), rtol=1e-4, atol=1e-5)
 
 
 def test_dropout_scales_what_it_keeps_and_does_nothing_in_prediction():
     # Weights of 1 on 4,000 hidden units of value 1: the output counts the units that are kept, each at 1 / 0.75.
     model = mlp((4000,), dropout=0.25)
-    weights = Variables(
+    variables = Variables(
         {
             "Dense_0": {"kernel": np.ones((1, 4000), np.float32), "bias": np.zeros(4000, np.float32)},
             "Dense_1": {"kernel": np.ones((4000, 1), np.float32), "bias": np.zeros(1, np.float32)},
@@ -187,13 +187,13 @@ def test_dropout_scales_what_it_keeps_and_does_nothing_in_prediction():
         {},
     )
     inputs = np.ones((2, 1), np.float32)
-    outputs, _ = run(model, weights, inputs, train=True, key=KEY)
+    outputs, _ = run(model, variables, inputs, train=True, key=KEY)
     kept = np.asarray(outputs)[:, 0] * 0.75
     np.testing.assert_allclose(kept, np.round(kept), atol=1e-2)
     # Binomial: 3,000 on average, with a deviation of 27.
     np.testing.assert_allclose(kept, 3000, atol=5 * 27)
     assert kept[0] != kept[1]
-    np.testing.assert_allclose(run(model, weights, inputs, train=False)[0], 4000)
+    np.testing.assert_allclose(run(model, variables, inputs, train=False)[0], 4000)
 
 
 @pytest.mark.parametrize(
@@ -201,10 +201,10 @@ def test_dropout_scales_what_it_keeps_and_does_nothing_in_prediction():
 )
 def test_one_program_of_a_traced_dropout_rate_gives_what_each_rate_gives_alone(make, shape, compilations):
     inputs = np.random.default_rng(1).normal(0, 1, shape).astype(np.float32)
-    weights = random_weights(make(), inputs)
+    variables = random_weights(make(), inputs)
 
     def of_rate(rate):
-        return make(dropout=rate).apply(weights, inputs, train=True, key=KEY)[0]
+        return make(dropout=rate).apply(variables, inputs, train=True, key=KEY)[0]
 
     together, rates = jax.jit(of_rate), (0.0, 0.3, 0.9)
     with compilations() as names:
@@ -259,9 +259,9 @@ def test_dropout_rates_outside_0_to_1_are_refused(dropout):
 def test_equal_calls_give_networks_that_compute_the_same():
     inputs = jnp.ones((2, 3))
     one, two = mlp((4,), dtype="bfloat16"), mlp([4], dtype=jnp.bfloat16)
-    weights = drawn(one, 3)
+    variables = drawn(one, 3)
     np.testing.assert_array_equal(
-        one.apply(weights, inputs, train=False)[0], two.apply(weights, inputs, train=False)[0]
+        one.apply(variables, inputs, train=False)[0], two.apply(variables, inputs, train=False)[0]
     )
 
 
@@ -321,8 +321,8 @@ def test_a_convnet_is_convolutions_pooling_and_dense_layers():
 
     images = np.random.default_rng(1).integers(0, 256, (2, 10, 9, 3)).astype(np.uint8)
     model = convnet((4,), widths=(6,), outputs=3, pool=True)
-    weights = random_weights(model, images)
-    kernel, bias = (weights.params["Conv_0"][name] for name in ("kernel", "bias"))
+    variables = random_weights(model, images)
+    kernel, bias = (variables.params["Conv_0"][name] for name in ("kernel", "bias"))
     wanted = []
     for image in images / 255:
         patches = extract_patches_2d(image, (3, 3)).reshape(-1, 27)
@@ -330,24 +330,26 @@ def test_a_convnet_is_convolutions_pooling_and_dense_layers():
         pooled = np.array(
             [[hidden[2 * i : 2 * i + 2, 2 * j : 2 * j + 2].max((0, 1)) for j in range(3)] for i in range(4)]
         )
-        row = np.maximum(pooled.ravel() @ weights.params["Dense_0"]["kernel"] + weights.params["Dense_0"]["bias"], 0)
-        wanted.append(row @ weights.params["Dense_1"]["kernel"] + weights.params["Dense_1"]["bias"])
-    outputs, _ = run(model, weights, images, train=False)
+        row = np.maximum(
+            pooled.ravel() @ variables.params["Dense_0"]["kernel"] + variables.params["Dense_0"]["bias"], 0
+        )
+        wanted.append(row @ variables.params["Dense_1"]["kernel"] + variables.params["Dense_1"]["bias"])
+    outputs, _ = run(model, variables, images, train=False)
     np.testing.assert_allclose(outputs, wanted, rtol=1e-4, atol=1e-4)
     # Bytes and the floats that they stand for are the same picture.
-    floats, _ = run(model, weights, images.astype(np.float32) / np.float32(255), train=False)
+    floats, _ = run(model, variables, images.astype(np.float32) / np.float32(255), train=False)
     np.testing.assert_allclose(outputs, floats, rtol=1e-5, atol=1e-6)
 
 
 def test_dropout_acts_in_training_alone_and_draws_with_the_key():
     images = np.random.default_rng(1).integers(0, 256, (2, 10, 10, 3)).astype(np.uint8)
     model = convnet((4,), pool=True, dropout=0.5)
-    weights = random_weights(model, images)
+    variables = random_weights(model, images)
 
     programs = {train: jax.jit(partial(model.apply, train=train)) for train in (True, False)}
 
     def outputs(train, seed):
-        return np.asarray(programs[train](weights, images, key=jax.random.key(seed))[0])
+        return np.asarray(programs[train](variables, images, key=jax.random.key(seed))[0])
 
     np.testing.assert_array_equal(outputs(False, 0), outputs(False, 1))
     np.testing.assert_array_equal(outputs(True, 0), outputs(True, 0))
@@ -357,8 +359,8 @@ def test_dropout_acts_in_training_alone_and_draws_with_the_key():
 def test_a_residual_net_does_not_see_padding():
     images = np.random.default_rng(1).integers(0, 256, (4, 16, 16, 3)).astype(np.uint8)
     model = residual_net(2)
-    weights = random_weights(model, images)
-    step = jax.jit(lambda given: model.apply(weights, given, train=True, mask=jnp.arange(4) < 3))
+    variables = random_weights(model, images)
+    step = jax.jit(lambda given: model.apply(variables, given, train=True, mask=jnp.arange(4) < 3))
     other = images.copy()
     other[3] = 255 - other[3]
     (one, stats), (two, others) = step(images), step(other)
@@ -369,9 +371,9 @@ def test_a_residual_net_does_not_see_padding():
 @pytest.mark.parametrize("model", [convnet((4,), dtype=jnp.bfloat16), residual_net(2, dtype=jnp.bfloat16)])
 def test_bfloat16_computes_near_float32_and_gives_float32(model):
     images = np.random.default_rng(1).integers(0, 256, (4, 16, 16, 3)).astype(np.uint8)
-    weights = jax.tree.map(lambda leaf: leaf / 3, random_weights(model, images))
-    outputs, _ = run(model, weights, images, train=False)
-    assert outputs.dtype == jnp.float32 and all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(weights))
+    variables = jax.tree.map(lambda leaf: leaf / 3, random_weights(model, images))
+    outputs, _ = run(model, variables, images, train=False)
+    assert outputs.dtype == jnp.float32 and all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(variables))
 
 
 @pytest.mark.parametrize(
@@ -420,14 +422,14 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), np.uint8)
 )
 def test_a_network_that_went_through_a_file_is_the_original_to_the_bit(network, original, inputs):
     rebuilt = build_model(from_json(json.loads(json.dumps(to_json(network)))))
-    weights = [jax.jit(model.init)(jax.random.key(3), inputs) for model in (original, rebuilt)]
-    assert jax.tree.structure(weights[0]) == jax.tree.structure(weights[1])
+    variables = [jax.jit(model.init)(jax.random.key(3), inputs) for model in (original, rebuilt)]
+    assert jax.tree.structure(variables[0]) == jax.tree.structure(variables[1])
     for train in (False, True):
         outputs = [
             jax.jit(lambda w, x, model=model, train=train: model.apply(w, x, train=train, key=jax.random.key(1)))(
                 w, inputs
             )
-            for model, w in zip((original, rebuilt), weights, strict=True)
+            for model, w in zip((original, rebuilt), variables, strict=True)
         ]
         for one, other in zip(*map(jax.tree.leaves, outputs), strict=True):
             assert np.asarray(one).tobytes() == np.asarray(other).tobytes()
@@ -439,8 +441,8 @@ def test_the_experiments_describe_the_networks_that_their_help_describes():
     images = jnp.zeros((1, 32, 32, 3), jnp.uint8)
     for recipe, count in counted.items():
         network = cifar10.network(cifar10.resolve(cifar10.Config(recipe=recipe)))
-        weights = jax.eval_shape(build_model(network).init, jax.random.key(0), images)
-        assert sum(leaf.size for leaf in jax.tree.leaves(weights)) == count, recipe
+        variables = jax.eval_shape(build_model(network).init, jax.random.key(0), images)
+        assert sum(leaf.size for leaf in jax.tree.leaves(variables)) == count, recipe
         assert network.flip_averaged == (recipe == "strong")
 
 
@@ -449,9 +451,9 @@ def test_what_a_weather_run_trains_is_what_it_describes():
     for recipe in weather.RECIPES:
         built = weather.build(weather.Config(recipe=recipe, data="simulated:90"), dataset)
         described = build_model(built.network)
-        weights, inputs = built.start.train_state.variables, built.sets["test"].inputs
+        variables, inputs = built.start.train_state.variables, built.sets["test"].inputs
         for train in (False, True):
-            ours, theirs = (m.apply(weights, inputs, train=train)[0] for m in (described, built.plan.model))
+            ours, theirs = (m.apply(variables, inputs, train=train)[0] for m in (described, built.plan.model))
             np.testing.assert_array_equal(ours, theirs)
 
 

@@ -109,8 +109,8 @@ def test_a_pair_of_functions_is_counted_in_total():
     def init(key, inputs):
         return Variables({"kernel": jnp.zeros((inputs.shape[1], 2))}, {})
 
-    def apply(weights, inputs, *, train, key=None, mask=None):
-        return inputs @ weights.params["kernel"], weights.stats
+    def apply(variables, inputs, *, train, key=None, mask=None):
+        return inputs @ variables.params["kernel"], variables.stats
 
     table = summary(Model(init, apply), jnp.ones((7, 3)))
     assert table.layers == (Layer("", "", None, 6, 0, 24, 0),)

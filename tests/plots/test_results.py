@@ -41,35 +41,35 @@ def lines(figure):
 def test_history_shows_both_curves_the_best_epoch_and_where_training_stopped():
     figure = plots.history(TABLE, best_epoch=3, title="a run")
     assert isinstance(figure, Figure)
-    shown = lines(figure)
-    assert set(shown) == {"training", "validation", "best: epoch 3", "stopped after epoch 4"}
-    np.testing.assert_array_equal(shown["training"], [[1, 2, 3, 4], TABLE["rmse"]])
-    np.testing.assert_array_equal(shown["validation"], [[1, 2, 3, 4], TABLE["val_rmse"]])
-    np.testing.assert_array_equal(shown["best: epoch 3"], [[3], [2.9]])
-    np.testing.assert_array_equal(shown["stopped after epoch 4"][0], [4, 4])
+    curves = lines(figure)
+    assert set(curves) == {"training", "validation", "best: epoch 3", "stopped after epoch 4"}
+    np.testing.assert_array_equal(curves["training"], [[1, 2, 3, 4], TABLE["rmse"]])
+    np.testing.assert_array_equal(curves["validation"], [[1, 2, 3, 4], TABLE["val_rmse"]])
+    np.testing.assert_array_equal(curves["best: epoch 3"], [[3], [2.9]])
+    np.testing.assert_array_equal(curves["stopped after epoch 4"][0], [4, 4])
     (axes,) = figure.axes
-    assert {text.get_text() for text in axes.get_legend().get_texts()} == set(shown)
+    assert {text.get_text() for text in axes.get_legend().get_texts()} == set(curves)
     assert (axes.get_xlabel(), axes.get_ylabel(), axes.get_title()) == ("epoch", "RMSE", "a run")
 
 
-def test_history_of_another_figure_without_validation():
+def test_history_of_another_metric_without_validation():
     figure = plots.history(pd.DataFrame({"accuracy": [0.5, 0.75]}, index=[1, 2]), "accuracy", best_epoch=2)
-    shown = lines(figure)
-    assert set(shown) == {"training", "best: epoch 2", "stopped after epoch 2"}
-    np.testing.assert_array_equal(shown["best: epoch 2"], [[2], [0.75]])
+    curves = lines(figure)
+    assert set(curves) == {"training", "best: epoch 2", "stopped after epoch 2"}
+    np.testing.assert_array_equal(curves["best: epoch 2"], [[2], [0.75]])
     assert figure.axes[0].get_ylabel() == "accuracy"
 
 
 def test_history_of_a_resumed_run_keeps_its_epochs():
-    shown = lines(plots.history(TABLE.set_axis([11, 12, 13, 14]), best_epoch=13))
-    np.testing.assert_array_equal(shown["training"][0], [11, 12, 13, 14])
-    np.testing.assert_array_equal(shown["best: epoch 13"], [[13], [2.9]])
+    curves = lines(plots.history(TABLE.set_axis([11, 12, 13, 14]), best_epoch=13))
+    np.testing.assert_array_equal(curves["training"][0], [11, 12, 13, 14])
+    np.testing.assert_array_equal(curves["best: epoch 13"], [[13], [2.9]])
 
 
 @pytest.mark.parametrize("best_epoch", [None, 0])
 def test_history_without_a_best_epoch_marks_none(best_epoch):
-    shown = lines(plots.history(TABLE, best_epoch=best_epoch))
-    assert set(shown) == {"training", "validation", "stopped after epoch 4"}
+    curves = lines(plots.history(TABLE, best_epoch=best_epoch))
+    assert set(curves) == {"training", "validation", "stopped after epoch 4"}
 
 
 def test_history_of_one_epoch():
@@ -92,7 +92,7 @@ def test_history_is_not_flattened_by_its_first_epoch():
     assert low == 0 and 4 < high < 12
 
 
-def test_history_shows_negative_figures():
+def test_history_shows_negative_metrics():
     # R2 of a poor network, or the negative log-likelihood of a good one.
     values = np.array([-2.0, -0.5, -0.1, -0.2])
     low, high = plots.history(pd.DataFrame({"r2": values}, index=[1, 2, 3, 4]), "r2").axes[0].get_ylim()
@@ -155,11 +155,11 @@ def test_images_are_shown_with_their_captions():
     pictures = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3)).astype(np.uint8)
     figure = plots.images(pictures, list("abcde"), columns=3, colors=["red"], title="five")
     draw(figure)
-    shown = [axes for axes in figure.axes if axes.get_images()]
-    assert [axes.get_title() for axes in shown] == list("abcde")
-    for axes, picture in zip(shown, pictures, strict=True):
+    panels = [axes for axes in figure.axes if axes.get_images()]
+    assert [axes.get_title() for axes in panels] == list("abcde")
+    for axes, picture in zip(panels, pictures, strict=True):
         np.testing.assert_array_equal(axes.get_images()[0].get_array(), picture)
-    assert (shown[0].title.get_color(), shown[1].title.get_color()) == ("red", "black")
+    assert (panels[0].title.get_color(), panels[1].title.get_color()) == ("red", "black")
     assert len({axes.get_position().y0.round(6) for axes in figure.axes}) == 2
 
 
@@ -215,15 +215,15 @@ def test_the_roc_curves_stand_beside_chance_and_points():
     both = {"model": metrics.roc_curve(SCORES, LABELS), "worse": metrics.roc_curve(SCORES.round(), LABELS)}
     figure = plots.roc(both, {"persistence": (0.2, 0.7)}, title="2026-11-24-182832-batchnorm, weather_prediction.csv")
     draw(figure)
-    shown = lines(figure)
+    curves = lines(figure)
     names = [
         f"model (area {roc_auc_score(LABELS, SCORES):.3f})",
         f"worse (area {roc_auc_score(LABELS, SCORES.round()):.3f})",
     ]
-    assert list(shown) == [*names, "persistence", "chance (area 0.500)"]
-    np.testing.assert_array_equal(shown[names[0]], [both["model"].x, both["model"].y])
-    np.testing.assert_array_equal(shown["persistence"], [[0.2], [0.7]])
-    np.testing.assert_array_equal(shown["chance (area 0.500)"], [[0, 1], [0, 1]])
+    assert list(curves) == [*names, "persistence", "chance (area 0.500)"]
+    np.testing.assert_array_equal(curves[names[0]], [both["model"].x, both["model"].y])
+    np.testing.assert_array_equal(curves["persistence"], [[0.2], [0.7]])
+    np.testing.assert_array_equal(curves["chance (area 0.500)"], [[0, 1], [0, 1]])
     (axes,) = figure.axes
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("false positive rate", "true positive rate")
     styles = {(line.get_color(), line.get_linestyle()) for line in axes.get_lines()}
@@ -236,10 +236,10 @@ def test_the_area_under_the_drawn_steps_is_the_average_precision():
         {"model": metrics.precision_recall_curve(SCORES, LABELS)}, {"a": (0.5, 0.6)}, positive_fraction=0.4
     )
     draw(figure)
-    shown = lines(figure)
+    curves = lines(figure)
     score = average_precision_score(LABELS, SCORES)
-    assert list(shown) == [f"model (average {score:.3f})", "a", "fraction of positives (0.400)"]
-    x, y = shown[f"model (average {score:.3f})"]
+    assert list(curves) == [f"model (average {score:.3f})", "a", "fraction of positives (0.400)"]
+    x, y = curves[f"model (average {score:.3f})"]
     assert (x[0], x[-1]) == (0, 1) and figure.axes[0].get_lines()[0].get_drawstyle() == "steps-pre"
     np.testing.assert_allclose(np.sum(np.diff(x) * y[1:]), score, rtol=1e-12)
     assert (figure.axes[0].get_xlabel(), figure.axes[0].get_ylabel()) == ("recall", "precision")
@@ -310,10 +310,10 @@ def test_coverage_shows_shares_against_the_diagonal():
     figure = plots.coverage(nominal, found)
     draw(figure)
     (axes,) = figure.axes
-    shown = {line.get_label(): np.array(line.get_data(), float) for line in axes.get_lines()}
+    curves = {line.get_label(): np.array(line.get_data(), float) for line in axes.get_lines()}
     for name, shares in found.items():
-        np.testing.assert_array_equal(shown[name], [nominal, shares])
-    diagonal = next(line for label, line in shown.items() if label.startswith("_"))
+        np.testing.assert_array_equal(curves[name], [nominal, shares])
+    diagonal = next(line for label, line in curves.items() if label.startswith("_"))
     np.testing.assert_array_equal(*diagonal)
     assert (axes.get_xlim(), axes.get_ylim()) == ((0, 1), (0, 1))
 
@@ -375,7 +375,7 @@ def test_the_squares_are_the_means_and_standard_errors_of_equal_groups():
 
 
 @given(st.lists(st.tuples(st.floats(-1e3, 1e3), st.floats(-1e3, 1e3)), max_size=80), st.integers(1, 20))
-def test_groups_hold_five_rows_at_least_and_all_rows_together(pairs, bins):
+def test_groups_hold_five_examples_at_least_and_all_examples_together(pairs, bins):
     at, values = np.array(pairs).reshape(-1, 2).T
     middles, means, errors = binned(at, values, bins)
     assert len(middles) == len(means) == len(errors) == (0 if len(at) < 5 else max(1, min(bins, len(at) // 5)))
@@ -385,7 +385,7 @@ def test_groups_hold_five_rows_at_least_and_all_rows_together(pairs, bins):
         np.testing.assert_allclose(np.average(means, weights=sizes), values.mean(), atol=1e-6)
 
 
-def test_rows_that_are_not_finite_are_left_out_and_counted():
+def test_examples_that_are_not_finite_are_left_out_and_counted():
     predicted = np.where(np.arange(203) % 10 == 0, np.nan, PREDICTED)
     figure = residuals(MEASURED, predicted)
     draw(figure)
@@ -401,10 +401,10 @@ def test_predictions_of_all_kinds_can_be_drawn(predicted):
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 6])
-def test_few_rows_can_be_drawn(count):
+def test_few_examples_can_be_drawn(count):
     draw(residuals(MEASURED[:count], PREDICTED[:count]))
 
 
-def test_other_lengths_are_told():
+def test_other_lengths_are_refused():
     with pytest.raises(InputError, match="as many predictions as true values, got 3 and 203"):
         residuals(MEASURED, [1.0, 2.0, 3.0])

@@ -1,4 +1,4 @@
-"""What all figures have in common."""
+"""The code that all plots share."""
 
 import numpy as np
 import pytest
@@ -15,13 +15,13 @@ def test_a_figure_is_saved_in_the_format_of_its_name(tmp_path, name, begins):
 
 
 @pytest.mark.parametrize("name", ["a", "a.doc", "a.png.", ".png"])
-def test_another_name_is_told_and_nothing_is_written(tmp_path, name):
+def test_another_suffix_is_refused_and_nothing_is_written(tmp_path, name):
     with pytest.raises(InputError, match=r"a figure's file must end in \..*png"):
         save(blank(2, 2, above=0.1), tmp_path / name)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_file_that_cannot_be_written_is_told(tmp_path):
+def test_a_file_that_cannot_be_written_is_named(tmp_path):
     with pytest.raises(InputError, match=r"a\.png cannot be written: No such file or directory"):
         save(blank(2, 2, above=0.1), tmp_path / "no" / "a.png")
 

@@ -34,20 +34,20 @@ def draw(figure):
 def lines(figure):
     """The labelled lines of a figure with one panel: {label: (x, y)}."""
     (axes,) = figure.axes
-    found = {line.get_label(): np.array(line.get_data(), float) for line in axes.get_lines()}
-    return {label: data for label, data in found.items() if not label.startswith("_")}
+    curves = {line.get_label(): np.array(line.get_data(), float) for line in axes.get_lines()}
+    return {label: data for label, data in curves.items() if not label.startswith("_")}
 
 
 def bars(axes):
     """The series with error bars: [(x, y, reach)]."""
-    found = []
+    bars = []
     for container in axes.containers:
         assert isinstance(container, ErrorbarContainer)
         line, _, (segments,) = container
         # A bar that is no number has no segment to draw.
         reach = [np.ptp(ends, axis=0).max() / 2 if len(ends) else np.nan for ends in segments.get_segments()]
-        found.append((*np.array(line.get_data(), float), np.array(reach)))
-    return found
+        bars.append((*np.array(line.get_data(), float), np.array(reach)))
+    return bars
 
 
 def test_histories_show_every_member_and_the_median_while_half_of_them_are_left():
@@ -55,12 +55,12 @@ def test_histories_show_every_member_and_the_median_while_half_of_them_are_left(
     figure = plots.histories(records, unit="hours", title="4 seeds")
     draw(figure)
     (axes,) = figure.axes
-    shown = lines(figure)
+    curves = lines(figure)
     assert (axes.get_xlabel(), axes.get_ylabel(), axes.get_title()) == ("epoch", "RMSE (hours)", "4 seeds")
     for metric, label in (("rmse", "training, median of 4"), ("val_rmse", "validation, median of 4")):
         # At epoch 6 two of the four are left, at epoch 7 one.
         oracle = [np.median(records.loc[records["epoch"] == epoch, metric]) for epoch in range(1, 7)]
-        np.testing.assert_array_equal(shown[label], [range(1, 7), oracle])
+        np.testing.assert_array_equal(curves[label], [range(1, 7), oracle])
     thin = [np.array(line.get_data(), float) for line in axes.get_lines() if line.get_label().startswith("_")]
     drawn = [y[np.isfinite(y)].tolist() for _, y in thin]
     for metric in ("rmse", "val_rmse"):
@@ -71,16 +71,16 @@ def test_histories_show_every_member_and_the_median_while_half_of_them_are_left(
 
 def test_histories_mark_where_members_stopped():
     records = table()
-    shown = lines(plots.histories(records))
-    assert set(shown["stopped after epoch 6 on average (4 to 9)"][0]) == {np.mean(LASTS)}
-    x, y = shown["where a member stopped"]
+    curves = lines(plots.histories(records))
+    assert set(curves["stopped after epoch 6 on average (4 to 9)"][0]) == {np.mean(LASTS)}
+    x, y = curves["where a member stopped"]
     assert sorted(x) == sorted(LASTS)
     assert set(y) == set(records.groupby("member")["val_rmse"].last())
 
 
 def test_members_that_all_end_together_have_one_mark():
-    shown = lines(plots.histories(table((5, 5, 5))))
-    assert "stopped after epoch 5" in shown and "where a member stopped" not in shown
+    curves = lines(plots.histories(table((5, 5, 5))))
+    assert "stopped after epoch 5" in curves and "where a member stopped" not in curves
 
 
 def test_histories_need_no_validation():
@@ -97,12 +97,12 @@ def test_a_member_that_diverges_spoils_neither_the_medians_nor_the_scale(value):
     figure = plots.histories(pd.concat([healthy, sick]))
     draw(figure)
     medians = healthy.groupby("epoch")["rmse"].median()
-    found = lines(figure)["training, median of 4"][1]
+    median = lines(figure)["training, median of 4"][1]
     if np.isfinite(value):
         everyone = pd.concat([healthy, sick]).groupby("epoch")["rmse"].median()
-        np.testing.assert_array_equal(found, everyone)
+        np.testing.assert_array_equal(median, everyone)
     else:
-        np.testing.assert_array_equal(found, medians)
+        np.testing.assert_array_equal(median, medians)
     assert figure.axes[0].get_ylim()[1] < 20
 
 
@@ -127,8 +127,8 @@ def test_sizes_stand_on_a_logarithmic_axis_with_their_errors():
         np.testing.assert_array_equal(x, np.array(SIZES)[order])
         np.testing.assert_array_equal(y, np.array(MEANS[name])[order])
         np.testing.assert_allclose(reach, np.array(ERRORS[name])[order])
-    shown = lines(figure)
-    assert set(shown["as today"][1]) == {3.88} and set(shown["recommended: 10, 5"][0]) == {1701}
+    curves = lines(figure)
+    assert set(curves["as today"][1]) == {3.88} and set(curves["recommended: 10, 5"][0]) == {1701}
     labels = [text.get_text() for text in axes.get_legend().get_texts()]
     assert set(labels) == {"train", "test", "as today", "recommended: 10, 5"}
 
@@ -162,7 +162,7 @@ def test_sizes_below_1_are_refused(size):
         plots.model_size([10, size], {"test": [1, 1]}, {"test": [0, 0]})
 
 
-def test_spreads_show_every_seed_and_the_mean_with_its_standard_error():
+def test_seeds_show_every_value_and_the_mean_with_its_standard_error():
     seeds = [np.random.default_rng(place).normal(3.5, 0.2, 12) for place in range(3)]
     marks = {"references": [4.08, None, np.nan], "reference_label": "published"}
     figure = plots.seeds(["plain", "small", "$x$"], seeds, baselines={"as today": 3.88}, **marks)
@@ -185,7 +185,7 @@ def test_spreads_show_every_seed_and_the_mean_with_its_standard_error():
     assert legend == ["a seed", "mean ± standard error", "published", "as today"]
 
 
-def test_spreads_count_what_diverged():
+def test_seeds_count_diverged_runs():
     figure = plots.seeds(["one", "all", "single"], [[3.0, np.nan, 4.0, np.inf], [np.nan] * 2, [3.25]], title="seeds")
     draw(figure)
     assert [text.get_text() for text in figure.axes[0].texts] == ["3.50 ± 0.50\n2 diverged", "2 diverged", "3.25"]
@@ -241,15 +241,15 @@ def test_the_rate_stands_above_the_losses_of_the_same_epochs():
     (rate,) = upper.get_lines()
     np.testing.assert_array_equal(rate.get_data(), [[1, 2, 3], TABLE["learning_rate"]])
     assert rate.get_drawstyle() == "steps-mid" and upper.get_yscale() == "log"
-    shown = lines_of(lower)
-    assert set(shown) == {"training", "validation"}
-    np.testing.assert_array_equal(shown["validation"], [[1, 2, 3], TABLE["val_loss"]])
+    curves = lines_of(lower)
+    assert set(curves) == {"training", "validation"}
+    np.testing.assert_array_equal(curves["validation"], [[1, 2, 3], TABLE["val_loss"]])
     assert len({line.get_linestyle() for line in lower.get_lines()}) == 2
     assert upper.get_xlim() == lower.get_xlim()
     assert (upper.get_ylabel(), lower.get_xlabel(), lower.get_ylabel()) == ("learning rate", "epoch", "loss")
 
 
-def test_another_figure_and_a_constant_rate():
+def test_another_metric_and_a_constant_rate():
     figure = plots.learning_rate(TABLE.assign(learning_rate=0.1), "rmse", unit="hours")
     draw(figure)
     assert figure.axes[0].get_yscale() == "linear" and figure.axes[1].get_ylabel() == "RMSE (hours)"
@@ -270,7 +270,7 @@ def test_runs_of_all_kinds_can_be_drawn(table):
     draw(plots.learning_rate(table))
 
 
-def test_a_table_without_rates_is_told():
+def test_a_table_without_rates_is_refused():
     with pytest.raises(InputError, match="the table must have a column learning_rate, got loss, rmse"):
         plots.learning_rate(TABLE[["loss", "rmse"]])
 
@@ -280,17 +280,17 @@ LOSSES = (1 + 3 / (1 + (RATES / 1e-3) ** 1.5) + 0.1 * np.random.default_rng(0).n
 
 
 def test_a_range_test_shows_batches_the_smoothed_loss_and_where_it_falls_fastest():
-    found = LearningRateScan(RATES, LOSSES)
-    figure = plots.lr_finder(found, unit="nats", title="a run")
+    scan = LearningRateScan(RATES, LOSSES)
+    figure = plots.lr_finder(scan, unit="nats", title="a run")
     draw(figure)
     (axes,) = figure.axes
-    shown = lines_of(axes)
-    np.testing.assert_allclose(shown["loss of a batch"], [RATES, LOSSES])
-    np.testing.assert_allclose(shown["smoothed"], [RATES, smoothed(found)])
-    (mark,) = [label for label in shown if label.startswith("falls fastest")]
-    assert mark == f"falls fastest: {suggestion(found):.1e}"
-    x, y = shown[mark].ravel()
-    assert x == pytest.approx(suggestion(found)) and y == pytest.approx(smoothed(found)[np.argmin(np.abs(RATES - x))])
+    curves = lines_of(axes)
+    np.testing.assert_allclose(curves["loss of a batch"], [RATES, LOSSES])
+    np.testing.assert_allclose(curves["smoothed"], [RATES, smoothed(scan)])
+    (mark,) = [label for label in curves if label.startswith("falls fastest")]
+    assert mark == f"falls fastest: {suggestion(scan):.1e}"
+    x, y = curves[mark].ravel()
+    assert x == pytest.approx(suggestion(scan)) and y == pytest.approx(smoothed(scan)[np.argmin(np.abs(RATES - x))])
     assert (axes.get_xscale(), axes.get_xlabel(), axes.get_ylabel()) == ("log", "learning rate", "loss (nats)")
 
 
