@@ -42,7 +42,7 @@ def with_checkpoints(built: Setup, epochs: int, every: float | None) -> Callable
             keeping = checkpointer(Path(folder, "progress"), {}, every=every, warn=print) if every else nullcontext()
             with keeping as keep:
                 began = time.perf_counter()
-                drive(built.plan, built.start, built.sets["train"], built.sets["validation"], epochs=epochs, keep=keep)
+                drive(built.plan, built.start, built.sets["train"], built.sets["validation"], epochs=epochs, save=keep)
                 return time.perf_counter() - began
 
     return measure

@@ -12,7 +12,7 @@ from jaxdl import plots
 from jaxdl.datasets import terms_of
 from jaxdl.plots import learning_rate
 from jaxdl.runs import Setup, experiment
-from jaxdl.runs.experiment import short
+from jaxdl.runs.folders import short_source
 from jaxdl.saving import OutputSpec
 from jaxdl.stats import proportion_standard_error
 from jaxdl.train.evaluate import evaluate as evaluate_dataset
@@ -157,7 +157,7 @@ def table(metrics: dict[str, Any]) -> Table:
     """The run's accuracy beside that of guesses, as a table for a rich console."""
     data, best = metrics["dataset"], metrics["best_epoch"]
     counts = " / ".join(f"{data['rows'][name]:,}" for name in SETS)
-    title = f"Accuracy, {counts} images of {short(data['source'])}"
+    title = f"Accuracy, {counts} images of {short_source(data['source'])}"
     rows = Table(title=title, title_justify="left", title_style="bold")
     rows.add_column("", no_wrap=True)
     for name in SETS:

@@ -19,6 +19,7 @@ from experiments.lesson.training import Task, Trained, Truth, measured, trained
 from experiments.weather.experiment import LOSSES, METRICS, RECIPES, Recipe, divide
 from experiments.weather.features import first_days, of_place, oversampled, with_last_days, with_month
 from experiments.weather.report import baselines
+from jaxdl._environment import compile_clock
 from jaxdl.baselines import root_mean_square
 from jaxdl.data import take
 from jaxdl.datasets import SUFFIX, TARGET, ImageData, WeatherData, place_of
@@ -26,7 +27,6 @@ from jaxdl.ensembles import grid, sweep
 from jaxdl.losses import softmax_cross_entropy
 from jaxdl.metrics import accuracy
 from jaxdl.nn import convnet, mlp
-from jaxdl.runs.environment import compile_clock
 from jaxdl.train import make_plan
 from jaxdl.types import Dataset, Model, Plan
 

@@ -26,13 +26,14 @@ from experiments.lesson.findings import bars, findings, sentence
 from experiments.lesson.page import SOURCES, Picture, page, png
 from experiments.lesson.rows import Row, as_frame, as_seeds, table
 from experiments.lesson.training import Truth
+from jaxdl._environment import enable_compilation_cache, environment
+from jaxdl._startup import STARTED
 from jaxdl.datasets import SUFFIX, TARGET, ImageData, WeatherData, load_cifar10, load_weather, place_of
 from jaxdl.errors import InputError
-from jaxdl.runs import environment, folders
+from jaxdl.runs import folders
 from jaxdl.runs.console import print_warning
-from jaxdl.runs.environment import STARTED
 from jaxdl.runs.flags import Output
-from jaxdl.runs.folders import locked, workdir
+from jaxdl.runs.folders import locked, prepare_workdir
 from jaxdl.runs.signals import NEVER, Signals
 
 MOST_SEEDS = 4096
@@ -109,12 +110,12 @@ def run(config: Config, console: Console, interrupts: Signals = NEVER) -> list[R
     if config.target.endswith(SUFFIX):
         raise InputError(f"--target must be a column of the weather, got {config.target}. Its labels are told anyway.")
     if config.compilation_cache:
-        environment.enable_compilation_cache()
+        enable_compilation_cache()
     data = read(config)
     for note in data.notes():
         print_warning(note, console)
     with ExitStack() as stack:
-        folder = workdir(config.workdir, config.fresh, KIND, console, KIND)
+        folder = prepare_workdir(config.workdir, config.fresh, KIND, console, KIND)
         stack.enter_context(locked(folder))
         if _claim(config, folder, data):
             console.print(f"The lesson in {folder} goes on after its finished rows.", markup=False, soft_wrap=True)
@@ -154,9 +155,9 @@ def read(config: Config) -> Data:
 def _claim(config: Config, folder: Path, data: Data) -> bool:
     """Writes config.json, and says whether the folder holds rows already; raises InputError where they are others."""
     flags = {name: value for name, value in asdict(config).items() if name not in ("quiet", "json")}
-    about = {"workdir": str(folder), "checksums": data.checksums(), **environment.environment()}
+    about = {"workdir": str(folder), "checksums": data.checksums(), **environment()}
     now = {folders.KIND: KIND, **flags, **about}
-    earlier = folders.earlier(folder, KIND)
+    earlier = folders.read_run(folder, KIND)
     if earlier is not None:
         before = earlier.config
         for name in ("seeds", "full", "target"):
@@ -194,7 +195,7 @@ def _write(folder: Path, config: Config, data: Data, lesson: Lesson, truth: dict
         (folder / "figures" / f"{name}.png").write_bytes(pictures[-1].png)
     sections = {row.section for row in lesson.rows}
     measured = (any(not _simulated(of.whole) for of in data.weather), any(not _simulated(of) for of in data.pictures))
-    surroundings = environment.environment()
+    surroundings = environment()
     text = page(
         lesson.rows,
         pictures,

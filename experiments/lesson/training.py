@@ -17,10 +17,12 @@ import optax
 from jax import lax
 
 from experiments.lesson.rows import Row
+from jaxdl._environment import compile_clock
+from jaxdl._files import atomic_write, open_regular
+from jaxdl._jit import jit
 from jaxdl.ensembles import evaluate_members, fit_seeds
 from jaxdl.ensembles.members import Method
 from jaxdl.errors import InputError
-from jaxdl.runs.environment import atomic_write, compile_clock, jit, open_regular
 from jaxdl.train import early_stopping
 from jaxdl.train.evaluate import predict
 from jaxdl.types import Array, Dataset, Loss, Metric, Model, Variables

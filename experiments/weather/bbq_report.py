@@ -11,7 +11,7 @@ from experiments.weather import report as weather_report
 from jaxdl import plots
 from jaxdl.metrics import precision_recall_curve, roc_curve
 from jaxdl.runs import Setup, experiment
-from jaxdl.runs.experiment import short
+from jaxdl.runs.folders import short_source
 from jaxdl.saving import OutputSpec
 from jaxdl.stats import proportion_standard_error
 from jaxdl.train.evaluate import evaluate as evaluate_dataset
@@ -157,7 +157,7 @@ def table(metrics: dict[str, Any]) -> Table:
     """The run's figures beside the baselines', as a table for a rich console."""
     data, best = metrics["dataset"], metrics["best_epoch"]
     counts = " / ".join(f"{data['rows'][name]:,} ({data['share_of_yes'][name]:.0%} yes)" for name in SETS)
-    title = f"Barbecue weather, {counts} rows of {short(data['source'])}"
+    title = f"Barbecue weather, {counts} rows of {short_source(data['source'])}"
     rows = Table(title=title, title_justify="left", title_style="bold", caption_justify="left")
     rows.caption = f"Ended by {metrics['reason']}. Labels: {data['labels']}."
     rows.add_column("")

@@ -12,7 +12,7 @@ from jaxdl.baselines import climatology, moving_average, ridge, root_mean_square
 from jaxdl.datasets import WeatherData, place_of, terms_of
 from jaxdl.plots import residuals
 from jaxdl.runs import Setup, experiment
-from jaxdl.runs.experiment import short
+from jaxdl.runs.folders import short_source
 from jaxdl.saving import OutputSpec
 from jaxdl.stats import rmse_standard_error
 from jaxdl.train.evaluate import evaluate as evaluate_dataset
@@ -155,7 +155,7 @@ def table(metrics: dict[str, Any]) -> Table:
     """The run's RMSE beside the baselines', in hours, as a table for a rich console."""
     data, best = metrics["dataset"], metrics["best_epoch"]
     counts = " / ".join(f"{data['rows'][name]:,}" for name in SETS)
-    title = f"RMSE in hours of sunshine, {counts} rows of {short(data['source'])}"
+    title = f"RMSE in hours of sunshine, {counts} rows of {short_source(data['source'])}"
     rows = Table(title=title, title_justify="left", title_style="bold")
     rows.add_column("", no_wrap=True)
     for name in SETS:

@@ -19,7 +19,7 @@ from experiments.weather.report import baselines
 from jaxdl.datasets import load_weather, simulated_weather
 from jaxdl.errors import InputError
 from jaxdl.runs.command import command
-from jaxdl.runs.folders import workdir
+from jaxdl.runs.folders import prepare_workdir
 from jaxdl.saving import load
 from jaxdl.train.evaluate import evaluate
 
@@ -258,7 +258,7 @@ def test_a_folder_whose_metrics_are_damaged_is_refused(content, finished, tmp_pa
 def test_two_runs_never_share_a_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("time.strftime", lambda form: "now")
-    made = [workdir(None, False, "plain", Console()).name for _ in range(3)]
+    made = [prepare_workdir(None, False, "plain", Console()).name for _ in range(3)]
     assert made == ["now-plain", "now-plain-2", "now-plain-3"]
 
 
