@@ -118,7 +118,7 @@ def write_sets(folder: Path, sets: dict[str, Dataset]) -> Path:
 def write_weather(folder: Path, data: str) -> dict[str, Dataset]:
     """The lesson's three years and its split."""
     dataset = datasets.load_weather(data, days=weather.RECIPES["plain"].days)
-    _, sets = weather.divide(dataset)
+    _, sets = weather.split_sets(dataset)
     write_sets(folder, sets)
     return sets
 

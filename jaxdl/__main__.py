@@ -50,7 +50,7 @@ class Output:
 class Runs(Output):
     """List all runs below a folder as a table, or compare two of them.
 
-    --quiet prints the folders of the runs, one a line; with --compare the names of the entries that differ."""
+    With --quiet it prints the folders of the runs, one a line; with --compare the names of the entries that differ."""
 
     folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")] = Path("runs")
     """Folder that holds runs, at any depth."""
@@ -66,7 +66,7 @@ class Runs(Output):
 class Show(Output):
     """Print the flags of a run, its results and its files.
 
-    --quiet prints one word: why the run ended, or running, unfinished or damaged."""
+    With --quiet it prints one word: why the run ended, or running, unfinished or damaged."""
 
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Folder of the run."""

@@ -16,7 +16,7 @@ from rich.console import Console
 from experiments.lesson import training
 from experiments.lesson.rows import Row, estimate
 from experiments.lesson.training import Task, Trained, Truth, measured, trained
-from experiments.weather.experiment import LOSSES, METRICS, RECIPES, Recipe, divide
+from experiments.weather.experiment import LOSSES, METRICS, RECIPES, Recipe, split_sets
 from experiments.weather.features import first_days, of_place, oversampled, with_last_days, with_month
 from experiments.weather.report import baselines
 from jaxdl._environment import compile_clock
@@ -123,7 +123,7 @@ class Weather(NamedTuple):
 
 def run(of: Weather, exercise: Exercise, seeds: tuple[int, ...]) -> Trained:
     """The exercise with every seed."""
-    recipe, (_, sets) = exercise.recipe, divide(of.dataset(exercise))
+    recipe, (_, sets) = exercise.recipe, split_sets(of.dataset(exercise))
     sets["train"] = exercise.draw(sets["train"])
     model = mlp(recipe.hidden, input_norm=recipe.input_norm)
     labels = "bbq" if of.labels() else "sunshine"
@@ -137,7 +137,7 @@ def without_network(of: Weather, exercise: Exercise, rows: str) -> Iterator[Row]
     rows: what these rows are called, such as ", all years".
     """
     dataset = of.dataset(exercise)
-    chosen, sets = divide(dataset)
+    chosen, sets = split_sets(dataset)
     true = np.asarray(sets["test"].targets[:, 0], np.float64)
     guesses = baselines(dataset, chosen)
     shown = {"as today": guesses["persistence"], "ridge regression": guesses["ridge"]}
@@ -151,7 +151,7 @@ def without_network(of: Weather, exercise: Exercise, rows: str) -> Iterator[Row]
 
 def together(of: Weather, exercise: Exercise, done: Trained) -> Row:
     """The mean of all networks' predictions, as one."""
-    _, sets = divide(of.dataset(exercise))
+    _, sets = split_sets(of.dataset(exercise))
     errors = {name: done.outputs[name].mean(0) - sets[name].targets for name in done.outputs}
     count = len(done.row.seeds)
     named = exercise._replace(
@@ -177,7 +177,7 @@ QUICK = Budget(800, 300, 4, 3, (0.0, 0.2, 0.5, 0.95))
 FULL = Budget(5000, 5000, 10, 5, (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95))
 
 
-def divide_images(dataset: ImageData, budget: Budget) -> dict[str, Dataset]:
+def split_images(dataset: ImageData, budget: Budget) -> dict[str, Dataset]:
     """The three sets; what a smaller data set lacks is taken from the images for validation."""
     count = len(dataset.train.sample_weight)
     images = min(budget.images, count - 1)
@@ -202,7 +202,7 @@ def task_of(model: Model, dataset: ImageData, budget: Budget) -> Task:
 
     One after the other: as a batch, convolutions of several networks take twice as long on a CPU.
     """
-    return Task(model, softmax_cross_entropy, (accuracy,), divide_images(dataset, budget), budget.epochs, method="map")
+    return Task(model, softmax_cross_entropy, (accuracy,), split_images(dataset, budget), budget.epochs, method="map")
 
 
 def dense(dataset: ImageData, budget: Budget) -> Trained:
@@ -226,7 +226,7 @@ def names_of_rates(budget: Budget) -> tuple[str, ...]:
 def dropout(dataset: ImageData, budget: Budget) -> Iterator[Trained]:
     """The network with pooling, at every rate of dropout, as one program."""
     candidates, seeds = grid(rate=budget.rates), tuple(range(budget.seeds))
-    sets = divide_images(dataset, budget)
+    sets = split_images(dataset, budget)
     with compile_clock() as compiling:
         began = time.perf_counter()
         found = sweep(
@@ -344,7 +344,7 @@ def truths(numbers: Weather, labels: Weather) -> dict[str, Truth]:
     found = {}
     for key, of, exercise in (("numbers", numbers, EXERCISED[1]), ("labels", labels, BBQ[1])):
         dataset = of.dataset(exercise)
-        rows, sets = divide(dataset)
+        rows, sets = split_sets(dataset)
         validation, test = (np.asarray(sets[name].targets, np.float64) for name in ("validation", "test"))
         found[key] = Truth(validation, test, np.asarray(dataset.today, np.float64)[rows["test"]])
     return found

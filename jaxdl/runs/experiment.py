@@ -121,10 +121,7 @@ def complete(setup: Setup, flags: RunFlags, name: str) -> Setup:
 
 def resolve(flags: Any) -> Any:
     """Return the flags with default values for those that are None. Raises InputError for a flag out of range."""
-    defaults = {"epochs": EPOCHS, "batch_size": BATCH_SIZE, "learning_rate": LEARNING_RATE}
-    flags = replace(flags, **{name: value for name, value in defaults.items() if getattr(flags, name) is None})
-    check_flags(flags)
-    return flags
+    return with_recipe(flags, {"epochs": EPOCHS, "batch_size": BATCH_SIZE, "learning_rate": LEARNING_RATE})
 
 
 def describe_data(setup: Setup) -> dict[str, Any]:
@@ -205,7 +202,7 @@ def table(metrics: dict[str, Any]) -> Table:
         for label, suffix in result_labels(metrics):
             values = metrics.get(metric + suffix)
             if isinstance(values, dict):
-                rows.add_row(f"{metric}, {label}", *(format_value(values[name], ".4g") for name in SETS))
+                rows.add_row(f"{metric}, {label}", *(_number(values[name]) for name in SETS))
     return rows
 
 
@@ -232,9 +229,8 @@ def result_labels(metrics: dict[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-def format_value(value: float | None, form: str) -> str:
-    """Return a number of metrics.json for people; it holds None for a number that is not finite."""
-    return "not finite" if value is None or not np.isfinite(value) else format(value, form)
+def _number(value: float | None) -> str:
+    return "not finite" if value is None or not np.isfinite(value) else f"{value:.4g}"
 
 
 def frozen_flags(flags: Any) -> dict[str, str]:
@@ -259,6 +255,13 @@ class Experiment(NamedTuple):
     table: Callable[[dict[str, Any]], Table] = table  # metrics.json -> a table for the terminal
     frozen_flags: Callable[[Any], dict[str, str]] = frozen_flags  # flags that may not change on resuming -> reasons
     progress_metrics: tuple[str, str] = ("loss", "val_loss")  # in the progress bar
+
+
+def with_recipe(flags: Any, recipe: Mapping[str, Any]) -> Any:
+    """Return the flags with a recipe's values where they are None. Raises InputError for a flag out of range."""
+    flags = replace(flags, **{name: value for name, value in recipe.items() if getattr(flags, name, 0) is None})
+    check_flags(flags)
+    return flags
 
 
 def build_setup(experiment: Experiment, flags: Any) -> Setup:

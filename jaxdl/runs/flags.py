@@ -59,13 +59,14 @@ class Training:
     seed: int = 0
     """Seed of the initial weights, of the shuffling and of dropout; the data sets do not depend on it."""
     epochs: int | None = None
-    """Maximum number of epochs; by default the experiment's, else 100."""
+    """Maximum number of epochs; by default that of the recipe or experiment, else 100."""
     batch_size: int | None = None
-    """Examples in a training step; by default the experiment's, else 32."""
+    """Examples in a training step; by default that of the recipe or experiment, else 32."""
     learning_rate: float | None = None
-    """Learning rate of the optimizer; by default the experiment's, else 0.001."""
+    """Learning rate of the optimizer; by default that of the recipe or experiment, else 0.001."""
     patience: int | None = None
-    """Stop after this many epochs without a lower validation loss; by default the experiment's, else never."""
+    """Stop after this many epochs without a lower validation loss.
+    By default the number of the recipe or experiment, else never."""
     workdir: Path | None = None
     """Folder of the run; by default a new folder runs/<time>-<recipe>.
     If the folder holds a run, interrupted or finished, that run is resumed.

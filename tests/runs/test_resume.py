@@ -230,9 +230,7 @@ def test_a_schedule_over_all_epochs_cannot_get_more_of_them():
     found = {"epochs": (1, 2)}
     assert refusal(found, cifar10.frozen_flags(cifar10.Config())) is None
     told = refusal(found, cifar10.frozen_flags(cifar10.Config(recipe="strong")))
-    assert (
-        told == "--epochs is 1 in that run (the cycle of the learning rate is spread over them), got 2. Use --epochs 1"
-    )
+    assert told == "--epochs is 1 in that run (the schedule of the learning rate covers them), got 2. Use --epochs 1"
 
 
 def test_negative_seconds_between_saves_are_refused(tmp_path, capsys):

@@ -40,7 +40,7 @@ from experiments.lesson.figures import figures
 from experiments.lesson.findings import bars
 from experiments.lesson.lesson import Config, Data, run
 from experiments.lesson.training import Truth
-from experiments.weather.experiment import LOSSES, METRICS, divide
+from experiments.weather.experiment import LOSSES, METRICS, split_sets
 from jaxdl._files import locked
 from jaxdl.datasets import BASEL, load_cifar10, load_weather
 from jaxdl.ensembles import seeds, sweeps
@@ -238,7 +238,7 @@ def test_every_exercise_is_a_row_and_in_the_page(finished):
 def solo(exercise, target):
     """The sets of data, and the outputs for their rows, of networks that are trained alone: by the name of a set."""
     of = Weather(load_weather(f"simulated:{DAYS}", days=None, target=target), target)
-    recipe, (_, sets) = exercise.recipe, divide(of.dataset(exercise))
+    recipe, (_, sets) = exercise.recipe, split_sets(of.dataset(exercise))
     sets["train"] = exercise.draw(sets["train"])
     model = mlp(recipe.hidden, input_norm=recipe.input_norm)
     labels = "bbq" if of.labels() else "sunshine"
@@ -294,7 +294,7 @@ def test_a_row_has_the_figures_of_networks_that_are_trained_alone(name, finished
 
 def test_a_row_of_photographs_has_the_figures_of_networks_that_are_trained_alone(finished):
     model, dataset = convnet((), widths=(100, 50)), load_cifar10(f"simulated:{DAYS}")
-    sets = exercises.divide_images(dataset, BUDGET)
+    sets = exercises.split_images(dataset, BUDGET)
     assert [len(sets[name].sample_weight) for name in SETS[:2]] == [64, 32]
     rows = seeds_of(finished).loc[CIFAR10, "dense"]
     for seed in range(BUDGET.seeds):
@@ -487,11 +487,11 @@ def test_another_target_has_its_unit_and_none_of_the_lesson_s_figures(tmp_path, 
     assert "--target KASSEL_temp_max --only weather" in text
     # The one place is the target's, and so are the labels.
     one = load_weather(f"simulated:{DAYS}", days=3286, places=("KASSEL",), target="KASSEL_temp_max")
-    chosen, sets = divide(one)
+    chosen, sets = split_sets(one)
     off = root_mean_squared_error(sets["test"].targets[:, 0], one.today[chosen["test"]])
     assert rows.loc[(EXERCISES, "as today, one place"), "test_mean"] == pytest.approx(off)
     labels = load_weather(f"simulated:{DAYS}", days=3286, places=("KASSEL",), target="KASSEL_BBQ_weather")
-    right = accuracy_score(divide(labels)[1]["test"].targets[:, 0], labels.today[chosen["test"]])
+    right = accuracy_score(split_sets(labels)[1]["test"].targets[:, 0], labels.today[chosen["test"]])
     assert rows.loc[(BARBECUE, "as today, one place, yes or no"), "test_mean"] == pytest.approx(100 * right)
 
 

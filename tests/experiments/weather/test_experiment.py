@@ -123,8 +123,9 @@ def test_the_same_seed_gives_the_same_run_and_another_does_not(finished, tmp_pat
 
 
 def test_flags_override_the_recipe():
-    config, recipe = resolve(Config(recipe="plain", patience=4, hidden=(7,), epochs=9))
-    assert (recipe.patience, recipe.hidden, recipe.epochs, recipe.input_norm) == (4, (7,), 9, False)
+    config = resolve(Config(recipe="plain", patience=4, hidden=(7,), epochs=9))
+    network = build(config, load_weather("simulated:400")).network
+    assert (network.arguments["widths"], network.arguments["input_norm"]) == ((7,), False)
     assert (config.patience, config.hidden, config.epochs) == (4, (7,), 9)
 
 
