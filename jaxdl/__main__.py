@@ -125,9 +125,9 @@ def run(command: Command, console: Console) -> None:
 def _list(command: Runs, console: Console) -> None:
     rows = catalog.ordered(catalog.list_runs(command.folder), command.sort, command.reverse)
     if command.json:
-        print(_files.as_json([{**each._asdict(), "folder": str(each.folder)} for each in rows]), end="")
+        print(_files.as_json([{**run._asdict(), "folder": str(run.folder)} for run in rows]), end="")
     elif command.quiet:
-        print("".join(f"{printable(str(each.folder))}\n" for each in rows), end="")
+        print("".join(f"{printable(str(run.folder))}\n" for run in rows), end="")
     elif rows:
         console.print(tables.runs_table(rows, console.width))
         for note in tables.notes(rows):
@@ -140,9 +140,9 @@ def _compare(command: Runs, console: Console) -> None:
     names = command.compare or ("", "")
     entries = catalog.differences(*(_folder_of(command.folder, name) for name in names))
     if command.json:
-        print(_files.as_json([each._asdict() for each in entries]), end="")
+        print(_files.as_json([entry._asdict() for entry in entries]), end="")
     elif command.quiet:
-        print("".join(f"{printable(each.entry)}\n" for each in entries), end="")
+        print("".join(f"{printable(entry.entry)}\n" for entry in entries), end="")
     elif entries:
         console.print(tables.differences_table(entries, names))
     else:

@@ -87,7 +87,7 @@ def check(rows: Sequence[Row]) -> None:
         if np.shape(row.epochs) not in ((len(row.seeds),), (0,)):
             raise InputError(
                 f"{row.name} must have the epochs of each of its {len(row.seeds)} seeds, got {np.shape(row.epochs)}. "
-                f"Give one number for each seed."
+                "Give one number for each seed."
             )
 
 
@@ -148,21 +148,21 @@ def table(rows: Sequence[Row], title: str = "") -> Table:
     best = any(row.best for row in rows)
     caption = "+- is the standard error of the mean over seeds." + " * at the best epoch." * best
     # Without lines between columns, because the names are long.
-    shown = Table(title=escape(title) or None, caption=caption, box=SIMPLE_HEAD, title_style="bold")
-    shown.title_justify = shown.caption_justify = "left"
-    shown.collapse_padding, shown.pad_edge, shown.show_edge = True, False, False
-    shown.add_column("")
+    result = Table(title=escape(title) or None, caption=caption, box=SIMPLE_HEAD, title_style="bold")
+    result.title_justify = result.caption_justify = "left"
+    result.collapse_padding, result.pad_edge, result.show_edge = True, False, False
+    result.add_column("")
     for name in ("para-\nmeters", "epochs", *SETS):
-        shown.add_column(name, justify="right", no_wrap=True)
+        result.add_column(name, justify="right", no_wrap=True)
     previous: tuple[str, ...] = ()
     for row in in_sections(rows):
         if (row.section, row.figure, row.unit) != previous:
             previous = (row.section, row.figure, row.unit)
-            shown.add_section()
-            shown.add_row(f"[bold]{escape(row.section)}[/bold]\n{escape(row.figure)} in {escape(row.unit)}")
+            result.add_section()
+            result.add_row(f"[bold]{escape(row.section)}[/bold]\n{escape(row.figure)} in {escape(row.unit)}")
         size = "" if row.parameters is None else f"{row.parameters:,}"
-        shown.add_row(escape(row.name), size, epochs(row), *(_cell(row, name) for name in SETS))
-    return shown
+        result.add_row(escape(row.name), size, epochs(row), *(_cell(row, name) for name in SETS))
+    return result
 
 
 def _cell(row: Row, name: str) -> str:

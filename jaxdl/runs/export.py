@@ -41,7 +41,7 @@ def export_run(run: str | Path, folder: str | Path, *, kept: Literal["best", "fi
                 raise TypeError(name)
         rows = np.zeros((1, *inputs["shape"]), inputs["dtype"])
         model = None if config["network"] is None else build_model(from_json(config["network"]))
-        card = of_run(config, metrics, kept)
+        card = model_card(config, metrics, kept)
     except InputError:
         raise
     except (AttributeError, KeyError, MemoryError, OverflowError, TypeError, ValueError) as error:
@@ -81,7 +81,7 @@ ERRORS = (
 )
 
 
-def of_run(config: Mapping[str, Any], metrics: Mapping[str, Any], kept: str) -> str:
+def model_card(config: Mapping[str, Any], metrics: Mapping[str, Any], kept: str) -> str:
     """Return the model card of a run, in Markdown, from config.json and metrics.json. kept: best or final."""
     about, terms, data = config["card"], config["terms"], metrics["dataset"]
     rows = ", ".join(f"{data['rows'][name]:,} {name}" for name in SETS if name in data["rows"])
@@ -92,7 +92,7 @@ def of_run(config: Mapping[str, Any], metrics: Mapping[str, Any], kept: str) -> 
         about["predicts"],
         *([f"**{data['note']}**"] if data.get("note") else []),
         "## How good it is",
-        figures(metrics, kept, config.get("outputs", {}).get("unit", "")),
+        metrics_table(metrics, kept, config.get("outputs", {}).get("unit", "")),
         *([ERRORS] if metrics.get("test_errors") else []),
         "## Limits",
         about["limits"],
@@ -116,7 +116,7 @@ def _network(entry: Any) -> str:
     return f"{entry.get('kind')} ({words}){twice}."
 
 
-def figures(metrics: Mapping[str, Any], kept: str, unit: str = "") -> str:
+def metrics_table(metrics: Mapping[str, Any], kept: str, unit: str = "") -> str:
     """Return the metrics of a run as a Markdown table, with standard errors on the test rows, and the baselines."""
     suffix = "_best" if kept == "best" else ""
     # The final values have no suffix, so the names of metrics come from those of the best epoch.

@@ -264,7 +264,9 @@ def _start(job: Job) -> StartPoint:
     start = resume.restore(setup.start, folder, data["sha256"], changes, refusal, job.warn)
     epoch = int(start.state.epoch)
     if setup.epochs < epoch:
-        raise InputError(f"--epochs must be at least {epoch}, which the run in {folder} has done, got {setup.epochs}.")
+        raise InputError(
+            f"--epochs must be at least {epoch}, the epochs that the run in {folder} has trained, got {setup.epochs}."
+        )
     content = {**files.config, **card, "dataset": data}
     if start.environment is None:
         content = now
@@ -272,7 +274,10 @@ def _start(job: Job) -> StartPoint:
         (folder / folders.METRICS).unlink(missing_ok=True)
         change = {"after_epoch": epoch, **{name: list(values) for name, values in changes.items()}}
         before = written["changes"] if isinstance(written.get("changes"), list) else []
-        content |= {**{n: now[n] for n in changes}, "changes": [*(each for each in before if each != change), change]}
+        content |= {
+            **{n: now[n] for n in changes},
+            "changes": [*(entry for entry in before if entry != change), change],
+        }
     if _files.as_json(content) != _files.as_json(written):
         folders.write_json(folder / folders.CONFIG, content)
     if start.environment is not None:
@@ -397,24 +402,24 @@ def _open_callbacks(
     run_state: placed as it is trained, after the epochs in `history`.
     """
     config, setup, folder = job.config, job.setup, job.folder
-    done, epochs = len(history), setup.epochs
+    initial_epoch, epochs = len(history), setup.epochs
     _, batches = batches_of_epoch(setup.plan, setup.train, setup.validation)
     on_epoch = [callbacks.csv_log(folder / "history.csv", history)]
     on_chunk = [
         callbacks.progress_bar(
-            epochs, job.experiment.progress_metrics, console=job.console, batches=batches, initial_epoch=done
+            epochs, job.experiment.progress_metrics, console=job.console, batches=batches, initial_epoch=initial_epoch
         )
     ]
     if config.tensorboard:
-        on_epoch.append(callbacks.tensorboard(folder / CHARTS, initial_epoch=done, warn=job.warn))
+        on_epoch.append(callbacks.tensorboard(folder / CHARTS, initial_epoch=initial_epoch, warn=job.warn))
     if config.histograms:
         every = config.histograms
         on_epoch.append(
             callbacks.histograms(folder / CHARTS, setup.plan, setup.train, run_state, every=every, warn=job.warn)
         )
     if config.profile:
-        on_chunk.append(callbacks.profiler(folder / PROFILE, initial_epoch=done, last=epochs, warn=job.warn))
-    after_epoch, after_chunk = (tuple(map(stack.enter_context, each)) for each in (on_epoch, on_chunk))
+        on_chunk.append(callbacks.profiler(folder / PROFILE, initial_epoch=initial_epoch, last=epochs, warn=job.warn))
+    after_epoch, after_chunk = (tuple(map(stack.enter_context, group)) for group in (on_epoch, on_chunk))
     return after_epoch, (*after_chunk, lock_check(job.is_locked, folder, config.save_every, job.warn))
 
 
