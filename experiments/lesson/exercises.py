@@ -83,7 +83,9 @@ EXERCISED = (
     Exercise(NEXT, "oversampled", "BatchNorm, days of rare targets drawn more often", BATCHNORM, draw=oversampled),
 )
 BBQ = (
-    Exercise(BARBECUE, "BatchNorm, yes or no", "BatchNorm, 3 years, tells the chance of barbecue weather", BATCHNORM),
+    Exercise(
+        BARBECUE, "BatchNorm, yes or no", "BatchNorm, 3 years, predicts the probability of barbecue weather", BATCHNORM
+    ),
     Exercise(BARBECUE, "one place, yes or no", "the same, 9 years of one place", RECIPES["basel"]),
 )
 
