@@ -350,7 +350,7 @@ def train_seconds(built: Setup, folder: Path, *, keep: bool = False, logged: boo
             [enter(callbacks.csv_log(folder / "history.csv")), enter(callbacks.tensorboard(folder))] if logged else []
         )
         sets = built.sets["train"], built.sets["validation"]
-        drive(built.plan, built.start, *sets, epochs=built.epochs, callbacks=on_epoch, keep=keeping)
+        drive(built.plan, built.start, *sets, epochs=built.epochs, callbacks=on_epoch, save=keeping)
     return time.perf_counter() - began
 
 

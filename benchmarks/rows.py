@@ -114,7 +114,7 @@ def write_sets(folder: Path, sets: dict[str, Dataset]) -> Path:
 def write_weather(folder: Path, data: str) -> dict[str, Dataset]:
     """Write and return the three years of the weather lesson, in its split."""
     dataset = datasets.load_weather(data, days=weather.RECIPES["plain"].days)
-    _, sets = weather.divide(dataset)
+    _, sets = weather.split_sets(dataset)
     write_sets(folder, sets)
     return sets
 

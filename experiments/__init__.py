@@ -1,3 +1,3 @@
-"""The experiments: each a configuration, a pure function that builds from it, and its reports."""
+"""The experiments: each has flags, a function that builds its setup, and reports."""
 
-import jaxdl as jaxdl  # first of what takes time: from here on Ctrl-C ends in one line
+import jaxdl as jaxdl  # before the slow imports: it lets Ctrl-C end in one line

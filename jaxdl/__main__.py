@@ -1,14 +1,14 @@
-"""What is done with runs after they are trained.
+"""List, show, compare and export runs, and predict with exported models.
 
 Exit codes of every command:
-* 0: done.
-* 2: bad input, which one paragraph on the error output explains.
-* 130: Ctrl-C.
+* 0: success.
+* 2: bad input; standard error says what is wrong.
+* 130: interrupted by Ctrl-C.
 * 141: the reader of the output has closed it, as `head` does.
 
 For scripts:
-* --json prints JSON, --quiet the least that a script needs.
-* Colors are for terminals alone; NO_COLOR=1 takes them away there too.
+* --json prints JSON, --quiet only names or single words.
+* Colors appear in a terminal only; NO_COLOR=1 switches them off there too.
 """
 
 from __future__ import annotations
@@ -38,75 +38,75 @@ BAD_INPUT, INTERRUPTED, CLOSED = 2, 130, 141
 
 @dataclass(frozen=True, kw_only=True)
 class Output:
-    """How a command tells what it found."""
+    """The format of the output."""
 
     json: bool = False
     """Print JSON."""
     quiet: bool = False
-    """Print the least that a script needs."""
+    """Print only names or single words, for scripts."""
 
 
 @dataclass(frozen=True)
 class Runs(Output):
-    """All runs under a folder in a table, or how two of them differ.
+    """List all runs below a folder as a table, or compare two of them.
 
-    With --quiet the folders alone, one a line; with --compare the entries."""
+    With --quiet it prints the folders of the runs, one a line; with --compare the names of the entries that differ."""
 
     folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")] = Path("runs")
-    """The folder that holds the runs, at any depth."""
+    """Folder that holds runs, at any depth."""
     sort: catalog.Column = "run"
-    """The column that orders them; by best and test the best run first."""
+    """Column to sort by; best and test put the best run first."""
     reverse: bool = False
-    """The other way round."""
+    """Reverse the order."""
     compare: Annotated[tuple[str, str] | None, tyro.conf.arg(metavar="A B")] = None
-    """Two of the runs, by name or folder: the entries of config.json and metrics.json that differ."""
+    """Print the entries of config.json and metrics.json that differ between two runs, given by name or folder."""
 
 
 @dataclass(frozen=True)
 class Show(Output):
-    """What the run in a folder was told, how it ended, and what is there.
+    """Print the flags of a run, its results and its files.
 
-    With --quiet one word: how it ended."""
+    With --quiet it prints one word: why the run ended, or running, unfinished or damaged."""
 
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    """The run's folder."""
+    """Folder of the run."""
 
 
 @dataclass(frozen=True)
 class Export(Output):
-    """The model of a finished run as a folder that needs only jax and flatbuffers.
+    """Export the model of a finished run into a folder that needs only the packages jax and flatbuffers.
 
-    It holds the program, the weights, a model card and predict.py."""
+    The folder holds the compiled model, its weights, a model card and the script predict.py."""
 
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    """The run's folder."""
+    """Folder of the run."""
     out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
-    """The new folder."""
+    """Folder to create."""
     weights: Annotated[Literal["best", "final"], tyro.conf.arg(metavar="WHICH")] = "best"
-    """best, those of the best epoch; or final, those of the last."""
+    """best: the weights of the epoch with the lowest validation loss; final: those of the last epoch."""
 
 
 @dataclass(frozen=True)
 class Predict:
-    """What an exported model predicts, as CSV: a header, and a line a row."""
+    """Predict with an exported model. The output is CSV: a header, and a line for each example."""
 
     model: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
-    """The exported model's folder."""
+    """Folder of the exported model."""
     data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
-    """A CSV file with a header (- for the standard input), a .npy file, a picture, or a folder of pictures."""
+    """CSV file with a header (- for standard input), .npy file, picture, or folder of pictures."""
     out: Annotated[str, tyro.conf.arg(aliases=["-o"], metavar="FILE")] = "-"
-    """The file to write; by default the standard output."""
+    """File to write; - for standard output."""
     batch_size: int | None = None
-    """Rows at a time; by default the model's."""
+    """Examples in a batch; by default the model's."""
 
 
 Command = Runs | Show | Export | Predict
 
 
 def run(command: Command, console: Console) -> None:
-    """Does what a command says. Raises InputError where that cannot be done."""
+    """Run a command. Raises InputError for bad input."""
     if isinstance(command, Output) and command.json and command.quiet:
-        raise InputError("--json and --quiet exclude each other. Give one of them.")
+        raise InputError("--json and --quiet exclude each other, got both. Give one of them.")
     if isinstance(command, (Export, Predict)):
         check_platform()
     match command:
@@ -125,11 +125,11 @@ def run(command: Command, console: Console) -> None:
 def _list(command: Runs, console: Console) -> None:
     rows = catalog.ordered(catalog.list_runs(command.folder), command.sort, command.reverse)
     if command.json:
-        print(_files.as_json([{**each._asdict(), "folder": str(each.folder)} for each in rows]), end="")
+        print(_files.as_json([{**run._asdict(), "folder": str(run.folder)} for run in rows]), end="")
     elif command.quiet:
-        print("".join(f"{printable(str(each.folder))}\n" for each in rows), end="")
+        print("".join(f"{printable(str(run.folder))}\n" for run in rows), end="")
     elif rows:
-        console.print(tables.listed(rows, console.width))
+        console.print(tables.runs_table(rows, console.width))
         for note in tables.notes(rows):
             console.print(note, markup=False, highlight=False)
     else:
@@ -138,28 +138,28 @@ def _list(command: Runs, console: Console) -> None:
 
 def _compare(command: Runs, console: Console) -> None:
     names = command.compare or ("", "")
-    a, b = (_of(command.folder, name) for name in names)
-    found = catalog.differences(a, b)
+    entries = catalog.differences(*(_folder_of(command.folder, name) for name in names))
     if command.json:
-        print(_files.as_json([each._asdict() for each in found]), end="")
+        print(_files.as_json([entry._asdict() for entry in entries]), end="")
     elif command.quiet:
-        print("".join(f"{printable(each.entry)}\n" for each in found), end="")
-    elif found:
-        console.print(tables.compared(found, names))
+        print("".join(f"{printable(entry.entry)}\n" for entry in entries), end="")
+    elif entries:
+        console.print(tables.differences_table(entries, names))
     else:
-        console.print(f"{names[0]} and {names[1]} differ in nothing.", markup=False, highlight=False)
+        console.print(f"{names[0]} and {names[1]} do not differ.", markup=False, highlight=False)
 
 
 def _show(command: Show, console: Console) -> None:
-    of = catalog.run_details(command.run)
+    details = catalog.run_details(command.run)
     if command.json:
-        row = {**of.row._asdict(), "folder": str(of.row.folder)}
-        print(_files.as_json({**row, "config": of.config, "metrics": of.metrics, "files": of.files}), end="")
+        _, config, metrics, files = details
+        row = {**details.row._asdict(), "folder": str(details.row.folder)}
+        print(_files.as_json({**row, "config": config, "metrics": metrics, "files": files}), end="")
     elif command.quiet:
-        print(of.row.reason)
+        print(details.row.reason)
     else:
         try:
-            table = tables.told(of)
+            table = tables.details_table(details)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise InputError(f"{command.run} does not hold what a run's files hold ({error!r}).") from error
         console.print(table)
@@ -173,21 +173,21 @@ def _export(command: Export, console: Console) -> None:
         console.print(f"The model and how to use it are in {command.out}", markup=False, soft_wrap=True)
 
 
-def _of(folder: Path, name: str) -> Path:
-    """A run by its name in a folder, or by its own path."""
+def _folder_of(folder: Path, name: str) -> Path:
+    """Return the folder of a run that is named by its path from `folder`, or by its own path."""
     return folder / name if (folder / name).exists() else Path(name)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Parses a command and runs it; the exit code, as above."""
+    """Parse a command and run it; return the exit code, see the top of this file."""
     _startup.begin()
     try:
-        return _ended(arguments)
+        return _run(arguments)
     finally:
         _startup.end()
 
 
-def _ended(arguments: Sequence[str] | None) -> int:
+def _run(arguments: Sequence[str] | None) -> int:
     try:
         command = tyro.cli(
             Command, args=arguments, prog=PROG, description=__doc__, config=(tyro.conf.FlagCreatePairsOff,)
@@ -200,13 +200,13 @@ def _ended(arguments: Sequence[str] | None) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
-        # Or Python would try once more, and complain, when it closes the output at its end.
+        # Python flushes the output when it ends, which would print another error.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return CLOSED
     except OSError as error:
-        what = "the output" if error.filename is None else printable(str(error.filename))
+        name = "the output" if error.filename is None else printable(str(error.filename))
         with suppress(OSError):
-            print(f"error: {what} cannot be read or written ({error.strerror or error}).", file=sys.stderr)
+            print(f"error: {name} cannot be read or written ({error.strerror or error}).", file=sys.stderr)
         return BAD_INPUT
     return 0
 

@@ -168,13 +168,13 @@ def test_the_folder_of_a_run_with_a_link_is_refused_by_its_name(kind, tmp_path):
     folder = tmp_path / "run"
     (folder / "checkpoints").mkdir(parents=True)
     _files.write_json(folder / folders.CONFIG, {"kind": "run", "seed": 1})
-    assert folders.earlier(folder) == ({"kind": "run", "seed": 1}, None)
+    assert folders.read_run(folder) == ({"kind": "run", "seed": 1}, None)
     if kind == "pipe":
         os.mkfifo(folder / "metrics.json")
     else:
         (folder / ("checkpoints/best" if kind == "deep link" else "figures")).symlink_to(tmp_path)
     with pytest.raises(InputError, match=r"holds (metrics\.json|figures|checkpoints/best), which is a link or no file"):
-        folders.earlier(folder)
+        folders.read_run(folder)
 
 
 def test_a_system_that_cannot_sync_folders_still_writes(tmp_path, monkeypatch):

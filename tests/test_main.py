@@ -72,7 +72,7 @@ def test_two_runs_are_compared_by_name_or_by_path(runs, capsys):
     assert main(["runs", str(runs), "--compare", "a", "b"]) == 0
     assert re.search(r"rmse_best\.test +3\.25 +3 +-0\.25", capsys.readouterr().out)
     assert main(["runs", str(runs), "--compare", "a", "a"]) == 0
-    assert capsys.readouterr().out == "a and a differ in nothing.\n"
+    assert capsys.readouterr().out == "a and a do not differ.\n"
 
 
 @pytest.mark.parametrize(

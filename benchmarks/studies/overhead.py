@@ -43,7 +43,7 @@ def with_checkpoints(setup: Setup, epochs: int, every: float | None) -> Callable
             )
             with checkpoints as keep:
                 began = time.perf_counter()
-                drive(setup.plan, setup.start, setup.train, setup.validation, epochs=epochs, keep=keep)
+                drive(setup.plan, setup.start, setup.train, setup.validation, epochs=epochs, save=keep)
                 return time.perf_counter() - began
 
     return measure

@@ -1,4 +1,4 @@
-"""python -m experiments.cifar10: one run of the experiment."""
+"""The command `python -m experiments.cifar10`: run the experiment once."""
 
 import sys
 

@@ -1,15 +1,15 @@
-"""What is in a picture: CIFAR-10 with ConvNets.
+"""Classify the pictures of CIFAR-10 with ConvNets.
 
     python -m experiments.cifar10 --recipe pooled
 
-The lesson's networks, the first 5,000 training images, 10 epochs; and `strong`, which shows what augmentation,
-BatchNorm and a schedule add.
+The networks of the lesson train on the first 5,000 images for 10 epochs. The recipe `strong` adds augmentation,
+BatchNorm and a schedule of the learning rate.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Literal, NamedTuple
 
@@ -25,18 +25,18 @@ from jaxdl.losses import smoothed_cross_entropy, softmax_cross_entropy
 from jaxdl.metrics import accuracy
 from jaxdl.nn import ModelSpec, build_model, crop, cutout, flip, with_augmentation
 from jaxdl.runs import Experiment, RunFlags, Setup, runner
-from jaxdl.runs.flags import check_flags
+from jaxdl.runs.experiment import with_recipe
 from jaxdl.train import early_stopping
 from jaxdl.types import Array, Dataset
 
 Loss = Callable[[Array, Array], Array]
-MOST_VALIDATION = 5000
-MOST = {"epochs": 10**6, "batch_size": 10**6, "train_size": 10**9, "patience": 10**6, "width": 4096}
-DECAY, SMOOTHING, AVERAGE, RISING = 5e-4, 0.1, 0.99, 0.25  # of the recipe `strong`
+MAX_VALIDATION = 5000
+MAX = {"epochs": 10**6, "batch_size": 10**6, "train_size": 10**9, "patience": 10**6, "width": 4096}
+WEIGHT_DECAY, SMOOTHING, EMA_DECAY, WARMUP = 5e-4, 0.1, 0.99, 0.25  # of the recipe `strong`
 
 
 class Recipe(NamedTuple):
-    """What the lesson does in one of its exercises, or what is done beyond it."""
+    """The settings of an exercise of the lesson, or of a stronger network."""
 
     epochs: int = 10
     batch_size: int = 32
@@ -56,52 +56,55 @@ RECIPES = {
 
 @dataclass(frozen=True)
 class Flags:
-    """What is trained, and on what."""
+    """The flags of the model and of the data."""
 
     recipe: Literal["small", "dense", "pooled", "dropout", "strong"] = "small"
-    """small (two convolutions of 50 kernels); dense (no convolution: layers of 100 and 50); pooled (three convolutions
-    with max pooling, a layer of 50); dropout (the same with dropout after each pooling); strong (a residual network
-    with BatchNorm, changed images, smoothed labels, a one-cycle schedule and averaged weights). They train 10 epochs
-    with 32 images a step by Adam at 0.001, never stop before, and strong 30 epochs with 64 at 0.2 at most."""
+    """The network and its settings, which other flags override.
+    small: two convolutions of 50 kernels;
+    dense: no convolution, hidden layers of 100 and 50 nodes;
+    pooled: three convolutions of 50 kernels with max pooling, a hidden layer of 50 nodes;
+    dropout: pooled with dropout after each pooling;
+    strong: a residual network with BatchNorm, augmentation, label smoothing and averaged weights.
+    The recipe strong trains 30 epochs on batches of 64 images, with a one-cycle learning rate up to 0.2.
+    The others train 10 epochs on batches of 32 images, with Adam at a learning rate of 0.001."""
     data: str = "auto"
-    """auto (the folder in JAXDL_DATA, else the cache, else a download, else simulated), tfds, a folder or an archive
-    with the published files, or simulated[:IMAGES[:SEED]]."""
+    """Source of the data: a folder or an archive with the published files, or one of
+    auto: the folder in the variable JAXDL_DATA, else the cache, else a download, else simulated;
+    tfds: TensorFlow Datasets;
+    simulated[:IMAGES[:SEED]]: simulated pictures."""
     train_size: int = 5000
-    """Train on so many of the training images, the first ones; what is left, 5000 at most, is for validation."""
+    """Number of training images, the first of the file; up to 5000 of the next images are for validation."""
     lesson_split: bool = False
-    """Validate on the test images, as the lesson does; the results then say so."""
+    """Validate on the test images, as the lesson does; a note in the results says so."""
     dropout: float | None = None
-    """The share of numbers that dropout sets to 0, for --recipe dropout; by default 0.2."""
+    """Dropout rate, from 0 to below 1, only with --recipe dropout; by default 0.2."""
     width: int | None = None
-    """Kernels of the first convolution, for --recipe strong; by default 16."""
+    """Kernels of the first convolution, 1 to 4096, only with --recipe strong; by default 16."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the computation; parameters are float32 always."""
+    """Data type of the computation; parameters are always float32."""
 
 
 @dataclass(frozen=True)
 class Config(RunFlags, Flags):
-    """Tells what is in small pictures: cats, ships, horses, ten kinds of things."""
+    """Train a network that classifies small pictures into ten classes, such as cats, ships and horses."""
 
 
 def resolve(config: Config) -> Config:
-    """The configuration with the recipe's values where a flag was left out, checked."""
+    """Return the flags with the recipe's values where they are None. Raises InputError for a flag out of range."""
     recipe = RECIPES[config.recipe]
     for name in ("dropout", "width"):
         if getattr(config, name) is not None and getattr(recipe, name) is None:
-            of = next(other for other, values in RECIPES.items() if getattr(values, name) is not None)
-            raise InputError(f"--{name} must come with --recipe {of}, got --recipe {config.recipe}. Leave it out.")
-    left_out = {name: value for name, value in recipe._asdict().items() if getattr(config, name) is None}
-    config = replace(config, **left_out)
-    for name, most in MOST.items():
+            right = next(other for other, values in RECIPES.items() if getattr(values, name) is not None)
+            raise InputError(f"--{name} must come with --recipe {right}, got --recipe {config.recipe}. Leave it out.")
+    for name, most in MAX.items():
         value = getattr(config, name)
         if value is not None and not 1 <= value <= most:
             raise InputError(f"--{name.replace('_', '-')} must be from 1 to {most}, got {value}.")
-    check_flags(config)
-    return config
+    return with_recipe(config, recipe._asdict())
 
 
 def network(config: Config) -> ModelSpec:
-    """The network of a resolved configuration as data; `strong` predicts twice."""
+    """Return the network; `strong` averages its predictions over a picture and its mirror image."""
     dtype = {"dtype": config.dtype}
     if config.recipe == "strong":
         return ModelSpec("residual_net", {"width": config.width, **dtype}, flip_averaged=True)
@@ -114,28 +117,29 @@ def network(config: Config) -> ModelSpec:
 
 
 def momentum(learning_rate: float) -> optax.GradientTransformation:
-    """Gradient descent with Nesterov's momentum 0.9, and weight decay of the kernels alone."""
+    """Return gradient descent with Nesterov momentum 0.9, and weight decay of the kernels only."""
     kernels = partial(jax.tree.map, lambda leaf: leaf.ndim > 1)
-    decay = optax.add_decayed_weights(DECAY, mask=kernels)
+    decay = optax.add_decayed_weights(WEIGHT_DECAY, mask=kernels)
     return optax.chain(decay, optax.sgd(learning_rate, momentum=0.9, nesterov=True))
 
 
-def divide(config: Config, dataset: ImageData) -> tuple[dict[str, np.ndarray], dict[str, Dataset]]:
-    """The rows of the training files for training and validation, those of the test file, and the three sets of them.
+def split_sets(config: Config, dataset: ImageData) -> tuple[dict[str, np.ndarray], dict[str, Dataset]]:
+    """Return the indices of the three sets in the training and test files, and the sets.
 
-    Raises InputError where the training files have too few images, or a class has none among those to train on.
+    Raises InputError where the training files have too few images, or the training set lacks a class.
     """
     count, size = len(dataset.train.sample_weight), config.train_size
-    left = 0 if config.lesson_split else 1
-    if size > count - left:
-        kept = "" if config.lesson_split else ", so that one is left for validation (or --lesson-split)"
+    needed = 0 if config.lesson_split else 1
+    if size > count - needed:
+        reason = "" if config.lesson_split else ", so that one is left for validation (or --lesson-split)"
         raise InputError(
-            f"--train-size must be at most {count - left} of the {count} training images{kept}, got {size}. Use fewer."
+            f"--train-size must be at most {count - needed} of the {count} training images{reason}, got {size}. "
+            "Use fewer."
         )
-    rest = np.arange(size, min(count, size + MOST_VALIDATION))
+    rest = np.arange(size, min(count, size + MAX_VALIDATION))
     test = np.arange(len(dataset.test.sample_weight))
     rows = {"train": np.arange(size), "validation": test if config.lesson_split else rest, "test": test}
-    # Slices: a copy of the images would double what a run keeps in memory.
+    # Slices, because a copy of the images would double the memory of a run.
     train = jax.tree.map(lambda leaf: leaf[:size], dataset.train)
     validation = dataset.test if config.lesson_split else take(dataset.train, rest)
     missing = set(range(len(dataset.classes))) - set(np.unique(train.targets).tolist())
@@ -148,25 +152,25 @@ def divide(config: Config, dataset: ImageData) -> tuple[dict[str, np.ndarray], d
 
 
 def build(config: Config, dataset: ImageData) -> Setup:
-    """The model, the three sets and how they train; pure."""
+    """Return the setup for flags and data."""
     config = resolve(config)
-    rows, sets = divide(config, dataset)
+    rows, sets = split_sets(config, dataset)
     assert config.epochs is not None and config.batch_size is not None and config.learning_rate is not None
     net, optimizer, rate, ema_decay = network(config), optax.adam, config.learning_rate, None
     model = build_model(net)
     loss: Loss = softmax_cross_entropy
     if config.recipe == "strong":
         model = with_augmentation(model, flip, crop(4), cutout(8))
-        loss, optimizer, ema_decay = smoothed_cross_entropy(SMOOTHING), momentum, AVERAGE
+        loss, optimizer, ema_decay = smoothed_cross_entropy(SMOOTHING), momentum, EMA_DECAY
         steps = config.epochs * -(-len(rows["train"]) // config.batch_size)
-        rate = optax.cosine_onecycle_schedule(steps, config.learning_rate, RISING)
+        rate = optax.cosine_onecycle_schedule(steps, config.learning_rate, WARMUP)
     return Setup(
         sets["train"],
         sets["validation"],
         sets["test"],
         model=model,
         loss=loss,
-        # Injected, so that the learning rate is part of the state and recorded every epoch.
+        # inject_hyperparams keeps the learning rate in the state, so that every epoch records it.
         optimizer=optax.inject_hyperparams(optimizer)(learning_rate=rate),
         metrics=(accuracy,),
         epochs=config.epochs,
@@ -181,13 +185,13 @@ def build(config: Config, dataset: ImageData) -> Setup:
 
 
 def load(config: Config) -> ImageData:
-    """The images that the configuration names."""
+    """Return the images of `--data`."""
     return load_cifar10(config.data)
 
 
 def frozen_flags(config: Config) -> dict[str, str]:
-    """The flags that a run cannot change later beyond those of every run, and why."""
-    return {"epochs": "the cycle of the learning rate is spread over them"} if config.recipe == "strong" else {}
+    """Return the flags that may not change when a run is resumed, with the reasons."""
+    return {"epochs": "the schedule of the learning rate covers them"} if config.recipe == "strong" else {}
 
 
 EXPERIMENT = Experiment(

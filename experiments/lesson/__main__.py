@@ -1,4 +1,4 @@
-"""python -m experiments.lesson: every exercise of the workshop."""
+"""The command `python -m experiments.lesson`: every exercise of the workshop."""
 
 import sys
 

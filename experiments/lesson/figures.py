@@ -1,4 +1,4 @@
-"""The pictures of the lesson."""
+"""The figures of the lesson."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Drawn(NamedTuple):
-    """A figure, and what is said below it."""
+    """A figure with its caption."""
 
     section: str
     name: str  # of its file
@@ -28,45 +28,45 @@ class Drawn(NamedTuple):
 
 
 HISTORIES = {
-    (EXERCISES, "plain"): "Where the training curves fall on and the validation curves turn, the networks overfit.",
-    (SIZES, "10, 5"): "How far a small network can learn the training rows by heart.",
-    (EXERCISES, "early stopping"): "Early stopping ends each run where 10 epochs brought nothing better.",
-    (EXERCISES, "BatchNorm"): "The same with BatchNorm on the inputs: how soon the curves fall, and part.",
+    (EXERCISES, "plain"): "The networks overfit where the training curves still fall and the validation curves rise.",
+    (SIZES, "10, 5"): "A small network overfits its training rows less.",
+    (EXERCISES, "early stopping"): "Early stopping ends each run after 10 epochs without a lower validation loss.",
+    (EXERCISES, "BatchNorm"): "With BatchNorm on the inputs the curves fall earlier, and also separate earlier.",
     (CIFAR10, "dense"): "A network without convolutions, on photographs.",
-    (CIFAR10, "small"): "Two convolutions: how far training and validation part.",
-    (CIFAR10, "pooled"): "Pooling: a seventh of the parameters.",
+    (CIFAR10, "small"): "A network with two convolutions: the distance between training and validation.",
+    (CIFAR10, "pooled"): "A network with pooling, with a seventh of the parameters.",
 }
 
 
 def figures(
-    rows: Sequence[Row], done: Mapping[tuple[str, str], Trained], truth: Mapping[str, Truth], quantity: str
+    rows: Sequence[Row], trained: Mapping[tuple[str, str], Trained], truth: Mapping[str, Truth], quantity: str
 ) -> Iterator[Drawn]:
-    """All figures that the rows and runs allow.
+    """Yield all figures for which there are results.
 
-    done: by section and name. truth: of "numbers" and of "labels". quantity: what is predicted.
+    trained: by section and name. truth: by kind of target, "numbers" and "labels". quantity: the target, for axes.
     """
     for (section, name), caption in HISTORIES.items():
-        if (section, name) in done:
-            row, history, _ = done[section, name]
+        if (section, name) in trained:
+            row, history, _ = trained[section, name]
             metric, unit = ("accuracy", "") if row.unit == "%" else ("rmse", row.unit)
             figure = plots.histories(history, metric, unit=unit, title=f"{name}: {row.what}")
             yield Drawn(section, f"history {name}", caption, figure)
-    if (EXERCISES, "BatchNorm") in done:
-        yield from _predictions(done[EXERCISES, "BatchNorm"], truth["numbers"], quantity)
+    if (EXERCISES, "BatchNorm") in trained:
+        yield from _predictions(trained[EXERCISES, "BatchNorm"], truth["numbers"], quantity)
     sizes = [row for row in rows if row.section == SIZES]
     if sizes:
         yield _sizes(sizes, rows)
     for section, caption in (
         (
             EXERCISES,
-            "Every dot is a seed; the lines need no network. One place and all years have test rows of their own.",
+            "Every dot is a seed; the lines are baselines. One place and all years have their own test rows.",
         ),
-        (NEXT, "The open questions beside the network they change."),
+        (NEXT, "The open questions beside the network that they change."),
         (CIFAR10, "Every dot is a seed."),
     ):
-        yield from _spreads(section, caption, rows)
-    if (BARBECUE, "one place, yes or no") in done:
-        yield from _roc(done[BARBECUE, "one place, yes or no"], truth["labels"])
+        yield from _seeds(section, caption, rows)
+    if (BARBECUE, "one place, yes or no") in trained:
+        yield from _roc(trained[BARBECUE, "one place, yes or no"], truth["labels"])
 
 
 def _sizes(sizes: Sequence[Row], rows: Sequence[Row]) -> Drawn:
@@ -76,7 +76,7 @@ def _sizes(sizes: Sequence[Row], rows: Sequence[Row]) -> Drawn:
     figure = plots.model_size(
         [row.parameters or 1 for row in sizes],
         means,
-        {name: np.nan_to_num(of) for name, of in errors.items()},
+        {name: np.nan_to_num(values) for name, values in errors.items()},
         [row.name for row in sizes],
         recommended=recommended(sizes),
         baselines={} if today is None else {"as today (test)": today},
@@ -85,54 +85,55 @@ def _sizes(sizes: Sequence[Row], rows: Sequence[Row]) -> Drawn:
     return Drawn(SIZES, "sizes", "RMSE against the number of parameters, with the standard error over seeds.", figure)
 
 
-def _spreads(section: str, caption: str, rows: Sequence[Row]) -> Iterator[Drawn]:
-    shown = [row for row in rows if row.section == section and row.seeds]
+def _seeds(section: str, caption: str, rows: Sequence[Row]) -> Iterator[Drawn]:
+    networks = [row for row in rows if row.section == section and row.seeds]
     if section == NEXT:
-        beside = [row for row in rows if row.section == EXERCISES and row.name == "BatchNorm"]
-        # What has other test rows than the network beside it is left to the table.
-        shown = [*beside, *(row for row in shown if "one place" not in row.name)]
-    if not shown:
+        reference = [row for row in rows if row.section == EXERCISES and row.name == "BatchNorm"]
+        # Rows with other test rows than the reference are only in the table.
+        networks = [*reference, *(row for row in networks if "one place" not in row.name)]
+    if not networks:
         return
-    first = shown[0]
-    alone = [row for row in rows if row.section == section and not row.seeds and "," not in row.name]
+    first = networks[0]
+    baselines = [row for row in rows if row.section == section and not row.seeds and "," not in row.name]
     figure = plots.seeds(
-        [row.name for row in shown],
-        [row.values["test"] for row in shown],
-        references=[row.printed.get("test") for row in shown],
+        [row.name for row in networks],
+        [row.values["test"] for row in networks],
+        references=[row.printed.get("test") for row in networks],
         reference_label="printed in the lesson",
-        baselines={row.name: float(row.values["test"][0]) for row in alone},
+        baselines={row.name: float(row.values["test"][0]) for row in baselines},
         quantity=f"test {first.figure} ({first.unit})",
         decimals=1 if first.unit == "%" else 2,
     )
     yield Drawn(section, f"seeds {section}", caption, figure)
 
 
-def _predictions(done: Trained, truth: Truth, quantity: str) -> Iterator[Drawn]:
-    outputs, count = done.outputs["test"][..., 0], len(done.row.seeds)
-    true = truth.test[:, 0]
-    mean = outputs.mean(0)
-    many = {f"mean of {count}": mean} if count > 1 else {}
-    shown = {"one network": outputs[0], **many, "as today": truth.today}
+def _predictions(networks: Trained, truth: Truth, quantity: str) -> Iterator[Drawn]:
+    outputs, count = networks.outputs["test"][..., 0], len(networks.row.seeds)
+    targets = truth.test[:, 0]
+    ensemble = {f"mean of {count}": outputs.mean(0)} if count > 1 else {}
+    predictions = {"one network": outputs[0], **ensemble, "as today": truth.today}
     if np.isfinite(outputs).all():
-        figure = plots.predictions(true, shown, quantity=quantity)
-        yield Drawn(EXERCISES, "predictions", "Predictions for the test rows against the truth.", figure)
-    found = bars(done, truth)
-    if found is None:
+        figure = plots.predictions(targets, predictions, quantity=quantity)
+        yield Drawn(EXERCISES, "predictions", "Predictions for the test rows against the measured values.", figure)
+    error_bars = bars(networks, truth)
+    if error_bars is None:
         return
-    caption = f"How often the truth lies in the intervals of {count} networks; narrow ones hold less than they should."
-    held = {kind: list(shares.values()) for kind, shares in found.held.items()}
-    yield Drawn(NEXT, "coverage", caption, plots.coverage(LEVELS, held, rows=len(true)))
-    caption = "The mean of all networks with calibrated intervals, which should hold 90 % of the test rows."
-    figure = plots.intervals(true, found.mean, found.deviation, level=0.9, quantity=quantity)
+    caption = f"The fraction of test targets in the intervals of {count} networks, against the level of the intervals."
+    coverage = {kind: list(shares.values()) for kind, shares in error_bars.coverage.items()}
+    yield Drawn(NEXT, "coverage", caption, plots.coverage(LEVELS, coverage, rows=len(targets)))
+    caption = (
+        "The mean prediction of all networks, with calibrated intervals that should contain 90 % of the test targets."
+    )
+    figure = plots.intervals(targets, error_bars.mean, error_bars.std, level=0.9, quantity=quantity)
     yield Drawn(NEXT, "intervals", caption, figure)
 
 
-def _roc(done: Trained, truth: Truth) -> Iterator[Drawn]:
-    true, scores = truth.test[:, 0], done.outputs["test"][..., 0]
-    if np.ptp(true) == 0 or not np.isfinite(scores).all():
+def _roc(networks: Trained, truth: Truth) -> Iterator[Drawn]:
+    labels, scores = truth.test[:, 0], networks.outputs["test"][..., 0]
+    if np.ptp(labels) == 0 or not np.isfinite(scores).all():
         return
     today = truth.today > 0.5
-    point = (float(np.mean(today[true < 0.5])), float(np.mean(today[true > 0.5])))
+    point = (float(np.mean(today[labels < 0.5])), float(np.mean(today[labels > 0.5])))
     name = f"mean of {len(scores)} networks" if len(scores) > 1 else "one network"
-    figure = plots.roc({name: roc_curve(scores.mean(0), true)}, {"as today": point})
+    figure = plots.roc({name: roc_curve(scores.mean(0), labels)}, {"as today": point})
     yield Drawn(BARBECUE, "roc", "Tomorrow's barbecue weather, from 9 years of one place.", figure)

@@ -1,4 +1,4 @@
-"""What the lesson finds, with intervals."""
+"""The findings of the lesson as sentences, with their tests."""
 
 from __future__ import annotations
 
@@ -24,40 +24,39 @@ from jaxdl.stats import (
 )
 
 LEVELS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
-RAW, CALIBRATED = "spread of the networks", "calibrated on validation rows"
+RAW, CALIBRATED = "standard deviation of the networks", "calibrated on validation rows"
 
 
 class Bars(NamedTuple):
-    """The mean of many networks on the test rows, with error bars."""
+    """The mean prediction of many networks for the test rows, with error bars."""
 
     mean: np.ndarray  # (rows,)
-    deviation: np.ndarray  # (rows,), calibrated on the validation rows
-    held: dict[str, dict[float, float]]  # by kind of bar and level: the share of the test rows inside
+    std: np.ndarray  # (rows,), calibrated on the validation rows
+    coverage: dict[str, dict[float, float]]  # by kind of bar and level: the fraction of test targets inside
 
 
-def bars(done: Trained, truth: Truth) -> Bars | None:
-    """The error bars of a row's networks; None for a single network, and where one diverged."""
-    validation, test = (done.outputs[name][..., 0].astype(np.float64) for name in ("validation", "test"))
+def bars(networks: Trained, truth: Truth) -> Bars | None:
+    """Return the error bars of a row's networks; None for a single network, or where one diverged."""
+    validation, test = (networks.outputs[name][..., 0].astype(np.float64) for name in ("validation", "test"))
     if len(test) < 2 or not (np.isfinite(validation).all() and np.isfinite(test).all()):
         return None
     fitted = fit_calibration(validation.mean(0), validation.std(0), truth.validation[:, 0])
-    mean, spread, true = test.mean(0), test.std(0), truth.test[:, 0]
-    deviation = calibrated_std(spread, fitted)
-    kinds = {RAW: spread, CALIBRATED: deviation}
-    return Bars(mean, deviation, {name: coverage(mean, of, true, LEVELS) for name, of in kinds.items()})
+    mean, targets = test.mean(0), truth.test[:, 0]
+    stds = {RAW: test.std(0), CALIBRATED: calibrated_std(test.std(0), fitted)}
+    return Bars(mean, stds[CALIBRATED], {name: coverage(mean, std, targets, LEVELS) for name, std in stds.items()})
 
 
-def sentence(found: Bars, count: int) -> str:
-    """What the error bars of `count` networks are worth."""
-    raw, calibrated = (round(100 * found.held[kind][0.9]) for kind in (RAW, CALIBRATED))
+def sentence(intervals: Bars, count: int) -> str:
+    """Return the sentence about the coverage of the error bars of `count` networks."""
+    raw, calibrated = (round(100 * intervals.coverage[kind][0.9]) for kind in (RAW, CALIBRATED))
     return (
-        f"90 % intervals from the spread of {count} networks hold {raw} % of the test rows; calibrated on validation "
-        f"rows, {calibrated} %."
+        f"The 90 % intervals from the standard deviation of {count} networks contain {raw} % of the test targets. "
+        f"After calibration on validation rows they contain {calibrated} %."
     )
 
 
 LEVEL = 0.05
-PAIRS = (  # what is compared, on the test rows
+PAIRS = (  # rows that are compared on the test set
     ("plain", "as today"),
     ("early stopping", "plain"),
     ("BatchNorm", "early stopping"),
@@ -82,7 +81,7 @@ PAIRS = (  # what is compared, on the test rows
 
 
 class Claim(NamedTuple):
-    """Two rows of figures (seeds,), to be compared."""
+    """Two rows of the table that are compared, with their values, (seeds,)."""
 
     section: str
     one: str
@@ -93,29 +92,30 @@ class Claim(NamedTuple):
 
 
 READING = (
-    "What is called better is so on average over seeds, on the same test rows, by a paired t test at 5 %; p values are "
-    "adjusted for the number of comparisons in their section, among the sizes for all pairs (Holm)."
+    '"Better" means: a lower mean error, or a higher mean accuracy, over the seeds on the same test rows, with p below '
+    "0.05 in a paired t test. The p values are adjusted by Holm's method for the number of comparisons in their "
+    "section; for the sizes of networks, for all pairs of sizes."
 )
 SPLIT = (
-    "All seeds share one split of the rows, so the errors are those of initial weights and of the order of rows, not "
-    "those of other rows."
+    "All seeds have the same split of the rows. So the standard errors include the variation of initial weights and "
+    "shuffling, but not that of another split."
 )
 
 
 def findings(rows: Sequence[Row]) -> list[str]:
-    """Sentences about the rows, each with its test, and first how to read them; none where there is no comparison."""
+    """Return sentences about the rows, each with its test, after two that explain them; [] without comparisons."""
     named = {row.name: row for row in rows}
-    said: list[str] = []
+    sentences: list[str] = []
     for section in dict.fromkeys(row.section for row in rows):
         if section == SIZES:
-            said += _sweet_spot([row for row in rows if row.section == SIZES])
+            sentences += _about_sizes([row for row in rows if row.section == SIZES])
             continue
-        claims = [claim for claim in (*_pairs(named), *_rates(named)) if claim.section == section]
+        claims = [claim for claim in (*_pair_claims(named), *_dropout_claims(named)) if claim.section == section]
         tests = [paired_test(*claim.values) for claim in claims]
-        chances = holm([test.p_value for test in tests]) if tests else np.zeros(0)
-        tests = [test._replace(p_value=float(chance)) for test, chance in zip(tests, chances, strict=True)]
-        said += [_sentence(claim, test) for claim, test in zip(claims, tests, strict=True)]
-    return [READING, SPLIT, *said] if said else []
+        p_values = holm([test.p_value for test in tests]) if tests else np.zeros(0)
+        tests = [test._replace(p_value=float(p)) for test, p in zip(tests, p_values, strict=True)]
+        sentences += [_sentence(claim, test) for claim, test in zip(claims, tests, strict=True)]
+    return [READING, SPLIT, *sentences] if sentences else []
 
 
 def _sentence(claim: Claim, test: Comparison) -> str:
@@ -124,71 +124,70 @@ def _sentence(claim: Claim, test: Comparison) -> str:
     return f"{text[0].upper()}{text[1:]}."
 
 
-def _pairs(named: Mapping[str, Row]) -> Iterator[Claim]:
+def _pair_claims(named: Mapping[str, Row]) -> Iterator[Claim]:
     for one, other in PAIRS:
         if one in named and other in named and len(named[one].seeds) > 1:
-            yield _claim(named[one], named[other], "test")
+            yield _claim(named[one], named[other])
 
 
-def _rates(named: Mapping[str, Row]) -> Iterator[Claim]:
+def _dropout_claims(named: Mapping[str, Row]) -> Iterator[Claim]:
     for name, row in named.items():
         if name.startswith("dropout ") and "pooled" in named and len(row.seeds) > 1:
-            yield _claim(row, named["pooled"], "test")
+            yield _claim(row, named["pooled"])
 
 
-def _claim(one: Row, other: Row, which: str) -> Claim:
-    values = one.values[which]
-    beside = np.broadcast_to(other.values[which], values.shape)
-    return Claim(one.section, one.name, other.name, (values, beside), one.unit != "%", one.unit)
+def _claim(one: Row, other: Row) -> Claim:
+    values = one.values["test"]
+    other_values = np.broadcast_to(other.values["test"], values.shape)
+    return Claim(one.section, one.name, other.name, (values, other_values), one.unit != "%", one.unit)
 
 
 def recommended(sizes: Sequence[Row]) -> int | None:
-    """The position of the smallest network within one standard error of the best, on validation rows.
+    """Return the index of the smallest network within one standard error of the best, on validation rows.
 
-    A size of which a seed diverged is left out; None where no other is left, and where one seed shows no error.
+    A size with a diverged seed is excluded. None where no size remains, or a single seed gives no standard error.
     """
-    found = [estimate(row.values["validation"]) for row in sizes]
-    if not np.isfinite([each.error for each in found]).any():
+    estimates = [estimate(row.values["validation"]) for row in sizes]
+    errors = [entry.error for entry in estimates]
+    if not np.isfinite(errors).any():
         return None
-    return one_standard_error(
-        [each.mean for each in found], [each.error for each in found], [row.parameters for row in sizes]
-    )
+    return one_standard_error([entry.mean for entry in estimates], errors, [row.parameters for row in sizes])
 
 
-def _sweet_spot(sizes: Sequence[Row]) -> Iterator[str]:
+def _about_sizes(sizes: Sequence[Row]) -> Iterator[str]:
     if len(sizes[0].seeds) < 2:
         return
-    figures = {row.name: estimate(row.values["validation"]) for row in sizes}
-    if lost := [name for name, found in figures.items() if found.diverged]:
-        yield f"Sizes that cannot be compared, because a seed diverged: {_listed(lost)}."
-    sound = [row for row in sizes if row.name not in lost]
+    estimates = {row.name: estimate(row.values["validation"]) for row in sizes}
+    if diverged := [name for name, entry in estimates.items() if entry.diverged]:
+        yield f"Sizes that cannot be compared, because a seed diverged: {_quoted(diverged)}."
+    finite = [row for row in sizes if row.name not in diverged]
     chosen = recommended(sizes)
-    if chosen is None or len(sound) < 2:
+    if chosen is None or len(finite) < 2:
         return
-    best, small = min(sound, key=lambda row: figures[row.name].mean), sizes[chosen]
-    mean, error = (number(figure, best.unit) for figure in (figures[best.name].mean, figures[best.name].error))
+    best, small = min(finite, key=lambda row: estimates[row.name].mean), sizes[chosen]
+    mean, error = (number(value, best.unit) for value in (estimates[best.name].mean, estimates[best.name].error))
     yield (
-        f'Of {len(sound)} sizes of network, "{best.name}" has the lowest mean {best.figure} on validation rows, '
+        f'Of {len(finite)} sizes of network, "{best.name}" has the lowest mean {best.figure} on validation rows, '
         f'{mean} +- {error} {best.unit}. The smallest within one standard error of it is "{small.name}", with '
         f"{small.parameters:,} parameters."
     )
-    worse = _apart(sound, best.name)
-    alike = [row.name for row in sound if row.name not in (*worse, best.name)]
-    for names, text in ((worse, "Worse than"), (alike, "Not to be told apart from")):
+    worse = _worse_sizes(finite, best.name)
+    similar = [row.name for row in finite if row.name not in (*worse, best.name)]
+    for names, text in ((worse, "Worse than"), (similar, "No significant difference from")):
         if names:
-            yield f'{text} "{best.name}" on validation rows by these seeds: {_listed(names)}.'
+            yield f'{text} "{best.name}" on validation rows: {_quoted(names)}.'
 
 
-def _apart(sizes: Sequence[Row], best: str) -> list[str]:
-    """The sizes that can be told apart from the best.
+def _worse_sizes(sizes: Sequence[Row], best: str) -> list[str]:
+    """Return the sizes that are significantly worse than the best.
 
-    The best is chosen by the same figures that then are compared, so the p values are adjusted for all pairs.
+    The p values are adjusted for all pairs, because the values that are compared also chose the best.
     """
     pairs = list(combinations(sizes, 2))
-    chances = holm([paired_test(one.values["validation"], other.values["validation"]).p_value for one, other in pairs])
-    told = [{one.name, other.name} for (one, other), chance in zip(pairs, chances, strict=True) if chance < LEVEL]
-    return [row.name for row in sizes if row.name != best and {row.name, best} in told]
+    p_values = holm([paired_test(one.values["validation"], other.values["validation"]).p_value for one, other in pairs])
+    significant = [{one.name, other.name} for (one, other), p in zip(pairs, p_values, strict=True) if p < LEVEL]
+    return [row.name for row in sizes if row.name != best and {row.name, best} in significant]
 
 
-def _listed(names: Sequence[str]) -> str:
+def _quoted(names: Sequence[str]) -> str:
     return ", ".join(f'"{name}"' for name in names)

@@ -1,4 +1,4 @@
-"""The page of the lesson."""
+"""The page of the lesson, as HTML."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 STYLE = "\n" + Path(__file__).with_name("page.css").read_text(encoding="utf-8")
 
-DOTS = 2  # of a picture for a pixel of the page: phones and printers show more than a pixel's detail
+DOTS = 2  # pixels of a picture for a pixel of the page, for screens and printers of high resolution
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
@@ -30,16 +30,16 @@ class Picture(NamedTuple):
     """A figure of the page, below the table of its section."""
 
     section: str
-    name: str  # what is seen, in a few words, for those who do not see it
+    name: str  # the alternative text
     caption: str
     png: bytes
 
 
 class Source(NamedTuple):
-    """Where data come from."""
+    """The source of a data set."""
 
     name: str
-    text: str  # whom to cite, and the licence
+    text: str  # the work to cite, and the licence
     link: str = ""
 
 
@@ -59,9 +59,9 @@ SOURCES = (
 
 
 def png(figure: Figure) -> bytes:
-    """A matplotlib Figure as the bytes of a PNG, in the resolution that the page expects."""
+    """Return a figure as PNG, in the resolution of the page."""
     buffer = io.BytesIO()
-    # An inch is 96 pixels of a page.
+    # A page has 96 pixels an inch.
     figure.savefig(buffer, format="png", dpi=96 * DOTS)
     return buffer.getvalue()
 
@@ -79,18 +79,19 @@ def page(
     sources: Sequence[Source] = SOURCES,
     made: str = "",
 ) -> str:
-    """The page, HTML5: notes, contents, findings, a section for each of the rows' and pictures', sources, the command.
+    """Return the page as HTML5: notes, contents, findings, a section for each of the rows and pictures, sources.
 
-    findings: sentences. notes: what must not be overlooked. about: a few sentences by section. lead: below the title.
-    made: with what, and when, the figures were made. All texts are plain; nothing in them is taken for HTML.
-    Raises InputError for rows that do not fit their seeds, for a text about an unknown section, and for pictures that
-    are no PNG.
+    findings: sentences. notes: warnings about the data. about: introductions by section. lead: text below the title.
+    command: repeats the lesson. made: date, versions and machine. All texts are escaped. Raises InputError for rows
+    that do not fit their seeds, for an introduction to an unknown section, and for pictures that are no PNG.
     """
     check(rows)
-    sections = list(dict.fromkeys([row.section for row in in_sections(rows)] + [of.section for of in pictures]))
+    sections = list(
+        dict.fromkeys([row.section for row in in_sections(rows)] + [picture.section for picture in pictures])
+    )
     if unknown := [section for section in about if section not in sections]:
         raise InputError(f"about must name sections of the rows or pictures, got {unknown[0]}. Rename or remove it.")
-    chapters = [("What these figures say", "findings", _findings(findings))] if findings else []
+    chapters = [("Findings", "findings", _findings(findings))] if findings else []
     numbered = list(enumerate(sorted(pictures, key=lambda picture: sections.index(picture.section)), 1))
     for place, section in enumerate(sections, 1):
         body = [f"<p>{_text(about[section])}</p>"] if section in about else []
@@ -98,7 +99,7 @@ def page(
         body += [_figure(picture, place) for place, picture in numbered if picture.section == section]
         chapters.append((section, f"section-{place}", body))
     chapters += [("How to read the tables", "reading", _reading(rows))] if rows else []
-    chapters.append(("Where this comes from", "sources", _sources(sources, command, made)))
+    chapters.append(("Sources", "sources", _sources(sources, command, made)))
     parts = [f"<h1>{_text(title)}</h1>", *(f'<p class="note" role="note">{_text(note)}</p>' for note in notes)]
     parts += [f"<p>{_text(lead)}</p>"] if lead else []
     items = (f'<li><a href="#{anchor}">{_text(name)}</a></li>' for name, anchor, _ in chapters)
@@ -128,35 +129,35 @@ def _findings(findings: Sequence[str]) -> list[str]:
 
 
 def _tables(rows: Sequence[Row]) -> list[str]:
-    """The tables of a section, one for each figure and unit; only the columns that hold something."""
+    """Return the tables of a section, one for each metric and unit, without empty columns."""
     tables = []
-    for figure, unit in dict.fromkeys((row.figure, row.unit) for row in rows):
-        chosen = [row for row in rows if (row.figure, row.unit) == (figure, unit)]
+    for metric, unit in dict.fromkeys((row.figure, row.unit) for row in rows):
+        chosen = [row for row in rows if (row.figure, row.unit) == (metric, unit)]
         columns = [name for name in SETS if any(name in row.values or name in row.printed for row in chosen)]
-        trained = any(row.seeds for row in chosen)
-        names = [*columns, *(("parameters", "epochs", "seeds", "seconds") if trained else ())]
+        has_networks = any(row.seeds for row in chosen)
+        names = [*columns, *(("parameters", "epochs", "seeds", "seconds") if has_networks else ())]
         head = "".join(f'<th scope="col">{name}</th>' for name in ("", *names))
-        caption = _text(f"{figure} in {unit}")
+        caption = _text(f"{metric} in {unit}")
         tables += [
             f'<div class="scroll" role="region" aria-label="{caption}" tabindex="0">',
             f"<table><caption>{caption}</caption>",
             f"<thead><tr>{head}</tr></thead>",
             "<tbody>",
-            *(_line(row, columns, trained) for row in chosen),
+            *(_line(row, columns, has_networks) for row in chosen),
             "</tbody></table></div>",
         ]
     return tables
 
 
-def _line(row: Row, columns: Sequence[str], trained: bool) -> str:
+def _line(row: Row, columns: Sequence[str], has_networks: bool) -> str:
     about = f"<small>{_text(row.what)}</small>" if row.what else ""
     cells = [f'<th scope="row">{_text(row.name)}{about}</th>']
     cells += [f"<td>{_cell(row, name)}</td>" for name in columns]
-    if trained:
+    if has_networks:
         size = "" if row.parameters is None else f"{row.parameters:,}"
-        done = epochs(row).replace(" *", '<span class="star">*</span>')
+        epochs_text = epochs(row).replace(" *", '<span class="star">*</span>')
         seconds = f"{row.seconds:.1f}" if row.seeds else ""
-        cells += [f"<td>{text}</td>" for text in (size, done, len(row.seeds) or "", seconds)]
+        cells += [f"<td>{text}</td>" for text in (size, epochs_text, len(row.seeds) or "", seconds)]
     kind = "network" if row.seeds else "baseline"
     return f'<tr class="{kind}">{"".join(cells)}</tr>'
 
@@ -165,20 +166,20 @@ def _cell(row: Row, name: str) -> str:
     lesson = f"<small>lesson {number(row.printed[name], row.unit)}</small>" if name in row.printed else ""
     if name not in row.values:
         return lesson
-    found = estimate(row.values[name])
-    count = "all " * (found.diverged == len(row.seeds) > 1) + f"{found.diverged} " * (len(row.values[name]) > 1)
-    lost = f'<small class="lost">{count}diverged</small>' if found.diverged else ""
-    if np.isnan(found.mean):
-        return f"{lost}{lesson}"
-    # There even where it is empty, so that the means stand below each other.
-    error = "" if np.isnan(found.error) else f" ± {number(found.error, row.unit)}"
-    return f'{number(found.mean, row.unit)}<span class="error">{error}</span>{lost}{lesson}'
+    mean, error, diverged = estimate(row.values[name])
+    count = "all " * (diverged == len(row.seeds) > 1) + f"{diverged} " * (len(row.values[name]) > 1)
+    note = f'<small class="lost">{count}diverged</small>' if diverged else ""
+    if np.isnan(mean):
+        return f"{note}{lesson}"
+    # An empty span keeps the means aligned.
+    error_text = "" if np.isnan(error) else f" ± {number(error, row.unit)}"
+    return f'{number(mean, row.unit)}<span class="error">{error_text}</span>{note}{lesson}'
 
 
 def _figure(picture: Picture, place: int) -> str:
     if picture.png[:8] != SIGNATURE or len(picture.png) < 24:
         raise InputError(f"the picture {picture.name} must be a PNG, got {picture.png[:8]!r}. Save it as one.")
-    # The size stands in the first 24 bytes (PNG specification, 11.2.2); browsers keep room for it.
+    # The first 24 bytes hold the size (PNG specification, 11.2.2), for which browsers reserve space.
     width, height = (max(1, side // DOTS) for side in struct.unpack(">II", picture.png[16:24]))
     data = base64.b64encode(picture.png).decode("ascii")
     image = f'<img src="data:image/png;base64,{data}" width="{width}" height="{height}" alt="{_text(picture.name)}">'
@@ -187,20 +188,20 @@ def _figure(picture: Picture, place: int) -> str:
 
 def _reading(rows: Sequence[Row]) -> list[str]:
     counts = sorted({len(row.seeds) for row in rows if row.seeds})
-    many = f"{counts[0]} seeds" if len(counts) == 1 else f"{counts[0]} to {counts[-1]} seeds" if counts else "no seeds"
+    seeds = f"{counts[0]} seeds" if len(counts) == 1 else f"{counts[0]} to {counts[-1]} seeds" if counts else "no seeds"
     lines = [
-        f"Every network is trained from {many}. A seed draws the initial weights and the order of the training rows; "
-        "the rows of each set are the same for all.",
-        "A figure is the mean over seeds ± its standard error, the standard deviation over the square root of their "
-        "number. One seed, and a baseline, which has none, show no error. Seconds are those that all seeds of a row "
-        "took to train, without compilation.",
+        f"Every network is trained with {seeds}. The seed determines the initial weights and the shuffling. The rows "
+        "of each set are the same for all seeds.",
+        "A value is the mean over the seeds ± its standard error: the standard deviation divided by the square root of "
+        "the number of seeds. A single seed and a baseline have no standard error. The column seconds is the training "
+        "time of all seeds of a row, without compilation.",
     ]
     if any(row.printed for row in rows):
-        lines.append("“Lesson” is the figure that the lesson itself prints, of a single run.")
+        lines.append("“Lesson” is the value of a single run, as the lesson prints it.")
     if any(row.best for row in rows):
-        lines.append("A * at the epochs says that the weights of the best epoch are measured, not those of the last.")
+        lines.append("A * at the epochs means: the values are those of the best epoch, not of the last.")
     if any(estimate(values).diverged for row in rows for values in row.values.values()):
-        lines.append("A seed has diverged where its figure is no finite number; the means are those of the others.")
+        lines.append("A seed has diverged where its value is NaN or infinite. The means are those of the other seeds.")
     return [f"<p>{_text(line)}</p>" for line in lines]
 
 
@@ -210,5 +211,5 @@ def _sources(sources: Sequence[Source], command: str, made: str) -> list[str]:
         link = f' <a href="{_text(source.link)}">{_text(source.link)}</a>' if source.link else ""
         lines.append(f"<dt>{_text(source.name)}</dt><dd>{_text(source.text)}{link}</dd>")
     lines += ["</dl>"] if sources else []
-    again = "<p>This command makes all figures, and this page, anew:</p>"
-    return [*lines, again, f"<pre><code>{_text(command)}</code></pre>", *([f"<p>{_text(made)}</p>"] if made else [])]
+    text = "<p>This command repeats the lesson and writes this page:</p>"
+    return [*lines, text, f"<pre><code>{_text(command)}</code></pre>", *([f"<p>{_text(made)}</p>"] if made else [])]

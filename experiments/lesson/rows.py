@@ -1,4 +1,4 @@
-"""The lesson's figures as rows: how well something does over many seeds, as a table for people and for pandas."""
+"""The results of the lesson as rows of a table, each with the values of many seeds."""
 
 from __future__ import annotations
 
@@ -26,31 +26,31 @@ NOTHING_PRINTED: Mapping[str, float] = MappingProxyType({})
 
 
 class Row(NamedTuple):
-    """One network, trained from many seeds, or one baseline; all its figures are in its unit, so 48.8 for 48.8 %."""
+    """A network that is trained with many seeds, or a baseline. Its values are in its unit: 48.8 for 48.8 %."""
 
     section: str  # such as "Next steps"
     name: str  # such as "early stopping"
-    what: str  # in a few words: "100, 50 nodes, until 10 epochs bring nothing better"
-    figure: str  # "RMSE" or "accuracy"
+    what: str  # a description: "100, 50 nodes, stops after 10 epochs without improvement"
+    figure: str  # the metric, "RMSE" or "accuracy"
     unit: str  # "hours" or "%"
     parameters: int | None
-    seeds: tuple[int, ...]  # () for a baseline, which has none: then there is one number a set
-    values: Mapping[str, np.ndarray]  # of "train", "validation", "test", or some of them: (seeds,) floats
-    epochs: np.ndarray = NO_EPOCHS  # (seeds,) ints, as many as were trained; (0,) for a baseline
-    seconds: float = 0.0  # that all seeds took together
-    printed: Mapping[str, float] = NOTHING_PRINTED  # what the lesson itself prints for a set
-    best: bool = False  # whether the figures are those of the best epoch's weights, else of the last
+    seeds: tuple[int, ...]  # () for a baseline, which has one value for a set
+    values: Mapping[str, np.ndarray]  # by set, of which some may be missing: (seeds,) floats
+    epochs: np.ndarray = NO_EPOCHS  # (seeds,) ints, the number trained; (0,) for a baseline
+    seconds: float = 0.0  # training time of all seeds
+    printed: Mapping[str, float] = NOTHING_PRINTED  # by set: the value that the lesson prints
+    best: bool = False  # whether the values are those of the best epoch, instead of the last
 
 
 class Estimate(NamedTuple):
-    """What the seeds say together."""
+    """The mean over the seeds."""
 
-    mean: float  # of the seeds that ended with a number; nan where none did
-    error: float  # the mean's standard error, sd / sqrt(n), the sd's divisor n - 1; nan for fewer than two seeds
-    diverged: int  # seeds that ended with nan or infinity, which are left out of both
+    mean: float  # of the finite values; nan without any
+    error: float  # standard error of the mean, std / sqrt(n) with the std's divisor n - 1; nan for fewer than two seeds
+    diverged: int  # number of values that are nan or infinite
 
     def text(self, unit: str) -> str:
-        """In words: "3.49 +- 0.04"; a seed that diverged is counted, on a line of its own."""
+        """Return a text such as "3.49 +- 0.04", with the number of diverged seeds on a line of its own."""
         if math.isnan(self.mean):
             return "diverged" if self.diverged < 2 else f"all {self.diverged} diverged"
         error = "" if math.isnan(self.error) else f" +- {number(self.error, unit)}"
@@ -58,12 +58,12 @@ class Estimate(NamedTuple):
 
 
 def number(value: float, unit: str) -> str:
-    """A figure with as many decimals as its unit bears."""
+    """Return a value with the decimals of its unit."""
     return f"{value:.{DECIMALS.get(unit, 3)}f}"
 
 
 def estimate(values: Any) -> Estimate:
-    """Mean and standard error of (seeds,) figures."""
+    """Return the mean and its standard error of values, (seeds,)."""
     values = np.asarray(values, np.float64)
     finite = values[np.isfinite(values)]
     mean = float(finite.mean()) if finite.size else math.nan
@@ -72,7 +72,7 @@ def estimate(values: Any) -> Estimate:
 
 
 def check(rows: Sequence[Row]) -> None:
-    """Raises InputError for a row whose sets, figures and epochs do not fit its seeds."""
+    """Raise InputError for a row whose sets, values and epochs do not fit its seeds."""
     for row in rows:
         for name in (*row.values, *row.printed):
             if name not in SETS:
@@ -81,23 +81,23 @@ def check(rows: Sequence[Row]) -> None:
         for name, values in row.values.items():
             if np.shape(values) != (count,):
                 raise InputError(
-                    f"{row.name} must have one {name} figure for each of its seeds, ({count},), got "
-                    f"{np.shape(values)}. Give as many as seeds."
+                    f"{row.name} must have one {name} value for each of its seeds, ({count},), got "
+                    f"{np.shape(values)}. Give one value for each seed."
                 )
         if np.shape(row.epochs) not in ((len(row.seeds),), (0,)):
             raise InputError(
                 f"{row.name} must have the epochs of each of its {len(row.seeds)} seeds, got {np.shape(row.epochs)}. "
-                f"Give as many as seeds."
+                "Give one number for each seed."
             )
 
 
 def as_frame(rows: Sequence[Row]) -> pd.DataFrame:
-    """A line a row: its means and standard errors, and what the lesson prints; empty where there is no such figure.
+    """Return a line for each row: means, standard errors, and the values that the lesson prints; nan where missing.
 
-    diverged: the seeds that ended, in any set, with nan or infinity; the means of that set are without them.
+    The column diverged counts the seeds with a value of nan or infinity in any set; the means exclude these values.
     Raises InputError for rows that do not fit their seeds.
     """
-    # Imported here: it is needed only where a table is written.
+    # Imported here, because only the tables need pandas.
     import pandas as pd
 
     check(rows)
@@ -105,8 +105,8 @@ def as_frame(rows: Sequence[Row]) -> pd.DataFrame:
     for row in rows:
         line = {**_about(row), "seeds": len(row.seeds), "diverged": _diverged(row)}
         for name in SETS:
-            found = estimate(row.values.get(name, ()))
-            line |= {f"{name}_mean": found.mean, f"{name}_error": found.error}
+            mean, error, _ = estimate(row.values.get(name, ()))
+            line |= {f"{name}_mean": mean, f"{name}_error": error}
         line |= {
             "epochs_mean": np.mean(row.epochs) if len(row.epochs) else math.nan,
             "best_epoch": row.best,
@@ -117,13 +117,13 @@ def as_frame(rows: Sequence[Row]) -> pd.DataFrame:
 
 
 def as_records(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """The lines of `as_frame` as plain values; None where there is no such figure."""
+    """Return the lines of `as_frame` as JSON values, with None where a value is missing."""
     records: list[dict[str, Any]] = json.loads(as_frame(rows).to_json(orient="records"))
     return records
 
 
 def as_seeds(rows: Sequence[Row]) -> pd.DataFrame:
-    """A line a row and seed, with the seed's own figures; baselines have one line, without a seed.
+    """Return a line for each row and seed with the values of the seed; a baseline has one line without a seed.
 
     Raises InputError for rows that do not fit their seeds.
     """
@@ -140,44 +140,44 @@ def as_seeds(rows: Sequence[Row]) -> pd.DataFrame:
 
 
 def table(rows: Sequence[Row], title: str = "") -> Table:
-    """The rows for a rich console of 80 columns, in their sections, beside what the lesson prints.
+    """Return the rows as a table of rich in 80 columns, by sections, with the values that the lesson prints.
 
     Raises InputError for rows that do not fit their seeds.
     """
     check(rows)
     best = any(row.best for row in rows)
-    caption = "+- is the standard error of the mean over seeds." + " * of the best epoch's weights." * best
-    # No lines between columns: names need their room.
-    shown = Table(title=escape(title) or None, caption=caption, box=SIMPLE_HEAD, title_style="bold")
-    shown.title_justify = shown.caption_justify = "left"
-    shown.collapse_padding, shown.pad_edge, shown.show_edge = True, False, False
-    shown.add_column("")
+    caption = "+- is the standard error of the mean over seeds." + " * at the best epoch." * best
+    # Without lines between columns, because the names are long.
+    result = Table(title=escape(title) or None, caption=caption, box=SIMPLE_HEAD, title_style="bold")
+    result.title_justify = result.caption_justify = "left"
+    result.collapse_padding, result.pad_edge, result.show_edge = True, False, False
+    result.add_column("")
     for name in ("para-\nmeters", "epochs", *SETS):
-        shown.add_column(name, justify="right", no_wrap=True)
+        result.add_column(name, justify="right", no_wrap=True)
     previous: tuple[str, ...] = ()
     for row in in_sections(rows):
         if (row.section, row.figure, row.unit) != previous:
             previous = (row.section, row.figure, row.unit)
-            shown.add_section()
-            shown.add_row(f"[bold]{escape(row.section)}[/bold]\n{escape(row.figure)} in {escape(row.unit)}")
+            result.add_section()
+            result.add_row(f"[bold]{escape(row.section)}[/bold]\n{escape(row.figure)} in {escape(row.unit)}")
         size = "" if row.parameters is None else f"{row.parameters:,}"
-        shown.add_row(escape(row.name), size, epochs(row), *(_cell(row, name) for name in SETS))
-    return shown
+        result.add_row(escape(row.name), size, epochs(row), *(_cell(row, name) for name in SETS))
+    return result
 
 
 def _cell(row: Row, name: str) -> str:
-    found = estimate(row.values[name]).text(row.unit) if name in row.values else ""
-    return f"{found}\n[dim]lesson {number(row.printed[name], row.unit)}[/dim]" if name in row.printed else found
+    text = estimate(row.values[name]).text(row.unit) if name in row.values else ""
+    return f"{text}\n[dim]lesson {number(row.printed[name], row.unit)}[/dim]" if name in row.printed else text
 
 
 def in_sections(rows: Sequence[Row]) -> list[Row]:
-    """The rows with those of a section side by side; sections, and the rows of each, in the order they came in."""
+    """Return the rows grouped by section; sections, and the rows of a section, keep their order."""
     order = {section: place for place, section in enumerate(dict.fromkeys(row.section for row in rows))}
     return sorted(rows, key=lambda row: order[row.section])
 
 
 def epochs(row: Row) -> str:
-    """The epochs of a row's seeds, on average where they differ; with a star where the best of them is measured."""
+    """Return the mean number of epochs as text, with a star where the values are those of the best epoch."""
     if not len(row.epochs):
         return ""
     mean = f"{np.mean(row.epochs):.{0 if np.ptp(row.epochs) == 0 else 1}f}"

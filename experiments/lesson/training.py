@@ -1,4 +1,4 @@
-"""The training runs of the lesson, and where they are kept."""
+"""The training runs of the lesson and their files."""
 
 from __future__ import annotations
 
@@ -17,10 +17,12 @@ import optax
 from jax import lax
 
 from experiments.lesson.rows import Row
+from jaxdl._environment import compile_clock
+from jaxdl._files import atomic_write, open_regular
+from jaxdl._jit import jit
 from jaxdl.ensembles import evaluate_members, fit_seeds
 from jaxdl.ensembles.members import Method
 from jaxdl.errors import InputError
-from jaxdl.runs.environment import atomic_write, compile_clock, jit, open_regular
 from jaxdl.train import early_stopping
 from jaxdl.train.evaluate import predict
 from jaxdl.types import Array, Dataset, Loss, Metric, Model, Variables
@@ -30,12 +32,12 @@ if TYPE_CHECKING:
 
 
 class Task(NamedTuple):
-    """What a row is about: a network and its rows of data."""
+    """A network and its data."""
 
     model: Model
     loss: Loss
     metrics: tuple[Metric, ...]
-    sets: dict[str, Dataset]  # of train, validation and test
+    sets: dict[str, Dataset]  # train, validation and test
     epochs: int
     patience: int | None = None
     batch_size: int = 32
@@ -43,23 +45,23 @@ class Task(NamedTuple):
 
 
 class Trained(NamedTuple):
-    """What the seeds of a row leave."""
+    """The networks of a row, one for each seed."""
 
     row: Row
-    history: pd.DataFrame  # columns member, epoch, and the figures
-    outputs: Mapping[str, np.ndarray]  # of the validation and the test rows, (seeds, rows, outputs)
+    history: pd.DataFrame  # columns member, epoch, and the metrics
+    outputs: Mapping[str, np.ndarray]  # by set, validation and test: (seeds, rows, outputs)
 
 
-def trained(row: Row, task: Task) -> Trained:
-    """The row with its figures, those of the last epoch's weights, from all its seeds at once."""
-    with compile_clock() as compiling, warnings.catch_warnings():
-        # The lesson uses the last weights alone.
+def train(row: Row, task: Task) -> Trained:
+    """Train the networks of all seeds of a row; return them with the metrics of their final variables."""
+    with compile_clock() as compiled, warnings.catch_warnings():
+        # The lesson uses the final variables only.
         warnings.filterwarnings("ignore", message="no epoch of members")
-        began = time.perf_counter()
+        start = time.perf_counter()
         runs = fit_seeds(
             task.model,
             task.loss,
-            # Not the experiments' flat Adam: of many members it copies every parameter several times a step.
+            # The flat Adam of the experiments copies every parameter several times a step under vmap.
             optax.adam(1e-3),
             task.sets["train"],
             task.sets["validation"],
@@ -70,47 +72,47 @@ def trained(row: Row, task: Task) -> Trained:
             early_stopping=early_stopping("val_loss", patience=task.patience),
             method=task.method,
         )
-        seconds = time.perf_counter() - began - compiling()
+        seconds = time.perf_counter() - start - compiled()
     epochs = runs.history.groupby("member")["epoch"].max().to_numpy()
-    return measured(row._replace(epochs=epochs, seconds=seconds), task, runs.history, runs.final)
+    return evaluate(row._replace(epochs=epochs, seconds=seconds), task, runs.history, runs.final)
 
 
-def measured(row: Row, task: Task, history: pd.DataFrame, final: Variables) -> Trained:
-    """The row with the figures of its networks' last weights, of leaves (seeds, ...), in its unit."""
-    figures, outputs = _measure(final, task.sets, model=task.model, loss=task.loss, metrics=task.metrics)
+def evaluate(row: Row, task: Task, history: pd.DataFrame, final: Variables) -> Trained:
+    """Return the networks of a row with the metrics of their final variables, of leaves (seeds, ...)."""
+    metrics, outputs = _evaluate(final, task.sets, model=task.model, loss=task.loss, metrics=task.metrics)
     scale = 100 if row.unit == "%" else 1
-    values = {name: scale * np.asarray(of[row.figure.lower()], np.float64) for name, of in figures.items()}
+    values = {name: scale * np.asarray(entry[row.figure.lower()], np.float64) for name, entry in metrics.items()}
     parameters = sum(leaf.size for leaf in jax.tree.leaves(final.params)) // len(row.seeds)
     row = row._replace(values=values, parameters=parameters)
-    return Trained(row, history, {name: np.asarray(of) for name, of in outputs.items()})
+    return Trained(row, history, {name: np.asarray(array) for name, array in outputs.items()})
 
 
 @partial(jit, static_argnames=("model", "loss", "metrics"))
-def _measure(
+def _evaluate(
     variables: Variables, sets: dict[str, Dataset], *, model: Model, loss: Loss, metrics: tuple[Metric, ...]
 ) -> tuple[dict[str, dict[str, Array]], dict[str, Array]]:
-    # One program for all of it: to compile several would take longer than to run them.
-    figures = {name: evaluate_members(model, variables, rows, loss, metrics=metrics) for name, rows in sets.items()}
-    told = {name: rows for name, rows in sets.items() if name != "train"}
-    return figures, {
+    # One compiled function for all sets: compiling takes longer than running.
+    values = {name: evaluate_members(model, variables, rows, loss, metrics=metrics) for name, rows in sets.items()}
+    return values, {
         name: lax.map(lambda one, inputs=rows.inputs: predict(model, one, inputs), variables)
-        for name, rows in told.items()
+        for name, rows in sets.items()
+        if name != "train"
     }
 
 
-LARGEST = 1 << 30  # bytes of what a row unpacks to; a real one has some thousands
+MAX_BYTES = 1 << 30  # of an unpacked file; a real one has some thousands
 ARRAYS = ("values", "outputs", "history")
 
 
-def save(folder: Path, done: Trained) -> None:
-    """Writes what a row's seeds left, whole or not at all."""
-    row, path = done.row, _path(folder, done.row.section, done.row.name)
+def save(folder: Path, networks: Trained) -> None:
+    """Write the results of a row's networks into a file, whole or not at all."""
+    row, path = networks.row, _path(folder, networks.row.section, networks.row.name)
     plain = {"seeds": list(row.seeds), "printed": dict(row.printed)}
     about = row._replace(values={}, epochs=None)._asdict() | plain  # type: ignore[arg-type]
-    history = {str(name): column.to_numpy() for name, column in done.history.items()}
-    arrays = {"values": row.values, "outputs": done.outputs, "history": history}
-    named: dict[str, Any] = {f"{kind}/{name}": array for kind, of in arrays.items() for name, array in of.items()}
-    # A zip file checks what it holds, but not that its list of contents is whole.
+    history = {str(name): column.to_numpy() for name, column in networks.history.items()}
+    arrays = {"values": row.values, "outputs": networks.outputs, "history": history}
+    named: dict[str, Any] = {f"{kind}/{name}": array for kind, group in arrays.items() for name, array in group.items()}
+    # A zip file has checksums of its entries, but not of its directory.
     about["arrays"] = list(named)
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as file:
@@ -118,20 +120,17 @@ def save(folder: Path, done: Trained) -> None:
 
 
 def load(folder: Path, section: str, name: str) -> Trained | None:
-    """What a row's seeds left; None where they have not finished.
-
-    Raises InputError for a file that is damaged.
-    """
+    """Return the results of a row's networks; None where there is no file. Raises InputError for a damaged file."""
     import pandas as pd
 
     path = _path(folder, section, name)
     if not path.exists():
         return None
     try:
-        # numpy leaves a damaged file open.
+        # NumPy does not close a damaged file.
         with open_regular(path) as opened, np.load(opened) as file:
             unpacked = sum(entry.file_size for entry in file.zip.infolist())
-            if unpacked > LARGEST:
+            if unpacked > MAX_BYTES:
                 raise ValueError(f"it unpacks to {unpacked:,} bytes")
             about: dict[str, Any] = json.loads(str(file["about"]))
             if (about["section"], about["name"]) != (section, name):
@@ -146,7 +145,9 @@ def load(folder: Path, section: str, name: str) -> Trained | None:
             fields = about | {"seeds": tuple(about["seeds"]), "values": parts["values"], "epochs": file["epochs"]}
             return Trained(Row(**fields), pd.DataFrame(parts["history"]), parts["outputs"])
     except Exception as error:  # Whatever numpy and zipfile raise.
-        raise InputError(f"{path} is damaged ({error}). Remove it, and its row is trained anew.") from error
+        raise InputError(
+            f"{path} is damaged ({error}). Remove it; the same command then trains its row again."
+        ) from error
 
 
 def _path(folder: Path, section: str, name: str) -> Path:
@@ -154,7 +155,7 @@ def _path(folder: Path, section: str, name: str) -> Path:
 
 
 class Truth(NamedTuple):
-    """What the networks of an exercise were to tell."""
+    """The targets of an exercise."""
 
     validation: np.ndarray  # (rows, 1)
     test: np.ndarray  # (rows, 1)

@@ -1,4 +1,4 @@
-"""python -m experiments.weather: one run of the experiment."""
+"""The command `python -m experiments.weather`: run the experiment once."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Other views of the weather rows: what the lesson leaves as questions at its end."""
+"""Changes of the weather data for the open questions of the lesson."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from jaxdl.types import Dataset
 
 
 def first_days(dataset: WeatherData, days: int | None) -> WeatherData:
-    """The first rows of a data set, so many at most; None for all."""
+    """Return the first `days` rows of the weather; None for all."""
     noise = None if dataset.noise is None else dataset.noise[:days]
     rows, today = dataset.rows[:days], dataset.today[:days]
     examples = take(dataset.data, np.arange(len(rows)))
@@ -21,25 +21,22 @@ def first_days(dataset: WeatherData, days: int | None) -> WeatherData:
 
 
 def of_place(dataset: WeatherData, place: str) -> WeatherData:
-    """The rows with the columns of one place alone.
-
-    Raises InputError where there is no such place.
-    """
-    kept = [number for number, column in enumerate(dataset.columns) if place_of(column) == place]
-    if not kept:
+    """Return the weather with the columns of one place. Raises InputError for an unknown place."""
+    chosen = [number for number, column in enumerate(dataset.columns) if place_of(column) == place]
+    if not chosen:
         known = ", ".join(sorted({place_of(column) for column in dataset.columns}))
         raise InputError(f"{dataset.name} has no place {place}. It has {known}.")
-    inputs: Any = np.asarray(dataset.data.inputs)[:, kept]
-    columns = tuple(dataset.columns[number] for number in kept)
-    # The noise is what the columns of the target's own place leave open.
+    inputs: Any = np.asarray(dataset.data.inputs)[:, chosen]
+    columns = tuple(dataset.columns[number] for number in chosen)
+    # The noise is known only for inputs of the target's own place.
     noise = dataset.noise if place == place_of(TARGET) else None
     return dataset._replace(data=dataset.data._replace(inputs=inputs), columns=columns, noise=noise)
 
 
 def with_month(dataset: WeatherData) -> WeatherData:
-    """The rows with their day's month as two more columns, its sine and cosine on the circle of the year.
+    """Return the weather with the month as two more columns, its sine and cosine.
 
-    On the circle December is next to January, which the bare number would put furthest apart.
+    Sine and cosine place December next to January, unlike the number of the month.
     """
     months = np.array(dataset.rows, "datetime64[M]").astype(int) % 12
     angles = 2 * np.pi * months / 12
@@ -47,10 +44,9 @@ def with_month(dataset: WeatherData) -> WeatherData:
 
 
 def with_last_days(dataset: WeatherData, days: int) -> WeatherData:
-    """The rows with the inputs of the days before beside the day's own, `days` in all; no row is lost.
+    """Return the weather with the inputs of the last `days` days, the day itself included, for every row.
 
-    The first days of the table have fewer before them: there the table's first day stands for what is missing. Raises
-    InputError for fewer than one day.
+    Before the first day of the table, its inputs are repeated. Raises InputError for fewer than one day.
     """
     if days < 1:
         raise InputError(f"days must be at least 1, got {days}.")
@@ -64,14 +60,14 @@ def with_last_days(dataset: WeatherData, days: int) -> WeatherData:
 
 
 def oversampled(rows: Dataset, width: float = 2.0, seed: int = 0) -> Dataset:
-    """As many rows, drawn with replacement so that targets of every `width` hours come equally often.
+    """Return a sample of the same size, with replacement, in which each interval of targets is equally frequent.
 
-    It is for training rows alone: validation and test must keep the days as they come.
+    width: of the intervals, in hours. For training rows only: validation and test need the true frequencies.
     """
     bins = np.floor(np.asarray(rows.targets)[:, 0] / width).astype(int)
-    _, place, counts = np.unique(bins, return_inverse=True, return_counts=True)
-    chances = 1 / (len(counts) * counts[place])
-    return take(rows, np.random.default_rng(seed).choice(len(bins), len(bins), p=chances))
+    _, index, counts = np.unique(bins, return_inverse=True, return_counts=True)
+    probabilities = 1 / (len(counts) * counts[index])
+    return take(rows, np.random.default_rng(seed).choice(len(bins), len(bins), p=probabilities))
 
 
 def _with_columns(dataset: WeatherData, columns: tuple[str, ...], values: Any) -> WeatherData:

@@ -1,4 +1,4 @@
-"""What a weather run says: its figures beside the baselines', tables and pictures."""
+"""The reports of a weather run: metrics beside those of baselines, tables and figures."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from jaxdl.baselines import climatology, moving_average, ridge, root_mean_square
 from jaxdl.datasets import WeatherData, place_of, terms_of
 from jaxdl.plots import residuals
 from jaxdl.runs import Setup, experiment
-from jaxdl.runs.experiment import short
+from jaxdl.runs.experiment import count_rows, evaluate_sets, metrics_table, result_labels
+from jaxdl.runs.folders import short_source
+from jaxdl.runs.tables import number
 from jaxdl.saving import OutputSpec
 from jaxdl.stats import rmse_standard_error
-from jaxdl.train.evaluate import evaluate as evaluate_dataset
 from jaxdl.train.evaluate import predict
 from jaxdl.train.fit import as_table
 from jaxdl.types import SETS, RunState, Variables
@@ -25,9 +26,9 @@ if TYPE_CHECKING:
 
 
 LIMITS = (
-    "It has learnt from days of {first} to {last} {where}, and was judged on days between them that it had "
-    "not seen. What it says of other years, a changed climate or other instruments is not known. It knows what was "
-    "measured on one day and no more: do not put it in the place of a weather service."
+    "The model was trained on days from {first} to {last} {where}, and tested on other days of the same years. Its "
+    "quality in other years, in a changed climate or with other instruments is not known. Its inputs are the "
+    "measurements of one day: do not use it in the place of a weather service."
 )
 DAYS = 7  # of the baseline that averages the last days
 PENALTIES = (0.1, 1.0, 10.0, 100.0, 1000.0)
@@ -40,9 +41,9 @@ NAMES = {
 
 
 def baselines(dataset: WeatherData, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Predictions for the test rows, (rows,), of the methods that a network must beat.
+    """Return the predictions of the baselines for the test rows, (test rows,), by name.
 
-    The penalty of the ridge regression is the one that does best on the validation rows.
+    The penalty of the ridge regression is the one with the lowest error on the validation rows.
     """
     inputs, targets = dataset.data.inputs, np.asarray(dataset.data.targets[:, 0], np.float64)
     today = np.asarray(dataset.today, np.float64)
@@ -50,8 +51,8 @@ def baselines(dataset: WeatherData, rows: dict[str, np.ndarray]) -> dict[str, np
     months = tomorrow.astype("datetime64[M]").astype(int) % 12 + 1
     train, validation, test = (rows[name] for name in SETS)
 
-    def regression(penalty: float, wanted: np.ndarray) -> np.ndarray:
-        return ridge(inputs[train], targets[train], inputs[wanted], penalty)
+    def regression(penalty: float, chosen: np.ndarray) -> np.ndarray:
+        return ridge(inputs[train], targets[train], inputs[chosen], penalty)
 
     best = min(PENALTIES, key=lambda penalty: root_mean_square(regression(penalty, validation) - targets[validation]))
     return {
@@ -63,34 +64,28 @@ def baselines(dataset: WeatherData, rows: dict[str, np.ndarray]) -> dict[str, np
 
 
 def evaluate(setup: Setup, run_state: RunState) -> dict[str, Any]:
-    """The entries of metrics.json that say how well the run went."""
+    """Return the entries of metrics.json about the quality of the model and of the baselines."""
 
-    def figures(variables: Variables) -> dict[str, float]:
-        return {
-            n: float(evaluate_dataset(setup.model, variables, setup.sets[n], setup.loss, metrics=setup.metrics)["rmse"])
-            for n in SETS
-        }
-
-    def missed(variables: Variables) -> np.ndarray:
+    def test_error(variables: Variables) -> float:
         test = setup.sets["test"]
-        return np.asarray(predict(setup.plan.model, variables, test.inputs) - test.targets)
+        return rmse_standard_error(np.asarray(predict(setup.plan.model, variables, test.inputs) - test.targets))
 
-    true = setup.dataset.data.targets[setup.rows["test"], 0]
-    simple = baselines(setup.dataset, setup.rows)
-    misses = {name: guess - true for name, guess in simple.items()}
+    targets = setup.dataset.data.targets[setup.rows["test"], 0]
+    errors = {name: outputs - targets for name, outputs in baselines(setup.dataset, setup.rows).items()}
     final, best = run_state.train_state.variables, run_state.best
     return {
         "baselines": {
-            n: {"test_rmse": root_mean_square(m), "test_rmse_error": rmse_standard_error(m)} for n, m in misses.items()
+            name: {"test_rmse": root_mean_square(error), "test_rmse_error": rmse_standard_error(error)}
+            for name, error in errors.items()
         },
-        "rmse": figures(final),
-        "rmse_best": figures(best),
-        "test_errors": {"rmse": rmse_standard_error(missed(final)), "rmse_best": rmse_standard_error(missed(best))},
+        "rmse": evaluate_sets(setup, final)["rmse"],
+        "rmse_best": evaluate_sets(setup, best)["rmse"],
+        "test_errors": {"rmse": test_error(final), "rmse_best": test_error(best)},
     }
 
 
 def describe_data(setup: Setup) -> dict[str, Any]:
-    """The data set in metrics.json and config.json."""
+    """Return the entry "dataset" of metrics.json and config.json."""
     dataset, rows = setup.dataset, setup.rows
     entry: dict[str, Any] = {
         "name": dataset.name,
@@ -106,71 +101,62 @@ def describe_data(setup: Setup) -> dict[str, Any]:
 
 
 def model_card(setup: Setup) -> dict[str, Any]:
-    """What it takes to use the model, in config.json."""
-    return experiment.model_card(
+    """Return the entries of config.json that describe the model."""
+    return card_of(
         setup,
         OutputSpec(("sunshine_hours",), unit="hours"),
         title="Tomorrow's sunshine hours in Basel",
-        predicts=f"How long the sun will shine in Basel tomorrow, from what was measured {where(setup.dataset)} today.",
-        limits=limits(setup.dataset),
-        terms=terms(setup.dataset),
-        columns=setup.dataset.columns,
+        predicts=f"Tomorrow's hours of sunshine in Basel, from today's measurements {location(setup.dataset)}.",
     )
 
 
-def terms(dataset: WeatherData) -> dict[str, Any]:
-    """Where the data come from, and what may be done with them."""
-    return terms_of(dataset.name, dataset.source)._asdict()
+def card_of(setup: Setup, outputs: OutputSpec, *, title: str, predicts: str) -> dict[str, Any]:
+    """Return the model card of a weather model, with the limits and terms of the data."""
+    dataset, where = setup.dataset, location(setup.dataset)
+    return experiment.model_card(
+        setup,
+        outputs,
+        title=title,
+        predicts=predicts,
+        limits=LIMITS.format(first=dataset.rows[0], last=dataset.rows[-1], where=where),
+        terms=terms_of(dataset.name, dataset.source)._asdict(),
+        columns=dataset.columns,
+    )
 
 
-def limits(dataset: WeatherData) -> str:
-    """What a model of this data cannot be trusted with, for its card."""
-    return LIMITS.format(first=dataset.rows[0], last=dataset.rows[-1], where=where(dataset))
-
-
-def where(dataset: WeatherData) -> str:
-    """Where the weather was measured, or that it was not."""
+def location(dataset: WeatherData) -> str:
+    """Return where the weather was measured, and whether it is simulated."""
     places = {place_of(column) for column in dataset.columns}
-    found = f"in {places.pop().replace('_', ' ').title()}" if len(places) == 1 else "at places in Europe"
-    return f"{found} (simulated)" if dataset.source.startswith("simulated") else found
+    text = f"in {places.pop().replace('_', ' ').title()}" if len(places) == 1 else "at places in Europe"
+    return f"{text} (simulated)" if dataset.source.startswith("simulated") else text
 
 
 def figures(setup: Setup, run_state: RunState, history: list[dict[str, float]], title: str) -> dict[str, Figure]:
-    """The run's pictures by name: history, predictions for the test rows beside persistence, what they miss."""
+    """Return the figures by name: history, predictions for the test rows beside persistence, residuals."""
     test = setup.sets["test"]
-    model = np.asarray(predict(setup.plan.model, run_state.train_state.variables, test.inputs))
+    outputs = np.asarray(predict(setup.plan.model, run_state.train_state.variables, test.inputs))
     persistence = setup.dataset.today[setup.rows["test"]]
-    best = int(run_state.stopping.best_epoch)
-    shown = {f"model after epoch {len(history)}": model, "persistence": persistence}
+    best, epochs = int(run_state.stopping.best_epoch), len(history)
+    predictions = {f"model after epoch {epochs}": outputs, "persistence": persistence}
     return {
         "history": plots.history(as_table(history), best_epoch=best, unit="hours", title=title),
-        "predictions": plots.predictions(test.targets, shown, quantity="sunshine hours", title=title),
+        "predictions": plots.predictions(test.targets, predictions, quantity="sunshine hours", title=title),
         "residuals": residuals(
-            test.targets, model, quantity="sunshine hours", title=f"{title}, after epoch {len(history)}"
+            test.targets, outputs, quantity="sunshine hours", title=f"{title}, after epoch {epochs}"
         ),
     }
 
 
 def table(metrics: dict[str, Any]) -> Table:
-    """The run's RMSE beside the baselines', in hours, as a table for a rich console."""
-    data, best = metrics["dataset"], metrics["best_epoch"]
-    counts = " / ".join(f"{data['rows'][name]:,}" for name in SETS)
-    title = f"RMSE in hours of sunshine, {counts} rows of {short(data['source'])}"
-    rows = Table(title=title, title_justify="left", title_style="bold")
-    rows.add_column("", no_wrap=True)
-    for name in SETS:
-        rows.add_column(name, justify="right")
-    ended = f"model, after epoch {metrics['epochs']} ({metrics['reason']})"
-    kept = f"model, best epoch {best}" if best else "model, last epoch (no epoch was finite)"
-    for label, key in ((ended, "rmse"), (kept, "rmse_best")):
-        rows.add_row(label, *(_number(metrics[key][name]) for name in SETS), style="bold")
+    """Return the RMSE of the model and of the baselines, in hours, as a table of rich."""
+    data = metrics["dataset"]
+    rows = metrics_table(f"RMSE in hours of sunshine, {count_rows(metrics)} rows of {short_source(data['source'])}")
+    for label, suffix in result_labels(metrics):
+        values = metrics[f"rmse{suffix}"]
+        rows.add_row(f"model, {label}", *(number(values[name], "rmse") for name in SETS), style="bold")
     rows.add_section()
     for name, label in NAMES.items():
-        rows.add_row(label, "", "", _number(metrics["baselines"][name]["test_rmse"]))
+        rows.add_row(label, "", "", number(metrics["baselines"][name]["test_rmse"], "rmse"))
     if "irreducible_test_rmse" in data:
-        rows.add_row("irreducible (by construction)", "", "", _number(data["irreducible_test_rmse"]))
+        rows.add_row("irreducible (by construction)", "", "", number(data["irreducible_test_rmse"], "rmse"))
     return rows
-
-
-def _number(value: float | None) -> str:
-    return "not finite" if value is None or not np.isfinite(value) else f"{value:.3f}"

@@ -1,4 +1,4 @@
-"""A run of a script: its folder, its flags, its signals, and the list of finished runs."""
+"""Runs of experiments: the command line, the folder of a run, the list of runs."""
 
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from jaxdl.runs.flags import Training as Training
     from jaxdl.runs.flags import Watching as Watching
 
-# These load on first use: a command of few words does not wait for what an experiment needs.
+# These load on first use: a short command does not wait for the imports of an experiment.
 _MODULES = {
     **dict.fromkeys(("RunInfo", "list_runs"), "jaxdl.runs.catalog"),
     "main": "jaxdl.runs.command",

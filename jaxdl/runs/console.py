@@ -1,4 +1,4 @@
-"""Where a command prints, and in which width and colors."""
+"""The console of a command: its stream, its width and its colors."""
 
 from __future__ import annotations
 
@@ -20,65 +20,65 @@ WARNING = "bold red"
 
 
 @contextmanager
-def alone(output: Output) -> Iterator[None]:
-    """Keeps the standard output for the results where scripts read it.
+def results_only(output: Output) -> Iterator[None]:
+    """Redirect standard output to standard error within the block, where scripts read standard output.
 
-    Libraries that write there themselves, as those do that connect processes, write to the standard error instead.
+    Libraries that print by themselves, such as those that connect processes, then print to standard error.
     """
     if not (output.quiet or output.json):
         yield
         return
     sys.stdout.flush()
-    kept = os.dup(1)
+    standard_output = os.dup(1)
     os.dup2(2, 1)
     try:
         yield
     finally:
-        os.dup2(kept, 1)
-        os.close(kept)
+        os.dup2(standard_output, 1)
+        os.close(standard_output)
 
 
 def make_console(output: Output) -> Console:
-    """The console that the flags ask for."""
+    """Return the console that the flags ask for."""
     return Terminal(quiet=output.quiet or output.json)
 
 
-def print_warning(text: str | None, shown: Console) -> None:
-    """Prints a warning, if there is one; beside a quiet console on the standard error."""
+def print_warning(text: str | None, console: Console) -> None:
+    """Print a warning, if there is one; to standard error where the console is quiet."""
     if text:
-        heard = Terminal(file=sys.stderr) if shown.quiet else shown
-        heard.print(f"WARNING: {text}", style=WARNING, markup=False, soft_wrap=True)
+        console = Terminal(file=sys.stderr) if console.quiet else console
+        console.print(f"WARNING: {text}", style=WARNING, markup=False, soft_wrap=True)
 
 
 class Terminal(Console):
-    """A console that shows texts from elsewhere as text, and that ends no run because it cannot be written.
+    """A console that escapes control characters, and whose write errors end no run.
 
-    On a disk that is full its lines are lost, and nothing else is. A closed pipe raises BrokenPipeError, which the
-    command lines answer with their exit code.
+    On a full disk the lines of the console are lost, and nothing else. A closed pipe raises BrokenPipeError, for which
+    the commands have an exit code.
     """
 
     def __init__(self, *, file: IO[str] | None = None, **options: Any) -> None:
         """Take the options of rich's console."""
         stream = sys.stdout if file is None else file
-        lines: Any = stream if isinstance(stream, io.StringIO) else _Lines(stream)
+        lines: Any = stream if isinstance(stream, io.StringIO) else _SafeStream(stream)
         super().__init__(file=lines, **options)
 
     def render_str(self, text: str, **options: Any) -> Text:
-        """Return a text as it is shown, before its place in a table is measured."""
+        """Return a text with escaped control characters, before its width in a table is measured."""
         return super().render_str(printable(text), **options)
 
     def render(self, *arguments: Any, **options: Any) -> Iterable[Segment]:
-        """Yield the segments of what is printed; only those of rich itself may command the terminal."""
+        """Yield the segments to print; only rich's own segments may hold control characters."""
         for segment in super().render(*arguments, **options):
             yield segment if segment.control else segment._replace(text=printable(segment.text))
 
     def on_broken_pipe(self) -> NoReturn:
-        """Raise what the command lines answer with their exit code."""
+        """Raise BrokenPipeError, where rich would end the process."""
         raise BrokenPipeError
 
 
-class _Lines(io.TextIOBase):
-    """A stream, where there is one, without its errors but for a closed pipe."""
+class _SafeStream(io.TextIOBase):
+    """A stream or None, without errors except for a closed pipe."""
 
     def __init__(self, stream: IO[str] | None) -> None:
         self._stream = stream

@@ -1,4 +1,4 @@
-"""Export the model of a run, with a card that says what it is."""
+"""Export the model of a run with its model card."""
 
 from __future__ import annotations
 
@@ -12,26 +12,27 @@ from jaxdl.errors import InputError
 from jaxdl.nn import build_model
 from jaxdl.nn.models import from_json
 from jaxdl.runs import folders
+from jaxdl.runs.catalog import read
+from jaxdl.runs.folders import short_source
 from jaxdl.saving import OutputSpec, load
 from jaxdl.saving.export import escaped_html, export_model, load_program
 from jaxdl.types import SETS, Model, Variables
 
 
 def export_run(run: str | Path, folder: str | Path, *, kept: Literal["best", "final"] = "best") -> Path:
-    """Writes the model of a finished run, the weights of its best epoch or its last, as `export` does.
+    """Export the model of a finished run into a new folder, as `export_model` does; return the folder.
 
-    Raises InputError for a folder that is not that of a finished run, or of one whose config.json describes no
-    network, and as `export` does.
+    kept: the variables of the best epoch, or of the last. Raises InputError for a folder without a finished run, for a
+    run whose files do not describe its model, and as `export_model` does.
 
-    >>> export_run(Path("no", "such", "folder"), "out")
-    Traceback (most recent call last):
-    ...
-    jaxdl.errors.InputError: no/such/folder holds no run: it has no config.json. Name the folder of a finished run.
+    >>> export_run("runs/first", "exported")  # doctest: +SKIP
     """
     run = Path(run)
-    config, metrics = _finished(run)
+    config, metrics = _read_finished(run)
     if kept == "best" and metrics.get("best_epoch") == 0:
-        raise InputError(f"the run in {run} has no best epoch, because no loss was finite. Train it anew.")
+        raise InputError(
+            f"the run in {run} has no best epoch, because no loss was finite. Train it again with other flags."
+        )
     try:
         inputs, outputs = config["inputs"], OutputSpec(**config["outputs"])
         columns = inputs["columns"]
@@ -40,55 +41,50 @@ def export_run(run: str | Path, folder: str | Path, *, kept: Literal["best", "fi
                 raise TypeError(name)
         rows = np.zeros((1, *inputs["shape"]), inputs["dtype"])
         model = None if config["network"] is None else build_model(from_json(config["network"]))
-        card = of_run(config, metrics, kept)
+        card = model_card(config, metrics, kept)
     except InputError:
         raise
     except (AttributeError, KeyError, MemoryError, OverflowError, TypeError, ValueError) as error:
         raise InputError(
-            f"{run / folders.CONFIG} and {folders.METRICS} must describe the model, but lack or garble {error}. "
+            f"{run / folders.CONFIG} and {folders.METRICS} must describe the model, but {error} is missing or wrong. "
             "Restore them from a copy, or train again."
         ) from error
     variables = load(run / "checkpoints" / kept)
     if model is None:
-        model = _own_model(run, variables)
+        model = _load_program(run, variables)
     return export_model(folder, model, variables, rows, columns=columns, outputs=outputs, card=card)
 
 
-def _own_model(run: Path, variables: Variables) -> Model:
+def _load_program(run: Path, variables: Variables) -> Model:
     path = run / folders.PROGRAM
     if not path.is_file():
         raise InputError(
-            f"the run in {run} cannot be exported: its model was not saved, as its command said at the end. Call "
-            "jaxdl.saving.export.export_model in a script that has the model."
+            f"the run in {run} cannot be exported: its model was not saved, for the reason in the warning at its end. "
+            "Call jaxdl.saving.export.export_model in a script that has the model."
         )
     return load_program(path, variables)
 
 
-def _finished(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    if not (run / folders.CONFIG).is_file():
-        raise InputError(f"{run} holds no run: it has no {folders.CONFIG}. Name the folder of a finished run.")
-    config = folders.read_json(run / folders.CONFIG)
-    if isinstance(config, dict) and config.get(folders.KIND, folders.RUN) != folders.RUN:
-        raise InputError(f"{run} must be the folder of a run, got {folders.other_kind(config)}. Name that of a run.")
-    if not (run / folders.METRICS).is_file():
+def _read_finished(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    config, metrics = read(run)
+    if metrics is None:
         raise InputError(
-            f"the run in {run} is not finished: it has no {folders.METRICS}. Let its command go on first, with "
+            f"the run in {run} is not finished: it has no {folders.METRICS}. Resume it first: start its command with "
             f"--workdir {run}."
         )
-    return config, folders.read_json(run / folders.METRICS)
+    return config, metrics
 
 
 ERRORS = (
-    "Behind +- stands the standard error that comes of the few test rows, taken as independent draws; what another "
-    "seed of the training would change is not in it."
+    "The number after +- is the standard error over the test rows, as independent examples. It does not include the "
+    "variation between seeds."
 )
 
 
-def of_run(config: Mapping[str, Any], metrics: Mapping[str, Any], kept: str) -> str:
-    """What the files of a run say of its weights: config.json, metrics.json; `kept` is best or final."""
+def model_card(config: Mapping[str, Any], metrics: Mapping[str, Any], kept: str) -> str:
+    """Return the model card of a run, in Markdown, from config.json and metrics.json. kept: best or final."""
     about, terms, data = config["card"], config["terms"], metrics["dataset"]
     rows = ", ".join(f"{data['rows'][name]:,} {name}" for name in SETS if name in data["rows"])
-    source = data["source"].rpartition("/")[2] if data["source"].startswith("file:") else data["source"]
     epoch = metrics["best_epoch"] if kept == "best" else metrics["epochs"]
     versions = ", ".join(f"{name} {version}" for name, version in config["versions"].items())
     parts = [
@@ -96,12 +92,12 @@ def of_run(config: Mapping[str, Any], metrics: Mapping[str, Any], kept: str) -> 
         about["predicts"],
         *([f"**{data['note']}**"] if data.get("note") else []),
         "## How good it is",
-        figures(metrics, kept, config.get("outputs", {}).get("unit", "")),
+        metrics_table(metrics, kept, config.get("outputs", {}).get("unit", "")),
         *([ERRORS] if metrics.get("test_errors") else []),
         "## Limits",
         about["limits"],
         "## Data",
-        f"{terms['data']} Read from {source} (SHA-256 {data['sha256']}): {rows} rows.",
+        f"{terms['data']} Read from {short_source(data['source'])} (SHA-256 {data['sha256']}): {rows} rows.",
         f"Licence: {terms['licence']}",
         *(["To cite:", "\n".join(f"- {work}" for work in terms["cite"])] if terms["cite"] else []),
         "## How it was trained",
@@ -114,28 +110,28 @@ def of_run(config: Mapping[str, Any], metrics: Mapping[str, Any], kept: str) -> 
 
 def _network(entry: Any) -> str:
     if not isinstance(entry, Mapping):
-        return "the author's own."
+        return "the author's own model."
     words = ", ".join(f"{name} {value}" for name, value in entry.get("arguments", {}).items())
-    twice = "; each picture is seen as its mirror image too" if entry.get("flip_averaged") else ""
+    twice = "; predictions are averaged over each picture and its mirror image" if entry.get("flip_averaged") else ""
     return f"{entry.get('kind')} ({words}){twice}."
 
 
-def figures(metrics: Mapping[str, Any], kept: str, unit: str = "") -> str:
-    """The table of a run's figures by set, those of the test rows with their errors, and the baselines' below."""
+def metrics_table(metrics: Mapping[str, Any], kept: str, unit: str = "") -> str:
+    """Return the metrics of a run as a Markdown table, with standard errors on the test rows, and the baselines."""
     suffix = "_best" if kept == "best" else ""
-    # Final figures have no suffix, so those of the best epoch are known by it.
-    found = [name for name, entry in metrics.items() if isinstance(entry, dict) and {*SETS} <= entry.keys()]
-    names = [name.removesuffix("_best") for name in found if name.endswith("_best")]
+    # The final values have no suffix, so the names of metrics come from those of the best epoch.
+    entries = [name for name, entry in metrics.items() if isinstance(entry, dict) and {*SETS} <= entry.keys()]
+    names = [name.removesuffix("_best") for name in entries if name.endswith("_best")]
     errors = metrics.get("test_errors", {})
     lines = ["| | train | validation | test |", "|---|---|---|---|"]
     for name in names:
         entry, label = metrics[name + suffix], f"{name} ({unit})" if unit and name == "rmse" else name
         cells = [_number(entry["train"]), _number(entry["validation"])]
         lines.append(f"| {label} | {' | '.join(cells)} | {_with_error(entry['test'], errors.get(name + suffix))} |")
-        for other, judged in metrics.get("baselines", {}).items():
-            if f"test_{name}" in judged:
-                number = _with_error(judged[f"test_{name}"], judged.get(f"test_{name}_error"))
-                lines.append(f"| {label} of {other.replace('_', ' ')} | | | {number} |")
+        for baseline, values in metrics.get("baselines", {}).items():
+            if f"test_{name}" in values:
+                number = _with_error(values[f"test_{name}"], values.get(f"test_{name}_error"))
+                lines.append(f"| {label} of {baseline.replace('_', ' ')} | | | {number} |")
     return "\n".join(lines)
 
 

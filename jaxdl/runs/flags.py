@@ -9,101 +9,102 @@ from typing import Any, Literal
 from jaxdl.errors import InputError
 from jaxdl.train.fit import check_seed
 
+# In the texts below the fields, which --help prints, a line break stays a line break.
+
 
 @dataclass(frozen=True)
 class Output:
-    """The flags that say it."""
+    """The flags of what a command prints."""
 
     quiet: bool = False
-    """Print nothing but warnings and errors, which go to the standard error."""
+    """Print only warnings and errors, on standard error."""
     json: bool = False
-    """Be quiet, and print the results as JSON at the end."""
+    """Print only the results, as JSON, on standard output; warnings and errors go to standard error."""
 
 
 @dataclass(frozen=True)
 class Placement:
-    """The flags that say it."""
+    """The flags of the devices and processes that train."""
 
     mesh: tuple[str, ...] = ()
-    """How devices are laid out, as in --mesh data=4 or --mesh data=4 model=2; by default all are on data."""
+    """Shape of the device mesh, such as --mesh data=4 or --mesh data=4 model=2; by default all devices are on data."""
     distributed: bool = False
-    """Share the run with the other processes of the job that SLURM, Open MPI, Kubernetes or a TPU pod has started."""
+    """Train together with the other processes of this job of SLURM, Open MPI, Kubernetes or a TPU pod."""
     coordinator: str | None = None
-    """HOST:PORT of process 0, where nothing else says who shares the run; with --processes and --process-id."""
+    """Address HOST:PORT of process 0, for processes that no launcher connects; needs --processes and --process-id."""
     processes: int | None = None
-    """How many processes share the run."""
+    """Number of processes that train together."""
     process_id: int | None = None
-    """Which of them this is, from 0."""
-
-
-# Another placement gives the same run, but for the last bits.
-PLACEMENT = {field.name for field in fields(Placement)}
+    """Number of this process, from 0 to one less than --processes."""
 
 
 @dataclass(frozen=True)
 class Watching(Output):
-    """The flags that say it; none of them changes a bit of the run."""
+    """The flags of what is written about a run; none of them changes a bit of its results."""
 
     tensorboard: bool = True
-    """Write curves, pictures, settings and the table of layers for TensorBoard."""
+    """Write curves, pictures, flags and the table of layers for TensorBoard."""
     histograms: int = 0
-    """For TensorBoard, histograms of each layer's weights and gradients every so many epochs; 0 for none."""
+    """Write histograms of each layer's weights and gradients for TensorBoard every N epochs; 0 for none."""
     cost: bool = False
-    """Print what a training step costs: FLOPs, bytes, memory."""
+    """Print the cost of a training step: FLOPs, bytes of memory traffic, memory."""
     profile: bool = False
-    """Trace a few epochs, to be looked at in TensorBoard or Perfetto."""
+    """Record a trace of a few epochs, for TensorBoard or Perfetto."""
 
 
 @dataclass(frozen=True)
 class Training:
-    """The flags that say how a run trains, and where it is kept."""
+    """The flags of how a run trains, and of its folder."""
 
     seed: int = 0
-    """Draws the initial weights, the order of rows, and what is random in training. The data do not depend on it."""
+    """Seed of the initial weights, of the shuffling and of dropout; the data sets do not depend on it."""
     epochs: int | None = None
-    """Epochs at most; by default the experiment's, or 100."""
+    """Maximum number of epochs; by default that of the recipe or experiment, else 100."""
     batch_size: int | None = None
-    """Rows a step; by default the experiment's, or 32."""
+    """Examples in a training step; by default that of the recipe or experiment, else 32."""
     learning_rate: float | None = None
-    """Of the optimizer; by default the experiment's, or 0.001."""
+    """Learning rate of the optimizer; by default that of the recipe or experiment, else 0.001."""
     patience: int | None = None
-    """Stop after so many epochs without a better validation loss; by default the experiment's, or never."""
+    """Stop after this many epochs without a lower validation loss.
+    By default the number of the recipe or experiment, else never."""
     workdir: Path | None = None
-    """The run's folder; by default a new one, runs/<time>-<recipe>. One that holds a run, cut off or finished, is gone
-    on with; flags that are left out are then those of that run."""
+    """Folder of the run; by default a new folder runs/<time>-<recipe>.
+    If the folder holds a run, interrupted or finished, that run is resumed.
+    Flags that are left out then have the values of that run."""
     fresh: bool = False
-    """Start over, and keep the run that is in --workdir under another name."""
+    """Start a new run in --workdir; a folder of that name is renamed to <workdir>-old-1 first."""
     save_every: float = 30.0
     """Seconds between checkpoints."""
     on_nan: Literal["stop", "continue"] = "stop"
-    """What to do where a weight or a loss is not finite: stop and say where it began, or go on."""
+    """If a weight or a loss is NaN or infinite: stop, with the step and the layer in the message, or continue."""
     compilation_cache: bool = True
-    """Keep compiled programs in the user's cache folder, so that the next run starts sooner."""
+    """Store compiled functions in the user's cache folder, so that the next run starts faster."""
 
 
 @dataclass(frozen=True)
 class RunFlags(Watching, Placement, Training):
-    """The flags of every run; an experiment adds its own in a subclass, and names those again that it has defaults for.
+    """The flags of every run. An experiment adds its own in a subclass, which may repeat a field for another default.
 
-    `dataclass(frozen=True)` makes the subclass; the texts below its fields are what `--help` prints.
+    `dataclass(frozen=True)` makes the subclass; `--help` prints the strings below its fields.
 
     >>> @dataclass(frozen=True)
     ... class Flags(RunFlags):
     ...     epochs: int = 500
     ...     width: int = 32
-    >>> Flags().epochs, Flags().save_every
-    (500, 30.0)
+    ...     "Nodes in the hidden layer."
+    >>> Flags(width=64).epochs
+    500
     """
 
 
-# Flags of a command, not of a run.
-FLAGS = {field.name for field in fields(Watching)}
-OWN = {"workdir", "fresh", *PLACEMENT, *FLAGS}
-HOW = {"save_every", "on_nan", "compilation_cache"}  # that change nothing of what a run comes to
+_WATCHING = {field.name for field in fields(Watching)}
+# Flags of a command, not of a run. Another placement gives the same run, except for the last bits of its numbers.
+COMMAND_FLAGS = {"workdir", "fresh", *_WATCHING, *(field.name for field in fields(Placement))}
+NO_HYPERPARAMETERS = {"save_every", "on_nan", "compilation_cache"}  # flags of a run that change no result
 
 
 def check_flags(flags: RunFlags) -> None:
-    """Raise InputError for flags of every run that cannot be; those that are left out are not looked at."""
+    """Raise InputError for a flag of every run that is out of range. A flag that is None is not checked."""
     if flags.learning_rate is not None and not 1e-30 < flags.learning_rate < 1e30:
         bounds = "above 0 and finite (between 1e-30 and 1e30)"
         raise InputError(f"--learning-rate must be {bounds}, got {flags.learning_rate}. Try 0.001.")
@@ -113,11 +114,11 @@ def check_flags(flags: RunFlags) -> None:
     if flags.histograms < 0:
         raise InputError(f"--histograms must be 0 epochs or more, got {flags.histograms}. Leave it out for none.")
     if flags.histograms and not flags.tensorboard:
-        raise InputError("--histograms must come without --no-tensorboard, which it is written for. Leave one out.")
+        raise InputError("--histograms must be given without --no-tensorboard, got both. Leave one of them out.")
     if not flags.save_every >= 0:
         raise InputError(f"--save-every must be at least 0 seconds, got {flags.save_every}. Leave it out for 30.")
 
 
-def told(flags: Any) -> dict[str, Any]:
-    """The flags that a run is told; how it is watched belongs to the command."""
-    return {name: value for name, value in asdict(flags).items() if name not in FLAGS}
+def run_flags(flags: Any) -> dict[str, Any]:
+    """Return the flags of a run and of its placement by name, without those of `Watching`."""
+    return {name: value for name, value in asdict(flags).items() if name not in _WATCHING}

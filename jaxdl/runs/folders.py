@@ -1,4 +1,4 @@
-"""The folder of a run: its files, and who may write them."""
+"""The folder of a run: its files, and which process may write them."""
 
 from __future__ import annotations
 
@@ -19,10 +19,9 @@ if TYPE_CHECKING:
 
 
 CONFIG, METRICS, HISTORY = "config.json", "metrics.json", "history.csv"
-KIND, RUN = "kind", "run"  # an entry of config.json: which kind of folder it is, and that of a run
+KIND, RUN = "kind", "run"  # the entry of config.json that names the kind of a folder, and its value for a run
 PROGRAM = "model.stablehlo"  # a model that config.json does not describe
-# What config.json says for those who use the model, beside what the run was told.
-USAGE = ("network", "inputs", "outputs", "card", "terms")
+USAGE = ("network", "inputs", "outputs", "card", "terms")  # entries of config.json that users of the model need
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -37,30 +36,34 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[Callable[[], bool]]:
-    """Keep other processes out of a run's folder; gives whether it is still locked. Raises InputError if one is in."""
+    """Lock a run's folder for this process; yield a function that returns whether it is still locked.
+
+    Raises InputError where another process holds the lock.
+    """
     with ExitStack() as stack:
         try:
-            holds = stack.enter_context(_files.locked(folder))
+            is_locked = stack.enter_context(_files.locked(folder))
         except InputError as error:
             raise InputError(f"--workdir {error}") from None
-        yield holds
+        yield is_locked
 
 
 class RunFiles(NamedTuple):
-    """What a folder says of the run in it."""
+    """The JSON files of a run's folder."""
 
     config: dict[str, Any]
-    metrics: dict[str, Any] | None  # where it is finished
+    metrics: dict[str, Any] | None  # None where the run is not finished
 
 
-def earlier(folder: str | Path, kind: str = RUN) -> RunFiles | None:
-    """The run that a folder holds; None for a folder that is new or empty. kind: what its config.json must be of.
+def read_run(folder: str | Path, kind: str = RUN) -> RunFiles | None:
+    """Return the files of the run in a folder; None for a folder that is new or empty.
 
-    Raises InputError for any other folder: a run never writes among files that are not its own.
+    kind: the kind of folder that its config.json must name. Raises InputError for any other folder, because a run
+    never writes among files that are not its own.
     """
     folder = Path(folder)
     try:
-        # A process that was killed at its very beginning leaves its lock and a draft.
+        # A process that is killed at its start leaves its lock and a draft.
         if not folder.exists() or all(path.name == "lock" or is_draft(path.name) for path in folder.iterdir()):
             return None
         check_no_links(folder)
@@ -72,7 +75,7 @@ def earlier(folder: str | Path, kind: str = RUN) -> RunFiles | None:
         config = read_json(folder / CONFIG)
         if config.get(KIND) != kind:
             raise InputError(
-                f"--workdir {folder} must be new, empty or the folder of a {kind}, got {other_kind(config)}. Choose "
+                f"--workdir {folder} must be new, empty or the folder of a {kind}, got {describe_kind(config)}. Choose "
                 "another folder."
             )
         metrics = read_json(folder / METRICS) if (folder / METRICS).exists() else None
@@ -83,8 +86,8 @@ def earlier(folder: str | Path, kind: str = RUN) -> RunFiles | None:
         raise InputError(f"--workdir {folder} cannot be read: {error.strerror}. Choose another folder.") from None
 
 
-def other_kind(config: dict[str, Any]) -> str:
-    """Return what the folder of this config.json is, where it is not the one that was expected."""
+def describe_kind(config: dict[str, Any]) -> str:
+    """Return what kind of folder a config.json belongs to, for the message that another kind was expected."""
     kind = config.get(KIND)
     if isinstance(kind, str) and kind.isidentifier():
         return f"that of a {kind}"
@@ -94,26 +97,23 @@ def other_kind(config: dict[str, Any]) -> str:
 def check_no_links(folder: Path) -> None:
     """Raise InputError where a run's folder holds anything but files and folders.
 
-    A run writes and removes what lies below its folder. Through a link, in a folder that comes from elsewhere, that
-    would be any file of the user's; a pipe would make it wait for ever.
+    A run writes and removes files below its folder. In a folder that comes from elsewhere, a link could lead to any
+    file of the user, and a pipe would block for ever.
     """
     for root, folders, files in os.walk(folder):
         for name in (*folders, *files):
             with suppress(FileNotFoundError):  # Another process may remove its drafts meanwhile.
                 mode = Path(root, name).lstat().st_mode
                 if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-                    found = printable(Path(root, name).relative_to(folder).as_posix())
+                    path = printable(Path(root, name).relative_to(folder).as_posix())
                     raise InputError(
-                        f"--workdir {folder} holds {found}, which is a link or no file. Remove it if you know where it "
+                        f"--workdir {folder} holds {path}, which is a link or no file. Remove it if you know where it "
                         "comes from, or choose another folder."
                     )
 
 
-def make(folder: Path) -> None:
-    """Makes the folder of a run, and those above it.
-
-    Raises InputError where it cannot be made.
-    """
+def make_folder(folder: Path) -> None:
+    """Create the folder of a run and its parents. Raises InputError where they cannot be created."""
     if set("[]\\") & set(str(folder.absolute())):
         raise InputError(f"--workdir must be a path without [, ] and \\, got {folder}. Choose another name.")
     try:
@@ -124,45 +124,44 @@ def make(folder: Path) -> None:
         ) from None
 
 
-def set_aside(folder: Path) -> Path | None:
-    """Gives a folder the first free name like `folder-old-1`, which is returned; None where there is no folder.
+def rename_old(folder: Path) -> Path | None:
+    """Rename a folder to the first free name like `folder-old-1` and return it; None where there is no folder.
 
-    Raises InputError where it cannot be renamed.
+    Raises InputError where the folder cannot be renamed.
     """
     if not folder.exists():
         return None
     number = 1
-    while (aside := folder.absolute().with_name(f"{folder.absolute().name}-old-{number}")).exists():
+    while (target := folder.absolute().with_name(f"{folder.absolute().name}-old-{number}")).exists():
         number += 1
     try:
-        return folder.rename(aside)
+        return folder.rename(target)
     except OSError as error:
         raise InputError(
-            f"--fresh needs to rename {folder} to {aside}, which failed ({error.strerror}). Choose another --workdir."
+            f"--fresh needs to rename {folder} to {target}, which failed ({error.strerror}). Choose another --workdir."
         ) from None
 
 
-def workdir(given: Path | None, fresh: bool, name: str, console: Console, kind: str = RUN) -> Path:
-    """The folder of a run, made where it is not there: the given one, or a new one in runs, named by the time.
+def prepare_workdir(folder: Path | None, fresh: bool, name: str, console: Console, kind: str = RUN) -> Path:
+    """Return the folder of a run, created where it does not exist: `folder`, or a new one runs/<time>-<name>.
 
-    fresh: what is in it is kept under another name, which is told. kind: as in `earlier`. Raises InputError for a
+    fresh: rename a folder of that name first, and print its new name. kind: see `read_run`. Raises InputError for a
     folder of other files.
     """
-    if given is None:
-        return _new(name)
-    if fresh and given.exists():
-        with locked(given):
-            earlier(given, kind)  # Raises for a folder of other files.
-        aside = set_aside(given)
-        console.print(f"What was in {given} is now {aside}.", markup=False, soft_wrap=True)
-    earlier(given, kind)
-    make(given)
-    return given
+    if folder is None:
+        return _new_folder(name)
+    if fresh and folder.exists():
+        with locked(folder):
+            read_run(folder, kind)  # Raises for a folder of other files.
+        console.print(f"The old content of {folder} is now in {rename_old(folder)}.", markup=False, soft_wrap=True)
+    read_run(folder, kind)
+    make_folder(folder)
+    return folder
 
 
-def _new(recipe: str) -> Path:
-    """It exists already, so that no other run can take it."""
-    stem = f"{time.strftime('%Y-%m-%d-%H%M%S')}-{recipe}"
+def _new_folder(name: str) -> Path:
+    """Create and return a new folder in runs. Only one process can create a name."""
+    stem = f"{time.strftime('%Y-%m-%d-%H%M%S')}-{name}"
     folder, number = Path("runs", stem), 2
     while True:
         try:
@@ -172,3 +171,8 @@ def _new(recipe: str) -> Path:
             folder, number = Path("runs", f"{stem}-{number}"), number + 1
         except OSError as error:
             raise InputError(f"the folder runs cannot be written ({error.strerror}). Give a --workdir.") from None
+
+
+def short_source(source: str) -> str:
+    """Return the source of the data for titles, with only the file's name of a path."""
+    return source.rpartition("/")[2] if source.startswith("file:") else source

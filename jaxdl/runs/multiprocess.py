@@ -1,8 +1,9 @@
-"""A run that several processes share."""
+"""A run that several processes train together."""
 
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from jaxdl import saving as saving_module
 from jaxdl._checks import check_platform
 from jaxdl._tree import flatten_named, unflatten_named
 from jaxdl.distributed import make_mesh, processes, shard_dataset, shard_state
-from jaxdl.distributed.processes import count, launched
+from jaxdl.distributed.processes import launched
 from jaxdl.distributed.sharding import AXES
 from jaxdl.errors import InputError
 from jaxdl.runs.flags import Placement
@@ -28,102 +29,85 @@ from jaxdl.saving.checkpoints import shared_checkpointer
 from jaxdl.types import Callback, Dataset, RunState
 
 
-def join(config: Placement, about: Mapping[str, Any] | None = None) -> None:
-    """Join the other processes that share the run, if the flags or the launcher say that there are any.
+class EndedError(Exception):
+    """All processes have agreed to end. The argument is the exit code."""
 
-    about: what all of them must agree on.
 
-    Raises InputError where they do not, and where `JAX_PLATFORMS` names a platform that is not there.
+def join_processes(config: Placement, settings: Mapping[str, Any] | None = None) -> None:
+    """Connect to the other processes of the run, where the flags or the launcher name any.
+
+    settings: must be equal in all processes. Raises InputError where they are not, and where `JAX_PLATFORMS` names a
+    platform that is not available.
     """
     flags = config.coordinator, config.processes, config.process_id
     if config.distributed or launched() or any(flag is not None for flag in flags):
-        distributed_module.initialize(*flags, about=about)
+        distributed_module.initialize(*flags, about=settings)
     check_platform()
 
 
-def sizes(axes: tuple[str, ...]) -> dict[str, int]:
-    """The sizes of a mesh's axes from flags. Raises InputError for any that is not AXIS=SIZE."""
-    found: dict[str, int] = {}
-    for axis in axes:
-        name, _, size = axis.partition("=")
-        if name not in AXES or name in found or not size.isdecimal():
-            raise InputError(f"--mesh must be AXIS=SIZE with each of {', '.join(AXES)} at most once, got {axis}.")
-        found[name] = int(size)
-    return found
-
-
 def mesh(config: Placement) -> Mesh | None:
-    """The mesh of a run; None for the usual one, a single device."""
-    asked = sizes(config.mesh)
+    """Return the mesh that the flags ask for; None for a single device. Raises InputError for a wrong --mesh."""
+    sizes: dict[str, int] = {}
+    for axis in config.mesh:
+        name, _, size = axis.partition("=")
+        if name not in AXES or name in sizes or not size.isdecimal():
+            raise InputError(f"--mesh must be AXIS=SIZE with each of {', '.join(AXES)} at most once, got {axis}.")
+        sizes[name] = int(size)
     devices = jax.devices()
-    if not asked and len(devices) == 1:
+    if not sizes and len(devices) == 1:
         return None
-    if count() == 1 and asked:
-        devices = devices[: max(1, _product(asked))]
-    return make_mesh(devices, **asked)
-
-
-def _product(asked: dict[str, int]) -> int:
-    product = 1
-    for size in asked.values():
-        product *= size
-    return product
+    if processes.count() == 1 and sizes:
+        devices = devices[: max(1, math.prod(sizes.values()))]
+    return make_mesh(devices, **sizes)
 
 
 Broadcast = Callable[[Path, RunState], None]
 
 
-class EndedError(Exception):
-    """All processes have agreed to end; the argument is the exit code."""
-
-
-class Saving(NamedTuple):
-    """What a loop asks and tells so that its run is saved, as `runs.drive` takes it."""
-
-    keep: Callback
-    pause: Callable[[], bool]
-    paused: Callable[[RunState, list[dict[str, float]]], bool]
-
-
 @contextmanager
-def lead() -> Iterator[Broadcast]:
-    """Gives what process 0 calls once: it lets the others go, with the run's folder and where it begins.
+def leading() -> Iterator[Broadcast]:
+    """Yield a function that process 0 calls once: it sends the folder and the first state to the other processes.
 
-    Where the block ends before that, they end too. Where a process is alone there is nobody to tell.
+    Where the block ends before that call, the other processes end too.
     """
-    went = False
+    released = False
 
-    def go(folder: Path, begin: RunState) -> None:
-        nonlocal went
-        went = True
+    def release(folder: Path, run_state: RunState) -> None:
+        nonlocal released
+        released = True
         if processes.count() > 1:
             processes.broadcast_text(json.dumps({"folder": str(folder.absolute())}))
-            multihost_utils.broadcast_one_to_all(_on_host(begin))
+            multihost_utils.broadcast_one_to_all(_on_host(run_state))
 
     try:
-        yield go
+        yield release
     except InputError as error:
-        if went or processes.count() == 1:
+        if released or processes.count() == 1:
             raise
         print(f"error: {error}", file=sys.stderr)
         processes.broadcast_text(json.dumps({"code": 2}))
         raise EndedError(2) from None
-    if not went and processes.count() > 1:
+    if not released and processes.count() > 1:
         processes.broadcast_text(json.dumps({"code": 0}))
 
 
-def check_data(checksum: str) -> None:
-    """End all processes with one message where they have read different data; every process calls it.
+def _receive(text: str = "") -> dict[str, Any]:
+    """Return the message of process 0, which sends `text` itself. Raises EndedError where process 0 has ended."""
+    message: dict[str, Any] = json.loads(processes.broadcast_text(text))
+    if "code" in message:
+        raise EndedError(message["code"])
+    return message
 
-    checksum: the SHA-256 of the data that this process has read. Raises EndedError where another process has ended, or
-    the data differ.
+
+def check_data(sha256: str) -> None:
+    """End all processes with one message where their data differ. Every process calls this function.
+
+    sha256: the checksum of this process's data. Raises EndedError where the data differ, or process 0 has ended.
     """
     if processes.count() == 1:
         return
-    message = json.loads(processes.broadcast_text(json.dumps({"reads": "data"})))
-    if "code" in message:
-        raise EndedError(message["code"])
-    sums = processes.all_gather(np.frombuffer(bytes.fromhex(checksum), np.int64))
+    _receive(json.dumps({"reads": "data"}))
+    sums = processes.all_gather(np.frombuffer(bytes.fromhex(sha256), np.int64))
     other = np.flatnonzero((sums != sums[0]).any(1))
     if len(other):
         first, second = (sums[index].tobytes().hex() for index in (0, other[0]))
@@ -137,66 +121,71 @@ def check_data(checksum: str) -> None:
 
 @contextmanager
 def preparing() -> Iterator[None]:
-    """What a process does before it follows. Where bad input ends that, process 0 may have met it too, and told it."""
+    """Turn InputError into EndedError where process 0 has met bad input too, and has printed its message."""
     try:
         yield
     except InputError:
-        message = json.loads(processes.broadcast_text(""))
-        if "code" in message:
-            raise EndedError(message["code"]) from None
+        _receive()
         raise
 
 
-def run_follower(start: RunState) -> tuple[Path, RunState]:
-    """What process 0 lets this one go with: the run's folder, and where it begins.
+def receive_start(start: RunState) -> tuple[Path, RunState]:
+    """Return the run's folder and first state, as process 0 sends them.
 
-    `start` is the progress before the first epoch. Raises EndedError where process 0 has ended instead.
+    start: the state before the first epoch, for its shapes. Raises EndedError where process 0 has ended.
     """
-    message = json.loads(processes.broadcast_text(""))
-    if "code" in message:
-        raise EndedError(message["code"])
+    message = _receive()
     arrays = multihost_utils.broadcast_one_to_all({name: np.zeros_like(leaf) for name, leaf in _on_host(start).items()})
-    begin: RunState = unflatten_named(start, {name: np.asarray(array) for name, array in arrays.items()})
-    return Path(message["folder"]), begin
+    run_state: RunState = unflatten_named(start, {name: np.asarray(array) for name, array in arrays.items()})
+    return Path(message["folder"]), run_state
 
 
 def _on_host(run_state: RunState) -> dict[str, np.ndarray]:
     return {name: np.asarray(leaf) for name, leaf in flatten_named(run_state).items()}
 
 
-def placed(
+def place(
     run_state: RunState, train: Dataset, validation: Dataset | None, mesh: Mesh | None
 ) -> tuple[RunState, Dataset, Dataset | None]:
-    """A run and its rows on a mesh; as they are where there is none."""
+    """Return a state and its data sets sharded over a mesh; unchanged without a mesh."""
     if mesh is None:
         return run_state, train, validation
     rows = None if validation is None else shard_dataset(validation, mesh)
     return shard_state(run_state, mesh), shard_dataset(train, mesh), rows
 
 
+class Saving(NamedTuple):
+    """The arguments of `drive` that save a run."""
+
+    save: Callback
+    should_pause: Callable[[], bool]
+    on_pause: Callable[[RunState, list[dict[str, float]]], bool]
+
+
 @contextmanager
 def saving(
     folder: Path, about: Mapping[str, Any], *, every: float, warn: Callable[[str], None], interrupts: Signals
 ) -> Iterator[Saving]:
-    """Saves a run every so many seconds and at its end, beside the training or, of many processes, at pauses.
+    """Save a run every `every` seconds and at its end.
 
-    Where a signal asks one process to end, all of them save and end.
+    A single process saves while it trains. Several processes pause to save; where a signal asks one of them to end, all
+    save and end.
     """
     if processes.count() == 1:
-        with saving_module.checkpointer(folder, about, every=every, warn=warn) as keep:
-            yield Saving(keep, lambda: False, lambda run_state, history: True)
+        with saving_module.checkpointer(folder, about, every=every, warn=warn) as save:
+            yield Saving(save, lambda: False, lambda run_state, history: True)
         return
     with shared_checkpointer(folder, about, every=every, warn=warn) as checkpointer:
 
-        def paused(run_state: RunState, history: list[dict[str, float]]) -> bool:
+        def on_pause(run_state: RunState, history: list[dict[str, float]]) -> bool:
             signal, due = processes.all_gather([interrupts.asked() or 0, checkpointer.due()]).max(0)
             if signal or due:
                 checkpointer.save()
             return bool(signal)
 
-        yield Saving(checkpointer.observe, checkpointer.due, paused)
+        yield Saving(checkpointer.observe, checkpointer.due, on_pause)
 
 
-def asked(interrupts: Signals) -> int:
-    """The signal that came to any of the processes, 0 for none; all of them must call it."""
+def any_signal(interrupts: Signals) -> int:
+    """Return the signal that came to any of the processes, 0 for none. Every process calls this function."""
     return int(processes.all_gather([interrupts.asked() or 0]).max())

@@ -1,4 +1,4 @@
-"""Run an experiment: train, save, watch, and write its folder."""
+"""Run an experiment: train, save, log, and write the run's folder."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -17,7 +16,6 @@ from jax.sharding import Mesh
 from rich.console import Console
 
 from jaxdl import _environment, _files, callbacks, distributed, profiling
-from jaxdl import saving as saving_module
 from jaxdl._environment import compile_clock
 from jaxdl._format import table
 from jaxdl._startup import STARTED
@@ -27,20 +25,12 @@ from jaxdl.errors import InputError
 from jaxdl.nn.summaries import Summary, as_markdown, as_table, summary
 from jaxdl.runs import folders, multiprocess, resume
 from jaxdl.runs.console import print_warning
-from jaxdl.runs.experiment import Experiment, Setup, recipe_of, setup_of, short
-from jaxdl.runs.flags import HOW, OWN, told
-from jaxdl.runs.folders import locked, workdir
-from jaxdl.runs.resume import (
-    Beginning,
-    beginning,
-    changes,
-    check_epochs,
-    goes_on,
-    other_surroundings,
-    recorded,
-    refused,
-)
+from jaxdl.runs.experiment import Experiment, Setup, build_setup, recipe_name
+from jaxdl.runs.flags import COMMAND_FLAGS, NO_HYPERPARAMETERS, run_flags
+from jaxdl.runs.folders import locked, prepare_workdir, short_source
+from jaxdl.runs.resume import CHECKPOINTS, StartPoint
 from jaxdl.runs.signals import NEVER, Signals, StoppedError
+from jaxdl.saving import save as save_variables
 from jaxdl.saving.export import save_program
 from jaxdl.train.epoch import batches_of_epoch
 from jaxdl.train.fit import reason, warn_of_eval_params, without_best
@@ -52,7 +42,7 @@ from jaxdl.types import Callback, Dataset, History, Plan, RunState, Variables
 
 
 class End(NamedTuple):
-    """How a run ended."""
+    """The state and the history with which a run ended."""
 
     state: RunState
     history: list[dict[str, float]]
@@ -60,114 +50,124 @@ class End(NamedTuple):
 
 def drive(
     plan: Plan,
-    begin: RunState,
+    run_state: RunState,
     train: Dataset | DataSource,
     validation: Dataset | None,
     *,
     epochs: int,
     history: Iterable[dict[str, float]] = (),
     callbacks: Iterable[Callback] = (),
-    watchers: Iterable[Callback] = (),
-    keep: Callback | None = None,
+    chunk_callbacks: Iterable[Callback] = (),
+    save: Callback | None = None,
     interrupts: Signals = NEVER,
-    pause: Callable[[], bool] = lambda: False,
-    paused: Callable[[RunState, list[dict[str, float]]], bool] = lambda run_state, history: True,
+    should_pause: Callable[[], bool] = lambda: False,
+    on_pause: Callable[[RunState, list[dict[str, float]]], bool] = lambda run_state, history: True,
     on_nan: Literal["stop", "continue"] = "stop",
 ) -> End:
-    """Trains from `begin` up to epoch `epochs` as `fit` does, with a clock, signals and checkpoints.
+    """Train up to epoch `epochs` as `fit` does, with a clock, signals and checkpoints.
 
-    Each record holds the epoch's wall `seconds` too, without what was spent on compiling. Callbacks look while the next
-    chunk is under way, so they rarely cost any.
+    The record of an epoch also holds its wall time in `seconds`, without the time of compilation. The device trains the
+    next chunk while the callbacks run.
 
-    history: the records of the epochs before `begin`.
-    callbacks: called after every epoch. watchers: after every chunk. keep: after every chunk whose numbers are finite.
-    interrupts: asked before every chunk whether to pause; from the first chunk on, a signal waits for the question.
-    pause: asked that too. paused: called where the run stands still, because this process or another that shares it
-        asked for a pause; it says whether the run ends there, which is what it does by default.
+    history: the records of the epochs before `run_state`.
+    callbacks: called after every epoch. chunk_callbacks: called after every chunk.
+    save: called after every chunk whose state and losses are finite.
+    interrupts: a signal pauses the run before its next chunk; from the first chunk on, it no longer ends the process.
+    should_pause: called before every chunk; True pauses the run.
+    on_pause: called where the run has paused, also because another process asked for it; True ends the run.
 
-    Raises NonFiniteError where a number is not finite and `on_nan` is "stop"; `keep` has then seen the progress before.
+    Raises NonFiniteError where a value is not finite and `on_nan` is "stop"; `save` then gets the state before it.
     """
-    warn_of_eval_params(plan, begin)
-    reached, began, compiled = Reached(begin, list(history)), time.perf_counter(), 0.0
+    warn_of_eval_params(plan, run_state)
+    reached, last_time, last_compiled = Reached(run_state, list(history)), time.perf_counter(), 0.0
     rows, validation = checked(plan, train, validation)
-    check_monitors(plan, begin, validation)
-    pace = Pace(pause=partial(_wanted, interrupts, pause))
-    pieces: Iterator[Chunk] = chunks(plan, begin, rows, validation, last=epochs, steps=pace)
+    check_monitors(plan, run_state, validation)
+    pace = Pace(pause=lambda: interrupts.asked() is not None or should_pause())
+    steps: Iterator[Chunk] = chunks(plan, run_state, rows, validation, last=epochs, steps=pace)
     if on_nan == "stop":
-        pieces = check_finite(pieces, plan, begin, rows, validation)
+        steps = check_finite(steps, plan, run_state, rows, validation)
 
-    def held(chunk: Chunk) -> Chunk:
+    def hold_signals(chunk: Chunk) -> Chunk:
         interrupts.hold(True)
         return chunk
 
-    with compile_clock() as compiling:
+    with compile_clock() as compiled:
 
-        def about(record: dict[str, Any]) -> dict[str, Any]:
-            nonlocal began, compiled
-            now, spent = time.perf_counter(), compiling() - compiled
-            seconds, began, compiled = now - began - spent, now, compiled + spent
+        def add_seconds(record: dict[str, Any]) -> dict[str, Any]:
+            nonlocal last_time, last_compiled
+            now, compile_seconds = time.perf_counter(), compiled() - last_compiled
+            seconds = now - last_time - compile_seconds
+            last_time, last_compiled = now, last_compiled + compile_seconds
             return {**record, "seconds": seconds}
 
-        def ends(chunk: Chunk) -> bool:
-            if keep and chunk.finite:
-                keep(chunk.state, reached.history)
-            return chunk.batches == 0 and paused(chunk.state, reached.history)
+        def is_last(chunk: Chunk) -> bool:
+            if save and chunk.finite:
+                save(chunk.state, reached.history)
+            return chunk.batches == 0 and on_pause(chunk.state, reached.history)
 
         try:
-            run_loop(map(held, pieces), reached, callbacks=callbacks, watchers=watchers, about=about, ends=ends)
+            run_loop(
+                map(hold_signals, steps),
+                reached,
+                callbacks=callbacks,
+                watchers=chunk_callbacks,
+                about=add_seconds,
+                ends=is_last,
+            )
         except NonFiniteError as error:
-            if keep:
-                keep(error.args[0].state, reached.history)
+            if save:
+                save(error.args[0].state, reached.history)
             raise
     return End(reached.state, reached.history)
 
 
-def _wanted(interrupts: Signals, pause: Callable[[], bool]) -> bool:
-    return interrupts.asked() is not None or pause()
-
-
 class Job(NamedTuple):
-    """A run that is about to begin, or to go on."""
+    """A run that is about to start or to resume."""
 
     experiment: Experiment
-    config: Any  # resolved
+    config: Any  # flags, with the experiment's defaults
     setup: Setup
-    data: dict[str, Any]  # what the files say of the data
+    data: dict[str, Any]  # the entry "dataset" of config.json and metrics.json
     folder: Path
     console: Console
     mesh: Mesh | None
-    holds: Callable[[], bool] = lambda: True  # whether the folder is still locked for this process
+    is_locked: Callable[[], bool] = lambda: True  # whether this process still holds the lock of the folder
+
+    def warn(self, text: str | None) -> None:
+        """Print a warning, if there is one."""
+        print_warning(text, self.console)
 
 
 def run(
     experiment: Experiment | Callable[[Any], Experiment], config: Any, console: Console, interrupts: Signals = NEVER
 ) -> dict[str, Any]:
-    """Trains, compares and writes the run's folder; gives its metrics, which are written last.
+    """Train, evaluate and write the run's folder; return its metrics, the content of metrics.json.
 
-    experiment: or a function that gives the one that the flags ask for.
+    experiment: or a function that takes the flags and returns the experiment.
 
-    A folder that holds the same run, begun earlier, is gone on with. Where several processes share it, process 0 does
-    all this and the others only train. Raises StoppedError where a signal ended the run, NonFiniteError where nan or
-    infinity did, and EndedError where processes have agreed to end.
+    A run that the folder holds is resumed. Where several processes train together, process 0 does all this and the
+    others only train. Raises StoppedError where a signal ended the run, NonFiniteError where a value is NaN or
+    infinite, and EndedError where the processes have agreed to end.
     """
     experiment = experiment if isinstance(experiment, Experiment) else experiment(config)
-    multiprocess.join(config, _agreed(experiment, config))
+    multiprocess.join_processes(config, _shared_settings(experiment, config))
     if not distributed.is_main():
         return _follow(experiment, config, interrupts)
-    with multiprocess.lead() as go:
-        return _lead(experiment, config, console, interrupts, go)
+    with multiprocess.leading() as release:
+        return _lead(experiment, config, console, interrupts, release)
 
 
-def _agreed(experiment: Experiment, config: Any) -> dict[str, Any]:
-    """What the processes of a run must agree on before they train: flags and versions, which change its numbers."""
+def _shared_settings(experiment: Experiment, config: Any) -> dict[str, Any]:
+    """Return the settings that must be equal in all processes of a run: flags and versions that change its numbers."""
     # The data are compared by their checksum: on another machine they may have another name.
-    own = {"process_id", "coordinator", "distributed", "data"}
-    flags = {f"--{name.replace('_', '-')}": value for name, value in told(config).items() if name not in own}
+    skipped = {"process_id", "coordinator", "distributed", "data"}
+    flags = {f"--{name.replace('_', '-')}": value for name, value in run_flags(config).items() if name not in skipped}
     versions = {f"version of {name}": version for name, version in _environment.versions().items()}
     return json.loads(json.dumps({"experiment": experiment.name, **flags, **versions}, default=str))
 
 
 def _follow(experiment: Experiment, config: Any, interrupts: Signals) -> dict[str, Any]:
+    """Train as a process that is not process 0; write nothing."""
     console = Console(quiet=True)
     with multiprocess.preparing():
         resolved = experiment.resolve(config)
@@ -175,45 +175,46 @@ def _follow(experiment: Experiment, config: Any, interrupts: Signals) -> dict[st
             _environment.enable_compilation_cache()
         mesh, (setup, data) = multiprocess.mesh(config), _set_up(experiment, resolved, console)
     multiprocess.check_data(data["sha256"])
-    folder, begin = multiprocess.run_follower(setup.start)
-    _train(Job(experiment, resolved, setup, data, folder, console, mesh), Beginning(begin, [], None), interrupts)
+    folder, run_state = multiprocess.receive_start(setup.start)
+    _train(Job(experiment, resolved, setup, data, folder, console, mesh), StartPoint(run_state, []), interrupts)
     return {}
 
 
 def _lead(
-    experiment: Experiment, config: Any, console: Console, interrupts: Signals, go: multiprocess.Broadcast
+    experiment: Experiment, config: Any, console: Console, interrupts: Signals, release: multiprocess.Broadcast
 ) -> dict[str, Any]:
+    """Do the work of process 0: prepare the folder, train, and write the results."""
     seconds = {"import": time.perf_counter() - STARTED}
     resolved = experiment.resolve(config)
-    earlier = None if config.workdir is None or config.fresh else folders.earlier(config.workdir)
-    if earlier is not None:
-        earlier, _ = recorded(config.workdir, earlier)
-    if earlier is not None and earlier.metrics is not None:
-        found = changes(told(resolved), earlier)
-        if not refused(found, experiment.frozen_flags(resolved)) and not goes_on(found, earlier.metrics):
-            return resume.show(experiment, earlier.metrics, config, console)
+    files = None if config.workdir is None or config.fresh else folders.read_run(config.workdir)
+    if files is not None:
+        files, _ = resume.with_checkpoint_flags(config.workdir, files)
+    if files is not None and files.metrics is not None:
+        changes = resume.changed_flags(run_flags(resolved), files)
+        refusal = resume.refusal(changes, experiment.frozen_flags(resolved))
+        if not refusal and not resume.can_continue(changes, files.metrics):
+            return resume.print_finished(experiment, files.metrics, config, console)
     if config.compilation_cache:
         _environment.enable_compilation_cache()
-    with ExitStack() as stack, _environment.compile_clock() as compiling:
-        if earlier is not None:
-            holds = stack.enter_context(locked(config.workdir))
-        began = time.perf_counter()
+    with ExitStack() as stack, _environment.compile_clock() as compiled:
+        if files is not None:
+            is_locked = stack.enter_context(locked(config.workdir))
+        data_start = time.perf_counter()
         mesh, (setup, data) = multiprocess.mesh(config), _set_up(experiment, resolved, console)
-        seconds["data"] = time.perf_counter() - began
+        seconds["data"] = time.perf_counter() - data_start
         multiprocess.check_data(data["sha256"])
         folder = config.workdir
-        if earlier is None:
-            folder = workdir(config.workdir, config.fresh, recipe_of(experiment, config), console)
-        if earlier is None:
-            holds = stack.enter_context(locked(folder))
+        if files is None:
+            folder = prepare_workdir(config.workdir, config.fresh, recipe_name(experiment, config), console)
+            is_locked = stack.enter_context(locked(folder))
         _files.remove_drafts(folder)
-        interrupts.advise(f"interrupted; the same command with --workdir {folder} goes on from what is saved there.")
-        job = Job(experiment, resolved, setup, data, folder, console, mesh, holds)
-        begin = _begin(job)
-        go(folder, begin.state)
-        with _room(folder):
-            metrics = _work(job, begin, interrupts, seconds, compiling)
-            metrics["seconds"] = {**seconds, "compile": compiling(), "total": time.perf_counter() - STARTED}
+        interrupts.advise(f"interrupted; the same command with --workdir {folder} resumes from what is saved there.")
+        job = Job(experiment, resolved, setup, data, folder, console, mesh, is_locked)
+        start = _start(job)
+        release(folder, start.state)
+        with _disk_errors(folder):
+            metrics = _train_and_evaluate(job, start, interrupts, seconds, compiled)
+            metrics["seconds"] = {**seconds, "compile": compiled(), "total": time.perf_counter() - STARTED}
             folders.write_json(folder / folders.METRICS, metrics)
     console.print(experiment.table(metrics))
     console.print(f"Everything about this run is in {folder}", markup=False, soft_wrap=True)
@@ -221,7 +222,8 @@ def _lead(
 
 
 @contextmanager
-def _room(folder: Path) -> Iterator[None]:
+def _disk_errors(folder: Path) -> Iterator[None]:
+    """Turn the error of a full disk into InputError."""
     try:
         yield
     except BrokenPipeError:
@@ -233,66 +235,72 @@ def _room(folder: Path) -> Iterator[None]:
 
 
 def _set_up(experiment: Experiment, flags: Any, console: Console) -> tuple[Setup, dict[str, Any]]:
-    """Return what is trained, and what the files say of its data."""
+    """Return the setup and the entry "dataset" of the run's files; print the note about the data."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # The note is printed instead.
-        setup = setup_of(experiment, flags)
+        setup = build_setup(experiment, flags)
     data = experiment.describe_data(setup)
-    setup.start  # noqa: B018  made here, where the time for the data is taken
+    setup.start  # noqa: B018  The cached state is created here, so that its time counts as that of the data.
     print_warning(data["note"], console)
     return setup, data
 
 
-def _begin(job: Job) -> Beginning:
-    """Where the run begins; its folder then holds its configuration. The folder is locked."""
+def _start(job: Job) -> StartPoint:
+    """Return the state in which the run starts or resumes, and write its config.json. The folder is locked."""
     experiment, config, setup, data, folder, console, *_ = job
-    flags, card = told(config), experiment.model_card(setup)
-    about = {folders.KIND: folders.RUN, "recipe": recipe_of(experiment, config)}
-    now = {**about, **flags, "workdir": str(folder), "dataset": data, **card, **_environment.environment()}
-    earlier = folders.earlier(folder)
-    if earlier is None:
+    flags, card = run_flags(config), experiment.model_card(setup)
+    recipe = {folders.KIND: folders.RUN, "recipe": recipe_name(experiment, config)}
+    now = {**recipe, **flags, "workdir": str(folder), "dataset": data, **card, **_environment.environment()}
+    files = folders.read_run(folder)
+    if files is None:
         folders.write_json(folder / folders.CONFIG, now)
-        return Beginning(setup.start, [], None)
-    written = earlier.config
-    earlier, doubt = recorded(folder, earlier)
-    print_warning(doubt, console)
-    found = changes(flags, earlier)
-    refusal = refused(found, experiment.frozen_flags(config))
-    begin = beginning(setup.start, folder, data["sha256"], found, refusal, partial(print_warning, shown=console))
-    done = int(begin.state.epoch)
-    check_epochs(setup.epochs, done, folder)
-    kept = {**earlier.config, **card, "dataset": data}
-    if begin.saved is None:
-        kept = now
-    elif found:
+        return StartPoint(setup.start, [])
+    written = files.config
+    files, warning = resume.with_checkpoint_flags(folder, files)
+    job.warn(warning)
+    changes = resume.changed_flags(flags, files)
+    refusal = resume.refusal(changes, experiment.frozen_flags(config))
+    start = resume.restore(setup.start, folder, data["sha256"], changes, refusal, job.warn)
+    epoch = int(start.state.epoch)
+    if setup.epochs < epoch:
+        raise InputError(
+            f"--epochs must be at least {epoch}, the epochs that the run in {folder} has trained, got {setup.epochs}."
+        )
+    content = {**files.config, **card, "dataset": data}
+    if start.environment is None:
+        content = now
+    elif changes:
         (folder / folders.METRICS).unlink(missing_ok=True)
-        record = {"after_epoch": done, **{name: list(values) for name, values in found.items()}}
+        change = {"after_epoch": epoch, **{name: list(values) for name, values in changes.items()}}
         before = written["changes"] if isinstance(written.get("changes"), list) else []
-        kept |= {**{n: now[n] for n in found}, "changes": [*(each for each in before if each != record), record]}
-    if _files.as_json(kept) != _files.as_json(written):
-        folders.write_json(folder / folders.CONFIG, kept)
-    if begin.saved is not None:
-        print_warning(other_surroundings(begin.saved or earlier.config, now), console)
-    console.print(begin.text, markup=False, soft_wrap=True)
-    return begin
+        content |= {
+            **{n: now[n] for n in changes},
+            "changes": [*(entry for entry in before if entry != change), change],
+        }
+    if _files.as_json(content) != _files.as_json(written):
+        folders.write_json(folder / folders.CONFIG, content)
+    if start.environment is not None:
+        job.warn(resume.environment_warning(start.environment or files.config, now))
+    console.print(start.message, markup=False, soft_wrap=True)
+    return start
 
 
-def _work(
-    job: Job, begin: Beginning, interrupts: Signals, seconds: dict[str, float], compiling: Callable[[], float]
+def _train_and_evaluate(
+    job: Job, start: StartPoint, interrupts: Signals, seconds: dict[str, float], compiled: Callable[[], float]
 ) -> dict[str, Any]:
-    """Trains and writes all but the metrics, which it gives."""
-    experiment, config, setup, data, folder, console, *_ = job
-    recipe, warn = recipe_of(experiment, config), partial(print_warning, shown=console)
+    """Train, write all files except metrics.json, and return its content; add the time of training to `seconds`."""
+    experiment, config, setup, data, _, console, *_ = job
+    recipe = recipe_name(experiment, config)
     network = summary(setup.plan.model, setup.train.inputs[:1])
-    console.print(as_table(network, f"{recipe}, seed {config.seed}, {short(data['source'])}"))
+    console.print(as_table(network, f"{recipe}, seed {config.seed}, {short_source(data['source'])}"))
     if config.tensorboard:
-        describe(config, network, folder, warn)
-    compiled, began = compiling(), time.perf_counter()
-    end = _train(job, begin, interrupts)
-    seconds["fit"] = time.perf_counter() - began - (compiling() - compiled)
+        _log_description(job, network)
+    compiled_before, start_time = compiled(), time.perf_counter()
+    end = _train(job, start, interrupts)
+    seconds["fit"] = time.perf_counter() - start_time - (compiled() - compiled_before)
     if not int(end.state.stopping.best_epoch):
-        warn(without_best(setup.plan, setup.validation))
-    pictures = _keep(job, end)
+        job.warn(without_best(setup.plan, setup.validation))
+    pictures = _save_results(job, end)
     metrics = {
         "dataset": data,
         **experiment.evaluate(setup, end.state),
@@ -304,7 +312,7 @@ def _work(
         "parameters": network.parameters,
     }
     if config.tensorboard:
-        conclude(metrics, pictures, folder, warn)
+        _log_results(job, metrics, pictures)
     if config.cost:
         cost = profiling.step_cost(setup.plan, setup.start, setup.train)
         metrics["cost"] = profiling.as_record(cost)
@@ -312,164 +320,151 @@ def _work(
     return metrics
 
 
-def _train(job: Job, begin: Beginning, interrupts: Signals) -> End:
-    experiment, config, setup, data, folder, console, mesh, _ = job
-    run_state, train, validation = multiprocess.placed(begin.state, setup.train, setup.validation, mesh)
+def _train(job: Job, start: StartPoint, interrupts: Signals) -> End:
+    """Train from `start` to the end; raise StoppedError where a signal came to any process."""
+    config, setup, folder = job.config, job.setup, job.folder
+    run_state, train, validation = multiprocess.place(start.state, setup.train, setup.validation, job.mesh)
     about = {
-        "config": {**told(config), "workdir": str(folder)},
-        "data": data["sha256"],
+        "config": {**run_flags(config), "workdir": str(folder)},
+        "data": job.data["sha256"],
         "surroundings": _environment.environment(),
     }
-    warn = partial(print_warning, shown=console)
     with ExitStack() as stack:
-        where = folder / "checkpoints" / "progress"
-        save = multiprocess.saving(where, about, every=config.save_every, warn=warn, interrupts=interrupts)
-        saving = stack.enter_context(save)
-        looking = NOBODY
+        saving = stack.enter_context(
+            multiprocess.saving(
+                folder / CHECKPOINTS, about, every=config.save_every, warn=job.warn, interrupts=interrupts
+            )
+        )
+        on_epoch: tuple[Callback, ...] = ()
+        on_chunk: tuple[Callback, ...] = ()
         if distributed.is_main():
-            run = setup, folder, console, run_state, begin.history
-            looking = stack.enter_context(watched(config, *run, experiment.progress_metrics, warn))
-            notice = noticing(job.holds, folder, config.save_every, warn)
-            looking = looking._replace(watchers=(*looking.watchers, notice))
+            on_epoch, on_chunk = _open_callbacks(job, run_state, start.history, stack)
         end = drive(
             setup.plan,
             run_state,
             train,
             validation,
             epochs=setup.epochs,
-            history=begin.history,
-            **looking._asdict(),
+            history=start.history,
+            callbacks=on_epoch,
+            chunk_callbacks=on_chunk,
             interrupts=interrupts,
             on_nan=config.on_nan,
             **saving._asdict(),
         )
     interrupts.hold(False)
-    # Asked anew, because a signal may have come while the last checkpoint was written.
-    if number := multiprocess.asked(interrupts):
+    # Read again, because a signal may come while the last checkpoint is written.
+    if number := multiprocess.any_signal(interrupts):
         raise StoppedError(number, folder)
     return end._replace(state=to_host(end.state))
 
 
-def _keep(job: Job, end: End) -> list[Path]:
-    """Writes weights and pictures; gives the pictures."""
-    experiment, _, setup, data, folder, *_ = job
-    for name, kept in (("final", eval_variables(end.state.train_state)), ("best", end.state.best)):
-        # There already where the run was finished before and went on, or was cut off just here.
+def _save_results(job: Job, end: End) -> list[Path]:
+    """Save the final and the best variables and the figures; return the files of the figures."""
+    setup, folder = job.setup, job.folder
+    for name, variables in (("final", eval_variables(end.state.train_state)), ("best", end.state.best)):
+        # The folder exists where a finished run was continued, or where the run was interrupted here.
         shutil.rmtree(folder / "checkpoints" / name, ignore_errors=True)
-        saving_module.save(folder / "checkpoints" / name, kept)
+        save_variables(folder / "checkpoints" / name, variables)
     if setup.network is None:
-        _keep_program(job, end.state.best)
+        _save_program(job, end.state.best)
     (folder / "figures").mkdir(exist_ok=True)
-    title = f"{folder.name}, {short(data['source'])}"
+    title = f"{folder.name}, {short_source(job.data['source'])}"
     pictures = []
-    for name, figure in experiment.figures(setup, end.state, end.history, title).items():
+    for name, figure in job.experiment.figures(setup, end.state, end.history, title).items():
         pictures.append(folder / "figures" / f"{name}.png")
         figure.savefig(pictures[-1])
     return pictures
 
 
-def _keep_program(job: Job, variables: Variables) -> None:
-    """Write the model itself, so that the run can be exported without the code of the experiment."""
+def _save_program(job: Job, variables: Variables) -> None:
+    """Save the compiled model, so that the run can be exported without the code of the experiment."""
     path = job.folder / folders.PROGRAM
     try:
         save_program(path, job.setup.plan.model, variables, job.setup.train.inputs[:1])
     except OSError:
         raise
-    except Exception as error:  # whatever a model of the user's own cannot do without the number of its rows
+    except Exception as error:  # Whatever the user's model raises where the batch size is symbolic.
         path.unlink(missing_ok=True)
         text = str(error).partition("\n")[0]
-        print_warning(
-            f"the run cannot be exported, because its model works only as it is called here: {text}", job.console
-        )
+        job.warn(f"the run cannot be exported, because its model does not work for every batch size: {text}")
 
 
 CHARTS, RUN, PROFILE = "tensorboard", "run", "profile"  # folders
 
 
-def noticing(
-    holds: Callable[[], bool], folder: Path, every: float, warn: Callable[[str], None]
+def _open_callbacks(
+    job: Job, run_state: RunState, history: History, stack: ExitStack
+) -> tuple[tuple[Callback, ...], tuple[Callback, ...]]:
+    """Return the callbacks after every epoch and those after every chunk; `stack` closes them.
+
+    run_state: placed as it is trained, after the epochs in `history`.
+    """
+    config, setup, folder = job.config, job.setup, job.folder
+    initial_epoch, epochs = len(history), setup.epochs
+    _, batches = batches_of_epoch(setup.plan, setup.train, setup.validation)
+    on_epoch = [callbacks.csv_log(folder / "history.csv", history)]
+    on_chunk = [
+        callbacks.progress_bar(
+            epochs, job.experiment.progress_metrics, console=job.console, batches=batches, initial_epoch=initial_epoch
+        )
+    ]
+    if config.tensorboard:
+        on_epoch.append(callbacks.tensorboard(folder / CHARTS, initial_epoch=initial_epoch, warn=job.warn))
+    if config.histograms:
+        every = config.histograms
+        on_epoch.append(
+            callbacks.histograms(folder / CHARTS, setup.plan, setup.train, run_state, every=every, warn=job.warn)
+        )
+    if config.profile:
+        on_chunk.append(callbacks.profiler(folder / PROFILE, initial_epoch=initial_epoch, last=epochs, warn=job.warn))
+    after_epoch, after_chunk = (tuple(map(stack.enter_context, group)) for group in (on_epoch, on_chunk))
+    return after_epoch, (*after_chunk, lock_check(job.is_locked, folder, config.save_every, job.warn))
+
+
+def lock_check(
+    is_locked: Callable[[], bool], folder: Path, every: float, warn: Callable[[str], None]
 ) -> Callable[[RunState, History], None]:
-    """Return a callback that tells, once, that a run has lost its folder. holds: whether its lock is still there."""
-    looked, told = time.monotonic(), False
+    """Return a callback that checks the lock of the folder every `every` seconds, and warns once where it is lost."""
+    last_check, has_warned = time.monotonic(), False
 
     def observe(run_state: RunState, history: History) -> None:
-        nonlocal looked, told
-        if told or time.monotonic() - looked < every:
+        nonlocal last_check, has_warned
+        if has_warned or time.monotonic() - last_check < every:
             return
-        looked = time.monotonic()
-        if not holds():
-            told = True
+        last_check = time.monotonic()
+        if not is_locked():
+            has_warned = True
             warn(
-                f"{folder} was moved, or its lock removed, while the run goes on: another process could write there "
-                "too. Start nothing else in it before this run has ended."
+                f"{folder} was moved, or its lock removed, while the run trains: another process could write there "
+                "too. Start no other run in it before this run has ended."
             )
 
     return observe
 
 
-class Watchers(NamedTuple):
-    """Who looks at a run."""
-
-    callbacks: tuple[Callback, ...]  # after every epoch
-    watchers: tuple[Callback, ...]  # after every chunk
-
-
-NOBODY = Watchers((), ())
-
-
-@contextmanager
-def watched(
-    config: Any,
-    setup: Setup,
-    folder: Path,
-    console: Console,
-    begin: RunState,
-    history: History,
-    shown: tuple[str, str],
-    warn: Callable[[str], None],
-) -> Iterator[Watchers]:
-    """Those who look at a run that begins at `begin`, after the epochs in `history`, and write into its folder.
-
-    begin: placed as it is trained. shown: what the bar shows of an epoch. tell: is told what could not be written.
-    """
-    done, epochs = len(history), setup.epochs
-    _, batches = batches_of_epoch(setup.plan, setup.train, setup.validation)
-    with ExitStack() as stack:
-        on_epoch = [callbacks.csv_log(folder / "history.csv", history)]
-        watchers = [callbacks.progress_bar(epochs, shown, console=console, batches=batches, initial_epoch=done)]
-        if config.tensorboard:
-            on_epoch.append(callbacks.tensorboard(folder / CHARTS, initial_epoch=done, warn=warn))
-        if config.histograms:
-            every = config.histograms
-            plan, train = setup.plan, setup.train
-            on_epoch.append(callbacks.histograms(folder / CHARTS, plan, train, begin, every=every, warn=warn))
-        if config.profile:
-            watchers.append(callbacks.profiler(folder / PROFILE, initial_epoch=done, last=epochs, warn=warn))
-        yield Watchers(*(tuple(map(stack.enter_context, each)) for each in (on_epoch, watchers)))
-
-
-def describe(config: Any, network: Summary, folder: Path, warn: Callable[[str], None]) -> None:
-    """Tells TensorBoard what the run is: its flags and its layers."""
-    flags = {name: value for name, value in asdict(config).items() if name not in OWN}
-    told = {name: value for name, value in flags.items() if name not in HOW}
+def _log_description(job: Job, network: Summary) -> None:
+    """Write the flags and the layers of the run for TensorBoard."""
+    flags = {name: value for name, value in asdict(job.config).items() if name not in COMMAND_FLAGS}
+    hyperparameters = {name: value for name, value in flags.items() if name not in NO_HYPERPARAMETERS}
     text = {"configuration": table(("flag", "value"), flags.items()), "layers": as_markdown(network)}
-    with _told(warn):
-        callbacks.description(folder / CHARTS / RUN, text=text, hyperparameters=told)
+    with _warn_of_charts(job):
+        callbacks.description(job.folder / CHARTS / RUN, text=text, hyperparameters=hyperparameters)
 
 
-def conclude(metrics: Mapping[str, Any], pictures: list[Path], folder: Path, warn: Callable[[str], None]) -> None:
-    """Tells TensorBoard what came of the run."""
-    with _told(warn):
-        callbacks.pictures(folder / CHARTS / "pictures", pictures, step=metrics["epochs"])
-        # Of the best epoch alone: each is a column of a table.
-        figures = {name: value for name, value in metrics.items() if name.endswith("_best")}
-        callbacks.results(folder / CHARTS / RUN, figures, step=metrics["epochs"])
+def _log_results(job: Job, metrics: Mapping[str, Any], pictures: list[Path]) -> None:
+    """Write the figures and the metrics of the best epoch for TensorBoard."""
+    with _warn_of_charts(job):
+        callbacks.pictures(job.folder / CHARTS / "pictures", pictures, step=metrics["epochs"])
+        # Each entry is a column of a table, so only those of the best epoch.
+        best = {name: value for name, value in metrics.items() if name.endswith("_best")}
+        callbacks.results(job.folder / CHARTS / RUN, best, step=metrics["epochs"])
 
 
 @contextmanager
-def _told(warn: Callable[[str], None]) -> Iterator[None]:
-    """Charts are not worth a run: where they cannot be written, that is told."""
+def _warn_of_charts(job: Job) -> Iterator[None]:
+    """Warn instead of raising: a run does not end because TensorBoard's files cannot be written."""
     try:
         yield
     except (InputError, OSError) as error:
-        warn(f"TensorBoard is told less than usual: {error}")
+        job.warn(f"the files for TensorBoard are incomplete: {error}")

@@ -1,4 +1,4 @@
-"""Interrupts: the signals that ask a process to end, as a question that a loop asks."""
+"""Signals that ask a process to end, as a function that a loop calls."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if 
 
 
 class StoppedError(Exception):
-    """A signal ended the run, which is saved; the arguments are the signal and the folder."""
+    """A signal ended the run, and the run is saved. The arguments are the number of the signal and the folder."""
 
 
 class Signals(NamedTuple):
-    """What a loop asks and tells; without signals nothing happens."""
+    """Functions of a loop that ends on a signal."""
 
-    asked: Callable[[], int | None]  # the signal that came, if one did
-    hold: Callable[[bool], None]  # whether a first signal waits for the question, or ends the process at once
-    advise: Callable[[str], None]  # what the process says when it is ended at once
+    asked: Callable[[], int | None]  # returns the number of the first signal, None before one came
+    hold: Callable[[bool], None]  # True: a first signal only sets `asked`; False: it ends the process at once
+    advise: Callable[[str], None]  # sets the text that is printed where a signal ends the process at once
 
 
-NEVER = Signals(lambda: None, lambda on: None, lambda text: None)
+NEVER = Signals(lambda: None, lambda on: None, lambda text: None)  # no signal ever comes
 
 
 @contextmanager
 def interrupts() -> Iterator[Signals]:
-    """While the block runs, SIGINT, SIGTERM and SIGHUP end the process at once, with a text and 128 + the signal.
+    """Let SIGINT, SIGTERM and SIGHUP end the process at once within the block, with a text and 128 + the signal.
 
-    Where the signals are held, the first one is only noted, and a second one ends the process. "At once" holds even
-    while XLA compiles or a device is waited for, which Python's own handlers would have to wait for too. Signals that
-    were ignored stay ignored. Outside of the main thread, where Python allows no handlers, nothing changes.
+    While signals are held, the first one is only recorded, and a second one ends the process. A thread reads the
+    signals, so the process ends even while XLA compiles or a device is busy, where Python's handlers would wait.
+    Signals that were ignored stay ignored. Outside the main thread, where Python allows no handlers, nothing changes.
     """
     if threading.current_thread() is not threading.main_thread():
         yield NEVER
         return
-    came: list[int] = []
+    received: list[int] = []
     held, advice = False, "interrupted."
 
     def hold(on: bool) -> None:
@@ -53,9 +53,9 @@ def interrupts() -> Iterator[Signals]:
         while content := os.read(reading, 1):
             number = content[0]
             if number in watched:
-                came.append(number)
-                if len(came) > 1 or not held:
-                    _end(f"ended by a second signal: {advice}" if len(came) > 1 else advice, number)
+                received.append(number)
+                if len(received) > 1 or not held:
+                    _end(f"ended by a second signal: {advice}" if len(received) > 1 else advice, number)
 
     watched = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
     reading, writing = os.pipe()
@@ -63,10 +63,10 @@ def interrupts() -> Iterator[Signals]:
     thread = threading.Thread(target=listen, daemon=True)
     thread.start()
     wakeup = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
-    # They do nothing: what counts is that the default does not happen, and that the pipe is written.
+    # The handlers do nothing. They replace the default action, and Python writes the signal into the pipe.
     before = {number: signal.signal(number, lambda *_: None) for number in watched}
     try:
-        yield Signals(lambda: came[0] if came else None, hold, advise)
+        yield Signals(lambda: received[0] if received else None, hold, advise)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

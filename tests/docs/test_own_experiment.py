@@ -80,11 +80,11 @@ def test_the_script_trains_is_interrupted_resumes_and_gives_a_model(tmp_path):
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     said, _ = process.communicate()
-    assert process.returncode == 130 and "--workdir runs/first goes on from its last checkpoint" in said
+    assert process.returncode == 130 and "--workdir runs/first resumes it from its last checkpoint" in said
     done = len(history_of(first)) - 1
     assert 30 <= done < 1500 and not (first / "metrics.json").exists()
 
-    assert f"The run goes on after epoch {done}" in output_of(tmp_path, "my_experiment.py", "--workdir", "runs/first")
+    assert f"The run resumes after epoch {done}" in output_of(tmp_path, "my_experiment.py", "--workdir", "runs/first")
     output_of(tmp_path, "my_experiment.py", "--workdir", "runs/whole", "--quiet", *FLAGS)
     assert len(history_of(first)) == 1501 and history_of(first) == history_of(whole)
 

@@ -141,7 +141,7 @@ def test_a_reader_that_is_gone_ends_a_command_without_a_word(tmp_path):
 
 def test_a_finished_run_says_that_nothing_was_looked_at(finished, capsys):
     assert go("--workdir", finished, "--cost") == 0
-    assert "have had nothing to look at" in " ".join(capsys.readouterr().out.split())
+    assert "have no effect here" in " ".join(capsys.readouterr().out.split())
 
 
 # What commands print: texts from elsewhere command no terminal, and no output that fails ends a run.

@@ -5,7 +5,7 @@ import copy
 import pytest
 
 from jaxdl.datasets._weather import WEATHER
-from jaxdl.runs.export import figures, of_run
+from jaxdl.runs.export import metrics_table, model_card
 from jaxdl.saving.export import usage
 
 SETS = {"train": 1.5, "validation": 2.5, "test": 3.5}
@@ -46,7 +46,7 @@ CONFIG = {
     ],
 )
 def test_a_card_has_the_figures_of_the_weights_that_are_kept(kept, model, epoch):
-    card = of_run(CONFIG, METRICS, kept)
+    card = model_card(CONFIG, METRICS, kept)
     assert model in card and epoch in card
     assert "| rmse (hours) of mean of last days | | | 4.000 +- 0.400 |" in card
     assert "| rmse (hours) of ridge | | | 3.000 |" in card
@@ -54,7 +54,7 @@ def test_a_card_has_the_figures_of_the_weights_that_are_kept(kept, model, epoch)
 
 
 def test_a_card_names_the_data_its_terms_and_the_code():
-    card = of_run(CONFIG, METRICS, "best")
+    card = model_card(CONFIG, METRICS, "best")
     assert card.startswith("# Sunshine\n\nHours of sun.\n")
     for said in (
         WEATHER.data,
@@ -74,13 +74,13 @@ def test_a_card_names_the_data_its_terms_and_the_code():
 def test_a_note_about_the_data_cannot_be_overlooked():
     noted = copy.deepcopy(METRICS)
     noted["dataset"]["note"] = "SIMULATED WEATHER, NOT MEASURED."
-    assert "\n\n**SIMULATED WEATHER, NOT MEASURED.**\n\n## How good it is" in of_run(CONFIG, noted, "best")
+    assert "\n\n**SIMULATED WEATHER, NOT MEASURED.**\n\n## How good it is" in model_card(CONFIG, noted, "best")
 
 
 def test_figures_of_an_older_run_have_no_errors_and_one_that_diverged_no_number():
     older = {"accuracy_best": {**BEST, "test": None}, "accuracy": SETS, "baselines": {"chance": {"test_loss": 2.0}}}
-    assert figures(older, "final", "hours").splitlines()[2:] == ["| accuracy | 1.500 | 2.500 | 3.500 |"]
-    assert figures(older, "best").splitlines()[2:] == ["| accuracy | 1.250 | 2.250 | not finite |"]
+    assert metrics_table(older, "final", "hours").splitlines()[2:] == ["| accuracy | 1.500 | 2.500 | 3.500 |"]
+    assert metrics_table(older, "best").splitlines()[2:] == ["| accuracy | 1.250 | 2.250 | not finite |"]
 
 
 @pytest.mark.parametrize(
@@ -114,5 +114,5 @@ def test_a_card_holds_no_html_and_commands_no_terminal():
     inputs = {"shape": [1], "dtype": "float32", "columns": [HOSTILE]}
     outputs = {"names": [HOSTILE], "link": "none"}
     about = {"inputs": inputs, "outputs": outputs, "platforms": [HOSTILE], "versions": {"jax": HOSTILE}}
-    for card in (of_run(config, metrics, "best"), usage(about)):
+    for card in (model_card(config, metrics, "best"), usage(about)):
         assert "<" not in card and "\x1b" not in card and "&lt;script&gt;" in card

@@ -121,7 +121,7 @@ def test_a_run_goes_from_one_process_to_two_on_a_mesh_that_is_named_and_is_then_
     folder = tmp_path / "run"
     assert alone(*FLAGS, "--epochs", 3, "--workdir", folder) == 0
     code, out, told = launch(cache, 2, "--workdir", folder, "--epochs", EPOCHS, "--mesh", "data=2")
-    assert (code, told) == (0, "") and "The run goes on after epoch 3 (" in out
+    assert (code, told) == (0, "") and "The run resumes after epoch 3 (" in out
     check_same(folder, whole)
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     code, out, told = launch(cache, 2, "--workdir", folder)
@@ -164,7 +164,7 @@ def test_sigterm_to_one_process_saves_the_run_and_stops_all_of_them(stopped):
     assert codes == [143, 143], said
     assert said[1] == ("", "")
     assert said[0][1] == (
-        f"SIGTERM: the run has stopped; the same command with --workdir {folder} goes on from its last checkpoint.\n"
+        f"SIGTERM: the run has stopped; the same command with --workdir {folder} resumes it from its last checkpoint.\n"
     )
     found = saved(folder)
     assert len(found.about["history"]) == int(found.arrays["epoch"]) == rows_of(folder)

@@ -16,8 +16,8 @@ from jaxdl import _environment, saving
 from jaxdl._files import locked
 from jaxdl.runs.command import StoppedError, command
 from jaxdl.runs.folders import RunFiles
-from jaxdl.runs.resume import changes, goes_on, other_surroundings, refused
-from jaxdl.runs.runner import noticing
+from jaxdl.runs.resume import can_continue, changed_flags, environment_warning, refusal
+from jaxdl.runs.runner import lock_check
 from jaxdl.runs.signals import Signals
 from jaxdl.saving import checkpoints, load
 
@@ -86,7 +86,7 @@ def contents(folder):
 def test_more_epochs_continue_a_finished_run_to_the_same_bits(three, folder_of_six, capsys):
     # The other flags are left out: they are those of the run.
     assert call("--workdir", three, "--epochs", 6) == 0
-    assert "The run goes on after epoch 3 (checkpoint 1)." in capsys.readouterr().out
+    assert "The run resumes after epoch 3 (checkpoint 1)." in capsys.readouterr().out
     assert bits(three) == bits(folder_of_six)
     config = json.loads((three / "config.json").read_text())
     assert config["epochs"] == 6 and config["changes"] == [{"after_epoch": 3, "epochs": [3, 6]}]
@@ -115,7 +115,7 @@ def test_a_run_without_a_checkpoint_begins_again(three, capsys):
         path.rename(three / path.name)
     (three / "metrics.json").unlink()
     assert call("--workdir", three) == 0
-    assert "nothing was saved yet" in capsys.readouterr().out
+    assert "No checkpoint was saved yet" in capsys.readouterr().out
     assert bits(three) == whole
 
 
@@ -123,14 +123,14 @@ def test_a_run_without_a_checkpoint_begins_again(three, capsys):
 @pytest.mark.parametrize(
     ("flags", "told"),
     [
-        (("--seed", 1), "--seed is 0 in the run there, got 1. Use --seed 0"),
-        (("--batch-size", 16), "--batch-size is 32 in the run there, got 16. Use --batch-size 32"),
+        (("--seed", 1), "--seed is 0 in that run, got 1. Use --seed 0"),
+        (("--batch-size", 16), "--batch-size is 32 in that run, got 16. Use --batch-size 32"),
         (
             ("--hidden", 8, 5),
             "the checkpoint holds params/Dense_1/kernel of shape (8, 4); this model expects (8, 5). --hidden is 8 4 in "
-            "the run there, got 8 5. Use --hidden 8 4, choose another --workdir, or start over with --fresh.",
+            "that run, got 8 5. Use --hidden 8 4, choose another --workdir, or start over with --fresh.",
         ),
-        (("--data", "simulated:500"), "the run in .* cannot go on: it is on other data"),
+        (("--data", "simulated:500"), "the run in .* cannot be resumed: it was trained on other data"),
         (("--epochs", 2), "--epochs must be at least 3"),
     ],
 )
@@ -228,12 +228,9 @@ def test_nan_stops_a_run_which_then_can_continue(tmp_path, capsys):
 
 def test_a_schedule_over_all_epochs_cannot_get_more_of_them():
     found = {"epochs": (1, 2)}
-    assert refused(found, cifar10.frozen_flags(cifar10.Config())) is None
-    told = refused(found, cifar10.frozen_flags(cifar10.Config(recipe="strong")))
-    assert (
-        told
-        == "--epochs is 1 in the run there (the cycle of the learning rate is spread over them), got 2. Use --epochs 1"
-    )
+    assert refusal(found, cifar10.frozen_flags(cifar10.Config())) is None
+    told = refusal(found, cifar10.frozen_flags(cifar10.Config(recipe="strong")))
+    assert told == "--epochs is 1 in that run (the schedule of the learning rate covers them), got 2. Use --epochs 1"
 
 
 def test_negative_seconds_between_saves_are_refused(tmp_path, capsys):
@@ -245,12 +242,12 @@ def test_negative_seconds_between_saves_are_refused(tmp_path, capsys):
 
 
 def test_flags_of_an_older_version_that_are_missing_are_no_change():
-    assert changes({"seed": 0, "new": 3, "workdir": "a"}, RunFiles({"seed": 0, "workdir": "b"}, None)) == {}
+    assert changed_flags({"seed": 0, "new": 3, "workdir": "a"}, RunFiles({"seed": 0, "workdir": "b"}, None)) == {}
 
 
 def test_a_flag_that_was_left_out_is_told_as_such():
-    assert refused({"dropout": (None, 0.2)}, {}) == "--dropout is None in the run there, got 0.2. Leave --dropout out"
-    assert refused({"epochs": (1, 2), "data": ("a", "b")}, {}) is None
+    assert refusal({"dropout": (None, 0.2)}, {}) == "--dropout is None in that run, got 0.2. Leave --dropout out"
+    assert refusal({"epochs": (1, 2), "data": ("a", "b")}, {}) is None
 
 
 @pytest.mark.parametrize(
@@ -264,13 +261,13 @@ def test_a_flag_that_was_left_out_is_told_as_such():
     ],
 )
 def test_a_finished_run_goes_on_only_where_there_is_more_to_do(found, reason, expected):
-    assert goes_on(found, {"reason": reason}) is expected
+    assert can_continue(found, {"reason": reason}) is expected
 
 
 def test_other_versions_are_told():
     now = {"versions": {"jax": "2", "numpy": "1"}, "devices": ["cpu"]}
-    assert other_surroundings(now, now) is None and other_surroundings({}, now) is None
-    assert "devices ['gpu']" in other_surroundings({**now, "devices": ["gpu"]}, now)
+    assert environment_warning(now, now) is None and environment_warning({}, now) is None
+    assert "devices ['gpu']" in environment_warning({**now, "devices": ["gpu"]}, now)
 
 
 # What a run is resumed with: its checkpoint's own record, whatever its config.json says.
@@ -349,7 +346,7 @@ def test_what_may_not_change_is_taken_from_the_checkpoint_and_told(cut, stopped,
     for name, value in entries.items():
         assert f"{name} {value!r}, the checkpoint {config_of(stopped)[name]!r}" in said
         assert config_of(cut)[name] == config_of(stopped)[name]
-    assert "WARNING: config.json says " in said and "What the checkpoint says counts." in said
+    assert "WARNING: config.json says " in said and "The run resumes with the flags of the checkpoint." in said
     assert checkpoint_bits(cut) == checkpoint_bits(stopped)
 
 
@@ -468,13 +465,13 @@ def test_a_checkpoint_without_a_record_of_its_flags_leaves_those_of_config_json(
 
 def test_a_machine_is_told_by_all_that_changes_bits(monkeypatch):
     here = {**_environment.environment(), "machine": _environment.machine()}
-    assert other_surroundings(here, here) is None
+    assert environment_warning(here, here) is None
     monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_max_isa=SSE4_2")
-    text = other_surroundings(here, {**here, "machine": _environment.machine()})
+    text = environment_warning(here, {**here, "machine": _environment.machine()})
     assert "XLA_FLAGS --xla_cpu_max_isa=SSE4_2: its numbers may differ" in text
     for name, value in (("cores", 64), ("processor", "another"), ("threefry_partitionable", "False")):
         there = {**here, "machine": {**here["machine"], name: value}}
-        assert f"{name} {value}" in other_surroundings(there, here)
+        assert f"{name} {value}" in environment_warning(there, here)
     assert len(_environment.machine()) == 3 + len(_environment.SETTINGS)
 
 
@@ -489,7 +486,7 @@ def test_the_record_of_a_checkpoint_is_read_where_it_is_whole_alone(cut, stopped
 def test_a_lock_that_is_removed_while_a_run_goes_on_is_told_once(tmp_path):
     told = []
     with locked(tmp_path) as holds:
-        notice = noticing(holds, tmp_path, 0.0, told.append)
+        notice = lock_check(holds, tmp_path, 0.0, told.append)
         notice(None, [])
         assert told == []
         (tmp_path / "lock").unlink()

@@ -600,7 +600,7 @@ def driven(folder, rate, epochs, **flags):
             return False
 
         begin = start(plan, ROWS, key=jax.random.key(0))
-        more = {"keep": checkpointer.observe, "pause": checkpointer.due, "paused": paused, **flags}
+        more = {"save": checkpointer.observe, "should_pause": checkpointer.due, "on_pause": paused, **flags}
         return drive(plan, begin, ROWS, None, epochs=epochs, **more), pauses
 
 
@@ -664,7 +664,7 @@ def train(folder, epochs, placed):
     with shared_checkpointer(folder, {}, every=0, warn=print) as checkpointer:
         def paused(run_state, history):
             checkpointer.save()
-        saving = {"keep": checkpointer.observe, "pause": checkpointer.due, "paused": paused}
+        saving = {"save": checkpointer.observe, "should_pause": checkpointer.due, "on_pause": paused}
         end = drive(plan, begin, rows, None, epochs=epochs, **saving).state
     whole = to_host(end)
     # All have saved before anybody reads.

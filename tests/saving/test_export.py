@@ -236,7 +236,7 @@ def test_a_run_that_is_not_finished_or_lacks_its_network_is_refused_until_it_goe
     usage = ("network", "inputs", "outputs", "card", "terms")
     (folder / "config.json").write_text(json.dumps({name: config[name] for name in config if name not in usage}))
     assert main(["export", str(folder), str(tmp_path / "out")]) == 2
-    assert "must describe the model, but lack or garble 'inputs'" in capsys.readouterr().err
+    assert "must describe the model, but 'inputs' is missing or wrong" in capsys.readouterr().err
     metrics = (folder / "metrics.json").read_bytes()
     (folder / "metrics.json").unlink()
     assert main(["export", str(folder), str(tmp_path / "out")]) == 2

@@ -14,7 +14,7 @@ import pytest
 from sklearn.metrics import accuracy_score, confusion_matrix, log_loss, recall_score
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from experiments.cifar10.experiment import RECIPES, Config, build, divide, resolve, run
+from experiments.cifar10.experiment import RECIPES, Config, build, resolve, run, split_sets
 from experiments.cifar10.report import confusion
 from jaxdl.datasets import load_cifar10
 from jaxdl.errors import InputError
@@ -120,7 +120,7 @@ def test_the_lessons_split_validates_on_the_test_images_and_says_so(tmp_path, ca
 
 def test_three_sets_are_the_first_images_the_rest_and_the_test_file():
     images = load_cifar10(IMAGES)
-    rows, sets = divide(resolve(Config(train_size=250)), images)
+    rows, sets = split_sets(resolve(Config(train_size=250)), images)
     np.testing.assert_array_equal(sets["train"].inputs, images.train.inputs[:250])
     np.testing.assert_array_equal(sets["validation"].inputs, images.train.inputs[250:])
     assert sets["test"] is images.test

@@ -205,8 +205,8 @@ def test_sizes_are_worse_or_not_told_apart_by_scipy_over_all_pairs():
     alike = [name for name in names if name not in (*worse, "5")]
     assert "9" in worse and "3" in alike
     assert findings(rows)[3:] == [
-        f'{text} "5" on validation rows by these seeds: {", ".join(f"{chr(34)}{name}{chr(34)}" for name in listed)}.'
-        for text, listed in (("Worse than", worse), ("Not to be told apart from", alike))
+        f'{text} "5" on validation rows: {", ".join(f"{chr(34)}{name}{chr(34)}" for name in listed)}.'
+        for text, listed in (("Worse than", worse), ("No significant difference from", alike))
     ]
 
 
@@ -216,7 +216,7 @@ def test_a_size_with_a_seed_that_diverged_is_said_to_be_so_and_neither_best_nor_
     said = findings(rows)[2:]
     assert said[0] == 'Sizes that cannot be compared, because a seed diverged: "3".'
     assert said[1].startswith('Of 2 sizes of network, "5" has the lowest mean') and "\n" not in "".join(said)
-    assert said[2] == 'Worse than "5" on validation rows by these seeds: "9".' and len(said) == 3
+    assert said[2] == 'Worse than "5" on validation rows: "9".' and len(said) == 3
     assert recommended(rows) == 1
 
 

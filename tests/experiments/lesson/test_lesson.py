@@ -40,7 +40,7 @@ from experiments.lesson.figures import figures
 from experiments.lesson.findings import bars
 from experiments.lesson.lesson import Config, Data, run
 from experiments.lesson.training import Truth
-from experiments.weather.experiment import LOSSES, METRICS, divide
+from experiments.weather.experiment import LOSSES, METRICS, split_sets
 from jaxdl._files import locked
 from jaxdl.datasets import BASEL, load_cifar10, load_weather
 from jaxdl.ensembles import seeds, sweeps
@@ -167,7 +167,7 @@ def three_exercises(monkeypatch):
 
 
 @pytest.fixture
-def without_networks(monkeypatch):
+def baselines_ofs(monkeypatch):
     """The lesson as far as it needs no network."""
     monkeypatch.setattr(exercises, "weather_steps", lambda *_: ())
     monkeypatch.setattr(exercises, "cifar10_steps", lambda *_: ())
@@ -238,7 +238,7 @@ def test_every_exercise_is_a_row_and_in_the_page(finished):
 def solo(exercise, target):
     """The sets of data, and the outputs for their rows, of networks that are trained alone: by the name of a set."""
     of = Weather(load_weather(f"simulated:{DAYS}", days=None, target=target), target)
-    recipe, (_, sets) = exercise.recipe, divide(of.dataset(exercise))
+    recipe, (_, sets) = exercise.recipe, split_sets(of.dataset(exercise))
     sets["train"] = exercise.draw(sets["train"])
     model = mlp(recipe.hidden, input_norm=recipe.input_norm)
     labels = "bbq" if of.labels() else "sunshine"
@@ -294,7 +294,7 @@ def test_a_row_has_the_figures_of_networks_that_are_trained_alone(name, finished
 
 def test_a_row_of_photographs_has_the_figures_of_networks_that_are_trained_alone(finished):
     model, dataset = convnet((), widths=(100, 50)), load_cifar10(f"simulated:{DAYS}")
-    sets = exercises.divide_images(dataset, BUDGET)
+    sets = exercises.split_images(dataset, BUDGET)
     assert [len(sets[name].sample_weight) for name in SETS[:2]] == [64, 32]
     rows = seeds_of(finished).loc[CIFAR10, "dense"]
     for seed in range(BUDGET.seeds):
@@ -318,7 +318,7 @@ def test_that_data_are_simulated_is_said_loudly_and_nothing_of_the_lesson_s_is_p
     folder, shown = again
     said, text = " ".join(shown.split()), text_of(folder)
     for what in ("weather", "images"):
-        note = f"SIMULATED {what.upper()}: no figure of this lesson says anything about real {what}."
+        note = f"SIMULATED {what.upper()}: no value of this lesson says anything about real {what}."
         assert f"WARNING: {note}" in said and text.count(note) == 1
     assert rows_of(folder)[[f"lesson_{name}" for name in SETS]].isna().all(axis=None)
     # Neither data set has had a part in it.
@@ -347,7 +347,11 @@ def test_the_terminal_tells_all_in_80_columns(again):
     said = " ".join(shown.split())
     for name in ("BatchNorm", "one place, yes or no", "dropout 0.5", f"all {SEEDS} together", "is the standard error"):
         assert name in said
-    assert "…" not in shown and "lesson.html" in shown and "90 % intervals from the spread of 3 networks" in said
+    assert (
+        "…" not in shown
+        and "lesson.html" in shown
+        and "90 % intervals from the standard deviation of 3 networks" in said
+    )
 
 
 # How it goes on
@@ -355,7 +359,7 @@ def test_the_terminal_tells_all_in_80_columns(again):
 
 def test_a_second_start_trains_nothing_and_gives_the_same_bytes(finished, again):
     folder, shown = again
-    assert "goes on after its finished rows" in shown
+    assert "resumes after its finished rows" in shown
     before, after = contents(finished), contents(folder)
     assert set(before) == set(after)
     changed = {path.as_posix() for path in before if before[path] != after[path]}
@@ -412,7 +416,7 @@ def test_a_lesson_that_was_killed_goes_on_to_the_same_table(missing, more, few, 
         (("--seeds", 2), "--seeds is 3 in the lesson in {}, got 2."),
         (("--full",), "--full is False in the lesson in {}, got True."),
         (("--target", "KASSEL_temp_max"), "--target is BASEL_sunshine in the lesson in {}, got KASSEL_temp_max."),
-        (("--data", "simulated:401"), "the lesson in {} is on another data set of weather."),
+        (("--data", "simulated:401"), "the lesson in {} has another data set of weather."),
     ],
 )
 def test_another_lesson_in_the_same_folder_is_refused(flags, told, copied, untrained, capsys):
@@ -420,7 +424,7 @@ def test_another_lesson_in_the_same_folder_is_refused(flags, told, copied, untra
     assert call("--workdir", copied, *flags) == 2
     captured = capsys.readouterr()
     assert captured.err.startswith(f"error: {told.format(copied)}") and "--fresh" in captured.err
-    assert "goes on" not in captured.out and contents(copied) == before
+    assert "resumes" not in captured.out and contents(copied) == before
 
 
 def test_a_damaged_row_is_named(copied, capsys):
@@ -434,7 +438,7 @@ def test_a_damaged_row_is_named(copied, capsys):
     pd.testing.assert_frame_equal(rows_of(copied).drop(columns="seconds"), before.drop(columns="seconds"))
 
 
-def test_fresh_keeps_the_old_lesson(copied, tmp_path, without_networks, capsys):
+def test_fresh_keeps_the_old_lesson(copied, tmp_path, baselines_ofs, capsys):
     before = contents(copied)
     assert call(*QUICK, "--seeds", 5, "--only", "weather", "--workdir", copied, "--fresh") == 0
     assert contents(tmp_path / "copy-old-1") == before
@@ -451,7 +455,7 @@ def test_a_folder_in_use_is_refused_and_stays(flags, copied, capsys):
     assert contents(copied) == before and [path.name for path in copied.parent.iterdir()] == ["copy"]
 
 
-def test_the_folder_of_something_else_is_refused(tmp_path, without_networks, capsys):
+def test_the_folder_of_something_else_is_refused(tmp_path, baselines_ofs, capsys):
     (tmp_path / "run").mkdir()
     (tmp_path / "run/config.json").write_text('{"recipe": "batchnorm", "seed": 3}')
     assert call(*QUICK, "--workdir", tmp_path / "run") == 2
@@ -487,16 +491,16 @@ def test_another_target_has_its_unit_and_none_of_the_lesson_s_figures(tmp_path, 
     assert "--target KASSEL_temp_max --only weather" in text
     # The one place is the target's, and so are the labels.
     one = load_weather(f"simulated:{DAYS}", days=3286, places=("KASSEL",), target="KASSEL_temp_max")
-    chosen, sets = divide(one)
+    chosen, sets = split_sets(one)
     off = root_mean_squared_error(sets["test"].targets[:, 0], one.today[chosen["test"]])
     assert rows.loc[(EXERCISES, "as today, one place"), "test_mean"] == pytest.approx(off)
     labels = load_weather(f"simulated:{DAYS}", days=3286, places=("KASSEL",), target="KASSEL_BBQ_weather")
-    right = accuracy_score(divide(labels)[1]["test"].targets[:, 0], labels.today[chosen["test"]])
+    right = accuracy_score(split_sets(labels)[1]["test"].targets[:, 0], labels.today[chosen["test"]])
     assert rows.loc[(BARBECUE, "as today, one place, yes or no"), "test_mean"] == pytest.approx(100 * right)
 
 
 @pytest.mark.parametrize("column", ["BASEL_humidity", "BASEL_global_radiation"])
-def test_a_target_of_any_unit_is_told_with_one(column, tmp_path, without_networks, capsys):
+def test_a_target_of_any_unit_is_told_with_one(column, tmp_path, baselines_ofs, capsys):
     assert call(*QUICK, "--only", "weather", "--target", column, "--workdir", tmp_path / "run") == 0
     unit = {"BASEL_humidity": "units", "BASEL_global_radiation": "100 W/m2"}[column]
     assert f"RMSE in {unit}" in capsys.readouterr().out and f"RMSE in {unit}" in text_of(tmp_path / "run")
@@ -555,7 +559,7 @@ def test_one_seed_shows_no_errors_and_allows_no_findings(copied, finished, capsy
     assert set(rows["seeds"]) == {0, 1}
     assert rows[[f"{name}_error" for name in SETS]].isna().all(axis=None) and rows["test_mean"].notna().all()
     assert not re.search(r"\d \+- \d", shown) and not re.search(r"\d ± \d", text)
-    assert "is better than" not in shown + text and "What these figures say" not in text
+    assert "is better than" not in shown + text and ">Findings<" not in text
     assert "together" not in shown and "nan" not in shown
 
 
@@ -601,7 +605,7 @@ def test_a_signal_ends_the_lesson_and_says_how_it_goes_on(number, code, tmp_path
     process.send_signal(number)
     said, told = process.communicate(timeout=60)
     assert process.returncode == code and "Traceback" not in told
-    assert f"interrupted; the same command with --workdir {folder} goes on after the finished rows." in told
+    assert f"interrupted; the same command with --workdir {folder} resumes after the finished rows." in told
     assert not (folder / "lesson.csv").exists() and "How small may the network be?: 100, 50" in said
     assert training.load(folder / "rows", SIZES, "100, 50").row.seeds == (0, 1)
 
@@ -688,7 +692,7 @@ def test_the_barbecue_baselines_of_the_real_data_are_those_of_scikit_learn(real_
             assert rows[f"{name}{place}, yes or no"] == pytest.approx(expected, rel=1e-9), (name, place)
 
 
-def test_another_target_of_the_real_data(real_data, tmp_path, without_networks):
+def test_another_target_of_the_real_data(real_data, tmp_path, baselines_ofs):
     arguments = ("--data", real_data, "--only", "weather", "--target", "OSLO_temp_max", "--no-compilation-cache")
     assert call(*arguments, "--workdir", tmp_path / "run") == 0
     row = rows_of(tmp_path / "run").loc[(EXERCISES, "as today, all years")]

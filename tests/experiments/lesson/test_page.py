@@ -104,12 +104,12 @@ def test_the_page_is_html5_with_headings_in_order(picture):
     assert reader.texts("title") == reader.texts("h1") == ["The lesson"]
     assert "width=device-width" in [entry.get("content", "") for entry in reader.all("meta")][1]
     expected = [
-        "What these figures say",
+        "Findings",
         EXERCISES,
         NEXT,
         PHOTOGRAPHS,
         "How to read the tables",
-        "Where this comes from",
+        "Sources",
     ]
     assert reader.texts("h2") == expected
 
@@ -248,7 +248,7 @@ PNG = png(Figure(figsize=(1, 1)))
 
 
 def test_a_page_of_nothing_is_a_page():
-    assert made([]).texts("h2") == ["Where this comes from"]
+    assert made([]).texts("h2") == ["Sources"]
 
 
 def test_pictures_alone_make_a_section(picture):
@@ -267,5 +267,5 @@ def test_pictures_that_are_no_png_are_refused(content):
 
 
 def test_rows_that_do_not_fit_their_seeds_are_refused():
-    with pytest.raises(InputError, match="one test figure for each of its seeds"):
+    with pytest.raises(InputError, match="one test value for each of its seeds"):
         made([row(NEXT, "a", values={"test": np.ones(2)})])

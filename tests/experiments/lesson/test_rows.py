@@ -183,7 +183,7 @@ def test_what_the_lesson_prints_stands_below_the_figure_of_its_set():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"values": {"test": np.ones(7)}}, r"one test figure for each of its seeds, \(8,\), got \(7,\)"),
+        ({"values": {"test": np.ones(7)}}, r"one test value for each of its seeds, \(8,\), got \(7,\)"),
         ({"values": {"test": np.ones((8, 1))}}, r"got \(8, 1\)"),
         ({"values": {"tests": np.ones(8)}}, "among train, validation, test, got tests"),
         ({"printed": {"dev": 3.0}}, "got dev"),

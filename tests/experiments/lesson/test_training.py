@@ -127,7 +127,7 @@ def test_a_truncated_file_is_an_input_error_that_names_it(file):
     for length in [*range(0, len(content), 37), len(content) - 1]:
         file.write_bytes(content[:length])
         assert refusal(file.parent).startswith(f"{file} is damaged (")
-    assert "Remove it, and its row is trained anew." in refusal(file.parent)
+    assert "Remove it; the same command then trains its row again." in refusal(file.parent)
 
 
 def test_a_bit_that_flips_is_told_or_harms_nothing(file):

@@ -168,7 +168,7 @@ def test_a_run_cannot_go_on_with_other_labels(first, then, finished, tmp_path, c
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     for more in ((), ("--epochs", 4)):
         assert call("--workdir", folder, "--labels", then, *more) == 2
-        assert f"--labels is {first} in the run there, got {then}. Use --labels {first}" in capsys.readouterr().err
+        assert f"--labels is {first} in that run, got {then}. Use --labels {first}" in capsys.readouterr().err
     kept = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != "lock"}
     assert {path: content for path, content in before.items() if path.name != "lock"} == kept
 

@@ -19,7 +19,7 @@ from experiments.weather.report import baselines
 from jaxdl.datasets import load_weather, simulated_weather
 from jaxdl.errors import InputError
 from jaxdl.runs.command import command
-from jaxdl.runs.folders import workdir
+from jaxdl.runs.folders import prepare_workdir
 from jaxdl.saving import load
 from jaxdl.train.evaluate import evaluate
 
@@ -115,8 +115,9 @@ def test_the_same_seed_gives_the_same_run_and_another_does_not(finished, tmp_pat
 
 
 def test_flags_override_the_recipe():
-    config, recipe = resolve(Config(recipe="plain", patience=4, hidden=(7,), epochs=9))
-    assert (recipe.patience, recipe.hidden, recipe.epochs, recipe.input_norm) == (4, (7,), 9, False)
+    config = resolve(Config(recipe="plain", patience=4, hidden=(7,), epochs=9))
+    network = build(config, load_weather("simulated:400")).network
+    assert (network.arguments["widths"], network.arguments["input_norm"]) == ((7,), False)
     assert (config.patience, config.hidden, config.epochs) == (4, (7,), 9)
 
 
@@ -250,7 +251,7 @@ def test_a_folder_whose_metrics_are_damaged_is_refused(content, finished, tmp_pa
 def test_two_runs_never_share_a_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("time.strftime", lambda form: "now")
-    made = [workdir(None, False, "plain", Console()).name for _ in range(3)]
+    made = [prepare_workdir(None, False, "plain", Console()).name for _ in range(3)]
     assert made == ["now-plain", "now-plain-2", "now-plain-3"]
 
 

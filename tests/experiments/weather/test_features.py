@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom
 
-from experiments.weather.experiment import divide
+from experiments.weather.experiment import split_sets
 from experiments.weather.features import first_days, of_place, oversampled, with_last_days, with_month
 from jaxdl.data import dataset
 from jaxdl.datasets import load_weather, simulated_weather
@@ -37,7 +37,7 @@ def assert_same_rows(view, dataset):
     np.testing.assert_array_equal(view.data.targets, dataset.data.targets)
     np.testing.assert_array_equal(view.data.sample_weight, dataset.data.sample_weight)
     np.testing.assert_array_equal(view.today, dataset.today)
-    before, after = divide(dataset), divide(view)
+    before, after = split_sets(dataset), split_sets(view)
     for name in before[0]:
         np.testing.assert_array_equal(after[0][name], before[0][name])
         np.testing.assert_array_equal(after[1][name].targets, before[1][name].targets)
@@ -143,7 +143,7 @@ def test_another_seed_draws_other_rows():
 
 
 def test_a_draw_of_the_training_rows_leaves_the_other_sets_as_they_are():
-    _, sets = divide(WHOLE)
+    _, sets = split_sets(WHOLE)
     kept = {name: np.asarray(sets[name].targets).copy() for name in sets}
     drawn = oversampled(sets["train"])
     days = {tuple(row) for row in np.asarray(sets["train"].inputs)}
