@@ -23,7 +23,8 @@ from rich.console import Console
 import jaxdl.nn
 import jaxdl.train
 from jaxdl import Metric, Model, Variables, callbacks, dataset, fit, losses, metrics
-from jaxdl.metrics import check_objective, compute, measure, merge
+from jaxdl._checks import check_objective
+from jaxdl.metrics import compute, measure, merge
 from jaxdl.train import early_stopping, make_plan, reduce_on_plateau, start
 from jaxdl.types import Objective, Rule
 
