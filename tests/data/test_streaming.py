@@ -11,8 +11,8 @@ from jaxdl import evaluate, fit, losses, mlp, predict
 from jaxdl.data import DataSource, dataset, from_random_access, memory_mapped, take
 from jaxdl.data.streaming import loader, read_rows
 from jaxdl.errors import InputError
-from jaxdl.train.evaluate import predict_source
-from jaxdl.types import Dataset
+from jaxdl.train.evaluate import evaluate_source, predict_source
+from jaxdl.types import Dataset, Objective
 
 RANDOM = np.random.default_rng(0)
 INPUTS, TARGETS = RANDOM.normal(size=(50, 3)), RANDOM.integers(0, 5, 50)
@@ -212,7 +212,9 @@ def test_a_source_with_strictly_rising_indices_trains_evaluates_and_predicts(bat
     )
     np.testing.assert_allclose(found.history["loss"], wanted.history["loss"], rtol=1e-6)
     # Windows that are filled up hold rows twice.
-    evaluated = evaluate(mlp(()), found.final, source, losses.squared_error, batch_size=8, window_bytes=400)
+    evaluated = evaluate_source(
+        mlp(()), Objective(losses.squared_error), found.final, source, batch_size=8, window_bytes=400
+    )
     np.testing.assert_allclose(
         evaluated["loss"], evaluate(mlp(()), found.final, rows, losses.squared_error)["loss"], rtol=1e-5
     )
