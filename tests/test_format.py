@@ -24,7 +24,7 @@ from jaxdl._format import PREFIXES, short
         (math.nan, "B", "nan B"),
     ],
 )
-def test_numbers_are_shown_in_three_digits(number, unit, text):
+def test_short_has_three_digits(number, unit, text):
     assert short(number, unit) == text
 
 

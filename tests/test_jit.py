@@ -86,7 +86,7 @@ def test_only_values_inside_of_a_transformation_are_traced():
     assert not any(map(is_traced, (0, 0.5, jnp.float32(1), jnp.ones(2))))
 
 
-def test_an_option_that_xla_does_not_know_is_left_out(monkeypatch):
+def test_compiler_options_leave_out_unknown_options(monkeypatch):
     for options in ("TABLES_ON_CPU", "IMAGES_ON_CPU", "ONCE_ON_CPU"):
         monkeypatch.setattr(_jit, options, {"xla_cpu_no_such_option": True})
     compiler_options.cache_clear()
@@ -101,12 +101,12 @@ def test_an_option_that_xla_does_not_know_is_left_out(monkeypatch):
 @pytest.mark.parametrize(
     ("option", "value"), [("xla_cpu_no_such_option", True), ("xla_cpu_experimental_ynn_fusion_type", "NONE")]
 )
-def test_what_xla_does_not_know_is_told(option, value):
+def test_is_known_option(option, value):
     assert not is_known_option(option, value)
     assert is_known_option("xla_backend_optimization_level", 1)
 
 
-def test_what_runs_once_is_compiled_to_the_same_bits():
+def test_once_gives_bit_identical_results():
     def draw(key, n):
         first, second = jax.random.split(key)
         return jax.random.uniform(first, (n, 33)) * jax.random.normal(second, (1, 33)), jax.random.permutation(first, n)
@@ -140,7 +140,7 @@ def test_convolutions_have_options_of_their_own():
         ((5, 8), (7, 9, 5), False),
     ],
 )
-def test_where_images_meet_kernels_there_is_a_convolution(kernel, images, expected):
+def test_has_convolution_needs_images_and_kernels(kernel, images, expected):
     weights, rows = {"kernel": np.zeros(kernel)}, (np.zeros(images), np.zeros(images[0]))
     held_out = np.zeros((2, *images[-3:])) if len(images) > 3 else rows
     assert has_convolution(weights, rows, held_out, 3, None, abs) is expected

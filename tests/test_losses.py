@@ -72,7 +72,7 @@ def test_one_program_serves_all_smoothings(compilations):
 
 
 @pytest.mark.parametrize("smoothing", [-0.1, 1.0])
-def test_a_smoothing_that_is_no_share_is_refused(smoothing):
+def test_smoothed_cross_entropy_rejects_other_smoothings(smoothing):
     with pytest.raises(InputError, match="smoothing must be from 0 to below 1, got"):
         smoothed_cross_entropy(smoothing)
 
@@ -97,7 +97,7 @@ def of_targets(targets, weights=None):
         (smoothed_cross_entropy(0.1), [-1, 0], r"labels that count classes from 0, got -1 in row 0 of train"),
     ],
 )
-def test_targets_that_a_loss_cannot_take_are_refused_unless_they_weigh_nothing(loss, targets, message):
+def test_check_targets_rejects_targets_of_weight_above_0(loss, targets, message):
     with pytest.raises(InputError, match=message):
         check_targets(loss, of_targets(targets), "train")
     check_targets(loss, of_targets(targets, np.isin(targets, (0, 1)).reshape(len(targets))), "train")

@@ -40,7 +40,7 @@ def figures(objective, outputs, targets, weights=None):
     return metrics.compute(measuring(objective)(outputs, targets, weights), objective.metrics)
 
 
-def test_regression_figures_are_those_of_scikit_learn():
+def test_regression_metrics_equal_scikit_learn():
     found = figures(REGRESSION, OUTPUTS, TARGETS)
     np.testing.assert_allclose(found["loss"], sk.mean_squared_error(TARGETS, OUTPUTS), rtol=1e-5)
     np.testing.assert_allclose(found["rmse"], np.sqrt(sk.mean_squared_error(TARGETS, OUTPUTS)), rtol=1e-5)
@@ -56,21 +56,21 @@ def test_r2_with_a_center_is_exact_far_from_zero():
 
 
 @pytest.mark.parametrize("k", [1, 2, 5])
-def test_top_k_is_that_of_scikit_learn(k):
+def test_top_k_equals_scikit_learn(k):
     metric = metrics.top_k(k)
     found = figures(Objective(softmax_cross_entropy, (metric,)), LOGITS, LABELS)
     expected = sk.top_k_accuracy_score(LABELS, LOGITS, k=k, labels=range(5)) if k < 5 else 1.0
     np.testing.assert_allclose(found["accuracy" if k == 1 else f"top{k}"], expected, rtol=1e-6)
 
 
-def test_accuracy_of_ties_is_that_of_argmax():
+def test_accuracy_of_ties_equals_argmax():
     logits = np.array([[1, 1], [1, 1], [0, 0]], np.float32)
     found = figures(Objective(softmax_cross_entropy, (metrics.accuracy,)), logits, np.array([0, 1, 1], np.int32))
     np.testing.assert_allclose(found["accuracy"], np.mean(logits.argmax(1) == [0, 1, 1]))
 
 
 @pytest.mark.parametrize("label", [-1, 2])
-def test_a_label_that_is_no_class_is_never_right(label):
+def test_a_label_that_is_no_class_is_never_correct(label):
     outputs, targets = jnp.array([[0.0, 1.0]]), jnp.array([label], jnp.int32)
     assert np.isnan(softmax_cross_entropy(outputs, targets)).all()
     assert metrics.accuracy.per_example(outputs, targets).tolist() == [0]
@@ -87,7 +87,7 @@ def test_outputs_that_are_not_finite_are_not_accurate():
 
 @given(cuts=st.lists(st.integers(1, 56), max_size=6))
 @settings(max_examples=40, deadline=None)
-def test_figures_do_not_depend_on_batches_or_padding(cuts):
+def test_metrics_do_not_depend_on_batches_or_padding(cuts):
     total = None
     for rows in np.split(np.arange(57), sorted(set(cuts))):
         padded = np.concatenate([rows, np.repeat(rows[:1], 60 - len(rows))])
@@ -128,7 +128,7 @@ def test_r2_is_that_of_scikit_learn_far_from_zero_for_every_cut_of_the_rows(mean
 
 
 @pytest.mark.parametrize("value", [0.1, 1e5 + 1 / 3, 0.0])
-def test_r2_of_equal_targets_is_1_where_all_is_right_else_0(value):
+def test_r2_of_equal_targets_is_1_for_exact_predictions_else_0(value):
     targets = np.full((50, 1), value, np.float32)
     for predicted in (targets, targets + np.float32(1)):
         expected = sk.r2_score(targets.astype(np.float64), predicted)
@@ -162,7 +162,7 @@ def binary_expected(logits, labels):
     }
 
 
-def test_figures_are_those_of_scikit_learn():
+def test_binary_metrics_equal_scikit_learn():
     found = binary_figures(BINARY_LOGITS, ANSWERS)
     assert list(found) == ["loss", "accuracy", "balanced_accuracy"]
     for name, value in binary_expected(BINARY_LOGITS, ANSWERS).items():
@@ -171,7 +171,7 @@ def test_figures_are_those_of_scikit_learn():
 
 @given(cuts=st.lists(st.integers(1, 90), max_size=6))
 @settings(max_examples=40, deadline=None)
-def test_binary_figures_do_not_depend_on_batches_or_padding(cuts):
+def test_binary_metrics_do_not_depend_on_batches_or_padding(cuts):
     total = None
     for rows in np.split(np.arange(91), sorted(set(cuts))):
         padded = np.concatenate([rows, np.repeat(rows[:1], 95 - len(rows))])
@@ -190,7 +190,7 @@ def test_weights_count_rows_of_answers_several_times():
 
 
 @pytest.mark.parametrize("label", [0, 1])
-def test_a_class_without_rows_is_left_out(label):
+def test_balanced_accuracy_leaves_out_a_class_without_examples(label):
     kept = ANSWERS[:, 0] == label
     found = binary_figures(BINARY_LOGITS[kept], ANSWERS[kept])
     assert 0 < float(found["accuracy"]) < 1
@@ -198,17 +198,17 @@ def test_a_class_without_rows_is_left_out(label):
 
 
 @pytest.mark.parametrize("answer", [-1.0, 1.0])
-def test_one_answer_for_all_is_worth_half(answer):
+def test_a_constant_prediction_has_a_balanced_accuracy_of_half(answer):
     assert float(binary_figures(np.full_like(BINARY_LOGITS, answer), ANSWERS)["balanced_accuracy"]) == 0.5
 
 
-def test_a_logit_of_zero_says_no_and_one_that_is_no_number_says_nothing():
+def test_a_logit_of_zero_means_no_and_nan_is_never_correct():
     logits = np.array([[0.0], [0.0], [np.nan], [np.nan], [np.inf], [-np.inf]], np.float32)
     labels = np.array([[0.0], [1.0], [0.0], [1.0], [1.0], [0.0]], np.float32)
     assert metrics.right(jnp.asarray(logits), jnp.asarray(labels))[:, 0].tolist() == [1, 0, 0, 0, 1, 1]
 
 
-def test_several_answers_a_row_are_averaged():
+def test_binary_metrics_are_means_over_outputs():
     logits, labels = RANDOM.normal(size=(50, 3)).astype(np.float32), (RANDOM.random((50, 3)) < 0.4).astype(np.float32)
     found, each = binary_figures(logits, labels), [binary_expected(logits[:, [k]], labels[:, [k]]) for k in range(3)]
     for name in found:
@@ -306,7 +306,7 @@ def test_columns_and_float32_are_rows_too():
         ([0.1, 0.2], [0, np.nan], "labels must be 0 or 1, got nan"),
     ],
 )
-def test_what_makes_no_curve_is_refused(curve, scores, labels, message):
+def test_curves_reject_bad_scores_and_labels(curve, scores, labels, message):
     with pytest.raises(InputError) as caught:
         curve(scores, labels)
     assert message in str(caught.value)

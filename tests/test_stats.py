@@ -37,7 +37,7 @@ def simulated(seed, *shape):
 
 @pytest.mark.parametrize("count", [2, 3, 16, 200])
 @pytest.mark.parametrize("confidence", [0.5, 0.95, 0.999])
-def test_an_estimate_is_scipys(count, confidence):
+def test_estimate_equals_scipy(count, confidence):
     values = simulated(count, count)
     found = estimate(values, confidence)
     error = stats.sem(values)
@@ -63,7 +63,7 @@ def test_the_interval_holds_the_true_mean_as_often_as_it_says():
     assert low <= held <= high
 
 
-def test_of_one_seed_the_mean_alone_is_known(recwarn):
+def test_estimate_of_one_seed_is_the_mean_alone(recwarn):
     found = estimate([3.5])
     assert found.mean == 3.5 and found.count == 1 and np.isnan(found[1:5]).all()
     assert not recwarn
@@ -84,7 +84,7 @@ def test_equal_values_have_no_deviation(value, count):
 
 @pytest.mark.parametrize("count", [2, 3, 16])
 @pytest.mark.parametrize("apart", [0.0, 0.1, 1.0])
-def test_a_comparison_is_scipys_paired_t_test(count, apart):
+def test_paired_test_equals_scipy(count, apart):
     one, other = simulated(1, count), simulated(2, count) + apart
     found, wanted = paired_test(one, other, 0.9), stats.ttest_rel(one, other)
     interval = wanted.confidence_interval(0.9)
@@ -143,7 +143,7 @@ def test_a_seed_that_diverged_leaves_no_comparison(bad, recwarn):
 
 
 @pytest.mark.parametrize("level", [0.05, 0.2])
-def test_equals_are_told_apart_as_often_as_the_level_says(level):
+def test_the_rate_of_false_claims_is_the_level(level):
     runs = simulated(0, 4000, 2, 6)
     claims = sum("is better than" in verdict("A", "B", paired_test(*pair), level=level) for pair in runs)
     low, high = stats.binom.interval(1 - 1e-5, 4000, level)
@@ -176,7 +176,7 @@ def test_the_verdict_names_the_better_one(lower_is_better):
         ),
     ],
 )
-def test_verdicts_are_written_so(comparison, said):
+def test_text_of_verdicts(comparison, said):
     assert said in verdict("A", "B", comparison)
 
 
@@ -229,7 +229,7 @@ candidates = st.integers(1, 8).flatmap(
 
 @settings(deadline=None)
 @given(candidates)
-def test_the_candidate_taken_is_the_cheapest_that_is_near_the_best(table):
+def test_one_standard_error_returns_the_cheapest_candidate_near_the_best(table):
     sound = [index for index in range(len(table[0])) if all(math.isfinite(row[index]) for row in table)]
     assume(sound)
     means, errors, costs = table
@@ -262,7 +262,7 @@ def test_without_errors_the_best_candidate_is_taken():
         (lambda: one_standard_error([math.nan, 1.0], [0.1, math.nan], [1, 1]), "mean, error and cost are finite"),
     ],
 )
-def test_what_makes_no_sense_is_refused(call, said):
+def test_statistics_reject_bad_arguments(call, said):
     with pytest.raises(InputError, match=said):
         call()
 
@@ -364,7 +364,7 @@ def test_a_mean_without_deviation_covers_what_it_meets():
     assert coverage([1.0, 2.0], [0.0, 0.0], [1.0, 2.5], levels=(0.9,)) == {0.9: 0.5}
 
 
-def test_widened_adds_variances():
+def test_calibrated_std_adds_variances():
     spread = np.random.default_rng(0).gamma(2, 1, (30, 2)).astype(np.float32)
     np.testing.assert_allclose(calibrated_std(spread, Calibration(1.5, 0.4)) ** 2, 2.25 * spread**2 + 0.16, rtol=1e-6)
 
@@ -381,13 +381,13 @@ def test_widened_adds_variances():
         (([1.0], [-0.5], [1.0]), "(std|deviation) must be 0 or more, got -0.5"),
     ],
 )
-def test_a_calibration_of_what_makes_no_sense_is_refused(call, arguments, said):
+def test_calibration_rejects_bad_arguments(call, arguments, said):
     with pytest.raises(InputError, match=said):
         call(*arguments)
 
 
 @pytest.mark.parametrize("level", [0, 1, 95])
-def test_a_level_that_is_no_share_is_refused(level):
+def test_coverage_rejects_levels_outside_of_0_to_1(level):
     with pytest.raises(InputError, match=f"levels must be between 0 and 1, got {level}"):
         coverage([1.0], [1.0], [1.0], levels=(level,))
 
@@ -438,6 +438,6 @@ def test_the_error_of_a_share_is_never_none():
 
 
 @pytest.mark.parametrize(("hits", "count"), [(0, 0), (3, 2), (-1, 5)])
-def test_a_share_of_what_is_not_there_is_refused(hits, count):
+def test_proportion_standard_error_rejects_bad_counts(hits, count):
     with pytest.raises(InputError, match="correct must be from 0 to a count"):
         proportion_standard_error(hits, count)

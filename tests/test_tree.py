@@ -21,7 +21,7 @@ def progress_of(*hidden, **options):
     return start(plan, ROWS, ROWS, key=jax.random.key(0))
 
 
-def test_a_whole_progress_comes_back_with_its_dtypes_and_bits():
+def test_a_run_state_round_trip_is_bit_identical():
     run_state = progress_of(5, ema_decay=0.9)
     arrays = {name: np.asarray(array) for name, array in _tree.flatten_named(run_state).items()}
     again = _tree.unflatten_named(progress_of(5, ema_decay=0.9), arrays)
@@ -59,7 +59,7 @@ def test_kinds_are_json():
         ((), r"holds .*Dense_0/kernel of shape \(3, 5\); this model expects \(3, 1\)"),
     ],
 )
-def test_another_model_is_told_by_the_kernel_that_differs(other, told):
+def test_check_structure_names_the_kernel_that_differs(other, told):
     with pytest.raises(InputError, match=told):
         _tree.check_structure(_tree.kinds(progress_of(5)), progress_of(*other))
 

@@ -16,7 +16,7 @@ from jaxdl.errors import InputError
 
 @given(count=st.integers(2, 4000), fraction=st.floats(0.01, 0.9), seed=st.integers(0, 5))
 @settings(max_examples=60, deadline=None)
-def test_split_is_that_of_scikit_learn_row_for_row(count, fraction, seed):
+def test_split_equals_train_test_split_of_scikit_learn(count, fraction, seed):
     if int(np.ceil(fraction * count)) >= count:
         with pytest.raises(InputError, match="a row on each side"):
             split(count, fraction, seed)
@@ -30,13 +30,13 @@ def test_split_is_that_of_scikit_learn_row_for_row(count, fraction, seed):
 @pytest.mark.parametrize(
     ("count", "rows"), [(1096, (767, 164, 165)), (3286, (2300, 493, 493)), (3653, (2557, 548, 548))]
 )
-def test_the_lessons_two_splits_give_its_counts(count, rows):
+def test_two_splits_give_the_set_sizes_of_the_lesson(count, rows):
     train, rest = split(count, 0.3)
     validation, test = split(len(rest), 0.5)
     assert (len(train), len(validation), len(test)) == rows
 
 
-def test_standardizing_is_that_of_scikit_learn():
+def test_standardize_equals_standard_scaler_of_scikit_learn():
     table = np.random.default_rng(0).normal(5, 3, (200, 4)) * [1, 10, 1e-3, 1] + [0, 0, 100, 0]
     scaling = fit_scaler(table[:150])
     ours = standardize(table, scaling)
@@ -49,7 +49,7 @@ def test_a_constant_column_stays_finite():
     np.testing.assert_allclose(standardize(table, fit_scaler(table)), 0, atol=1e-15)
 
 
-def test_take_keeps_rows_aligned():
+def test_take_keeps_inputs_targets_and_weights_aligned():
     chosen = take(dataset([[1.0], [2.0], [3.0]], [10, 20, 30], [1, 1, 0]), [2, 0])
     assert (chosen.inputs[:, 0].tolist(), chosen.targets.tolist(), chosen.sample_weight.tolist()) == (
         [3, 1],
@@ -58,7 +58,7 @@ def test_take_keeps_rows_aligned():
     )
 
 
-def test_examples_keep_integers_and_make_floats_float32():
+def test_dataset_keeps_integers_and_converts_floats_to_float32():
     rows = dataset(np.zeros((2, 3), np.uint8), np.array([1.0, 2.0]))
     assert (rows.inputs.dtype, rows.targets.dtype, rows.sample_weight.dtype) == (np.uint8, np.float32, np.float32)
 
@@ -68,7 +68,7 @@ def test_weights_may_be_any_numbers():
         assert dataset([1.0, 2.0], [0, 1], weights).sample_weight.dtype == np.float32
 
 
-def test_no_rows_may_be_taken():
+def test_take_accepts_no_rows():
     assert take(dataset([1.0, 2.0], [0, 1]), []).inputs.shape == (0,)
 
 
@@ -86,7 +86,7 @@ def test_no_rows_may_be_taken():
         (([1.0], [1.0], [0.0]), "not all 0"),
     ],
 )
-def test_bad_rows_are_refused_by_name(arguments, message):
+def test_dataset_rejects_bad_values_by_the_name_of_the_argument(arguments, message):
     with pytest.raises(InputError, match=message):
         dataset(*arguments)
 
@@ -109,7 +109,7 @@ COUNT = np.arange(70)
     ],
     ids=["bool", "boolean", "Int64", "Float64", "arrow", "sparse", "big-endian"],
 )
-def test_columns_of_pandas_that_are_numbers_stand_beside_floats(column, wanted):
+def test_dataset_accepts_numeric_columns_of_pandas(column, wanted):
     rows = dataset(TABLE.assign(warm=column), column)
     assert rows.inputs.dtype == np.float32 and rows.targets.dtype.isnative
     np.testing.assert_array_equal(rows.inputs[:, 0], np.asarray(wanted, np.float32))
@@ -117,7 +117,7 @@ def test_columns_of_pandas_that_are_numbers_stand_beside_floats(column, wanted):
     np.testing.assert_array_equal(rows.targets, wanted)
 
 
-def test_dummies_of_words_are_numbers():
+def test_dataset_accepts_one_hot_columns_of_pandas():
     words = pd.DataFrame({"wind": NUMBERS[:, 0], "sky": ["clear", "grey"] * 35})
     np.testing.assert_array_equal(dataset(pd.get_dummies(words), COUNT).inputs[:2, 1:], [[1, 0], [0, 1]])
 
@@ -140,13 +140,13 @@ def test_dummies_of_words_are_numbers():
         (1.7e9 + 60 * COUNT, r"has 70 values that float32 rounds to 33, from 1700000000 to 1700004140"),
     ],
 )
-def test_a_column_of_pandas_that_is_no_number_is_refused_by_its_name(column, message):
+def test_dataset_rejects_a_column_of_pandas_by_its_name(column, message):
     with pytest.raises(InputError, match=rf'column "(warm)" of inputs.*{message}'):
         dataset(TABLE.assign(warm=column), COUNT)
 
 
 @pytest.mark.parametrize("name", ["Unnamed: 0", "index", "id", "ID", "row_id", "PassengerId", "customer_id"])
-def test_a_column_that_numbers_the_rows_is_refused_unless_it_holds_something_else(name):
+def test_dataset_rejects_a_column_that_numbers_the_rows(name):
     for numbers in (COUNT, COUNT[::-1] + 1000, COUNT * 1.0):
         with pytest.raises(InputError, match=rf'column "{name}" of inputs numbers the rows.*drop'):
             dataset(TABLE.assign(**{name: numbers}), COUNT)
@@ -164,7 +164,7 @@ def test_a_column_that_numbers_the_rows_is_refused_unless_it_holds_something_els
         (3e9 + COUNT, 1),
     ],
 )
-def test_values_that_float32_cannot_tell_apart_are_refused(column, left):
+def test_dataset_rejects_values_that_are_equal_in_float32(column, left):
     assert len(np.unique(column.astype(np.float32))) == left
     for rows in ((column[:, None], COUNT), (NUMBERS, column[:, None])):
         with pytest.raises(
@@ -184,11 +184,11 @@ def test_values_that_float32_cannot_tell_apart_are_refused(column, left):
         np.full(70, 2.0**40),
     ],
 )
-def test_values_that_float32_holds_well_enough_are_taken(column):
+def test_dataset_accepts_values_that_float32_resolves(column):
     assert dataset(column[:, None], COUNT).inputs.shape == (70, 1)
 
 
-def test_narrow_floats_of_ml_dtypes_are_numbers():
+def test_dataset_converts_narrow_floats_to_float32():
     for dtype in (jnp.bfloat16, jnp.float8_e4m3fn, np.float16):
         for array in (NUMBERS.astype(dtype), jnp.asarray(NUMBERS, dtype)):
             found = dataset(array, COUNT).inputs
@@ -197,7 +197,7 @@ def test_narrow_floats_of_ml_dtypes_are_numbers():
 
 
 @pytest.mark.parametrize("kind", [">f8", ">f4", ">i4", ">u2", ">i8", "<f4"])
-def test_arrays_of_the_other_byte_order_are_the_same_numbers(kind):
+def test_dataset_converts_the_byte_order(kind):
     values = np.arange(12).reshape(6, 2)
     rows = dataset(values.astype(kind), values.astype(kind), np.ones(6, ">f4"))
     assert all(leaf.dtype.isnative for leaf in rows)
@@ -206,7 +206,7 @@ def test_arrays_of_the_other_byte_order_are_the_same_numbers(kind):
 
 
 @pytest.mark.parametrize("name", ["inputs", "targets", "sample_weight"])
-def test_masked_values_are_refused_and_arrays_with_no_value_masked_are_taken(name):
+def test_dataset_rejects_masked_values(name):
     plain = {"inputs": NUMBERS, "targets": COUNT * 1.0, "sample_weight": np.ones(70)}
     hidden = np.ma.array(plain[name], mask=False)
     assert len(dataset(**plain | {name: hidden}).inputs) == 70
@@ -232,12 +232,12 @@ def test_masked_values_are_refused_and_arrays_with_no_value_masked_are_taken(nam
         (np.full((70, 1), -(2**63)), "must fit into 32 bits, got 9223372036854775808"),
     ],
 )
-def test_what_is_no_array_of_numbers_is_refused(inputs, message):
+def test_dataset_rejects_values_that_are_not_an_array_of_numbers(inputs, message):
     with pytest.raises(InputError, match=message):
         dataset(inputs, COUNT)
 
 
-def test_scaling_reads_what_examples_reads_and_refuses_masked_values():
+def test_scaling_reads_pandas_and_rejects_masked_values():
     table = pd.DataFrame({"warm": NUMBERS[:, 0] > 0, "wind": pd.array(COUNT, dtype="Int64")})
     plain = np.stack([NUMBERS[:, 0] > 0, COUNT], 1).astype(float)
     np.testing.assert_allclose(

@@ -24,7 +24,7 @@ from jaxdl.data.batches import (
 
 
 @pytest.mark.parametrize(("count", "batch_size"), [(1, 1), (7, 7), (7, 3), (8, 4), (5, 8), (31, 30)])
-def test_batches_use_every_row_once(count, batch_size):
+def test_batches_contain_every_example_once(count, batch_size):
     rows_of = jax.tree.map(jnp.asarray, dataset(np.arange(count) + 1.0, np.arange(count)))
     at = permuted_rows(jax.random.key(0), 0, count)
     batches = [batch_at(rows_of, at, index, batch_size) for index in range(-(-count // batch_size))]
@@ -34,13 +34,13 @@ def test_batches_use_every_row_once(count, batch_size):
     assert all(batch.sample_weight.shape == (batch_size,) and batch.sample_weight.sum() > 0 for batch in batches)
 
 
-def test_767_rows_in_batches_of_32_are_24_steps_the_last_of_31():
+def test_the_last_batch_of_767_examples_has_31():
     rows_of = jax.tree.map(jnp.asarray, dataset(np.arange(767.0), np.arange(767)))
     last = batch_at(rows_of, lambda places: places, 23, 32)
     assert float(last.sample_weight.sum()) == 31
 
 
-def test_a_window_gives_the_batches_that_it_holds():
+def test_a_window_returns_its_batches():
     rows = dataset(np.arange(12.0), np.arange(12))
     whole = jax.tree.map(lambda leaf: jnp.asarray(leaf).reshape(3, 4, *leaf.shape[1:]), rows)
     window = Window(whole, jnp.int32(5), jnp.int32(100))
@@ -50,7 +50,7 @@ def test_a_window_gives_the_batches_that_it_holds():
         np.testing.assert_array_equal(batch(index).inputs, np.arange(4) + 4.0 * (index - 5))
 
 
-def test_batches_of_rows_are_those_of_their_order():
+def test_batches_follow_the_permutation():
     rows = jax.tree.map(jnp.asarray, dataset(np.arange(10.0), np.arange(10)))
     batch, wanted = batches_of(rows, jax.random.key(3), 2, 4), np.asarray(permutation(jax.random.key(3), 2, 10))
     found = np.concatenate([batch(index).targets for index in range(3)])[:10]
@@ -63,7 +63,7 @@ def test_batches_of_rows_are_those_of_their_order():
 ordered, rounds_of = (jax.jit(function, static_argnums=2) for function in (permutation, _swap_rounds))
 
 
-def test_mix_is_murmurhash3_of_no_bytes():
+def test_hash32_is_the_finalizer_of_murmurhash3():
     from sklearn.utils import murmurhash3_32
 
     # The hash of nothing is its finaliser, applied to the seed.
@@ -73,7 +73,7 @@ def test_mix_is_murmurhash3_of_no_bytes():
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 64, 767])
-def test_order_is_a_permutation_that_key_and_epoch_decide(count):
+def test_permutation_depends_on_key_and_epoch(count):
     for seed, epoch in [(0, 0), (0, 1), (5, 2**31 - 1)]:
         rows = ordered(jax.random.key(seed), epoch, count)
         assert rows.dtype == jnp.int32
@@ -81,7 +81,7 @@ def test_order_is_a_permutation_that_key_and_epoch_decide(count):
         np.testing.assert_array_equal(rows, permutation(jax.random.key(seed), epoch, count))
 
 
-def test_orders_of_other_epochs_and_keys_differ():
+def test_permutations_of_other_epochs_and_keys_differ():
     first = np.asarray(ordered(jax.random.key(0), 0, 767))
     for other in (ordered(jax.random.key(0), 1, 767), ordered(jax.random.key(1), 0, 767)):
         assert (first == other).mean() < 0.02
@@ -109,7 +109,7 @@ def test_neighbouring_places_are_independent():
     assert ((off_diagonal - expected) ** 2 / expected).sum() < chi2.ppf(0.9999, len(off_diagonal) - 1)
 
 
-def test_order_gives_the_same_bits_under_vmap_and_jit():
+def test_permutation_is_bit_identical_under_vmap_and_jit():
     epochs = jnp.arange(4)
     together = jax.jit(jax.vmap(lambda epoch: permutation(jax.random.key(0), epoch, 100)))(epochs)
     for epoch in range(4):
@@ -122,7 +122,7 @@ COUNTS = st.sampled_from([1, 2, 3, 10, 64, 100, 767, 1024, 2999])
 
 @given(count=COUNTS, seed=st.integers(0, 5), epoch=st.integers(0, 2**31 - 1), data=st.data())
 @settings(max_examples=40, deadline=None)
-def test_any_part_of_the_order_is_found_without_the_rest_on_the_host_too(count, seed, epoch, data):
+def test_rows_on_host_equals_the_permutation(count, seed, epoch, data):
     key = jax.random.key(seed)
     places = np.array(data.draw(st.lists(st.integers(0, count - 1), min_size=1, max_size=20)))
     wanted = np.asarray(ordered(key, epoch, count))[places]
@@ -130,7 +130,7 @@ def test_any_part_of_the_order_is_found_without_the_rest_on_the_host_too(count, 
 
 
 @pytest.mark.parametrize("whole", [0, 767])
-def test_a_shuffle_is_the_order_place_by_place(whole, monkeypatch):
+def test_permuted_rows_equals_the_permutation(whole, monkeypatch):
     monkeypatch.setattr(batches_module, "_WHOLE", whole)
     key, places = jax.random.key(1), jnp.array([0, 766, 5, 5], jnp.int32)
     found = jax.jit(lambda places: permuted_rows(key, 3, 767)(places))(places)
@@ -138,7 +138,7 @@ def test_a_shuffle_is_the_order_place_by_place(whole, monkeypatch):
     np.testing.assert_array_equal(found, np.asarray(ordered(key, 3, 767))[np.asarray(places)])
 
 
-def test_two_billion_rows_have_an_order_without_an_array_of_all():
+def test_permuted_rows_of_two_billion_rows_needs_no_array_of_all():
     # Two billion rows, as many as int32 can count: an array of them would not fit.
     count = 2**31 - 1
     rounds = _swap_rounds(jax.random.key(0), 0, count)

@@ -11,8 +11,8 @@ from jaxdl import evaluate, fit, losses, mlp, predict
 from jaxdl.data import DataSource, dataset, from_random_access, memory_mapped, take
 from jaxdl.data.streaming import loader, read_rows
 from jaxdl.errors import InputError
-from jaxdl.train.evaluate import predict_source
-from jaxdl.types import Dataset
+from jaxdl.train.evaluate import evaluate_source, predict_source
+from jaxdl.types import Dataset, Objective
 
 RANDOM = np.random.default_rng(0)
 INPUTS, TARGETS = RANDOM.normal(size=(50, 3)), RANDOM.integers(0, 5, 50)
@@ -42,7 +42,7 @@ class Numbered:
         return {"image": INPUTS[row], "label": TARGETS[row]}
 
 
-def test_mapped_files_give_the_rows_of_their_numbers(tmp_path):
+def test_memory_mapped_files_return_rows_by_number(tmp_path):
     source = memory_mapped(*files(tmp_path, inputs=INPUTS, targets=TARGETS))
     found = read_rows(source, ROWS)
     assert source.count == 50 and found.inputs.dtype == np.float32 and found.targets.dtype == TARGETS.dtype
@@ -60,7 +60,7 @@ def test_images_keep_their_bytes_and_weights_are_read(tmp_path):
     np.testing.assert_array_equal(found.sample_weight, [8, 0, 3])
 
 
-def test_rows_are_asked_for_in_rising_order_and_given_in_the_wanted_one():
+def test_read_rows_asks_in_rising_order_and_returns_the_given_order():
     asked, rows = [], dataset(INPUTS, TARGETS)
 
     def read(numbers):
@@ -103,7 +103,7 @@ def test_rows_of_an_array_record_file_are_read(tmp_path):
     np.testing.assert_array_equal(found.sample_weight, np.full(17, 0.5, np.float32))
 
 
-def test_the_head_is_the_first_rows_or_what_is_in_memory():
+def test_first_is_a_batch_of_a_source_or_the_whole_dataset():
     rows = dataset(INPUTS, TARGETS)
     source = DataSource(50, lambda numbers: take(rows, numbers))
     np.testing.assert_array_equal(loader(source, 4).first.inputs, rows.inputs[:4])
@@ -131,12 +131,12 @@ def test_the_head_is_the_first_rows_or_what_is_in_memory():
         ),
     ],
 )
-def test_files_that_do_not_fit_are_refused(tmp_path, arrays, message):
+def test_memory_mapped_rejects_files_of_bad_shapes(tmp_path, arrays, message):
     with pytest.raises(InputError, match=message):
         memory_mapped(*files(tmp_path, **arrays))
 
 
-def test_files_that_are_missing_or_no_arrays_are_refused(tmp_path):
+def test_memory_mapped_rejects_missing_and_other_files(tmp_path):
     (good,) = files(tmp_path, inputs=INPUTS)
     with pytest.raises(InputError, match=r"targets must be an .npy file, got .*none.npy, which does not exist"):
         memory_mapped(good, tmp_path / "none.npy")
@@ -149,7 +149,7 @@ def test_files_that_are_missing_or_no_arrays_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("count", [0, -1, 2**31])
-def test_a_source_of_no_rows_or_of_too_many_is_refused(count):
+def test_a_source_rejects_a_bad_count(count):
     with pytest.raises(InputError, match=rf"a source must have from 1 to 2147483647 rows, got {count}"):
         DataSource(count, lambda rows: None)
 
@@ -170,12 +170,12 @@ def test_a_source_of_no_rows_or_of_too_many_is_refused(count):
     ],
 )
 @pytest.mark.filterwarnings("ignore:divide by zero")
-def test_what_a_source_reads_is_checked_and_the_row_is_named(read, message):
+def test_read_rows_rejects_bad_values_by_row(read, message):
     with pytest.raises(InputError, match=message):
         read_rows(DataSource(10, read), np.array([7, 1, 4]))
 
 
-def test_records_that_make_no_rows_are_refused():
+def test_from_random_access_rejects_bad_results_of_to_row():
     def read(to_row):
         return read_rows(from_random_access([1.0, 2.0, 3.0], to_row), np.array([2, 0]))
 
@@ -202,7 +202,7 @@ class Strict:
 
 
 @pytest.mark.parametrize("batch_size", [8, 32, 50])
-def test_rows_that_are_read_by_strictly_rising_numbers_train_evaluate_and_predict(batch_size):
+def test_a_source_with_strictly_rising_indices_trains_evaluates_and_predicts(batch_size):
     rows = dataset(INPUTS, INPUTS[:, :1])
     strict = [Strict(leaf) for leaf in rows]
     source = DataSource(50, lambda numbers: Dataset(*(leaf[numbers] for leaf in strict)))
@@ -212,7 +212,9 @@ def test_rows_that_are_read_by_strictly_rising_numbers_train_evaluate_and_predic
     )
     np.testing.assert_allclose(found.history["loss"], wanted.history["loss"], rtol=1e-6)
     # Windows that are filled up hold rows twice.
-    evaluated = evaluate(mlp(()), found.final, source, losses.squared_error, batch_size=8, window_bytes=400)
+    evaluated = evaluate_source(
+        mlp(()), Objective(losses.squared_error), found.final, source, batch_size=8, window_bytes=400
+    )
     np.testing.assert_allclose(
         evaluated["loss"], evaluate(mlp(()), found.final, rows, losses.squared_error)["loss"], rtol=1e-5
     )
@@ -221,7 +223,7 @@ def test_rows_that_are_read_by_strictly_rising_numbers_train_evaluate_and_predic
 
 
 @pytest.mark.parametrize("many", [True, False])
-def test_workers_wait_for_records_side_by_side_and_keep_the_order(many):
+def test_workers_read_in_parallel_and_keep_the_order(many):
     waiting, most, lock = 0, 0, threading.Lock()
 
     class Slow(Numbered):
@@ -243,7 +245,7 @@ def test_workers_wait_for_records_side_by_side_and_keep_the_order(many):
     assert 8 <= most <= 16
 
 
-def test_an_error_of_a_record_comes_out_of_the_workers_and_their_number_is_checked():
+def test_workers_pass_on_errors_and_their_number_is_checked():
     source = from_random_access([1.0, 2.0, 3.0], lambda record: 1 / 0, workers=2)
     with pytest.raises(ZeroDivisionError):
         read_rows(source, np.array([2, 0]))

@@ -20,7 +20,7 @@ SOURCE = DataSource(10, lambda rows: take(ROWS, rows))
 
 @given(rows=st.integers(1, 400), batch_size=st.integers(1, 50), window_bytes=st.integers(0, 5000))
 @settings(max_examples=60, deadline=None)
-def test_windows_hold_every_batch_once_and_no_more_bytes_than_wanted(rows, batch_size, window_bytes):
+def test_windows_contain_every_batch_once_within_their_bytes(rows, batch_size, window_bytes):
     one = Dataset(np.ones((1, 3), np.float32), np.ones(1, np.int32), np.ones(1, np.float32))
     cut = plan_windows(one, rows, batch_size, window_bytes)
     assert (cut.batches - 1) * batch_size < rows <= cut.batches * batch_size
@@ -29,7 +29,7 @@ def test_windows_hold_every_batch_once_and_no_more_bytes_than_wanted(rows, batch
 
 
 @pytest.mark.parametrize("window_bytes", [0, 150, 10**6])
-def test_the_windows_of_an_order_are_its_batches(window_bytes):
+def test_windows_contain_the_batches_of_the_order(window_bytes):
     order = np.random.default_rng(0).permutation(10)
     first = read_rows(SOURCE, np.arange(1))
     cut = plan_windows(first, 10, 4, window_bytes)
@@ -42,7 +42,7 @@ def test_the_windows_of_an_order_are_its_batches(window_bytes):
     np.testing.assert_array_equal(whole.inputs[10:12], ROWS.inputs[order[:2]])
 
 
-def test_each_device_of_a_mesh_holds_its_share_of_every_batch_which_is_read_once():
+def test_each_device_of_a_mesh_reads_its_shard_of_every_batch():
     asked, mesh = [], make_mesh(jax.devices()[:4], data=4)
 
     def read(rows):
@@ -63,7 +63,7 @@ def test_each_device_of_a_mesh_holds_its_share_of_every_batch_which_is_read_once
         np.testing.assert_array_equal(shard.data, np.asarray(window.inputs)[:, 2 * place : 2 * place + 2])
 
 
-def test_devices_that_hold_the_same_rows_share_what_is_read():
+def test_devices_with_the_same_rows_share_a_read():
     asked, mesh = [], make_mesh(jax.devices()[:4], member=2, data=2)
 
     def read(rows):
@@ -76,7 +76,7 @@ def test_devices_that_hold_the_same_rows_share_what_is_read():
     assert asked == [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]
 
 
-def test_a_window_lies_where_the_progress_is_bound():
+def test_a_window_is_on_the_device_of_the_run_state():
     device = jax.devices()[2]
     first, home = read_rows(SOURCE, np.arange(1)), window_sharding(jax.device_put({"a": np.zeros(3)}, device))
     window = load_window(SOURCE, first, plan_windows(first, 10, 4), 0, lambda places: places, home)
@@ -84,7 +84,7 @@ def test_a_window_lies_where_the_progress_is_bound():
     assert window_sharding({"a": jax.numpy.zeros(3)}) is None
 
 
-def test_rows_of_another_shape_or_dtype_than_the_first_are_refused():
+def test_load_window_rejects_examples_of_another_shape_or_dtype():
     def read(rows):
         return Dataset(np.ones((len(rows), 3 if rows.max() > 5 else 2)), rows, np.ones(len(rows)))
 
@@ -99,7 +99,7 @@ def test_rows_of_another_shape_or_dtype_than_the_first_are_refused():
         load_window(source, first, plan_windows(first, 10, 5, 0), 0, lambda places: places)
 
 
-def test_one_thing_is_made_ahead_and_no_more():
+def test_prefetch_computes_one_result_ahead():
     made, go = [], threading.Semaphore(0)
 
     def make(number):
@@ -117,7 +117,7 @@ def test_one_thing_is_made_ahead_and_no_more():
     assert not made[0][1].is_alive() and made[0][1] is not threading.current_thread()
 
 
-def test_an_error_of_the_maker_arrives_where_the_thing_is_asked_for():
+def test_prefetch_raises_errors_in_get():
     def make(number):
         if number == 1:
             raise OSError("the disk is gone")
