@@ -1,1 +1,1 @@
-"""The experiments beside what a user would pick instead: same data, same work, one run, alternating."""
+"""Comparisons of jaxdl with other libraries: the same data and the same work, measured in turn."""

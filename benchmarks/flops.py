@@ -1,4 +1,4 @@
-"""Floating-point operations (FLOPs) of a function, counted from its jaxpr: the same on every version and platform."""
+"""Floating-point operations (FLOPs) of a function, counted from its jaxpr: equal on all versions and platforms."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Jaxpr, JaxprEqn, Literal, jaxprs_in_params
 
-# Operations that only move numbers, choose among them or change their dtype.
+# Operations that only move or select numbers, or change their dtype.
 _MOVES = {
     *("broadcast_in_dim", "concatenate", "convert_element_type", "copy", "copy_p", "dynamic_slice"),
     *("dynamic_update_slice", "gather", "iota", "pad", "reshape", "rev", "scatter", "select_n", "slice", "sort"),
@@ -24,10 +24,10 @@ REDUCTIONS = re.compile(r"reduce(_(?!window|precision)\w+)?|arg(max|min)|cum\w+|
 def flops(function: Callable[..., Any], *arguments: Any) -> int:
     """Return the FLOPs of `function(*arguments)`, whose arguments may be pytrees of `jax.ShapeDtypeStruct`.
 
-    A matrix product of (M, K) and (K, N) counts 2 M N K. So does a convolution, of as many products as meet a number of
-    the input instead of padding. A reduction counts one for each number that it takes, any other operation one for each
-    number that it gives. Whole numbers, moves and results that nobody uses count nothing. A loop counts its length
-    (`while`: once), a branch the greatest of its alternatives, `platform_dependent` its default.
+    A matrix product of (M, K) and (K, N) counts 2 M N K; a convolution counts 2 for each multiplication with an input
+    number, not with padding. A reduction counts 1 per input number, any other operation 1 per output number.
+    Integers, moves and unused results count 0. A loop counts its length (`while`: 1), `cond` its most expensive branch,
+    `platform_dependent` its default.
 
     >>> flops(lambda inputs, kernel: jnp.tanh(inputs @ kernel), jnp.ones((5, 3)), jnp.ones((3, 2)))
     70
@@ -37,7 +37,7 @@ def flops(function: Callable[..., Any], *arguments: Any) -> int:
 
 
 def _total(jaxpr: Jaxpr, wanted: Sequence[bool]) -> int:
-    """Return the FLOPs of the equations on which the wanted results depend."""
+    """Return the FLOPs of the equations that the wanted results depend on."""
     live = {var for var, want in zip(jaxpr.outvars, wanted, strict=True) if want and not isinstance(var, Literal)}
     total = 0
     for equation in reversed(jaxpr.eqns):
@@ -52,18 +52,18 @@ def _cost(equation: JaxprEqn, used: list[bool]) -> int:
     name, params = equation.primitive.name, equation.params
     parts = [] if REDUCTIONS.fullmatch(name) or "window_dimensions" in params else list(jaxprs_in_params(params))
     if name in _MOVES or not parts:
-        return _own(equation)
+        return _count(equation)
     if name == "cond":
         branches = [_total(branch.jaxpr, used) for branch in params["branches"]]
         platforms = params.get("branches_platforms") or ()
         return branches[platforms.index(None)] if None in platforms else max(branches)
-    # All results of a loop's body are used: they are its next arguments.
+    # A loop uses all results of its body as the next arguments.
     looped = name in ("scan", "while")
     trips = params["length"] if name == "scan" else 1
     return trips * sum(_total(part, [True] * len(part.outvars) if looped else used) for part in parts)
 
 
-def _own(equation: JaxprEqn) -> int:
+def _count(equation: JaxprEqn) -> int:
     name, params = equation.primitive.name, equation.params
     inputs: list[Any] = [var.aval for var in equation.invars]
     outputs: list[Any] = [var.aval for var in equation.outvars]
@@ -76,7 +76,7 @@ def _own(equation: JaxprEqn) -> int:
     if name == "conv_general_dilated":
         return 2 * _products(inputs[0].shape, inputs[1].shape, outputs[0].shape, params)
     if "window_dimensions" in params:
-        # The gradient of a window takes one number for each window, and the window itself gives one.
+        # The gradient of a window reduction has one input number per window, the reduction one output number.
         windows = _size(inputs[0]) if name.startswith("select_and_scatter") else size
         return windows * math.prod(params["window_dimensions"])
     if name.startswith("scatter-"):
@@ -85,7 +85,7 @@ def _own(equation: JaxprEqn) -> int:
 
 
 def _products(images: Sequence[int], kernel: Sequence[int], outputs: Sequence[int], params: dict[str, Any]) -> int:
-    """Return how many products of a number of the input and one of the kernel a convolution adds up."""
+    """Return the number of multiplications of a convolution, without the padding."""
     numbers = params["dimension_numbers"]
     count = outputs[numbers.out_spec[0]] * outputs[numbers.out_spec[1]] * kernel[numbers.rhs_spec[1]]
     axes = zip(
@@ -95,8 +95,10 @@ def _products(images: Sequence[int], kernel: Sequence[int], outputs: Sequence[in
     )
     for of_images, of_kernel, of_outputs, stride, (low, _), lhs_dilation, rhs_dilation in axes:
         starts = stride * np.arange(outputs[of_outputs])[:, None] - low
-        places = starts + rhs_dilation * np.arange(kernel[of_kernel])
-        inside = (places >= 0) & (places <= (images[of_images] - 1) * lhs_dilation) & (places % lhs_dilation == 0)
+        positions = starts + rhs_dilation * np.arange(kernel[of_kernel])
+        inside = (
+            (positions >= 0) & (positions <= (images[of_images] - 1) * lhs_dilation) & (positions % lhs_dilation == 0)
+        )
         count *= int(inside.sum())
     return count
 

@@ -1,4 +1,4 @@
-"""Measure the rows of the table, round after round, and what lies around training: starts, sizes and checkpoints."""
+"""Measure the rows of the benchmark table in rounds, and process starts, data sizes, checkpoints and logs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from benchmarks.contestants import jaxdl_loop
 from benchmarks.contestants.start import OURS, ROOT, Ask, Contestant, command, environment
-from benchmarks.rows import Row, seconds
+from benchmarks.rows import Row, row_seconds
 from benchmarks.tasks import BATCH, Task, load
 from experiments.weather.experiment import Config, build
 from jaxdl import callbacks
@@ -25,25 +25,25 @@ from jaxdl.runs import Setup
 from jaxdl.runs.runner import drive
 from jaxdl.saving import checkpointer, restore_latest
 
-BOX = 0.2  # seconds of a run: it has as many epochs, or times, as fit into them
-FAR = 3  # times ours: who takes longer in each of the first rounds is not run again, but for the best peer
-SURE = 2  # how many those are
-LONGEST = 1.0  # seconds of a row beyond which a peer is not run where a tenth of the row was: ten times that stands
+RUN_SECONDS = 0.2  # target length of a run; it sets the number of epochs or repetitions
+# A peer that takes FAR times as long as jaxdl in each of the first SURE rounds is not run again; the best peer is.
+FAR, SURE = 3, 2
+LONGEST = 1.0  # estimated seconds of a row above which a peer is not run: ten times its tenth row is reported
 
 
 class Measurement(NamedTuple):
-    """What a contestant needs for a row."""
+    """The time and memory of a contestant in a row."""
 
     seconds: tuple[float, ...]  # of each round
-    memory: float = 0.0  # the process's peak in MB, after the row
-    figure: float = 0.0
-    epochs: float = 0.0  # that a run had
-    derived: bool = False  # whether it is ten times what a tenth of the row needs
+    memory: float = 0.0  # peak of the process in MB, after the row
+    value: float = 0.0  # the result of the task
+    epochs: float = 0.0  # epochs of a run
+    derived: bool = False  # calculated from another measurement
     error: str = ""
 
     @property
     def median(self) -> float:
-        """Seconds, the median of the rounds."""
+        """Return the median of the seconds."""
         return statistics.median(self.seconds)
 
 
@@ -57,65 +57,69 @@ def measure_row(
     before: Measurements | None = None,
     warn: Callable[[str], None] = print,
 ) -> Measurements:
-    """Measure a row with all contestants: prepared one after the other, then measured in turn.
+    """Prepare all contestants of a row one after the other, then measure them in turn.
 
-    before: the figures of the row that is a tenth of this one.
+    before: the measurements of the row with a tenth of the work.
     """
     began = time.perf_counter()
-    found: Measurements = {}
-    amounts: dict[str, int] = {}
+    measurements: Measurements = {}
+    counts: dict[str, int] = {}
     for name, ask in asks.items():
         tenth = before.get(name) if before and name != OURS.name else None
         if tenth and (tenth.error or 10 * tenth.median > LONGEST):
-            found[name] = multiply(tenth, 10)
+            measurements[name] = multiply(tenth, 10)
             continue
         answer = prepare(row, ask)
         if "error" in answer:
-            found[name] = Measurement((), error=str(answer["error"]))
+            measurements[name] = Measurement((), error=str(answer["error"]))
         else:
-            amounts[name] = amount(row, answer["ends"])
+            counts[name] = repetitions(row, answer["ends"])
     ready = time.perf_counter()
-    found |= in_turn(row, asks, amounts, rounds)
+    measurements |= measure_in_turn(row, asks, counts, rounds)
     warn(f"{row.title}: prepared in {ready - began:.0f} s, measured in {time.perf_counter() - ready:.0f} s")
-    found = {name: found[name] for name in asks}
-    warn("    " + ", ".join(f"{name} {one.error or f'{one.median:.3g} s'}" for name, one in found.items()))
-    return found
+    measurements = {name: measurements[name] for name in asks}
+    warn("    " + ", ".join(f"{name} {one.error or f'{one.median:.3g} s'}" for name, one in measurements.items()))
+    return measurements
 
 
 def prepare(row: Row, ask: Ask) -> dict:
-    """Return the answer to a first run, or to one in which nothing is compiled any more; or the error."""
+    """Prepare the task, run it until nothing is compiled any more, and return the last answer or the error."""
     answer = ask({"prepare": row.task._asdict()})
     if "error" not in answer:
         answer = ask({"run": 2, "seed": 0})
-    # A long epoch is as long as another, but a short one may end with the one before.
-    if "error" not in answer and row.per not in ("stop", "sweep") and answer["ends"][-1] - answer["ends"][0] < BOX:
+    # Short epochs need a second run: the first may read the ends of two epochs at once.
+    if (
+        "error" not in answer
+        and row.per not in ("stop", "sweep")
+        and answer["ends"][-1] - answer["ends"][0] < RUN_SECONDS
+    ):
         answer = ask({"run": 3, "seed": 0})
     return answer
 
 
-def in_turn(row: Row, asks: Mapping[str, Ask], amounts: Mapping[str, int], rounds: int) -> Measurements:
-    """Run so many epochs, or times, of each contestant, round after round; one that fails has its error instead."""
-    taken: dict[str, list[float]] = {name: [] for name in amounts}
-    epochs: dict[str, list[int]] = {name: [] for name in amounts}
-    found: Measurements = {}
+def measure_in_turn(row: Row, asks: Mapping[str, Ask], counts: Mapping[str, int], rounds: int) -> Measurements:
+    """Run `counts` epochs or repetitions of each contestant in every round; return times, or the error of a failure."""
+    taken: dict[str, list[float]] = {name: [] for name in counts}
+    epochs: dict[str, list[int]] = {name: [] for name in counts}
+    measurements: Measurements = {}
     for seed in range(rounds):
         behind = far_behind(taken) if seed >= SURE else set()
-        for name, many in amounts.items():
-            if name in behind or (name in found and found[name].error):
+        for name, count in counts.items():
+            if name in behind or (name in measurements and measurements[name].error):
                 continue
-            answer = asks[name]({"run": many, "seed": seed})
+            answer = asks[name]({"run": count, "seed": seed})
             if "error" in answer:
-                found[name] = Measurement((), error=str(answer["error"]))
+                measurements[name] = Measurement((), error=str(answer["error"]))
                 continue
-            taken[name].append(seconds(row, answer["ends"]))
+            taken[name].append(row_seconds(row, answer["ends"]))
             epochs[name].append(len(answer["ends"]))
             mean = statistics.mean(epochs[name])
-            found[name] = Measurement(tuple(taken[name]), answer["memory"], answer["figure"], mean)
-    return found
+            measurements[name] = Measurement(tuple(taken[name]), answer["memory"], answer["value"], mean)
+    return measurements
 
 
 def far_behind(taken: Mapping[str, Sequence[float]]) -> set[str]:
-    """Return who took so much longer than jaxdl in some rounds that it need not go on; never the best peer.
+    """Return the peers that took more than FAR times as long as jaxdl in every round, without the best peer.
 
     >>> sorted(far_behind({"jaxdl": [1.0, 1.1], "near": [5.0, 3.0], "far": [5.0, 3.1], "failed": []}))
     ['far']
@@ -131,28 +135,28 @@ def far_behind(taken: Mapping[str, Sequence[float]]) -> set[str]:
 
 
 def multiply(measured: Measurement, times: int) -> Measurement:
-    """Return the seconds of so many of the same, one after the other."""
+    """Return the measurement of `times` repetitions, one after the other."""
     if measured.error:
         return measured
     return measured._replace(seconds=tuple(times * s for s in measured.seconds), derived=True)
 
 
-def amount(row: Row, ends: Sequence[float]) -> int:
-    """Return how many epochs, or times, a run of about BOX seconds has.
+def repetitions(row: Row, ends: Sequence[float]) -> int:
+    """Return the epochs or repetitions of a run of about RUN_SECONDS.
 
     >>> from benchmarks.tasks import Task
-    >>> amount(Row("", "", Task("plain", "train", "mlp", "", 767), "whole", epochs=200), [0.3, 0.31])
+    >>> repetitions(Row("", "", Task("plain", "train", "mlp", "", 767), "whole", epochs=200), [0.3, 0.31])
     20
     """
     if row.per in ("stop", "sweep"):
         return row.epochs
     one = max(1e-6, (ends[-1] - ends[0]) / (len(ends) - 1))
-    return max(2, min(row.epochs if row.per == "whole" else 10_000, round(BOX / one)))
+    return max(2, min(row.epochs if row.per == "whole" else 10_000, round(RUN_SECONDS / one)))
 
 
-# What a process costs before it trains: its imports, and all up to the end of its first epoch.
+# Process starts: the imports, and a whole process of one epoch.
 
-# What a user's program imports first, by contestant.
+# The first import of a user's program, by contestant.
 IMPORTS = {
     "jaxdl": "jaxdl",
     "torch": "torch",
@@ -162,16 +166,16 @@ IMPORTS = {
     "Keras, TensorFlow": "keras",
     "Keras, torch": "keras",
 }
-FLOOR = "jax, flax, optax"  # what jaxdl is made of
+FLOOR = "jax, flax, optax"  # the imports that jaxdl cannot avoid
 
 
 def measure_starts(
     contestants: Sequence[Contestant], peers: str, task: Task, rounds: int
 ) -> tuple[Mapping[str, Measurement], Mapping[str, Measurement]]:
-    """Measure a process from its start to its end after one epoch: the seconds, and the peak memory.
+    """Measure the seconds and the peak memory of a process of one epoch, from start to end.
 
-    The first result is of a process that finds nothing compiled, the second of one that finds on the disk what the
-    process before has compiled, as far as the contestant can.
+    Returns the measurements with an empty compilation cache, and with the cache of the process before where the
+    contestant has one.
     """
     taken: dict[str, list[tuple[Measurement, Measurement]]] = {one.name: [] for one in contestants}
     failed: Measurements = {}
@@ -187,18 +191,19 @@ def measure_starts(
                 except subprocess.CalledProcessError as error:
                     failed[one.name] = Measurement((), error=f"ended with {error.returncode}")
     whole = {name: pairs for name, pairs in taken.items() if name not in failed}
-    cold, warm_ones = ({name: _together([pair[i] for pair in pairs]) for name, pairs in whole.items()} for i in (0, 1))
+    cold, warm_ones = ({name: _merge([pair[i] for pair in pairs]) for name, pairs in whole.items()} for i in (0, 1))
     return cold | failed, warm_ones | failed
 
 
-def _together(runs: Sequence[Measurement]) -> Measurement:
+def _merge(runs: Sequence[Measurement]) -> Measurement:
+    """Return the measurement of several processes, with the largest peak memory."""
     return runs[-1]._replace(seconds=tuple(run.median for run in runs), memory=max(run.memory for run in runs))
 
 
 def run_once(contestant: Contestant, peers: str, task: Task, cache: Path) -> Measurement:
-    """Run a process of one epoch."""
+    """Run and measure a process of one epoch."""
     began = time.perf_counter()
-    done = subprocess.run(
+    process = subprocess.run(
         command(contestant, peers, "--once", json.dumps(task._asdict())),
         check=True,
         stdout=subprocess.PIPE,
@@ -208,34 +213,34 @@ def run_once(contestant: Contestant, peers: str, task: Task, cache: Path) -> Mea
         env=environment(cache),
     )
     seconds = time.perf_counter() - began
-    said = json.loads(done.stdout.splitlines()[-1])
-    return Measurement((seconds,), said["memory"], said["figure"], 1)
+    answer = json.loads(process.stdout.splitlines()[-1])
+    return Measurement((seconds,), answer["memory"], answer["value"], 1)
 
 
 def measure_imports(contestants: Sequence[Contestant], peers: str, rounds: int) -> tuple[Measurements, Measurement]:
-    """Measure the seconds that a Python needs to start and to import each, and those of what jaxdl is made of.
+    """Measure the seconds of starting Python and importing each contestant, and of importing FLOOR.
 
-    To be asked after other rows, which have read the files from the disk.
+    Call it after other rows, so that the files are in the disk cache.
     """
-    programs = {}
+    commands = {}
     for one in contestants:
         if one.name in IMPORTS:
             backend = {"KERAS_BACKEND": one.flags[1]} if "--backend" in one.flags else {}
-            programs[one.name] = (sys.executable if one.own else peers, IMPORTS[one.name], backend)
-    programs[FLOOR] = (
+            commands[one.name] = (sys.executable if one.own else peers, IMPORTS[one.name], backend)
+    commands[FLOOR] = (
         sys.executable,
         f"{FLOOR}; from benchmarks.contestants.protocol import memory; print(memory())",
         {},
     )
-    seconds: dict[str, list[float]] = {name: [] for name in programs}
+    seconds: dict[str, list[float]] = {name: [] for name in commands}
     peak = 0.0
     for index in range(rounds):
         behind = far_behind(seconds) if index >= SURE else set()
-        for name, (python, modules, more) in programs.items():
+        for name, (python, modules, more) in commands.items():
             if name in behind:
                 continue
             began = time.perf_counter()
-            done = subprocess.run(
+            process = subprocess.run(
                 [python, "-c", f"import {modules}"],
                 check=True,
                 stdout=subprocess.PIPE,
@@ -245,28 +250,28 @@ def measure_imports(contestants: Sequence[Contestant], peers: str, rounds: int) 
                 env={**environment(None), **more},
             )
             seconds[name].append(time.perf_counter() - began)
-            peak = float(done.stdout.split()[-1]) if name == FLOOR else peak
-    found = {name: Measurement(tuple(values)) for name, values in seconds.items()}
-    return found, found.pop(FLOOR)._replace(memory=peak)
+            peak = float(process.stdout.split()[-1]) if name == FLOOR else peak
+    imports = {name: Measurement(tuple(values)) for name, values in seconds.items()}
+    return imports, imports.pop(FLOOR)._replace(memory=peak)
 
 
-# Cost against size: seconds and memory of an epoch of more and more rows.
+# Cost against size: seconds and memory of an epoch by the number of examples.
 
-NEAR = (-1, 0, 1, 16, 31, 32, 33)  # rows beyond whole batches
+NEAR = (-1, 0, 1, 16, 31, 32, 33)  # examples beyond whole batches
 EPOCHS = 40
 
 
 class Cost(NamedTuple):
-    """What an epoch of so many rows costs."""
+    """The cost of an epoch."""
 
-    rows: int
+    rows: int  # training examples
     seconds: float
-    memory: float = 0.0  # MB, the peak of a process that trains on them and does nothing else
-    data: float = 0.0  # MB of the rows themselves
+    memory: float = 0.0  # peak in MB of a process that only trains
+    data: float = 0.0  # MB of the examples
 
 
 def memory(task: Task) -> tuple[float, float]:
-    """Return the peak in MB of a process that trains for an epoch, and the MB of its rows."""
+    """Return the peak in MB of a process that trains for an epoch, and the MB of its examples."""
     arrays = load(task)
     with tempfile.TemporaryDirectory() as folder:
         peak = run_once(OURS, "", task, Path(folder)).memory
@@ -274,10 +279,10 @@ def memory(task: Task) -> tuple[float, float]:
 
 
 def around_batches(task: Task, rounds: int) -> list[Cost]:
-    """Measure epochs of a few rows less and more than whole batches, in turn."""
+    """Measure epochs with slightly fewer and more examples than whole batches, in turn."""
     whole = task.rows // BATCH * BATCH
-    tried = [task._replace(rows=whole + more) for more in NEAR]
-    runs = {task.rows: jaxdl_loop.prepare(task, load(task)) for task in tried}
+    tasks = [task._replace(rows=whole + more) for more in NEAR]
+    runs = {task.rows: jaxdl_loop.prepare(task, load(task)) for task in tasks}
     seconds: dict[int, list[float]] = {rows: [] for rows in runs}
     for index in range(-1, rounds):
         for rows, run in runs.items():
@@ -287,56 +292,56 @@ def around_batches(task: Task, rounds: int) -> list[Cost]:
     return [Cost(rows, statistics.median(values)) for rows, values in seconds.items()]
 
 
-# What it costs to keep a run: checkpoints, logs, and to resume. Recipe `plain`, 200 epochs, warm.
+# The cost of checkpoints, of logs and of resuming. Recipe `plain`, 200 epochs, already compiled.
 
 EVERY = 30.0  # seconds between checkpoints, as the experiments have
 
 
-class Kept(NamedTuple):
-    """What checkpoints or logs cost, and what they cannot undercut."""
+class SavingCost(NamedTuple):
+    """The cost of checkpoints or logs, and its lower limit."""
 
     title: str
     measured: Measurement
     limit: float  # seconds
-    of: str  # what the limit is
+    of: str  # what the limit consists of
 
 
-def measure_keeping(data: str, rounds: int) -> list[Kept]:
-    """Measure a run with and without checkpoints and logs, and a resume; each with its limit."""
+def measure_saving(data: str, rounds: int) -> list[SavingCost]:
+    """Measure a run without and with checkpoints or logs, and reading a checkpoint; each with its limit."""
     built = build(Config(recipe="plain"), load_weather(data, days=1096))
-    ways: dict[str, Callable[[Path], float]] = {
+    measures: dict[str, Callable[[Path], float]] = {
         "alone": lambda folder: train_seconds(built, folder),
-        "kept": lambda folder: train_seconds(built, folder, keep=True),
+        "saved": lambda folder: train_seconds(built, folder, keep=True),
         "logged": lambda folder: train_seconds(built, folder, logged=True),
         "resumed": lambda folder: resume_seconds(built, folder),
     }
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    sizes = dict.fromkeys(ways, 0)
+    seconds: dict[str, list[float]] = {name: [] for name in measures}
+    sizes = dict.fromkeys(measures, 0)
     for index in range(-1, rounds):
-        for name, way in ways.items():
+        for name, measure in measures.items():
             with tempfile.TemporaryDirectory() as folder:
-                took = way(Path(folder))
+                took = measure(Path(folder))
                 sizes[name] = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
             if index >= 0:
                 seconds[name].append(took)
-    measured = {name: Measurement(tuple(values)) for name, values in seconds.items()}
+    times = {name: Measurement(tuple(values)) for name, values in seconds.items()}
 
     def on_disk(speed: Callable[[int], float], name: str) -> float:
         return sizes[name] / statistics.median(speed(sizes[name]) for _ in range(rounds))
 
-    alone, beside = measured["alone"].median, "without, and its bytes to the disk"
-    kept, logged = (alone + on_disk(write_rate, name) for name in ("kept", "logged"))
+    alone, beside = times["alone"].median, "without, and its bytes to the disk"
+    saved, logged = (alone + on_disk(write_rate, name) for name in ("saved", "logged"))
     return [
-        Kept("200 epochs, checkpoints every 30 s and at the end", measured["kept"], kept, beside),
-        Kept("200 epochs, history.csv and TensorBoard", measured["logged"], logged, beside),
-        Kept(
-            "a checkpoint, read and checked", measured["resumed"], on_disk(read_rate, "resumed"), "its bytes read back"
+        SavingCost("200 epochs, checkpoints every 30 s and at the end", times["saved"], saved, beside),
+        SavingCost("200 epochs, history.csv and TensorBoard", times["logged"], logged, beside),
+        SavingCost(
+            "a checkpoint, read and checked", times["resumed"], on_disk(read_rate, "resumed"), "its bytes read back"
         ),
     ]
 
 
 def train_seconds(built: Setup, folder: Path, *, keep: bool = False, logged: bool = False) -> float:
-    """Return the seconds of a run, with checkpoints and logs where asked for."""
+    """Return the seconds of a run, optionally with checkpoints or logs."""
     began = time.perf_counter()
     with ExitStack() as stack:
         enter: Callable[[AbstractContextManager[Any]], Any] = stack.enter_context
@@ -350,7 +355,7 @@ def train_seconds(built: Setup, folder: Path, *, keep: bool = False, logged: boo
 
 
 def resume_seconds(built: Setup, folder: Path) -> float:
-    """Return the seconds until the progress of a checkpoint is in memory."""
+    """Return the seconds of restoring a checkpoint into memory."""
     with checkpointer(folder / "progress", {}, every=EVERY, warn=print) as keep:
         keep(built.start, [{"epoch": 1}])
     began = time.perf_counter()
@@ -359,7 +364,7 @@ def resume_seconds(built: Setup, folder: Path) -> float:
 
 
 def write_rate(size: int) -> float:
-    """Return the bytes a second with which so many are written, down to the disk."""
+    """Return the bytes per second of writing a file of `size` bytes to the disk."""
     with tempfile.TemporaryFile(buffering=0) as file:
         began = time.perf_counter()
         file.write(bytes(size))
@@ -368,7 +373,7 @@ def write_rate(size: int) -> float:
 
 
 def read_rate(size: int) -> float:
-    """Return the bytes a second with which so many are read, from a file that was written just now."""
+    """Return the bytes per second of reading a file of `size` bytes that was just written."""
     with tempfile.TemporaryFile(buffering=0) as file:
         file.write(bytes(size))
         file.seek(0)

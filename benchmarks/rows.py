@@ -1,4 +1,4 @@
-"""The rows of the table whose contestants train, evaluate or predict."""
+"""The rows of the benchmark table, and the arrays that all contestants read."""
 
 from __future__ import annotations
 
@@ -13,43 +13,43 @@ from experiments.weather import experiment as weather
 from jaxdl import datasets
 from jaxdl.data import fit_scaler, standardize, take
 from jaxdl.datasets import load_cifar10
-from jaxdl.nn import unit_range
+from jaxdl.nn.models import unit_range
 from jaxdl.types import Dataset
 
-TIMES = (1, 10, 100, 1000)  # as many training rows as the lesson has, simulated
-IMAGES = 5000  # of the lesson
-LESSON = 767  # training rows of the lesson
+TIMES = (1, 10, 100, 1000)  # multiples of the training examples of the lesson, simulated
+IMAGES = 5000  # training images of the lesson
+LESSON = 767  # training examples of the weather lesson
 PLAIN = (100, 50)
-WIDER = (4, 16)  # times as wide
-SWEPT = 50  # epochs of the sweep that are measured; starting it is counted four times
+WIDER = (4, 16)  # multiples of the widths
+SWEPT = 50  # measured epochs of the sweep; the time of its start is counted four times
 CONVNETS = ("small", "pooled", "dropout")
-# So much of the images is measured, and the rest calculated: all steps are alike.
+# Images that are measured; the time of all images is calculated, because all steps take equally long.
 TRAINED, MEASURED, ALL = 160, 500, 10_000
 
 
 class Row(NamedTuple):
-    """What a row measures."""
+    """A row of the table: a task and how its time is counted."""
 
     title: str
-    group: str  # rows that a process does one after the other
+    group: str  # one process measures the rows of a group one after the other
     task: Task
-    per: str  # "whole": `epochs` epochs from new weights; "epoch"; "once"; "stop", "sweep": until the end
+    per: str  # "whole": `epochs` epochs from new variables; "epoch"; "once"; "stop", "sweep": until the end
     epochs: int = 1
-    times: float = 1.0  # the row's work is so many times what the task does
-    after: str = ""  # title of the row that is a tenth of this one: who would take too long by that is not run
+    times: float = 1.0  # the work of the row divided by the work of the task
+    after: str = ""  # title of the row with a tenth of the work: a contestant too slow there is not run here
 
 
-def rows(folder: Path) -> list[Row]:
-    """All rows, on the arrays in a folder."""
+def table_rows(folder: Path) -> list[Row]:
+    """Return all rows of the table, with the arrays of a folder."""
     real, simulated, images = (str(folder / name) for name in ("real", "simulated", "images"))
     plain = Task("plain", "train", "mlp", real, LESSON, PLAIN)
-    found = [
+    table = [
         Row("`plain`, 200 epochs", "weather", plain, "whole", epochs=200),
-        Row("`batchnorm`, until it stops", "weather", plain._replace(name="batchnorm", deed="stop", norm=True), "stop"),
+        Row("`batchnorm`, until it stops", "weather", plain._replace(name="batchnorm", mode="stop", norm=True), "stop"),
         Row(
             f"{MEMBERS} seeds of `plain`, 200 epochs",
             "sweep",
-            plain._replace(deed="sweep"),
+            plain._replace(mode="sweep"),
             "sweep",
             SWEPT,
             200 / SWEPT,
@@ -57,44 +57,40 @@ def rows(folder: Path) -> list[Row]:
     ]
     for times, before in zip(TIMES, (0, *TIMES), strict=False):
         task = Task(f"x{times}", "train", "mlp", simulated, times * LESSON, PLAIN)
-        found.append(Row(rows_title(times), "weather", task, "epoch", after=rows_title(before) if before else ""))
+        table.append(Row(size_title(times), "weather", task, "epoch", after=size_title(before) if before else ""))
     for wider in WIDER:
         task = plain._replace(name=f"width x{wider}", widths=tuple(wider * width for width in PLAIN))
-        found.append(Row(f"widths x {wider}, an epoch", "weather", task, "epoch"))
+        table.append(Row(f"widths x {wider}, an epoch", "weather", task, "epoch"))
     for recipe in CONVNETS:
-        found += _images(recipe, Task(recipe, "train", "convnet", images, TRAINED, recipe=recipe))
-    return found
+        table += _image_rows(recipe, Task(recipe, "train", "convnet", images, TRAINED, recipe=recipe))
+    return table
 
 
-def _images(recipe: str, train: Task) -> Sequence[Row]:
-    evaluate = train._replace(deed="evaluate", rows=MEASURED)
+def _image_rows(recipe: str, train: Task) -> Sequence[Row]:
+    evaluate = train._replace(mode="evaluate", rows=MEASURED)
     whole = ALL / MEASURED
     return (
         Row(f"`{recipe}`, an epoch of 5,000 images", "CIFAR-10", train, "epoch", times=IMAGES / TRAINED),
         Row(f"`{recipe}`, evaluation of 10,000", "CIFAR-10", evaluate, "once", times=whole),
-        Row(f"`{recipe}`, prediction of one", "CIFAR-10", evaluate._replace(deed="predict", rows=1), "once"),
-        Row(f"`{recipe}`, prediction of 10,000", "CIFAR-10", evaluate._replace(deed="predict"), "once", times=whole),
+        Row(f"`{recipe}`, prediction of one", "CIFAR-10", evaluate._replace(mode="predict", rows=1), "once"),
+        Row(f"`{recipe}`, prediction of 10,000", "CIFAR-10", evaluate._replace(mode="predict"), "once", times=whole),
     )
 
 
-def rows_title(times: int) -> str:
-    """The title of the row with so many times the lesson's rows.
-
-    >>> rows_title(100)
-    'rows x 100, an epoch'
-    """
-    return f"rows x {times}, an epoch"
+def size_title(times: int) -> str:
+    """Return the title of the row with a multiple of the training examples of the lesson."""
+    return f"examples x {times}, an epoch"
 
 
-def seconds(row: Row, ends: Sequence[float]) -> float:
-    """The seconds of the row's work, from when each epoch, or each time, of a run ended.
+def row_seconds(row: Row, ends: Sequence[float]) -> float:
+    """Return the seconds of the work of a row, from the end times of the epochs or repetitions of a run.
 
-    What comes after the first is the rate at which a run goes on; of a whole run the first counts once.
+    The ends after the first give the seconds of an epoch. A whole run counts the first epoch, which starts it, once.
 
     >>> task = Task("plain", "train", "mlp", "", 767)
-    >>> seconds(Row("", "", task, "whole", epochs=11), [0.5, 0.75, 1.0])
+    >>> row_seconds(Row("", "", task, "whole", epochs=11), [0.5, 0.75, 1.0])
     3.0
-    >>> seconds(Row("", "", task, "epoch", times=10), [0.5, 0.75, 1.0])
+    >>> row_seconds(Row("", "", task, "epoch", times=10), [0.5, 0.75, 1.0])
     2.5
     """
     one = (ends[-1] - ends[0]) / (len(ends) - 1) if len(ends) > 1 else ends[0]
@@ -103,20 +99,20 @@ def seconds(row: Row, ends: Sequence[float]) -> float:
     return (ends[0] + (row.epochs - 1) * one if row.per == "whole" else one) * row.times
 
 
-# The arrays that all contestants read: files of NumPy, written once.
+# The arrays that all contestants read: .npy files, written once.
 
 
 def write_sets(folder: Path, sets: dict[str, Dataset]) -> Path:
-    """Writes the sets into a folder, as `tasks.load` reads them, and returns it."""
+    """Write the sets into a folder for `tasks.load`, and return the folder."""
     folder.mkdir(parents=True)
-    for name, rows in sets.items():
-        np.save(folder / f"{name}-inputs.npy", np.asarray(rows.inputs))
-        np.save(folder / f"{name}-targets.npy", np.asarray(rows.targets))
+    for name, dataset in sets.items():
+        np.save(folder / f"{name}-inputs.npy", np.asarray(dataset.inputs))
+        np.save(folder / f"{name}-targets.npy", np.asarray(dataset.targets))
     return folder
 
 
 def write_weather(folder: Path, data: str) -> dict[str, Dataset]:
-    """The lesson's three years and its split."""
+    """Write and return the three years of the weather lesson, in its split."""
     dataset = datasets.load_weather(data, days=weather.RECIPES["plain"].days)
     _, sets = weather.divide(dataset)
     write_sets(folder, sets)
@@ -124,17 +120,17 @@ def write_weather(folder: Path, data: str) -> dict[str, Dataset]:
 
 
 def write_simulated(folder: Path, like: dict[str, Dataset]) -> Path:
-    """The most training rows that any row of the table needs, standardized; as many to validate on as the real data."""
-    rows, kept = max(TIMES) * len(like["train"].sample_weight), len(like["validation"].sample_weight)
-    simulated = datasets.load_weather(f"simulated:{rows + kept + 1}", days=None).data
+    """Write standardized simulated days: the largest training set of the table, and a validation set as in `like`."""
+    size, held_out = max(TIMES) * len(like["train"].sample_weight), len(like["validation"].sample_weight)
+    simulated = datasets.load_weather(f"simulated:{size + held_out + 1}", days=None).data
     simulated = simulated._replace(inputs=standardize(simulated.inputs, fit_scaler(simulated.inputs)))
     return write_sets(
-        folder, {"train": take(simulated, range(rows)), "validation": take(simulated, range(rows, rows + kept))}
+        folder, {"train": take(simulated, range(size)), "validation": take(simulated, range(size, size + held_out))}
     )
 
 
 def write_images(folder: Path, data: str) -> None:
-    """The lesson's 5,000 images, and the test images to validate on, as floats from 0 to 1."""
+    """Write the 5,000 training images of the lesson and the test images as validation, as floats from 0 to 1."""
     images = load_cifar10(data)
     sets = {"train": take(images.train, range(IMAGES)), "validation": images.test}
-    write_sets(folder, {name: rows._replace(inputs=unit_range(np.asarray(rows.inputs))) for name, rows in sets.items()})
+    write_sets(folder, {name: part._replace(inputs=unit_range(part.inputs)) for name, part in sets.items()})

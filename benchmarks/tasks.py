@@ -1,4 +1,4 @@
-"""What a contestant of the table is given to do. Needs NumPy alone: the peers' environment has no jaxdl."""
+"""The work of a contestant in the benchmark table. Needs NumPy alone: the peers' environment has no jaxdl."""
 
 from __future__ import annotations
 
@@ -7,34 +7,34 @@ from typing import NamedTuple
 
 import numpy as np
 
-BATCH = 32  # rows of a training step, for every contestant
-DROPPED = 0.2  # share of values that the recipe `dropout` drops
-PATIENCE, MOST_EPOCHS = 10, 1000  # of the deed "stop": early stopping on the validation loss
-MEMBERS = 64  # seeds of the deed "sweep"
+BATCH = 32  # examples of a training step, for every contestant
+DROPPED = 0.2  # dropout rate of the recipe `dropout`
+PATIENCE, MOST_EPOCHS = 10, 1000  # early stopping on the validation loss, mode "stop"
+MEMBERS = 64  # seeds of the mode "sweep"
 
 
 class Task(NamedTuple):
-    """A network, its data and a deed. Adam at 1e-3, glorot uniform kernels, zero biases, float32 throughout.
+    """A network, its data and a mode. Adam at 1e-3, glorot uniform kernels, zero biases, float32 throughout.
 
-    mlp: the `widths` with ReLU, then one output; squared error; where `norm`, a BatchNorm before the first layer.
+    mlp: the `widths` with ReLU, then one output; squared error; with `norm` a BatchNorm before the first layer.
     convnet: the recipe `small`, `pooled` or `dropout` of the CIFAR-10 lesson; cross-entropy of 10 logits.
 
-    "train": run(n) trains new weights for n epochs of the training rows in batches of 32, in a new order each epoch,
-        the short last batch included; each epoch ends with the loss of the validation rows (mlp) or nothing more
-        (convnet). Its figure is the last validation loss; of a convnet the mean training loss of the last epoch.
-    "stop": run(n) trains until the validation loss has not improved for PATIENCE epochs (MOST_EPOCHS at most),
-        whatever n.
-    "sweep": as "train", for MEMBERS seeds; of jaxdl alone, which trains them together.
-    "evaluate": run(n) measures the loss of the validation rows n times. Its figure is that loss.
-    "predict": run(n) computes the outputs of the first `rows` validation rows n times, as NumPy arrays in memory. Its
-        figure is their sum.
+    "train": run(n) trains new variables for n epochs in batches of 32, shuffled each epoch, with the short last batch.
+        An mlp is validated after each epoch. Returns the last validation loss of an mlp, the mean training loss of the
+        last epoch of a convnet.
+    "stop": run(n) trains until the validation loss has not improved for PATIENCE epochs, or for MOST_EPOCHS; n is
+        ignored.
+    "sweep": the same as "train" for MEMBERS seeds, trained together; jaxdl only.
+    "evaluate": run(n) computes the validation loss n times and returns it.
+    "predict": run(n) computes the outputs of the first `rows` validation examples n times, as NumPy arrays. Returns
+        their sum.
     """
 
     name: str
-    deed: str
+    mode: str
     kind: str  # "mlp" or "convnet"
-    folder: str  # that of the arrays
-    rows: int  # training rows to use, the first ones; of "evaluate" and "predict" the validation rows
+    folder: str  # of the arrays
+    rows: int  # number of training examples; with "evaluate" and "predict" of validation examples
     widths: tuple[int, ...] = ()
     norm: bool = False
     recipe: str = ""
@@ -48,12 +48,14 @@ class Arrays(NamedTuple):
 
 
 def load(task: Task) -> Arrays:
-    """The arrays of a task, cut to its rows, in memory."""
+    """Return the arrays of a task in memory, limited to its examples."""
 
     def read(name: str) -> np.ndarray:
         array: np.ndarray = np.load(Path(task.folder) / f"{name}.npy", mmap_mode="r")
-        cut = name.startswith("train") if task.deed in ("train", "stop", "sweep") else name.startswith("validation")
-        return np.array(array[: task.rows] if cut else array)
+        is_limited = (
+            name.startswith("train") if task.mode in ("train", "stop", "sweep") else name.startswith("validation")
+        )
+        return np.array(array[: task.rows] if is_limited else array)
 
     return Arrays(
         (read("train-inputs"), read("train-targets")), (read("validation-inputs"), read("validation-targets"))

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from jaxdl._exports import set_public_names as _set_public_names
 
-# Data, networks and weights.
+# Data, models and variables.
 from jaxdl.data.arrays import dataset as dataset
 from jaxdl.nn.adapters import from_linen as from_linen
 from jaxdl.nn.adapters import from_nnx as from_nnx
@@ -17,7 +17,7 @@ from jaxdl.nn.summaries import summary as summary
 from jaxdl.saving.weights import load as load
 from jaxdl.saving.weights import save as save
 
-# A whole run in one call, and many.
+# Training runs: one call for one run, or for many.
 from jaxdl.ensembles.members import evaluate_members as evaluate_members
 from jaxdl.ensembles.members import predict_mean as predict_mean
 from jaxdl.ensembles.seeds import SeedsResult as SeedsResult
@@ -31,7 +31,7 @@ from jaxdl.train.fit import fit as fit
 from jaxdl.train.rules import early_stopping as early_stopping
 from jaxdl.train.rules import reduce_on_plateau as reduce_on_plateau
 
-# The loop under `fit`, for a body of one's own.
+# The parts of `fit`, for a custom training loop.
 from jaxdl.train.epoch import run_epoch as run_epoch
 from jaxdl.train.epoch import start as start
 from jaxdl.train.loop import epochs as epochs
@@ -39,7 +39,7 @@ from jaxdl.train.plan import make_plan as make_plan
 from jaxdl.train.step import make_eval_step as make_eval_step
 from jaxdl.train.step import make_train_step as make_train_step
 
-# Types, and the error that a reader of its message can mend.
+# Types and the error for bad input.
 from jaxdl.errors import InputError as InputError
 from jaxdl.types import Dataset as Dataset
 from jaxdl.types import Metric as Metric
@@ -66,7 +66,7 @@ if TYPE_CHECKING:
     from jaxdl import train as train
 
 __version__ = "0.1.0"
-# These load on first use: a program that plots nothing does not wait for the plots.
+# These load on first use, because Matplotlib and others take time to import.
 _PACKAGES = (
     *("baselines", "callbacks", "data", "datasets", "distributed", "ensembles", "losses", "metrics", "nn", "plots"),
     *("profiling", "runs", "saving", "stats", "train"),

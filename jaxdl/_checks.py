@@ -1,10 +1,8 @@
-"""Checks of the kinds of arguments: one sentence where a caller gives something else.
-
-Each check looks at types and shapes alone. It costs microseconds and computes nothing.
-"""
+"""Checks of the types and shapes of arguments, whose errors name the line to type. They compute nothing."""
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import functools
 import inspect
@@ -21,17 +19,14 @@ from jaxdl.types import LOSS, Dataset, Loss, Metric, Model, Objective, Rule, Var
 
 P = ParamSpec("P")
 R = TypeVar("R")
-RESERVED = {LOSS, "epoch", "learning_rate", "seconds"}  # names of a record that no metric may take
+RESERVED = {LOSS, "epoch", "learning_rate", "seconds"}  # names in a history record that a metric cannot have
 LOSSES = "losses.squared_error, absolute_error, huber(), softmax_cross_entropy or sigmoid_cross_entropy"
 METRICS = "metrics.rmse, mae, r2(), accuracy or top_k(3)"
 ORDER = "The order is fit(model, loss, optimizer, train, validation)."
 
 
 def explain_calls(function: Callable[P, R]) -> Callable[P, R]:
-    """Return the function, which raises InputError for a call that its signature does not take.
-
-    Python's own TypeError names neither the arguments that exist nor the one that is meant.
-    """
+    """Return a function that raises InputError for a call with wrong arguments, in place of Python's TypeError."""
 
     @functools.wraps(function)
     def call(*arguments: P.args, **keywords: P.kwargs) -> R:
@@ -41,16 +36,16 @@ def explain_calls(function: Callable[P, R]) -> Callable[P, R]:
             # An error of the call itself has no frame below this one.
             if error.__traceback__ is not None and error.__traceback__.tb_next is not None:
                 raise
-            wrong = _wrong_call(function, arguments, keywords)
-            if wrong is None:
+            message = _call_error(function, arguments, keywords)
+            if message is None:
                 raise
-        raise InputError(wrong)
+        raise InputError(message)
 
     return call
 
 
-# What people type who come from another library, where the name is no near miss.
-_OTHER_WORDS = {
+# Names of arguments in other libraries that spelling does not match.
+_SYNONYMS = {
     **dict.fromkeys(("x", "x_train", "X", "data", "dataset", "train_dataset", "train_data", "loader"), "train"),
     **dict.fromkeys(("validation_data", "validation_split", "val_data", "valid", "val", "eval_set"), "validation"),
     **dict.fromkeys(("y", "y_train", "labels", "target"), "targets"),
@@ -72,32 +67,31 @@ _OTHER_WORDS = {
 }
 
 
-def _wrong_call(function: Callable[..., Any], arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> str | None:
-    """Return what is wrong with a call, or None where the signature takes it."""
+def _call_error(function: Callable[..., Any], arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> str | None:
+    """Return what is wrong with a call, or None if the signature takes it."""
     name = getattr(function, "__name__", "the function")
     parameters = inspect.signature(function).parameters
     kinds = inspect.Parameter
     takes = f"{name} takes {', '.join(parameters)}." if parameters else f"{name} takes no arguments."
-    if not any(each.kind is kinds.VAR_KEYWORD for each in parameters.values()):
-        for given in keywords:
-            if given not in parameters:
-                free = [each for each in parameters if each not in keywords]
-                other = _OTHER_WORDS.get(given)
-                meant = other if other in parameters else nearest(given, free)
-                advice = f" Use {meant}." if meant else ""
-                if given in ("sample_weight", "class_weight") and "inputs" not in parameters:
-                    advice = " Give sample weights to dataset(inputs, targets, sample_weight)."
-                return f"{name} takes no argument {given}.{advice} {takes}"
+    unknown = next((keyword for keyword in keywords if keyword not in parameters), None)
+    if unknown is not None and not any(each.kind is kinds.VAR_KEYWORD for each in parameters.values()):
+        meant = _SYNONYMS.get(unknown)
+        if meant not in parameters:
+            meant = nearest(unknown, [each for each in parameters if each not in keywords])
+        advice = f" Use {meant}." if meant else ""
+        if unknown in ("sample_weight", "class_weight") and "inputs" not in parameters:
+            advice = " Give sample weights to dataset(inputs, targets, sample_weight)."
+        return f"{name} takes no argument {unknown}.{advice} {takes}"
     by_place = [each.name for each in parameters.values() if each.kind is kinds.POSITIONAL_OR_KEYWORD]
     if len(arguments) > len(by_place):
         counts = f"{len(by_place)} arguments without a name" if len(by_place) != 1 else "1 argument without a name"
-        if arguments and all(isinstance(each, int) for each in arguments):
+        if all(isinstance(each, int) for each in arguments):
             use = f"Use {name}({arguments!r}) for several values"
         else:
-            named = next((each for each in parameters if each not in by_place), "")
-            use = f"Give the others by name{f', such as {named}=' if named else ''}"
-        listed = f", {', '.join(by_place)}" if by_place else ""
-        return f"{name} takes {counts}{listed}, got {len(arguments)}. {use}. {takes}"
+            keyword = next((each for each in parameters if each not in by_place), "")
+            use = f"Give the others by name{f', such as {keyword}=' if keyword else ''}"
+        names = f", {', '.join(by_place)}" if by_place else ""
+        return f"{name} takes {counts}{names}, got {len(arguments)}. {use}. {takes}"
     for twice in by_place[: len(arguments)]:
         if twice in keywords:
             return f"{name} got {twice} twice, by its place and by its name. Give it once. {takes}"
@@ -113,15 +107,15 @@ def _wrong_call(function: Callable[..., Any], arguments: tuple[Any, ...], keywor
 
 
 def nearest(name: object, known: Iterable[str]) -> str | None:
-    """Return the known name that is most like a given one, whatever its case and spaces; None where none is."""
+    """Return the known name that is most similar to a name, whatever its case and spaces, or None."""
     plain = {str(each).lower(): str(each) for each in known}
-    asked = str(name).strip().lower().replace(" ", "_").replace("-", "_").replace("/", "_")
-    found = difflib.get_close_matches(asked, plain, n=1, cutoff=0.6)
-    return plain[found[0]] if found else None
+    query = str(name).strip().lower().replace(" ", "_").replace("-", "_").replace("/", "_")
+    matches = difflib.get_close_matches(query, plain, n=1, cutoff=0.6)
+    return plain[matches[0]] if matches else None
 
 
 def given_as(value: object) -> str:
-    """Return what a value is, in a few words, for a message."""
+    """Return a short description of a value for an error message."""
     if isinstance(value, str):
         return f'"{value}"' if len(value) < 80 else "a long string"
     if value is None or isinstance(value, (bool, int, float, np.generic)):
@@ -137,15 +131,12 @@ def given_as(value: object) -> str:
 
 
 def _name(function: object) -> str:
-    of = getattr(function, "func", function)
-    return str(getattr(of, "__name__", type(of).__name__))
+    function = getattr(function, "func", function)  # of a functools.partial
+    return str(getattr(function, "__name__", type(function).__name__))
 
 
 def whole_number(name: str, value: Any, least: int | None = None, most: int | None = None) -> int:
-    """Return a whole number from `least` to `most` as an int. NumPy's integers count, Booleans do not.
-
-    Raises InputError for anything else, which names the argument `name`.
-    """
+    """Return an integer of Python, NumPy or JAX as an int, or raise InputError, also for Booleans."""
     allowed = "" if least is None else f"at least {least}" if most is None else f"from {least} to {most}"
     advice = ""
     if not isinstance(value, (bool, np.bool_)):
@@ -155,23 +146,16 @@ def whole_number(name: str, value: Any, least: int | None = None, most: int | No
                 return number
             raise InputError(f"{name} must be {allowed}, got {number}.")
         except jax.errors.JAXTypeError:
-            raise  # A traced value: the caller says who traces it.
+            raise  # A traced value: JAX's own message is better.
         except TypeError:
-            advice = _whole_advice(value)
+            with contextlib.suppress(TypeError, ValueError, OverflowError):
+                advice = f" Use {int(float(value))}." if float(value) == int(float(value)) else ""
     kind = f"a whole number, {allowed}" if allowed else "a whole number"
     raise InputError(f"{name} must be {kind}, got {given_as(value)}.{advice}")
 
 
-def _whole_advice(value: Any) -> str:
-    try:
-        number = float(value)
-        return f" Use {int(number)}." if number == int(number) else ""
-    except (TypeError, ValueError, OverflowError):
-        return ""
-
-
 def number(name: str, value: object) -> Any:
-    """Return a number; traced ones pass. Raises InputError for Booleans, strings and everything else."""
+    """Return a number of Python, NumPy or JAX, traced or not, or raise InputError, also for Booleans."""
     if isinstance(value, jax.core.Tracer) or (
         isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
     ):
@@ -180,52 +164,50 @@ def number(name: str, value: object) -> Any:
         return value
     advice = ""
     if isinstance(value, str):
-        try:
+        with contextlib.suppress(ValueError):
             advice = f" Use {float(value):g}."
-        except ValueError:
-            advice = ""
     raise InputError(f"{name} must be a number, got {given_as(value)}.{advice}")
 
 
 def sizes(name: str, values: object) -> tuple[int, ...]:
-    """Return a row of whole numbers from 1 on as a tuple: the widths of layers.
-
-    Raises InputError for anything else.
-    """
+    """Return the widths of layers as a tuple of whole numbers from 1, or raise InputError."""
     if isinstance(values, (str, bytes, Mapping)) or not isinstance(values, Iterable):
-        advice = (
-            f" Use {name}=({values},)." if isinstance(values, (int, np.integer)) else f" Use {name}=(100, 50), say."
-        )
+        advice = f"({values},)." if isinstance(values, (int, np.integer)) else "(100, 50), say."
         raise InputError(
-            f"{name} must be a tuple of whole numbers, one for each layer, got {given_as(values)}.{advice}"
+            f"{name} must be a tuple of whole numbers, one for each layer, got {given_as(values)}. Use {name}={advice}"
         )
-    given = tuple(whole_number(f"{name}[{place}]", value) for place, value in enumerate(values))
-    if any(value < 1 for value in given):
-        raise InputError(f"{name} must be at least 1, got {given}.")
-    return given
+    widths = tuple(whole_number(f"{name}[{place}]", value) for place, value in enumerate(values))
+    if any(width < 1 for width in widths):
+        raise InputError(f"{name} must be at least 1, got {widths}.")
+    return widths
 
 
-_NETWORKS = ("flax", "flax.nnx", "torch", "keras", "tensorflow", "equinox", "haiku")
+_NETWORKS = ("torch", "keras", "tensorflow", "equinox", "haiku", "flax.nnx", "flax")
 
 
 def _package(value: object) -> str:
-    """Return the package whose class a value or a class is or extends, of those that make networks or optimizers."""
+    """Return the package of _NETWORKS whose class a value or class is or extends, or ""."""
     kind = value if isinstance(value, type) else type(value)
-    known = ("torch", "keras", "tensorflow", "equinox", "haiku", "flax.nnx", "flax")
-    for each in kind.__mro__:
-        for package in known:
-            if f"{each.__module__}.".startswith(f"{package}."):
-                return package
-    return ""
+    modules = [f"{each.__module__}." for each in kind.__mro__]
+    return next((package for module in modules for package in _NETWORKS if module.startswith(f"{package}.")), "")
+
+
+_MODEL_CALLS = {
+    "mlp": "mlp((100, 50))",
+    "convnet": "convnet((50, 50))",
+    "residual_net": "residual_net(64)",
+    "from_linen": "from_linen(module)",
+    "from_nnx": "from_nnx(lambda rngs: module)",
+}
 
 
 def check_model(model: Any) -> None:
-    """Raise InputError for what is no Model, with the line to type for a module of another library."""
+    """Raise InputError for a model that is not a Model."""
     if isinstance(model, Model):
         return
     package, is_class = _package(model), isinstance(model, type)
     name = model.__name__ if is_class else type(model).__name__
-    own = (
+    functions = (
         "Model(init, apply) with two functions: init(key, inputs) -> Variables, and apply(variables, inputs, train=...)"
     )
     if isinstance(model, (Dataset, Variables)):
@@ -235,29 +217,22 @@ def check_model(model: Any) -> None:
     elif package == "flax.nnx":
         advice = f"Use from_nnx(lambda rngs: {name}(..., rngs=rngs))."
     elif package == "torch":
-        advice = f"JAX cannot run a module of PyTorch: write it in Flax, or give {own}."
+        advice = f"JAX cannot run a module of PyTorch: write it in Flax, or give {functions}."
     elif package in ("keras", "tensorflow", "equinox", "haiku"):
-        advice = f"Wrap the {package.capitalize()} network in {own}."
-    elif inspect.isroutine(model) and model.__name__ in ("mlp", "convnet", "residual_net"):
-        example = {"mlp": "mlp((100, 50))", "convnet": "convnet((50, 50))", "residual_net": "residual_net(64)"}
-        advice = f"Call it: {example[model.__name__]}."
-    elif inspect.isroutine(model) and model.__name__ in ("from_linen", "from_nnx"):
-        advice = f"Call it with the module: {model.__name__}(...)."
+        advice = f"Wrap the {package.capitalize()} network in {functions}."
+    elif inspect.isroutine(model) and model.__name__ in _MODEL_CALLS:
+        advice = f"Call it: {_MODEL_CALLS[model.__name__]}."
     elif callable(model):
-        advice = f"Use {own}."
+        advice = f"Use {functions}."
     else:
-        advice = "Use mlp((100, 50)), or from_linen(...) and from_nnx(...) for modules of Flax."
+        advice = "Use mlp((100, 50)), or from_linen(...) or from_nnx(...) for a Flax module."
     kinds = {"flax": "Linen", "flax.nnx": "NNX", "torch": "PyTorch"}
-    what = f"the {kinds.get(package, package.capitalize())} {'class' if is_class else 'module'} {name}"
-    raise InputError(f"model must be a Model, got {what if package in _NETWORKS else given_as(model)}. {advice}")
+    module = f"the {kinds.get(package, package.capitalize())} {'class' if is_class else 'module'} {name}"
+    raise InputError(f"model must be a Model, got {module if package else given_as(model)}. {advice}")
 
 
 def check_objective(loss: object, metrics: object = ()) -> Objective:
-    """Return a loss and metrics as one record.
-
-    Raises InputError for a loss that is no function of (outputs, targets), and for metrics that are no Metric or that
-    share a name.
-    """
+    """Return loss and metrics as an Objective, or raise InputError for other types and for metrics of one name."""
     _check_loss(loss)
     if isinstance(metrics, Metric):
         raise InputError(f"metrics must be a list of metrics, got one Metric. Use metrics=[{metrics.name}].")
@@ -285,13 +260,14 @@ def _check_loss(loss: object) -> None:
         raise InputError(f"{wanted}, got the metric {loss.name}. Use metrics=[{loss.name}] beside a loss: {LOSSES}.")
     if isinstance(loss, (Dataset, Variables, Model)) or (hasattr(loss, "init") and hasattr(loss, "update")):
         raise InputError(f"{wanted}, got {given_as(loss)}. {ORDER} evaluate(model, variables, dataset, loss).")
-    # A class of losses is callable and makes an instance, which is no number.
+    # A class is callable, but its result is an instance, not a number.
     if not callable(loss) or isinstance(loss, type) or _package(loss) in ("torch", "keras", "tensorflow"):
         raise InputError(f"{wanted}, got {given_as(loss)}. Use {LOSSES}.")
     if not _takes(loss, 2) or (_name(loss) == "mean" and loss.__module__ == "jaxdl.metrics"):
+        parameters = ", ".join(inspect.signature(loss).parameters)
         raise InputError(
-            f"{wanted}, got {given_as(loss)}, which takes "
-            f"{_signature(loss)}. Where it makes a loss, call it first: {_name(loss)}(...)."
+            f"{wanted}, got {given_as(loss)}, which takes ({parameters}). If it returns a loss, call it first: "
+            f"{_name(loss)}(...)."
         )
 
 
@@ -302,12 +278,12 @@ def _metric_advice(metric: object) -> str:
         return f"Use {METRICS}, or metrics.mean(name, function)."
     name = _name(metric)
     if not _takes(metric, 2) or name in ("r2", "top_k"):
-        return f"Where it makes a metric, call it: {name}(...)."
+        return f"If it returns a metric, call it: {name}(...)."
     return f'Use metrics.mean("{name}", {name}) for a mean over examples.'
 
 
 def _takes(function: Callable[..., Any], count: int) -> bool:
-    """Whether a function takes so many arguments without names; True where Python cannot tell."""
+    """Return whether a function takes `count` positional arguments; True for a built-in without a signature."""
     try:
         inspect.signature(function).bind(*[None] * count)
     except TypeError:
@@ -317,12 +293,8 @@ def _takes(function: Callable[..., Any], count: int) -> bool:
     return True
 
 
-def _signature(function: Callable[..., Any]) -> str:
-    return f"({', '.join(inspect.signature(function).parameters)})"
-
-
 def check_optimizer(optimizer: object, name: str = "optimizer") -> None:
-    """Raise InputError for what is no gradient transformation of optax; `name` is the caller's argument."""
+    """Raise InputError for an optimizer that is not a gradient transformation of optax."""
     package = _package(optimizer)
     if (
         callable(getattr(optimizer, "init", None))
@@ -334,7 +306,7 @@ def check_optimizer(optimizer: object, name: str = "optimizer") -> None:
     if isinstance(optimizer, str):
         advice = f"Use optax.{optimizer.lower() if optimizer.isidentifier() else 'adam'}(1e-3)."
     elif isinstance(optimizer, (bool, int, float, np.floating, np.integer)):
-        advice = f"Use optax.adam({optimizer}), where it is the learning rate."
+        advice = f"Use optax.adam({optimizer}) if it is the learning rate."
     elif isinstance(optimizer, (Dataset, Model, Variables)):
         advice = ORDER
     elif isinstance(optimizer, Rule):
@@ -342,11 +314,10 @@ def check_optimizer(optimizer: object, name: str = "optimizer") -> None:
     elif package in ("torch", "keras", "tensorflow", "flax", "flax.nnx"):
         advice = "Use optax.adam(1e-3), say: jaxdl.fit holds the parameters itself."
     elif inspect.isroutine(optimizer) and "schedule" in f"{getattr(optimizer, '__qualname__', '')}{optimizer!r}":
-        advice = "Use optax.adam(schedule), where it is a schedule of the learning rate."
+        advice = "Use optax.adam(schedule) if it is a schedule of the learning rate."
     elif inspect.isroutine(optimizer) or isinstance(optimizer, functools.partial):
-        advice = (
-            f"Call it: optax.{_name(optimizer)}(1e-3)." if _of_optax(optimizer) else "Call it, or use optax.adam(1e-3)."
-        )
+        is_optax = str(getattr(optimizer, "__module__", "")).split(".")[0] == "optax"
+        advice = f"Call it: optax.{_name(optimizer)}(1e-3)." if is_optax else "Call it, or use optax.adam(1e-3)."
     elif isinstance(optimizer, (list, tuple)):
         advice = "Use optax.chain(...) of several."
     else:
@@ -354,22 +325,17 @@ def check_optimizer(optimizer: object, name: str = "optimizer") -> None:
     raise InputError(f"{name} must be an optax optimizer, got {given_as(optimizer)}. {advice}")
 
 
-def _of_optax(function: object) -> bool:
-    return str(getattr(function, "__module__", "")).split(".")[0] == "optax"
-
-
 def check_rule(name: str, rule: object) -> None:
-    """Raise InputError for what is no Rule of the kind that `name` takes: `early_stopping` or `plateau`."""
-    makes, other = (
-        ("early_stopping", "plateau") if name == "early_stopping" else ("reduce_on_plateau", "early_stopping")
-    )
+    """Raise InputError for a rule that the argument `name`, early_stopping or plateau, does not take."""
+    is_stopping = name == "early_stopping"
+    makes, other = ("early_stopping", "plateau") if is_stopping else ("reduce_on_plateau", "early_stopping")
     if isinstance(rule, Rule):
-        # Early stopping begins with nothing; reduce-on-plateau begins with a learning rate.
-        if callable(rule.init) and not _takes(rule.init, 0 if name == "early_stopping" else 1):
+        # The `init` of reduce-on-plateau takes a learning rate, that of early stopping nothing.
+        if callable(rule.init) and not _takes(rule.init, 0 if is_stopping else 1):
             raise InputError(f"{name} must be a rule of {makes}, got one that {other}= takes. Give it as {other}=.")
         return
     if rule is None:
-        advice = f"Leave {name} out where nothing {'stops the run' if name == 'stop' else 'changes the learning rate'}."
+        advice = f"Leave {name} out to train without {'early stopping' if is_stopping else 'the rule'}."
     elif isinstance(rule, (int, np.integer)) and not isinstance(rule, bool):
         advice = f"Use {makes}(patience={rule})."
     elif isinstance(rule, str):
@@ -383,45 +349,45 @@ def check_rule(name: str, rule: object) -> None:
     raise InputError(f"{name} must be a rule, got {given_as(rule)}. {advice}")
 
 
-def check_examples(name: str, rows: object) -> None:
-    """Raise InputError for what is no Dataset of arrays, with the line to type; `name` is the caller's argument."""
-    if isinstance(rows, Dataset):
-        leaves = {"inputs": rows.inputs, "targets": rows.targets, "sample_weight": rows.sample_weight}
-        for field, leaf in leaves.items():
+def check_examples(name: str, dataset: object) -> None:
+    """Raise InputError for the argument `name` that is not a Dataset of arrays which JAX can hold."""
+    if isinstance(dataset, Dataset):
+        for field, leaf in dataset._asdict().items():
             if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype") or not leaf.shape:
                 raise InputError(
                     f"{name} must hold arrays, got {given_as(leaf)} for its {field}. Use dataset(inputs, targets)."
                 )
             _check_leaf(f"{name}.{field}", leaf)
-        counts = [leaf.shape[0] for leaf in leaves.values()]
+        counts = [leaf.shape[0] for leaf in dataset]
         if len({*counts}) > 1:
             raise InputError(
                 f"{name} must have one row of targets and one weight for each of its {counts[0]} inputs, got "
                 f"{counts[1]} and {counts[2]}. Use dataset(inputs, targets)."
             )
-        _check_sample_weights(f"{name}.weights", rows.sample_weight)
+        _check_sample_weights(f"{name}.sample_weight", dataset.sample_weight)
         return
-    kind = type(rows).__name__
-    if isinstance(rows, Mapping):
+    kind = type(dataset).__name__
+    if isinstance(dataset, Mapping):
         advice = 'Use dataset(data["inputs"], data["targets"]), each of them one array.'
-    elif _package(rows) in ("tensorflow", "torch") or inspect.isgenerator(rows) or hasattr(rows, "__next__"):
+    elif _package(dataset) in ("tensorflow", "torch") or hasattr(dataset, "__next__"):
         advice = (
             "Use dataset(inputs, targets) of NumPy arrays; for data larger than the memory, "
-            "sources.from_random_access(records, to_row)."
+            "data.from_random_access(records, to_row)."
         )
     elif kind == "DataSource":
         advice = "Use dataset(inputs, targets) in memory: fit's train, evaluate and predict take a source."
-    elif isinstance(rows, (float, int)):
+    elif isinstance(dataset, (float, int)):
         advice = "Use data.split(count, fraction) and dataset(inputs, targets)."
-    elif isinstance(rows, (Variables, Model, Rule)) or kind in ("FitResult", "SeedsResult"):
-        advice = "Give the examples of the data set, from dataset(inputs, targets)."
+    elif isinstance(dataset, (Variables, Model, Rule)) or kind in ("FitResult", "SeedsResult"):
+        advice = "Give a dataset, from dataset(inputs, targets)."
     else:
         advice = "Use dataset(inputs, targets)."
-    raise InputError(f"{name} must be a Dataset, got {given_as(rows)}. {advice}")
+    raise InputError(f"{name} must be a Dataset, got {given_as(dataset)}. {advice}")
 
 
 def _check_leaf(name: str, leaf: object) -> None:
-    """Raise InputError for an array of a Dataset made by hand, which JAX cannot take or would change."""
+    """Raise InputError for an array that JAX cannot hold or would change."""
+    fault = None
     if not isinstance(leaf, np.ndarray):
         fault = "a table of pandas" if hasattr(leaf, "iloc") else None
     elif isinstance(leaf, np.ma.MaskedArray):
@@ -431,8 +397,6 @@ def _check_leaf(name: str, leaf: object) -> None:
     elif leaf.dtype.kind in "iu" and leaf.dtype.itemsize == 8 and leaf.size:
         largest = max(int(leaf.max()), -int(leaf.min()))
         fault = f"{largest}, beyond 32 bits," if largest >= 2**31 else None
-    else:
-        fault = None
     if fault is not None:
         raise InputError(
             f"{name} must be an array of numbers that JAX can hold, got {fault} in it. Use dataset(inputs, targets), "
@@ -441,7 +405,7 @@ def _check_leaf(name: str, leaf: object) -> None:
 
 
 def _check_sample_weights(name: str, weights: Any) -> None:
-    """Raise InputError for a `sample_weight` made by hand that no sum can use; one on a device is not read."""
+    """Raise InputError for weights that are not finite floats >= 0 of shape (N,); values on a device are not read."""
     advice = "Use dataset(inputs, targets, sample_weight), which checks and converts them."
     if weights.ndim != 1 or not jnp.issubdtype(weights.dtype, jnp.floating):
         raise InputError(f"{name} must be a row of floats, got {weights.dtype} of shape {weights.shape}. {advice}")
@@ -451,112 +415,94 @@ def _check_sample_weights(name: str, weights: Any) -> None:
             place = int(wrong.argmax())
             raise InputError(f"{name} must be numbers from 0 on, got {weights[place]} in row {place}. {advice}")
         if not weights.any():
-            raise InputError(f"{name} must not all be 0, because no row would count then. Use 1 for those that do.")
+            raise InputError(f"{name} must not all be 0, or no example counts. Use 1 for each example that counts.")
 
 
-def check_variables(weights: object) -> None:
-    """Raise InputError for what are no Variables of a model, with the line to type."""
-    if isinstance(weights, Variables):
+def check_variables(variables: object) -> None:
+    """Raise InputError for variables that are not Variables."""
+    if isinstance(variables, Variables):
         return
-    kind = type(weights).__name__
+    kind = type(variables).__name__
     if kind == "FitResult":
         advice = "Use run.best, or run.final."
     elif kind in ("SeedsResult", "SweepResult"):
         advice = "It holds many networks: use predict_mean or evaluate_members with its best."
     elif kind in ("RunState", "TrainState"):
         advice = "Use state.best, or state.train_state.variables."
-    elif isinstance(weights, (str, bytes)) or hasattr(weights, "__fspath__"):
+    elif isinstance(variables, (str, bytes)) or hasattr(variables, "__fspath__"):
         advice = "Use jaxdl.load(path)."
-    elif isinstance(weights, Mapping):
+    elif isinstance(variables, Mapping):
         advice = "Use Variables(params, stats)."
-    elif isinstance(weights, (Dataset, np.ndarray, jax.Array)) or callable(weights):
+    elif isinstance(variables, (Dataset, np.ndarray, jax.Array)) or callable(variables):
         advice = "The order is predict(model, variables, inputs) and evaluate(model, variables, dataset, loss)."
     else:
         advice = "Use run.best of a run of fit, or model.init(key, inputs)."
-    raise InputError(f"variables must be Variables, got {given_as(weights)}. {advice}")
+    raise InputError(f"variables must be Variables, got {given_as(variables)}. {advice}")
 
 
 def check_callbacks(callbacks: object) -> tuple[Any, ...]:
-    """Return the callbacks of a run as a tuple, because a generator would be empty after the first epoch.
-
-    Raises InputError for what is no row of functions.
-    """
+    """Return the callbacks as a tuple, because a generator would be empty after an epoch, or raise InputError."""
     if isinstance(callbacks, (str, Mapping)) or not isinstance(callbacks, Iterable):
         advice = " Use callbacks=[function]." if callable(callbacks) else ""
         raise InputError(f"callbacks must be a list of functions, got {given_as(callbacks)}.{advice}")
     callbacks = tuple(callbacks)
     for callback in callbacks:
         if hasattr(callback, "__enter__") and hasattr(callback, "__exit__"):
-            raise InputError(
-                f"callbacks must hold functions (progress, history), got {given_as(callback)}, a context manager. Use "
-                "with ... as callback: and callbacks=[callback] inside of its block."
-            )
-        if not callable(callback) or isinstance(callback, type):
-            raise InputError(f"callbacks must hold functions (progress, history), got {given_as(callback)}.")
-        if not _takes_two(callback):
+            fault = ", a context manager. Use with ... as callback: and callbacks=[callback] inside of its block."
+        elif not callable(callback) or isinstance(callback, type):
+            fault = "."
+        elif not _takes(callback, 2):
             parameters = ", ".join(inspect.signature(callback).parameters) or "nothing"
-            raise InputError(
-                f"callbacks must hold functions (progress, history), got {given_as(callback)}, which takes "
-                f"{parameters}. Let it take both."
-            )
+            fault = f", which takes {parameters}. Let it take both."
+        else:
+            continue
+        raise InputError(f"callbacks must hold functions (run_state, history), got {given_as(callback)}{fault}")
     return callbacks
 
 
-def _takes_two(function: Callable[..., Any]) -> bool:
-    """Return whether a function can be called with two values; so can one that does not tell."""
-    try:
-        inspect.signature(function).bind(None, None)
-    except TypeError:
-        return False
-    except ValueError:
-        pass  # A built-in function without a signature.
-    return True
-
-
 def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
-    """Raise InputError where a value is none of the choices."""
-    known = [*choices]
-    if not isinstance(value, str) or value not in known:
-        meant = nearest(value, known)
-        listed = " or ".join(f'"{each}"' for each in known)
+    """Raise InputError for a value that is not one of the choices."""
+    choices = [*choices]
+    if not isinstance(value, str) or value not in choices:
+        meant = nearest(value, choices)
         advice = f' Use "{meant}".' if meant else ""
-        raise InputError(f"{name} must be {listed}, got {given_as(value)}.{advice}")
+        quoted = " or ".join(f'"{each}"' for each in choices)
+        raise InputError(f"{name} must be {quoted}, got {given_as(value)}.{advice}")
 
 
 def check_name(name: str, value: object) -> None:
-    """Raise InputError for a monitored value's name that is no string."""
+    """Raise InputError for the name of a monitored value that is not a string or None."""
     if value is None or isinstance(value, str):
         return
-    advice = ""
     if isinstance(value, (list, tuple)) and len(value) == 1:
         advice = f" Use {value[0]!r}."
     elif isinstance(value, Metric):
         advice = f' Use "{value.name}".'
     elif isinstance(value, (int, np.integer)) and not isinstance(value, bool):
-        advice = f' Use patience={value}, where it is the patience, and "val_loss" for the name.'
+        advice = f' Use patience={value} if it is the patience, and "val_loss" for the name.'
     else:
         advice = ' Use "val_loss", say.'
     raise InputError(f"{name} must be the name of one value, got {given_as(value)}.{advice}")
 
 
 def check_platform() -> None:
-    """Start JAX's platform. Raises InputError where `JAX_PLATFORMS` names one that is not there."""
+    """Start JAX's platform, or raise InputError for a platform in JAX_PLATFORMS that is not available."""
     try:
         jax.default_backend()
-    except (AssertionError, RuntimeError) as error:  # An assertion fails where the plugin of cuda is not installed.
+    except (AssertionError, RuntimeError) as error:  # Without the plugin of cuda an assertion fails.
         wanted = jax.config.jax_platforms  # type: ignore[attr-defined]
         if not wanted:
             raise
-        there = _platforms_there()
+        available = _available_platforms()
         reason = str(error).partition(" (set JAX_PLATFORMS")[0].partition("\n")[0]
         raise InputError(
-            f'JAX_PLATFORMS="{wanted}" names a platform that JAX cannot start here; this machine has {there}. Use '
-            f"JAX_PLATFORMS={there.partition(',')[0]}, or unset it.{f' JAX says: {reason}' if reason else ''}"
+            f'JAX_PLATFORMS="{wanted}" names a platform that JAX cannot start here; this machine has {available}. Use '
+            f"JAX_PLATFORMS={available.partition(',')[0]}, or unset it.{f' JAX says: {reason}' if reason else ''}"
         ) from None
 
 
-def _platforms_there() -> str:
-    """Return the platforms that JAX starts by itself, and leave none of them started."""
+def _available_platforms() -> str:
+    """Return the platforms of this machine, and stop them again."""
     from jax.extend.backend import clear_backends
 
     wanted = jax.config.jax_platforms  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""The versions, the devices and the commit of a run, the clock of compilations, the compilation cache."""
+"""Versions, devices and commit of a run, the time of compilations, and the compilation cache."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from typing import Any
 import jax
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "pandas")
-# Settings of JAX that change the numbers of a run.
+# Settings of JAX that change the results of a run.
 SETTINGS = ("threefry_partitionable", "default_prng_impl", "default_matmul_precision", "enable_x64")
 
 
 def environment() -> dict[str, Any]:
-    """What a run ran on: versions, devices, the machine, and the git commit of the code or None."""
+    """Return versions, devices, machine, and the git commit of the code or None."""
     return {
         "versions": versions(),
         "devices": [str(device.device_kind) for device in jax.devices()],
@@ -31,12 +31,12 @@ def environment() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that a run's numbers depend on."""
+    """Return the versions of Python and of the packages that affect the results of a run."""
     return {"python": platform.python_version()} | {name: metadata.version(name) for name in PACKAGES}
 
 
 def machine() -> dict[str, Any]:
-    """Return what the bits of a run depend on beside versions: processor, cores, settings of XLA and JAX."""
+    """Return processor, cores and settings of XLA and JAX, on which bit-identical results depend."""
     cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
     settings = {name: getattr(jax.config, f"jax_{name}", None) for name in SETTINGS}
     return {
@@ -57,21 +57,21 @@ def _processor() -> str:
 
 def _commit(folder: Path) -> str | None:
     try:
-        # An installed copy may lie in a repository that is not its own, where it is not tracked.
+        # The first command fails for an installed copy inside of another repository, which does not track it.
         for call in (["ls-files", "--error-unmatch", Path(__file__).name], ["rev-parse", "HEAD"]):
-            done = subprocess.run(
+            result = subprocess.run(
                 ["git", "-C", str(folder), *call], capture_output=True, text=True, timeout=5, check=True
             )
     except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.strip()
+    return result.stdout.strip()
 
 
 @contextmanager
 def compile_clock() -> Iterator[Callable[[], float]]:
-    """Gives a function that tells the wall seconds spent on tracing and compiling since the block began.
+    """Yield a function that returns the seconds of tracing and compiling since the block began.
 
-    JAX reports each of them as it ends; they nest, so what counts is the time that their spans cover together.
+    JAX reports each span at its end. Spans nest, so the result is the time that they cover together.
     """
     spans: list[tuple[float, float]] = []
 
@@ -92,15 +92,14 @@ def compile_clock() -> Iterator[Callable[[], float]]:
 
 
 def enable_compilation_cache() -> None:
-    """Switch on JAX's persistent compilation cache in the user's cache folder, however short a compilation.
+    """Switch on JAX's persistent compilation cache in the user's cache folder, for all compilations.
 
-    A folder that was chosen before, as by the variable JAX_COMPILATION_CACHE_DIR, stays. Each program is kept with a
-    checksum, so that one that was damaged on the disk is compiled anew.
+    A folder from JAX_COMPILATION_CACHE_DIR stays. Each entry has a checksum, so that a damaged entry is compiled again.
     """
     import platformdirs
     from jax._src import compilation_cache
 
-    # JAX compresses with zstandard where that is installed, without a checksum; zlib, its other way, ends with one.
+    # JAX would compress with zstandard, which has no checksum; zlib, its fallback, has one.
     for name in ("zstd", "zstandard"):
         if hasattr(compilation_cache, name):
             setattr(compilation_cache, name, None)

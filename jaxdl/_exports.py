@@ -1,4 +1,4 @@
-"""What a package shows: its public names by `__all__` and `dir`, of which some load on first use."""
+"""The public names of a package: `__all__`, `__dir__`, and names that load on first use."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from typing import Any
 
 
 def set_public_names(package: dict[str, Any], lazy: Mapping[str, str] = MappingProxyType({})) -> None:
-    """Set `__all__` and `__dir__` of a package to the names that its file imports, and to names that load on first use.
+    """Set `__all__`, `__dir__` and `__getattr__` of a package.
 
-    package: the `globals()` of its file, after the imports. Modules and names with an underscore are private. They are
-        set here, and not in the file, so that type checkers read its imports instead.
-    lazy: the module of each name that loads on first use; "" where the name is itself a module of the package.
+    Type checkers do not see these, and take the public names from the imports of the file.
+
+    package: the `globals()` of its file, after the imports. Modules and names with an underscore are private.
+    lazy: the module of each name that loads on first use; "" for a name that is a module of the package.
     """
     imported = {name for name, value in package.items() if name[0] != "_" and not isinstance(value, ModuleType)}
     names = sorted((imported | set(lazy)) - {"TYPE_CHECKING"})

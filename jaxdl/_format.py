@@ -1,4 +1,4 @@
-"""Numbers and tables for people."""
+"""Numbers and tables as text."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ PREFIXES = ("", "k", "M", "G", "T", "P", "E", "Z", "Y")
 
 
 def short(number: float, unit: str = "") -> str:
-    """A number of at least 0 in three digits, with the prefix of its thousands and its unit; whole ones below 1000."""
+    """Return a number >= 0 with three digits, the SI prefix and the unit."""
     if not math.isfinite(number):
         return f"{number} {unit}".rstrip()
     power = 0
-    # Rounded first: 999.9 are 1000 in three digits.
+    # Rounded, because 999.9 is 1000 with three digits.
     while float(f"{number:.3g}") >= 1000 and power < len(PREFIXES) - 1:
         number, power = number / 1000, power + 1
     return f"{number:.3g} {PREFIXES[power]}{unit}".rstrip()
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    r"""Return a table in Markdown."""
+    """Return a table in Markdown."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(map(_cell, line))} |" for line in lines)
 

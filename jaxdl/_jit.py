@@ -1,4 +1,4 @@
-"""Functions that are compiled as a whole, with the options that XLA needs to be fast."""
+"""`jax.jit` with XLA's compiler options for the platform, on the mesh of the arguments."""
 
 from __future__ import annotations
 
@@ -15,36 +15,36 @@ from jaxdl.distributed.sharding import mesh_of
 
 P = ParamSpec("P")
 R = TypeVar("R", covariant=True)
-# On a CPU, some versions of XLA hand convolutions to a library (YNNPACK) that takes five times as long as XLA's own
-# code. With these they hand it matrix products alone: of tables one by one, since several at once wait for each other.
-_HANDED = "xla_cpu_experimental_ynn_fusion_type"
-TABLES_ON_CPU = {_HANDED: "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"}
-# Around convolutions XLA's older code for elementwise work is faster; without any the newer one is, twice as fast.
-IMAGES_ON_CPU = {_HANDED: "LIBRARY_FUSION_TYPE_DOT", "xla_cpu_use_fusion_emitters": False}
-# What runs once is compiled in a third of the time where XLA takes less pains, to the same bits.
+# On a CPU some versions of XLA give convolutions to a library (YNNPACK) that is five times slower than XLA's own code.
+# These options give it matrix products only. For tables one at a time, because fused ones wait for each other.
+_YNN_FUSION = "xla_cpu_experimental_ynn_fusion_type"
+TABLES_ON_CPU = {_YNN_FUSION: "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"}
+# XLA's older emitters are faster for elementwise operations beside convolutions; elsewhere the newer ones are.
+IMAGES_ON_CPU = {_YNN_FUSION: "LIBRARY_FUSION_TYPE_DOT", "xla_cpu_use_fusion_emitters": False}
+# Less optimization compiles a function that runs once in a third of the time, with bit-identical results.
 ONCE_ON_CPU = IMAGES_ON_CPU | {"xla_backend_optimization_level": 1}
 _state = functools.partial(get_opaque_trace_state, convention="flax")
-# In a thread of its own, because this module may be imported while a function is traced.
+# In a new thread, because this module may be imported while a function is traced.
 with ThreadPoolExecutor(1) as _pool:
     _OUTSIDE = _pool.submit(_state).result()
 
 
 @functools.cache
 def compiler_options(*, once: bool = False, convolves: bool = False) -> dict[str, Any]:
-    """What to give to `jax.jit(..., compiler_options=...)` so that convolutions are fast; {} where nothing is needed.
+    """Return the options for `jax.jit(..., compiler_options=...)` on this platform that its version of XLA knows.
 
-    Options that this version of XLA does not know are left out: it would refuse to compile. `once`: for a function that
-    runs a single time, so that to compile it is what takes long. `convolves`: for one that is not only of tables.
+    once: whether the function runs a single time. convolves: whether it has convolutions.
     """
     if jax.default_backend() != "cpu":
         return {}
-    wanted = ONCE_ON_CPU if once else IMAGES_ON_CPU if convolves else TABLES_ON_CPU
-    return {name: value for name, value in wanted.items() if known(name, value)}
+    options = ONCE_ON_CPU if once else IMAGES_ON_CPU if convolves else TABLES_ON_CPU
+    # XLA refuses to compile with an unknown option.
+    return {name: value for name, value in options.items() if is_known_option(name, value)}
 
 
 @functools.cache
-def known(option: str, value: object) -> bool:
-    """Whether XLA compiles with an option."""
+def is_known_option(option: str, value: object) -> bool:
+    """Return whether XLA compiles with an option."""
     try:
         jax.jit(lambda: 0, compiler_options={option: value}).lower().compile()
     except (jax.errors.JaxRuntimeError, ValueError):
@@ -53,8 +53,8 @@ def known(option: str, value: object) -> bool:
 
 
 def has_convolution(*arguments: object) -> bool:
-    """Whether images (N, H, W, C) are among the arguments, first of one of them, and kernels too: (h, w, C, K)."""
-    # First by the first leaf of each, as the mesh: to look at all takes as long as a step of a small table.
+    """Return whether images (N, H, W, C) are the first leaf of an argument, and kernels (h, w, C, K) another leaf."""
+    # The first leaves are checked first: to check all takes as long as a step of a small table.
     trees = [leaves for leaves in map(jax.tree.leaves, arguments) if leaves]
     if not any(getattr(leaves[0], "ndim", 0) >= 4 for leaves in trees):
         return False
@@ -62,44 +62,46 @@ def has_convolution(*arguments: object) -> bool:
 
 
 def is_traced(value: object) -> bool:
-    """Whether a value is not known yet, because a function is being transformed: it cannot be checked then."""
+    """Return whether a value is a tracer, which has no values to check."""
     return isinstance(value, jax.core.Tracer)
 
 
-class Program(Protocol[P, R]):
-    """A function that is compiled as a whole."""
+class JitFunction(Protocol[P, R]):
+    """A function of `jit`."""
 
     def __call__(self, *arguments: P.args, **keywords: P.kwargs) -> R:
-        """What the function gives."""
+        """Return the result of the function."""
 
     def lower(self, *arguments: P.args, **keywords: P.kwargs) -> jax.stages.Lowered:
-        """The program that such a call would run; `.compile()` gives it as it runs, nothing is computed."""
+        """Return the lowered function for these arguments."""
 
     def on(self, *arguments: Any) -> Any:
-        """The function of `jax.jit` that a call with such arguments would take, where none lies on a mesh."""
+        """Return the function of `jax.jit` for these arguments, which must not be on a mesh."""
 
     def eval_shape(self, *arguments: P.args, **keywords: P.kwargs) -> R:
-        """The shapes and dtypes of what such a call would give; nothing is compiled."""
+        """Return the shapes and dtypes of the result."""
 
 
 def jit(
     function: Callable[P, R], *, static_argnames: str | tuple[str, ...], once: bool = False, name: str = ""
-) -> Program[P, R]:
-    """`jax.jit` with `compiler_options`, on the mesh where the arguments lie if they lie on one.
+) -> JitFunction[P, R]:
+    """Return `jax.jit` of a function, with `compiler_options` and on the mesh of the arguments, if any.
 
-    Inside of another transformation, which alone decides on both, without. Nothing is decided before the first call: to
-    ask for the platform starts it. `once`: for a function that runs a single time, which is compiled sooner. `name`: of
-    what is compiled, in place of the function's.
+    Inside of another transformation it is a plain `jax.jit`. The first call decides on the options, because a query of
+    the platform starts it.
+
+    once: whether the function runs a single time, so that a fast compilation is better than fast code.
+    name: name of the compiled function; "" for the function's own name.
     """
     if name:
-        # JAX takes the name of what it compiles from the function; a partial has one of its own and is no frame.
+        # JAX reads the name from the function. A partial has its own name, and adds no stack frame.
         function = functools.update_wrapper(functools.partial(function), function)
         function.__name__ = name
     inner = jax.jit(function, static_argnames=static_argnames)
 
     @functools.cache
-    def whole(convolving: bool) -> Any:
-        options = compiler_options(once=once, convolves=convolving)
+    def compiled(convolves: bool) -> Any:
+        options = compiler_options(once=once, convolves=convolves)
         return jax.jit(function, static_argnames=static_argnames, compiler_options=options)
 
     @functools.wraps(function)
@@ -111,7 +113,7 @@ def jit(
             return result
 
     def on(*arguments: Any) -> Any:
-        return whole(has_convolution(*arguments))
+        return compiled(has_convolution(*arguments))
 
     def lower(*arguments: P.args, **keywords: P.kwargs) -> jax.stages.Lowered:
         with _mesh_of(*arguments, *keywords.values()):
@@ -123,9 +125,9 @@ def jit(
             shapes: R = inner.eval_shape(*arguments, **keywords)
             return shapes
 
-    compiled: Any = call
-    compiled.lower, compiled.on, compiled.eval_shape = lower, on, eval_shape
-    return cast(Program[P, R], compiled)
+    result: Any = call
+    result.lower, result.on, result.eval_shape = lower, on, eval_shape
+    return cast(JitFunction[P, R], result)
 
 
 def _mesh_of(*arguments: object) -> AbstractContextManager[Any]:

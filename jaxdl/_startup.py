@@ -1,4 +1,4 @@
-"""What `python -m jaxdl` and the experiments do before they import the rest, which takes seconds."""
+"""The first and last actions of a command: `python -m jaxdl`, or an experiment. Its imports take seconds."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 
-# Here, because Python reads this file before the imports that take the time of a command.
+# The start of a command, because Python runs this file before its slow imports.
 STARTED = time.perf_counter()
 
 
@@ -18,20 +18,20 @@ def _end(*_: object) -> None:
 
 
 if sys.argv[:1] == ["-m"]:
-    # Imports and traces make hundreds of thousands of lasting objects. To look through them again and again for garbage
-    # takes an eighth of a short run's time.
+    # Imports and traces make hundreds of thousands of lasting objects. Their garbage collection takes an eighth of the
+    # time of a short run.
     gc.set_threshold(100_000, 50, 100)
 
-# So Python calls a command while it looks for its module, and no program that imports this package.
+# Python sets argv to ["-m"] while it searches the module of a command. A program that imports jaxdl has another argv.
 if sys.argv[:1] == ["-m"] and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    # Or Ctrl-C would end in a traceback through whatever is imported at that moment.
+    # Otherwise Ctrl-C during the imports would print a long traceback.
     signal.signal(signal.SIGINT, _end)
 
 
 def begin() -> None:
-    """Let Ctrl-C raise KeyboardInterrupt again, and open the standard streams that are closed, on nothing.
+    """Let Ctrl-C raise KeyboardInterrupt again, and open closed standard streams on the null device.
 
-    The next file that is opened would get the number of one, and whatever a library prints; and Python leaves it out.
+    Otherwise the next open file would get the number of a standard stream, and the output of libraries.
     """
     if signal.getsignal(signal.SIGINT) is _end:
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -46,9 +46,9 @@ def begin() -> None:
 
 
 def end() -> None:
-    """Write what the standard streams still hold, or drop it where that cannot be written.
+    """Flush the standard streams, and drop output that cannot be written.
 
-    Python would try once more, complain, and end with another exit code.
+    Otherwise Python would try again at exit, print an error and change the exit code.
     """
     for stream in (sys.stdout, sys.stderr):
         try:

@@ -1,4 +1,4 @@
-"""The leaves of a pytree by name, so that one can be told from another in words."""
+"""The leaves of a pytree by name."""
 
 from __future__ import annotations
 
@@ -11,29 +11,32 @@ import jax.numpy as jnp
 from jaxdl.errors import InputError
 from jaxdl.types import Array, PyTree
 
-# What every run has; without it, names are as short as people say them.
+# Left out of messages, because the variables of every run have this prefix.
 _PREFIX = "train_state/variables/"
 
 
 def flatten_named(tree: PyTree) -> dict[str, Array]:
-    """Every leaf under its name, such as `params/Dense_0/kernel`; keys of random numbers as their uint32 data."""
-    return {name: _data(leaf) for name, leaf in _items(tree)}
+    """Return each leaf by its name, such as `params/Dense_0/kernel`; random keys as their uint32 data."""
+    return {
+        name: jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
+        for name, leaf in _items(tree)
+    }
 
 
 def kinds(tree: PyTree) -> dict[str, list[Any]]:
-    """The dtype and shape of every leaf under its name, as JSON can hold them."""
+    """Return the dtype and shape of each leaf by its name, as JSON."""
     return {name: [str(leaf.dtype), list(leaf.shape)] for name, leaf in _items(tree)}
 
 
-def check_structure(found: Mapping[str, list[Any]], template: PyTree) -> None:
-    """Raises InputError for a leaf by which what a checkpoint holds differs from what is expected, kernels first."""
+def check_structure(stored: Mapping[str, list[Any]], template: PyTree) -> None:
+    """Raise InputError for a leaf of a checkpoint, from its `kinds`, that differs from the template's."""
     expected = kinds(template)
-    different = [name for name in {**expected, **found} if found.get(name) != expected.get(name)]
+    different = [name for name in {**expected, **stored} if stored.get(name) != expected.get(name)]
     if not different:
         return
-    # A kernel says more about a network than the bias beside it.
-    name = max(different, key=lambda name: len((expected.get(name) or found[name])[1]))
-    short, holds, expects = name.removeprefix(_PREFIX), found.get(name), expected.get(name)
+    # The leaf of most dimensions, because a kernel says more about a network than its bias.
+    name = max(different, key=lambda name: len((expected.get(name) or stored[name])[1]))
+    short, holds, expects = name.removeprefix(_PREFIX), stored.get(name), expected.get(name)
     if holds is None and expects is not None:
         text = f"no {short}; this model expects it, of shape {tuple(expects[1])}"
     elif expects is None or holds is None:
@@ -46,7 +49,7 @@ def check_structure(found: Mapping[str, list[Any]], template: PyTree) -> None:
 
 
 def unflatten_named(template: PyTree, arrays: Mapping[str, Any]) -> PyTree:
-    """A tree like the template with the arrays that `named` gave, of the template's dtypes, on the default device."""
+    """Return a tree with the template's structure and the arrays of `flatten_named`, on the default device."""
 
     def leaf(path: Any, like: Array) -> Array:
         array = jnp.asarray(arrays[_name(path)])
@@ -62,10 +65,6 @@ def _items(tree: PyTree) -> list[tuple[str, Array]]:
 
 
 def _name(path: Any) -> str:
-    # As in JSON pointers: a "/" inside of a key would make {"a/b": ...} and {"a": {"b": ...}} alike.
+    # Escaped as in JSON pointers, so that {"a/b": ...} and {"a": {"b": ...}} have different names.
     parts = (jax.tree_util.keystr((key,), simple=True) for key in path)
     return "/".join(part.replace("~", "~0").replace("/", "~1") for part in parts)
-
-
-def _data(leaf: Array) -> Array:
-    return jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf

@@ -1,4 +1,4 @@
-"""Predictions that a network must beat, in NumPy, from the rows of any daily series."""
+"""Simple predictions that a network must beat, computed with NumPy."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def __dir__() -> list[str]:
 
 
 def root_mean_square(errors: ArrayLike) -> float:
-    """The RMSE of any array of errors, in their unit, taken in float64.
+    """Return the RMSE of an array of errors, computed in float64.
 
     >>> root_mean_square([3.0, -4.0, 0.0, 0.0])
     2.5
@@ -27,9 +27,9 @@ def root_mean_square(errors: ArrayLike) -> float:
 
 
 def moving_average(values: ArrayLike, days: int) -> np.ndarray:
-    """For each day of a series (N,), the mean of it and the `days - 1` before it (of fewer at the start).
+    """Return for each day of a series (N,) the mean of the last `days` days, or of fewer at the start.
 
-    With `days=1` this is persistence: tomorrow will be as today. Raises InputError for fewer days.
+    `days=1` is the persistence forecast: tomorrow will be as today. Raises InputError for fewer days.
 
     >>> moving_average([1.0, 3.0, 5.0], 2).tolist()
     [1.0, 2.0, 4.0]
@@ -43,28 +43,30 @@ def moving_average(values: ArrayLike, days: int) -> np.ndarray:
 
 
 def climatology(months: Sequence[int], targets: ArrayLike, wanted: Sequence[int]) -> np.ndarray:
-    """For each wanted month, the mean of the training targets (N,) in that month; their overall mean if it has none.
+    """Return for each wanted month the mean of the training targets (N,) in that month, or of all if it has none.
 
     >>> climatology([1, 1, 7], [0.0, 2.0, 9.0], [7, 1, 3]).round(2).tolist()
     [9.0, 1.0, 3.67]
     """
-    targets, of = np.asarray(targets, np.float64), np.asarray(months)
-    means = {month: targets[of == month].mean() for month in np.unique(of)}
+    targets, month_of = np.asarray(targets, np.float64), np.asarray(months)
+    means = {month: targets[month_of == month].mean() for month in np.unique(month_of)}
     return np.array([means.get(month, targets.mean()) for month in wanted])
 
 
 def ridge(inputs: ArrayLike, targets: ArrayLike, wanted: ArrayLike, penalty: float = 1.0) -> np.ndarray:
-    """Predictions for the rows `wanted` (M, F) of linear least squares on (N, F) inputs with a squared penalty.
+    """Return the predictions of ridge regression for the inputs `wanted` (M, F).
 
-    Inputs are standardized on the training rows and the intercept is not penalised; solved in closed form (Hoerl and
-    Kennard, Technometrics 12, 1970).
+    inputs, targets: (N, F) and (N,), the training data. The inputs are standardized with their mean and scale.
+    penalty: factor of the squared slopes; the intercept has no penalty.
+
+    Solved in closed form. Source: Hoerl and Kennard, Technometrics 12 (1970).
 
     >>> ridge([[0.0], [1.0], [2.0]], [1.0, 3.0, 5.0], [[3.0]], penalty=0.0).round(6).tolist()
     [7.0]
     """
-    scaling, targets = fit_scaler(inputs), np.asarray(targets, np.float64)
-    # Not `standardize`: its float32 would cost digits of the closed form.
-    design = (np.asarray(inputs, np.float64) - scaling.mean) / scaling.scale
+    scaler, targets = fit_scaler(inputs), np.asarray(targets, np.float64)
+    # In float64, unlike `standardize`, because float32 would cost digits of the solution.
+    design = (np.asarray(inputs, np.float64) - scaler.mean) / scaler.scale
     gram = design.T @ design + penalty * np.eye(design.shape[1])
     slopes = np.linalg.lstsq(gram, design.T @ (targets - targets.mean()), rcond=None)[0]
-    return (np.asarray(wanted, np.float64) - scaling.mean) / scaling.scale @ slopes + targets.mean()
+    return (np.asarray(wanted, np.float64) - scaler.mean) / scaler.scale @ slopes + targets.mean()

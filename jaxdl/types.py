@@ -1,6 +1,6 @@
-"""Every pytree and protocol of the toolkit; it imports nothing of jaxdl.
+"""The pytrees, protocols and records that functions of jaxdl take and return.
 
-Shapes: B rows in a batch, N rows in a data set. A NamedTuple here is traced data or a record of functions.
+Shapes: N examples in a dataset, B examples in a batch. A NamedTuple here is traced data or a record of functions.
 """
 
 from __future__ import annotations
@@ -12,57 +12,85 @@ import jax
 import numpy as np
 import optax
 
+__all__ = [
+    "Apply",
+    "Batch",
+    "Callback",
+    "Dataset",
+    "EarlyStoppingState",
+    "EvalParams",
+    "History",
+    "Init",
+    "Loss",
+    "Metric",
+    "MetricSums",
+    "Mode",
+    "Model",
+    "Objective",
+    "Plan",
+    "ReduceOnPlateauState",
+    "Rule",
+    "RunState",
+    "TrainState",
+    "Variables",
+]
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
 Array = jax.Array
 PyTree = Any
 Mode = Literal["min", "max"]  # whether a lower or a higher value is better
 
 
 class Dataset(NamedTuple):
-    """Aligned rows of a data set or of a batch."""
+    """The examples of a dataset or of a batch: row i of each array belongs to example i."""
 
     inputs: Array  # (N, ...)
     targets: Array  # (N, ...), the shape of the model's outputs, or (N,) labels
-    sample_weight: Array  # (N,) float32, or float64, >= 0: what each counts, relative to the others
+    sample_weight: Array  # (N,) float32 or float64, >= 0, relative to each other
 
     def __repr__(self) -> str:
-        """Return the shapes in one line: the arrays would fill a screen."""
+        """Return the dtypes and shapes in one line."""
         leaves = {name: leaf for name, leaf in self._asdict().items() if leaf is not None}
         return f"Dataset({', '.join(f'{name}={_shape(leaf)}' for name, leaf in leaves.items())})"
 
 
 class Batch(NamedTuple):
-    """Examples, and rows that only fill them up."""
+    """A batch of examples, and padding up to the batch size."""
 
     inputs: Array  # (B, ...)
     targets: Array  # (B, ...)
-    sample_weight: Array  # (B,): 0 for padding
-    mask: Array  # (B,) bool: False for padding, which is no example
+    sample_weight: Array  # (B,); 0 for padding
+    mask: Array  # (B,) bool; False for padding
 
 
 class Variables(NamedTuple):
-    """What a prediction needs."""
+    """The arrays of a model that a prediction needs."""
 
-    params: PyTree  # what gradients train
-    stats: PyTree  # what training only observes: BatchNorm's moving moments; {} if there are none
+    params: PyTree  # the arrays that the optimizer updates
+    stats: PyTree  # the moving mean and variance of BatchNorm; {} for a model without
 
     def __repr__(self) -> str:
-        """Return the counts in one line: the arrays would fill a screen."""
+        """Return the numbers of values and arrays in one line."""
         return f"Variables(params={_counts(self.params)}, stats={_counts(self.stats)})"
 
 
 @runtime_checkable
 class Init(Protocol):
-    """Makes the weights of a model from a key and one batch of inputs."""
+    """Returns the initial variables of a model, from a key and one batch of inputs."""
 
     def __call__(self, key: Array, inputs: Array) -> Variables: ...
 
 
 @runtime_checkable
 class Apply(Protocol):
-    """Outputs for (B, ...) inputs, and the stats after seeing them (unchanged where `train` is False).
+    """Returns the outputs for (B, ...) inputs and the new stats, which are the old stats unless `train` is True.
 
-    `key` draws what is random in training; `mask` (B,) bool is False for padding and for examples of weight 0, which
-    must not be counted.
+    `key` is for random layers such as dropout. `mask` (B,) bool is False for padding and for examples of weight 0,
+    which must not change the stats.
     """
 
     def __call__(
@@ -79,98 +107,98 @@ class Model(NamedTuple):
 
 @runtime_checkable
 class EvalParams(Protocol):
-    """Gives the parameters to evaluate, where an optimizer trains at others (schedule-free, SAM)."""
+    """Returns the parameters to evaluate, for an optimizer that trains other ones (schedule-free, SAM)."""
 
     def __call__(self, opt_state: PyTree, params: PyTree, /) -> PyTree: ...
 
 
 class Metric(NamedTuple):
-    """A figure of a whole data set: per-row statistics that are summed, then finished once."""
+    """A metric of a whole dataset: values of each example, their weighted sums, and one number from the sums."""
 
     name: str
     per_example: Callable[[Array, Array], PyTree]  # (outputs, targets) -> pytree of (B, ...)
-    compute: Callable[[PyTree, Array], Array]  # (weighted totals, total weight) -> scalar
-    mode: Mode | None = None  # None: unknown, so a rule that monitors the metric must name its mode
+    compute: Callable[[PyTree, Array], Array]  # (weighted sums, sum of weights) -> scalar
+    mode: Mode | None = None  # None: a rule that monitors this metric must set its own mode
 
 
 Loss = Callable[[Array, Array], Array]  # (outputs, targets) -> (B,), one value for each example
 
 
 class Objective(NamedTuple):
-    """The loss that a run minimizes, and the metrics that it measures."""
+    """The loss that a run minimizes, and the metrics that it computes."""
 
     loss: Loss
     metrics: tuple[Metric, ...] = ()
 
 
 class MetricSums(NamedTuple):
-    """Weighted totals of per-row statistics; two of them are added leaf by leaf."""
+    """The weighted sums behind a loss and metrics, which `metrics.merge` adds and `metrics.compute` evaluates."""
 
-    totals: PyTree  # {name: pytree of totals over rows}
-    weight: Array  # scalar of the loss's dtype: float32, or float64
+    totals: PyTree  # {name: pytree of weighted sums over examples}
+    weight: Array  # scalar of the loss's dtype, float32 or float64: the sum of the sample weights
 
 
 class TrainState(NamedTuple):
-    """What a training step reads and writes."""
+    """The state that a training step updates."""
 
     step: Array  # int32 scalar, counts from 0
     variables: Variables
     opt_state: PyTree
-    key: Array  # constant: the step's own key is fold_in(key, step)
-    ema: Variables | tuple[()] = ()  # the exponential moving average of the variables, where one is kept
+    key: Array  # constant; the key of a step is fold_in(key, step)
+    ema: Variables | tuple[()] = ()  # exponential moving average; () without `ema_decay`
 
 
 class EarlyStoppingState(NamedTuple):
-    """What early stopping remembers."""
+    """The state of early stopping."""
 
     best: Array  # float32 scalar, the best finite value so far
     best_epoch: Array  # int32 scalar, counts from 1; 0 before the first improvement
     epochs_without_improvement: Array  # int32 scalar
-    improved: Array  # bool scalar, whether the last epoch was the best so far
-    should_stop: Array  # bool scalar, whether training should stop
+    improved: Array  # bool scalar, whether the last epoch is the best so far
+    should_stop: Array  # bool scalar
 
 
 class ReduceOnPlateauState(NamedTuple):
-    """What reduce-on-plateau remembers."""
+    """The state of reduce-on-plateau."""
 
     best: Array  # float32 scalar
-    epochs_without_improvement: Array  # int32 scalar; a reduction starts it anew
-    cooldown: Array  # int32 scalar, epochs left in which nothing is counted
-    learning_rate: Array  # scalar, float32 or float64 as it was given, the one for the next epoch
+    epochs_without_improvement: Array  # int32 scalar; a reduction resets it to 0
+    cooldown: Array  # int32 scalar, epochs until `epochs_without_improvement` counts again
+    learning_rate: Array  # float32 or float64 scalar, of the next epoch
 
 
 class Rule(NamedTuple):
-    """A rule that watches one monitored value an epoch, as two pure functions."""
+    """Early stopping or reduce-on-plateau: two pure functions of one monitored value per epoch."""
 
-    monitor: str | None  # the record's entry that it watches; None: val_loss, or loss where nothing validates
+    monitor: str | None  # name in the history; None: val_loss, or loss without validation data
     init: Callable[..., Any]
     update: Callable[[Any, Array, Array], Any]  # (state, value, epoch from 1) -> state
-    mode: Mode | None = None  # None: the direction of what the rule monitors
-    maximizing: Rule | None = None  # the rule with mode="max", which a plan takes where a higher value is better
-    # (state) -> state of a run that resumes under this rule, where another may have ended it; None: the state as it is.
+    mode: Mode | None = None  # None: the mode of the monitored metric
+    maximizing: Rule | None = None  # the same rule with mode="max"; a plan uses it if a higher value is better
+    # (state) -> state, when a run resumes under this rule after another rule has stopped it. None: no change.
     resume: Callable[[Any], Any] | None = None
 
 
 class RunState(NamedTuple):
-    """All that a run remembers."""
+    """The whole state of a run: a run that starts from this state continues as if it had not stopped."""
 
-    epoch: Array  # int32 scalar, epochs finished
-    cursor: Array  # int32 scalar, batches done in the epoch under way: of training, then of validation
+    epoch: Array  # int32 scalar, finished epochs
+    cursor: Array  # int32 scalar, finished batches of the current epoch: training, then validation
     train_state: TrainState
     best: Variables  # of the best epoch so far
     stopping: EarlyStoppingState
-    plateau: Any  # ReduceOnPlateauState, or () without such a rule
-    sums: MetricSums  # of the training rows in the epoch under way
-    val_sums: MetricSums  # of its validation rows
-    key: Array  # constant: with the epoch it gives the order of rows
+    plateau: Any  # ReduceOnPlateauState; () without the rule
+    sums: MetricSums  # of the training batches of the current epoch
+    val_sums: MetricSums  # of the validation batches of the current epoch
+    key: Array  # constant; key and epoch determine the shuffle permutation
 
     def __repr__(self) -> str:
-        """Return where the run stands in one line: the arrays would fill a screen."""
+        """Return epoch, cursor and best variables in one line."""
         return f"RunState(epoch={_value(self.epoch)}, cursor={_value(self.cursor)}, best={self.best!r})"
 
 
 class Plan(NamedTuple):
-    """What a run does, as functions and constants only: hashable, so one compiled program belongs to it."""
+    """The configuration of a run: functions and constants, hashable, so that it is a static argument of `jax.jit`."""
 
     model: Model
     objective: Objective
@@ -178,11 +206,11 @@ class Plan(NamedTuple):
     batch_size: int
     early_stopping: Rule
     plateau: Rule | None = None
-    ema_decay: float | None = None  # how much of itself the moving average of the variables keeps each step
-    eval_params: EvalParams | None = None  # where the parameters to evaluate are others than those that are trained
+    ema_decay: float | None = None  # decay per step of the moving average of the variables
+    eval_params: EvalParams | None = None  # None: evaluate the trained parameters
 
     def __repr__(self) -> str:
-        """Return what the run does in one line: its functions would fill several."""
+        """Return loss, metrics, batch size and monitor in one line."""
         names = ", ".join(metric.name for metric in self.objective.metrics)
         loss = getattr(self.objective.loss, "__name__", "loss")
         monitor = self.early_stopping.monitor
@@ -199,11 +227,11 @@ def _counts(tree: PyTree) -> str:
 
 
 def _value(leaf: object) -> str:
-    """A scalar's value; the shape of one that is traced or belongs to many runs."""
+    """Return the value of a scalar, or the dtype and shape of a traced or batched array."""
     return _shape(leaf) if isinstance(leaf, jax.core.Tracer) or getattr(leaf, "shape", None) else str(leaf)
 
 
-History = list[dict[str, Any]]  # one record an epoch
+History = list[dict[str, Any]]  # one record per epoch
 SETS = ("train", "validation", "test")
 LOSS = "loss"
 
@@ -211,8 +239,8 @@ Callback = Callable[[RunState, list[dict[str, float]]], None]
 
 
 class Checkpoint(NamedTuple):
-    """What a checkpoint of a run holds."""
+    """The contents of a checkpoint."""
 
-    arrays: dict[str, np.ndarray]  # by name, as `flatten_named` gives them
-    about: dict[str, Any]  # whatever `checkpointer` was told, the `kinds` of the progress, and the `history`
+    arrays: dict[str, np.ndarray]  # by name, from `flatten_named`
+    about: dict[str, Any]  # the metadata of `checkpointer`, the `kinds` of the run state, and the `history`
     number: int

@@ -1,4 +1,4 @@
-"""What makes the tests strict and fast: rank promotion raises, warnings are errors, compiled programs are kept."""
+"""Strict and fast tests: rank promotion raises, warnings are errors, and compiled functions are cached."""
 
 import inspect
 import os
@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-# Before jax is imported: Keras, an oracle of some tests, would load a backend of its own.
+# Set before jax is imported: some tests compare with Keras, which would load another backend.
 os.environ["KERAS_BACKEND"] = "jax"
-# Compiling takes most of the time, so the suite keeps its compiled programs between runs, and shares them between
-# workers and with the processes that tests start. They get the folder by the environment.
+# Compilation takes most of the time, so runs of the suite, workers and processes of tests share a cache. Processes read
+# its folder from the environment.
 CACHE = Path(__file__).parent.parent / ".pytest_cache" / "jax"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
@@ -23,49 +23,49 @@ import jax  # noqa: E402
 
 from tests.quick import compiled_quickly  # noqa: E402
 
-# How long an example takes says more about the machine's other work than about the code.
+# The time of an example depends on other work of the machine.
 hypothesis.settings.register_profile("suite", deadline=None)
 hypothesis.settings.load_profile("suite")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-# Modules that call optax cannot bear strict dtype promotion, because optax does not.
+# Modules with strict dtype promotion; modules that call optax cannot be among them, because optax fails with it.
 STRICT_DTYPES = (
     *("data.test_arrays", "nn.test_augment", "nn.test_layers", "nn.test_models"),
     *("test_losses", "test_metrics", "train.test_rules", "train.test_evaluate"),
 )
 
-COMPILE = "/jax/core/compile/backend_compile_duration"  # JAX reports this event for a program from its cache too
-imported = []  # the programs that are compiled until the tests are collected
+COMPILE = "/jax/core/compile/backend_compile_duration"  # JAX reports this event for cached functions too
+imported = []  # names of functions that are compiled during collection
 
 
-def note_program(event, duration_secs, fun_name="", **_):
+def record_compilation(event, duration_secs, fun_name="", **_):
     if event == COMPILE:
         imported.append(fun_name)
 
 
-jax.monitoring.register_event_duration_secs_listener(note_program)
+jax.monitoring.register_event_duration_secs_listener(record_compilation)
 
 
 def pytest_collection_finish(session):
-    jax.monitoring.unregister_event_duration_listener(note_program)
+    jax.monitoring.unregister_event_duration_listener(record_compilation)
 
 
 @pytest.fixture
 def compiled_by_imports():
-    """The names of the programs that were compiled while the modules of tests were imported."""
+    """Names of the functions that the import of the test modules compiles."""
     return imported
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config):
-    """`-n auto` starts one worker a core, and at most eight: each takes about 2 GiB of memory."""
+    """Start one worker per core for `-n auto`, but at most eight: each needs about 2 GiB of memory."""
     return min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Mark the tests that `slow.txt` lists by their time, beside those that are marked where they stand."""
+    """Mark the tests of `slow.txt` as slow."""
     folder = Path(__file__).parent
     slow = set((folder / "slow.txt").read_text().split())
     for item in items:
@@ -74,7 +74,7 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_configure(config):
-    # By name: xdist would begin with the files of many tests, and end with one long one while the other workers wait.
+    # By name: otherwise xdist runs files with many tests first, and a single long file last on one worker.
     config.option.loadscopereorder = False
     for package in ("jaxdl", "experiments"):
         config.addinivalue_line("filterwarnings", rf"error:::{package}(\..*)?")
@@ -96,17 +96,17 @@ def strict_dtypes(request):
 
 @pytest.fixture
 def real_data():
-    """The folder of real data files; without it the test is skipped by name."""
+    """The folder of real data; the test is skipped without it."""
     folder = os.environ.get("JAXDL_DATA")
     if not folder:
-        # Real data is not part of the repository: who has none still runs every other test.
+        # Real data are not part of the repository.
         pytest.skip("JAXDL_DATA names no folder of real data")
     return folder
 
 
 @pytest.fixture
 def compilations():
-    """`with compilations() as names:` collects the name of every program that XLA compiles in the block."""
+    """`with compilations() as names:` collects the name of every function that XLA compiles in the block."""
 
     @contextmanager
     def collect():
@@ -127,7 +127,7 @@ def compilations():
 
 @pytest.fixture
 def meaning():
-    """`meaning(function, **names)` runs the loop in a docstring that says what the function means; gives its names."""
+    """`meaning(function, **names)` runs the loop in the docstring of a function, and returns its variables."""
 
     def run(function, **names):
         body = inspect.getdoc(function) + "\n"
@@ -139,8 +139,8 @@ def meaning():
     return run
 
 
-# Modules that compare the bits of different programs, or what XLA makes of one: they compile as users do. Elsewhere
-# both sides of a comparison are one program, or numbers may differ in the last bits.
+# Modules that compare different compiled functions bit by bit, or inspect compiled functions, use all optimizations of
+# XLA. Other modules compare results of the same function, or allow a tolerance.
 AS_USERS_COMPILE = (
     *("train.test_step", "train.test_epoch", "train.test_loop", "train.test_loop_streamed", "train.test_fit"),
     *("train.test_nonfinite", "ensembles.test_members", "ensembles.test_seeds", "ensembles.test_sweeps"),
@@ -150,9 +150,8 @@ AS_USERS_COMPILE = (
 
 
 @pytest.fixture(scope="module", autouse=True)
-def programs_of_the_module(request):
-    """Compiled programs go with the module: all of them together are more than a process may map into its memory."""
-    exact = module_name(request) in AS_USERS_COMPILE
-    with nullcontext() if exact else compiled_quickly():
+def compiled_functions(request):
+    """Clear compiled functions after each module: a process cannot map all of them into memory."""
+    with nullcontext() if module_name(request) in AS_USERS_COMPILE else compiled_quickly():
         yield
     jax.clear_caches()

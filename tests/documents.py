@@ -1,4 +1,4 @@
-"""The texts of the documentation, and what stands in them to be run: blocks of code, and commands."""
+"""The pages of the documentation, with their blocks of code and commands."""
 
 import argparse
 import importlib
@@ -26,40 +26,40 @@ class Block(NamedTuple):
     """A fenced block of code."""
 
     language: str
-    title: str  # "" where it has none
+    title: str  # "" without one
     code: str
 
 
 def name_of(page):
-    """A page as the tests call it."""
+    """Return the name of a page in the tests."""
     return str(page.relative_to(ROOT))
 
 
 def blocks(page, *languages):
-    """The blocks of a page in these languages."""
-    found = re.findall(r'^```(\w+)(?: title="(\w+)")?\n(.*?)^```', page.read_text(), re.DOTALL | re.MULTILINE)
-    return [Block(*block) for block in found if block[0] in languages]
+    """Return the blocks of a page in some languages."""
+    matches = re.findall(r'^```(\w+)(?: title="(\w+)")?\n(.*?)^```', page.read_text(), re.DOTALL | re.MULTILINE)
+    return [Block(*block) for block in matches if block[0] in languages]
 
 
 def lines_of(code):
-    """The commands of a block, each on one line."""
+    """Return the commands of a block, each on one line."""
     return [line for line in re.sub(r"\\\n\s*", "", code).splitlines() if line.strip()]
 
 
 def sets_up(line):
-    """Whether a command is one that makes an environment: to train, to test, to contribute."""
+    """Return whether a command creates an environment."""
     return "pip install" in line
 
 
 def quoted(page):
-    """Commands of a page that are not in bash blocks: in the text, in tables, and in the scripts of a cluster."""
+    """Return the commands outside of bash blocks: in the text, in tables and in cluster scripts."""
     text = re.sub(r"^```(?:bash|python).*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
-    text = re.sub(r"\n\s*--(?=\w)", " --", text.replace("\\\n", " "))  # flags that stand on the next line
+    text = re.sub(r"\n\s*--(?=\w)", " --", text.replace("\\\n", " "))  # flags on the next line
     return [command.rstrip("')") for command in re.findall(r"python3? -m [\w.]+(?![\w.:])[^`\n|]*", text)]
 
 
 def parsed(command):
-    """Parses `python -m MODULE FLAGS` with the parser of the module itself, which refuses what it does not know."""
+    """Parse `python -m MODULE FLAGS` with the parser of the module, which rejects unknown flags."""
     module, *flags = shlex.split(re.sub(r"\$\w+", "0", command).partition(" -m ")[2])
     if module in ("pytest", "venv"):
         return
@@ -71,7 +71,7 @@ def parsed(command):
         else:
             parsed_by_argparse(module, flags)
     except SystemExit as end:
-        # --help ends so; what is refused ends with 2.
+        # --help exits with 0, a rejected flag with 2.
         assert end.code == 0, command
     if "--" in flags:
         inner = flags[flags.index("--") + 1 :]
@@ -79,7 +79,7 @@ def parsed(command):
 
 
 def parsed_by_argparse(module, flags):
-    """The same where a module's `main` begins with argparse, nothing after which is run; gives the flags it knows."""
+    """Parse flags with the argparse parser of the `main` of a module, run nothing else, and return its flags."""
     read, known = argparse.ArgumentParser.parse_args, set()
 
     def only_parse(parser, *_):

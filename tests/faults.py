@@ -1,8 +1,8 @@
-"""Faults done to runs until they are finished; what they leave must be what an uninterrupted run leaves, bit for bit.
+"""Interrupt and damage runs, resume them, and check that the results are bit-identical to an undisturbed run.
 
     python -m tests.faults --kills 100 --signals 20 --flips 50 --full-disk --repeat --pair-kills 40
 
-Prints a line a round and a table, and ends with 1 if anything went wrong.
+Prints a line per round and a summary, and exits with 1 if a check fails.
 """
 
 import argparse
@@ -31,18 +31,17 @@ FLAGS = {
         *("--train-size", "200", "--epochs", "15"),
     ),
 }
-# Two processes exchange gradients at each step, and take several times as long.
+# Two processes exchange gradients in each step, and take several times as long.
 PAIR = {"weather": ("--data", "simulated:400", "--epochs", "400", "--patience", "200"), "cifar10": FLAGS["cifar10"]}
-# What a start says of the checkpoint that it goes on from.
-GOES_ON = "(checkpoint "
-# What may be lost beyond the interval, in seconds, because a machine with other work does not keep to any.
-MARGIN = 1.0
+# A resumed run names its checkpoint in this form.
+RESUMES = "(checkpoint "
+MARGIN = 1.0  # seconds of training that may be lost beyond the interval, because a busy machine saves later
 
 
 class Lab:
-    """A place for runs of one experiment, with a cache of compiled programs of its own.
+    """A folder for runs of one experiment, with its own compilation cache.
 
-    flags: of every run. every: seconds between its checkpoints. processes: how many share each run.
+    flags: of every run. every: seconds between checkpoints. processes: number of processes of each run.
     """
 
     def __init__(self, name, folder, seed=0, flags=None, every=EVERY, processes=1):
@@ -52,91 +51,96 @@ class Lab:
         self.environment = {**os.environ, **cache(self.folder / "cache")}
         self.number = 0
         if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-            # A shell ignores it for what it puts in the background, and so would the runs that are started here.
+            # A shell ignores SIGINT for background processes, and the runs would inherit that.
             signal.signal(signal.SIGINT, signal.default_int_handler)
-        check(not self.programs(), "the cache of the first run is not cold")
-        self.reference = self.finished(self.new())
-        check(self.programs(), "the first run has kept no programs")
-        # The second start takes its programs from the cache, as those do that go on.
+        check(not self.compiled_programs(), "the cache is not empty before the first run")
+        self.reference = self.run_to_end(self.new())
+        check(self.compiled_programs(), "the first run has cached no compiled functions")
+        # The second run reads compiled functions from the cache, as resumed runs do.
         began = time.monotonic()
-        self.again = self.finished(self.new())
+        self.second_run = self.run_to_end(self.new())
         self.length = time.monotonic() - began
-        check(self.again == self.reference, "two runs without interruption differ")
+        check(self.second_run == self.reference, "two undisturbed runs differ")
 
-    def programs(self):
-        """The compiled programs that are kept."""
+    def compiled_programs(self):
+        """Return the compiled functions in the cache."""
         return sorted((self.folder / "cache").rglob("*-cache"))
 
     def new(self):
+        """Return a new folder for a run."""
         self.number += 1
         return self.folder / f"{self.name}-{self.number}"
 
     def start(self, folder, environment=None):
+        """Start or resume the run of a folder, and return the process."""
         call = [sys.executable, *self.launch, "-m", "tests.faulty", self.name, "--workdir", str(folder)]
         flags = () if (folder / "config.json").exists() else (*self.flags, "--save-every", str(self.every))
         log = folder.with_name(folder.name + ".log").open("a")
-        surroundings = {**self.environment, **(environment or {})}
-        process = subprocess.Popen([*call, *flags], cwd=ROOT, env=surroundings, stdout=log, stderr=log)
+        variables = {**self.environment, **(environment or {})}
+        process = subprocess.Popen([*call, *flags], cwd=ROOT, env=variables, stdout=log, stderr=log)
         log.close()
         return process
 
-    def said(self, folder):
+    def log(self, folder):
+        """Return the output of a run."""
         path = folder.with_name(folder.name + ".log")
         return path.read_text() if path.exists() else ""
 
-    def finished(self, folder, environment=None):
-        """Runs to the end; what the run leaves."""
+    def run_to_end(self, folder, environment=None):
+        """Run to the end, and return the content of the folder."""
         code = self.start(folder, environment).wait()
-        check(code == 0, f"exit code {code}: {self.said(folder)[-2000:]}")
-        return content(folder)
+        check(code == 0, f"exit code {code}: {self.log(folder)[-2000:]}")
+        return content_of(folder)
 
-    def go_on(self, folder, before):
-        """What must hold when a run goes on: from the newest checkpoint that was whole, and to the same bits."""
-        said = self.said(folder)
-        found = self.finished(folder)
-        words = self.said(folder)[len(said) :]
-        if before is not None:
-            check(f"{GOES_ON}{before})" in words, f"goes on from another checkpoint than {before}: {words[-2000:]}")
-        check(
-            found == self.reference, f"{folder} differs from the run that was not interrupted: {differs(found, self)}"
-        )
+    def check_resume(self, folder, number):
+        """Check that a run resumes from a checkpoint, and ends bit-identical to the reference."""
+        before = self.log(folder)
+        content = self.run_to_end(folder)
+        lines = self.log(folder)[len(before) :]
+        if number is not None:
+            check(f"{RESUMES}{number})" in lines, f"resumes from another checkpoint than {number}: {lines[-2000:]}")
+        difference = differing(content, self)
+        check(not difference, f"{folder} differs from the undisturbed run: {difference}")
 
 
 def cache(folder):
-    """The variables that name the folder of compiled programs; who runs the tests may have set the second."""
+    """Return the environment variables of the compilation cache; conftest.py sets the second one too."""
     return {"XDG_CACHE_HOME": str(folder), "JAX_COMPILATION_CACHE_DIR": str(folder)}
 
 
-def differs(found, lab):
-    return [name for name in {**found, **lab.reference} if found.get(name) != lab.reference.get(name)]
+def differing(content, lab):
+    """Return the names of content that differs from the reference."""
+    return [name for name in {**content, **lab.reference} if content.get(name) != lab.reference.get(name)]
 
 
-def check(holds, text):
-    if not holds:
-        raise AssertionError(text)
+def check(condition, message):
+    """Raise AssertionError unless a condition holds."""
+    if not condition:
+        raise AssertionError(message)
 
 
-def content(folder):
-    """All that must be equal, by name; times and the name of the folder aside."""
+def content_of(folder):
+    """Return all content that must be bit-identical, by name; without times and the name of the folder."""
     saved = saving.restore_latest(folder / "checkpoints" / "progress", print)
-    found = {f"progress/{name}": (str(array.dtype), array.tobytes()) for name, array in saved.arrays.items()}
-    found["kinds"] = saved.about["kinds"]
-    found["history"] = repr([{**record, "seconds": 0} for record in saved.about["history"]])
+    content = {f"progress/{name}": (str(array.dtype), array.tobytes()) for name, array in saved.arrays.items()}
+    content["kinds"] = saved.about["kinds"]
+    content["history"] = repr([{**record, "seconds": 0} for record in saved.about["history"]])
     for name in ("best", "final"):
-        weights = load(folder / "checkpoints" / name)
-        found[name] = [array.tobytes() for part in weights for array in _arrays(part)]
+        variables = load(folder / "checkpoints" / name)
+        content[name] = [array.tobytes() for part in variables for array in _arrays(part)]
     with (folder / "history.csv").open() as file:
-        found["csv"] = [{**row, "seconds": ""} for row in csv.DictReader(file)]
-    found["metrics"] = {**json.loads((folder / "metrics.json").read_text()), "seconds": None}
-    return found
+        content["csv"] = [{**row, "seconds": ""} for row in csv.DictReader(file)]
+    content["metrics"] = {**json.loads((folder / "metrics.json").read_text()), "seconds": None}
+    return content
 
 
 def _arrays(tree):
+    """Return the leaves of nested dicts, in the order of their names."""
     return [leaf for _, child in sorted(tree.items()) for leaf in _arrays(child)] if isinstance(tree, dict) else [tree]
 
 
 def newest(folder):
-    """The number of the newest checkpoint that is whole, and when its save began; (None, None) without one."""
+    """Return the number of the newest complete checkpoint and the start time of its save, or (None, None)."""
     run_state = folder / "checkpoints" / "progress"
     for number in sorted((int(path.name) for path in run_state.glob("*") if path.name.isdecimal()), reverse=True):
         if (run_state / str(number) / _files.CHECKSUMS).exists():
@@ -145,21 +149,21 @@ def newest(folder):
     return None, None
 
 
-def wait_for_event(lab, folder, process, which):
-    """Until a save begins, is committed, or is finished, or the process ends."""
+def wait_for_event(lab, folder, process, event):
+    """Wait until a save begins, is committed or is finished, or the process ends."""
     run_state = folder / "checkpoints" / "progress"
 
-    def seen():
+    def saves():
         names = {path.name for path in run_state.glob("*")}
-        if which == "draft":
+        if event == "draft":
             return {name for name in names if "tmp" in name}
-        if which == "commit":
+        if event == "commit":
             return {name for name in names if name.isdecimal()}
         return {path.parent.name for path in run_state.glob(f"*/{_files.CHECKSUMS}")}
 
-    before, skip = seen(), lab.random.randrange(3)
+    before, skip = saves(), lab.random.randrange(3)
     while process.poll() is None:
-        now = seen()
+        now = saves()
         if now - before:
             skip, before = skip - 1, now | before
             if skip < 0:
@@ -168,7 +172,10 @@ def wait_for_event(lab, folder, process, which):
 
 
 def kill(lab, folder):
-    """One start that is killed at a random moment; (whether it was, what is lost in seconds, the newest checkpoint)."""
+    """Start a run and kill it at a random moment.
+
+    Returns whether it was still alive, the event before the kill, the lost seconds and the newest checkpoint.
+    """
     began, process = time.time(), lab.start(folder)
     event = lab.random.choice([None, None, None, "draft", "commit", "whole"])
     if event is None:
@@ -182,14 +189,14 @@ def kill(lab, folder):
     process.kill()
     process.wait()
     now, (number, saved) = time.time(), newest(folder)
-    # Lost is what was trained since; a run whose training is over loses nothing more.
-    over = (folder / "checkpoints" / "final").exists() or any((folder / "checkpoints").glob("final*"))
-    lost = now - saved if number is not None and saved > began and not over else 0.0
+    # Training since the last save is lost, unless the training had ended.
+    ended = (folder / "checkpoints" / "final").exists() or any((folder / "checkpoints").glob("final*"))
+    lost = now - saved if number is not None and saved > began and not ended else 0.0
     return alive, event or "moment", lost, number
 
 
 def kills(lab, count):
-    """Kills until there were so many; every run must end as the reference."""
+    """Kill runs `count` times; check that every run ends bit-identical to the reference."""
     done, runs, most = 0, 0, 0.0
     while done < count:
         folder = lab.new()
@@ -202,16 +209,16 @@ def kills(lab, count):
             if done >= count:
                 break
         number, _ = newest(folder)
-        over = (folder / "metrics.json").exists()
-        lab.go_on(folder, None if over else number)
+        ended = (folder / "metrics.json").exists()
+        lab.check_resume(folder, None if ended else number)
         runs += 1
         print(f"{lab.name} kills: {done} in {runs} runs, all equal; lost at most {most:.2f} s", flush=True)
         shutil.rmtree(folder)
-    return f"{done} SIGKILL in {runs} runs, all bit-identical; since the begin of the last save at most {most:.2f} s"
+    return f"{done} SIGKILL in {runs} runs, all bit-identical; at most {most:.2f} s since the start of the last save"
 
 
 def pair_kills(lab, count):
-    """One of two processes, or what has started both, is killed at a random moment: all end, and go on together."""
+    """Kill one of two processes or their launcher at random moments; check that all end, and resume together."""
     done, runs = 0, 0
     while done < count:
         folder = lab.new()
@@ -224,14 +231,13 @@ def pair_kills(lab, count):
             family = [process.pid, *children(process.pid)]
             os.kill(lab.random.choice(family), signal.SIGKILL)
             process.wait(60)
-            ended_by = time.monotonic() + 60
+            deadline = time.monotonic() + 60
             while any(map(alive, family)):
-                check(
-                    time.monotonic() < ended_by, f"a process outlives the others by a minute: {lab.said(folder)[-500:]}"
-                )
+                late = time.monotonic() > deadline
+                check(not late, f"a process outlives the others by a minute: {lab.log(folder)[-500:]}")
                 time.sleep(0.05)
             done += 1
-        lab.go_on(folder, None)
+        lab.check_resume(folder, None)
         runs += 1
         print(f"{lab.name} of two processes: {done} kills in {runs} runs, all equal", flush=True)
         shutil.rmtree(folder)
@@ -239,12 +245,12 @@ def pair_kills(lab, count):
 
 
 def children(pid):
-    """The processes that a process has started, in Linux."""
+    """Return the child processes of a process, on Linux."""
     return [int(number) for number in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def alive(pid):
-    """Whether a process runs; one that nobody has waited for yet runs no more."""
+    """Return whether a process runs and is no zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
@@ -252,7 +258,7 @@ def alive(pid):
 
 
 def signals(lab, count):
-    """SIGTERM and SIGINT at random moments: exit code, answer, and the same bits at the end."""
+    """Send SIGTERM and SIGINT at random moments; check the exit codes and that runs end bit-identical."""
     slowest = {"training": 0.0, "before": 0.0}
     done = 0
     while done < count:
@@ -260,7 +266,7 @@ def signals(lab, count):
         number = [signal.SIGTERM, signal.SIGINT][done % 2]
         process, moment = lab.start(folder), lab.random.uniform(0.05, lab.length)
         time.sleep(moment)
-        phase = "training" if "epoch 1/" in lab.said(folder) else "before"
+        phase = "training" if "epoch 1/" in lab.log(folder) else "before"
         sent = time.monotonic()
         if process.poll() is None:
             process.send_signal(number)
@@ -271,35 +277,34 @@ def signals(lab, count):
             answer = time.monotonic() - sent
             finished = (folder / "metrics.json").exists()
             allowed = {128 + number, -number, *((0,) if finished else ())}
-            check(code in allowed, f"exit code {code} after signal {number}: {lab.said(folder)[-2000:]}")
+            check(code in allowed, f"exit code {code} after signal {number}: {lab.log(folder)[-2000:]}")
             slowest[phase] = max(slowest[phase], answer)
             done += 1
-        lab.go_on(folder, None)
+        lab.check_resume(folder, None)
         print(f"{lab.name} signals: {done}, all equal; answered in {slowest}", flush=True)
         shutil.rmtree(folder)
-    return (
-        f"{done} signals, exit codes right, all bit-identical; answered in training within {slowest['training']:.2f} s"
-    )
+    seconds = slowest["training"]
+    return f"{done} signals, correct exit codes, all bit-identical; answered in training within {seconds:.2f} s"
 
 
-def cut_off(lab, least=2):
-    """The folder of a run that was killed once it had two checkpoints."""
+def interrupt(lab, least=2):
+    """Return the folder of a run that is killed after `least` checkpoints."""
     folder = lab.new()
     process = lab.start(folder)
     while (newest(folder)[0] or 0) < least + 1 and process.poll() is None:
         time.sleep(0.01)
     process.kill()
     process.wait()
-    check(not (folder / "metrics.json").exists(), "the run was over before it was killed")
+    check(not (folder / "metrics.json").exists(), "the run ended before it was killed")
     return folder
 
 
 def flips(lab, count, folder=None, whole=2):
-    """A bit flipped at a random place of the newest checkpoint: detected, and the one before is used.
+    """Flip a random bit of the newest checkpoint; check that it is detected, and that the previous checkpoint is used.
 
-    folder: of a run that was cut off. whole: how many runs go on to their end.
+    folder: of an interrupted run. whole: number of runs that are resumed to the end.
     """
-    folder = folder or cut_off(lab)
+    folder = folder or interrupt(lab)
     number, _ = newest(folder)
     for turn in range(count):
         copy = lab.new()
@@ -311,35 +316,34 @@ def flips(lab, count, folder=None, whole=2):
         data[lab.random.randrange(len(data))] ^= 1 << lab.random.randrange(8)
         file.write_bytes(data)
         if turn < whole:
-            lab.go_on(copy, number - 1)
-            told = lab.said(copy)
+            lab.check_resume(copy, number - 1)
+            messages = lab.log(copy)
         else:
             lines = []
             saved = saving.restore_latest(path, lines.append)
-            told = "\n".join(lines)
+            messages = "\n".join(lines)
             check(saved.number == number - 1, f"{file} flipped: checkpoint {saved.number} was used")
-        check("damaged" in told, f"{file} flipped, and nothing was told")
+        check("damaged" in messages, f"{file} flipped, and no message")
         shutil.rmtree(copy)
-    return f"{count} of {count} flipped bits detected, the checkpoint before used"
+    return f"{count} of {count} flipped bits detected, the previous checkpoint used"
 
 
 def full_disk(lab):
-    """No file may grow beyond 20 kB, as if the disk were full; then there is room again."""
+    """Limit files to 20 kB, as on a full disk; check the messages, and that the run resumes without the limit."""
     folder = lab.new()
-    # The cache of compiled programs, which would meet the limit too, holds all of them already.
+    # The compilation cache is complete already, so the limit does not affect it.
     code = lab.start(folder, {"FAULTY_LIMIT": "20000"}).wait()
-    said = lab.said(folder)
-    check("could not be saved" in said, f"the full disk was not told: {said[-2000:]}")
-    check("Traceback" not in said and code in (0, 2), f"exit code {code}: {said[-3000:]}")
-    lab.go_on(folder, None)
-    return "a full disk is told, the run goes on, and ends bit-identical once there is room"
+    log = lab.log(folder)
+    check("could not be saved" in log, f"no message about the full disk: {log[-2000:]}")
+    check("Traceback" not in log and code in (0, 2), f"exit code {code}: {log[-3000:]}")
+    lab.check_resume(folder, None)
+    return "a full disk is reported, the run continues, and ends bit-identical once there is free space"
 
 
 def power_cuts(lab, count, every):
-    """Cuts of power: a new start finds only what had reached the disk, an image of ext4, at a random moment.
+    """Copy the disk, an ext4 image, at random moments, as after a power cut; check that the run resumes from the copy.
 
-    Needs root, mkfs.ext4 and loop devices. Each cut leaves a whole checkpoint, no older than the interval and a save,
-    and the run goes on from it.
+    Needs root, mkfs.ext4 and loop devices. Each copy must hold a complete checkpoint no older than the interval.
     """
     disk, left = (lab.folder / name for name in ("disk", "left"))
     most = 0.0
@@ -365,7 +369,7 @@ def power_cuts(lab, count, every):
         with mounted(left) as place:
             lines = []
             saved = saving.restore_latest(place / "run" / "checkpoints" / "progress", lines.append)
-            check(saved is not None, f"cut {turn + 1}: no checkpoint was whole: {lines}")
+            check(saved is not None, f"cut {turn + 1}: no complete checkpoint: {lines}")
             _, began = newest(place / "run")
             most = max(most, cut - began)
             check(cut - began <= every + MARGIN, f"cut {turn + 1}: {cut - began:.2f} s lost")
@@ -374,17 +378,18 @@ def power_cuts(lab, count, every):
                 process = subprocess.Popen(
                     [*call[:-1], place / "run"], cwd=ROOT, env=lab.environment, stdout=file, stderr=file
                 )
-                while f"{GOES_ON}{saved.number})" not in log.read_text():
-                    check(process.poll() is None, f"the run does not go on: {log.read_text()[-2000:]}")
+                while f"{RESUMES}{saved.number})" not in log.read_text():
+                    check(process.poll() is None, f"the run does not resume: {log.read_text()[-2000:]}")
                     time.sleep(0.01)
                 process.kill()
                 process.wait()
         print(f"{lab.name} power cuts: {turn + 1} with {every} s, lost at most {most:.2f} s", flush=True)
-    return f"{count} power cuts, a whole checkpoint each; with {every} s between saves at most {most:.2f} s lost"
+    return f"{count} power cuts, a complete checkpoint each; with {every} s between saves at most {most:.2f} s lost"
 
 
 @contextmanager
 def mounted(image):
+    """Mount an image, and yield the folder."""
     place = Path(tempfile.mkdtemp(dir=image.parent))
     subprocess.run(["mount", "-o", "loop", image, place], check=True)
     try:
@@ -395,44 +400,46 @@ def mounted(image):
 
 
 def repeat(lab):
-    """The same bits twice, and with a cold and a warm cache of compiled programs."""
+    """Check that runs are bit-identical with a cold and a warm compilation cache."""
     environment = cache(lab.folder / "another cache")
     for turn in ("cold", "warm"):
-        check(lab.finished(lab.new(), environment=environment) == lab.reference, f"a {turn} cache gives other bits")
-    return "the same bits twice in a row, and with a cold and a warm compile cache"
+        check(lab.run_to_end(lab.new(), environment=environment) == lab.reference, f"a run with a {turn} cache differs")
+    return "bit-identical twice in a row, and with a cold and a warm compilation cache"
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--experiment", choices=[*FLAGS, "both"], default="both")
-    parser.add_argument("--power-every", type=float, default=2.0, help="seconds between saves where power is cut")
+    parser.add_argument(
+        "--power-every", type=float, default=2.0, help="seconds between the checkpoints of --power-cuts"
+    )
     for name in ("kills", "pair-kills", "signals", "flips", "power-cuts", "seed"):
         parser.add_argument(f"--{name}", type=int, default=0)
     parser.add_argument("--full-disk", action="store_true")
     parser.add_argument("--repeat", action="store_true")
     options = parser.parse_args()
     counted = [(kills, options.kills), (signals, options.signals), (flips, options.flips)]
-    wanted = [(1, fault, (count,)) for fault, count in counted if count]
-    wanted += [(1, power_cuts, (options.power_cuts, options.power_every))] if options.power_cuts else []
-    wanted += [(1, fault, ()) for fault, on in ((full_disk, options.full_disk), (repeat, options.repeat)) if on]
-    wanted += [(2, pair_kills, (options.pair_kills,))] if options.pair_kills else []
-    told, failed = [], 0
+    faults = [(1, fault, (count,)) for fault, count in counted if count]
+    faults += [(1, power_cuts, (options.power_cuts, options.power_every))] if options.power_cuts else []
+    faults += [(1, fault, ()) for fault, on in ((full_disk, options.full_disk), (repeat, options.repeat)) if on]
+    faults += [(2, pair_kills, (options.pair_kills,))] if options.pair_kills else []
+    summary, failed = [], 0
     for name in FLAGS if options.experiment == "both" else [options.experiment]:
         with tempfile.TemporaryDirectory() as place:
             labs = {}
-            for processes, fault, arguments in wanted:
+            for processes, fault, arguments in faults:
                 if processes not in labs:
                     folder = Path(place, str(processes))
                     folder.mkdir()
                     flags = (FLAGS if processes == 1 else PAIR)[name]
                     labs[processes] = Lab(name, folder, options.seed, flags, processes=processes)
                 try:
-                    told.append(f"{name}: {fault(labs[processes], *arguments)}")
+                    summary.append(f"{name}: {fault(labs[processes], *arguments)}")
                 except AssertionError as error:
                     failed += 1
-                    told.append(f"{name}: {fault.__name__} FAILED: {error}")
-                print(told[-1], flush=True)
-    print("\n".join(["", *told]))
+                    summary.append(f"{name}: {fault.__name__} FAILED: {error}")
+                print(summary[-1], flush=True)
+    print("\n".join(["", *summary]))
     return 1 if failed else 0
 
 

@@ -1,4 +1,4 @@
-"""The runs that the faults are done to: all that a run may remember takes part in them.
+"""The runs of tests/faults.py, with all the kinds of state that a run can have.
 
 python -m tests.faulty weather --workdir DIR
 """
@@ -17,7 +17,7 @@ from jaxdl.runs import main
 
 
 def build(config, dataset):
-    """The weather experiment with BatchNorm, dropout, a schedule and averaged weights."""
+    """Return the weather setup with BatchNorm, dropout, a schedule and averaged weights."""
     rate = optax.cosine_decay_schedule(config.learning_rate, 5000, 0.1)
     return replace(
         weather.build(config, dataset),
@@ -33,7 +33,7 @@ RUNS = {"weather": (weather.Config, WEATHER), "cifar10": (cifar10.Config, cifar1
 
 if __name__ == "__main__":
     if "FAULTY_LIMIT" in os.environ:
-        # No file may grow beyond so many bytes, as if the disk were full.
+        # Limits the size of files in bytes, as on a full disk.
         resource.setrlimit(resource.RLIMIT_FSIZE, (int(os.environ["FAULTY_LIMIT"]), resource.RLIM_INFINITY))
     config, experiment = RUNS[sys.argv[1]]
     sys.exit(main(experiment, config, f"python -m tests.faulty {sys.argv[1]}", sys.argv[2:]))

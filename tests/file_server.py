@@ -1,4 +1,4 @@
-"""A server on this machine that serves one file, and can be told to misbehave."""
+"""A local server of one file, with faults that tests can set."""
 
 import socket
 import threading
@@ -7,7 +7,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class Server(ThreadingHTTPServer):
-    """Its attributes are its faults."""
+    """A server whose class attributes are its faults."""
 
     daemon_threads = True
     status, cut, hang, stall, headers = 200, 0, False, None, ()
@@ -42,23 +42,25 @@ class Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def serving(content):
-    with Server(content) as made:
-        thread = threading.Thread(target=made.serve_forever, kwargs={"poll_interval": 0.01})
+    """Serve content in a thread, and yield the server."""
+    with Server(content) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         try:
-            yield made
+            yield server
         finally:
-            made.release.set()
-            made.shutdown()
+            server.release.set()
+            server.shutdown()
             thread.join()
 
 
 def nowhere():
-    """An address at which nothing listens."""
+    """Return an address without a server."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return f"http://127.0.0.1:{free.getsockname()[1]}"
 
 
 def files(folder):
+    """Return the names of the files of a folder."""
     return sorted(entry.name for entry in folder.iterdir()) if folder.exists() else []

@@ -1,4 +1,4 @@
-"""Real processes that share a run, over this machine's loopback."""
+"""Processes that share a run over the loopback interface."""
 
 import os
 import re
@@ -11,9 +11,8 @@ from pathlib import Path
 from jaxdl.distributed.processes import free_port
 
 ROOT = Path(__file__).parent.parent
-# For one process on a machine that is busy with others.
-PATIENCE = 600
-# A program's beginning that joins the processes which `scripts` starts, or none where it is alone; `given` is the rest.
+PATIENCE = 600  # seconds to wait for a process on a busy machine
+# The first lines of a script that joins the processes of `scripts`; `given` has the other arguments.
 JOIN = """
 import os, sys
 from pathlib import Path
@@ -25,8 +24,7 @@ address, number, own, *given = sys.argv[1:]
 number, own = int(number), int(own)
 distributed.initialize(address, number, own)
 """
-# A program's beginning that makes importing a module of jaxdl import no more than that module does: what the package
-# imports takes seconds, and the modules that wait for sockets, locks and signals need none of it.
+# The first lines of a script that imports single modules of jaxdl without the slow imports of the package.
 LIGHT = f"""
 import sys, types
 package = sys.modules["jaxdl"] = types.ModuleType("jaxdl")
@@ -36,7 +34,7 @@ package.__path__ = [{str(ROOT / "jaxdl")!r}]
 
 @contextmanager
 def running(*calls, **environment):
-    """A process a call, of Python with these arguments; all are gone after the block."""
+    """Start a Python process for each list of arguments; kill them at the end of the block."""
     variables = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1", **environment}
     members = [
         subprocess.Popen(
@@ -58,24 +56,24 @@ def running(*calls, **environment):
 
 
 def ended(members, within=PATIENCE):
-    """The exit codes of processes, and what each wrote to stdout and stderr, without the lines of JAX's own Gloo."""
+    """Wait for processes; return their exit codes and [(stdout, stderr), ...] without the lines of Gloo."""
     deadline = time.monotonic() + within
     texts = [member.communicate(timeout=max(1, deadline - time.monotonic())) for member in members]
-    said = [tuple(re.sub(r".*\[Gloo\].*\n", "", text) for text in pair) for pair in texts]
-    return [member.returncode for member in members], said
+    outputs = [tuple(re.sub(r".*\[Gloo\].*\n", "", text) for text in pair) for pair in texts]
+    return [member.returncode for member in members], outputs
 
 
 def scripts(body, number, *given, within=PATIENCE):
-    """What so many processes print that run one program, each its own; all must end well."""
+    """Run a script in `number` processes; check that all succeed, and return what each prints."""
     address = f"127.0.0.1:{free_port()}"
     with running(*(["-c", JOIN + body, address, number, own, *given] for own in range(number))) as members:
-        codes, said = ended(members, within)
-    assert codes == [0] * number, said
-    return [out for out, _ in said]
+        codes, outputs = ended(members, within)
+    assert codes == [0] * number, outputs
+    return [stdout for stdout, _ in outputs]
 
 
 def until(condition, members):
-    """Waits until something is so; an error where a process ends before."""
+    """Wait until a condition holds; raise AssertionError if a process ends before."""
     deadline = time.monotonic() + PATIENCE
     while not condition():
         if any(member.poll() is not None for member in members) or time.monotonic() > deadline:

@@ -1,9 +1,8 @@
-"""Mutated run folders and exported models: no traceback, no hang, and no file outside is changed.
+"""Mutate run folders and exported models; check that readers give no traceback, do not hang, and write nothing outside.
 
     python -m tests.mutations --folders 5000 --models 5000
 
-Prints what went wrong, and ends with 1 if anything did. The mutations keep checksums right in half of the cases, as a
-stranger would who wants to be believed.
+Prints the failures, and exits with 1 if there are any. Half of the mutations update the checksums, as an attack would.
 """
 
 import argparse
@@ -55,7 +54,7 @@ VALUES = (
 
 
 def mutate_bytes(content, draws):
-    """Flip, cut, lengthen or exchange some bytes."""
+    """Flip, delete, insert or replace some bytes."""
     data = bytearray(content)
     for _ in range(draws.choice([1, 1, 2, 8])):
         place = draws.randrange(len(data)) if data else 0
@@ -77,7 +76,7 @@ def mutate_bytes(content, draws):
 
 
 def mutate_json(content, draws):
-    """Exchange, remove, add or rename an entry at any depth."""
+    """Replace, remove or rename an entry at any depth."""
     try:
         tree = json.loads(content)
     except ValueError:
@@ -103,12 +102,12 @@ def mutate_json(content, draws):
 
 
 def mutate(folder, draws):
-    """Change one or two files of a folder; say which."""
+    """Mutate one or two files of a folder, and return their names and mutations."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    said = []
+    mutations = []
     for path in draws.sample(paths, draws.choice([1, 1, 2])):
         kind = draws.choice(["bytes", "json", "json", "link", "pipe", "folder", "gone"])
-        said.append(f"{path.relative_to(folder)} {kind}")
+        mutations.append(f"{path.relative_to(folder)} {kind}")
         if kind in ("bytes", "json"):
             content = path.read_bytes()
             path.write_bytes(mutate_bytes(content, draws) if kind == "bytes" else mutate_json(content, draws))
@@ -120,11 +119,11 @@ def mutate(folder, draws):
             os.mkfifo(path)
         elif kind == "folder":
             path.mkdir()
-    return ", ".join(said)
+    return ", ".join(mutations)
 
 
 def rewrite_sums(folder, draws):
-    """Make the checksums of checkpoints right again, as far as they can be."""
+    """Update the checksums of half of the checkpoints, where possible."""
     for path in folder.glob("checkpoints/progress/*"):
         if path.name.isdecimal() and path.is_dir() and draws.random() < 0.5:
             with suppress(OSError, ValueError):
@@ -133,27 +132,27 @@ def rewrite_sums(folder, draws):
 
 
 class HangError(Exception):
-    """Something took too long."""
+    """A call takes longer than LIMIT."""
 
 
-def _late(*_):
+def _raise_hang(*_):
     raise HangError
 
 
-def outcome(function):
-    """What is wrong with a call that may refuse its input; None where nothing is."""
-    said = io.StringIO()
-    signal.signal(signal.SIGALRM, _late)
+def failure(function):
+    """Return the failure of a call that may reject its input, or None."""
+    output = io.StringIO()
+    signal.signal(signal.SIGALRM, _raise_hang)
     signal.alarm(LIMIT)
     try:
-        with redirect_stdout(said), redirect_stderr(said):
+        with redirect_stdout(output), redirect_stderr(output):
             code = function()
         if code not in (None, 0, 1, 2):
             return f"exit code {code}"
-        if "\x1b[2J" in said.getvalue():
-            return "a command to the terminal"
-        if "Traceback" in said.getvalue():
-            return said.getvalue()[-1500:]
+        if "\x1b[2J" in output.getvalue():
+            return "an escape sequence for the terminal"
+        if "Traceback" in output.getvalue():
+            return output.getvalue()[-1500:]
     except (InputError, predict_script.DataError):
         return None
     except SystemExit as error:
@@ -166,8 +165,8 @@ def outcome(function):
 
 
 def folders(place, count, draws):
-    """Mutated run folders, listed, shown, read, and one in twenty resumed."""
-    base, wrong = place / "base", []
+    """List, show and read mutated run folders, resume one of twenty, and return the failures."""
+    base, failures = place / "base", []
     assert command(weather.Config, weather.run, "weather", [*FLAGS, "--workdir", str(base)]) == 0
     (place / "mine").write_text("mine")
     for number in range(count):
@@ -175,7 +174,7 @@ def folders(place, count, draws):
         folder = shutil.copytree(base, above / "a")
         if draws.random() < 0.5:
             (folder / "metrics.json").unlink()
-        said = mutate(folder, draws)
+        mutation = mutate(folder, draws)
         rewrite_sums(folder, draws)
         calls = {
             "runs": lambda above=above: jaxdl_main(["runs", str(above)]),
@@ -187,57 +186,54 @@ def folders(place, count, draws):
             flags = ["--workdir", str(folder)]
             calls["resume"] = lambda flags=flags: command(weather.Config, weather.run, "weather", flags)
         for name, call in calls.items():
-            problem = outcome(call)
+            problem = failure(call)
             if problem is not None:
-                wrong.append(f"folder {number}, {name}: {said}: {problem}")
-                print(wrong[-1], flush=True)
-        if (place / "mine").read_text() != "mine" or {path.name for path in place.iterdir()} != {
-            "base",
-            "mine",
-            "runs",
-        }:
-            wrong.append(f"folder {number}: {said}: a file outside was changed")
+                failures.append(f"folder {number}, {name}: {mutation}: {problem}")
+                print(failures[-1], flush=True)
+        names = {path.name for path in place.iterdir()}
+        if (place / "mine").read_text() != "mine" or names != {"base", "mine", "runs"}:
+            failures.append(f"folder {number}: {mutation}: a file outside was changed")
         shutil.rmtree(above)
-    return wrong
+    return failures
 
 
 def models(place, count, draws):
-    """Mutated exported models, loaded and, where that works, asked for a prediction."""
+    """Load mutated exported models and predict with them; return the failures."""
     network, rows = mlp((4,)), np.ones((5, 3), np.float32)
     variables = network.init(jax.random.key(0), rows)
     base = export_model(place / "model", network, variables, rows, columns=["a", "b", "c"], outputs=OutputSpec(["y"]))
     (place / "data.csv").write_text("a,b,c\n1,2,3\n")
-    wrong = []
+    failures = []
     for number in range(count):
         folder = shutil.copytree(base, place / "copy")
-        said = mutate(folder, draws)
+        mutation = mutate(folder, draws)
         if draws.random() < 0.5 and not (folder / predict_script.SUMS).is_dir():
             (folder / predict_script.SUMS).unlink(missing_ok=True)
             with suppress(OSError, ValueError):
                 (folder / predict_script.SUMS).write_text(_files.checksum_lines(folder))
-        (place / "at").write_text(f"{number} {said}")
-        problem = outcome(lambda folder=folder: jaxdl_main(["predict", str(folder), str(place / "data.csv")]))
+        (place / "at").write_text(f"{number} {mutation}")
+        problem = failure(lambda folder=folder: jaxdl_main(["predict", str(folder), str(place / "data.csv")]))
         if problem:
-            wrong.append(f"model {number}: {said}: {problem}")
+            failures.append(f"model {number}: {mutation}: {problem}")
         shutil.rmtree(folder)
-    return wrong
+    return failures
 
 
-def guarded_models(place, count, draws):
-    """`models` in another process, begun again after a mutation that ends it."""
-    wrong, done = [], 0
+def models_in_process(place, count, draws):
+    """Run `models` in another process, restarted after a mutation that kills it; return the failures."""
+    failures, done = [], 0
     while done < count:
         shutil.rmtree(place, ignore_errors=True)
         place.mkdir()
         call = [sys.executable, "-m", "tests.mutations", "--models-here", str(place), "--models", str(count - done)]
         call += ["--seed", str(draws.randrange(2**31))]
-        ended = subprocess.run(call, capture_output=True, text=True, errors="replace")
-        number, _, said = (place / "at").read_text().partition(" ")
-        wrong += [line for line in ended.stdout.splitlines() if line.strip()]
-        if ended.returncode not in (0, 1):
-            wrong.append(f"model: {said}: ended with {ended.returncode}: {ended.stderr[-300:]}")
+        process = subprocess.run(call, capture_output=True, text=True, errors="replace")
+        number, _, mutation = (place / "at").read_text().partition(" ")
+        failures += [line for line in process.stdout.splitlines() if line.strip()]
+        if process.returncode not in (0, 1):
+            failures.append(f"model: {mutation}: ended with {process.returncode}: {process.stderr[-300:]}")
         done += int(number) + 1
-    return wrong
+    return failures
 
 
 def main():
@@ -247,18 +243,18 @@ def main():
     parser.add_argument("--models-here", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.models_here is not None:
-        wrong = models(options.models_here, options.models, random.Random(options.seed))
-        print("\n".join(wrong))
-        return 1 if wrong else 0
+        failures = models(options.models_here, options.models, random.Random(options.seed))
+        print("\n".join(failures))
+        return 1 if failures else 0
     draws, began = random.Random(options.seed), time.monotonic()
     with tempfile.TemporaryDirectory() as above:
-        wrong = []
-        for name, function, count in (("f", folders, options.folders), ("m", guarded_models, options.models)):
+        failures = []
+        for name, function, count in (("f", folders, options.folders), ("m", models_in_process, options.models)):
             (Path(above) / name).mkdir()
-            wrong += function(Path(above) / name, count, draws) if count else []
-    done = f"{options.folders} run folders and {options.models} models in {time.monotonic() - began:.0f} s"
-    print(f"{done}: {len(wrong)} went wrong")
-    return 1 if wrong else 0
+            failures += function(Path(above) / name, count, draws) if count else []
+    seconds = time.monotonic() - began
+    print(f"{options.folders} run folders and {options.models} models in {seconds:.0f} s: {len(failures)} failures")
+    return 1 if failures else 0
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Padding of examples up to a multiple of a batch, for tests of what padding must not change."""
+"""Padding of datasets, for tests of results that padding must not change."""
 
 import numpy as np
 
@@ -7,7 +7,7 @@ from jaxdl.types import Batch
 
 
 def pad(rows, multiple):
-    """Return the examples up to a multiple: the last one again, with weight 0 and outside of the mask."""
+    """Return a dataset padded to a multiple with copies of the last example, of weight 0 and masked."""
     count = len(rows.sample_weight)
     padded = take(rows, np.minimum(np.arange(count + -count % multiple), count - 1))
     real = np.arange(len(padded.sample_weight)) < count

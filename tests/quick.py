@@ -1,4 +1,4 @@
-"""Programs that are compiled sooner and run slower, for tests in which compiling takes nearly all of the time."""
+"""Faster compilation to slower code, for tests that spend most of their time on compilation."""
 
 import functools
 import os
@@ -8,14 +8,14 @@ import jax
 import pytest
 from jax._src import compiler
 
-# XLA's newer code generator for CPUs takes twice the time of the one before.
+# The newer CPU code generator of XLA takes twice as long to compile.
 OLDER = {"xla_cpu_use_fusion_emitters": False}
 
 
 @contextmanager
 def quick_programs():
-    """XLA takes less pains, and many seeds lie on one device, as for most users: not where bits are compared."""
-    # Imported here: tests of modules that need no JAX import this one too.
+    """Compile quickly, and train many seeds on one device. Not for bit-by-bit comparisons."""
+    # Imported here: tests of modules without JAX import this module too.
     from jaxdl.ensembles import seeds, sweeps
 
     with compiled_quickly(), pytest.MonkeyPatch.context() as patch:
@@ -26,7 +26,7 @@ def quick_programs():
 
 @contextmanager
 def compiled_quickly():
-    """XLA takes less pains: a quarter of the time for a small program."""
+    """Compile with few optimizations, in a quarter of the time."""
     before, options = jax.config.values["jax_disable_most_optimizations"], compiler.get_compile_options
 
     def with_older(*arguments, **keywords):
@@ -34,9 +34,9 @@ def compiled_quickly():
         return options(*arguments, **keywords)
 
     with pytest.MonkeyPatch.context() as patch:
-        if _knows_older():
+        if _has_older_generator():
             patch.setattr(compiler, "get_compile_options", with_older)
-            # For the processes that tests start; this one has read its own when it compiled its first program.
+            # For processes of tests; this process has read XLA_FLAGS already.
             flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
             patch.setenv("XLA_FLAGS", flags.strip())
         patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
@@ -46,9 +46,9 @@ def compiled_quickly():
 
 
 @functools.cache
-def _knows_older():
+def _has_older_generator():
     try:
         jax.jit(lambda x: x, compiler_options=OLDER).lower(1.0).compile()
-    except Exception:  # Another jaxlib: XLA removes such options without notice.
+    except Exception:  # XLA may have removed the option.
         return False
     return jax.default_backend() == "cpu"

@@ -1,4 +1,4 @@
-"""Folders of runs as experiments leave them, written by hand."""
+"""Folders of runs in the format of the experiments, with values set by hand."""
 
 import json
 
@@ -36,7 +36,7 @@ HISTORY = pd.DataFrame(
 )
 
 
-def sets(train, validation, test):
+def by_set(train, validation, test):
     return {"train": train, "validation": validation, "test": test}
 
 
@@ -50,25 +50,25 @@ METRICS = {
     "parameters": 1701,
     "seconds": {"fit": 1.0, "total": 4.25},
     "baselines": {"persistence": {"test_rmse": 3.877}},
-    "rmse": sets(0.7, 3.7, 3.8),
-    "rmse_best": sets(2.0, 3.0, 3.25),
+    "rmse": by_set(0.7, 3.7, 3.8),
+    "rmse_best": by_set(2.0, 3.0, 3.25),
     "cost": {"batch_size": 32, "flops": 3_420_000},
 }
 
 
 def write(folder, metrics=METRICS, history=HISTORY, **config):
-    """A run's folder; `metrics=None` for one that has not ended."""
+    """Write the folder of a run; `metrics=None` for an unfinished run."""
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps({**CONFIG, **config}))
     if history is not None:
         history.to_csv(folder / "history.csv", na_rep="nan")
     if metrics is not None:
-        told = {name: config[name] for name in ("recipe", "seed") if name in config}
-        (folder / "metrics.json").write_text(json.dumps({**metrics, **told}))
+        identity = {name: config[name] for name in ("recipe", "seed") if name in config}
+        (folder / "metrics.json").write_text(json.dumps({**metrics, **identity}))
     return folder
 
 
 def accuracy(validation, test):
-    """The metrics of a run that is judged by its accuracy."""
+    """Return the metrics of a run of a classifier."""
     others = {name: value for name, value in METRICS.items() if not name.startswith("rmse")}
-    return {**others, "accuracy": sets(0.9, validation, test), "accuracy_best": sets(0.9, validation, test)}
+    return {**others, "accuracy": by_set(0.9, validation, test), "accuracy_best": by_set(0.9, validation, test)}

@@ -1,4 +1,4 @@
-"""Small sweeps for the tests, and the solo runs that their runs must be."""
+"""Small sweeps for tests, and single runs to compare with."""
 
 import jax
 import numpy as np
@@ -35,7 +35,7 @@ def make(hidden=(8,), learning_rate=0.05, decay=0.0, dropout=0.0, scale=1.0):
 
 
 def make_linear(learning_rate, stop=early_stopping(patience=1)):  # noqa: B008
-    """What compiles fast."""
+    """Return the plan of a linear model, which compiles fast."""
     return make_plan(
         mlp(()), losses.squared_error, optax.sgd(learning_rate), metrics=METRICS, batch_size=8, early_stopping=stop
     )
@@ -55,7 +55,7 @@ def make_classifier(learning_rate, smoothing):
 
 
 def solo(plan, seed, epochs, rows=ROWS):
-    """The run that `fit` makes of a plan, on_nan as in a sweep."""
+    """Train a plan with `fit`, with `on_nan` as in a sweep."""
     parts = {
         "batch_size": plan.batch_size,
         "early_stopping": plan.early_stopping,
@@ -81,12 +81,12 @@ def bits(tree):
 
 
 def weights_of(found, index, place):
-    """Best and final weights of a run of a sweep."""
+    """Return the best and the final variables of a run of a sweep."""
     return jax.tree.map(lambda leaf: leaf[place], (found.best[index], found.final[index]))
 
 
 def history_of(found, index, seed):
-    """As `fit` shows it."""
+    """Return the history of a run of a sweep, in the format of `fit`."""
     chosen = found.history[(found.history["candidate"] == index) & (found.history["seed"] == seed)]
     return chosen.drop(columns=["candidate", "seed"]).set_index("epoch").astype(float)
 

@@ -546,7 +546,7 @@ def test_a_sweep_of_what_are_no_candidates_is_refused(call, words):
 
 
 @cases(
-    examples=(lambda: data.split(ROWS, 0.3), "Use split(len(rows.weights), 0.3)"),
+    examples=(lambda: data.split(ROWS, 0.3), "Use split(len(rows.targets), 0.3)"),
     array=(lambda: data.split(INPUTS, 0.3), "Use split(len(rows), 0.3)"),
     percent=(lambda: data.split(70, 30), "got fraction=30. Use 0.3."),
     string=(lambda: data.split(70, "0.3"), "Use 0.3."),
@@ -685,7 +685,7 @@ def test_a_platform_that_is_not_there_is_an_input_error(monkeypatch):
         raise RuntimeError("Unable to initialize backend 'tpu': no tpu (set JAX_PLATFORMS='' to choose)")
 
     monkeypatch.setattr(jax, "default_backend", fail)
-    monkeypatch.setattr(_checks, "_platforms_there", lambda: "cpu")
+    monkeypatch.setattr(_checks, "_available_platforms", lambda: "cpu")
     with jax_platforms("tpu"):
         words = refusal(_checks.check_platform)
     assert words.startswith('JAX_PLATFORMS="tpu" names a platform that JAX cannot start here; this machine has cpu.')
@@ -705,12 +705,15 @@ def jax_platforms(name):
 @pytest.mark.parametrize(
     ("weights", "words"),
     [
-        (np.where(LABELS == 0, 1, -1).astype(np.float32), "weights must be numbers from 0 on, got -1.0 in row 1."),
+        (
+            np.where(LABELS == 0, 1, -1).astype(np.float32),
+            "sample_weight must be numbers from 0 on, got -1.0 in row 1.",
+        ),
         (np.where(LABELS == 0, 1, np.nan).astype(np.float32), "must be numbers from 0 on, got nan in row 1."),
-        (np.ones(12, np.int32), "train.weights must be a row of floats, got int32 of shape (12,)."),
-        (LABELS == 0, "train.weights must be a row of floats, got bool of shape (12,)."),
-        (np.ones((12, 1), np.float32), "train.weights must be a row of floats, got float32 of shape (12, 1)."),
-        (np.zeros(12, np.float32), "train.weights must not all be 0"),
+        (np.ones(12, np.int32), "train.sample_weight must be a row of floats, got int32 of shape (12,)."),
+        (LABELS == 0, "train.sample_weight must be a row of floats, got bool of shape (12,)."),
+        (np.ones((12, 1), np.float32), "train.sample_weight must be a row of floats, got float32 of shape (12, 1)."),
+        (np.zeros(12, np.float32), "train.sample_weight must not all be 0"),
     ],
     ids=["negative", "nan", "integers", "booleans", "column", "zeros"],
 )

@@ -1,4 +1,4 @@
-"""The short form of tests/faults.py, which anyone can run at length: runs that are killed end as those that are not."""
+"""The short form of tests/faults.py: interrupted and damaged runs end bit-identical to undisturbed ones."""
 
 import os
 import shutil
@@ -8,37 +8,36 @@ import time
 import pytest
 
 from jaxdl import saving
-from tests.faults import GOES_ON, Lab, differs, flips, full_disk, kills, newest
+from tests.faults import RESUMES, Lab, differing, flips, full_disk, kills, newest
 
 pytestmark = pytest.mark.processes
 
-# Shorter runs than those of the long form, which are saved more often: several checkpoints between two faults.
+# Shorter runs with more checkpoints than in the long form: several checkpoints between two faults.
 FLAGS = ("--data", "simulated:400", "--epochs", "600", "--patience", "300")
 EVERY = 0.5
 
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
-    """The weather run with BatchNorm, dropout, a schedule, an average and early stopping; and what it ends with."""
-    # With this seed the four kills are one of each kind.
+    """Weather runs with BatchNorm, dropout, a schedule, averaged weights and early stopping."""
+    # With this seed there is one kill of each kind.
     return Lab("weather", tmp_path_factory.mktemp("lab"), seed=2672, flags=FLAGS, every=EVERY)
 
 
 @pytest.fixture(scope="module")
 def stopped(lab):
-    """A run that signals have stopped three times; of each start its exit code, what it said, and the newest checkpoint
-    after it."""
+    """A run stopped by signals three times: its folder, and exit code, output and newest checkpoint of each start."""
     folder, starts = lab.new(), []
     for numbers in ((signal.SIGTERM,), (signal.SIGINT,), (signal.SIGINT, signal.SIGTERM)):
-        said, (before, _) = lab.said(folder), newest(folder)
+        log, (before, _) = lab.log(folder), newest(folder)
         process = lab.start(folder)
         while newest(folder)[0] == before:
             assert process.poll() is None
             time.sleep(0.01)
         for number in numbers:
             os.kill(process.pid, number)
-        code, words = process.wait(timeout=20), lab.said(folder)[len(said) :]
-        starts.append((code, words, saving.restore_latest(folder / "checkpoints" / "progress", print).number))
+        code, lines = process.wait(timeout=20), lab.log(folder)[len(log) :]
+        starts.append((code, lines, saving.restore_latest(folder / "checkpoints" / "progress", print).number))
     return folder, starts
 
 
@@ -49,22 +48,22 @@ def test_runs_that_are_killed_end_bit_identical(lab):
 @pytest.mark.parametrize(("start", "number"), [(0, signal.SIGTERM), (1, signal.SIGINT)])
 def test_a_signal_saves_and_the_run_goes_on(stopped, start, number):
     _, starts = stopped
-    code, said, saved = starts[start]
+    code, log, saved = starts[start]
     assert code == 128 + number
-    assert f"{number.name}: the run has stopped" in said and "Traceback" not in said
-    assert f"{GOES_ON}{saved})" in starts[start + 1][1]
+    assert f"{number.name}: the run has stopped" in log and "Traceback" not in log
+    assert f"{RESUMES}{saved})" in starts[start + 1][1]
 
 
 def test_a_second_signal_ends_at_once_without_damage(stopped):
     _, starts = stopped
-    code, said, _ = starts[2]
-    assert code in (130, 143) and "Traceback" not in said
+    code, log, _ = starts[2]
+    assert code in (130, 143) and "Traceback" not in log
 
 
 def test_a_run_that_signals_have_stopped_ends_bit_identical(lab, stopped):
     folder, starts = stopped
     copy = shutil.copytree(folder, lab.new())
-    lab.go_on(copy, starts[-1][2])
+    lab.check_resume(copy, starts[-1][2])
 
 
 def test_flipped_bits_are_detected(lab, stopped):
@@ -76,18 +75,17 @@ def test_a_full_disk_is_told_and_survived(lab):
 
 
 def test_the_same_bits_come_from_a_cold_and_a_warm_cache(lab):
-    # The first run began without a compiled program, the second with all of them.
-    assert lab.again == lab.reference and lab.programs()
+    # The first run starts with an empty compilation cache, the second with a complete one.
+    assert lab.second_run == lab.reference and lab.compiled_programs()
 
 
-def test_a_run_that_was_cut_off_shows_it(stopped):
+def test_an_interrupted_run_has_a_history_and_no_metrics(stopped):
     folder, _ = stopped
     assert not (folder / "metrics.json").exists() and (folder / "history.csv").exists()
 
 
-def test_what_differs_is_seen(lab):
-    # The comparison itself: one bit of one array.
+def test_the_comparison_finds_a_single_bit(lab):
     name = next(name for name in lab.reference if name.startswith("progress/train_state/variables"))
     dtype, content = lab.reference[name]
-    assert differs({**lab.reference, name: (dtype, bytes([content[0] ^ 1]) + content[1:])}, lab) == [name]
-    assert differs(lab.reference, lab) == []
+    assert differing({**lab.reference, name: (dtype, bytes([content[0] ^ 1]) + content[1:])}, lab) == [name]
+    assert differing(lab.reference, lab) == []

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jaxdl import _jit
-from jaxdl._jit import compiler_options, has_convolution, is_traced, jit, known
+from jaxdl._jit import compiler_options, has_convolution, is_known_option, is_traced, jit
 from jaxdl.distributed import make_mesh
 
 
@@ -102,8 +102,8 @@ def test_an_option_that_xla_does_not_know_is_left_out(monkeypatch):
     ("option", "value"), [("xla_cpu_no_such_option", True), ("xla_cpu_experimental_ynn_fusion_type", "NONE")]
 )
 def test_what_xla_does_not_know_is_told(option, value):
-    assert not known(option, value)
-    assert known("xla_backend_optimization_level", 1)
+    assert not is_known_option(option, value)
+    assert is_known_option("xla_backend_optimization_level", 1)
 
 
 def test_what_runs_once_is_compiled_to_the_same_bits():

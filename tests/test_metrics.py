@@ -144,13 +144,13 @@ def test_r2_of_equal_targets_is_1_where_all_is_right_else_0(value):
 
 ANSWERS = (RANDOM.random((91, 1)) < 0.25).astype(np.float32)
 BINARY_LOGITS = (2 * ANSWERS - 1.5 + RANDOM.normal(size=(91, 1))).astype(np.float32)
-BINARY = Objective(sigmoid_cross_entropy, (metrics.binary_accuracy, metrics.balanced_accuracy))
-MEASURE_BINARY = jax.jit(lambda *rows: measure(BINARY, *rows))
+BINARY = [metrics.binary_accuracy, metrics.balanced_accuracy]
+MEASURE_BINARY = jax.jit(lambda *rows: measure(sigmoid_cross_entropy, *rows, metrics=BINARY))
 
 
 def binary_figures(outputs, targets, weights=None):
     weights = np.ones(len(outputs), np.float32) if weights is None else weights
-    return compute(MEASURE_BINARY(outputs, targets, weights), [metrics.binary_accuracy, metrics.balanced_accuracy])
+    return compute(MEASURE_BINARY(outputs, targets, weights), BINARY)
 
 
 def binary_expected(logits, labels):

@@ -177,7 +177,7 @@ def test_the_table_has_a_line_for_each_figure():
     assert "FLOPs 4.53 M by XLA's count" in text
     assert "read and written 2.18 MB 2.08 FLOPs a byte" in text
     assert "memory at the peak 478 kB of which" in text
-    assert "temporaries 193 kB what the step keeps while it computes" in text
+    assert "temporaries 193 kB activations and gradients" in text
     # No line is broken: six, three for the head, one for the end.
     assert len(lines_of(as_table(COST))) == 6 + 3 + 1
 

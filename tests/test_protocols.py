@@ -23,7 +23,8 @@ from rich.console import Console
 import jaxdl.nn
 import jaxdl.train
 from jaxdl import Metric, Model, Variables, callbacks, dataset, fit, losses, metrics
-from jaxdl.metrics import check_objective, compute, measure, merge
+from jaxdl._checks import check_objective
+from jaxdl.metrics import compute, measure, merge
 from jaxdl.train import early_stopping, make_plan, reduce_on_plateau, start
 from jaxdl.types import Objective, Rule
 
@@ -455,7 +456,6 @@ def test_a_rule_without_a_mode_has_a_mirror_image(rule_case):
 
 EPOCHS = 3
 DATA = dataset(TABLE, TABLE[:, :1])
-METRICS = (metrics.rmse,)
 MODEL, OPTIMISER = jaxdl.nn.mlp((2,)), optax.sgd(0.01)
 
 
@@ -476,8 +476,8 @@ CALLBACKS = {
     "progress_bar": [bar_in(), bar_in(force_terminal=True), bar_in(quiet=True)],
     "profiler": [lambda folder: callbacks.profiler(folder / "trace", epochs=1)],
 }
-# What is no callback: a block that is traced, and what is written once.
-OTHERS = {"profiled", "description", "results", "pictures"}
+# Functions that are no callbacks: they write once.
+OTHERS = {"description", "results", "pictures"}
 
 
 @pytest.fixture(params=[(name, number) for name, cases in CALLBACKS.items() for number in range(len(cases))], ids=str)

@@ -45,6 +45,13 @@ def test_jaxdl_shows_its_namespaces_and_the_names_that_its_page_links():
     assert set(jaxdl.__all__) == linked | set(NAMESPACES)
 
 
+@pytest.mark.parametrize("name", ["errors", "types"])
+def test_types_and_errors_show_only_the_names_that_users_type(name):
+    module = importlib.import_module(f"jaxdl.{name}")
+    assert dir(module) == sorted(module.__all__)
+    assert not {"annotations", "Any", "NamedTuple", "re"} & set(dir(module))
+
+
 @pytest.mark.parametrize("name", ["", *NAMESPACES])
 def test_every_public_name_is_there_and_is_documented(name):
     namespace = importlib.import_module(f"jaxdl.{name}".rstrip("."))

@@ -80,8 +80,8 @@ gradient = jax.grad(lambda k: convolution.convolve(images, k, (1, 1), "SAME", No
 assert gradient(kernel).shape == kernel.shape
 assert jax.vmap(losses.squared_error)(outputs[None], targets[None]).shape == (1, 4)
 assert batches.permutation(key, 1, 5).shape == (5,)
-drawn = batches._draws(key, 1, 5)
-assert batches.rows_on_host(drawn, np.array([3, 1]), 5).shape == (2,)
+rounds = batches._swap_rounds(key, 1, 5)
+assert batches.rows_on_host(rounds, np.array([3, 1]), 5).shape == (2,)
 train, held_out = arrays.split(10, 0.3)
 table = np.ones((4, 2))
 assert arrays.standardize(table, arrays.fit_scaler(table)).shape == (4, 2)
@@ -105,7 +105,7 @@ WRONG = {
     "a key that is no key": "nn.dropout, jnp.zeros(2), images, 0.5",
     "whole numbers to drop": "nn.dropout, key, images.astype(i32), 0.5",
     "a bias for other filters": "convolution.add_bias, images, jnp.ones(4)",
-    "places that are no int32": "batches._rows_at, batches._draws(key, 1, 5), jnp.ones(3), 5, 1",
+    "places that are no int32": "batches._rows_at, batches._swap_rounds(key, 1, 5), jnp.ones(3), 5, 1",
 }
 
 

@@ -138,7 +138,7 @@ def test_a_seed_that_diverged_leaves_no_comparison(bad, recwarn):
     for one, other in (([1.0, bad, 2.0], [1.0, 2.0, 3.0]), ([1.0, bad, 2.0], [1.0, bad, 3.0])):
         found = paired_test(one, other)
         assert np.isnan(found[:5]).all() and found.count == 3
-        assert verdict("A", "B", found) == "A and B cannot be compared: not all of the 3 seeds have finite figures"
+        assert verdict("A", "B", found) == "A and B cannot be compared: not all of the 3 seeds have finite values"
     assert not recwarn
 
 
@@ -251,8 +251,8 @@ def test_without_errors_the_best_candidate_is_taken():
         (lambda: estimate([]), r"values must be a row of at least one number, got shape \(0,\)"),
         (lambda: estimate(np.ones((2, 3))), r"values must be a row .* got shape \(2, 3\)"),
         (lambda: estimate([1.0, 2.0], 95), "confidence must be between 0 and 1, got 95"),
-        (lambda: paired_test([1.0, 2.0], [1.0, 2.0, 3.0]), "the same seeds, 2 or more, got 2 and 3 figures"),
-        (lambda: paired_test([1.0], [2.0]), "the same seeds, 2 or more, got 1 and 1 figures"),
+        (lambda: paired_test([1.0, 2.0], [1.0, 2.0, 3.0]), "the same seeds, 2 or more, got 2 and 3 values"),
+        (lambda: paired_test([1.0], [2.0]), "the same seeds, 2 or more, got 1 and 1 values"),
         (
             lambda: verdict("A", "B", paired_test([1.0, 2.0], [3.0, 5.0]), level=0),
             "level must be between 0 and 1, got 0",
@@ -376,9 +376,9 @@ def test_widened_adds_variances():
         (([[1.0]], [1.0], [1.0]), r"must be of one shape with at least one row, got \(1, 1\), \(1,\), \(1,\)"),
         (([], [], []), r"must be of one shape with at least one row, got \(0,\), \(0,\), \(0,\)"),
         ((1.0, 1.0, 1.0), r"must be of one shape with at least one row, got \(\), \(\), \(\)"),
-        (([np.nan], [1.0], [1.0]), "mean must be finite, got nan. Leave out what diverged"),
+        (([np.nan], [1.0], [1.0]), "mean must be finite, got nan. Leave out diverged runs"),
         (([1.0], [1.0], [np.inf]), "targets must be finite, got inf"),
-        (([1.0], [-0.5], [1.0]), "(spread|deviation) must be 0 or more, got -0.5"),
+        (([1.0], [-0.5], [1.0]), "(std|deviation) must be 0 or more, got -0.5"),
     ],
 )
 def test_a_calibration_of_what_makes_no_sense_is_refused(call, arguments, said):
@@ -439,5 +439,5 @@ def test_the_error_of_a_share_is_never_none():
 
 @pytest.mark.parametrize(("hits", "count"), [(0, 0), (3, 2), (-1, 5)])
 def test_a_share_of_what_is_not_there_is_refused(hits, count):
-    with pytest.raises(InputError, match="hits must be from 0 to a count"):
+    with pytest.raises(InputError, match="correct must be from 0 to a count"):
         proportion_standard_error(hits, count)

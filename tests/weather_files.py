@@ -1,4 +1,4 @@
-"""A small weather table as a file, for the tests that read one or damage one."""
+"""A small weather table as a file, for tests that read or damage it."""
 
 import warnings
 
@@ -13,7 +13,7 @@ HEADER = LINES[0].split(",")
 
 
 def write(folder, content, name="weather.csv"):
-    """The path of a new file with the given lines or bytes."""
+    """Write a file from lines or bytes, and return its path."""
     path = folder / name
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content if isinstance(content, bytes) else "\n".join([*content, ""]).encode())
@@ -21,7 +21,7 @@ def write(folder, content, name="weather.csv"):
 
 
 def refusal(source, **options):
-    """The message of the InputError; no warning may come with it."""
+    """Return the message of the InputError of `load_weather`, which must give no warning."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with pytest.raises(InputError) as caught:

@@ -1,1 +1,1 @@
-"""The contestants of the table: one loop for each library, each started as a process of its own."""
+"""The contestants of the table: a training loop for each library, each in its own process."""

@@ -18,7 +18,7 @@ from benchmarks.contestants.loops import Steps, run_steps
 from benchmarks.contestants.protocol import Run, serve
 from benchmarks.tasks import DROPPED, Arrays, Task
 
-# Made once, because what is compiled is kept by what it was made with.
+# Made once: `jax.jit` caches compiled functions by the identity of these objects.
 KERNELS, ADAM = nn.initializers.glorot_uniform(), optax.adam(1e-3)
 
 
@@ -48,14 +48,14 @@ class Network(nn.Module):
 
 
 class TrainState(train_state.TrainState):
-    """Flax's own with the moving moments of BatchNorm and the key of dropout."""
+    """The TrainState of Flax with the moving moments of BatchNorm and the key of dropout."""
 
     batch_stats: Any
     key: jax.Array
 
 
 def mean_loss(task: Task, outputs: jax.Array, targets: jax.Array) -> jax.Array:
-    """Squared error or cross-entropy, as a mean over rows."""
+    """Return the mean squared error or the mean cross-entropy."""
     if task.kind == "mlp":
         return jnp.mean((outputs - targets) ** 2)
     return optax.softmax_cross_entropy_with_integer_labels(outputs, targets).mean()
@@ -63,7 +63,7 @@ def mean_loss(task: Task, outputs: jax.Array, targets: jax.Array) -> jax.Array:
 
 @partial(jax.jit, static_argnames="task")
 def begin(seed: int, x: jax.Array, task: Task) -> TrainState:
-    """New weights, drawn with the seed."""
+    """Return a state with new variables from a seed."""
     key, init_key = jax.random.split(jax.random.key(seed))
     model = Network(task)
     variables = model.init(init_key, x, train=False)
@@ -73,7 +73,7 @@ def begin(seed: int, x: jax.Array, task: Task) -> TrainState:
 
 @partial(jax.jit, static_argnames="task", donate_argnames="state")
 def train_step(state: TrainState, x: jax.Array, y: jax.Array, task: Task) -> tuple[TrainState, jax.Array]:
-    """The state after one batch, and the batch's loss."""
+    """Return the state after a batch, and the loss of the batch."""
 
     def loss_of(params: Any) -> tuple[jax.Array, Any]:
         variables = {"params": params, "batch_stats": state.batch_stats}
@@ -81,24 +81,24 @@ def train_step(state: TrainState, x: jax.Array, y: jax.Array, task: Task) -> tup
         outputs, changed = state.apply_fn(variables, x, train=True, rngs=rngs, mutable=["batch_stats"])
         return mean_loss(task, outputs, y), changed.get("batch_stats", {})
 
-    (loss, stats), slopes = jax.value_and_grad(loss_of, has_aux=True)(state.params)
-    return state.apply_gradients(grads=slopes, batch_stats=stats), loss
+    (loss, stats), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+    return state.apply_gradients(grads=grads, batch_stats=stats), loss
 
 
 @jax.jit
 def predict_step(state: TrainState, x: jax.Array) -> jax.Array:
-    """Outputs of a batch."""
+    """Return the outputs of a batch."""
     return state.apply_fn({"params": state.params, "batch_stats": state.batch_stats}, x, train=False)
 
 
 @partial(jax.jit, static_argnames="task")
 def eval_step(state: TrainState, x: jax.Array, y: jax.Array, task: Task) -> jax.Array:
-    """The mean loss of a batch."""
+    """Return the mean loss of a batch."""
     return mean_loss(task, predict_step(state, x), y)
 
 
 def prepare(task: Task, arrays: Arrays) -> Run:
-    """Do the task with the steps of this library."""
+    """Return the run of a task with the steps of Flax."""
     first = arrays.validation[0][:1]
     steps = Steps(
         partial(begin, x=first, task=task), partial(train_step, task=task), partial(eval_step, task=task), predict_step

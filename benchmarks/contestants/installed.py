@@ -1,9 +1,9 @@
-"""The size on disk of what an installation brings: a package with all that it requires.
+"""The size on disk of packages with all their requirements.
 
     python -m benchmarks.contestants.installed jaxdl keras+torch
 
-prints a line of JSON: megabytes by name, null where a package is not installed. Needs nothing but Python: it runs in
-the peers' environment too.
+prints a line of JSON: megabytes by name, null for a package that is not installed. Needs Python alone, because it runs
+in the environment of the peers too.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import re
 import subprocess
 import sys
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
+from pathlib import Path
 
 from benchmarks.contestants.start import ROOT
 
@@ -20,37 +21,32 @@ NAME = re.compile(r"[A-Za-z0-9._-]+")
 
 
 def megabytes(names: str) -> float | None:
-    """MB of the files of the packages in a list such as "keras+torch", with all that they require.
-
-    >>> megabytes("no-such-package") is None
-    True
-    """
+    """Return the MB of the packages in "keras+torch" with all requirements, or None if one is not installed."""
     try:
-        found = [distribution(name) for name in names.split("+")]
+        packages = [distribution(name) for name in names.split("+")]
     except PackageNotFoundError:
         return None
-    return sum(_size(one) for one in closure(found).values()) / 1e6
+    return sum(_size(one) for one in closure(packages).values()) / 1e6
 
 
 def sizes(python: str, *names: str) -> dict[str, float | None]:
-    """`megabytes` of each list, in the environment of a Python."""
-    asked = [python, "-m", "benchmarks.contestants.installed", *names]
-    found: dict[str, float | None] = json.loads(
-        subprocess.run(asked, check=True, stdout=subprocess.PIPE, cwd=ROOT).stdout
-    )
-    return found
+    """Return `megabytes` of each list, in the environment of a Python."""
+    command = [python, "-m", "benchmarks.contestants.installed", *names]
+    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, cwd=ROOT).stdout
+    megabytes_by_name: dict[str, float | None] = json.loads(output)
+    return megabytes_by_name
 
 
-def closure(found: list[Distribution]) -> dict[str, Distribution]:
-    """The distributions and those that they require, by name; what is asked for by extras alone is left out.
+def closure(packages: list[Distribution]) -> dict[str, Distribution]:
+    """Return the distributions and all their requirements by name, without those of extras.
 
     >>> sorted({"pytest", "pluggy"} & closure([distribution("pytest")]).keys())
     ['pluggy', 'pytest']
     """
     known: dict[str, Distribution] = {}
-    left = list(found)
-    while left:
-        one = left.pop()
+    queue = list(packages)
+    while queue:
+        one = queue.pop()
         name = one.metadata["Name"].lower().replace("_", "-")
         if name in known:
             continue
@@ -60,14 +56,14 @@ def closure(found: list[Distribution]) -> dict[str, Distribution]:
                 continue
             match = NAME.match(requirement)
             try:
-                left.append(distribution(match.group() if match else requirement))
+                queue.append(distribution(match.group() if match else requirement))
             except PackageNotFoundError:
-                continue  # a marker that does not hold here
+                continue  # a requirement of another platform or Python
     return known
 
 
 def _size(one: Distribution) -> int:
-    paths = (one.locate_file(path) for path in one.files or () if path.suffix != ".pyc")
+    paths = (Path(str(one.locate_file(path))) for path in one.files or () if path.suffix != ".pyc")
     return sum(path.stat().st_size for path in paths if path.is_file())
 
 

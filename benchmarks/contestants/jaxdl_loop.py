@@ -1,9 +1,9 @@
-"""The contestant jaxdl: what a user of the library writes.
+"""jaxdl as a contestant of the table: the code of a user.
 
     python -m benchmarks.contestants.jaxdl_loop [--devices 2]
 
-It answers as `benchmarks.contestants.protocol` says. With --devices a CPU is so many devices, which share the members
-of a sweep.
+It answers the requests of `benchmarks.contestants.protocol`. With --devices the CPU is split into that many devices,
+which share the members of a sweep.
 """
 
 import sys
@@ -25,6 +25,7 @@ STOP = early_stopping(patience=PATIENCE)
 
 
 def model_of(task: Task) -> Model:
+    """Return the model of a task."""
     if task.kind == "mlp":
         return mlp(task.widths, input_norm=task.norm)
     if task.recipe == "small":
@@ -33,87 +34,95 @@ def model_of(task: Task) -> Model:
 
 
 def loss_of(task: Task) -> tuple[Loss, list[Metric]]:
+    """Return the loss and the metrics of a task."""
     if task.kind == "mlp":
         return losses.squared_error, [metrics.rmse]
     return losses.softmax_cross_entropy, [metrics.accuracy]
 
 
 def adam_of(task: Task) -> optax.GradientTransformation:
-    # On one vector where layers are small, as the weather experiment does; but not of many members.
-    small = task.kind == "mlp" and max(task.widths, default=1) <= 100 and task.deed != "sweep"
+    """Return Adam, on one flat vector for small layers."""
+    # Small layers update faster as one vector, as in the weather experiment, but not in a sweep.
+    small = task.kind == "mlp" and max(task.widths, default=1) <= 100 and task.mode != "sweep"
     return optax.flatten(optax.adam(1e-3)) if small else optax.adam(1e-3)
 
 
 def prepare(task: Task, arrays: Arrays) -> Run:
+    """Return the run of a task with jaxdl."""
     train, validation = dataset(*arrays.train), dataset(*arrays.validation)
-    if task.deed == "sweep":
-        return sweeping(task, train, validation)
-    return training(task, train, validation) if task.deed in ("train", "stop") else measuring(task, validation)
+    if task.mode == "sweep":
+        return prepare_sweep(task, train, validation)
+    if task.mode in ("train", "stop"):
+        return prepare_training(task, train, validation)
+    return prepare_evaluation(task, validation)
 
 
-def training(task: Task, train: Dataset, validation: Dataset) -> Run:
-    model, (loss, measured), adam = model_of(task), loss_of(task), adam_of(task)
+def prepare_training(task: Task, train: Dataset, validation: Dataset) -> Run:
+    """Return a run of `fit`."""
+    model, (loss, task_metrics), adam = model_of(task), loss_of(task), adam_of(task)
 
-    def trained(epochs: int, seed: int) -> Result:
+    def run(epochs: int, seed: int) -> Result:
         ends: list[float] = []
-        run = fit(
+        result = fit(
             model,
             loss,
             adam,
             train,
             validation if task.kind == "mlp" else None,
-            metrics=measured,
-            epochs=MOST_EPOCHS if task.deed == "stop" else epochs,
+            metrics=task_metrics,
+            epochs=MOST_EPOCHS if task.mode == "stop" else epochs,
             batch_size=BATCH,
-            early_stopping=STOP if task.deed == "stop" else NEVER,
+            early_stopping=STOP if task.mode == "stop" else NEVER,
             seed=seed,
             callbacks=[lambda run_state, history: ends.append(time.perf_counter())],
         )
-        return Result(ends, run.records[-1]["val_loss" if task.kind == "mlp" else "loss"])
+        return Result(ends, result.records[-1]["val_loss" if task.kind == "mlp" else "loss"])
 
-    return trained
+    return run
 
 
-def sweeping(task: Task, train: Dataset, validation: Dataset) -> Run:
-    model, (loss, measured), adam = model_of(task), loss_of(task), adam_of(task)
+def prepare_sweep(task: Task, train: Dataset, validation: Dataset) -> Run:
+    """Return a run of `fit_seeds`."""
+    model, (loss, task_metrics), adam = model_of(task), loss_of(task), adam_of(task)
 
-    def swept(epochs: int, seed: int) -> Result:
+    def run(epochs: int, seed: int) -> Result:
         seeds = range(seed * MEMBERS, (seed + 1) * MEMBERS)
-        runs = fit_seeds(
+        result = fit_seeds(
             model,
             loss,
             adam,
             train,
             validation,
-            metrics=measured,
+            metrics=task_metrics,
             seeds=seeds,
             epochs=epochs,
             batch_size=BATCH,
         )
-        return Result([time.perf_counter()], float(runs.history.groupby("member")["val_loss"].last().mean()))
+        return Result([time.perf_counter()], float(result.history.groupby("member")["val_loss"].last().mean()))
 
-    return swept
+    return run
 
 
-def measuring(task: Task, validation: Dataset) -> Run:
-    model, (loss, measured) = model_of(task), loss_of(task)
-    weights = model.init(jax.random.key(0), validation.inputs[:BATCH])
-    rows = jax.tree.map(jax.numpy.asarray, validation)
+def prepare_evaluation(task: Task, validation: Dataset) -> Run:
+    """Return repetitions of `evaluate` or `predict`, already compiled."""
+    model, (loss, task_metrics) = model_of(task), loss_of(task)
+    variables = model.init(jax.random.key(0), validation.inputs[:BATCH])
+    held_out = jax.tree.map(jax.numpy.asarray, validation)
 
-    def once() -> Any:
-        if task.deed == "evaluate":
-            return float(evaluate(model, weights, rows, loss, metrics=measured)["loss"])
-        return np.asarray(predict(model, weights, rows.inputs))
+    def work() -> Any:
+        if task.mode == "evaluate":
+            return float(evaluate(model, variables, held_out, loss, metrics=task_metrics)["loss"])
+        return np.asarray(predict(model, variables, held_out.inputs))
 
-    def repeated(times: int, seed: int) -> Result:
+    def run(times: int, seed: int) -> Result:
         ends, value = [], 0.0
         for _ in range(times):
-            value = once()
+            value = work()
             ends.append(time.perf_counter())
         return Result(ends, float(np.sum(value)))
 
-    repeated(1, 0)
-    return repeated
+    run(1, 0)
+    return run
 
 
 if __name__ == "__main__":

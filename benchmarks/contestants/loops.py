@@ -1,6 +1,6 @@
-"""What hand-written loops share: how often a task is done, and the epochs of a loop that calls a step every batch.
+"""Parts of the hand-written loops: the repetitions of a task, and the epochs of a loop with one call per batch.
 
-torch's loop imports this module in a process that has no JAX, so JAX is imported where it is used.
+The torch loop imports this module in an environment without JAX, so functions import JAX.
 """
 
 from __future__ import annotations
@@ -22,51 +22,53 @@ State = Any
 
 
 def laps(task: Task, times: int, lap: Callable[[], float | np.ndarray]) -> Result:
-    """Call `lap` a given number of times, or until early stopping ends the run, and note when each call ends.
+    """Call `lap` `times` times, or until early stopping in mode "stop", and return the end of each call.
 
-    `lap` is an epoch that returns its loss, or an evaluation or a prediction that is repeated. The figure is the sum of
-    the last return value, taken in float64 after the clock was read: a loss is its own sum.
+    `lap` is an epoch that returns its loss, an evaluation or a prediction. The value of the result is the sum of the
+    last return value, in float64, computed after the clock is read.
     """
     ends: list[float] = []
-    best, stale, stops = math.inf, 0, task.deed == "stop"
-    while len(ends) < (MOST_EPOCHS if stops else times) and stale < PATIENCE:
-        given = lap()
+    best, waited, stops = math.inf, 0, task.mode == "stop"
+    while len(ends) < (MOST_EPOCHS if stops else times) and waited < PATIENCE:
+        value = lap()
         if stops:
-            best, stale = (float(given), 0) if given < best else (best, stale + 1)
+            best, waited = (float(value), 0) if value < best else (best, waited + 1)
         ends.append(time.perf_counter())
-    return Result(ends, float(np.sum(given, dtype=np.float64)))
+    return Result(ends, float(np.sum(value, dtype=np.float64)))
 
 
-def warm_up(rows: int, batch: int) -> int:
-    """Return how many rows make a full batch and the short last one, so that both shapes compile at little cost."""
-    return min(rows, batch + rows % batch)
+def warm_up(examples: int, batch: int) -> int:
+    """Return the fewest examples with a full and the short last batch, so that both shapes compile at little cost."""
+    return min(examples, batch + examples % batch)
 
 
 class Steps(NamedTuple):
     """The compiled steps of a JAX library."""
 
-    begin: Callable[[int], State]  # new weights, drawn with the seed
-    train: Callable[[State, jax.Array, jax.Array], tuple[State, jax.Array]]  # the next state and the batch's mean loss
-    measure: Callable[[State, jax.Array, jax.Array], jax.Array]  # the batch's mean loss
-    predict: Callable[[State, jax.Array], jax.Array]  # the batch's outputs
+    begin: Callable[[int], State]  # new variables from a seed
+    train: Callable[
+        [State, jax.Array, jax.Array], tuple[State, jax.Array]
+    ]  # the next state and the mean loss of the batch
+    measure: Callable[[State, jax.Array, jax.Array], jax.Array]  # the mean loss of the batch
+    predict: Callable[[State, jax.Array], jax.Array]  # the outputs of the batch
 
 
 def run_steps(task: Task, arrays: Arrays, steps: Steps) -> Run:
-    """Do the task with compiled steps of JAX, one call a batch; a pass over few rows has compiled them before."""
+    """Return the run of a task with compiled JAX steps, one call per batch; compile them on a few examples."""
     import jax
     import jax.numpy as jnp
 
-    # Rows of a call without gradients: what fits the caches, or keeps a GPU busy.
+    # Examples of a call without gradients: they fit the caches of a CPU, or keep a GPU busy.
     size = 4096 if task.kind == "mlp" else 64 if jax.default_backend() == "cpu" else 1024
     starts = range(0, len(arrays.validation[0]), size)
     held_out = [tuple(jnp.asarray(array[start : start + size]) for array in arrays.validation) for start in starts]
 
     def mean(losses: list[jax.Array], sizes: list[int]) -> float:
-        """Return the mean over rows of losses that are means over batches."""
+        """Return the mean over examples of the mean losses of batches."""
         return float(np.average(jax.device_get(losses), weights=sizes))
 
     def train_epoch(state: State, order: np.ndarray) -> tuple[State, float]:
-        """Take a step for every 32 rows, which NumPy picks on the host; return the mean loss of the rows too."""
+        """Train an epoch whose batches NumPy selects on the host; return the new state and the mean loss."""
         losses, sizes = [], []
         for start in range(0, len(order), BATCH):
             rows = order[start : start + BATCH]
@@ -79,18 +81,19 @@ def run_steps(task: Task, arrays: Arrays, steps: Steps) -> Run:
         state, orders = steps.begin(seed), np.random.default_rng(seed)
         sizes = [len(y) for _, y in batches]
 
-        def measured() -> float:
+        def validate() -> float:
             return mean([steps.measure(state, x, y) for x, y in batches], sizes)
 
         def epoch() -> float:
             nonlocal state
             state, loss = train_epoch(state, orders.permutation(rows))
-            return measured() if task.kind == "mlp" else loss
+            return validate() if task.kind == "mlp" else loss
 
         def outputs() -> np.ndarray:
             return np.concatenate(jax.device_get([steps.predict(state, x) for x, _ in batches]))
 
-        return laps(task, times, {"evaluate": measured, "predict": outputs}.get(task.deed, epoch))
+        work: dict[str, Callable[[], float | np.ndarray]] = {"evaluate": validate, "predict": outputs}
+        return laps(task, times, work.get(task.mode, epoch))
 
     run(1, 0, warm_up(len(arrays.train[0]), BATCH), [held_out[0], held_out[-1]])
     return run

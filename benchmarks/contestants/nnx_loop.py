@@ -2,7 +2,7 @@
 
     python -m benchmarks.contestants.nnx_loop
 
-The step is `nnx.jit_partial`, the form of `nnx.jit` that flattens the model once, a third of the time of a call.
+The step is `nnx.jit_partial`, the form of `nnx.jit` that flattens the model once and saves a third of a call.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from benchmarks.contestants.loops import Steps, run_steps
 from benchmarks.contestants.protocol import Run, serve
 from benchmarks.tasks import DROPPED, Arrays, Task
 
-# Made once, because what is compiled is kept by what it was made with.
+# Made once: `jax.jit` caches compiled functions by the identity of these objects.
 KERNELS, ADAM = nnx.initializers.glorot_uniform(), optax.adam(1e-3)
-PIXELS = {"small": 28 * 28, "pooled": 2 * 2, "dropout": 2 * 2}  # that the convolutions of a recipe leave
+PIXELS = {"small": 28 * 28, "pooled": 2 * 2, "dropout": 2 * 2}  # after the convolutions of a recipe
 
 
 class Perceptron(nnx.Module):
@@ -65,20 +65,20 @@ class Convolutions(nnx.Module):
 
 
 def network(task: Task, features: int, seed: int) -> nnx.Module:
-    """The task's network with new weights, drawn with the seed."""
+    """Return the network of a task with new variables from a seed."""
     rngs = nnx.Rngs(jax.random.key(seed))
     return Perceptron(task, features, rngs) if task.kind == "mlp" else Convolutions(task, rngs)
 
 
 def mean_loss(task: Task, outputs: jax.Array, targets: jax.Array) -> jax.Array:
-    """Squared error or cross-entropy, as a mean over rows."""
+    """Return the mean squared error or the mean cross-entropy."""
     if task.kind == "mlp":
         return jnp.mean((outputs - targets) ** 2)
     return optax.softmax_cross_entropy_with_integer_labels(outputs, targets).mean()
 
 
 def steps_of(task: Task, features: int) -> Steps:
-    """The compiled steps. They change one model in place, whose weights `begin` draws anew."""
+    """Return the compiled steps, which change one model in place; `begin` draws its variables."""
 
     @partial(nnx.jit, graph=False)
     def new(seed: int) -> tuple[nnx.Module, nnx.Optimizer]:
@@ -86,7 +86,7 @@ def steps_of(task: Task, features: int) -> Steps:
         return model, nnx.Optimizer(model, ADAM, wrt=nnx.Param)
 
     def train_step(model: nnx.Module, optimizer: nnx.Optimizer, x: jax.Array, y: jax.Array) -> jax.Array:
-        # The parameters apart: a model with dropout holds keys too, which have no gradient.
+        # The other variables of a model, such as the keys of dropout, have no gradient.
         graph, params, others = nnx.split(model, nnx.Param, ...)
 
         def loss_of(params: nnx.State) -> tuple[jax.Array, nnx.State]:
@@ -94,9 +94,9 @@ def steps_of(task: Task, features: int) -> Steps:
             loss = mean_loss(task, merged(x, train=True), y)
             return loss, nnx.state(merged, nnx.Not(nnx.Param))
 
-        (loss, changed), slopes = jax.value_and_grad(loss_of, has_aux=True)(params)
-        nnx.update(model, changed)
-        optimizer.update(model, slopes)
+        (loss, changes), grads = jax.value_and_grad(loss_of, has_aux=True)(params)
+        nnx.update(model, changes)
+        optimizer.update(model, grads)
         return loss
 
     def predict_step(model: nnx.Module, x: jax.Array) -> jax.Array:
@@ -111,8 +111,8 @@ def steps_of(task: Task, features: int) -> Steps:
     predicts = nnx.jit_partial(predict_step, model, graph=False)
 
     def begin(seed: int) -> None:
-        for held, drawn in zip(both, new(seed), strict=True):
-            nnx.update(held, nnx.state(drawn))
+        for current, fresh in zip(both, new(seed), strict=True):
+            nnx.update(current, nnx.state(fresh))
 
     return Steps(
         begin,
@@ -123,7 +123,7 @@ def steps_of(task: Task, features: int) -> Steps:
 
 
 def prepare(task: Task, arrays: Arrays) -> Run:
-    """Do the task with the steps of this library."""
+    """Return the run of a task with the steps of NNX."""
     return run_steps(task, arrays, steps_of(task, arrays.train[0].shape[-1]))
 
 

@@ -1,10 +1,10 @@
-"""How a contestant of the table is talked to: a line of JSON in, a line of JSON out. Needs NumPy alone.
+"""The protocol of the contestants: a request and an answer are a line of JSON each. Needs NumPy alone.
 
     {"prepare": {task}}           -> {"seconds": 1.5, "memory": 300.2}
-    {"run": 5, "seed": 0}         -> {"ends": [0.1, 0.2, ...], "figure": 12.3, "memory": 310.0}
+    {"run": 5, "seed": 0}         -> {"ends": [0.1, 0.2, ...], "value": 12.3, "memory": 310.0}
 
-`prepare` loads and builds, `run` is what is measured. With `--once TASK` the process prepares that one task, runs it
-for one epoch and ends: what a start costs, from outside.
+`prepare` loads the data and compiles, `run` is measured. With `--once TASK` the process prepares the task, runs it for
+one epoch and ends: the cost of a process, measured from outside.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ from benchmarks.tasks import Arrays, Task, load
 
 
 class Result(NamedTuple):
-    """What a run leaves."""
+    """The result of a run."""
 
-    ends: list[float]  # `time.perf_counter()` at the end of each epoch, or of each time it was done
-    figure: float  # so that one sees that all have done the same work
+    ends: list[float]  # `time.perf_counter()` at the end of each epoch or repetition
+    value: float  # shows that all contestants do the same work
 
 
-Run = Callable[[int, int], Result]  # (how many, seed)
+Run = Callable[[int, int], Result]  # (epochs or repetitions, seed)
 Prepare = Callable[[Task, Arrays], Run]
 
 
 def serve(prepare: Prepare) -> None:
-    """Does what the lines of the standard input, or --once, ask for."""
+    """Answer the requests of the standard input, or run the task of --once."""
     if "--once" in sys.argv:
         task = _task(json.loads(sys.argv[sys.argv.index("--once") + 1]))
-        figure = prepare(task, load(task))(1, 0).figure
-        print(json.dumps({"figure": figure, "memory": memory()}))
+        value = prepare(task, load(task))(1, 0).value
+        print(json.dumps({"value": value, "memory": memory()}))
         return
-    # Libraries print what they like: only this module writes where the answers go.
+    # Libraries print to stdout too, so the answers have a file descriptor of their own.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     for answer in replies(prepare, sys.stdin):
@@ -47,22 +47,22 @@ def serve(prepare: Prepare) -> None:
 
 
 def replies(prepare: Prepare, lines: Iterable[str]) -> Iterable[dict[str, object]]:
-    """The answer to each line; one that fails answers with the error and goes on."""
+    """Yield the answer to each request; the answer to a request that fails is its error."""
     run: Run | None = None
     for line in lines:
-        asked, began = json.loads(line), time.perf_counter()
+        request, began = json.loads(line), time.perf_counter()
         try:
-            if "prepare" in asked:
-                run = None  # frees the task before
-                task = _task(asked["prepare"])
+            if "prepare" in request:
+                run = None  # frees the memory of the previous task
+                task = _task(request["prepare"])
                 run = prepare(task, load(task))
                 yield {"seconds": time.perf_counter() - began, "memory": memory()}
             else:
                 assert run is not None, "nothing is prepared"
                 began = time.perf_counter()
-                result = run(asked["run"], asked["seed"])
-                yield {"ends": [e - began for e in result.ends], "figure": result.figure, "memory": memory()}
-        except Exception as error:  # a compiler that is missing, memory that does not suffice
+                result = run(request["run"], request["seed"])
+                yield {"ends": [e - began for e in result.ends], "value": result.value, "memory": memory()}
+        except Exception as error:  # for example a missing compiler, or not enough memory
             yield {"error": f"{type(error).__name__}: {error}"}
 
 
@@ -71,13 +71,10 @@ def _task(fields: dict) -> Task:
 
 
 def memory() -> float:
-    """The process's peak in MB, so far."""
-    told = Path("/proc/self/status")
-    if told.exists():  # else a child is told the peak of its parent, if that is higher
-        return (
-            next(int(line.split()[1]) for line in told.read_text().splitlines() if line.startswith("VmHWM"))
-            * 1024
-            / 1e6
-        )
+    """Return the peak memory of this process in MB."""
+    status = Path("/proc/self/status")
+    if status.exists():  # `getrusage` may return the peak of the parent process
+        peak = next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return peak * 1024 / 1e6
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6

@@ -2,7 +2,7 @@
 
     python -m benchmarks.contestants.sklearn_loop
 
-Its biases start uniform like its kernels, because it offers no other way. Convnets and BatchNorm it has not.
+Its biases start uniform like its kernels, because it has no other initializer. It has no convolutions and no BatchNorm.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from benchmarks.tasks import BATCH, MOST_EPOCHS, PATIENCE, Arrays, Task
 
 
 def prepare(task: Task, arrays: Arrays) -> Run:
-    """There is nothing to compile. ValueError says which tasks are not for scikit-learn."""
+    """Return the run of a task. Raises ValueError for a convnet or BatchNorm."""
     if task.kind != "mlp" or task.norm:
-        asked = "BatchNorm" if task.kind == "mlp" else f"a {task.kind}"
-        raise ValueError(f"scikit-learn's networks are dense layers alone, the task {task.name} asks for {asked}")
-    work = trained if task.deed in ("train", "stop") else repeated
+        layer = "BatchNorm" if task.kind == "mlp" else f"a {task.kind}"
+        raise ValueError(f"scikit-learn has dense layers only, but the task {task.name} needs {layer}")
+    work = train if task.mode in ("train", "stop") else repeat
 
     def run(times: int, seed: int) -> Result:
-        # Without the checks of arrays and settings in every call, as its guide to speed advises.
+        # Its guide to speed advises to skip the checks of arrays and settings in every call.
         with config_context(assume_finite=True, skip_parameter_validation=True):
             return work(network(task, seed), task, arrays, times)
 
@@ -33,48 +33,48 @@ def prepare(task: Task, arrays: Arrays) -> Run:
 
 
 def network(task: Task, seed: int) -> MLPRegressor:
-    """New weights, drawn in the first `partial_fit`."""
+    """Return a network, whose first `partial_fit` draws the variables."""
     return MLPRegressor(
         hidden_layer_sizes=task.widths,
-        alpha=0.0,  # its Adam at 1e-3 is the default
+        alpha=0.0,  # Adam at 1e-3 is the default
         batch_size=BATCH,
-        # Not the seed itself: each `partial_fit` would start from it anew, and all epochs have the same order.
+        # With a seed each `partial_fit` would start from it, and all epochs would have the same order.
         random_state=np.random.RandomState(seed),
     )
 
 
-def loss_of(model: MLPRegressor, rows: tuple[np.ndarray, np.ndarray]) -> float:
-    """The mean squared error of inputs (N, features) and targets (N, 1)."""
-    inputs, targets = rows
+def loss_of(model: MLPRegressor, dataset: tuple[np.ndarray, np.ndarray]) -> float:
+    """Return the mean squared error of inputs (N, features) and targets (N, 1)."""
+    inputs, targets = dataset
     return float(np.mean((model.predict(inputs) - targets[:, 0]) ** 2))
 
 
-def trained(model: MLPRegressor, task: Task, arrays: Arrays, epochs: int) -> Result:
-    """Epochs with the validation loss after each: `fit` alone could only validate on rows cut from the training."""
+def train(model: MLPRegressor, task: Task, arrays: Arrays, epochs: int) -> Result:
+    """Train and validate epoch by epoch: `fit` can only validate on a part of the training set."""
     inputs, targets = arrays.train[0], arrays.train[1][:, 0]
     ends: list[float] = []
-    best, since = np.inf, 0
-    for _ in range(MOST_EPOCHS if task.deed == "stop" else epochs):
+    best, waited = np.inf, 0
+    for _ in range(MOST_EPOCHS if task.mode == "stop" else epochs):
         model.partial_fit(inputs, targets)
         loss = loss_of(model, arrays.validation)
         ends.append(time.perf_counter())
-        best, since = (loss, 0) if loss < best else (best, since + 1)
-        if task.deed == "stop" and since == PATIENCE:
+        best, waited = (loss, 0) if loss < best else (best, waited + 1)
+        if task.mode == "stop" and waited == PATIENCE:
             break
     return Result(ends, loss)
 
 
-def repeated(model: MLPRegressor, task: Task, arrays: Arrays, times: int) -> Result:
-    """The deed "evaluate" or "predict", of weights that have seen one batch: without one there are none."""
+def repeat(model: MLPRegressor, task: Task, arrays: Arrays, times: int) -> Result:
+    """Evaluate or predict, after a training step that draws the variables."""
     model.partial_fit(arrays.train[0][:BATCH], arrays.train[1][:BATCH, 0])
     ends: list[float] = []
     for _ in range(times):
-        if task.deed == "evaluate":
-            figure = loss_of(model, arrays.validation)
+        if task.mode == "evaluate":
+            value = loss_of(model, arrays.validation)
         else:
-            figure = float(model.predict(arrays.validation[0]).sum())
+            value = float(model.predict(arrays.validation[0]).sum())
         ends.append(time.perf_counter())
-    return Result(ends, figure)
+    return Result(ends, value)
 
 
 if __name__ == "__main__":

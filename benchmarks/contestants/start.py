@@ -1,4 +1,4 @@
-"""The contestants of the table, and how the process of one of them is started. Needs Python alone."""
+"""The contestants of the benchmark table, and how to start their processes. Needs Python alone."""
 
 from __future__ import annotations
 
@@ -14,35 +14,41 @@ from typing import Any, NamedTuple
 
 ROOT = Path(__file__).parent.parent.parent
 QUIET = {"TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONWARNINGS": "ignore"}
-SHARING = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "TF_FORCE_GPU_ALLOW_GROWTH": "true"}  # a GPU, which all are on
-# What is freed is kept: else a process may give memory back and ask for it anew, torch's every step. What is kept for a
-# thread has bounds, and is asked for in pages of 2 MiB, or a call of JAX that takes 40 MB waits for 10,000 of them.
-KEPT = {
+SHARED_GPU = {
+    "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+    "TF_FORCE_GPU_ALLOW_GROWTH": "true",
+}  # all contestants use one GPU
+# Processes keep freed memory: otherwise torch returns and requests it in every step. Huge pages of 2 MiB save thousands
+# of page faults in a JAX call that allocates 40 MB.
+MALLOC = {
     "MALLOC_TRIM_THRESHOLD_": str(2**32),
     "MALLOC_MMAP_THRESHOLD_": str(2**30),
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
 }
-CACHED = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1"}
+COMPILATION_CACHE = {
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+}
 
 
 class Contestant(NamedTuple):
-    """A program that trains, and what it must have installed."""
+    """A program that trains, and the packages that it needs."""
 
     name: str
     module: str
     needs: tuple[str, ...]
     flags: tuple[str, ...] = ()
-    own: bool = False  # whether it runs in this environment
+    own: bool = False  # runs in this environment
 
 
 class Missing(NamedTuple):
-    """A contestant that cannot take part, and why."""
+    """A contestant that cannot take part, and the reason."""
 
     name: str
     reason: str
 
 
-Ask = Callable[[dict[str, Any]], dict[str, Any]]
+Ask = Callable[[dict[str, Any]], dict[str, Any]]  # sends a request to a contestant, returns its answer
 
 OURS = Contestant("jaxdl", "benchmarks.contestants.jaxdl_loop", (), own=True)
 
@@ -66,66 +72,67 @@ PEERS = (
 )
 
 
-def present(python: str, contestants: Sequence[Contestant]) -> tuple[list[Contestant], list[Missing]]:
-    """Return the contestants whose libraries the Python has, and those that are missing."""
+def find_installed(python: str, contestants: Sequence[Contestant]) -> tuple[list[Contestant], list[Missing]]:
+    """Return the contestants whose packages a Python can import, and the missing ones."""
     needed = sorted({name for contestant in contestants for name in contestant.needs})
-    ask = "import sys, importlib.util as u; print(*[n for n in sys.argv[1:] if u.find_spec(n) is None])"
-    lacking = subprocess.run([python, "-c", ask, *needed], check=True, stdout=subprocess.PIPE, text=True).stdout.split()
-    here, missing = [], []
+    code = "import sys, importlib.util as u; print(*[n for n in sys.argv[1:] if u.find_spec(n) is None])"
+    absent = subprocess.run([python, "-c", code, *needed], check=True, stdout=subprocess.PIPE, text=True).stdout.split()
+    installed, missing = [], []
     for contestant in contestants:
-        absent = [name for name in contestant.needs if name in lacking]
-        if absent:
-            missing.append(Missing(contestant.name, f"not installed: {', '.join(absent)}"))
+        names = [name for name in contestant.needs if name in absent]
+        if names:
+            missing.append(Missing(contestant.name, f"not installed: {', '.join(names)}"))
         else:
-            here.append(contestant)
-    return here, missing
+            installed.append(contestant)
+    return installed, missing
 
 
 def command(contestant: Contestant, peers: str, *more: str) -> list[str]:
-    """Return the command that starts it."""
+    """Return the command that starts a contestant."""
     return [sys.executable if contestant.own else peers, "-m", contestant.module, *contestant.flags, *more]
 
 
 def environment(cache: Path | None) -> dict[str, str]:
-    """The environment of its process: with a folder, compiled programs are kept there."""
-    kept = {} if cache is None else {"JAX_COMPILATION_CACHE_DIR": str(cache), "TORCHINDUCTOR_CACHE_DIR": str(cache)}
-    return {**os.environ, **QUIET, **SHARING, **KEPT, **CACHED, **kept}
+    """Return the environment variables of a contestant's process, with the folder of the compilation cache."""
+    folders = {} if cache is None else {"JAX_COMPILATION_CACHE_DIR": str(cache), "TORCHINDUCTOR_CACHE_DIR": str(cache)}
+    return {**os.environ, **QUIET, **SHARED_GPU, **MALLOC, **COMPILATION_CACHE, **folders}
 
 
 @contextmanager
 def start_process(contestant: Contestant, peers: str, cache: Path | None = None) -> Iterator[Ask]:
-    """Start its process, which answers as `benchmarks.contestants.protocol` says.
+    """Start the process of a contestant, and yield the function that sends it requests of `contestants.protocol`.
 
-    Where the process ends, the answer is {"error": ...} too.
+    The answer of a process that has ended is {"error": ...}.
     """
-    with tempfile.TemporaryFile("w+") as said:
+    with tempfile.TemporaryFile("w+") as stderr:
         process = subprocess.Popen(
             command(contestant, peers),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=said,
+            stderr=stderr,
             text=True,
             cwd=ROOT,
             env=environment(cache),
         )
-        assert process.stdin is not None and process.stdout is not None
+        stdin, stdout = process.stdin, process.stdout
+        assert stdin is not None and stdout is not None
 
         def ask(request: dict[str, Any]) -> dict[str, Any]:
             try:
-                print(json.dumps(request), file=process.stdin, flush=True)
-                line = process.stdout.readline()
+                print(json.dumps(request), file=stdin, flush=True)
+                line = stdout.readline()
             except BrokenPipeError:
                 line = ""
             if line:
                 answer: dict[str, Any] = json.loads(line)
                 return answer
-            said.seek(0)
-            last = said.read().strip().splitlines() or ["it said nothing"]
+            stderr.seek(0)
+            last = stderr.read().strip().splitlines() or ["no message"]
             return {"error": f"ended with {process.wait()}: {last[-1]}"}
 
         try:
             yield ask
         finally:
-            with suppress(BrokenPipeError):  # it has ended
-                process.stdin.close()
+            with suppress(BrokenPipeError):  # the process has ended
+                stdin.close()
             process.wait()

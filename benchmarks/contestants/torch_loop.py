@@ -2,8 +2,8 @@
 
     python -m benchmarks.contestants.torch_loop [--compile]
 
-On a GPU where there is one, with all rows there, and TF32 in its products as in JAX's. Images stay channels last.
-Adam's epsilon and BatchNorm's momentum and epsilon are Keras's.
+On a GPU if there is one, with all data on the GPU, and with TF32 products as in JAX. Images are channels last. Adam's
+epsilon and BatchNorm's momentum and epsilon are those of Keras.
 """
 
 from __future__ import annotations
@@ -22,39 +22,39 @@ from benchmarks.tasks import BATCH, DROPPED, Arrays, Task
 
 RATE, EPSILON, DECAY = 1e-3, 1e-7, (0.9, 0.999)
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-# Rows of a call without gradients: what fits the caches, or keeps a GPU busy.
+# Examples of a call without gradients: they fit the caches of a CPU, or keep a GPU busy.
 EVALUATED = {"mlp": 4096, "convnet": 64 if DEVICE.type == "cpu" else 1024}
-ONE_THREAD = 2 * 10**6  # products of a pass forward below which a second thread costs more than it does
-ONE_THREAD_COMPILED = 2 * 10**7  # the same of a compiled training step
+ONE_THREAD = 2 * 10**6  # multiplications of a forward pass below which one thread is faster than two
+ONE_THREAD_COMPILED = 2 * 10**7  # the same for a compiled training step
 ALL_THREADS = torch.get_num_threads()
 COMPILED = "--compile" in sys.argv
 
 Loss = Callable[[Tensor, Tensor], Tensor]
-Step = Callable[[Tensor, Tensor], Tensor]  # changes the model, gives the loss
+Step = Callable[[Tensor, Tensor], Tensor]  # changes the model, returns the loss
 
 
 class Planes(nn.Module):
-    """Images (N, 32, 32, 3) as torch counts their axes, channels last in memory: nothing is copied."""
+    """Convert images (N, 32, 32, 3) to the axes of torch, channels last in memory, without a copy."""
 
     def forward(self, images: Tensor) -> Tensor:
         return images.permute(0, 3, 1, 2)
 
 
 class Rows(nn.Module):
-    """Flattens in the order that channels last has in memory: nothing is copied."""
+    """Flatten channels-last images in the order of memory, without a copy."""
 
     def forward(self, images: Tensor) -> Tensor:
         return images.permute(0, 2, 3, 1).flatten(1)
 
 
 def network(task: Task, features: int) -> nn.Sequential:
-    """The task's network, its weights not yet drawn."""
+    """Return the network of a task."""
     if task.kind == "mlp":
         norm = [nn.BatchNorm1d(features, momentum=0.01, eps=1e-3)] if task.norm else []
         return nn.Sequential(*norm, *dense((features, *task.widths)), nn.Linear((features, *task.widths)[-1], 1))
     if task.recipe == "small":
-        both = [nn.Conv2d(3, 50, 3), nn.ReLU(inplace=True), nn.Conv2d(50, 50, 3), nn.ReLU(inplace=True)]
-        layers = [Planes(), *both, Rows(), nn.Linear(28 * 28 * 50, 10)]
+        convolutions = [nn.Conv2d(3, 50, 3), nn.ReLU(inplace=True), nn.Conv2d(50, 50, 3), nn.ReLU(inplace=True)]
+        layers = [Planes(), *convolutions, Rows(), nn.Linear(28 * 28 * 50, 10)]
     else:
         layers = [Planes()]
         for channels in (3, 50, 50):
@@ -65,14 +65,14 @@ def network(task: Task, features: int) -> nn.Sequential:
 
 
 def dense(widths: tuple[int, ...]) -> list[nn.Module]:
-    """Dense layers from each width to the next, with ReLU."""
+    """Return dense layers from each width to the next, with ReLU."""
     return [
         layer for width, following in pairwise(widths) for layer in (nn.Linear(width, following), nn.ReLU(inplace=True))
     ]
 
 
 def draw(model: nn.Module, seed: int) -> None:
-    """Draws new weights in place, so that what was compiled for the old ones serves them too."""
+    """Draw new weights in place, so that the compiled functions stay valid."""
     torch.manual_seed(seed)
     for layer in model.modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):
@@ -84,7 +84,7 @@ def draw(model: nn.Module, seed: int) -> None:
 
 
 def eager(model: nn.Module, loss: Loss) -> Callable[[], Step]:
-    """Begins training with torch's fused Adam."""
+    """Return a function that starts training with the fused Adam of torch."""
 
     def begin() -> Step:
         adam = torch.optim.Adam(model.parameters(), lr=RATE, betas=DECAY, eps=EPSILON, fused=True)
@@ -102,7 +102,7 @@ def eager(model: nn.Module, loss: Loss) -> Callable[[], Step]:
 
 
 def compiled(model: nn.Module, loss: Loss) -> Callable[[], Step]:
-    """Begins training with one program for gradient and Adam, half the time of two for a small network."""
+    """Return a function that starts training with gradient and Adam compiled together: twice as fast for small nets."""
     weights = {name: weight.detach() for name, weight in model.named_parameters()}
     moments = {name: (torch.zeros_like(weight), torch.zeros_like(weight)) for name, weight in weights.items()}
     averages, count = dict(model.named_buffers()), torch.zeros((), device=DEVICE)
@@ -112,15 +112,15 @@ def compiled(model: nn.Module, loss: Loss) -> Callable[[], Step]:
 
     @torch.compile(dynamic=False)
     def program(weights: dict, moments: dict, averages: dict, count: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
-        slopes, found = torch.func.grad_and_value(value)(weights, averages, inputs, targets)
+        grads, mean_loss = torch.func.grad_and_value(value)(weights, averages, inputs, targets)
         count.add_(1)
         short, long = (1 - decay**count for decay in DECAY)
-        for name, slope in slopes.items():
+        for name, grad in grads.items():
             first, second = moments[name]
-            first.lerp_(slope, 1 - DECAY[0])
-            second.lerp_(slope * slope, 1 - DECAY[1])
+            first.lerp_(grad, 1 - DECAY[0])
+            second.lerp_(grad * grad, 1 - DECAY[1])
             weights[name].sub_(RATE * (first / short) / ((second / long).sqrt() + EPSILON))
-        return found
+        return mean_loss
 
     def begin() -> Step:
         for moment in (count, *(each for pair in moments.values() for each in pair)):
@@ -131,39 +131,39 @@ def compiled(model: nn.Module, loss: Loss) -> Callable[[], Step]:
 
 
 def threads(task: Task, features: int) -> int:
-    """One for an mlp whose calls are so small that a second costs more than it does."""
+    """Return the number of threads: one for an mlp with small calls."""
     if task.kind != "mlp":
         return ALL_THREADS
-    trains = task.deed in ("train", "stop")
+    trains = task.mode in ("train", "stop")
     rows = BATCH if trains else min(EVALUATED["mlp"], task.rows)
     products = rows * sum(width * following for width, following in pairwise((features, *task.widths, 1)))
     return 1 if products < (ONE_THREAD_COMPILED if COMPILED and trains else ONE_THREAD) else ALL_THREADS
 
 
 def batches(inputs: Tensor, targets: Tensor, order: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """The rows in the given order, 32 at a time. Few numbers a row: all are put in order at once."""
+    """Yield batches in an order; tables are permuted as a whole, images batch by batch."""
     if inputs.ndim == 2:
         return zip(inputs.index_select(0, order).split(BATCH), targets.index_select(0, order).split(BATCH), strict=True)
     return ((inputs.index_select(0, rows), targets.index_select(0, rows)) for rows in order.split(BATCH))
 
 
 def tensors(task: Task, inputs: np.ndarray, targets: np.ndarray) -> tuple[Tensor, Tensor]:
-    """The rows on the device; cross_entropy takes no int32."""
-    targets = torch.from_numpy(targets).to(DEVICE)
-    return torch.from_numpy(inputs).to(DEVICE), targets.long() if task.kind == "convnet" else targets
+    """Return the arrays on the device; cross_entropy takes no int32."""
+    on_device = torch.from_numpy(targets).to(DEVICE)
+    return torch.from_numpy(inputs).to(DEVICE), on_device.long() if task.kind == "convnet" else on_device
 
 
 def prepare(task: Task, arrays: Arrays) -> Run:
-    """Builds the network and warms up with few rows, which compiles where that was asked for."""
+    """Build the network and run it on a few examples, which compiles it with --compile."""
     if DEVICE.type == "cuda":
         torch.set_float32_matmul_precision("high")
     if COMPILED:
-        torch.compiler.reset()  # else the programs of earlier tasks count towards a limit
+        torch.compiler.reset()  # otherwise the functions of earlier tasks count towards a limit
     train, validation = (tensors(task, *rows) for rows in arrays)
     model = network(task, train[0].shape[-1]).to(DEVICE)
     loss = nn.functional.mse_loss if task.kind == "mlp" else nn.functional.cross_entropy
     size = EVALUATED[task.kind]
-    # Without gradients a compiled mlp takes longer than an eager one.
+    # Without gradients a compiled mlp is slower than an eager one.
     forward = torch.compile(model, dynamic=False) if COMPILED and task.kind == "convnet" else model
     begin = (compiled if COMPILED else eager)(model, loss)
     torch.set_num_threads(threads(task, train[0].shape[-1]))
@@ -173,20 +173,20 @@ def prepare(task: Task, arrays: Arrays) -> Run:
         model.eval()
         return torch.cat([forward(batch) for batch in validation[0][:rows].split(size)])
 
-    def measured(rows: int) -> float:
+    def validate(rows: int) -> float:
         return loss(outputs(rows), validation[1][:rows]).item()
 
     def epoch(step: Step, order: Tensor, rows: int) -> float:
         model.train()
         losses, sizes = zip(*((step(*batch), len(batch[0])) for batch in batches(*train, order)), strict=True)
         mean = np.average(torch.stack(losses).cpu().numpy(), weights=sizes)
-        return measured(rows) if task.kind == "mlp" else mean
+        return validate(rows) if task.kind == "mlp" else mean
 
     def run(times: int, seed: int, train_rows: int = len(train[0]), rows: int = len(validation[0])) -> Result:
         draw(model, seed)
-        if task.deed == "evaluate":
-            return laps(task, times, lambda: measured(rows))
-        if task.deed == "predict":
+        if task.mode == "evaluate":
+            return laps(task, times, lambda: validate(rows))
+        if task.mode == "predict":
             return laps(task, times, lambda: outputs(rows).cpu().numpy())
         step = begin()
         return laps(task, times, lambda: epoch(step, torch.randperm(train_rows, device=DEVICE), rows))

@@ -1,10 +1,10 @@
-"""Strong and weak scaling over processes of one core each, and what a mesh of one device costs.
+"""Strong and weak scaling over processes of one core each, and the overhead of a mesh of one device.
 
     python -m benchmarks.scaling [--processes 1 2 4] [--cases wide] [--repeats 5]
 
-Strong: the same batch, shared by more processes. Weak: the same rows a step for each of them. Each figure is a
-process's median of three repetitions; programs run in turn, and shown are the medians with the least and the greatest
-of the turns. Prints Markdown. Nothing else may run on the machine meanwhile: a step is as slow as the slowest process.
+Strong: more processes share the same batch. Weak: each process has the same batch. Configurations take turns; a value
+is the median of three repetitions in a process, and the table has the median, the least and the greatest over turns.
+Prints Markdown. Run it on an idle machine: a step is as slow as the slowest process.
 """
 
 import argparse
@@ -13,48 +13,52 @@ import os
 import numpy as np
 
 from benchmarks.scaling.cases import CASES, machine
-from benchmarks.scaling.process import line_of
+from benchmarks.scaling.process import run_processes
 
 MEASURED = ("weather plain", "wide", "CIFAR small")
 
 
-def seconds_of(case: str, processes: int, batch: int) -> float:
-    found = line_of(processes, "--case", case, "--batch", str(batch))
-    return float(np.median(found["seconds_a_step"]["usual"]))
+def step_seconds(case: str, processes: int, batch: int) -> float:
+    """Return the median seconds of a step of a case over processes."""
+    result = run_processes(processes, "--case", case, "--batch", str(batch))
+    return float(np.median(result["seconds_a_step"]["usual"]))
 
 
-def spread(values: np.ndarray) -> str:
+def cells_of(values: np.ndarray) -> str:
+    """Return the median and the range of values as two cells of a table."""
     return f"{np.median(values):.4g} | {values.min():.4g} - {values.max():.4g}"
 
 
-def scaling(case: str, counts: list[int], repeats: int) -> None:
+def print_scaling(case: str, counts: list[int], repeats: int) -> None:
+    """Measure strong and weak scaling of a case, and print lines of the table."""
     batch = CASES[case].batch
-    ways = {("one process", 1): batch}
-    ways |= {("strong", count): batch for count in counts if count > 1}
-    ways |= {("weak", count): batch * count for count in counts if count > 1}
-    seconds: dict[tuple[str, int], list[float]] = {way: [] for way in ways}
+    sizes = {("one process", 1): batch}
+    sizes |= {("strong", count): batch for count in counts if count > 1}
+    sizes |= {("weak", count): batch * count for count in counts if count > 1}
+    seconds: dict[tuple[str, int], list[float]] = {key: [] for key in sizes}
     for _ in range(repeats):
-        for way, rows in ways.items():
-            seconds[way].append(seconds_of(case, way[1], rows))
-    alone = np.array(seconds["one process", 1])
-    for (kind, count), rows in ways.items():
-        own = np.array(seconds[kind, count])
-        # Rows a second beside those of one process.
-        faster = float(np.median(alone / own)) * rows / batch
+        for key, size in sizes.items():
+            seconds[key].append(step_seconds(case, key[1], size))
+    single = np.array(seconds["one process", 1])
+    for (kind, count), size in sizes.items():
+        times = np.array(seconds[kind, count])
+        # Examples per second, relative to one process.
+        faster = float(np.median(single / times)) * size / batch
         efficiency = f"{100 * faster / count:.0f} %"
         print(
-            f"| {case} | {kind} | {count} | {rows} | {spread(1000 * own)} | {faster:.2f} | {efficiency} |", flush=True
+            f"| {case} | {kind} | {count} | {size} | {cells_of(1000 * times)} | {faster:.2f} | {efficiency} |",
+            flush=True,
         )
 
 
-def overhead(case: str, repeats: int) -> None:
-    """One process in which both ways take turns."""
-    found = line_of(1, "--case", case, "--overhead", "--repeats", str(repeats))
+def print_overhead(case: str, repeats: int) -> None:
+    """Measure steps without and with a mesh in one process, and print a line of the table."""
+    result = run_processes(1, "--case", case, "--overhead", "--repeats", str(repeats))
     cells = []
     for key in ("seconds_a_step", "cpu_seconds_a_step"):
-        usual, sharded = (1000 * np.array(found[key][way]) for way in ("usual", "sharded"))
+        usual, sharded = (1000 * np.array(result[key][name]) for name in ("usual", "sharded"))
         more = 100 * (np.median(sharded / usual) - 1)
-        cells += [spread(usual), spread(sharded), f"{more:+.1f} %"]
+        cells += [cells_of(usual), cells_of(sharded), f"{more:+.1f} %"]
     print(f"| {case} | {' | '.join(cells)} |", flush=True)
 
 
@@ -68,18 +72,18 @@ def main() -> None:
     counts = [count for count in options.processes if count <= cores]
     print(machine())
     if counts != options.processes:
-        print(f"Left out, as there are {cores} cores: {sorted({*options.processes} - {*counts})} processes.")
+        print(f"Skipped, because there are {cores} cores: {sorted({*options.processes} - {*counts})} processes.")
     print(
-        "\n| case | scaling | processes | rows a step | ms a step | least - greatest | times the rows a second | each |"
+        "\n| case | scaling | processes | examples per step | ms per step | least - greatest | speedup | efficiency |"
     )
     print("|---|---|---|---|---|---|---|---|")
     for case in options.cases:
-        scaling(case, counts, options.repeats)
-    print("\nOne device: ms a step without a mesh and on a mesh of it, by the clock and of the CPU; medians of pairs.")
+        print_scaling(case, counts, options.repeats)
+    print("\nOne device: ms per step without and with a mesh, wall time and CPU time; medians of pairs.")
     columns = "plain | least - greatest | on a mesh | least - greatest | more |"
     print(f"\n| case | {columns} CPU, {columns}\n|{'---|' * 11}")
     for case in options.cases:
-        overhead(case, 5 * options.repeats)
+        print_overhead(case, 5 * options.repeats)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the devices of a compiled program tell each other, read from its text."""
+"""The collective operations of a compiled function, read from its HLO text."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ KINDS = (
     *("all-reduce", "all-gather", "all-to-all", "ragged-all-to-all"),
     *("reduce-scatter", "collective-permute", "collective-broadcast"),
 )
-# `%name (arguments) -> type {`, in a line of its own.
+# A line `%name (arguments) -> type {`.
 _HEAD = re.compile(r"^(?:ENTRY )?%([\w.-]+) \(.*\) -> .* \{$")
-# Where one begins and ends in two operations, its result is that of the second.
+# An asynchronous collective is two operations; the second, `-done`, has the result.
 _CALL = re.compile(rf"^\s*(?:ROOT )?%?[\w.-]+ = (.*?) ({'|'.join(KINDS)})(?:-done)?\(")
 _LOOP = re.compile(r"\b(?:body|condition)=%([\w.-]+)")
 _CALLED = re.compile(r"\b(?:to_apply|calls|body|condition|\w+_computations?)=(\{[^}]*\}|%[\w.-]+)")
@@ -23,21 +23,21 @@ _WHERE = re.compile(r'op_name="([^"]*)"')
 
 
 class Collective(NamedTuple):
-    """One operation in which all devices take part."""
+    """A collective operation of all devices."""
 
     kind: str  # of KINDS
-    sizes: tuple[int, ...]  # bytes of each array that a device has afterwards
-    where: str  # the operations of the model that it is part of, as JAX names them
-    looped: bool  # whether it is in a loop, so may happen many times
+    sizes: tuple[int, ...]  # bytes of each result array on a device
+    where: str  # the JAX operation that it belongs to
+    looped: bool  # in a loop, so it may run many times
 
     @property
     def bytes(self) -> int:
-        """Bytes of all its arrays on a device."""
+        """Return the bytes of all result arrays on a device."""
         return sum(self.sizes)
 
 
 def collectives(text: str) -> list[Collective]:
-    """The collectives of a program in XLA's text, that of `compiled.as_text()`, in the order in which they stand.
+    """Return the collectives of the text of `compiled.as_text()`, in order.
 
     >>> text = '''
     ... %body (a: f32[8]) -> f32[8] {
@@ -51,18 +51,18 @@ def collectives(text: str) -> list[Collective]:
     """
     bodies = _bodies(text)
     looped = _looped(bodies)
-    found = []
+    result = []
     for name, lines in bodies.items():
         for line in lines:
             call, where = _CALL.match(line), _WHERE.search(line)
             if call:
                 sizes = _sizes(call[1])
-                found.append(Collective(call[2], sizes, where[1] if where else "", name in looped))
-    return found
+                result.append(Collective(call[2], sizes, where[1] if where else "", name in looped))
+    return result
 
 
 def _bodies(text: str) -> dict[str, list[str]]:
-    """The lines of each computation of a program, by its name."""
+    """Return the lines of each computation by name."""
     bodies: dict[str, list[str]] = {}
     lines: list[str] = []
     for line in text.splitlines():
@@ -75,7 +75,7 @@ def _bodies(text: str) -> dict[str, list[str]]:
 
 
 def _looped(bodies: dict[str, list[str]]) -> set[str]:
-    """The computations that are in a loop: those of the loops, and all that they call."""
+    """Return the computations inside loops: bodies, conditions and all computations that they call."""
     looped: set[str] = set()
     waiting = [name for lines in bodies.values() for line in lines for name in _LOOP.findall(line)]
     while waiting:
@@ -87,9 +87,9 @@ def _looped(bodies: dict[str, list[str]]) -> set[str]:
 
 
 def _sizes(form: str) -> tuple[int, ...]:
-    """The bytes of each array of a type, such as (f32[2,3]{1,0}, bf16[])."""
-    found = []
+    """Return the bytes of each array of a type such as (f32[2,3]{1,0}, bf16[])."""
+    sizes = []
     for kind, bits, sides in _ARRAY.findall(_LAYOUT_OR_COMMENT.sub("", form)):
         count = math.prod(int(side.lstrip("<=")) for side in sides.split(",") if side)
-        found.append(-(-count * (8 if kind == "pred" else int(bits)) // 8))
-    return tuple(found)
+        sizes.append(-(-count * (8 if kind == "pred" else int(bits)) // 8))
+    return tuple(sizes)

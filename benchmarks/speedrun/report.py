@@ -1,4 +1,4 @@
-"""What the speed run says, as Markdown."""
+"""The results page of the speed run, as Markdown."""
 
 from __future__ import annotations
 
@@ -15,82 +15,84 @@ from experiments.cifar10.experiment import Config
 from jaxdl._format import short
 from jaxdl.runs import Setup
 
-FULL, AIM = 50_000, 0.94  # training images of CIFAR-10, and the accuracy that the speed run is about
+FULL, AIM = 50_000, 0.94  # training images of CIFAR-10, and the target accuracy
 PUBLISHED = (
     "| airbench94_muon, published | 2.59 | 94.01 % | | | | | |\n"
     "| airbench94_compiled, published | 3.09 | 94.01 % | | | | | |"
 )
 SOURCE = (
-    "Published, not measured here: airbench on one NVIDIA A100, of another network and, the first, another optimizer. "
-    "From github.com/KellerJordan/cifar10-airbench; its paper, arXiv:2404.00498, has 3.29 s for the second."
+    "Published, not measured here: airbench on one NVIDIA A100, with another network and, in the first line, another "
+    "optimizer. Source: github.com/KellerJordan/cifar10-airbench; its paper, arXiv:2404.00498, has 3.29 s for the last."
 )
 CLOCK = (
-    "All data are on the device before the clock starts. It runs from the drawing of new weights until the trained "
-    "ones are there; measuring the test images is timed apart. The contestants take turns, a seed a round. Of each the "
-    "first run is not counted: its compile time is what it took beyond the median of the others. +- is the standard "
-    "deviation over runs; least and greatest are in brackets."
+    "All data are on the device before the clock starts. The seconds include the initialization and the training of "
+    "the network; the evaluation of the test images is timed separately. The contestants take turns, with a new seed "
+    "each round. The first run of each is not counted; its compile time is its excess over the median of the others. "
+    "+- is the standard deviation over runs; least and greatest are in brackets."
 )
 
 
-class Lap(NamedTuple):
-    """A training of new weights."""
+class RunResult(NamedTuple):
+    """The result of a run."""
 
-    seconds: float
-    measuring: float  # seconds for the test images
-    accuracy: float  # of them, by the averaged weights
+    seconds: float  # of training
+    evaluation: float  # seconds of the evaluation of the test images
+    accuracy: float  # on the test images, with averaged weights
 
 
-class Course(NamedTuple):
-    """What all are given to do."""
+class Workload(NamedTuple):
+    """The work of all contestants."""
 
-    config: Config  # settled
-    built: Setup
-    at_hand: int  # different training images
+    config: Config  # with all defaults resolved
+    setup: Setup
+    images: int  # different training images
     flops: float  # of a run
     rate: float  # FLOP/s of a matrix product
 
 
 def page(
-    course: Course,
-    around: str,
-    laps: Mapping[str, Sequence[Lap]],
+    workload: Workload,
+    machine: str,
+    results: Mapping[str, Sequence[RunResult]],
     missing: Sequence[Missing],
     errors: Mapping[str, str],
 ) -> str:
-    """The figures; `laps` of each contestant, the first to warm up; `around` is the machine in words."""
-    config = course.config
-    count = sum(leaf.size for leaf in jax.tree.leaves(course.built.start.train_state.variables.params))
+    """Return the page. The first result of each contestant is its warm-up."""
+    config = workload.config
+    count = sum(leaf.size for leaf in jax.tree.leaves(workload.setup.start.train_state.variables.params))
     recipe = (
         f"Recipe `strong`: a residual network of width {config.width} ({count:,} parameters), {config.epochs} epochs "
-        f"of {config.train_size:,} images, {config.batch_size} a step, {config.dtype}, greatest learning rate "
-        f"{config.learning_rate:g}; images flipped, cropped and cut out on the device, smoothed labels, momentum with "
-        "a one-cycle schedule, averaged weights, predictions averaged over mirror images."
+        f"of {config.train_size:,} images, {config.batch_size} per step, {config.dtype}, maximum learning rate "
+        f"{config.learning_rate:g}; flips, crops and cutout on the device, label smoothing, momentum with a "
+        "one-cycle schedule, averaged weights, predictions averaged over mirror images."
     )
     limit = (
-        f"A run of jaxdl is {short(course.flops, 'FLOP')}, and a matrix product in {config.dtype} reaches "
-        f"{short(course.rate, 'FLOP/s')} on this device, so it cannot take less than "
-        f"{quantity(course.flops / course.rate)}. Of the limit: this over the mean seconds."
+        f"A run of jaxdl is {short(workload.flops, 'FLOP')}, and a matrix product in {config.dtype} reaches "
+        f"{short(workload.rate, 'FLOP/s')} on this device, so a run cannot take less than "
+        f"{quantity(workload.flops / workload.rate)}. Of the limit: this time over the mean seconds."
     )
-    head = "| | seconds | accuracy | images a second | seconds an epoch | measuring, s | compile, s | of the limit |"
-    rows = [_row(name, course, *done) for name, done in laps.items()]
-    table = "\n".join([head, "|---" * 8 + "|", *rows, PUBLISHED])
+    head = (
+        "| | seconds | accuracy | images per second | seconds per epoch | evaluation, s | compile, s | of the limit |"
+    )
+    lines = [_line(name, workload, *runs) for name, runs in results.items()]
+    table = "\n".join([head, "|---" * 8 + "|", *lines, PUBLISHED])
     title = f"# CIFAR-10 speed run, {datetime.date.today()}"
-    parts = [title, f"{around}.", recipe, verdict(course, laps[OURS.name]), table, CLOCK, limit, SOURCE]
+    parts = [title, f"{machine}.", recipe, verdict(workload, results[OURS.name]), table, CLOCK, limit, SOURCE]
     return "\n\n".join([*parts, *filter(None, [list_missing(missing, errors)])]) + "\n"
 
 
-def _row(name: str, course: Course, first: Lap, *later: Lap) -> str:
-    seconds, measuring, accuracy = zip(*later, strict=True)
-    mean, epochs = statistics.mean(seconds), course.built.epochs
+def _line(name: str, workload: Workload, first: RunResult, *later: RunResult) -> str:
+    seconds, evaluation, accuracy = zip(*later, strict=True)
+    mean, epochs = statistics.mean(seconds), workload.setup.epochs
     ends = " - ".join(quantity(end(seconds), bare=True) for end in (min, max))
     cells = (
         f"{_mean(seconds)} ({ends})",
-        f"{_mean([100 * share for share in accuracy], 4)} %",
-        f"{course.config.train_size * epochs / mean:,.0f}",
+        f"{_mean([100 * value for value in accuracy], 4)} %",
+        f"{workload.config.train_size * epochs / mean:,.0f}",
         quantity(mean / epochs, bare=True),
-        _mean(measuring),
+        _mean(evaluation),
         quantity(max(0.0, first.seconds - statistics.median(seconds)), bare=True),
-        f"{100 * course.flops / mean / course.rate:.3g} %",
+        f"{100 * workload.flops / mean / workload.rate:.3g} %",
     )
     return f"| {name} | {' | '.join(cells)} |"
 
@@ -100,15 +102,15 @@ def _mean(values: Sequence[float], digits: int = 3) -> str:
     return f"{statistics.mean(values):.{digits}g}{deviation}"
 
 
-def verdict(course: Course, laps: Sequence[Lap]) -> str:
-    """Whether jaxdl reaches 94 % in the mean, or why this cannot be said."""
-    dataset, size = course.built.dataset, course.config.train_size
-    if min(course.at_hand, size) < FULL or dataset.source.startswith("simulated"):
-        again = f", repeated up to {size:,}, so that the seconds are those of so many" if course.at_hand < size else ""
+def verdict(workload: Workload, results: Sequence[RunResult]) -> str:
+    """Return whether jaxdl reaches 94 % in the mean, or why the data cannot show it."""
+    dataset, size = workload.setup.dataset, workload.config.train_size
+    if min(workload.images, size) < FULL or dataset.source.startswith("simulated"):
+        repeated = f", repeated up to {size:,} to time a full run" if workload.images < size else ""
         return (
-            f"THE ACCURACIES SAY NOTHING ABOUT 94 %: {course.at_hand:,} different training images and "
-            f"{len(dataset.test.sample_weight):,} test images are at hand ({dataset.source.partition(':')[0]}){again}."
+            f"THE ACCURACIES SAY NOTHING ABOUT 94 %: the data have {workload.images:,} different training images and "
+            f"{len(dataset.test.sample_weight):,} test images ({dataset.source.partition(':')[0]}){repeated}."
         )
-    seconds, _, accuracy = (statistics.mean(each) for each in zip(*laps[1:], strict=True))
+    seconds, _, accuracy = (statistics.mean(each) for each in zip(*results[1:], strict=True))
     reached = "reached" if accuracy >= AIM else "NOT reached"
     return f"94 % in the mean: {reached} by jaxdl, {100 * accuracy:.2f} % after {seconds:.3g} s."

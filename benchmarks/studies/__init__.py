@@ -1,1 +1,1 @@
-"""Measurements beside the table, a command each: `python -m benchmarks.studies.parity` and so on."""
+"""Studies outside of the table, one command each, such as `python -m benchmarks.studies.parity`."""

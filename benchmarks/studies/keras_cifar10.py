@@ -2,11 +2,11 @@
 
     python -m benchmarks.studies.keras_cifar10 --data DIR --recipe small --seeds 0 1 2 [--backend jax] [--time]
 
-It prints one line of JSON a seed. With --time an epoch is one training pass over the 5,000 images and nothing else;
-without it an epoch ends with the validation on the test images, and its seconds count that too.
+Prints a line of JSON per seed. Each epoch trains on 5,000 images and validates on the test images; its seconds include
+the validation. With --time there is no validation.
 """
 
-# ruff: noqa: E402 -- the backend must be chosen, and the clock started, before Keras is imported.
+# ruff: noqa: E402 -- the backend must be set, and the clock started, before Keras is imported.
 
 import argparse
 import json
@@ -23,11 +23,11 @@ BATCH, TRAINING_IMAGES = 32, 5000
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--data", default=os.environ.get("JAXDL_DATA"), help="data folder (default: $JAXDL_DATA)")
 parser.add_argument("--recipe", choices=RECIPES, default="small")
-parser.add_argument("--dropout", type=float, default=0.2, help="share of values dropped, recipe dropout (default: 0.2)")
+parser.add_argument("--dropout", type=float, default=0.2, help="dropout rate of the recipe dropout (default: 0.2)")
 parser.add_argument("--seeds", type=int, nargs="+", default=[0])
 parser.add_argument("--epochs", type=int, default=10)
 parser.add_argument("--backend", choices=("jax", "tensorflow", "torch"), default="tensorflow")
-parser.add_argument("--time", action="store_true", help="epochs of training only, without validation")
+parser.add_argument("--time", action="store_true", help="train without validation")
 args = parser.parse_args()
 if not args.data:
     parser.error("give --data DIR or set JAXDL_DATA")
@@ -43,6 +43,8 @@ import_seconds = time.perf_counter() - import_started
 
 
 class EpochSeconds(keras.callbacks.Callback):
+    """The seconds of each epoch."""
+
     def __init__(self):
         super().__init__()
         self.seconds = []
@@ -55,7 +57,7 @@ class EpochSeconds(keras.callbacks.Callback):
 
 
 def load():
-    """{split: (images, labels)}; images (N, 32, 32, 3) float32 from 0 to 1."""
+    """Return {split: (images, labels)}; images (N, 32, 32, 3) are float32 from 0 to 1."""
 
     def read(names):
         contents = [
@@ -75,6 +77,8 @@ def load():
 
 
 def build():
+    """Return the compiled model of the recipe."""
+
     def conv():
         return keras.layers.Conv2D(50, (3, 3), activation="relu")
 
@@ -99,7 +103,7 @@ def build():
 
 
 def run(seed, splits):
-    """Trains and scores one model; returns the line to print."""
+    """Train and evaluate a model; return the line to print."""
     keras.backend.clear_session()
     keras.utils.set_random_seed(seed)
     model = build()

@@ -3,10 +3,10 @@
     python -m benchmarks.studies.keras_weather --data DIR --recipe early-stopping --seeds 0 1 2 [--backend jax]
         [--full --out DIR]
 
-It prints one line of JSON a seed. With --full it is the whole script of the lesson: baseline, figures, saved model.
+Prints a line of JSON per seed. --full runs the whole script of the lesson: baseline, plots, saved model.
 """
 
-# ruff: noqa: E402 -- the backend must be chosen, and the clock started, before Keras is imported.
+# ruff: noqa: E402 -- the backend must be set, and the clock started, before Keras is imported.
 
 import argparse
 import json
@@ -14,7 +14,7 @@ import os
 import time
 from pathlib import Path
 
-RECIPES = {  # hidden: widths of the layers; rows: last row label used (None: all); patience None: no early stopping
+RECIPES = {  # hidden: layer widths; rows: label of the last row (None: all); patience None: no early stopping
     "plain": {"hidden": (100, 50), "epochs": 200, "patience": None, "norm": False, "rows": 1095, "basel": False},
     "small": {"hidden": (10, 5), "epochs": 200, "patience": None, "norm": False, "rows": 1095, "basel": False},
     "early-stopping": {"hidden": (100, 50), "epochs": 200, "patience": 10, "norm": False, "rows": 1095, "basel": False},
@@ -28,9 +28,9 @@ parser.add_argument("--data", default=os.environ.get("JAXDL_DATA"), help="data f
 parser.add_argument("--recipe", choices=RECIPES, default="plain")
 parser.add_argument("--seeds", type=int, nargs="+", default=[0])
 parser.add_argument("--backend", choices=("jax", "tensorflow", "torch"), default="jax")
-parser.add_argument("--full", action="store_true", help="also the baseline, the figures, the model and the history")
-parser.add_argument("--warm", action="store_true", help="compile before the clock starts, with one epoch more")
-parser.add_argument("--out", default="out", help="folder that --full writes into")
+parser.add_argument("--full", action="store_true", help="write the baseline, the plots, the model and the history too")
+parser.add_argument("--warm", action="store_true", help="compile before the clock starts, with one more epoch")
+parser.add_argument("--out", default="out", help="folder of --full")
 args = parser.parse_args()
 if not args.data:
     parser.error("give --data DIR or set JAXDL_DATA")
@@ -51,7 +51,7 @@ import_seconds = time.perf_counter() - import_started
 
 
 def load(recipe):
-    """{split: (features, target)}; the target is the sunshine in Basel on the following day."""
+    """Return {split: (features, target)}; the target is the sunshine in Basel on the next day."""
     data = pd.read_csv(Path(args.data) / "weather" / "weather_prediction_dataset.csv")
     last = len(data) - 2 if recipe["rows"] is None else recipe["rows"]
     x = data.loc[:last].drop(columns=["DATE", "MONTH"])
@@ -64,6 +64,7 @@ def load(recipe):
 
 
 def build(recipe, n_features):
+    """Return the compiled model of a recipe."""
     layers = [keras.layers.BatchNormalization()] if recipe["norm"] else []
     layers += [keras.layers.Dense(width, activation="relu") for width in recipe["hidden"]]
     model = keras.Sequential([keras.Input(shape=(n_features,)), *layers, keras.layers.Dense(1)])
@@ -72,7 +73,7 @@ def build(recipe, n_features):
 
 
 def write_all(out, model, history, splits):
-    """What the lesson makes besides the fit; returns the test RMSE of the baseline tomorrow = today."""
+    """Write history, model and plots of the lesson; return the test RMSE of the baseline tomorrow = today."""
     out.mkdir(parents=True, exist_ok=True)
     table = pd.DataFrame(history.history, index=pd.Index(history.epoch, name="epoch"))
     table.to_csv(out / "history.csv")

@@ -1,9 +1,9 @@
-"""Every weather recipe over many seeds, beside Keras: do the means agree?
+"""Compare the mean test RMSE of every weather recipe with Keras, over many seeds.
 
     python -m benchmarks.studies.parity --data DIR [--seeds 24]
 
-Keras was measured with `benchmarks.studies.keras_weather`; its figures stand in `keras_weather.json`. The last column
-is the difference of the mean test RMSE in standard errors of that difference.
+The values of Keras in `keras_weather.json` were measured with `benchmarks.studies.keras_weather`. The last column is
+the difference of the mean test RMSE, divided by its standard error.
 """
 
 import argparse
@@ -24,7 +24,7 @@ def main() -> None:
     parser.add_argument("--data", default="auto")
     parser.add_argument("--seeds", type=int, default=24)
     arguments = parser.parse_args()
-    print("| recipe | seeds | epochs | train | validation | test | Keras: test | standard errors apart |")
+    print("| recipe | seeds | epochs | train | validation | test | Keras: test | difference / standard error |")
     print("|---|---|---|---|---|---|---|---|")
     for recipe in RECIPES:
         command = [sys.executable, "-m", "benchmarks.studies.fit", "--data", arguments.data, "--recipe", recipe]
@@ -36,10 +36,11 @@ def main() -> None:
         theirs, test = KERAS[recipe], rmse["test"]
         error = np.hypot(test.std(ddof=1) / np.sqrt(len(test)), theirs["test"][1] / np.sqrt(theirs["seeds"]))
         ours = " | ".join(f"{values.mean():.3f} +- {values.std(ddof=1):.3f}" for values in rmse.values())
-        apart = (test.mean() - theirs["test"][0]) / error
+        difference = (test.mean() - theirs["test"][0]) / error
         keras = f"{theirs['test'][0]:.3f} +- {theirs['test'][1]:.3f} ({theirs['seeds']} seeds)"
         print(
-            f"| {recipe} | {len(lines)} | {min(epochs)}-{max(epochs)} | {ours} | {keras} | {apart:+.1f} |", flush=True
+            f"| {recipe} | {len(lines)} | {min(epochs)}-{max(epochs)} | {ours} | {keras} | {difference:+.1f} |",
+            flush=True,
         )
 
 

@@ -1,8 +1,7 @@
-"""What looks at each epoch of a run: CSV, TensorBoard, a progress bar, the profiler."""
+"""Callbacks of a run: CSV, TensorBoard, a progress bar, the profiler."""
 
 from jaxdl._exports import set_public_names as _set_public_names
 from jaxdl.callbacks._csv_log import csv_log as csv_log
-from jaxdl.callbacks._profiler import profiled as profiled
 from jaxdl.callbacks._profiler import profiler as profiler
 from jaxdl.callbacks._progress_bar import progress_bar as progress_bar
 from jaxdl.callbacks._tensorboard import description as description

@@ -1,7 +1,7 @@
-"""Traces of what a run does, operation by operation.
+"""A callback that traces the operations of a run.
 
-TensorBoard shows them with its profile plugin (`pip install xprof`) where the folder is its
-`--logdir`, and https://ui.perfetto.dev opens the file perfetto_trace.json.gz below it.
+TensorBoard with its profile plugin (`pip install xprof`) shows a trace where the folder is its `--logdir`, and
+https://ui.perfetto.dev opens the file perfetto_trace.json.gz below the folder.
 """
 
 from __future__ import annotations
@@ -19,30 +19,22 @@ import numpy as np
 from jaxdl.errors import InputError
 from jaxdl.types import Callback, RunState
 
-EPOCHS, SECONDS = 3, 2.0  # that are traced at most: a second may hold a million operations
+EPOCHS, SECONDS = 3, 2.0  # of a trace, at most: a second may hold a million operations
 
 
 @contextmanager
-def profiled(folder: str | Path) -> Iterator[None]:
-    """Traces what happens in the block, on this machine's processors and devices, but no Python functions.
+def record_trace(folder: str | Path) -> Iterator[None]:
+    """Trace the operations of a block on this machine's processors and devices, without Python functions.
 
-    What was begun in the block must have ended: wait for results with `jax.block_until_ready`. It writes
-    folder/plugins/profile/<time>/, with an .xplane.pb for TensorBoard and a perfetto_trace.json.gz. Raises InputError
-    where a profile is running already, and where the folder cannot be written.
-
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     with profiled(Path(folder)):
-    ...         _ = jax.block_until_ready(jax.jit(lambda x: x + 1)(1.0))
-    ...     [path.name for path in Path(folder).glob("plugins/profile/*/perfetto*")]
-    ['perfetto_trace.json.gz']
+    It writes folder/plugins/profile/<time>/, with an .xplane.pb for TensorBoard and a perfetto_trace.json.gz. Raises
+    InputError where another trace is running, and where the folder cannot be written.
     """
     folder = Path(folder)
     options = jax.profiler.ProfileOptions()
-    # Python's own calls would be most of a trace, and slow down what is measured.
+    # Python's own calls would be most of a trace, and would slow down the operations.
     options.python_tracer_level = 0
     try:
-        # Now, because JAX begins no other trace after one that it could not write.
+        # Before the trace, because JAX starts no other trace after one that it could not write.
         traces = folder / "plugins" / "profile"
         traces.mkdir(parents=True, exist_ok=True)
         before = set(traces.iterdir())
@@ -57,10 +49,10 @@ def profiled(folder: str | Path) -> Iterator[None]:
         try:
             jax.profiler.stop_trace()
         except (OSError, RuntimeError) as error:
-            # A part of a trace is of no use, and the run needs the room.
-            for part in set(traces.iterdir()) - before:
-                shutil.rmtree(part, ignore_errors=True)
-            raise InputError(f"{folder} must have room for a trace, got: {error}. Free some space.") from error
+            # An incomplete trace is of no use, and the run needs the disk space.
+            for incomplete in set(traces.iterdir()) - before:
+                shutil.rmtree(incomplete, ignore_errors=True)
+            raise InputError(f"{folder} must have space for a trace, got: {error}. Free some space.") from error
 
 
 @contextmanager
@@ -73,35 +65,40 @@ def profiler(
     seconds: float = SECONDS,
     warn: Callable[[str], None] = warnings.warn,
 ) -> Iterator[Callback]:
-    """Traces (`profiled`) some epochs after the first, which compiles; where there is only one, that one.
+    """Trace some epochs after the first, which compiles, or the only epoch of a run.
 
-    To be called after every chunk, or every epoch. The trace ends at the first call after so many epochs or seconds.
-    initial_epoch: the epochs that were done before; last: the one that ends the run, where that is known. What stands
-    in its way, as another profile or a full disk, is told, and the run goes on. Raises InputError for epochs and
-    seconds that are not positive.
+    The callback may be called after every epoch or more often. The trace ends at the first call after `epochs` or
+    `seconds`. initial_epoch: the last epoch before the run; last: the last epoch of the run, where it is known. Where
+    no trace can be written, because of another trace or a full disk, `warn` is called and the run continues. Raises
+    InputError for epochs and seconds that are not positive.
 
-    >>> with profiler(Path("unused"), last=9) as observe:
-    ...     callable(observe)
-    True
+    >>> import optax, tempfile
+    >>> from jaxdl import dataset, fit, losses, mlp
+    >>> train = dataset([[1.0]] * 32, [[2.0]] * 32)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     with profiler(folder, last=2) as callback:
+    ...         _ = fit(mlp(()), losses.squared_error, optax.sgd(0.1), train, epochs=2, callbacks=[callback])
+    ...     [path.name for path in Path(folder).glob("plugins/profile/*/perfetto*")]
+    ['perfetto_trace.json.gz']
     """
     if epochs < 1 or not seconds > 0:
         raise InputError(f"a trace must have an epoch and some time, got epochs={epochs} and seconds={seconds}.")
     trace = ExitStack()
     until: tuple[int, float] | None = None
 
-    def attempt(what: Callable[[], object]) -> None:
+    def attempt(action: Callable[[], object]) -> None:
         try:
-            what()
+            action()
         except InputError as error:
             warn(f"there is no profile, because {error}")
 
     def start(epoch: int) -> None:
         nonlocal until
         until = epoch + epochs, time.monotonic() + seconds
-        attempt(lambda: trace.enter_context(profiled(folder)))
+        attempt(lambda: trace.enter_context(record_trace(folder)))
 
-    def observe(run_state: RunState, history: list[dict[str, float]]) -> None:
-        # Of many runs the one that is furthest.
+    def on_epoch(run_state: RunState, history: list[dict[str, float]]) -> None:
+        # Many runs have many epochs: the last counts.
         epoch = int(np.max(history[-1]["epoch"])) if history else int(run_state.epoch)
         if until is None and epoch > initial_epoch and epoch != last:
             start(epoch)
@@ -111,6 +108,6 @@ def profiler(
     if last is not None and last <= initial_epoch + 1:
         start(initial_epoch)
     try:
-        yield observe
+        yield on_epoch
     finally:
         attempt(trace.close)

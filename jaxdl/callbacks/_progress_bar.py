@@ -1,4 +1,4 @@
-"""The bar that shows how far a run is."""
+"""A callback that shows the epoch, the metrics and the time left of a run."""
 
 from __future__ import annotations
 
@@ -24,18 +24,21 @@ def progress_bar(
     batches: int = 1,
     initial_epoch: int = 0,
 ) -> AbstractContextManager[Callback]:
-    """Shows epoch, the given figures, the best epoch so far and the time left, as fits where it is shown.
+    """Show the epoch, the metrics, the best epoch so far and the time left of a run.
 
-    That is one line in a terminal, one bar in a notebook, plain lines in a log, and nothing where the console is quiet.
-    To be called after every epoch, or every chunk: `batches`, of an epoch, let the bar move inside of one;
-    `initial_epoch`: the epochs that were done before. Of many runs, as of `fit_seeds` and `sweep`, it shows the means.
-    It is redrawn, and a line is printed, only now and then, so that short epochs are not slowed down. The best epoch is
-    shown with the last of the figures.
+    It is one line in a terminal, a bar in a notebook, lines of text in a log, and nothing for a quiet console, each
+    updated at most a few times a second, so that short epochs stay fast. figures: the metrics; the best epoch is shown
+    with its value of the last of them. Of many runs, as of `fit_seeds` and `sweep`, it shows the means. The callback
+    may be called after every epoch or more often: with `batches`, the number of batches of an epoch, the bar moves
+    within an epoch. initial_epoch: the last epoch before the run.
 
+    >>> import optax
     >>> from rich.console import Console
-    >>> with progress_bar(5, ("loss", "val_loss"), console=Console(quiet=True)) as observe:
-    ...     callable(observe)
-    True
+    >>> from jaxdl import dataset, fit, losses, mlp
+    >>> train = dataset([[1.0]] * 32, [[2.0]] * 32)
+    >>> with progress_bar(1, console=Console(force_terminal=False)) as callback:
+    ...     _ = fit(mlp(()), losses.squared_error, optax.sgd(0.1), train, epochs=1, callbacks=[callback])
+    epoch 1/1 loss ...
     """
     from rich.console import Console
 
@@ -43,16 +46,14 @@ def progress_bar(
     if console.quiet:
         return nullcontext(lambda run_state, history: None)
     if console.is_jupyter:
-        return _html(epochs, figures, batches, initial_epoch)
-    return (
-        _bar(console, epochs, figures, batches)
-        if console.is_terminal
-        else _lines(console, epochs, figures, initial_epoch)
-    )
+        return _notebook_bar(epochs, figures, batches, initial_epoch)
+    if console.is_terminal:
+        return _terminal_bar(console, epochs, figures, batches)
+    return _log_lines(console, epochs, figures, initial_epoch)
 
 
 @contextmanager
-def _bar(console: Console, epochs: int, figures: tuple[str, ...], batches: int) -> Iterator[Callback]:
+def _terminal_bar(console: Console, epochs: int, metrics: tuple[str, ...], batches: int) -> Iterator[Callback]:
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
@@ -62,12 +63,12 @@ def _bar(console: Console, epochs: int, figures: tuple[str, ...], batches: int) 
         task = bar.add_task("", total=epochs)
 
         def show(run_state: Any, history: History) -> None:
-            done = _done(run_state, history, batches)
-            bar.update(task, completed=done, description=_line(run_state, history, figures), refresh=True)
+            epoch = _fractional_epoch(run_state, history, batches)
+            bar.update(task, completed=epoch, description=_status(run_state, history, metrics), refresh=True)
 
         try:
-            with _now_and_then(show, every=0.2) as observe:
-                yield observe
+            with _throttle(show, every=0.2) as callback:
+                yield callback
         finally:
             # A run that stops early has no time left.
             bar.columns = columns[:-1]
@@ -75,128 +76,140 @@ def _bar(console: Console, epochs: int, figures: tuple[str, ...], batches: int) 
 
 
 @contextmanager
-def _html(epochs: int, figures: tuple[str, ...], batches: int, initial_epoch: int) -> Iterator[Callback]:
+def _notebook_bar(epochs: int, metrics: tuple[str, ...], batches: int, initial_epoch: int) -> Iterator[Callback]:
     from IPython.display import display
 
-    began: tuple[float, float] | None = None
-    latest: tuple[float, str] = initial_epoch, "no epoch has ended"
-    shown = display(_as_html(initial_epoch, epochs, "compiling"), raw=True, display_id=True)
+    remaining = _Remaining(epochs)
+    last: tuple[float, str] = initial_epoch, "no epoch has ended"
+    output = display(_as_html(initial_epoch, epochs, "compiling"), raw=True, display_id=True)
 
     def show(run_state: Any, history: History) -> None:
-        nonlocal began, latest
-        done, now = _done(run_state, history, batches), time.monotonic()
-        text, left = _line(run_state, history, figures), ""
-        # What came before the first call compiled, so it says nothing about the rest.
-        if began is not None and began[1] < done < epochs:
-            left = f", at most {(now - began[0]) / (done - began[1]) * (epochs - done):.0f} s left"
-        # A run may be set back, and a sweep begins with other candidates.
-        began, latest = began if began and began[1] <= done else (now, done), (done, text)
-        shown.update(_as_html(done, epochs, text + left), raw=True)
+        nonlocal last
+        epoch, text = _fractional_epoch(run_state, history, batches), _status(run_state, history, metrics)
+        seconds, last = remaining.seconds(epoch), (epoch, text)
+        left = "" if seconds is None or epoch >= epochs else f", at most {seconds:.0f} s left"
+        output.update(_as_html(epoch, epochs, text + left), raw=True)
 
     try:
-        with _now_and_then(show, every=0.2) as observe:
-            yield observe
+        with _throttle(show, every=0.2) as callback:
+            yield callback
     finally:
-        # Where it ended: a run may stop early, or be stopped.
-        shown.update(_as_html(latest[0], epochs, latest[1]), raw=True)
+        # A run may stop early or be interrupted, and then has no time left.
+        output.update(_as_html(last[0], epochs, last[1]), raw=True)
 
 
-def _as_html(done: float, epochs: int, text: str) -> dict[str, str]:
-    """A bar in the formats that a notebook chooses from: it takes the colors of the page around it."""
-    count = f"epoch {int(done)}/{epochs}"
-    bar = f'<progress value="{done:.3f}" max="{epochs}" style="width: 12em; vertical-align: middle"></progress>'
+def _as_html(epoch: float, epochs: int, text: str) -> dict[str, str]:
+    """Return a bar in HTML and as text: a notebook chooses, and the bar takes the colors of the page."""
+    count = f"epoch {int(epoch)}/{epochs}"
+    bar = f'<progress value="{epoch:.3f}" max="{epochs}" style="width: 12em; vertical-align: middle"></progress>'
     page = f'<div style="white-space: nowrap; font-family: monospace">{count} {bar} {html.escape(text)}</div>'
     return {"text/html": page, "text/plain": f"{count} {text}"}
 
 
 @contextmanager
-def _lines(console: Console, epochs: int, figures: tuple[str, ...], initial_epoch: int) -> Iterator[Callback]:
-    seen: dict[str, Any] = {"epoch": initial_epoch}
-    began: tuple[float, int] | None = None
-    latest = epochs
+def _log_lines(console: Console, epochs: int, metrics: tuple[str, ...], initial_epoch: int) -> Iterator[Callback]:
+    record: dict[str, Any] = {"epoch": initial_epoch}
+    remaining = _Remaining(epochs)
+    last = epochs
 
     def show(run_state: Any, history: History) -> None:
-        nonlocal began, latest
-        epoch, now, left = int(history[-1]["epoch"]), time.monotonic(), ""
-        # The first epoch compiles, so it says nothing about the others.
-        if began is not None and epoch > began[1]:
-            left = f" left at most {(now - began[0]) / (epoch - began[1]) * (epochs - epoch):.0f} s"
-        # A run may be set back, and a sweep begins with other candidates.
-        began = began if began and began[1] <= epoch else (now, epoch)
-        latest = epoch if _stopped_early(run_state) else epochs
-        text = _line(run_state, history, figures)
+        nonlocal last
+        epoch = int(history[-1]["epoch"])
+        seconds = remaining.seconds(epoch)
+        left = "" if seconds is None else f" left at most {seconds:.0f} s"
+        last = epoch if _should_stop(run_state) else epochs
+        text = _status(run_state, history, metrics)
         console.print(f"epoch {epoch}/{epochs} {text}{left}", highlight=False, soft_wrap=True)
 
-    with _now_and_then(show, every=1.0) as observe:
+    with _throttle(show, every=1.0) as callback:
 
         def after_epochs(run_state: Any, history: History) -> None:
-            nonlocal seen
-            # The records of a run that is resumed are not new, and inside an epoch there is no new one.
-            if history and history[-1] is not seen and (len(seen) > 1 or history[-1]["epoch"] != initial_epoch):
-                seen = history[-1]
-                observe(run_state, history)
+            nonlocal record
+            # The last record of a run that is resumed is not new, and within an epoch there is no new one.
+            if history and history[-1] is not record and (len(record) > 1 or history[-1]["epoch"] != initial_epoch):
+                record = history[-1]
+                callback(run_state, history)
 
         yield after_epochs
 
-    if latest < epochs:
-        console.print(f"ended after epoch {latest} of {epochs}", highlight=False)
+    if last < epochs:
+        console.print(f"ended after epoch {last} of {epochs}", highlight=False)
+
+
+class _Remaining:
+    """An upper bound of the seconds that a run needs for its remaining epochs."""
+
+    def __init__(self, epochs: int) -> None:
+        self.epochs = epochs
+        self.start: tuple[float, float] | None = None  # the time and the epoch of the first call
+
+    def seconds(self, epoch: float) -> float | None:
+        """Return the seconds after this epoch, or None at the first call: the time before it includes compilation."""
+        now = time.monotonic()
+        # The epoch falls where a run is set back and where a sweep starts other candidates.
+        if self.start is None or epoch < self.start[1]:
+            self.start = now, epoch
+        if epoch == self.start[1]:
+            return None
+        return (now - self.start[0]) / (epoch - self.start[1]) * (self.epochs - epoch)
 
 
 @contextmanager
-def _now_and_then(show: Callback, every: float) -> Iterator[Callback]:
-    """Calls `show` for the first epoch, then at most every so many seconds, and for the last epoch at the end."""
-    shown, latest = -every, None
+def _throttle(show: Callback, every: float) -> Iterator[Callback]:
+    """Call `show` for the first epoch, then at most once in `every` seconds, and for the last epoch at the end."""
+    last_time, pending = -every, None
 
-    def observe(run_state: Any, history: History) -> None:
-        nonlocal shown, latest
-        latest = (run_state, history)
-        if time.monotonic() - shown >= every:
+    def callback(run_state: Any, history: History) -> None:
+        nonlocal last_time, pending
+        pending = (run_state, history)
+        if time.monotonic() - last_time >= every:
             show(run_state, history)
-            shown, latest = time.monotonic(), None
+            last_time, pending = time.monotonic(), None
 
-    yield observe
-    if latest is not None:
-        show(*latest)
+    yield callback
+    if pending is not None:
+        show(*pending)
 
 
-def _done(run_state: Any, history: History, batches: int) -> float:
-    """How many epochs are done, with the part of the one under way; of many runs whole ones."""
-    if history and _runs(history[-1]):
+def _fractional_epoch(run_state: Any, history: History, batches: int) -> float:
+    """Return the finished epochs with the fraction of the current one; for many runs the most whole epochs."""
+    if history and _count_runs(history[-1]):
         return int(np.max(history[-1]["epoch"]))
     return int(run_state.epoch) + int(run_state.cursor) / batches
 
 
-def _stopped_early(run_state: Any) -> bool:
-    """Whether the stopping rule has ended the run, or all of many; a sweep has no rule of its own."""
+def _should_stop(run_state: Any) -> bool:
+    """Return whether the stopping rule has ended the run, or all of many runs; a sweep has no stopping rule."""
     return bool(np.all(getattr(getattr(run_state, "stopping", None), "should_stop", False)))
 
 
-def _runs(record: dict[str, Any]) -> int:
-    """How many runs a record is of; 0 for one whose values are plain numbers."""
+def _count_runs(record: dict[str, Any]) -> int:
+    """Return the number of runs of a record; 0 where its values are plain numbers."""
     return max((np.size(value) for value in record.values() if np.ndim(value)), default=0)
 
 
-def _mean_line(record: dict[str, Any], figures: tuple[str, ...]) -> str:
-    """The means over the runs that have a finite value."""
-    values = {name: np.asarray(record[name]) for name in figures if name in record}
+def _mean_status(record: dict[str, Any], metrics: tuple[str, ...]) -> str:
+    """Return the means over the runs with a finite value."""
+    values = {name: np.asarray(record[name]) for name in metrics if name in record}
     finite = {name: value[np.isfinite(value)] for name, value in values.items()}
-    shown = " ".join(f"{name} {of.mean() if of.size else np.nan:.4f}" for name, of in finite.items())
-    runs, left = _runs(record), min((of.size for of in finite.values()), default=0)
-    count = f"{left} of {runs}" if left < runs else runs
+    text = " ".join(f"{name} {value.mean() if value.size else np.nan:.4f}" for name, value in finite.items())
+    runs, least = _count_runs(record), min((value.size for value in finite.values()), default=0)
+    count = f"{least} of {runs}" if least < runs else runs
     if "candidate" in record:
         candidates = np.unique(record["candidate"]).tolist()
-        many = ", ".join(map(str, candidates[:3])) + ", ..." * (len(candidates) > 3)
-        return f"{shown} (mean of {count} runs, candidate{'s' * (len(candidates) > 1)} {many})"
-    return f"{shown} (mean of {count} runs)"
+        names = ", ".join(map(str, candidates[:3])) + ", ..." * (len(candidates) > 3)
+        return f"{text} (mean of {count} runs, candidate{'s' * (len(candidates) > 1)} {names})"
+    return f"{text} (mean of {count} runs)"
 
 
-def _line(run_state: Any, history: History, figures: tuple[str, ...]) -> str:
+def _status(run_state: Any, history: History, metrics: tuple[str, ...]) -> str:
+    """Return the metrics of the last epoch and the best epoch as text."""
     if not history:
         return "first epoch"
-    if _runs(history[-1]):
-        return _mean_line(history[-1], figures)
-    shown = " ".join(f"{name} {history[-1][name]:.4f}" for name in figures if name in history[-1])
+    if _count_runs(history[-1]):
+        return _mean_status(history[-1], metrics)
+    text = " ".join(f"{name} {history[-1][name]:.4f}" for name in metrics if name in history[-1])
     best, first = int(run_state.stopping.best_epoch), int(history[0]["epoch"])
-    if best < first or figures[-1] not in history[-1]:
-        return f"{shown} best: {f'epoch {best}' if best else 'none yet'}"
-    return f"{shown} best {history[best - first][figures[-1]]:.4f} (epoch {best})"
+    if best < first or metrics[-1] not in history[-1]:
+        return f"{text} best: {f'epoch {best}' if best else 'none yet'}"
+    return f"{text} best {history[best - first][metrics[-1]]:.4f} (epoch {best})"

@@ -18,7 +18,7 @@ import numpy as np
 from jaxdl._files import atomic_write, exclusive
 from jaxdl._jit import jit
 from jaxdl._tree import flatten_named
-from jaxdl.callbacks._csv_log import rows_of
+from jaxdl.callbacks._csv_log import table_rows
 from jaxdl.data import DataSource
 from jaxdl.data.streaming import loader
 from jaxdl.distributed.sharding import to_host
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 BINS = 50  # of a histogram; TensorBoard draws 30
 _OPEN_FILES = 256
-_Events = Iterable[tuple[str, "Event"]]  # each with the run that it belongs to
+_Events = Iterable[tuple[str, "Event"]]  # each with the name of its run
 
 
 @contextmanager
@@ -45,64 +45,71 @@ def tensorboard(
     initial_epoch: int | None = None,
     warn: Callable[[str], None] = warnings.warn,
 ) -> Iterator[Callback]:
-    """Write all metrics of every epoch; training and validation are two of TensorBoard's runs, which share charts.
+    """Write the metrics of every epoch; training and validation are two runs of TensorBoard, which share charts.
 
-    Of many runs, each has these two in a folder of its own: `member-0`, or `candidate-0-seed-3` of a sweep.
+    Each of many runs has these two in its own folder: `member-0`, or `candidate-0-seed-3` of a sweep.
 
-    Epochs are written together after `every` seconds, and at the end, so that short ones are not slowed down: a crash
-    loses no more than those seconds. `initial_epoch`: the epochs that are in the folder already; by default all that
-    the history holds are written, and TensorBoard purges what the folder holds of these and later epochs. Where the
-    disk is full, `warn` is called once and the rest of the charts left out. Raises InputError where another run is
-    writing there.
+    Epochs are written together after `every` seconds, and at the end, so that short epochs stay fast; a crash loses at
+    most those seconds. initial_epoch: the last epoch that is in the folder already; by default all epochs of the
+    history are written, in place of these and later epochs in the folder. Where the disk is full, `warn` is called once
+    and the rest of the charts is left out. Raises InputError where another run writes there.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     with tensorboard(folder) as callback:
+    ...         callback(None, [{"epoch": 1, "loss": 0.5, "val_loss": 0.6}])
+    ...     sorted(path.name for path in Path(folder).iterdir())
+    ['train', 'validation']
     """
     folder, prefixes = Path(folder), {"train": "", "validation": "val_"}
-    waiting: list[tuple[str, Event]] = []
-    latest = (
-        dict.fromkeys(prefixes, initial_epoch) if initial_epoch is not None else {}
-    )  # the last epoch of each of TensorBoard's runs
+    pending: list[tuple[str, Event]] = []
+    # The last epoch of each of TensorBoard's runs.
+    last_epochs = dict.fromkeys(prefixes, initial_epoch) if initial_epoch is not None else {}
     written, first, last = Written(), initial_epoch or 0, time.monotonic()
 
     def flush() -> None:
-        write(waiting)
-        waiting.clear()
+        write(pending)
+        pending.clear()
 
-    def observe(run_state: Any, history: History) -> None:
+    def on_epoch(run_state: Any, history: History) -> None:
         nonlocal first, last
-        _, new = written.update(history)
-        moment = time.time()
-        for row in (row for record in new if np.max(record["epoch"]) > first for row in rows_of(run_state, record)):
-            step, where = row.pop("epoch"), _folder_of(row)
+        _, records = written.update(history)
+        wall_time = time.time()
+        for row in (
+            row for record in records if np.max(record["epoch"]) > first for row in table_rows(run_state, record)
+        ):
+            step, subfolder = row.pop("epoch"), _pop_folder(row)
             for name, prefix in prefixes.items():
                 tags = [tag for tag in row if tag.startswith("val_") == bool(prefix)]
                 values = [{"tag": tag.removeprefix(prefix), "simple_value": row[tag]} for tag in tags]
-                run = where + name
-                if values or not where:
-                    if step <= latest.get(run, step):
-                        waiting.append((run, _purge(step)))
-                    latest[run] = step
-                    waiting.append((run, _event(step, moment, summary={"value": values})))
+                run = subfolder + name
+                if values or not subfolder:
+                    if step <= last_epochs.get(run, step):
+                        pending.append((run, _purge(step)))
+                    last_epochs[run] = step
+                    pending.append((run, _event(step, wall_time, summary={"value": values})))
         first = 0
         if time.monotonic() - last >= every:
             flush()
             last = time.monotonic()
 
     with ExitStack() as stack:
-        with suppress(OSError):  # of which `warn` is told at the first write
+        with suppress(OSError):  # the first write fails, too, and calls `warn`
             folder.mkdir(parents=True, exist_ok=True)
             stack.enter_context(exclusive(folder))
         write = stack.enter_context(_event_files(folder, warn))
-        # Also for a new run: one that was killed before its first checkpoint may have written here.
+        # For a new run, too: a run that was killed before its first checkpoint may have written here.
         write((name, _purge(initial_epoch + 1)) for name in prefixes if initial_epoch is not None)
         try:
-            yield observe
+            yield on_epoch
         finally:
             flush()
 
 
-def _folder_of(row: dict[str, Any]) -> str:
-    """Take the columns that name a run from a row, and return the run's folder."""
-    own = {name: row.pop(name) for name in ("member", "candidate", "seed") if name in row}
-    return "-".join(f"{name}-{number}" for name, number in own.items()) + "/" * bool(own)
+def _pop_folder(row: dict[str, Any]) -> str:
+    """Remove the columns that name a run from a row, and return the run's folder."""
+    run = {name: row.pop(name) for name in ("member", "candidate", "seed") if name in row}
+    return "-".join(f"{name}-{number}" for name, number in run.items()) + "/" * bool(run)
 
 
 @contextmanager
@@ -115,76 +122,75 @@ def histograms(
     every: int = 10,
     warn: Callable[[str], None] = warnings.warn,
 ) -> Iterator[Callback]:
-    """Write histograms of each layer's weights and gradients, as two of TensorBoard's runs with these names.
+    """Write histograms of each layer's parameters and gradients, as TensorBoard's runs `weights` and `gradients`.
 
-    Of the epochs that `every` divides, 0 among them: the initial weights. `start` is the progress with which the run
-    begins; TensorBoard purges what the folder holds of later epochs. The gradients are those of the training loss, on
-    the first batch of `rows`, at the weights of that moment. Numbers that are not finite are left out.
+    They are those of every `every`-th epoch and of epoch 0, the initial parameters. rows: the training dataset; the
+    gradients are those of the training loss on its first batch. start: the run state at the start of the run;
+    TensorBoard forgets later epochs in the folder. Numbers that are not finite are left out.
 
-    Histograms are written when the next epoch has ended, and at the end, so that the device need not wait. Where the
-    disk is full, or several processes hold parts of the weights, `warn` is called once and the rest left out.
-    Raises InputError for `every` below 1.
+    Histograms are written after the next epoch, and at the end, so that the device need not wait. Where the disk is
+    full, or several processes hold parts of the parameters, `warn` is called once and the rest is left out. Raises
+    InputError for `every` below 1, and for the state of many runs.
 
     >>> import optax, tempfile
     >>> from jaxdl import dataset, fit, losses, make_plan, mlp, start
-    >>> rows, plan_of = dataset([[1.0], [2.0]], [[1.0], [2.0]]), (mlp(()), losses.squared_error)
-    >>> plan = make_plan(*plan_of, optax.sgd(0.1), batch_size=2)
-    >>> begin = start(plan, rows, key=jax.random.key(0))
+    >>> model, loss, optimizer = mlp(()), losses.squared_error, optax.sgd(0.1)
+    >>> train = dataset([[1.0], [2.0]], [[1.0], [2.0]])
+    >>> plan = make_plan(model, loss, optimizer, batch_size=2)
+    >>> state = start(plan, train, key=jax.random.key(0))
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     with histograms(Path(folder), plan, rows, begin, every=2) as observe:
-    ...         _ = fit(*plan_of, plan.optimizer, rows, epochs=2, batch_size=2, state=begin, callbacks=[observe])
+    ...     with histograms(folder, plan, train, state, every=2) as callback:
+    ...         _ = fit(model, loss, optimizer, train, epochs=2, batch_size=2, state=state, callbacks=[callback])
     ...     sorted(run.name for run in Path(folder).iterdir())
     ['gradients', 'weights']
     """
     if every < 1:
-        raise InputError(f"every must be at least 1 epoch, got {every}. Use 10, say.")
+        raise InputError(f"every must be at least 1 epoch, got {every}. Use 10, for example.")
     if start.epoch.ndim:
-        raise InputError(
-            "start must be the state of one run, got that of many. Use ensembles.member(progress, 0), say."
-        )
+        raise InputError("start must be the state of one run, got that of many. Use ensembles.member(start, 0).")
     folder = Path(folder)
     if not all(
         leaf.is_fully_addressable or leaf.is_fully_replicated for leaf in jax.tree.leaves(start.train_state.variables)
     ):
-        # To put them together, all processes would have to call this, at the same moment.
-        warn(f"{folder} gets no histograms, because several processes hold parts of the weights.")
+        # To gather them, all processes would have to call the callback at the same time.
+        warn(f"{folder} gets no histograms, because several processes hold parts of the parameters.")
         yield lambda run_state, history: None
         return
     first = jax.tree.map(lambda leaf: leaf[: plan.batch_size], loader(rows, plan.batch_size).first)
-    # On the host, because the weights' device is not always that of the rows.
+    # On the host, because the parameters and the dataset may be on different devices.
     batch: Dataset = jax.tree.map(np.asarray, to_host(first))
-    waiting: list[tuple[int, float, dict[str, dict[str, Array]]]] = []  # epoch, time, arrays by run and name
+    pending: list[tuple[int, float, dict[str, dict[str, Array]]]] = []  # epoch, time, arrays by run and name
 
-    def take(state: TrainState, epoch: int) -> None:
+    def compute(state: TrainState, epoch: int) -> None:
         if epoch % every == 0:
-            # Bound to one device always: else the first epoch and the others would be two programs.
-            bound = jax.device_put(to_host(state._replace(opt_state=(), ema=())), jax.local_devices()[0])
+            # On one device, so that the first epoch and the others share one compiled function.
+            local = jax.device_put(to_host(state._replace(opt_state=(), ema=())), jax.local_devices()[0])
             arrays = {
-                "weights": flatten_named(bound.variables.params),
-                "gradients": flatten_named(_gradient(bound, batch, plan=plan)),
+                "weights": flatten_named(local.variables.params),
+                "gradients": flatten_named(_gradient(local, batch, plan=plan)),
             }
-            waiting.append((epoch, time.time(), arrays))
+            pending.append((epoch, time.time(), arrays))
 
     def flush() -> None:
         write(
-            (run, _event(epoch, moment, summary={"value": [v for item in each.items() for v in _histogram(*item)]}))
-            for epoch, moment, arrays in waiting
-            for run, each in jax.device_get(arrays).items()
+            (run, _event(epoch, wall_time, summary={"value": [v for item in named.items() for v in _histogram(*item)]}))
+            for epoch, wall_time, arrays in pending
+            for run, named in jax.device_get(arrays).items()
         )
-        waiting.clear()
+        pending.clear()
 
-    def observe(run_state: RunState, history: History) -> None:
+    def on_epoch(run_state: RunState, history: History) -> None:
         flush()
-        take(run_state.train_state, int(history[-1]["epoch"]))
+        compute(run_state.train_state, int(history[-1]["epoch"]))
 
-    # At an epoch's end, that epoch's histograms are written again in case they were lost.
-    epoch, between = int(start.epoch), int(start.cursor) == 0
+    # A run that resumes at the end of an epoch writes this epoch's histograms again, which may be lost.
+    epoch, at_end = int(start.epoch), int(start.cursor) == 0
     with _event_files(folder, warn) as write:
-        write((run, _purge(epoch + 1 - between)) for run in ("weights", "gradients"))
-        if between:
-            take(start.train_state, epoch)
+        write((run, _purge(epoch + 1 - at_end)) for run in ("weights", "gradients"))
+        if at_end:
+            compute(start.train_state, epoch)
         try:
-            yield observe
+            yield on_epoch
         finally:
             flush()
 
@@ -206,7 +212,7 @@ def _histogram(name: str, array: np.ndarray) -> Iterable[Any]:
         return []
     low, high = numbers.min(), numbers.max()
     counts, limits = np.array([numbers.size]), np.array([high])
-    # Some bins do not fit between numbers that lie close together, or have edges beyond the largest number.
+    # NumPy raises ValueError where the numbers are too close or too large for the edges of the bins.
     with suppress(ValueError), np.errstate(over="ignore", invalid="ignore"):
         if low < high:
             counts, edges = np.histogram(numbers, BINS, (low, high))
@@ -222,28 +228,28 @@ def description(
     text: Mapping[str, str] | None = None,
     hyperparameters: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write what a run is, in the place of what an earlier call wrote into the folder.
+    """Write texts and hyperparameters of a run, in place of those of an earlier call.
 
-    text: pages of markdown by name; hyperparameters: numbers, bools and texts, all else as text.
-    TensorBoard compares hyperparameters of all runs in one table, with the `results` that the same folder holds.
-    Raises InputError where the folder cannot be written.
+    text: pages of markdown by name. hyperparameters: numbers, bools and strings; other values are written as strings.
+    TensorBoard compares the hyperparameters of all runs in one table, with the `results` in the same folder. Raises
+    InputError where the folder cannot be written.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     description(Path(folder), text={"note": "**first**"}, hyperparameters={"hidden": (100, 50), "seed": 7})
+    ...     description(folder, text={"note": "**first**"}, hyperparameters={"widths": (100, 50), "seed": 7})
     ...     print(*[file.name for file in Path(folder).iterdir()])
     events.out.tfevents.1-description
     """
     from tensorboardX.summary import hparams
-    from tensorboardX.summary import text as text_of
+    from tensorboardX.summary import text as text_summary
 
     values = []
     for name, page in (text or {}).items():
-        values.extend(text_of(name, page).value)
+        values.extend(text_summary(name, page).value)
         values[-1].tag = name  # without tensorboardX's "/text_summary"
         values[-1].tensor.tensor_shape.Clear()  # TensorBoard draws a frame around the entries of an array
     if hyperparameters:
-        # Without tensorboardX's description of the columns: TensorBoard would take one run's for those of all.
+        # Without tensorboardX's description of the columns: TensorBoard would use that of one run for all.
         _, start, _ = hparams({name: _hyperparameter(value) for name, value in hyperparameters.items()}, {})
         values.extend(start.value)
     _replace(Path(folder), "1-description", [_event(0, summary={"value": values})])
@@ -257,9 +263,9 @@ def _hyperparameter(value: Any) -> bool | float | str:
 
 
 def results(folder: str | Path, metrics: Mapping[str, Any], *, step: int) -> None:
-    """Write the metrics of a run that ended after the epoch `step`, in the place of what an earlier call wrote.
+    """Write the metrics of a run that ended after the epoch `step`, in place of those of an earlier call.
 
-    Metrics may be nested: {"test": {"rmse": 0.5}} is shown as test/rmse. What is no number is left out. Raises
+    Metrics may be nested: {"test": {"rmse": 0.5}} is shown as test/rmse. Values other than numbers are left out. Raises
     InputError where the folder cannot be written.
     """
     from tensorboardX.summary import hparams
@@ -278,47 +284,47 @@ def _numbers(metrics: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str
 
 
 def pictures(folder: str | Path, files: Sequence[str | Path], *, step: int) -> None:
-    """Write PNG files, each under its name, as the pictures of an epoch, in the place of those of an earlier call.
+    """Write PNG files, each under its name, as the pictures of the epoch `step`, in place of those of an earlier call.
 
-    Raises InputError for a file that is no PNG, and where the folder cannot be written.
+    Raises InputError for a file that is not a PNG, and where the folder cannot be written.
     """
     from PIL import Image, UnidentifiedImageError
 
     values = {}
-    # In the order in which TensorBoard, which does not go back to an earlier file, reads them.
+    # In order of the names: TensorBoard reads its files in that order and does not return to an earlier one.
     for path in sorted(map(Path, files), key=lambda path: path.stem):
         try:
             with Image.open(path, formats=["PNG"]) as image:
                 width, height = image.size
         except UnidentifiedImageError:
             raise InputError(f"{path} must be a PNG file, got something else.") from None
-        # Not tensorboardX's `image`, which takes arrays and would compress them anew.
+        # Not tensorboardX's `image`, which would decode and compress the pictures again.
         content = {"height": height, "width": width, "colorspace": 4, "encoded_image_string": path.read_bytes()}
         values[path.stem] = {"tag": path.stem, "image": content}
     for name, value in values.items():
         _replace(Path(folder), f"{step:010}-{name}", [_event(step, summary={"value": [value]})])
 
 
-def _event(step: int, moment: float | None = None, **content: Any) -> Event:
-    # Scalars come as dictionaries: tensorboardX's `scalar` renames tags and logs a warning for each nan.
+def _event(step: int, wall_time: float | None = None, **content: Any) -> Event:
+    # Scalars are dictionaries: tensorboardX's `scalar` renames tags and logs a warning for each nan.
     from tensorboardX.proto.event_pb2 import Event
 
-    return Event(wall_time=time.time() if moment is None else moment, step=step, **content)
+    return Event(wall_time=time.time() if wall_time is None else wall_time, step=step, **content)
 
 
 def _purge(step: int) -> Event:
-    """Return the event by which TensorBoard forgets what a run has written of an epoch, `step`, and of later ones."""
+    """Return the event that makes TensorBoard forget a run's epochs from `step` on."""
     return _event(step, session_log={"status": "START"})
 
 
 @contextmanager
 def _event_files(folder: Path, warn: Callable[[str], None]) -> Iterator[Callable[[_Events], None]]:
-    """Give a function that takes events and has them on the disk when it returns.
+    """Yield a function that writes events to the disk before it returns.
 
-    Where they cannot be written, because the disk is full, say, `warn` is called once and the rest is left out.
+    After an error of the disk `warn` is called once and the rest of the events is left out.
     """
-    # Not SummaryWriter: after an error of the disk its queue blocks the run for good, its flush does not wait for the
-    # queue, so that a kill loses what was flushed, and it takes several times as long.
+    # Not SummaryWriter: after an error of the disk its queue blocks the run forever; its flush does not wait for the
+    # queue, so that a kill loses flushed events; and it takes several times as long.
     from tensorboardX.event_file_writer import EventsWriter
 
     writers: dict[str, EventsWriter] = {}
@@ -332,7 +338,7 @@ def _event_files(folder: Path, warn: Callable[[str], None]) -> Iterator[Callable
                     if len(writers) >= _OPEN_FILES:
                         writers.pop(next(iter(writers))).close()
                     (folder / run).mkdir(parents=True, exist_ok=True)
-                    # The name holds the second alone; a run that is resumed in that second would overwrite the file.
+                    # tensorboardX's name has only seconds: a run that resumes within one would overwrite the file.
                     writers[run] = EventsWriter(str(folder / run / "events"), f".{time.time_ns()}")
                 writers[run].write_event(event)
             for writer in writers.values():
@@ -351,17 +357,17 @@ def _event_files(folder: Path, warn: Callable[[str], None]) -> Iterator[Callable
 
 
 def _replace(folder: Path, name: str, events: Iterable[Event]) -> None:
-    """Write one file of a run whole, in the place of the one that had this name."""
+    """Write a file of a run atomically, in place of an earlier file of this name."""
     from tensorboardX.record_writer import masked_crc32c
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with atomic_write(folder / f"events.out.tfevents.{name}") as file:  # TensorBoard knows its files by "tfevents"
+        with atomic_write(folder / f"events.out.tfevents.{name}") as file:  # TensorBoard looks for "tfevents"
             for event in (_event(0, file_version="brain.Event:2"), *events):
                 data = event.SerializeToString()
                 # The format of TFRecord: the length and the data, each followed by its checksum.
-                for part in (struct.pack("<Q", len(data)), data):
-                    file.write(part + struct.pack("<I", masked_crc32c(part)))
+                for field in (struct.pack("<Q", len(data)), data):
+                    file.write(field + struct.pack("<I", masked_crc32c(field)))
     except OSError as error:
         raise InputError(
             f"{folder} cannot be written ({error.strerror}). Free some space and start the same command again."

@@ -1,10 +1,10 @@
-"""Permutations of rows, and the batches that they give."""
+"""Shuffle permutations, and the batches of a dataset in their order."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,59 +18,58 @@ from jaxdl.distributed.sharding import data_devices, split_rows
 from jaxdl.types import Array, Batch, Dataset
 
 _ROUNDS = 32
-# Rows up to which a chunk computes its epoch's order as a whole, which takes less than a millisecond, once. More would
-# take too much of a chunk, so each step then computes its own part.
+# Datasets up to this size compute the whole permutation once per compiled call, in less than a millisecond. For larger
+# ones each step computes only the places of its batch.
 _WHOLE = 2**16
 
 
-class Draws(NamedTuple):
-    """What decides an order: of each round which rows are a pair, and by which hash it is swapped."""
+class SwapRounds(NamedTuple):
+    """The random numbers of a swap-or-not shuffle: each round pairs up the rows and swaps a pair by a hash."""
 
     pivots: Int32[Array, " rounds"]
     salts: UInt32[Array, " rounds"]
 
 
-def _draws(key: PRNGKeyArray, epoch: Any, count: int) -> Draws:
-    """What decides the order of `count` rows in an epoch."""
+def _swap_rounds(key: PRNGKeyArray, epoch: Any, count: int) -> SwapRounds:
+    """Return the rounds that permute `count` rows in an epoch."""
     bits = jax.random.bits(jax.random.fold_in(key, epoch), (2, _ROUNDS), jnp.uint32)
-    return Draws((bits[0] % jnp.uint32(count)).astype(jnp.int32), bits[1])
+    return SwapRounds((bits[0] % jnp.uint32(count)).astype(jnp.int32), bits[1])
 
 
 def permutation(key: PRNGKeyArray, epoch: int | Array, count: int) -> Int32[Array, " {count}"]:
-    """The order of `count` rows in an epoch, (count,) int32: a permutation that depends on (key, epoch) alone.
-
-    `count` is static.
-    """
-    return _rows_at(_draws(key, epoch, count), jnp.arange(count, dtype=jnp.int32), count, 1)
+    """Return the permutation of `count` rows in an epoch, (count,) int32; it depends on key and epoch alone."""
+    return _rows_at(_swap_rounds(key, epoch, count), jnp.arange(count, dtype=jnp.int32), count, 1)
 
 
 def permuted_rows(
     key: PRNGKeyArray, epoch: int | Array, count: int
 ) -> Callable[[Int32[Array, " batch"]], Int32[Array, " batch"]]:
-    """Which rows stand at given places of `order`: a function from places (B,) int32 to rows (B,) int32."""
+    """Return a function from places (B,) int32 in the `permutation` to rows (B,) int32."""
     if count <= _WHOLE:
         rows = permutation(key, epoch, count)
         return lambda places: rows[places]
-    drawn = _draws(key, epoch, count)
-    # Two rounds of the loop, each of 16: as one expression XLA would compute a row's place for each of its columns.
-    return lambda places: _rows_at(drawn, places, count, _ROUNDS // 2)
+    rounds = _swap_rounds(key, epoch, count)
+    # Unrolled by half: in one expression XLA would compute the row anew for each of its columns.
+    return lambda places: _rows_at(rounds, places, count, _ROUNDS // 2)
 
 
-def _rows_at(drawn: Draws, places: Int32[Array, " batch"], count: int, unroll: int) -> Int32[Array, " batch"]:
-    def swap_or_not(round_: Array, rows: Array) -> Array:
-        partner = drawn.pivots[round_] - rows
+def _rows_at(rounds: SwapRounds, places: Int32[Array, " batch"], count: int, unroll: int) -> Int32[Array, " batch"]:
+    """Return the rows at places of the permutation; source: Hoang, Morris and Rogaway, CRYPTO (2012)."""
+
+    def swap_or_not(index: Array, rows: Array) -> Array:
+        partner = rounds.pivots[index] - rows
         partner = jnp.where(partner < 0, partner + count, partner)
-        # Both of a pair must flip the same coin, so it is drawn from the larger of the two.
-        coin = hash32(jnp.maximum(rows, partner).astype(jnp.uint32) ^ drawn.salts[round_]) & jnp.uint32(1)
+        # The larger row of a pair decides, so that both rows of the pair get the same coin.
+        coin = hash32(jnp.maximum(rows, partner).astype(jnp.uint32) ^ rounds.salts[index]) & jnp.uint32(1)
         return jnp.where(coin == 1, partner, rows)
 
     return lax.fori_loop(0, _ROUNDS, swap_or_not, places, unroll=unroll)
 
 
-def rows_on_host(drawn: Draws, places: ArrayLike, count: int) -> Int64[np.ndarray, " batch"]:
-    """The rows at given places of `order`, computed by NumPy from `draws(key, epoch, count)`: (B,) to (B,) int64."""
+def rows_on_host(rounds: SwapRounds, places: ArrayLike, count: int) -> Int64[np.ndarray, " batch"]:
+    """Return the rows (B,) at places (B,) of the permutation, computed with NumPy."""
     rows = np.asarray(places, np.int32)
-    for pivot, salt in zip(np.asarray(drawn.pivots), np.asarray(drawn.salts), strict=True):
+    for pivot, salt in zip(np.asarray(rounds.pivots), np.asarray(rounds.salts), strict=True):
         partner = pivot - rows
         partner += np.where(partner < 0, np.int32(count), np.int32(0))
         coin = hash32(np.maximum(rows, partner).view(np.uint32) ^ salt) & np.uint32(1)
@@ -79,153 +78,144 @@ def rows_on_host(drawn: Draws, places: ArrayLike, count: int) -> Int64[np.ndarra
 
 
 def hash32(bits: Any) -> Any:
-    """MurmurHash3's 32-bit finaliser, a permutation of uint32: every input bit reaches every output bit."""
+    """Return the 32-bit finalizer of MurmurHash3: a bijection of uint32 whose output bits depend on all input bits."""
     bits = (bits ^ (bits >> np.uint32(16))) * np.uint32(0x85EBCA6B)
     bits = (bits ^ (bits >> np.uint32(13))) * np.uint32(0xC2B2AE35)
     return bits ^ (bits >> np.uint32(16))
 
 
-T = TypeVar("T")
-# What a batch of an evaluation holds at most, the same on every platform: a run counts its batches, and may go on
-# elsewhere. More numbers would only take memory: images grow large in a ConvNet.
+# The maximum numbers of examples and of values in an evaluation batch. They are the same on every platform, because a
+# run counts its batches and may resume elsewhere. Larger batches would only need more memory.
 EVAL_ROWS, EVAL_NUMBERS = 1024, 2**19
 
 
-def only_counted(rows: Any) -> Any:
-    """Return the rows with a counted example's inputs and targets in the place of those that do not count.
+def only_counted(examples: Any) -> Any:
+    """Replace inputs and targets of examples of weight 0 by those of the first counted example.
 
-    What stands in an example of weight 0 may be anything, and its part of a sum or of a gradient would be 0 times that,
-    which is nan for nan and infinity. Rows that all count are returned as they are.
+    An example of weight 0 may hold nan or infinity, and 0 times these is nan in a sum or a gradient. Examples that all
+    count are returned unchanged.
     """
-    if is_traced(rows.sample_weight):
-        counted = rows.sample_weight > 0
+    if is_traced(examples.sample_weight):
+        counted = examples.sample_weight > 0
         first = jnp.argmax(counted)
 
-        def chosen(leaf: Array) -> Array:
+        def replace(leaf: Array) -> Array:
             leaf = jnp.asarray(leaf)
             return jnp.where(counted.reshape(-1, *[1] * (leaf.ndim - 1)), leaf, leaf[first][None])
 
-        return rows._replace(inputs=chosen(rows.inputs), targets=chosen(rows.targets))
-    known = np.asarray(rows.sample_weight) > 0
-    if known.all():
-        return rows
-    if not known.any():
-        empty = np.zeros_like if isinstance(rows.inputs, np.ndarray) else jnp.zeros_like
-        return rows._replace(inputs=empty(rows.inputs), targets=empty(rows.targets))
-    places = np.where(known, np.arange(len(known)), np.argmax(known))
-    return rows._replace(inputs=rows.inputs[places], targets=rows.targets[places])
+        return examples._replace(inputs=replace(examples.inputs), targets=replace(examples.targets))
+    mask = np.asarray(examples.sample_weight) > 0
+    if mask.all():
+        return examples
+    if not mask.any():
+        zeros = np.zeros_like if isinstance(examples.inputs, np.ndarray) else jnp.zeros_like
+        return examples._replace(inputs=zeros(examples.inputs), targets=zeros(examples.targets))
+    places = np.where(mask, np.arange(len(mask)), np.argmax(mask))
+    return examples._replace(inputs=examples.inputs[places], targets=examples.targets[places])
 
 
-def training_rows(rows: object) -> Any:
-    """Return a data set as training takes it: `only_counted`, with sample weights relative to their mean.
+def training_rows(train: object) -> Any:
+    """Return a dataset with weights relative to their mean, and `only_counted`, so that steps need no other batch.
 
-    Steps need not know the other batches then. Where the weights are not all 1 they come as a Batch, whose mask tells
-    padding from examples of weight 0. Windows, which are made so, and traced rows are returned as they are: a
-    program of one's own must be given rows that have been prepared.
+    Weights that are not all 1 give a Batch, whose mask distinguishes padding from examples of weight 0. Traced arrays
+    and Windows must be prepared already and are returned unchanged.
     """
-    if not isinstance(rows, Dataset) or is_traced(rows.sample_weight):
-        return rows
-    known = np.asarray(rows.sample_weight)
-    if (known == 1).all():
-        return rows
-    # Divided in their own precision, as weights of a source are.
-    mean = known.dtype.type(known.mean(dtype=np.float64))
-    mask = (
-        jnp.ones_like(rows.sample_weight, bool)
-        if isinstance(rows.sample_weight, jax.Array)
-        else np.ones(known.shape, bool)
-    )
-    return only_counted(Batch(rows.inputs, rows.targets, rows.sample_weight / mean, mask))
+    if not isinstance(train, Dataset) or is_traced(train.sample_weight):
+        return train
+    sample_weight = np.asarray(train.sample_weight)
+    if (sample_weight == 1).all():
+        return train
+    # In the dtype of the weights, as for a source.
+    mean = sample_weight.dtype.type(sample_weight.mean(dtype=np.float64))
+    ones = jnp.ones_like if isinstance(train.sample_weight, jax.Array) else np.ones_like
+    mask: Any = ones(train.sample_weight, bool)
+    return only_counted(Batch(train.inputs, train.targets, train.sample_weight / mean, mask))
 
 
-def evaluation_rows(rows: object) -> Any:
-    """Return a data set as an evaluation takes it: `only_counted`. None and traced rows are returned as they are."""
-    return only_counted(rows) if isinstance(rows, Dataset) and not is_traced(rows.sample_weight) else rows
+def evaluation_rows(dataset: object) -> Any:
+    """Return `only_counted` of a dataset; None and traced datasets are returned unchanged."""
+    return only_counted(dataset) if isinstance(dataset, Dataset) and not is_traced(dataset.sample_weight) else dataset
 
 
 class Window(NamedTuple):
-    """Some consecutive batches of an epoch, already in its order: of data that are too large for the memory."""
+    """Consecutive batches of a streaming dataset in the order of the epoch."""
 
-    batches: Dataset  # (K, B, ...): the last batch of the epoch is padded; weights are relative to their mean
-    first: Array  # int32 scalar, the number in the epoch of the first of them, from 0
-    rows: Array  # int32 scalar, those of the whole epoch
+    batches: Dataset  # (K, B, ...), with padding in the last batch of the epoch; weights are relative to their mean
+    first: Array  # int32 scalar, the index in the epoch of the first batch
+    rows: Array  # int32 scalar, the number of examples of the epoch
 
 
 def epoch_rows(train: Any) -> Any:
-    """The rows of an epoch: of rows in memory, of a window, or of a `Loader`."""
+    """Return the number of examples in an epoch of a dataset, a Window or a `Loader`."""
     return train.sample_weight.shape[0] if isinstance(train, (Dataset, Batch)) else train.rows
 
 
 def batches_of(
     train: Dataset | Batch | Window, key: Array, epoch: int | Array, batch_size: int, *, mask: bool = True
 ) -> Callable[[Any], Any]:
-    """The batches of an epoch by number: rows of data in the order that (key, epoch) gives, or those of a window.
+    """Return a function from the index of a batch to the batch: of a dataset in shuffled order, or of a Window.
 
-    train: as `training_rows` gives it. mask: whether each is a Batch, as a step of one's own needs it to tell padding
-    from examples. Without, rows whose weights are all 1 come as a Dataset, in which padding alone has weight 0.
+    train: the result of `training_rows`.
+    mask: whether a dataset of weights 1 gives a Batch, whose mask marks padding. If False it gives a Dataset, where the
+        weight 0 marks padding.
     """
-    at = None if isinstance(train, Window) else permuted_rows(key, epoch, train.sample_weight.shape[0])
+    rows_at = None if isinstance(train, Window) else permuted_rows(key, epoch, train.sample_weight.shape[0])
 
     def batch(index: int | Array) -> Any:
-        rows = _of_window(train, index) if isinstance(train, Window) else batch_at(train, at, index, batch_size)
-        return Batch(*rows, rows.sample_weight > 0) if mask and isinstance(rows, Dataset) else rows
+        if isinstance(train, Window):
+            place = jnp.asarray(index, jnp.int32) - train.first
+            examples: Any = split_rows(
+                jax.tree.map(lambda leaf: lax.dynamic_index_in_dim(leaf, place, 0, False), train.batches)
+            )
+        else:
+            examples = batch_at(train, rows_at, index, batch_size)
+        return Batch(*examples, examples.sample_weight > 0) if mask and isinstance(examples, Dataset) else examples
 
     return batch
 
 
-def batch_at(dataset: Any, at: Any, index: Any, batch_size: int) -> Any:
-    """Batch number `index` of rows in an order; the last one is filled with padding: weight 0, out of a mask.
+def batch_at(dataset: Any, rows_at: Any, index: Any, batch_size: int) -> Any:
+    """Return a batch of a dataset in shuffled order, with padding of weight 0 in the last batch.
 
-    at: which rows stand at the places (B,) of the order. On several devices each takes its share of the batch, which
-    is filled up where they do not divide it.
+    rows_at: a function from places (B,) of the order to rows (B,).
     """
     count = dataset.sample_weight.shape[0]
-    numbers = split_rows(jnp.arange(filled(batch_size), dtype=jnp.int32))
+    numbers = split_rows(jnp.arange(padded_size(batch_size), dtype=jnp.int32))
     places = index * batch_size + numbers
-    return _masked(_taken(dataset, at(places % count)), (places < count) & (numbers < batch_size))
+    return _mask_padding(_take(dataset, rows_at(places % count)), (places < count) & (numbers < batch_size))
 
 
-def filled(batch_size: int) -> int:
-    """The rows of a batch that devices share evenly: up to the next multiple of their number."""
+def padded_size(batch_size: int) -> int:
+    """Return the next multiple of the number of devices that share a batch."""
     return batch_size + -batch_size % data_devices()
 
 
 def validation_batch(dataset: Dataset, index: int | Array, batch_size: int) -> Dataset:
-    """Batch number `index` of the rows as they stand; the last one reaches back, with weight 0 for rows seen before."""
+    """Return a batch in dataset order; the last one starts earlier, with weight 0 for examples of the batch before."""
     count = dataset.sample_weight.shape[0]
     size = min(batch_size, count)
-    wanted = jnp.asarray(index, jnp.int32) * size
-    start = jnp.minimum(wanted, count - size)
+    first = jnp.asarray(index, jnp.int32) * size
+    start = jnp.minimum(first, count - size)
     if data_devices() == 1:
-        rows = jax.tree.map(lambda leaf: lax.dynamic_slice_in_dim(jnp.asarray(leaf), start, size), dataset)
-        return _masked(rows, start + jnp.arange(size, dtype=jnp.int32) >= wanted)
-    numbers = split_rows(jnp.arange(filled(size), dtype=jnp.int32))
-    rows = _taken(dataset, jnp.minimum(start + numbers, count - 1))
-    return _masked(rows, (start + numbers >= wanted) & (numbers < size))
+        examples = jax.tree.map(lambda leaf: lax.dynamic_slice_in_dim(jnp.asarray(leaf), start, size), dataset)
+        return _mask_padding(examples, start + jnp.arange(size, dtype=jnp.int32) >= first)
+    numbers = split_rows(jnp.arange(padded_size(size), dtype=jnp.int32))
+    examples = _take(dataset, jnp.minimum(start + numbers, count - 1))
+    return _mask_padding(examples, (start + numbers >= first) & (numbers < size))
 
 
-def batch_rows(inputs: Shaped[Array | np.ndarray, "rows ..."], numbers: int = EVAL_NUMBERS) -> int:
-    """How many rows of (N, ...) inputs an evaluation takes at once unless told: 1024, or fewer that hold `numbers`."""
+def eval_batch_size(inputs: Shaped[Array | np.ndarray, "rows ..."], numbers: int = EVAL_NUMBERS) -> int:
+    """Return the default evaluation batch size for inputs (N, ...): 1024, or fewer examples of `numbers` values."""
     return max(1, min(EVAL_ROWS, numbers // max(1, math.prod(inputs.shape[1:]))))
 
 
-def _of_window(window: Window, index: int | Array) -> Dataset:
-    place = jnp.asarray(index, jnp.int32) - window.first
-    batch: Dataset = jax.tree.map(lambda leaf: lax.dynamic_index_in_dim(leaf, place, 0, False), window.batches)
-    return split_rows(batch)
+def _take(dataset: Any, rows: Array) -> Any:
+    return split_rows(jax.tree.map(lambda leaf: jnp.asarray(leaf).at[rows].get(mode="promise_in_bounds"), dataset))
 
 
-def _taken(dataset: Dataset, rows: Array) -> Dataset:
-    batch: Dataset = jax.tree.map(lambda leaf: jnp.asarray(leaf).at[rows].get(mode="promise_in_bounds"), dataset)
-    return split_rows(batch)
-
-
-def _masked(rows: Any, real: Array) -> Any:
-    """The rows with those that are not real as padding: of weight 0, and out of the mask where there is one."""
-    if isinstance(rows, Dataset):
-        # Of rows that all weigh 1, the weights say as much as a mask would.
-        return rows._replace(sample_weight=jnp.where(real, rows.sample_weight, jnp.zeros((), rows.sample_weight.dtype)))
-    mask = real & rows.mask
-    return rows._replace(
-        sample_weight=jnp.where(mask, rows.sample_weight, jnp.zeros((), rows.sample_weight.dtype)), mask=mask
-    )
+def _mask_padding(examples: Any, real: Array) -> Any:
+    """Set the weight of examples that are not `real` to 0, and their mask to False."""
+    mask = real if isinstance(examples, Dataset) else real & examples.mask
+    zero = jnp.zeros((), examples.sample_weight.dtype)
+    examples = examples._replace(sample_weight=jnp.where(mask, examples.sample_weight, zero))
+    return examples if isinstance(examples, Dataset) else examples._replace(mask=mask)

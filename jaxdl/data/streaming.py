@@ -1,10 +1,10 @@
-"""Datasets that are read batch by batch, and windows of them on the device."""
+"""Streaming datasets: examples that are read from disk in batches while a run trains."""
 
 from __future__ import annotations
 
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
 from jaxdl._checks import check_examples
 from jaxdl.data.arrays import as_numbers
-from jaxdl.data.batches import Draws, Window, _draws, batches_of, only_counted, rows_on_host, training_rows
+from jaxdl.data.batches import SwapRounds, Window, _swap_rounds, batches_of, only_counted, rows_on_host, training_rows
 from jaxdl.distributed.sharding import DATA, mesh_of, shard_dataset, shard_state, to_host
 from jaxdl.errors import InputError
 from jaxdl.types import Array, Batch, Dataset, PyTree, RunState
@@ -27,20 +27,20 @@ from jaxdl.types import Array, Batch, Dataset, PyTree, RunState
 
 @dataclass(frozen=True)
 class DataSource:
-    """Rows that are not in memory.
+    """A streaming dataset: the number of its examples, and a function that reads some of them.
 
-    Raises InputError for no rows, for more than 32 bits can count, and for a mean weight that is not above 0.
+    Raises InputError for a count that is not from 1 to 2**31 - 1, and for a mean weight that is not above 0.
     """
 
     count: int
-    # Row numbers (B,) int64, each once and in rising order, to NumPy rows (B, ...). It is called from another thread.
+    # (B,) int64 row numbers, rising and unique, -> a Dataset of NumPy arrays (B, ...). A thread calls it.
     read: Callable[[np.ndarray], Dataset]
-    # The mean sample weight of all examples, which training needs where the weights are not all 1.
+    # The mean sample weight of all examples, which training needs for weights that are not all 1.
     mean_weight: float | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.count < 2**31:
-            raise InputError(f"a source must have from 1 to {2**31 - 1} rows, got {self.count}. Give it others.")
+            raise InputError(f"a source must have from 1 to {2**31 - 1} rows, got {self.count}.")
         if self.mean_weight is not None and not 0 < self.mean_weight < np.inf:
             raise InputError(
                 f"mean_weight must be above 0, got {self.mean_weight}. Use the mean of all sample weights."
@@ -48,10 +48,7 @@ class DataSource:
 
 
 class Records(Protocol):
-    """What can be read by number: Grain's and tfds's data sources, an ArrayRecord reader, a list.
-
-    Where there is a `__getitems__`, which takes a list of numbers and gives a list of records, it is used.
-    """
+    """A list, or a data source of Grain, tfds or ArrayRecord: records by number, with `__getitems__` also by list."""
 
     def __len__(self) -> int: ...
 
@@ -61,24 +58,25 @@ class Records(Protocol):
 def memory_mapped(
     inputs: str | PathLike[str], targets: str | PathLike[str], sample_weight: str | PathLike[str] | None = None
 ) -> DataSource:
-    """The rows of .npy files, (N, ...), (N, ...) and (N,), of which only what is asked for is read.
+    """Return a streaming dataset of .npy files, which are read only where a batch needs them.
 
-    `numpy.save` writes such files; `numpy.lib.format.open_memmap` writes them part by part. float64 becomes float32,
-    integers (labels, pixels) keep their dtype. Weights are ones unless given. Raises InputError for a file that is
-    missing or is no .npy file, that does not hold numbers, and for counts of rows that differ.
+    The files hold arrays (N, ...), (N, ...) and (N,), as from `numpy.save`, or from `numpy.lib.format.open_memmap` for
+    data larger than the memory. float64 becomes float32; integers (labels, pixels) keep their dtype. Without
+    `sample_weight` the weights are ones. Raises InputError for a file that is missing or does not hold numbers, and for
+    lengths that differ.
 
     >>> import tempfile
     >>> folder = Path(tempfile.mkdtemp())
     >>> np.save(folder / "inputs.npy", np.arange(6.0).reshape(3, 2))
     >>> np.save(folder / "targets.npy", np.arange(3))
     >>> source = memory_mapped(folder / "inputs.npy", folder / "targets.npy")
-    >>> source.count, read_rows(source, np.array([2, 0])).inputs.tolist()
-    (3, [[4.0, 5.0], [0.0, 1.0]])
+    >>> source.count, source.read(np.array([0, 2])).inputs.tolist()
+    (3, [[0.0, 1.0], [4.0, 5.0]])
     """
-    paths = {"inputs": Path(inputs), "targets": Path(targets)} | (
-        {} if sample_weight is None else {"sample_weight": Path(sample_weight)}
-    )
-    arrays = {name: _mapped(name, path) for name, path in paths.items()}
+    paths = {"inputs": Path(inputs), "targets": Path(targets)}
+    if sample_weight is not None:
+        paths["sample_weight"] = Path(sample_weight)
+    arrays = {name: _open_npy(name, path) for name, path in paths.items()}
     count = len(arrays["inputs"])
     for name, array in arrays.items():
         if len(array) != count:
@@ -89,8 +87,8 @@ def memory_mapped(
         )
 
     def read(rows: np.ndarray) -> Dataset:
-        found: dict[str, Any] = {name: array[rows] for name, array in arrays.items()}
-        return Dataset(**{"sample_weight": np.ones(len(rows), np.float32), **found})
+        leaves: dict[str, Any] = {name: array[rows] for name, array in arrays.items()}
+        return Dataset(**{"sample_weight": np.ones(len(rows), np.float32), **leaves})
 
     mean = None if sample_weight is None else float(np.mean(arrays["sample_weight"], dtype=np.float64))
     return DataSource(count, read, mean)
@@ -99,65 +97,60 @@ def memory_mapped(
 def from_random_access(
     records: Records, to_row: Callable[[Any], tuple[Any, ...]], *, workers: int = 1, mean_weight: float | None = None
 ) -> DataSource:
-    """The rows of records that are read by number, such as an ArrayRecord reader's or those of tfds's `data_source`.
+    """Return a streaming dataset of records by number, such as an ArrayRecord reader or tfds's `data_source`.
 
-    to_row: makes of a record the pair (inputs, targets) of one row, or (inputs, targets, weight). Rows that are random,
-    such as changed images, are not the same when a run goes on: do that in the model.
-    workers: threads that read and make rows side by side, for records that wait for a disk or a network; both must then
-    bear several threads.
-    mean_weight: the mean weight of all records, where `to_row` makes weights that are not all 1; training needs it.
+    to_row: converts a record to (inputs, targets) or (inputs, targets, weight) of one example. It must be
+        deterministic, or a resumed run sees other examples; random augmentation belongs in the model.
+    workers: number of threads that read and convert records, for a slow disk or a network. For more than 1 both
+        `records` and `to_row` must be thread-safe.
+    mean_weight: the mean weight of all records, which training needs for weights that are not all 1.
 
-    Raises InputError where there are no records, and for fewer than 1 worker.
+    Raises InputError for no records, and for fewer than 1 worker.
 
     >>> source = from_random_access([b"a1", b"b0"], lambda record: ([float(record[0])], int(record[1:])))
-    >>> rows = read_rows(source, np.array([1, 0]))
-    >>> rows.inputs.tolist(), rows.targets.tolist()
-    ([[98.0], [97.0]], [0, 1])
+    >>> examples = source.read(np.array([0, 1]))
+    >>> examples.inputs.tolist(), examples.targets.tolist()
+    ([[97.0], [98.0]], [1, 0])
     """
     if isinstance(workers, bool) or not isinstance(workers, int | np.integer) or workers < 1:
         raise InputError(f"workers must be a whole number of at least 1, got {workers!r}. Use 16, say.")
     pool = ThreadPoolExecutor(int(workers), "jaxdl-records") if workers > 1 else None
+    get_many = getattr(records, "__getitems__", None)
+
+    def read_examples(numbers: list[int]) -> list[tuple[Any, ...]]:
+        batch: Iterable[Any] = get_many(numbers) if get_many else (records[number] for number in numbers)
+        return [_as_example(number, to_row(record)) for number, record in zip(numbers, batch, strict=True)]
 
     def read(rows: np.ndarray) -> Dataset:
         numbers = rows.tolist()
-        many = getattr(records, "__getitems__", None)
-
-        def made_of(some: list[int]) -> list[tuple[Any, ...]]:
-            read_ones: Iterator[Any] = iter(many(some)) if many else (records[number] for number in some)
-            return [_three(row, to_row(record)) for row, record in zip(some, read_ones, strict=True)]
-
         if pool is None:
-            made = made_of(numbers)
+            examples = read_examples(numbers)
         else:
-            # Several parts a worker, because some records take longer than others.
+            # Several parts per worker, because some records take longer than others.
             size = max(1, len(numbers) // (4 * workers))
             parts = [numbers[start : start + size] for start in range(0, len(numbers), size)]
-            made = [row for part in pool.map(made_of, parts) for row in part]
-        columns = zip(("inputs", "targets", "sample_weight"), zip(*made, strict=True), strict=True)
-        leaves: dict[str, Any] = {name: _stacked(name, values, rows) for name, values in columns}
+            examples = [example for part in pool.map(read_examples, parts) for example in part]
+        columns = zip(Dataset._fields, zip(*examples, strict=True), strict=True)
+        leaves: dict[str, Any] = {name: _stack(name, values, numbers) for name, values in columns}
         return Dataset(**leaves)
 
     return DataSource(len(records), read, mean_weight)
 
 
 def read_rows(source: DataSource, rows: np.ndarray) -> Dataset:
-    """The rows of the given numbers, (B,) int64, in the given order, checked: NumPy arrays (B, ...).
-
-    The source is asked for each of them once and in rising order, so that a file is read from its beginning to its end.
-    float64 becomes float32. Raises InputError where it does not give as many rows, or a row that is not finite.
-    """
-    # Each once: HDF5 wants numbers that rise strictly, and windows are filled with rows that they hold already.
-    rising, back = np.unique(rows, return_inverse=True)
-    found = source.read(rising)
-    if not isinstance(found, Dataset):
-        raise InputError(f"a source must read a Dataset, got {type(found).__name__}. Use a Dataset of NumPy arrays.")
-    columns = found._asdict()
-    counted = _checked("sample_weight", columns["sample_weight"], rising) > 0
-    leaves: dict[str, Any] = {name: _checked(name, leaf, rising, counted) for name, leaf in columns.items()}
-    return Dataset(**{name: leaf[back] for name, leaf in leaves.items()})
+    """Return the examples of rows (B,), in their order, as float32 or integers, or raise InputError for bad values."""
+    # Rising and unique, because HDF5 takes no other indices and padding repeats rows.
+    unique, inverse = np.unique(rows, return_inverse=True)
+    examples = source.read(unique)
+    if not isinstance(examples, Dataset):
+        raise InputError(f"a source must read a Dataset, got {type(examples).__name__}. Use a Dataset of NumPy arrays.")
+    counted = _check_column("sample_weight", examples.sample_weight, unique) > 0
+    columns = examples._asdict().items()
+    leaves: dict[str, Any] = {name: _check_column(name, leaf, unique, counted)[inverse] for name, leaf in columns}
+    return Dataset(**leaves)
 
 
-def _mapped(name: str, path: Path) -> np.ndarray:
+def _open_npy(name: str, path: Path) -> np.ndarray:
     try:
         array: np.ndarray = np.load(path, mmap_mode="r")
     except FileNotFoundError as error:
@@ -167,55 +160,52 @@ def _mapped(name: str, path: Path) -> np.ndarray:
     if not isinstance(array, np.ndarray) or array.ndim == 0 or len(array) == 0:
         shape = getattr(array, "shape", None)
         raise InputError(f"{name} must be an .npy file with at least one row, got {path} of shape {shape}.")
-    _check_kind(f"{name} in {path}", array)
-    # A plain view: a row of a numpy.memmap would be one too, which costs a call of Python.
+    if array.dtype.kind not in "fiub":
+        raise InputError(f"{name} in {path} must hold numbers, got dtype {array.dtype}. Encode them as numbers first.")
+    # A view as an ndarray, because indexing a numpy.memmap costs a call of Python for each result.
     return array.view(np.ndarray)
 
 
-def _check_kind(name: str, array: np.ndarray) -> None:
-    if array.dtype.kind not in "fiub":
-        raise InputError(f"{name} must hold numbers, got dtype {array.dtype}. Encode them as numbers first.")
+def _as_example(row: int, values: Any) -> tuple[Any, ...]:
+    """Return inputs, targets and weight of the result of `to_row`."""
+    if not isinstance(values, tuple) or len(values) not in (2, 3):
+        kind = f"{len(values)} values" if isinstance(values, tuple) else type(values).__name__
+        raise InputError(f"to_row must make (inputs, targets) or (inputs, targets, weight), got {kind} for row {row}.")
+    return values if len(values) == 3 else (*values, np.float32(1))
 
 
-def _three(row: int, made: Any) -> tuple[Any, ...]:
-    if not isinstance(made, tuple) or len(made) not in (2, 3):
-        what = f"{len(made)} values" if isinstance(made, tuple) else type(made).__name__
-        raise InputError(f"to_row must make (inputs, targets) or (inputs, targets, weight), got {what} for row {row}.")
-    return made if len(made) == 3 else (*made, np.float32(1))
-
-
-def _stacked(name: str, values: tuple[Any, ...], rows: np.ndarray) -> np.ndarray:
-    arrays = [as_numbers(f"{name} of row {row}", value)[0] for row, value in zip(rows.tolist(), values, strict=True)]
-    for row, array in zip(rows.tolist(), arrays, strict=True):
+def _stack(name: str, values: tuple[Any, ...], rows: list[int]) -> np.ndarray:
+    arrays = [as_numbers(f"{name} of row {row}", value)[0] for row, value in zip(rows, values, strict=True)]
+    for row, array in zip(rows, arrays, strict=True):
         if array.shape != arrays[0].shape:
             raise InputError(
                 f"{name} must have one shape in all rows, got {arrays[0].shape} for row {rows[0]} and {array.shape} "
-                f"for row {row}. Cut or fill them in to_row."
+                f"for row {row}. Crop or pad them in to_row."
             )
     return np.stack(arrays)
 
 
-def _checked(name: str, values: Any, rows: np.ndarray, counted: np.ndarray | None = None) -> np.ndarray:
-    """The column of a read, checked; what does not count may hold anything."""
+def _check_column(name: str, values: Any, rows: np.ndarray, counted: np.ndarray | None = None) -> np.ndarray:
+    """Return a column of `read` as float32 or integers; rows that do not count may be nan or infinite."""
     array, _ = as_numbers(name, values)
     if array.ndim == 0 or len(array) != len(rows):
         raise InputError(f"a source must read as many {name} as rows, got shape {array.shape} for {len(rows)} rows.")
     if name == "sample_weight" and (array.ndim != 1 or (array < 0).any()):
         raise InputError(
-            f"sample_weight must be numbers >= 0, one a row, got shape {array.shape}, least {array.min()}."
+            f"sample_weight must be numbers >= 0, one a row, got shape {array.shape}, minimum {array.min()}."
         )
     if array.dtype.kind == "f" or name == "sample_weight":
         with np.errstate(over="ignore"):
             array = array.astype(np.float32, copy=False)
-        fitting, need = np.isfinite(array), "be finite"
+        valid, need = np.isfinite(array), "be finite"
+        if counted is not None and array.dtype.kind == "f":
+            valid |= ~counted.reshape(-1, *[1] * (array.ndim - 1))
     elif array.dtype.itemsize == 8:
-        fitting, need = (array <= np.iinfo(np.int32).max) & (array >= -np.iinfo(np.int32).max), "fit into 32 bits"
+        valid, need = (array <= np.iinfo(np.int32).max) & (array >= -np.iinfo(np.int32).max), "fit into 32 bits"
     else:
         return array
-    if counted is not None and array.dtype.kind == "f":
-        fitting = fitting | ~counted.reshape(-1, *[1] * (array.ndim - 1))
-    if not fitting.all():
-        place = tuple(np.argwhere(~fitting)[0])
+    if not valid.all():
+        place = tuple(np.argwhere(~valid)[0])
         raise InputError(
             f"{name} must {need}, got {array[place]} in row {rows[place[0]]}. Drop or fill such rows first."
         )
@@ -223,124 +213,113 @@ def _checked(name: str, values: Any, rows: np.ndarray, counted: np.ndarray | Non
 
 
 T = TypeVar("T")
-BYTES = 2**25  # of the rows of a window, unless told: enough that what a window costs beside its rows does not count
+BYTES = 2**25  # default size of a window: the fixed cost of a window is then small beside that of its batches
 
 
 class WindowPlan(NamedTuple):
-    """How the rows of a source are cut into batches, and these into windows of one length."""
+    """How the examples of a source are divided into batches, and the batches into windows of one length."""
 
     rows: int
     batch_size: int
     batches: int
-    held: int  # batches of a window; the last window is filled up
+    per_window: int  # batches of a window; the last window is padded
     windows: int
 
 
-class Fetch(NamedTuple, Generic[T]):
-    """Things that a thread makes by number, one ahead of what is asked for; they are asked for in rising order."""
+class Prefetched(NamedTuple, Generic[T]):
+    """The results of a function of 0, 1, 2, ..., which a thread computes one ahead of the request."""
 
-    get: Callable[[int], T]  # waits for it; an error of the maker arrives here
-    ready: Callable[[int], bool]  # whether it is made
+    get: Callable[[int], T]  # waits for a result, or raises the error of the function; numbers must not fall
+    ready: Callable[[int], bool]  # whether `get` would return at once
 
 
 def plan_windows(first: Dataset, rows: int, batch_size: int, window_bytes: int = BYTES) -> WindowPlan:
-    """The cut of so many rows like the first ones: windows of about so many bytes, of a batch at least."""
+    """Divide `rows` examples like the `first` into windows of about `window_bytes`, at least one batch each."""
     batches = -(-rows // batch_size)
-    of_row = sum(leaf.nbytes // len(leaf) for leaf in first)
-    windows = -(-batches // max(1, window_bytes // (of_row * batch_size)))
-    held = -(-batches // windows)
-    return WindowPlan(rows, batch_size, batches, held, -(-batches // held))
+    row_bytes = sum(leaf.nbytes // len(leaf) for leaf in first)
+    windows = -(-batches // max(1, window_bytes // (row_bytes * batch_size)))
+    per_window = -(-batches // windows)
+    return WindowPlan(rows, batch_size, batches, per_window, -(-batches // per_window))
 
 
-def home_of(tree: PyTree) -> Sharding | None:
-    """Where the windows (K, B, ...) of what is trained belong: B split over `data` on a mesh; None for anywhere."""
+def window_sharding(tree: PyTree) -> Sharding | None:
+    """Return the sharding of windows (K, B, ...) for the arrays of a run, B over `data`; None if any device serves."""
     mesh = mesh_of(tree)
     if mesh is not None:
         return NamedSharding(mesh, PartitionSpec(None, DATA if DATA in mesh.shape else None))
-    homes = [leaf.sharding for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array) and leaf.committed]
-    return homes[0] if homes else None
+    shardings = [leaf.sharding for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array) and leaf.committed]
+    return shardings[0] if shardings else None
 
 
-def load(
+def load_window(
     source: DataSource,
     first: Dataset,
-    cut: WindowPlan,
-    number: int,
+    plan: WindowPlan,
+    index: int,
     order: Callable[[np.ndarray], np.ndarray],
-    home: Sharding | None = None,
+    sharding: Sharding | None = None,
     *,
-    prepare: Callable[[Dataset], Dataset | Batch] = lambda rows: rows,
+    prepare: Callable[[Dataset], Dataset | Batch] = lambda examples: examples,
 ) -> Any:
-    """Window `number` of the rows in an order: (K, B, ...), where devices that split B fill it up.
+    """Read a window (K, B, ...) onto the devices, with B padded to a multiple of the devices that share a batch.
 
-    first: a row, or some, whose shapes and dtypes all must have. order: which rows stand at places (B,) of the order.
-    Each process reads the rows of its own devices only. Places that are filled up hold padding.
-    prepare: what is done to the rows as they are read, such as `only_counted`. Raises InputError for rows of another
-    shape or dtype.
+    Each process reads only the rows of its own devices.
+
+    first: an example or more, whose shapes and dtypes all examples must have.
+    order: a function from places (B,) in the order of the epoch to rows (B,).
+    prepare: a function of the examples after they are read, such as `only_counted`.
+
+    Raises InputError for examples of another shape or dtype.
     """
-    if home is None:
-        return jax.device_put(_part(source, first, cut, number, order, 0, cut.batch_size, prepare))
-    mesh = home.mesh if isinstance(home, NamedSharding) else None
-    size = cut.batch_size + -cut.batch_size % (1 if mesh is None else mesh.shape.get(DATA, 1))
-    # Devices that hold the same rows share what is read once.
-    shares = {_share(index, size) for index in home.addressable_devices_indices_map((cut.held, size)).values()}
-    parts = {share: _part(source, first, cut, number, order, *share, prepare) for share in sorted(shares)}
+    read = partial(_read_part, source, first, plan, index, order, prepare)
+    if sharding is None:
+        return jax.device_put(read(0, plan.batch_size))
+    mesh = sharding.mesh if isinstance(sharding, NamedSharding) else None
+    size = plan.batch_size + -plan.batch_size % (1 if mesh is None else mesh.shape.get(DATA, 1))
 
-    def placed(name: str) -> jax.Array:
-        shape = (cut.held, size, *(() if name == "mask" else getattr(first, name).shape[1:]))
-        return jax.make_array_from_callback(shape, home, lambda index: getattr(parts[_share(index, size)], name))
+    def columns(index: Any) -> tuple[int, int]:
+        start, stop, _ = index[1].indices(size)
+        return start, stop
+
+    # A set, so that devices with the same rows share one read.
+    indices = sharding.addressable_devices_indices_map((plan.per_window, size)).values()
+    parts = {part: read(*part) for part in sorted(set(map(columns, indices)))}
+
+    def place(name: str) -> jax.Array:
+        shape = (plan.per_window, size, *(() if name == "mask" else getattr(first, name).shape[1:]))
+        return jax.make_array_from_callback(shape, sharding, lambda index: getattr(parts[columns(index)], name))
 
     kind: Any = type(next(iter(parts.values())))
-    return kind(*map(placed, kind._fields))
-
-
-def for_training(source: DataSource, rows: Dataset) -> Dataset | Batch:
-    """Return rows of a source as training takes them: `only_counted`, with weights relative to the mean of all.
-
-    Raises InputError for weights that are not 1 where the source does not know their mean.
-    """
-    if source.mean_weight is not None:
-        mean, mask = np.float32(source.mean_weight), np.ones(len(rows.sample_weight), bool)
-        return only_counted(Batch(rows.inputs, rows.targets, rows.sample_weight / mean, mask))  # type: ignore[arg-type]
-    others = rows.sample_weight[rows.sample_weight != 1]
-    if len(others):
-        raise InputError(
-            f"to train with sample weights, a source must know their mean over all {source.count} examples, got a "
-            f"weight of {others[0]:g}. Give it as mean_weight=..."
-        )
-    return rows
+    return kind(*map(place, kind._fields))
 
 
 @contextmanager
-def prefetch(make: Callable[[int], T], end: int | None = None) -> Iterator[Fetch[T]]:
-    """What `make` makes of the numbers up to `end`, made in a thread that ends with the block.
-
-    Two are held at a time: the one that was asked for last, and the next.
-    """
-    pool, made = ThreadPoolExecutor(1, "jaxdl-windows"), dict[int, Future[T]]()
+def prefetch(make: Callable[[int], T], end: int | None = None) -> Iterator[Prefetched[T]]:
+    """Compute `make(0)`, `make(1)`, ... before `end` in a thread, until the block ends; at most two results exist."""
+    pool, futures = ThreadPoolExecutor(1, "jaxdl-windows"), dict[int, Future[T]]()
 
     def get(number: int) -> T:
-        for old in [each for each in made if each < number]:
-            del made[old]
+        for old in [each for each in futures if each < number]:
+            del futures[old]
         for each in (number, number + 1):
-            if each not in made and (each == number or end is None or each < end):
-                made[each] = pool.submit(make, each)
-        return made[number].result()
+            if each not in futures and (each == number or end is None or each < end):
+                futures[each] = pool.submit(make, each)
+        return futures[number].result()
 
     def ready(number: int) -> bool:
-        return number in made and made[number].done() and made[number].exception() is None
+        return number in futures and futures[number].done() and futures[number].exception() is None
 
     try:
-        yield Fetch(get, ready)
+        yield Prefetched(get, ready)
     finally:
         pool.shutdown(cancel_futures=True)
 
 
 class Feed(NamedTuple):
-    """The training rows of a run, piece by piece. Batches are counted from the beginning of the run."""
+    """The training batches of a run. A batch is counted from the beginning of the run."""
 
-    at: Callable[[int], tuple[Any, int]]  # what holds a batch, rows or a window, and how many batches from there on
-    ready: Callable[[int], bool]  # whether that is at hand, so that a call may be ahead
+    at: Callable[[int], tuple[Any, int]]  # the dataset or window that holds a batch, and its batches from there on
+    ready: Callable[[int], bool]  # whether `at` would return at once
 
 
 Opened = AbstractContextManager[tuple[RunState, Dataset | None, Feed]]
@@ -348,180 +327,197 @@ Opened = AbstractContextManager[tuple[RunState, Dataset | None, Feed]]
 
 @dataclass(frozen=True)
 class Loader(ABC):
-    """The training rows of a run, which `loader` makes; whether they are in memory is decided there and not again."""
+    """The training data of a run, from `loader`: a dataset in memory, or a streaming one."""
 
-    first: Dataset  # rows whose shapes and dtypes all have: the first batch of a source, all that are in memory
-    rows: int  # of an epoch
+    first: Dataset  # examples with the shapes and dtypes of all: the first batch of a source, or the whole dataset
+    rows: int  # number of examples
     batch_size: int
-    examples: Any  # the rows as training takes them, wherever they lie; None for a source
+    examples: Any  # the result of `training_rows`; None for a source
 
     @abstractmethod
-    def opened(self, run_state: RunState, validation: Dataset | None, length: int, last: int | None) -> Opened:
-        """Give the rows from a progress on, up to the epoch `last`; an epoch has `length` batches with its validation.
+    def open(self, run_state: RunState, validation: Dataset | None, length: int, last: int | None) -> Opened:
+        """Return the run state and validation data on the devices of the run, and the feed of its batches.
 
-        The progress and the validation rows come on the devices of the training rows, or of the progress.
+        length: batches of an epoch with its validation. last: the last epoch; None if unknown.
         """
 
     @abstractmethod
     def batch(self, key: Array, epoch: Any, number: int) -> tuple[Any, np.ndarray]:
-        """Return a batch of an epoch on this process's device, filled up, and the numbers of its rows, from 0."""
+        """Return a padded batch of an epoch on this process's device, and its row numbers."""
 
     @abstractmethod
     def checksum(self) -> str:
-        """Return what tells these rows from others, of a source its number of rows and the first of them."""
+        """Return a text that identifies the data: number and checksum; of a source, checksum of the first rows."""
 
 
 def loader(train: Dataset | DataSource | Loader, batch_size: int, *, window_bytes: int = BYTES) -> Loader:
-    """Return the rows of a run, in memory or streamed; a loader is returned as it is.
+    """Return the loader of a dataset or source; a loader is returned unchanged.
 
-    A thread reads the batches of a source window by window, of about `window_bytes`, and puts them on the devices while
-    those of the window before are trained. Raises InputError for what is neither Examples nor a DataSource.
+    A thread reads windows of about `window_bytes` from a source while the window before trains. Raises InputError for
+    other types.
     """
     if isinstance(train, Loader):
         return train
     if isinstance(train, DataSource):
         first = read_rows(train, np.arange(min(batch_size, train.count)))
-        cut = plan_windows(first, train.count, batch_size, window_bytes)
-        return _Stream(first, train.count, batch_size, None, train, cut)
+        window_plan = plan_windows(first, train.count, batch_size, window_bytes)
+        return _Stream(first, train.count, batch_size, None, train, window_plan)
     check_examples("train", train)
     return _Memory(train, train.sample_weight.shape[0], batch_size, training_rows(train))
 
 
 class _Memory(Loader):
     @contextmanager
-    def opened(self, run_state: Any, validation: Any, length: int, last: int | None) -> Iterator[Any]:
-        examples, home, mesh = self.examples, self.examples.sample_weight, mesh_of(self.examples)
-        # Otherwise the first epoch's results would be bound and its arguments not, which compiles a second program.
-        if isinstance(home, jax.Array) and home.committed and len(home.sharding.device_set) == 1:
-            # On a mesh of one device too, which is then as fast as a device.
-            together = run_state, examples, validation
-            run_state, examples, validation = jax.device_put(together, next(iter(home.sharding.device_set)))
+    def open(self, run_state: Any, validation: Any, length: int, last: int | None) -> Iterator[Any]:
+        examples, first, mesh = self.examples, self.examples.sample_weight, mesh_of(self.examples)
+        # All arguments go to one place. Otherwise the results of the first call are committed to a device and its
+        # arguments are not, so that the second call compiles again.
+        if isinstance(first, jax.Array) and first.committed and len(first.sharding.device_set) == 1:
+            # A mesh of one device too, which is then as fast as a device.
+            device = next(iter(first.sharding.device_set))
+            run_state, examples, validation = jax.device_put((run_state, examples, validation), device)
         elif mesh is None:
-            run_state, examples, validation = jax.tree.map(_on_device, (run_state, examples, validation))
+            run_state, examples, validation = jax.tree.map(_to_device, (run_state, examples, validation))
         else:
             run_state = run_state if mesh_of(run_state) == mesh else shard_state(run_state, mesh)
             validation = None if validation is None else shard_dataset(validation, mesh)
         yield run_state, validation, Feed(lambda at: (examples, length - at % length), lambda at: True)
 
     def batch(self, key: Array, epoch: Any, number: int) -> tuple[Any, np.ndarray]:
-        places = np.arange(number * self.batch_size, min((number + 1) * self.batch_size, self.rows))
         batch = batches_of(to_host(self.examples), key, epoch, self.batch_size)(number)
-        return batch, rows_on_host(_draws(key, epoch, self.rows), places, self.rows)
+        return batch, _batch_row_numbers(self, _swap_rounds(key, epoch, self.rows), number)
 
     def checksum(self) -> str:
-        crc = 0
-        for leaf in self.first:
-            crc = zlib.crc32(np.ascontiguousarray(leaf).data.cast("B"), crc)
-        return f"{self.rows} rows, checksum {crc:08x}"
+        return _checksum(self.rows, self.first)
 
 
 @dataclass(frozen=True)
 class _Stream(Loader):
     source: DataSource
-    cut: WindowPlan
+    window_plan: WindowPlan
 
     @contextmanager
-    def opened(self, run_state: Any, validation: Any, length: int, last: int | None) -> Iterator[Any]:
+    def open(self, run_state: Any, validation: Any, length: int, last: int | None) -> Iterator[Any]:
         if (mesh := mesh_of(run_state)) is None:
-            run_state, validation = jax.device_put((run_state, validation), home_of(run_state))
+            run_state, validation = jax.device_put((run_state, validation), window_sharding(run_state))
         elif validation is not None:
             validation = shard_dataset(validation, mesh)
-        cut, key, home = self.cut, run_state.key, home_of(run_state)
+        plan, key, sharding = self.window_plan, run_state.key, window_sharding(run_state)
         impl = jax.random.key_impl(key)
         bits: Any = np.asarray(jax.random.key_data(key))
 
         def window_of(at: int) -> int:
-            """The window of a batch; the last one of an epoch serves its validation too."""
+            """Return the index of a batch's window; the last window of an epoch serves its validation too."""
             epoch, batch = divmod(at, length)
-            return epoch * cut.windows + min(batch // cut.held, cut.windows - 1)
+            return epoch * plan.windows + min(batch // plan.per_window, plan.windows - 1)
 
-        def rows_at(at: int) -> tuple[Window, int]:
+        def window_at(at: int) -> tuple[Window, int]:
             number = window_of(at)
-            part = number % cut.windows + 1
-            return fetch.get(number), (length if part == cut.windows else part * cut.held) - at % length
+            next_index = number % plan.windows + 1
+            end = length if next_index == plan.windows else next_index * plan.per_window
+            return windows.get(number), end - at % length
 
         def ready(at: int) -> bool:
-            # Which window is next depends on what all processes have done, so where there are several no call is ahead.
-            return jax.process_count() == 1 and fetch.ready(window_of(at))
+            # Several processes agree on the number of steps only after a call, so the next window is not known before.
+            return jax.process_count() == 1 and windows.ready(window_of(at))
 
         def make(number: int) -> Window:
-            # The thread that calls this asks no device for anything.
-            epoch, part = divmod(number, cut.windows)
-            with _on_host():
-                drawn = jax.tree.map(np.asarray, _draws(jax.random.wrap_key_data(bits, impl=impl), epoch, cut.rows))
-            return self._window(cut, part, drawn, home)
+            # This thread must not queue work on an accelerator behind the training steps.
+            epoch, index = divmod(number, plan.windows)
+            with _cpu_device():
+                rounds = _swap_rounds(jax.random.wrap_key_data(bits, impl=impl), epoch, plan.rows)
+                rounds = jax.tree.map(np.asarray, rounds)
+            return self._window(plan, index, rounds, sharding)
 
-        with prefetch(make, None if last is None else last * cut.windows) as fetch:
-            yield run_state, validation, Feed(rows_at, ready)
+        with prefetch(make, None if last is None else last * plan.windows) as windows:
+            yield run_state, validation, Feed(window_at, ready)
 
     def batch(self, key: Array, epoch: Any, number: int) -> tuple[Any, np.ndarray]:
-        cut, drawn = plan_windows(self.first, self.rows, self.batch_size, window_bytes=0), _draws(key, epoch, self.rows)
-        places = np.arange(number * self.batch_size, min((number + 1) * self.batch_size, self.rows))
-        batch = batches_of(self._window(cut, number, drawn), key, epoch, self.batch_size)(number)
-        return batch, rows_on_host(drawn, places, self.rows)
+        plan = plan_windows(self.first, self.rows, self.batch_size, window_bytes=0)
+        rounds = _swap_rounds(key, epoch, self.rows)
+        batch = batches_of(self._window(plan, number, rounds), key, epoch, self.batch_size)(number)
+        return batch, _batch_row_numbers(self, rounds, number)
 
     def checksum(self) -> str:
-        crc = 0
-        for leaf in read_rows(self.source, np.arange(min(8, self.rows))):
-            crc = zlib.crc32(np.ascontiguousarray(leaf).tobytes(), crc)
-        return f"{self.rows} rows, checksum {crc:08x}"
+        return _checksum(self.rows, read_rows(self.source, np.arange(min(8, self.rows))))
 
-    def _window(self, cut: WindowPlan, number: int, drawn: Draws, home: Sharding | None = None) -> Window:
-        order, prepare = partial(rows_on_host, drawn, count=cut.rows), partial(for_training, self.source)
-        batches = load(self.source, self.first, cut, number, order, home, prepare=prepare)
-        return Window(batches, np.int32(number * cut.held), np.int32(cut.rows))  # type: ignore[arg-type]
+    def _window(self, plan: WindowPlan, index: int, rounds: SwapRounds, sharding: Sharding | None = None) -> Window:
+        order = partial(rows_on_host, rounds, count=plan.rows)
+        batches = load_window(self.source, self.first, plan, index, order, sharding, prepare=self._prepare)
+        return Window(batches, np.int32(index * plan.per_window), np.int32(plan.rows))  # type: ignore[arg-type]
+
+    def _prepare(self, examples: Dataset) -> Any:
+        """Return the result of `training_rows`, with the mean weight of the source."""
+        if self.source.mean_weight is not None:
+            mean, mask = np.float32(self.source.mean_weight), np.ones(len(examples.sample_weight), bool)
+            weights: Any = examples.sample_weight / mean
+            return only_counted(Batch(examples.inputs, examples.targets, weights, mask))  # type: ignore[arg-type]
+        others = examples.sample_weight[examples.sample_weight != 1]
+        if len(others):
+            raise InputError(
+                f"to train with sample weights, a source must know their mean over all {self.source.count} examples, "
+                f"got a weight of {others[0]:g}. Give it as mean_weight=..."
+            )
+        return examples
 
 
-def _on_device(leaf: Any) -> Array:
-    # Arrays stay where they are: `device_put` would gather random keys that are spread over devices, and `jnp.asarray`
-    # would compile a program for each shape of NumPy's.
+def _batch_row_numbers(train: Loader, rounds: SwapRounds, number: int) -> np.ndarray:
+    places = np.arange(number * train.batch_size, min((number + 1) * train.batch_size, train.rows))
+    return rows_on_host(rounds, places, train.rows)
+
+
+def _checksum(count: int, leaves: Iterable[Any]) -> str:
+    crc = 0
+    for leaf in leaves:
+        crc = zlib.crc32(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8).data, crc)
+    return f"{count} rows, checksum {crc:08x}"
+
+
+def _to_device(leaf: Any) -> Array:
+    # Arrays of JAX stay where they are: `device_put` would gather sharded random keys, and `jnp.asarray` would compile
+    # a program for each shape.
     if isinstance(leaf, jax.Array):
         return leaf
-    put = jax.device_put(leaf)
-    # On a CPU JAX reads NumPy's own memory where it can, which is the caller's to change.
-    shared = isinstance(leaf, np.ndarray) and put.unsafe_buffer_pointer() == leaf.ctypes.data
-    return jax.device_put(leaf.copy()) if shared else put
+    array = jax.device_put(leaf)
+    # On a CPU JAX may share the memory of a NumPy array, which the caller may change.
+    shared = isinstance(leaf, np.ndarray) and array.unsafe_buffer_pointer() == leaf.ctypes.data
+    return jax.device_put(leaf.copy()) if shared else array
 
 
-def _on_host() -> AbstractContextManager[Any]:
-    """Small computations on the CPU: an accelerator would do them after the call under way."""
+def _cpu_device() -> AbstractContextManager[Any]:
     try:
         return jax.default_device(jax.local_devices(backend="cpu")[0])
     except RuntimeError:
-        # The platforms were chosen without the CPU.
+        # JAX_PLATFORMS does not name the CPU.
         return nullcontext()
 
 
-def _share(index: Any, size: int) -> tuple[int, int]:
-    start, stop, _ = index[1].indices(size)
-    return start, stop
-
-
-def _part(
-    source: DataSource, first: Dataset, cut: WindowPlan, number: int, order: Any, start: int, stop: int, prepare: Any
+def _read_part(
+    source: DataSource, first: Dataset, plan: WindowPlan, index: int, order: Any, prepare: Any, start: int, stop: int
 ) -> Any:
-    """Rows `start` to `stop` of each batch of a window, (K, stop - start, ...), on the host."""
-    begin = number * cut.held
-    batches, numbers = np.arange(begin, min(begin + cut.held, cut.batches)), np.arange(start, stop)
-    places = batches[:, None] * cut.batch_size + numbers
-    rows = read_rows(source, order((places % cut.rows).ravel()))
-    for name, leaf, one in zip(Dataset._fields, rows, first, strict=True):
-        if (leaf.shape[1:], leaf.dtype) != (one.shape[1:], one.dtype):
+    """Read examples `start` to `stop` of each batch of a window, (K, stop - start, ...), as NumPy arrays."""
+    begin = index * plan.per_window
+    batches, numbers = np.arange(begin, min(begin + plan.per_window, plan.batches)), np.arange(start, stop)
+    places = batches[:, None] * plan.batch_size + numbers
+    examples = read_rows(source, order((places % plan.rows).ravel()))
+    for name, leaf, like in zip(Dataset._fields, examples, first, strict=True):
+        if (leaf.shape[1:], leaf.dtype) != (like.shape[1:], like.dtype):
             raise InputError(
                 f"{name} must have one shape and dtype in all rows of a source, got {leaf.shape[1:]} of {leaf.dtype} "
-                f"after {one.shape[1:]} of {one.dtype}. Make them alike."
+                f"after {like.shape[1:]} of {like.dtype}. Convert them in the source."
             )
-    real = ((places < cut.rows) & (numbers < cut.batch_size)).ravel()
-    held = prepare(rows)
-    held = held._replace(sample_weight=np.where(real, held.sample_weight, np.float32(0)))
-    if isinstance(held, Batch):
-        held = held._replace(mask=real & np.asarray(held.mask))
-    return jax.tree.map(lambda leaf: _filled(leaf.reshape(*places.shape, *leaf.shape[1:]), cut.held), held)
+    real = ((places < plan.rows) & (numbers < plan.batch_size)).ravel()
+    batch = prepare(examples)
+    batch = batch._replace(sample_weight=np.where(real, batch.sample_weight, np.float32(0)))
+    if isinstance(batch, Batch):
+        batch = batch._replace(mask=real & np.asarray(batch.mask))
 
+    def pad(leaf: np.ndarray) -> np.ndarray:
+        leaf = leaf.reshape(*places.shape, *leaf.shape[1:])
+        if len(leaf) == plan.per_window:
+            return leaf
+        window = np.zeros((plan.per_window, *leaf.shape[1:]), leaf.dtype)
+        window[: len(leaf)] = leaf
+        return window
 
-def _filled(batches: np.ndarray, held: int) -> np.ndarray:
-    if len(batches) == held:
-        return batches
-    whole = np.zeros((held, *batches.shape[1:]), batches.dtype)
-    whole[: len(batches)] = batches
-    return whole
+    return jax.tree.map(pad, batch)

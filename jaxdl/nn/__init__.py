@@ -23,8 +23,6 @@ from jaxdl.nn.models import build_model as build_model
 from jaxdl.nn.models import convnet as convnet
 from jaxdl.nn.models import mlp as mlp
 from jaxdl.nn.models import residual_net as residual_net
-from jaxdl.nn.models import unit_range as unit_range
-from jaxdl.nn.summaries import Summary as Summary
 from jaxdl.nn.summaries import summary as summary
 
 _set_public_names(globals())

@@ -1,7 +1,7 @@
-"""Images changed at random in training, and looked at twice in prediction.
+"""Random changes of images in training, and predictions averaged over an image and its mirror image.
 
-A change is a function `(key, images) -> images` of (B, H, W, C) arrays of any dtype, another draw for each image, which
-depends on the key and the image's place alone: images that follow change nothing.
+A change is a function `(key, images) -> images` of (B, H, W, C) arrays of any dtype. Each image has its own draw, which
+depends on the key and the image's position in the batch only: later images do not affect earlier ones.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Change = Callable[[Array, Array], Array]
 
 
 def flip(key: Array, images: Array) -> Array:
-    """Each image mirrored left to right, or not, with even chances.
+    """Mirror each image left to right with probability 1/2.
 
     >>> flip(jax.random.key(0), jnp.ones((2, 4, 4, 3))).shape
     (2, 4, 4, 3)
@@ -28,10 +28,10 @@ def flip(key: Array, images: Array) -> Array:
 
 
 def crop(pixels: int = 4) -> Change:
-    """Each image moved by up to `pixels` up or down and left or right; what comes into view is its own reflection.
+    """Return a change that moves each image by up to `pixels` up or down and left or right.
 
-    That is a random crop out of the image padded by reflection. Raises InputError for images that are not larger than
-    the pixels.
+    It is a random crop of the image padded by reflection. Raises InputError for negative `pixels`; the change raises it
+    for images whose sides are not longer than `pixels`.
 
     >>> image = jnp.arange(4.0).reshape(1, 1, 4, 1) + jnp.zeros((1, 4, 1, 1))
     >>> sorted({tuple(crop(1)(jax.random.key(seed), image)[0, 0, :, 0].tolist()) for seed in range(9)})
@@ -45,25 +45,27 @@ def crop(pixels: int = 4) -> Change:
         if pixels >= min(height, width):
             raise InputError(f"crop({pixels}) needs larger images, got {height} x {width}.")
         moves = jax.random.randint(key, (count, 2), -pixels, pixels + 1, jnp.int32)
-        rows = _reflected(moves[:, :1] + jnp.arange(height, dtype=jnp.int32)[None], height)
-        columns = _reflected(moves[:, 1:] + jnp.arange(width, dtype=jnp.int32)[None], width)
+        rows = _reflect(moves[:, :1] + jnp.arange(height, dtype=jnp.int32)[None], height)
+        columns = _reflect(moves[:, 1:] + jnp.arange(width, dtype=jnp.int32)[None], width)
 
-        def moved(image: Array, rows: Array, columns: Array) -> Array:
+        def move(image: Array, rows: Array, columns: Array) -> Array:
             return image.at[rows[:, None], columns[None]].get(mode="promise_in_bounds")
 
-        # Image by image: XLA then knows that devices need no images of each other.
-        return jax.vmap(moved)(jnp.asarray(images), rows, columns)
+        # With vmap XLA knows that no device needs images of another.
+        return jax.vmap(move)(jnp.asarray(images), rows, columns)
 
     return change
 
 
-def _reflected(places: Array, size: int) -> Array:
-    """Places outside of 0 to size - 1, mirrored at the outermost pixel."""
-    return size - 1 - jnp.abs(size - 1 - jnp.abs(places))
+def _reflect(indices: Array, size: int) -> Array:
+    """Mirror indices outside of 0 to size - 1 at the outermost pixel."""
+    return size - 1 - jnp.abs(size - 1 - jnp.abs(indices))
 
 
 def cutout(size: int = 8) -> Change:
-    """A square of `size` x `size` pixels set to 0, its centre anywhere in the image, so that it may stick out.
+    """Return a change that sets a square of `size` x `size` pixels of each image to 0.
+
+    The square's centre is anywhere in the image, so a part of the square may lie outside.
 
     Source: DeVries and Taylor, arXiv:1708.04552 (2017). Raises InputError for a negative size.
 
@@ -76,24 +78,24 @@ def cutout(size: int = 8) -> Change:
     def change(key: Array, images: Array) -> Array:
         count, height, width, _ = images.shape
         keys = jax.random.split(key)
-        rows = _inside(jax.random.randint(keys[0], (count, 1), 0, height, jnp.int32), height, size)
-        columns = _inside(jax.random.randint(keys[1], (count, 1), 0, width, jnp.int32), width, size)
-        hidden = rows[:, :, None, None] & columns[:, None, :, None]
-        return jnp.where(hidden, jnp.zeros((), images.dtype), images)
+        rows = _is_covered(jax.random.randint(keys[0], (count, 1), 0, height, jnp.int32), height, size)
+        columns = _is_covered(jax.random.randint(keys[1], (count, 1), 0, width, jnp.int32), width, size)
+        square = rows[:, :, None, None] & columns[:, None, :, None]
+        return jnp.where(square, jnp.zeros((), images.dtype), images)
 
     return change
 
 
-def _inside(centres: Array, length: int, size: int) -> Array:
-    first = centres - size // 2
-    places = jnp.arange(length, dtype=jnp.int32)[None]
-    return (places >= first) & (places < first + size)
+def _is_covered(centers: Array, length: int, size: int) -> Array:
+    first = centers - size // 2
+    indices = jnp.arange(length, dtype=jnp.int32)[None]
+    return (indices >= first) & (indices < first + size)
 
 
 def with_augmentation(model: Model, *changes: Change) -> Model:
-    """The model, which in training sees its inputs after the changes, one after the other.
+    """Return a model that applies the changes to its inputs in training.
 
-    Its `apply` raises InputError in training without a key. Otherwise it means
+    Its `apply` raises InputError in training without a key. It means:
 
         for number, change in enumerate(changes if train else ()):
             inputs = change(jax.random.fold_in(key, number), inputs)
@@ -105,7 +107,7 @@ def with_augmentation(model: Model, *changes: Change) -> Model:
     ) -> tuple[Array, PyTree]:
         if train:
             if key is None:
-                raise InputError("an augmented model needs a key in training. Give key=jax.random.key(0), say.")
+                raise InputError("an augmented model needs a key in training. Pass key=jax.random.key(0), for example.")
             for number, change in enumerate(changes):
                 inputs = change(jax.random.fold_in(key, number), inputs)
         return model.apply(variables, inputs, train=train, key=key, mask=mask)
@@ -114,12 +116,12 @@ def with_augmentation(model: Model, *changes: Change) -> Model:
 
 
 def with_flip_averaging(model: Model) -> Model:
-    """The model, whose predictions are the mean of its outputs for each image and for its mirror image.
+    """Return a model whose predictions are the mean of its outputs for each image and for its mirror image.
 
-    Training is not changed.
+    Training stays as it is.
 
-    >>> odd = Model(lambda key, inputs: Variables({}, {}), lambda variables, inputs, **_: (inputs[:, 0, 0], {}))
-    >>> with_flip_averaging(odd).apply(Variables({}, {}), jnp.array([[[[1.0], [3.0]]]]), train=False)[0].tolist()
+    >>> corner = Model(lambda key, inputs: Variables({}, {}), lambda variables, inputs, **_: (inputs[:, 0, 0], {}))
+    >>> with_flip_averaging(corner).apply(Variables({}, {}), jnp.array([[[[1.0], [3.0]]]]), train=False)[0].tolist()
     [[2.0]]
     """
 

@@ -1,4 +1,4 @@
-"""Dense networks and ConvNets as models, and the record that builds them."""
+"""Dense, convolutional and residual networks, and the record that describes one of them."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ MOMENTUM, EPSILON = 0.99, 1e-3
 
 
 class MLP(nn.Module):
-    """Dense layers with relu between them: (B, F) -> (B, outputs) in the dtype's `precision`.
+    """Dense layers with relu between them: (B, F) to (B, outputs), float32, or float64 where `dtype` is.
 
-    With `input_norm` a BatchNorm comes first, which takes the place of standardizing the inputs beforehand; its
-    variance is taken in two passes, because Flax's faster form loses a column of large mean and small spread.
+    With `input_norm` the first layer is a BatchNorm, in place of standardized inputs. Its variance is computed in two
+    passes, because Flax's faster form loses a feature with a large mean and a small standard deviation.
     """
 
     widths: Sequence[int]
@@ -41,24 +41,24 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, inputs: Array, *, train: bool = False, mask: Array | None = None) -> Array:
-        hidden, kept = inputs, precision(self.dtype)
+        hidden, param_dtype = inputs, precision(self.dtype)
         if self.input_norm:
             norm = nn.BatchNorm(
                 use_running_average=not train,
                 momentum=MOMENTUM,
                 epsilon=EPSILON,
                 use_fast_variance=False,
-                param_dtype=kept,
+                param_dtype=param_dtype,
                 # Else the moving moments would be float32 always.
-                force_float32_reductions=kept == jnp.float32,
+                force_float32_reductions=param_dtype == jnp.float32,
             )
-            hidden = norm(hidden.astype(kept), mask=None if mask is None else mask[:, None])
-        dense = partial(nn.Dense, dtype=self.dtype, param_dtype=kept, kernel_init=self.kernel_init)
+            hidden = norm(hidden.astype(param_dtype), mask=None if mask is None else mask[:, None])
+        dense = partial(nn.Dense, dtype=self.dtype, param_dtype=param_dtype, kernel_init=self.kernel_init)
         for width in self.widths:
             hidden = nn.relu(dense(width)(hidden))
             if is_traced(self.dropout) or self.dropout:
                 hidden = Dropout(self.dropout)(hidden, train=train)
-        return dense(self.outputs)(hidden).astype(kept)
+        return dense(self.outputs)(hidden).astype(param_dtype)
 
 
 @explain_calls
@@ -71,13 +71,14 @@ def mlp(
     dtype: DTypeLike = jnp.float32,
     init_scale: float | Array = 1.0,
 ) -> Model:
-    """The MLP as a Model: hidden layers of the given widths, none for a linear model.
+    """Return an MLP as a Model: (B, F) to (B, outputs).
 
-    Initial values are Keras's (kernels glorot uniform, biases 0), BatchNorm's momentum 0.99 and epsilon 1e-3 too;
-    `init_scale` is a factor on the initial kernels' standard deviation. `dtype` is that of the computation, such as
-    bfloat16; parameters and outputs are float32, or float64 where it is float64 and `jax_enable_x64` is set. `dropout`
-    and `init_scale` may be traced, so that one program serves many of them. Raises InputError for widths below 1, a
-    dropout rate outside [0, 1) and an `init_scale` that is not positive.
+    widths: of the hidden layers; () makes a linear model. input_norm: BatchNorm of the inputs. Initial values (kernels
+    glorot uniform, biases 0) and BatchNorm's momentum 0.99 and epsilon 1e-3 are Keras's; `init_scale` is a factor on
+    the standard deviation of the initial kernels. `dtype` is that of the computation, such as bfloat16; parameters and
+    outputs are float32, or float64 where `dtype` is float64 and `jax_enable_x64` is set. `dropout` and `init_scale` may
+    be traced, so that one compiled function serves many values. Raises InputError for widths below 1, a dropout rate
+    outside [0, 1) and an `init_scale` that is not positive.
 
     >>> import jax
     >>> model = mlp((100, 50), input_norm=True)
@@ -89,7 +90,7 @@ def mlp(
     check_rate(dropout)
     if not is_traced(init_scale) and not 0 < number("init_scale", init_scale) < math.inf:
         raise InputError(f"init_scale must be a positive number, got {init_scale}. Use 1.0 for Keras's initial values.")
-    # Glorot uniform, where the scale is 1.
+    # For a scale of 1 this is glorot uniform.
     kernels = nn.initializers.variance_scaling(init_scale**2, "fan_avg", "uniform")
     net = MLP(widths, outputs, input_norm, dropout, _dtype(dtype), kernels)
     return from_linen(net, mask="mask")
@@ -98,18 +99,18 @@ def mlp(
 def _dtype(dtype: DTypeLike) -> Any:
     """Return a floating dtype. Raises InputError for anything else."""
     try:
-        found = jnp.dtype(dtype)
+        floating = jnp.dtype(dtype)
     except TypeError:
         raise InputError(f"dtype must be a floating dtype, got {given_as(dtype)}. Use jnp.float32, say.") from None
-    if not jnp.issubdtype(found, jnp.floating):
-        raise InputError(f"dtype must be a floating dtype, got {found}. Use jnp.float32, say.")
-    return found
+    if not jnp.issubdtype(floating, jnp.floating):
+        raise InputError(f"dtype must be a floating dtype, got {floating}. Use jnp.float32, say.")
+    return floating
 
 
 class ConvNet(nn.Module):
-    """Convolutions, then dense layers, relu after each but the last: (B, H, W, C) images to (B, outputs) numbers.
+    """Convolutions, then dense layers, with relu between all of them: (B, H, W, C) images to (B, outputs).
 
-    With `pool` every convolution is followed by 2x2 max pooling, and by dropout where there is a rate.
+    With `pool` 2x2 max pooling follows every convolution, and dropout follows where its rate is not 0.
     """
 
     filters: Sequence[int]
@@ -133,21 +134,15 @@ class ConvNet(nn.Module):
                 hidden = MaxPool()(hidden)
             if is_traced(self.dropout) or self.dropout:
                 hidden = Dropout(self.dropout)(hidden, train=train)
-        hidden, kept = Flatten()(hidden), precision(self.dtype)
-        dense = partial(nn.Dense, dtype=self.dtype, param_dtype=kept, kernel_init=self.kernel_init)
+        hidden, param_dtype = Flatten()(hidden), precision(self.dtype)
+        dense = partial(nn.Dense, dtype=self.dtype, param_dtype=param_dtype, kernel_init=self.kernel_init)
         for width in self.widths:
             hidden = nn.relu(dense(width)(hidden))
-        return dense(self.outputs)(hidden).astype(kept)
+        return dense(self.outputs)(hidden).astype(param_dtype)
 
 
 def unit_range(images: Array, dtype: DTypeLike = jnp.float32) -> Array:
-    """Images of bytes as floats from 0 to 1; images of floats only change their dtype.
-
-    Raises InputError for other integers.
-
-    >>> unit_range(jnp.array([0, 255], jnp.uint8)).tolist()
-    [0.0, 1.0]
-    """
+    """Convert uint8 images to floats from 0 to 1, and floats to `dtype`. Raises InputError for other integers."""
     if jnp.issubdtype(images.dtype, jnp.integer) and images.dtype != jnp.uint8:
         raise InputError(f"images must be uint8, from 0 to 255, or floats, got {images.dtype}. Convert them first.")
     return images.astype(dtype) / 255 if images.dtype == jnp.uint8 else images.astype(dtype)
@@ -165,12 +160,13 @@ def convnet(
     dropout: float | Array = 0.0,
     dtype: DTypeLike = jnp.float32,
 ) -> Model:
-    """A ConvNet as a Model of (B, H, W, C) images, uint8 (scaled to 0..1 on the device) or float: logits of classes.
+    """Return a ConvNet as a Model: (B, H, W, C) images to (B, outputs) logits.
 
-    filters: of each convolution, none for a dense network on the flattened image; widths: of the dense layers after
-    them. pool: 2x2 max pooling after each convolution; dropout: its rate, after each pooling, which may be traced.
-    Initial values are Keras's; `dtype` is as for `mlp`. Raises InputError for sizes below 1, a dropout rate outside
-    [0, 1) and, from `init`, for images that are too small.
+    Images are uint8, which the device scales to 0..1, or float. filters: of each convolution; () makes a dense network
+    on the flattened image. widths: of the hidden dense layers. pool: 2x2 max pooling after each convolution. dropout:
+    the rate after each convolution and its pooling, which may be traced. Initial values are Keras's; `dtype` is as for
+    `mlp`. Raises InputError for sizes below 1, a dropout rate outside [0, 1) and, from `init`, for images that are too
+    small.
 
     >>> import jax
     >>> small = convnet((50, 50))
@@ -182,16 +178,15 @@ def convnet(
     outputs, kernel = whole_number("outputs", outputs, 1), whole_number("kernel", kernel, 1)
     check_rate(dropout)
     check_choice("padding", padding, ("VALID", "SAME"))
-    net = ConvNet(filters, widths, outputs, kernel, padding, pool, dropout, _dtype(dtype))
-    return from_linen(net)
+    return from_linen(ConvNet(filters, widths, outputs, kernel, padding, pool, dropout, _dtype(dtype)))
 
 
 class ResidualNet(nn.Module):
-    """Convolution and residual blocks with BatchNorm, three times halved: (B, H, W, C) images to (B, outputs) numbers.
+    """Convolutions and residual blocks with BatchNorm: (B, H, W, C) images to (B, outputs).
 
-    A stem of `width` filters, then three stages of 2, 4 and 8 times as many: convolution, pooling, and two more
-    convolutions around which the input is led, the middle stage without these. What is greatest over the whole image
-    decides. Source: the nine layers of Page's "How to train your ResNet" (2018).
+    A convolution of `width` filters, then three stages of 2, 4 and 8 times as many: convolution and 2x2 max pooling,
+    and in the first and the third stage a residual block of two convolutions. A dense layer follows the maximum over
+    the whole image. Source: the nine layers of Page's "How to train your ResNet" (2018).
     """
 
     width: int = 64
@@ -200,9 +195,8 @@ class ResidualNet(nn.Module):
 
     @nn.compact
     def __call__(self, images: Array, *, train: bool = False, mask: Array | None = None) -> Array:
-        layer = partial(
-            Conv, padding="SAME", use_bias=False, dtype=self.dtype, kernel_init=nn.initializers.he_uniform()
-        )
+        kernel_init = nn.initializers.he_uniform()
+        layer = partial(Conv, padding="SAME", use_bias=False, dtype=self.dtype, kernel_init=kernel_init)
 
         def block(inputs: Array, filters: int, pool: bool = False) -> Array:
             hidden = layer(filters)(inputs)
@@ -215,15 +209,15 @@ class ResidualNet(nn.Module):
             hidden = block(hidden, factor * self.width, pool=True)
             if stage != 1:
                 hidden += block(block(hidden, factor * self.width), factor * self.width)
-        features, kept = hidden.max((1, 2)), precision(self.dtype)
-        return nn.Dense(self.outputs, dtype=self.dtype, param_dtype=kept)(features).astype(kept)
+        features, param_dtype = hidden.max((1, 2)), precision(self.dtype)
+        return nn.Dense(self.outputs, dtype=self.dtype, param_dtype=param_dtype)(features).astype(param_dtype)
 
 
 @explain_calls
 def residual_net(width: int = 64, *, outputs: int = 10, dtype: DTypeLike = jnp.float32) -> Model:
-    """A ResidualNet as a Model of (B, H, W, C) images of at least 8 x 8, uint8 or float: logits of classes.
+    """Return a ResidualNet as a Model: (B, H, W, C) images of at least 8 x 8, uint8 or float, to (B, outputs) logits.
 
-    Raises InputError for a width or a number of outputs below 1.
+    width: filters of the first convolution. Raises InputError for a width or a number of outputs below 1.
 
     >>> import jax
     >>> images = jnp.zeros((1, 32, 32, 3), jnp.uint8)
@@ -236,12 +230,13 @@ def residual_net(width: int = 64, *, outputs: int = 10, dtype: DTypeLike = jnp.f
 
 
 def _check_fit(images: Array, kernel: int, pooling: int) -> None:
+    """Raise InputError for images that are too small for a convolution and the pooling after it."""
     if images.ndim != 4:
-        raise InputError(f"a ConvNet needs images (rows, height, width, channels), got shape {images.shape}.")
-    least = kernel - 1 + pooling
-    if min(images.shape[1:3]) < least:
+        raise InputError(f"a ConvNet needs images (batch, height, width, channels), got shape {images.shape}.")
+    side = kernel - 1 + pooling
+    if min(images.shape[1:3]) < side:
         raise InputError(
-            f"the network, {'with pooling, ' * (pooling > 1)}needs images of at least {least} x {least} here, got "
+            f"the network, {'with pooling, ' * (pooling > 1)}needs images of at least {side} x {side} here, got "
             f"{images.shape[1]} x {images.shape[2]}. Use larger images, or fewer convolutions."
         )
 
@@ -250,19 +245,19 @@ KINDS: Mapping[str, Callable[..., Model]] = {"mlp": mlp, "convnet": convnet, "re
 
 
 class ModelSpec(NamedTuple):
-    """A shipped network, described."""
+    """The function of jaxdl that makes a model, and its arguments."""
 
-    kind: str  # the function of `jaxdl.models` that makes it: mlp, convnet or residual_net
+    kind: str  # "mlp", "convnet" or "residual_net"
     arguments: Mapping[str, Any]  # of that function, as JSON can hold them: "float32" for a dtype
-    flip_averaged: bool = False  # whether predictions are the mean of those of an image and of its mirror image
+    flip_averaged: bool = False  # whether `with_flip_averaging` is applied
 
 
 def build_model(network: ModelSpec) -> Model:
-    """The model that is described.
+    """Return the model that a ModelSpec describes.
 
-    Raises InputError for a kind or an argument that there is not, and for values that its function does not take.
+    Raises InputError for an unknown kind or argument, and for values that the kind's function does not take.
 
-    >>> import jax, jax.numpy as jnp
+    >>> import jax
     >>> model = build_model(ModelSpec("mlp", {"widths": [100, 50], "input_norm": True}))
     >>> variables = model.init(jax.random.key(0), jnp.ones((1, 89)))
     >>> sum(leaf.size for leaf in jax.tree.leaves(variables))
@@ -270,7 +265,7 @@ def build_model(network: ModelSpec) -> Model:
     """
     make = KINDS.get(network.kind)
     if make is None:
-        raise InputError(f"a network must be one of {', '.join(KINDS)}, got {network.kind!r}.")
+        raise InputError(f"the kind of a network must be one of {', '.join(KINDS)}, got {network.kind!r}.")
     known = inspect.signature(make).parameters
     for name in network.arguments:
         if name not in known:
@@ -278,22 +273,19 @@ def build_model(network: ModelSpec) -> Model:
     try:
         model = make(**network.arguments)
     except (TypeError, ValueError) as error:  # InputError among them.
-        given = dict(network.arguments)
-        raise InputError(f"a network of the kind {network.kind} cannot be made of {given}: {error}") from error
+        arguments = dict(network.arguments)
+        raise InputError(f"a network of the kind {network.kind} cannot be made of {arguments}: {error}") from error
     return with_flip_averaging(model) if network.flip_averaged else model
 
 
 def to_json(network: ModelSpec) -> dict[str, Any]:
-    """The description as JSON holds it; `from_json` reads it."""
+    """Return a ModelSpec as JSON holds it, for `from_json`."""
     plain = {name: list(value) if isinstance(value, tuple) else value for name, value in network.arguments.items()}
     return {"kind": network.kind, "arguments": plain, "flip_averaged": network.flip_averaged}
 
 
 def from_json(entry: object) -> ModelSpec:
-    """The description that `to_json` wrote.
-
-    Raises InputError for an entry that is anything else; `as_model` judges its kind and its arguments.
-    """
+    """Return the ModelSpec that `to_json` wrote. Raises InputError for anything else."""
     types = {"kind": str, "arguments": dict, "flip_averaged": bool}
     if (
         not isinstance(entry, dict)

@@ -1,4 +1,4 @@
-"""The table of a model's layers: their output shapes and what they hold."""
+"""The table of a model's layers: their output shapes, parameters and memory."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ if TYPE_CHECKING:
 
 
 Path = tuple[str, ...]
-MOST = 10**8  # parameters that are shown to the last one
+MOST = 10**8  # the largest number of parameters that is shown in full
 COLUMNS = "layer", "output shape", "parameters", "trained", "memory"
 
 
-class Numbers(NamedTuple):
-    """How many numbers something holds, and in how many bytes."""
+class Size(NamedTuple):
+    """The size of some arrays."""
 
-    many: int
-    size: int  # bytes
+    numbers: int
+    bytes: int
 
 
-NOTHING = Numbers(0, 0)
+EMPTY = Size(0, 0)
 
 
 class Layer(NamedTuple):
-    """One row of a summary."""
+    """One layer of a summary."""
 
     name: str
     kind: str
-    shape: tuple[int, ...] | None  # of the output without the rows; None where the model does not tell
+    shape: tuple[int, ...] | None  # of the output without the batch axis; None where it is unknown
     trained: int  # parameters that gradients train
-    moving: int  # numbers that are kept but not trained
+    moving: int  # numbers that are not trained, such as moving averages
     trained_bytes: int
     moving_bytes: int
 
@@ -55,16 +55,17 @@ class Summary(NamedTuple):
 
     @property
     def parameters(self) -> int:
-        """All numbers that the model holds, as Keras counts them: trained or not."""
+        """The number of parameters as Keras counts them: trained and not trained."""
         return self.trained + self.moving
 
 
 @explain_calls
 def summary(model: Model, inputs: Any) -> Summary:
-    """The layers of a model that takes `inputs` (B, ...), in the order of their calls; nothing is computed.
+    """Return the layers of a model that takes `inputs` (B, ...), in the order of their calls, without computing.
 
-    Only Linen models tell the output shapes of their layers; of others the layers are named by what they hold. A layer
-    that is called again with the same shape is listed once. `costs.step_cost` counts the FLOPs of a training step.
+    inputs: an array, shapes and dtypes, or a Dataset. Layers of a Linen model have output shapes; layers of other
+    models are the branches of their variables. A layer that is called again with the same shape is listed once.
+    `jaxdl.profiling.step_cost` counts the FLOPs of a training step.
 
     >>> import jax.numpy as jnp
     >>> from jaxdl import mlp
@@ -74,29 +75,31 @@ def summary(model: Model, inputs: Any) -> Summary:
     """
     check_model(model)
     inputs = inputs.inputs if isinstance(inputs, Dataset) else inputs
-    row = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape[1:]), leaf.dtype), inputs)
-    variables = jax.eval_shape(model.init, jax.random.key(0), row)
+    example = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape[1:]), leaf.dtype), inputs)
+    variables = jax.eval_shape(model.init, jax.random.key(0), example)
 
-    def forward(variables: Variables, row: Array) -> Array:
-        return model.apply(variables, row, train=False)[0]
+    def forward(variables: Variables, example: Array) -> Array:
+        return model.apply(variables, example, train=False)[0]
 
-    # The first call of a model traces it in other ways too, which are not to be listed.
-    jax.eval_shape(lambda variables, row: forward(variables, row), variables, row)
+    # The first call of a model traces it in other ways, too, whose calls are no layers of the summary.
+    jax.eval_shape(lambda variables, example: forward(variables, example), variables, example)
     with linen_calls() as calls:
-        jax.eval_shape(forward, variables, row)
-    trained = _numbers([variables.params])
-    # Linen keeps statistics by collection and then by layer, NNX by layer.
-    moving = _numbers(variables.stats.values() if calls else [variables.stats])
-    shown = [call for call in calls if call.path in trained | moving or not _is_outer(call, calls)]
+        jax.eval_shape(forward, variables, example)
+    trained = _sizes([variables.params])
+    # The stats of Linen are ordered by collection and then by layer, those of NNX by layer.
+    moving = _sizes(variables.stats.values() if calls else [variables.stats])
+    listed = [call for call in calls if call.path in trained | moving or not _is_outer(call, calls)]
     layers = []
-    # Each once: Flax traces the body of a loop more than once.
-    for call in dict.fromkeys(shown):
-        name = "/".join(call.path) or call.kind
-        held = trained.pop(call.path, NOTHING), moving.pop(call.path, NOTHING)
-        layers.append(Layer(name, call.kind, call.shape[1:], *_columns(*held)))
+
+    def add(name: str, kind: str, shape: tuple[int, ...] | None, path: Path) -> None:
+        parameters, moments = trained.pop(path, EMPTY), moving.pop(path, EMPTY)
+        layers.append(Layer(name, kind, shape, parameters.numbers, moments.numbers, parameters.bytes, moments.bytes))
+
+    # Without duplicates: Flax traces the body of a loop more than once.
+    for call in dict.fromkeys(listed):
+        add("/".join(call.path) or call.kind, call.kind, call.shape[1:], call.path)
     for path in sorted(trained.keys() | moving.keys()):
-        held = trained.get(path, NOTHING), moving.get(path, NOTHING)
-        layers.append(Layer("/".join(path), "", None, *_columns(*held)))
+        add("/".join(path), "", None, path)
     return Summary(
         tuple(layers),
         sum(layer.trained for layer in layers),
@@ -106,34 +109,29 @@ def summary(model: Model, inputs: Any) -> Summary:
     )
 
 
-def _columns(trained: Numbers, moving: Numbers) -> tuple[int, int, int, int]:
-    return trained.many, moving.many, trained.size, moving.size
-
-
-def _numbers(trees: Iterable[PyTree]) -> dict[Path, Numbers]:
-    """What the layers hold in all of the trees."""
-    held: dict[Path, Numbers] = {}
+def _sizes(trees: Iterable[PyTree]) -> dict[Path, Size]:
+    """Return the sizes of the layers' arrays in all of the trees."""
+    sizes: dict[Path, Size] = {}
     for tree in trees:
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-            owner = tuple(str(getattr(part, "key", part)) for part in path[:-1])
-            before, size = held.get(owner, NOTHING), math.prod(leaf.shape)
-            held[owner] = Numbers(before.many + size, before.size + size * leaf.dtype.itemsize)
-    return held
+            layer = tuple(str(getattr(part, "key", part)) for part in path[:-1])
+            size, count = sizes.get(layer, EMPTY), math.prod(leaf.shape)
+            sizes[layer] = Size(size.numbers + count, size.bytes + count * leaf.dtype.itemsize)
+    return sizes
 
 
 def _is_outer(call: Call, calls: Sequence[Call]) -> bool:
-    """Whether other layers are called inside of it: a module that only calls others is told by them."""
+    """Return whether a call contains the calls of other layers."""
     return any(other.path != call.path and other.path[: len(call.path)] == call.path for other in calls)
 
 
-def as_markdown(of: Summary) -> str:
-    """The summary as a table in markdown."""
-    return table(COLUMNS, [*_layers(of), *_totals(of)])
+def as_markdown(summary: Summary) -> str:
+    """Return the summary as a table in markdown."""
+    return table(COLUMNS, [*_layers(summary), *_totals(summary)])
 
 
-def as_table(of: Summary, title: str = "") -> Table:
-    """The summary as a rich table, to be printed by a rich console: the layers, then what all of them hold."""
-    # Imported here: it is needed only where a table is shown.
+def as_table(summary: Summary, title: str = "") -> Table:
+    """Return the summary as a rich table, for `rich.print`: the layers, then the totals."""
     from rich.table import Table
 
     table = Table(title=title or None, title_justify="left", title_style="bold")
@@ -141,38 +139,34 @@ def as_table(of: Summary, title: str = "") -> Table:
         table.add_column(name, overflow="fold")
     for name in COLUMNS[2:]:
         table.add_column(name, justify="right", no_wrap=True)
-    for row in _layers(of):
+    for row in _layers(summary):
         table.add_row(*row)
     table.add_section()
-    for row in _totals(of):
+    for row in _totals(summary):
         table.add_row(*row)
     return table
 
 
-def _layers(of: Summary) -> list[tuple[str, ...]]:
+def _layers(summary: Summary) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = []
-    for layer in of.layers:
-        shape = "" if layer.shape is None else str(("rows", *layer.shape)).replace("'", "")
-        held = layer.trained + layer.moving, layer.trained_bytes + layer.moving_bytes
-        rows.append((layer.name, shape, *_held(*held, _trained(layer))))
+    for layer in summary.layers:
+        shape = "" if layer.shape is None else str(("batch", *layer.shape)).replace("'", "")
+        trained = "no" if layer.moving else ""
+        if layer.trained:
+            trained = "in part" if layer.moving else "yes"
+        count, size = layer.trained + layer.moving, layer.trained_bytes + layer.moving_bytes
+        rows.append((layer.name, shape, _count(count), trained, short(size, "B")))
     return rows
 
 
-def _totals(of: Summary) -> list[tuple[str, ...]]:
-    every = _held(of.parameters, of.trained_bytes + of.moving_bytes)
-    return [
-        ("total", "", *every),
-        ("trained", "", *_held(of.trained, of.trained_bytes)),
-        ("not trained", "", *_held(of.moving, of.moving_bytes)),
-    ]
+def _totals(summary: Summary) -> list[tuple[str, ...]]:
+    sizes = {
+        "total": (summary.parameters, summary.trained_bytes + summary.moving_bytes),
+        "trained": (summary.trained, summary.trained_bytes),
+        "not trained": (summary.moving, summary.moving_bytes),
+    }
+    return [(name, "", _count(count), "", short(size, "B")) for name, (count, size) in sizes.items()]
 
 
-def _held(count: int, size: int, trained: str = "") -> tuple[str, str, str]:
-    # Exact as long as there is room for it.
-    return f"{count:,}" if count < MOST else short(count), trained, short(size, "B")
-
-
-def _trained(layer: Layer) -> str:
-    if layer.trained and layer.moving:
-        return "in part"
-    return "yes" if layer.trained else "no" if layer.moving else ""
+def _count(count: int) -> str:
+    return f"{count:,}" if count < MOST else short(count)

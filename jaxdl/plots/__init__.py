@@ -1,4 +1,4 @@
-"""Pictures of training, of predictions and of many runs."""
+"""Plots of training, of predictions and of many runs."""
 
 from jaxdl._exports import set_public_names as _set_public_names
 from jaxdl.plots._results import confusion as confusion
@@ -10,8 +10,6 @@ from jaxdl.plots._results import precision_recall as precision_recall
 from jaxdl.plots._results import predictions as predictions
 from jaxdl.plots._results import residuals as residuals
 from jaxdl.plots._results import roc as roc
-from jaxdl.plots._style import blank as blank
-from jaxdl.plots._style import plain as plain
 from jaxdl.plots._style import save as save
 from jaxdl.plots._training import histories as histories
 from jaxdl.plots._training import history as history

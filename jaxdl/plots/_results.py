@@ -13,8 +13,7 @@ from numpy.typing import ArrayLike
 from jaxdl._checks import given_as
 from jaxdl.errors import InputError
 from jaxdl.metrics import Curve
-from jaxdl.plots._style import BLUE, GREEN, GREY, VERMILION, blank, plain
-from jaxdl.plots._training import LINES
+from jaxdl.plots._style import BLUE, GREEN, GREY, LINES, VERMILION, blank, plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,10 +21,10 @@ if TYPE_CHECKING:
 
 
 def predictions(true: Any, predicted: Any, *, quantity: str = "value", title: str = "") -> Figure:
-    """Draw predicted against true values (N,), a panel for each entry of `predicted`, with the diagonal.
+    """Draw predicted against true values (N,), with the diagonal, in a panel for each entry of `predicted`.
 
-    predicted: predictions (N,) or (N, 1) by the name of what makes them, or one array of them. Raises InputError for
-    another number of predictions than of true values.
+    predicted: predictions (N,) or (N, 1) by the name of their model, or one array of them. Raises InputError where the
+    numbers of predictions and true values differ.
 
     >>> len(predictions([1.0, 2.0], {"model": [1.1, 2.2], "persistence": [2.0, 1.0]}).axes)
     2
@@ -43,9 +42,9 @@ def predictions(true: Any, predicted: Any, *, quantity: str = "value", title: st
             )
     figure = blank(4.3 * len(predicted) + 1, 5.2, above=0.8)
     panels = figure.subplots(1, len(predicted), sharex=True, sharey=True, squeeze=False)[0]
-    everything = np.concatenate([true, *predicted.values()])
-    # A diverged model predicts nan, which has no place on an axis.
-    finite = everything[np.isfinite(everything)]
+    points = np.concatenate([true, *predicted.values()])
+    # A diverged model predicts nan, to which no axis can be scaled.
+    finite = points[np.isfinite(points)]
     low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
     margin = 0.03 * (high - low) or 1.0
     for axes, (name, values) in zip(panels, predicted.items(), strict=True):
@@ -55,8 +54,7 @@ def predictions(true: Any, predicted: Any, *, quantity: str = "value", title: st
         axes.set(xlabel=f"true {quantity}", title=f"{name} (RMSE {error:.2f})", aspect="equal")
         axes.set(xlim=(low - margin, high + margin), ylim=(low - margin, high + margin))
     panels[0].set_ylabel(f"predicted {quantity}")
-    if title:
-        figure.suptitle(plain(title))
+    figure.suptitle(plain(title))
     return figure
 
 
@@ -71,9 +69,9 @@ def _numbers(name: str, values: ArrayLike) -> np.ndarray:
 def images(
     pictures: ArrayLike, captions: Sequence[str] = (), *, columns: int = 8, colors: Sequence[str] = (), title: str = ""
 ) -> Figure:
-    """A grid of (N, H, W, 3) or (N, H, W) pictures, uint8 or floats from 0 to 1, each under its caption.
+    """Draw a grid of pictures (N, H, W, 3) or (N, H, W), uint8 or floats from 0 to 1, each under its caption.
 
-    colors: of the captions. Raises InputError for pictures of another shape.
+    colors: of the captions, black by default. Raises InputError for pictures of another shape.
 
     >>> import numpy as np
     >>> len(images(np.zeros((3, 8, 8, 3), np.uint8), ["a", "b", "c"], columns=2).axes)
@@ -100,15 +98,14 @@ def images(
             if number < len(captions):
                 color = colors[number] if number < len(colors) else "black"
                 axes.set_title(captions[number], fontsize=8, color=color, pad=2)
-    if title:
-        figure.suptitle(plain(title), fontsize=10)
+    figure.suptitle(plain(title), fontsize=10)
     return figure
 
 
 def kernels(values: ArrayLike, *, columns: int = 10, title: str = "") -> Figure:
-    """The kernels (h, w, C, K) of a convolution as a grid of K pictures; of 3 channels in colors, else their means.
+    """Draw the kernels (h, w, C, K) of a convolution as a grid of K pictures on one scale, on which grey is 0.
 
-    All share one scale, on which grey is 0.
+    Kernels of 3 channels are drawn in colors, others as the means over their channels.
 
     >>> import numpy as np
     >>> len(kernels(np.ones((3, 3, 3, 4)), columns=4).axes)
@@ -123,17 +120,17 @@ def kernels(values: ArrayLike, *, columns: int = 10, title: str = "") -> Figure:
 def roc(
     curves: Mapping[str, Curve] | Curve, points: Mapping[str, tuple[float, float]] | None = None, *, title: str = ""
 ) -> Figure:
-    """ROC curves with their areas, and the diagonal of chance.
+    """Draw ROC curves with their areas, and the diagonal of chance.
 
-    points: methods that give no scores, as (false positive rate, true positive rate).
+    points: methods without scores, as (false positive rate, true positive rate).
 
-    >>> from jaxdl.metrics import roc_curve as curve
-    >>> len(roc({"model": curve([0.1, 0.9], [0, 1])}, {"persistence": (0.2, 0.7)}).axes)
-    1
+    >>> from jaxdl.metrics import roc_curve
+    >>> figure = roc({"model": roc_curve([0.1, 0.9], [0, 1])}, {"persistence": (0.2, 0.7)})
+    >>> figure.axes[0].get_legend().get_texts()[0].get_text()
+    'model (area 1.000)'
     """
-    curves = _named(curves)
-    figure = blank(5.6, 5.6, above=0.6)
-    axes = _square(figure, "false positive rate", "true positive rate", title)
+    curves = _by_name(curves)
+    figure, axes = _square("false positive rate", "true positive rate", title)
     for (name, curve), (color, line, width) in zip(curves.items(), cycle(LINES), strict=False):
         axes.plot(curve.x, curve.y, line, color=color, linewidth=width, label=f"{name} (area {curve.area:.3f})")
     _mark(axes, points)
@@ -149,30 +146,30 @@ def precision_recall(
     positive_fraction: float,
     title: str = "",
 ) -> Figure:
-    """Precision-recall curves with their average precisions, in steps, and the share of positives, which is chance.
+    """Draw precision-recall curves in steps, with their average precisions, and the precision of chance.
 
-    points: methods that give no scores, as (recall, precision).
+    points: methods without scores, as (recall, precision). positive_fraction: of the labels, the precision of chance.
 
-    >>> from jaxdl.metrics import precision_recall_curve as curve
-    >>> len(precision_recall({"model": curve([0.1, 0.9], [0, 1])}, positive_fraction=0.5).axes)
-    1
+    >>> from jaxdl.metrics import precision_recall_curve
+    >>> figure = precision_recall(precision_recall_curve([0.1, 0.9], [0, 1]), positive_fraction=0.5)
+    >>> figure.axes[0].get_legend().get_texts()[0].get_text()
+    'model (average 1.000)'
     """
-    curves = _named(curves)
-    figure = blank(5.6, 5.6, above=0.6)
-    axes = _square(figure, "recall", "precision", title)
+    curves = _by_name(curves)
+    figure, axes = _square("recall", "precision", title)
     for (name, curve), (color, line, width) in zip(curves.items(), cycle(LINES), strict=False):
         label = f"{name} (average {curve.area:.3f})"
-        # Points of recall 0 have no part in the area, and the first of them is only a convention.
+        # Points of recall 0 do not count in the area, and the first of them is only a convention.
         x, y = curve.x[curve.x > 0], curve.y[curve.x > 0]
         axes.plot(np.r_[0, x], np.r_[y[0], y], line, color=color, linewidth=width, label=label, drawstyle="steps-pre")
     _mark(axes, points)
-    axes.axhline(positive_fraction, color=GREY, linewidth=1, label=f"share of positives ({positive_fraction:.3f})")
+    axes.axhline(positive_fraction, color=GREY, linewidth=1, label=f"fraction of positives ({positive_fraction:.3f})")
     axes.legend(loc="lower left", fontsize=9)
     return figure
 
 
-def _named(curves: Any) -> Mapping[str, Curve]:
-    """Return curves by name, also where one is given. Raises InputError for anything else."""
+def _by_name(curves: Any) -> Mapping[str, Curve]:
+    """Return curves by name, a single one as "model". Raises InputError for anything else."""
     curves = {"model": curves} if isinstance(curves, Curve) else curves
     if not isinstance(curves, Mapping) or not all(isinstance(curve, Curve) for curve in curves.values()):
         raise InputError(
@@ -182,15 +179,15 @@ def _named(curves: Any) -> Mapping[str, Curve]:
     return curves
 
 
-def _square(figure: Figure, across: str, up: str, title: str) -> Axes:
+def _square(xlabel: str, ylabel: str, title: str) -> tuple[Figure, Axes]:
+    figure = blank(5.6, 5.6, above=0.6)
     axes = figure.subplots()
-    axes.set(xlabel=across, ylabel=up, xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
-    _title(axes, title)
-    return axes
+    axes.set(xlabel=xlabel, ylabel=ylabel, xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
+    _wrap_title(axes, title)
+    return figure, axes
 
 
-def _title(axes: Axes, title: str) -> None:
-    """A title in as many lines as a narrow figure needs."""
+def _wrap_title(axes: Axes, title: str) -> None:
     axes.set_title(plain(title), fontsize=10, wrap=True)
 
 
@@ -200,9 +197,9 @@ def _mark(axes: Axes, points: Mapping[str, tuple[float, float]] | None) -> None:
 
 
 def confusion(matrix: ArrayLike, classes: Sequence[str], *, title: str = "") -> Figure:
-    """A confusion matrix (C, C) of counts, true classes down and predicted ones across, shaded by the share of the row.
+    """Draw a confusion matrix (C, C) of counts, a row for each true class and a column for each predicted class.
 
-    Raises InputError for a matrix of another shape than that of the classes.
+    The color of a cell is its fraction of the row. Raises InputError where the matrix and `classes` do not fit.
 
     >>> len(confusion([[5, 1], [2, 4]], ["cat", "dog"]).axes)
     1
@@ -212,24 +209,21 @@ def confusion(matrix: ArrayLike, classes: Sequence[str], *, title: str = "") -> 
         raise InputError(
             f"a confusion matrix must be of shape (classes, classes), got {counts.shape} and {len(classes)} classes."
         )
-    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    fractions = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     few = len(classes) < 5
     size = (1.2 if few else 0.55) * len(classes) + 1.6
     figure = blank(size + 0.6, size, above=0.6)
     figure.subplots_adjust(left=1.1 / (size + 0.6), bottom=1.0 / size)
     axes = figure.subplots()
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    for row in range(len(classes)):
-        for column in range(len(classes)):
-            color = "white" if shares[row, column] > 0.5 else "black"
-            axes.text(
-                column, row, f"{counts[row, column]}", ha="center", va="center", color=color, fontsize=12 if few else 8
-            )
-    slant: dict[str, Any] = {} if few else {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
-    axes.set_xticks(range(len(classes)), classes, **slant)
+    axes.imshow(fractions, cmap="Blues", vmin=0, vmax=1)
+    style: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 12 if few else 8}
+    for (row, column), count in np.ndenumerate(counts):
+        axes.text(column, row, f"{count}", color="white" if fractions[row, column] > 0.5 else "black", **style)
+    rotation: dict[str, Any] = {} if few else {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
+    axes.set_xticks(range(len(classes)), classes, **rotation)
     axes.set_yticks(range(len(classes)), classes)
     axes.set(xlabel="predicted", ylabel="true")
-    _title(axes, title)
+    _wrap_title(axes, title)
     return figure
 
 
@@ -245,41 +239,40 @@ def intervals(
     quantity: str = "value",
     title: str = "",
 ) -> Figure:
-    """Predictions (N,) with the intervals that should hold a share `level` of the true values (N,), by whether they do.
+    """Draw predictions (N,) with their intervals against true values (N,), in two colors: inside and outside.
 
-    deviation: (N,) standard deviations of normal distributions; an interval is mean +- z * deviation. Raises InputError
-    for a level that is not between 0 and 1.
+    deviation: (N,) standard deviations of normal distributions; an interval is mean +- z * deviation, which should hold
+    a fraction `level` of the true values. Raises InputError for a level that is not between 0 and 1.
 
     >>> len(intervals([1.0, 2.0], [1.1, 3.0], [0.2, 0.2], level=0.9).axes)
     1
     """
     if not 0 < level < 1:
         raise InputError(f"level must be between 0 and 1, got {level}. Use 0.9, say.")
-    true, mean, deviation = (np.asarray(values, np.float64).ravel() for values in (true, mean, deviation))
+    true, mean, deviation = _numbers("true", true), _numbers("mean", mean), _numbers("deviation", deviation)
     reach = NormalDist().inv_cdf((1 + level) / 2) * deviation
-    holds, known = np.abs(mean - true) <= reach, np.isfinite(true) & np.isfinite(mean) & np.isfinite(reach)
+    inside, finite = np.abs(mean - true) <= reach, np.isfinite(true) & np.isfinite(mean) & np.isfinite(reach)
     figure = blank(6, 5.4, above=0.9 if title else 0.6)
     axes = figure.subplots()
-    for chosen, color, words in ((known & holds, BLUE, "holds it"), (known & ~holds, VERMILION, "misses it")):
-        style: dict[str, Any] = {"fmt": "o", "markersize": 3, "elinewidth": 0.7, "alpha": 0.6}
-        label = f"the {100 * level:.3g} % interval {words}: {chosen.sum()} of {len(true)}"
-        axes.errorbar(true[chosen], mean[chosen], reach[chosen], color=color, label=label, **style)
-    if known.any():
-        ends = [true[known].min(), true[known].max()]
+    style: dict[str, Any] = {"fmt": "o", "markersize": 3, "elinewidth": 0.7, "alpha": 0.6}
+    for points, color, verb in ((finite & inside, BLUE, "holds"), (finite & ~inside, VERMILION, "misses")):
+        label = f"the {100 * level:.3g} % interval {verb} it: {points.sum()} of {len(true)}"
+        axes.errorbar(true[points], mean[points], reach[points], color=color, label=label, **style)
+    if finite.any():
+        ends = [true[finite].min(), true[finite].max()]
         axes.plot(ends, ends, color="black", linewidth=1, zorder=3)
     axes.set(xlabel=f"true {quantity}", ylabel=f"predicted {quantity}")
     # Above the panel, because intervals fill it.
     axes.legend(fontsize=9, loc="lower left", bbox_to_anchor=(0, 1), frameon=False)
-    if title:
-        figure.suptitle(plain(title))
+    figure.suptitle(plain(title))
     return figure
 
 
 def coverage(nominal: ArrayLike, found: Mapping[str, Any], *, rows: int | None = None, title: str = "") -> Figure:
-    """The share of true values that intervals hold, against the share (K,) that they should hold, a line an entry.
+    """Draw the fraction of true values that intervals hold against the nominal fraction (K,), a line for each entry.
 
-    found: (K,) shares by name. rows: behind each share; then a band shows where 95 % of honest intervals would lie,
-    by the normal approximation of the binomial distribution, sqrt(p (1 - p) / rows).
+    found: (K,) fractions by name. rows: the number of examples behind each fraction; then a band shows where 95 % of
+    calibrated intervals would lie, by the normal approximation of the binomial distribution, sqrt(p (1 - p) / rows).
 
     >>> len(coverage([0.5, 0.9], {"raw": [0.3, 0.6], "calibrated": [0.5, 0.88]}, rows=165).axes)
     1
@@ -288,98 +281,93 @@ def coverage(nominal: ArrayLike, found: Mapping[str, Any], *, rows: int | None =
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color=GREY, linewidth=1)
     if rows is not None:
-        positive_fraction = np.linspace(0, 1, 201)
-        reach = NormalDist().inv_cdf(0.975) * np.sqrt(positive_fraction * (1 - positive_fraction) / rows)
-        chance = f"chance, {rows} rows"
-        axes.fill_between(
-            positive_fraction,
-            positive_fraction - reach,
-            positive_fraction + reach,
-            color=GREY,
-            alpha=0.2,
-            linewidth=0,
-            label=chance,
-        )
-    for (name, shares), (color, marker) in zip(found.items(), cycle(STYLES), strict=False):
-        axes.plot(nominal, shares, color=color, marker=marker, markersize=5, linewidth=1.5, label=plain(name))
-    axes.set(xlabel="share that the intervals should hold", ylabel="share that they hold", title=plain(title))
+        grid = np.linspace(0, 1, 201)
+        reach = NormalDist().inv_cdf(0.975) * np.sqrt(grid * (1 - grid) / rows)
+        band: dict[str, Any] = {"color": GREY, "alpha": 0.2, "linewidth": 0}
+        axes.fill_between(grid, grid - reach, grid + reach, label=f"chance, {rows} examples", **band)
+    for (name, fractions), (color, marker) in zip(found.items(), cycle(STYLES), strict=False):
+        axes.plot(nominal, fractions, color=color, marker=marker, markersize=5, linewidth=1.5, label=plain(name))
+    axes.set(xlabel="fraction that the intervals should hold", ylabel="fraction that they hold", title=plain(title))
     axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
     axes.legend(loc="upper left")
     return figure
 
 
-BINS, FEW = 10, 5  # groups of predictions, and how many rows each needs at least
-MOST = 60  # bars of the histogram
+BINS, MIN_SIZE = 10, 5  # groups of predictions, at most; examples of a group, at least
+MAX_BARS = 60  # of the histogram
 
 
 def residuals(true: ArrayLike, predicted: ArrayLike, *, quantity: str = "value", title: str = "") -> Figure:
-    """Residuals, true minus predicted, of (N,) predictions: against them, and as a histogram beside a normal curve.
+    """Draw residuals, true minus predicted (N,), against the predictions, and as a histogram with a normal curve.
 
-    On the left, squares are the mean residuals of tenths of the rows, by their predictions, with standard errors. Those
-    of a good model lie on the line of zero; a slope says that it shrinks its predictions too much or too little, and a
-    changing spread that its errors depend on what it says. On the right, the curve is the normal distribution of the
-    same mean and standard deviation: tails beyond it are errors that no normal error bar covers.
+    On the left, squares are the mean residuals of ten equal groups, ordered by prediction, with standard errors. Those
+    of a good model lie on the line of 0. A slope shows predictions with too large or too small a range, and a changing
+    height of the cloud shows errors that depend on the prediction. On the right, the curve is the normal distribution
+    with the same mean and standard deviation: normal intervals do not cover tails beyond it.
 
-    Rows whose prediction is not finite are left out and counted in the title. Raises InputError for different lengths.
+    Examples that are not finite are left out and counted in the title. Raises InputError for different lengths.
 
     >>> figure = residuals([1.0, 2.0, 4.0], [1.5, 2.0, 3.0])
-    >>> len(figure.axes)
-    2
+    >>> figure.axes[0].get_title()
+    'RMSE 0.65'
     """
-    true, predicted = (np.asarray(values, np.float64).ravel() for values in (true, predicted))
+    true, predicted = _numbers("true", true), _numbers("predicted", predicted)
     if len(true) != len(predicted):
         raise InputError(f"residuals need as many predictions as true values, got {len(predicted)} and {len(true)}.")
-    kept = np.isfinite(true) & np.isfinite(predicted)
-    left_out, predicted, missed = len(true) - kept.sum(), predicted[kept], (true - predicted)[kept]
+    finite = np.isfinite(true) & np.isfinite(predicted)
+    left_out, predicted, errors = len(true) - finite.sum(), predicted[finite], (true - predicted)[finite]
     figure = blank(8.5, 4.8, above=0.75 if title else 0.45)
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(5, 2))
     for axes in (left, right):
         axes.axhline(0, color=GREY, linewidth=1)
-    left.scatter(predicted, missed, s=14, alpha=0.5, color=BLUE, linewidths=0)
-    middles, means, errors = binned(predicted, missed)
+    left.scatter(predicted, errors, s=14, alpha=0.5, color=BLUE, linewidths=0)
+    middles, means, standard_errors = binned(predicted, errors)
+    notes = [f"RMSE {np.sqrt(np.mean(errors**2)):.2f}"] if len(errors) else []
     if len(middles):
         square: dict[str, Any] = {"color": VERMILION, "marker": "s", "markersize": 5, "capsize": 3, "linewidth": 1.5}
-        left.errorbar(middles, means, errors, **square)
-    said = [f"RMSE {np.sqrt(np.mean(missed**2)):.2f}"] if len(missed) else []
-    said += ["squares: means of equal groups ± standard error"] if len(middles) else []
-    said += [f"{left_out} of {len(true)} not finite"] if left_out else []
+        left.errorbar(middles, means, standard_errors, **square)
+        notes.append("squares: means of equal groups ± standard error")
+    if left_out:
+        notes.append(f"{left_out} of {len(true)} not finite")
     left.set(xlabel=f"predicted {quantity}", ylabel=f"true minus predicted {quantity}")
-    left.set_title("; ".join(said), fontsize=9)
-    if len(missed):
-        _histogram(right, missed)
-    if title:
-        figure.suptitle(plain(title))
+    left.set_title("; ".join(notes), fontsize=9)
+    if len(errors):
+        _histogram(right, errors)
+    figure.suptitle(plain(title))
     return figure
 
 
 def binned(at: ArrayLike, values: ArrayLike, bins: int = BINS) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rows (N,) in the order of `at`, in groups of equal size: each group's mean `at`, mean value and standard error.
+    """Return the mean `at`, mean value and standard error of equal groups of values (N,), ordered by `at`.
 
-    Fewer groups where they would hold fewer than 5 rows each; none for fewer than 5 rows.
+    Groups have at least 5 values: there are fewer groups for few values, and none for fewer than 5.
     """
     at, values = np.asarray(at, np.float64), np.asarray(values, np.float64)
     order = np.argsort(at, kind="stable")
-    groups = [group for group in np.array_split(order, max(1, min(bins, len(at) // FEW))) if len(group) >= FEW]
+    groups = [
+        group for group in np.array_split(order, max(1, min(bins, len(at) // MIN_SIZE))) if len(group) >= MIN_SIZE
+    ]
     means = np.array([[at[group].mean(), values[group].mean()] for group in groups]).reshape(-1, 2)
     errors = np.array([values[group].std(ddof=1) / np.sqrt(len(group)) for group in groups])
     return means[:, 0], means[:, 1], errors
 
 
-def _histogram(axes: Any, missed: np.ndarray) -> None:
-    mean, deviation = missed.mean(), missed.std(ddof=min(1, len(missed) - 1))
-    # Freedman and Diaconis's width (1981), which one row far away must not turn into a million bars.
-    width = 2 * np.subtract(*np.quantile(missed, [0.75, 0.25])) / np.cbrt(len(missed))
-    bars = int(np.clip(np.ptp(missed) / width, 1, MOST)) if width > 0 else MOST
-    alike = np.ptp(missed) <= 1e-9 * np.abs(missed).max()
-    within = (mean - 0.5, mean + 0.5) if alike else None
+def _histogram(axes: Any, errors: np.ndarray) -> None:
+    """Draw a horizontal histogram of errors with its normal curve, in counts."""
+    mean, deviation = errors.mean(), errors.std(ddof=min(1, len(errors) - 1))
+    # Freedman and Diaconis's width (1981), which a distant error would turn into a million bars.
+    width = 2 * np.subtract(*np.quantile(errors, [0.75, 0.25])) / np.cbrt(len(errors))
+    bars = int(np.clip(np.ptp(errors) / width, 1, MAX_BARS)) if width > 0 else MAX_BARS
+    constant = np.ptp(errors) <= 1e-9 * np.abs(errors).max()
+    limits = (mean - 0.5, mean + 0.5) if constant else None
     style: dict[str, Any] = {"orientation": "horizontal", "color": BLUE, "alpha": 0.5, "edgecolor": "white"}
-    _, places, _ = axes.hist(missed, 1 if alike else bars, range=within, **style)
-    if not alike:
+    _, edges, _ = axes.hist(errors, 1 if constant else bars, range=limits, **style)
+    if not constant:
         low, high = axes.get_ylim()
         grid = np.linspace(low, high, 200)
         density = np.exp(-0.5 * ((grid - mean) / deviation) ** 2) / (deviation * np.sqrt(2 * np.pi))
-        axes.plot(density * len(missed) * np.diff(places).mean(), grid, "--", color="black", linewidth=1.3)
+        axes.plot(density * len(errors) * np.diff(edges).mean(), grid, "--", color="black", linewidth=1.3)
     axes.axhline(mean, color=VERMILION, linewidth=1.3)
-    axes.set_xlabel("rows")
+    axes.set_xlabel("examples")
     axes.set_title(f"mean {mean:+.2f}, deviation {deviation:.2f}", fontsize=9)
     axes.tick_params(labelleft=False)

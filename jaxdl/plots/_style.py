@@ -1,7 +1,8 @@
-"""What all figures have in common: an empty one, its colors, the scale of an axis, and titles as they are."""
+"""Code that all plots share: an empty figure, colors, axes, titles, and the file of a figure."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,32 +18,29 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-# Okabe and Ito's colors, which color-blind readers tell apart and which print as distinct greys.
+# Okabe and Ito's colors: color-blind readers can distinguish them, and they print as distinct greys.
 BLUE, VERMILION, GREY = "#0072B2", "#D55E00", "#767676"
 GREEN, PURPLE = "#009E73", "#CC79A7"
+# The color, line style and width of each curve.
+LINES = ((BLUE, "-", 2.0), (GREEN, "--", 1.3), (VERMILION, "-.", 1.3), (PURPLE, ":", 1.6))
 
 
 def blank(width: float, height: float, above: float) -> Figure:
-    """An empty Figure of so many inches, with `above` inches left over its axes for titles.
-
-    >>> blank(7, 4.5, above=0.45).get_size_inches().tolist()
-    [7.0, 4.5]
-    """
-    # Without pyplot: no window, no global list of figures, no backend to choose.
+    """Return an empty Figure of `width` x `height` inches, with `above` inches over its axes for titles."""
+    # Without pyplot: no window, no global list of figures, no choice of a backend.
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), dpi=120)
-    # Margins in inches: a layout engine would take longer than drawing everything else.
+    # Fixed margins: a layout engine takes longer than all other drawing.
     margins = {"left": 0.8 / width, "right": 1 - 0.2 / width, "bottom": 0.6 / height, "top": 1 - above / height}
     figure.subplots_adjust(**margins, wspace=0.08)
     return figure
 
 
 def fit_axis(axes: Axes, values: ArrayLike, *, quantile: float = 0.9, factor: float = 2.5) -> None:
-    """Scale the y axis to the finite values of curves, with 0 in it; without any, leave the axis as it is.
+    """Scale the y axis to 0 and the finite values, up to `factor` times the `quantile` of values that are all positive.
 
-    The first epochs of a run, or a run that diverges, are often far above the rest and would flatten it: positive
-    values are shown up to `factor` times their `quantile`.
+    So the first epochs, or a run that diverges, do not flatten the curves. Without finite values the axis stays.
     """
     values = np.asarray(values, np.float64)
     finite = values[np.isfinite(values)]
@@ -54,34 +52,43 @@ def fit_axis(axes: Axes, values: ArrayLike, *, quantile: float = 0.9, factor: fl
     axes.set_ylim(1.05 * low, 1.05 * high or 1)
 
 
-def plain(title: str) -> str:
-    r"""A title as it is: no formula between dollar signs, and nothing that a font could not be asked for.
+def label_epochs(axes: Axes, metrics: Iterable[str], unit: str) -> None:
+    """Label the x axis with epochs, at integers, and the y axis with metrics and their unit."""
+    quantity = ", ".join("RMSE" if metric == "rmse" else metric for metric in metrics)
+    axes.set(xlabel="epoch", ylabel=with_unit(quantity, unit))
+    axes.xaxis.get_major_locator().set_params(integer=True)  # type: ignore[call-arg]
 
-    >>> print(plain("a $5 day"))
-    a \$5 day
-    """
+
+def with_unit(quantity: str, unit: str) -> str:
+    """Return the label of an axis: the quantity, and its unit where one is given."""
+    return f"{quantity} ({unit})" if unit else quantity
+
+
+def plain(title: str) -> str:
+    """Return a title without formulas between dollar signs and without code points that no font has."""
     return title.encode("utf-8", "replace").decode().replace("$", r"\$")
 
 
 def save(figure: Figure, path: str | Path) -> None:
-    """Writes a Figure, whole or not at all, in the format that the end of the file's name asks for: .png or .pdf, say.
+    """Write a Figure as a whole file, or not at all, in the format of the file's suffix, such as .png or .pdf.
 
-    Raises InputError for an end that is no such format, and where the file cannot be written.
+    Raises InputError for an unknown suffix, and where the file cannot be written.
 
     >>> import tempfile
+    >>> from jaxdl.plots import predictions
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     save(blank(2, 2, above=0.1), Path(folder, "a.png"))
-    ...     Path(folder, "a.png").read_bytes()[1:4]
+    ...     save(predictions([1.0, 2.0], [1.1, 1.9]), Path(folder, "predictions.png"))
+    ...     Path(folder, "predictions.png").read_bytes()[1:4]
     b'PNG'
     """
     if not hasattr(figure, "savefig"):
         raise InputError(f"save needs a Figure and a path, got {given_as(figure)}. Use save(figure, path).")
     path = Path(path).expanduser()
-    known = sorted(figure.canvas.get_supported_filetypes())
-    if path.suffix[1:].lower() not in known:
-        raise InputError(f"a figure's file must end in .{', .'.join(known)}, got {path}. Use {path.stem}.png, say.")
+    file_format, formats = path.suffix[1:].lower(), sorted(figure.canvas.get_supported_filetypes())
+    if file_format not in formats:
+        raise InputError(f"a figure's file must end in .{', .'.join(formats)}, got {path}. Use {path.stem}.png, say.")
     try:
         with atomic_write(path) as file:
-            figure.savefig(file, format=path.suffix[1:].lower())
+            figure.savefig(file, format=file_format)
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror}. Choose another file.") from None

@@ -1,4 +1,4 @@
-"""Plots of training: histories, seeds, sizes, learning rates."""
+"""Plots of training: histories, seeds, model sizes, learning rates."""
 
 from __future__ import annotations
 
@@ -10,17 +10,24 @@ import numpy as np
 
 from jaxdl._checks import given_as, nearest
 from jaxdl.errors import InputError
-from jaxdl.plots._style import BLUE, GREEN, GREY, PURPLE, VERMILION, blank, fit_axis, plain
+from jaxdl.plots._style import (
+    BLUE,
+    GREEN,
+    GREY,
+    PURPLE,
+    VERMILION,
+    blank,
+    fit_axis,
+    label_epochs,
+    plain,
+    with_unit,
+)
 from jaxdl.train.lr_finder import LearningRateScan, smoothed, suggestion
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-
-# Told apart by the line, too.
-LINES = ((BLUE, "-", 2.0), (GREEN, "--", 1.3), (VERMILION, "-.", 1.3), (PURPLE, ":", 1.6))
 
 
 def history(
@@ -33,15 +40,14 @@ def history(
 ) -> Figure:
     """Draw metrics against epochs, with the best and the last epoch marked.
 
-    table: a row an epoch, indexed by the epoch, as `run.history`; the records of a run, or what `fit` returned, serve
-    too. metric: one name draws the columns `metric` and, where there was validation, `val_<metric>`; a list of names
-    draws those columns. A line at the right end shows where training stopped. Raises InputError for a column that the
-    table does not have.
+    table: the result of `fit`, its `history` or its records. metric: one name draws the columns `metric` and
+    `val_<metric>`, where the table has them; a list of names draws those columns. Raises InputError for a column that
+    the table does not have.
 
     >>> import pandas as pd
     >>> records = pd.DataFrame({"rmse": [3.0, 2.0], "val_rmse": [3.0, 2.5]}, index=[1, 2])
-    >>> len(history(records, best_epoch=2).axes)
-    1
+    >>> [text.get_text() for text in history(records, best_epoch=2).axes[0].get_legend().get_texts()]
+    ['training', 'validation', 'stopped after epoch 2', 'best: epoch 2']
     """
     table = _table(table)
     names = _columns(table, metric)
@@ -56,22 +62,20 @@ def history(
             label, color = name, next(colors)
         # A single epoch makes no line.
         axes.plot(epochs, table[name], color=color, label=label, linewidth=1.5, marker="." * (len(epochs) < 3))
-    watched = table[next((name for name in names if name.startswith("val_")), names[0])]
+    monitored = table[next((name for name in names if name.startswith("val_")), names[0])]
     axes.axvline(epochs[-1], color=GREY, linestyle=":", label=f"stopped after epoch {epochs[-1]}")
     if best_epoch is not None and best_epoch in table.index:
-        axes.plot(
-            best_epoch, watched[best_epoch], "o", color=VERMILION, markersize=7, label=f"best: epoch {best_epoch}"
-        )
-    quantity = ", ".join(base.upper() if base == "rmse" else base for base in bases)
-    axes.set(xlabel="epoch", ylabel=f"{quantity} ({unit})" if unit else quantity, title=plain(title))
+        label = f"best: epoch {best_epoch}"
+        axes.plot(best_epoch, monitored[best_epoch], "o", color=VERMILION, markersize=7, label=label)
+    axes.set_title(plain(title))
+    label_epochs(axes, bases, unit)
     fit_axis(axes, table[names])
-    axes.xaxis.get_major_locator().set_params(integer=True)  # type: ignore[call-arg]
     axes.legend()
     return figure
 
 
 def _table(table: Any) -> pd.DataFrame:
-    """Return a DataFrame indexed by the epoch, of a run, its records or its table."""
+    """Return the history of one run as a DataFrame indexed by the epoch. Raises InputError for anything else."""
     import pandas as pd
 
     records = getattr(table, "records", table)
@@ -94,19 +98,25 @@ def _columns(table: pd.DataFrame, metric: str | Sequence[str]) -> list[str]:
     """Return the names of the columns to draw. Raises InputError for one that the table does not have."""
     known = [str(name) for name in table]
     if isinstance(metric, str):
-        found = [name for name in (metric, f"val_{metric}") if name in known]
-        wanted: list[Any] = [metric]
+        names: list[Any] = [metric]
+        columns = [column for column, *_ in _curves(table, metric)]
     else:
-        wanted = [*metric] if isinstance(metric, Sequence) else [metric]
-        found = [*dict.fromkeys(wanted)] if all(name in known for name in wanted) else []
-    if not found:
-        missing = next((name for name in wanted if name not in known), metric)
-        meant = nearest(missing, known)
+        names = [*metric] if isinstance(metric, Sequence) else [metric]
+        columns = [*dict.fromkeys(names)] if all(name in known for name in names) else []
+    if not columns:
+        missing = next((name for name in names if name not in known), metric)
+        suggestion = nearest(missing, known)
         raise InputError(
             f"metric must name columns of the table, {', '.join(known)}, got {missing!r}."
-            + (f' Use "{meant}".' if meant else "")
+            + (f' Use "{suggestion}".' if suggestion else "")
         )
-    return found
+    return columns
+
+
+def _curves(table: pd.DataFrame, metric: str) -> list[tuple[str, str, str, str]]:
+    """Return the column, label, color and line style of a metric's training and validation, where the table has it."""
+    curves = (metric, "training", BLUE, "-"), (f"val_{metric}", "validation", VERMILION, "--")
+    return [curve for curve in curves if curve[0] in table]
 
 
 SERIES = {"train": (BLUE, "o"), "validation": (VERMILION, "s"), "test": (GREEN, "^")}
@@ -114,24 +124,23 @@ DASHES = ("--", ":", "-.", (0, (6, 1, 1, 1, 1, 1)))
 
 
 def histories(table: pd.DataFrame, metric: str = "rmse", *, unit: str = "", title: str = "") -> Figure:
-    """Curves of many members against epochs, thin, with their medians, thick, and where members stopped.
+    """Draw the curves of many members against epochs, their medians as thick lines, and the last epochs.
 
-    table: a row for each member and epoch that it did, as `fit_seeds(...).history`; columns `member`, `epoch`, `metric`
-    and, where there was validation, `val_<metric>`. The median ends where fewer than half the members are left.
+    table: a row for each member and epoch, as `fit_seeds(...).history`, with the columns `member`, `epoch`, `metric`
+    and optionally `val_<metric>`. The median ends where fewer than half the members still train.
 
     >>> import pandas as pd
     >>> records = pd.DataFrame({"member": [0, 0, 1], "epoch": [1, 2, 1], "rmse": [3.0, 2.0, 3.5]})
-    >>> len(histories(records).axes)
-    1
+    >>> histories(records).axes[0].get_legend().get_texts()[0].get_text()
+    'training, median of 2'
     """
     figure = blank(7, 4.5, above=0.45)
     axes = figure.subplots()
     count = table["member"].nunique()
     last = table.groupby("member")["epoch"].max()
-    for name, label, color in ((metric, "training", BLUE), (f"val_{metric}", "validation", VERMILION)):
-        if name not in table:
-            continue
-        wide = table.pivot(index="epoch", columns="member", values=name)
+    curves = _curves(table, metric)
+    for column, label, color, _ in curves:
+        wide = table.pivot(index="epoch", columns="member", values=column)
         finite = wide.where(np.isfinite(wide))
         for member in wide:
             axes.plot(wide.index, finite[member], color=color, linewidth=0.6, alpha=max(0.15, min(0.6, 4 / count)))
@@ -140,14 +149,12 @@ def histories(table: pd.DataFrame, metric: str = "rmse", *, unit: str = "", titl
     axes.axvline(last.mean(), color=GREY, linestyle=":", label=_stopped(last))
     if last.nunique() > 1:
         ends = table[table["epoch"] == table["member"].map(last)]
-        shown = f"val_{metric}" if f"val_{metric}" in table else metric
-        color = BLUE if shown == metric else VERMILION
-        axes.plot(ends["epoch"], ends[shown], ".", color=color, markersize=5, label="where a member stopped")
-    quantity = metric.upper() if metric == "rmse" else metric
-    axes.set(xlabel="epoch", ylabel=f"{quantity} ({unit})" if unit else quantity, title=plain(title))
-    # By a quantile that a few members which diverge leave alone.
-    fit_axis(axes, table[[name for name in (metric, f"val_{metric}") if name in table]], quantile=0.75, factor=3)
-    axes.xaxis.get_major_locator().set_params(integer=True)  # type: ignore[call-arg]
+        column, _, color, _ = curves[-1]
+        axes.plot(ends["epoch"], ends[column], ".", color=color, markersize=5, label="where a member stopped")
+    axes.set_title(plain(title))
+    label_epochs(axes, [metric], unit)
+    # A few members that diverge do not change this quantile.
+    fit_axis(axes, table[[column for column, *_ in curves]], quantile=0.75, factor=3)
     axes.legend()
     return figure
 
@@ -163,15 +170,15 @@ def model_size(
     quantity: str = "value",
     title: str = "",
 ) -> Figure:
-    """Figures of (K,) networks against their numbers of parameters, with error bars, a series a set.
+    """Draw a metric of K networks against their numbers of parameters, with error bars.
 
-    means, errors: of "train", "validation" and "test", or some of them, (K,) each. names: of the networks, shown above.
-    recommended: the position of the network to mark. baselines: horizontal lines. Raises InputError for sizes below 1,
-    which have no place on a logarithmic axis.
+    means, errors: (K,) each, by "train", "validation" or "test". names: of the networks, above the panel. recommended:
+    the index of the network to mark. baselines: horizontal lines by name. Raises InputError for sizes below 1, which
+    a logarithmic axis cannot show.
 
     >>> figure = model_size([10, 100], {"test": [3.5, 3.6]}, {"test": [0.1, 0.2]}, ["2", "20"], recommended=0)
-    >>> len(figure.axes)
-    1
+    >>> [text.get_text() for text in figure.axes[0].texts]
+    ['2', '20']
     """
     sizes = np.asarray(sizes, np.float64)
     if not (sizes >= 1).all():
@@ -185,8 +192,8 @@ def model_size(
     order = np.argsort(sizes, kind="stable")
     for name, values in means.items():
         color, marker = SERIES[name]
-        values, error = (np.asarray(of, np.float64)[order] for of in (values, errors[name]))
-        axes.errorbar(sizes[order], values, error, color=color, marker=marker, capsize=3, linewidth=1.2, label=name)
+        mean, error = (np.asarray(numbers, np.float64)[order] for numbers in (values, errors[name]))
+        axes.errorbar(sizes[order], mean, error, color=color, marker=marker, capsize=3, linewidth=1.2, label=name)
     for (name, value), dashes in zip((baselines or {}).items(), cycle(DASHES), strict=False):
         axes.axhline(value, color="black", linewidth=1, linestyle=dashes, label=plain(name))
     axes.set(xlabel="parameters", ylabel=quantity, title=plain(title))
@@ -206,11 +213,11 @@ def seeds(
     decimals: int = 2,
     title: str = "",
 ) -> Figure:
-    """Draw a line a setting: every seed as a dot, the mean with its standard error, and on the right both as numbers.
+    """Draw a row for each setting, with its seeds as dots and their mean with its standard error.
 
-    values: (seeds,) values of each setting; the seeds whose value is not finite are counted on the right.
-    references: a value from elsewhere for each setting, None for none, which the legend calls `reference_label`.
-    baselines: vertical lines.
+    values: (seeds,) values of each setting. On the right are the mean and the standard error, and the number of seeds
+    whose value is not finite. references: another value for each setting, or None, which the legend calls
+    `reference_label`. baselines: vertical lines by name.
 
     >>> figure = seeds(["plain", "small"], [[4.1, 4.0], [3.5, 3.7]], baselines={"as today": 3.88})
     >>> [label.get_text() for label in figure.axes[0].get_yticklabels()]
@@ -221,29 +228,29 @@ def seeds(
     figure = blank(width, height, above=1.05 if title else 0.75)
     figure.subplots_adjust(left=(0.3 + 0.085 * longest) / width, right=1 - 1.7 / width)
     axes = figure.subplots()
-    for place, of_setting in enumerate(values):
-        every = np.asarray(of_setting, np.float64).ravel()
-        finite = every[np.isfinite(every)]
-        # Neighbours in the figure's order stand apart, so that equal figures do not hide each other.
-        apart = place + 0.09 * (np.argsort(np.argsort(finite, kind="stable")) % 5 - 2)
-        axes.plot(finite, apart, "o", color=BLUE, alpha=0.45, markersize=3.5, markeredgewidth=0)
-        mean, error = _mean(finite)
+    for row, numbers in enumerate(values):
+        seed_values = np.asarray(numbers, np.float64).ravel()
+        finite = seed_values[np.isfinite(seed_values)]
+        # Neighbors have different heights, so that equal values do not hide each other.
+        heights = row + 0.09 * (np.argsort(np.argsort(finite, kind="stable")) % 5 - 2)
+        axes.plot(finite, heights, "o", color=BLUE, alpha=0.45, markersize=3.5, markeredgewidth=0)
+        mean = float(finite.mean()) if finite.size else np.nan
+        error = float(finite.std(ddof=1) / np.sqrt(finite.size)) if finite.size > 1 else np.nan
         bar = 0 if np.isnan(error) else error
-        axes.errorbar([mean], [place], xerr=[bar], fmt="D", color="black", markersize=4.5, capsize=3, zorder=3)
-        text = _words(mean, error, len(every) - len(finite), decimals)
-        axes.text(1.02, place, text, transform=axes.get_yaxis_transform(), va="center", fontsize=9)
-    for place, reference in enumerate(references):
+        axes.errorbar([mean], [row], xerr=[bar], fmt="D", color="black", markersize=4.5, capsize=3, zorder=3)
+        text = _summary(mean, error, len(seed_values) - len(finite), decimals)
+        axes.text(1.02, row, text, transform=axes.get_yaxis_transform(), va="center", fontsize=9)
+    for row, reference in enumerate(references):
         if reference is not None and np.isfinite(reference):
-            axes.plot(reference, place, "o", markerfacecolor="none", color=VERMILION, markersize=8, zorder=4)
+            axes.plot(reference, row, "o", markerfacecolor="none", color=VERMILION, markersize=8, zorder=4)
     for (name, value), dashes in zip((baselines or {}).items(), cycle(DASHES), strict=False):
         axes.axvline(value, color=GREY, linewidth=1.2, linestyle=dashes, label=plain(name))
     axes.set_yticks(range(len(names)), [plain(name) for name in names])
     axes.set(xlabel=quantity, ylim=(len(names) - 0.4, -0.6))
     axes.grid(axis="x", color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)
-    _explain(axes, reference_label if any(value is not None for value in references) else "")
-    if title:
-        figure.suptitle(plain(title))
+    _seeds_legend(axes, reference_label if any(value is not None for value in references) else "")
+    figure.suptitle(plain(title))
     return figure
 
 
@@ -254,19 +261,14 @@ def _stopped(last: pd.Series) -> str:
     return f"stopped after epoch {last.mean():.0f} on average ({low} to {high})"
 
 
-def _mean(finite: np.ndarray) -> tuple[float, float]:
-    """Mean and standard error, nan where there are too few for it."""
-    mean = finite.mean() if finite.size else np.nan
-    return float(mean), float(finite.std(ddof=1) / np.sqrt(finite.size)) if finite.size > 1 else np.nan
+def _summary(mean: float, error: float, diverged: int, decimals: int) -> str:
+    numbers = "" if np.isnan(mean) else f"{mean:.{decimals}f}"
+    numbers += "" if np.isnan(error) else f" ± {error:.{decimals}f}"
+    return "\n".join(filter(None, (numbers, f"{diverged} diverged" if diverged else "")))
 
 
-def _words(mean: float, error: float, diverged: int, decimals: int) -> str:
-    known = "" if np.isnan(mean) else f"{mean:.{decimals}f}" + ("" if np.isnan(error) else f" ± {error:.{decimals}f}")
-    return "\n".join(filter(None, (known, f"{diverged} diverged" if diverged else "")))
-
-
-def _explain(axes: Axes, reference_label: str) -> None:
-    """A legend above the panel, of the lines and of what the markers are."""
+def _seeds_legend(axes: Axes, reference_label: str) -> None:
+    """Draw a legend of the markers and lines above the panel."""
     from matplotlib.lines import Line2D
 
     marks = [
@@ -277,78 +279,74 @@ def _explain(axes: Axes, reference_label: str) -> None:
         hollow: dict[str, Any] = {"markerfacecolor": "none", "color": VERMILION, "markersize": 8}
         marks.append(Line2D([], [], linestyle="", marker="o", label=plain(reference_label), **hollow))
     lines = [line for line in axes.get_lines() if not str(line.get_label()).startswith("_")]
-    shown: dict[str, Any] = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "ncols": 3, "frameon": False}
-    axes.legend(handles=[*marks, *lines], fontsize=8, **shown)
+    style: dict[str, Any] = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "ncols": 3, "frameon": False}
+    axes.legend(handles=[*marks, *lines], fontsize=8, **style)
 
 
 def _names_above(axes: Axes, sizes: np.ndarray, names: Sequence[str], recommended: int | None) -> None:
-    """Names above the panel, each with a line to its size, and apart from each other however near the sizes are."""
+    """Draw names above the panel without overlaps, each with a line to its size."""
     low, high = np.log(axes.get_xlim())
-    true = (np.log(sizes) - low) / (high - low)
-    order, gap = np.argsort(true, kind="stable"), 0.038
-    shown = true[order]
-    for place in range(1, len(shown)):
-        shown[place] = max(shown[place], shown[place - 1] + gap)
-    for place in range(len(shown) - 1, -1, -1):
-        limit = 1.0 if place == len(shown) - 1 else shown[place + 1] - gap
-        shown[place] = min(shown[place], limit)
-    for index, place in zip(order[: len(names)], shown, strict=False):
-        axes.plot([true[index], place], [1, 1.04], color=GREY, linewidth=0.6, transform=axes.transAxes, clip_on=False)
-        bold = "bold" if index == recommended else "normal"
-        where: dict[str, Any] = {"transform": axes.transAxes, "rotation": 50, "rotation_mode": "anchor"}
-        axes.text(place, 1.05, plain(names[index]), fontsize=8, weight=bold, **where)
+    positions = (np.log(sizes) - low) / (high - low)
+    order, gap = np.argsort(positions, kind="stable"), 0.038
+    spaced = positions[order]
+    for index in range(1, len(spaced)):
+        spaced[index] = max(spaced[index], spaced[index - 1] + gap)
+    for index in range(len(spaced) - 1, -1, -1):
+        limit = 1.0 if index == len(spaced) - 1 else spaced[index + 1] - gap
+        spaced[index] = min(spaced[index], limit)
+    style: dict[str, Any] = {"transform": axes.transAxes, "rotation": 50, "rotation_mode": "anchor", "fontsize": 8}
+    for index, x in zip(order[: len(names)], spaced, strict=False):
+        axes.plot([positions[index], x], [1, 1.04], color=GREY, linewidth=0.6, transform=axes.transAxes, clip_on=False)
+        weight = "bold" if index == recommended else "normal"
+        axes.text(x, 1.05, plain(names[index]), weight=weight, **style)
 
 
-RATE, LOG_FROM = "learning_rate", 10  # the ratio of the largest rate to the smallest from which the axis is logarithmic
+RATE, LOG_FROM = "learning_rate", 10  # from this ratio of the largest to the smallest rate the axis is logarithmic
 
 
 def learning_rate(table: pd.DataFrame, metric: str = "loss", *, unit: str = "", title: str = "") -> Figure:
-    """The learning rate of each epoch, and below it the loss, or another figure, on the same epochs.
+    """Draw the learning rate of each epoch, and below it the loss or another metric.
 
-    table: a row an epoch, indexed by the epoch, as `fit(...).history`; columns `learning_rate` and, where they were
-    measured, `metric` and `val_<metric>`. Raises InputError without a column `learning_rate`: the optimizer's state
-    then holds none (see `optax.inject_hyperparams`).
+    table: a row for each epoch, indexed by the epoch, as `fit(...).history`, with the column `learning_rate` and
+    optionally `metric` and `val_<metric>`. Raises InputError without a column `learning_rate`: the optimizer's state
+    then holds no learning rate (see `optax.inject_hyperparams`).
 
     >>> import pandas as pd
     >>> records = pd.DataFrame({"learning_rate": [0.1, 0.05], "loss": [3.0, 2.0]}, index=[1, 2])
-    >>> len(learning_rate(records).axes)
-    2
+    >>> [axes.get_ylabel() for axes in learning_rate(records).axes]
+    ['learning rate', 'loss']
     """
     if RATE not in table:
         raise InputError(
             f"the table must have a column {RATE}, got {', '.join(map(str, table)) or 'none'}. Train with "
-            "optax.inject_hyperparams(optax.adam)(learning_rate=1e-3), say."
+            "optax.inject_hyperparams(optax.adam)(learning_rate=1e-3), for example."
         )
     figure = blank(7, 5.5, above=0.45)
     figure.subplots_adjust(left=1 / 7, hspace=0.12)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(2, 3))
     epochs, rates = table.index.to_numpy(), table[RATE].to_numpy(float)
-    # A rate belongs to the whole epoch.
-    upper.plot(epochs, rates, color=GREEN, drawstyle="steps-mid", marker="." * (len(epochs) < 3))
-    above = rates[np.isfinite(rates) & (rates > 0)]
-    if len(above) == len(rates) and len(rates) and above.max() >= LOG_FROM * above.min():
+    marker = "." * (len(epochs) < 3)
+    # A rate is that of the whole epoch.
+    upper.plot(epochs, rates, color=GREEN, drawstyle="steps-mid", marker=marker)
+    positive = rates[np.isfinite(rates) & (rates > 0)]
+    if len(positive) == len(rates) and len(rates) and positive.max() >= LOG_FROM * positive.min():
         upper.set_yscale("log")
-    elif above.size:
-        upper.set_ylim(0, 1.1 * above.max())
-    for name, label, color, line in (
-        (metric, "training", BLUE, "-"),
-        (f"val_{metric}", "validation", VERMILION, "--"),
-    ):
-        if name in table:
-            lower.plot(epochs, table[name], line, color=color, label=label, marker="." * (len(epochs) < 3))
-    fit_axis(lower, table[[name for name in (metric, f"val_{metric}") if name in table]])
+    elif positive.size:
+        upper.set_ylim(0, 1.1 * positive.max())
+    curves = _curves(table, metric)
+    for column, label, color, line in curves:
+        lower.plot(epochs, table[column], line, color=color, label=label, marker=marker)
+    fit_axis(lower, table[[column for column, *_ in curves]])
     upper.set(ylabel="learning rate", title=plain(title))
-    quantity = metric.upper() if metric == "rmse" else metric
-    lower.set(xlabel="epoch", ylabel=f"{quantity} ({unit})" if unit else quantity)
-    lower.xaxis.get_major_locator().set_params(integer=True)
-    if lower.lines:
+    label_epochs(lower, [metric], unit)
+    if curves:
         lower.legend()
     figure.align_ylabels()
     return figure
 
 
 def lr_finder(found: LearningRateScan, *, unit: str = "", title: str = "") -> Figure:
-    """The loss of a range test against its learning rates: batch by batch, smoothed, and where it falls fastest.
+    """Draw the loss of a learning-rate scan, of each batch and smoothed, and the rate at which it falls fastest.
 
     >>> found = LearningRateScan(np.geomspace(1e-3, 1, 4), np.array([4.0, 3.0, np.inf, 1.0]))
     >>> figure = lr_finder(found)
@@ -368,14 +366,13 @@ def lr_finder(found: LearningRateScan, *, unit: str = "", title: str = "") -> Fi
     if not np.isfinite(found.losses).all():
         first = found.rates[np.argmin(np.isfinite(found.losses))]
         axes.axvline(first, color=VERMILION, linestyle="--", label=f"not finite from {first:.1e}")
-    known = means[np.isfinite(means)]
-    if known.size:
-        # What diverges is far above the rest and would flatten it.
-        low, high = known.min(), known[: int(np.argmin(known)) + 1].max()
+    finite_means = means[np.isfinite(means)]
+    if finite_means.size:
+        # The axis ends below a loss that diverges, which would flatten the rest.
+        low, high = finite_means.min(), finite_means[: int(np.argmin(finite_means)) + 1].max()
         reach = (high - low) or abs(high) or 1.0
         axes.set_ylim(low - 0.3 * reach, high + 0.7 * reach)
-    label = f"loss ({unit})" if unit else "loss"
-    axes.set(xscale="log", xlabel="learning rate", ylabel=label, title=plain(title))
+    axes.set(xscale="log", xlabel="learning rate", ylabel=with_unit("loss", unit), title=plain(title))
     axes.set_xlim(found.rates[0], found.rates[-1])
     axes.legend(loc="lower left")
     return figure

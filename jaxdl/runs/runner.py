@@ -24,8 +24,7 @@ from jaxdl._startup import STARTED
 from jaxdl.data import DataSource
 from jaxdl.distributed.sharding import to_host
 from jaxdl.errors import InputError
-from jaxdl.nn import Summary, summary
-from jaxdl.nn.summaries import as_markdown, as_table
+from jaxdl.nn.summaries import Summary, as_markdown, as_table, summary
 from jaxdl.runs import folders, multiprocess, resume
 from jaxdl.runs.console import print_warning
 from jaxdl.runs.experiment import Experiment, Setup, recipe_of, setup_of, short

@@ -15,9 +15,9 @@ from jaxdl._checks import explain_calls, given_as, whole_number
 from jaxdl._jit import is_traced, jit
 from jaxdl.data.batches import (
     Window,
-    batch_rows,
     batches_of,
     epoch_rows,
+    eval_batch_size,
     evaluation_rows,
     training_rows,
     validation_batch,
@@ -164,7 +164,7 @@ def batches_of_epoch(plan: Plan, train: Any, validation: Dataset | None) -> tupl
     trained = -(-epoch_rows(train) // plan.batch_size)
     if validation is None:
         return trained, trained
-    return trained, trained + -(-validation.sample_weight.shape[0] // batch_rows(validation.inputs))
+    return trained, trained + -(-validation.sample_weight.shape[0] // eval_batch_size(validation.inputs))
 
 
 def finish_epoch(run_state: RunState, validation: Dataset | None, *, plan: Plan) -> tuple[RunState, dict[str, Array]]:
@@ -233,7 +233,7 @@ def advance(
     after = run_state._replace(cursor=stop, train_state=state, sums=sums)
     if validation is not None:
         measure_batch = eval_step(plan.model, plan.objective, prepared=True)
-        variables, size = eval_variables(state, plan.eval_params), batch_rows(validation.inputs)
+        variables, size = eval_variables(state, plan.eval_params), eval_batch_size(validation.inputs)
         place = jnp.maximum(begin - trained, 0), stop - trained
         sums = sum_steps(measure_batch, variables, validation, run_state.val_sums, *place, batch_size=size)
         after = after._replace(val_sums=sums)
@@ -303,8 +303,8 @@ def rows_at_once(inputs: Array, batch_size: int | None) -> int:
     if batch_size is not None:
         return whole_number("batch_size", batch_size, 1)
     if inputs.ndim < 4:
-        return batch_rows(inputs)
-    return batch_rows(inputs, CACHED if jax.default_backend() == "cpu" else FILLING)
+        return eval_batch_size(inputs)
+    return eval_batch_size(inputs, CACHED if jax.default_backend() == "cpu" else FILLING)
 
 
 @contextmanager

@@ -24,8 +24,8 @@ from jaxdl._checks import (
 from jaxdl._jit import is_traced, jit
 from jaxdl.data import DataSource
 from jaxdl.data.arrays import as_numbers, as_rows
-from jaxdl.data.batches import batch_rows, evaluation_rows, filled, only_counted
-from jaxdl.data.streaming import BYTES, home_of, load, plan_windows, prefetch, read_rows
+from jaxdl.data.batches import eval_batch_size, evaluation_rows, only_counted, padded_size
+from jaxdl.data.streaming import BYTES, load_window, plan_windows, prefetch, read_rows, window_sharding
 from jaxdl.distributed.sharding import data_devices, split_rows
 from jaxdl.errors import InputError
 from jaxdl.losses import check_labels, check_targets
@@ -135,7 +135,7 @@ def _check_inputs(inputs: Any) -> None:
 
 @partial(jit, static_argnames=("model", "batch_size"))
 def _predict(model: Model, variables: Variables, inputs: Array, *, batch_size: int) -> Array:
-    count, batch_size = inputs.shape[0], filled(batch_size)
+    count, batch_size = inputs.shape[0], padded_size(batch_size)
 
     def outputs_at(start: Any) -> Array:
         batch = split_rows(lax.dynamic_slice_in_dim(inputs, start, min(batch_size, count)))
@@ -207,18 +207,18 @@ def _pieces(
 ) -> Iterator[_Piece]:
     if batch_size is not None and batch_size < 1:
         raise InputError(f"batch_size must be at least 1, got {batch_size}.")
-    first, home = read_rows(source, np.arange(1)), home_of(variables)
-    size = min(source.count, batch_size or batch_rows(first.inputs))
+    first, home = read_rows(source, np.arange(1)), window_sharding(variables)
+    size = min(source.count, batch_size or eval_batch_size(first.inputs))
     cut = plan_windows(first, source.count, size, window_bytes)
 
     def make(number: int) -> Dataset:
-        window: Dataset = load(source, first, cut, number, lambda places: places, home, prepare=prepare)
+        window: Dataset = load_window(source, first, cut, number, lambda places: places, home, prepare=prepare)
         return window
 
     with prefetch(make, cut.windows) as fetch:
         for number in range(cut.windows):
-            full = min(cut.held, cut.batches - number * cut.held)
-            rows = min(cut.held * size, cut.rows - number * cut.held * size)
+            full = min(cut.per_window, cut.batches - number * cut.per_window)
+            rows = min(cut.per_window * size, cut.rows - number * cut.per_window * size)
             yield _Piece(fetch.get(number), full, size, rows)
 
 

@@ -123,7 +123,7 @@ def chunks(
     at, end = epoch * length + int(run_state.cursor), math.inf if last is None else last * length
     done, began = bool(np.asarray(run_state.stopping.should_stop).all()), time.perf_counter()
 
-    with train.opened(run_state, validation, length, last) as (run_state, validation, feed):
+    with train.open(run_state, validation, length, last) as (run_state, validation, feed):
         mesh = mesh_of(run_state)
         if run is run_chunk:
             # Asked once and not before every chunk, which would take a fiftieth of an epoch of a small table.

@@ -13,7 +13,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
 
 from jaxdl.data import DataSource
 from jaxdl.data.arrays import precision
-from jaxdl.data.batches import batch_rows, only_counted, validation_batch
+from jaxdl.data.batches import eval_batch_size, only_counted, validation_batch
 from jaxdl.data.streaming import Loader, loader
 from jaxdl.distributed.sharding import to_host
 from jaxdl.train.epoch import batches_of_epoch
@@ -261,7 +261,7 @@ def replay(
         arose = in_step(plan, here.train_state, batch)
         return _trouble(run_state, epoch, cursor + 1, trained, "training", arose, numbers)
     assert validation is not None
-    size, index = batch_rows(validation.inputs), cursor - trained
+    size, index = eval_batch_size(validation.inputs), cursor - trained
     variables = eval_variables(here.train_state, plan.eval_params)
     arose = in_evaluation(plan, variables, validation_batch(validation, index, size))
     count = validation.sample_weight.shape[0]

@@ -1,4 +1,4 @@
-"""Footprints: the figures of a run are those stored, the comparison finds what differs, and the counters count."""
+"""Footprints: the metrics of a run are those stored, the comparison finds what differs, and the counters count."""
 
 import subprocess
 import sys
@@ -12,14 +12,14 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from benchmarks import footprints
 from benchmarks.flops import flops
-from benchmarks.footprints import CASES, Footprints, Traffic, as_table, compared, compilations, read, traffic, write
+from benchmarks.footprints import CASES, Footprints, Traffic, as_table, compare, compilations, read, traffic, write
 
 ROOT = Path(__file__).parents[2]
 STORED = Footprints("1.0", "cpu", {"temporaries": 0.1}, {"plain": {"dispatches": 3, "FLOPs": 1000, "temporaries": 200}})
 
 
 def now(**changed):
-    """The stored figures with others for some."""
+    """The stored metrics with others for some."""
     return STORED._replace(cases={"plain": {**STORED.cases["plain"], **changed}})
 
 
@@ -32,7 +32,7 @@ def triple():
 
 
 @pytest.mark.slow
-def test_runs_compile_dispatch_read_compute_and_carry_what_is_stored():
+def test_the_footprints_are_the_stored_ones():
     # In a process of its own: many seeds spread over devices, of which the tests have eight.
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.footprints"], cwd=ROOT, capture_output=True, text=True, check=False
@@ -41,15 +41,15 @@ def test_runs_compile_dispatch_read_compute_and_carry_what_is_stored():
     assert all(name in done.stdout for name in CASES)
 
 
-def test_what_is_stored_says_that_an_epoch_is_one_dispatch_and_one_fetch_and_a_second_fit_compiles_nothing():
+def test_an_epoch_is_one_dispatch_and_one_fetch_and_a_second_fit_compiles_nothing():
     stored = read()
     assert set(stored.cases) == set(CASES)
-    for figures in stored.cases.values():
-        assert figures["dispatches an epoch"] == figures["fetches an epoch"] == 1
-        assert figures["compilations of a second fit"] == 0
+    for metrics in stored.cases.values():
+        assert metrics["dispatches an epoch"] == metrics["fetches an epoch"] == 1
+        assert metrics["compilations of a second fit"] == 0
 
 
-def test_stored_flops_of_a_step_are_the_products_forwards_and_two_of_each_backwards():
+def test_the_stored_flops_of_a_step_are_three_products_for_each_layer():
     # 32 rows of 89 columns through layers of 100 and 50, without the gradient of the columns; the rest is little.
     products = 2 * 32 * (2 * 89 * 100 + 3 * 100 * 50 + 3 * 50)
     one, four = (read().cases[name]["FLOPs of a step"] for name in ("weather plain", "weather plain, 4 seeds"))
@@ -69,7 +69,7 @@ def test_flops_are_the_products_of_used_results():
 
 
 @pytest.mark.parametrize("padding, places", [("VALID", 7 * 7 * 9), ("SAME", 25 * 25)])
-def test_flops_of_a_convolution_and_of_its_gradients_leave_padding_out(padding, places):
+def test_flops_of_a_convolution_and_of_its_gradients_skip_padding(padding, places):
     def loss(images, kernel):
         numbers = ("NHWC", "HWIO", "NHWC")
         return jax.lax.conv_general_dilated(images, kernel, (1, 1), padding, dimension_numbers=numbers).sum()
@@ -81,65 +81,65 @@ def test_flops_of_a_convolution_and_of_its_gradients_leave_padding_out(padding, 
     assert 2 * once <= flops(jax.grad(loss, (0, 1)), *arguments) < 2.02 * once
 
 
-def test_flops_of_a_loop_are_those_of_every_trip_and_of_branches_the_greatest():
+def test_a_loop_counts_every_iteration_and_a_branch_the_most_expensive_one():
     matrix = jnp.ones((4, 4))
     assert flops(lambda a: jax.lax.scan(lambda c, _: (c @ c, None), a, None, 7)[0], matrix) == 7 * 2 * 4**3
     assert flops(lambda a: jax.lax.cond(a[0, 0] > 0, lambda a: a @ a, lambda a: a + 1, a), matrix) == 2 * 4**3 + 1
     assert flops(lambda a: jax.lax.platform_dependent(a, cpu=jnp.sin, default=lambda a: a @ a), matrix) == 2 * 4**3
 
 
-def test_equal_figures_differ_in_nothing():
-    assert compared(STORED, now()) == []
+def test_equal_footprints_have_no_differences():
+    assert compare(STORED, now()) == []
 
 
-def test_a_worse_figure_fails_and_is_named_with_what_was_stored_and_what_was_found():
-    (found,) = compared(STORED, now(dispatches=5))
+def test_a_worse_metric_fails_and_is_reported_with_both_values():
+    (found,) = compare(STORED, now(dispatches=5))
     assert found.fails
     for word in ("plain", "dispatches", "stored 3", "got 5", "worse", "benchmarks.footprints --write"):
         assert word in str(found)
 
 
-def test_a_better_exact_figure_fails_too_so_that_it_is_stored():
-    (found,) = compared(STORED, now(FLOPs=999))
+def test_a_better_exact_metric_fails_too():
+    (found,) = compare(STORED, now(FLOPs=999))
     assert found.fails and "stored 1,000, got 999" in str(found) and "better" in str(found)
 
 
 @pytest.mark.parametrize("got, fails", [(220, None), (221, True), (180, None), (179, False)])
-def test_a_figure_with_a_tolerance_may_grow_within_it_and_shrink_beyond_it(got, fails):
-    assert [each.fails for each in compared(STORED, now(temporaries=got))] == ([] if fails is None else [fails])
+def test_a_metric_with_a_tolerance_may_grow_within_it_and_shrink_beyond_it(got, fails):
+    assert [each.fails for each in compare(STORED, now(temporaries=got))] == ([] if fails is None else [fails])
 
 
 @pytest.mark.parametrize("changed", [{"jax": "2.0"}, {"platform": "gpu"}])
-def test_elsewhere_only_figures_with_a_tolerance_are_not_compared(changed):
+def test_other_platforms_skip_metrics_with_a_tolerance(changed):
     other = now(temporaries=900, dispatches=5)._replace(**changed)
-    assert [each.figure for each in compared(STORED, other)] == ["dispatches"]
+    assert [each.metric for each in compare(STORED, other)] == ["dispatches"]
 
 
-@pytest.mark.parametrize("figure", ["dispatches", "temporaries"])
-def test_a_figure_that_is_not_known_any_more_fails(figure):
-    (found,) = compared(STORED, now(**{figure: None}))
+@pytest.mark.parametrize("metric", ["dispatches", "temporaries"])
+def test_a_metric_that_is_missing_fails(metric):
+    (found,) = compare(STORED, now(**{metric: None}))
     assert found.fails and "got nothing" in str(found)
 
 
-def test_cases_that_are_new_and_that_are_gone_fail():
+def test_new_and_missing_cases_fail():
     moved = STORED._replace(cases={"other": STORED.cases["plain"]})
-    found = compared(STORED, moved)
+    found = compare(STORED, moved)
     assert {each.case for each in found} == {"plain", "other"} and all(each.fails for each in found)
 
 
-def test_what_is_written_is_read_again_and_sorted(tmp_path):
+def test_footprints_are_written_sorted_and_read_again(tmp_path):
     path = tmp_path / "footprints.json"
     write(STORED, path)
     assert read(path) == STORED
     assert path.read_text().index("FLOPs") < path.read_text().index("dispatches")
 
 
-def test_the_table_marks_what_fails():
+def test_the_table_marks_failures():
     marks = list(as_table(STORED, now(dispatches=5, temporaries=100)).columns[-1].cells)
     assert marks == ["fails", "", "better"]
 
 
-def test_three_programs_and_two_values_are_counted_as_such(triple):
+def test_three_calls_and_two_reads_are_counted(triple):
     def work():
         last = triple(triple(triple()))
         return float(last), np.asarray(last)
@@ -159,14 +159,14 @@ def test_every_way_to_read_an_array_is_one_fetch(triple, read_it):
     assert traffic(lambda: read_it(triple())).fetches == 1
 
 
-def test_a_program_on_all_devices_is_one_dispatch(triple):
+def test_a_call_on_all_devices_is_one_dispatch(triple):
     mesh = jax.make_mesh((jax.device_count(),), ("rows",))
     rows = jax.device_put(np.ones(16, np.float32), NamedSharding(mesh, PartitionSpec("rows")))
     jax.block_until_ready(triple(rows))
     assert traffic(lambda: np.asarray(triple(rows))) == Traffic(1, 1)
 
 
-def test_reading_is_as_before_when_the_counting_has_ended(triple):
+def test_numpy_is_restored_after_counting(triple):
     before = np.asarray, np.array
     traffic(lambda: triple())
     assert (np.asarray, np.array) == before
@@ -177,8 +177,8 @@ def test_each_new_shape_is_a_compilation(triple):
     assert compilations(lambda: len([triple(each) for each in rows])) == (2, 3)
 
 
-def test_a_trace_that_names_no_program_is_said_to_be_wrong(triple, monkeypatch):
-    with pytest.raises(RuntimeError, match="must name the programs that run, got none"):
+def test_a_trace_without_calls_is_an_error(triple, monkeypatch):
+    with pytest.raises(RuntimeError, match="must name compiled functions, got none"):
         traffic(lambda: None)
     monkeypatch.setattr(footprints, "DISPATCHED", footprints.re.compile("renamed"))
     with pytest.raises(RuntimeError, match=f"a trace of jax {jax.__version__}"):

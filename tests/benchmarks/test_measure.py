@@ -12,11 +12,11 @@ import pytest
 
 from benchmarks import measure, report
 from benchmarks.__main__ import main
-from benchmarks.contestants.start import OURS, PEERS, Contestant, present, start_process
+from benchmarks.contestants.start import OURS, PEERS, Contestant, find_installed, start_process
 from benchmarks.limits import Limit, limit
 from benchmarks.measure import Cost, Measurement, measure_row, memory, multiply
 from benchmarks.report import Line, plot
-from benchmarks.rows import LESSON, TIMES, Row, rows, seconds, write_sets
+from benchmarks.rows import LESSON, TIMES, Row, row_seconds, table_rows, write_sets
 from benchmarks.tasks import Task, load
 from jaxdl import dataset
 
@@ -41,12 +41,6 @@ def folder(tmp_path):
     return write_sets(tmp_path / "real", sets)
 
 
-@pytest.fixture
-def quick(monkeypatch):
-    """Processes run their programs for a moment here, so it is compiling them that takes the time."""
-    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-
-
 def row(folder="", **changes):
     task = Task("plain", "train", "mlp", str(folder), 100, (4,))
     return Row("a row", "weather", task, **{"per": "epoch", **changes})
@@ -60,7 +54,7 @@ def steady(first, each, log=None):
             log.append(request)
         if "prepare" in request:
             return {"seconds": 0.0, "memory": 1.0}
-        return {"ends": [first + each * index for index in range(request["run"])], "figure": 1.0, "memory": 2.0}
+        return {"ends": [first + each * index for index in range(request["run"])], "value": 1.0, "memory": 2.0}
 
     return ask
 
@@ -79,7 +73,7 @@ def test_contestants_take_turns_and_a_run_fills_its_time():
     assert found["quick"].epochs == 2 and found["slow"].epochs == 2  # of 0.2 s, but two at least
 
 
-def test_who_is_far_behind_is_run_twice():
+def test_slow_peers_run_twice_only():
     asks = {"jaxdl": steady(0.5, 0.01), "near": steady(0.5, 0.02), "far": steady(0.5, 0.05)}
     found = measure_row(row(), asks, 5, warn=str)
     assert [len(found[name].seconds) for name in asks] == [5, 5, 2]
@@ -87,7 +81,7 @@ def test_who_is_far_behind_is_run_twice():
     assert len(measure_row(row(), asks, 5, warn=str)["far"].seconds) == 5
 
 
-def test_who_fails_on_the_way_is_named_and_the_others_go_on():
+def test_a_failing_contestant_is_reported_and_the_others_continue():
     def failing(request):
         return {"error": "no memory"} if request.get("seed") == 2 else steady(0.5, 0.01)(request)
 
@@ -95,16 +89,16 @@ def test_who_fails_on_the_way_is_named_and_the_others_go_on():
     assert found["failing"].error == "no memory" and len(found["jaxdl"].seconds) == 4
 
 
-def test_a_whole_run_counts_its_first_epoch_once_and_the_others_at_the_rate_that_follows():
+def test_a_whole_run_counts_its_first_epoch_once_and_the_later_rate_for_the_others():
     log = []
     found = measure_row(row(per="whole", epochs=200), {"one": steady(1.0, 0.01, log)}, 1, warn=str)
     assert log[-1] == {"run": 20, "seed": 0}
     assert found["one"].median == pytest.approx(1.0 + 199 * 0.01)
     # All of them, where they fit.
-    assert seconds(row(per="whole", epochs=3), [0.9, 1.0, 7.0]) == 7.0
+    assert row_seconds(row(per="whole", epochs=3), [0.9, 1.0, 7.0]) == 7.0
 
 
-def test_who_would_take_too_long_is_told_from_a_tenth_and_who_fails_is_named():
+def test_slow_peers_are_estimated_from_a_tenth_and_failures_are_reported():
     before = {"slow": Measurement((0.3, 0.4)), "jaxdl": Measurement((0.2,)), "failed": Measurement((), error="no")}
     asked = {name: [] for name in ("slow", "jaxdl", "failed", "broken")}
     asks = {name: steady(0.1, 0.1, asked[name]) for name in asked}
@@ -116,14 +110,14 @@ def test_who_would_take_too_long_is_told_from_a_tenth_and_who_fails_is_named():
     assert multiply(Measurement((1.0,)), 64).seconds == (64.0,)
 
 
-def test_the_limit_is_that_of_the_products(folder):
+def test_the_limit_counts_the_matrix_products(folder):
     task = Task("wide", "train", "mlp", str(folder), 96, (128, 128))
     found = limit(Row("", "", task, "epoch", times=10.0), 2)
     weights = 5 * 128 + 128 * 128 + 128
     # Three steps of 32 rows: forward and both gradients, but for that of the inputs; and 20 rows of validation.
     products = 2 * (3 * 32 * (3 * weights - 5 * 128) + 20 * weights)
     assert 20 * products < found.flops < 20 * 1.25 * products  # biases, the loss and Adam
-    measured = limit(Row("", "", task._replace(deed="evaluate", rows=20), "epoch"), 1)
+    measured = limit(Row("", "", task._replace(mode="evaluate", rows=20), "epoch"), 1)
     assert 2 * 20 * weights < measured.flops < 1.25 * 2 * 20 * weights
     assert found.bytes >= 20 * 4 * (96 * 7 + 3 * 2 * 3 * weights)
     assert found.rate > 0 and found.bandwidth > 0
@@ -131,54 +125,54 @@ def test_the_limit_is_that_of_the_products(folder):
 
 
 @pytest.mark.slow
-def test_a_process_of_jaxdl_answers(folder, quick):
+def test_a_process_of_jaxdl_answers(folder):
     task = Task("plain", "train", "mlp", str(folder), 100, (4,))
     with start_process(OURS, sys.executable) as ask:
         assert "seconds" in ask({"prepare": task._asdict()})
         first, again = ask({"run": 3, "seed": 1}), ask({"run": 3, "seed": 1})
-        assert len(first["ends"]) == 3 and first["figure"] == again["figure"]
-        predicted = ask({"prepare": task._replace(deed="predict", rows=20)._asdict()})
-        assert "error" not in predicted and "figure" in ask({"run": 2, "seed": 0})
+        assert len(first["ends"]) == 3 and first["value"] == again["value"]
+        predicted = ask({"prepare": task._replace(mode="predict", rows=20)._asdict()})
+        assert "error" not in predicted and "value" in ask({"run": 2, "seed": 0})
         assert "FileNotFoundError" in ask({"prepare": task._replace(folder="nowhere")._asdict()})["error"]
 
 
 @pytest.mark.slow
-def test_a_start_that_finds_what_was_compiled_reads_it_and_memory_is_that_of_its_process(folder, quick):
+def test_a_second_process_reads_the_compilation_cache_and_memory_is_its_peak(folder):
     task = Task("plain", "train", "mlp", str(folder), 100, (4,))
     broken = Contestant("broken", "benchmarks.no_such_module", ())
     cold, warm = measure.measure_starts([OURS, broken], sys.executable, task, 2)
     assert len(cold["jaxdl"].seconds) == len(warm["jaxdl"].seconds) == 2
-    assert cold["jaxdl"].figure == warm["jaxdl"].figure
+    assert cold["jaxdl"].value == warm["jaxdl"].value
     assert min(warm["jaxdl"].seconds) < min(cold["jaxdl"].seconds)
     assert cold["broken"].error and warm["broken"].error
     peak, data = memory(task)
     assert data == pytest.approx(100 * 6 * 4 / 1e6) and 50 < peak < 2 * cold["jaxdl"].memory
 
 
-def test_a_contestant_that_ends_says_why():
+def test_a_process_that_ends_returns_its_error():
     broken = Contestant("broken", "benchmarks.no_such_module", ())
     with start_process(broken, sys.executable) as ask:
         assert "No module named" in ask({"run": 1, "seed": 0})["error"]
 
 
-def test_who_is_not_installed_is_missing():
-    there, missing = present(sys.executable, [*PEERS, Contestant("none", "m", ("no_such_library",))])
+def test_contestants_without_packages_are_missing():
+    there, missing = find_installed(sys.executable, [*PEERS, Contestant("none", "m", ("no_such_library",))])
     assert missing[-1] == ("none", "not installed: no_such_library")
     assert {one.name for one in there} | {one.name for one in missing} == {one.name for one in PEERS} | {"none"}
 
 
-def test_every_row_can_be_loaded_and_none_has_the_title_of_another(tmp_path):
-    wanted = rows(tmp_path)
+def test_rows_have_unique_titles(tmp_path):
+    wanted = table_rows(tmp_path)
     titles = [one.title for one in wanted]
     assert len(set(titles)) == len(titles)
     assert all(one.after in ("", *titles) for one in wanted)
-    assert {one.task.rows for one in wanted if "rows x" in one.title} == {LESSON * times for times in TIMES}
+    assert {one.task.rows for one in wanted if "examples x" in one.title} == {LESSON * times for times in TIMES}
 
 
-def test_tasks_are_cut_to_their_rows(folder):
+def test_tasks_load_their_number_of_examples(folder):
     task = Task("plain", "train", "mlp", str(folder), 7)
     assert [len(pair[0]) for pair in load(task)] == [7, 20]
-    assert [len(pair[0]) for pair in load(task._replace(deed="predict"))] == [100, 7]
+    assert [len(pair[0]) for pair in load(task._replace(mode="predict"))] == [100, 7]
 
 
 def test_the_page_names_the_limit_of_every_row(tmp_path):
@@ -199,15 +193,15 @@ def test_the_page_names_the_limit_of_every_row(tmp_path):
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_sweep_stands_beside_its_members_one_after_the_other(folder):
+def test_peers_of_a_sweep_train_its_members_one_after_the_other(folder):
     whole, swept = row(folder, per="whole", epochs=2), row(folder, per="sweep", epochs=2)
-    swept = swept._replace(title="64", group="sweep", task=swept.task._replace(deed="sweep"))
+    swept = swept._replace(title="64", group="sweep", task=swept.task._replace(mode="sweep"))
     found = {
         "a row": {"jaxdl": Measurement((1.0,)), "torch": Measurement((2.0,))},
         "64": {"jaxdl": Measurement((20.0,))},
     }
     line = report.row_lines([whole, swept], found)[1]
-    assert line.found["jaxdl"].median == 20.0 and line.found["torch"].median == 128.0
+    assert line.measurements["jaxdl"].median == 20.0 and line.measurements["torch"].median == 128.0
     alone, together = limit(whole, 2), limit(swept, 2)
     assert together.flops == 64 * alone.flops and line.limit > 0
 
@@ -228,7 +222,7 @@ def test_installed_files_are_counted_once():
         (["--data", "/nowhere", "--contestants", "torch"], "/nowhere does not exist"),
     ],
 )
-def test_a_wrong_flag_is_told_in_a_line(flags, told, monkeypatch, capsys):
+def test_a_wrong_flag_is_reported_in_a_line(flags, told, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["benchmarks", *flags])
     with pytest.raises(SystemExit) as end:
         main()

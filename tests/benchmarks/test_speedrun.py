@@ -18,17 +18,15 @@ import optax
 import pytest
 
 from benchmarks import rows
-from benchmarks.contestants import start
-from benchmarks.contestants.start import Missing, present, start_process
+from benchmarks.contestants.start import Missing, find_installed, start_process
 from benchmarks.speedrun import __main__ as speedrun
 from benchmarks.speedrun import report as speedrun_report
-from benchmarks.speedrun.report import Course, Lap
+from benchmarks.speedrun.report import RunResult, Workload
 from benchmarks.tasks import Task
 from experiments.cifar10.experiment import Config, build, resolve
 from jaxdl.datasets import load_cifar10
 from jaxdl.errors import InputError
 from jaxdl.nn import residual_net
-from tests.quick import quick_programs
 
 pytestmark = pytest.mark.slow
 
@@ -48,12 +46,6 @@ CONFIG = resolve(
 )
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick():
-    with quick_programs():
-        yield
-
-
 @pytest.fixture(scope="module")
 def built():
     return build(CONFIG, load_cifar10("simulated:120"))
@@ -68,46 +60,51 @@ def test_the_examples_of_the_speed_run_hold():
     assert doctest.testmod(speedrun).failed == 0
 
 
-def test_few_images_are_repeated_to_a_count_in_their_order():
+def test_few_images_are_repeated_in_order():
     dataset = load_cifar10("simulated:120")
-    made = speedrun.repeated(dataset, 250).train
+    made = speedrun.resize(dataset, 250).train
     for name in ("inputs", "targets"):
         given = getattr(dataset.train, name)
         np.testing.assert_array_equal(getattr(made, name), np.concatenate([given, given, given[:50]]))
-    np.testing.assert_array_equal(speedrun.repeated(dataset, 30).train.inputs, dataset.train.inputs[:30])
+    np.testing.assert_array_equal(speedrun.resize(dataset, 30).train.inputs, dataset.train.inputs[:30])
 
 
-def test_runs_after_the_first_compile_nothing_and_a_seed_is_a_run(built, compilations):
-    race = speedrun.ours(built)
-    first = race(0)
+def test_later_runs_compile_nothing_and_a_seed_determines_a_run(built, compilations):
+    train = speedrun.train_jaxdl(built)
+    first = train(0)
     with compilations() as names:
-        second, again = race(1), race(0)
+        second, again = train(1), train(0)
     assert names == []
-    assert all(0 < lap.seconds < first.seconds and lap.measuring > 0 for lap in (second, again))
+    assert all(0 < run.seconds < first.seconds and run.evaluation > 0 for run in (second, again))
     assert first.accuracy == again.accuracy and round(second.accuracy * 20, 4) % 1 == 0  # of 20 test images
 
 
-def test_contestants_take_turns_and_those_that_fail_are_left_out():
+def test_contestants_take_turns_and_failures_are_left_out():
     log = []
 
     def steady(seed):
         log.append(seed)
-        return Lap(10.0 - seed, 1.0, 0.5)
+        return RunResult(10.0 - seed, 1.0, 0.5)
 
-    laps, errors = speedrun.raced({"a": steady, "b": lambda seed: log.append("b") or "no compiler", "c": steady}, 2)
+    results, errors = speedrun.train_in_turn(
+        {"a": steady, "b": lambda seed: log.append("b") or "no compiler", "c": steady}, 2
+    )
     assert log == [0, "b", 0, 1, 1, 2, 2] and errors == {"b": "no compiler"}
-    assert [lap.seconds for lap in laps["c"]] == [10, 9, 8] and laps.keys() == {"a", "c"}
+    assert [run.seconds for run in results["c"]] == [10, 9, 8] and results.keys() == {"a", "c"}
 
 
-def course(built, source="file:/data", at_hand=50_000, size=50_000):
+def workload(built, source="file:/data", images=50_000, size=50_000):
     config = replace(CONFIG, train_size=size)
-    return Course(config, replace(built, dataset=built.dataset._replace(source=source)), at_hand, 3e12, 1e12)
+    return Workload(config, replace(built, dataset=built.dataset._replace(source=source)), images, 3e12, 1e12)
 
 
-def test_the_page_has_the_figures(built):
-    laps = {"jaxdl": [Lap(20.0, 9.0, 0.1), Lap(4.0, 0.5, 0.93), Lap(6.0, 0.7, 0.96)], "torch": [Lap(9.0, 1.0, 0.9)] * 2}
+def test_the_page_has_the_values(built):
+    results = {
+        "jaxdl": [RunResult(20.0, 9.0, 0.1), RunResult(4.0, 0.5, 0.93), RunResult(6.0, 0.7, 0.96)],
+        "torch": [RunResult(9.0, 1.0, 0.9)] * 2,
+    }
     text = speedrun_report.page(
-        course(built), "a machine", laps, [Missing("k", "not installed: k")], {"e": "too large"}
+        workload(built), "a machine", results, [Missing("k", "not installed: k")], {"e": "too large"}
     )
     # 100,000 images in 5 s on average; 20 s less 5 to compile; 3 s of 5 at least.
     row = "| 5 +- 1.4 (4 - 6) | 94.5 +- 2.1 % | 20,000 | 2.5 | 0.6 +- 0.14 | 15 | 60 % |"
@@ -118,23 +115,29 @@ def test_the_page_has_the_figures(built):
     assert "* k: not installed: k\n* e: too large" in text and "a machine." in text and "NOTHING" not in text
 
 
-@pytest.mark.parametrize(("source", "at_hand", "says"), [
-    ("file:/data", 5438, "5,438 different training images and 20 test images are at hand (file), repeated up to 50,"),
-    ("simulated:60000:seed=0", 50_000, "50,000 different training images and 20 test images are at hand (simulated)."),
+@pytest.mark.parametrize(("source", "images", "says"), [
+    ("file:/data", 5438, "the data have 5,438 different training images and 20 test images (file), repeated up to 50,"),
+    ("simulated:60000:seed=0", 50_000, "have 50,000 different training images and 20 test images (simulated)."),
 ])  # fmt: skip
-def test_what_says_nothing_about_94_percent_is_said_so(built, source, at_hand, says):
-    said = speedrun_report.verdict(course(built, source, at_hand), [Lap(1.0, 1.0, 0.99)] * 2)
+def test_the_page_warns_of_data_that_cannot_show_94_percent(built, source, images, says):
+    said = speedrun_report.verdict(workload(built, source, images), [RunResult(1.0, 1.0, 0.99)] * 2)
     assert said.startswith("THE ACCURACIES SAY NOTHING ABOUT 94 %") and says in said
 
 
 def test_a_mean_below_94_percent_is_not_reached(built):
-    laps = [Lap(9.0, 1.0, 0.99), Lap(1.0, 1.0, 0.95), Lap(1.0, 1.0, 0.92)]  # the first is not counted
-    assert "NOT reached by jaxdl, 93.50 % after 1 s" in speedrun_report.verdict(course(built), laps)
+    results = [
+        RunResult(9.0, 1.0, 0.99),
+        RunResult(1.0, 1.0, 0.95),
+        RunResult(1.0, 1.0, 0.92),
+    ]  # the first is not counted
+    assert "NOT reached by jaxdl, 93.50 % after 1 s" in speedrun_report.verdict(workload(built), results)
 
 
-def test_the_command_writes_what_it_prints_and_names_who_is_missing(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(speedrun, "ours", lambda built: lambda seed: Lap(2.0 - seed / 10, 0.1, 0.5))
-    monkeypatch.setattr(start, "present", lambda python, all_: ([], [Missing(a.name, "not installed") for a in all_]))
+def test_the_command_writes_the_page_and_lists_missing_contestants(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(speedrun, "train_jaxdl", lambda built: lambda seed: RunResult(2.0 - seed / 10, 0.1, 0.5))
+    monkeypatch.setattr(
+        speedrun, "find_installed", lambda python, all_: ([], [Missing(a.name, "not installed") for a in all_])
+    )
     monkeypatch.setattr(sys, "argv", options(tmp_path))
     speedrun.main()
     (path,) = tmp_path.iterdir()
@@ -146,7 +149,7 @@ def test_the_command_writes_what_it_prints_and_names_who_is_missing(tmp_path, mo
 
 
 @pytest.mark.parametrize("width", [1, 4, 64])
-def test_the_weights_of_the_network_are_those_of_its_layers(width):
+def test_the_network_has_the_weights_of_its_layers(width):
     shapes = jax.eval_shape(residual_net(width).init, jax.random.key(0), np.zeros((1, 32, 32, 3), np.uint8))
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes.params)) == weights_of(width)
 
@@ -168,21 +171,21 @@ model = peer.network(4)
 made["counts"] = [sum(w.numel() for w in peer.network(width).parameters()) for width in (1, 4, 64)]
 images = peer.scaled(torch.from_numpy(given["images"]).permute(0, 3, 1, 2), torch.float32)
 with torch.no_grad():
-    for number, tensor in enumerate(peer.averaged(model)):
+    for number, tensor in enumerate(peer.averaged_tensors(model)):
         tensor.copy_(torch.from_numpy(given[f"weights{number}"]))
     made["predicted"] = model.eval()(images)
     made["trained"] = model.train()(images)
 made["rates"] = peer.rates(37, 0.4)
 padded = torch.from_numpy(np.pad(given["images"], ((0, 0), (4, 4), (4, 4), (0, 0)), mode="reflect"))
 drawn = [torch.from_numpy(given[name]) for name in ("rows", "mirrored", "moves", "centres")]
-made["changed"] = 255 * peer.changed(padded, *drawn, torch.float32)
+made["changed"] = 255 * peer.augment(padded, *drawn, torch.float32)
 np.savez(sys.argv[2], **made)
 """
 
 
 @pytest.fixture(scope="module")
 def torch_there():
-    here, _ = present(PEERS, speedrun.contestants(CONFIG))
+    here, _ = find_installed(PEERS, speedrun.contestants(CONFIG))
     if not here:
         # torch is no part of the tests' environment: who has none still runs every test of jaxdl's own.
         pytest.skip("no torch, the contestant of these tests: JAXDL_PEERS may name a Python that has it")
@@ -223,22 +226,22 @@ def made(torch_there, given, tmp_path_factory):
     return np.load(folder / "made.npz")
 
 
-def test_the_network_of_torch_has_as_many_weights(made):
+def test_the_network_of_torch_has_the_same_number_of_weights(made):
     assert made["counts"].tolist() == [weights_of(width) for width in (1, 4, 64)]
 
 
 @pytest.mark.parametrize(("train", "name"), [(False, "predicted"), (True, "trained")])
-def test_the_network_of_torch_is_ours(made, given, train, name):
+def test_the_network_of_torch_gives_the_same_outputs(made, given, train, name):
     outputs, _ = residual_net(4).apply(given[1], given[0]["images"], train=train, key=jax.random.key(0))
     np.testing.assert_allclose(made[name], outputs, rtol=1e-3, atol=1e-3 * np.abs(outputs).max())
 
 
-def test_the_schedule_of_torch_is_that_of_optax(made):
+def test_the_schedule_of_torch_equals_optax(made):
     schedule = optax.cosine_onecycle_schedule(37, 0.4, 0.25)
     np.testing.assert_allclose(made["rates"], [schedule(step) for step in range(37)], rtol=1e-4, atol=1e-7)
 
 
-def test_images_are_moved_mirrored_and_hidden(made, given):
+def test_images_are_shifted_flipped_and_cut_out(made, given):
     images = given[0]["images"]
     drawn = (given[0][name] for name in ("rows", "mirrored", "moves", "centres"))
     for found, row, mirrored, (down, across), (high, wide) in zip(made["changed"], *drawn, strict=True):
@@ -253,8 +256,8 @@ def test_a_process_of_torch_trains_and_a_seed_gives_its_accuracy_again(torch_the
     folder = rows.write_sets(tmp_path / "images", {"train": built.sets["train"], "validation": built.sets["test"]})
     task = Task("speedrun", "train", "convnet", str(folder), 100)
     with start_process(torch_there[0], PEERS) as ask:
-        race = speedrun.theirs(ask, task, 2)
-        first, second, again = race(1), race(2), race(1)
+        train = speedrun.train_peer(ask, task, 2)
+        first, second, again = train(1), train(2), train(1)
         assert first.accuracy == again.accuracy and math.isclose(second.accuracy * 20, round(second.accuracy * 20))
-        assert all(lap.seconds > 0 and lap.measuring > 0 for lap in (first, second, again))
-        assert "FileNotFoundError" in speedrun.theirs(ask, task._replace(folder="nowhere"), 2)(0)
+        assert all(run.seconds > 0 and run.evaluation > 0 for run in (first, second, again))
+        assert "FileNotFoundError" in speedrun.train_peer(ask, task._replace(folder="nowhere"), 2)(0)

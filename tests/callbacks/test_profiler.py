@@ -10,7 +10,8 @@ import numpy as np
 import optax
 import pytest
 
-from jaxdl.callbacks import _profiler, profiled, profiler
+from jaxdl.callbacks import _profiler, profiler
+from jaxdl.callbacks._profiler import record_trace
 from jaxdl.data import dataset
 from jaxdl.errors import InputError
 from jaxdl.losses import squared_error
@@ -43,7 +44,7 @@ def test_a_trace_names_the_program_and_its_operations(tmp_path):
 
     compiled = jax.jit(a_program_of_mine)
     matrix = jax.block_until_ready(compiled(jnp.ones((64, 64))))
-    with profiled(tmp_path):
+    with record_trace(tmp_path):
         jax.block_until_ready(compiled(matrix))
     assert modules(tmp_path)["jit_a_program_of_mine"] > 0
     text = compiled.lower(matrix).compile().as_text()
@@ -52,7 +53,7 @@ def test_a_trace_names_the_program_and_its_operations(tmp_path):
 
 
 def test_tensorboard_finds_its_file_beside_it(tmp_path):
-    with profiled(tmp_path):
+    with record_trace(tmp_path):
         jax.block_until_ready(jnp.ones(3) + 1)
     (path,) = tmp_path.glob("plugins/profile/*/*.xplane.pb")
     assert b"/host:CPU" in path.read_bytes()
@@ -62,23 +63,23 @@ def test_no_python_functions_are_traced(tmp_path):
     def traced_by_no_one():
         return jax.block_until_ready(jnp.ones(3) + 1)
 
-    with profiled(tmp_path):
+    with record_trace(tmp_path):
         traced_by_no_one()
     assert not any("traced_by_no_one" in event.get("name", "") for event in events(tmp_path))
 
 
 def test_only_one_profile_may_run(tmp_path):
-    with profiled(tmp_path / "first"):
-        with pytest.raises(InputError, match="only one"), profiled(tmp_path / "second"):
+    with record_trace(tmp_path / "first"):
+        with pytest.raises(InputError, match="only one"), record_trace(tmp_path / "second"):
             pass
         jax.block_until_ready(jnp.ones(3) + 1)
     assert events(tmp_path / "first") and not list(tmp_path.glob("second/**/*.gz"))
 
 
 def test_a_profile_ends_with_its_block_however_that_ends(tmp_path):
-    with pytest.raises(ZeroDivisionError), profiled(tmp_path / "first"):
+    with pytest.raises(ZeroDivisionError), record_trace(tmp_path / "first"):
         raise ZeroDivisionError
-    with profiled(tmp_path / "second"):
+    with record_trace(tmp_path / "second"):
         pass
     assert events(tmp_path / "first") is not None
 
@@ -97,7 +98,7 @@ def recorded(monkeypatch):
         def __exit__(self, *_):
             said.append("end")
 
-    monkeypatch.setattr(_profiler, "profiled", Pretended)
+    monkeypatch.setattr(_profiler, "record_trace", Pretended)
     return said
 
 
@@ -176,7 +177,7 @@ def test_an_observer_of_fit_traces_too(tmp_path):
 
 def test_what_stands_in_the_way_is_told_and_the_run_goes_on(tmp_path):
     said = []
-    with profiled(tmp_path / "other"), profiler(tmp_path / "own", warn=said.append) as observe:
+    with record_trace(tmp_path / "other"), profiler(tmp_path / "own", warn=said.append) as observe:
         through(observe, [], 5)
     assert len(said) == 1 and said[0].startswith("there is no profile, because a profile must be the only one")
 
@@ -188,7 +189,7 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path):
         through(observe, [], 5)
     assert len(said) == 1 and "must be a folder that can be written" in said[0]
     # Another is free to begin.
-    with profiled(tmp_path / "next"):
+    with record_trace(tmp_path / "next"):
         pass
 
 

@@ -12,7 +12,7 @@ from jaxdl.data import batches as batches_module
 from jaxdl.data import dataset
 from jaxdl.data.batches import (
     Window,
-    _draws,
+    _swap_rounds,
     batch_at,
     batches_of,
     epoch_rows,
@@ -60,7 +60,7 @@ def test_batches_of_rows_are_those_of_their_order():
 # The order of rows, against counting and MurmurHash3.
 
 # As one program each.
-ordered, drawn_by = (jax.jit(function, static_argnums=2) for function in (permutation, _draws))
+ordered, rounds_of = (jax.jit(function, static_argnums=2) for function in (permutation, _swap_rounds))
 
 
 def test_mix_is_murmurhash3_of_no_bytes():
@@ -126,7 +126,7 @@ def test_any_part_of_the_order_is_found_without_the_rest_on_the_host_too(count, 
     key = jax.random.key(seed)
     places = np.array(data.draw(st.lists(st.integers(0, count - 1), min_size=1, max_size=20)))
     wanted = np.asarray(ordered(key, epoch, count))[places]
-    np.testing.assert_array_equal(rows_on_host(drawn_by(key, epoch, count), places, count), wanted)
+    np.testing.assert_array_equal(rows_on_host(rounds_of(key, epoch, count), places, count), wanted)
 
 
 @pytest.mark.parametrize("whole", [0, 767])
@@ -141,9 +141,9 @@ def test_a_shuffle_is_the_order_place_by_place(whole, monkeypatch):
 def test_two_billion_rows_have_an_order_without_an_array_of_all():
     # Two billion rows, as many as int32 can count: an array of them would not fit.
     count = 2**31 - 1
-    drawn = _draws(jax.random.key(0), 0, count)
+    rounds = _swap_rounds(jax.random.key(0), 0, count)
     places = np.arange(1000) * 2_000_003
-    rows = rows_on_host(drawn, places, count)
+    rows = rows_on_host(rounds, places, count)
     assert len(set(rows.tolist())) == 1000
     np.testing.assert_array_equal(
         jax.jit(permuted_rows(jax.random.key(0), 0, count))(jnp.asarray(places, jnp.int32)), rows

@@ -160,7 +160,10 @@ def test_a_source_of_no_rows_or_of_too_many_is_refused(count):
         (lambda rows: (rows, rows), "a source must read a Dataset, got tuple"),
         (lambda rows: Dataset(rows[1:], rows, rows), r"as many inputs as rows, got shape \(2,\) for 3 rows"),
         (lambda rows: Dataset(rows, rows.astype(str), rows), "targets must hold numbers, got dtype <U21"),
-        (lambda rows: Dataset(rows, rows, rows - 3), "sample_weight must be numbers >= 0, one a row, got .* least -2"),
+        (
+            lambda rows: Dataset(rows, rows, rows - 3),
+            "sample_weight must be numbers >= 0, one a row, got .* minimum -2",
+        ),
         (lambda rows: Dataset(rows + 2**40, rows, rows), "inputs must fit into 32 bits, got 1099511627777 in row 1"),
         (lambda rows: Dataset(rows, np.where(rows == 7, 1e300, 0), rows), "targets must be finite, got inf in row 7"),
         (lambda rows: Dataset(np.log(rows - 1), rows, rows), "inputs must be finite, got -inf in row 1"),

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxdl.data import DataSource, dataset, take
-from jaxdl.data.streaming import home_of, load, plan_windows, prefetch, read_rows
+from jaxdl.data.streaming import load_window, plan_windows, prefetch, read_rows, window_sharding
 from jaxdl.distributed import make_mesh
 from jaxdl.errors import InputError
 from jaxdl.types import Dataset
@@ -24,8 +24,8 @@ def test_windows_hold_every_batch_once_and_no_more_bytes_than_wanted(rows, batch
     one = Dataset(np.ones((1, 3), np.float32), np.ones(1, np.int32), np.ones(1, np.float32))
     cut = plan_windows(one, rows, batch_size, window_bytes)
     assert (cut.batches - 1) * batch_size < rows <= cut.batches * batch_size
-    assert (cut.windows - 1) * cut.held < cut.batches <= cut.windows * cut.held
-    assert cut.held == 1 or cut.held * batch_size * 20 <= window_bytes
+    assert (cut.windows - 1) * cut.per_window < cut.batches <= cut.windows * cut.per_window
+    assert cut.per_window == 1 or cut.per_window * batch_size * 20 <= window_bytes
 
 
 @pytest.mark.parametrize("window_bytes", [0, 150, 10**6])
@@ -33,9 +33,9 @@ def test_the_windows_of_an_order_are_its_batches(window_bytes):
     order = np.random.default_rng(0).permutation(10)
     first = read_rows(SOURCE, np.arange(1))
     cut = plan_windows(first, 10, 4, window_bytes)
-    windows = [load(SOURCE, first, cut, number, lambda places: order[places]) for number in range(cut.windows)]
+    windows = [load_window(SOURCE, first, cut, number, lambda places: order[places]) for number in range(cut.windows)]
     whole = jax.tree.map(lambda *leaves: np.concatenate(leaves).reshape(-1, *leaves[0].shape[2:]), *windows)
-    assert all(window.sample_weight.shape == (cut.held, 4) for window in windows)
+    assert all(window.sample_weight.shape == (cut.per_window, 4) for window in windows)
     np.testing.assert_array_equal(whole.inputs[:10], ROWS.inputs[order])
     np.testing.assert_array_equal(whole.sample_weight, np.arange(len(whole.sample_weight)) < 10)
     # What fills the last batch up is real rows, as in memory; zeros might not be finite in a network.
@@ -51,8 +51,8 @@ def test_each_device_of_a_mesh_holds_its_share_of_every_batch_which_is_read_once
 
     source, first = DataSource(10, read), read_rows(SOURCE, np.arange(1))
     cut = plan_windows(first, 10, 5)
-    home = home_of(jax.device_put(np.zeros(3), jax.NamedSharding(mesh, jax.P())))
-    window = load(source, first, cut, 0, lambda places: places, home)
+    home = window_sharding(jax.device_put(np.zeros(3), jax.NamedSharding(mesh, jax.P())))
+    window = load_window(source, first, cut, 0, lambda places: places, home)
     # Batches of 5 are filled up to 8, two for each device.
     assert window.inputs.shape == (2, 8, 2) and window.inputs.sharding.spec == jax.P(None, "data")
     assert asked == [[0, 1, 5, 6], [2, 3, 7, 8], [0, 4, 5, 9], [1, 2, 6, 7]]
@@ -71,17 +71,17 @@ def test_devices_that_hold_the_same_rows_share_what_is_read():
         return take(ROWS, rows)
 
     first = read_rows(SOURCE, np.arange(1))
-    home = home_of(jax.device_put(np.zeros(3), jax.NamedSharding(mesh, jax.P())))
-    load(DataSource(10, read), first, plan_windows(first, 10, 10), 0, lambda places: places, home)
+    home = window_sharding(jax.device_put(np.zeros(3), jax.NamedSharding(mesh, jax.P())))
+    load_window(DataSource(10, read), first, plan_windows(first, 10, 10), 0, lambda places: places, home)
     assert asked == [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]
 
 
 def test_a_window_lies_where_the_progress_is_bound():
     device = jax.devices()[2]
-    first, home = read_rows(SOURCE, np.arange(1)), home_of(jax.device_put({"a": np.zeros(3)}, device))
-    window = load(SOURCE, first, plan_windows(first, 10, 4), 0, lambda places: places, home)
+    first, home = read_rows(SOURCE, np.arange(1)), window_sharding(jax.device_put({"a": np.zeros(3)}, device))
+    window = load_window(SOURCE, first, plan_windows(first, 10, 4), 0, lambda places: places, home)
     assert {leaf.device for leaf in window} == {device}
-    assert home_of({"a": jax.numpy.zeros(3)}) is None
+    assert window_sharding({"a": jax.numpy.zeros(3)}) is None
 
 
 def test_rows_of_another_shape_or_dtype_than_the_first_are_refused():
@@ -93,10 +93,10 @@ def test_rows_of_another_shape_or_dtype_than_the_first_are_refused():
     with pytest.raises(
         InputError, match=r"one shape and dtype in all rows of a source, got \(3,\) of float32 after \(2,"
     ):
-        load(source, first, plan_windows(first, 10, 5, 0), 1, lambda places: places)
+        load_window(source, first, plan_windows(first, 10, 5, 0), 1, lambda places: places)
     first = first._replace(targets=first.targets.astype(np.int8))
     with pytest.raises(InputError, match=r"targets must have one shape and dtype .* int64 after \(\) of int8"):
-        load(source, first, plan_windows(first, 10, 5, 0), 0, lambda places: places)
+        load_window(source, first, plan_windows(first, 10, 5, 0), 0, lambda places: places)
 
 
 def test_one_thing_is_made_ahead_and_no_more():

@@ -382,11 +382,11 @@ def test_bfloat16_computes_near_float32_and_gives_float32(model):
         (lambda: convnet((5,), dropout=1.0), "dropout must be a rate from 0 to below 1, got 1.0"),
         (lambda: convnet((5,), padding="valid"), 'padding must be "VALID" or "SAME", got "valid"'),
         (lambda: residual_net(4).init(KEY, jnp.zeros((1, 4, 4, 3))), "needs images of at least 8 x 8"),
-        (lambda: residual_net(4).init(KEY, jnp.zeros((4, 4, 3))), "needs images \\(rows, height, width, channels\\)"),
+        (lambda: residual_net(4).init(KEY, jnp.zeros((4, 4, 3))), "needs images \\(batch, height, width, channels\\)"),
         (lambda: convnet((4,)).init(KEY, jnp.zeros((1, 8, 8, 3), jnp.int32)), "images must be uint8"),
         (lambda: residual_net(0), "width must be at least 1, got 0"),
         (lambda: convnet((5, 5), pool=True).init(KEY, jnp.zeros((1, 5, 5, 3))), "needs images of at least"),
-        (lambda: convnet((5,)).init(KEY, jnp.zeros((1, 5))), "needs images \\(rows, height, width, channels\\)"),
+        (lambda: convnet((5,)).init(KEY, jnp.zeros((1, 5))), "needs images \\(batch, height, width, channels\\)"),
         (lambda: convnet((5,)).init(KEY, jnp.zeros((1, 2, 9, 3))), "needs images of at least 3 x 3 here, got 2 x 9"),
     ],
 )

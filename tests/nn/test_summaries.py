@@ -76,12 +76,12 @@ class Nested(nn.Module):
 def test_nested_and_shared_layers_and_loose_parameters_are_counted_once():
     model = from_linen(Nested())
     table = summary(model, jnp.ones((4, 3)))
-    own = {}
+    trained = {}
     for layer in table.layers:
-        own[layer.name] = own.get(layer.name, 0) + layer.trained
-    assert own == {"block/shared": 12, "block": 3, "head": 8, "Nested": 2}
-    held = jax.eval_shape(model.init, jax.random.key(0), jnp.ones((4, 3)))
-    assert table.parameters == table.trained == sum(leaf.size for leaf in jax.tree.leaves(held)) == 25
+        trained[layer.name] = trained.get(layer.name, 0) + layer.trained
+    assert trained == {"block/shared": 12, "block": 3, "head": 8, "Nested": 2}
+    variables = jax.eval_shape(model.init, jax.random.key(0), jnp.ones((4, 3)))
+    assert table.parameters == table.trained == sum(leaf.size for leaf in jax.tree.leaves(variables)) == 25
 
 
 class NnxNet(nnx.Module):
@@ -162,8 +162,8 @@ def lines_of(table, width=80):
 def test_the_table_shows_every_layer_and_the_totals():
     lines = lines_of(as_table(summary(mlp((100, 50), input_norm=True), jnp.ones((1, 89))), "batchnorm"))
     assert lines[0] == ["batchnorm"]
-    assert ["BatchNorm_0", "(rows,", "89)", "356", "in", "part", "1.42", "kB"] in lines
-    assert ["Dense_0", "(rows,", "100)", "9,000", "yes", "36", "kB"] in lines
+    assert ["BatchNorm_0", "(batch,", "89)", "356", "in", "part", "1.42", "kB"] in lines
+    assert ["Dense_0", "(batch,", "100)", "9,000", "yes", "36", "kB"] in lines
     assert ["total", "14,457", "57.8", "kB"] in lines
     assert ["trained", "14,279", "57.1", "kB"] in lines
     assert ["not", "trained", "178", "712", "B"] in lines
@@ -171,16 +171,16 @@ def test_the_table_shows_every_layer_and_the_totals():
 
 def test_the_table_of_a_large_network_fits_80_columns():
     lines = lines_of(as_table(summary(mlp((10**6, 10**6)), jnp.ones((1, 89)))))
-    assert ["Dense_1", "(rows,", "1000000)", "1", "T", "yes", "4", "TB"] in lines
+    assert ["Dense_1", "(batch,", "1000000)", "1", "T", "yes", "4", "TB"] in lines
     images = jnp.zeros((1, 32, 32, 3), jnp.uint8)
     # No line of it is broken: a layer, one of three totals, and five for the frame and the head.
-    of = summary(residual_net(), images)
-    assert len(lines_of(as_table(of))) == len(of.layers) + 3 + 5
+    table = summary(residual_net(), images)
+    assert len(lines_of(as_table(table))) == len(table.layers) + 3 + 5
 
 
 def test_the_table_in_markdown_says_the_same():
     lines = as_markdown(summary(mlp((100, 50), input_norm=True), jnp.ones((1, 89)))).splitlines()
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-    assert ["BatchNorm_0", "(rows, 89)", "356", "in part", "1.42 kB"] in cells
+    assert ["BatchNorm_0", "(batch, 89)", "356", "in part", "1.42 kB"] in cells
     assert ["total", "", "14,457", "", "57.8 kB"] in cells
     assert {len(row) for row in cells} == {5}

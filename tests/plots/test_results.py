@@ -238,7 +238,7 @@ def test_the_area_under_the_drawn_steps_is_the_average_precision():
     draw(figure)
     shown = lines(figure)
     score = average_precision_score(LABELS, SCORES)
-    assert list(shown) == [f"model (average {score:.3f})", "a", "share of positives (0.400)"]
+    assert list(shown) == [f"model (average {score:.3f})", "a", "fraction of positives (0.400)"]
     x, y = shown[f"model (average {score:.3f})"]
     assert (x[0], x[-1]) == (0, 1) and figure.axes[0].get_lines()[0].get_drawstyle() == "steps-pre"
     np.testing.assert_allclose(np.sum(np.diff(x) * y[1:]), score, rtol=1e-12)

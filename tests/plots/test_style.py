@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from jaxdl.errors import InputError
-from jaxdl.plots import blank, save
-from jaxdl.plots._style import fit_axis
+from jaxdl.plots import save
+from jaxdl.plots._style import blank, fit_axis
 
 
 @pytest.mark.parametrize(("name", "begins"), [("a.png", b"\x89PNG"), ("a.PDF", b"%PDF"), ("a.b.svg", b"<?xml")])

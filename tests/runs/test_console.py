@@ -13,7 +13,6 @@ from contextlib import redirect_stderr, redirect_stdout, suppress
 from io import StringIO
 from pathlib import Path
 
-import jax
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -36,14 +35,6 @@ SHORT = ["--recipe", "small", "--data", "simulated:120", "--epochs", "2", "--no-
 
 def go(*arguments):
     return command(weather.Config, weather.run, "python -m experiments.weather", [*SHORT, *map(str, arguments)])
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_quickly():
-    """Programs run for a moment here, so it is compiling them that takes the time."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def heard(folder, *flags):

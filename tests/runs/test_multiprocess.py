@@ -29,17 +29,6 @@ EPOCHS = 6
 SLOW = ("--recipe", "plain", "--data", "simulated:4001", "--hidden", 300, 200, "--batch-size", 700)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compiled_quickly():
-    """Programs run for a moment here, so it is compiling them that takes the time."""
-    with pytest.MonkeyPatch.context() as patch:
-        # For the processes that are started, and for this one.
-        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
-        jax.config.update("jax_disable_most_optimizations", True)
-        yield
-        jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):
     """The user's cache folder, where programs are kept from one test to the next."""

@@ -4,7 +4,6 @@ import gzip
 import json
 import shutil
 
-import jax
 import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_multiplexer import EventMultiplexer
@@ -107,15 +106,7 @@ def test_histograms_go_on_with_the_run(watched, tmp_path):
     assert [each.step for each in seen.Histograms("weights", "Dense_0/kernel")] == [0, 2, 4, 6]
 
 
-@pytest.fixture
-def compiled_quickly():
-    """For programs of one test alone, that run for a moment: it is compiling them that takes the time."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
-def test_images_are_watched_too(tmp_path, compiled_quickly):
+def test_images_are_watched_too(tmp_path):
     few = ["--data", "simulated:240", "--train-size", "128", "--epochs", "1", "--no-compilation-cache", "--quiet"]
     flags = [*few, "--histograms", "1", "--recipe", "pooled", "--workdir", str(tmp_path / "run")]
     assert command(cifar10.Config, cifar10.run, "python -m experiments.cifar10", flags) == 0

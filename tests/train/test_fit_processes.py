@@ -2,7 +2,6 @@
 
 import json
 
-import jax
 import numpy as np
 import pytest
 
@@ -49,17 +48,6 @@ told = trained(lambda rows: shard_dataset(rows, mesh), [slow])
 print(json.dumps({**told, "seconds": time.monotonic() - began}))
 processes.shutdown()
 """
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_quickly():
-    """Programs run for a moment here, so it is compiling them that takes the time."""
-    with pytest.MonkeyPatch.context() as patch:
-        # For the processes that are started, and for this one.
-        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
-        jax.config.update("jax_disable_most_optimizations", True)
-        yield
-        jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")

@@ -367,5 +367,5 @@ def test_what_counts_must_be_finite():
     x[1] = np.nan
     with pytest.raises(InputError, match=r"inputs must be finite, got nan at \(1, 0\)"):
         dataset(x, Y, W)
-    with pytest.raises(InputError, match=r"not all 0, got shape \(70,\), least 0"):
+    with pytest.raises(InputError, match=r"not all 0, got shape \(70,\), minimum 0"):
         dataset(X, Y, 0 * W)

@@ -12,7 +12,6 @@ import pytest
 from benchmarks.contestants import protocol, sklearn_loop
 from benchmarks.contestants.protocol import Result, replies
 from benchmarks.tasks import BATCH, PATIENCE, Arrays, Task, load
-from tests.quick import quick_programs
 
 pytestmark = pytest.mark.slow
 
@@ -32,9 +31,9 @@ def table(random=0, noise=0.1):
     return Arrays(part(ROWS), part(VALIDATED))
 
 
-def task_of(deed="train", folder="", rows=ROWS, **others):
+def task_of(mode="train", folder="", rows=ROWS, **others):
     fields = {"name": "table", "kind": "mlp", "widths": (32, 16), **others}
-    return Task(deed=deed, folder=str(folder), rows=rows, **fields)
+    return Task(mode=mode, folder=str(folder), rows=rows, **fields)
 
 
 def stored(folder, arrays):
@@ -45,7 +44,7 @@ def stored(folder, arrays):
 
 
 def counting(task, arrays):
-    """A contestant whose figure is the seed times the rows it was given."""
+    """A contestant whose value is the seed times the rows it was given."""
 
     def run(times, seed):
         if seed < 0:
@@ -62,15 +61,15 @@ def asked(*questions, prepare=counting):
 # How a contestant is talked to.
 
 
-def test_every_line_is_answered_in_its_order(tmp_path):
+def test_every_request_has_an_answer_in_order(tmp_path):
     task = task_of(folder=stored(tmp_path, table()), rows=7)
     prepared, first, second = asked({"prepare": task._asdict()}, {"run": 3, "seed": 2}, {"run": 1, "seed": 5})
     assert prepared.keys() == {"seconds", "memory"} and prepared["memory"] > 1
-    assert (first["figure"], second["figure"]) == (14, 35)
+    assert (first["value"], second["value"]) == (14, 35)
     assert [len(first["ends"]), len(second["ends"])] == [3, 1]
 
 
-def test_ends_count_from_the_beginning_of_their_run(tmp_path):
+def test_ends_count_from_the_start_of_their_run(tmp_path):
     def slow(task, arrays):
         def run(times, seed):
             protocol.time.sleep(0.05)
@@ -85,22 +84,22 @@ def test_ends_count_from_the_beginning_of_their_run(tmp_path):
     assert all(0.05 <= answer["ends"][0] < 0.2 for answer in runs)
 
 
-def test_widths_that_came_as_a_list_are_a_tuple_again(tmp_path):
+def test_widths_are_a_tuple_after_json(tmp_path):
     seen = []
     task = task_of(folder=stored(tmp_path, table()))
     asked({"prepare": task._asdict()}, prepare=lambda given, arrays: seen.append(given))
     assert seen == [task]
 
 
-def test_an_error_is_the_answer_and_the_next_line_is_done(tmp_path):
+def test_an_error_is_an_answer_and_the_next_request_runs(tmp_path):
     task = task_of(folder=stored(tmp_path, table()), rows=7)._asdict()
     questions = {"prepare": task}, {"run": 1, "seed": -1}, {"run": 1, "seed": 1}
     _, failed, fine = asked(*questions)
     assert failed == {"error": "MemoryError: too much"}
-    assert fine["figure"] == 7
+    assert fine["value"] == 7
 
 
-def test_a_run_before_prepare_or_after_one_that_failed_is_an_error(tmp_path):
+def test_a_run_without_a_prepared_task_is_an_error(tmp_path):
     task = task_of(folder=stored(tmp_path, table()))._asdict()
     run = {"run": 1, "seed": 1}
     absent = {"prepare": {**task, "folder": str(tmp_path / "absent")}}
@@ -109,7 +108,7 @@ def test_a_run_before_prepare_or_after_one_that_failed_is_an_error(tmp_path):
     assert failed["error"].startswith("FileNotFoundError")
 
 
-def test_a_process_writes_nothing_but_answers_to_its_output(tmp_path):
+def test_a_process_writes_answers_only_to_stdout(tmp_path):
     task = task_of(folder=stored(tmp_path, table()))._asdict()
     lines = [json.dumps({"prepare": task}), json.dumps({"run": 2, "seed": 0})]
     code = (
@@ -120,19 +119,19 @@ def test_a_process_writes_nothing_but_answers_to_its_output(tmp_path):
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, input="\n".join(lines), capture_output=True, text=True, check=True, cwd=ROOT)
     prepared, ran = map(json.loads, done.stdout.splitlines())
-    assert "seconds" in prepared and ran["figure"] == 4
+    assert "seconds" in prepared and ran["value"] == 4
     assert "chatter" in done.stderr
 
 
 # What a contestant is given.
 
 
-@pytest.mark.parametrize(("deed", "train", "validation"), [
+@pytest.mark.parametrize(("mode", "train", "validation"), [
     ("train", 7, VALIDATED), ("stop", 7, VALIDATED), ("evaluate", ROWS, 7), ("predict", ROWS, 7),
 ])  # fmt: skip
-def test_the_rows_of_a_task_cut_what_its_deed_works_on(tmp_path, deed, train, validation):
+def test_a_task_limits_the_examples_that_its_mode_uses(tmp_path, mode, train, validation):
     arrays = table()
-    read = load(task_of(deed, stored(tmp_path, arrays), rows=7))
+    read = load(task_of(mode, stored(tmp_path, arrays), rows=7))
     for (inputs, targets), (all_inputs, all_targets), rows in zip(read, arrays, (train, validation), strict=True):
         np.testing.assert_array_equal(inputs, all_inputs[:rows])
         np.testing.assert_array_equal(targets, all_targets[:rows])
@@ -159,21 +158,21 @@ def fitted(seed, epochs):
 
 
 @pytest.mark.parametrize("seed", [0, 3])
-def test_the_figure_of_training_is_the_mean_squared_error_of_the_validation_rows(seed):
+def test_the_value_of_training_is_the_mean_squared_error_of_the_validation_rows(seed):
     model, arrays = fitted(seed, epochs=4)
     inputs, targets = arrays.validation
     result = sklearn_loop.prepare(task_of(), arrays)(4, seed)
     assert len(result.ends) == 4 and result.ends == sorted(result.ends)
-    np.testing.assert_allclose(result.figure, np.mean((forward(model, inputs) - targets) ** 2), rtol=1e-5)
+    np.testing.assert_allclose(result.value, np.mean((forward(model, inputs) - targets) ** 2), rtol=1e-5)
 
 
-def test_the_weights_are_float32_of_the_widths_that_were_asked_for():
+def test_the_weights_are_float32_with_the_widths_of_the_task():
     model, _ = fitted(seed=0, epochs=1)
     assert [kernel.shape for kernel in model.coefs_] == [(COLUMNS, 32), (32, 16), (16, 1)]
     assert {array.dtype for array in (*model.coefs_, *model.intercepts_)} == {np.dtype(np.float32)}
 
 
-def test_each_epoch_steps_through_all_rows_in_an_order_of_its_own(monkeypatch):
+def test_each_epoch_has_its_own_order_of_all_examples(monkeypatch):
     from sklearn.neural_network import _multilayer_perceptron as perceptron
 
     orders, shuffle = [], perceptron.shuffle
@@ -189,9 +188,9 @@ def test_each_epoch_steps_through_all_rows_in_an_order_of_its_own(monkeypatch):
     assert model._optimizer.t == 3 * 4  # three whole batches and the short one, three times
 
 
-def test_training_comes_down_to_the_noise_of_a_linear_target():
+def test_training_reaches_the_noise_of_a_linear_target():
     arrays = table()
-    losses = [sklearn_loop.prepare(task_of(), arrays)(epochs, 0).figure for epochs in (1, 300)]
+    losses = [sklearn_loop.prepare(task_of(), arrays)(epochs, 0).value for epochs in (1, 300)]
     assert losses[1] < 0.1 < 1 < losses[0]
 
 
@@ -200,35 +199,37 @@ def test_early_stopping_ends_ten_epochs_after_the_best_one():
     stopped = sklearn_loop.prepare(task_of("stop"), arrays)(1, 0)
     train, losses = sklearn_loop.prepare(task_of(), arrays), []
     while len(losses) < 1000 and len(losses) - int(np.argmin([np.inf, *losses])) < PATIENCE:
-        losses.append(train(len(losses) + 1, 0).figure)
+        losses.append(train(len(losses) + 1, 0).value)
     assert len(stopped.ends) == len(losses) > PATIENCE
-    assert stopped.figure == losses[-1] > min(losses)
+    assert stopped.value == losses[-1] > min(losses)
 
 
-@pytest.mark.parametrize("deed", ["evaluate", "predict"])
-def test_measuring_and_predicting_are_done_as_often_as_asked(deed):
+@pytest.mark.parametrize("mode", ["evaluate", "predict"])
+def test_evaluation_and_prediction_are_repeated(mode):
     arrays = table()
     model = sklearn_loop.network(task_of(), 1)
     model.partial_fit(arrays.train[0][:BATCH], arrays.train[1][:BATCH, 0])
     outputs = forward(model, arrays.validation[0])
-    expected = {"evaluate": np.mean((outputs - arrays.validation[1]) ** 2), "predict": outputs.sum()}[deed]
-    result = sklearn_loop.prepare(task_of(deed), arrays)(3, 1)
+    expected = {"evaluate": np.mean((outputs - arrays.validation[1]) ** 2), "predict": outputs.sum()}[mode]
+    result = sklearn_loop.prepare(task_of(mode), arrays)(3, 1)
     assert len(result.ends) == 3
-    np.testing.assert_allclose(result.figure, expected, rtol=1e-4)
+    np.testing.assert_allclose(result.value, expected, rtol=1e-4)
 
 
 @pytest.mark.parametrize("others", [{"norm": True}, {"kind": "convnet", "recipe": "small"}], ids=["norm", "convnet"])
-def test_what_scikit_learn_has_not_is_refused_in_a_sentence(others):
-    with pytest.raises(ValueError, match=r"scikit-learn's networks are dense layers alone, the task table asks for a?"):
+def test_tasks_that_scikit_learn_cannot_do_are_rejected(others):
+    with pytest.raises(
+        ValueError, match=r"scikit-learn has dense layers only, but the task table needs (BatchNorm|a convnet)"
+    ):
         sklearn_loop.prepare(task_of(**others), table())
 
 
-def test_the_process_of_scikit_learn_does_one_task_and_ends(tmp_path):
+def test_the_process_of_scikit_learn_runs_one_task_and_ends(tmp_path):
     task = task_of(folder=stored(tmp_path, table()))
     command = [sys.executable, "-m", "benchmarks.contestants.sklearn_loop", "--once", json.dumps(task._asdict())]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
     said = json.loads(done.stdout)
-    assert said["figure"] == sklearn_loop.prepare(task, table())(1, 0).figure and said["memory"] > 10
+    assert said["value"] == sklearn_loop.prepare(task, table())(1, 0).value and said["memory"] > 10
 
 
 # Keras, with the backend that the tests give it.
@@ -239,7 +240,7 @@ def keras_loop():
     pytest.importorskip("keras", reason="Keras, the contestant of these tests, is not installed")
     from benchmarks.contestants import keras_loop
 
-    with quick_programs(), jax.numpy_rank_promotion("allow"):  # which Keras's own layers need
+    with jax.numpy_rank_promotion("allow"):  # which Keras's own layers need
         yield keras_loop
 
 
@@ -265,20 +266,20 @@ KERAS_TASKS = {
 
 @pytest.mark.parametrize("large", [False, True], ids=["", "large"])
 @pytest.mark.parametrize("name", KERAS_TASKS)
-def test_runs_of_keras_compile_nothing_and_a_seed_gives_its_figure_again(keras_loop, compilations, name, large):
+def test_runs_of_keras_compile_nothing_and_a_seed_determines_the_value(keras_loop, compilations, name, large):
     task, arrays = KERAS_TASKS[name][0], KERAS_TASKS[name][1]()
     run = keras_loop.prepare(task, arrays, large)
     with compilations() as names:
-        figures = [run(2, seed) for seed in (1, 2, 1)]
+        values = [run(2, seed) for seed in (1, 2, 1)]
     assert names == []
-    assert figures[0].figure == figures[2].figure != figures[1].figure
-    assert len(figures[0].ends) == 2 if task.deed != "stop" else len(figures[0].ends) > PATIENCE
+    assert values[0].value == values[2].value != values[1].value
+    assert len(values[0].ends) == 2 if task.mode != "stop" else len(values[0].ends) > PATIENCE
 
 
-def test_keras_starts_from_glorot_uniform_kernels_and_trains_down_to_the_noise(keras_loop):
+def test_keras_trains_down_to_the_noise(keras_loop):
     run = keras_loop.prepare(task_of(), table())
-    assert run(1, 0).figure > 1
-    assert run(300, 0).figure < 0.1
+    assert run(1, 0).value > 1
+    assert run(300, 0).value < 0.1
 
 
 def test_the_new_weights_of_keras_are_glorot_uniform_with_biases_of_zero(keras_loop, monkeypatch):
@@ -286,20 +287,20 @@ def test_the_new_weights_of_keras_are_glorot_uniform_with_biases_of_zero(keras_l
     columns = 2000
     inputs = np.eye(columns, dtype=np.float32)
     arrays = Arrays((inputs, inputs[:, :1]), (np.concatenate([inputs, 0 * inputs[:1]]), np.zeros((columns + 1, 1))))
-    seen, repeated = [], keras_loop.repeated
+    seen, repeat = [], keras_loop.repeat
 
     def watched(model, *others):
         seen.append(model.predict(arrays.validation[0], verbose=0)[:, 0])
-        return repeated(model, *others)
+        return repeat(model, *others)
 
-    monkeypatch.setattr(keras_loop, "repeated", watched)
+    monkeypatch.setattr(keras_loop, "repeat", watched)
     run = keras_loop.prepare(task_of("predict", widths=()), arrays)
-    figure = run(1, 4).figure
+    value = run(1, 4).value
     *weights, bias = seen[-1]
     bound = np.sqrt(6 / (columns + 1))
     assert bias == 0 and np.max(np.abs(weights)) <= bound
     np.testing.assert_allclose(np.std(weights), bound / np.sqrt(3), rtol=0.05)
-    np.testing.assert_allclose(figure, np.sum(weights), rtol=1e-3)
+    np.testing.assert_allclose(value, np.sum(weights), rtol=1e-3)
 
 
 # The environment.

@@ -44,12 +44,12 @@ ROUND = [(device, (device + 1) % 8) for device in range(8)]
         ("collective-permute", 64, lambda x: x + lax.ppermute(x, "data", ROUND)),
     ],
 )
-def test_what_a_program_asks_for_is_found_with_its_bytes(kind, size, function):
+def test_collectives_of_a_function_are_listed_with_their_bytes(kind, size, function):
     (found,) = compiled(function)
     assert (found.kind, found.bytes, found.looped) == (kind, size, False)
 
 
-def test_what_is_in_a_loop_is_told_from_what_is_not():
+def test_collectives_inside_and_outside_of_a_loop_are_distinguished():
     def function(x):
         x = lax.fori_loop(0, 5, lambda _, x: jnp.sin(lax.psum(x, "data")) + lax.ppermute(x, "data", ROUND), x)
         return x + lax.all_gather(x, "data").max(0)
@@ -58,7 +58,7 @@ def test_what_is_in_a_loop_is_told_from_what_is_not():
     assert Counter(found) == Counter([("all-reduce", True), ("collective-permute", True), ("all-gather", False)])
 
 
-def test_a_collective_that_is_called_from_a_loop_is_in_it():
+def test_a_collective_called_from_a_loop_is_in_the_loop():
     def function(x):
         def body(_, x):
             return lax.cond(x.sum() > 3, lambda: jnp.sin(lax.psum(x, "data")), lambda: x * 2)
@@ -74,7 +74,7 @@ def test_a_collective_that_is_called_from_a_loop_is_in_it():
     assert found.kind == "all-reduce" and found.looped
 
 
-def test_what_begins_and_ends_in_two_operations_counts_once():
+def test_an_asynchronous_collective_counts_once():
     # As XLA writes it for accelerators.
     text = """
 ENTRY %main (a: bf16[4,8], b: f32[3]) -> (bf16[32,8], f32[3]) {
@@ -121,7 +121,7 @@ def bytes_of(tree):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_in_training_devices_tell_each_other_gradients_metrics_and_moments_and_nothing_else(case):
+def test_training_reduces_gradients_metrics_and_moments_and_nothing_else(case):
     model, rows, objective = CASES[case]
     run_state, found = of_training(model, rows(), objective)
     assert {one.kind for one in found} == {"all-reduce"}
@@ -136,14 +136,14 @@ def test_in_training_devices_tell_each_other_gradients_metrics_and_moments_and_n
     assert of_leaves <= Counter(size for one in found for size in one.sizes)
 
 
-def test_the_gradients_of_all_layers_come_together_at_the_end():
+def test_one_all_reduce_has_the_gradients_of_all_layers():
     run_state, found = of_training(*cased("convnet"))
     first, last = sorted(found, key=lambda one: one.bytes)
     assert first.bytes == 4  # the weights of the batch's rows, by which the loss is divided
     assert last.bytes == bytes_of(run_state.train_state.variables.params) + bytes_of(run_state.sums) - 4
 
 
-def test_a_flat_optimiser_tells_no_more():
+def test_a_flat_optimizer_has_the_same_collectives():
     usual, flat = (
         of_training(*cased("convnet"), optimizer=optimizer)[1]
         for optimizer in (optax.adam(1e-3), optax.flatten(optax.adam(1e-3)))
@@ -151,7 +151,7 @@ def test_a_flat_optimiser_tells_no_more():
     assert [(one.kind, one.bytes) for one in usual] == [(one.kind, one.bytes) for one in flat]
 
 
-def test_validation_tells_its_sums_alone():
+def test_validation_reduces_its_sums_only():
     model, rows, objective = cased("convnet")
     run_state, without = of_training(model, rows, objective)
     _, with_it = of_training(model, rows, objective, validation=rows)
@@ -160,13 +160,13 @@ def test_validation_tells_its_sums_alone():
     assert sum(size * count for (_, size), count in more.items()) == bytes_of(run_state.sums)
 
 
-def test_weights_that_are_spread_are_gathered_in_the_loop():
+def test_sharded_weights_are_gathered_in_the_loop():
     # So that the tests above could fail.
     _, found = of_training(*cased("mlp"), place=partial(shard_state, large=0))
     assert "all-gather" in {one.kind for one in found if one.looped}
 
 
-def test_one_device_tells_nobody_anything():
+def test_one_device_has_no_collectives():
     model, rows, objective = cased("mlp")
     plan = make_plan(model, objective.loss, optax.adam(1e-3), metrics=objective.metrics, batch_size=32)
     compiled = compiled_chunk(plan, start(plan, rows, key=jax.random.key(0)), rows)

@@ -230,7 +230,7 @@ def test_a_network_with_a_seed_that_diverged_is_compared_with_nothing():
     rows = [network("plain", [4.0, np.inf, 4.1]), network("early stopping", [3.5, 3.6, 3.4]), baseline("as today", 9.0)]
     said = findings(rows)
     for other in ("as today", "early stopping"):
-        assert "cannot be compared: not all of the 3 seeds have finite figures" in about(said, "plain", other)
+        assert "cannot be compared: not all of the 3 seeds have finite values" in about(said, "plain", other)
 
 
 def test_one_seed_allows_to_say_nothing():

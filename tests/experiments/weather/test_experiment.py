@@ -30,14 +30,6 @@ def call(*arguments):
     return command(Config, run, "weather", [str(argument) for argument in arguments])
 
 
-@pytest.fixture
-def compiled_quickly():
-    """For programs of one test alone, that run for a moment: it is compiling them that takes the time."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """The folder of one short run, which the tests below only read."""
@@ -129,7 +121,7 @@ def test_flags_override_the_recipe():
 
 
 @pytest.mark.slow
-def test_bfloat16_trains_and_patience_stops_a_recipe_that_has_none(tmp_path, compiled_quickly):
+def test_bfloat16_trains_and_patience_stops_a_recipe_that_has_none(tmp_path):
     arguments = ("--recipe", "plain", "--data", "simulated:400", "--no-compilation-cache", "--dtype", "bfloat16")
     assert call(*arguments, "--patience", "1", "--workdir", tmp_path / "run") == 0
     metrics = json.loads((tmp_path / "run/metrics.json").read_text())
