@@ -40,7 +40,7 @@ SMALL = {
     "3-parts": {
         "epochs, features = 200, ": "epochs, features = 3, ",
         "\nadam = optax.adam(1e-3)": "\nadam = optax.sgd(1e-3)",
-        "epochs=50)": "epochs=10)",
+        "epochs=50": "epochs=10",
         "curves.loc[[1, 10, 50]]": "curves.loc[[1, 10]]",
         "jaxdl.mlp((20, 10))": "jaxdl.mlp(())",
         "jaxdl.mlp((100, 50))": "jaxdl.mlp(())",
