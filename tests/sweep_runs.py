@@ -5,7 +5,6 @@ import numpy as np
 import optax
 
 from jaxdl import losses, metrics
-from jaxdl._tree import flatten_named
 from jaxdl.data import dataset
 from jaxdl.nn import mlp
 from jaxdl.train import early_stopping, make_plan
@@ -74,10 +73,6 @@ def solo(plan, seed, epochs, rows=ROWS):
         seed=seed,
         on_nan="continue",
     )
-
-
-def bits(tree):
-    return {name: np.asarray(leaf).tobytes() for name, leaf in flatten_named(tree).items()}
 
 
 def weights_of(found, index, place):

@@ -21,6 +21,7 @@ from jaxdl.train import chunks, early_stopping, epochs, make_plan, reduce_on_pla
 from jaxdl.train.evaluate import evaluate, predict
 from jaxdl.train.plan import Family
 from jaxdl.types import Objective
+from tests.bits import bits
 
 RANDOM = np.random.default_rng(0)
 INPUTS = RANDOM.normal(size=(45, 5)).astype(np.float32)
@@ -53,10 +54,6 @@ def beginning():
 
 
 LAST = 40
-
-
-def bits(tree):
-    return {name: np.asarray(leaf).tobytes() for name, leaf in _tree.flatten_named(tree).items()}
 
 
 def together(how="vmap", begin=None, last=LAST, plan=PLAN):

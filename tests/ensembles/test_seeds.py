@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from jaxdl import losses, metrics, saving
-from jaxdl._tree import check_structure, flatten_named, unflatten_named
+from jaxdl._tree import check_structure, unflatten_named
 from jaxdl.data import dataset
 from jaxdl.ensembles import fit_seeds, start_members
 from jaxdl.ensembles.seeds import as_table, seed_keys
@@ -17,6 +17,7 @@ from jaxdl.errors import InputError
 from jaxdl.nn import mlp
 from jaxdl.train import early_stopping, loop, make_plan
 from jaxdl.train.fit import fit
+from tests.bits import bits
 
 RANDOM = np.random.default_rng(0)
 INPUTS = RANDOM.normal(size=(45, 5)).astype(np.float32)
@@ -27,10 +28,6 @@ FLAGS = {"epochs": 30, "batch_size": 8, "early_stopping": early_stopping(patienc
 SEEDS = (3, 0, 7)
 solo = partial(fit, MODEL, LOSS, OPTIMIZER, *DATA, metrics=[metrics.rmse], **FLAGS)
 many = partial(fit_seeds, MODEL, LOSS, OPTIMIZER, *DATA, metrics=[metrics.rmse], **{**FLAGS, "seeds": SEEDS})
-
-
-def bits(tree):
-    return {name: np.asarray(leaf).tobytes() for name, leaf in flatten_named(tree).items()}
 
 
 def of(runs, index):

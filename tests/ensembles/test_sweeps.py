@@ -11,6 +11,7 @@ from jaxdl.data import dataset
 from jaxdl.ensembles import sweep
 from jaxdl.nn import mlp
 from jaxdl.train import early_stopping, make_plan
+from tests.bits import bits
 from tests.sweep_runs import (
     INPUTS,
     LABELLED,
@@ -18,7 +19,6 @@ from tests.sweep_runs import (
     ROWS,
     SEEDS,
     TARGETS,
-    bits,
     history_of,
     make,
     make_classifier,

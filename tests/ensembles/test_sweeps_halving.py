@@ -10,7 +10,8 @@ from jaxdl import losses
 from jaxdl.ensembles import sweep, sweeps
 from jaxdl.nn import mlp
 from jaxdl.train import early_stopping, make_plan, start
-from tests.sweep_runs import METRICS, ROWS, SEEDS, bits, history_of, make_linear, row_of, solo, weights_of
+from tests.bits import bits
+from tests.sweep_runs import METRICS, ROWS, SEEDS, history_of, make_linear, row_of, solo, weights_of
 
 EPOCHS = 12
 NEVER = early_stopping(patience=None)

@@ -14,7 +14,8 @@ from jaxdl import callbacks, saving
 from jaxdl.ensembles import sweep, sweeps
 from jaxdl.errors import InputError
 from jaxdl.train import early_stopping
-from tests.sweep_runs import ROWS, bits, make_linear
+from tests.bits import bits
+from tests.sweep_runs import ROWS, make_linear
 
 # A candidate diverges, which a sweep warns of.
 pytestmark = pytest.mark.filterwarnings("ignore:no epoch of seeds:RuntimeWarning")

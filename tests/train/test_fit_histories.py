@@ -12,7 +12,6 @@ from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from jaxdl import saving
-from jaxdl._tree import flatten_named
 from jaxdl.callbacks import csv_log, progress_bar, tensorboard
 from jaxdl.data import dataset
 from jaxdl.ensembles import fit_seeds, member
@@ -23,16 +22,13 @@ from jaxdl.nn import mlp
 from jaxdl.runs.runner import drive
 from jaxdl.train import make_plan
 from jaxdl.train.fit import Written, fit
+from tests.bits import bits
 
 INPUTS = np.linspace(-1, 1, 24, dtype=np.float32)[:, None]
 ROWS = dataset(INPUTS, 3 * INPUTS)
 MODEL, OPTIMIZER = mlp(()), optax.adam(0.05)
 train = partial(fit, MODEL, squared_error, OPTIMIZER, ROWS, ROWS, metrics=[rmse], batch_size=8)
 many = partial(fit_seeds, MODEL, squared_error, OPTIMIZER, ROWS, ROWS, metrics=[rmse], batch_size=8, seeds=(3, 0, 7))
-
-
-def bits(tree):
-    return {name: np.asarray(leaf).tobytes() for name, leaf in flatten_named(tree).items()}
 
 
 def refuse(text):

@@ -10,7 +10,6 @@ import optax
 import pytest
 
 from jaxdl import losses, metrics
-from jaxdl._tree import flatten_named
 from jaxdl.data import DataSource, dataset
 from jaxdl.errors import InputError
 from jaxdl.nn import mlp
@@ -18,6 +17,7 @@ from jaxdl.train import chunks, make_plan, start
 from jaxdl.train.epoch import draw
 from jaxdl.train.fit import begin
 from jaxdl.types import Dataset
+from tests.bits import bits
 
 RANDOM = np.random.default_rng(0)
 INPUTS = RANDOM.normal(size=(50, 3)).astype(np.float32)
@@ -30,10 +30,6 @@ OURS = {"_start", "chunk_program"}
 def plan_of(width=4):
     model = mlp((width,), input_norm=True, dropout=0.1)
     return make_plan(model, losses.squared_error, optax.adam(0.01), metrics=[metrics.rmse], batch_size=8)
-
-
-def bits(tree):
-    return {name: np.asarray(leaf).tobytes() for name, leaf in flatten_named(tree).items()}
 
 
 def bound(rows):

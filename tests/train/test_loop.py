@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxdl import losses, metrics
-from jaxdl._tree import flatten_named
 from jaxdl.data import dataset
 from jaxdl.errors import InputError
 from jaxdl.nn import mlp
@@ -19,6 +18,7 @@ from jaxdl.train import chunks, early_stopping, epochs, make_plan, reduce_on_pla
 from jaxdl.train.epoch import advance, batches_of_epoch
 from jaxdl.train.loop import Pace
 from jaxdl.train.plan import NEVER
+from tests.bits import bits
 from tests.groups import scripts
 
 RANDOM = np.random.default_rng(0)
@@ -44,10 +44,6 @@ PLAN = make_plan(
 @functools.cache
 def beginning():
     return start(PLAN, TRAIN, VALIDATION, key=jax.random.key(1))
-
-
-def bits(tree):
-    return {name: np.asarray(leaf).tobytes() for name, leaf in flatten_named(tree).items()}
 
 
 def cut(lengths, begin=None, last=6):

@@ -14,7 +14,6 @@ import optax
 import pytest
 
 from jaxdl import losses, metrics
-from jaxdl._tree import flatten_named
 from jaxdl.data import DataSource, dataset, memory_mapped, streaming, take
 from jaxdl.data.batches import permutation
 from jaxdl.data.streaming import loader
@@ -27,14 +26,11 @@ from jaxdl.train import chunks, early_stopping, make_plan, start
 from jaxdl.train.fit import fit
 from jaxdl.train.loop import Pace
 from jaxdl.train.nonfinite import NonFiniteError, check_finite
+from tests.bits import bits
 from tests.train.test_loop import METRICS, PLAN, TRAIN, VALIDATION, beginning
 
 # 77 rows of 20 bytes in batches of 10: windows of one batch, of two (the last of an epoch not full), of the epoch.
 SIZES = (1, 400, 2**25)
-
-
-def bits(tree):
-    return {name: np.asarray(leaf).tobytes() for name, leaf in flatten_named(tree).items()}
 
 
 def records(found):
