@@ -225,20 +225,20 @@ def names_of_rates(budget: Budget) -> tuple[str, ...]:
 
 def dropout(dataset: ImageData, budget: Budget) -> Iterator[Trained]:
     """The network with pooling, at every rate of dropout, as one program."""
-    candidates, seeds = grid(rate=budget.rates), tuple(range(budget.seeds))
+    trials, seeds = grid(rate=budget.rates), tuple(range(budget.seeds))
     sets = divide_images(dataset, budget)
     with compile_clock() as compiling:
         began = time.perf_counter()
         found = sweep(
-            dropping, candidates, sets["train"], sets["validation"], seeds=seeds, epochs=budget.epochs, method="map"
+            dropping, trials, sets["train"], sets["validation"], seeds=seeds, epochs=budget.epochs, method="map"
         )
-        seconds = (time.perf_counter() - began - compiling()) / len(candidates)
+        seconds = (time.perf_counter() - began - compiling()) / len(trials)
     # Dropout has no part in predictions, so one network measures all of them.
     task = task_of(found.plans[0].model, dataset, budget)
     for index, (rate, name) in enumerate(zip(budget.rates, names_of_rates(budget), strict=True)):
         what = f"pooled, dropout of {rate:.0%} after each pooling" if rate else "three convolutions of 50 with pooling"
-        history = found.history[found.history["candidate"] == index].rename(columns={"seed": "member"})
-        epochs = found.table.loc[found.table["candidate"] == index, "epochs"].to_numpy()
+        history = found.history[found.history["trial"] == index].rename(columns={"seed": "member"})
+        epochs = found.table.loc[found.table["trial"] == index, "epochs"].to_numpy()
         row = row_of(budget, name, what)._replace(epochs=epochs, seconds=seconds)
         yield measured(row, task, history, found.final[index])
 

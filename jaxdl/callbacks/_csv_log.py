@@ -15,22 +15,22 @@ import numpy as np
 
 from jaxdl._files import create_draft, exclusive, open_regular, sync
 from jaxdl.errors import InputError
-from jaxdl.train.fit import Written
+from jaxdl.train.history import WrittenRecords
 from jaxdl.types import Callback, History
 
 
 def rows_of(run_state: Any, record: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the rows of a table for a record: one, or of many runs one for each run that did this epoch.
 
-    The first columns of these are `member` and `epoch`, as in the history of `fit_seeds`, or `candidate`, `seed` and
+    The first columns of these are `member` and `epoch`, as in the history of `fit_seeds`, or `trial`, `seed` and
     `epoch`, as in that of `sweep`.
     """
     many = {name: value for name, value in record.items() if np.ndim(value)}
     if not many:
         return [dict(record)]
-    if "candidate" in many:
-        runs: dict[str, Any] = {name: many.pop(name).tolist() for name in ("candidate", "seed")}
-        done = _epochs_of(run_state, runs["candidate"])
+    if "trial" in many:
+        runs: dict[str, Any] = {name: many.pop(name).tolist() for name in ("trial", "seed")}
+        done = _epochs_of(run_state, runs["trial"])
     else:
         done = np.asarray(run_state.epoch)
         runs = {"member": range(len(done))}
@@ -40,14 +40,14 @@ def rows_of(run_state: Any, record: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [row for row, end in zip(rows, done, strict=True) if row["epoch"] <= end]
 
 
-def _epochs_of(run_state: Any, candidates: Sequence[int]) -> np.ndarray:
-    """The epochs that the runs of these candidates have done, those of a candidate side by side."""
+def _epochs_of(run_state: Any, trials: Sequence[int]) -> np.ndarray:
+    """The epochs that the runs of these trials have done, those of a trial side by side."""
     did: dict[int, np.ndarray] = {}
     for group in (*run_state.racing, *run_state.dropped):
-        numbers = np.asarray(group.candidates)
-        if set(candidates) & {*numbers.tolist()}:
+        numbers = np.asarray(group.trials)
+        if set(trials) & {*numbers.tolist()}:
             did.update(zip(numbers.tolist(), np.asarray(group.state.epoch).reshape(len(numbers), -1), strict=True))
-    return np.concatenate([did[index] for index in dict.fromkeys(candidates)])
+    return np.concatenate([did[index] for index in dict.fromkeys(trials)])
 
 
 @contextmanager
@@ -77,7 +77,7 @@ def csv_log(path: str | Path, history: Sequence[dict[str, Any]] = ()) -> Iterato
         # Without an epoch, the file that was there stays.
         stack.callback(draft.unlink, missing_ok=True)
         stack.enter_context(exclusive(draft))
-        table = _Table(file, Written(history) if history else Written(_rows_in(path), known=False))
+        table = _Table(file, WrittenRecords(history) if history else WrittenRecords(_rows_in(path), known=False))
         waits = not history and path.exists()
         if not waits:
             table.write(None)
@@ -119,7 +119,7 @@ def _rows_in(path: Path) -> list[dict[str, Any]]:
 class _Table:
     """The rows of the records that a callback has written, in a file."""
 
-    def __init__(self, file: IO[bytes], written: Written) -> None:
+    def __init__(self, file: IO[bytes], written: WrittenRecords) -> None:
         self.file, self.written = file, written
         self.columns: list[str] = []
         self.ends = [0]  # where the header ends, and where each record does

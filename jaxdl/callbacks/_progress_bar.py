@@ -89,7 +89,7 @@ def _html(epochs: int, figures: tuple[str, ...], batches: int, initial_epoch: in
         # What came before the first call compiled, so it says nothing about the rest.
         if began is not None and began[1] < done < epochs:
             left = f", at most {(now - began[0]) / (done - began[1]) * (epochs - done):.0f} s left"
-        # A run may be set back, and a sweep begins with other candidates.
+        # A run may be set back, and a sweep begins with other trials.
         began, latest = began if began and began[1] <= done else (now, done), (done, text)
         shown.update(_as_html(done, epochs, text + left), raw=True)
 
@@ -121,7 +121,7 @@ def _lines(console: Console, epochs: int, figures: tuple[str, ...], initial_epoc
         # The first epoch compiles, so it says nothing about the others.
         if began is not None and epoch > began[1]:
             left = f" left at most {(now - began[0]) / (epoch - began[1]) * (epochs - epoch):.0f} s"
-        # A run may be set back, and a sweep begins with other candidates.
+        # A run may be set back, and a sweep begins with other trials.
         began = began if began and began[1] <= epoch else (now, epoch)
         latest = epoch if _stopped_early(run_state) else epochs
         text = _line(run_state, history, figures)
@@ -183,10 +183,10 @@ def _mean_line(record: dict[str, Any], figures: tuple[str, ...]) -> str:
     shown = " ".join(f"{name} {of.mean() if of.size else np.nan:.4f}" for name, of in finite.items())
     runs, left = _runs(record), min((of.size for of in finite.values()), default=0)
     count = f"{left} of {runs}" if left < runs else runs
-    if "candidate" in record:
-        candidates = np.unique(record["candidate"]).tolist()
-        many = ", ".join(map(str, candidates[:3])) + ", ..." * (len(candidates) > 3)
-        return f"{shown} (mean of {count} runs, candidate{'s' * (len(candidates) > 1)} {many})"
+    if "trial" in record:
+        trials = np.unique(record["trial"]).tolist()
+        many = ", ".join(map(str, trials[:3])) + ", ..." * (len(trials) > 3)
+        return f"{shown} (mean of {count} runs, trial{'s' * (len(trials) > 1)} {many})"
     return f"{shown} (mean of {count} runs)"
 
 

@@ -23,7 +23,7 @@ from jaxdl.data import DataSource
 from jaxdl.data.streaming import loader
 from jaxdl.distributed.sharding import to_host
 from jaxdl.errors import InputError
-from jaxdl.train.fit import Written
+from jaxdl.train.history import WrittenRecords
 from jaxdl.train.step import make_gradient
 from jaxdl.types import Array, Callback, Dataset, History, Plan, PyTree, RunState, TrainState
 
@@ -47,7 +47,7 @@ def tensorboard(
 ) -> Iterator[Callback]:
     """Write all metrics of every epoch; training and validation are two of TensorBoard's runs, which share charts.
 
-    Of many runs, each has these two in a folder of its own: `member-0`, or `candidate-0-seed-3` of a sweep.
+    Of many runs, each has these two in a folder of its own: `member-0`, or `trial-0-seed-3` of a sweep.
 
     Epochs are written together after `every` seconds, and at the end, so that short ones are not slowed down: a crash
     loses no more than those seconds. `initial_epoch`: the epochs that are in the folder already; by default all that
@@ -60,7 +60,7 @@ def tensorboard(
     latest = (
         dict.fromkeys(prefixes, initial_epoch) if initial_epoch is not None else {}
     )  # the last epoch of each of TensorBoard's runs
-    written, first, last = Written(), initial_epoch or 0, time.monotonic()
+    written, first, last = WrittenRecords(), initial_epoch or 0, time.monotonic()
 
     def flush() -> None:
         write(waiting)
@@ -101,7 +101,7 @@ def tensorboard(
 
 def _folder_of(row: dict[str, Any]) -> str:
     """Take the columns that name a run from a row, and return the run's folder."""
-    own = {name: row.pop(name) for name in ("member", "candidate", "seed") if name in row}
+    own = {name: row.pop(name) for name in ("member", "trial", "seed") if name in row}
     return "-".join(f"{name}-{number}" for name, number in own.items()) + "/" * bool(own)
 
 

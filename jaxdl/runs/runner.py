@@ -44,8 +44,8 @@ from jaxdl.runs.resume import (
 from jaxdl.runs.signals import NEVER, Signals, StoppedError
 from jaxdl.saving.export import save_program
 from jaxdl.train.epoch import batches_of_epoch
-from jaxdl.train.fit import reason, warn_of_eval_params, without_best
-from jaxdl.train.loop import Chunk, Pace, Reached, checked, chunks, run_loop
+from jaxdl.train.fit import end_reason, warn_of_eval_params, without_best
+from jaxdl.train.loop import AdaptiveSteps, Chunk, LoopResult, chunks, prepare_data, run_loop
 from jaxdl.train.nonfinite import NonFiniteError, check_finite
 from jaxdl.train.plan import check_monitors
 from jaxdl.train.step import eval_variables
@@ -89,10 +89,10 @@ def drive(
     Raises NonFiniteError where a number is not finite and `on_nan` is "stop"; `keep` has then seen the progress before.
     """
     warn_of_eval_params(plan, begin)
-    reached, began, compiled = Reached(begin, list(history)), time.perf_counter(), 0.0
-    rows, validation = checked(plan, train, validation)
+    reached, began, compiled = LoopResult(begin, list(history)), time.perf_counter(), 0.0
+    rows, validation = prepare_data(plan, train, validation)
     check_monitors(plan, begin, validation)
-    pace = Pace(pause=partial(_wanted, interrupts, pause))
+    pace = AdaptiveSteps(pause=partial(_wanted, interrupts, pause))
     pieces: Iterator[Chunk] = chunks(plan, begin, rows, validation, last=epochs, steps=pace)
     if on_nan == "stop":
         pieces = check_finite(pieces, plan, begin, rows, validation)
@@ -115,7 +115,9 @@ def drive(
             return chunk.batches == 0 and paused(chunk.state, reached.history)
 
         try:
-            run_loop(map(held, pieces), reached, callbacks=callbacks, watchers=watchers, about=about, ends=ends)
+            run_loop(
+                map(held, pieces), reached, callbacks=callbacks, on_chunk=watchers, make_record=about, is_last=ends
+            )
         except NonFiniteError as error:
             if keep:
                 keep(error.args[0].state, reached.history)
@@ -300,7 +302,7 @@ def _work(
         "recipe": recipe,
         "epochs": len(end.history),
         "best_epoch": int(end.state.stopping.best_epoch),
-        "reason": reason(end.state),
+        "reason": end_reason(end.state),
         "seed": config.seed,
         "parameters": network.parameters,
     }

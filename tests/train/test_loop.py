@@ -16,7 +16,7 @@ from jaxdl.data import dataset
 from jaxdl.errors import InputError
 from jaxdl.nn import mlp
 from jaxdl.train import chunks, early_stopping, epochs, make_plan, reduce_on_plateau, start
-from jaxdl.train.epoch import advance, batches_of_epoch
+from jaxdl.train.epoch import batches_of_epoch, run_steps
 from jaxdl.train.plan import NEVER
 from tests.groups import scripts
 
@@ -106,7 +106,7 @@ def test_chunks_of_every_length_are_one_program(compilations):
 
 def test_chunks_is_the_loop_in_its_docstring(meaning):
     def run_chunk(run_state, train, validation, steps, *, plan):
-        run_state, row = advance(run_state, train, validation, steps, plan=plan)
+        run_state, row = run_steps(run_state, train, validation, steps, plan=plan)
         return run_state, None if int(run_state.cursor) else row
 
     seen = []
@@ -151,7 +151,7 @@ def test_a_validation_loss_that_is_not_finite_is_told_too():
 
 def test_a_progress_of_other_rows_is_refused():
     middle = next(chunks(PLAN, beginning(), TRAIN, VALIDATION, steps=lambda: 10)).state
-    with pytest.raises(InputError, match=r"progress stands at batch 10 of 8\. Give the rows that it began with"):
+    with pytest.raises(InputError, match=r"state is at batch 10 of 8\. Give the data with which the epoch began"):
         next(chunks(PLAN._replace(early_stopping=NEVER, plateau=None), middle, TRAIN))
 
 

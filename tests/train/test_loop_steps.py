@@ -2,7 +2,7 @@
 
 import pytest
 
-from jaxdl.train.loop import Pace
+from jaxdl.train.loop import AdaptiveSteps
 
 
 @pytest.fixture
@@ -10,7 +10,7 @@ def device():
     """`device(seconds of a batch, batches)` gives the lengths of chunks of a device that takes that long."""
 
     def run(costs, batches, **options):
-        pace, sizes = Pace(**options), []
+        pace, sizes = AdaptiveSteps(**options), []
         while sum(sizes) < batches:
             sizes.append(pace())
             pace.update(sum(map(costs, range(sum(sizes[:-1]), sum(sizes)))), sizes[-1])
@@ -46,7 +46,7 @@ def test_other_seconds_can_be_wanted(device):
 
 def test_a_pause_is_no_measure():
     asked = iter([False, True, False])
-    pace = Pace(pause=lambda: next(asked))
+    pace = AdaptiveSteps(pause=lambda: next(asked))
     sizes = []
     for seconds in (0.001, 9.0, 0.001):
         sizes.append(pace())

@@ -15,7 +15,7 @@ ROOT = str(Path(jaxdl.__file__).parent)
 INPUTS = np.linspace(-1, 1, 64, dtype=np.float32).reshape(32, 2)
 ROWS = jaxdl.dataset(INPUTS, INPUTS[:, :1])
 # A batch is in the hands of these: the compiled function while JAX traces it, and the loop that calls it.
-DOORS = {("train/epoch.py", "advance"), ("train/loop.py", "run_loop")}
+DOORS = {("train/epoch.py", "run_steps"), ("train/loop.py", "run_loop")}
 
 
 def place(code):
