@@ -84,7 +84,7 @@ def smoothed(scan: LearningRateScan) -> np.ndarray:
 
 
 def suggestion(scan: LearningRateScan) -> float:
-    """Return the learning rate where the smoothed loss falls fastest, on the logarithmic axis; NaN where it never falls.
+    """Return the learning rate where the smoothed loss falls fastest, by log rate; NaN where it never falls.
 
     A rule of thumb for the order of magnitude to try first. Only rates below that of the lowest loss count, because
     training diverges soon after. The suggestion depends on the batches and on the initial variables.

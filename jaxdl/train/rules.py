@@ -133,8 +133,9 @@ def reduce_on_plateau(
     cooldown: int = 0,
     min_learning_rate: float = 0.0,
 ) -> Rule:
-    """Return a rule that multiplies the learning rate by `factor` once `monitor` has not improved for `patience` epochs.
+    """Return a rule that multiplies the learning rate by `factor` after `patience` epochs without improvement.
 
+    monitor: the name of a value of the record; by default `val_loss`, or `loss` of a run without validation data.
     cooldown: epochs after a reduction that do not count. min_learning_rate: the lowest rate. mode: as for
     `early_stopping`. The rule's `init` takes the initial learning rate; its state holds that of the next epoch.
 

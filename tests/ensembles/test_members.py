@@ -66,7 +66,7 @@ def together(how="vmap", begin=None, last=LAST, plan=PLAN):
 
 @pytest.fixture(scope="module")
 def alone():
-    """The solo runs, each a list of (progress, record)."""
+    """The solo runs, each a list of (state, record)."""
     begins = [start(PLAN, TRAIN, VALIDATION, key=key) for key in keys()]
     return [list(epochs(PLAN, begin, TRAIN, VALIDATION, last=LAST)) for begin in begins]
 
@@ -288,12 +288,12 @@ def test_the_plans_of_a_family_leave_none_of_their_traced_values_behind(how):
         )
 
 
-# Committees: what many networks say together, and each of them alone.
+# Predictions: the mean of many networks, and the values of each network alone.
 
 IMAGES = RANDOM.integers(0, 256, (23, 8, 8, 3), np.uint8)
 LABELS = RANDOM.integers(0, 10, 23)
 CLASSES = Objective(losses.softmax_cross_entropy, (metrics.accuracy,))
-COMMITTEES = {
+NETWORKS = {
     "mlp": (
         mlp((8,), input_norm=True),
         dataset(INPUTS, INPUTS[:, :1] ** 2),
@@ -313,10 +313,10 @@ def begun(model, inputs, count):
     return begin(jax.random.split(jax.random.key(0), count))
 
 
-@pytest.fixture(scope="module", params=list(COMMITTEES))
-def committee(request):
+@pytest.fixture(scope="module", params=list(NETWORKS))
+def networks(request):
     """A model, the weights of four, rows, and what is measured."""
-    model, rows, objective = COMMITTEES[request.param]
+    model, rows, objective = NETWORKS[request.param]
     return model, begun(model, rows.inputs[:1], 4), rows, objective
 
 
@@ -324,24 +324,24 @@ def member(weights, index):
     return jax.tree.map(lambda leaf: np.asarray(leaf)[index], weights)
 
 
-def test_the_mean_and_spread_are_those_of_numpy(committee):
-    model, weights, rows, _ = committee
+def test_the_mean_and_spread_are_those_of_numpy(networks):
+    model, weights, rows, _ = networks
     alone = np.asarray([predict(model, member(weights, index), rows.inputs) for index in range(4)], np.float64)
     found = predict_mean(model, weights, rows.inputs, batch_size=7)
     np.testing.assert_allclose(found.mean, alone.mean(0), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(found.std, alone.std(0), rtol=1e-4, atol=1e-6)
 
 
-def test_the_spread_of_equal_members_is_nothing(committee):
-    model, weights, rows, _ = committee
+def test_the_spread_of_equal_members_is_nothing(networks):
+    model, weights, rows, _ = networks
     equal = jax.tree.map(lambda leaf: np.stack([leaf[2]] * 3), jax.tree.map(np.asarray, weights))
     assert float(predict_mean(model, equal, rows.inputs).std.max()) == 0
 
 
 @pytest.mark.parametrize("batch_size", [None, 7, 1])
-def test_each_member_is_measured_as_it_is_alone(committee, batch_size):
+def test_each_member_is_measured_as_it_is_alone(networks, batch_size):
     """Bit for bit; what convolutions give may be rounded otherwise within the loop over members."""
-    model, weights, rows, objective = committee
+    model, weights, rows, objective = networks
     found = evaluate_members(model, weights, rows, objective.loss, metrics=objective.metrics, batch_size=batch_size)
     for index in range(4):
         expected = evaluate(
@@ -349,12 +349,12 @@ def test_each_member_is_measured_as_it_is_alone(committee, batch_size):
         )
         assert set(found) == set(expected)
         for name, value in expected.items():
-            rtol = 1e-6 if rows is COMMITTEES["convnet"][1] else 0
+            rtol = 1e-6 if rows is NETWORKS["convnet"][1] else 0
             np.testing.assert_allclose(found[name][index], value, rtol=rtol, atol=0, err_msg=name)
 
 
-def test_a_prediction_of_nan_harms_no_other(committee):
-    model, weights, rows, objective = committee
+def test_a_prediction_of_nan_harms_no_other(networks):
+    model, weights, rows, objective = networks
     spoilt = jax.tree.map(np.array, weights.params)
     for leaf in jax.tree.leaves(spoilt):
         leaf[1] = np.nan
@@ -366,8 +366,8 @@ def test_a_prediction_of_nan_harms_no_other(committee):
     np.testing.assert_array_equal(np.delete(found, 1), np.delete(expected, 1))
 
 
-def test_the_weights_of_a_single_run_are_refused_and_those_of_an_ensemble_of_one_are_not(committee):
-    model, weights, rows, objective = committee
+def test_the_weights_of_a_single_run_are_refused_and_those_of_an_ensemble_of_one_are_not(networks):
+    model, weights, rows, objective = networks
     alone, of_one = member(weights, 0), member(weights, slice(0, 1))
     for name, use, single in (
         ("predict_mean", lambda of: predict_mean(model, of, rows.inputs), "predict"),
@@ -385,7 +385,7 @@ def test_the_weights_of_a_single_run_are_refused_and_those_of_an_ensemble_of_one
 
 
 def test_inputs_may_be_lists():
-    model, rows, _ = COMMITTEES["mlp"]
+    model, rows, _ = NETWORKS["mlp"]
     weights = begun(model, rows.inputs, 2)
     assert predict_mean(model, weights, INPUTS.tolist()).mean.shape == (45, 1)
 

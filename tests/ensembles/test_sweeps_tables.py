@@ -107,7 +107,7 @@ ONE = [{"learning_rate": 0.1}]
     [
         ({"trials": []}, r"trials must have at least one entry, got none\. Use grid"),
         ({"trials": [{"hidden": [4]}]}, r"trials must have values that hash, got \{'hidden': \[4\]\}\. Use"),
-        ({"trials": [{"learning_rat": 0.1}]}, "trials must give make what it takes, hidden, learning_rate, "
+        ({"trials": [{"learning_rat": 0.1}]}, "trials must give make its arguments, hidden, learning_rate, "
          "momentum; trial 0: got an unexpected keyword argument 'learning_rat'"),
         ({"make": decides, "trials": [*ONE, {}]}, "trial 1: missing a required argument: 'learning_rate'"),
         ({"trials": [{"seed": 3}]}, "trials must not name a value seed, as the tables do"),

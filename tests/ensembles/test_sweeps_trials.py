@@ -86,7 +86,7 @@ def test_a_range_of_one_value_gives_that_value():
         (lambda: grid(rate=(0.1,), hidden=()), "hidden must have at least one value to try, got none"),
         (lambda: grid(hidden=10), r"hidden must be a row of values to try, got 10\. Use \(10,\), say"),
         (lambda: sample(0, rate=uniform(0, 1)), "count must be at least 1, got 0"),
-        (lambda: sample(2, rate=0.1), r"rate must be a draw, such as uniform\(0\.0, 0\.5\), got 0\.1"),
+        (lambda: sample(2, rate=0.1), r"rate must be a distribution, such as uniform\(0\.0, 0\.5\), got 0\.1"),
         (lambda: uniform(2, 1), "uniform needs low <= high, both finite, got 2 and 1"),
         (lambda: uniform(0, math.inf), "uniform needs low <= high, both finite, got 0 and inf"),
         (lambda: uniform(math.nan, 1), "uniform needs low <= high"),

@@ -189,7 +189,7 @@ def test_a_driven_run_writes_every_epoch_once(whole, tmp_path):
 
 
 @pytest.mark.parametrize("given", ["a run", {"epoch": 2}, 3], ids=str)
-def test_what_is_no_run_is_refused_as_progress(given):
+def test_what_is_no_run_is_refused_as_state(given):
     with pytest.raises(
         InputError, match=r"state must be the FitResult that an earlier call returned.*, got (str|dict|int)"
     ):

@@ -140,7 +140,7 @@ def test_members_that_stand_still_wait_for_the_epoch_of_the_others():
     )
     half, _ = run_members(first.state._replace(stopping=over), ROWS, None, 1, plan=plan, method="map")
     assert int(half.cursor) == 1 and np.asarray(half.epoch).tolist() == [2, 2]
-    with pytest.warns(RuntimeWarning, match="does not hold which data"):
+    with pytest.warns(RuntimeWarning, match="does not hold the data"):
         both = train_seeds(epochs=4, state=half, method="map")
     whole = train_seeds(seeds=(0, 1), epochs=4, method="map")
     assert np.asarray(both.state.epoch).tolist() == [4, 4]
