@@ -44,7 +44,12 @@ SGD = optax.GradientTransformation(
 
 
 def start():
-    sums = epoch.zeros_of(partial(metrics.measure, OBJECTIVE), ROWS.targets, ROWS.targets, ROWS.sample_weight)
+    sums = epoch.zeros_of(
+        partial(metrics.measure, OBJECTIVE.loss, metrics=OBJECTIVE.metrics),
+        ROWS.targets,
+        ROWS.targets,
+        ROWS.sample_weight,
+    )
     return TrainState(jnp.int32(0), network(), (), jax.random.key(1)), sums
 
 
