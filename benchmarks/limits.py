@@ -22,7 +22,7 @@ from benchmarks.rows import Row
 from benchmarks.tasks import BATCH, MEMBERS, Arrays, Task, load
 from jaxdl import dataset
 from jaxdl._jit import compiler_options
-from jaxdl.data.batches import epoch_rows, eval_batch_size
+from jaxdl.data.batches import default_batch_size, epoch_rows
 from jaxdl.train import make_eval_step, make_plan, start
 from jaxdl.train.step import eval_step, eval_variables, plan_step
 from jaxdl.types import Array, Dataset, Plan, RunState, Variables
@@ -91,7 +91,7 @@ def epoch_flops(plan: Plan, run_state: RunState, train: Dataset, validation: Dat
     if validation is None:
         return total
     examples, measure = epoch_rows(validation), eval_step(plan.model, plan.objective, prepared=True)
-    size = min(eval_batch_size(validation.inputs), examples)
+    size = min(default_batch_size(validation.inputs), examples)
     batch_flops = flops(measure, eval_variables(run_state.train_state, plan.eval_params), _batch(validation, size))
     return total + -(-examples // size) * batch_flops
 

@@ -64,6 +64,9 @@ _SYNONYMS = {
     **dict.fromkeys(("num_classes", "classes", "n_outputs", "out_features"), "outputs"),
     **dict.fromkeys(("dropout_rate", "rate"), "dropout"),
     "min_lr": "min_learning_rate",
+    **dict.fromkeys(("candidates", "configs", "param_grid", "param_distributions"), "trials"),
+    **dict.fromkeys(("halving", "reduction_factor"), "eta"),
+    **dict.fromkeys(("least", "min_resources", "grace_period"), "min_resource"),
 }
 
 

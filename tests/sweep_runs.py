@@ -82,10 +82,10 @@ def weights_of(found, index, place):
 
 def history_of(found, index, seed):
     """Return the history of a run of a sweep, in the format of `fit`."""
-    chosen = found.history[(found.history["candidate"] == index) & (found.history["seed"] == seed)]
-    return chosen.drop(columns=["candidate", "seed"]).set_index("epoch").astype(float)
+    chosen = found.history[(found.history["trial"] == index) & (found.history["seed"] == seed)]
+    return chosen.drop(columns=["trial", "seed"]).set_index("epoch").astype(float)
 
 
 def row_of(found, index, seed):
-    ((_, row),) = found.table[(found.table["candidate"] == index) & (found.table["seed"] == seed)].iterrows()
+    ((_, row),) = found.table[(found.table["trial"] == index) & (found.table["seed"] == seed)].iterrows()
     return row

@@ -64,9 +64,9 @@ def plan_of(rate):
     return make_plan(TWO, losses.softmax_cross_entropy, optax.sgd(rate), batch_size=4)
 
 
-def sweep(candidates=None, train=CLASSES, make=plan_of, **options):
-    candidates = grid(rate=(0.1,)) if candidates is None else candidates
-    return jaxdl.sweep(make, candidates, train, **{"epochs": 1, "seeds": (0,), **options})
+def sweep(trials=None, train=CLASSES, make=plan_of, **options):
+    trials = grid(rate=(0.1,)) if trials is None else trials
+    return jaxdl.sweep(make, trials, train, **{"epochs": 1, "seeds": (0,), **options})
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -347,7 +347,7 @@ def test_what_are_no_examples_are_told_to_be_made(rows):
 
 
 @cases(
-    columns=(jaxdl.dataset(INPUTS[:, :3], TARGETS), "validation rows must have the shape of training rows, (4,)"),
+    columns=(jaxdl.dataset(INPUTS[:, :3], TARGETS), "validation inputs must have the shape of training inputs, (4,)"),
     targets=(jaxdl.dataset(INPUTS, TARGETS[:, 0]), "validation targets must have the shape of training targets"),
 )
 def test_validation_of_another_shape_is_refused(call, words):
@@ -382,7 +382,7 @@ def test_what_are_no_weights_are_told_the_line_to_type(call, words, run):
 
 
 @cases(
-    examples=(ROWS, "Use rows.inputs"),
+    examples=(ROWS, "Use its inputs: dataset.inputs."),
     row=(INPUTS[0], "Use inputs[None] for one row"),
     by_name=({"a": INPUTS}, "got a dict"),
     path=("a.png", 'got "a.png"'),
@@ -422,7 +422,7 @@ def test_counts_are_whole_numbers(call, words):
         lambda: fit_seeds(epochs=call),
         lambda: fit_seeds(batch_size=call),
         lambda: sweep(epochs=call),
-        lambda: sweep(least=call),
+        lambda: sweep(min_resource=call),
     ):
         assert words in refusal(entry)
     if call is not None:
@@ -528,20 +528,20 @@ def test_labels_of_another_form_are_told_how_to_make_labels(call, words):
 
 
 @cases(
-    lists=(lambda: sweep([[0.1], [0.2]]), "got [0.1] for candidate 0. Use grid("),
-    by_name=(lambda: sweep({"rate": (0.1,)}), "Use grid(**candidates)."),
-    string=(lambda: sweep("rate"), "candidates must be a list of dicts"),
+    lists=(lambda: sweep([[0.1], [0.2]]), "got [0.1] for trial 0. Use grid("),
+    by_name=(lambda: sweep({"rate": (0.1,)}), "Use grid(**trials)."),
+    string=(lambda: sweep("rate"), "trials must be a list of dicts"),
     nothing=(lambda: sweep(make=lambda rate: None), "must return a Plan, got NoneType. Use make_plan(...)."),
     plan=(lambda: sweep(make=plan_of(0.1)), "make must be a function that returns make_plan(...), got a Plan"),
     structure=(lambda: sweep(structure="rate"), 'Use ("rate",).'),
     seeds=(lambda: sweep(seeds=3), "Use range(16), say."),
-    halving=(lambda: sweep(halving=True), "halving must be a whole number"),
+    eta=(lambda: sweep(eta=True), "eta must be a whole number"),
     method=(lambda: sweep(method="pmap"), 'method must be "vmap" or "map"'),
     rows=(lambda: sweep(rows=3), "rows must be a function"),
     rows_of_nothing=(lambda: sweep(rows=lambda rows, **_: None), "train must be a Dataset, got None"),
     one_value=(lambda: grid(rate=0.1), "Use (0.1,), say."),
 )
-def test_a_sweep_of_what_are_no_candidates_is_refused(call, words):
+def test_a_sweep_of_what_are_no_trials_is_refused(call, words):
     assert words in refusal(call)
 
 
@@ -738,7 +738,7 @@ class Named(nn.Module):
 
 @pytest.mark.parametrize(("module", "kind"), [(Pair(), "a tuple"), (Named(), "a dict")], ids=["tuple", "dict"])
 def test_a_model_of_several_outputs_is_told_to_return_one_array(module, kind):
-    words = f"must return one array of outputs (rows, ...), got {kind}."
+    words = f"must return one array of outputs (batch, ...), got {kind}."
     assert words in refusal(lambda: fit(jaxdl.from_linen(module)))
 
 

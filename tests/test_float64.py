@@ -289,7 +289,7 @@ def test_predictions_and_figures_do_not_depend_on_the_batches():
     every = np.stack([predict(model, jax.tree.map(lambda leaf, m=m: leaf[m], many), INPUTS) for m in range(3)])
     mean = predict_mean(model, many, INPUTS)
     close(mean.mean, every.mean(0))
-    close(mean.spread, every.std(0))
+    close(mean.std, every.std(0))
 
 
 RUNS = {

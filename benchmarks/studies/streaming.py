@@ -30,7 +30,7 @@ from jaxdl.data.batches import batch_at, permutation, permuted_rows
 from jaxdl.data.streaming import loader
 from jaxdl.nn import convnet, mlp
 from jaxdl.train import make_plan, start
-from jaxdl.train.loop import Pace, chunks
+from jaxdl.train.loop import AdaptiveSteps, chunks
 from jaxdl.train.step import train_body
 from jaxdl.types import Array, Dataset, RunState
 
@@ -75,7 +75,7 @@ def print_memory(source: DataSource, seconds: float) -> None:
     run_state = start(IMAGES, loader(source, IMAGES.batch_size).first, key=jax.random.key(0))
     began, images, lines = time.perf_counter(), 0, 0
     print(f"\nRssAnon over {seconds:g} s, {source.count} images: | s | images | MB |")
-    for chunk in chunks(IMAGES, run_state, source, last=1, steps=Pace()):
+    for chunk in chunks(IMAGES, run_state, source, last=1, steps=AdaptiveSteps()):
         images, elapsed = images + chunk.batches * IMAGES.batch_size, time.perf_counter() - began
         if elapsed >= seconds * (lines + 1) / 10:
             lines += 1

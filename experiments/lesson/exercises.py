@@ -224,20 +224,20 @@ def names_of_rates(budget: Budget) -> tuple[str, ...]:
 
 def dropout(dataset: ImageData, budget: Budget) -> Iterator[Trained]:
     """Train the pooled network at every dropout rate, with one compiled function."""
-    candidates, seeds = grid(rate=budget.rates), tuple(range(budget.seeds))
+    trials, seeds = grid(rate=budget.rates), tuple(range(budget.seeds))
     sets = split_images(dataset, budget)
     with compile_clock() as compiling:
         began = time.perf_counter()
         result = sweep(
-            dropout_plan, candidates, sets["train"], sets["validation"], seeds=seeds, epochs=budget.epochs, method="map"
+            dropout_plan, trials, sets["train"], sets["validation"], seeds=seeds, epochs=budget.epochs, method="map"
         )
-        seconds = (time.perf_counter() - began - compiling()) / len(candidates)
+        seconds = (time.perf_counter() - began - compiling()) / len(trials)
     # Predictions do not depend on dropout, so one model evaluates all rates.
     task = task_of(result.plans[0].model, dataset, budget)
     for index, (rate, name) in enumerate(zip(budget.rates, names_of_rates(budget), strict=True)):
         what = f"pooled, dropout of {rate:.0%} after each pooling" if rate else "three convolutions of 50 with pooling"
-        history = result.history[result.history["candidate"] == index].rename(columns={"seed": "member"})
-        epochs = result.table.loc[result.table["candidate"] == index, "epochs"].to_numpy()
+        history = result.history[result.history["trial"] == index].rename(columns={"seed": "member"})
+        epochs = result.table.loc[result.table["trial"] == index, "epochs"].to_numpy()
         row = row_of(budget, name, what)._replace(epochs=epochs, seconds=seconds)
         yield evaluate(row, task, history, result.final[index])
 

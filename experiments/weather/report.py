@@ -18,7 +18,7 @@ from jaxdl.runs.tables import number
 from jaxdl.saving import OutputSpec
 from jaxdl.stats import rmse_standard_error
 from jaxdl.train.evaluate import predict
-from jaxdl.train.fit import as_table
+from jaxdl.train.history import as_table
 from jaxdl.types import SETS, RunState, Variables
 
 if TYPE_CHECKING:

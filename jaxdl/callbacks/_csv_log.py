@@ -15,22 +15,22 @@ import numpy as np
 
 from jaxdl._files import create_draft, exclusive, open_regular, sync
 from jaxdl.errors import InputError
-from jaxdl.train.fit import Written
+from jaxdl.train.history import WrittenRecords
 from jaxdl.types import Callback, History
 
 
 def table_rows(run_state: Any, record: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the rows of a table for a record: one, or one for each of many runs that trained in this epoch.
 
-    The first columns of many runs are `member` and `epoch`, as in the history of `fit_seeds`, or `candidate`, `seed`
+    The first columns of many runs are `member` and `epoch`, as in the history of `fit_seeds`, or `trial`, `seed`
     and `epoch`, as in that of `sweep`.
     """
     arrays = {name: value for name, value in record.items() if np.ndim(value)}
     if not arrays:
         return [dict(record)]
-    if "candidate" in arrays:
-        runs: dict[str, Any] = {name: arrays.pop(name).tolist() for name in ("candidate", "seed")}
-        last_epochs = _last_epochs(run_state, runs["candidate"])
+    if "trial" in arrays:
+        runs: dict[str, Any] = {name: arrays.pop(name).tolist() for name in ("trial", "seed")}
+        last_epochs = _last_epochs(run_state, runs["trial"])
     else:
         last_epochs = np.asarray(run_state.epoch)
         runs = {"member": range(len(last_epochs))}
@@ -40,14 +40,14 @@ def table_rows(run_state: Any, record: Mapping[str, Any]) -> list[dict[str, Any]
     return [row for row, last in zip(rows, last_epochs, strict=True) if row["epoch"] <= last]
 
 
-def _last_epochs(run_state: Any, candidates: Sequence[int]) -> np.ndarray:
-    """Return the last epoch of each run of these candidates, in the order of the candidates."""
+def _last_epochs(run_state: Any, trials: Sequence[int]) -> np.ndarray:
+    """Return the last epoch of each run of these trials, in the order of the trials."""
     epochs: dict[int, np.ndarray] = {}
     for group in (*run_state.racing, *run_state.dropped):
-        numbers = np.asarray(group.candidates)
-        if set(candidates) & {*numbers.tolist()}:
+        numbers = np.asarray(group.trials)
+        if set(trials) & {*numbers.tolist()}:
             epochs.update(zip(numbers.tolist(), np.asarray(group.state.epoch).reshape(len(numbers), -1), strict=True))
-    return np.concatenate([epochs[index] for index in dict.fromkeys(candidates)])
+    return np.concatenate([epochs[index] for index in dict.fromkeys(trials)])
 
 
 @contextmanager
@@ -77,7 +77,7 @@ def csv_log(path: str | Path, history: Sequence[dict[str, Any]] = ()) -> Iterato
         # Without an epoch, an earlier file stays.
         stack.callback(draft.unlink, missing_ok=True)
         stack.enter_context(exclusive(draft))
-        table = _Table(file, Written(history) if history else Written(_read_rows(path), known=False))
+        table = _Table(file, WrittenRecords(history) if history else WrittenRecords(_read_rows(path), known=False))
         replace_later = not history and path.exists()
         if not replace_later:
             table.write(None)
@@ -119,7 +119,7 @@ def _read_rows(path: Path) -> list[dict[str, Any]]:
 class _Table:
     """A file with the rows of a run's records."""
 
-    def __init__(self, file: IO[bytes], written: Written) -> None:
+    def __init__(self, file: IO[bytes], written: WrittenRecords) -> None:
         self.file, self.written = file, written
         self.columns: list[str] = []
         self.ends = [0]  # offsets in the file: the end of the header, and of each record

@@ -146,7 +146,7 @@ class _Remaining:
     def seconds(self, epoch: float) -> float | None:
         """Return the seconds after this epoch, or None at the first call: the time before it includes compilation."""
         now = time.monotonic()
-        # The epoch falls where a run is set back and where a sweep starts other candidates.
+        # The epoch falls where a run is set back and where a sweep starts other trials.
         if self.start is None or epoch < self.start[1]:
             self.start = now, epoch
         if epoch == self.start[1]:
@@ -195,10 +195,10 @@ def _mean_status(record: dict[str, Any], metrics: tuple[str, ...]) -> str:
     text = " ".join(f"{name} {value.mean() if value.size else np.nan:.4f}" for name, value in finite.items())
     runs, least = _count_runs(record), min((value.size for value in finite.values()), default=0)
     count = f"{least} of {runs}" if least < runs else runs
-    if "candidate" in record:
-        candidates = np.unique(record["candidate"]).tolist()
-        names = ", ".join(map(str, candidates[:3])) + ", ..." * (len(candidates) > 3)
-        return f"{text} (mean of {count} runs, candidate{'s' * (len(candidates) > 1)} {names})"
+    if "trial" in record:
+        trials = np.unique(record["trial"]).tolist()
+        names = ", ".join(map(str, trials[:3])) + ", ..." * (len(trials) > 3)
+        return f"{text} (mean of {count} runs, trial{'s' * (len(trials) > 1)} {names})"
     return f"{text} (mean of {count} runs)"
 
 

@@ -23,7 +23,7 @@ from jaxdl.data import DataSource
 from jaxdl.data.streaming import loader
 from jaxdl.distributed.sharding import to_host
 from jaxdl.errors import InputError
-from jaxdl.train.fit import Written
+from jaxdl.train.history import WrittenRecords
 from jaxdl.train.step import make_gradient
 from jaxdl.types import Array, Callback, Dataset, History, Plan, PyTree, RunState, TrainState
 
@@ -47,7 +47,7 @@ def tensorboard(
 ) -> Iterator[Callback]:
     """Write the metrics of every epoch; training and validation are two runs of TensorBoard, which share charts.
 
-    Each of many runs has these two in its own folder: `member-0`, or `candidate-0-seed-3` of a sweep.
+    Each of many runs has these two in its own folder: `member-0`, or `trial-0-seed-3` of a sweep.
 
     Epochs are written together after `every` seconds, and at the end, so that short epochs stay fast; a crash loses at
     most those seconds. initial_epoch: the last epoch that is in the folder already; by default all epochs of the
@@ -65,7 +65,7 @@ def tensorboard(
     pending: list[tuple[str, Event]] = []
     # The last epoch of each of TensorBoard's runs.
     last_epochs = dict.fromkeys(prefixes, initial_epoch) if initial_epoch is not None else {}
-    written, first, last = Written(), initial_epoch or 0, time.monotonic()
+    written, first, last = WrittenRecords(), initial_epoch or 0, time.monotonic()
 
     def flush() -> None:
         write(pending)
@@ -108,7 +108,7 @@ def tensorboard(
 
 def _pop_folder(row: dict[str, Any]) -> str:
     """Remove the columns that name a run from a row, and return the run's folder."""
-    run = {name: row.pop(name) for name in ("member", "candidate", "seed") if name in row}
+    run = {name: row.pop(name) for name in ("member", "trial", "seed") if name in row}
     return "-".join(f"{name}-{number}" for name, number in run.items()) + "/" * bool(run)
 
 

@@ -204,7 +204,7 @@ def validation_batch(dataset: Dataset, index: int | Array, batch_size: int) -> D
     return _mask_padding(examples, (start + numbers >= first) & (numbers < size))
 
 
-def eval_batch_size(inputs: Shaped[Array | np.ndarray, "rows ..."], numbers: int = EVAL_NUMBERS) -> int:
+def default_batch_size(inputs: Shaped[Array | np.ndarray, "rows ..."], numbers: int = EVAL_NUMBERS) -> int:
     """Return the default evaluation batch size for inputs (N, ...): 1024, or fewer examples of `numbers` values."""
     return max(1, min(EVAL_ROWS, numbers // max(1, math.prod(inputs.shape[1:]))))
 

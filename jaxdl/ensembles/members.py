@@ -1,4 +1,4 @@
-"""Ensemble members: many runs as one program, and the mean of their predictions."""
+"""Ensemble members: many runs as one compiled function, and the mean of their predictions."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ from jaxdl.data.batches import evaluation_rows
 from jaxdl.errors import InputError
 from jaxdl.losses import check_labels
 from jaxdl.train import start
-from jaxdl.train.epoch import advance, rows_at_once
+from jaxdl.train.epoch import eval_batch_size, run_steps
 from jaxdl.train.evaluate import evaluate_prepared, predict
-from jaxdl.train.plan import Family
+from jaxdl.train.plan import PlanFamily
 from jaxdl.train.step import eval_variables
 from jaxdl.types import Array, Dataset, EvalParams, Loss, Metric, Model, Objective, Plan, PyTree, RunState, Variables
 
 Method = Literal["vmap", "map"]
 AXIS = "member"
-BLOCK = 8  # members whose weights and optimizer state stay in the caches of a CPU, for small networks
+CPU_BATCH = 8  # members whose variables and optimizer state stay in the caches of a CPU, for small networks
 EMPTY: Mapping[str, Array] = {}
 
 
-def members(keys: Array, init: Callable[..., RunState], **own: Any) -> RunState:
-    """The progress of many runs: `init(key)` for each of the keys (M,), as one RunState of leaves (M, ...).
+def map_keys(keys: Array, init: Callable[..., RunState], **arguments: Any) -> RunState:
+    """Return `init(key)` for each of the keys (M,), as one RunState of leaves (M, ...).
 
-    Only the `cursor` stays a scalar, because all members are at the same batch. `own`: arrays (M, ...), of which each
-    member's part is given to its `init` by name.
+    The `cursor` stays a scalar, because all members are at the same batch. arguments: arrays (M, ...), one entry for
+    each member, passed to its `init` by name.
     """
-    # Not `vmap`: one after the other, each of them has the bits of its solo run.
-    many = lax.map(lambda of_one: init(of_one[0], **of_one[1]), (keys, own))
+    # Not `vmap`: one after the other, each member is bit-identical to its solo run.
+    many = lax.map(lambda one: init(one[0], **one[1]), (keys, arguments))
     return many._replace(cursor=many.cursor[0])
 
 
@@ -49,106 +49,106 @@ def start_members(
     validation: Dataset | None = None,
     numbers: Mapping[str, Array] = EMPTY,
     *,
-    plan: Plan | Family,
+    plan: Plan | PlanFamily,
 ) -> RunState:
-    """The progress of many runs before their first epoch, `start` for each of the keys (M,), as one program.
+    """Return the state of many runs before their first epoch: `start` for each of the keys (M,), compiled once.
 
-    With a Family for a plan, `numbers`, arrays (M,), make each member's own.
+    With a PlanFamily for a plan, `numbers`, arrays (M,), give each member its plan.
 
     >>> import optax
     >>> from jaxdl import dataset, losses, make_plan, mlp
-    >>> rows = dataset([[1.0], [2.0]], [[1.0], [2.0]])
+    >>> data = dataset([[1.0], [2.0]], [[1.0], [2.0]])
     >>> plan = make_plan(mlp(()), losses.squared_error, optax.sgd(0.1), batch_size=2)
-    >>> start_members(jax.random.split(jax.random.key(0), 3), rows, plan=plan).epoch.shape
+    >>> start_members(jax.random.split(jax.random.key(0), 3), data, plan=plan).epoch.shape
     (3,)
     """
 
-    def one(key: Array, **mine: Array) -> RunState:
-        return start(_own(plan, mine), train, validation, key=key)
+    def start_one(key: Array, **values: Array) -> RunState:
+        return start(_plan_of(plan, values), train, validation, key=key)
 
-    return members(keys, one, **numbers)
+    return map_keys(keys, start_one, **numbers)
 
 
 def member(many: RunState, index: int) -> RunState:
-    """The progress of one member, with which it goes on alone.
+    """Return the state of one member, to resume it alone.
 
     >>> import optax
-    >>> from jaxdl import dataset, losses, make_plan, mlp, start
-    >>> rows = dataset([[1.0], [2.0]], [[1.0], [2.0]])
+    >>> from jaxdl import dataset, losses, make_plan, mlp
+    >>> data = dataset([[1.0], [2.0]], [[1.0], [2.0]])
     >>> plan = make_plan(mlp(()), losses.squared_error, optax.sgd(0.1), batch_size=2)
-    >>> many = members(jax.random.split(jax.random.key(0), 3), lambda key: start(plan, rows, key=key))
+    >>> many = start_members(jax.random.split(jax.random.key(0), 3), data, plan=plan)
     >>> member(many, 2).epoch.shape
     ()
     """
-    one: RunState = jax.tree.map(lambda leaf: leaf[index], _apart(many))
-    # A member that has stopped closed its last epoch, wherever the others are in theirs.
+    one: RunState = jax.tree.map(lambda leaf: leaf[index], _without_cursor(many))
+    # A member that has stopped is at the end of an epoch, wherever the others are.
     return one._replace(cursor=jnp.where(one.stopping.should_stop, 0, many.cursor))
 
 
 def eval_variables_of_members(many: RunState, eval_params: EvalParams | None = None) -> Variables:
-    """Return the weights of many runs that are measured and kept, leaves (M, ...): `eval_variables` of each."""
+    """Return `eval_variables` of each of many runs, leaves (M, ...)."""
     if eval_params is None:
         return eval_variables(many.train_state)
     return jax.vmap(lambda state: eval_variables(state, eval_params))(many.train_state)
 
 
-def ensemble(
+def map_members(
     epoch: Callable[..., tuple[RunState, PyTree]], method: Method = "vmap", *, mesh: Mesh | None = None
 ) -> Callable[..., tuple[RunState, PyTree]]:
-    """An epoch, or a part of one, of many runs: `(progress, ...) -> (progress, figures)`; they share other arguments.
+    """Return a function `(state, ...) -> (state, values)` that runs an epoch, or a part of one, of many runs.
 
-    Of arguments by name, arrays (M, ...), each has its own. A member that has stopped stands still; its figures are
-    nan. It means
+    Positional arguments are shared; of arguments by name, arrays (M, ...), each member has its entry. A member that
+    should stop is left unchanged, with NaN for its values. It means
 
-        for index, run_state in enumerate(progresses):
+        for index, run_state in enumerate(states):
             if not run_state.stopping.should_stop:
-                mine = {name: values[index] for name, values in own.items()}
-                progresses[index], figures[index] = epoch(run_state, *arguments, **mine)
+                entries = {name: array[index] for name, array in named.items()}
+                states[index], values[index] = epoch(run_state, *arguments, **entries)
 
     method: "vmap" runs the members in batches, which is fast, and rounds differently than solo runs do; "map" runs them
-    one after the other, with the bits of solo runs. mesh: of the devices over which `spread` has spread the members.
+    one after the other, bit-identical to solo runs. mesh: of the devices over which `shard_members` has sharded them.
 
     Raises InputError for another `method`.
     """
     if method not in ("vmap", "map"):
-        raise InputError(f'how must be "vmap" or "map", got "{method}".')
+        raise InputError(f'method must be "vmap" or "map", got "{method}".')
 
-    def on_device(many: Any, cursor: Array, arguments: Any, own: Any) -> tuple[Any, Array, PyTree]:
-        def one(of_one: Any) -> tuple[Any, Array, PyTree]:
-            run_state, mine = of_one
-            after, figures = epoch(run_state._replace(cursor=cursor), *arguments, **mine)
-            over = run_state.stopping.should_stop
-            kept = jax.tree.map(partial(jnp.where, over), run_state, _apart(after))
-            return kept, after.cursor, jax.tree.map(partial(jnp.where, over, jnp.nan), figures)
+    def on_device(many: Any, cursor: Array, arguments: Any, named: Any) -> tuple[Any, Array, PyTree]:
+        def run_one(one: Any) -> tuple[Any, Array, PyTree]:
+            run_state, entries = one
+            after, values = epoch(run_state._replace(cursor=cursor), *arguments, **entries)
+            should_stop = run_state.stopping.should_stop
+            chosen = jax.tree.map(partial(jnp.where, should_stop), run_state, _without_cursor(after))
+            return chosen, after.cursor, jax.tree.map(partial(jnp.where, should_stop, jnp.nan), values)
 
-        size = _block(many.epoch.shape[0]) if method == "vmap" else None
-        after, cursors, figures = lax.map(one, (many, own), batch_size=size)
-        return after, cursors[0], figures
+        size = _member_batch_size(many.epoch.shape[0]) if method == "vmap" else None
+        after, cursors, values = lax.map(run_one, (many, named), batch_size=size)
+        return after, cursors[0], values
 
-    def together(many: RunState, *arguments: Any, **own: Any) -> tuple[RunState, PyTree]:
+    def run_all(many: RunState, *arguments: Any, **named: Any) -> tuple[RunState, PyTree]:
         run = on_device
         if mesh is not None:
-            apart, alike = PartitionSpec(AXIS), PartitionSpec()
-            # Each device goes through its own members; left to itself, XLA would gather them for the loop.
+            sharded, replicated = PartitionSpec(AXIS), PartitionSpec()
+            # Each device loops over its own members; without shard_map, XLA would gather them for the loop.
             run = jax.shard_map(
                 on_device,
                 mesh=mesh,
                 axis_names={AXIS},  # other axes stay XLA's
-                in_specs=(apart, alike, alike, apart),
-                out_specs=(apart, alike, apart),
+                in_specs=(sharded, replicated, replicated, sharded),
+                out_specs=(sharded, replicated, sharded),
                 check_vma=False,
             )
-        after, cursor, figures = run(_apart(many), many.cursor, arguments, own)
-        return after._replace(cursor=cursor), figures
+        after, cursor, values = run(_without_cursor(many), many.cursor, arguments, named)
+        return after._replace(cursor=cursor), values
 
-    return together
+    return run_all
 
 
-def _block(count: int) -> int:
-    """How many of so many members make a batch: on a CPU no more than stay in its caches, elsewhere all."""
+def _member_batch_size(count: int) -> int:
+    """Return the members of a batch, a divisor of `count`: on a CPU as many as its caches hold, elsewhere all."""
     if jax.default_backend() != "cpu":
         return count
-    return max(size for size in range(1, BLOCK + 1) if count % size == 0)
+    return max(size for size in range(1, CPU_BATCH + 1) if count % size == 0)
 
 
 def run_members(
@@ -157,26 +157,26 @@ def run_members(
     validation: Dataset | None,
     steps: Any,
     *,
-    plan: Plan | Family,
+    plan: Plan | PlanFamily,
     method: Method = "vmap",
     numbers: Mapping[str, Array] = EMPTY,
 ) -> tuple[RunState, Array]:
-    """The next batches of many runs, to be given to `chunks` and `epochs` as `run`.
+    """Run the next batches of many runs: the `run` of `chunks` and `epochs`.
 
-    A record then holds arrays (M,), with nan for members that have stopped; the loop ends when all have. With a Family
-    for a plan, `numbers`, arrays (M,), make each member's own.
+    A record then holds arrays (M,), with NaN for members that have stopped; the loop ends when all have. With a
+    PlanFamily for a plan, `numbers`, arrays (M,), give each member its plan.
 
     >>> import optax
-    >>> from jaxdl import dataset, losses, make_plan, mlp, start
+    >>> from jaxdl import dataset, losses, make_plan, mlp
     >>> from jaxdl.train import epochs
-    >>> rows = dataset([[1.0], [2.0]], [[1.0], [2.0]])
+    >>> data = dataset([[1.0], [2.0]], [[1.0], [2.0]])
     >>> plan = make_plan(mlp(()), losses.squared_error, optax.sgd(0.1), batch_size=2)
-    >>> many = members(jax.random.split(jax.random.key(0), 3), lambda key: start(plan, rows, key=key))
-    >>> [record["loss"].shape for _, record in epochs(plan, many, rows, last=2, run=run_members)]
+    >>> many = start_members(jax.random.split(jax.random.key(0), 3), data, plan=plan)
+    >>> [record["loss"].shape for _, record in epochs(plan, many, data, last=2, run=run_members)]
     [(3,), (3,)]
     """
-    place = many.epoch.sharding if not isinstance(many.epoch, jax.core.Tracer) else None
-    mesh = place.mesh if isinstance(place, NamedSharding) and isinstance(place.mesh, Mesh) else None
+    sharding = many.epoch.sharding if not isinstance(many.epoch, jax.core.Tracer) else None
+    mesh = sharding.mesh if isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, Mesh) else None
     return _run(many, train, validation, steps, dict(numbers), plan=plan, method=method, mesh=mesh)
 
 
@@ -188,47 +188,47 @@ def _run(
     steps: Any,
     numbers: dict[str, Array],
     *,
-    plan: Plan | Family,
+    plan: Plan | PlanFamily,
     method: Method,
     mesh: Mesh | None,
 ) -> tuple[RunState, Array]:
-    def one(run_state: RunState, *arguments: Any, **mine: Array) -> tuple[RunState, Array]:
-        return advance(run_state, *arguments, plan=_own(plan, mine))
+    def run_one(run_state: RunState, *arguments: Any, **values: Array) -> tuple[RunState, Array]:
+        return run_steps(run_state, *arguments, plan=_plan_of(plan, values))
 
-    left = jnp.where(many.stopping.should_stop.all(), 0, steps)
-    return ensemble(one, method, mesh=mesh)(many, train, validation, left, **numbers)
+    steps = jnp.where(many.stopping.should_stop.all(), 0, steps)
+    return map_members(run_one, method, mesh=mesh)(many, train, validation, steps, **numbers)
 
 
 def shard_members(many: RunState, *dataset: Dataset | None, devices: Any = None) -> tuple[Any, ...]:
-    """The members spread evenly over devices (all, by default), and data copied to each of them.
+    """Return the members sharded evenly over devices (all, by default), and datasets replicated on each of them.
 
-    The program stays the same. What the devices tell each other, once a chunk, is whether all members have stopped.
-    XLA compiles it anew for several devices, and then rounds BatchNorm's moments otherwise than on one.
-    Raises InputError where the devices cannot share the members evenly.
+    The devices communicate once a chunk: whether all members have stopped. XLA compiles a function of its own for
+    several devices, which rounds BatchNorm's moments otherwise than on one. Raises InputError where the number of
+    members is no multiple of the number of devices.
 
     >>> import optax
-    >>> from jaxdl import dataset, losses, make_plan, mlp, start
-    >>> rows = dataset([[1.0], [2.0]], [[1.0], [2.0]])
+    >>> from jaxdl import dataset, losses, make_plan, mlp
+    >>> data = dataset([[1.0], [2.0]], [[1.0], [2.0]])
     >>> plan = make_plan(mlp(()), losses.squared_error, optax.sgd(0.1), batch_size=2)
-    >>> many = members(jax.random.split(jax.random.key(0), 4), lambda key: start(plan, rows, key=key))
-    >>> many, train = shard_members(many, rows, devices=jax.devices()[:1])
+    >>> many = start_members(jax.random.split(jax.random.key(0), 4), data, plan=plan)
+    >>> many, train = shard_members(many, data, devices=jax.devices()[:1])
     >>> len(many.epoch.sharding.device_set)
     1
     """
-    chosen = jax.devices() if devices is None else devices
+    devices = jax.devices() if devices is None else devices
     count = many.epoch.shape[0]
-    if count % len(chosen):
-        raise InputError(f"{count} members cannot be spread evenly over {len(chosen)} devices. Use a multiple.")
-    if len(chosen) == 1:
-        return jax.device_put((many, *dataset), chosen[0])
-    mesh = Mesh(np.asarray(chosen), (AXIS,))
-    apart, alike = NamedSharding(mesh, PartitionSpec(AXIS)), NamedSharding(mesh, PartitionSpec())
-    placed = jax.device_put(_apart(many), apart)._replace(cursor=jax.device_put(many.cursor, alike))
-    return placed, *(jax.device_put(rows, alike) for rows in dataset)
+    if count % len(devices):
+        raise InputError(f"{count} members cannot be sharded evenly over {len(devices)} devices. Use a multiple.")
+    if len(devices) == 1:
+        return jax.device_put((many, *dataset), devices[0])
+    mesh = Mesh(np.asarray(devices), (AXIS,))
+    sharded, replicated = NamedSharding(mesh, PartitionSpec(AXIS)), NamedSharding(mesh, PartitionSpec())
+    many = jax.device_put(_without_cursor(many), sharded)._replace(cursor=jax.device_put(many.cursor, replicated))
+    return many, *(jax.device_put(each, replicated) for each in dataset)
 
 
 def gather(tree: PyTree) -> PyTree:
-    """Arrays that are spread over devices, on the default device again.
+    """Return sharded arrays on the default device.
 
     >>> gather({"a": jnp.ones(2)})["a"].shape
     (2,)
@@ -241,7 +241,7 @@ def best_and_final(
 ) -> tuple[Variables, Variables]:
     """Return the best and the final variables of many runs, of leaves (M, ...), on the default device.
 
-    Of a run without a best epoch, 0 in `best_epochs` (M,), the final variables are the best too.
+    For a run without a best epoch, 0 in `best_epochs` (M,), the best are the final variables.
     """
     best, final = gather((many.best, eval_variables_of_members(many, eval_params)))
     without = best_epochs == 0
@@ -253,38 +253,40 @@ def best_and_final(
 
 
 def most_devices(count: int) -> list[Any]:
-    """The most of this process's devices that share so many members evenly."""
+    """Return as many of this process's devices as divide the number of members evenly."""
     devices = jax.local_devices()
     return devices[: max(size for size in range(1, len(devices) + 1) if count % size == 0)]
 
 
-def _own(plan: Plan | Family, numbers: Mapping[str, Array]) -> Plan:
-    return plan(numbers) if isinstance(plan, Family) else plan
+def _plan_of(plan: Plan | PlanFamily, numbers: Mapping[str, Array]) -> Plan:
+    return plan(numbers) if isinstance(plan, PlanFamily) else plan
 
 
-def _apart(run_state: Any) -> Any:
-    """What each member has of its own."""
+def _without_cursor(run_state: Any) -> Any:
+    """Return the state without the cursor, which all members share."""
     return run_state._replace(cursor=())
 
 
-class Mean(NamedTuple):
-    """What the members of an ensemble predict together."""
+class EnsemblePrediction(NamedTuple):
+    """The mean and the standard deviation of the predictions of ensemble members."""
 
     mean: Array  # (N, ...)
-    spread: Array  # (N, ...), the standard deviation over members, which divides by their number
+    std: Array  # (N, ...), over the members; it divides by their number
 
 
 @explain_calls
-def predict_mean(model: Model, variables: Variables, inputs: Any, *, batch_size: int | None = None) -> Mean:
-    """Mean and spread of the outputs of many networks for (N, ...) inputs; the leaves of the weights are (M, ...).
+def predict_mean(
+    model: Model, variables: Variables, inputs: Any, *, batch_size: int | None = None
+) -> EnsemblePrediction:
+    """Return mean and standard deviation of the outputs of many networks for (N, ...) inputs.
 
-    The members are taken one after the other, so there are never more than two members' outputs in memory. Raises
-    InputError for the weights of a single network.
+    The leaves of `variables` are (M, ...). The members run one after the other, so that the outputs of two members at
+    most are in memory. Raises InputError for the variables of a single network.
 
     >>> from jaxdl import mlp
     >>> model, inputs = mlp((), outputs=2), jnp.ones((5, 3))
     >>> variables = jax.vmap(lambda key: model.init(key, inputs))(jax.random.split(jax.random.key(0), 4))
-    >>> predict_mean(model, variables, inputs).spread.shape
+    >>> predict_mean(model, variables, inputs).std.shape
     (5, 2)
     """
     inputs = inputs if isinstance(inputs, jax.Array) else as_rows("inputs", inputs)
@@ -292,15 +294,15 @@ def predict_mean(model: Model, variables: Variables, inputs: Any, *, batch_size:
     count = jax.tree.leaves(variables)[0].shape[0]
     mean: Any = jnp.float32(0)
     squares: Any = jnp.float32(0)
-    # Welford's update (Technometrics 4, 1962), which does not cancel where the spread is small.
+    # Welford's update (Technometrics 4, 1962), which does not cancel where the deviation is small.
     for index in range(count):
         one: Variables = jax.tree.map(lambda leaf, index=index: leaf[index], variables)
         outputs = predict(model, one, inputs, batch_size=batch_size)
         outputs = outputs.astype(precision(outputs.dtype))
-        off = outputs - mean
-        mean = mean + off / (index + 1)
-        squares = squares + off * (outputs - mean)
-    return Mean(mean, jnp.sqrt(squares / count))
+        residual = outputs - mean
+        mean = mean + residual / (index + 1)
+        squares = squares + residual * (outputs - mean)
+    return EnsemblePrediction(mean, jnp.sqrt(squares / count))
 
 
 @explain_calls
@@ -315,13 +317,13 @@ def evaluate_members(
 ) -> dict[str, Array]:
     """Return `loss` and each metric of a dataset for each of many networks, (M,); leaves of `variables` are (M, ...).
 
-    Each is what `evaluate` gives for the member alone, bit for bit but for convolutions, which XLA may round otherwise
-    within a loop. Raises InputError for the weights of a single network.
+    The values are bit-identical to those of `evaluate` for each member, except for convolutions, which XLA may round
+    otherwise within a loop. Raises InputError for the variables of a single network.
 
     >>> from jaxdl import dataset, losses, mlp
-    >>> model, rows = mlp(()), dataset([[1.0], [2.0]], [[0.0], [0.0]])
-    >>> variables = jax.vmap(lambda key: model.init(key, rows.inputs))(jax.random.split(jax.random.key(0), 4))
-    >>> evaluate_members(model, variables, rows, losses.squared_error)["loss"].shape
+    >>> model, data = mlp(()), dataset([[1.0], [2.0]], [[0.0], [0.0]])
+    >>> variables = jax.vmap(lambda key: model.init(key, data.inputs))(jax.random.split(jax.random.key(0), 4))
+    >>> evaluate_members(model, variables, data, losses.squared_error)["loss"].shape
     (4,)
     """
     objective = check_objective(loss, metrics)
@@ -342,20 +344,18 @@ def _evaluate_members(
     batch_size: int | None,
     prepared: bool,
 ) -> dict[str, Array]:
-    size = rows_at_once(dataset.inputs, batch_size)
-
-    def of_one(one: Variables) -> dict[str, Array]:
-        return evaluate_prepared(model, objective, one, dataset, size=size, prepared=prepared)
-
-    return lax.map(of_one, variables)
+    size = eval_batch_size(dataset.inputs, batch_size)
+    return lax.map(
+        lambda one: evaluate_prepared(model, objective, one, dataset, size=size, prepared=prepared), variables
+    )
 
 
-def _check_many(name: str, of_one: str, model: Model, variables: Variables, inputs: Any) -> None:
+def _check_many(name: str, single: str, model: Model, variables: Variables, inputs: Any) -> None:
     check_model(model)
     check_variables(variables)
     alone = jax.eval_shape(model.init, jax.random.key(0), inputs)
     if [jnp.ndim(leaf) for leaf in jax.tree.leaves(variables)] == [leaf.ndim for leaf in jax.tree.leaves(alone)]:
         raise InputError(
-            f"{name} needs the weights of many networks, leaves (members, ...), got those of a single one. "
-            f"Use jaxdl.{of_one} for it."
+            f"{name} needs the variables of many networks, leaves (members, ...), got those of a single network. "
+            f"Use jaxdl.{single} for it."
         )

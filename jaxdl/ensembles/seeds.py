@@ -1,4 +1,4 @@
-"""`fit_seeds`: many runs that differ in their seed alone, in one call and one program."""
+"""Many runs that differ in their seed alone, in one call and one compiled function."""
 
 from __future__ import annotations
 
@@ -19,18 +19,10 @@ from jaxdl.ensembles.members import Method, best_and_final, most_devices, run_me
 from jaxdl.errors import InputError
 from jaxdl.losses import check_labels
 from jaxdl.train import make_plan
-from jaxdl.train.fit import (
-    check_data,
-    check_seed,
-    data_of_epoch,
-    resume,
-    resumed,
-    under_new_monitor,
-    warn_of_eval_params,
-    without_best,
-)
-from jaxdl.train.loop import Chunk, Pace, Reached, Run, checked, chunks, run_loop
+from jaxdl.train.fit import check_seed, warn_of_eval_params, without_best
+from jaxdl.train.loop import AdaptiveSteps, Chunk, LoopResult, Run, chunks, prepare_data, run_loop
 from jaxdl.train.plan import NEVER
+from jaxdl.train.resume import data_of_epoch, read_run, resume
 from jaxdl.types import Array, Checkpoint, Dataset, EvalParams, Loss, Metric, Model, Plan, Rule, RunState, Variables
 
 if TYPE_CHECKING:
@@ -41,16 +33,16 @@ Record = dict[str, np.ndarray]
 
 
 class SeedsResult(NamedTuple):
-    """What many runs leave; a member is the position of its seed, from 0."""
+    """The result of many runs; a member is the position of its seed, from 0."""
 
-    history: pd.DataFrame  # a row for each member and epoch that it did: `member`, `epoch`, and a column a figure
+    history: pd.DataFrame  # a row for each member and epoch: `member`, `epoch`, and a column for each value
     best: Variables  # of leaves (M, ...), of each member's best epoch
     final: Variables  # of leaves (M, ...)
-    best_epochs: np.ndarray  # (M,) int32, from 1; 0 where no epoch was the best, and `best` holds the final weights
+    best_epochs: np.ndarray  # (M,) int32, from 1; 0 where no epoch was the best, and `best` holds the final variables
     reasons: tuple[str, ...]  # why each run ended: "epochs", "early-stopping" or "interrupted"
     state: RunState  # the state of all members, without their records
     records: Sequence[Record] = ()  # of all members together: the values of each epoch, arrays (M,), and its number
-    data: str = ""  # what the rows of the epoch under way are told by; empty between two epochs
+    data: str = ""  # the batch size and the checksum of the data of an unfinished epoch; empty between two epochs
 
     def __repr__(self) -> str:
         """Return one line: the table and the arrays would fill many screens."""
@@ -78,23 +70,23 @@ def fit_seeds(
     callbacks: Iterable[Callable[[RunState, list[Record]], None]] = (),
     state: SeedsResult | Checkpoint | RunState | None = None,
 ) -> SeedsResult:
-    """Trains one network a seed, each as `fit(..., seed=seed)` would, until all have ended.
+    """Train one network for each seed, as `fit(..., seed=seed)` does, until all runs have ended.
 
-    A member that stops early keeps what it has while the others go on; one that meets nan harms no other. They are
-    spread over as many of the process's devices as share them evenly; a CPU is one device unless JAX is told otherwise
-    before it starts, as by `jax.config.update("jax_num_cpu_devices", 2)`. Ctrl-C, or the stop button of a notebook,
-    ends all, and `fit_seeds(..., state=result)` resumes them, to the bits of runs that were not interrupted.
+    A member that stops early keeps its state while the others continue; a member with a NaN harms no other. The members
+    are sharded over as many of the process's devices as divide them evenly; a CPU is one device unless JAX is
+    configured otherwise before it starts, as by `jax.config.update("jax_num_cpu_devices", 2)`. Ctrl-C, or the stop
+    button of a notebook, ends all runs, and `fit_seeds(..., state=result)` resumes them, bit-identical to runs that
+    were not interrupted.
 
     method: "vmap" trains the members in batches, and rounds differently than `fit`; "map" trains them one after the
-        other, with the bits of `fit` (on several devices, not of BatchNorm, which XLA rounds otherwise there). On a CPU
-        neither is much faster for small dense networks; for ConvNets "map" is.
-    seeds: 0 to 15 by default; with a state, those that it was begun with.
+        other, bit-identical to `fit` (on several devices, not for BatchNorm, which XLA rounds otherwise there). On a
+        CPU neither is much faster for small dense networks; for convolutional networks "map" is.
+    seeds: 0 to 15 by default; with a state, the seeds with which the runs began.
     callbacks: functions `(state, records) -> None`, called after every epoch with the records of all epochs so far;
-        a value of a record is an array (M,). With `saving.checkpointer` for one, the runs can be resumed after a crash.
-    state: earlier runs of the same seeds to resume, as for `fit`: the result of `fit_seeds`, or what
-        `saving.restore_latest` returns; their records stand before the new ones. Those of a bare RunState are not
-        known.
-        Members that had stopped at different epochs and train on all reach `epochs`.
+        a value of a record is an array (M,). With `saving.checkpointer`, the runs can be resumed after a crash.
+    state: earlier runs of the same seeds to resume, as for `fit`: the result of `fit_seeds`, or of
+        `saving.restore_latest`; their records precede the new ones. A bare RunState has no records. Members that
+        stopped at different epochs and resume all reach `epochs`.
 
     Warns where a member has no best epoch, as `fit` does. Raises InputError for arguments that do not fit together.
 
@@ -123,69 +115,63 @@ def fit_seeds(
         eval_params=eval_params,
     )
     check_examples("train", train)
-    rows, validation = checked(plan, train, validation)
-    check_labels(model, loss, rows.first, validation)
-    count = 16
-    if isinstance(state, Checkpoint):
-        shape = state.about["kinds"]["epoch"][1]
-        if len(shape) != 1:
-            raise InputError("state must be that of fit_seeds, got that of a single run. Continue it with fit.")
-        count = shape[0]
-    begun = seed_keys(range(count)) if keys is None else keys
-    earlier, records = resumed(state, lambda: start_members(begun, rows.first, validation, plan=plan), SeedsResult)
+    loader, validation = prepare_data(plan, train, validation)
+    check_labels(model, loss, loader.first, validation)
+
+    count = _count_members(state)
+    begin = partial(start_members, seed_keys(range(count)) if keys is None else keys, loader.first, validation)
+    earlier, records = read_run(state, partial(begin, plan=plan), SeedsResult)
     if earlier is None:
-        run_state = start_members(begun, rows.first, validation, plan=plan)
+        run_state = begin(plan=plan)
     else:
         _check_members(earlier, keys)
-        run_state = under_new_monitor(plan, resume(plan, earlier, rows, validation), records)
-        check_data(plan, run_state, rows, getattr(state, "data", ""))
+        run_state = resume(plan, earlier, loader, validation, records, getattr(state, "data", ""))
     warn_of_eval_params(plan, run_state)
-    run_state, examples, validation = shard_members(
-        run_state, rows.examples, validation, devices=most_devices(len(run_state.epoch))
-    )
-    run, reached, ends = partial(run_members, method=method), Reached(run_state, records), "epochs"
-    until = chunks if earlier is None else _until_all
+
+    devices = most_devices(len(run_state.epoch))
+    run_state, examples, validation = shard_members(run_state, loader.examples, validation, devices=devices)
+    run, until = partial(run_members, method=method), chunks if earlier is None else _chunks_of_all
+    data = replace(loader, examples=examples)
+    parts = until(plan, run_state, data, validation, last=epochs, steps=AdaptiveSteps(), run=run)
+    result, reason = LoopResult(run_state, records), "epochs"
     try:
-        pieces = until(
-            plan, run_state, replace(rows, examples=examples), validation, last=epochs, steps=Pace(), run=run
-        )
-        run_loop(pieces, reached, callbacks=callbacks)
+        run_loop(parts, result, callbacks=callbacks)
     except KeyboardInterrupt:
-        ends = "interrupted"
-    run_state = reached.state
-    fits = _fits(run_state, records, ends, eval_params)
-    if ends == "interrupted":
-        fits = fits._replace(data=data_of_epoch(plan, run_state, rows))
-    without = np.flatnonzero(fits.best_epochs == 0)
-    if len(without) and len(fits.history):
-        which = f"members {', '.join(map(str, without))} of {len(fits.best_epochs)}"
-        warnings.warn(without_best(plan, validation, which), RuntimeWarning, stacklevel=3)
-    return fits
+        reason = "interrupted"
+
+    runs = _result(result.state, records, reason, eval_params)
+    if reason == "interrupted":
+        runs = runs._replace(data=data_of_epoch(result.state, loader))
+    without = np.flatnonzero(runs.best_epochs == 0)
+    if len(without) and len(runs.history):
+        names = f"members {', '.join(map(str, without))} of {len(runs.best_epochs)}"
+        warnings.warn(without_best(plan, validation, names), RuntimeWarning, stacklevel=3)
+    return runs
 
 
-def _until_all(
-    plan: Plan, state: RunState, rows: Loader, validation: Dataset | None, *, last: int, steps: Pace, run: Run
+def _chunks_of_all(
+    plan: Plan, state: RunState, train: Loader, validation: Dataset | None, *, last: int, steps: AdaptiveSteps, run: Run
 ) -> Iterator[Chunk]:
-    """Yield the chunks of the runs until each member has done the epoch `last` or has been stopped by its rule.
+    """Yield the chunks of resumed runs until each member has reached the epoch `last` or its rule has stopped it.
 
-    Members of one progress need not be at the same epoch: one that had stopped early may train on. All share the place
-    inside the epoch, so a member that stood still waits where the others are inside of one.
+    The members may be at different epochs, because one that had stopped early may train again. All share the cursor,
+    so a member that did not train in the current epoch waits for its end.
     """
     inside = int(state.cursor) > 0
     while True:
-        epochs, over = np.asarray(state.epoch), np.asarray(state.stopping.should_stop)
-        trains = ~over & (epochs < last)
+        epochs, should_stop = np.asarray(state.epoch), np.asarray(state.stopping.should_stop)
+        trains = ~should_stop & (epochs < last)
         if inside:
-            under_way = np.asarray(state.sums.weight).reshape(len(epochs), -1).any(1)
-            trains &= under_way | ~under_way.any()
+            unfinished = np.asarray(state.sums.weight).reshape(len(epochs), -1).any(1)
+            trains &= unfinished | ~unfinished.any()
         if not trains.any():
             return
-        behind, waits = np.where(trains, epochs.max() - epochs, 0), ~over & ~trains
+        behind, waits = np.where(trains, epochs.max() - epochs, 0), ~should_stop & ~trains
         end = int(epochs.max()) + (1 if inside and waits.any() else last - int(epochs[trains].max()))
-        here = _standing(state, state.stopping.should_stop | waits) if waits.any() else state
-        for chunk in chunks(plan, here, rows, validation, last=end, steps=steps, run=run):
+        part = _with_should_stop(state, state.stopping.should_stop | waits) if waits.any() else state
+        for chunk in chunks(plan, part, train, validation, last=end, steps=steps, run=run):
             if waits.any():
-                state = _standing(chunk.state, chunk.state.stopping.should_stop & ~waits)
+                state = _with_should_stop(chunk.state, chunk.state.stopping.should_stop & ~waits)
                 chunk = chunk._replace(state=state)
             else:
                 state = chunk.state
@@ -197,43 +183,51 @@ def _until_all(
         inside = False
 
 
-def _standing(run_state: RunState, which: Array) -> RunState:
-    return run_state._replace(stopping=run_state.stopping._replace(should_stop=which))
+def _with_should_stop(run_state: RunState, should_stop: Array) -> RunState:
+    return run_state._replace(stopping=run_state.stopping._replace(should_stop=should_stop))
+
+
+def _count_members(state: object) -> int:
+    """Return the members of a checkpoint; 16 without one."""
+    if not isinstance(state, Checkpoint):
+        return 16
+    shape = state.about["kinds"]["epoch"][1]
+    if len(shape) != 1:
+        raise InputError("state must be that of fit_seeds, got that of a single run. Continue it with fit.")
+    return int(shape[0])
 
 
 def _check_members(run_state: RunState, keys: Array | None) -> None:
-    """Raise InputError for the progress of a single run, and for that of other seeds than those of the keys."""
+    """Raise InputError for the state of a single run, and for that of other seeds than those of the keys."""
     if run_state.epoch.ndim != 1:
         raise InputError("state must be that of fit_seeds, got that of a single run. Continue it with fit.")
     if keys is None:
         return
     if run_state.epoch.shape != keys.shape:
         raise InputError(f"state must be that of {len(keys)} seeds, got one of shape {run_state.epoch.shape}.")
-    orders = jax.vmap(lambda key: jax.random.split(key, 3)[2])(keys)  # as `training.start` draws them
+    orders = jax.vmap(lambda key: jax.random.split(key, 3)[2])(keys)  # as `start` splits them
     if not np.array_equal(jax.random.key_data(orders), jax.random.key_data(run_state.key)):
-        raise InputError("progress is that of other seeds. Leave seeds out to continue it.")
+        raise InputError("state is that of other seeds. Leave seeds out to continue it.")
 
 
-def _fits(run_state: RunState, records: list[Record], ends: str, eval_params: EvalParams | None) -> SeedsResult:
-    done, best_epochs, stopped = map(
+def _result(run_state: RunState, records: list[Record], reason: str, eval_params: EvalParams | None) -> SeedsResult:
+    """Return the result of runs; `reason`: why those ended that their rule did not stop."""
+    epochs, best_epochs, stopped = map(
         np.asarray, (run_state.epoch, run_state.stopping.best_epoch, run_state.stopping.should_stop)
     )
     best, final = best_and_final(run_state, best_epochs, eval_params)
-    reasons = tuple(reason_of(over, ends) for over in stopped)
-    records = [record for record in records if (record["epoch"] <= done).any()]
-    return SeedsResult(as_table(records, done), best, final, best_epochs, reasons, run_state, records)
+    reasons = tuple(member_reason(each, reason) for each in stopped)
+    records = [record for record in records if (record["epoch"] <= epochs).any()]
+    return SeedsResult(as_table(records, epochs), best, final, best_epochs, reasons, run_state, records)
 
 
-def reason_of(stopped: bool, otherwise: str) -> str:
-    """Why one of many runs ended: its own rule, else what ended them all."""
-    return "early-stopping" if stopped else otherwise
+def member_reason(stopped: bool, reason: str) -> str:
+    """Return why one of many runs ended: its own rule, else the reason of all."""
+    return "early-stopping" if stopped else reason
 
 
 def seed_keys(seeds: Sequence[int]) -> Array:
-    """The key of each seed, (M,), the one that `fit` draws with.
-
-    Raises InputError for what is no row of seeds.
-    """
+    """Return the key of each seed, (M,), as `fit` makes it. Raises InputError for what is no sequence of seeds."""
     if isinstance(seeds, str) or np.ndim(seeds) != 1 or not len(seeds) or np.asarray(seeds).dtype.kind not in "iu":
         raise InputError(f"seeds must be a row of at least one whole number, got {seeds!r}. Use range(16), say.")
     for seed in seeds:
@@ -241,20 +235,20 @@ def seed_keys(seeds: Sequence[int]) -> Array:
     return jnp.stack([jax.random.key(seed) for seed in seeds])
 
 
-def as_table(records: Sequence[Record], done: np.ndarray) -> pd.DataFrame:
-    """Records of (M,) arrays as a DataFrame, a row for each member and epoch, without what members did not do.
+def as_table(records: Sequence[Record], epochs: np.ndarray) -> pd.DataFrame:
+    """Return records of (M,) arrays as a DataFrame: a row for each member and epoch that the member has trained.
 
-    done: (M,) the epochs that each has done. The epoch of a record is a number, or an array (M,) where members differ.
+    epochs: (M,) the epochs of each member. The epoch of a record is a number, or an array (M,) where members differ.
     """
     # Imported here: `import jaxdl` must not cost what pandas costs.
     import pandas as pd
 
     rows = []
-    for index, end in enumerate(done):
-        of = {}
+    for index, end in enumerate(epochs):
+        by_epoch = {}
         for record in records:
             row = {name: value[index] if np.ndim(value) else value for name, value in record.items()}
-            # Of a member that stopped and trains on later, the record of an epoch follows one in which it stood still.
-            of[int(row["epoch"])] = {"member": index, **row}
-        rows += [of[epoch] for epoch in sorted(of) if epoch <= end]
+            # A member that stopped and was resumed later has a record of NaN, and then the right one, of an epoch.
+            by_epoch[int(row["epoch"])] = {"member": index, **row}
+        rows += [by_epoch[epoch] for epoch in sorted(by_epoch) if epoch <= end]
     return pd.DataFrame(rows, columns=None if rows else ["member", "epoch"])

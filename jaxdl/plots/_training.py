@@ -83,13 +83,13 @@ def _table(table: Any) -> pd.DataFrame:
         isinstance(records, (list, tuple)) and records and all(isinstance(each, Mapping) for each in records)
     ):
         records = pd.DataFrame(records)
-    many = isinstance(getattr(table, "history", None), pd.DataFrame) and {"member", "candidate"} & {*table.history}
+    many = isinstance(getattr(table, "history", None), pd.DataFrame) and {"member", "trial"} & {*table.history}
     if many or not isinstance(records, pd.DataFrame):
         advice = "It holds many runs: choose one of its history." if many else "Use run.history of a run of fit."
         raise InputError(f"table must be the history of a run, got {given_as(table)}. {advice}")
     if len(records) == 0:
         raise InputError("table must have at least one epoch, got none. Train for one first.")
-    if {"member", "candidate"} & {*records}:
+    if {"member", "trial"} & {*records}:
         raise InputError("table must be the history of one run, got that of several. Use table[table.member == 0].")
     return records.set_index("epoch") if "epoch" in records else records
 

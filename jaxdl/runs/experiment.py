@@ -20,7 +20,7 @@ from jaxdl.runs.flags import RunFlags, check_flags
 from jaxdl.saving import OutputSpec
 from jaxdl.train import early_stopping, make_plan, start
 from jaxdl.train.evaluate import evaluate as evaluate_dataset
-from jaxdl.train.fit import as_table
+from jaxdl.train.history import as_table
 from jaxdl.train.step import eval_variables
 from jaxdl.types import SETS, Array, Dataset, History, Metric, Model, Plan, Rule, RunState, Variables
 

@@ -33,8 +33,8 @@ from jaxdl.runs.signals import NEVER, Signals, StoppedError
 from jaxdl.saving import save as save_variables
 from jaxdl.saving.export import save_program
 from jaxdl.train.epoch import batches_of_epoch
-from jaxdl.train.fit import reason, warn_of_eval_params, without_best
-from jaxdl.train.loop import Chunk, Pace, Reached, checked, chunks, run_loop
+from jaxdl.train.fit import end_reason, warn_of_eval_params, without_best
+from jaxdl.train.loop import AdaptiveSteps, Chunk, LoopResult, chunks, prepare_data, run_loop
 from jaxdl.train.nonfinite import NonFiniteError, check_finite
 from jaxdl.train.plan import check_monitors
 from jaxdl.train.step import eval_variables
@@ -79,10 +79,10 @@ def drive(
     Raises NonFiniteError where a value is not finite and `on_nan` is "stop"; `save` then gets the state before it.
     """
     warn_of_eval_params(plan, run_state)
-    reached, last_time, last_compiled = Reached(run_state, list(history)), time.perf_counter(), 0.0
-    rows, validation = checked(plan, train, validation)
+    reached, last_time, last_compiled = LoopResult(run_state, list(history)), time.perf_counter(), 0.0
+    rows, validation = prepare_data(plan, train, validation)
     check_monitors(plan, run_state, validation)
-    pace = Pace(pause=lambda: interrupts.asked() is not None or should_pause())
+    pace = AdaptiveSteps(pause=lambda: interrupts.asked() is not None or should_pause())
     steps: Iterator[Chunk] = chunks(plan, run_state, rows, validation, last=epochs, steps=pace)
     if on_nan == "stop":
         steps = check_finite(steps, plan, run_state, rows, validation)
@@ -110,9 +110,9 @@ def drive(
                 map(hold_signals, steps),
                 reached,
                 callbacks=callbacks,
-                watchers=chunk_callbacks,
-                about=add_seconds,
-                ends=is_last,
+                on_chunk=chunk_callbacks,
+                make_record=add_seconds,
+                is_last=is_last,
             )
         except NonFiniteError as error:
             if save:
@@ -307,7 +307,7 @@ def _train_and_evaluate(
         "recipe": recipe,
         "epochs": len(end.history),
         "best_epoch": int(end.state.stopping.best_epoch),
-        "reason": reason(end.state),
+        "reason": end_reason(end.state),
         "seed": config.seed,
         "parameters": network.parameters,
     }

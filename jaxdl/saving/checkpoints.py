@@ -28,7 +28,7 @@ from jaxdl._files import exclusive
 from jaxdl._tree import flatten_named, kinds
 from jaxdl.distributed import processes
 from jaxdl.errors import InputError
-from jaxdl.train.fit import Written
+from jaxdl.train.history import WrittenRecords
 from jaxdl.train.nonfinite import NonFiniteError
 from jaxdl.types import Array, Callback, Checkpoint, History, RunState
 
@@ -407,7 +407,7 @@ class _Saver:
     seen: tuple[Any, History, int] | None = None
     kept: Any = None
     saving: Future[None] | None = None
-    written: Written = field(default_factory=Written)
+    written: WrittenRecords = field(default_factory=WrittenRecords)
     place: tuple[int, int] | None = None  # the folder itself, whatever its name; None where it could not be made yet
 
     def observe(self, run_state: Any, history: History) -> None:

@@ -21,7 +21,7 @@ from jaxdl._environment import environment
 from jaxdl._files import exclusive
 from jaxdl._tree import flatten_named
 from jaxdl.data import StandardScaler
-from jaxdl.data.batches import eval_batch_size
+from jaxdl.data.batches import default_batch_size
 from jaxdl.errors import InputError, printable
 from jaxdl.saving import predict_script
 from jaxdl.types import Array, Model, PyTree, Variables
@@ -144,7 +144,7 @@ def export_model(
     about = {
         "inputs": {"shape": rows.shape[1:], "dtype": str(rows.dtype), "columns": _columns(rows, columns)},
         "outputs": {**outputs._asdict(), "names": _names(outputs.names, program.out_avals[0].shape[1])},
-        "batch_size": batch_size or eval_batch_size(rows),
+        "batch_size": batch_size or default_batch_size(rows),
         "platforms": program.platforms,
         **{name: entry for name, entry in environment().items() if name in ("versions", "commit")},
     }

@@ -16,8 +16,8 @@ from jaxdl._jit import is_traced, jit
 from jaxdl.data.batches import (
     Window,
     batches_of,
+    default_batch_size,
     epoch_rows,
-    eval_batch_size,
     evaluation_rows,
     training_rows,
     validation_batch,
@@ -26,7 +26,14 @@ from jaxdl.distributed.sharding import Layout, constrain_like, shard_by_size, sh
 from jaxdl.errors import InputError
 from jaxdl.losses import check_labels
 from jaxdl.metrics import compute, merge
-from jaxdl.train.plan import check_monitors, check_rows, learning_rate, measured, rate_to_change, with_learning_rate
+from jaxdl.train.plan import (
+    check_monitors,
+    check_rows,
+    learning_rate,
+    rate_to_change,
+    record_names,
+    with_learning_rate,
+)
 from jaxdl.train.step import EvalStep, eval_step, eval_variables, make_train_state, measure_batch, train_body
 from jaxdl.types import (
     LOSS,
@@ -47,9 +54,9 @@ from jaxdl.types import (
 def start(
     plan: Plan, train: Dataset, validation: Dataset | None = None, *, key: Array, variables: Variables | None = None
 ) -> RunState:
-    """The progress before the first epoch: new weights drawn with `key`, or the given ones.
+    """Return the state of a run before its first epoch, with variables drawn with `key`, or with `variables`.
 
-    Raises InputError where the rows do not fill a batch, targets do not fit the outputs, a monitor is not measured, or
+    Raises InputError where the data do not fill a batch, targets do not fit the outputs, a monitor is not measured, or
     reduce-on-plateau finds no learning rate to change.
 
     >>> import optax
@@ -68,20 +75,18 @@ def start(
 
 
 def draw(plan: Plan, train: Dataset, *, key: Array, variables: Variables | None = None) -> RunState:
-    """Return what `start` returns, of arguments that have been checked."""
+    """Return what `start` returns, without its checks."""
     batch = jax.tree.map(lambda leaf: leaf[: plan.batch_size], train)
-    # Inside a program the plan may hold its traced values (see Family), which a program of its own would keep for good.
+    # Inside a jit the plan may hold tracers (see PlanFamily), which a nested jit would cache as static arguments.
     with explain_misfit(plan.model, variables, batch.inputs):
-        run_state: RunState = (_start if is_traced(key) else _start_program)(batch, key, variables, plan=plan)
+        run_state: RunState = (_start if is_traced(key) else _start_compiled)(batch, key, variables, plan=plan)
     return run_state
 
 
 def start_shapes(plan: Plan, train: Dataset, validation: Dataset | None = None, *, key: Array) -> RunState:
-    """The shapes and dtypes of what `start` gives; nothing is computed or compiled. Raises what it raises."""
-    check_rows(plan, train, validation)
-    check_labels(plan.model, plan.objective.loss, train, validation)
+    """Return the shapes and dtypes of what `draw` returns, with checked monitors; nothing is compiled."""
     batch = jax.tree.map(lambda leaf: leaf[: plan.batch_size], train)
-    shapes = _start_program.eval_shape(batch, key, None, plan=plan)
+    shapes = _start_compiled.eval_shape(batch, key, None, plan=plan)
     check_monitors(plan, shapes, validation)
     return shapes
 
@@ -94,19 +99,19 @@ def _start(batch: Dataset, key: Array, variables: Variables | None, *, plan: Pla
     outputs, _ = plan.model.apply(variables, batch.inputs, train=False)
     if not hasattr(outputs, "shape"):
         raise InputError(
-            f"a model must return one array of outputs (rows, ...), got {given_as(outputs)}. Let it return that one "
-            "alone, or several concatenated."
+            f"a model must return one array of outputs (batch, ...), got {given_as(outputs)}. Let it return that array "
+            "alone, or concatenate several."
         )
     if jnp.shape(outputs)[:1] != batch.sample_weight.shape:
         advice = "Use inputs[:, None] for one column." if batch.inputs.ndim == 1 else "Let it keep the first axis."
         raise InputError(
-            f"a model must return outputs (rows, ...), got {jnp.shape(outputs)} for inputs of shape "
+            f"a model must return outputs (batch, ...), got {jnp.shape(outputs)} for inputs of shape "
             f"{batch.inputs.shape}. {advice}"
         )
     state = make_train_state(variables, plan.optimizer, step_key, ema=plan.ema_decay is not None)
     zero = jnp.zeros((), jnp.int32)
     plateau = () if plan.plateau is None else plan.plateau.init(rate_to_change(state.opt_state))
-    nothing = zeros_of(partial(measure_batch, plan.objective, prepared=True), outputs, batch)
+    zero_sums = zeros_of(partial(measure_batch, plan.objective, prepared=True), outputs, batch)
     return shard_by_size(
         RunState(
             epoch=zero,
@@ -115,31 +120,31 @@ def _start(batch: Dataset, key: Array, variables: Variables | None, *, plan: Pla
             best=variables,
             stopping=plan.early_stopping.init(),
             plateau=plateau,
-            sums=nothing,
-            val_sums=nothing,
+            sums=zero_sums,
+            val_sums=zero_sums,
             key=order_key,
         )
     )
 
 
-_start_program = jit(_start, static_argnames="plan", once=True)
+_start_compiled = jit(_start, static_argnames="plan", once=True)
 
 
 def run_epoch(
     run_state: RunState, train: Dataset, validation: Dataset | None, *, plan: Plan
 ) -> tuple[RunState, dict[str, Array]]:
-    """The rest of the epoch under way, then validation, then the rules: one program, `(progress, record)`.
+    """Run the rest of the current epoch, then validation, then the rules; return `(state, record)`.
 
-    Every training row is used once, in an order that depends on (progress.key, epoch) alone. The record holds float32
-    scalars: loss and metrics over the training rows as they were met, the same of the validation rows after the
-    last step with the prefix `val_`, and `learning_rate` where the optimizer's state has one
-    (`optax.inject_hyperparams`).
+    Every training example is used once, in an order that depends on (state.key, epoch) alone. The record holds float32
+    scalars: loss and metrics of each training batch before its update, the same of the validation data after the last
+    step with the prefix `val_`, and `learning_rate` where the optimizer's state has one (`optax.inject_hyperparams`).
+    Compiles once for each plan and shape of the data.
 
     >>> import optax
     >>> from jaxdl import dataset, losses, make_plan, mlp
-    >>> rows = dataset([[1.0], [2.0]], [[1.0], [2.0]])
+    >>> data = dataset([[1.0], [2.0]], [[1.0], [2.0]])
     >>> plan = make_plan(mlp(()), losses.squared_error, optax.sgd(0.1), batch_size=2)
-    >>> run_state, record = run_epoch(start(plan, rows, key=jax.random.key(0)), rows, None, plan=plan)
+    >>> run_state, record = run_epoch(start(plan, data, key=jax.random.key(0)), data, None, plan=plan)
     >>> int(run_state.epoch), list(record)
     (1, ['loss'])
     """
@@ -152,44 +157,40 @@ def _run_epoch(
     run_state: RunState, train: Dataset, validation: Dataset | None, *, plan: Plan, like: Layout | None
 ) -> tuple[RunState, dict[str, Array]]:
     _, length = batches_of_epoch(plan, train, validation)
-    after, row = advance(run_state, train, validation, length, plan=plan, like=like)
-    return after, dict(zip(measured(plan, run_state, validation), row, strict=False))
+    after, row = run_steps(run_state, train, validation, length, plan=plan, like=like)
+    return after, dict(zip(record_names(plan, run_state, validation), row, strict=False))
 
 
 def batches_of_epoch(plan: Plan, train: Any, validation: Dataset | None) -> tuple[Any, Any]:
-    """The batches of an epoch: those of training, and all with those of validation, which come after.
+    """Return the number of training batches of an epoch, and that of all batches, with those of validation.
 
-    train: rows in memory, a window, or a `Loader`.
+    train: a dataset, a window, or a `Loader`.
     """
-    trained = -(-epoch_rows(train) // plan.batch_size)
+    count = -(-epoch_rows(train) // plan.batch_size)
     if validation is None:
-        return trained, trained
-    return trained, trained + -(-validation.sample_weight.shape[0] // eval_batch_size(validation.inputs))
+        return count, count
+    return count, count + -(-validation.sample_weight.shape[0] // default_batch_size(validation.inputs))
 
 
 def finish_epoch(run_state: RunState, validation: Dataset | None, *, plan: Plan) -> tuple[RunState, dict[str, Array]]:
-    """Closes an epoch whose batches are done: its record, the rules, the best weights.
+    """Return the state after an epoch whose batches are complete, and its record; applies the rules.
 
-    Before any epoch was the best, the weights of the last one count as the best: never the untrained ones.
-    `validation` only tells whether there is any.
+    Before any epoch was the best, the variables of the last one count as the best, never the initial ones.
+    validation: only whether there is one matters.
     """
-    state, epoch, variables = (
-        run_state.train_state,
-        run_state.epoch + 1,
-        eval_variables(run_state.train_state, plan.eval_params),
-    )
+    state, epoch = run_state.train_state, run_state.epoch + 1
+    variables = eval_variables(state, plan.eval_params)
     record = compute(run_state.sums, plan.objective.metrics)
     if validation is not None:
         record |= {f"val_{name}": value for name, value in compute(run_state.val_sums, plan.objective.metrics).items()}
     rate = learning_rate(state.opt_state)
     if rate is not None:
         record["learning_rate"] = jnp.asarray(rate, jnp.float32)
-    stopping: EarlyStoppingState = plan.early_stopping.update(
-        run_state.stopping, _monitored(plan.early_stopping, record), epoch
-    )
+    value = _monitored_value(plan.early_stopping, record)
+    stopping: EarlyStoppingState = plan.early_stopping.update(run_state.stopping, value, epoch)
     plateau = run_state.plateau
     if plan.plateau is not None:
-        plateau = plan.plateau.update(plateau, _monitored(plan.plateau, record), epoch)
+        plateau = plan.plateau.update(plateau, _monitored_value(plan.plateau, record), epoch)
         state = state._replace(opt_state=with_learning_rate(state.opt_state, plateau.learning_rate))
     replaces = stopping.improved | (stopping.best_epoch == 0)
     best = jax.tree.map(lambda new, old: jnp.where(replaces, new, old), variables, run_state.best)
@@ -198,11 +199,11 @@ def finish_epoch(run_state: RunState, validation: Dataset | None, *, plan: Plan)
     return RunState(epoch, zero, state, best, stopping, plateau, sums, val_sums, run_state.key), record
 
 
-def _monitored(rule: Rule, record: dict[str, Array]) -> Array:
+def _monitored_value(rule: Rule, record: dict[str, Array]) -> Array:
     return record.get(f"val_{LOSS}", record[LOSS]) if rule.monitor is None else record[rule.monitor]
 
 
-def advance(
+def run_steps(
     run_state: RunState,
     train: Dataset | Window,
     validation: Dataset | None,
@@ -212,57 +213,57 @@ def advance(
     like: Layout | None = None,
     alone: bool = False,
 ) -> tuple[RunState, Array]:
-    """The next `steps` batches of a run, no more than its epoch has; closes the epoch where they end it.
+    """Run the next `steps` batches of a run, at most to the end of the epoch; return `(state, row)`.
 
-    Batches of training come first, each of them a step; then those of validation. The rows are as `training_rows` and
-    `evaluation_rows` give them. Of several `steps` (`sharding.wish`) the least counts. The row, float32, holds the
-    figures of the epoch (zeros inside of one), whether the run should stop, whether its numbers are finite, and how
-    many batches were done: one array, because each array that the host reads costs it a wait.
+    Training batches come first, one step each, then those of validation. The data are as `training_rows` and
+    `evaluation_rows` return them. Of an array of steps (`agree_on_steps`) the minimum counts. The row, float32, holds
+    the values of the epoch's record (zeros inside an epoch), whether the run should stop, whether its numbers are
+    finite, and the number of batches: one array, because the host waits for each array that it reads.
 
-    like: where the leaves of the progress lie. alone: whether a run that is over stands still; many runs share the
-        place inside of the epoch, and `ensemble` lets those stand that are over.
+    like: the shardings of the state's leaves. alone: whether to leave a run unchanged that should stop; many runs share
+        the cursor, and `map_members` leaves those unchanged that should stop.
     """
-    names, (trained, length) = measured(plan, run_state, validation), batches_of_epoch(plan, train, validation)
+    names = record_names(plan, run_state, validation)
+    train_batches, length = batches_of_epoch(plan, train, validation)
     begin = run_state.cursor
     steps = jnp.min(jnp.where(run_state.stopping.should_stop, 0, steps) if alone else steps)
     stop = jnp.minimum(begin + steps, length).astype(jnp.int32)
     batch = batches_of(train, run_state.key, run_state.epoch, plan.batch_size, mask=False)
     body = train_body(plan.model, plan.objective, plan.optimizer, batch, ema_decay=plan.ema_decay, prepared=True)
-    first, last = jnp.asarray(begin, jnp.int32), jnp.asarray(jnp.minimum(stop, trained), jnp.int32)
+    first, last = jnp.asarray(begin, jnp.int32), jnp.asarray(jnp.minimum(stop, train_batches), jnp.int32)
     state, sums = lax.fori_loop(first, last, body, (run_state.train_state, run_state.sums))
     after = run_state._replace(cursor=stop, train_state=state, sums=sums)
     if validation is not None:
-        measure_batch = eval_step(plan.model, plan.objective, prepared=True)
-        variables, size = eval_variables(state, plan.eval_params), eval_batch_size(validation.inputs)
-        place = jnp.maximum(begin - trained, 0), stop - trained
-        sums = sum_steps(measure_batch, variables, validation, run_state.val_sums, *place, batch_size=size)
+        step = eval_step(plan.model, plan.objective, prepared=True)
+        variables, size = eval_variables(state, plan.eval_params), default_batch_size(validation.inputs)
+        bounds = jnp.maximum(begin - train_batches, 0), stop - train_batches
+        sums = sum_steps(step, variables, validation, run_state.val_sums, *bounds, batch_size=size)
         after = after._replace(val_sums=sums)
 
     def close(run_state: RunState) -> tuple[RunState, Array]:
         after, record = finish_epoch(run_state, validation, plan=plan)
-        done = after.stopping.should_stop.astype(jnp.float32)
-        return after, jnp.stack([*(record[name].astype(jnp.float32) for name in names), done])
+        should_stop = after.stopping.should_stop.astype(jnp.float32)
+        return after, jnp.stack([*(record[name].astype(jnp.float32) for name in names), should_stop])
 
     def pause(run_state: RunState) -> tuple[RunState, Array]:
         return run_state, jnp.zeros(len(names) + 1, jnp.float32)
 
-    told = jnp.stack([_finite(after), after.cursor - begin]).astype(jnp.float32)
+    finite_and_batches = jnp.stack([_is_finite(after), after.cursor - begin]).astype(jnp.float32)
     after, row = lax.cond(after.cursor == length, close, pause, after)
-    return constrain_like(after, like), jnp.concatenate([row, told])
+    return constrain_like(after, like), jnp.concatenate([row, finite_and_batches])
 
 
-# `advance` as JAX compiles it.
-chunk_program = jit(advance, static_argnames=("plan", "like", "alone"), name="chunk_program")
+chunk_program = jit(run_steps, static_argnames=("plan", "like", "alone"), name="chunk_program")
 
 
 def run_chunk(
     run_state: RunState, train: Dataset | Window, validation: Dataset | None, steps: Any, *, plan: Plan
 ) -> tuple[RunState, Array]:
-    """`advance` as a program; a run that is over stands still."""
+    """Call `run_steps`, compiled; a run that should stop is left unchanged."""
     return chunk_program(run_state, train, validation, steps, plan=plan, like=shardings_of(run_state), alone=True)
 
 
-def _finite(run_state: RunState) -> Array:
+def _is_finite(run_state: RunState) -> Array:
     state = run_state.train_state
     losses = run_state.sums.totals[LOSS], run_state.val_sums.totals[LOSS]
     leaves = jax.tree.leaves((state.variables, state.ema, losses))
@@ -270,17 +271,17 @@ def _finite(run_state: RunState) -> Array:
     return jnp.stack([jnp.isfinite(leaf).all() for leaf in floats]).all()
 
 
-CACHED, FILLING = 2**17, 2**22  # numbers of images whose activations a CPU's caches hold, or that keep a GPU busy
+# Numbers in the inputs of a batch of images whose activations a CPU's caches hold, or that keep a GPU busy.
+CPU_BATCH, GPU_BATCH = 2**17, 2**22
 
 
 def sum_steps(
     step: EvalStep, variables: Variables, dataset: Dataset, sums: MetricSums, start: Any, stop: Any, *, batch_size: int
 ) -> MetricSums:
-    """The sums with those of an evaluation step over the batches `start` to `stop` of the rows, in one compiled loop.
+    """Add the sums of an evaluation step over the batches `start` to `stop` of a dataset, in one compiled loop.
 
-    Where `batch_size` does not divide the rows, the last batch reaches back over rows that were counted already, with
-    weight 0: the network is compiled for one shape and nothing is copied to pad. The bounds may be traced int32. It
-    means
+    Where `batch_size` does not divide the dataset, the last batch repeats earlier examples with weight 0: the network
+    is compiled for one shape and no copy is needed for padding. The bounds may be traced int32. It means
 
         for index in range(start, stop):
             rows = range(index * batch_size, min((index + 1) * batch_size, len(dataset.sample_weight)))
@@ -294,24 +295,24 @@ def sum_steps(
 
 
 def zeros_of(function: Callable[..., PyTree], *arguments: Any) -> PyTree:
-    """Zeros of the shapes and dtypes that a function would return; it is not computed."""
+    """Return zeros of the shapes and dtypes that a function would return, without a call of it."""
     return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(function, *arguments))
 
 
-def rows_at_once(inputs: Array, batch_size: int | None) -> int:
-    """Return how many rows an evaluation takes at once: the batch size that is given, or one that suits the device."""
+def eval_batch_size(inputs: Array, batch_size: int | None) -> int:
+    """Return the batch size of an evaluation: the caller's, or one that suits the device."""
     if batch_size is not None:
         return whole_number("batch_size", batch_size, 1)
     if inputs.ndim < 4:
-        return eval_batch_size(inputs)
-    return eval_batch_size(inputs, CACHED if jax.default_backend() == "cpu" else FILLING)
+        return default_batch_size(inputs)
+    return default_batch_size(inputs, CPU_BATCH if jax.default_backend() == "cpu" else GPU_BATCH)
 
 
 @contextmanager
 def explain_misfit(model: Model, variables: Any, inputs: Any) -> Iterator[None]:
-    """Raise InputError for an error of the block, where the weights are not those of this model for such inputs.
+    """Raise InputError for an error of the block where the variables do not fit the model and the inputs.
 
-    A library reports such weights in words of its own, with its own traceback. Other errors pass.
+    The model's library would report them in its own words, with a long traceback. Other errors pass.
     """
     try:
         yield
@@ -321,26 +322,26 @@ def explain_misfit(model: Model, variables: Any, inputs: Any) -> Iterator[None]:
         misfit = None if variables is None else _misfit(model, variables, inputs)
         if misfit is None:
             raise
-        shape = str(("rows", *inputs.shape[1:])).replace("'", "")
+        shape = str(("batch", *inputs.shape[1:])).replace("'", "")
         raise InputError(
-            f"weights do not fit the model and inputs of shape {shape}: {misfit}. Give inputs with the columns of the "
-            "training data, or the weights of this model."
+            f"variables do not fit the model and inputs of shape {shape}: {misfit}. Give inputs with the columns of "
+            "the training data, or the variables of this model."
         ) from error
 
 
 def _misfit(model: Model, variables: Any, inputs: Any) -> str | None:
-    """Return the first array of the weights that is not as the model would make it for such inputs."""
-    rows = jax.ShapeDtypeStruct((1, *inputs.shape[1:]), inputs.dtype)
+    """Return the first array of the variables that the model would make otherwise for such inputs."""
+    batch = jax.ShapeDtypeStruct((1, *inputs.shape[1:]), inputs.dtype)
     try:
-        made = jax.eval_shape(model.init, jax.eval_shape(jax.random.key, 0), rows)
-    except Exception:  # Whatever the model's library raises: then it cannot be told.
+        expected = jax.eval_shape(model.init, jax.eval_shape(jax.random.key, 0), batch)
+    except Exception:  # Whatever the model's library raises: then the variables cannot be compared.
         return None
     wanted, given = (
         {
             jax.tree_util.keystr(path).removeprefix("."): jnp.shape(leaf)
             for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
         }
-        for tree in (made, variables)
+        for tree in (expected, variables)
     )
     for name, shape in wanted.items():
         if name not in given:

@@ -24,13 +24,13 @@ from jaxdl._checks import (
 from jaxdl._jit import is_traced, jit
 from jaxdl.data import DataSource
 from jaxdl.data.arrays import as_numbers, as_rows
-from jaxdl.data.batches import eval_batch_size, evaluation_rows, only_counted, padded_size
+from jaxdl.data.batches import default_batch_size, evaluation_rows, only_counted, padded_size
 from jaxdl.data.streaming import BYTES, load_window, plan_windows, prefetch, read_rows, window_sharding
 from jaxdl.distributed.sharding import data_devices, split_rows
 from jaxdl.errors import InputError
 from jaxdl.losses import check_labels, check_targets
 from jaxdl.metrics import compute, merge
-from jaxdl.train.epoch import explain_misfit, rows_at_once, sum_steps, zeros_of
+from jaxdl.train.epoch import eval_batch_size, explain_misfit, sum_steps, zeros_of
 from jaxdl.train.step import eval_step
 from jaxdl.types import Array, Dataset, Loss, Metric, MetricSums, Model, Objective, Variables
 
@@ -47,13 +47,13 @@ def evaluate(
 ) -> dict[str, Array]:
     """Return `loss` and each metric of a dataset, float32 scalars, exact for every batch size.
 
-    A dataset that is not in memory (`data.memory_mapped`) is read window by window. Compiles once for each model, loss,
-    metrics and shape of the data. Raises InputError for arguments that do not fit together.
+    A DataSource (`data.memory_mapped`) is read window by window. Compiles once for each model, loss, metrics and shape
+    of the data. Raises InputError for arguments that do not fit together.
 
     >>> from jaxdl import dataset, losses, metrics, mlp
-    >>> model, rows = mlp(()), dataset([[3.0], [4.0]], [[0.0], [0.0]])
+    >>> model, data = mlp(()), dataset([[3.0], [4.0]], [[0.0], [0.0]])
     >>> variables = Variables({"Dense_0": {"kernel": jnp.ones((1, 1)), "bias": jnp.zeros(1)}}, {})
-    >>> values = evaluate(model, variables, rows, losses.squared_error, metrics=[metrics.mae])
+    >>> values = evaluate(model, variables, data, losses.squared_error, metrics=[metrics.mae])
     >>> {name: float(value) for name, value in values.items()}
     {'loss': 12.5, 'mae': 3.5}
     """
@@ -67,7 +67,7 @@ def evaluate(
     check_platform()
     check_labels(model, loss, dataset)
     check_targets(loss, dataset, "dataset")
-    size = rows_at_once(dataset.inputs, batch_size)
+    size = eval_batch_size(dataset.inputs, batch_size)
     with explain_misfit(model, variables, dataset.inputs):
         rows, prepared = evaluation_rows(dataset), not is_traced(dataset.sample_weight)
         return evaluate_prepared(model, objective, variables, rows, size=size, prepared=prepared)
@@ -77,7 +77,7 @@ def evaluate(
 def evaluate_prepared(
     model: Model, objective: Objective, variables: Variables, dataset: Dataset, *, size: int, prepared: bool
 ) -> dict[str, Array]:
-    """Return what `evaluate` gives for rows that `evaluation_rows` has prepared, or that are traced."""
+    """Return what `evaluate` returns, of data that `evaluation_rows` returns (`prepared`) or that are traced."""
     count = dataset.sample_weight.shape[0]
     step = eval_step(model, objective, prepared=prepared)
     if count <= size and data_devices() == 1:
@@ -89,12 +89,12 @@ def evaluate_prepared(
 
 @explain_calls
 def predict(model: Model, variables: Variables, inputs: Any, *, batch_size: int | None = None) -> Array:
-    """Return the model's outputs for (N, ...) inputs, computed in batches of at most `batch_size` rows.
+    """Return the model's outputs for (N, ...) inputs, computed in batches of at most `batch_size` examples.
 
-    inputs: an array, or a source of examples that are not in memory, whose outputs come as one array of NumPy.
+    inputs: an array, or a DataSource, whose outputs are one NumPy array.
 
-    Compiles once for each model and shape of the inputs. Raises InputError where there are no rows, and for inputs
-    that `data.dataset` refuses; arrays of JAX are taken as they are.
+    Compiles once for each model and shape of the inputs. Raises InputError for no inputs, and for inputs that
+    `data.dataset` refuses; the values of JAX arrays are not checked.
 
     >>> from jaxdl import mlp
     >>> model, inputs = mlp((), outputs=2), jnp.ones((5, 3))
@@ -113,23 +113,22 @@ def predict(model: Model, variables: Variables, inputs: Any, *, batch_size: int 
         numbers, _ = as_numbers("inputs", inputs)
         inputs = jnp.asarray(as_rows("inputs", inputs) if numbers.size and numbers.ndim > 1 else numbers)
     if inputs.ndim < 2 or len(inputs) == 0:
-        advice = " Use inputs[None] for one row, inputs[:, None] for one column." if inputs.ndim == 1 else ""
+        advice = " Use inputs[None] for one example, inputs[:, None] for one column." if inputs.ndim == 1 else ""
         raise InputError(
-            f"predict needs at least one row, got inputs of shape {inputs.shape}. Give inputs of shape (rows, ...)."
+            f"predict needs at least one example, got inputs of shape {inputs.shape}. Give inputs of shape (N, ...)."
             + advice
         )
     with explain_misfit(model, variables, inputs):
-        return _predict(model, variables, inputs, batch_size=rows_at_once(inputs, batch_size))
+        return _predict(model, variables, inputs, batch_size=eval_batch_size(inputs, batch_size))
 
 
 def _check_inputs(inputs: Any) -> None:
-    """Raise InputError for what is no one array of inputs, (N, ...)."""
+    """Raise InputError for what is no array of inputs, (N, ...)."""
     if isinstance(inputs, Dataset):
-        raise InputError("inputs must be an array, got a Dataset. Use rows.inputs of the examples `rows`.")
+        raise InputError("inputs must be an array, got a Dataset. Use its inputs: dataset.inputs.")
     if isinstance(inputs, (Model, Variables, str)) or inputs is None or callable(inputs):
         raise InputError(
-            f"inputs must be an array (rows, ...), got {given_as(inputs)}. "
-            "The order is predict(model, variables, inputs)."
+            f"inputs must be an array (N, ...), got {given_as(inputs)}. The order is predict(model, variables, inputs)."
         )
 
 
@@ -144,13 +143,13 @@ def _predict(model: Model, variables: Variables, inputs: Array, *, batch_size: i
     if count <= batch_size:
         return outputs_at(0)
 
-    def body(index: Array, everything: Array) -> Array:
+    def body(index: Array, outputs: Array) -> Array:
         start = jnp.minimum(index * batch_size, count - batch_size)
-        return lax.dynamic_update_slice_in_dim(everything, outputs_at(start), start, axis=0)
+        return lax.dynamic_update_slice_in_dim(outputs, outputs_at(start), start, axis=0)
 
     one = jax.eval_shape(outputs_at, 0)
-    everything = jnp.zeros((count, *one.shape[1:]), one.dtype)
-    return lax.fori_loop(0, -(-count // batch_size), body, everything)
+    outputs = jnp.zeros((count, *one.shape[1:]), one.dtype)
+    return lax.fori_loop(0, -(-count // batch_size), body, outputs)
 
 
 T = TypeVar("T")
@@ -165,13 +164,13 @@ def evaluate_source(
     batch_size: int | None = None,
     window_bytes: int = BYTES,
 ) -> dict[str, Array]:
-    """Return what `evaluate` returns, of the rows of a source; a few windows of them are in memory.
+    """Return what `evaluate` returns, of a DataSource; a few of its windows are in memory.
 
-    The sums of the windows are added in float64, so that a count of rows beyond float32's digits stays exact.
+    The sums of the windows are added in float64, so that a weight beyond float32's digits stays exact.
     """
     totals: Any = None
-    for piece in _pieces(variables, source, batch_size, window_bytes, only_counted):
-        sums: Any = _sums(model, objective, variables, piece.batches, np.int32(piece.full))
+    for window in _windows(variables, source, batch_size, window_bytes, only_counted):
+        sums: Any = _sums(model, objective, variables, window.batches, np.int32(window.full))
         sums = jax.tree.map(lambda total: np.asarray(total, np.float64), sums)
         totals = sums if totals is None else merge(totals, sums)
     return compute(jax.tree.map(lambda total: jnp.asarray(total, jnp.float32), totals), objective.metrics)
@@ -185,41 +184,41 @@ def predict_source(
     batch_size: int | None = None,
     window_bytes: int = BYTES,
 ) -> Iterator[np.ndarray]:
-    """`predict` of the rows of a source, in their order, piece by piece: NumPy arrays (rows of a window, ...)."""
-    for piece in _pieces(variables, source, batch_size, window_bytes, lambda rows: rows):
-        outputs = np.asarray(_outputs(model, variables, piece.batches.inputs, np.int32(piece.full)))
-        yield outputs[:, : piece.size].reshape(-1, *outputs.shape[2:])[: piece.rows]
+    """Yield the outputs of a DataSource, in its order, window by window: NumPy arrays (examples of a window, ...)."""
+    for window in _windows(variables, source, batch_size, window_bytes, lambda data: data):
+        outputs = np.asarray(_outputs(model, variables, window.batches.inputs, np.int32(window.full)))
+        yield outputs[:, : window.size].reshape(-1, *outputs.shape[2:])[: window.examples]
 
 
-class _Piece(NamedTuple):
-    batches: Dataset  # (K, B, ...), filled up
-    full: int  # batches that are not filled up
-    size: int  # rows of a batch that are not filled up
-    rows: int  # of them all
+class _Window(NamedTuple):
+    batches: Dataset  # (K, B, ...), with padding
+    full: int  # batches that are more than padding
+    size: int  # examples of a batch, without the padding for devices
+    examples: int  # of the window
 
 
-def _pieces(
+def _windows(
     variables: Variables,
     source: DataSource,
     batch_size: int | None,
     window_bytes: int,
     prepare: Callable[[Dataset], Dataset],
-) -> Iterator[_Piece]:
+) -> Iterator[_Window]:
     if batch_size is not None and batch_size < 1:
         raise InputError(f"batch_size must be at least 1, got {batch_size}.")
     first, home = read_rows(source, np.arange(1)), window_sharding(variables)
-    size = min(source.count, batch_size or eval_batch_size(first.inputs))
-    cut = plan_windows(first, source.count, size, window_bytes)
+    size = min(source.count, batch_size or default_batch_size(first.inputs))
+    plan = plan_windows(first, source.count, size, window_bytes)
 
     def make(number: int) -> Dataset:
-        window: Dataset = load_window(source, first, cut, number, lambda places: places, home, prepare=prepare)
-        return window
+        batches: Dataset = load_window(source, first, plan, number, lambda places: places, home, prepare=prepare)
+        return batches
 
-    with prefetch(make, cut.windows) as fetch:
-        for number in range(cut.windows):
-            full = min(cut.per_window, cut.batches - number * cut.per_window)
-            rows = min(cut.per_window * size, cut.rows - number * cut.per_window * size)
-            yield _Piece(fetch.get(number), full, size, rows)
+    with prefetch(make, plan.windows) as fetch:
+        for number in range(plan.windows):
+            full = min(plan.per_window, plan.batches - number * plan.per_window)
+            examples = min(plan.per_window * size, plan.rows - number * plan.per_window * size)
+            yield _Window(fetch.get(number), full, size, examples)
 
 
 @partial(jit, static_argnames=("model", "objective"))
@@ -235,14 +234,14 @@ def _outputs(model: Model, variables: Variables, inputs: Array, count: Any) -> A
         return model.apply(variables, _batch(inputs, index), train=False)[0]
 
     one = jax.eval_shape(outputs_at, 0)
-    everything = lax.fori_loop(
+    outputs = lax.fori_loop(
         0,
         count,
-        lambda index, found: lax.dynamic_update_index_in_dim(found, outputs_at(index), index, 0),
+        lambda index, outputs: lax.dynamic_update_index_in_dim(outputs, outputs_at(index), index, 0),
         jnp.zeros((inputs.shape[0], *one.shape), one.dtype),
     )
-    # On every device, because the host of each process reads them all.
-    return lax.with_sharding_constraint(everything, PartitionSpec()) if data_devices() > 1 else everything
+    # Replicated, because each process reads all of them.
+    return lax.with_sharding_constraint(outputs, PartitionSpec()) if data_devices() > 1 else outputs
 
 
 def _batch(batches: T, index: Any) -> T:

@@ -20,7 +20,7 @@ from jaxdl.types import LOSS, Array, Dataset, Plan, RunState, TrainState
 
 
 class LearningRateScan(NamedTuple):
-    """What a range test measured."""
+    """The result of a range test."""
 
     rates: np.ndarray  # (steps,) float32, ascending
     losses: np.ndarray  # (steps,) float32, of each batch before its update; nan or infinity once training has diverged
@@ -29,9 +29,9 @@ class LearningRateScan(NamedTuple):
 def find_learning_rate(
     plan: Plan, run_state: RunState, train: Dataset, *, low: float = 1e-6, high: float = 1.0, steps: int = 100
 ) -> LearningRateScan:
-    """Trains `steps` batches with a learning rate that grows from `low` to `high` by the same factor every step.
+    """Train `steps` batches with a learning rate that grows from `low` to `high` by the same factor every step.
 
-    The progress itself stays as it is. Batches are those of its next epochs, each from its beginning. It means
+    `run_state` is not changed. The batches are those of its next epochs, each from its first batch. It means
 
         for index, rate in enumerate(np.geomspace(low, high, steps)):
             epoch, number = divmod(index, batches)
@@ -41,7 +41,7 @@ def find_learning_rate(
             keep(rate, sums.totals["loss"] / sums.weight)  # of the batch before its update
 
     Compiles once, whatever `low` and `high`. Raises InputError where they are not 0 < low < high, for fewer than 2
-    steps, and for an optimizer whose learning rate cannot be set (see `rates.rate_to_change`).
+    steps, and for an optimizer without one learning rate in its state (use `optax.inject_hyperparams`).
 
     Source: Smith, Cyclical Learning Rates for Training Neural Networks (2017), section 3.3, where it grows linearly.
     """
@@ -50,7 +50,7 @@ def find_learning_rate(
     if steps < 2:
         raise InputError(f"steps must be at least 2, got {steps}. Try 100.")
     check_rows(plan, train, None)
-    rate_to_change(run_state.train_state.opt_state, who="rate_range")
+    rate_to_change(run_state.train_state.opt_state, caller="find_learning_rate")
     rates = np.geomspace(low, high, steps).astype(np.float32)
     losses = _losses(run_state, jax.tree.map(jnp.asarray, training_rows(train)), jnp.asarray(rates), plan=plan)
     return LearningRateScan(rates, np.asarray(losses))
@@ -71,29 +71,29 @@ def _losses(run_state: RunState, train: Dataset, rates: Array, *, plan: Plan) ->
     return lax.scan(body, run_state.train_state, (jnp.arange(len(rates), dtype=jnp.int32), rates))[1]
 
 
-def smoothed(found: LearningRateScan) -> np.ndarray:
-    """The losses (steps,) averaged over their neighbours, up to a twentieth of the steps on either side.
+def smoothed(scan: LearningRateScan) -> np.ndarray:
+    """Return the losses (steps,) averaged over their neighbours, up to a twentieth of the steps on either side.
 
-    Only finite ones count; nan from the first on that is not, because what follows is not training.
+    NaN from the first loss that is not finite, because training has diverged there.
     """
-    losses = np.asarray(found.losses, np.float64)
+    losses = np.asarray(scan.losses, np.float64)
     end = int(np.argmin(np.isfinite(losses))) if not np.isfinite(losses).all() else len(losses)
     reach = len(losses) // 20
     means = [losses[max(0, index - reach) : min(end, index + reach + 1)].mean() for index in range(end)]
     return np.array([*means, *[np.nan] * (len(losses) - end)])
 
 
-def suggestion(found: LearningRateScan) -> float:
-    """The learning rate where the smoothed loss falls fastest, on the logarithmic axis; nan where it never falls.
+def suggestion(scan: LearningRateScan) -> float:
+    """Return the learning rate where the smoothed loss falls fastest, by log rate; NaN where it never falls.
 
-    A rule of thumb and no optimum: it says what order of magnitude to try first. It is read before the loss is at its
-    lowest, since after that training is about to diverge, and it depends on the batches and on the initial weights.
+    A rule of thumb for the order of magnitude to try first. Only rates below that of the lowest loss count, because
+    training diverges soon after. The suggestion depends on the batches and on the initial variables.
     """
-    means = smoothed(found)
+    means = smoothed(scan)
     if np.isnan(means).all():
         return float("nan")
     falling = means[: int(np.nanargmin(means)) + 1]
     if len(falling) < 2:
         return float("nan")
     slopes = np.gradient(falling)
-    return float(found.rates[int(np.argmin(slopes))]) if slopes.min() < 0 else float("nan")
+    return float(scan.rates[int(np.argmin(slopes))]) if slopes.min() < 0 else float("nan")

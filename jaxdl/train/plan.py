@@ -44,12 +44,12 @@ from jaxdl.types import (
 
 def learning_rate(opt_state: PyTree) -> Array | None:
     """Return the learning rate of the last step, a scalar; None without `optax.inject_hyperparams`."""
-    found = optax.tree.get_all_with_path(opt_state, "learning_rate", filtering=_is_array)
-    return found[0][1] if found else None
+    rates = optax.tree.get_all_with_path(opt_state, "learning_rate", filtering=_is_array)
+    return rates[0][1] if rates else None
 
 
-def rate_to_change(opt_state: PyTree, who: str = "reduce_on_plateau") -> Array:
-    """The learning rate, where setting it has an effect; `who` sets it.
+def rate_to_change(opt_state: PyTree, caller: str = "reduce_on_plateau") -> Array:
+    """Return the learning rate, where a change of it has an effect; `caller` is the function that an error names.
 
     Raises InputError where there is none, where there are several, where a schedule sets it, or where it is an integer.
     """
@@ -57,31 +57,31 @@ def rate_to_change(opt_state: PyTree, who: str = "reduce_on_plateau") -> Array:
     scheduled = optax.tree.get_all_with_path(opt_state, "hyperparams_states")
     if len(rates) != 1 or any("learning_rate" in states for _, states in scheduled):
         raise InputError(
-            f"{who} needs an optimizer whose state holds one learning rate that no schedule sets, got {len(rates)}."
+            f"{caller} needs an optimizer whose state holds one learning rate that no schedule sets, got {len(rates)}."
             " Use optax.inject_hyperparams(optax.adam)(learning_rate=1e-3), with a Python float."
         )
     rate: Array = rates[0][1]
     if not jnp.issubdtype(rate.dtype, jnp.floating):
         raise InputError(
-            f"{who} needs a learning rate that is a float, got {rate.dtype}: its fractions would be cut off. "
+            f"{caller} needs a learning rate that is a float, got {rate.dtype}, which rounds fractions to 0. "
             "Use learning_rate=1.0, not 1."
         )
     return rate
 
 
 def with_learning_rate(opt_state: PyTree, rate: Array) -> PyTree:
-    """The state with another learning rate, which keeps its dtype."""
+    """Return the state with another learning rate, of the same dtype."""
     return optax.tree.set(opt_state, _is_array, learning_rate=rate.astype(rate_to_change(opt_state).dtype))
 
 
 def with_float_rates(opt_state: PyTree) -> PyTree:
-    """Return the state whose integer learning rates are floats of the same value, so that they can be lowered."""
+    """Return the state with integer learning rates as floats, so that they can be lowered."""
 
     def as_float(path: Any, leaf: Any) -> Any:
         last = path[-1] if path else None
-        named = "learning_rate" in (getattr(last, "key", None), getattr(last, "name", None))
-        whole = named and isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jnp.integer)
-        return leaf.astype(precision(leaf.dtype)) if whole else leaf
+        is_rate = "learning_rate" in (getattr(last, "key", None), getattr(last, "name", None))
+        is_integer = isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jnp.integer)
+        return leaf.astype(precision(leaf.dtype)) if is_rate and is_integer else leaf
 
     return jax.tree_util.tree_map_with_path(as_float, opt_state)
 
@@ -106,16 +106,16 @@ def make_plan(
     ema_decay: float | None = None,
     eval_params: EvalParams | None = None,
 ) -> Plan:
-    """What a run does, checked.
+    """Validate the arguments and return the plan of a run.
 
-    A rule without a mode takes the direction of what it monitors: that of the metric, with or without `val_`, and "min"
-    for the loss.
+    A rule without a mode takes the direction of its monitored value: that of the metric, with or without `val_`, and
+    "min" for the loss.
 
-    Raises InputError for a batch size below 1, a loss that is no function, metrics whose names clash, an `ema_decay`
-    that is not from 0 to below 1, a rule without a mode that monitors a value of unknown direction, and a rule whose
-    mode contradicts the direction that the metric carries.
+    Raises InputError for a batch size below 1, a loss that is no function, metrics of the same name, an `ema_decay`
+    outside [0, 1), a rule without a mode that monitors a value of unknown direction, and a rule whose mode contradicts
+    the direction of the metric.
 
-    Plans made of the same functions are equal and share one compiled program.
+    Plans of the same functions are equal and share one compiled function.
 
     >>> from jaxdl import losses, mlp
     >>> make_plan(mlp((10, 5)), losses.squared_error, optax.sgd(0.1)).batch_size
@@ -136,14 +136,14 @@ def make_plan(
             "Use optax.contrib.schedule_free_eval_params, say."
         )
     if eval_params is not None and ema_decay is not None:
-        raise InputError("ema_decay and eval_params each choose what is measured: give one of them.")
+        raise InputError("ema_decay and eval_params each choose the variables to evaluate: give one of them.")
     early_stopping = _with_direction("early_stopping", early_stopping, objective)
     plateau = None if plateau is None else _with_direction("plateau", plateau, objective)
     return Plan(model, objective, optimizer, batch_size, early_stopping, plateau, ema_decay, eval_params)
 
 
 def _with_direction(name: str, rule: Rule, objective: Objective) -> Rule:
-    """Return the rule with the direction of what it monitors; `check_monitors` refuses what no run measures."""
+    """Return the rule with the direction of its monitored value, which `check_monitors` checks."""
     monitor = LOSS if rule.monitor is None else rule.monitor.removeprefix("val_")
     modes = {LOSS: "min", "learning_rate": None} | {metric.name: metric.mode for metric in objective.metrics}
     mode = modes.get(monitor, rule.mode)
@@ -163,41 +163,41 @@ def _with_direction(name: str, rule: Rule, objective: Objective) -> Rule:
     return rule.maximizing if mode == "max" else rule
 
 
-class Family(NamedTuple):
-    """Plans that differ in numbers alone, so that one compiled program serves them all."""
+class PlanFamily(NamedTuple):
+    """Plans that differ in numbers alone, so that one compiled function serves them all."""
 
     make: Callable[..., Plan]
     fixed: tuple[tuple[str, Any], ...] = ()  # arguments of `make` that are the same for all, by name
 
     def __call__(self, numbers: Mapping[str, Any]) -> Plan:
-        """The plan of one of them; numbers may be traced, scalars of float32.
+        """Return the plan for some numbers, which may be traced scalars of float32.
 
-        Raises InputError where `make` needs to know a number that is not known yet, or returns no Plan.
+        Raises InputError where `make` needs the value of a traced number, or returns no Plan.
         """
         name = getattr(self.make, "__name__", "make")
         try:
             plan = self.make(**dict(self.fixed), **numbers)
         except jax.errors.JAXTypeError as error:
             raise InputError(
-                f"{name} must not decide on the value of {', '.join(numbers)}, which differ within one program. Name "
-                "those on which it decides in `structure`."
+                f"{name} must not decide on the value of {', '.join(numbers)}, which differ within one compiled "
+                "function. Name those on which it decides in `structure`."
             ) from error
         if not isinstance(plan, Plan):
             raise InputError(f"{name} must return a Plan, got {type(plan).__name__}. Use make_plan(...).")
         return plan
 
 
-def measured(plan: Plan, run_state: RunState, validation: Dataset | None) -> list[str]:
-    """What an epoch measures, in the order in which people read it."""
-    own = [LOSS, *(metric.name for metric in plan.objective.metrics)]
+def record_names(plan: Plan, run_state: RunState, validation: Dataset | None) -> list[str]:
+    """Return the names of the values in the record of an epoch, in their order."""
+    names = [LOSS, *(metric.name for metric in plan.objective.metrics)]
     rate = [] if learning_rate(run_state.train_state.opt_state) is None else ["learning_rate"]
-    return [*own, *(f"val_{name}" for name in own if validation is not None), *rate]
+    return [*names, *(f"val_{name}" for name in names if validation is not None), *rate]
 
 
 def check_rows(plan: Plan, train: Dataset, validation: Dataset | None) -> None:
-    """Raises InputError for rows that are no Dataset, that do not fill a batch, or that differ in their columns.
+    """Raise InputError for data that are no Dataset, do not fill a batch, or differ in their shapes or dtypes.
 
-    Targets that the loss cannot take are refused as well (`losses.check_targets`), and bytes beside floats.
+    Also for targets that the loss cannot take (`losses.check_targets`).
     """
     check_examples("train", train)
     if validation is not None:
@@ -205,16 +205,15 @@ def check_rows(plan: Plan, train: Dataset, validation: Dataset | None) -> None:
     count = train.sample_weight.shape[0]
     if plan.batch_size > count:
         raise InputError(
-            f"batch_size={plan.batch_size} leaves no full batch in {count} training rows. Use at most {count}."
+            f"batch_size={plan.batch_size} leaves no full batch in {count} training examples. Use at most {count}."
         )
-    for name, rows in (("train", train), ("validation", validation)):
-        if rows is not None:
-            check_targets(plan.objective.loss, rows, name)
+    check_targets(plan.objective.loss, train, "train")
     if validation is None:
         return
+    check_targets(plan.objective.loss, validation, "validation")
     if validation.inputs.shape[1:] != train.inputs.shape[1:]:
         raise InputError(
-            f"validation rows must have the shape of training rows, {train.inputs.shape[1:]}, got "
+            f"validation inputs must have the shape of training inputs, {train.inputs.shape[1:]} for each example, got "
             f"{validation.inputs.shape[1:]}. Give both the same columns."
         )
     if (train.inputs.dtype == np.uint8) != (validation.inputs.dtype == np.uint8):
@@ -224,17 +223,20 @@ def check_rows(plan: Plan, train: Dataset, validation: Dataset | None) -> None:
         )
     if validation.targets.shape[1:] != train.targets.shape[1:]:
         raise InputError(
-            f"validation targets must have the shape of training targets, {train.targets.shape[1:]} without the rows, "
-            f"got {validation.targets.shape[1:]}. Encode both in the same way."
+            f"validation targets must have the shape of training targets, {train.targets.shape[1:]} for each "
+            f"example, got {validation.targets.shape[1:]}. Encode both in the same way."
         )
 
 
 def check_monitors(plan: Plan, run_state: RunState, validation: Dataset | None) -> None:
-    """Raise InputError where a rule monitors what is not measured, or `ema_decay` changes within a run."""
+    """Raise InputError where a rule monitors no value of the record, or `ema_decay` changes within a run."""
     if (plan.ema_decay is None) == isinstance(run_state.train_state.ema, Variables):
-        kept = "one" if plan.ema_decay is None else "none"
-        raise InputError(f"ema_decay={plan.ema_decay} does not fit the progress, which holds {kept}. Begin a new run.")
-    names = measured(plan, run_state, validation)
+        if plan.ema_decay is None:
+            wrong, advice = "state holds a moving average, which ema_decay=None does not continue", "Give ema_decay"
+        else:
+            wrong, advice = f"state holds no moving average for ema_decay={plan.ema_decay}", "Leave ema_decay out"
+        raise InputError(f"{wrong}. {advice}, or begin a new run.")
+    names = record_names(plan, run_state, validation)
     for rule in (plan.early_stopping, plan.plateau):
         if rule is not None and rule.monitor is not None and rule.monitor not in names:
             meant = nearest(rule.monitor, names)
@@ -242,7 +244,7 @@ def check_monitors(plan: Plan, run_state: RunState, validation: Dataset | None) 
                 f'monitor="{rule.monitor}" is not measured. This run measures: {", ".join(names)}.'
                 + (f' Use "{meant}".' if meant else "")
             )
-    # A plan that was not made by make_plan may hold a rule whose direction nobody looked up.
+    # A plan that make_plan did not make may hold a rule without the direction of its metric.
     for name, rule in (("early_stopping", plan.early_stopping), ("plateau", plan.plateau)):
         if rule is not None and _with_direction(name, rule, plan.objective) is not rule:
             raise InputError(f'{name} monitors "{rule.monitor}" without a mode. Use make_plan(..., {name}=...).')

@@ -13,7 +13,7 @@ from jaxdl.data.arrays import precision
 from jaxdl.errors import InputError
 from jaxdl.types import Array, EarlyStoppingState, Mode, ReduceOnPlateauState, Rule
 
-MOST = 2**31 - 1  # epochs are counted in int32
+MAX_PATIENCE = 2**31 - 1  # epochs are counted in int32
 _SIGNS = {"min": 1.0, "max": -1.0}
 
 
@@ -35,33 +35,33 @@ def early_stopping(
     start_from_epoch: int = 0,
     baseline: float | None = None,
 ) -> Rule:
-    """Stops once `monitor` has not improved for `patience` epochs; remembers the best epoch.
+    """Return a rule that stops once `monitor` has not improved for `patience` epochs, and remembers the best epoch.
 
-    monitor: the figure to watch; by default `val_loss`, or `loss` where a run has no validation rows.
-    patience: epochs without improvement; None never stops and only remembers the best.
-    min_delta: what an improvement must exceed.
-    mode: "min" where a lower value is better, "max" where a higher one is. None, the default, takes the direction that
-        the monitored metric carries ("min" for the loss): `make_plan` looks it up, and refuses a mode that contradicts
-        it. A metric of unknown direction needs a mode. Used without a plan, None means "min".
-    start_from_epoch: epochs at the beginning that are not looked at.
-    baseline: an improvement that does not also beat this value does not reset the patience.
+    monitor: the name of a value of the record; by default `val_loss`, or `loss` of a run without validation data.
+    patience: epochs without improvement; None never stops and only remembers the best epoch.
+    min_delta: the least improvement that counts, exclusive.
+    mode: "min" where a lower value is better, "max" where a higher one is. None, the default, takes the direction of
+        the monitored metric ("min" for the loss): `make_plan` looks it up, and refuses a mode that contradicts it. A
+        metric of unknown direction needs a mode. Without a plan, None means "min".
+    start_from_epoch: the first epochs, which are ignored.
+    baseline: an improvement resets the patience only where it also beats this value.
 
-    A run that this or another rule has ended resumes where the epochs without improvement are fewer than `patience`: so
-    more patience trains on, as None does, and the same rule changes nothing.
+    A run that this or another rule has ended resumes where its epochs without improvement are fewer than `patience`: it
+    resumes with more patience or None, and ends at once with the same rule.
 
     Raises InputError for a negative patience or start, and a mode that is none of "min", "max" and None.
 
     For values v1, v2, ... and `mode="min"` this is
 
-        best, best_epoch, stale, done = inf, 0, 0, False
+        best, best_epoch, waited, should_stop = inf, 0, 0, False
         for epoch, value in enumerate(values, 1):
             if epoch <= start_from_epoch: continue
-            stale += 1
+            waited += 1
             if value + min_delta < best:  # never true for nan
                 best, best_epoch = value, epoch
-                if baseline is None or value + min_delta < baseline: stale = 0
-            elif stale >= patience and epoch > 1:
-                done = True
+                if baseline is None or value + min_delta < baseline: waited = 0
+            elif waited >= patience and epoch > 1:
+                should_stop = True
                 break
 
     >>> rule = early_stopping(patience=2)
@@ -77,37 +77,37 @@ def early_stopping(
         number("baseline", baseline)
     if patience is not None:
         patience = whole_number("patience", patience, 0)
-        if patience > MOST:
-            raise InputError(f"patience must be at most {MOST}, got {patience}. Use None to never stop.")
+        if patience > MAX_PATIENCE:
+            raise InputError(f"patience must be at most {MAX_PATIENCE}, got {patience}. Use None to never stop.")
     start_from_epoch = whole_number("start_from_epoch", start_from_epoch, 0)
 
     def init() -> EarlyStoppingState:
-        zero, no = jnp.zeros((), jnp.int32), jnp.zeros((), bool)
-        return EarlyStoppingState(jnp.full((), sign * jnp.inf, jnp.float32), zero, zero, no, no)
+        zero, false = jnp.zeros((), jnp.int32), jnp.zeros((), bool)
+        return EarlyStoppingState(jnp.full((), sign * jnp.inf, jnp.float32), zero, zero, false, false)
 
     def update(state: EarlyStoppingState, value: Array, epoch: Array) -> EarlyStoppingState:
         value, epoch = jnp.asarray(value, jnp.float32), jnp.asarray(epoch, jnp.int32)
-        watched = epoch > start_from_epoch
+        counts = epoch > start_from_epoch
         cost = sign * value + margin
-        improved = watched & jnp.isfinite(value) & (cost < sign * state.best)
-        counts = improved if baseline is None else improved & (cost < sign * baseline)
-        stale = jnp.where(counts, 0, state.epochs_without_improvement + watched.astype(jnp.int32))
-        over = jnp.zeros((), bool) if patience is None else watched & ~improved & (stale >= patience) & (epoch > 1)
+        improved = counts & jnp.isfinite(value) & (cost < sign * state.best)
+        resets = improved if baseline is None else improved & (cost < sign * baseline)
+        waited = jnp.where(resets, 0, state.epochs_without_improvement + counts.astype(jnp.int32))
+        should_stop = state.should_stop
+        if patience is not None:
+            should_stop = should_stop | (counts & ~improved & (waited >= patience) & (epoch > 1))
         return EarlyStoppingState(
             best=jnp.where(improved, value, state.best),
             best_epoch=jnp.where(improved, epoch, state.best_epoch),
-            epochs_without_improvement=stale,
+            epochs_without_improvement=waited,
             improved=improved,
-            should_stop=state.should_stop | over,
+            should_stop=should_stop,
         )
 
     def resume(state: EarlyStoppingState) -> EarlyStoppingState:
-        over = (
-            jnp.zeros_like(state.should_stop)
-            if patience is None
-            else ~state.improved & (state.epochs_without_improvement >= patience)
-        )
-        return state._replace(should_stop=state.should_stop & over)
+        if patience is None:
+            return state._replace(should_stop=jnp.zeros_like(state.should_stop))
+        is_out_of_patience = ~state.improved & (state.epochs_without_improvement >= patience)
+        return state._replace(should_stop=state.should_stop & is_out_of_patience)
 
     maximizing = None
     if mode is None:
@@ -133,24 +133,25 @@ def reduce_on_plateau(
     cooldown: int = 0,
     min_learning_rate: float = 0.0,
 ) -> Rule:
-    """Multiplies the learning rate by `factor` once `monitor` has not improved for `patience` epochs.
+    """Return a rule that multiplies the learning rate by `factor` after `patience` epochs without improvement.
 
-    After a reduction `cooldown` epochs pass uncounted; the rate does not fall below `min_learning_rate`. `init` takes
-    the initial learning rate; the state holds the one to use next. `mode` is that of `early_stopping`.
+    monitor: the name of a value of the record; by default `val_loss`, or `loss` of a run without validation data.
+    cooldown: epochs after a reduction that do not count. min_learning_rate: the lowest rate. mode: as for
+    `early_stopping`. The rule's `init` takes the initial learning rate; its state holds that of the next epoch.
 
     Raises InputError for a factor that is not between 0 and 1, a negative patience or cooldown, and a mode that is none
     of "min", "max" and None.
 
     For values v1, v2, ... and `mode="min"` this is
 
-        best, stale, cool = inf, 0, 0
+        best, waited, cool = inf, 0, 0
         for value in values:
-            if cool > 0: cool, stale = cool - 1, 0
-            if value + min_delta < best: best, stale = value, 0
+            if cool > 0: cool, waited = cool - 1, 0
+            if value + min_delta < best: best, waited = value, 0
             elif cool == 0:
-                stale += 1
-                if stale >= patience and rate > min_learning_rate:
-                    rate, cool, stale = max(rate * factor, min_learning_rate), cooldown, 0
+                waited += 1
+                if waited >= patience and rate > min_learning_rate:
+                    rate, cool, waited = max(rate * factor, min_learning_rate), cooldown, 0
 
     >>> rule = reduce_on_plateau(factor=0.5, patience=1)
     >>> state = rule.init(jnp.float32(0.1))
@@ -177,16 +178,16 @@ def reduce_on_plateau(
         value = jnp.asarray(value, jnp.float32)
         cooldown_left = jnp.maximum(state.cooldown - 1, 0)
         improved = jnp.isfinite(value) & (sign * value + margin < sign * state.best)
-        counted = ~improved & (cooldown_left == 0)
-        stale = jnp.where(counted, jnp.where(state.cooldown > 0, 0, state.epochs_without_improvement) + 1, 0)
-        number = state.learning_rate.dtype.type
-        reduce = counted & (stale >= patience) & (state.learning_rate > number(min_learning_rate))
-        lowered = jnp.maximum(state.learning_rate * number(factor), number(min_learning_rate))
+        counts = ~improved & (cooldown_left == 0)
+        waited = jnp.where(counts, jnp.where(state.cooldown > 0, 0, state.epochs_without_improvement) + 1, 0)
+        dtype = state.learning_rate.dtype.type
+        reduce = counts & (waited >= patience) & (state.learning_rate > dtype(min_learning_rate))
+        lower_rate = jnp.maximum(state.learning_rate * dtype(factor), dtype(min_learning_rate))
         return ReduceOnPlateauState(
             best=jnp.where(improved, value, state.best),
-            epochs_without_improvement=jnp.where(reduce, 0, stale),
+            epochs_without_improvement=jnp.where(reduce, 0, waited),
             cooldown=jnp.where(reduce, jnp.int32(cooldown), cooldown_left),
-            learning_rate=jnp.where(reduce, lowered, state.learning_rate),
+            learning_rate=jnp.where(reduce, lower_rate, state.learning_rate),
         )
 
     maximizing = None

@@ -53,21 +53,20 @@ def make_train_step(
 ) -> TrainStep:
     """Return a pure function `(state, batch) -> (state, sums)`: one update of the optimizer on the loss of a batch.
 
-    The loss is the sum of weight times loss over the examples, divided by their number: with sample weights whose mean
-    over the data set is 1, as the loops give them, the expected gradient is that of the data set's weighted mean loss,
-    whatever the batch size. The padding of a Batch is no example; an example of weight 0 is one, but nothing that it
-    holds counts. The sums measure the batch before the update; a batch whose weights are all 0 changes nothing.
+    The loss is the weighted sum of the examples' losses, divided by their number: with sample weights whose mean over
+    the dataset is 1, as in the loops, the expected gradient is that of the dataset's weighted mean loss, whatever the
+    batch size. Padding of a Batch is no example; an example of weight 0 is one, but its values do not count. The sums
+    are those of the batch before the update; a batch whose weights are all 0 changes nothing.
 
-    Randomness comes from `fold_in(state.key, state.step)`, so the key never advances and a resumed run draws what the
-    uninterrupted one would have drawn. Clipping, accumulation, weight decay and schedules are optax's: compose them
-    into `optimizer`. One that asks for them is given the loss and its gradient (`value`, `grad`), functions of the
+    Randomness comes from `fold_in(state.key, state.step)`: the key never changes, and a resumed run draws the same
+    numbers as an uninterrupted one. Clipping, accumulation, weight decay and schedules are optax's: compose them into
+    `optimizer`. An optimizer with extra arguments gets the loss and its gradient (`value`, `grad`), functions of the
     parameters (`value_fn`, `obj_fn`) and `grad_fn`, all on the same batch with the same key.
 
-    prepared: whether the batches come of data that `batches.training_rows` has prepared, as in the loops. They are
-        taken as they are then, and in one that is no Batch padding has weight 0 and all examples weight 1.
-
-    With `ema_decay`, such as 0.999, the state's moving average of the weights and stats keeps that share of itself each
-    step, and less in the first steps: min(average, (1 + step) / (10 + step)).
+    ema_decay: such as 0.999, the factor of the moving average of the variables in each step; lower in the first steps:
+        min(ema_decay, (1 + step) / (10 + step)).
+    prepared: whether the batches are those of `batches.training_rows`, as in the loops. A batch that is no Batch then
+        has weight 0 for padding and weight 1 for all examples.
 
     >>> from jaxdl import losses, mlp
     >>> model, optimizer = mlp((), outputs=1), optax.sgd(0.1)
@@ -102,36 +101,35 @@ def train_body(
 ) -> Callable[[Any, tuple[TrainState, Any]], tuple[TrainState, MetricSums]]:
     """Return the body of the loop over training steps, `body(index, (state, sums))` as `lax.fori_loop` takes it.
 
-    The bounds of the loop may be traced int32: one compiled function serves every number of steps, and gives the bits
-    that the whole epoch gives. With `step` of `make_train_step`, the loop means
+    The bounds of the loop may be traced int32: one compiled function serves every number of steps, bit-identical to
+    one call for the whole epoch. With `step` of `make_train_step`, the loop means
 
         for index in range(start, stop):
-            state, measured = step(state, batch(index))
-            sums = merge(sums, measured)
+            state, batch_sums = step(state, batch(index))
+            sums = merge(sums, batch_sums)
     """
 
     def body(index: Any, carry: tuple[TrainState, Any]) -> tuple[TrainState, MetricSums]:
-        (state, before), rows = carry, batch(index)
-        loss = loss_of_params(model, objective, state, rows, prepared=prepared)
+        state, before = carry
+        loss = loss_of_params(model, objective, state, batch(index), prepared=prepared)
         (value, (stats, sums)), grads = jax.value_and_grad(loss, has_aux=True)(state.variables.params)
-        counts, kept = sums.weight > 0, (state.variables, state.opt_state, state.ema)
+        counts, unchanged = sums.weight > 0, (state.variables, state.opt_state, state.ema)
 
-        def moved(updates: PyTree, opt_state: PyTree) -> PyTree:
+        def apply(updates: PyTree, opt_state: PyTree) -> PyTree:
             variables = Variables(optax.apply_updates(state.variables.params, updates), stats)
-            return variables, opt_state, () if ema_decay is None else _averaged(state, variables, ema_decay)
+            return variables, opt_state, () if ema_decay is None else _update_ema(state, variables, ema_decay)
 
-        def either(updates: PyTree, opt_state: PyTree) -> PyTree:
-            return jax.tree.map(lambda new, old: jnp.where(counts, new, old), moved(updates, opt_state), kept)
+        def select(updates: PyTree, opt_state: PyTree) -> PyTree:
+            return jax.tree.map(lambda new, old: jnp.where(counts, new, old), apply(updates, opt_state), unchanged)
 
-        # A batch that counts nothing has no mean and no gradient, but momentum would still move the weights.
+        # A batch without weight has no mean and no gradient, but momentum would still change the variables.
         update = partial(optimizer_update, optimizer, state, grads, value, lambda params: loss(params)[0])
-        variables, opt_state, mean = lax.platform_dependent(
-            # On a CPU a choice between arrays has the state copied every step. Elsewhere the host would have to be
-            # asked.
-            cpu=partial(lax.cond, counts, partial(update, moved), lambda: kept),
-            default=partial(update, either),
+        variables, opt_state, ema = lax.platform_dependent(
+            # On a CPU, jnp.where copies the state every step. On other devices, lax.cond waits for the host.
+            cpu=partial(lax.cond, counts, partial(update, apply), lambda: unchanged),
+            default=partial(update, select),
         )
-        after = TrainState(state.step + 1, variables, opt_state, state.key, mean)
+        after = TrainState(state.step + 1, variables, opt_state, state.key, ema)
         return after, sums if before is None else merge(before, sums)
 
     return body
@@ -145,19 +143,19 @@ def optimizer_update(
     value_fn: Callable[[PyTree], Float[Array, ""]],
     then: Callable[[PyTree, PyTree], PyTree] = lambda updates, opt_state: (updates, opt_state),
 ) -> PyTree:
-    """Return the updates and the next state of an optimizer, which is given what it asks for of the loss.
+    """Return the updates and the next state of an optimizer, called with the extra arguments that it takes.
 
-    value: the loss, a scalar. value_fn: the loss as a function of the parameters. then: makes the result of the two.
-    Raises InputError for an optimizer that needs anything else, or whose state does not keep its form.
+    value: the loss, a scalar. value_fn: the loss as a function of the parameters. then: `(updates, opt_state) ->
+    result`. Raises InputError for an optimizer that needs other arguments, or whose state changes its structure.
     """
     usual = {"value": value, "grad": grads, "value_fn": value_fn}
     rare = {"obj_fn": value_fn, "grad_fn": lambda params, *_: jax.grad(value_fn)(params)}
-    # Line searches refuse what they do not know, and one of a chain may take no argument although the chain does.
+    # Line searches refuse unknown arguments, and an optimizer of a chain may take none although the chain does.
     choices: list[dict[str, Any]] = [usual, usual | rare, {"grad_fn": rare["grad_fn"]}, {}]
     parameters = inspect.signature(optimizer.update).parameters.values()
     if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         accepted = {parameter.name for parameter in parameters}
-        choices = [{name: given for name, given in (usual | rare).items() if name in accepted}]
+        choices = [{name: extra for name, extra in (usual | rare).items() if name in accepted}]
     errors: list[Exception] = []
     for extra in choices:
         try:
@@ -170,16 +168,16 @@ def optimizer_update(
             f"the optimizer cannot make an update: {errors[0]}. It is given value, grad, value_fn, obj_fn and grad_fn "
             "of the batch; wrap one that needs anything else in an optax.GradientTransformationExtraArgs."
         ) from errors[0]
-    return then(updates, _like(state.opt_state, opt_state))
+    return then(updates, _with_kinds_of(state.opt_state, opt_state))
 
 
-def _like(old: PyTree, new: PyTree) -> PyTree:
-    """The optimizer's new state, checked to have the form of the old one, which a compiled loop needs."""
-    forms: list[Any] = [jax.tree.structure(old), jax.tree.structure(new)]
-    if forms[0] != forms[1]:
+def _with_kinds_of(old: PyTree, new: PyTree) -> PyTree:
+    """Return the new optimizer state with strong dtypes; it must have the structure of the old, as in any loop."""
+    structures: list[Any] = [jax.tree.structure(old), jax.tree.structure(new)]
+    if structures[0] != structures[1]:
         raise InputError(
             "the optimizer's update must return a state of the structure that its init returned, got "
-            f"{forms[1]} after {forms[0]}."
+            f"{structures[1]} after {structures[0]}."
         )
     for (path, one), other in zip(jax.tree.leaves_with_path(old), jax.tree.leaves(new), strict=True):
         if jnp.shape(one) != jnp.shape(other) or jnp.result_type(one) != jnp.result_type(other):
@@ -189,19 +187,18 @@ def _like(old: PyTree, new: PyTree) -> PyTree:
                 f"{after} after {jnp.shape(one)} of {before} for {name}. "
                 "Give its numbers as floats, and its arrays with a dtype."
             )
-    return jax.tree.map(_typed, new)
+    return jax.tree.map(_strongly_typed, new)
 
 
-def _typed(leaf: Any) -> Array:
-    """An array whose dtype is its own: one that came from a Python number would be another program's argument."""
+def _strongly_typed(leaf: Any) -> Array:
+    """Return an array without a weak type, which would compile the step a second time."""
     return leaf if isinstance(leaf, jax.Array) and not leaf.aval.weak_type else jnp.asarray(leaf, jnp.result_type(leaf))
 
 
 def make_gradient(model: Model, objective: Objective) -> Gradient:
-    """A pure function `(state, batch) -> gradients`, a tree like the parameters: those of `make_train_step`'s loss.
+    """Return a pure function `(state, batch) -> gradients`, a tree like the parameters.
 
-    They are what the optimizer would be given if the batch came next, with the same dropout. The state's `opt_state`
-    and `ema_decay` are not looked at.
+    The gradients are those that `make_train_step` passes to the optimizer, with the same dropout.
     """
 
     def gradient(state: TrainState, batch: Dataset | Batch) -> PyTree:
@@ -218,7 +215,7 @@ def loss_of_params(
     key, batch = jax.random.fold_in(state.key, state.step), batch if prepared else only_counted(batch)
     mask = batch.sample_weight > 0
     if not prepared or isinstance(batch, Batch):
-        # Moments of no example at all would be nan; what comes of such a batch is thrown away.
+        # The moments of no example would be NaN; the results of such a batch are discarded.
         mask = mask | ~mask.any()
 
     def mean_loss(params: PyTree) -> tuple[Float[Array, ""], tuple[PyTree, MetricSums]]:
@@ -249,7 +246,7 @@ def measure_batch(objective: Objective, outputs: Array, batch: Dataset | Batch, 
 
 
 def make_eval_step(model: Model, loss: Loss, *, metrics: Sequence[Metric] = (), prepared: bool = False) -> EvalStep:
-    """Return a pure function `(weights, batch) -> sums` that measures a batch and changes nothing.
+    """Return a pure function `(variables, batch) -> sums`: the sums of the loss and the metrics of a batch.
 
     prepared: as for `make_train_step`.
 
@@ -264,7 +261,7 @@ def make_eval_step(model: Model, loss: Loss, *, metrics: Sequence[Metric] = (), 
 
 
 def eval_step(model: Model, objective: Objective, *, prepared: bool) -> EvalStep:
-    """Return what `make_eval_step` returns, of arguments that have been checked."""
+    """Return what `make_eval_step` returns, without its checks."""
 
     def step(variables: Variables, batch: Dataset | Batch) -> MetricSums:
         outputs, _ = model.apply(variables, batch.inputs, train=False, mask=batch.sample_weight > 0)
@@ -273,19 +270,19 @@ def eval_step(model: Model, objective: Objective, *, prepared: bool) -> EvalStep
     return step
 
 
-def _averaged(state: TrainState, variables: Variables, ema_decay: float) -> Variables:
+def _update_ema(state: TrainState, variables: Variables, ema_decay: float) -> Variables:
     def mix(old: Array, new: Array) -> Array:
         if not jnp.issubdtype(old.dtype, jnp.inexact):
             return new  # Counters and keys have no mean.
         step = state.step.astype(precision(old.dtype))
-        kept = jnp.minimum(ema_decay, (1 + step) / (10 + step))
-        return (kept * old + (1 - kept) * new.astype(old.dtype)).astype(old.dtype)
+        decay = jnp.minimum(ema_decay, (1 + step) / (10 + step))
+        return (decay * old + (1 - decay) * new.astype(old.dtype)).astype(old.dtype)
 
     return jax.tree.map(mix, state.ema, variables)
 
 
-def _widened(leaf: Array) -> Array:
-    """A narrow float as float32: bfloat16 rounds off a change of less than 1/256, and an average stands still."""
+def _as_wide(leaf: Array) -> Array:
+    """Return a narrow float as float32: in bfloat16, changes below 1/256 would be lost from an average."""
     narrow = jnp.issubdtype(leaf.dtype, jnp.floating) and jnp.finfo(leaf.dtype).bits < 32
     return leaf.astype(jnp.float32) if narrow else leaf
 
@@ -293,50 +290,47 @@ def _widened(leaf: Array) -> Array:
 def make_train_state(
     variables: Variables, optimizer: optax.GradientTransformation, key: PRNGKeyArray, *, ema: bool = False
 ) -> TrainState:
-    """The state before the first step; every leaf has a dtype of its own, so that the step compiles once.
+    """Return the state before the first step; no leaf has a weak type, so that the step compiles once.
 
-    `ema_decay`: whether it holds a moving average of the weights, which starts at the weights; that of float16 and
-    bfloat16 leaves is float32. A learning rate that is an integer becomes a float.
+    ema: whether the state holds a moving average of the variables, which starts at `variables`; that of float16 and
+    bfloat16 leaves is float32. An integer learning rate becomes a float.
 
     >>> state = make_train_state(Variables({"w": jnp.ones(2)}, {}), optax.sgd(0.1), jax.random.key(0))
     >>> int(state.step)
     0
     """
-    opt_state = jax.tree.map(_typed, with_float_rates(optimizer.init(variables.params)))
+    opt_state = jax.tree.map(_strongly_typed, with_float_rates(optimizer.init(variables.params)))
     return TrainState(
-        jnp.zeros((), jnp.int32), variables, opt_state, key, jax.tree.map(_widened, variables) if ema else ()
+        jnp.zeros((), jnp.int32), variables, opt_state, key, jax.tree.map(_as_wide, variables) if ema else ()
     )
 
 
 def eval_variables(state: TrainState, eval_params: EvalParams | None = None) -> Variables:
-    """Return the weights that are measured and kept.
+    """Return the variables to evaluate.
 
-    They are the moving average where there is one, what `eval_params` gives where the optimizer evaluates elsewhere
-    than it trains, and else those that are trained. Raises InputError where it gives no such parameters.
-
-    The average has the dtypes of the trained weights here, whatever it is kept in.
+    They are the moving average where there is one, with the dtypes of the variables; else the variables, with the
+    parameters that `eval_params` returns where it is given. Raises InputError where it returns other parameters.
     """
     if isinstance(state.ema, Variables):
         pairs = zip(jax.tree.leaves(state.ema), jax.tree.leaves(state.variables), strict=True)
-        if all(mean.dtype == own.dtype for mean, own in pairs):
+        if all(mean.dtype == leaf.dtype for mean, leaf in pairs):
             return state.ema
-        # An average is kept in float32 or wider; the model takes what it trains in.
-        ema_decay: Variables = jax.tree.map(lambda mean, own: mean.astype(own.dtype), state.ema, state.variables)
-        return ema_decay
+        ema: Variables = jax.tree.map(lambda mean, leaf: mean.astype(leaf.dtype), state.ema, state.variables)
+        return ema
     if eval_params is None:
         return state.variables
     try:
         params = eval_params(state.opt_state, state.variables.params)
     except (AttributeError, TypeError) as error:
         raise InputError(
-            f"eval_params cannot be taken of this optimizer's state: {error}. It is called with (opt_state, params); "
-            "inside of optax.chain the state of one optimizer is a part of it: use "
+            f"eval_params does not fit this optimizer's state: {error}. It is called with (opt_state, params); of "
+            "optax.chain, opt_state is a tuple with the state of each optimizer: use "
             "lambda opt_state, params: optax.contrib.schedule_free_eval_params(opt_state[-1], params), say."
         ) from error
-    given: Any = jax.tree.structure(params)
-    if given != jax.tree.structure(state.variables.params):
+    structure: Any = jax.tree.structure(params)
+    if structure != jax.tree.structure(state.variables.params):
         raise InputError(
-            f"eval_params must return parameters like those of the model, got {given}. "
+            f"eval_params must return parameters like those of the model, got {structure}. "
             "Use optax.contrib.schedule_free_eval_params, say, or lambda opt_state, params: opt_state.cache for SAM."
         )
     params = jax.tree.map(lambda new, old: jnp.asarray(new, old.dtype), params, state.variables.params)
@@ -344,16 +338,17 @@ def eval_variables(state: TrainState, eval_params: EvalParams | None = None) -> 
 
 
 def lacks_eval_params(opt_state: PyTree) -> str | None:
-    """Return a sentence where an optimizer is known to evaluate at other parameters than it trains; else None."""
+    """Return a warning where an optimizer is known to need `eval_params`; None elsewhere."""
     kinds = (optax.contrib.ScheduleFreeState, optax.contrib.SAMState)
     for path, state in jax.tree.leaves_with_path(opt_state, is_leaf=lambda node: isinstance(node, kinds)):
         place = f"opt_state{jax.tree_util.keystr(path)}"
         if isinstance(state, optax.contrib.ScheduleFreeState):
             function = "optax.contrib.schedule_free_eval_params"
-            # In a chain, the state is a part of the whole one.
-            given = f"lambda opt_state, params: {function}({place}, params)" if path else function
+            # In a chain, it is one of several states.
+            argument = f"lambda opt_state, params: {function}({place}, params)" if path else function
             return (
-                f"a schedule-free optimizer is evaluated at other parameters than it trains. Give eval_params={given}."
+                "a schedule-free optimizer is evaluated at other parameters than it trains. "
+                f"Give eval_params={argument}."
             )
         if isinstance(state, optax.contrib.SAMState) and state.cache is not None:
             return (

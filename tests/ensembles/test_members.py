@@ -19,7 +19,7 @@ from jaxdl.errors import InputError
 from jaxdl.nn import convnet, mlp
 from jaxdl.train import chunks, early_stopping, epochs, make_plan, reduce_on_plateau, run_epoch, start
 from jaxdl.train.evaluate import evaluate, predict
-from jaxdl.train.plan import Family
+from jaxdl.train.plan import PlanFamily
 from jaxdl.types import Objective
 from tests.bits import bits
 
@@ -50,7 +50,7 @@ def keys():
 
 @functools.cache
 def beginning():
-    return members.members(keys(), lambda key: start(PLAN, TRAIN, VALIDATION, key=key))
+    return members.map_keys(keys(), lambda key: start(PLAN, TRAIN, VALIDATION, key=key))
 
 
 LAST = 40
@@ -63,7 +63,7 @@ def together(how="vmap", begin=None, last=LAST, plan=PLAN):
 
 @pytest.fixture(scope="module")
 def alone():
-    """The solo runs, each a list of (progress, record)."""
+    """The solo runs, each a list of (state, record)."""
     begins = [start(PLAN, TRAIN, VALIDATION, key=key) for key in keys()]
     return [list(epochs(PLAN, begin, TRAIN, VALIDATION, last=LAST)) for begin in begins]
 
@@ -165,7 +165,9 @@ def test_an_ensemble_is_one_program(compilations, batched):
         together()
     assert "_run" not in names
     # Members differ in their data alone: other keys compile nothing.
-    other = members.members(jax.random.split(jax.random.key(9), 4), lambda key: start(PLAN, TRAIN, VALIDATION, key=key))
+    other = members.map_keys(
+        jax.random.split(jax.random.key(9), 4), lambda key: start(PLAN, TRAIN, VALIDATION, key=key)
+    )
     with compilations() as names:
         together(begin=other, last=2)
     assert "_run" not in names
@@ -173,17 +175,17 @@ def test_an_ensemble_is_one_program(compilations, batched):
 
 def test_ensemble_is_the_loop_in_its_docstring(meaning):
     epoch = partial(run_epoch, plan=PLAN)
-    together = jax.jit(members.ensemble(epoch, "map"))
-    many, progresses = beginning(), [start(PLAN, TRAIN, VALIDATION, key=key) for key in keys()]
+    together = jax.jit(members.map_members(epoch, "map"))
+    many, states = beginning(), [start(PLAN, TRAIN, VALIDATION, key=key) for key in keys()]
     for _ in range(8):
         many, record = together(many, TRAIN, VALIDATION)
-        loop = {"progresses": progresses, "figures": [dict.fromkeys(record, np.nan) for _ in keys()]}
-        names = {"epoch": epoch, "arguments": (TRAIN, VALIDATION), "own": {}, **loop}
-        figures = meaning(members.ensemble, **names)["figures"]
+        loop = {"states": states, "values": [dict.fromkeys(record, np.nan) for _ in keys()]}
+        names = {"epoch": epoch, "arguments": (TRAIN, VALIDATION), "named": {}, **loop}
+        expected = meaning(members.map_members, **names)["values"]
         for name, values in record.items():
-            np.testing.assert_array_equal(values, [float(figure[name]) for figure in figures])
-    assert any(int(run_state.epoch) < 8 for run_state in progresses)
-    for index, run_state in enumerate(progresses):
+            np.testing.assert_array_equal(values, [float(each[name]) for each in expected])
+    assert any(int(run_state.epoch) < 8 for run_state in states)
+    for index, run_state in enumerate(states):
         assert bits(ensembles.member(many, index)) == bits(run_state)
 
 
@@ -210,13 +212,13 @@ def test_devices_only_tell_each_other_whether_all_have_stopped(how, apart):
 
 
 def test_members_that_cannot_be_shared_evenly_are_refused():
-    with pytest.raises(InputError, match=r"4 members cannot be spread evenly over 3 devices\. Use a multiple\."):
+    with pytest.raises(InputError, match=r"4 members cannot be sharded evenly over 3 devices\. Use a multiple\."):
         ensembles.shard_members(beginning(), TRAIN, devices=jax.devices()[:3])
 
 
 @pytest.mark.parametrize(("count", "size"), [(1, 1), (8, 8), (9, 3), (16, 8), (17, 1), (24, 8)])
 def test_members_are_batched_in_equal_blocks_of_at_most_eight_on_a_cpu(count, size):
-    assert members._block(count) == size
+    assert members._member_batch_size(count) == size
 
 
 # The larger ones take as long again.
@@ -277,16 +279,18 @@ def family(learning_rate, dropout, scale):
 def test_the_plans_of_a_family_leave_none_of_their_traced_values_behind(how):
     numbers = {name: jnp.array([0.1, 0.2]) for name in ("learning_rate", "dropout", "scale")}
     with jax.checking_leaks():
-        many = ensembles.start_members(keys()[:2], TRAIN, VALIDATION, numbers, plan=Family(family))
-        ensembles.run_members(many, TRAIN, VALIDATION, np.int32(3), plan=Family(family), method=how, numbers=numbers)
+        many = ensembles.start_members(keys()[:2], TRAIN, VALIDATION, numbers, plan=PlanFamily(family))
+        ensembles.run_members(
+            many, TRAIN, VALIDATION, np.int32(3), plan=PlanFamily(family), method=how, numbers=numbers
+        )
 
 
-# Committees: what many networks say together, and each of them alone.
+# Predictions: the mean of many networks, and the values of each network alone.
 
 IMAGES = RANDOM.integers(0, 256, (23, 8, 8, 3), np.uint8)
 LABELS = RANDOM.integers(0, 10, 23)
 CLASSES = Objective(losses.softmax_cross_entropy, (metrics.accuracy,))
-COMMITTEES = {
+NETWORKS = {
     "mlp": (
         mlp((8,), input_norm=True),
         dataset(INPUTS, INPUTS[:, :1] ** 2),
@@ -306,10 +310,10 @@ def begun(model, inputs, count):
     return begin(jax.random.split(jax.random.key(0), count))
 
 
-@pytest.fixture(scope="module", params=list(COMMITTEES))
-def committee(request):
+@pytest.fixture(scope="module", params=list(NETWORKS))
+def networks(request):
     """A model, the weights of four, rows, and what is measured."""
-    model, rows, objective = COMMITTEES[request.param]
+    model, rows, objective = NETWORKS[request.param]
     return model, begun(model, rows.inputs[:1], 4), rows, objective
 
 
@@ -317,24 +321,24 @@ def member(weights, index):
     return jax.tree.map(lambda leaf: np.asarray(leaf)[index], weights)
 
 
-def test_the_mean_and_spread_are_those_of_numpy(committee):
-    model, weights, rows, _ = committee
+def test_the_mean_and_spread_are_those_of_numpy(networks):
+    model, weights, rows, _ = networks
     alone = np.asarray([predict(model, member(weights, index), rows.inputs) for index in range(4)], np.float64)
     found = predict_mean(model, weights, rows.inputs, batch_size=7)
     np.testing.assert_allclose(found.mean, alone.mean(0), rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(found.spread, alone.std(0), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(found.std, alone.std(0), rtol=1e-4, atol=1e-6)
 
 
-def test_the_spread_of_equal_members_is_nothing(committee):
-    model, weights, rows, _ = committee
+def test_the_spread_of_equal_members_is_nothing(networks):
+    model, weights, rows, _ = networks
     equal = jax.tree.map(lambda leaf: np.stack([leaf[2]] * 3), jax.tree.map(np.asarray, weights))
-    assert float(predict_mean(model, equal, rows.inputs).spread.max()) == 0
+    assert float(predict_mean(model, equal, rows.inputs).std.max()) == 0
 
 
 @pytest.mark.parametrize("batch_size", [None, 7, 1])
-def test_each_member_is_measured_as_it_is_alone(committee, batch_size):
+def test_each_member_is_measured_as_it_is_alone(networks, batch_size):
     """Bit for bit; what convolutions give may be rounded otherwise within the loop over members."""
-    model, weights, rows, objective = committee
+    model, weights, rows, objective = networks
     found = evaluate_members(model, weights, rows, objective.loss, metrics=objective.metrics, batch_size=batch_size)
     for index in range(4):
         expected = evaluate(
@@ -342,12 +346,12 @@ def test_each_member_is_measured_as_it_is_alone(committee, batch_size):
         )
         assert set(found) == set(expected)
         for name, value in expected.items():
-            rtol = 1e-6 if rows is COMMITTEES["convnet"][1] else 0
+            rtol = 1e-6 if rows is NETWORKS["convnet"][1] else 0
             np.testing.assert_allclose(found[name][index], value, rtol=rtol, atol=0, err_msg=name)
 
 
-def test_a_prediction_of_nan_harms_no_other(committee):
-    model, weights, rows, objective = committee
+def test_a_prediction_of_nan_harms_no_other(networks):
+    model, weights, rows, objective = networks
     spoilt = jax.tree.map(np.array, weights.params)
     for leaf in jax.tree.leaves(spoilt):
         leaf[1] = np.nan
@@ -359,8 +363,8 @@ def test_a_prediction_of_nan_harms_no_other(committee):
     np.testing.assert_array_equal(np.delete(found, 1), np.delete(expected, 1))
 
 
-def test_the_weights_of_a_single_run_are_refused_and_those_of_an_ensemble_of_one_are_not(committee):
-    model, weights, rows, objective = committee
+def test_the_weights_of_a_single_run_are_refused_and_those_of_an_ensemble_of_one_are_not(networks):
+    model, weights, rows, objective = networks
     alone, of_one = member(weights, 0), member(weights, slice(0, 1))
     for name, use, single in (
         ("predict_mean", lambda of: predict_mean(model, of, rows.inputs), "predict"),
@@ -370,13 +374,15 @@ def test_the_weights_of_a_single_run_are_refused_and_those_of_an_ensemble_of_one
             "evaluate",
         ),
     ):
-        with pytest.raises(InputError, match=rf"{name} needs the weights of many networks, .* Use jaxdl\.{single} for"):
+        with pytest.raises(
+            InputError, match=rf"{name} needs the variables of many networks, .* Use jaxdl\.{single} for"
+        ):
             use(alone)
         assert len(jax.tree.leaves(use(of_one))) == 2
 
 
 def test_inputs_may_be_lists():
-    model, rows, _ = COMMITTEES["mlp"]
+    model, rows, _ = NETWORKS["mlp"]
     weights = begun(model, rows.inputs, 2)
     assert predict_mean(model, weights, INPUTS.tolist()).mean.shape == (45, 1)
 

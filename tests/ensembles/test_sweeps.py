@@ -30,7 +30,7 @@ from tests.sweep_runs import (
 
 EPOCHS = 10
 # One of each kind of number that a program may leave open; names that are left out have their defaults.
-CANDIDATES = [
+TRIALS = [
     {"hidden": (8,), "learning_rate": 0.0371, "decay": 0.0123, "dropout": 0.31},
     {"hidden": (8,), "learning_rate": 0.2, "decay": 0.1, "dropout": 0.0},
     {"hidden": (3,), "learning_rate": 0.05},
@@ -39,12 +39,12 @@ CANDIDATES = [
 
 @pytest.fixture(scope="module")
 def alone():
-    return {(i, seed): solo(make(**one), seed, EPOCHS) for i, one in enumerate(CANDIDATES) for seed in SEEDS}
+    return {(i, seed): solo(make(**one), seed, EPOCHS) for i, one in enumerate(TRIALS) for seed in SEEDS}
 
 
 @pytest.fixture(scope="module")
 def mapped():
-    return sweep(make, CANDIDATES, *ROWS, seeds=SEEDS, epochs=EPOCHS, method="map")
+    return sweep(make, TRIALS, *ROWS, seeds=SEEDS, epochs=EPOCHS, method="map")
 
 
 def test_these_runs_end_at_different_epochs_for_both_reasons(alone):
@@ -62,7 +62,7 @@ def test_mapped_runs_are_solo_runs_bit_for_bit(alone, mapped):
 
 
 def test_batched_runs_are_solo_runs_up_to_rounding(alone):
-    found = sweep(make, CANDIDATES, *ROWS, seeds=SEEDS, epochs=EPOCHS)
+    found = sweep(make, TRIALS, *ROWS, seeds=SEEDS, epochs=EPOCHS)
     for (index, seed), run in alone.items():
         history, row = history_of(found, index, seed), row_of(found, index, seed)
         # Rounding is that of the numbers that were added up, not of a small difference of theirs.
@@ -102,20 +102,20 @@ def own_schedule(learning_rate, length):
 
 
 def test_the_length_of_a_schedule_may_be_a_number(compilations):
-    candidates = [{"learning_rate": 0.05, "length": length} for length in (4.0, 11.0, 40.0)]
+    trials = [{"learning_rate": 0.05, "length": length} for length in (4.0, 11.0, 40.0)]
     with compilations() as names:
-        found = sweep(own_schedule, candidates, *ROWS, seeds=(0, 1), epochs=5, method="map")
+        found = sweep(own_schedule, trials, *ROWS, seeds=(0, 1), epochs=5, method="map")
     assert names.count("_run") == 1
-    for index, one in enumerate(candidates):
+    for index, one in enumerate(trials):
         # Four batches an epoch; the rate that is recorded is that of the epoch's last step.
         steps = 4 * np.arange(1, 6) - 1
         expected = 0.05 * (1 - np.minimum(steps, one["length"]) / one["length"])
         np.testing.assert_allclose(history_of(found, index, 1)["learning_rate"], expected, rtol=1e-5, atol=1e-9)
-        # The schedule's own value stays beside the candidate's in the history alone.
+        # The schedule's own value stays beside the trial's in the history alone.
         assert row_of(found, index, 1)["learning_rate"] == 0.05
 
 
-def test_candidates_that_differ_in_floats_compile_one_program_and_again_none(compilations):
+def test_trials_that_differ_in_floats_compile_one_program_and_again_none(compilations):
     with compilations() as names:
         sweep(make_linear, [{"learning_rate": rate} for rate in (0.1, 0.03, 0.01)], *ROWS, seeds=SEEDS, epochs=2)
     assert names.count("_run") == names.count("start_members") == 1
@@ -147,9 +147,9 @@ def test_floats_that_are_named_are_structure_too(compilations):
     def make_own(learning_rate):
         return make_linear(0.1 if learning_rate > 0.05 else 0.01)
 
-    candidates = [{"learning_rate": 0.1}, {"learning_rate": np.float32(0.02)}]
+    trials = [{"learning_rate": 0.1}, {"learning_rate": np.float32(0.02)}]
     with compilations() as names:
-        found = sweep(make_own, candidates, *ROWS, seeds=(0, 1), epochs=1, structure=("learning_rate",))
+        found = sweep(make_own, trials, *ROWS, seeds=(0, 1), epochs=1, structure=("learning_rate",))
     assert names.count("_run") == 2
     assert history_of(found, 0, 0)["loss"].item() != history_of(found, 1, 0)["loss"].item()
 
@@ -158,13 +158,13 @@ def on_columns(columns, learning_rate=0.05):
     return make_linear(learning_rate)
 
 
-def test_candidates_may_see_different_columns():
+def test_trials_may_see_different_columns():
     def rows(of, columns):
         return of._replace(inputs=of.inputs[:, np.array(columns)])
 
-    candidates = [{"columns": (0,)}, {"columns": (1, 4)}, {"columns": (0, 1, 2, 3, 4)}]
-    found = sweep(on_columns, candidates, *ROWS, seeds=(3,), epochs=3, rows=rows, method="map")
-    for index, one in enumerate(candidates):
+    trials = [{"columns": (0,)}, {"columns": (1, 4)}, {"columns": (0, 1, 2, 3, 4)}]
+    found = sweep(on_columns, trials, *ROWS, seeds=(3,), epochs=3, rows=rows, method="map")
+    for index, one in enumerate(trials):
         chosen = INPUTS[:, one["columns"]]
         own = dataset(chosen[:30], TARGETS[:30]), dataset(chosen[30:], TARGETS[30:])
         assert bits(weights_of(found, index, 0)[1]) == bits(solo(found.plans[index], 3, 3, own).final)
@@ -177,7 +177,7 @@ def test_a_sweep_needs_no_validation_rows():
     pd.testing.assert_frame_equal(history_of(found, 0, 3), run.history, check_exact=True, check_index_type=False)
 
 
-def test_a_candidate_of_nan_harms_no_other():
+def test_a_trial_of_nan_harms_no_other():
     stop = early_stopping(patience=None)
 
     def make_own(learning_rate):

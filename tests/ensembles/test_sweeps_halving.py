@@ -16,40 +16,40 @@ from tests.sweep_runs import METRICS, ROWS, SEEDS, history_of, make_linear, row_
 EPOCHS = 12
 NEVER = early_stopping(patience=None)
 RATES = (0.03, 0.15, 1e-3, 1e30, 0.1)
-RULES = {"least": early_stopping(patience=0), "largest": early_stopping("val_r2", mode="max", patience=2)}
+RULES = {"lowest": early_stopping(patience=0), "highest": early_stopping("val_r2", mode="max", patience=2)}
 
 
 def make_injected(learning_rate, stop):
-    """The learning rate is a part of the state, so the solo runs of all candidates are one program."""
+    """The learning rate is a part of the state, so the solo runs of all trials are one program."""
     optimizer = optax.inject_hyperparams(optax.sgd)(learning_rate)
     return make_plan(mlp(()), losses.squared_error, optimizer, metrics=METRICS, batch_size=8, early_stopping=stop)
 
 
-def make_least(learning_rate, kind=0):
-    return make_injected(learning_rate, RULES["least"])
+def make_lowest(learning_rate, kind=0):
+    return make_injected(learning_rate, RULES["lowest"])
 
 
-def make_largest(learning_rate, kind=0):
-    return make_injected(learning_rate, RULES["largest"])
+def make_highest(learning_rate, kind=0):
+    return make_injected(learning_rate, RULES["highest"])
 
 
-# Two shapes, whose candidates are ranked together.
-CANDIDATES = [{"learning_rate": rate, "kind": index % 2} for index, rate in enumerate(RATES)]
-MAKES = {"least": make_least, "largest": make_largest}
+# Two shapes, whose trials are ranked together.
+TRIALS = [{"learning_rate": rate, "kind": index % 2} for index, rate in enumerate(RATES)]
+MAKES = {"lowest": make_lowest, "highest": make_highest}
 
 
-@pytest.fixture(scope="module", params=["least", pytest.param("largest", marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=["lowest", pytest.param("highest", marks=pytest.mark.slow)])
 def watched(request):
-    """The name of a rule, each candidate's plan and its solo histories, one a seed, and the sweep without halving."""
+    """The name of a rule, each trial's plan and its solo histories, one a seed, and the sweep without halving."""
     make = MAKES[request.param]
-    plans = [make(**one) for one in CANDIDATES]
+    plans = [make(**one) for one in TRIALS]
     alone = [[solo(plan, seed, EPOCHS).history for seed in SEEDS] for plan in plans]
-    whole = sweep(make, CANDIDATES, *ROWS, seeds=SEEDS, epochs=EPOCHS, method="map")
+    whole = sweep(make, TRIALS, *ROWS, seeds=SEEDS, epochs=EPOCHS, method="map")
     return request.param, plans, alone, whole
 
 
-def looped(alone, figure, sign, rungs, halving):
-    """The epoch after which each candidate was dropped; the last rung for those that were not."""
+def looped(alone, figure, sign, rungs, eta):
+    """The epoch after which each trial was dropped; the last rung for those that were not."""
     left, dropped = list(range(len(alone))), {}
     for rung in rungs[:-1]:
         cost = {}
@@ -57,19 +57,21 @@ def looped(alone, figure, sign, rungs, halving):
             bests = [(sign * history.loc[:rung, figure]).replace(np.inf, np.nan).min() for history in alone[index]]
             cost[index] = np.inf if np.isnan(bests).any() else np.mean(bests)
         ranked = sorted(left, key=lambda index: cost[index])
-        count = int(np.ceil(len(left) / halving))
+        count = int(np.ceil(len(left) / eta))
         dropped |= dict.fromkeys(ranked[count:], rung)
         left = ranked[:count]
     return {**dict.fromkeys(left, rungs[-1]), **dropped}
 
 
-@pytest.mark.parametrize(("halving", "least", "rungs"), [(2, 1, (1, 2, 4, 8, 12)), (3, 2, (2, 6, 12)), (4, 12, (12,))])
-def test_halving_is_a_loop_over_solo_runs(watched, halving, least, rungs):
+@pytest.mark.parametrize(
+    ("eta", "min_resource", "rungs"), [(2, 1, (1, 2, 4, 8, 12)), (3, 2, (2, 6, 12)), (4, 12, (12,))]
+)
+def test_halving_is_a_loop_over_solo_runs(watched, eta, min_resource, rungs):
     name, _, alone, whole = watched
-    figure, sign = {"least": ("val_loss", 1), "largest": ("val_r2", -1)}[name]
-    expected = looped(alone, figure, sign, rungs, halving)
+    figure, sign = {"lowest": ("val_loss", 1), "highest": ("val_r2", -1)}[name]
+    expected = looped(alone, figure, sign, rungs, eta)
     found = sweep(
-        MAKES[name], CANDIDATES, *ROWS, seeds=SEEDS, epochs=EPOCHS, halving=halving, least=least, method="map"
+        MAKES[name], TRIALS, *ROWS, seeds=SEEDS, epochs=EPOCHS, eta=eta, min_resource=min_resource, method="map"
     )
     for index, end in expected.items():
         for place, seed in enumerate(SEEDS):
@@ -87,17 +89,17 @@ def test_halving_is_a_loop_over_solo_runs(watched, halving, least, rungs):
 
 def test_the_dropped_hold_what_they_had_at_their_rung(watched):
     name, plans, *_ = watched
-    found = sweep(MAKES[name], CANDIDATES, *ROWS, seeds=SEEDS, epochs=EPOCHS, halving=3, least=2, method="map")
+    found = sweep(MAKES[name], TRIALS, *ROWS, seeds=SEEDS, epochs=EPOCHS, eta=3, min_resource=2, method="map")
     dropped = found.table[(found.table["reason"] == "halving")]
     assert set(dropped["epochs"]) <= {2, 6} and len(dropped)
     for _, row in dropped.iterrows():
-        run = solo(plans[row["candidate"]], row["seed"], row["epochs"])
-        assert bits(weights_of(found, row["candidate"], SEEDS.index(row["seed"]))) == bits((run.best, run.final))
+        run = solo(plans[row["trial"]], row["seed"], row["epochs"])
+        assert bits(weights_of(found, row["trial"], SEEDS.index(row["seed"]))) == bits((run.best, run.final))
 
 
-def test_members_that_stopped_early_stay_in_a_candidate_that_is_kept(watched):
+def test_members_that_stopped_early_stay_in_a_trial_that_is_kept(watched):
     name, _, alone, whole = watched
-    found = sweep(MAKES[name], CANDIDATES, *ROWS, seeds=SEEDS, epochs=EPOCHS, halving=2, least=4, method="map")
+    found = sweep(MAKES[name], TRIALS, *ROWS, seeds=SEEDS, epochs=EPOCHS, eta=2, min_resource=4, method="map")
     index = RATES.index(0.15)
     ends = [len(history) for history in alone[index]]
     assert min(ends) <= 4 < max(ends)
@@ -111,30 +113,30 @@ def of_own_shape(learning_rate):
     return make_linear(learning_rate, NEVER)
 
 
-def test_halving_compiles_once_more_a_size_of_the_population(compilations):
-    candidates = [{"learning_rate": rate} for rate in (0.1, 0.03, 0.01, 0.003)]
+def test_halving_compiles_once_more_a_size_of_the_group(compilations):
+    trials = [{"learning_rate": rate} for rate in (0.1, 0.03, 0.01, 0.003)]
     with compilations() as names:
-        sweep(of_own_shape, candidates, *ROWS, seeds=SEEDS, epochs=9, halving=2)
-    assert names.count("_run") == 3 and names.count("start_members") == 1  # of 4, 2 and 1 candidates
+        sweep(of_own_shape, trials, *ROWS, seeds=SEEDS, epochs=9, eta=2)
+    assert names.count("_run") == 3 and names.count("start_members") == 1  # of 4, 2 and 1 trials
     with compilations() as names:
-        sweep(of_own_shape, candidates, *ROWS, seeds=SEEDS, epochs=9, halving=2)
+        sweep(of_own_shape, trials, *ROWS, seeds=SEEDS, epochs=9, eta=2)
     assert "_run" not in names
 
 
 def interrupted(monkeypatch, after):
-    """`trained` stops at Ctrl-C once so many chunks of the sweep are done."""
-    trained, done = sweeps.trained, []
+    """`group_chunks` stops at Ctrl-C once so many chunks of the sweep are done."""
+    group_chunks, done = sweeps.group_chunks, []
 
     def stopping(*arguments):
         if len(done) == after:
             raise KeyboardInterrupt
-        for chunk in trained(*arguments):
+        for chunk in group_chunks(*arguments):
             yield chunk
             done.append(chunk)
             if len(done) == after:
                 raise KeyboardInterrupt
 
-    monkeypatch.setattr(sweeps, "trained", stopping)
+    monkeypatch.setattr(sweeps, "group_chunks", stopping)
 
 
 def kinds(kind, learning_rate=0.05):
@@ -143,11 +145,11 @@ def kinds(kind, learning_rate=0.05):
 
 @pytest.mark.parametrize("after", [0, 1, 6])
 def test_an_interrupted_sweep_returns_what_was_reached(monkeypatch, after):
-    candidates = [{"kind": 0}, {"kind": 1}]
+    trials = [{"kind": 0}, {"kind": 1}]
     interrupted(monkeypatch, after)
-    found = sweep(kinds, candidates, *ROWS, seeds=SEEDS, epochs=99, method="map")
+    found = sweep(kinds, trials, *ROWS, seeds=SEEDS, epochs=99, method="map")
     assert set(found.table["reason"]) == {"interrupted"} and len(found.table) == 6
-    first, second = (found.table[found.table["candidate"] == index]["epochs"] for index in (0, 1))
+    first, second = (found.table[found.table["trial"] == index]["epochs"] for index in (0, 1))
     assert first.max() == first.min() <= after and (first.min() > 0) == (after == 6) and second.max() == 0
     assert len(found.history) == first.sum()
     if first.min():
@@ -159,30 +161,30 @@ def test_an_interrupted_sweep_returns_what_was_reached(monkeypatch, after):
 
 
 def test_what_was_whole_before_an_interrupt_says_so(monkeypatch):
-    trained = sweeps.trained
+    group_chunks = sweeps.group_chunks
 
-    def stopping(population, *arguments):
-        if population.alive == (1,):
+    def stopping(group, *arguments):
+        if group.trials == (1,):
             raise KeyboardInterrupt
-        yield from trained(population, *arguments)
+        yield from group_chunks(group, *arguments)
 
-    monkeypatch.setattr(sweeps, "trained", stopping)
+    monkeypatch.setattr(sweeps, "group_chunks", stopping)
     found = sweep(kinds, [{"kind": 0}, {"kind": 1}], *ROWS, seeds=SEEDS, epochs=2)
     assert found.table["reason"].tolist() == 3 * ["epochs"] + 3 * ["interrupted"]
     assert found.table["epochs"].tolist() == 3 * [2] + 3 * [0] and found.table["loss"].isna().sum() == 3
-    assert set(found.history["candidate"]) == {0}
+    assert set(found.history["trial"]) == {0}
 
 
 def test_an_interrupt_keeps_why_others_had_ended(monkeypatch):
-    candidates = [{"learning_rate": rate} for rate in (0.1, 0.03, 0.01)]
-    trained = sweeps.trained
+    trials = [{"learning_rate": rate} for rate in (0.1, 0.03, 0.01)]
+    group_chunks = sweeps.group_chunks
 
-    def stopping(population, end, how):
+    def stopping(group, end, how):
         if end > 1:
             raise KeyboardInterrupt
-        yield from trained(population, end, how)
+        yield from group_chunks(group, end, how)
 
-    monkeypatch.setattr(sweeps, "trained", stopping)
-    found = sweep(of_own_shape, candidates, *ROWS, seeds=SEEDS, epochs=9, halving=3)
+    monkeypatch.setattr(sweeps, "group_chunks", stopping)
+    found = sweep(of_own_shape, trials, *ROWS, seeds=SEEDS, epochs=9, eta=3)
     assert sorted(found.table["reason"].tolist()) == 6 * ["halving"] + 3 * ["interrupted"]
     assert set(found.table["epochs"]) == {1}

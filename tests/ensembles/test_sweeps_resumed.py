@@ -17,20 +17,20 @@ from jaxdl.train import early_stopping
 from tests.bits import bits
 from tests.sweep_runs import ROWS, make_linear
 
-# A candidate diverges, which a sweep warns of.
+# A trial diverges, which a sweep warns of.
 pytestmark = pytest.mark.filterwarnings("ignore:no epoch of seeds:RuntimeWarning")
 
 NEVER = early_stopping(patience=None)
 SEEDS = (3, 0)
-CANDIDATES = [{"learning_rate": rate, "kind": index % 2} for index, rate in enumerate((0.03, 0.15, 1e-3, 1e30, 0.1))]
+TRIALS = [{"learning_rate": rate, "kind": index % 2} for index, rate in enumerate((0.03, 0.15, 1e-3, 1e30, 0.1))]
 
 
 def make(learning_rate, kind=0):
     return make_linear(learning_rate, early_stopping(patience=1) if kind else NEVER)
 
 
-halved = {"epochs": 5, "halving": 2, "least": 1}
-run = partial(sweep, make, CANDIDATES, *ROWS, seeds=SEEDS)
+halved = {"epochs": 5, "eta": 2, "min_resource": 1}
+run = partial(sweep, make, TRIALS, *ROWS, seeds=SEEDS)
 
 
 def refuse(text):
@@ -77,15 +77,15 @@ def test_an_interrupted_sweep_is_resumed_to_the_bit(flags, whole):
 
 
 def test_a_sweep_that_is_interrupted_inside_an_epoch_is_resumed_to_the_bit(flags, whole, monkeypatch):
-    trained, count = sweeps.trained, iter(range(10**6))
+    group_chunks, count = sweeps.group_chunks, iter(range(10**6))
 
     def stopping(*arguments):
-        for chunk in trained(*arguments):
+        for chunk in group_chunks(*arguments):
             yield chunk
             if next(count) % 4 == 3:
                 raise KeyboardInterrupt
 
-    monkeypatch.setattr(sweeps, "trained", stopping)
+    monkeypatch.setattr(sweeps, "group_chunks", stopping)
     found, times = None, 0
     while found is None or "interrupted" in {*found.table["reason"]}:
         found, times = run(**flags, state=found), times + 1
@@ -103,7 +103,7 @@ def test_a_sweep_that_was_killed_is_resumed_from_its_checkpoint_to_the_bit(flags
 
 
 def test_a_finished_sweep_is_resumed_with_more_epochs():
-    flags = {"epochs": 4, "halving": 2, "least": 2}
+    flags = {"epochs": 4, "eta": 2, "min_resource": 2}
     whole = run(**flags)
     same(run(**flags, state=run(**{**flags, "epochs": 2})), whole)
     same(run(**flags, state=whole), whole)
@@ -120,17 +120,17 @@ def test_the_sweep_that_is_resumed_is_not_changed(flags):
     ("change", "said"),
     [
         ({"seeds": (3, 1)}, "state must be of a sweep with the same seeds"),
-        ({"candidates": CANDIDATES[:4]}, "state must be of a sweep with the same candidates"),
-        ({"candidates": [{**one, "learning_rate": 0.5} for one in CANDIDATES]}, "the same values of candidates"),
-        ({"halving": None}, "epochs, halving and least must fit the progress"),
-        ({"epochs": 1}, "epochs, halving and least must fit the progress"),
+        ({"trials": TRIALS[:4]}, "state must be of a sweep with the same trials"),
+        ({"trials": [{**one, "learning_rate": 0.5} for one in TRIALS]}, "the same values of trials"),
+        ({"eta": None}, "epochs, eta and min_resource must fit the state"),
+        ({"epochs": 1}, "epochs, eta and min_resource must fit the state"),
         ({"state": "a sweep"}, "state must be the SweepResult that an earlier call returned, .* got str"),
     ],
 )
 def test_a_sweep_of_other_arguments_is_not_resumed(change, said):
-    given = {"candidates": CANDIDATES, "seeds": SEEDS, **halved, "state": interrupted(4, **halved), **change}
+    given = {"trials": TRIALS, "seeds": SEEDS, **halved, "state": interrupted(4, **halved), **change}
     with pytest.raises(InputError, match=said):
-        sweep(make, given.pop("candidates"), *ROWS, **given)
+        sweep(make, given.pop("trials"), *ROWS, **given)
 
 
 def test_a_checkpoint_of_another_run_is_refused(tmp_path):
@@ -162,10 +162,10 @@ def test_callbacks_of_a_sweep_write_every_run_and_epoch_once(flags, whole, anew,
             run(**flags, state=first, callbacks=[one, other])
     with (tmp_path / "history.csv").open(newline="") as file:
         table = pd.DataFrame(csv.DictReader(file)).astype(float)
-    table = table.sort_values(["candidate", "seed", "epoch"], ignore_index=True)
+    table = table.sort_values(["trial", "seed", "epoch"], ignore_index=True)
     pd.testing.assert_frame_equal(table, whole.history.astype(float), check_exact=True)
-    for (candidate, seed), of in whole.history.groupby(["candidate", "seed"]):
-        accumulator = EventAccumulator(str(tmp_path / f"charts/candidate-{candidate}-seed-{seed}/validation"))
+    for (trial, seed), of in whole.history.groupby(["trial", "seed"]):
+        accumulator = EventAccumulator(str(tmp_path / f"charts/trial-{trial}-seed-{seed}/validation"))
         accumulator.Reload()
         found = [(event.step, event.value) for event in accumulator.Scalars("loss")]
         np.testing.assert_array_equal(found, of[["epoch", "val_loss"]].to_numpy())

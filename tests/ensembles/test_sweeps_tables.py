@@ -24,16 +24,16 @@ def make(hidden=(), learning_rate=0.05, momentum=0.0):
 
 @pytest.fixture(scope="module")
 def found():
-    candidates = grid(hidden=((), (4,)), learning_rate=(0.05, 0.01, 0.3))
-    return sweep(make, candidates, *ROWS, seeds=SEEDS, epochs=6)
+    trials = grid(hidden=((), (4,)), learning_rate=(0.05, 0.01, 0.3))
+    return sweep(make, trials, *ROWS, seeds=SEEDS, epochs=6)
 
 
 @pytest.mark.parametrize("at", ["best", "last"])
 @pytest.mark.parametrize("figure", ["rmse", "val_loss", "val_r2"])
 def test_the_summary_is_that_of_pandas(found, figure, at):
-    runs = found.history.groupby(["candidate", "seed"])
+    runs = found.history.groupby(["trial", "seed"])
     places = runs["val_loss"].idxmin() if at == "best" else runs["epoch"].idxmax()
-    of = found.history.loc[places].groupby("candidate")[figure]
+    of = found.history.loc[places].groupby("trial")[figure]
     table = summarize(found, figure, at=at)
     for name, expected in {"mean": of.mean(), "deviation": of.std(), "error": of.sem(), "count": of.count()}.items():
         np.testing.assert_allclose(table[name], expected, rtol=1e-6)
@@ -53,34 +53,32 @@ def test_the_recommendation_is_the_cheapest_within_one_standard_error(found):
 
 def test_the_number_of_epochs_can_be_summed_up_too(found):
     for at, column in (("best", "best_epoch"), ("last", "epochs")):
-        expected = found.table.groupby("candidate")[column].mean()
+        expected = found.table.groupby("trial")[column].mean()
         np.testing.assert_allclose(summarize(found, "epoch", at=at)["mean"], expected)
 
 
 def test_a_run_that_ends_in_nan_has_no_last_figure_though_it_had_earlier_ones():
-    history = pd.DataFrame(
-        {"candidate": 0, "seed": [0, 0, 1, 1], "epoch": [1, 2, 1, 2], "rmse": [1.0, np.nan, 2.0, 1.0]}
-    )
-    about = {"candidate": 0, "seed": [0, 1], "parameters": 5, "epochs": 2, "best_epoch": [1, 2], "reason": "epochs"}
+    history = pd.DataFrame({"trial": 0, "seed": [0, 0, 1, 1], "epoch": [1, 2, 1, 2], "rmse": [1.0, np.nan, 2.0, 1.0]})
+    about = {"trial": 0, "seed": [0, 1], "parameters": 5, "epochs": 2, "best_epoch": [1, 2], "reason": "epochs"}
     made = SweepResult(pd.DataFrame(about), history, (), (), ())
     assert np.isnan(summarize(made, "rmse", at="last").loc[0, "mean"])
     assert summarize(made, "rmse", at="last").loc[0, "diverged"] == 1
     assert summarize(made, "rmse").loc[0, "mean"] == 1.0
 
 
-def test_candidates_of_different_names_keep_their_own_values():
-    candidates = [
+def test_trials_of_different_names_keep_their_own_values():
+    trials = [
         {"learning_rate": 0.05},
         {"learning_rate": 0.05, "momentum": 0.9},
         {"momentum": 0.9, "learning_rate": 0.05},
     ]
-    found = sweep(make, candidates, *ROWS, seeds=(3, 0), epochs=2, method="map")
+    found = sweep(make, trials, *ROWS, seeds=(3, 0), epochs=2, method="map")
     assert row_of(found, 0, 3)["loss"] != row_of(found, 1, 3)["loss"] == row_of(found, 2, 3)["loss"]
     table = summarize(found, "loss")
     assert np.isnan(table.loc[0, "momentum"]) and table["momentum"].tolist()[1:] == [0.9, 0.9]
 
 
-def test_a_figure_with_the_name_of_a_candidate_s_value_is_summed_up_from_what_was_measured(found):
+def test_a_figure_with_the_name_of_a_trial_s_value_is_summed_up_from_what_was_measured(found):
     table = summarize(found, "learning_rate")
     np.testing.assert_allclose(table["mean"], table["learning_rate"], rtol=1e-6)
 
@@ -107,32 +105,32 @@ ONE = [{"learning_rate": 0.1}]
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ({"candidates": []}, r"candidates must have at least one entry, got none\. Use grid"),
-        ({"candidates": [{"hidden": [4]}]}, r"candidates must have values that hash, got \{'hidden': \[4\]\}\. Use"),
-        ({"candidates": [{"learning_rat": 0.1}]}, "candidates must give make what it takes, hidden, learning_rate, "
-         "momentum; candidate 0: got an unexpected keyword argument 'learning_rat'"),
-        ({"make": decides, "candidates": [*ONE, {}]}, "candidate 1: missing a required argument: 'learning_rate'"),
-        ({"candidates": [{"seed": 3}]}, "candidates must not name a value seed, as the tables do"),
-        ({"candidates": [{"mean": 0.1}]}, "candidates must not name a value mean, as the tables do"),
+        ({"trials": []}, r"trials must have at least one entry, got none\. Use grid"),
+        ({"trials": [{"hidden": [4]}]}, r"trials must have values that hash, got \{'hidden': \[4\]\}\. Use"),
+        ({"trials": [{"learning_rat": 0.1}]}, "trials must give make its arguments, hidden, learning_rate, "
+         "momentum; trial 0: got an unexpected keyword argument 'learning_rat'"),
+        ({"make": decides, "trials": [*ONE, {}]}, "trial 1: missing a required argument: 'learning_rate'"),
+        ({"trials": [{"seed": 3}]}, "trials must not name a value seed, as the tables do"),
+        ({"trials": [{"mean": 0.1}]}, "trials must not name a value mean, as the tables do"),
         ({"make": decides}, r"decides must not decide on the value of learning_rate, .* Name those .* in `structure`"),
         ({"make": asks_numpy}, "asks_numpy must not decide on the value of learning_rate"),
         ({"make": schedule_of_optax}, "schedule_of_optax must not decide on the value of learning_rate"),
         ({"make": forgets}, r"forgets must return a Plan, got NoneType\. Use make_plan"),
-        ({"structure": ("dropout",)}, 'structure must name values of the candidates, learning_rate, got "dropout"'),
-        ({"structure": "learning_rate"}, "structure must name values of the candidates"),
+        ({"structure": ("dropout",)}, 'structure must name values of the trials, learning_rate, got "dropout"'),
+        ({"structure": "learning_rate"}, "structure must name values of the trials"),
         ({"seeds": (1, 2, 1)}, r"seeds must differ, got \(1, 2, 1\)"),
         ({"seeds": ()}, "seeds must be a row of at least one whole number"),
         ({"epochs": 0}, "epochs must be at least 1, got 0"),
-        ({"least": 0}, "least must be at least 1, got 0"),
-        ({"halving": 1}, "halving must be a whole number from 2 on, got 1"),
-        ({"halving": 2.5}, r"halving must be a whole number from 2 on, got 2\.5"),
+        ({"min_resource": 0}, "min_resource must be at least 1, got 0"),
+        ({"eta": 1}, "eta must be a whole number from 2 on, got 1"),
+        ({"eta": 2.5}, r"eta must be a whole number from 2 on, got 2\.5"),
         ({"method": "pmap"}, 'method must be "vmap" or "map", got "pmap"'),
     ],
 )  # fmt: skip
 def test_bad_arguments_are_told(arguments, said):
-    options = {"make": make, "candidates": ONE, "seeds": (0, 1), **arguments}
+    options = {"make": make, "trials": ONE, "seeds": (0, 1), **arguments}
     with pytest.raises(InputError, match=said):
-        sweep(options.pop("make"), options.pop("candidates"), *ROWS, **options)
+        sweep(options.pop("make"), options.pop("trials"), *ROWS, **options)
 
 
 def test_what_make_itself_refuses_is_told_as_it_says_it():

@@ -16,6 +16,7 @@ from jaxdl.nn import mlp
 from jaxdl.train import early_stopping, epochs, make_plan, reduce_on_plateau, run_epoch, start
 from jaxdl.train.epoch import start_shapes
 from jaxdl.train.evaluate import evaluate
+from jaxdl.train.loop import prepare_data
 from jaxdl.types import Model, Variables
 
 RANDOM = np.random.default_rng(0)
@@ -63,9 +64,9 @@ def test_the_shapes_of_a_start_are_known_without_a_compilation(compilations):
         assert (one.shape, one.dtype) == (other.shape, other.dtype)
 
 
-def test_what_a_start_refuses_its_shapes_refuse():
-    with pytest.raises(InputError, match="batch_size=10 leaves no full batch in 9 training rows"):
-        start_shapes(plan_of(), dataset(INPUTS[:9], INPUTS[:9, :1]), key=jax.random.key(0))
+def test_the_shapes_of_a_start_are_refused_as_a_start_is():
+    with pytest.raises(InputError, match="batch_size=10 leaves no full batch in 9 training examples"):
+        prepare_data(plan_of(), dataset(INPUTS[:9], INPUTS[:9, :1]), None)
     with pytest.raises(InputError, match="compares outputs with targets of the same shape"):
         start_shapes(plan_of(), dataset(INPUTS, INPUTS), key=jax.random.key(0))
     with pytest.raises(InputError, match='monitor="val_loss" is not measured'):
@@ -250,7 +251,7 @@ def test_metrics_may_be_listed():
         ),
         (
             lambda: begin(plan_of(), validation=dataset(INPUTS[:, :2], INPUTS[:, :1])),
-            r"validation rows must have the shape of training rows, \(3,\), got \(2,\)",
+            r"validation inputs must have the shape of training inputs, \(3,\) for each example, got \(2,\)",
         ),
         (
             lambda: make_plan(mlp(()), squared_error, INJECTED, metrics=[rmse], batch_size=0),
@@ -260,7 +261,7 @@ def test_metrics_may_be_listed():
             lambda: start(
                 make_plan(mlp(()), squared_error, INJECTED, metrics=[rmse], batch_size=78), TRAIN, key=jax.random.key(0)
             ),
-            "batch_size=78 leaves no full batch in 77 training rows. Use at most 77.",
+            "batch_size=78 leaves no full batch in 77 training examples. Use at most 77.",
         ),
         (
             lambda: begin(plan_of(early_stopping=early_stopping("accuracy"))),

@@ -44,7 +44,12 @@ SGD = optax.GradientTransformation(
 
 
 def start():
-    sums = epoch.zeros_of(partial(metrics.measure, OBJECTIVE), ROWS.targets, ROWS.targets, ROWS.sample_weight)
+    sums = epoch.zeros_of(
+        partial(metrics.measure, OBJECTIVE.loss, metrics=OBJECTIVE.metrics),
+        ROWS.targets,
+        ROWS.targets,
+        ROWS.sample_weight,
+    )
     return TrainState(jnp.int32(0), network(), (), jax.random.key(1)), sums
 
 
@@ -156,7 +161,7 @@ def test_lists_and_tables_can_be_predicted(kind):
 
 @pytest.mark.parametrize("shape", [(0, 3), (3,)])
 def test_what_has_no_rows_is_not_predicted(shape):
-    with pytest.raises(InputError, match="at least one row, got inputs of shape"):
+    with pytest.raises(InputError, match="at least one example, got inputs of shape"):
         predict(MODEL, network(), np.zeros(shape, np.float32))
 
 

@@ -11,14 +11,15 @@ from jaxdl.data import DataSource, dataset, take
 from jaxdl.distributed import make_mesh, shard_state
 from jaxdl.errors import InputError
 from jaxdl.nn import mlp
-from jaxdl.train.evaluate import evaluate, predict, predict_source
-from jaxdl.types import Dataset
+from jaxdl.train.evaluate import evaluate, evaluate_source, predict, predict_source
+from jaxdl.types import Dataset, Objective
 
 RANDOM = np.random.default_rng(0)
 INPUTS = RANDOM.normal(size=(333, 3))
 ROWS = dataset(INPUTS, INPUTS[:, :2] + RANDOM.normal(size=(333, 2)), RANDOM.integers(0, 3, 333))
 SOURCE = DataSource(333, lambda rows: take(ROWS, rows))
 METRICS = (metrics.rmse, metrics.r2())
+OBJECTIVE = Objective(losses.squared_error, METRICS)
 MODEL = mlp((5,), outputs=2)
 
 
@@ -39,15 +40,7 @@ def on(axes):
 @CUTS
 @MESHES
 def test_the_figures_of_a_source_are_those_of_its_rows(batch_size, window_bytes, axes):
-    found = evaluate(
-        MODEL,
-        on(axes),
-        SOURCE,
-        losses.squared_error,
-        metrics=METRICS,
-        batch_size=batch_size,
-        window_bytes=window_bytes,
-    )
+    found = evaluate_source(MODEL, OBJECTIVE, on(axes), SOURCE, batch_size=batch_size, window_bytes=window_bytes)
     wanted = evaluate(MODEL, weights(), ROWS, losses.squared_error, metrics=METRICS)
     assert {name: float(value) for name, value in found.items()} == pytest.approx(
         {name: float(value) for name, value in wanted.items()}, rel=1e-5
@@ -64,7 +57,7 @@ def test_the_predictions_of_a_source_are_those_of_its_rows_in_their_order(batch_
 
 def test_a_few_windows_are_one_program(compilations):
     with compilations() as names:
-        evaluate(MODEL, weights(), SOURCE, losses.squared_error, metrics=METRICS, batch_size=9, window_bytes=900)
+        evaluate_source(MODEL, OBJECTIVE, weights(), SOURCE, batch_size=9, window_bytes=900)
         list(predict_source(MODEL, weights(), SOURCE, batch_size=9, window_bytes=900))
     assert names.count("_sums") == 1 and names.count("_outputs") == 1
 
@@ -76,7 +69,8 @@ def test_totals_beyond_the_digits_of_float32_stay_exact():
     rows = dataset(np.zeros((65, 1)), np.where(np.arange(65)[:, None] == 0, 0.0, 512.0), weights)
     model, source = mlp(()), DataSource(65, lambda numbers: take(rows, numbers))
     zero = jax.tree.map(np.zeros_like, model.init(jax.random.key(0), rows.inputs))
-    found = evaluate(model, zero, source, losses.squared_error, batch_size=1, window_bytes=1)
+    objective = Objective(losses.squared_error)
+    found = evaluate_source(model, objective, zero, source, batch_size=1, window_bytes=1)
     np.testing.assert_allclose(found["loss"], 64 * 512.0**2 / (2**24 + 64), rtol=1e-7)
 
 

@@ -101,7 +101,7 @@ def make_late(learning_rate):
     return make_plan(MODEL, losses.squared_error, optax.sgd(learning_rate), early_stopping=LATE)
 
 
-def test_candidates_without_a_best_epoch_have_their_final_network_and_are_named():
-    with pytest.warns(RuntimeWarning, match="no epoch of seeds of the candidates 0, 1 was the best by val_loss"):
+def test_trials_without_a_best_epoch_have_their_final_network_and_are_named():
+    with pytest.warns(RuntimeWarning, match="no epoch of seeds of the trials 0, 1 was the best by val_loss"):
         found = sweep(make_late, [{"learning_rate": 0.1}, {"learning_rate": 0.01}], ROWS, ROWS, seeds=(0,), epochs=2)
     assert_equal(found.best, found.final)

@@ -21,7 +21,8 @@ from jaxdl.metrics import rmse
 from jaxdl.nn import mlp
 from jaxdl.runs.runner import drive
 from jaxdl.train import make_plan
-from jaxdl.train.fit import Written, fit
+from jaxdl.train.fit import fit
+from jaxdl.train.history import WrittenRecords
 from tests.bits import bits
 
 INPUTS = np.linspace(-1, 1, 24, dtype=np.float32)[:, None]
@@ -184,7 +185,7 @@ def test_a_driven_run_writes_every_epoch_once(whole, tmp_path):
 
 
 @pytest.mark.parametrize("given", ["a run", {"epoch": 2}, 3], ids=str)
-def test_what_is_no_run_is_refused_as_progress(given):
+def test_what_is_no_run_is_refused_as_state(given):
     with pytest.raises(
         InputError, match=r"state must be the FitResult that an earlier call returned.*, got (str|dict|int)"
     ):
@@ -198,7 +199,7 @@ def test_what_is_no_run_is_refused_as_progress(given):
 
 def test_two_runs_that_share_a_callback_are_refused():
     one, other = ([{"epoch": epoch, "loss": loss / epoch} for epoch in (1, 2)] for loss in (1.0, 2.0))
-    written = Written()
+    written = WrittenRecords()
     written.update(one[:1])
     written.update(other[:1])
     with pytest.raises(InputError, match=r"a callback has written epoch 1 of another run .* a callback and a folder"):

@@ -40,7 +40,7 @@ def trained(placed, callbacks=()):
 # Process 1 sleeps after every epoch.
 SHARED = """
 began = time.monotonic()
-def slow(progress, history):
+def slow(state, history):
     if own == 1:
         time.sleep(0.1)
 mesh = make_mesh()

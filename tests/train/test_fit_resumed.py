@@ -1,4 +1,4 @@
-"""Resuming: a run that stopped early trains on under another rule, and a progress of something else is refused."""
+"""Resuming: a run that stopped early trains on under another rule, and the state of another run is refused."""
 
 import jax
 import jax.numpy as jnp
@@ -23,9 +23,10 @@ from jaxdl.data.batches import training_rows
 from jaxdl.ensembles import run_members, start_members
 from jaxdl.ensembles.seeds import seed_keys
 from jaxdl.losses import squared_error
-from jaxdl.train.epoch import advance
-from jaxdl.train.fit import data_of_epoch
+from jaxdl.train.epoch import run_steps
+from jaxdl.train.loop import prepare_data
 from jaxdl.train.plan import NEVER
+from jaxdl.train.resume import data_of_epoch
 
 RNG = np.random.default_rng(0)
 INPUTS = RNG.normal(size=(70, 4)).astype(np.float32)
@@ -139,7 +140,7 @@ def test_members_that_stand_still_wait_for_the_epoch_of_the_others():
     )
     half, _ = run_members(first.state._replace(stopping=over), ROWS, None, 1, plan=plan, method="map")
     assert int(half.cursor) == 1 and np.asarray(half.epoch).tolist() == [2, 2]
-    with pytest.warns(RuntimeWarning, match="does not hold which data"):
+    with pytest.warns(RuntimeWarning, match="does not hold the data"):
         both = train_seeds(epochs=4, state=half, method="map")
     whole = train_seeds(seeds=(0, 1), epochs=4, method="map")
     assert np.asarray(both.state.epoch).tolist() == [4, 4]
@@ -206,14 +207,14 @@ def test_a_progress_of_another_run_is_refused_by_the_first_array_that_differs(na
     of = {"model": NETWORK, "loss": squared_error, "optimizer": OPTIMIZER, "train": ROWS, **first}
     rows = of.pop("train")
     run_state = start(make_plan(**of), rows, key=jax.random.key(0))
-    with pytest.raises(InputError, match=f"progress has .*{said}"):
+    with pytest.raises(InputError, match=f"state has .*{said}"):
         train(epochs=2, state=run_state, **{"model": NETWORK, **then})
 
 
 def test_a_progress_of_another_dtype_is_refused(stopped):
     halves = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), stopped.state.train_state.variables)
     run_state = stopped.state._replace(train_state=stopped.state.train_state._replace(variables=halves))
-    with pytest.raises(InputError, match=r"progress has bfloat16 of shape .* expected float32"):
+    with pytest.raises(InputError, match=r"state has bfloat16 of shape .* expected float32"):
         train(epochs=9, state=run_state)
 
 
@@ -225,7 +226,7 @@ def test_members_of_another_width_are_refused():
 
 def test_fit_and_fit_seeds_refuse_the_progress_of_each_other(stopped):
     many = train_seeds(seeds=(0, 1), epochs=1).state
-    with pytest.raises(InputError, match="progress is that of 2 runs"):
+    with pytest.raises(InputError, match="state is that of 2 runs"):
         train(epochs=2, state=many)
     with pytest.raises(InputError, match="got that of a single run"):
         train_seeds(epochs=9, state=stopped.state)
@@ -233,7 +234,7 @@ def test_fit_and_fit_seeds_refuse_the_progress_of_each_other(stopped):
 
 def test_a_progress_goes_without_seed_and_weights(stopped):
     for name, value in {"seed": 0, "variables": stopped.final}.items():
-        with pytest.raises(InputError, match=f"{name}.* has no effect beside progress"):
+        with pytest.raises(InputError, match=f"{name}.* has no effect beside state"):
             train(epochs=9, state=stopped.state, **{name: value})
 
 
@@ -242,17 +243,17 @@ def test_members_continue_with_their_own_seeds_or_without_naming_them():
     whole = train_seeds(seeds=(3, 5), epochs=2)
     for seeds in (None, (3, 5)):
         assert_equal(train_seeds(seeds=seeds, epochs=2, state=first.state).final, whole.final)
-    with pytest.raises(InputError, match="progress is that of other seeds"):
+    with pytest.raises(InputError, match="state is that of other seeds"):
         train_seeds(seeds=(3, 6), epochs=2, state=first.state)
 
 
 @pytest.mark.parametrize("steps", [1, 2])
 @pytest.mark.parametrize("batch_size", [16, 64])
 def test_an_epoch_goes_on_with_its_own_batch_size_alone(steps, batch_size):
-    middle = advance(start(PLAN, ROWS, key=jax.random.key(0)), ROWS, None, steps, plan=PLAN)[0]
-    with pytest.raises(InputError, match="progress stands"):
+    middle = run_steps(start(PLAN, ROWS, key=jax.random.key(0)), ROWS, None, steps, plan=PLAN)[0]
+    with pytest.raises(InputError, match="state is inside an epoch"):
         train(epochs=1, batch_size=batch_size, state=middle)
-    with pytest.warns(RuntimeWarning, match="progress stands inside an epoch and does not hold which data"):
+    with pytest.warns(RuntimeWarning, match="state is inside an epoch and does not hold the data"):
         rest = train(epochs=1, state=middle)
     assert_equal(rest.final, train(epochs=1).final)
 
@@ -280,8 +281,8 @@ def interrupted(rows, batch_size=8, **arguments):
         **arguments,
     )
     plan = make_plan(MODEL, squared_error, SLOW, batch_size=batch_size)
-    inside = advance(run.state, training_rows(rows), None, 3, plan=plan)[0]
-    return run._replace(state=inside, data=data_of_epoch(plan, inside, rows))
+    inside = run_steps(run.state, training_rows(rows), None, 3, plan=plan)[0]
+    return run._replace(state=inside, data=data_of_epoch(inside, prepare_data(plan, rows, None)[0]))
 
 
 def test_a_result_inside_an_epoch_resumes_on_its_own_rows_alone():

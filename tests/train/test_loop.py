@@ -15,8 +15,8 @@ from jaxdl.data import dataset
 from jaxdl.errors import InputError
 from jaxdl.nn import mlp
 from jaxdl.train import chunks, early_stopping, epochs, make_plan, reduce_on_plateau, start
-from jaxdl.train.epoch import advance, batches_of_epoch
-from jaxdl.train.loop import Pace
+from jaxdl.train.epoch import batches_of_epoch, run_steps
+from jaxdl.train.loop import AdaptiveSteps
 from jaxdl.train.plan import NEVER
 from tests.bits import bits
 from tests.groups import scripts
@@ -103,7 +103,7 @@ def test_chunks_of_every_length_are_one_program(compilations):
 
 def test_chunks_is_the_loop_in_its_docstring(meaning):
     def run_chunk(run_state, train, validation, steps, *, plan):
-        run_state, row = advance(run_state, train, validation, steps, plan=plan)
+        run_state, row = run_steps(run_state, train, validation, steps, plan=plan)
         return run_state, None if int(run_state.cursor) else row
 
     seen = []
@@ -148,7 +148,7 @@ def test_a_validation_loss_that_is_not_finite_is_told_too():
 
 def test_a_progress_of_other_rows_is_refused():
     middle = next(chunks(PLAN, beginning(), TRAIN, VALIDATION, steps=lambda: 10)).state
-    with pytest.raises(InputError, match=r"progress stands at batch 10 of 8\. Give the rows that it began with"):
+    with pytest.raises(InputError, match=r"state is at batch 10 of 8\. Give the data with which the epoch began"):
         next(chunks(PLAN._replace(early_stopping=NEVER, plateau=None), middle, TRAIN))
 
 
@@ -184,7 +184,7 @@ def device():
     """`device(seconds of a batch, batches)` gives the lengths of chunks of a device that takes that long."""
 
     def run(costs, batches, **options):
-        pace, sizes = Pace(**options), []
+        pace, sizes = AdaptiveSteps(**options), []
         while sum(sizes) < batches:
             sizes.append(pace())
             pace.update(sum(map(costs, range(sum(sizes[:-1]), sum(sizes)))), sizes[-1])
@@ -220,7 +220,7 @@ def test_other_seconds_can_be_wanted(device):
 
 def test_a_pause_is_no_measure():
     asked = iter([False, True, False])
-    pace = Pace(pause=lambda: next(asked))
+    pace = AdaptiveSteps(pause=lambda: next(asked))
     sizes = []
     for seconds in (0.001, 9.0, 0.001):
         sizes.append(pace())

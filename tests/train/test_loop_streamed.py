@@ -24,7 +24,7 @@ from jaxdl.nn import convnet, mlp
 from jaxdl.runs.runner import drive
 from jaxdl.train import chunks, early_stopping, make_plan, start
 from jaxdl.train.fit import fit
-from jaxdl.train.loop import Pace
+from jaxdl.train.loop import AdaptiveSteps
 from jaxdl.train.nonfinite import NonFiniteError, check_finite
 from tests.bits import bits
 from tests.train.test_loop import METRICS, PLAN, TRAIN, VALIDATION, beginning
@@ -308,7 +308,11 @@ def test_a_step_that_is_not_finite_is_told_with_its_rows(tmp_path):
         with pytest.raises(NonFiniteError) as caught:
             list(
                 check_finite(
-                    chunks(plan, begin, train, VALIDATION, last=2, steps=Pace()), plan, begin, train, VALIDATION
+                    chunks(plan, begin, train, VALIDATION, last=2, steps=AdaptiveSteps()),
+                    plan,
+                    begin,
+                    train,
+                    VALIDATION,
                 )
             )
         troubles.append(caught.value.args[0])
@@ -334,9 +338,9 @@ def test_what_does_not_fit_a_stream_is_refused():
         next(chunks(PLAN, beginning(), source, VALIDATION, run=run_members))
     with pytest.raises(InputError, match="validation must be a Dataset, got a DataSource"):
         next(chunks(PLAN, beginning(), source, source))
-    with pytest.raises(InputError, match="batch_size=100 leaves no full batch in 77 training rows"):
+    with pytest.raises(InputError, match="batch_size=100 leaves no full batch in 77 training examples"):
         next(chunks(PLAN._replace(batch_size=100), beginning(), source, VALIDATION))
-    with pytest.raises(InputError, match=r"progress stands at batch 8 of 8\. Give the rows that it began with"):
+    with pytest.raises(InputError, match=r"state is at batch 8 of 8\. Give the data with which the epoch began"):
         plan = make_plan(mlp(()), losses.squared_error, optax.sgd(0.1), metrics=METRICS, batch_size=10)
         begin = start(plan, TRAIN, key=jax.random.key(0))
         next(chunks(plan, begin._replace(cursor=begin.cursor + 8), source))

@@ -152,7 +152,7 @@ def test_bad_arguments_are_told(given_, said):
 )
 def test_an_optimiser_whose_rate_cannot_be_set_is_told(optimizer):
     plan = PLAN._replace(optimizer=optimizer)
-    with pytest.raises(InputError, match="rate_range needs an optimizer whose state holds one learning rate"):
+    with pytest.raises(InputError, match="find_learning_rate needs an optimizer whose state holds one learning rate"):
         find_learning_rate(plan, start(plan, TRAIN, key=jax.random.key(0)), TRAIN)
 
 

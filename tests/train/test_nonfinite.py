@@ -14,7 +14,7 @@ from jaxdl.data import dataset
 from jaxdl.data.batches import permutation
 from jaxdl.nn import convnet, crop, flip, from_linen, from_nnx, mlp, residual_net, with_augmentation
 from jaxdl.train import chunks, make_plan, make_train_state, make_train_step, start
-from jaxdl.train.nonfinite import NonFinite, NonFiniteError, check_finite, in_evaluation, in_step, replay
+from jaxdl.train.nonfinite import NonFinite, NonFiniteError, check_finite, find_origin, in_evaluation, in_step
 from jaxdl.types import Metric, Model, Objective, Variables
 
 RANDOM = np.random.default_rng(0)
@@ -270,7 +270,9 @@ def test_a_run_that_is_finite_passes_unchanged():
 def test_weights_that_were_not_finite_from_the_start_are_told():
     begin = start(PLAN, TRAIN, VALIDATION, key=jax.random.key(3))
     spoilt = jax.tree.map(lambda leaf: leaf * jnp.nan, begin.train_state.variables)
-    trouble = replay(PLAN, begin._replace(train_state=begin.train_state._replace(variables=spoilt)), TRAIN, VALIDATION)
+    trouble = find_origin(
+        PLAN, begin._replace(train_state=begin.train_state._replace(variables=spoilt)), TRAIN, VALIDATION
+    )
     assert trouble.where == "params/Head/bias before the step" and trouble.batch == 1
 
 

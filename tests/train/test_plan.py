@@ -78,10 +78,10 @@ def make_by_accuracy(learning_rate):
     )
 
 
-def test_successive_halving_keeps_the_candidate_of_the_higher_accuracy():
-    candidates = [{"learning_rate": 1e-6}, {"learning_rate": 3e-2}]
-    found = sweep(make_by_accuracy, candidates, ROWS, ROWS, seeds=(0, 1), epochs=4, halving=2, least=2)
-    assert found.table.groupby("candidate")["reason"].first().tolist() == ["halving", "epochs"]
+def test_successive_halving_keeps_the_trial_of_the_higher_accuracy():
+    trials = [{"learning_rate": 1e-6}, {"learning_rate": 3e-2}]
+    found = sweep(make_by_accuracy, trials, ROWS, ROWS, seeds=(0, 1), epochs=4, eta=2, min_resource=2)
+    assert found.table.groupby("trial")["reason"].first().tolist() == ["halving", "epochs"]
 
 
 def test_a_plateau_of_an_accuracy_that_rises_keeps_the_learning_rate():

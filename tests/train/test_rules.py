@@ -67,11 +67,11 @@ def test_early_stopping_is_the_loop_in_its_docstring(meaning):
     states = follow(early_stopping(patience=2, min_delta=0.25, start_from_epoch=1), series)
     names = {"patience": 2, "min_delta": 0.25, "start_from_epoch": 1, "baseline": None, "inf": math.inf}
     for number, values in enumerate(series):
-        told = meaning(early_stopping, values=values.tolist(), **names)
-        last = int(states.should_stop[number].argmax()) if told["done"] else -1
-        for name in ("best", "best_epoch", "stale", "done"):
-            field = {"stale": "epochs_without_improvement", "done": "should_stop"}.get(name, name)
-            assert getattr(states, field)[number, last] == told[name]
+        expected = meaning(early_stopping, values=values.tolist(), **names)
+        last = int(states.should_stop[number].argmax()) if expected["should_stop"] else -1
+        for name in ("best", "best_epoch", "waited", "should_stop"):
+            field = {"waited": "epochs_without_improvement"}.get(name, name)
+            assert getattr(states, field)[number, last] == expected[name]
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -134,12 +134,12 @@ def test_reduce_on_plateau_is_the_loop_in_its_docstring(meaning):
     options = {"factor": 0.5, "patience": 2, "cooldown": 1, "min_delta": 0.25, "min_learning_rate": 0.03}
     states = follow(reduce_on_plateau(**options), series, jnp.float32(0.1))
     for number, values in enumerate(series):
-        told = meaning(reduce_on_plateau, values=values.tolist(), **options, inf=math.inf, rate=0.1)
-        np.testing.assert_allclose(states.learning_rate[number, -1], told["rate"], rtol=1e-6)
-        assert states.best[number, -1] == told["best"]
+        expected = meaning(reduce_on_plateau, values=values.tolist(), **options, inf=math.inf, rate=0.1)
+        np.testing.assert_allclose(states.learning_rate[number, -1], expected["rate"], rtol=1e-6)
+        assert states.best[number, -1] == expected["best"]
         assert (states.epochs_without_improvement[number, -1], states.cooldown[number, -1]) == (
-            told["stale"],
-            told["cool"],
+            expected["waited"],
+            expected["cool"],
         )
 
 

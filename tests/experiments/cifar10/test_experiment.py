@@ -167,7 +167,10 @@ def test_every_recipe_settles_to_its_values():
         (("--train-size", "301", "--lesson-split"), "--train-size must be at most 300 of the 300 training images"),
         (("--train-size", "0"), "--train-size must be from 1 to"),
         (("--train-size", "12"), "every class must be among the 12 images to train on, got none of"),
-        (("--train-size", "250", "--batch-size", "251"), "batch_size=251 leaves no full batch in 250 training rows"),
+        (
+            ("--train-size", "250", "--batch-size", "251"),
+            "batch_size=251 leaves no full batch in 250 training examples",
+        ),
         (("--epochs", "0"), "--epochs must be from 1 to 1000000, got 0"),
         (("--batch-size", "0"), "--batch-size must be from 1 to"),
         (("--patience", "0"), "--patience must be from 1 to"),

@@ -196,7 +196,7 @@ def test_bad_data_ends_in_one_message_and_leaves_nothing(damage, table, tmp_path
 @pytest.mark.parametrize(
     ("arguments", "fragment"),
     [
-        (("--batch-size", "4096"), "batch_size=4096 leaves no full batch in 279 training rows. Use at most 279."),
+        (("--batch-size", "4096"), "batch_size=4096 leaves no full batch in 279 training examples. Use at most 279."),
         (("--batch-size", "0"), "batch_size must be at least 1"),
         (("--epochs", "0"), "--epochs must be at least 1"),
         (("--learning-rate", "-1"), "--learning-rate must be above 0"),

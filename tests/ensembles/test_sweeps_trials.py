@@ -1,4 +1,4 @@
-"""Candidates: grids against scikit-learn's and itertools, random draws against the distributions they are named for."""
+"""Trials: grids against scikit-learn's and itertools, random draws against the distributions they are named for."""
 
 import itertools
 import math
@@ -15,7 +15,7 @@ VALUES = {"hidden": ((10, 5), (3,)), "learning_rate": [0.1, 0.01, 0.001], "norm"
 
 
 def drawn(count, draw, seed=0):
-    return np.array([candidate["value"] for candidate in sample(count, seed, value=draw)])
+    return np.array([trial["value"] for trial in sample(count, seed, value=draw)])
 
 
 def test_a_grid_has_the_combinations_of_scikit_learn():
@@ -36,7 +36,7 @@ def test_a_grid_takes_any_iterable_once_and_a_string_for_one_value():
     ]
 
 
-def test_a_grid_of_no_names_is_one_candidate_of_defaults():
+def test_a_grid_of_no_names_is_one_trial_of_defaults():
     assert grid() == list(ParameterGrid({})) == [{}]
 
 
@@ -63,7 +63,7 @@ def test_choices_are_equally_likely_and_come_as_they_are():
     assert sum(counts) == 3000 and stats.chisquare(counts).pvalue > 0.01
 
 
-def test_values_of_a_candidate_are_drawn_apart():
+def test_values_of_a_trial_are_drawn_apart():
     values = np.array([list(one.values()) for one in sample(2000, 3, a=uniform(0, 1), b=uniform(0, 1))])
     assert stats.spearmanr(*values.T).pvalue > 0.01
 
@@ -86,7 +86,7 @@ def test_a_range_of_one_value_gives_that_value():
         (lambda: grid(rate=(0.1,), hidden=()), "hidden must have at least one value to try, got none"),
         (lambda: grid(hidden=10), r"hidden must be a row of values to try, got 10\. Use \(10,\), say"),
         (lambda: sample(0, rate=uniform(0, 1)), "count must be at least 1, got 0"),
-        (lambda: sample(2, rate=0.1), r"rate must be a draw, such as uniform\(0\.0, 0\.5\), got 0\.1"),
+        (lambda: sample(2, rate=0.1), r"rate must be a distribution, such as uniform\(0\.0, 0\.5\), got 0\.1"),
         (lambda: uniform(2, 1), "uniform needs low <= high, both finite, got 2 and 1"),
         (lambda: uniform(0, math.inf), "uniform needs low <= high, both finite, got 0 and inf"),
         (lambda: uniform(math.nan, 1), "uniform needs low <= high"),
