@@ -146,7 +146,7 @@ def table(rows: Sequence[Row], title: str = "") -> Table:
     """
     check(rows)
     best = any(row.best for row in rows)
-    caption = "+- is the standard error of the mean over seeds." + " * at the best epoch." * best
+    caption = "+- is the standard error of the mean over seeds." + " * of the best epoch." * best
     # Without lines between columns, because the names are long.
     result = Table(title=escape(title) or None, caption=caption, box=SIMPLE_HEAD, title_style="bold")
     result.title_justify = result.caption_justify = "left"

@@ -167,7 +167,7 @@ def three_exercises(monkeypatch):
 
 
 @pytest.fixture
-def baselines_ofs(monkeypatch):
+def without_networks(monkeypatch):
     """The lesson as far as it needs no network."""
     monkeypatch.setattr(exercises, "weather_steps", lambda *_: ())
     monkeypatch.setattr(exercises, "cifar10_steps", lambda *_: ())
@@ -438,7 +438,7 @@ def test_a_damaged_row_is_named(copied, capsys):
     pd.testing.assert_frame_equal(rows_of(copied).drop(columns="seconds"), before.drop(columns="seconds"))
 
 
-def test_fresh_keeps_the_old_lesson(copied, tmp_path, baselines_ofs, capsys):
+def test_fresh_keeps_the_old_lesson(copied, tmp_path, without_networks, capsys):
     before = contents(copied)
     assert call(*QUICK, "--seeds", 5, "--only", "weather", "--workdir", copied, "--fresh") == 0
     assert contents(tmp_path / "copy-old-1") == before
@@ -455,7 +455,7 @@ def test_a_folder_in_use_is_refused_and_stays(flags, copied, capsys):
     assert contents(copied) == before and [path.name for path in copied.parent.iterdir()] == ["copy"]
 
 
-def test_the_folder_of_something_else_is_refused(tmp_path, baselines_ofs, capsys):
+def test_the_folder_of_something_else_is_refused(tmp_path, without_networks, capsys):
     (tmp_path / "run").mkdir()
     (tmp_path / "run/config.json").write_text('{"recipe": "batchnorm", "seed": 3}')
     assert call(*QUICK, "--workdir", tmp_path / "run") == 2
@@ -500,7 +500,7 @@ def test_another_target_has_its_unit_and_none_of_the_lesson_s_figures(tmp_path, 
 
 
 @pytest.mark.parametrize("column", ["BASEL_humidity", "BASEL_global_radiation"])
-def test_a_target_of_any_unit_is_told_with_one(column, tmp_path, baselines_ofs, capsys):
+def test_a_target_of_any_unit_is_told_with_one(column, tmp_path, without_networks, capsys):
     assert call(*QUICK, "--only", "weather", "--target", column, "--workdir", tmp_path / "run") == 0
     unit = {"BASEL_humidity": "units", "BASEL_global_radiation": "100 W/m2"}[column]
     assert f"RMSE in {unit}" in capsys.readouterr().out and f"RMSE in {unit}" in text_of(tmp_path / "run")
@@ -639,7 +639,7 @@ def test_bars_need_two_networks_that_are_finite(finished):
     found, mean = bars(done, truth), done.outputs["test"][..., 0].astype(float).mean(0)
     spread = done.outputs["test"][..., 0].astype(float).std(0)
     inside = np.abs(mean - truth.test[:, 0]) <= 1.6448536 * spread
-    assert found.held["spread of the networks"][0.9] == pytest.approx(inside.mean())
+    assert found.coverage["standard deviation of the networks"][0.9] == pytest.approx(inside.mean())
     np.testing.assert_allclose(found.mean, mean)
     assert bars(with_nan(done, np.array([False, True, False])), truth) is None
     one = done._replace(outputs={name: array[:1] for name, array in done.outputs.items()})
@@ -692,7 +692,7 @@ def test_the_barbecue_baselines_of_the_real_data_are_those_of_scikit_learn(real_
             assert rows[f"{name}{place}, yes or no"] == pytest.approx(expected, rel=1e-9), (name, place)
 
 
-def test_another_target_of_the_real_data(real_data, tmp_path, baselines_ofs):
+def test_another_target_of_the_real_data(real_data, tmp_path, without_networks):
     arguments = ("--data", real_data, "--only", "weather", "--target", "OSLO_temp_max", "--no-compilation-cache")
     assert call(*arguments, "--workdir", tmp_path / "run") == 0
     row = rows_of(tmp_path / "run").loc[(EXERCISES, "as today, all years")]
