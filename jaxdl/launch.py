@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from itertools import pairwise
 from typing import NoReturn
 
-from jaxdl.distributed.processes import LOST, NAMES, SECRET, free_port
+from jaxdl.distributed.processes import LOST, SECRET, VARIABLES, free_port
 
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 # Seconds between SIGTERM and SIGKILL, and between two looks at the processes.
@@ -116,7 +116,7 @@ def _started(program: list[str], processes: int, pin: bool) -> list[subprocess.P
                 # PR_SET_PDEATHSIG: with the launcher its processes go, even where it cannot pass on a signal.
                 kernel.prctl(1, signal.SIGKILL)
 
-        own = dict(zip(NAMES, (coordinator, str(processes), str(number)), strict=True))
+        own = dict(zip(VARIABLES, (coordinator, str(processes), str(number)), strict=True))
         # On a machine with several GPUs each process has one.
         environment = {
             "JAX_LOCAL_DEVICE_IDS": str(number),

@@ -40,7 +40,7 @@ def locked(folder: Path) -> Iterator[Callable[[], bool]]:
     """Keep other processes out of a run's folder; gives whether it is still locked. Raises InputError if one is in."""
     with ExitStack() as stack:
         try:
-            holds = stack.enter_context(_files.locked(folder))
+            holds = stack.enter_context(_files.lock_folder(folder))
         except InputError as error:
             raise InputError(f"--workdir {error}") from None
         yield holds

@@ -19,7 +19,7 @@ from jaxdl import saving as saving_module
 from jaxdl._checks import check_platform
 from jaxdl._tree import flatten_named, unflatten_named
 from jaxdl.distributed import make_mesh, processes, shard_dataset, shard_state
-from jaxdl.distributed.processes import count, launched
+from jaxdl.distributed.processes import count, is_launched
 from jaxdl.distributed.sharding import AXES
 from jaxdl.errors import InputError
 from jaxdl.runs.flags import Placement
@@ -36,7 +36,7 @@ def join(config: Placement, about: Mapping[str, Any] | None = None) -> None:
     Raises InputError where they do not, and where `JAX_PLATFORMS` names a platform that is not there.
     """
     flags = config.coordinator, config.processes, config.process_id
-    if config.distributed or launched() or any(flag is not None for flag in flags):
+    if config.distributed or is_launched() or any(flag is not None for flag in flags):
         distributed_module.initialize(*flags, about=about)
     check_platform()
 

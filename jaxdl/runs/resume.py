@@ -44,7 +44,7 @@ def recorded(folder: Path, earlier: RunFiles) -> tuple[RunFiles, str | None]:
     The run resumes from the checkpoint, which is known to be whole: where config.json says another thing, it was
     edited or damaged, or a change of flags was not saved yet. Flags that may change are then taken as changes.
     """
-    about = checkpoints.about_of(folder / CHECKPOINTS)
+    about = checkpoints.read_about(folder / CHECKPOINTS)
     kept = {} if about is None else about.get("config")
     if not isinstance(kept, dict):
         return earlier, None

@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxdl import _files
 from jaxdl.errors import InputError
-from jaxdl.saving.checkpoints import alone, reads_finished
+from jaxdl.saving.checkpoints import finish_reads, single_process
 from jaxdl.types import PyTree, Variables
 
 # Python's numbers, which come back as they were.
@@ -56,7 +56,7 @@ def save(path: str | Path, variables: Variables) -> None:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         _files.reserve(folder.parent, sum(array.nbytes for array in arrays.values()) + about.nbytes)
-        with ocp.StandardCheckpointer(**alone()) as checkpointer:
+        with ocp.StandardCheckpointer(**single_process()) as checkpointer:
             checkpointer.save(folder, {"about": about, **arrays, "checksum": _digest(about, arrays)})
         _files.write_checksums(folder)
     except OSError as error:
@@ -93,7 +93,7 @@ def load(path: str | Path, like: Variables | None = None) -> Variables:
     damage = _files.find_damage(folder)
     if damage is not None:
         raise InputError(f"the weights in {folder} are damaged ({damage}). Use another copy.")
-    with reads_finished(), ocp.StandardCheckpointer(**alone()) as checkpointer:
+    with finish_reads(), ocp.StandardCheckpointer(**single_process()) as checkpointer:
         try:
             shapes = checkpointer.metadata(folder).item_metadata
             if shapes is None:
@@ -119,7 +119,7 @@ def _described(tree: PyTree, path: str, leaves: list[dict[str, Any]], arrays: di
         children = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda part: part is not tree)[0]
     except (TypeError, ValueError) as error:
         raise InputError(
-            f"save cannot put the keys of {_place(path)} in order ({error}). Use names, or numbers, alone."
+            f"save cannot put the keys of {_place(path)} in order ({error}). Use names, or numbers, single_process."
         ) from error
     if [*map(len, (keys for keys, _ in children))] == [0]:
         leaves.append(_described_leaf(tree, path, f"{len(leaves):06d}", arrays))

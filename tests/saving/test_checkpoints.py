@@ -169,7 +169,7 @@ def test_a_checkpoint_that_is_whole_but_cannot_be_read_is_not_called_damaged(fol
 def clock(monkeypatch):
     now = SimpleNamespace(time=100.0)
     monkeypatch.setattr(checkpoints, "time", SimpleNamespace(monotonic=lambda: now.time))
-    monkeypatch.setattr(checkpoints, "FIRST", 0.0)
+    monkeypatch.setattr(checkpoints, "FIRST_SAVE", 0.0)
     return now
 
 
@@ -283,7 +283,7 @@ def test_uneven_leaves_come_back_from_a_checkpoint(tmp_path):
         "a~1b": jnp.full(2, 2.0),
         "empty": jnp.zeros((0, 3), jnp.bfloat16),
     }
-    arrays, about = checkpoints.content_of({}, tree, [])
+    arrays, about = checkpoints.checkpoint_content({}, tree, [])
     checkpoints.write(tmp_path, arrays, about)
     restored = _tree.unflatten_named(tree, checkpoints.read(tmp_path, 1).arrays)
     jax.tree.map(np.testing.assert_array_equal, restored, tree)
@@ -312,7 +312,7 @@ def test_uneven_leaves_come_back_from_a_checkpoint(tmp_path):
     ids=str,
 )
 def test_values_that_json_does_not_know_are_saved_in_their_plain_form(given, kept, tmp_path):
-    assert json.loads(json.dumps(checkpoints.described({"it": given}))) == {"it": kept}
+    assert json.loads(json.dumps(checkpoints.check_about({"it": given}))) == {"it": kept}
 
 
 @pytest.mark.parametrize(
@@ -364,7 +364,7 @@ def test_a_record_of_numpy_numbers_is_saved(tmp_path):
 
 
 def test_what_was_put_aside_is_removed_once_a_checkpoint_is_whole(folder):
-    (numbers,) = [checkpoints.numbers_in(folder)]
+    (numbers,) = [checkpoints.checkpoint_numbers(folder)]
     path = folder / str(numbers[-1]) / "about" / "metadata"
     path.write_bytes(path.read_bytes()[:-1])
     told = []
@@ -375,7 +375,7 @@ def test_what_was_put_aside_is_removed_once_a_checkpoint_is_whole(folder):
 
 
 def test_who_looks_while_a_run_saves_there_changes_nothing(folder):
-    number = max(checkpoints.numbers_in(folder))
+    number = max(checkpoints.checkpoint_numbers(folder))
     path = folder / str(number) / "about" / "metadata"
     path.write_bytes(path.read_bytes()[:-1])
     (folder / "9.orbax-checkpoint-tmp").mkdir()
@@ -434,7 +434,7 @@ def test_a_folder_that_is_moved_in_the_middle_of_a_save_is_told_and_not_made_ane
 
 def test_what_a_stranger_has_cut_and_summed_anew_is_refused_without_tracebacks(tmp_path, capfd):
     arrays = {f"a{number:02d}": jnp.ones((50, 20)) * number for number in range(30)}
-    checkpoints.write(tmp_path, *checkpoints.content_of({}, arrays, []))
+    checkpoints.write(tmp_path, *checkpoints.checkpoint_content({}, arrays, []))
     for path in (tmp_path / "1" / "arrays" / "d").iterdir():
         os.truncate(path, 100)
     (tmp_path / "1" / _files.CHECKSUMS).unlink()
@@ -452,7 +452,7 @@ def test_what_begins_while_orbax_reads_ends_before_its_loop_closes_and_logs_noth
         raise ValueError("a second file is damaged too")
 
     ended = []
-    with checkpoints.reads_finished():
+    with checkpoints.finish_reads():
         loop = asyncio.new_event_loop()
         reading = loop.create_task(read())
         loop.close()
@@ -577,7 +577,9 @@ def test_a_full_disk_is_told_in_one_line_and_the_run_goes_on(tmp_path, monkeypat
             checkpointer.save()
         assert saving.restore_latest(tmp_path, refuse).number == 1
         checkpointer.observe(shared_tree(3), SHARED_HISTORY)
-    assert told == ["a checkpoint could not be saved (No space left on device); the last good one stays."]
+    assert told == [
+        f"a checkpoint could not be saved (No space left on device); the last good one in {tmp_path} stays."
+    ]
     assert int(saving.restore_latest(tmp_path, refuse).arrays["number"]) == 3
 
 
@@ -735,7 +737,7 @@ with shared_checkpointer(Path(given[0]), {}, every=99, warn=print) as checkpoint
 processes.shutdown()
 """
     said = scripts(body, 2, tmp_path / "saved")
-    text = "a checkpoint could not be saved ({}); the last good one stays."
+    text = f"a checkpoint could not be saved ({{}}); the last good one in {tmp_path / 'saved'} stays."
     here, there = text.format("No space left on device"), text.format("by another process")
     assert said[0].splitlines() == [there, "0", here, "1", "2 1", "3 1 2"]
     assert said[1].splitlines() == [here, "0", there, "1", "2 1", "3 1 2"]
