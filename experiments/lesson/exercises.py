@@ -21,7 +21,7 @@ from experiments.weather.features import first_days, of_place, oversampled, with
 from experiments.weather.report import baselines
 from jaxdl.baselines import root_mean_square
 from jaxdl.data import take
-from jaxdl.datasets import SUFFIX, TARGET, ImageData, WeatherData, place_of
+from jaxdl.datasets import LABEL_SUFFIX, TARGET, ImageData, WeatherData, place_of
 from jaxdl.ensembles import grid, sweep
 from jaxdl.losses import softmax_cross_entropy
 from jaxdl.metrics import accuracy
@@ -94,11 +94,11 @@ class Weather(NamedTuple):
 
     def labels(self) -> bool:
         """Whether yes or no is to be told, else a number."""
-        return self.target.endswith(SUFFIX)
+        return self.target.endswith(LABEL_SUFFIX)
 
     def place(self) -> str:
         """The place of the target."""
-        return self.target.removesuffix(SUFFIX) if self.labels() else place_of(self.target)
+        return self.target.removesuffix(LABEL_SUFFIX) if self.labels() else place_of(self.target)
 
     def unit(self) -> str:
         """The unit of the figures; "units" where it is not known."""

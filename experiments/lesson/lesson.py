@@ -26,7 +26,7 @@ from experiments.lesson.findings import bars, findings, sentence
 from experiments.lesson.page import SOURCES, Picture, page, png
 from experiments.lesson.rows import Row, as_frame, as_seeds, table
 from experiments.lesson.training import Truth
-from jaxdl.datasets import SUFFIX, TARGET, ImageData, WeatherData, load_cifar10, load_weather, place_of
+from jaxdl.datasets import LABEL_SUFFIX, TARGET, ImageData, WeatherData, load_cifar10, load_weather, place_of
 from jaxdl.errors import InputError
 from jaxdl.runs import environment, folders
 from jaxdl.runs.console import print_warning
@@ -106,7 +106,7 @@ def run(config: Config, console: Console, interrupts: Signals = NEVER) -> list[R
     """Goes through the lesson and writes the folder; gives the rows."""
     if not 1 <= config.seeds <= MOST_SEEDS:
         raise InputError(f"--seeds must be from 1 to {MOST_SEEDS}, got {config.seeds}. Leave it out for 16.")
-    if config.target.endswith(SUFFIX):
+    if config.target.endswith(LABEL_SUFFIX):
         raise InputError(f"--target must be a column of the weather, got {config.target}. Its labels are told anyway.")
     if config.compilation_cache:
         environment.enable_compilation_cache()
@@ -146,7 +146,7 @@ def read(config: Config) -> Data:
         warnings.simplefilter("ignore")  # The notes are printed instead.
         weathers: tuple[Weather, ...] = ()
         if config.only != "cifar10":
-            targets = (config.target, place_of(config.target) + SUFFIX)
+            targets = (config.target, place_of(config.target) + LABEL_SUFFIX)
             weathers = tuple(Weather(load_weather(config.data, days=None, target=of), of) for of in targets)
         return Data(weathers, (load_cifar10(config.data),) if config.only != "weather" else ())
 
