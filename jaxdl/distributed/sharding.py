@@ -44,7 +44,7 @@ def make_mesh(devices: Sequence[Any] | None = None, **sizes: int) -> Mesh:
     sizes = sizes or {DATA: len(devices)}
     unknown = [name for name in sizes if name not in AXES]
     if unknown:
-        raise InputError(f"a mesh has the axes {', '.join(AXES)}, got {unknown[0]}. Use data=4, say.")
+        raise InputError(f"a mesh has the axes {', '.join(AXES)}, got {unknown[0]}. Use data=4.")
     product = math.prod(sizes.values())
     if min(sizes.values()) < 1 or product != len(devices):
         text = ", ".join(f"{name}={size}" for name, size in sizes.items())

@@ -66,11 +66,11 @@ def checkpointer(
     """
     folder, about = check_folder(folder), check_about(about)
     try:
-        every = float(every)
+        seconds = float(every)
     except (TypeError, ValueError):
-        every = math.nan
-    if not every >= 0:
-        raise InputError("every must be a number of seconds from 0 on. Use 30, say.")
+        seconds = math.nan
+    if not seconds >= 0:
+        raise InputError(f"every must be a number of seconds, at least 0, got {every!r:.80}. Use every=30.")
     if not callable(warn):
         raise InputError(f"warn must be a function of a string, such as print, got {warn!r:.80}.")
     with ExitStack() as stack:
@@ -84,7 +84,7 @@ def checkpointer(
         executor = stack.enter_context(ThreadPoolExecutor(1))
         # While training compiles: this import takes as long as several saves.
         executor.submit(importlib.import_module, "orbax.checkpoint")
-        saver = _BackgroundSaver(executor, folder, about, every, warn)
+        saver = _BackgroundSaver(executor, folder, about, seconds, warn)
         try:
             yield saver.observe
         finally:
@@ -132,9 +132,11 @@ class _Saver:
         """Return whether the latest state is yet to be saved."""
         return self.latest is not None and self.latest[0] is not self.saved_state
 
-    def interval_ends(self, margin: float = 0.0) -> bool:
-        """Return whether a save that starts later than now could end later than `every` seconds after the last one."""
-        # A save may take twice as long as the one before.
+    def interval_is_over(self, margin: float = 0.0) -> bool:
+        """Return whether a save must start now to end within `every` seconds after the last one.
+
+        margin: seconds until the next chance to start a save. A save may take twice as long as the one before.
+        """
         return time.monotonic() - self.last_save + 2 * self.save_seconds + margin >= self.every
 
     def content(self) -> tuple[dict[str, Array], dict[str, Any]]:
@@ -180,7 +182,7 @@ class _BackgroundSaver(_Saver):
         if self.future is not None and self.future.done():
             self.wait()
             self.save_seconds = now - self.last_save
-        if self.future is None and self.interval_ends(margin):
+        if self.future is None and self.interval_is_over(margin):
             self.start()
 
     def start(self) -> None:
@@ -215,7 +217,7 @@ class SharedSaver(_Saver):
     def due(self) -> bool:
         """Return whether process 0 asks for a pause, by its clock."""
         # Without a new state, a run whose saves take longer than `every` would pause again at once.
-        return distributed.is_main() and self.is_new() and self.interval_ends()
+        return distributed.is_main() and self.is_new() and self.interval_is_over()
 
     def save(self) -> None:
         """Save the latest state, unless it is saved. All processes call it at the same pause."""
@@ -242,10 +244,10 @@ class SharedSaver(_Saver):
 def check_folder(folder: object) -> Path:
     """Return the folder of checkpoints as a path. Raises InputError for a value that is no path of this machine."""
     if not isinstance(folder, (str, os.PathLike)) or not isinstance(os.fspath(folder), str) or not os.fspath(folder):
-        raise InputError(f'folder must be a path or a string, got {folder!r:.80}. Use "checkpoints", say.')
+        raise InputError(f'folder must be a path or a string, got {folder!r:.80}. Use "checkpoints".')
     if "://" in os.fspath(folder) or set("[]\\") & set(str(Path(folder).absolute())):
         raise InputError(
-            f"folder must be one of this machine, without [, ] and \\ in its path, got {os.fspath(folder)}. Choose "
+            f"folder must be on this machine, without [, ] and \\ in its path, got {os.fspath(folder)}. Choose "
             "another folder."
         )
     return Path(folder)
@@ -511,7 +513,7 @@ def check_about(about: object) -> dict[str, Any]:
     except RecursionError:
         raise InputError("about must not contain itself. Give a dict of strings and numbers.") from None
     if not isinstance(plain, dict):
-        raise InputError(f'about must be a dict, got {type(about).__name__}. Use {{"config": ...}}, say.')
+        raise InputError(f'about must be a dict, got {type(about).__name__}. Use {{"config": ...}}.')
     if taken := [name for name in RESERVED if name in plain]:
         raise InputError(f'about must not have an entry "{taken[0]}": a checkpoint writes its own. Rename it.')
     return plain
