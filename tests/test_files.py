@@ -125,7 +125,7 @@ def history(path):
 
 
 def predictions(path):
-    with predict_script.written(str(path)) as file:
+    with predict_script.open_target(str(path)) as file:
         file.write("1\n")
 
 

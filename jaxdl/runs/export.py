@@ -13,7 +13,7 @@ from jaxdl.nn import build_model
 from jaxdl.nn.models import from_json
 from jaxdl.runs import folders
 from jaxdl.saving import OutputSpec, load
-from jaxdl.saving.export import escaped_html, export_model, load_program
+from jaxdl.saving.export import escape_html, export_model, load_model
 from jaxdl.types import SETS, Model, Variables
 
 
@@ -61,7 +61,7 @@ def _own_model(run: Path, variables: Variables) -> Model:
             f"the run in {run} cannot be exported: its model was not saved, as its command said at the end. Call "
             "jaxdl.saving.export.export_model in a script that has the model."
         )
-    return load_program(path, variables)
+    return load_model(path, variables)
 
 
 def _finished(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -109,7 +109,7 @@ def of_run(config: Mapping[str, Any], metrics: Mapping[str, Any], kept: str) -> 
         f"{config.get('recipe')}. Commit of the code: {config['commit'] or 'unknown'}. Versions: {versions}.",
         f"Network: {_network(config.get('network'))}",
     ]
-    return escaped_html("\n\n".join(parts) + "\n")
+    return escape_html("\n\n".join(parts) + "\n")
 
 
 def _network(entry: Any) -> str:

@@ -42,7 +42,7 @@ from jaxdl.runs.resume import (
     refused,
 )
 from jaxdl.runs.signals import NEVER, Signals, StoppedError
-from jaxdl.saving.export import save_program
+from jaxdl.saving.export import save_model
 from jaxdl.train.epoch import batches_of_epoch
 from jaxdl.train.fit import reason, warn_of_eval_params, without_best
 from jaxdl.train.loop import Chunk, Pace, Reached, checked, chunks, run_loop
@@ -373,7 +373,7 @@ def _keep_program(job: Job, variables: Variables) -> None:
     """Write the model itself, so that the run can be exported without the code of the experiment."""
     path = job.folder / folders.PROGRAM
     try:
-        save_program(path, job.setup.plan.model, variables, job.setup.train.inputs[:1])
+        save_model(path, job.setup.plan.model, variables, job.setup.train.inputs[:1])
     except OSError:
         raise
     except Exception as error:  # whatever a model of the user's own cannot do without the number of its rows

@@ -59,10 +59,10 @@ def checkpointer(
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     with checkpointer(folder, {"seed": 3}, every=30, warn=print) as callback:
-    ...         callback({"kernel": np.ones(2)}, [{"epoch": 1, "loss": 0.5}])
+    ...         callback({"kernel": np.ones(2, np.float32)}, [{"epoch": 1, "loss": 0.5}])
     ...     checkpoint = restore_latest(folder, print)
     >>> checkpoint.arrays, checkpoint.about["seed"], checkpoint.about["history"]
-    ({'kernel': array([1., 1.])}, 3, [{'epoch': 1, 'loss': 0.5}])
+    ({'kernel': array([1., 1.], dtype=float32)}, 3, [{'epoch': 1, 'loss': 0.5}])
     """
     folder, about = check_folder(folder), check_about(about)
     try:
