@@ -174,7 +174,10 @@ def test_a_folder_is_there_whole_or_not_at_all(tmp_path, monkeypatch, error):
         ({"columns": ["a", "b"]}, r"columns must be 3 different names .* got \['a', 'b'\]"),
         ({"columns": ["a", "b", "a"]}, "columns must be 3 different names"),
         ({"columns": ["a", "b", " c"]}, "columns must be 3 different names"),
-        ({"outputs": OutputSpec(["a", "b"])}, r"must be 1 different ones, as the model gives, got \['a', 'b'\]"),
+        (
+            {"outputs": OutputSpec(["a", "b"])},
+            r"outputs must have 1 different names, one for each output of the model, got \['a', 'b'\]",
+        ),
         ({"outputs": OutputSpec(link="log")}, "link must be one of"),
     ],
 )
