@@ -1,4 +1,4 @@
-"""Files that are whole or not there: drafts, JSON, checksums, locks, free disk space."""
+"""Files that are written whole or not at all; JSON, checksums, locks, free disk space."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ from filelock import lock_descriptor
 
 from jaxdl.errors import InputError
 
-CHECKSUMS = "checksums.json"  # which `write_checksums` writes
+CHECKSUMS = "checksums.json"
 _DRAFT = re.compile(r"\..*\.[0-9a-f]{16}\.part", re.DOTALL)
-# What `reserve` asks for beyond the arrays: bytes for names, shapes and checksums, and files that are open at a time.
+# What `reserve` adds: bytes for names, shapes and checksums, and the number of files that are open at a time.
 _MARGIN, _OPEN_FILES = 2**17, 64
-# Windows has neither flag; there a folder holds no pipes, and few may make links.
+# Windows has neither flag: there a folder holds no pipes, and few users may make links.
 NO_LINK, NO_WAIT = getattr(os, "O_NOFOLLOW", 0), getattr(os, "O_NONBLOCK", 0)
 
 
 @contextmanager
 def atomic_write(path: str | Path, mode: str = "wb", **options: Any) -> Iterator[IO[Any]]:
-    """Open a file that gets the name `path` when the block ends well, with all that it holds on the disk.
+    """Open a new file that replaces `path` when the block ends without an error, after a sync to the disk.
 
-    It is written under a name that nobody can foresee, and that did not exist: no link is followed and no other file is
-    written over. Where the block raises, the file that was at `path` stays. mode, options: as for `open`.
+    The draft has a random new name: no link is followed and no other file is overwritten. Where the block raises, the
+    file at `path` stays as it was. mode, options: as for `open`.
 
-    Raises OSError where it cannot be written.
+    Raises OSError where the file cannot be written.
     """
     path = Path(path)
-    draft, number = create_draft(path)
+    draft, descriptor = create_draft(path)
     try:
-        with os.fdopen(number, mode, **options) as file:
+        with os.fdopen(descriptor, mode, **options) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -54,25 +54,25 @@ def atomic_write(path: str | Path, mode: str = "wb", **options: Any) -> Iterator
 
 
 def create_draft(path: Path) -> tuple[Path, int]:
-    """Create an empty file beside `path`, and return its name and its open descriptor."""
+    """Create an empty draft beside `path`, and return its path and its open descriptor."""
     draft = draft_name(path)
     return draft, os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL | NO_LINK, 0o666)
 
 
 def draft_name(path: Path) -> Path:
-    """Return a name beside `path` that nobody can foresee, for a file or a folder."""
+    """Return a random path beside `path`, for a file or a folder."""
     # A file's name has at most 255 bytes.
     short = os.fsdecode(os.fsencode(path.name)[:200])
     return path.with_name(f".{short}.{secrets.token_hex(8)}.part")
 
 
 def is_draft(name: str) -> bool:
-    """Return whether a name is one that `draft_name` gives."""
+    """Return whether a name has the form that `draft_name` returns."""
     return _DRAFT.fullmatch(name) is not None
 
 
 def remove_drafts(folder: Path) -> None:
-    """Remove the files below a folder that a process which was killed has left half-written. It follows no link."""
+    """Remove the drafts of killed processes from a folder and the folders below it, without following links."""
     for root, _, names in os.walk(folder):
         for path in (Path(root, name) for name in names if is_draft(name)):
             with suppress(OSError):
@@ -81,51 +81,51 @@ def remove_drafts(folder: Path) -> None:
 
 
 def open_regular(path: str | Path, *, follow: bool = True) -> IO[bytes]:
-    """Open a file to read its bytes, without waiting for ever where the name is that of a pipe or a device.
+    """Open a file to read its bytes; a pipe or a device, which could block forever, raises OSError.
 
-    Raises OSError for what is no regular file, and for a link where `follow` is False.
+    follow: False raises OSError for a link too.
     """
-    number = os.open(path, os.O_RDONLY | NO_WAIT | (0 if follow else NO_LINK))
+    descriptor = os.open(path, os.O_RDONLY | NO_WAIT | (0 if follow else NO_LINK))
     try:
-        if not stat.S_ISREG(os.fstat(number).st_mode):
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise OSError(errno.EINVAL, "is no regular file", str(path))
-        return os.fdopen(number, "rb")
+        return os.fdopen(descriptor, "rb")
     except BaseException:
-        os.close(number)
+        os.close(descriptor)
         raise
 
 
 def identity(path: Path) -> tuple[int, int] | None:
-    """Return what a renamed file or folder keeps; None where there is nothing, or no right to see."""
+    """Return the device and the inode of a path, which a rename keeps; None where the path cannot be read."""
     try:
-        about = path.stat()
+        status = path.stat()
     except OSError:
         return None
-    return about.st_dev, about.st_ino
+    return status.st_dev, status.st_ino
 
 
 def sync(path: Path) -> None:
-    """Wait until what a file holds, or the names in a folder, are on the disk.
+    """Wait until the content of a file, or the names in a folder, are on the disk. Raises OSError where that fails.
 
-    Raises OSError where the disk cannot keep them. A system that cannot sync folders, as Windows, keeps them itself.
+    It does nothing for folders on a system that cannot sync them, such as Windows.
     """
     try:
-        number = os.open(path, os.O_RDONLY | NO_WAIT)
+        descriptor = os.open(path, os.O_RDONLY | NO_WAIT)
     except OSError:
         if path.is_dir():
             return
         raise
     try:
-        os.fsync(number)
+        os.fsync(descriptor)
     except OSError as error:
         if error.errno not in (errno.EINVAL, errno.EBADF, errno.ENOTSUP):
             raise
     finally:
-        os.close(number)
+        os.close(descriptor)
 
 
 def sync_below(folder: Path) -> None:
-    """Wait until all files and folders below a folder, and the folder itself, are on the disk."""
+    """Wait until a folder and all files and folders below it are on the disk."""
     for root, _, names in os.walk(folder, topdown=False):
         for name in names:
             sync(Path(root, name))
@@ -133,10 +133,7 @@ def sync_below(folder: Path) -> None:
 
 
 def read_json(path: Path, advice: str = "Restore it from a copy.") -> dict[str, Any]:
-    """Return the object that a JSON file holds.
-
-    Raises InputError where it holds something else, with `advice`, or cannot be read.
-    """
+    """Return the object in a JSON file. Raises InputError for other content, with `advice`, or an unreadable file."""
     try:
         with open_regular(path) as file:
             return {**json.loads(file.read())}
@@ -147,7 +144,7 @@ def read_json(path: Path, advice: str = "Restore it from a copy.") -> dict[str, 
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a JSON file that is there whole or not at all; a number that is not finite becomes null."""
+    """Write a JSON file, whole or not at all; a number that is not finite becomes null."""
     with atomic_write(path, "w") as file:
         file.write(as_json(content))
 
@@ -166,13 +163,12 @@ def _plain(value: object) -> Any:
 
 
 def write_checksums(folder: Path) -> None:
-    """Write `checksums.json` into a folder: the SHA-256 of each file below it, and of that list itself.
+    """Write the SHA-256 of each file below a folder, and of that list, to the folder's `checksums.json`.
 
-    When it returns, all of that and the folder's own name are on the disk.
-
-    Raises OSError where a file cannot be read, or the list not written.
+    The files, the list and the name of the folder are synced to the disk. Raises OSError where a file cannot be read or
+    the list cannot be written.
     """
-    # What the list names is on the disk before the list is, or a power cut could leave the list alone.
+    # The files before the list: a power cut could otherwise leave the list alone.
     sync_below(folder)
     with atomic_write(folder / CHECKSUMS) as file:
         file.write(_checksum_file({name: _sha256(folder / name) for name in _files_below(folder)}))
@@ -180,32 +176,30 @@ def write_checksums(folder: Path) -> None:
 
 
 def checksum_lines(folder: Path) -> str:
-    """Return the SHA-256 of each file below a folder, a line each, as `sha256sum -c` reads them."""
+    """Return the SHA-256 of each file below a folder, in the lines that `sha256sum -c` reads."""
     return "".join(f"{_sha256(folder / name)}  {name}\n" for name in _files_below(folder))
 
 
 def find_damage(folder: Path) -> str | None:
-    """Return what is not as `write_checksums` found it, in a few words; None where all is.
+    """Return in a few words what differs from the checksums of a folder; None where nothing does.
 
-    Raises OSError where this process may not read it, or has too many files open: that is no damage.
-
-    It follows no link and opens no path that stands in the list, so nothing outside the folder is ever read.
+    It follows no link and opens no path from the list, so it reads nothing outside of the folder. Raises OSError
+    without the permission to read, or with too many open files: neither is damage.
     """
     try:
         if not (folder / CHECKSUMS).is_file():
             return f"no {CHECKSUMS}: its save was not finished"
         files = _files_below(folder)
-        content = (folder / CHECKSUMS).read_bytes()
-        listed = _checksums_in(content)
-        if listed is None:
+        sums = _parse_checksums((folder / CHECKSUMS).read_bytes())
+        if sums is None:
             return f"{CHECKSUMS} is not what was saved"
-        for name in sorted({*listed, *files}):
+        for name in sorted({*sums, *files}):
             if name not in files:
-                return f"{_shown(name)} is missing"
-            if name not in listed:
-                return f"{_shown(name)} was not there when it was saved"
-            if _sha256(folder / name) != listed[name]:
-                return f"{_shown(name)} is not what was saved"
+                return f"{_printable(name)} is missing"
+            if name not in sums:
+                return f"{_printable(name)} was not there when it was saved"
+            if _sha256(folder / name) != sums[name]:
+                return f"{_printable(name)} is not what was saved"
     except OSError as error:
         if error.errno in (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE):
             raise
@@ -216,29 +210,28 @@ def find_damage(folder: Path) -> str | None:
 
 
 def read_checked(folder: Path, name: str) -> bytes | None:
-    """Return what one file of a folder holds, if it is as `write_checksums` found it; it looks at no other file."""
+    """Return the content of one file of a folder; None where its checksum is missing or differs."""
     try:
         with open_regular(folder / CHECKSUMS, follow=False) as file:
-            listed = _checksums_in(file.read())
+            sums = _parse_checksums(file.read()) or {}
         with open_regular(folder / name, follow=False) as file:
-            found = file.read()
+            content = file.read()
     except (OSError, ValueError):
         return None
-    return found if listed is not None and listed.get(name) == hashlib.sha256(found).hexdigest() else None
+    return content if sums.get(name) == hashlib.sha256(content).hexdigest() else None
 
 
 def _files_below(folder: Path) -> list[str]:
-    """The files below a folder, relative to it; ValueError for what is neither a file nor a folder."""
-    found = []
+    """Return the names of the files below a folder, relative to it. Raises ValueError for a link or a pipe."""
+    names = []
     for root, folders, files in os.walk(folder, onerror=_raise):
-        for name in [*folders, *files]:
-            path = Path(root, name)
-            mode = path.lstat().st_mode
-            if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-                raise ValueError(f"{_shown(path.relative_to(folder).as_posix())} is a link or no file")
+        for path in (Path(root, name) for name in [*folders, *files]):
+            mode, name = path.lstat().st_mode, path.relative_to(folder).as_posix()
             if stat.S_ISREG(mode):
-                found.append(path.relative_to(folder).as_posix())
-    return sorted(name for name in found if name != CHECKSUMS and not is_draft(name))
+                names.append(name)
+            elif not stat.S_ISDIR(mode):
+                raise ValueError(f"{_printable(name)} is a link or no file")
+    return sorted(name for name in names if name != CHECKSUMS and not is_draft(name))
 
 
 def _raise(error: OSError) -> None:
@@ -251,13 +244,14 @@ def _sha256(path: Path) -> str:
 
 
 def _checksum_file(sums: dict[str, str]) -> bytes:
+    """Return the content of `checksums.json`."""
     files = json.dumps(sums, sort_keys=True, indent=1)
     whole = {"files": sums, "sha256": hashlib.sha256(files.encode()).hexdigest()}
     return (json.dumps(whole, sort_keys=True, indent=1) + "\n").encode()
 
 
-def _checksums_in(content: bytes) -> dict[str, str] | None:
-    """The sums in a list, if every byte of it is as it was written."""
+def _parse_checksums(content: bytes) -> dict[str, str] | None:
+    """Return the sums in a `checksums.json`; None where a byte of the file has changed."""
     try:
         sums = {**json.loads(content)["files"]}
         return sums if _checksum_file(sums) == content else None
@@ -265,23 +259,23 @@ def _checksums_in(content: bytes) -> dict[str, str] | None:
         return None
 
 
-def _shown(name: str) -> str:
+def _printable(name: str) -> str:
     return name if name.isprintable() else ascii(name)
 
 
 def reserve(folder: Path, size: int) -> None:
-    """Check that `size` bytes, and a little more, can be written into a folder, and many files opened.
+    """Raise OSError where `size` bytes and a margin cannot be written into a folder, or many files cannot be opened.
 
-    Raises OSError where they cannot. It reserves the space and frees it, which tells of quotas and limits too. Asked
-    before many files are written at once, it gives one clear error in place of many.
+    It allocates the space and frees it, so quotas and limits count too. Before many files are written at once, it
+    raises one clear error in place of many.
     """
-    opened: list[int] = []
+    descriptors: list[int] = []
     try:
         for _ in range(_OPEN_FILES):
-            opened.append(os.open(os.devnull, os.O_RDONLY))
+            descriptors.append(os.open(os.devnull, os.O_RDONLY))
     finally:
-        for number in opened:
-            os.close(number)
+        for descriptor in descriptors:
+            os.close(descriptor)
     if not hasattr(os, "posix_fallocate"):
         return
     with tempfile.TemporaryFile(dir=folder) as file:
@@ -290,93 +284,92 @@ def reserve(folder: Path, size: int) -> None:
 
 LOCK = "lock"
 WINDOWS = os.name == "nt"
-# filelock locks the first byte, and on Windows no other process can read a locked byte: the text begins after it.
+# filelock locks the first byte, and on Windows no other process can read a locked byte: the text starts after it.
 START = 1 if WINDOWS else 0
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[Callable[[], bool]]:
-    """Hold the folder's file `lock` for the time of the block; the file names the process.
+def lock_folder(folder: Path) -> Iterator[Callable[[], bool]]:
+    """Hold the folder's file `lock`, which names the process, during the block.
 
-    Gives a function that tells whether the file is still there: where somebody has removed it, or moved the folder,
-    another process could take the folder too.
+    Yields a function that returns whether the file is still there: where a user has removed it, or moved the folder,
+    another process could lock the folder too. The system frees the lock when its process ends in any way, so the file
+    of a dead process is taken over.
 
-    The system frees a lock when its process ends, however it ends, so what a dead process left is taken over.
-    Raises InputError where another process holds it, or the file cannot be written.
+    Raises InputError where another process holds the lock, or the file cannot be written.
     """
     path = folder / LOCK
-    number = _acquire(path)
+    descriptor = _acquire(path)
     try:
-        os.ftruncate(number, 0)
-        os.lseek(number, START, os.SEEK_SET)
-        with suppress(OSError):  # A full disk: the lock holds without its text.
-            os.write(number, f"{os.getpid()} {socket.gethostname()}".encode())
-        yield lambda: _is_at(number, path)
+        os.ftruncate(descriptor, 0)
+        os.lseek(descriptor, START, os.SEEK_SET)
+        with suppress(OSError):  # On a full disk the lock holds without its text.
+            os.write(descriptor, f"{os.getpid()} {socket.gethostname()}".encode())
+        yield lambda: _is_at(descriptor, path)
     finally:
-        # Before it is given back: afterwards the name could be another's.
+        # While the lock is held: later the file could be the lock of another process.
         with suppress(OSError):
-            if _is_at(number, path):
+            if _is_at(descriptor, path):
                 path.unlink()
-        os.close(number)
-        if WINDOWS:  # It removes no file that a process has open: not the one above, and not another's.
+        os.close(descriptor)
+        if WINDOWS:  # Windows removes no open file, this process's above or another's here.
             with suppress(OSError):
                 path.unlink()
 
 
 @contextmanager
 def exclusive(path: Path) -> Iterator[None]:
-    """Hold a file or a folder that exists for the one run that writes there, for the time of the block.
+    """Lock a file or a folder for one writer during the block, without making a file.
 
-    No file is made, and the system frees the lock when its process ends. Nothing is locked where the file system has no
-    locks, nor on Windows, which locks no folder and lets nobody write a locked file. Raises InputError where another
-    run holds it, of this process or of another.
+    The system frees the lock when its process ends. Nothing is locked on a file system without locks, and on Windows,
+    which locks no folder and lets nobody write a locked file. Raises InputError where another writer, of this process
+    or of another, holds the lock.
     """
     if WINDOWS:
         yield
         return
-    number = os.open(path, os.O_RDONLY | NO_WAIT)
+    descriptor = os.open(path, os.O_RDONLY | NO_WAIT)
     try:
         free = True
         with suppress(OSError):  # A file system without locks.
-            free = lock_descriptor(number, blocking=False)
+            free = lock_descriptor(descriptor, blocking=False)
         if not free:
             raise InputError(f"{path} is being written by another run. Wait for it, stop it, or choose another name.")
         yield
     finally:
-        os.close(number)
+        os.close(descriptor)
 
 
-def held(folder: Path) -> bool:
-    """Return whether a process holds the lock of a folder; False too where that cannot be told."""
+def is_locked(folder: Path) -> bool:
+    """Return whether a process holds the lock of a folder; False too where the lock cannot be read."""
     path = folder / LOCK
     try:
         # NFS locks only a file that is open for writing.
         mode = os.O_RDWR if os.access(path, os.W_OK) else os.O_RDONLY
-        number = os.open(path, mode | NO_LINK | NO_WAIT)
+        descriptor = os.open(path, mode | NO_LINK | NO_WAIT)
     except OSError:
         return False
     try:
-        holder = _holder(number)
-        # To ask the system means to hold the lock for a moment, which another process might just then want: so that is
-        # asked only where the file names a process that may well hold it.
-        if not holder or (holder[1] == socket.gethostname() and not _runs(int(holder[0]))):
+        holder = _holder(descriptor)
+        # The test below holds the lock for a moment, in which another process may want it: so it comes last.
+        if not holder or (holder[1] == socket.gethostname() and not _is_running(int(holder[0]))):
             return False
-        for pause in (0.0, 0.01):  # Another process may be asking as well.
+        for pause in (0.0, 0.01):  # Another process may be testing too.
             time.sleep(pause)
-            if lock_descriptor(number, blocking=False):
+            if lock_descriptor(descriptor, blocking=False):
                 return False
     except OSError:
         return True
     finally:
-        os.close(number)
+        os.close(descriptor)
     return True
 
 
-def _runs(process: int) -> bool:
-    if WINDOWS:  # There os.kill would end it.
+def _is_running(pid: int) -> bool:
+    if WINDOWS:  # There os.kill would end the process.
         return True
     try:
-        os.kill(process, 0)
+        os.kill(pid, 0)
     except PermissionError:
         return True
     except (ProcessLookupError, OverflowError):
@@ -384,46 +377,48 @@ def _runs(process: int) -> bool:
     return True
 
 
-def _is_at(number: int, path: Path) -> bool:
+def _is_at(descriptor: int, path: Path) -> bool:
+    """Return whether an open file is the file at a path."""
     try:
-        return os.path.samestat(os.fstat(number), path.stat())
+        return os.path.samestat(os.fstat(descriptor), path.stat())
     except OSError:
         return False
 
 
-def _holder(number: int) -> list[str] | None:
+def _holder(descriptor: int) -> list[str] | None:
     """Return the process and the host that a lock file names, [] if it is empty, None if no run has written it.
 
-    Only what a run wrote may be written over or removed. A file that has another name too comes from elsewhere.
+    Only the file of a run may be overwritten or removed. A file with a second name is none.
     """
-    about = os.fstat(number)
-    if not stat.S_ISREG(about.st_mode) or about.st_nlink > 1:
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
         return None
-    os.lseek(number, START, os.SEEK_SET)
-    text = os.read(number, 1000).decode(errors="replace")
+    os.lseek(descriptor, START, os.SEEK_SET)
+    text = os.read(descriptor, 1000).decode(errors="replace")
     return text.split(" ") if re.fullmatch(r"[0-9]+ \S+", text) else None if text else []
 
 
 def _acquire(path: Path) -> int:
+    """Lock a lock file and return its open descriptor. Raises InputError where that is not possible."""
     while True:
         try:
-            number = os.open(path, os.O_RDWR | os.O_CREAT | NO_LINK | NO_WAIT, 0o644)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | NO_LINK | NO_WAIT, 0o644)
         except OSError as error:
             reason = f"its {LOCK} is a link" if error.errno == errno.ELOOP else error.strerror
             raise InputError(f"{path.parent} must be a folder that can be written: {reason}. Choose another.") from None
         problem, free = "", False
-        if _holder(number) is None:
+        if _holder(descriptor) is None:
             problem = f"holds a {LOCK} that no run has written. Rename that file, or choose another folder."
         else:
             with suppress(OSError):  # A file system without locks.
-                free = lock_descriptor(number, blocking=False)
+                free = lock_descriptor(descriptor, blocking=False)
             if not free:
-                holder = _holder(number)
+                holder = _holder(descriptor)
                 who = f"process {holder[0]} on {holder[1]}" if holder else "another process"
                 problem = f"is in use by {who}. Wait for it, stop it, or choose another folder."
-            # Its holder may have removed the file between the opening and the locking.
-            elif _is_at(number, path):
-                return number
-        os.close(number)
+            # The last holder may have removed the file after it was opened here.
+            elif _is_at(descriptor, path):
+                return descriptor
+        os.close(descriptor)
         if problem:
             raise InputError(f"{path.parent} {problem}")

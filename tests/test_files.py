@@ -17,7 +17,16 @@ import pytest
 from matplotlib.figure import Figure
 
 from jaxdl import _files, callbacks, plots
-from jaxdl._files import atomic_write, draft_name, exclusive, held, is_draft, locked, open_regular, remove_drafts
+from jaxdl._files import (
+    atomic_write,
+    draft_name,
+    exclusive,
+    is_draft,
+    is_locked,
+    lock_folder,
+    open_regular,
+    remove_drafts,
+)
 from jaxdl.errors import InputError
 from jaxdl.runs import folders
 from jaxdl.saving import predict_script
@@ -116,7 +125,7 @@ def history(path):
 
 
 def predictions(path):
-    with predict_script.written(str(path)) as file:
+    with predict_script.open_target(str(path)) as file:
         file.write("1\n")
 
 
@@ -382,9 +391,9 @@ HOLD = """
 import sys, time
 from pathlib import Path
 from jaxdl.errors import InputError
-from jaxdl._files import locked
+from jaxdl._files import lock_folder
 try:
-    with locked(Path(sys.argv[1])):
+    with lock_folder(Path(sys.argv[1])):
         print("held", flush=True)
         time.sleep(float(sys.argv[2]))
 except InputError:
@@ -403,30 +412,30 @@ def test_a_second_process_is_refused_with_the_first_ones_id(tmp_path):
         assert first.stdout.readline() == "held\n"
         with (
             pytest.raises(InputError, match=f"in use by process {first.pid} on {socket.gethostname()}. Wait for it"),
-            locked(tmp_path),
+            lock_folder(tmp_path),
         ):
             pass
         first.send_signal(signal.SIGKILL)
         first.wait()
         # What the dead process left is taken over.
         assert (tmp_path / "lock").exists()
-        with locked(tmp_path):
+        with lock_folder(tmp_path):
             assert (tmp_path / "lock").read_text().split()[0] == str(os.getpid())
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_same_process_is_refused_too_and_the_lock_stays(tmp_path):
-    with locked(tmp_path):
-        with pytest.raises(InputError, match=f"process {os.getpid()} "), locked(tmp_path):
+    with lock_folder(tmp_path):
+        with pytest.raises(InputError, match=f"process {os.getpid()} "), lock_folder(tmp_path):
             pass
-        with pytest.raises(InputError), locked(tmp_path):
+        with pytest.raises(InputError), lock_folder(tmp_path):
             pass
-    with locked(tmp_path):
+    with lock_folder(tmp_path):
         pass
 
 
 def test_a_lock_is_given_back_when_the_block_fails(tmp_path):
-    with pytest.raises(KeyboardInterrupt), locked(tmp_path):
+    with pytest.raises(KeyboardInterrupt), lock_folder(tmp_path):
         raise KeyboardInterrupt
     assert list(tmp_path.iterdir()) == []
 
@@ -434,14 +443,14 @@ def test_a_lock_is_given_back_when_the_block_fails(tmp_path):
 @pytest.mark.parametrize("content", ["", "1 nowhere"])
 def test_a_lock_file_that_nobody_holds_is_taken_over(tmp_path, content):
     (tmp_path / "lock").write_text(content)
-    with locked(tmp_path):
+    with lock_folder(tmp_path):
         assert (tmp_path / "lock").read_text() == f"{os.getpid()} {socket.gethostname()}"
 
 
 @pytest.mark.parametrize("content", ["my notes", "1 nowhere and more", "4711", "a very long text " * 100])
 def test_a_file_called_lock_that_no_run_wrote_is_refused_and_stays(tmp_path, content):
     (tmp_path / "lock").write_text(content)
-    with pytest.raises(InputError, match="holds a lock that no run has written"), locked(tmp_path):
+    with pytest.raises(InputError, match="holds a lock that no run has written"), lock_folder(tmp_path):
         pass
     assert (tmp_path / "lock").read_text() == content
 
@@ -450,7 +459,7 @@ def test_a_lock_that_has_another_name_elsewhere_is_refused_and_not_written(tmp_p
     (tmp_path / "mine").touch()
     (tmp_path / "run").mkdir()
     os.link(tmp_path / "mine", tmp_path / "run" / "lock")
-    with pytest.raises(InputError, match="holds a lock that no run has written"), locked(tmp_path / "run"):
+    with pytest.raises(InputError, match="holds a lock that no run has written"), lock_folder(tmp_path / "run"):
         pass
     assert (tmp_path / "mine").read_text() == ""
 
@@ -463,19 +472,19 @@ def test_a_lock_that_is_a_link_or_a_pipe_is_refused_and_nothing_is_written(tmp_p
     folder.mkdir()
     (folder / "lock").symlink_to(tmp_path / target)
     before = {path.name for path in tmp_path.iterdir()}
-    with pytest.raises(InputError, match="its lock is a link"), locked(folder):
+    with pytest.raises(InputError, match="its lock is a link"), lock_folder(folder):
         pass
     (folder / "lock").unlink()
     os.mkfifo(folder / "lock")
-    with pytest.raises(InputError), locked(folder):
+    with pytest.raises(InputError), lock_folder(folder):
         pass
     assert (tmp_path / "mine").read_text() == "1 nowhere" and {path.name for path in tmp_path.iterdir()} == before
 
 
 def test_a_child_does_not_keep_the_lock(tmp_path):
-    with locked(tmp_path):
+    with lock_folder(tmp_path):
         child = subprocess.Popen(["sleep", "60"], close_fds=False)
-    with locked(tmp_path):
+    with lock_folder(tmp_path):
         child.kill()
         child.wait()
 
@@ -490,18 +499,21 @@ def test_of_processes_that_race_one_wins(tmp_path):
 
 
 def test_a_folder_that_cannot_be_written_is_told(tmp_path):
-    with pytest.raises(InputError, match="must be a folder that can be written: No such file"), locked(tmp_path / "no"):
+    with (
+        pytest.raises(InputError, match="must be a folder that can be written: No such file"),
+        lock_folder(tmp_path / "no"),
+    ):
         pass
 
 
 def test_held_tells_whether_a_process_lives_that_holds_the_folder(tmp_path):
-    assert not held(tmp_path) and not held(tmp_path / "no")
+    assert not is_locked(tmp_path) and not is_locked(tmp_path / "no")
     with holder(tmp_path) as first:
         assert first.stdout.readline() == "held\n"
-        assert held(tmp_path)
+        assert is_locked(tmp_path)
         first.kill()
         first.wait()
-    assert (tmp_path / "lock").exists() and not held(tmp_path)
+    assert (tmp_path / "lock").exists() and not is_locked(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -512,7 +524,7 @@ def test_held_tells_whether_a_process_lives_that_holds_the_folder(tmp_path):
 )
 def test_a_lock_file_that_nobody_holds_is_not_held_and_stays_as_it_is(tmp_path, content):
     (tmp_path / "lock").write_text(content)
-    assert not held(tmp_path)
+    assert not is_locked(tmp_path)
     assert (tmp_path / "lock").read_text() == content
 
 
@@ -525,7 +537,7 @@ def test_to_ask_about_a_lock_that_a_dead_process_left_takes_it_from_nobody(tmp_p
         raise AssertionError("another process could not have begun just then")
 
     monkeypatch.setattr("jaxdl._files.lock_descriptor", refuse)
-    assert not held(tmp_path)
+    assert not is_locked(tmp_path)
 
 
 def test_on_windows_the_text_begins_after_the_byte_that_is_locked(tmp_path, monkeypatch):
@@ -535,10 +547,10 @@ def test_on_windows_the_text_begins_after_the_byte_that_is_locked(tmp_path, monk
     monkeypatch.setattr("jaxdl._files.WINDOWS", True)
     monkeypatch.setattr("jaxdl._files.START", 1)
     monkeypatch.setattr(os, "kill", end)
-    with locked(tmp_path) as holds:
+    with lock_folder(tmp_path) as holds:
         assert (tmp_path / "lock").read_bytes() == f"\0{os.getpid()} {socket.gethostname()}".encode()
-        assert holds() and held(tmp_path)
-        with pytest.raises(InputError, match=f"in use by process {os.getpid()} on"), locked(tmp_path):
+        assert holds() and is_locked(tmp_path)
+        with pytest.raises(InputError, match=f"in use by process {os.getpid()} on"), lock_folder(tmp_path):
             pass
         with exclusive(tmp_path / "lock"):
             pass
@@ -550,7 +562,7 @@ def test_a_file_system_without_locks_refuses_a_run_and_not_a_file(tmp_path, monk
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr("jaxdl._files.lock_descriptor", refuse)
-    with pytest.raises(InputError, match="in use by another process"), locked(tmp_path):
+    with pytest.raises(InputError, match="in use by another process"), lock_folder(tmp_path):
         pass
     with exclusive(tmp_path):
         pass

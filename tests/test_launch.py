@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxdl.distributed.processes import LOST, NAMES
+from jaxdl.distributed.processes import LOST, VARIABLES
 from tests.groups import LIGHT
 
 ROOT = Path(__file__).parent.parent
@@ -59,7 +59,7 @@ def alive(pid):
 
 def test_the_first_process_has_the_terminal_and_the_others_a_number():
     code = f"""
-print([os.environ[name] for name in {NAMES[1:]}], sys.stdin.read(), len(sys.argv), sys.argv[-1])
+print([os.environ[name] for name in {VARIABLES[1:]}], sys.stdin.read(), len(sys.argv), sys.argv[-1])
 sys.stderr.write("end")
 """
     call_ = [*call("-n", "3", code=code), "--flag", "-n 7"]

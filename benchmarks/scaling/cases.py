@@ -10,7 +10,7 @@ import optax
 
 from jaxdl import losses, make_plan, metrics, mlp
 from jaxdl.data import dataset
-from jaxdl.distributed.processes import NAMES
+from jaxdl.distributed.processes import VARIABLES
 from jaxdl.nn import convnet, residual_net
 from jaxdl.types import Dataset, Loss, Metric, Model, Plan
 
@@ -55,7 +55,7 @@ def random_dataset(case: Case, count: int) -> Dataset:
 def on_one_core() -> None:
     """Bind this process to a core of its own. Call it before JAX starts its threads."""
     cores = sorted(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, {cores[int(os.environ.get(NAMES[2], 0)) % len(cores)]})
+    os.sched_setaffinity(0, {cores[int(os.environ.get(VARIABLES[2], 0)) % len(cores)]})
 
 
 def machine() -> str:

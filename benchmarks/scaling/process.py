@@ -131,7 +131,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, help="default: 3, of all-reduces 5")
     options = parser.parse_args()
     on_one_core()
-    if options.all_reduce or processes.launched():
+    if options.all_reduce or processes.is_launched():
         distributed.initialize()
     line = measure_all_reduces(options.repeats or 5) if options.all_reduce else measure_case(options)
     if distributed.is_main():

@@ -22,7 +22,7 @@ from experiments.weather.report import baselines
 from jaxdl._environment import compile_clock
 from jaxdl.baselines import root_mean_square
 from jaxdl.data import take
-from jaxdl.datasets import SUFFIX, TARGET, ImageData, WeatherData, place_of
+from jaxdl.datasets import LABEL_SUFFIX, TARGET, ImageData, WeatherData, place_of
 from jaxdl.ensembles import grid, sweep
 from jaxdl.losses import softmax_cross_entropy
 from jaxdl.metrics import accuracy
@@ -98,11 +98,11 @@ class Weather(NamedTuple):
 
     def labels(self) -> bool:
         """Return whether the target is yes or no, instead of a number."""
-        return self.target.endswith(SUFFIX)
+        return self.target.endswith(LABEL_SUFFIX)
 
     def place(self) -> str:
         """Return the place of the target."""
-        return self.target.removesuffix(SUFFIX) if self.labels() else place_of(self.target)
+        return self.target.removesuffix(LABEL_SUFFIX) if self.labels() else place_of(self.target)
 
     def unit(self) -> str:
         """Return the unit of the metric; "units" where it is not known."""

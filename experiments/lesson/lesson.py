@@ -28,7 +28,7 @@ from experiments.lesson.rows import Row, as_frame, as_seeds, table
 from experiments.lesson.training import Truth
 from jaxdl._environment import enable_compilation_cache, environment
 from jaxdl._startup import STARTED
-from jaxdl.datasets import SUFFIX, TARGET, ImageData, WeatherData, load_cifar10, load_weather, place_of
+from jaxdl.datasets import LABEL_SUFFIX, TARGET, ImageData, WeatherData, load_cifar10, load_weather, place_of
 from jaxdl.errors import InputError
 from jaxdl.runs import folders
 from jaxdl.runs.console import print_warning
@@ -110,7 +110,7 @@ def run(config: Config, console: Console, interrupts: Signals = NEVER) -> list[R
     """Run the lesson and write its folder; return the rows."""
     if not 1 <= config.seeds <= MAX_SEEDS:
         raise InputError(f"--seeds must be from 1 to {MAX_SEEDS}, got {config.seeds}. Leave it out for 16.")
-    if config.target.endswith(SUFFIX):
+    if config.target.endswith(LABEL_SUFFIX):
         raise InputError(
             f"--target must be a column of the weather, got {config.target}. Leave it out: the "
             "lesson predicts the labels anyway."
@@ -150,7 +150,7 @@ def read(config: Config) -> Data:
         warnings.simplefilter("ignore")  # The notes are printed instead.
         weathers: tuple[Weather, ...] = ()
         if config.only != "cifar10":
-            targets = (config.target, place_of(config.target) + SUFFIX)
+            targets = (config.target, place_of(config.target) + LABEL_SUFFIX)
             weathers = tuple(Weather(load_weather(config.data, days=None, target=name), name) for name in targets)
         return Data(weathers, (load_cifar10(config.data),) if config.only != "weather" else ())
 

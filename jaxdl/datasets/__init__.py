@@ -1,13 +1,12 @@
-"""The weather of Basel and CIFAR-10: found, read and checked, or simulated where the best forecast is known."""
+"""Load the weather of Basel and CIFAR-10, from files or downloads, or simulate them."""
 
 from jaxdl._exports import set_public_names as _set_public_names
 from jaxdl.datasets._cifar10 import load_cifar10 as load_cifar10
 from jaxdl.datasets._cifar10_files import ImageData as ImageData
 from jaxdl.datasets._simulated_weather import simulated_weather as simulated_weather
 from jaxdl.datasets._weather import BASEL as BASEL
-from jaxdl.datasets._weather import SUFFIX as SUFFIX
+from jaxdl.datasets._weather import LABEL_SUFFIX as LABEL_SUFFIX
 from jaxdl.datasets._weather import TARGET as TARGET
-from jaxdl.datasets._weather import Terms as Terms
 from jaxdl.datasets._weather import WeatherData as WeatherData
 from jaxdl.datasets._weather import load_weather as load_weather
 from jaxdl.datasets._weather import place_of as place_of

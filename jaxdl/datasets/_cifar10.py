@@ -1,4 +1,4 @@
-"""CIFAR-10: where it is found, and its copy on disk."""
+"""Load CIFAR-10, and cache the decoded images."""
 
 from __future__ import annotations
 
@@ -29,13 +29,14 @@ ADVICE = "Use auto, tfds, simulated[:IMAGES[:SEED]], or a folder or an archive w
 
 
 def load_cifar10(source: str | Path = "auto", *, cache: Path | None = None, server: str = SERVER) -> ImageData:
-    """Images (N, 32, 32, 3) uint8, 0 to 255, red, green, blue, with labels (N,) int32, 0 to 9, to train and to test.
+    """Return the training and the test set: RGB images (N, 32, 32, 3) uint8, and labels (N,) int32 from 0 to 9.
 
-    source: the folder or the archive that was published, in the python or the binary format, or a folder with one of
-    them; "tfds", the data set of tensorflow-datasets; "simulated[:IMAGES[:SEED]]", drawn by a program; or "auto": the
-    folder that JAXDL_DATA names, else `cache`, else a download, else, with no network, simulated images and a `note`.
-    cache: where a download is kept, and what was decoded, unless it comes from a folder; the user's cache folder if
-    None. Raises InputError where the source cannot be had or a file is damaged.
+    source: the published folder or archive, in the python or the binary format, or a folder with one of them; "tfds",
+        the data set of tensorflow-datasets; "simulated[:IMAGES[:SEED]]", images that are drawn; or "auto": the folder
+        in JAXDL_DATA, else `cache`, else a download, else, without a network, simulated images and a `note`.
+    cache: the folder for the download and for the decoded images of an archive; the user's cache folder unless given.
+
+    Raises InputError where the source is not available or a file is damaged.
 
     >>> images = load_cifar10("simulated:120")
     >>> images.train.inputs.shape, images.test.targets.shape, images.classes[3], images.source
@@ -51,11 +52,11 @@ def _images(source: str | Path, cache: Path | None, server: str) -> ImageData:
     if source == "auto":
         return _auto(cache, server)
     if source == "tfds":
-        return _prepared(cache or _download.user_cache())
+        return _tfds(cache or _download.user_cache())
     word = str(source)
     if isinstance(source, str) and word.partition(":")[0] == "simulated":
         return _simulated(word)
-    # Not Path.expanduser, which has no InputError for a user that there is not.
+    # Not Path.expanduser, which raises RuntimeError for an unknown user.
     path = Path(os.path.expanduser(source))
     if not word or _download.too_long(path) or (not path.exists() and path.name == word and not path.suffix):
         near = difflib.get_close_matches(word, WORDS, 1)
@@ -68,16 +69,16 @@ def _auto(cache: Path | None, server: str) -> ImageData:
     folder = os.environ.get(DATA_FOLDER)
     if folder:
         try:
-            found = _cifar10_files.find(Path(os.path.expanduser(folder)))
+            path = _cifar10_files.find(Path(os.path.expanduser(folder)))
         except InputError as error:
-            # Not passed over: whoever set it wants these images and no others.
+            # No fallback: whoever sets the variable wants these images.
             raise InputError(f"{DATA_FOLDER} must name a folder with CIFAR-10: {error}") from error
-        return _local(found, cache)
+        return _local(path, cache)
     try:
-        return _downloaded(cache or _download.user_cache(), server)
+        return _download_archive(cache or _download.user_cache(), server)
     except _download.UnreachableError as error:
         note = f"SIMULATED IMAGES, NOT CIFAR-10: {error} No figure of this run says anything about real images."
-        return _drawn(IMAGES, SEED, note)
+        return _draw(IMAGES, SEED, note)
 
 
 def _local(path: Path, cache: Path | None) -> ImageData:
@@ -87,9 +88,9 @@ def _local(path: Path, cache: Path | None) -> ImageData:
         return image_data(_cifar10_files.read(path), NAME, f"file:{absolute}")
 
     if path.is_dir():
-        # As quick as reading it back would be, or nearly.
+        # About as fast as the cached copy would be.
         return read()
-    # By its content: an archive that was exchanged may have the size and the time of the one before.
+    # By the content: another archive may have the same size and time.
     try:
         with path.open("rb") as file:
             checksum = hashlib.file_digest(file, "sha256").hexdigest()
@@ -98,7 +99,7 @@ def _local(path: Path, cache: Path | None) -> ImageData:
     return remember(cache or _download.user_cache(), f"{absolute} {checksum}", read)
 
 
-def _downloaded(cache: Path, server: str) -> ImageData:
+def _download_archive(cache: Path, server: str) -> ImageData:
     def fetch() -> ImageData:
         path = _download.fetch(f"{server.rstrip('/')}/{ARCHIVE}", CHECKSUM, cache / ARCHIVE)
         return image_data(_cifar10_files.read(path), NAME, f"download:{ARCHIVE}")
@@ -106,12 +107,12 @@ def _downloaded(cache: Path, server: str) -> ImageData:
     return remember(cache, CHECKSUM, fetch)
 
 
-def _prepared(cache: Path) -> ImageData:
-    # tensorflow-datasets itself looks at this only once, when it is imported.
+def _tfds(cache: Path) -> ImageData:
+    # tensorflow-datasets reads this variable only once, on import.
     folder = os.environ.get("TFDS_DATA_DIR", "")
 
     def read() -> ImageData:
-        # Imported here: nothing else needs tensorflow-datasets.
+        # Imported here: only this source needs tensorflow-datasets.
         from jaxdl.datasets import _cifar10_tfds
 
         arrays, label = _cifar10_tfds.read(Path(folder) if folder else None)
@@ -128,24 +129,23 @@ def _simulated(word: str) -> ImageData:
         raise InputError(
             f"simulated images must be simulated[:IMAGES[:SEED]] with whole numbers, got {word}."
         ) from error
-    return _drawn(images, seed)
+    return _draw(images, seed)
 
 
-def _drawn(images: int, seed: int, note: str | None = None) -> ImageData:
+def _draw(images: int, seed: int, note: str | None = None) -> ImageData:
     return image_data(draw(images, seed), NAME, f"simulated:{images}:seed={seed}", note)
 
 
 def remember(cache: Path, key: str, make: Callable[[], ImageData]) -> ImageData:
-    """What `make` has made of the things that `key` names, out of the folder `cache` where it is there.
+    """Return the images of `make`, from a file in `cache` for the same `key`, whose SHA-256 is checked.
 
-    The file is there whole or not at all, and its images are checked against their SHA-256; where it is damaged, they
-    are made again. A folder that cannot be written is no error: they are made again the next time.
+    A damaged file is made again. A folder that cannot be written is no error.
     """
     path = cache / f"cifar10-{hashlib.sha256(os.fsencode(key)).hexdigest()[:16]}.npz"
     images = _load(path)
     if images is None:
         images = make()
-        # The images are at hand: only the next start is slower.
+        # Without the file only the next start is slower.
         with contextlib.suppress(OSError):
             _save(path, images)
     return images
@@ -158,7 +158,7 @@ def _load(path: Path) -> ImageData | None:
             images = image_data(arrays, str(file["name"]), str(file["source"]))
             return images if images.sha256 == str(file["sha256"]) else None
     except Exception:
-        # A damaged file can be wrong in any way, and whichever it is, it is made again.
+        # A damaged file raises many types of errors.
         return None
 
 
@@ -169,5 +169,5 @@ def _save(path: Path, images: ImageData) -> None:
     words = {"name": images.name, "source": images.source, "sha256": images.sha256}
     entries: dict[str, Any] = arrays | {name: np.array(word) for name, word in words.items()}
     with atomic_write(path) as file:
-        # Not compressed, or reading it would take as long as decoding.
+        # Without compression, which would take as long to read as the archive.
         np.savez(file, **entries)

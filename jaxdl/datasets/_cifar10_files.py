@@ -1,4 +1,4 @@
-"""The published files of CIFAR-10."""
+"""Read and check the published files of CIFAR-10."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SHAPE = (32, 32, 3)
 
 
 class Arrays(NamedTuple):
-    """Images and labels of the two sets that a publisher made."""
+    """Images and labels of the published training and test set."""
 
     train_images: np.ndarray  # (N, 32, 32, 3) uint8, channels red, green, blue
     train_labels: np.ndarray  # (N,) int32, numbers of classes from 0
@@ -35,25 +35,24 @@ class Arrays(NamedTuple):
 
 
 class ImageData(NamedTuple):
-    """Labelled images to train on and to test with, and where they came from."""
+    """A training and a test set of labelled images, and their origin."""
 
-    train: Dataset  # inputs (N, 32, 32, 3) uint8, targets (N,) int32, weights (N,) float32 ones; NumPy arrays
+    train: Dataset  # inputs (N, 32, 32, 3) uint8, targets (N,) int32, sample_weight (N,) float32 ones; NumPy arrays
     test: Dataset
     classes: tuple[str, ...]  # names, by label
     name: str
     source: str  # such as "file:/home/me/cifar-10-batches-py", "tfds:cifar10/3.0.2", "simulated:7200:seed=0"
     sha256: str  # of the images and labels
-    note: str | None = None  # what a user must be told
+    note: str | None = None  # a warning for the user
 
 
 def image_data(arrays: Arrays, name: str, source: str, note: str | None = None) -> ImageData:
-    """The data set made of arrays, checked.
+    """Return the two sets as datasets, with their checksum.
 
-    Raises InputError for images of another shape or type, labels that are fewer than the images or name no class, and
-    a set that is empty.
+    Raises InputError for an empty set, images of another shape or dtype, and labels that are too few or name no class.
     """
-    train = _checked(f"{source}: training", arrays.train_images, arrays.train_labels)
-    test = _checked(f"{source}: test", arrays.test_images, arrays.test_labels)
+    train = _checked_dataset(f"{source}: training", arrays.train_images, arrays.train_labels)
+    test = _checked_dataset(f"{source}: test", arrays.test_images, arrays.test_labels)
     digest = hashlib.sha256()
     for rows in (train, test):
         digest.update(np.asarray(rows.inputs).data)
@@ -61,7 +60,7 @@ def image_data(arrays: Arrays, name: str, source: str, note: str | None = None) 
     return ImageData(train, test, CLASSES, name, source, digest.hexdigest(), note)
 
 
-def _checked(name: str, images: np.ndarray, labels: np.ndarray) -> Dataset:
+def _checked_dataset(name: str, images: np.ndarray, labels: np.ndarray) -> Dataset:
     if images.dtype != np.uint8 or images.shape[1:] != SHAPE or len(images) == 0:
         raise InputError(
             f"{name} images must be uint8 of shape (rows, 32, 32, 3) with at least one row, got {images.dtype} of "
@@ -78,16 +77,16 @@ def _checked(name: str, images: np.ndarray, labels: np.ndarray) -> Dataset:
     return dataset(np.ascontiguousarray(images), labels.astype(np.int32))
 
 
-PIXELS = 3 * 32 * 32  # bytes of an image: all its red, all its green, all its blue, each row by row
+PIXELS = 3 * 32 * 32  # bytes of an image: the red plane, the green, the blue, each row by row
 LARGEST = 1 << 28  # bytes of a file; a published one has some 31 million
-HEADER = 1 << 20  # bytes of what stands before a file in an archive: its name, mostly
-UNPACKED = 1 << 29  # bytes of an archive when it is unpacked; a published one has some 186 million
+HEADER = 1 << 20  # bytes of the header of a file in an archive
+UNPACKED = 1 << 29  # bytes of an unpacked archive; a published one has some 186 million
 ENTRIES = 10_000  # of an archive
 INSTRUCTIONS = 300_000  # of a pickled file; a published one has some 30,000
 ADVICE = "Get it again."
 DISTRUST = f"Do not trust this copy. {ADVICE}"
-# The instructions of a pickled file that are followed, as pickletools names them. First those that take values from the
-# stack, with their number; None for all above the last mark.
+# The allowed instructions of a pickled file, as pickletools names them. First the instructions that take values from
+# the stack, with the number of values; None for all above the last mark.
 TAKE = {
     **dict.fromkeys(("TUPLE", "APPENDS", "SETITEMS"), None),
     **dict.fromkeys(("TUPLE1", "APPEND", "BUILD"), 1),
@@ -105,7 +104,7 @@ OPCODES = {
     for opcode in pickletools.opcodes
     if opcode.name in {*TAKE, *CONSTANTS, *OTHERS}
 }
-# What a pickled array names, under NumPy's old name and its new one, and how Python 3 writes bytes in protocol 2.
+# The functions in a pickled array, by NumPy's old and new names, and in bytes that Python 3 pickles in protocol 2.
 NAMES = {
     *("numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct"),
     *("numpy.ndarray", "numpy.dtype", "_codecs.encode"),
@@ -113,31 +112,31 @@ NAMES = {
 
 
 class Batch(NamedTuple):
-    """What one file holds."""
+    """The images and labels of one file."""
 
     planes: NDArray[np.uint8]  # (N, 3, 32, 32)
     labels: NDArray[np.int32]  # (N,)
 
 
 class Format(NamedTuple):
-    """How the files are named and read."""
+    """The names of the files of one format, and the functions that read them."""
 
     folder: str
     archive: str
     train: tuple[str, ...]
     test: str
-    classes: str  # the file that names them
+    classes: str  # the file with their names
     batch: Callable[[str, bytes], Batch]
     names: Callable[[str, bytes], Sequence[Any]]
 
     @property
     def files(self) -> tuple[str, ...]:
-        """All of them."""
+        """The names of all files."""
         return (*self.train, self.test, self.classes)
 
 
 def find(path: Path) -> Path:
-    """The folder or the archive with the files: `path`, or the one that it holds under the name it was published with.
+    """Return the folder or the archive with the files: `path`, or the one in it under its published name.
 
     Raises InputError where there is none, or `path` cannot be read.
     """
@@ -146,14 +145,14 @@ def find(path: Path) -> Path:
             raise InputError(f"{path} does not exist. Name a folder or an archive with the files of CIFAR-10.")
         if path.is_file():
             return path
-        held = {entry.name for entry in path.iterdir()}
+        names = {entry.name for entry in path.iterdir()}
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}). Make it readable or name another.") from error
-    if _format_of(held):
+    if _format_of(names):
         return path
     known = [form.folder for form in FORMATS] + [form.archive for form in FORMATS]
     for name in known:
-        if name in held:
+        if name in names:
             return path / name
     raise InputError(
         f"{path} must hold data_batch_1 and test_batch, itself or in {', '.join(known)}, got none of these."
@@ -161,14 +160,14 @@ def find(path: Path) -> Path:
 
 
 def read(path: Path) -> Arrays:
-    """All images and labels of a folder or an archive, in the order of the files, however many rows these have.
+    """Return the images and labels of a folder or an archive, in the order of the files, of any length.
 
-    A folder may lack the last of the training files. Nothing of an archive is written, and nothing of a pickled file
-    is called. Raises InputError, which names the file, where one is missing, damaged or not what was published.
+    A folder may lack the last of the training files. No file of an archive is extracted to the disk, and no function in
+    a pickled file is called. Raises InputError with the name of a file that is missing, damaged or of another content.
     """
-    form, files = _unpacked(path) if path.is_file() else _listed(path)
+    form, files = _read_archive(path) if path.is_file() else _read_folder(path)
     present = [name for name in form.train if name in files]
-    # Up to the last one that is there, and the first one in any case.
+    # Up to the last file in the folder, and at least the first.
     train = form.train[: max([1, *(form.train.index(name) + 1 for name in present)])]
     for name in (*train, form.test):
         if name not in files:
@@ -177,12 +176,12 @@ def read(path: Path) -> Arrays:
     if form.classes in files and tuple(form.names(form.classes, files[form.classes])) != CLASSES:
         raise InputError(f"{form.classes} in {path} must name the classes {', '.join(CLASSES)}, got others. {ADVICE}")
     batches = [form.batch(f"{name} in {path}", files[name]) for name in (*train, form.test)]
-    return Arrays(*_joined(batches[:-1]), *_joined(batches[-1:]))
+    return Arrays(*_concatenate(batches[:-1]), *_concatenate(batches[-1:]))
 
 
 @dataclass(eq=False)
 class Named:
-    """Stand in for an object that a pickled file names, or makes by calling what it names."""
+    """An object that a pickled file names, or makes by a call."""
 
     name: str
     arguments: Any = None
@@ -190,13 +189,13 @@ class Named:
 
 
 def unpickle(name: str, content: bytes) -> dict[str, Any]:
-    """Return the pickled dict of a file that messages call `name`; nothing is looked up, imported or called.
+    """Return a pickled dict with strings as keys, without importing or calling what it names; name: for messages.
 
-    Its keys are texts. Arrays are left as `Named`, for `byte_table`. Raises InputError where the content names or does
-    anything that a file of CIFAR-10 has no need of, is cut short or damaged, or is no dict.
+    An array is a `Named`, for `byte_table`. Raises InputError for an instruction or a name that no file of CIFAR-10
+    contains, for damaged content, and for another type.
     """
     try:
-        value = _unpickled(name, content)
+        value = _interpret(name, content)
     except InputError:
         raise
     except (struct.error, EOFError, ValueError, LookupError, TypeError, AttributeError) as error:
@@ -209,23 +208,20 @@ def unpickle(name: str, content: bytes) -> dict[str, Any]:
 
 
 def byte_table(name: str, value: object) -> NDArray[np.uint8]:
-    """Return the array of bytes, (rows, columns), that `unpickle` has left as `Named`.
-
-    Raises InputError for anything else.
-    """
+    """Return a `Named` of `unpickle` as an array of bytes (rows, columns). Raises InputError for any other value."""
     match value:
         case Named(
             name="_reconstruct",
             state=(_, (int(rows), int(columns)), Named(name="dtype", arguments=(kind, *_)), False, bytes(cells)),
         ):
-            # Python 3 spells the type as a text, Python 2 as a string.
+            # Python 3 pickles the name of the dtype as str, Python 2 as bytes.
             if kind in ("u1", b"u1") and rows >= 0 and columns >= 0 and rows * columns == len(cells):
                 return np.frombuffer(cells, np.uint8).reshape(rows, columns)
     raise InputError(f"{name} must be an array of bytes in rows and columns, got something else. {DISTRUST}")
 
 
-def _unpickled(name: str, content: bytes) -> Any:
-    """Return the value that a pickled file of protocols 2 to 4 holds; of its values only texts and bytes are hashed."""
+def _interpret(name: str, content: bytes) -> Any:
+    """Return the value in a pickled file of protocols 2 to 4; only its strings and bytes are hashed."""
     stream, encoded = io.BytesIO(content), 0
     stack: list[Any] = []
     marks: list[int] = []
@@ -241,7 +237,7 @@ def _unpickled(name: str, content: bytes) -> Any:
         if code not in OPCODES:
             raise refusal(f"the instruction {code!r}")
         opcode = OPCODES[code]
-        if opcode.name == "GLOBAL":  # pickletools would follow escapes
+        if opcode.name == "GLOBAL":  # pickletools would decode escapes
             argument: Any = [_line(stream), _line(stream)]
         else:
             argument = opcode.arg.reader(stream) if opcode.arg else None
@@ -281,7 +277,7 @@ def _unpickled(name: str, content: bytes) -> Any:
                 stack.append(Named(path.rpartition(".")[2]))
             case "REDUCE" if values[0].name == "encode":
                 text, _ = values[1]
-                # Each text is made into bytes once: no small file makes many large strings of one.
+                # Each string is encoded once: a small file cannot make many large ones.
                 encoded += len(text)
                 if encoded > len(content):
                     raise ValueError
@@ -306,42 +302,43 @@ def _format_of(names: Collection[str]) -> Format | None:
     return next((form for form in FORMATS if any(name in names for name in (*form.train, form.test))), None)
 
 
-def _listed(folder: Path) -> tuple[Format, dict[str, bytes]]:
+def _read_folder(folder: Path) -> tuple[Format, dict[str, bytes]]:
+    """Return the format of a folder, and the content of its files by name."""
     try:
-        held = {entry.name: entry for entry in folder.iterdir()}
-        form = _format_of(held)
+        entries = {entry.name: entry for entry in folder.iterdir()}
+        form = _format_of(entries)
         if form is None:
             raise InputError(f"{folder} must hold data_batch_1 and test_batch, got neither. {ADVICE}")
         files = {}
         for name in form.files:
-            if name in held:
-                _measured(held[name], held[name].is_file(), held[name].stat().st_size)
-                files[name] = held[name].read_bytes()
+            if (path := entries.get(name)) is not None:
+                _check_size(path, path.is_file(), path.stat().st_size)
+                files[name] = path.read_bytes()
     except OSError as error:
         place = error.filename or folder
         raise InputError(f"{place} cannot be read ({error.strerror}). Make it readable or name another.") from error
     return form, files
 
 
-def _unpacked(path: Path) -> tuple[Format, dict[str, bytes]]:
-    """The files in an archive, which are looked for by their names; nothing else in it matters."""
+def _read_archive(path: Path) -> tuple[Format, dict[str, bytes]]:
+    """Return the format of an archive, and the content of its files by name; other entries are ignored."""
     files: dict[str, dict[str, bytes]] = {form.folder: {} for form in FORMATS}
     known = {f"{form.folder}/{name}" for form in FORMATS for name in form.files}
     try:
         with gzip.open(path) as unpacked:
             content = _Bounded(unpacked)
             archive = tarfile.open(fileobj=content, mode="r:")  # type: ignore[call-overload]  # noqa: SIM115
-            # In the order of the archive: going back in it means to unpack it again.
+            # In the order of the archive: a seek backwards would unpack it again.
             for number, entry in enumerate(archive):
                 if number == ENTRIES:
                     raise ValueError(f"more than {ENTRIES:,} entries")
                 folder, _, name = entry.name.removeprefix("./").partition("/")
                 if f"{folder}/{name}" in known:
-                    _measured(Path(entry.name), entry.isfile(), entry.size)
+                    _check_size(Path(entry.name), entry.isfile(), entry.size)
                     file, content.most = archive.extractfile(entry), LARGEST
                     files[folder][name] = file.read() if file else b""
                     content.most = HEADER
-            # What tells whether it is undamaged stands at its end, behind what an archive needs.
+            # To the end, where gzip checks its checksum.
             while content.read(1 << 20):
                 pass
     except InputError:
@@ -356,9 +353,9 @@ def _unpacked(path: Path) -> tuple[Format, dict[str, bytes]]:
 
 
 class _Bounded:
-    """A file to read, in parts that are not too large and up to an end that is not too far.
+    """A file that limits the size of a read and of the whole.
 
-    What an archive says of its parts may be false, and a few bytes of it unpack to any number.
+    The sizes in an archive may be false, and a few compressed bytes can unpack to any number.
     """
 
     def __init__(self, file: gzip.GzipFile) -> None:
@@ -382,7 +379,7 @@ class _Bounded:
             raise ValueError(f"more than {UNPACKED:,} bytes when it is unpacked")
 
 
-def _measured(path: Path, plain: bool, size: int) -> None:
+def _check_size(path: Path, plain: bool, size: int) -> None:
     if not plain or size > LARGEST:
         got = f"{size} bytes" if plain else "something else"
         raise InputError(f"{path} must be a file of at most {LARGEST} bytes, got {got}. {ADVICE}")
@@ -417,13 +414,13 @@ def _batch(name: str, pixels: NDArray[np.uint8], labels: object) -> Batch:
     return Batch(pixels.reshape(-1, 3, *SHAPE[:2]), np.array(labels, np.int32))
 
 
-def _joined(batches: Sequence[Batch]) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
-    """Images (N, 32, 32, 3), with the three values of a pixel side by side, and labels (N,)."""
+def _concatenate(batches: Sequence[Batch]) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
+    """Return images (N, 32, 32, 3) and labels (N,)."""
     images = np.empty((sum(len(batch.labels) for batch in batches), *SHAPE), np.uint8)
     start = 0
     for batch in batches:
         rows = slice(start, start + len(batch.labels))
-        # One channel after the other is three times as quick as one transposed copy.
+        # Channel by channel is three times as fast as one transposed copy.
         for channel in range(3):
             images[rows, ..., channel] = batch.planes[:, channel]
         start = rows.stop

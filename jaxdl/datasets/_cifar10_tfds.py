@@ -1,4 +1,4 @@
-"""CIFAR-10 as tensorflow-datasets keeps it, prepared and read without TensorFlow.
+"""Prepare and read the CIFAR-10 of tensorflow-datasets without TensorFlow.
 
 Source: Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009,
 https://www.cs.toronto.edu/~kriz/cifar.html.
@@ -23,7 +23,7 @@ from jaxdl.errors import InputError
 
 VERSION = "3.0.2"
 FILES = {"train": [f"data_batch_{number}.bin" for number in range(1, 6)], "test": ["test_batch.bin"]}
-ROW = 1 + 3 * 32 * 32  # bytes of an image: its label, all that is red, all that is green and all that is blue
+ROW = 1 + 3 * 32 * 32  # bytes of an image: its label, the red plane, the green and the blue
 DESCRIPTION = "Color photographs of 32 by 32 pixels, of ten classes: 50,000 to train on and 10,000 to test with."
 HOMEPAGE = "https://www.cs.toronto.edu/~kriz/cifar.html"
 CITATION = """@techreport{krizhevsky2009,
@@ -35,7 +35,7 @@ CITATION = """@techreport{krizhevsky2009,
 
 
 class Archive(NamedTuple):
-    """The file that holds all others, in the binary format."""
+    """A published archive in the binary format."""
 
     url: str
     size: int  # bytes
@@ -61,18 +61,19 @@ def read(
     archive: Archive = PUBLISHED,
     within: float = _download.REACHED_WITHIN,
 ) -> tuple[Arrays, str]:
-    """The images and labels of the data set `cifar10`, in the publisher's order, and "tfds:cifar10/3.0.2".
+    """Return the images and labels of the data set `cifar10`, in the published order, and "tfds:cifar10/3.0.2".
 
-    data_dir: where tensorflow-datasets keeps its data; None for its own default, which TFDS_DATA_DIR names. What is not
-    prepared there is prepared first, whole or not at all. manual_dir: a folder with the archive, which is then not
-    downloaded; None for `downloads/manual` in `data_dir`, and to download it to there if it is not there.
-    Raises UnreachableError where the server has not answered within `within` seconds, InputError where the archive is
-    not the one that was published, what is prepared is damaged or cannot be read without TensorFlow, or a folder cannot
-    be written.
+    data_dir: the folder of tensorflow-datasets, in which the data set is prepared on first use; None for its default,
+        or TFDS_DATA_DIR.
+    manual_dir: a folder with the archive, which is then not downloaded; None for a download to `downloads/manual` in
+        `data_dir`.
+
+    Raises UnreachableError where the server does not answer within `within` seconds, and InputError where the archive
+    is another one, the prepared data set is damaged or needs TensorFlow, or a folder cannot be written.
     """
     data_dir = data_dir and Path(data_dir).expanduser()
     with _quiet():
-        with _blaming(f"cifar10/{VERSION} in {data_dir or 'the default folder of tensorflow-datasets'}"):
+        with _name_data(f"cifar10/{VERSION} in {data_dir or 'the default folder of tensorflow-datasets'}"):
             made = builder(data_dir, archive=archive)
             prepared = made.data_path.exists()
         if not prepared:
@@ -85,10 +86,10 @@ def read(
 
 
 def builder(data_dir: Path | None = None, *, archive: Archive = PUBLISHED) -> Any:
-    """A builder of tensorflow-datasets that prepares the data set `cifar10` without TensorFlow, in array_record.
+    """Return a builder of tensorflow-datasets for the data set `cifar10` in array_record, without TensorFlow.
 
-    What its `download_and_prepare` writes is the data set that the package itself defines, with the same name, version,
-    splits, features and ids: `tfds.data_source("cifar10", data_dir=...)` reads it. Raises what the package raises.
+    Its `download_and_prepare` writes the name, version, splits, features and ids that the package defines, so
+    `tfds.data_source("cifar10", data_dir=...)` reads the data set. Raises the errors of the package.
     """
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core.download.checksums import UrlInfo
@@ -128,9 +129,9 @@ def builder(data_dir: Path | None = None, *, archive: Archive = PUBLISHED) -> An
 
 
 def _extract(path: Path) -> dict[str, bytes]:
-    """The files of images in the archive, by name."""
+    """Return the files of images in an archive, by name."""
     with tarfile.open(path) as archive:
-        # In the order of the archive: going back in it means to unpack it again.
+        # In the order of the archive: a seek backwards would unpack it again.
         files = {Path(entry.name).name: _content(archive, entry) for entry in archive if entry.name.endswith(".bin")}
     for name in (name for names in FILES.values() for name in names):
         size = len(files.get(name, b""))
@@ -145,21 +146,21 @@ def _content(archive: tarfile.TarFile, entry: tarfile.TarInfo) -> bytes:
 
 
 def _examples(split: str, rows: bytes) -> Iterator[tuple[int, dict[str, Any]]]:
-    """What tensorflow-datasets is to write: its key, by which it shuffles, and the features."""
+    """Yield the examples for tensorflow-datasets: a key, by which it shuffles, and the features."""
     from PIL import Image
 
     for key, row in enumerate(np.frombuffer(rows, np.uint8).reshape(-1, ROW)):
         image = row[1:].reshape(3, 32, 32).transpose(1, 2, 0)
-        # Not as an array, which only TensorFlow would encode.
+        # Not an array: only TensorFlow would encode it.
         yield key, {"id": f"{split}_{key:05d}", "image": Image.fromarray(image), "label": int(row[0])}
 
 
 def _prepare(made: Any, path: Path) -> None:
-    """Has the builder do its work with the archive at `path`."""
+    """Prepare the data set from the archive at `path`."""
     from tensorflow_datasets.core.download.download_manager import DownloadConfig, NonMatchingChecksumError
 
     if not path.exists():
-        # Else the package would download it, in its own time.
+        # The package would download it, without a deadline.
         raise InputError(
             f"manual_dir must hold {path.name}, got {path.parent} without it. Put it there, or leave out manual_dir."
         )
@@ -172,7 +173,7 @@ def _prepare(made: Any, path: Path) -> None:
             f"{path} must be the archive that was published, got another checksum. Remove it and try again."
         ) from error
     except Exception as error:
-        # Unless another process was first.
+        # Another process may have prepared it meanwhile.
         if not made.data_path.exists():
             raise InputError(
                 f"{made.data_dir} cannot be prepared ({_line(error)}). Nothing of it is kept; try again."
@@ -182,20 +183,20 @@ def _prepare(made: Any, path: Path) -> None:
 def _read(folder: str) -> Arrays:
     import tensorflow_datasets as tfds
 
-    with _blaming(folder):
-        found = tfds.builder_from_directory(folder)
+    with _name_data(folder):
+        stored = tfds.builder_from_directory(folder)
         try:
-            train, test = found.as_data_source("train"), found.as_data_source("test")
-        except NotImplementedError as error:  # What tfds raises for a format that only TensorFlow reads.
+            train, test = stored.as_data_source("train"), stored.as_data_source("test")
+        except NotImplementedError as error:  # Raised for a format that only TensorFlow reads.
             raise InputError(
                 f"{folder} must be in array_record, which is read without TensorFlow, got "
-                f"{found.info.file_format.value}. Use another data_dir, or remove it to have it prepared again."
+                f"{stored.info.file_format.value}. Use another data_dir, or remove it to have it prepared again."
             ) from error
         return Arrays(*_rows(train), *_rows(test))
 
 
 def _rows(source: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Images and labels in the order of their ids: they are stored shuffled."""
+    """Return images and labels in the order of their ids; they are stored in a shuffled order."""
     images, labels = np.empty((len(source), *SHAPE), np.uint8), np.empty(len(source), np.int32)
     ids = []
     for row, example in enumerate(source):
@@ -206,8 +207,8 @@ def _rows(source: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 @contextlib.contextmanager
-def _blaming(data: str) -> Iterator[None]:
-    """Whatever goes wrong, but for a package that is missing, is a fault of the data."""
+def _name_data(data: str) -> Iterator[None]:
+    """Raise InputError that names the data for any error but a missing package."""
     try:
         yield
     except (InputError, ImportError):
@@ -222,7 +223,7 @@ def _line(error: Exception) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the progress bars, the printing and the advice of tensorflow-datasets."""
+    """Turn off the progress bars, the output and the warnings of tensorflow-datasets."""
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core.utils import tqdm_utils
 

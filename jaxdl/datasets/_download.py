@@ -1,4 +1,4 @@
-"""Downloads that are checked, whole or not there."""
+"""Find the source of a data set, and download files with a checksum."""
 
 from __future__ import annotations
 
@@ -21,35 +21,32 @@ if TYPE_CHECKING:
 
 
 ZENODO = "https://zenodo.org"
-REACHED_WITHIN = 10.0  # seconds in all, looking up names included, until the server must have answered
-STALLED = 30.0  # seconds without a byte
+REACHED_WITHIN = 10.0  # seconds for the answer of a server, with the lookup of its name
+STALLED = 30.0  # seconds without a byte after which a download fails
 CHECKSUM = re.compile(r"(md5|sha1|sha256|sha512):[0-9a-f]+")
 
 
 class UnreachableError(InputError):
-    """The server did not answer in time, or there is no way to it."""
+    """Raised where a server does not answer in time or cannot be reached."""
 
 
 def too_long(path: Path) -> bool:
-    """Return whether a path, or one of its names, has more letters than file systems allow."""
+    """Return whether a path, or one of its names, is longer than file systems allow."""
     return len(str(path)) > 4000 or any(len(os.fsencode(part)) > 255 for part in path.parts)
 
 
 def user_cache() -> Path:
-    """Return the folder in which downloads are kept unless another is given."""
+    """Return the default folder of downloads."""
     return Path(_pooch().os_cache("jaxdl"))
 
 
 def cached(name: str, cache: Path) -> Path | None:
-    """Return the path of a file that `fetch` has put into `cache` before, checked again; None where it has not.
-
-    Raises InputError where the file is damaged.
-    """
+    """Return the path of an earlier download in `cache`; None without one. Raises InputError for a damaged file."""
     path = cache / name
     try:
-        if not (path.is_file() and _checksum_of(path).is_file()):
+        if not (path.is_file() and _checksum_path(path).is_file()):
             return None
-        checksum = _checksum_of(path).read_text().strip()
+        checksum = _checksum_path(path).read_text().strip()
         if CHECKSUM.fullmatch(checksum):
             algorithm, _, expected = checksum.partition(":")
             if _pooch().file_hash(str(path), algorithm) == expected:
@@ -60,10 +57,10 @@ def cached(name: str, cache: Path) -> Path | None:
 
 
 def fetch_zenodo(doi: str, name: str, cache: Path, *, server: str = ZENODO, within: float = REACHED_WITHIN) -> Path:
-    """Return the path of the file `name` of the record `doi` in the folder `cache`, downloaded if it is not there.
+    """Return the path in `cache` of the file `name` of a Zenodo record, downloaded on first use.
 
-    The record states its checksum. Raises as `fetch` does, and InputError where the record has no such file. Source:
-    the REST API of Zenodo.
+    The record states the checksum. Raises what `fetch` raises, and InputError where the record has no such file.
+    Source: the REST API of Zenodo.
     """
     path = cached(name, cache)
     if path is not None:
@@ -83,12 +80,15 @@ def fetch_zenodo(doi: str, name: str, cache: Path, *, server: str = ZENODO, with
 
 
 def fetch(url: str, checksum: str, path: Path, deadline: float | None = None) -> Path:
-    """Return `path`, to which `url` is downloaded if it is not there.
+    """Download `url` to `path` unless the file is there, and return `path`.
 
-    A file comes into being whole and checked or not at all, and its checksum stays beside it. checksum: such as
-    "sha256:ba7816bf8f01cfea...". deadline: until when the server must have answered, as `time.monotonic` counts; None
-    for `REACHED_WITHIN` seconds from now. Raises UnreachableError where it has not, InputError where it refuses, the
-    download breaks off, the checksum is wrong, or the folder cannot be written.
+    The file is written whole or not at all, with its checksum beside it.
+
+    checksum: such as "sha256:ba7816bf8f01cfea...".
+    deadline: for the answer of the server, in seconds of `time.monotonic`; None for `REACHED_WITHIN` seconds from now.
+
+    Raises UnreachableError without an answer, and InputError where the server refuses, the download breaks off, the
+    checksum is wrong, or the folder cannot be written.
     """
     if cached(path.name, path.parent) is not None:
         return path
@@ -99,7 +99,7 @@ def fetch(url: str, checksum: str, path: Path, deadline: float | None = None) ->
 
         try:
             with get(url, moment, stream=True) as answer, open(output, "wb") as file:
-                # Not unpacked, where a server takes the file's own compression for one of the way.
+                # Not decoded: a server may declare the file's own compression as that of the transfer.
                 for block in answer.raw.stream(1 << 16, decode_content=False):
                     file.write(block)
         except urllib3.exceptions.HTTPError as error:
@@ -109,15 +109,15 @@ def fetch(url: str, checksum: str, path: Path, deadline: float | None = None) ->
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _pooch().retrieve(url, checksum, fname=path.name, path=path.parent, downloader=copy)
-        # After the file, so that what it stands beside was checked.
-        with atomic_write(_checksum_of(path)) as file:
+        # After the file: a checksum then stands beside a file that has it.
+        with atomic_write(_checksum_path(path)) as file:
             file.write(checksum.encode())
     except OSError as error:
         raise InputError(f"the cache folder {path.parent} cannot be written ({error.strerror or error}).") from error
     except InputError:
         raise
     except ValueError as error:
-        # Pooch's word for a wrong checksum; it has removed what it downloaded.
+        # Pooch raises ValueError for a wrong checksum, and removes the file.
         raise InputError(
             f"the download of {url} must have the checksum {checksum}, and has another. Nothing is kept. Try again; if "
             "it stays so, do not trust this copy."
@@ -126,23 +126,24 @@ def fetch(url: str, checksum: str, path: Path, deadline: float | None = None) ->
 
 
 def get(url: str, deadline: float, *, stream: bool = False) -> requests.Response:
-    """Return the answer to a GET request, whole; of a stream, which must be closed, only the beginning.
+    """Return the response to a GET request; stream: without its body, and the caller must close it.
 
-    Raises UnreachableError where there is none at the deadline (of `time.monotonic`), InputError for a refusal.
+    Raises UnreachableError without an answer at the deadline, in seconds of `time.monotonic`, and InputError for a
+    refusal.
     """
     import requests
 
     answers: list[Any] = []
-    seconds = max(deadline - time.monotonic(), 0.001)  # Requests takes no time at all for a mistake.
+    seconds = max(deadline - time.monotonic(), 0.001)  # Requests refuses a timeout of 0.
 
     def ask() -> None:
-        headers = {"Accept-Encoding": "identity"}  # Not packed for the way: the checksum is that of the file.
+        headers = {"Accept-Encoding": "identity"}  # Without compression: the checksum is that of the file.
         try:
             answers.append(requests.get(url, headers=headers, stream=stream, timeout=(seconds, STALLED)))
         except Exception as error:
             answers.append(error)
 
-    # In a thread, because looking up a name cannot be interrupted; a daemon, so that it cannot keep a program alive.
+    # In a thread: the lookup of a name cannot be interrupted. A daemon does not keep the program alive.
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(seconds)
@@ -161,15 +162,15 @@ def get(url: str, deadline: float, *, stream: bool = False) -> requests.Response
 
 
 def _pooch() -> Any:
-    """Import pooch where it is needed: a program that reads a file of its own needs no downloads."""
+    """Import pooch, only for downloads, and return it."""
     with warnings.catch_warnings():
-        # In a notebook tqdm, which pooch brings along, warns that its bars need ipywidgets; none is shown here.
+        # In a notebook tqdm, which pooch imports, warns that its bars need ipywidgets; no bar is shown here.
         warnings.filterwarnings("ignore", "IProgress not found")
         import pooch
     return pooch
 
 
-def _checksum_of(path: Path) -> Path:
+def _checksum_path(path: Path) -> Path:
     return path.with_name(f"{path.name}.checksum")
 
 
@@ -194,7 +195,7 @@ class File(NamedTuple):
     """A table to read."""
 
     path: Path
-    label: str  # where it came from
+    label: str  # its origin
 
 
 class Simulated(NamedTuple):
@@ -202,14 +203,14 @@ class Simulated(NamedTuple):
 
     days: int
     seed: int
-    note: str | None = None  # why nothing better was found
+    note: str | None = None  # why no measured weather is available
 
 
 def find(source: str | Path, *, cache: Path | None = None, server: str = ZENODO) -> File | Simulated:
-    """What a source stands for; downloads it if need be.
+    """Return the table of a source, downloaded if needed.
 
-    `cache` is the user's cache folder unless given. Only `auto` ever falls back, and only to simulated weather where
-    the server cannot be reached. Raises InputError where there is nothing under that name.
+    cache: the user's cache folder unless given. Only "auto" falls back to simulated weather, and only where the server
+    cannot be reached. Raises InputError for an unknown source.
     """
     word = str(source)
     if source == "auto":
@@ -227,12 +228,13 @@ def find(source: str | Path, *, cache: Path | None = None, server: str = ZENODO)
 
 
 def _auto(cache: Path, server: str) -> File | Simulated:
+    """Return the table of the source "auto"."""
     folder = os.environ.get(DATA_FOLDER)
     if folder:
         try:
             return _local(Path(folder).expanduser())
         except InputError as error:
-            # Not passed over: whoever set it wants these figures and no others.
+            # No fallback: whoever sets the variable wants this data.
             raise InputError(f"{DATA_FOLDER} must name a folder with the weather data: {error}") from error
     for published in (LIGHT, FULL):
         path = cached(published.name, cache)
@@ -246,11 +248,13 @@ def _auto(cache: Path, server: str) -> File | Simulated:
 
 
 def _published(published: Published, cache: Path, server: str) -> File:
+    """Return a published file from `cache`, downloaded on first use."""
     path = fetch_zenodo(published.doi, published.name, cache, server=server)
     return File(path, f"zenodo:{published.doi}")
 
 
 def _simulated(word: str) -> Simulated:
+    """Return the simulation that simulated[:DAYS[:SEED]] names."""
     numbers = word.split(":")[1:]
     try:
         days, seed = [*map(int, numbers), *(DAYS, SEED)[len(numbers) :]]
@@ -262,6 +266,7 @@ def _simulated(word: str) -> Simulated:
 
 
 def _local(path: Path) -> File:
+    """Return the table at a path or in a folder."""
     if not path.exists():
         raise InputError(f"{path} does not exist. {ADVICE}")
     table = _table_in(path) if path.is_dir() else path
@@ -269,6 +274,7 @@ def _local(path: Path) -> File:
 
 
 def _table_in(folder: Path) -> Path:
+    """Return the path of the one table in a folder. Raises InputError for none, and for several."""
     for place in (folder, folder / "weather"):
         try:
             files = sorted(place.iterdir()) if place.is_dir() else []

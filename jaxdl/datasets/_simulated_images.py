@@ -1,7 +1,7 @@
-"""Small color images of ten things, drawn by a program: not photographs, and no CIFAR-10 but for the names.
+"""Draw small color images of ten things, with the class names of CIFAR-10.
 
-Each image shows one thing, moved, turned, stretched and mirrored at random, in colors that say nothing about it: it is
-light before dark as often as dark before light. So no single pixel and no mean color tells the class; shape does.
+Each image shows one thing, shifted, turned, stretched and mirrored at random, in random colors: light on dark as often
+as dark on light. So only the shape gives the class, not a pixel or a mean color.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from jaxdl.errors import InputError
 Floats = NDArray[np.float32]
 IMAGES, SEED, FEWEST, MOST = 7200, 0, 120, 1_000_000
 SIDE = SHAPE[0]
-BLOCK = 256  # images drawn at a time; another number makes other images
+BLOCK = 256  # images drawn at a time; another number gives other images
 FINE = 8  # steps between two characters of a sketch
-CLOUDS = 256  # pixels of a side of the sky that backgrounds are cut from
-GRAIN = 32  # grey levels
-DARKEST = 110  # grey levels that a dark color has at most, and a light one lacks
-# How things stand, drawn evenly from these ranges.
-POINTS = (FINE / 1.3, FINE / 0.85)  # of a sketch, to a pixel
-TALL = (0.85, 1.15)  # times as many to a pixel from top to bottom
-TILT = 0.2  # tangent
-SHIFT = 6.0  # pixels from the middle
-# One thing for each class, in order: # is its body, o its details.
+CLOUDS = 256  # pixels along a side of the sky from which backgrounds are cropped
+GRAIN = 32  # gray levels
+DARKEST = 110  # the maximum gray level of a dark color; 255 minus that of a light one
+# The ranges of the uniform random transformations of a thing.
+POINTS = (FINE / 1.3, FINE / 0.85)  # points of a sketch for each pixel
+TALL = (0.85, 1.15)  # the factor of POINTS in the vertical
+TILT = 0.2  # the maximum tangent
+SHIFT = 6.0  # the maximum, in pixels from the center
+# One thing for each class, in the order of the classes: # is its body, o its details.
 SKETCHES = """
 .......##........... .................... .................... ...#............#... .........#..#..#..#.
 .......###.......... .................... ............####.... ...##..........##... .........##.#..#.##.
@@ -64,11 +64,11 @@ SKETCHES = """
 
 
 def draw(images: int = IMAGES, seed: int = SEED) -> Arrays:
-    """So many drawn images, (N, 32, 32, 3) uint8, with the labels of `CLASSES`, (N,) int32; the sixth part is to test.
+    """Return drawn images (N, 32, 32, 3) uint8, with labels (N,) int32; a sixth of them is the test set.
 
-    In each set the classes are equally frequent, but for one image, and in random order. The same numbers make the same
-    images, byte for byte; more images are other images. Raises InputError for fewer than 120 images or more than a
-    million, a negative seed, or anything but whole numbers.
+    In each set the classes are equally frequent, but for one image, and in random order. The same arguments give
+    bit-identical images; another number of images gives other images. Raises InputError for fewer than 120 images or
+    more than a million, a negative seed, or a value that is no whole number.
     """
     if not _whole(images) or not FEWEST <= images <= MOST:
         raise InputError(
@@ -87,7 +87,7 @@ def draw(images: int = IMAGES, seed: int = SEED) -> Arrays:
         pixels = np.empty((count, *SHAPE), np.uint8)
         for start in range(0, count, BLOCK):
             rows = slice(start, start + BLOCK)
-            pixels[rows] = _pictures(rng, _seen(rng, things, labels[rows]), clouds)
+            pixels[rows] = _render(rng, _transform(rng, things, labels[rows]), clouds)
         sets += [pixels, labels]
     return Arrays(*sets)
 
@@ -97,33 +97,33 @@ def _whole(number: object) -> bool:
 
 
 def _things() -> Floats:
-    """How much of each point the body and the details of each thing cover, (2, 10, H, W), 0 to 1, with soft edges."""
+    """Return the coverage, 0 to 1, of the body and the details of each thing, (2, 10, H, W), with soft edges."""
     halves = [[line.split() for line in half.splitlines()] for half in SKETCHES.strip().split("\n\n")]
     letters = np.array([[list(row) for row in sketch] for half in halves for sketch in zip(*half, strict=True)])
-    # With a border of nothing, which is also what lies beyond it.
+    # With an empty border, which points outside of the sketch repeat.
     covers = np.pad(np.stack([letters == "#", letters == "o"]), ((0, 0), (0, 0), (2, 2), (2, 2)))
     fine = covers.repeat(FINE, axis=2).repeat(FINE, axis=3).astype(np.int32)
-    return (_blurred(fine, FINE) / np.float32(FINE**2)).astype(np.float32)
+    return (_blur(fine, FINE) / np.float32(FINE**2)).astype(np.float32)
 
 
 def _clouds(rng: np.random.Generator) -> Floats:
-    """A smooth sky (CLOUDS, CLOUDS), the same at opposite edges, of equally many of each brightness from 0 to 1."""
-    sky = _blurred(_blurred(rng.integers(0, 1 << 16, (CLOUDS, CLOUDS)), 11), 11)
+    """Return a smooth, periodic sky (CLOUDS, CLOUDS) with uniformly distributed brightness from 0 to 1."""
+    sky = _blur(_blur(rng.integers(0, 1 << 16, (CLOUDS, CLOUDS)), 11), 11)
     ranks = sky.ravel().argsort(kind="stable").argsort(kind="stable")
     return (ranks.reshape(sky.shape) / np.float32(ranks.size)).astype(np.float32)
 
 
-def _blurred(values: NDArray[np.integer], width: int) -> NDArray[np.integer]:
-    """The sums over squares of `width` points around each point; whole numbers, so that nothing is rounded."""
+def _blur(values: NDArray[np.integer], width: int) -> NDArray[np.integer]:
+    """Return the sums over squares of `width` points around each point, in integers, without rounding."""
     for axis in (-2, -1):
         values = np.sum([np.roll(values, shift - width // 2, axis) for shift in range(width)], axis=0)
     return values
 
 
-def _seen(rng: np.random.Generator, things: Floats, labels: NDArray[np.int32]) -> Floats:
-    """How much of each pixel the body and the details cover, (2, N, 32, 32): each thing as it happens to stand.
+def _transform(rng: np.random.Generator, things: Floats, labels: NDArray[np.int32]) -> Floats:
+    """Return the coverage of each pixel by body and details, (2, N, 32, 32), of randomly transformed things.
 
-    Nothing but sums and products, because the last bit of a sine is another on another machine.
+    It takes only sums and products: the last bit of a sine differs between machines.
     """
 
     def between(low: float, high: float) -> Floats:
@@ -142,11 +142,11 @@ def _seen(rng: np.random.Generator, things: Floats, labels: NDArray[np.int32]) -
     return things.reshape(2, -1).take((labels[:, None, None] * height + row) * width + column, axis=1)
 
 
-def _pictures(rng: np.random.Generator, covers: Floats, clouds: Floats) -> NDArray[np.uint8]:
-    """The pictures (N, 32, 32, 3) of what is seen, in random colors, before random clouds, with grain."""
+def _render(rng: np.random.Generator, covers: Floats, clouds: Floats) -> NDArray[np.uint8]:
+    """Return images (N, 32, 32, 3) of the coverage in random colors, on random clouds, with grain."""
     body, details = covers
     count = len(body)
-    # Two colors of clouds and one of details on one side of grey, the body on the other.
+    # Two colors of clouds and one of details are light and the color of the body dark, or the reverse.
     colors = rng.integers(0, DARKEST, (4, count, 3, 1, 1)).astype(np.float32)
     light = rng.integers(0, 2, (count, 1, 1, 1)).astype(bool)
     colors = np.where(np.stack([light, light, light, ~light]), 255 - colors, colors)

@@ -1,9 +1,8 @@
-"""Daily weather of eleven places from a generator whose best possible forecast is known.
+"""Simulate daily weather of eleven places, for which the best possible forecast is known.
 
-Tomorrow's sunshine in Basel is a share, drawn at random, of today's length of day. The mean and the spread of that
-share depend on nothing but today's columns of Basel: high pressure brings sun in summer and fog in winter, more so
-where the air is dry. So the conditional mean is the best of all forecasts, and the conditional standard deviation is
-what even that one misses by.
+Tomorrow's sunshine in Basel is a random fraction of today's length of day. The mean and the standard deviation of the
+fraction depend only on today's columns of Basel: high pressure brings sun in summer and fog in winter, more so in dry
+air. So the conditional mean is the best forecast, and the conditional standard deviation is its error.
 """
 
 from __future__ import annotations
@@ -24,13 +23,13 @@ Floats = NDArray[np.float64]
 DAYS, SEED, MOST_DAYS = 3654, 0, 1_000_000
 FIRST_DAY = np.datetime64("2000-01-01", "D")
 HOME = 0  # Basel, among the places
-REACH, FRONT = 9000.0, 4000.0  # kilometres over which weather, and one day's clouds, are alike
+REACH, FRONT = 9000.0, 4000.0  # kilometres over which weather, and one day's clouds, are correlated
 # The next day is up to 1 % shorter, and the sun cannot shine after it has set.
 DAYLIGHT = 0.99
 
 
 class Place(NamedTuple):
-    """Where a place lies, what its year is like, and what is not measured there."""
+    """The position and the climate of a place, and its missing columns."""
 
     latitude: float  # degrees north
     longitude: float  # degrees east
@@ -56,7 +55,7 @@ _LATITUDE, _LONGITUDE, _WARMTH, _SWING = np.array([place[:4] for place in PLACES
 
 
 class Simulation(NamedTuple):
-    """Days of weather, and what can be known of each next day's sunshine in Basel."""
+    """Days of weather, and the distribution of the next day's sunshine in Basel."""
 
     dates: NDArray[np.datetime64]  # (D,) days from 2000-01-01
     columns: tuple[str, ...]  # 89 names, such as "BASEL_sunshine"
@@ -67,7 +66,7 @@ class Simulation(NamedTuple):
 
 
 class _Sky(NamedTuple):
-    """What only the calendar decides, each (D, places)."""
+    """The values that depend on the calendar alone, each (D, places)."""
 
     length: Floats  # of the day, hours
     radiation: Floats  # above the air, 100 W/m2
@@ -75,26 +74,26 @@ class _Sky(NamedTuple):
 
 
 def simulate(days: int = DAYS, seed: int = SEED) -> Simulation:
-    """The weather of `days` days; the same seed gives the same days, however many are asked for.
+    """Return the weather of `days` days; with the same seed, more days continue the same series.
 
-    Units as in the measured file: sunshine in hours, cloud cover in eighths, humidity as a fraction, pressure in
-    1000 hPa, global radiation in 100 W/m2, precipitation in cm, temperatures in degrees Celsius. No value is rounded,
-    so what is known of the next day is exact. Raises InputError for fewer than 2 days, more than a million, or a
-    negative seed.
+    The units are those of the measured file (`load_weather`). No value is rounded, so the forecast is exact. Raises
+    InputError for fewer than 2 days, more than a million, or a negative seed.
     """
     if not 2 <= days <= MOST_DAYS:
         raise InputError(f"simulated weather needs from 2 to {MOST_DAYS} days, got {days}. Use simulated:{DAYS}.")
     if seed < 0:
         raise InputError(f"simulated weather needs a seed of 0 or more, got {seed}. Use simulated:{days}:{SEED}.")
     sky = _sky(days)
-    # One stream for each use: a table of more days then only continues every one of them.
+    # One random stream for each series: a table of more days then continues each series.
     streams = [np.random.default_rng(child) for child in np.random.SeedSequence(seed).spawn(8)]
     pressure, humidity, warmth, *blur = [stream.standard_normal((days, len(PLACES))) for stream in streams[:6]]
-    pressure, humidity, warmth = (_lasting(*pair) for pair in ((pressure, 0.82), (humidity, 0.68), (warmth, 0.82)))
+    pressure, humidity, warmth = (
+        _autoregressive(*pair) for pair in ((pressure, 0.82), (humidity, 0.68), (warmth, 0.82))
+    )
     mean = _mean_share(sky.season, pressure, humidity)
-    share = _share(_before(mean, 0.35), *(stream.random((days, len(PLACES))) for stream in streams[6:]))
-    sunshine = DAYLIGHT * _before(sky.length, sky.length[0]) * share
-    columns, values = _columns(_measured(sky, pressure, humidity, warmth, sunshine, blur))
+    share = _share(_shift(mean, 0.35), *(stream.random((days, len(PLACES))) for stream in streams[6:]))
+    sunshine = DAYLIGHT * _shift(sky.length, sky.length[0]) * share
+    columns, values = _columns(_stations(sky, pressure, humidity, warmth, sunshine, blur))
     share_mean, length = mean[:-1, HOME], DAYLIGHT * sky.length[:-1, HOME]
     # The mean square of u ** (1/m - 1), for u uniform on [0, 1], is m / (2 - m).
     deviation = (1 - share_mean) * np.sqrt(share_mean / (2 - share_mean))
@@ -104,12 +103,14 @@ def simulate(days: int = DAYS, seed: int = SEED) -> Simulation:
 
 
 def simulated_weather(days: int = DAYS, seed: int = SEED) -> pd.DataFrame:
-    """The same weather as a table like the measured file: DATE (YYYYMMDD) and MONTH, int64, and 89 float64 columns.
+    """Return simulated weather as a table in the form of the measured file.
 
-    Written with `to_csv(path, index=False)`, it can be read by `weather(path)`. Raises InputError like `simulate`.
+    The columns are DATE (YYYYMMDD) and MONTH, int64, and 89 measurements, float64. `load_weather(path)` reads the file
+    that `to_csv(path, index=False)` writes. Raises InputError for fewer than 2 days, more than a million, or a negative
+    seed.
 
-    >>> simulated_weather(3)[["DATE", "MONTH"]].values.tolist()
-    [[20000101, 1], [20000102, 1], [20000103, 1]]
+    >>> simulated_weather(days=2, seed=0)[["DATE", "MONTH", "BASEL_sunshine"]].round(1).values.tolist()
+    [[20000101.0, 1.0, 0.1], [20000102.0, 1.0, 0.0]]
     """
     import pandas as pd
 
@@ -121,7 +122,7 @@ def simulated_weather(days: int = DAYS, seed: int = SEED) -> pd.DataFrame:
 
 
 def _sky(days: int) -> _Sky:
-    """Length of day and radiation from the sun's declination alone, so that each of them tells the other."""
+    """Return the length of day and the radiation, both from the declination of the sun."""
     turn = _turn(days)
     declination = np.radians(-23.4) * np.cos(turn + 0.17)
     latitude = np.radians(_LATITUDE)
@@ -134,25 +135,26 @@ def _sky(days: int) -> _Sky:
 
 
 def _turn(days: int) -> Floats:
+    """Return the angle of the year (D, 1), in radians."""
     return np.arange(days, dtype=np.float64)[:, None] * (2 * np.pi / 365.2425)
 
 
 def _mean_share(season: Floats, pressure: Floats, humidity: Floats) -> Floats:
-    """The mean share of the next day that is sunny, of anomalies in standard deviations; 0.05 to 0.95."""
+    """Return the mean sunny fraction of the next day, 0.05 to 0.95, from anomalies in standard deviations."""
     score = 3.2 * season * pressure - 0.3 * pressure * humidity + 0.65 * season - 0.9
     return 0.05 + 0.9 / (1 + np.exp(-score))
 
 
 def _share(mean: Floats, own: Floats, front: Floats) -> Floats:
-    """Shares in [0, 1] of the given means. A place near Basel often has Basel's luck, which is uniform like its own."""
+    """Return random sunny fractions with the given means; a place near Basel often shares Basel's uniform draw."""
     luck = np.where(front < np.exp(-_distances()[HOME] / FRONT), own[:, HOME, None], own)
     return luck ** (1 / mean - 1)
 
 
-def _lasting(shocks: Floats, memory: float) -> Floats:
-    """Standard normal series (D, places), alike in places that are near, that fade by `memory` a day."""
+def _autoregressive(shocks: Floats, memory: float) -> Floats:
+    """Return standard normal series (D, places), correlated in space and by `memory` from day to day."""
     root = np.linalg.cholesky(np.exp(-_distances() / REACH))
-    # Not a matrix product, whose last bits may change with the number of days.
+    # Not a matrix product: its last bits may change with the number of days.
     series = np.zeros_like(shocks)
     for place in range(len(root)):
         series += shocks[:, place, None] * root[:, place]
@@ -162,24 +164,25 @@ def _lasting(shocks: Floats, memory: float) -> Floats:
 
 
 def _distances() -> Floats:
-    """Kilometres between the places, on a map that is true at 50 degrees north."""
+    """Return the kilometres between the places, on a map that is exact at 50 degrees north."""
     north = np.subtract.outer(_LATITUDE, _LATITUDE)
     east = np.subtract.outer(_LONGITUDE, _LONGITUDE) * np.cos(np.radians(50))
     distances: Floats = 111.2 * np.hypot(north, east)
     return distances
 
 
-def _before(series: Floats, first: float | Floats) -> Floats:
+def _shift(series: Floats, first: float | Floats) -> Floats:
+    """Return a series one day later, with `first` on the first day."""
     return np.concatenate([np.broadcast_to(first, (1, series.shape[1])), series[:-1]])
 
 
-def _measured(
+def _stations(
     sky: _Sky, pressure: Floats, humidity: Floats, warmth: Floats, sunshine: Floats, blur: list[Floats]
 ) -> dict[str, Floats]:
-    """What stations report, each (D, places), in the order of the measured file.
+    """Return the measurements of the stations, each (D, places), in the order of the measured file.
 
-    Radiation follows sunshine by the law of Angstrom (1924) and Prescott (1940), so the two together tell the season,
-    and with it humidity and pressure tell their anomalies.
+    Radiation depends on sunshine by the law of Angstrom (1924) and Prescott (1940): the two determine the season and,
+    with it, humidity and pressure determine their anomalies.
     """
     sunny = sunshine / sky.length
     mean = _WARMTH - _SWING * np.cos(_turn(len(sunny)) - 0.45) + 3.3 * warmth
@@ -197,11 +200,12 @@ def _measured(
     }
 
 
-def _columns(measured: dict[str, Floats]) -> tuple[tuple[str, ...], Floats]:
-    named = {
+def _columns(measurements: dict[str, Floats]) -> tuple[tuple[str, ...], Floats]:
+    """Return the names of the columns, and their values (D, columns)."""
+    columns = {
         f"{name}_{feature}": values[:, number]
         for number, (name, place) in enumerate(PLACES.items())
-        for feature, values in measured.items()
+        for feature, values in measurements.items()
         if feature not in place.lacks
     }
-    return tuple(named), np.stack(list(named.values()), axis=1)
+    return tuple(columns), np.stack(list(columns.values()), axis=1)

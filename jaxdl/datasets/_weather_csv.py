@@ -1,4 +1,4 @@
-"""A CSV file of daily weather, read and checked cell by cell."""
+"""Read and check a CSV file of daily weather."""
 
 from __future__ import annotations
 
@@ -23,48 +23,48 @@ if TYPE_CHECKING:
 
 CALENDAR = ("DATE", "MONTH")
 ADVICE = "Correct the file, or get it again."
-# What files write where nothing was measured.
+# The codes of files for missing values.
 CODES = (-99.0, -99.9, *(sign * number for number in (999, 999.9, 9999, 9999.9, 99999, 999999) for sign in (-1.0, 1.0)))
 MOST = 10_000  # columns
 
 
 class Table(NamedTuple):
-    """Days of weather, one after the other."""
+    """Consecutive days of weather."""
 
-    name: str  # what messages call it
+    name: str  # for messages
     dates: NDArray[np.datetime64]  # (D,) days
-    columns: tuple[str, ...]  # without those of the calendar
+    columns: tuple[str, ...]  # without DATE and MONTH
     values: NDArray[np.float64]  # (D, columns)
     sha256: str
 
 
 def read_table(path: Path) -> Table:
-    """The days of a CSV file with the columns DATE (YYYYMMDD), MONTH and any others, all numbers.
+    """Return the table in a CSV file with the columns DATE (YYYYMMDD), MONTH and any others, all numbers.
 
-    UTF-8, with or without a byte order mark, with line ends of any system. Raises InputError, which names the line and
-    the column, unless every cell is a number that float32 can hold, no column has a code for missing values such as
-    -9999, and the dates follow each other day by day. The measured file has -99 twice, which is let pass.
+    The encoding is UTF-8, with or without a byte order mark. Raises InputError with the line and the column of a cell
+    that is no number or too large for float32, of a code for missing values such as -9999, and of a date that does not
+    follow the day before. The measured file contains -99 twice, which is allowed.
     """
     content, header = read_header(path, CALENDAR)
     numbers = _numbers(path.name, content, header)
     dates = _dates(path.name, *(numbers[:, header.index(column)] for column in CALENDAR))
-    kept = [number for number, column in enumerate(header) if column not in CALENDAR]
-    _refuse_codes(path.name, dates, [header[number] for number in kept], numbers[:, kept])
-    columns = tuple(header[number] for number in kept)
-    return Table(path.name, dates, columns, numbers[:, kept], hashlib.sha256(content).hexdigest())
+    columns = tuple(column for column in header if column not in CALENDAR)
+    values = numbers[:, [header.index(column) for column in columns]]
+    _refuse_codes(path.name, dates, columns, values)
+    return Table(path.name, dates, columns, values, hashlib.sha256(content).hexdigest())
 
 
 def nearest(name: str, names: Sequence[str]) -> str:
-    """The part of a message that helps with a misspelt name, whose letters may be small ones or capitals."""
+    """Return a part of a message: the name nearest to a misspelt name, whatever the case of its letters."""
     lower = {other.lower(): other for other in reversed(names)}
     near = difflib.get_close_matches(name.lower(), lower, 1, cutoff=0.0)
     return f"the nearest name is {lower[near[0]]}" if near else "it has no names"
 
 
 def read_header(path: Path, needed: Sequence[str]) -> tuple[bytes, list[str]]:
-    """The bytes of a CSV file in UTF-8, and its columns' names: each once, and all that are needed.
+    """Return the bytes of a CSV file, and its header.
 
-    Raises InputError where the file cannot be read or its first line is anything else.
+    Raises InputError for a file that cannot be read, and for a header that repeats a name or lacks one in `needed`.
     """
     try:
         content = path.read_bytes()
@@ -89,17 +89,17 @@ def _header(name: str, content: bytes, needed: Sequence[str]) -> list[str]:
             raise InputError(
                 f"{name} must be a CSV file with a column {column}, got {got[:200]}; {nearest(column, others)[:200]}."
             )
-    # Told from the header itself: pandas gives the second of two equal names another one.
-    twice = [column for column, count in Counter(header).items() if count > 1]
-    if twice:
-        raise InputError(f"{name} must name every column once, got {twice[0]!r} more than once. {ADVICE}")
+    # From the header itself: pandas renames the second of two equal names.
+    repeated = [column for column, count in Counter(header).items() if count > 1]
+    if repeated:
+        raise InputError(f"{name} must name every column once, got {repeated[0]!r} more than once. {ADVICE}")
     if "" in header:
         raise InputError(f"{name} must name every column, got no name for column {header.index('') + 1}. {ADVICE}")
     return header
 
 
 def _numbers(name: str, content: bytes, header: list[str]) -> NDArray[np.float64]:
-    """Every cell (D, columns). The one at fault is looked for, slowly, only where there is one."""
+    """Return the cells (D, columns). Raises InputError for the first that is no finite number."""
     import pandas as pd
 
     table = _read(name, content, header, low_memory=False)
@@ -119,7 +119,7 @@ def _numbers(name: str, content: bytes, header: list[str]) -> NDArray[np.float64
 
 
 def wrong_cell(name: str, cells: pd.DataFrame, row: int, column: int, wanted: str) -> InputError:
-    """The error that names a cell by its line and its column, and says what must stand there."""
+    """Return the error for a cell, with its line, its column and its valid values."""
     cell = cells.iat[row, column]
     got = repr(cell) if isinstance(cell, str) and cell.strip() else "an empty cell"
     where = f"{_line(row)} (DATE {cells['DATE'].iat[row]}), column {cells.columns[column]}"
@@ -127,9 +127,9 @@ def wrong_cell(name: str, cells: pd.DataFrame, row: int, column: int, wanted: st
 
 
 def read_cells(name: str, content: bytes, header: Sequence[str]) -> pd.DataFrame:
-    """The cells of a CSV file below its header, as they are written; what a short line lacks is no string.
+    """Return the cells of a CSV file below its header as strings; the missing cells of a short line are NaN.
 
-    Raises InputError where a line has too many.
+    Raises InputError for a line with too many cells.
     """
     return _read(name, content, header, dtype=str, keep_default_na=False)
 
@@ -138,10 +138,10 @@ def _read(name: str, content: bytes, header: Sequence[str], **options: Any) -> p
     import pandas as pd
 
     with warnings.catch_warnings():
-        # A line that is too long is an error of pandas, except where all of them are: that is a warning.
+        # Pandas raises an error for a line that is too long, but only warns where all lines are.
         warnings.simplefilter("error", pd.errors.ParserWarning)
         try:
-            # Blank lines count, so that the lines of messages are those of the file; at the end they mean nothing.
+            # Blank lines are read, so that the lines in messages are those of the file.
             return pd.read_csv(
                 io.BytesIO(content.rstrip()), encoding="utf-8-sig", index_col=False, skip_blank_lines=False, **options
             )
@@ -151,30 +151,32 @@ def _read(name: str, content: bytes, header: Sequence[str], **options: Any) -> p
 
 
 def _fits(numbers: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Whether numbers stay finite in float32, in which networks train; False for NaN."""
+    """Return whether numbers are finite in float32; False for NaN."""
     return np.abs(numbers) <= np.finfo(np.float32).max
 
 
 def _dates(name: str, stated: NDArray[np.float64], months: NDArray[np.float64]) -> NDArray[np.datetime64]:
-    """The days that YYYYMMDD stands for, (D,): real dates, in the stated months, one day after another."""
-    whole = np.where(np.abs(stated) < 1e8, stated, 0).astype(np.int64)
-    year, month, day = whole // 10000, whole // 100 % 100, whole % 100
+    """Return the dates (D,) of numbers YYYYMMDD. Raises InputError unless they are consecutive days of these months."""
+    day_numbers = np.where(np.abs(stated) < 1e8, stated, 0).astype(np.int64)
+    year, month, day = day_numbers // 10000, day_numbers // 100 % 100, day_numbers % 100
     first = np.array((year - 1970) * 12 + month - 1, "datetime64[M]")
     dates: NDArray[np.datetime64] = first.astype("datetime64[D]") + (day - 1).astype("timedelta64[D]")
     # A month or a day too many runs over into the next year or month.
-    real = (whole == stated) & (year >= 1) & (month >= 1) & (month <= 12) & (dates.astype("datetime64[M]") == first)
+    real = (
+        (day_numbers == stated) & (year >= 1) & (month >= 1) & (month <= 12) & (dates.astype("datetime64[M]") == first)
+    )
     for row in np.flatnonzero(~real)[:1]:
         got = f"{stated[row]:.15g}"
         raise InputError(f"{name}, {_line(row)}, column DATE: must be a date as YYYYMMDD, got {got}. {ADVICE}")
     for row in np.flatnonzero(month != months)[:1]:
-        where = f"{name}, {_line(row)} (DATE {whole[row]}), column MONTH"
+        where = f"{name}, {_line(row)} (DATE {day_numbers[row]}), column MONTH"
         raise InputError(f"{where}: must be the month of the date, got {months[row]:g}. {ADVICE}")
     order = np.argsort(dates, kind="stable")
     for row in np.flatnonzero(np.diff(dates[order]).astype(int) == 0)[:1]:
         lines = f"{_line(order[row])} and {_line(order[row + 1])}"
-        raise InputError(f"{name} must hold every date once, got DATE {whole[order[row]]} on {lines}. {ADVICE}")
+        raise InputError(f"{name} must hold every date once, got DATE {day_numbers[order[row]]} on {lines}. {ADVICE}")
     for row in np.flatnonzero(np.diff(dates).astype(int) != 1)[:1]:
-        after, before = whole[row + 1], whole[row]
+        after, before = day_numbers[row + 1], day_numbers[row]
         one = np.timedelta64(1, "D")
         fault = "is earlier" if after < before else f"leaves out {dates[row] + one} to {dates[row + 1] - one}"
         where = f"DATE {after} on {_line(row + 1)} follows {before}"
@@ -185,9 +187,9 @@ def _dates(name: str, stated: NDArray[np.float64], months: NDArray[np.float64]) 
 def _refuse_codes(
     name: str, dates: NDArray[np.datetime64], columns: Sequence[str], values: NDArray[np.float64]
 ) -> None:
-    """Raises InputError for a number of nines, such as -9999, far from all others of its column.
+    """Raise InputError for a code of nines, such as -9999, far from all other values of its column.
 
-    The measured file has -99 on 2 of 3,654 days, so that a single one, or fewer than one in a thousand, passes.
+    The measured file contains -99 on 2 of 3,654 days: a single one, or fewer than one in a thousand, is allowed.
     """
     for column, numbers in zip(columns, values.T, strict=True):
         coded = np.isin(numbers, CODES)

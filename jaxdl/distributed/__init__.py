@@ -1,4 +1,4 @@
-"""Arrays over devices, and several processes."""
+"""Shard arrays over devices, and train one run with several processes."""
 
 from jaxdl._exports import set_public_names as _set_public_names
 from jaxdl.distributed.processes import initialize as initialize

@@ -1,4 +1,4 @@
-"""Several processes: how they find each other, meet, talk and end."""
+"""Several processes of one run: how they find each other, exchange values and end together."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, NoReturn, TextIO
 
 import jax
@@ -20,426 +21,17 @@ from jax.experimental import multihost_utils
 
 from jaxdl.errors import InputError, printable
 
-# What the launcher tells its processes.
-NAMES = ("JAXDL_COORDINATOR", "JAXDL_PROCESSES", "JAXDL_PROCESS_ID")
-SECRET = "JAXDL_SECRET"  # by which the processes of a run know each other
-
-
-class Place(NamedTuple):
-    """Where a process belongs."""
-
-    host: str
-    port: int
-    processes: int
-    own: int  # which of them this process is
-    devices: list[int] | None  # those of this machine that are its own; None: all
-
-
-def launched() -> bool:
-    """Whether the launcher, `python -m jaxdl.launch`, has started this process."""
-    return any(name in os.environ for name in NAMES)
-
-
-def place(coordinator: str | None, processes: int | None, process_id: int | None) -> Place:
-    """The place that is given; with nothing given the one that the launcher or a cluster tells.
-
-    Raises InputError where it is not whole or cannot be.
-    """
-    given, subjects, devices = [coordinator, processes, process_id], ("coordinator", "processes", "process_id"), None
-    if all(value is None for value in given):
-        if launched():
-            given, subjects = [os.environ.get(name) for name in NAMES], NAMES
-        else:
-            *given, devices = _detected()
-        if given == [None] * 3:
-            raise InputError(
-                "coordinator, processes and process_id must be given, as no launcher or cluster was detected. "
-                "Give all three, or start the program by python -m jaxdl.launch."
-            )
-    missing = [name for name, value in zip(subjects, given, strict=True) if value is None]
-    if missing:
-        raise InputError(f"{', '.join(subjects)} must be given together, got no {' and no '.join(missing)}.")
-    host, port = _address(subjects[0], given[0])
-    number, own = (_number(name, value) for name, value in zip(subjects[1:], given[1:], strict=True))
-    if number < 1:
-        raise InputError(f"{subjects[1]} must be at least 1, got {number}.")
-    if not 0 <= own < number:
-        raise InputError(
-            f"{subjects[2]} must be from 0 to {number - 1} with {number} processes, got {own}. Count them from 0."
-        )
-    return Place(host, port, number, own, devices)
-
-
-def _address(subject: str, address: object) -> tuple[str, int]:
-    host, _, port = str(address).rpartition(":")
-    host = host[1:-1] if host.startswith("[") and host.endswith("]") else host
-    if not host or not (port.isascii() and port.isdigit()) or not 0 < int(port) < 65536:
-        raise InputError(f"{subject} must be HOST:PORT with a port from 1 to 65535, got {address!r}.")
-    return host, int(port)
-
-
-def whole(value: object) -> bool:
-    """Whether a value is a whole number."""
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-
-
-def _number(subject: str, value: Any) -> int:
-    try:
-        return int(value) if whole(value) or isinstance(value, str) else int("")
-    except ValueError:
-        raise InputError(f"{subject} must be a whole number, got {value!r}.") from None
-
-
-def _detected() -> list[Any]:
-    """Coordinator, processes, process_id and devices as JAX finds them; each None where it finds none."""
-    try:
-        # JAX has no public name for it.
-        from jax._src.clusters import ClusterEnv
-
-        return list(ClusterEnv.auto_detect_unset_distributed_params(None, None, None, None, None, 30))
-    except Exception as error:
-        raise InputError(
-            f"coordinator, processes and process_id must be given, as the cluster does not tell them: {error}."
-        ) from None
-
-
-# The exit code of a process that ends because another one has: EX_TEMPFAIL, "try again later".
-LOST = 75
-
-
-class Member(NamedTuple):
-    """A process of the run."""
-
-    pid: int
-    host: str
-
-
-class Link(NamedTuple):
-    """A connection to another process, and what comes from there, line by line."""
-
-    socket: socket.socket
-    lines: TextIO
-
-
-class Links(NamedTuple):
-    """What a process knows of the others; process 0 is linked to each of them, and each of them to process 0."""
-
-    own: int  # which process this is
-    members: list[Member]
-    port: int  # a free one on process 0's machine
-    links: dict[int, Link]
-    goodbyes: threading.Semaphore
-    parted: threading.Event
-    ending: threading.Lock
-
-
-def linked(own: int, members: list[Member], port: int, links: dict[int, Link]) -> Links:
-    """The connections of a process, over which nothing has been said yet."""
-    return Links(own, members, port, links, threading.Semaphore(0), threading.Event(), threading.Lock())
-
-
-def watch(links: Links) -> None:
-    """From now on this process ends, with one line and exit code LOST, as soon as another one has ended.
-
-    The system closes a process's connections when it ends, however it ends, so this takes milliseconds. A process
-    that is only stopped and a machine that is gone with its cable are not found so, but by JAX's heartbeats.
-    """
-    for index in links.links:
-        threading.Thread(target=_listen, args=(links, index), daemon=True).start()
-
-
-def part(links: Links) -> None:
-    """Waits until all processes have called it; from then on each may end."""
-    if links.own != 0:
-        say(links.links[0], "bye")
-        links.goodbyes.acquire()
-        return
-    for _ in links.links:
-        links.goodbyes.acquire()
-    links.parted.set()
-    for link in links.links.values():
-        say(link, "bye")
-
-
-def say(link: Link, word: str) -> None:
-    """Sends one line; nothing where the other process has gone."""
-    with suppress(OSError):
-        link.socket.sendall(f"{word}\n".encode())
-
-
-def _listen(links: Links, index: int) -> None:
-    with suppress(OSError):  # Its end may be a reset.
-        while line := links.links[index].lines.readline(100):
-            word = line.strip()
-            if word.isdecimal() and int(word) < len(links.members):
-                _end(links, int(word))
-            elif word == "bye":
-                if index == 0:
-                    links.parted.set()
-                links.goodbyes.release()
-    if not links.parted.is_set():
-        _end(links, index)
-
-
-def _end(links: Links, gone: int) -> None:
-    # Never given back: of several that have gone the first is named.
-    links.ending.acquire()
-    pid, host = links.members[gone]
-    others = [link for index, link in links.links.items() if index != gone]
-    if links.own == 0:
-        for link in others:
-            say(link, str(gone))
-    who = f"process {gone} (pid {pid} on {printable(host)})"
-    text = f"{who} has ended, so process {links.own} ends too. Start all of them again."
-    with suppress(OSError):
-        os.write(2, f"\n{text}\n".encode())
-    if links.own == 0 and others:
-        # With this process JAX's runtime ends, which would abort the others before they have read who was lost.
-        time.sleep(0.3)
-    os._exit(LOST)
-
-
-HELLO = 5.0  # seconds in which a process must say who it is
-LINE, ANSWER = 2**16, 2**24  # the most bytes of what it says, and of the answer, which names all processes
-HEARD = 256  # are heard at a time
-_LATER = ("about", "secret")  # entries that may be left out
-
-
-def local(host: str) -> bool:
-    """Whether a host is this machine whoever says it: nobody else can come then."""
-    return host in ("localhost", "::1") or host.startswith("127.")
-
-
-def meet(
-    host: str,
-    port: int,
-    processes: int,
-    index: int,
-    timeout: float,
-    about: Mapping[str, Any] | None = None,
-    secret: str = "",
-) -> Links:
-    """Waits until all processes have come to process 0, which listens at host and port, and says who they are.
-
-    about: what all processes must agree on, of JSON's types; the first entry that differs is named to all. secret: a
-    text that all processes know, and strangers do not. Who says another one, or nothing of the kind in a few seconds,
-    is sent away, and nobody waits for him.
-
-    Raises InputError where the port is taken, somebody is missing after `timeout` seconds, a process comes twice, or
-    the processes do not agree on how many they are, or on `about`.
-    """
-    me = Member(os.getpid(), socket.gethostname())
-    deadline, agreed = time.monotonic() + timeout, json.loads(json.dumps(about or {}))
-    own = {"processes": processes, "about": agreed, "secret": secret}
-    if index == 0:
-        members, free, links = _receive(host, port, own, me, deadline)
-    else:
-        members, free, links = _visit(host, port, {"process": index, **own, **me._asdict()}, deadline)
-    for link in links.values():
-        link.socket.settimeout(None)
-    return linked(index, members, free, links)
-
-
-def free_port() -> int:
-    """A port that nobody listens at."""
-    with socket.socket() as one:
-        one.bind(("", 0))
-        return one.getsockname()[1]
-
-
-def _receive(
-    host: str, port: int, own: dict[str, Any], me: Member, deadline: float
-) -> tuple[list[Member], int, dict[int, Link]]:
-    processes, members = own["processes"], {0: me}
-    links: dict[int, Link] = {}
-    came: queue.Queue[tuple[Link, dict[str, Any]]] = queue.Queue()
-    try:
-        with _server(host, port) as server, ExitStack() as stack:
-            # Closing alone would leave the thread that accepts at the port, and whoever comes later without an answer.
-            stack.callback(_shut, server)
-            # Each is heard in a thread of its own: nobody waits for one that says nothing.
-            threading.Thread(target=_accept, args=(server, came, own["secret"]), daemon=True).start()
-            while len(members) < processes:
-                try:
-                    link, hello = came.get(timeout=max(0.01, deadline - time.monotonic()))
-                except queue.Empty:
-                    missing = [str(index) for index in range(processes) if index not in members]
-                    raise InputError(
-                        f"all {processes} processes must come to {host}:{port} in time; missing: "
-                        f"{', '.join(missing)}. Start each with its own process_id."
-                    ) from None
-                index, member = hello["process"], Member(hello["pid"], hello["host"])
-                known = members.get(index)
-                members[index], links[index] = member, links.get(index, link)
-                if hello["processes"] != processes:
-                    raise InputError(
-                        f"every process must be told the same number of processes, got {processes} in process 0 and "
-                        f"{hello['processes']} in process {index}."
-                    )
-                if known:
-                    _refuse(link, _twice(index, known, member))
-                    raise InputError(_twice(index, known, member))
-                if other := _differs(own["about"], hello["about"], index):
-                    raise InputError(other)
-    except InputError as error:
-        for link in links.values():
-            _refuse(link, str(error))
-        raise
-    ordered, free = [members[index] for index in range(processes)], free_port()
-    for link in links.values():
-        say(link, json.dumps({"members": ordered, "port": free}))
-    return ordered, free, links
-
-
-def _accept(server: socket.socket, came: queue.Queue[tuple[Link, dict[str, Any]]], secret: str) -> None:
-    """Hear whoever comes, until the server is closed."""
-    hearing = threading.Semaphore(HEARD)
-    with suppress(OSError):
-        server.settimeout(None)
-        while True:
-            connection = server.accept()[0]
-            if hearing.acquire(blocking=False):
-                threading.Thread(target=_hear, args=(connection, came, secret, hearing), daemon=True).start()
-            else:
-                connection.close()
-
-
-def _shut(server: socket.socket) -> None:
-    with suppress(OSError):
-        server.shutdown(socket.SHUT_RDWR)
-
-
-def _hear(
-    connection: socket.socket,
-    came: queue.Queue[tuple[Link, dict[str, Any]]],
-    secret: str,
-    hearing: threading.Semaphore,
-) -> None:
-    with hearing:
-        hello = _line(connection, LINE, time.monotonic() + HELLO)
-        if _is_hello(hello) and hmac.compare_digest(
-            *(each.encode("utf-8", "surrogatepass") for each in (hello["secret"], secret))
-        ):
-            came.put((_link(connection, HELLO), hello))
-        else:
-            connection.close()  # A stranger.
-
-
-def _is_hello(said: dict[str, Any]) -> bool:
-    """Whether this is what a process of a run says: its place, how many there are, and who it is."""
-    kinds = {"process": int, "processes": int, "pid": int, "host": str, "about": dict, "secret": str}
-    if any(type(said.get(name)) is not kind for name, kind in kinds.items() if name in said or name not in _LATER):
-        return False
-    said.update({name: said.get(name, kinds[name]()) for name in _LATER})
-    return 0 < said["process"] < said["processes"] and said["pid"] > 0 and len(said["host"]) < 256
-
-
-def _differs(ours: dict[str, Any], theirs: dict[str, Any], index: int) -> str | None:
-    for name in {**ours, **theirs}:
-        here, there = (f"{of[name]!r:.200}" if name in of else "nothing" for of in (ours, theirs))
-        if ours.get(name) != theirs.get(name) or (name in ours) != (name in theirs):
-            return (
-                f"all processes of a run must have the same {name:.80}, got {here} in process 0 and {there} in process "
-                f"{index}. Start all of them with the same."
-            )
-    return None
-
-
-def _refuse(link: Link, why: str) -> None:
-    say(link, json.dumps({"error": why}))
-    _close(link)
-
-
-def _close(link: Link) -> None:
-    link.lines.close()
-    link.socket.close()
-
-
-def _twice(index: int, *members: Member) -> str:
-    who = " and ".join(f"pid {pid} on {host}" for pid, host in members)
-    return f"every process must have a process_id of its own, got {index} from {who}. Count them from 0."
-
-
-def _server(host: str, port: int) -> socket.socket:
-    try:
-        if local(host):
-            return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-        if socket.has_dualstack_ipv6():
-            return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
-        return socket.create_server(("", port))
-    except OSError as error:
-        raise InputError(
-            f"process 0 cannot listen at {host}:{port}: {os.strerror(error.errno or 0)}. Choose another port."
-        ) from None
-
-
-def _link(connection: socket.socket, timeout: float) -> Link:
-    connection.settimeout(timeout)
-    # A firewall forgets a connection on which nothing is said for long.
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    return Link(connection, connection.makefile(errors="replace"))
-
-
-def _line(connection: socket.socket, most: int, deadline: float) -> dict[str, Any]:
-    """The next line as a dictionary; an empty one where nothing of the kind comes in time."""
-    content = b""
-    with suppress(OSError, ValueError, RecursionError):
-        while b"\n" not in content and len(content) < most:
-            connection.settimeout(max(0.01, deadline - time.monotonic()))
-            more = connection.recv(65536)
-            if not more or time.monotonic() > deadline:
-                return {}
-            content += more
-        heard = json.loads(content)
-        return heard if isinstance(heard, dict) else {}
-    return {}
-
-
-def _visit(host: str, port: int, hello: dict[str, Any], deadline: float) -> tuple[list[Member], int, dict[int, Link]]:
-    connection = _reached(host, port, deadline)
-    index = hello["process"]
-    link = _link(connection, max(0.01, deadline - time.monotonic()))
-    say(link, json.dumps(hello))
-    answer = _line(connection, ANSWER, deadline)
-    members, free = answer.get("members"), answer.get("port")
-    if isinstance(members, list) and all(map(_is_member, members)) and type(free) is int and 0 < free < 65536:
-        return [Member(*member) for member in members], free, {0: link}
-    _close(link)
-    if isinstance(answer.get("error"), str):
-        raise InputError(answer["error"][:2000])
-    late = time.monotonic() >= deadline
-    why = "not all processes have come in time" if late else "it has ended, or something else listens there"
-    raise InputError(f"process 0 at {host}:{port} must answer process {index}: {why}. Start all of them again.")
-
-
-def _is_member(said: object) -> bool:
-    return isinstance(said, list) and [type(each) for each in said] == [int, str]
-
-
-def _reached(host: str, port: int, deadline: float) -> socket.socket:
-    while True:
-        try:
-            connection = socket.create_connection((host, port), timeout=5)
-            # A connection from a port to itself, which Linux makes where nobody listens yet.
-            if connection.getsockname() != connection.getpeername():
-                return connection
-            connection.close()
-            why = "nobody listens"
-        except OSError as error:
-            why = error.strerror or "no answer"
-        if time.monotonic() >= deadline:
-            raise InputError(
-                f"process 0 must be reached at {host}:{port}, got: {why}. Start it, or correct the address."
-            )
-        time.sleep(0.1)
-
-
-# Of what JAX's errors speak when another process has gone.
+# The environment variables that the launcher sets: the place of a process, and the secret that its run shares.
+VARIABLES = ("JAXDL_COORDINATOR", "JAXDL_PROCESSES", "JAXDL_PROCESS_ID")
+SECRET = "JAXDL_SECRET"
+LOST = 75  # the exit code of a process that ends because a peer has ended: EX_TEMPFAIL
+# Words in the errors that JAX raises when a peer has ended.
 SIGNS = ("gloo", "nccl", "heartbeat", "socket closed", "coordination", "connection", "unhealthy")
-# Seconds in which the connections to the others end if one has gone.
-PATIENCE = 5.0
-# JAX's runtime is one for the whole process, and so is this.
-_joined: list[Links] = []
+PATIENCE = 5.0  # seconds in which the connection to a peer that has ended closes
+HELLO_TIMEOUT = 5.0  # seconds in which a new connection must say hello
+MAX_HELLO, MAX_ANSWER = 2**16, 2**24  # bytes of a hello, and of the answer, which lists all processes
+MAX_CONNECTIONS = 256  # that are yet to say hello
+OPTIONAL = ("about", "secret")  # entries of a hello
 
 
 def initialize(
@@ -452,74 +44,113 @@ def initialize(
     about: Mapping[str, Any] | None = None,
     secret: str | None = None,
 ) -> None:
-    """Makes this process one of several that compute together; to be called before JAX computes anything.
+    """Connect this process to the other processes of a run; call it before JAX computes anything.
 
-    `coordinator` is process 0's HOST:PORT. With nothing given it is what the launcher, SLURM, Open MPI, Kubernetes or a
-    TPU pod says. All processes wait here for each other, `timeout` seconds at most. From then on, when one of them ends
-    without `leave`, each of the others ends too, with one line that names it and exit code LOST, 75. One that is only
-    stopped, or whose machine is gone, is found by JAX's heartbeats after about `heartbeat` seconds: JAX then aborts the
-    others (SIGABRT). On a CPU each process has one device, and JAX's service for preemptions, which would swallow
-    SIGTERM, is off.
+    Without arguments, the launcher, SLURM, Open MPI, Kubernetes or a TPU pod gives the place of the process. All
+    processes wait here for each other. From then on, when one of them ends without `shutdown`, each of the others
+    prints its name and exits with code 75. JAX's heartbeats find a process that hangs, or whose machine is gone, after
+    about `heartbeat` seconds; JAX then aborts the others (SIGABRT). On a CPU each process has one device, and JAX's
+    service for preemptions, which would swallow SIGTERM, is off.
 
-    about: what all processes must agree on, as `meetings.meet` compares it: flags, versions, a name of the run.
-    secret: a text that only the processes of this run know, by which they turn strangers away; by default that of the
-    variable JAXDL_SECRET, which the launcher sets.
+    coordinator: HOST:PORT of process 0.
+    timeout: seconds to wait for the other processes.
+    about: a dict in JSON's types that must be equal in all processes, such as flags and versions.
+    secret: a string that only the processes of this run know; connections without it are closed. By default the
+        variable JAXDL_SECRET, which the launcher sets.
 
-    Raises InputError for anything that does not fit, or does not come.
+    Raises InputError for arguments that do not fit, for a process that does not connect in time, and for an `about`
+    that differs.
 
     >>> initialize("127.0.0.1:4000", processes=2, process_id=2)
     Traceback (most recent call last):
     jaxdl.errors.InputError: process_id must be from 0 to 1 with 2 processes, got 2. Count them from 0.
     """
-    if _joined or jax.distributed.is_initialized():
-        raise InputError("a process can join others once, and this one has. Call join at one place only.")
+    if _current or jax.distributed.is_initialized():
+        raise InputError("initialize must be called once in a process, and was called before. Remove one call.")
     for name, value in (("heartbeat", heartbeat), ("timeout", timeout)):
-        if not whole(value) or value < 1:
+        if not is_whole_number(value) or value < 1:
             raise InputError(f"{name} must be a whole number of seconds, at least 1, got {value!r}.")
-    host, port, number, own, devices = place(coordinator, processes, process_id)
-    _prepare()
-    known = os.environ.get(SECRET, "") if secret is None else secret
-    links = meet(host, port, number, own, timeout, about, known)
-    watch(links)
-    _joined.append(links)
-    # A port of its own, told to those who have met: JAX's runtime aborts a process whose coordinator does not come.
-    address = f"[{host}]:{links.port}" if ":" in host else f"{host}:{links.port}"
+    place = find_place(coordinator, processes, process_id)
+    _configure_jax()
+    known_secret = os.environ.get(SECRET, "") if secret is None else secret
+    peers = connect(place.host, place.port, place.processes, place.process_id, timeout, about, known_secret)
+    watch(peers)
+    _current.append(peers)
+    # JAX gets another port, which only connected processes know: it aborts a process whose coordinator does not answer.
+    address = f"[{place.host}]:{peers.port}" if ":" in place.host else f"{place.host}:{peers.port}"
     jax.distributed.initialize(
-        *(address, number, own, devices),
+        *(address, place.processes, place.process_id, place.devices),
         initialization_timeout=timeout,
         heartbeat_timeout_seconds=heartbeat,
-        # All have met in `leave` before, so nobody is waited for.
+        # `shutdown` waits for all processes before JAX does.
         shutdown_timeout_seconds=heartbeat,
-        coordinator_bind_address=address if local(host) else None,
+        coordinator_bind_address=address if is_loopback(place.host) else None,
     )
 
 
+def _configure_jax() -> None:
+    """Set one CPU device for this process, and turn off the preemption service."""
+    try:
+        # Two processes of two CPU devices each can deadlock. JAX raises only for a change, so the number changes here.
+        for devices in (2, 1):
+            jax.config.update("jax_num_cpu_devices", devices)
+    except RuntimeError:
+        raise InputError(
+            "initialize must be called before JAX computes or lists its devices. Call it first in main."
+        ) from None
+    if hasattr(jax.config, "jax_enable_preemption_service"):
+        jax.config.update("jax_enable_preemption_service", False)
+
+
+def shutdown() -> None:
+    """Wait until all processes call this function, and close the connections; do nothing in a single process.
+
+    Every process must call it at its end: to the others, a process that ends without it has failed.
+
+    >>> shutdown()
+    """
+    if _current:
+        disconnect(_current[0])
+        jax.distributed.shutdown()
+
+
+def abort(code: int) -> NoReturn:
+    """Exit at once with a code, without waiting for the other processes, which then end too."""
+    if not _current:
+        sys.exit(code)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # JAX waits for the others when the interpreter ends.
+    os._exit(code)
+
+
 def index() -> int:
-    """Which of the processes this is; 0 where it is alone, without asking JAX for its devices."""
+    """Return the index of this process; 0 for a single process, without initializing JAX's devices."""
     return jax.process_index() if jax.distributed.is_initialized() else 0
 
 
 def count() -> int:
-    """How many processes there are; 1 where this one is alone, without asking JAX for its devices."""
+    """Return the number of processes; 1 for a single process, without initializing JAX's devices."""
     return jax.process_count() if jax.distributed.is_initialized() else 1
 
 
 def is_main() -> bool:
-    """Whether this is process 0, which prints and writes for all.
+    """Return whether this is process 0, which prints and writes files for all processes.
 
-    >>> is_main()
-    True
+    >>> if is_main():
+    ...     print("epoch 1")
+    epoch 1
     """
     return index() == 0
 
 
 def broadcast_text(text: str) -> str:
-    """Process 0's text, in every process; all of them must call it."""
+    """Return the text of process 0 in every process; all processes must call it."""
     if count() == 1:
         return text
     content = text.encode()
     length = int(multihost_utils.broadcast_one_to_all(np.int32(len(content))))
-    # Rounded up, so that texts of all lengths need few programs.
+    # Padded to a power of two: texts of many lengths then share a few compiled functions.
     padded = np.zeros(1 << max(8, length.bit_length()), np.uint8)
     if is_main():
         padded[:length] = np.frombuffer(content, np.uint8)
@@ -527,28 +158,26 @@ def broadcast_text(text: str) -> str:
 
 
 def all_gather(numbers: Sequence[int] | np.ndarray) -> np.ndarray:
-    """The whole numbers (k,) of every process: int64 (P, k), in every process; all of them must call it.
+    """Return the integers (k,) of all P processes as int64 (P, k) in every process; all processes must call it.
 
-    Raises InputError for anything but a vector of whole numbers. Each process must give equally many.
+    Raises InputError for another shape or dtype. k must be equal in all processes.
     """
     vector = np.asarray(numbers)
     if vector.ndim != 1 or vector.dtype.kind not in "iub":
-        raise InputError(
-            f"what is gathered must be a vector of whole numbers, got {vector.dtype} {vector.shape}. Use np.ravel."
-        )
+        raise InputError(f"numbers must be a vector of whole numbers, got {vector.dtype} {vector.shape}. Use np.ravel.")
     vector = vector.astype(np.int64)
     if count() == 1:
         return vector[None]
-    # As bytes, because JAX would cut them to 32 bits.
+    # As bytes: JAX would convert int64 to int32.
     return np.asarray(multihost_utils.process_allgather(vector.view(np.uint8))).view(np.int64)
 
 
 def peer_lost(error: BaseException) -> str | None:
-    """What to say of an error that JAX raises because another process has gone; None for any other error.
+    """Return a message for an error that JAX raises because another process is gone; None for any other error.
 
-    Where that process has ended, this one ends while it waits here, with its own line (see `join`).
+    Where that process has ended, this process exits while it waits here, with the message of `initialize`.
     """
-    if not (_joined and isinstance(error, jax.errors.JaxRuntimeError)):
+    if not (_current and isinstance(error, jax.errors.JaxRuntimeError)):
         return None
     text = str(error)
     if not any(sign in text.lower() for sign in SIGNS):
@@ -557,34 +186,407 @@ def peer_lost(error: BaseException) -> str | None:
     return f"another process cannot be reached: {text.partition(chr(10))[0]}. Start all of them again."
 
 
-def shutdown() -> None:
-    """Waits until all processes have come here, and ends what `join` began; nothing where none was joined.
+# The place of a process, from arguments, the launcher or a cluster.
 
-    Every process must call it at its end. One that ends otherwise has failed, for the others.
 
-    >>> shutdown()
+class Place(NamedTuple):
+    """The address of process 0, and the index of this process."""
+
+    host: str
+    port: int
+    processes: int
+    process_id: int
+    devices: list[int] | None  # the ids of this process's devices on its machine; None: all
+
+
+def is_launched() -> bool:
+    """Return whether the launcher, `python -m jaxdl.launch`, has started this process."""
+    return any(name in os.environ for name in VARIABLES)
+
+
+def find_place(coordinator: str | None, processes: int | None, process_id: int | None) -> Place:
+    """Return the place that the arguments give or, without any, the launcher or a cluster.
+
+    Raises InputError where a part of the place is missing or impossible.
     """
-    if _joined:
-        part(_joined[0])
-        jax.distributed.shutdown()
+    names, devices = ("coordinator", "processes", "process_id"), None
+    values: list[Any] = [coordinator, processes, process_id]
+    if all(value is None for value in values):
+        if is_launched():
+            values, names = [os.environ.get(name) for name in VARIABLES], VARIABLES
+        else:
+            *values, devices = _detect_cluster()
+        if values == [None] * 3:
+            raise InputError(
+                "coordinator, processes and process_id must be given, as no launcher or cluster was detected. "
+                "Give all three, or start the program by python -m jaxdl.launch."
+            )
+    missing = [name for name, value in zip(names, values, strict=True) if value is None]
+    if missing:
+        raise InputError(f"{', '.join(names)} must be given together, got no {' and no '.join(missing)}.")
+    host, port = _parse_address(names[0], values[0])
+    count, index = (_parse_number(name, value) for name, value in zip(names[1:], values[1:], strict=True))
+    if count < 1:
+        raise InputError(f"{names[1]} must be at least 1, got {count}.")
+    if not 0 <= index < count:
+        raise InputError(
+            f"{names[2]} must be from 0 to {count - 1} with {count} processes, got {index}. Count them from 0."
+        )
+    return Place(host, port, count, index, devices)
 
 
-def abort(code: int) -> NoReturn:
-    """Ends this process at once with an exit code and without waiting for the others, which then end too."""
-    if not _joined:
-        sys.exit(code)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    # JAX would wait for the others when the interpreter ends.
-    os._exit(code)
+def _parse_address(name: str, address: object) -> tuple[str, int]:
+    host, _, port = str(address).rpartition(":")
+    host = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    if not host or not (port.isascii() and port.isdigit()) or not 0 < int(port) < 65536:
+        raise InputError(f"{name} must be HOST:PORT with a port from 1 to 65535, got {address!r}.")
+    return host, int(port)
 
 
-def _prepare() -> None:
+def is_whole_number(value: object) -> bool:
+    """Return whether a value is an integer of Python or NumPy, and no bool."""
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
+def _parse_number(name: str, value: Any) -> int:
+    with suppress(ValueError):
+        if is_whole_number(value) or isinstance(value, str):
+            return int(value)
+    raise InputError(f"{name} must be a whole number, got {value!r}.")
+
+
+def _detect_cluster() -> list[Any]:
+    """Return coordinator, processes, process_id and devices as JAX detects them, each None where it detects none."""
     try:
-        # Two processes of two CPU devices each have waited for each other for ever. JAX refuses only a change.
-        for devices in (2, 1):
-            jax.config.update("jax_num_cpu_devices", devices)
-    except RuntimeError:
-        raise InputError("join must come before JAX computes or lists its devices. Call it first in main.") from None
-    if hasattr(jax.config, "jax_enable_preemption_service"):
-        jax.config.update("jax_enable_preemption_service", False)
+        # JAX has no public name for it.
+        from jax._src.clusters import ClusterEnv
+
+        return list(ClusterEnv.auto_detect_unset_distributed_params(None, None, None, None, None, 30))
+    except Exception as error:
+        raise InputError(
+            f"coordinator, processes and process_id must be given, as the cluster does not tell them: {error}."
+        ) from None
+
+
+# The connections of process 0 to all others, by which a process notices that a peer has ended.
+
+
+class Member(NamedTuple):
+    """The identity of a process of a run."""
+
+    pid: int
+    host: str
+
+
+class Connection(NamedTuple):
+    """A socket to another process, and the lines that arrive from there."""
+
+    socket: socket.socket
+    lines: TextIO
+
+    def send(self, line: str) -> None:
+        """Send a line; a peer that has ended is no error."""
+        with suppress(OSError):
+            self.socket.sendall(f"{line}\n".encode())
+
+    def close(self) -> None:
+        """Close the socket and its file."""
+        self.lines.close()
+        self.socket.close()
+
+
+@dataclass
+class Peers:
+    """The other processes of a run: process 0 is connected to each of them, and each of them to process 0."""
+
+    index: int  # of this process
+    members: list[Member]
+    port: int  # a free port on the machine of process 0
+    connections: dict[int, Connection]
+    goodbyes: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
+    all_said_goodbye: threading.Event = field(default_factory=threading.Event)
+    exiting: threading.Lock = field(default_factory=threading.Lock)
+
+
+# JAX's runtime is one for the whole process, and so are the peers.
+_current: list[Peers] = []
+
+
+def watch(peers: Peers) -> None:
+    """Exit this process with a message and the code LOST as soon as another process has ended.
+
+    The operating system closes the connections of a process within milliseconds of its end. A process that hangs, and a
+    machine whose cable is unplugged, are noticed by JAX's heartbeats instead.
+    """
+    for index in peers.connections:
+        threading.Thread(target=_listen, args=(peers, index), daemon=True).start()
+
+
+def disconnect(peers: Peers) -> None:
+    """Wait until all processes call it; after that each of them may end."""
+    if peers.index != 0:
+        peers.connections[0].send("bye")
+        peers.goodbyes.acquire()
+        return
+    for _ in peers.connections:
+        peers.goodbyes.acquire()
+    peers.all_said_goodbye.set()
+    for connection in peers.connections.values():
+        connection.send("bye")
+
+
+def _listen(peers: Peers, index: int) -> None:
+    """Read the lines of a peer: the index of a process that has ended, or its goodbye."""
+    with suppress(OSError):  # The end of a connection may be a reset.
+        while line := peers.connections[index].lines.readline(100):
+            word = line.strip()
+            if word.isdecimal() and int(word) < len(peers.members):
+                _exit(peers, int(word))
+            elif word == "bye":
+                if index == 0:
+                    peers.all_said_goodbye.set()
+                peers.goodbyes.release()
+    if not peers.all_said_goodbye.is_set():
+        _exit(peers, index)
+
+
+def _exit(peers: Peers, gone: int) -> None:
+    """Exit because process `gone` has ended."""
+    # Never released: only the first of several processes that have ended is reported.
+    peers.exiting.acquire()
+    pid, host = peers.members[gone]
+    others = [connection for index, connection in peers.connections.items() if index != gone]
+    if peers.index == 0:
+        for connection in others:
+            connection.send(str(gone))
+    name = f"process {gone} (pid {pid} on {printable(host)})"
+    text = f"{name} has ended, so process {peers.index} ends too. Start all of them again."
+    with suppress(OSError):
+        os.write(2, f"\n{text}\n".encode())
+    if peers.index == 0 and others:
+        # JAX's coordinator ends with this process, and aborts the others: they must read the name of `gone` before.
+        time.sleep(0.3)
+    os._exit(LOST)
+
+
+# How the processes connect to process 0.
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether only processes of this machine can reach a host."""
+    return host in ("localhost", "::1") or host.startswith("127.")
+
+
+def connect(
+    host: str,
+    port: int,
+    processes: int,
+    index: int,
+    timeout: float,
+    about: Mapping[str, Any] | None = None,
+    secret: str = "",
+) -> Peers:
+    """Wait until all processes are connected to process 0, which listens at host and port.
+
+    about: must be equal in all processes; the error names the first entry that differs. secret: a connection that sends
+    another one, or no hello within seconds, is closed, and delays no other.
+
+    Raises InputError where the port is taken, a process is missing after `timeout` seconds or connects twice, or the
+    processes differ in their number or in `about`.
+    """
+    me = Member(os.getpid(), socket.gethostname())
+    deadline = time.monotonic() + timeout
+    # As JSON returns it: a tuple is a list in the other process.
+    hello = {"processes": processes, "about": json.loads(json.dumps(about or {})), "secret": secret}
+    if index == 0:
+        peers = _accept_all(host, port, hello, me, deadline)
+    else:
+        peers = _join_main(host, port, {"process": index, **hello, **me._asdict()}, deadline)
+    for connection in peers.connections.values():
+        connection.socket.settimeout(None)
+    return peers
+
+
+def free_port() -> int:
+    """Return a port at which no process listens."""
+    with socket.socket() as one:
+        one.bind(("", 0))
+        return one.getsockname()[1]
+
+
+def _accept_all(host: str, port: int, own: dict[str, Any], me: Member, deadline: float) -> Peers:
+    """Accept the connections of all other processes, in process 0."""
+    processes, members = own["processes"], {0: me}
+    connections: dict[int, Connection] = {}
+    hellos: queue.Queue[tuple[Connection, dict[str, Any]]] = queue.Queue()
+    try:
+        with _listening(host, port) as server, ExitStack() as stack:
+            # `close` alone would leave the accepting thread at the port, and later connections without an answer.
+            stack.callback(_shut, server)
+            threading.Thread(target=_accept, args=(server, hellos, own["secret"]), daemon=True).start()
+            while len(members) < processes:
+                try:
+                    connection, hello = hellos.get(timeout=max(0.01, deadline - time.monotonic()))
+                except queue.Empty:
+                    missing = [str(index) for index in range(processes) if index not in members]
+                    raise InputError(
+                        f"all {processes} processes must come to {host}:{port} in time; missing: "
+                        f"{', '.join(missing)}. Start each with its own process_id."
+                    ) from None
+                index, member = hello["process"], Member(hello["pid"], hello["host"])
+                earlier = members.get(index)
+                members[index], connections[index] = member, connections.get(index, connection)
+                if hello["processes"] != processes:
+                    raise InputError(
+                        f"every process must be given the same number of processes, got {processes} in process 0 and "
+                        f"{hello['processes']} in process {index}."
+                    )
+                if earlier:
+                    both = " and ".join(f"pid {pid} on {host}" for pid, host in (earlier, member))
+                    duplicate = InputError(
+                        f"every process must have a process_id of its own, got {index} from {both}. Count them from 0."
+                    )
+                    _refuse(connection, duplicate)
+                    raise duplicate
+                _check_agreement(own["about"], hello["about"], index)
+    except InputError as error:
+        for connection in connections.values():
+            _refuse(connection, error)
+        raise
+    peers = Peers(0, [members[index] for index in range(processes)], free_port(), connections)
+    for connection in connections.values():
+        connection.send(json.dumps({"members": peers.members, "port": peers.port}))
+    return peers
+
+
+def _accept(server: socket.socket, hellos: queue.Queue[tuple[Connection, dict[str, Any]]], secret: str) -> None:
+    """Read the hello of every connection, until the server is closed."""
+    slots = threading.Semaphore(MAX_CONNECTIONS)
+
+    def read(accepted: socket.socket) -> None:
+        try:
+            hello = _read_message(accepted, MAX_HELLO, time.monotonic() + HELLO_TIMEOUT)
+            if _is_hello(hello) and hmac.compare_digest(
+                *(text.encode("utf-8", "surrogatepass") for text in (hello["secret"], secret))
+            ):
+                hellos.put((_connection(accepted, HELLO_TIMEOUT), hello))
+            else:
+                accepted.close()
+        finally:
+            slots.release()
+
+    with suppress(OSError):
+        server.settimeout(None)
+        while True:
+            accepted = server.accept()[0]
+            if slots.acquire(blocking=False):
+                # In a thread of its own: a connection that sends nothing delays no other.
+                threading.Thread(target=read, args=(accepted,), daemon=True).start()
+            else:
+                accepted.close()
+
+
+def _shut(server: socket.socket) -> None:
+    with suppress(OSError):
+        server.shutdown(socket.SHUT_RDWR)
+
+
+def _is_hello(message: dict[str, Any]) -> bool:
+    """Return whether a message is the hello of a process of a run; fill in its optional entries."""
+    kinds = {"process": int, "processes": int, "pid": int, "host": str, "about": dict, "secret": str}
+    message |= {name: kinds[name]() for name in OPTIONAL if name not in message}
+    if any(type(message.get(name)) is not kind for name, kind in kinds.items()):
+        return False
+    return 0 < message["process"] < message["processes"] and message["pid"] > 0 and len(message["host"]) < 256
+
+
+def _check_agreement(ours: dict[str, Any], theirs: dict[str, Any], index: int) -> None:
+    """Raise InputError that names the first entry of `about` in which process 0 and another process differ."""
+    for name in {**ours, **theirs}:
+        here, there = (f"{about[name]!r:.200}" if name in about else "nothing" for about in (ours, theirs))
+        if ours.get(name) != theirs.get(name) or (name in ours) != (name in theirs):
+            raise InputError(
+                f"all processes of a run must have the same {name:.80}, got {here} in process 0 and {there} in process "
+                f"{index}. Start all of them with the same."
+            )
+
+
+def _refuse(connection: Connection, error: InputError) -> None:
+    connection.send(json.dumps({"error": str(error)}))
+    connection.close()
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    """Return a socket that listens at a port: of a loopback host on this machine alone, else on all interfaces."""
+    try:
+        if is_loopback(host):
+            return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+        if socket.has_dualstack_ipv6():
+            return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
+        return socket.create_server(("", port))
+    except OSError as error:
+        raise InputError(
+            f"process 0 cannot listen at {host}:{port}: {os.strerror(error.errno or 0)}. Choose another port."
+        ) from None
+
+
+def _connection(connected: socket.socket, timeout: float) -> Connection:
+    connected.settimeout(timeout)
+    # A firewall drops a connection that is silent for long.
+    connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    return Connection(connected, connected.makefile(errors="replace"))
+
+
+def _read_message(connected: socket.socket, most: int, deadline: float) -> dict[str, Any]:
+    """Return the next line, an object in JSON; an empty dict for any other line, and for none before the deadline."""
+    content = b""
+    with suppress(OSError, ValueError, RecursionError):
+        while b"\n" not in content and len(content) < most:
+            connected.settimeout(max(0.01, deadline - time.monotonic()))
+            block = connected.recv(65536)
+            if not block or time.monotonic() > deadline:
+                return {}
+            content += block
+        message = json.loads(content)
+        return message if isinstance(message, dict) else {}
+    return {}
+
+
+def _join_main(host: str, port: int, hello: dict[str, Any], deadline: float) -> Peers:
+    """Connect to process 0, and wait for its answer, which comes when all processes are connected."""
+    index = hello["process"]
+    connection = _connection(_reach(host, port, deadline), max(0.01, deadline - time.monotonic()))
+    connection.send(json.dumps(hello))
+    answer = _read_message(connection.socket, MAX_ANSWER, deadline)
+    members, jax_port = answer.get("members"), answer.get("port")
+    if isinstance(members, list) and all(map(_is_member, members)) and type(jax_port) is int and 0 < jax_port < 65536:
+        return Peers(index, [Member(*member) for member in members], jax_port, {0: connection})
+    connection.close()
+    if isinstance(answer.get("error"), str):
+        raise InputError(answer["error"][:2000])
+    late = time.monotonic() >= deadline
+    reason = "not all processes have come in time" if late else "it has ended, or something else listens there"
+    raise InputError(f"process 0 at {host}:{port} must answer process {index}: {reason}. Start all of them again.")
+
+
+def _is_member(value: object) -> bool:
+    return isinstance(value, list) and [type(entry) for entry in value] == [int, str]
+
+
+def _reach(host: str, port: int, deadline: float) -> socket.socket:
+    """Return a connected socket; try again until the deadline."""
+    while True:
+        try:
+            connected = socket.create_connection((host, port), timeout=5)
+            # Linux connects a port to itself where nothing listens yet.
+            if connected.getsockname() != connected.getpeername():
+                return connected
+            connected.close()
+            reason = "nobody listens"
+        except OSError as error:
+            reason = error.strerror or "no answer"
+        if time.monotonic() >= deadline:
+            raise InputError(
+                f"process 0 must be reached at {host}:{port}, got: {reason}. Start it, or correct the address."
+            )
+        time.sleep(0.1)

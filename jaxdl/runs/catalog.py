@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
-from jaxdl._files import held, open_regular
+from jaxdl._files import is_locked, open_regular
 from jaxdl.errors import InputError
 from jaxdl.runs.folders import CONFIG, HISTORY, KIND, METRICS, RUN, USAGE, RunFiles, describe_kind, read_json
 
@@ -106,7 +106,7 @@ def row(folder: str | Path, name: str = "") -> RunInfo:
         return RunInfo(name, folder, DAMAGED, f"{folder} cannot be read: {error.strerror}.")
     except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         return RunInfo(name, folder, DAMAGED, f"{folder} does not hold what a run's files hold ({error!r}).")
-    if held(folder):
+    if is_locked(folder):
         results["reason"] = RUNNING
     return RunInfo(name, folder, commit=str(commit)[:7] if commit else None, **about, **results)
 

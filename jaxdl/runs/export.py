@@ -15,7 +15,7 @@ from jaxdl.runs import folders
 from jaxdl.runs.catalog import read
 from jaxdl.runs.folders import short_source
 from jaxdl.saving import OutputSpec, load
-from jaxdl.saving.export import escaped_html, export_model, load_program
+from jaxdl.saving.export import escape_html, export_model, load_model
 from jaxdl.types import SETS, Model, Variables
 
 
@@ -62,7 +62,7 @@ def _load_program(run: Path, variables: Variables) -> Model:
             f"the run in {run} cannot be exported: its model was not saved, for the reason in the warning at its end. "
             "Call jaxdl.saving.export.export_model in a script that has the model."
         )
-    return load_program(path, variables)
+    return load_model(path, variables)
 
 
 def _read_finished(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -105,7 +105,7 @@ def model_card(config: Mapping[str, Any], metrics: Mapping[str, Any], kept: str)
         f"{config.get('recipe')}. Commit of the code: {config['commit'] or 'unknown'}. Versions: {versions}.",
         f"Network: {_network(config.get('network'))}",
     ]
-    return escaped_html("\n\n".join(parts) + "\n")
+    return escape_html("\n\n".join(parts) + "\n")
 
 
 def _network(entry: Any) -> str:

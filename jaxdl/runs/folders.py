@@ -42,7 +42,7 @@ def locked(folder: Path) -> Iterator[Callable[[], bool]]:
     """
     with ExitStack() as stack:
         try:
-            is_locked = stack.enter_context(_files.locked(folder))
+            is_locked = stack.enter_context(_files.lock_folder(folder))
         except InputError as error:
             raise InputError(f"--workdir {error}") from None
         yield is_locked

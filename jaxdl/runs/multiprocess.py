@@ -20,7 +20,7 @@ from jaxdl import saving as saving_module
 from jaxdl._checks import check_platform
 from jaxdl._tree import flatten_named, unflatten_named
 from jaxdl.distributed import make_mesh, processes, shard_dataset, shard_state
-from jaxdl.distributed.processes import launched
+from jaxdl.distributed.processes import is_launched
 from jaxdl.distributed.sharding import AXES
 from jaxdl.errors import InputError
 from jaxdl.runs.flags import Placement
@@ -40,7 +40,7 @@ def join_processes(config: Placement, settings: Mapping[str, Any] | None = None)
     platform that is not available.
     """
     flags = config.coordinator, config.processes, config.process_id
-    if config.distributed or launched() or any(flag is not None for flag in flags):
+    if config.distributed or is_launched() or any(flag is not None for flag in flags):
         distributed_module.initialize(*flags, about=settings)
     check_platform()
 

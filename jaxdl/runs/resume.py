@@ -44,7 +44,7 @@ def with_checkpoint_flags(folder: Path, files: RunFiles) -> tuple[RunFiles, str 
     The flags of the checkpoint are those of the saved state. Where config.json differs, it was edited or damaged, or
     the process was killed before it saved under new flags. For flags that may change, config.json raises no warning.
     """
-    about = checkpoints.about_of(folder / CHECKPOINTS)
+    about = checkpoints.read_about(folder / CHECKPOINTS)
     recorded = {} if about is None else about.get("config")
     if not isinstance(recorded, dict):
         return files, None

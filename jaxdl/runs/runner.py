@@ -31,7 +31,7 @@ from jaxdl.runs.folders import locked, prepare_workdir, short_source
 from jaxdl.runs.resume import CHECKPOINTS, StartPoint
 from jaxdl.runs.signals import NEVER, Signals, StoppedError
 from jaxdl.saving import save as save_variables
-from jaxdl.saving.export import save_program
+from jaxdl.saving.export import save_model
 from jaxdl.train.epoch import batches_of_epoch
 from jaxdl.train.fit import end_reason, warn_of_eval_params, without_best
 from jaxdl.train.loop import AdaptiveSteps, Chunk, LoopResult, chunks, prepare_data, run_loop
@@ -381,7 +381,7 @@ def _save_program(job: Job, variables: Variables) -> None:
     """Save the compiled model, so that the run can be exported without the code of the experiment."""
     path = job.folder / folders.PROGRAM
     try:
-        save_program(path, job.setup.plan.model, variables, job.setup.train.inputs[:1])
+        save_model(path, job.setup.plan.model, variables, job.setup.train.inputs[:1])
     except OSError:
         raise
     except Exception as error:  # Whatever the user's model raises where the batch size is symbolic.

@@ -1,4 +1,4 @@
-"""Weights, checkpoints and exported models on disk."""
+"""Save variables, checkpoints of a run and exported models."""
 
 from jaxdl._exports import set_public_names as _set_public_names
 from jaxdl.saving.checkpoints import checkpointer as checkpointer

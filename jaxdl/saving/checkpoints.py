@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import datetime
 import enum
+import importlib
 import json
 import logging
 import math
@@ -15,9 +16,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,51 +30,497 @@ from jaxdl.distributed import processes
 from jaxdl.errors import InputError
 from jaxdl.train.history import WrittenRecords
 from jaxdl.train.nonfinite import NonFiniteError
-from jaxdl.types import Array, Callback, Checkpoint, History, RunState
+from jaxdl.types import Array, Checkpoint, History, RunState
 
-KEPT = 2  # checkpoints of a run: the latest, and the one before
-# The kinds of keys of random numbers, with how many numbers of 32 bits a key has.
-KEYS = {"key<fry>": 2, "key<rbg>": 4, "key<urbg>": 4}
-OWN = ("kinds", "arrays", "history")  # entries of a checkpoint's `about` that `content_of` writes
+MAX_TO_KEEP = 2  # checkpoints of a run: the latest, and the one before
+FIRST_SAVE = 0.5  # seconds, the assumed time of the first save
+RESERVED = ("kinds", "arrays", "history")  # entries of `about` that a checkpoint adds
+# The implementations of PRNG keys, with the number of 32-bit integers in a key.
+KEY_SIZES = {"key<fry>": 2, "key<rbg>": 4, "key<urbg>": 4}
 
 
-def content_of(
+@contextmanager
+def checkpointer(
+    folder: str | Path, about: Mapping[str, Any], *, every: float, warn: Callable[[str], None]
+) -> Iterator[Callable[[Any, History], None]]:
+    """Yield a callback that saves the latest state of a run every `every` seconds, and at the end of the block.
+
+    A thread saves while training continues. A save starts early, by twice the time of the save before, so that a
+    process that is killed loses at most `every` seconds. The folder keeps the latest checkpoint and the one before,
+    each with checksums. Where a save fails (the disk is full, for example), training continues, the last good
+    checkpoint stays, and `warn` gets a message. `fit`, `fit_seeds` and `sweep` resume from the result of
+    `restore_latest`.
+
+    about: a dict of numbers, strings, paths and nested lists and dicts of these, which `Checkpoint.about` returns.
+
+    Raises InputError at the start of the block: for an `about` without a form in JSON, for a folder that cannot be
+    made or in which another run saves, and for an `every` below 0.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     with checkpointer(folder, {"seed": 3}, every=30, warn=print) as callback:
+    ...         callback({"kernel": np.ones(2, np.float32)}, [{"epoch": 1, "loss": 0.5}])
+    ...     checkpoint = restore_latest(folder, print)
+    >>> checkpoint.arrays, checkpoint.about["seed"], checkpoint.about["history"]
+    ({'kernel': array([1., 1.], dtype=float32)}, 3, [{'epoch': 1, 'loss': 0.5}])
+    """
+    folder, about = check_folder(folder), check_about(about)
+    try:
+        seconds = float(every)
+    except (TypeError, ValueError):
+        seconds = math.nan
+    if not seconds >= 0:
+        raise InputError(f"every must be a number of seconds, at least 0, got {every!r:.80}. Use every=30.")
+    if not callable(warn):
+        raise InputError(f"warn must be a function of a string, such as print, got {warn!r:.80}.")
+    with ExitStack() as stack:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(exclusive(folder))
+        except (FileExistsError, NotADirectoryError, PermissionError) as error:
+            raise InputError(f"folder {folder} cannot be made: {error.strerror}. Choose another folder.") from None
+        except OSError:  # A disk that is full now may have space when a save is due.
+            pass
+        executor = stack.enter_context(ThreadPoolExecutor(1))
+        # While training compiles: this import takes as long as several saves.
+        executor.submit(importlib.import_module, "orbax.checkpoint")
+        saver = _BackgroundSaver(executor, folder, about, seconds, warn)
+        try:
+            yield saver.observe
+        finally:
+            saver.finish()
+
+
+@contextmanager
+def shared_checkpointer(
+    folder: str | Path, about: Mapping[str, Any], *, every: float, warn: Callable[[str], None]
+) -> Iterator[SharedSaver]:
+    """Yield a saver for all processes of a run, which also saves when the block ends without an error.
+
+    Training pauses for a save: collectives of a save and of a training step could deadlock. After an error nothing is
+    saved, because another process may have ended and the others would wait for it forever; after a NonFiniteError,
+    which all processes raise, the last finite state is saved. Raises InputError as `checkpointer` does.
+    """
+    saver = SharedSaver(check_folder(folder), check_about(about), every, warn)
+    try:
+        yield saver
+    except NonFiniteError:
+        saver.save()
+        raise
+    saver.save()
+
+
+class _Saver:
+    """The latest state of a run, and the policy of when to save it."""
+
+    def __init__(self, folder: Path, about: Mapping[str, Any], every: float, warn: Callable[[str], None]) -> None:
+        self.folder, self.about, self.every, self.warn = folder, about, every, warn
+        self.folder_id = _files.identity(folder)  # None: the folder is yet to be made
+        self.latest: tuple[Any, History, int] | None = None  # state, history, number of records
+        self.saved_state: Any = None
+        self.last_save, self.save_seconds = time.monotonic(), FIRST_SAVE
+        self.written = WrittenRecords()
+
+    def observe(self, run_state: Any, history: History) -> None:
+        """Remember a state, and the records of its epochs."""
+        # A bare state brings no records of earlier epochs.
+        history = self.written.whole(history)
+        # The caller appends to its history, also epochs that are not observed.
+        self.latest = run_state, history, len(history)
+
+    def is_new(self) -> bool:
+        """Return whether the latest state is yet to be saved."""
+        return self.latest is not None and self.latest[0] is not self.saved_state
+
+    def interval_is_over(self, margin: float = 0.0) -> bool:
+        """Return whether a save must start now to end within `every` seconds after the last one.
+
+        margin: seconds until the next chance to start a save. A save may take twice as long as the one before.
+        """
+        return time.monotonic() - self.last_save + 2 * self.save_seconds + margin >= self.every
+
+    def content(self) -> tuple[dict[str, Array], dict[str, Any]]:
+        """Return the arguments of `write` for the latest state, and mark the state as saved."""
+        assert self.latest is not None
+        run_state, history, epochs = self.latest
+        self.saved_state = run_state
+        return checkpoint_content(self.about, run_state, history[:epochs])
+
+    def ensure_folder(self) -> None:
+        """Make the folder before the first save. Raises OSError where it was moved since."""
+        if self.folder_id is None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.folder_id = _files.identity(self.folder)
+        if _files.identity(self.folder) != self.folder_id:
+            raise OSError(f"{self.folder} was moved or removed while the run was writing there")
+
+    def write(self, arrays: Mapping[str, Any], about: Mapping[str, Any]) -> None:
+        """Write a checkpoint. Raises what `write` raises, and OSError where the folder was moved meanwhile."""
+        try:
+            write(self.folder, arrays, about)
+        finally:
+            self.ensure_folder()
+
+    def warn_failure(self, reason: str) -> None:
+        """Report a save that failed."""
+        self.warn(f"a checkpoint could not be saved ({reason}); the last good one in {self.folder} stays.")
+
+
+class _BackgroundSaver(_Saver):
+    """Saves in a thread, while training continues."""
+
+    def __init__(self, executor: ThreadPoolExecutor, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.executor, self.last_observed = executor, self.last_save
+        self.future: Future[None] | None = None
+
+    def observe(self, run_state: Any, history: History) -> None:
+        """Remember a state, and start to save it where the interval ends before the next state is expected."""
+        super().observe(run_state, history)
+        now = time.monotonic()
+        margin, self.last_observed = now - self.last_observed, now
+        if self.future is not None and self.future.done():
+            self.wait()
+            self.save_seconds = now - self.last_save
+        if self.future is None and self.interval_is_over(margin):
+            self.start()
+
+    def start(self) -> None:
+        """Start to save the latest state."""
+        self.last_save = time.monotonic()
+        self.future = self.executor.submit(self.save, *self.content())
+
+    def save(self, *content: Any) -> None:
+        """Write a checkpoint, in the thread."""
+        # A folder that was moved must not be made again, with one checkpoint of the run in it.
+        self.ensure_folder()
+        self.write(*content)
+
+    def wait(self) -> None:
+        """Wait for the current save and report its failure."""
+        if self.future is not None and (error := self.future.exception()) is not None:
+            self.saved_state = None
+            self.warn_failure(first_line(error))
+        self.future = None
+
+    def finish(self) -> None:
+        """Save the latest state, unless it is saved."""
+        self.wait()
+        if self.is_new():
+            self.start()
+            self.wait()
+
+
+class SharedSaver(_Saver):
+    """Saves with all processes that share a run, while training pauses."""
+
+    def due(self) -> bool:
+        """Return whether process 0 asks for a pause, by its clock."""
+        # Without a new state, a run whose saves take longer than `every` would pause again at once.
+        return distributed.is_main() and self.is_new() and self.interval_is_over()
+
+    def save(self) -> None:
+        """Save the latest state, unless it is saved. All processes call it at the same pause."""
+        if not self.is_new():
+            return
+        start, content, problem = time.monotonic(), self.content(), ""
+        try:
+            self.ensure_folder()
+            _files.reserve(self.folder, size_of(*content))
+        except (InputError, OSError) as error:
+            problem = first_line(error)
+        # Before any process writes: a process that writes alone would wait for the others forever.
+        if processes.all_gather([bool(problem)]).any():
+            self.warn_failure(problem or "by another process")
+        else:
+            try:
+                self.write(*content)
+            except Exception as error:  # Orbax raises many types.
+                self.warn_failure(first_line(error))
+        self.last_save = time.monotonic()
+        self.save_seconds = self.last_save - start
+
+
+def check_folder(folder: object) -> Path:
+    """Return the folder of checkpoints as a path. Raises InputError for a value that is no path of this machine."""
+    if not isinstance(folder, (str, os.PathLike)) or not isinstance(os.fspath(folder), str) or not os.fspath(folder):
+        raise InputError(f'folder must be a path or a string, got {folder!r:.80}. Use "checkpoints".')
+    if "://" in os.fspath(folder) or set("[]\\") & set(str(Path(folder).absolute())):
+        raise InputError(
+            f"folder must be on this machine, without [, ] and \\ in its path, got {os.fspath(folder)}. Choose "
+            "another folder."
+        )
+    return Path(folder)
+
+
+def checkpoint_content(
     about: Mapping[str, Any], run_state: RunState, history: History
 ) -> tuple[dict[str, Array], dict[str, Any]]:
-    """What a checkpoint holds, as `write` takes it: arrays by name, and what is told about them."""
+    """Return the arrays of a checkpoint by name, and its `about` with the kinds and shapes of them and the history."""
     arrays = flatten_named(run_state)
-    # By the names that they have already.
     shapes = {name: [str(array.dtype), list(array.shape)] for name, array in arrays.items()}
-    told = {**described(about), "kinds": kinds(run_state), "arrays": shapes, "history": [*map(_recorded, history)]}
-    return arrays, told
+    records = [*map(_plain_record, history)]
+    return arrays, {**about, "kinds": kinds(run_state), "arrays": shapes, "history": records}
 
 
 def size_of(arrays: Mapping[str, Array], about: Mapping[str, Any]) -> int:
-    """About how many bytes a checkpoint takes on the disk."""
+    """Return about how many bytes a checkpoint takes on the disk."""
     return sum(array.nbytes for array in arrays.values()) + len(json.dumps(about))
 
 
-def described(about: object) -> dict[str, Any]:
-    """Return what a caller tells about a run, as `Saved.about` gives it back: of JSON's types alone.
+def checkpoint_numbers(folder: Path) -> list[int]:
+    """Return the numbers of the checkpoints in a folder, sorted."""
+    return sorted(int(path.name) for path in folder.glob("*") if path.name.isdecimal())
+
+
+def unfinished_saves(folder: Path) -> list[Path]:
+    """Return the temporary folders that interrupted saves have left in a folder."""
+    return sorted(folder.glob("*.orbax-checkpoint-tmp*"))
+
+
+def write(folder: Path, arrays: Mapping[str, Any], about: Mapping[str, Any]) -> None:
+    """Write a checkpoint under the next number; the processes that share a run write it together.
+
+    Raises OSError without enough disk space, and the errors of orbax; no part of the checkpoint stays then.
+    """
+    import orbax.checkpoint as ocp
+
+    number, is_main = max(checkpoint_numbers(folder), default=0) + 1, jax.process_index() == 0
+    path = folder / str(number)
+    # Orbax saves no empty array; its shape stands in `about`.
+    stored = {name: array for name, array in arrays.items() if array.size}
+    items = ocp.args.Composite(arrays=ocp.args.StandardSave(stored), about=ocp.args.JsonSave(dict(about)))
+    folder.mkdir(parents=True, exist_ok=True)
+    _files.reserve(folder, size_of(arrays, about))
+    try:
+        with _quiet(), _manager(folder) as manager:
+            manager.save(number, args=items)
+        if is_main:
+            _files.write_checksums(path)
+            # Not earlier: a power cut during the save would have left no checkpoint.
+            for old in checkpoint_numbers(folder)[:-MAX_TO_KEEP]:
+                shutil.rmtree(folder / str(old), ignore_errors=True)
+    except BaseException:
+        # The parts would take space on a disk that may be full.
+        for rest in (path, *unfinished_saves(folder)) if is_main else ():
+            shutil.rmtree(rest, ignore_errors=True)
+        raise
+
+
+def restore_latest(
+    folder: str | Path, warn: Callable[[str], None], *, again: str = "another folder"
+) -> Checkpoint | None:
+    """Return the latest checkpoint in a folder whose checksums are right; None where no save was ever finished.
+
+    A damaged checkpoint is renamed to `damaged-<number>` with a warning, and the checkpoint before is returned. Older
+    `damaged-*` folders and the parts of interrupted saves are removed. Nothing is changed while another run saves
+    there. Raises InputError where all checkpoints are damaged, or one with right checksums cannot be read.
+
+    again: the words of that message for a new start, such as "--fresh".
+    """
+    folder = Path(folder)
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(exclusive(folder))
+        except (InputError, OSError):
+            return _latest(folder, warn, again, tidy=False)
+        return _latest(folder, warn, again, tidy=os.access(folder, os.W_OK))
+
+
+def _latest(folder: Path, warn: Callable[[str], None], again: str, tidy: bool) -> Checkpoint | None:
+    """Return what `restore_latest` returns. tidy: rename and remove what is damaged."""
+    numbers, older_damage = checkpoint_numbers(folder), sorted(folder.glob("damaged-*"))
+    # A process that is killed in its first save leaves a checkpoint without checksums.
+    any_finished = any(folder.glob(f"*/{_files.CHECKSUMS}"))
+    for draft in unfinished_saves(folder) if tidy else ():
+        warn(f"the checkpoint {draft} is damaged (its save was not finished); it is removed, and the one before used.")
+        shutil.rmtree(draft)
+    for number in reversed(numbers):
+        path = folder / str(number)
+        try:
+            damage = _files.find_damage(path)
+        except OSError as error:
+            raise InputError(f"the checkpoint {path} cannot be read ({error.strerror}). Make it readable.") from None
+        if damage is None:
+            checkpoint = read(folder, number)
+            for old in older_damage if tidy else ():
+                shutil.rmtree(old, ignore_errors=True)
+            return checkpoint
+        if not tidy:
+            warn(f"the checkpoint {path} is damaged ({damage}).")
+            continue
+        aside = _put_aside(path)
+        before = "" if number == numbers[0] else ", and the one before is used"
+        warn(f"the checkpoint {path} is damaged ({damage}); it is now {aside.name}{before}.")
+    if any_finished:
+        raise InputError(
+            f"every checkpoint in {folder} is damaged. Restore one from a copy, or start over with {again}."
+        )
+    return None
+
+
+def _put_aside(path: Path) -> Path:
+    """Rename a damaged checkpoint to a free name, and return that name."""
+    aside = path.with_name(f"damaged-{path.name}")
+    while aside.exists():
+        aside = aside.with_name(f"{aside.name}-again")
+    return path.rename(aside)
+
+
+def read(folder: Path, number: int) -> Checkpoint:
+    """Return a checkpoint whose checksums are right. Raises InputError where it cannot be read."""
+    import orbax.checkpoint as ocp
+
+    try:
+        with (
+            _quiet(),
+            finish_reads(),
+            _manager(folder, create=False, cleanup_tmp_directories=False, **single_process()) as manager,
+        ):
+            about = manager.restore(number, args=ocp.args.Composite(about=ocp.args.JsonRestore())).about
+            needed = sum(np.dtype(dtype).itemsize * math.prod(shape) for dtype, shape in about["arrays"].values())
+            if needed > (memory := _memory()):
+                raise ValueError(f"it needs {needed:,} bytes of memory, and this machine has {memory:,}")
+            templates = {name: np.empty(shape, dtype) for name, (dtype, shape) in about["arrays"].items()}
+            stored = {name: array for name, array in templates.items() if array.size}
+            items = ocp.args.Composite(arrays=ocp.args.StandardRestore(stored))
+            arrays = {**templates, **manager.restore(number, args=items).arrays}
+            _check_kinds(about["kinds"], arrays)
+            return Checkpoint(arrays, about, number)
+    except Exception as error:  # Orbax raises many types.
+        raise InputError(
+            f"the checkpoint {folder / str(number)} is as it was saved, but cannot be read ({first_line(error)}). Use "
+            "the versions that its run's config.json names."
+        ) from error
+
+
+def _check_kinds(kinds: object, arrays: Mapping[str, Any]) -> None:
+    """Raise ValueError where the `kinds` in an `about` are not those of the arrays beside it."""
+    expected = {name: [str(array.dtype), list(array.shape)] for name, array in arrays.items()}
+    if isinstance(kinds, dict):
+        # A checkpoint holds the integers of a PRNG key.
+        keys = {
+            name: [[key, shape[:-1]] for key, size in KEY_SIZES.items() if [dtype, shape[-1:]] == ["uint32", [size]]]
+            for name, (dtype, shape) in expected.items()
+        }
+        expected |= {name: kinds[name] for name in keys if kinds.get(name) in keys[name]}
+    if kinds != expected:
+        raise ValueError("its kinds are not those of its arrays")
+
+
+def read_about(folder: Path) -> dict[str, Any] | None:
+    """Return the `about` of the latest checkpoint in a folder, without reading its arrays or importing orbax.
+
+    None where no checkpoint has an `about` whose checksum is right.
+    """
+    for number in reversed(checkpoint_numbers(folder)):
+        text = _files.read_checked(folder / str(number), "about/metadata")
+        if text is not None:
+            try:
+                return {**json.loads(text)}
+            except (ValueError, TypeError, RecursionError):
+                return None
+    return None
+
+
+def _memory() -> int:
+    """Return the bytes of memory of this machine."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return 1 << 62
+
+
+def _manager(folder: Path, **options: Any) -> Any:
+    """Return orbax's manager of a folder, which saves in the thread that calls it."""
+    import orbax.checkpoint as ocp
+
+    options = {"enable_async_checkpointing": False, "cleanup_tmp_directories": True, **options}
+    return ocp.CheckpointManager(folder.absolute(), options=ocp.CheckpointManagerOptions(**options))
+
+
+def single_process() -> dict[str, Any]:
+    """Return options with which orbax waits for no other process."""
+    if jax.process_count() == 1:
+        return {}
+    import orbax.checkpoint as ocp
+
+    index = jax.process_index()
+    options = ocp.options.MultiprocessingOptions(
+        primary_host=index, active_processes={index}, barrier_sync_key_prefix=f"process-{index}"
+    )
+    return {"multiprocessing_options": options}
+
+
+class _FinishingLoop(asyncio.SelectorEventLoop):
+    def close(self) -> None:
+        if not self.is_closed() and (unfinished := asyncio.all_tasks(self)):
+            self.run_until_complete(asyncio.wait(unfinished))
+        super().close()
+
+    def call_exception_handler(self, context: dict[str, Any]) -> None:
+        """Log nothing: the first read that fails raises, and the others fail for the same reason."""
+
+
+class _FinishingLoops(asyncio.DefaultEventLoopPolicy):
+    def new_event_loop(self) -> asyncio.AbstractEventLoop:
+        return _FinishingLoop()
+
+
+@contextmanager
+def finish_reads() -> Iterator[None]:
+    """Let orbax close an event loop only after all reads in it have ended.
+
+    Orbax closes the loop at the first read that fails; every other read then prints a traceback when it ends.
+    """
+    before = asyncio.get_event_loop_policy()
+    asyncio.set_event_loop_policy(_FinishingLoops())
+    try:
+        yield
+    finally:
+        asyncio.set_event_loop_policy(before)
+
+
+def first_line(error: BaseException) -> str:
+    """Return the message of an error in one line."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Turn off orbax's own log, which repeats the errors that are reported here as tracebacks."""
+    logger = logging.getLogger("absl")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+def check_about(about: object) -> dict[str, Any]:
+    """Return a copy of `about` in JSON's types.
 
     A NumPy or JAX scalar becomes a number, an array and a set a list, a path a string, a date its ISO form, a dtype its
-    name, a dataclass and a named tuple a dict; keys become strings. The result is a copy.
+    name, a dataclass and a named tuple a dict; keys become strings.
 
-    Raises InputError for any other value, for keys that become the same string, and for names that a checkpoint uses.
+    Raises InputError for any other value, for keys that become the same string, and for a reserved entry.
     """
     try:
         plain = as_plain(about, "about")
     except RecursionError:
         raise InputError("about must not contain itself. Give a dict of strings and numbers.") from None
     if not isinstance(plain, dict):
-        raise InputError(f'about must be a dict, got {type(about).__name__}. Use {{"config": ...}}, say.')
-    if taken := [name for name in OWN if name in plain]:
+        raise InputError(f'about must be a dict, got {type(about).__name__}. Use {{"config": ...}}.')
+    if taken := [name for name in RESERVED if name in plain]:
         raise InputError(f'about must not have an entry "{taken[0]}": a checkpoint writes its own. Rename it.')
     return plain
 
 
 def as_plain(value: Any, name: str) -> Any:
-    """Return a value as JSON can hold it. Raises InputError, which calls the value `name`, where it cannot."""
+    """Return a value in JSON's types. Raises InputError, which calls the value `name`, for a value without one."""
     match value:
         case None | bool():
             return value
@@ -83,9 +529,9 @@ def as_plain(value: Any, name: str) -> Any:
         case np.datetime64() | np.timedelta64() | datetime.timedelta():
             return str(value)
         case np.generic() | np.ndarray() | jax.Array():
-            return _listed(value, name)
+            return _plain_array(value, name)
         case int() | float() | str():
-            # The types themselves: a subclass may print as something else.
+            # A subclass may print otherwise than its base.
             return next(kind(value) for kind in (int, float, str) if isinstance(value, kind))
         case os.PathLike():
             return os.fsdecode(value)
@@ -94,16 +540,16 @@ def as_plain(value: Any, name: str) -> Any:
         case np.dtype():
             return value.name
         case Mapping():
-            return _with_string_keys(value, name)
+            return _plain_dict(value, name)
         case tuple() if hasattr(value, "_asdict"):
-            return _with_string_keys(value._asdict(), name)
+            return _plain_dict(value._asdict(), name)
         case list() | tuple() | range():
             return [as_plain(entry, f"{name}[{index}]") for index, entry in enumerate(value)]
         case set() | frozenset():
             return sorted((as_plain(entry, name) for entry in value), key=lambda entry: (str(type(entry)), str(entry)))
         case _ if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            own = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-            return _with_string_keys(own, name)
+            fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+            return _plain_dict(fields, name)
         case _ if type(value).__name__ == "NAType":  # pandas' missing value
             return None
         case _ if isinstance(value, type) or callable(value):
@@ -117,18 +563,19 @@ def as_plain(value: Any, name: str) -> Any:
     )
 
 
-def _recorded(record: Mapping[str, Any]) -> dict[str, Any]:
-    # Most values of a long history are floats already.
+def _plain_record(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a record of a history in JSON's types."""
+    # A long history holds mostly floats.
     return {name: value if type(value) is float else as_plain(value, name) for name, value in record.items()}
 
 
-def _listed(value: Any, name: str) -> Any:
-    """An array as nested lists, of no dimensions as a number."""
+def _plain_array(value: Any, name: str) -> Any:
+    """Return an array as nested lists, an array without dimensions as a number."""
     if isinstance(value, np.ma.MaskedArray):
         raise InputError(f"{name} must be an array without a mask. Fill it, or leave it out.")
     if jnp.issubdtype(value.dtype, jnp.floating):
         return np.asarray(value).astype(np.float64).tolist()
-    if getattr(value.dtype, "kind", "keys of random numbers") in "biuU":
+    if getattr(value.dtype, "kind", "PRNG key") in "biuU":
         return np.asarray(value).tolist()
     raise InputError(
         f"{name} must be an array of numbers or strings, got one of dtype {value.dtype}. Give it as a list of them, or "
@@ -136,473 +583,12 @@ def _listed(value: Any, name: str) -> Any:
     )
 
 
-def _with_string_keys(entries: Mapping[Any, Any], name: str) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+def _plain_dict(entries: Mapping[Any, Any], name: str) -> dict[str, Any]:
+    """Return a dict with strings as keys and values in JSON's types."""
+    plain: dict[str, Any] = {}
     for key, value in entries.items():
         text = str(as_plain(key, f"a key of {name}"))
-        if text in found:
+        if text in plain:
             raise InputError(f'{name} must have keys that differ as strings, got "{text}" twice. Rename one.')
-        found[text] = as_plain(value, f"{name}[{text!r}]")
-    return found
-
-
-def folder_of(folder: object) -> Path:
-    """Return the folder of checkpoints as a path. Raises InputError for what cannot be one."""
-    if not isinstance(folder, (str, os.PathLike)) or not isinstance(os.fspath(folder), str) or not os.fspath(folder):
-        raise InputError(f'folder must be a path or a string, got {folder!r:.80}. Use "checkpoints", say.')
-    if "://" in os.fspath(folder) or set("[]\\") & set(str(Path(folder).absolute())):
-        raise InputError(
-            f"folder must be one of this machine, without [, ] and \\ in its path, got {os.fspath(folder)}. Choose "
-            "another folder."
-        )
-    return Path(folder)
-
-
-def numbers_in(folder: Path) -> list[int]:
-    """The numbers of the checkpoints in a folder, in order."""
-    return sorted(int(path.name) for path in folder.glob("*") if path.name.isdecimal())
-
-
-def drafts_in(folder: Path) -> list[Path]:
-    """What saves that were not finished have left in a folder."""
-    return sorted(folder.glob("*.orbax-checkpoint-tmp*"))
-
-
-def load_orbax() -> None:
-    """Imports what saving needs, which takes as long as several saves."""
-    import orbax.checkpoint  # noqa: F401
-
-
-def write(folder: Path, arrays: Mapping[str, Any], about: Mapping[str, Any]) -> None:
-    """Saves what `content_of` gave under the next number. Processes that share a run write it together.
-
-    Raises InputError where there is no room, and what orbax raises; nothing half-written then stays.
-    """
-    import orbax.checkpoint as ocp
-
-    number, first = max(numbers_in(folder), default=0) + 1, jax.process_index() == 0
-    path = folder / str(number)
-    # Orbax saves no array without numbers; its shape stands in `about`.
-    filled = {name: array for name, array in arrays.items() if array.size}
-    items = ocp.args.Composite(arrays=ocp.args.StandardSave(filled), about=ocp.args.JsonSave(dict(about)))
-    folder.mkdir(parents=True, exist_ok=True)
-    _files.reserve(folder, size_of(arrays, about))
-    try:
-        with _quiet(), _manager(folder) as manager:
-            manager.save(number, args=items)
-        if first:
-            _files.write_checksums(path)
-            # Only now: before, what is older was all that a power cut would have left.
-            for old in numbers_in(folder)[:-KEPT]:
-                shutil.rmtree(folder / str(old), ignore_errors=True)
-    except BaseException:
-        # What is half-written would only take room on a disk that may be full.
-        for rest in (path, *drafts_in(folder)) if first else ():
-            shutil.rmtree(rest, ignore_errors=True)
-        raise
-
-
-def read(folder: Path, number: int) -> Checkpoint:
-    """A checkpoint by its number, whose checksums were looked at. Each process that calls it reads by itself.
-
-    Raises InputError where it cannot be read.
-    """
-    import orbax.checkpoint as ocp
-
-    try:
-        with (
-            _quiet(),
-            reads_finished(),
-            _manager(folder, create=False, cleanup_tmp_directories=False, **alone()) as manager,
-        ):
-            about = manager.restore(number, args=ocp.args.Composite(about=ocp.args.JsonRestore())).about
-            needed = sum(np.dtype(dtype).itemsize * math.prod(shape) for dtype, shape in about["arrays"].values())
-            if needed > (there := _memory()):
-                raise ValueError(f"it needs {needed:,} bytes of memory, and this machine has {there:,}")
-            like = {name: np.empty(shape, dtype) for name, (dtype, shape) in about["arrays"].items()}
-            filled = {name: array for name, array in like.items() if array.size}
-            items = ocp.args.Composite(arrays=ocp.args.StandardRestore(filled))
-            arrays = {**like, **manager.restore(number, args=items).arrays}
-            _check_kinds(about["kinds"], arrays)
-            return Checkpoint(arrays, about, number)
-    except Exception as error:  # Whatever orbax raises.
-        raise InputError(
-            f"the checkpoint {folder / str(number)} is as it was saved, but cannot be read ({first_line(error)}). Use "
-            "the versions that its run's config.json names."
-        ) from error
-
-
-def _check_kinds(found: object, arrays: Mapping[str, Any]) -> None:
-    """Raise ValueError where the kinds that an `about` tells are not those of the arrays beside it."""
-    expected = {name: [str(array.dtype), list(array.shape)] for name, array in arrays.items()}
-    if isinstance(found, dict):
-        # Of keys the checkpoint holds the numbers.
-        keys = {
-            name: [[key, shape[:-1]] for key, size in KEYS.items() if [dtype, shape[-1:]] == ["uint32", [size]]]
-            for name, (dtype, shape) in expected.items()
-        }
-        expected |= {name: found[name] for name in keys if found.get(name) in keys[name]}
-    if found != expected:
-        raise ValueError("the kinds that it tells are not those of its arrays")
-
-
-def about_of(folder: Path) -> dict[str, Any] | None:
-    """Return what the latest checkpoint in a folder says of its run, without looking at its arrays or importing orbax.
-
-    None where there is no checkpoint whose list of checksums and whose description are as they were saved.
-    """
-    for number in reversed(numbers_in(folder)):
-        text = _files.read_checked(folder / str(number), "about/metadata")
-        if text is not None:
-            try:
-                return {**json.loads(text)}
-            except (ValueError, TypeError, RecursionError):
-                return None
-    return None
-
-
-def _memory() -> int:
-    """The bytes of memory of this machine."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return 1 << 62
-
-
-def _manager(folder: Path, **options: Any) -> Any:
-    import orbax.checkpoint as ocp
-
-    settings = ocp.CheckpointManagerOptions(
-        # The thread that calls it is not the one that trains.
-        enable_async_checkpointing=False,
-        **{"cleanup_tmp_directories": True, **options},
-    )
-    return ocp.CheckpointManager(folder.absolute(), options=settings)
-
-
-def alone() -> dict[str, Any]:
-    """Options by which orbax waits for no other process."""
-    if jax.process_count() == 1:
-        return {}
-    import orbax.checkpoint as ocp
-
-    own = jax.process_index()
-    prefix = f"process-{own}"
-    options = ocp.options.MultiprocessingOptions(
-        primary_host=own, active_processes={own}, barrier_sync_key_prefix=prefix
-    )
-    return {"multiprocessing_options": options}
-
-
-class _FinishingLoop(asyncio.SelectorEventLoop):
-    def close(self) -> None:
-        if not self.is_closed() and (unfinished := asyncio.all_tasks(self)):
-            self.run_until_complete(asyncio.wait(unfinished))
-        super().close()
-
-    def call_exception_handler(self, context: dict[str, Any]) -> None:
-        """Log nothing: the first read that fails raises, and the others have the same to tell."""
-
-
-class _FinishingLoops(asyncio.DefaultEventLoopPolicy):
-    def new_event_loop(self) -> asyncio.AbstractEventLoop:
-        return _FinishingLoop()
-
-
-@contextmanager
-def reads_finished() -> Iterator[None]:
-    """Let orbax close an event loop only after all reads in it have ended.
-
-    It closes the loop at the first read that fails, and then every other read prints a traceback when it ends.
-    """
-    before = asyncio.get_event_loop_policy()
-    asyncio.set_event_loop_policy(_FinishingLoops())
-    try:
-        yield
-    finally:
-        asyncio.set_event_loop_policy(before)
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says in one line."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return next(iter(str(error).splitlines()), type(error).__name__)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without orbax's own log, which repeats as tracebacks what is told in a line."""
-    logger = logging.getLogger("absl")
-    before = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)
-
-
-# Seconds that the first save is taken to need.
-FIRST = 0.5
-
-
-@contextmanager
-def checkpointer(
-    folder: str | Path, about: Mapping[str, Any], *, every: float, warn: Callable[[str], None]
-) -> Iterator[Callable[[Any, History], None]]:
-    """Gives a callback that saves what it last saw, every so many seconds and when the block ends.
-
-    A save begins earlier by twice what the last one took, so that a process that is killed loses no more than `every`.
-    It saves in a thread of its own, so that training goes on meanwhile, keeps the latest checkpoint and the one before,
-    and writes checksums over each. A save that fails (the disk is full, say) is told, and nothing else: the run goes
-    on, and the last good checkpoint stays. `fit`, `fit_seeds` and `sweep` resume from what `latest` returns.
-
-    about: what `Saved.about` gives back, as `saves.described` says: numbers, strings, paths and nests of these.
-
-    Raises InputError at the start of the block: for an `about` that JSON cannot hold, for a folder that cannot be one
-    or in which another run saves, and for an `every` that is no number of seconds from 0 on.
-    """
-    folder, about = folder_of(folder), described(about)
-    try:
-        every = float(every)
-    except (TypeError, ValueError):
-        every = math.nan
-    if not every >= 0:
-        raise InputError("every must be a number of seconds from 0 on. Use 30, say.")
-    if not callable(warn):
-        raise InputError(f"tell must be a function of a sentence, such as print, got {warn!r:.80}.")
-    with ExitStack() as stack:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(exclusive(folder))
-        except (FileExistsError, NotADirectoryError, PermissionError) as error:
-            raise InputError(f"folder {folder} cannot be made: {error.strerror}. Choose another folder.") from None
-        except OSError:  # A disk that is full now may have room when a save is due.
-            pass
-        pool = stack.enter_context(ThreadPoolExecutor(1))
-        # Loaded while training compiles; else the first save would take as long as several.
-        pool.submit(load_orbax)
-        now = time.monotonic()
-        saver = _Saver(
-            folder, about, every, warn, pool, begun=now, observed=now, took=FIRST, place=_files.identity(folder)
-        )
-        try:
-            yield saver.observe
-        finally:
-            saver.finish()
-
-
-@dataclass
-class _Saver:
-    """Decides when to save, and sees how each save ended."""
-
-    folder: Path
-    about: Mapping[str, Any]
-    every: float
-    warn: Callable[[str], None]
-    pool: ThreadPoolExecutor
-    begun: float  # when the last save began, or the run
-    observed: float  # when training was last seen
-    took: float  # what the last save took
-    seen: tuple[Any, History, int] | None = None
-    kept: Any = None
-    saving: Future[None] | None = None
-    written: WrittenRecords = field(default_factory=WrittenRecords)
-    place: tuple[int, int] | None = None  # the folder itself, whatever its name; None where it could not be made yet
-
-    def observe(self, run_state: Any, history: History) -> None:
-        now = time.monotonic()
-        # With epochs before a bare state of a run, where this callback has seen these.
-        history = self.written.whole(history)
-        # The history goes on to grow, by epochs too that are not shown here.
-        self.seen, since, self.observed = (run_state, history, len(history)), now - self.observed, now
-        if self.saving is not None and self.saving.done():
-            self.settle()
-            self.took = now - self.begun
-        # Training is likely to be seen next after as long as it was not seen until now, and a save may take twice as
-        # long as the one before.
-        if self.saving is None and now - self.begun + 2 * self.took + since >= self.every:
-            self.begin(run_state, history)
-
-    def begin(self, run_state: Any, history: History) -> None:
-        self.kept, self.begun = run_state, time.monotonic()
-        self.saving = self.pool.submit(self.save, *content_of(self.about, run_state, history))
-
-    def save(self, *content: Any) -> None:
-        if self.place is None:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self.place = _files.identity(self.folder)
-        # Before: a folder that was moved would be made anew, with one checkpoint of the run in it.
-        self.check_place()
-        try:
-            write(self.folder, *content)
-        finally:  # It may have been moved in the middle of the save, which then may fail for want of a file.
-            self.check_place()
-
-    def check_place(self) -> None:
-        check_same(self.folder, self.place)
-
-    def settle(self) -> None:
-        if self.saving is not None and (error := self.saving.exception()) is not None:
-            self.kept = None
-            self.warn(
-                f"a checkpoint could not be saved ({first_line(error)}); the last good one in {self.folder} stays."
-            )
-        self.saving = None
-
-    def finish(self) -> None:
-        self.settle()
-        if self.seen is not None and self.seen[0] is not self.kept:
-            run_state, history, epochs = self.seen
-            self.begin(run_state, history[:epochs])
-            self.settle()
-
-
-def check_same(folder: Path, place: tuple[int, int] | None) -> None:
-    """Raise OSError where a folder is no longer the one whose `identity` is `place`."""
-    if _files.identity(folder) != place:
-        raise OSError(f"{folder} was moved or removed while the run was writing there")
-
-
-def restore_latest(
-    folder: str | Path, warn: Callable[[str], None], *, again: str = "another folder"
-) -> Checkpoint | None:
-    """The latest checkpoint in a run's folder that is whole; None where no save was ever finished.
-
-    A damaged one is told in one line, put aside as `damaged-<number>`, and the one before is used. What was put aside
-    earlier, and what saves that were killed have left, is removed. Where another run is saving there, nothing is
-    changed. Raises InputError where all are damaged, or one cannot be read although nothing of it has changed.
-
-    again: with what to start over where all are damaged, for the message.
-    """
-    folder = Path(folder)
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(exclusive(folder))
-        except (InputError, OSError):
-            return _latest(folder, warn, again, tidy=False)
-        return _latest(folder, warn, again, tidy=os.access(folder, os.W_OK))
-
-
-def _latest(folder: Path, warn: Callable[[str], None], again: str, tidy: bool) -> Checkpoint | None:
-    numbers, before_now = numbers_in(folder), sorted(folder.glob("damaged-*"))
-    # Without checksums a save was not finished, as where a process is killed in its first.
-    finished = sorted(folder.glob(f"*/{_files.CHECKSUMS}"))
-    for draft in drafts_in(folder) if tidy else ():
-        warn(f"the checkpoint {draft} is damaged (its save was not finished); it is removed, and the one before used.")
-        shutil.rmtree(draft)
-    for number in reversed(numbers):
-        path = folder / str(number)
-        try:
-            damage = _files.find_damage(path)
-        except OSError as error:
-            raise InputError(f"the checkpoint {path} cannot be read ({error.strerror}). Make it readable.") from None
-        if damage is None:
-            saved = read(folder, number)
-            for old in before_now if tidy else ():
-                shutil.rmtree(old, ignore_errors=True)
-            return saved
-        if not tidy:
-            warn(f"the checkpoint {path} is damaged ({damage}).")
-            continue
-        aside = _put_aside(path)
-        before = "" if number == numbers[0] else ", and the one before is used"
-        warn(f"the checkpoint {path} is damaged ({damage}); it is now {aside.name}{before}.")
-    if finished:
-        raise InputError(
-            f"every checkpoint in {folder} is damaged. Restore one from a copy, or start over with {again}."
-        )
-    return None
-
-
-def _put_aside(path: Path) -> Path:
-    aside = path.with_name(f"damaged-{path.name}")
-    while aside.exists():
-        aside = aside.with_name(f"{aside.name}-again")
-    return path.rename(aside)
-
-
-class SharedCheckpointer(NamedTuple):
-    """What a loop asks and tells of a run that several processes share."""
-
-    observe: Callback  # after every chunk whose numbers are finite; only remembers
-    due: Callable[[], bool]  # whether to pause, so that all can save
-    save: Callable[[], None]  # what was last observed, if it is not saved yet; at a pause, by all of them
-
-
-@contextmanager
-def shared_checkpointer(
-    folder: str | Path, about: Mapping[str, Any], *, every: float, warn: Callable[[str], None]
-) -> Iterator[SharedCheckpointer]:
-    """Saves every so many seconds by the clock of process 0, and when the block ends well.
-
-    It saves while the run stands still, because two processes that wait for each other in two ways would wait for ever.
-    What fails is told, and the run goes on. Where the block ends with an error nothing is saved: another process may be
-    gone, and to wait for it would never end. Raises InputError at the start for a folder or an `about` that
-    `checkpointer` refuses.
-    """
-    folder, about = folder_of(folder), described(about)
-    seen: tuple[RunState, History, int] | None = None
-    kept, begun, took = None, time.monotonic(), FIRST
-    place = _files.identity(folder)
-
-    def observe(run_state: RunState, history: History) -> None:
-        nonlocal seen
-        seen = run_state, history, len(history)  # The history goes on to grow.
-
-    def due() -> bool:
-        # Else a run that is saved more slowly than it is asked to would do nothing but save.
-        new = seen is not None and seen[0] is not kept
-        return distributed.is_main() and new and time.monotonic() - begun + 2 * took >= every
-
-    def save() -> None:
-        nonlocal kept, begun, took, place
-        if seen is None or seen[0] is kept:
-            return
-        run_state, history, epochs = seen
-        start = time.monotonic()
-        place = _save_together(folder, place, about, run_state, history[:epochs], warn)
-        kept, begun = run_state, time.monotonic()
-        took = begun - start
-
-    try:
-        yield SharedCheckpointer(observe, due, save)
-    except NonFiniteError:
-        # All processes have met it, so all of them are here.
-        save()
-        raise
-    save()
-
-
-def _save_together(
-    folder: Path,
-    place: tuple[int, int] | None,
-    about: Mapping[str, Any],
-    run_state: RunState,
-    history: History,
-    warn: Callable[[str], None],
-) -> tuple[int, int] | None:
-    """Save by all processes, or tell why not. Gives the folder's identity, where it had none before."""
-    content = content_of(about, run_state, history)
-    problem = ""
-    try:
-        if place is None:
-            folder.mkdir(parents=True, exist_ok=True)
-            place = _files.identity(folder)
-        # Before: a folder that was moved would be made anew, with one checkpoint of the run in it.
-        check_same(folder, place)
-        _files.reserve(folder, size_of(*content))
-    except (InputError, OSError) as error:
-        problem = first_line(error)
-    # Before any of them writes: who wrote alone would wait for the others.
-    if processes.all_gather([bool(problem)]).any():
-        warn(f"a checkpoint could not be saved ({problem or 'by another process'}); the last good one stays.")
-        return place
-    try:
-        try:
-            write(folder, *content)
-        finally:  # It may have been moved in the middle of the save.
-            check_same(folder, place)
-    except Exception as error:  # Whatever orbax raises.
-        warn(f"a checkpoint could not be saved ({first_line(error)}); the last good one stays.")
-    return place
+        plain[text] = as_plain(value, f"{name}[{text!r}]")
+    return plain

@@ -1,8 +1,8 @@
-"""Predictions of an exported model: needs jax, flatbuffers, numpy and the files beside it; for pictures pillow too.
+"""Predict with an exported model. It needs the files beside it, jax, flatbuffers, numpy and, for pictures, pillow.
 
     python predict.py data.csv -o predictions.csv
 
-In a program: `load(folder).predict(inputs)`.
+In Python: `load(folder).predict(inputs)`.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ import numpy as np
 
 ABOUT, PROGRAM, SUMS = "model.json", "model.stablehlo", "SHA256SUMS"
 PICTURES = (".png", ".jpg", ".jpeg")
-BEYOND = 2.0**128 - 2.0**103  # the least number that becomes infinity in float32
-MOST = 2**31  # bytes of a program, as of any flatbuffer, and of the rows that it takes at a time
-# Custom calls that jax.export itself may write, none of which takes an address.
+OVERFLOW = 2.0**128 - 2.0**103  # the smallest number that becomes infinity in float32
+MAX_BYTES = 2**31  # of an exported function, as of any flatbuffer, and of a batch
+# The custom calls that jax.export itself writes, none of which takes an address.
 HARMLESS = re.compile(
     r"Sharding|SPMDFullToShardShape|SPMDShardToFullShape|shape_assertion|annotate_device_placement|"
     r"(mhlo|chlo|stablehlo)\.\w+|cu_threefry2x32(_ffi)?|(lapack|cusolver|cublas|hipsolver|hipblas)_\w+_ffi|"
@@ -40,22 +40,27 @@ HARMLESS = re.compile(
 
 
 class DataError(ValueError):
-    """Raised for a model or data that cannot be used: says where, and what is wrong."""
+    """Raised for a damaged model and for invalid data."""
 
 
 class Portable(NamedTuple):
-    """An exported model, loaded."""
+    """A loaded model."""
 
-    about: dict[str, Any]  # what model.json says
+    about: dict[str, Any]  # the content of model.json
     call: Callable[[np.ndarray], Any]
-    batch_size: int  # rows of the one program that is compiled: fewer are filled up, more are cut
+    batch_size: int  # of the one compiled function: smaller batches are padded, larger ones split
 
     def predict(self, inputs: Any, name: str = "inputs", first: int = 0) -> np.ndarray:
-        """Predictions (rows, numbers) float32 for raw inputs (rows, ...); `first` is the number of the first row."""
+        """Return float32 predictions (B, outputs) for raw inputs (B, ...).
+
+        name, first: the name of the inputs and the number of their first row, in messages.
+
+        Raises DataError for another shape or dtype, numbers that are not finite, and predictions that are not.
+        """
         if np.ma.is_masked(inputs):
             raise DataError(f"{name} must hold a number everywhere, got masked values. Fill them or drop such rows.")
-        wanted, rows, size = self.about["inputs"], np.asarray(inputs), self.batch_size
-        dtype, shape = np.dtype(wanted["dtype"]), ("rows", *wanted["shape"])
+        spec, rows, size = self.about["inputs"], np.asarray(inputs), self.batch_size
+        dtype, shape = np.dtype(spec["dtype"]), ("rows", *spec["shape"])
         kinds = "fiub" if dtype.kind == "f" else "iu"
         if rows.ndim == 0 or rows.shape[1:] != shape[1:] or rows.dtype.kind not in kinds:
             raise DataError(f"{name} must be {dtype} of shape {shape}, got {rows.dtype} of shape {rows.shape}.")
@@ -65,23 +70,24 @@ class Portable(NamedTuple):
         if len(wrong):
             row, got = first + int(wrong[0][0]), rows[tuple(wrong[0])]
             raise DataError(f"{name}, row {row}: must hold numbers that {dtype} can hold, got {got}.")
-        found = [np.zeros((0, len(self.about["outputs"]["names"])), np.float32)]
+        batches = [np.zeros((0, len(self.about["outputs"]["names"])), np.float32)]
         for start in range(0, len(cast), size):
-            some = cast[start : start + size]
-            filled = some[np.minimum(np.arange(size), len(some) - 1)]
+            batch = cast[start : start + size]
+            padded = batch[np.minimum(np.arange(size), len(batch) - 1)]
             try:
-                found.append(np.asarray(self.call(filled))[: len(some)])
-            except Exception as error:  # Whatever a program for other devices, or one that is none, makes jax raise.
-                why = next(iter(str(error).splitlines()), type(error).__name__)
-                raise DataError(f"the model cannot be run here ({why:.500}).") from None
-            lost = np.flatnonzero(~np.isfinite(found[-1]).all(1))
-            if len(lost):
-                raise DataError(f"{name}, row {first + start + int(lost[0])}: lies too far from what was trained on.")
-        return np.concatenate(found)
+                batches.append(np.asarray(self.call(padded))[: len(batch)])
+            except Exception as error:  # JAX raises many types, as for a function of other devices.
+                reason = next(iter(str(error).splitlines()), type(error).__name__)
+                raise DataError(f"the model cannot be run here ({reason:.500}).") from None
+            infinite = np.flatnonzero(~np.isfinite(batches[-1]).all(1))
+            if len(infinite):
+                row = first + start + int(infinite[0])
+                raise DataError(f"{name}, row {row}: the prediction is not finite. Check the units of the inputs.")
+        return np.concatenate(batches)
 
 
 def load(folder: str | Path, batch_size: int | None = None) -> Portable:
-    """The model in a folder, whose checksums are looked at."""
+    """Return the model in a folder. Raises DataError where a file is missing or damaged."""
     content = {}
     try:
         sums = {line[66:]: line[:64] for line in _read(Path(folder, SUMS)).decode("utf-8", "replace").splitlines()}
@@ -90,76 +96,74 @@ def load(folder: str | Path, batch_size: int | None = None) -> Portable:
             if hashlib.sha256(content[name]).hexdigest() != sums.get(name):
                 raise DataError(f"{Path(folder, name)} is damaged: its SHA-256 is not that in {SUMS}.")
     except OSError as error:
-        raise DataError(f"{folder} holds no exported model ({error}). Name the folder that export made.") from None
+        raise DataError(f"{folder} holds no exported model ({error}). Name the folder of an export.") from None
     try:
         about, exported = json.loads(content[ABOUT]), jax.export.deserialize(bytearray(content[PROGRAM]))
-        program = exported.mlir_module()
-    except Exception as error:  # Whatever a program of another version, or none at all, makes jax raise.
+        module = exported.mlir_module()
+    except Exception as error:  # JAX raises many types, as for an export of another version.
         raise DataError(f"{folder} cannot be read by jax {jax.__version__}: {error!r:.500}. Try a later one.") from None
-    _check_calls(folder, program)
+    _check_calls(folder, module)
     if not _describes(about, exported):
-        raise DataError(f"{Path(folder, ABOUT)} does not describe the program beside it. Export the model anew.")
+        raise DataError(f"{Path(folder, ABOUT)} does not describe the {PROGRAM} beside it. Export the model again.")
     if batch_size is not None and batch_size < 1:
         raise DataError(f"--batch-size must be at least 1 row, got {batch_size}. Leave it out.")
     return Portable(about, jax.jit(exported.call), batch_size or about["batch_size"])
 
 
 def _read(path: Path) -> bytes:
-    """What a file holds; OSError for a pipe or a device, which may never end, and for more than a program can have."""
+    """Return the content of a file. Raises OSError for a pipe, a device and more than `MAX_BYTES`."""
     with open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)), "rb") as file:
         about = os.fstat(file.fileno())
-        if not stat.S_ISREG(about.st_mode) or about.st_size > MOST:
-            raise OSError(f"{path} is no file of at most {MOST:,} bytes")
+        if not stat.S_ISREG(about.st_mode) or about.st_size > MAX_BYTES:
+            raise OSError(f"{path} is no file of at most {MAX_BYTES:,} bytes")
         return file.read()
 
 
 def _describes(about: Any, exported: Any) -> bool:
-    """Whether model.json, which anybody can write, says of a program what is true, as far as it is used here."""
+    """Return whether model.json, which anybody can edit, describes the exported function."""
     try:
         inputs, outputs, size = about["inputs"], about["outputs"], about["batch_size"]
-        (row,), (found,), columns, names = exported.in_avals, exported.out_avals, inputs["columns"], outputs["names"]
+        (row,), (prediction,), columns, names = (
+            exported.in_avals,
+            exported.out_avals,
+            inputs["columns"],
+            outputs["names"],
+        )
         numbers = all(type(length) is int for length in inputs["shape"])
         return (
             numbers
             and (tuple(inputs["shape"]), inputs["dtype"]) == (row.shape[1:], str(row.dtype))
             and row.dtype.kind in "fiu"
-            and (columns is None or (_texts(columns) and [len(columns)] == inputs["shape"]))
+            and (columns is None or (_are_distinct(columns) and [len(columns)] == inputs["shape"]))
             and (exported.in_tree, exported.out_tree) == (jax.tree.structure(((0,), {})), jax.tree.structure(0))
-            and (found.dtype, found.shape[1:]) == (np.float32, (len(names),))
-            and _texts(names)
+            and (prediction.dtype, prediction.shape[1:]) == (np.float32, (len(names),))
+            and _are_distinct(names)
             and outputs["link"] in ("none", "sigmoid", "softmax")
             and type(size) is int
-            and 0 < size * max(1, math.prod(row.shape[1:])) * row.dtype.itemsize <= MOST
+            and 0 < size * max(1, math.prod(row.shape[1:])) * row.dtype.itemsize <= MAX_BYTES
         )
     except (KeyError, TypeError, ValueError):
         return False
 
 
-def _texts(entries: Any) -> bool:
-    """Whether this is a list of texts, each another one."""
+def _are_distinct(entries: Any) -> bool:
+    """Return whether a value is a list of distinct strings."""
     return isinstance(entries, list) and all(type(each) is str for each in entries) and len({*entries}) == len(entries)
 
 
-def _check_calls(folder: str | Path, program: str) -> None:
-    """Raises DataError for a program that calls what is not known to be harmless.
-
-    Some of XLA's custom calls take an address from the program and go there.
-    """
-    found = re.findall(r'custom_call\s*@"?([\w.$-]*)|custom_call"|call_target_name\s*=\s*"([^"]*)"', program)
-    for name in {first or second for first, second in found}:
+def _check_calls(folder: str | Path, module: str) -> None:
+    """Raise DataError for a custom call that is not known to be harmless: some jump to an address in the module."""
+    names = re.findall(r'custom_call\s*@"?([\w.$-]*)|custom_call"|call_target_name\s*=\s*"([^"]*)"', module)
+    for name in {first or second for first, second in names}:
         if not HARMLESS.fullmatch(name):
             raise DataError(
-                f"{folder} calls {name or 'something without a name'}, which is not known to be harmless. Run it where "
-                "nothing can be lost, with jax.export, if you trust whom it comes from."
+                f"{folder} calls {name or 'a function without a name'}, which is not known to be harmless. If you "
+                "trust its author, run it with jax.export, on a machine without data that matters."
             )
 
 
-def table(lines: Iterable[str], columns: list[str], name: str, size: int) -> Iterator[np.ndarray]:
-    """The rows of a CSV file, `size` at a time: the columns of these names, in this order.
-
-    >>> [rows.tolist() for rows in table(["b,DATE,a", "1,20000101,2"], ["a", "b"], "t.csv", 100)]
-    [[[2.0, 1.0]]]
-    """
+def read_table(lines: Iterable[str], columns: list[str], name: str, size: int) -> Iterator[np.ndarray]:
+    """Yield batches of `size` rows of a CSV file, with the named columns in this order; name: of the file."""
     reader, rows = csv.reader(lines, strict=True), []
     try:
         header = [cell.strip() for cell in next(reader, [])]
@@ -174,7 +178,7 @@ def table(lines: Iterable[str], columns: list[str], name: str, size: int) -> Ite
         for cells in reader:
             where = f"{name}, line {reader.line_num}"
             if not cells and not any(reader):
-                break  # Only empty lines were left.
+                break  # Only empty lines follow.
             if len(cells) != len(header):
                 raise DataError(f"{where}: must have {len(header)} cells as the header has, got {len(cells)}.")
             rows.append(_numbers([cells[place] for place in places], columns, where))
@@ -188,27 +192,27 @@ def table(lines: Iterable[str], columns: list[str], name: str, size: int) -> Ite
 
 
 def _numbers(cells: list[str], columns: list[str], where: str) -> list[float]:
-    """The numbers in the cells of a row."""
+    """Return the numbers in the cells of a row."""
     with suppress(ValueError):
-        found = [*map(float, cells)]
-        # The sum tells of nan and infinity; and Python takes 1_000 for a number.
-        if sum(map(abs, found)) < BEYOND and "_" not in "".join(cells):
-            return found
+        numbers = [*map(float, cells)]
+        # The sum is not finite if a number is not. Python also reads 1_000 as a number.
+        if sum(map(abs, numbers)) < OVERFLOW and "_" not in "".join(cells):
+            return numbers
     for column, cell in zip(columns, cells, strict=True):
         with suppress(ValueError):
-            if abs(float(cell.replace("_", "?"))) < BEYOND:
+            if abs(float(cell.replace("_", "?"))) < OVERFLOW:
                 continue
         raise DataError(f"{where}, column {column}: must be a number that float32 can hold, got {cell!r}.")
-    return found
+    return numbers
 
 
-def _of_pictures(path: Path) -> bool:
-    """Whether a path is that of a picture, or of a folder of them."""
+def _is_pictures(path: Path) -> bool:
+    """Return whether a path is a picture or a folder."""
     return path.is_dir() or path.suffix.lower() in PICTURES
 
 
-def pictures(paths: list[Path], shape: list[int]) -> np.ndarray:
-    """Picture files as (rows, height, width, channels) uint8: turned as their EXIF says, on white where transparent."""
+def read_pictures(paths: list[Path], shape: list[int]) -> np.ndarray:
+    """Return picture files as (B, height, width, channels) uint8, rotated by their EXIF, on white where transparent."""
     try:
         from PIL import Image, ImageOps
     except ImportError:
@@ -217,14 +221,14 @@ def pictures(paths: list[Path], shape: list[int]) -> np.ndarray:
     for path in paths:
         try:
             with Image.open(path) as file:
-                # A camera stores the pixels as its sensor saw them, and beside them how to turn them.
+                # A camera stores the pixels of its sensor, and the rotation in EXIF.
                 picture = ImageOps.exif_transpose(file)
                 if [picture.height, picture.width] != shape[:2] or picture.mode[0] in "IF":
                     got = f"{picture.height} x {picture.width} of mode {picture.mode}"
                     raise DataError(f"{path} must be {shape[0]} x {shape[1]} pixels of 8 bits a color, got {got}.")
                 if "A" in picture.getbands() or "a" in picture.getbands() or "transparency" in picture.info:
-                    seen = picture.convert("RGBA")
-                    picture = Image.alpha_composite(Image.new("RGBA", seen.size, "white"), seen)
+                    layer = picture.convert("RGBA")
+                    picture = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
                 rows.append(np.asarray(picture.convert("L" if shape[2] == 1 else "RGB")).reshape(shape))
         except DataError:
             raise
@@ -233,19 +237,19 @@ def pictures(paths: list[Path], shape: list[int]) -> np.ndarray:
     return np.stack(rows)
 
 
-def predictions(model: Portable, source: str) -> Iterator[tuple[list[str], np.ndarray]]:
-    """Predictions of a file, of a folder or of "-", a batch at a time; those of pictures with their files' names."""
-    wanted, size, path = model.about["inputs"], model.batch_size, Path(source)
+def predict_source(model: Portable, source: str) -> Iterator[tuple[list[str], np.ndarray]]:
+    """Yield the predictions for a file, a folder or "-" in batches, with the names of picture files."""
+    spec, size, path = model.about["inputs"], model.batch_size, Path(source)
     if source != "-" and not path.exists():
         raise DataError(f"{source} must be a file or a folder, got nothing of that name.")
-    if _of_pictures(path):
+    if _is_pictures(path):
         files = sorted(f for f in path.iterdir() if f.suffix.lower() in PICTURES) if path.is_dir() else [path]
-        if wanted["dtype"] != "uint8" or len(wanted["shape"]) != 3 or not files:
-            takes = f"the model takes {wanted['dtype']} of shape {wanted['shape']}"
+        if spec["dtype"] != "uint8" or len(spec["shape"]) != 3 or not files:
+            takes = f"the model takes {spec['dtype']} of shape {spec['shape']}"
             raise DataError(f"{path} holds {len(files)} pictures ({', '.join(PICTURES)}); {takes}.")
         for start in range(0, len(files), size):
             some = files[start : start + size]
-            yield [file.name for file in some], model.predict(pictures(some, wanted["shape"]))
+            yield [file.name for file in some], model.predict(read_pictures(some, spec["shape"]))
     elif path.suffix == ".npy":
         try:
             array = np.atleast_1d(np.load(path, mmap_mode="r"))
@@ -253,18 +257,18 @@ def predictions(model: Portable, source: str) -> Iterator[tuple[list[str], np.nd
             raise DataError(f"{path} must be an array of numbers as numpy.save writes it ({error}).") from None
         for start in range(0, len(array), size):
             yield [], model.predict(array[start : start + size], source, start)
-    elif wanted["columns"] is None:
-        raise DataError(f"{path} is no .npy file; the model takes {wanted['dtype']} of shape {wanted['shape']}.")
+    elif spec["columns"] is None:
+        raise DataError(f"{path} is no .npy file; the model takes {spec['dtype']} of shape {spec['shape']}.")
     else:
         file_or_number, closed = (sys.stdin.fileno(), False) if source == "-" else (path, True)
         with open(file_or_number, encoding="utf-8-sig", errors="surrogateescape", newline="", closefd=closed) as file:
-            for number, rows in enumerate(table(file, wanted["columns"], source, size)):
+            for number, rows in enumerate(read_table(file, spec["columns"], source, size)):
                 yield [], model.predict(rows, source, number * size)
 
 
 @contextmanager
-def written(target: str) -> Iterator[TextIO]:
-    """A file to write that is there whole or not at all; "-" and devices are written as they are."""
+def open_target(target: str) -> Iterator[TextIO]:
+    """Open a file that is written whole or not at all; "-" and devices are written directly."""
     path = Path(os.path.realpath(target))
     if target == "-":
         yield sys.stdout
@@ -272,7 +276,7 @@ def written(target: str) -> Iterator[TextIO]:
         with path.open("w", encoding="utf-8", newline="") as file:
             yield file
     else:
-        # A name that nobody can foresee and that did not exist: no link is followed, and no file written over.
+        # A random new name: no link is followed, and no file is overwritten.
         draft = path.with_name(f".{path.name[:50]}.{secrets.token_hex(8)}.part")
         try:
             file = draft.open("x", encoding="utf-8", newline="")
@@ -288,55 +292,54 @@ def written(target: str) -> Iterator[TextIO]:
             draft.unlink(missing_ok=True)
 
 
-def shown(text: str) -> str:
-    """A text from elsewhere, with what a terminal would obey, or UTF-8 cannot say, as its escape.
-
-    >>> print(shown("cat\x1b[2J"))
-    cat\\x1b[2J
-    """
+def printable(text: str) -> str:
+    """Return a text from elsewhere with its control characters, and what UTF-8 cannot encode, as escapes."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def write(folder: str | Path, source: str, target: str = "-", batch_size: int | None = None) -> None:
-    """Writes the predictions of a source as CSV: a header, and a line a row."""
+    """Write the predictions for a source as CSV: a header, and a line for each row."""
     model = load(folder, batch_size)
     paths = [Path(os.path.realpath(each)) for each in (target, source, folder)]
     if target != "-" and paths[0].is_file() and (paths[0] == paths[1] or paths[2] in paths[0].parents):
-        raise DataError(f"{target} must not be what is read, or a part of the model. Choose another file.")
-    names = [shown(name) for name in model.about["outputs"]["names"]]
+        raise DataError(f"{target} must be neither the input nor a file of the model. Choose another file.")
+    names = [printable(name) for name in model.about["outputs"]["names"]]
     classes = model.about["outputs"]["link"] == "softmax"
-    with written(target) as file:
+    with open_target(target) as file:
         lines = csv.writer(file, lineterminator="\n")
-        waiting = [["file"] * _of_pictures(Path(source)) + ["class", "probability"] * classes + names]
-        for files, found in predictions(model, source):
-            lines.writerows(waiting)
-            waiting, best = [], found.argmax(1)
-            for place, row in enumerate(found.astype(str).tolist()):
-                file_name = map(shown, files[place : place + 1])
+        header = [["file"] * _is_pictures(Path(source)) + ["class", "probability"] * classes + names]
+        for files, batch in predict_source(model, source):
+            # Only now: a source that cannot be read leaves standard output empty.
+            lines.writerows(header)
+            header, best = [], batch.argmax(1)
+            for place, row in enumerate(batch.astype(str).tolist()):
+                file_name = map(printable, files[place : place + 1])
                 lines.writerow([*file_name, *([names[best[place]], row[best[place]]] * classes), *row])
-        lines.writerows(waiting)
+        lines.writerows(header)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line; its exit code is 2 for bad input, 130 after Ctrl-C, 141 where the output's reader is gone."""
-    parser = argparse.ArgumentParser(description="Writes a model's predictions as CSV: a header, and a line a row.")
-    what = "a CSV file with a header (- for the standard input), a .npy file, a picture, or a folder of pictures"
-    parser.add_argument("data", help=what)
-    parser.add_argument("-o", "--out", default="-", help="the file to write; by default the standard output")
-    parser.add_argument("--batch-size", type=int, help="rows at a time; by default the model's")
-    given = parser.parse_args(arguments)
+    """Run the command, and return its exit code: 2 for bad input, 130 after Ctrl-C, 141 for a closed output."""
+    parser = argparse.ArgumentParser(
+        description="Write the predictions of a model as CSV: a header, and a line for each row."
+    )
+    data = "a CSV file with a header (- for standard input), a .npy file, a picture, or a folder of pictures"
+    parser.add_argument("data", help=data)
+    parser.add_argument("-o", "--out", default="-", help="the file to write; by default standard output")
+    parser.add_argument("--batch-size", type=int, help="rows in a batch; by default the model's")
+    options = parser.parse_args(arguments)
     try:
-        write(Path(__file__).parent, given.data, given.out, given.batch_size)
+        write(Path(__file__).parent, options.data, options.out, options.batch_size)
         sys.stdout.flush()
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        # The reader has had enough, as `head` does; Python would try once more, and complain, at its end.
+        # The reader has closed the pipe, like `head`; Python would write again, and print an error, at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except (DataError, OSError) as error:
-        # Names from elsewhere must not command the terminal.
-        print(f"error: {shown(str(error))}", file=sys.stderr)
+        # A name from elsewhere must not control the terminal.
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return 2
     return 0
 

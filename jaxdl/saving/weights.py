@@ -1,4 +1,4 @@
-"""Variables on disk."""
+"""Save the variables of a model, and load them."""
 
 from __future__ import annotations
 
@@ -14,21 +14,20 @@ import numpy as np
 
 from jaxdl import _files
 from jaxdl.errors import InputError
-from jaxdl.saving.checkpoints import alone, reads_finished
+from jaxdl.saving.checkpoints import finish_reads, first_line, single_process
 from jaxdl.types import PyTree, Variables
 
-# Python's numbers, which come back as they were.
+# Python's numbers, which `load` returns in their type.
 NUMBERS: dict[str, Callable[[Any], Any]] = {"bool": bool, "int": int, "float": float, "complex": complex}
 
 
 def save(path: str | Path, variables: Variables) -> None:
-    """Write variables to a new folder `path`, whole or not at all. Of several processes the one that calls it writes.
+    """Save variables to a new folder, whole or not at all; each process that calls it writes its own folder.
 
-    Params and stats are pytrees of arrays of any shape, empty ones too, of PRNG keys and of numbers. Dicts, lists and
-    tuples come back by `load(path)`; containers of other kinds by `load(path, like=...)`.
+    Params and stats are pytrees of arrays of any shape, of PRNG keys and of numbers. `load(path)` returns dicts, lists
+    and tuples; other containers need `load(path, like=...)`.
 
-    Raises InputError for leaves that are no numbers; and where the folder exists already, so that nothing is
-    overwritten, or cannot be written.
+    Raises InputError for a leaf that is no number, for a folder that exists, and for one that cannot be written.
 
     >>> import tempfile, jax.numpy as jnp
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -36,12 +35,12 @@ def save(path: str | Path, variables: Variables) -> None:
     ...     print(load(f"{folder}/model").params["w"])
     [0. 1. 2.]
     """
-    # Imported here, and below: orbax costs as much to import as half of jax.
+    # Imported here and below: the import of orbax takes half as long as that of jax.
     import orbax.checkpoint as ocp
 
     folder = Path(path).expanduser().absolute()
     if set("[]") & set(str(folder)):
-        # Orbax takes them for a pattern, and would write a folder without the numbers.
+        # Orbax reads them as a pattern, and would write a folder without the arrays.
         raise InputError(f"save needs a path without [ and ], got {folder}. Choose another name.")
     if not isinstance(variables, Variables):
         raise InputError(
@@ -49,14 +48,14 @@ def save(path: str | Path, variables: Variables) -> None:
         )
     leaves: list[dict[str, Any]] = []
     arrays: dict[str, np.ndarray] = {}
-    tree = _described((variables.params, variables.stats), "", leaves, arrays)
+    tree = _describe((variables.params, variables.stats), "", leaves, arrays)
     about = np.frombuffer(json.dumps({"tree": tree, "leaves": leaves}).encode(), np.uint8)
     if folder.exists():
         raise InputError(f"save needs a new folder, got {folder}, which exists. Choose another name or remove it.")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         _files.reserve(folder.parent, sum(array.nbytes for array in arrays.values()) + about.nbytes)
-        with ocp.StandardCheckpointer(**alone()) as checkpointer:
+        with ocp.StandardCheckpointer(**single_process()) as checkpointer:
             checkpointer.save(folder, {"about": about, **arrays, "checksum": _digest(about, arrays)})
         _files.write_checksums(folder)
     except OSError as error:
@@ -66,15 +65,14 @@ def save(path: str | Path, variables: Variables) -> None:
 
 
 def load(path: str | Path, like: Variables | None = None) -> Variables:
-    """Read the variables that `save` wrote, as NumPy arrays of the dtypes that were saved.
+    """Return the variables that `save` wrote, as NumPy arrays of the same dtypes; numbers and PRNG keys in their types.
 
-    like: variables, or their `jax.eval_shape`, of which the containers are taken. Numbers of Python and PRNG keys come
-    back as such.
+    like: variables with the containers of the result, or their `jax.eval_shape`.
 
-    Raises InputError where the folder is missing or damaged, where it holds containers that only `like` can make, and
-    where names, shapes or dtypes differ from those of `like`.
+    Raises InputError where the folder is missing or damaged, where a container needs `like`, and where names, shapes or
+    dtypes differ from those of `like`.
 
-    >>> import tempfile, collections
+    >>> import collections, tempfile
     >>> Dense = collections.namedtuple("Dense", "kernel bias")
     >>> variables = Variables(Dense(np.ones((2, 1)), np.zeros(1)), {})
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -89,11 +87,11 @@ def load(path: str | Path, like: Variables | None = None) -> Variables:
         raise InputError(f"load needs Variables(params, stats) as like, got {type(like).__name__}.")
     if not (folder / "_CHECKPOINT_METADATA").is_file():
         raise InputError(f"load needs a folder that save wrote, got {folder}, which is missing or something else.")
-    # Before orbax opens anything: a pipe would make it wait for ever.
+    # Before orbax opens a file: it would wait at a pipe forever.
     damage = _files.find_damage(folder)
     if damage is not None:
-        raise InputError(f"the weights in {folder} are damaged ({damage}). Use another copy.")
-    with reads_finished(), ocp.StandardCheckpointer(**alone()) as checkpointer:
+        raise InputError(f"the variables in {folder} are damaged ({damage}). Use another copy.")
+    with finish_reads(), ocp.StandardCheckpointer(**single_process()) as checkpointer:
         try:
             shapes = checkpointer.metadata(folder).item_metadata
             if shapes is None:
@@ -101,30 +99,31 @@ def load(path: str | Path, like: Variables | None = None) -> Variables:
             stored: dict[str, Any] = checkpointer.restore(folder, jax.tree.map(_on_host, dict(shapes)))
             checksum, about = stored.pop("checksum"), stored.pop("about")
             if not np.array_equal(_digest(about, stored), checksum):
-                raise ValueError("its numbers are not those that were saved")
-        except Exception as error:  # Whatever orbax raises.
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
-            raise InputError(f"the weights in {folder} are damaged ({reason}). Use another copy.") from error
+                raise ValueError("its arrays are not those that were saved")
+        except Exception as error:  # Orbax raises many types.
+            raise InputError(
+                f"the variables in {folder} are damaged ({first_line(error)}). Use another copy."
+            ) from error
     content = json.loads(about.tobytes())
     if like is not None:
-        return _as_in(like, folder, content["leaves"], stored)
-    return Variables(*_built(content["tree"], folder, content["leaves"], stored))
+        return _unflatten_like(like, folder, content["leaves"], stored)
+    return Variables(*_build(content["tree"], folder, content["leaves"], stored))
 
 
-def _described(tree: PyTree, path: str, leaves: list[dict[str, Any]], arrays: dict[str, np.ndarray]) -> Any:
-    """Return the containers of a tree as JSON can hold them; the leaves are appended to `leaves` and `arrays`."""
+def _describe(tree: PyTree, path: str, leaves: list[dict[str, Any]], arrays: dict[str, np.ndarray]) -> Any:
+    """Return the containers of a tree in JSON's types, and append its leaves to `leaves` and `arrays`."""
     if tree is None:
         return None
     try:
         children = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda part: part is not tree)[0]
     except (TypeError, ValueError) as error:
         raise InputError(
-            f"save cannot put the keys of {_place(path)} in order ({error}). Use names, or numbers, alone."
+            f"save cannot sort the keys of {_place(path)} ({error}). Use either strings or numbers."
         ) from error
     if [*map(len, (keys for keys, _ in children))] == [0]:
-        leaves.append(_described_leaf(tree, path, f"{len(leaves):06d}", arrays))
+        leaves.append(_describe_leaf(tree, path, f"{len(leaves):06d}", arrays))
         return len(leaves) - 1
-    nodes = [(keys[0], _described(child, path + str(keys[0]), leaves, arrays)) for keys, child in children]
+    nodes = [(keys[0], _describe(child, path + str(keys[0]), leaves, arrays)) for keys, child in children]
     kinds = {type(key) for key, _ in nodes}
     names = [key.key for key, _ in nodes] if kinds == {jax.tree_util.DictKey} else []
     if hasattr(tree, "items") and (names or not nodes):
@@ -135,8 +134,8 @@ def _described(tree: PyTree, path: str, leaves: list[dict[str, Any]], arrays: di
     return {"other": type(tree).__name__}
 
 
-def _described_leaf(leaf: Any, path: str, name: str, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Return the shape and dtype of a leaf; its numbers are put into `arrays`, as bytes where orbax needs them."""
+def _describe_leaf(leaf: Any, path: str, name: str, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Return the shape and dtype of a leaf, and add it to `arrays`, as bytes where orbax does not save its dtype."""
     about: dict[str, Any] = {"path": path}
     if type(leaf).__name__ in NUMBERS and type(leaf) is NUMBERS[type(leaf).__name__]:
         about["number"] = type(leaf).__name__
@@ -166,12 +165,12 @@ def _no_numbers(path: str, kind: str) -> InputError:
 
 
 def _place(path: str) -> str:
-    """Return the path of a leaf as its owner writes it: `params['w']`."""
+    """Return the path of a leaf as the caller writes it: `params['w']`."""
     return ("params" if path.startswith("[0]") else "stats") + path[3:] if path else "the tree"
 
 
-def _built(node: Any, folder: Path, leaves: list[dict[str, Any]], arrays: dict[str, np.ndarray]) -> Any:
-    """Return the containers and leaves that `_described` has described."""
+def _build(node: Any, folder: Path, leaves: list[dict[str, Any]], arrays: dict[str, np.ndarray]) -> Any:
+    """Return the tree that `_describe` described."""
     if node is None:
         return None
     if isinstance(node, int):
@@ -179,12 +178,12 @@ def _built(node: Any, folder: Path, leaves: list[dict[str, Any]], arrays: dict[s
     ((kind, parts),) = node.items()
     if kind == "other":
         raise InputError(
-            f"{folder} holds a container of the type {parts}, which load cannot make. Write load(path, like=weights) "
-            "with variables of that structure, such as model.init gives."
+            f"{folder} holds a container of the type {parts}, which load cannot make. Write load(path, like=variables) "
+            "with variables of that structure, such as the result of model.init."
         )
     if kind == "dict":
-        return {name: _built(part, folder, leaves, arrays) for name, part in parts}
-    items = [_built(part, folder, leaves, arrays) for part in parts]
+        return {name: _build(part, folder, leaves, arrays) for name, part in parts}
+    items = [_build(part, folder, leaves, arrays) for part in parts]
     return tuple(items) if kind == "tuple" else items
 
 
@@ -199,20 +198,21 @@ def _leaf(about: dict[str, Any], arrays: dict[str, np.ndarray]) -> Any:
     return jax.random.wrap_key_data(jnp.asarray(array), impl=about["key"]) if "key" in about else array
 
 
-def _as_in(like: Variables, folder: Path, leaves: list[dict[str, Any]], arrays: dict[str, np.ndarray]) -> Variables:
+def _unflatten_like(
+    like: Variables, folder: Path, leaves: list[dict[str, Any]], arrays: dict[str, np.ndarray]
+) -> Variables:
     """Return the leaves in the containers of `like`. Raises InputError where a name, shape or dtype differs."""
     flat, structure = jax.tree_util.tree_flatten_with_path((like.params, like.stats))
     expected = {"".join(map(str, keys)): leaf for keys, leaf in flat}
-    held = {about["path"]: about for about in leaves}
-    for path in [*expected, *held]:
-        saved = _kind(_leaf(held[path], arrays)) if path in held else "nothing"
-        wanted = _kind(expected[path]) if path in expected else "nothing"
-        if saved != wanted:
+    saved = {about["path"]: _leaf(about, arrays) for about in leaves}
+    for path in [*expected, *saved]:
+        holds, wants = (_kind(tree[path]) if path in tree else "nothing" for tree in (saved, expected))
+        if holds != wants:
             raise InputError(
-                f"{folder} holds {saved} at {_place(path)}, and like has {wanted}. Give as like the variables of the "
+                f"{folder} holds {holds} at {_place(path)}, and like has {wants}. Give as like the variables of the "
                 "network that was saved."
             )
-    params, stats = jax.tree.unflatten(structure, [_leaf(held[path], arrays) for path in expected])
+    params, stats = jax.tree.unflatten(structure, [saved[path] for path in expected])
     return Variables(params, stats)
 
 
@@ -229,7 +229,7 @@ def _is_key(leaf: object) -> bool:
 
 
 def _digest(about: np.ndarray, arrays: dict[str, np.ndarray]) -> np.ndarray:
-    """Return SHA-256, (32,) uint8, of the description and the bytes of all arrays: orbax notices no flipped bit."""
+    """Return the SHA-256, (32,) uint8, of the description and all arrays: orbax notices no flipped bit."""
     digest = hashlib.sha256(about.tobytes())
     for name, array in sorted(arrays.items()):
         digest.update(f"{name} {array.dtype} {array.shape} ".encode())

@@ -19,7 +19,19 @@ import pytest
 
 from jaxdl import distributed
 from jaxdl.distributed import processes
-from jaxdl.distributed.processes import LOST, NAMES, Link, Member, free_port, launched, linked, meet, part, place, watch
+from jaxdl.distributed.processes import (
+    LOST,
+    VARIABLES,
+    Connection,
+    Member,
+    Peers,
+    connect,
+    disconnect,
+    find_place,
+    free_port,
+    is_launched,
+    watch,
+)
 from jaxdl.errors import InputError
 from tests.groups import LIGHT
 
@@ -170,7 +182,7 @@ refused("127.0.0.1:1", 2, 1, timeout=1)
         "process 0 must be reached at 127.0.0.1:1",
         "heartbeat must be a whole number of seconds",
         "timeout must be a whole number of seconds",
-        "join must come before",
+        "initialize must be called before",
     ]
 
 
@@ -237,18 +249,18 @@ def test_only_vectors_of_whole_numbers_are_gathered(numbers):
 # Process `own` of three, whose connections come as file descriptors.
 PROCESS = """
 import json, socket, sys, time
-from jaxdl.distributed.processes import Link, linked, Member, part, watch
+from jaxdl.distributed.processes import Connection, Member, Peers, disconnect, watch
 own, ends = int(sys.argv[1]), json.loads(sys.argv[2])
 links = {}
 for other, number in ends.items():
     end = socket.socket(fileno=number)
-    links[int(other)] = Link(end, end.makefile())
+    links[int(other)] = Connection(end, end.makefile())
 members = [Member(100 + index, f"host-{index}") for index in range(3)]
-all_ = linked(own, members, 4000, links)
+all_ = Peers(own, members, 4000, links)
 watch(all_)
 print("ready", flush=True)
 if sys.argv[3] == "waits":
-    part(all_)
+    disconnect(all_)
 else:
     time.sleep(60)
 """
@@ -293,9 +305,9 @@ def test_the_others_name_whom_process_0_names_and_process_0_itself():
 def test_nobody_parts_before_all_have_come_and_nobody_ends_after():
     pairs = {index: socket.socketpair() for index in (1, 2)}
     members = [Member(1, "here")] * 3
-    first = linked(0, members, 1, {index: Link(here, here.makefile()) for index, (here, _) in pairs.items()})
-    others = [linked(i, members, 1, {0: Link(there, there.makefile())}) for i, (_, there) in pairs.items()]
-    parting = [threading.Thread(target=part, args=(links,), daemon=True) for links in (first, *others)]
+    first = Peers(0, members, 1, {index: Connection(here, here.makefile()) for index, (here, _) in pairs.items()})
+    others = [Peers(i, members, 1, {0: Connection(there, there.makefile())}) for i, (_, there) in pairs.items()]
+    parting = [threading.Thread(target=disconnect, args=(links,), daemon=True) for links in (first, *others)]
     before = threading.active_count()
     for links in (first, *others):
         watch(links)
@@ -326,7 +338,7 @@ def meeting(*comers, timeout=10):
     """Threads in the place of processes: (processes, own) each. Gives what each gets, or raises, and closes it all."""
     port = free_port()
     with ThreadPoolExecutor(len(comers)) as pool:
-        asked = [pool.submit(meet, "127.0.0.1", port, processes, own, timeout) for processes, own in comers]
+        asked = [pool.submit(connect, "127.0.0.1", port, processes, own, timeout) for processes, own in comers]
         got = [future.exception() or future.result() for future in asked]
     try:
         yield got
@@ -337,7 +349,7 @@ def meeting(*comers, timeout=10):
 
 
 def close(links):
-    for link in links.links.values():
+    for link in links.connections.values():
         link.lines.close()
         link.socket.close()
 
@@ -346,14 +358,14 @@ def close(links):
 def test_all_learn_who_the_others_are(order):
     with meeting(*[(4, own) for own in order]) as got:
         assert all(links.members == [(os.getpid(), socket.gethostname())] * 4 for links in got)
-        assert {links.own: sorted(links.links) for links in got} == {0: [1, 2, 3], 1: [0], 2: [0], 3: [0]}
+        assert {links.index: sorted(links.connections) for links in got} == {0: [1, 2, 3], 1: [0], 2: [0], 3: [0]}
         assert len({links.port for links in got}) == 1
 
 
 def test_one_process_alone_waits_for_nobody():
     with meeting((1, 0)) as (links,):
-        assert links.links == {}
-        part(links)
+        assert links.connections == {}
+        disconnect(links)
 
 
 def test_who_is_missing_is_named_to_all():
@@ -373,16 +385,16 @@ def test_the_same_process_id_twice_is_told_to_all():
 def test_another_number_of_processes_is_told_to_all():
     with meeting((2, 0), (3, 1)) as got:
         assert {str(error) for error in got} == {
-            "every process must be told the same number of processes, got 2 in process 0 and 3 in process 1."
+            "every process must be given the same number of processes, got 2 in process 0 and 3 in process 1."
         }
 
 
 def test_a_coordinator_that_does_not_come_is_told_in_time():
     began = time.monotonic()
     with pytest.raises(InputError, match=r"process 0 must be reached at 127.0.0.1:.* Connection refused. Start it"):
-        meet("127.0.0.1", free_port(), 2, 1, timeout=0.5)
+        connect("127.0.0.1", free_port(), 2, 1, timeout=0.5)
     with pytest.raises(InputError, match=r"process 0 must be reached at no\.invalid:4000, got: "):
-        meet("no.invalid", 4000, 2, 1, timeout=0.5)
+        connect("no.invalid", 4000, 2, 1, timeout=0.5)
     assert time.monotonic() - began < 20
 
 
@@ -390,7 +402,7 @@ def test_a_port_that_is_taken_is_told():
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         with pytest.raises(InputError, match=f"cannot listen at 127.0.0.1:{port}: .*in use. Choose another port"):
-            meet("127.0.0.1", port, 2, 0, timeout=5)
+            connect("127.0.0.1", port, 2, 0, timeout=5)
 
 
 @pytest.mark.parametrize(
@@ -414,14 +426,14 @@ def test_something_else_that_listens_there_is_told(answer):
     with socket.create_server(("127.0.0.1", 0)) as server, ThreadPoolExecutor(1) as pool:
         pool.submit(respond, server)
         with pytest.raises(InputError, match="it has ended, or something else listens there"):
-            meet("127.0.0.1", server.getsockname()[1], 2, 1, timeout=5)
+            connect("127.0.0.1", server.getsockname()[1], 2, 1, timeout=5)
 
 
 @pytest.mark.parametrize("words", [b"GET / HTTP/1.1\r\n\r\n", b'{"process": 1}\n', b"\x00\xff\n", b""])
 def test_strangers_are_sent_away(words):
     port = free_port()
     with ThreadPoolExecutor(2) as pool:
-        first = pool.submit(meet, "127.0.0.1", port, 2, 0, 10)
+        first = pool.submit(connect, "127.0.0.1", port, 2, 0, 10)
         for _ in range(500):
             try:
                 stranger = socket.create_connection(("127.0.0.1", port))
@@ -432,7 +444,7 @@ def test_strangers_are_sent_away(words):
             stranger.sendall(words)
             stranger.shutdown(socket.SHUT_WR)
             assert stranger.recv(1000) == b""
-        second = pool.submit(meet, "127.0.0.1", port, 2, 1, 10)
+        second = pool.submit(connect, "127.0.0.1", port, 2, 1, 10)
         for links in (first.result(), second.result()):
             assert len(links.members) == 2
             close(links)
@@ -443,7 +455,7 @@ def waiting(processes=2, timeout=8, **options):
     """Process 0 of a meeting, which listens; gives its port and its future."""
     port = free_port()
     with ThreadPoolExecutor(8) as pool:
-        first = pool.submit(meet, "127.0.0.1", port, processes, 0, timeout, **options)
+        first = pool.submit(connect, "127.0.0.1", port, processes, 0, timeout, **options)
         for _ in range(500):
             try:
                 socket.create_connection(("127.0.0.1", port)).close()
@@ -483,7 +495,7 @@ def test_whoever_says_something_else_is_sent_away_and_nobody_waits(name):
                 stranger.shutdown(socket.SHUT_WR)
             with suppress(ConnectionError):
                 assert stranger.recv(100) == b""
-        second = pool.submit(meet, "127.0.0.1", port, 2, 1, 5)
+        second = pool.submit(connect, "127.0.0.1", port, 2, 1, 5)
         for links in (first.result(), second.result()):
             assert len(links.members) == 2
             close(links)
@@ -495,7 +507,7 @@ def test_whoever_says_nothing_or_one_letter_after_another_holds_nobody_up():
         for stranger in silent[10:]:
             stranger.sendall(b" ")
         began = time.monotonic()
-        second = pool.submit(meet, "127.0.0.1", port, 2, 1, 5)
+        second = pool.submit(connect, "127.0.0.1", port, 2, 1, 5)
         for links in (first.result(), second.result()):
             close(links)
         assert time.monotonic() - began < 2
@@ -503,9 +515,22 @@ def test_whoever_says_nothing_or_one_letter_after_another_holds_nobody_up():
             stranger.close()
 
 
+def test_more_strangers_than_are_heard_at_a_time_may_come_one_after_the_other(monkeypatch):
+    monkeypatch.setattr(processes, "MAX_CONNECTIONS", 2)
+    with waiting() as (port, first, pool):
+        for _ in range(6):
+            with socket.create_connection(("127.0.0.1", port)) as stranger, suppress(ConnectionError):
+                stranger.sendall(b"\n")
+                stranger.recv(100)
+        second = pool.submit(connect, "127.0.0.1", port, 2, 1, 5)
+        for links in (first.result(), second.result()):
+            assert len(links.members) == 2
+            close(links)
+
+
 def test_after_the_meeting_nobody_listens():
     with waiting() as (port, first, pool):
-        second = pool.submit(meet, "127.0.0.1", port, 2, 1, 5)
+        second = pool.submit(connect, "127.0.0.1", port, 2, 1, 5)
         for links in (first.result(), second.result()):
             close(links)
     with pytest.raises(ConnectionRefusedError):
@@ -514,10 +539,10 @@ def test_after_the_meeting_nobody_listens():
 
 def test_the_secret_of_a_run_turns_strangers_away():
     with waiting(secret="ours") as (port, first, pool):
-        stranger = pool.submit(meet, "127.0.0.1", port, 2, 1, 1, secret="theirs")
+        stranger = pool.submit(connect, "127.0.0.1", port, 2, 1, 1, secret="theirs")
         with pytest.raises(InputError, match="must answer process 1"):
             stranger.result()
-        second = pool.submit(meet, "127.0.0.1", port, 2, 1, 5, secret="ours")
+        second = pool.submit(connect, "127.0.0.1", port, 2, 1, 5, secret="ours")
         for links in (first.result(), second.result()):
             assert len(links.members) == 2
             close(links)
@@ -534,7 +559,7 @@ def test_the_secret_of_a_run_turns_strangers_away():
 )
 def test_what_processes_do_not_agree_on_is_named_to_all(ours, theirs, said):
     with waiting(about=ours) as (port, first, pool):
-        second = pool.submit(meet, "127.0.0.1", port, 2, 1, 5, theirs)
+        second = pool.submit(connect, "127.0.0.1", port, 2, 1, 5, theirs)
         for future in (first, second):
             with pytest.raises(InputError, match=said):
                 future.result()
@@ -543,7 +568,7 @@ def test_what_processes_do_not_agree_on_is_named_to_all(ours, theirs, said):
 def test_processes_that_agree_meet():
     about = {"--hidden": (4, 2), "--patience": None, "version of jax": "1"}
     with waiting(about=about) as (port, first, pool):
-        second = pool.submit(meet, "127.0.0.1", port, 2, 1, 5, dict(reversed(about.items())))
+        second = pool.submit(connect, "127.0.0.1", port, 2, 1, 5, dict(reversed(about.items())))
         for links in (first.result(), second.result()):
             close(links)
 
@@ -570,7 +595,7 @@ def surroundings(monkeypatch):
     """`surroundings(variables)` sets them, after all that could tell a place has been removed."""
 
     def use(variables):
-        for name in (*NAMES, *SLURM, *OPEN_MPI, "KUBERNETES_SERVICE_HOST", "JAX_COORDINATOR_PORT"):
+        for name in (*VARIABLES, *SLURM, *OPEN_MPI, "KUBERNETES_SERVICE_HOST", "JAX_COORDINATOR_PORT"):
             monkeypatch.delenv(name, raising=False)
         for name, value in variables.items():
             monkeypatch.setenv(name, value)
@@ -579,18 +604,18 @@ def surroundings(monkeypatch):
 
 
 def test_what_is_given_counts_before_what_the_launcher_tells(surroundings):
-    surroundings(dict(zip(NAMES, ("127.0.0.1:4000", "2", "1"), strict=True)))
-    assert launched()
-    assert place(None, None, None) == ("127.0.0.1", 4000, 2, 1, None)
-    assert place("[::1]:70", 3, 0) == ("::1", 70, 3, 0, None)
+    surroundings(dict(zip(VARIABLES, ("127.0.0.1:4000", "2", "1"), strict=True)))
+    assert is_launched()
+    assert find_place(None, None, None) == ("127.0.0.1", 4000, 2, 1, None)
+    assert find_place("[::1]:70", 3, 0) == ("::1", 70, 3, 0, None)
 
 
 def test_a_cluster_tells_the_place(surroundings):
     surroundings(SLURM)
     # Job 4096 is 2 ** 12: the first of the last 4096 ports.
-    assert not launched() and place(None, None, None) == ("node003", 61440, 8, 5, [1])
+    assert not is_launched() and find_place(None, None, None) == ("node003", 61440, 8, 5, [1])
     surroundings(OPEN_MPI)
-    assert place(None, None, None) == ("10.96.0.1", 61442, 4, 2, [0])
+    assert find_place(None, None, None) == ("10.96.0.1", 61442, 4, 2, [0])
 
 
 def test_where_nobody_tells_it_is_said_what_to_do(surroundings):
@@ -598,13 +623,13 @@ def test_where_nobody_tells_it_is_said_what_to_do(surroundings):
     with pytest.raises(
         InputError, match=r"no launcher or cluster was detected. Give all three, or start .* jaxdl.launch"
     ):
-        place(None, None, None)
+        find_place(None, None, None)
 
 
 def test_a_cluster_that_tells_half_is_bad_input(surroundings):
     surroundings(OPEN_MPI | {"OMPI_MCA_orte_hnp_uri": "8192.0;carrier pigeon"})
     with pytest.raises(InputError, match="must be given, as the cluster does not tell them: Could not parse"):
-        place(None, None, None)
+        find_place(None, None, None)
 
 
 @pytest.mark.parametrize(
@@ -630,13 +655,13 @@ def test_a_cluster_that_tells_half_is_bad_input(surroundings):
 def test_what_cannot_be_is_bad_input(surroundings, given, message):
     surroundings({})
     with pytest.raises(InputError, match=message):
-        place(*given)
+        find_place(*given)
 
 
 def test_bad_input_of_the_launchers_variables_names_them(surroundings):
     surroundings({"JAXDL_COORDINATOR": "127.0.0.1:4000", "JAXDL_PROCESSES": "two", "JAXDL_PROCESS_ID": "0"})
     with pytest.raises(InputError, match="JAXDL_PROCESSES must be a whole number, got 'two'"):
-        place(None, None, None)
+        find_place(None, None, None)
     surroundings({"JAXDL_PROCESSES": "2", "JAXDL_PROCESS_ID": "0"})
     with pytest.raises(InputError, match="given together, got no JAXDL_COORDINATOR"):
-        place(None, None, None)
+        find_place(None, None, None)

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxdl._files import locked
+from jaxdl._files import lock_folder
 from jaxdl.errors import InputError
 from jaxdl.runs.catalog import (
     Difference,
@@ -64,8 +64,8 @@ def test_a_run_that_was_killed_before_its_first_epoch_is_unfinished(tmp_path, em
 
 def test_a_run_that_a_process_holds_is_running_until_that_process_ends(tmp_path):
     folder = write(tmp_path / "one", metrics=None)
-    program = "import sys\nfrom pathlib import Path\nfrom jaxdl._files import locked\n"
-    program += "with locked(Path(sys.argv[1])):\n    print('held', flush=True)\n    sys.stdin.read()"
+    program = "import sys\nfrom pathlib import Path\nfrom jaxdl._files import lock_folder\n"
+    program += "with lock_folder(Path(sys.argv[1])):\n    print('held', flush=True)\n    sys.stdin.read()"
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen([sys.executable, "-c", program, str(folder)], **pipes) as holder:
         assert holder.stdout.readline() == "held\n"
@@ -79,7 +79,7 @@ def test_to_list_runs_never_keeps_one_from_beginning(tmp_path):
     folder = write(tmp_path / "one", metrics=None)
     (folder / "lock").write_text(f"{2**22 + 1} nowhere")
     row(folder)
-    with locked(folder):
+    with lock_folder(folder):
         assert row(folder).reason == "running"
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from jaxdl.datasets._weather import WEATHER
 from jaxdl.runs.export import metrics_table, model_card
-from jaxdl.saving.export import usage
+from jaxdl.saving.export import usage_section
 
 SETS = {"train": 1.5, "validation": 2.5, "test": 3.5}
 BEST = {"train": 1.25, "validation": 2.25, "test": 3.25}
@@ -94,7 +94,7 @@ def test_figures_of_an_older_run_have_no_errors_and_one_that_diverged_no_number(
 )
 def test_a_card_says_how_this_kind_of_data_is_given(inputs, data, said):
     outputs = {"names": ["cat", "dog"], "link": "softmax", "unit": ""}
-    text = usage({"inputs": inputs, "outputs": outputs, "platforms": ["cpu"], "versions": {"jax": "0.10.2"}})
+    text = usage_section({"inputs": inputs, "outputs": outputs, "platforms": ["cpu"], "versions": {"jax": "0.10.2"}})
     assert f"python predict.py {data} -o predictions.csv" in text and said in text
     assert "`cat`, `dog` (probabilities, which add up to 1)" in text
 
@@ -114,5 +114,5 @@ def test_a_card_holds_no_html_and_commands_no_terminal():
     inputs = {"shape": [1], "dtype": "float32", "columns": [HOSTILE]}
     outputs = {"names": [HOSTILE], "link": "none"}
     about = {"inputs": inputs, "outputs": outputs, "platforms": [HOSTILE], "versions": {"jax": HOSTILE}}
-    for card in (model_card(config, metrics, "best"), usage(about)):
+    for card in (model_card(config, metrics, "best"), usage_section(about)):
         assert "<" not in card and "\x1b" not in card and "&lt;script&gt;" in card

@@ -11,7 +11,7 @@ import pytest
 
 from experiments.weather.experiment import Config, run
 from jaxdl import saving
-from jaxdl._files import locked
+from jaxdl._files import lock_folder
 from jaxdl.distributed import processes
 from jaxdl.distributed.processes import free_port
 from jaxdl.errors import InputError
@@ -225,7 +225,7 @@ def refused(together, number, *flags, code=2):
 def test_what_process_0_alone_finds_bad_is_one_message_and_nobody_hangs(together, whole, tmp_path):
     folder = shutil.copytree(whole, tmp_path / "run")
     (folder / "metrics.json").unlink()
-    with locked(folder):
+    with lock_folder(folder):
         assert "is in use by process " in refused(together, 2, "--workdir", folder)
 
 

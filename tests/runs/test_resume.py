@@ -13,7 +13,7 @@ from rich.console import Console
 from experiments.cifar10 import experiment as cifar10
 from experiments.weather.experiment import Config, run
 from jaxdl import _environment, saving
-from jaxdl._files import locked
+from jaxdl._files import lock_folder
 from jaxdl.runs.command import StoppedError, command
 from jaxdl.runs.folders import RunFiles
 from jaxdl.runs.resume import can_continue, changed_flags, environment_warning, refusal
@@ -192,7 +192,7 @@ def test_fresh_does_not_touch_a_folder_of_other_files(tmp_path, capsys):
 @pytest.mark.slow
 def test_a_folder_in_use_is_refused_with_the_process(three, capsys):
     (three / "metrics.json").unlink()
-    with locked(three):
+    with lock_folder(three):
         assert call("--workdir", three) == 2
     assert f"is in use by process {os.getpid()} on " in capsys.readouterr().err
 
@@ -403,7 +403,7 @@ def rewritten(folder, about):
     saved = saving.restore_latest(folder / PROGRESS, print)
     content = {**saved.about, **about(saved.about)}
     shutil.rmtree(folder / PROGRESS)
-    own = {name: content.pop(name) for name in checkpoints.OWN}
+    own = {name: content.pop(name) for name in checkpoints.RESERVED}
     arrays = {name: content.pop(name, array) for name, array in saved.arrays.items()}
     checkpoints.write(folder / PROGRESS, arrays, {**content, **own})
 
@@ -477,15 +477,15 @@ def test_a_machine_is_told_by_all_that_changes_bits(monkeypatch):
 
 def test_the_record_of_a_checkpoint_is_read_where_it_is_whole_alone(cut, stopped):
     saved = saving.restore_latest(cut / PROGRESS, print)
-    assert checkpoints.about_of(cut / PROGRESS) == saved.about
+    assert checkpoints.read_about(cut / PROGRESS) == saved.about
     path = cut / PROGRESS / str(saved.number) / "about" / "metadata"
     path.write_text(path.read_text().replace('"batch_size": 32', '"batch_size": 16'))
-    assert checkpoints.about_of(cut / PROGRESS) is None
+    assert checkpoints.read_about(cut / PROGRESS) is None
 
 
 def test_a_lock_that_is_removed_while_a_run_goes_on_is_told_once(tmp_path):
     told = []
-    with locked(tmp_path) as holds:
+    with lock_folder(tmp_path) as holds:
         notice = lock_check(holds, tmp_path, 0.0, told.append)
         notice(None, [])
         assert told == []

@@ -66,15 +66,15 @@ def folder(saved, tmp_path):
 
 
 def test_what_was_saved_comes_back_to_the_bit(saved):
-    found = saving.restore_latest(saved, refuse)
-    again = _tree.unflatten_named(tree_of(0), found.arrays)
+    checkpoint = saving.restore_latest(saved, refuse)
+    again = _tree.unflatten_named(tree_of(0), checkpoint.arrays)
     expected = _tree.flatten_named(tree_of(3))
-    assert found.number == 3 and set(expected) == set(found.arrays)
+    assert checkpoint.number == 3 and set(expected) == set(checkpoint.arrays)
     for name, array in _tree.flatten_named(again).items():
         assert array.dtype == expected[name].dtype
         np.testing.assert_array_equal(array, expected[name])
-    assert found.about["config"] == {"seed": 3} and repr(found.about["history"]) == repr(HISTORY)
-    _tree.check_structure(found.about["kinds"], tree_of(0))
+    assert checkpoint.about["config"] == {"seed": 3} and repr(checkpoint.about["history"]) == repr(HISTORY)
+    _tree.check_structure(checkpoint.about["kinds"], tree_of(0))
 
 
 def test_the_latest_and_the_one_before_are_kept(saved):
@@ -107,11 +107,11 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_used(folder, change):
         case "link":
             path.unlink()
             path.symlink_to("/etc/passwd")
-    told = []
-    found = saving.restore_latest(folder, told.append)
-    assert found.number == 2 and int(found.arrays["number"]) == 2
-    assert len(told) == 1 and "3 is damaged" in told[0] and "\n" not in told[0]
-    # Put aside, not thrown away; and it is told once.
+    messages = []
+    checkpoint = saving.restore_latest(folder, messages.append)
+    assert checkpoint.number == 2 and int(checkpoint.arrays["number"]) == 2
+    assert len(messages) == 1 and "3 is damaged" in messages[0] and "\n" not in messages[0]
+    # Put aside, not thrown away; and the warning comes once.
     assert (folder / "damaged-3").is_dir()
     assert saving.restore_latest(folder, refuse).number == 2
 
@@ -119,12 +119,16 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_used(folder, change):
 def test_where_all_are_damaged_it_is_told_what_to_do(folder):
     for number in (2, 3):
         (folder / str(number) / "arrays" / "_METADATA").write_text("{}")
-    told = []
+    messages = []
     with pytest.raises(
         InputError, match=r"every checkpoint in .* is damaged. Restore one from a copy, or start over with"
     ):
-        saving.restore_latest(folder, told.append)
-    assert len(told) == 2 and told[0].endswith("the one before is used.") and told[1].endswith("it is now damaged-2.")
+        saving.restore_latest(folder, messages.append)
+    assert (
+        len(messages) == 2
+        and messages[0].endswith("the one before is used.")
+        and messages[1].endswith("it is now damaged-2.")
+    )
     # A second try must not take the folder for one where nothing was saved, and begin anew in it.
     with pytest.raises(InputError, match="every checkpoint in"):
         saving.restore_latest(folder, refuse)
@@ -132,9 +136,9 @@ def test_where_all_are_damaged_it_is_told_what_to_do(folder):
 
 def test_a_save_that_was_cut_off_is_told_and_removed(folder):
     shutil.copytree(folder / "3", folder / "4.orbax-checkpoint-tmp")
-    told = []
-    assert saving.restore_latest(folder, told.append).number == 3
-    assert len(told) == 1 and "4.orbax-checkpoint-tmp is damaged (its save was not finished)" in told[0]
+    messages = []
+    assert saving.restore_latest(folder, messages.append).number == 3
+    assert len(messages) == 1 and "4.orbax-checkpoint-tmp is damaged (its save was not finished)" in messages[0]
     assert not (folder / "4.orbax-checkpoint-tmp").exists()
 
 
@@ -169,7 +173,7 @@ def test_a_checkpoint_that_is_whole_but_cannot_be_read_is_not_called_damaged(fol
 def clock(monkeypatch):
     now = SimpleNamespace(time=100.0)
     monkeypatch.setattr(checkpoints, "time", SimpleNamespace(monotonic=lambda: now.time))
-    monkeypatch.setattr(checkpoints, "FIRST", 0.0)
+    monkeypatch.setattr(checkpoints, "FIRST_SAVE", 0.0)
     return now
 
 
@@ -255,12 +259,12 @@ def test_a_full_disk_is_told_and_the_last_good_checkpoint_stays(folder, monkeypa
     def full(*_):
         raise OSError(28, os.strerror(28))
 
-    told = []
+    messages = []
     monkeypatch.setattr(_files, "reserve", full)
-    keep(folder, 8, warn=told.append)
+    keep(folder, 8, warn=messages.append)
     # It is tried once more at the end.
     text = f"a checkpoint could not be saved (No space left on device); the last good one in {folder} stays."
-    assert told == [text, text]
+    assert messages == [text, text]
     monkeypatch.undo()
     assert saving.restore_latest(folder, refuse).number == 3
     keep(folder, 9)
@@ -269,9 +273,9 @@ def test_a_full_disk_is_told_and_the_last_good_checkpoint_stays(folder, monkeypa
 
 def test_a_save_that_fails_midway_leaves_nothing_half_written(folder, monkeypatch):
     monkeypatch.setattr(_files, "write_checksums", lambda path: (_ for _ in ()).throw(OSError(28, os.strerror(28))))
-    told = []
-    keep(folder, 8, warn=told.append)
-    assert told and "No space left" in told[0]
+    messages = []
+    keep(folder, 8, warn=messages.append)
+    assert messages and "No space left" in messages[0]
     # The one before went when the new one was there, as it should; the latest good one is still there.
     assert saving.restore_latest(folder, refuse).number == 3
 
@@ -283,7 +287,7 @@ def test_uneven_leaves_come_back_from_a_checkpoint(tmp_path):
         "a~1b": jnp.full(2, 2.0),
         "empty": jnp.zeros((0, 3), jnp.bfloat16),
     }
-    arrays, about = checkpoints.content_of({}, tree, [])
+    arrays, about = checkpoints.checkpoint_content({}, tree, [])
     checkpoints.write(tmp_path, arrays, about)
     restored = _tree.unflatten_named(tree, checkpoints.read(tmp_path, 1).arrays)
     jax.tree.map(np.testing.assert_array_equal, restored, tree)
@@ -312,7 +316,7 @@ def test_uneven_leaves_come_back_from_a_checkpoint(tmp_path):
     ids=str,
 )
 def test_values_that_json_does_not_know_are_saved_in_their_plain_form(given, kept, tmp_path):
-    assert json.loads(json.dumps(checkpoints.described({"it": given}))) == {"it": kept}
+    assert json.loads(json.dumps(checkpoints.check_about({"it": given}))) == {"it": kept}
 
 
 @pytest.mark.parametrize(
@@ -334,8 +338,8 @@ def test_values_without_a_plain_form_are_refused_before_the_first_save(given, tm
         ({"about": {"history": 1}}, 'about must not have an entry "history"'),
         ({"about": "config"}, "about must be a dict, got str"),
         ({"folder": 3}, "folder must be a path or a string, got 3"),
-        ({"folder": "a[1]"}, "folder must be one of this machine"),
-        ({"folder": "gs://bucket/a"}, "folder must be one of this machine"),
+        ({"folder": "a[1]"}, "folder must be on this machine"),
+        ({"folder": "gs://bucket/a"}, "folder must be on this machine"),
         ({"every": -1}, "every must be a number of seconds"),
         ({"every": None}, "every must be a number of seconds"),
     ],
@@ -364,26 +368,26 @@ def test_a_record_of_numpy_numbers_is_saved(tmp_path):
 
 
 def test_what_was_put_aside_is_removed_once_a_checkpoint_is_whole(folder):
-    (numbers,) = [checkpoints.numbers_in(folder)]
+    (numbers,) = [checkpoints.checkpoint_numbers(folder)]
     path = folder / str(numbers[-1]) / "about" / "metadata"
     path.write_bytes(path.read_bytes()[:-1])
-    told = []
-    assert saving.restore_latest(folder, told.append).number == numbers[0] and "damaged" in told[0]
+    messages = []
+    assert saving.restore_latest(folder, messages.append).number == numbers[0] and "damaged" in messages[0]
     assert [path.name for path in folder.glob("damaged-*")] == [f"damaged-{numbers[-1]}"]
     assert saving.restore_latest(folder, refuse).number == numbers[0]
     assert not [*folder.glob("damaged-*")]
 
 
 def test_who_looks_while_a_run_saves_there_changes_nothing(folder):
-    number = max(checkpoints.numbers_in(folder))
+    number = max(checkpoints.checkpoint_numbers(folder))
     path = folder / str(number) / "about" / "metadata"
     path.write_bytes(path.read_bytes()[:-1])
     (folder / "9.orbax-checkpoint-tmp").mkdir()
     before = sorted(path.name for path in folder.iterdir())
-    told = []
+    messages = []
     with exclusive(folder):
-        assert saving.restore_latest(folder, told.append).number == number - 1
-    assert sorted(path.name for path in folder.iterdir()) == before and len(told) == 1
+        assert saving.restore_latest(folder, messages.append).number == number - 1
+    assert sorted(path.name for path in folder.iterdir()) == before and len(messages) == 1
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EMFILE])
@@ -405,13 +409,15 @@ def test_a_checkpoint_that_needs_more_memory_than_there_is_is_refused(folder, mo
 
 
 def test_a_folder_that_is_moved_while_a_run_saves_is_told_and_not_made_anew(tmp_path):
-    told = []
-    with saving.checkpointer(tmp_path / "run", {}, every=0.0, warn=told.append) as observe:
+    messages = []
+    with saving.checkpointer(tmp_path / "run", {}, every=0.0, warn=messages.append) as observe:
         observe(tree_of(1), [{"epoch": 1}])
         until(lambda: (tmp_path / "run" / "1" / _files.CHECKSUMS).exists())
         (tmp_path / "run").rename(tmp_path / "moved")
         observe(tree_of(2), [{"epoch": 1}, {"epoch": 2}])
-    assert len(told) >= 1 and all("was moved or removed while the run was writing there" in text for text in told)
+    assert len(messages) >= 1 and all(
+        "was moved or removed while the run was writing there" in text for text in messages
+    )
     assert not (tmp_path / "run").exists() and saving.restore_latest(tmp_path / "moved", refuse).number == 1
 
 
@@ -422,19 +428,21 @@ def test_a_folder_that_is_moved_in_the_middle_of_a_save_is_told_and_not_made_ane
         whole(folder, *content)
         folder.rename(tmp_path / "moved")
 
-    told = []
+    messages = []
     monkeypatch.setattr(checkpoints, "write", write)
-    with saving.checkpointer(tmp_path / "run", {}, every=0.0, warn=told.append) as observe:
+    with saving.checkpointer(tmp_path / "run", {}, every=0.0, warn=messages.append) as observe:
         observe(tree_of(1), [{"epoch": 1}])
         until((tmp_path / "moved").exists)
         observe(tree_of(2), [{"epoch": 1}, {"epoch": 2}])
-    assert len(told) >= 1 and all("was moved or removed while the run was writing there" in text for text in told)
+    assert len(messages) >= 1 and all(
+        "was moved or removed while the run was writing there" in text for text in messages
+    )
     assert not (tmp_path / "run").exists() and saving.restore_latest(tmp_path / "moved", refuse).number == 1
 
 
 def test_what_a_stranger_has_cut_and_summed_anew_is_refused_without_tracebacks(tmp_path, capfd):
     arrays = {f"a{number:02d}": jnp.ones((50, 20)) * number for number in range(30)}
-    checkpoints.write(tmp_path, *checkpoints.content_of({}, arrays, []))
+    checkpoints.write(tmp_path, *checkpoints.checkpoint_content({}, arrays, []))
     for path in (tmp_path / "1" / "arrays" / "d").iterdir():
         os.truncate(path, 100)
     (tmp_path / "1" / _files.CHECKSUMS).unlink()
@@ -452,7 +460,7 @@ def test_what_begins_while_orbax_reads_ends_before_its_loop_closes_and_logs_noth
         raise ValueError("a second file is damaged too")
 
     ended = []
-    with checkpoints.reads_finished():
+    with checkpoints.finish_reads():
         loop = asyncio.new_event_loop()
         reading = loop.create_task(read())
         loop.close()
@@ -482,7 +490,7 @@ def shared_tree(number):
 
 @pytest.fixture
 def shared_saves(monkeypatch):
-    """The numbers that are saved with the epochs told of each, without a disk; a save takes no time on the clock."""
+    """The numbers that are saved and the epochs of each, without a disk; a save takes no time on the clock."""
     numbers = []
     monkeypatch.setattr(
         checkpoints,
@@ -500,14 +508,16 @@ def shared_clock(monkeypatch):
 
 
 def test_a_folder_that_is_moved_is_told_and_not_made_anew(tmp_path):
-    told = []
-    with shared_checkpointer(tmp_path / "run", {}, every=0.0, warn=told.append) as checkpointer:
+    messages = []
+    with shared_checkpointer(tmp_path / "run", {}, every=0.0, warn=messages.append) as checkpointer:
         checkpointer.observe(shared_tree(1), SHARED_HISTORY)
         checkpointer.save()
         (tmp_path / "run").rename(tmp_path / "moved")
         checkpointer.observe(shared_tree(2), SHARED_HISTORY)
         checkpointer.save()
-    assert len(told) == 1 and all("was moved or removed while the run was writing there" in text for text in told)
+    assert len(messages) == 1 and all(
+        "was moved or removed while the run was writing there" in text for text in messages
+    )
     assert not (tmp_path / "run").exists() and saving.restore_latest(tmp_path / "moved", refuse).number == 1
 
 
@@ -567,8 +577,8 @@ def test_a_full_disk_is_told_in_one_line_and_the_run_goes_on(tmp_path, monkeypat
     def full(*_):
         raise OSError(28, os.strerror(28))
 
-    told = []
-    with shared_checkpointer(tmp_path, {}, every=99, warn=told.append) as checkpointer:
+    messages = []
+    with shared_checkpointer(tmp_path, {}, every=99, warn=messages.append) as checkpointer:
         checkpointer.observe(shared_tree(1), SHARED_HISTORY)
         checkpointer.save()
         with monkeypatch.context() as patch:
@@ -577,7 +587,9 @@ def test_a_full_disk_is_told_in_one_line_and_the_run_goes_on(tmp_path, monkeypat
             checkpointer.save()
         assert saving.restore_latest(tmp_path, refuse).number == 1
         checkpointer.observe(shared_tree(3), SHARED_HISTORY)
-    assert told == ["a checkpoint could not be saved (No space left on device); the last good one stays."]
+    assert messages == [
+        f"a checkpoint could not be saved (No space left on device); the last good one in {tmp_path} stays."
+    ]
     assert int(saving.restore_latest(tmp_path, refuse).arrays["number"]) == 3
 
 
@@ -655,12 +667,12 @@ def train(folder, epochs, placed):
     sums = lambda arrays: {name: hashlib.sha256(np.asarray(array).tobytes()).hexdigest()[:16] for name, array in
                            sorted(arrays.items())}
     saved = restore_latest(folder, print)
-    told = {"read": saved and sums(saved.arrays)}
+    report = {"read": saved and sums(saved.arrays)}
     if saved:
         begin = unflatten_named(begin, saved.arrays)
     begin, rows = placed(begin), placed(rows)
-    told["placed"] = sums(flatten_named(to_host(begin)))
-    told["split"] = sum(not leaf.is_fully_replicated for leaf in jax.tree.leaves(begin))
+    report["placed"] = sums(flatten_named(to_host(begin)))
+    report["split"] = sum(not leaf.is_fully_replicated for leaf in jax.tree.leaves(begin))
     with shared_checkpointer(folder, {}, every=0, warn=print) as checkpointer:
         def paused(run_state, history):
             checkpointer.save()
@@ -670,14 +682,14 @@ def train(folder, epochs, placed):
     # All have saved before anybody reads.
     processes.all_gather([0])
     again = restore_latest(folder, print)
-    return {**told, "end": sums(flatten_named(whole)), "again": sums(again.arrays), "number": again.number}, whole
+    return {**report, "end": sums(flatten_named(whole)), "again": sums(again.arrays), "number": again.number}, whole
 """
 SHARED = """
 mesh = make_mesh(data=number)
 def placed(tree):
     return shard_dataset(tree, mesh) if hasattr(tree, "inputs") else shard_state(tree, mesh, large=0)
-told, _ = train(Path(given[0]), int(given[1]), placed)
-print(json.dumps(told))
+report, _ = train(Path(given[0]), int(given[1]), placed)
+print(json.dumps(report))
 processes.shutdown()
 """
 
@@ -690,9 +702,9 @@ def alone(folder, epochs):
 
 def together(number, folder, epochs):
     """What the processes tell of it, which is the same."""
-    told = [json.loads(text) for text in scripts(TRAINS + SHARED, number, folder, epochs)]
-    assert all(each == told[0] for each in told)
-    return told[0]
+    report = [json.loads(text) for text in scripts(TRAINS + SHARED, number, folder, epochs)]
+    assert all(each == report[0] for each in report)
+    return report[0]
 
 
 @pytest.mark.processes
@@ -705,9 +717,9 @@ def test_split_weights_go_from_one_number_of_processes_to_another_bit_for_bit(tm
     last, run_state = alone(folder, 4)
     assert two["split"] > 9 and three["split"] > 9 and last["split"] == 0
     assert two["number"] > one.number and three["number"] > two["number"]
-    for told in (two, three, last):
+    for report in (two, three, last):
         # What was saved is what is read, and what is placed is what was read.
-        assert told["placed"] == told["read"] and told["again"] == told["end"]
+        assert report["placed"] == report["read"] and report["again"] == report["end"]
     assert two["end"] == three["read"] and three["end"] == last["read"]
     # And the run is that of one process.
     expected = _tree.flatten_named(whole)
@@ -735,7 +747,7 @@ with shared_checkpointer(Path(given[0]), {}, every=99, warn=print) as checkpoint
 processes.shutdown()
 """
     said = scripts(body, 2, tmp_path / "saved")
-    text = "a checkpoint could not be saved ({}); the last good one stays."
+    text = f"a checkpoint could not be saved ({{}}); the last good one in {tmp_path / 'saved'} stays."
     here, there = text.format("No space left on device"), text.format("by another process")
     assert said[0].splitlines() == [there, "0", here, "1", "2 1", "3 1 2"]
     assert said[1].splitlines() == [here, "0", there, "1", "2 1", "3 1 2"]

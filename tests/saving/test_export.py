@@ -89,7 +89,7 @@ def test_the_folder_holds_all_and_its_checksums_agree(tmp_path):
     assert [path.name for path in folder.parent.iterdir()] == ["model"]
     done = subprocess.run(["sha256sum", "-c", "--strict", "SHA256SUMS"], cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.count(": OK") == len(FILES) - 1
-    assert (folder / "README.md").read_text().startswith("# Rain\n\nAs it falls.\n\n## How it is used\n")
+    assert (folder / "README.md").read_text().startswith("# Rain\n\nAs it falls.\n\n## Usage\n")
     assert (folder / "predict.py").read_bytes() == (ROOT / "jaxdl" / "saving" / "predict_script.py").read_bytes()
 
 
@@ -174,7 +174,10 @@ def test_a_folder_is_there_whole_or_not_at_all(tmp_path, monkeypatch, error):
         ({"columns": ["a", "b"]}, r"columns must be 3 different names .* got \['a', 'b'\]"),
         ({"columns": ["a", "b", "a"]}, "columns must be 3 different names"),
         ({"columns": ["a", "b", " c"]}, "columns must be 3 different names"),
-        ({"outputs": OutputSpec(["a", "b"])}, r"must be 1 different ones, as the model gives, got \['a', 'b'\]"),
+        (
+            {"outputs": OutputSpec(["a", "b"])},
+            r"outputs must have 1 different names, one for each output of the model, got \['a', 'b'\]",
+        ),
         ({"outputs": OutputSpec(link="log")}, "link must be one of"),
     ],
 )
@@ -436,7 +439,7 @@ def test_another_link_or_the_scaling_of_other_columns_is_refused():
     weights = trained_weights(model, WIDE)
     with pytest.raises(InputError, match="link must be one of none, sigmoid, softmax, got 'logit'"):
         inference(model, weights, WIDE, link="logit")
-    with pytest.raises(InputError, match=r"a mean and a spread for each column of \(33, 11\)"):
+    with pytest.raises(InputError, match=r"a mean and a scale for each column of \(33, 11\)"):
         inference(model, weights, WIDE, scaling=StandardScaler(np.zeros(3), np.ones(3)))
 
 

@@ -234,7 +234,7 @@ def test_trees_of_other_libraries_come_back_by_their_like(tmp_path, name):
     for a, b in zip(jax.tree.leaves(restored), jax.tree.leaves(params), strict=True):
         assert a.dtype == b.dtype and bool(jnp.all(a == b))
     if name in ("NamedTuple", "Equinox", "tuple keys"):
-        with pytest.raises(InputError, match=r"which load cannot make. Write load\(path, like=weights\)"):
+        with pytest.raises(InputError, match=r"which load cannot make. Write load\(path, like=variables\)"):
             load(tmp_path / "model")
 
 

@@ -41,7 +41,7 @@ from experiments.lesson.findings import bars
 from experiments.lesson.lesson import Config, Data, run
 from experiments.lesson.training import Truth
 from experiments.weather.experiment import LOSSES, METRICS, split_sets
-from jaxdl._files import locked
+from jaxdl._files import lock_folder
 from jaxdl.datasets import BASEL, load_cifar10, load_weather
 from jaxdl.ensembles import seeds, sweeps
 from jaxdl.losses import softmax_cross_entropy
@@ -449,7 +449,7 @@ def test_fresh_keeps_the_old_lesson(copied, tmp_path, without_networks, capsys):
 @pytest.mark.parametrize("flags", [(), ("--fresh",)])
 def test_a_folder_in_use_is_refused_and_stays(flags, copied, capsys):
     before = contents(copied)
-    with locked(copied):
+    with lock_folder(copied):
         assert call(*QUICK, "--workdir", copied, *flags) == 2
     assert f"is in use by process {os.getpid()} on " in capsys.readouterr().err
     assert contents(copied) == before and [path.name for path in copied.parent.iterdir()] == ["copy"]
