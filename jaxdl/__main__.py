@@ -166,7 +166,7 @@ def _show(command: Show, console: Console) -> None:
 
 
 def _export(command: Export, console: Console) -> None:
-    export_run(command.run, command.out, kept=command.weights)
+    export_run(command.run, command.out, which=command.weights)
     if command.json:
         print(_files.as_json({"folder": str(command.out), "files": catalog.files(command.out)}), end="")
     elif not command.quiet:

@@ -36,8 +36,8 @@ class Estimate(NamedTuple):
     """The mean of a metric over seeds, with its standard error and confidence interval."""
 
     mean: float
-    deviation: float  # the standard deviation over seeds, ddof 1
-    error: float  # the standard error of the mean
+    std: float  # the standard deviation over seeds, ddof 1
+    sem: float  # the standard error of the mean
     low: float  # the ends of the confidence interval of the mean
     high: float
     count: int  # type: ignore[assignment]  # of all seeds
@@ -64,7 +64,7 @@ def estimate(values: ArrayLike, confidence: float = 0.95) -> Estimate:
     6 (1908).
 
     >>> estimate([1.0, 2.0, 3.0])._replace(low=0.0, high=0.0)
-    Estimate(mean=2.0, deviation=1.0, error=0.577..., low=0.0, high=0.0, count=3, diverged=0)
+    Estimate(mean=2.0, std=1.0, sem=0.577..., low=0.0, high=0.0, count=3, diverged=0)
     """
     from scipy.special import stdtrit
 

@@ -14,7 +14,7 @@ import optax
 from rich.console import Console
 
 from experiments.lesson import training
-from experiments.lesson.rows import Row, estimate
+from experiments.lesson.rows import Row, mean_over_seeds
 from experiments.lesson.training import Task, Trained, Truth, evaluate, train
 from experiments.weather.experiment import LOSSES, METRICS, RECIPES, Recipe, split_sets
 from experiments.weather.features import first_days, of_place, oversampled, with_last_days, with_month
@@ -282,7 +282,7 @@ def run_all(
 
 
 def _summary(row: Row) -> str:
-    test = estimate(row.values["test"]).text(row.unit).replace("\n", ", ")
+    test = mean_over_seeds(row.values["test"]).text(row.unit).replace("\n", ", ")
     return f"{row.section}: {row.name}, {row.figure} {test} {row.unit} on test rows, {row.seconds:.1f} s"
 
 

@@ -9,10 +9,11 @@ import numpy as np
 
 from experiments.lesson.exercises import BARBECUE, CIFAR10, EXERCISES, NEXT, SIZES
 from experiments.lesson.findings import LEVELS, bars, recommended
-from experiments.lesson.rows import Row, estimate
+from experiments.lesson.rows import Row, mean_over_seeds
 from experiments.lesson.training import Trained, Truth
 from jaxdl import plots
 from jaxdl.metrics import roc_curve
+from jaxdl.types import SETS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -70,8 +71,8 @@ def figures(
 
 
 def _sizes(sizes: Sequence[Row], rows: Sequence[Row]) -> Drawn:
-    means = {name: [estimate(row.values[name]).mean for row in sizes] for name in ("train", "validation", "test")}
-    errors = {name: [estimate(row.values[name]).error for row in sizes] for name in means}
+    means = {name: [mean_over_seeds(row.values[name]).mean for row in sizes] for name in SETS}
+    errors = {name: [mean_over_seeds(row.values[name]).sem for row in sizes] for name in means}
     today = next((float(row.values["test"][0]) for row in rows if row.name == "as today"), None)
     figure = plots.model_size(
         [row.parameters or 1 for row in sizes],
@@ -120,7 +121,7 @@ def _predictions(networks: Trained, truth: Truth, quantity: str) -> Iterator[Dra
         return
     caption = f"The fraction of test targets in the intervals of {count} networks, against the level of the intervals."
     coverage = {kind: list(shares.values()) for kind, shares in error_bars.coverage.items()}
-    yield Drawn(NEXT, "coverage", caption, plots.coverage(LEVELS, coverage, rows=len(targets)))
+    yield Drawn(NEXT, "coverage", caption, plots.coverage(LEVELS, coverage, examples=len(targets)))
     caption = (
         "The mean prediction of all networks, with calibrated intervals that should contain 90 % of the test targets."
     )

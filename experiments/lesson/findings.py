@@ -148,7 +148,7 @@ def recommended(sizes: Sequence[Row]) -> int | None:
     A size with a diverged seed is excluded. None where no size remains, or a single seed gives no standard error.
     """
     estimates = [estimate(row.values["validation"]) for row in sizes]
-    errors = [entry.error for entry in estimates]
+    errors = [entry.sem for entry in estimates]
     if not np.isfinite(errors).any():
         return None
     return one_standard_error([entry.mean for entry in estimates], errors, [row.parameters for row in sizes])
@@ -165,7 +165,7 @@ def _about_sizes(sizes: Sequence[Row]) -> Iterator[str]:
     if chosen is None or len(finite) < 2:
         return
     best, small = min(finite, key=lambda row: estimates[row.name].mean), sizes[chosen]
-    mean, error = (number(value, best.unit) for value in (estimates[best.name].mean, estimates[best.name].error))
+    mean, error = (number(value, best.unit) for value in (estimates[best.name].mean, estimates[best.name].sem))
     yield (
         f'Of {len(finite)} sizes of network, "{best.name}" has the lowest mean {best.figure} on validation rows, '
         f'{mean} +- {error} {best.unit}. The smallest within one standard error of it is "{small.name}", with '

@@ -125,7 +125,9 @@ def run(config: Config, console: Console, interrupts: Signals = NEVER) -> list[R
         stack.enter_context(locked(folder))
         if _claim(config, folder, data):
             console.print(f"The lesson in {folder} resumes after its finished rows.", markup=False, soft_wrap=True)
-        interrupts.advise(f"interrupted; the same command with --workdir {folder} resumes after the finished rows.")
+        interrupts.set_message(
+            f"interrupted; the same command with --workdir {folder} resumes after the finished rows."
+        )
         lesson = exercises.run_all(data.weather, data.pictures, config.seeds, config.full, folder / "rows", console)
         truth = exercises.truths(*data.weather) if data.weather else {}
         sentences = [*findings(lesson.rows), *_calibration(lesson, truth)]

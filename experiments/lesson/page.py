@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from experiments.lesson.rows import Row, check, epochs, estimate, in_sections, number
+from experiments.lesson.rows import Row, check, epochs, in_sections, mean_over_seeds, number
 from jaxdl.errors import InputError
 from jaxdl.types import SETS
 
@@ -166,7 +166,7 @@ def _cell(row: Row, name: str) -> str:
     lesson = f"<small>lesson {number(row.printed[name], row.unit)}</small>" if name in row.printed else ""
     if name not in row.values:
         return lesson
-    mean, error, diverged = estimate(row.values[name])
+    mean, error, diverged = mean_over_seeds(row.values[name])
     count = "all " * (diverged == len(row.seeds) > 1) + f"{diverged} " * (len(row.values[name]) > 1)
     note = f'<small class="lost">{count}diverged</small>' if diverged else ""
     if np.isnan(mean):
@@ -200,7 +200,7 @@ def _reading(rows: Sequence[Row]) -> list[str]:
         lines.append("“Lesson” is the value of a single run, as the lesson prints it.")
     if any(row.best for row in rows):
         lines.append("A * at the epochs means: the values are those of the best epoch, not of the last.")
-    if any(estimate(values).diverged for row in rows for values in row.values.values()):
+    if any(mean_over_seeds(values).diverged for row in rows for values in row.values.values()):
         lines.append("A seed has diverged where its value is NaN or infinite. The means are those of the other seeds.")
     return [f"<p>{_text(line)}</p>" for line in lines]
 

@@ -42,18 +42,18 @@ class Row(NamedTuple):
     best: bool = False  # whether the values are those of the best epoch, instead of the last
 
 
-class Estimate(NamedTuple):
+class SeedMean(NamedTuple):
     """The mean over the seeds."""
 
     mean: float  # of the finite values; nan without any
-    error: float  # standard error of the mean, std / sqrt(n) with the std's divisor n - 1; nan for fewer than two seeds
+    sem: float  # standard error of the mean, std / sqrt(n) with the std's divisor n - 1; nan for fewer than two seeds
     diverged: int  # number of values that are nan or infinite
 
     def text(self, unit: str) -> str:
         """Return a text such as "3.49 +- 0.04", with the number of diverged seeds on a line of its own."""
         if math.isnan(self.mean):
             return "diverged" if self.diverged < 2 else f"all {self.diverged} diverged"
-        error = "" if math.isnan(self.error) else f" +- {number(self.error, unit)}"
+        error = "" if math.isnan(self.sem) else f" +- {number(self.sem, unit)}"
         return f"{number(self.mean, unit)}{error}" + (f"\n{self.diverged} diverged" if self.diverged else "")
 
 
@@ -62,13 +62,13 @@ def number(value: float, unit: str) -> str:
     return f"{value:.{DECIMALS.get(unit, 3)}f}"
 
 
-def estimate(values: Any) -> Estimate:
+def mean_over_seeds(values: Any) -> SeedMean:
     """Return the mean and its standard error of values, (seeds,)."""
     values = np.asarray(values, np.float64)
     finite = values[np.isfinite(values)]
     mean = float(finite.mean()) if finite.size else math.nan
     error = float(finite.std(ddof=1) / math.sqrt(finite.size)) if finite.size > 1 else math.nan
-    return Estimate(mean, error, values.size - finite.size)
+    return SeedMean(mean, error, values.size - finite.size)
 
 
 def check(rows: Sequence[Row]) -> None:
@@ -105,7 +105,7 @@ def as_frame(rows: Sequence[Row]) -> pd.DataFrame:
     for row in rows:
         line = {**_about(row), "seeds": len(row.seeds), "diverged": _diverged(row)}
         for name in SETS:
-            mean, error, _ = estimate(row.values.get(name, ()))
+            mean, error, _ = mean_over_seeds(row.values.get(name, ()))
             line |= {f"{name}_mean": mean, f"{name}_error": error}
         line |= {
             "epochs_mean": np.mean(row.epochs) if len(row.epochs) else math.nan,
@@ -166,7 +166,7 @@ def table(rows: Sequence[Row], title: str = "") -> Table:
 
 
 def _cell(row: Row, name: str) -> str:
-    text = estimate(row.values[name]).text(row.unit) if name in row.values else ""
+    text = mean_over_seeds(row.values[name]).text(row.unit) if name in row.values else ""
     return f"{text}\n[dim]lesson {number(row.printed[name], row.unit)}[/dim]" if name in row.printed else text
 
 

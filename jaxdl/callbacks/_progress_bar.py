@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def progress_bar(
     epochs: int,
-    figures: tuple[str, ...] = ("loss",),
+    metrics: tuple[str, ...] = ("loss",),
     *,
     console: Console | None = None,
     batches: int = 1,
@@ -27,7 +27,7 @@ def progress_bar(
     """Show the epoch, the metrics, the best epoch so far and the time left of a run.
 
     It is one line in a terminal, a bar in a notebook, lines of text in a log, and nothing for a quiet console, each
-    updated at most a few times a second, so that short epochs stay fast. figures: the metrics; the best epoch is shown
+    updated at most a few times a second, so that short epochs stay fast. metrics: their names; the best epoch is shown
     with its value of the last of them. Of many runs, as of `fit_seeds` and `sweep`, it shows the means. The callback
     may be called after every epoch or more often: with `batches`, the number of batches of an epoch, the bar moves
     within an epoch. initial_epoch: the last epoch before the run.
@@ -46,10 +46,10 @@ def progress_bar(
     if console.quiet:
         return nullcontext(lambda run_state, history: None)
     if console.is_jupyter:
-        return _notebook_bar(epochs, figures, batches, initial_epoch)
+        return _notebook_bar(epochs, metrics, batches, initial_epoch)
     if console.is_terminal:
-        return _terminal_bar(console, epochs, figures, batches)
-    return _log_lines(console, epochs, figures, initial_epoch)
+        return _terminal_bar(console, epochs, metrics, batches)
+    return _log_lines(console, epochs, metrics, initial_epoch)
 
 
 @contextmanager

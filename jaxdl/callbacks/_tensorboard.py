@@ -116,7 +116,7 @@ def _pop_folder(row: dict[str, Any]) -> str:
 def histograms(
     folder: str | Path,
     plan: Plan,
-    rows: Dataset | DataSource,
+    dataset: Dataset | DataSource,
     start: RunState,
     *,
     every: int = 10,
@@ -124,7 +124,7 @@ def histograms(
 ) -> Iterator[Callback]:
     """Write histograms of each layer's parameters and gradients, as TensorBoard's runs `weights` and `gradients`.
 
-    They are those of every `every`-th epoch and of epoch 0, the initial parameters. rows: the training dataset; the
+    They are those of every `every`-th epoch and of epoch 0, the initial parameters. dataset: the training data; the
     gradients are those of the training loss on its first batch. start: the run state at the start of the run;
     TensorBoard forgets later epochs in the folder. Numbers that are not finite are left out.
 
@@ -156,7 +156,7 @@ def histograms(
         warn(f"{folder} gets no histograms, because several processes hold parts of the parameters.")
         yield lambda run_state, history: None
         return
-    first = jax.tree.map(lambda leaf: leaf[: plan.batch_size], loader(rows, plan.batch_size).first)
+    first = jax.tree.map(lambda leaf: leaf[: plan.batch_size], loader(dataset, plan.batch_size).first)
     # On the host, because the parameters and the dataset may be on different devices.
     batch: Dataset = jax.tree.map(np.asarray, to_host(first))
     pending: list[tuple[int, float, dict[str, dict[str, Array]]]] = []  # epoch, time, arrays by run and name

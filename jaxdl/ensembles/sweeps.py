@@ -396,39 +396,39 @@ def sweep(
     return SweepResult(table, history, plans, best, final, race.snapshot(), race.records)
 
 
-def summarize(found: SweepResult, figure: str, *, at: Literal["best", "last"] = "best") -> pd.DataFrame:
+def summarize(result: SweepResult, metric: str, *, at: Literal["best", "last"] = "best") -> pd.DataFrame:
     """Return the mean of a value over the seeds of each trial, indexed by the trial, beside the trial's arguments.
 
-    found: the result of a sweep. figure: a value of its history, such as "val_rmse". at: the best epoch of each run by
-    its monitored value, or its last. Columns: the trial's arguments, `parameters`, and those of `stats.estimate`: mean,
-    deviation, standard error, 95 % confidence interval. `stats.one_standard_error(mean, error, parameters)` recommends
-    a trial, with `mode="max"` for an accuracy. Raises InputError for a value that the history does not hold.
+    result: of a sweep. metric: a column of its history, such as "val_rmse". at: the best epoch of each run by its
+    monitored value, or its last. Columns: the trial's arguments, `parameters`, and those of `stats.estimate`: `mean`,
+    `std`, `sem`, and the 95 % confidence interval. `stats.one_standard_error(mean, sem, parameters)` recommends a
+    trial, with `mode="max"` for an accuracy. Raises InputError for a value that the history does not hold.
 
     >>> import pandas as pd
     >>> table = pd.DataFrame({"trial": [0, 0], "seed": [0, 1], "parameters": 2, "epochs": 9, "best_epoch": 9})
     >>> history = pd.DataFrame({"trial": [0, 0], "seed": [0, 1], "epoch": 9, "rmse": [1.0, 3.0]})
-    >>> summarize(SweepResult(table, history, (), (), ()), "rmse").loc[0, ["parameters", "mean", "error"]].tolist()
+    >>> summarize(SweepResult(table, history, (), (), ()), "rmse").loc[0, ["parameters", "mean", "sem"]].tolist()
     [2.0, 2.0, 1.0]
     """
     import pandas as pd
 
-    names = [str(name) for name in found.history if name not in ("trial", "seed")]
-    if figure not in names:
-        similar = nearest(figure, names)
+    names = [str(name) for name in result.history if name not in ("trial", "seed")]
+    if metric not in names:
+        similar = nearest(metric, names)
         raise InputError(
-            f'figure="{figure}" is not measured. The sweep measures: {", ".join(names)}.'
+            f'metric="{metric}" is not measured. The sweep measures: {", ".join(names)}.'
             + (f' Use "{similar}".' if similar else "")
         )
     if at not in ("best", "last"):
         raise InputError(f'at must be "best" or "last", got "{at}".')
     # From the history: in the table, an argument of the trials may have the same name.
     end = "best_epoch" if at == "best" else "epochs"
-    ends = found.table[["trial", "seed", end]].rename(columns={end: "epoch"})
-    values = ends.merge(found.history, how="left", on=["trial", "seed", "epoch"])
-    columns = list(found.table)
+    ends = result.table[["trial", "seed", end]].rename(columns={end: "epoch"})
+    values = ends.merge(result.history, how="left", on=["trial", "seed", "epoch"])
+    columns = list(result.table)
     arguments = [name for name in columns[: columns.index(ENDS[0])] if name not in ("trial", "seed")]
-    estimates = {index: estimate(column)._asdict() for index, column in values.groupby("trial")[figure]}
-    return found.table.groupby("trial")[arguments].first().join(pd.DataFrame.from_dict(estimates, orient="index"))
+    estimates = {index: estimate(column)._asdict() for index, column in values.groupby("trial")[metric]}
+    return result.table.groupby("trial")[arguments].first().join(pd.DataFrame.from_dict(estimates, orient="index"))
 
 
 def _check_arguments(

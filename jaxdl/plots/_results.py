@@ -268,25 +268,27 @@ def intervals(
     return figure
 
 
-def coverage(nominal: ArrayLike, found: Mapping[str, Any], *, rows: int | None = None, title: str = "") -> Figure:
+def coverage(
+    nominal: ArrayLike, fractions: Mapping[str, Any], *, examples: int | None = None, title: str = ""
+) -> Figure:
     """Draw the fraction of true values that intervals hold against the nominal fraction (K,), a line for each entry.
 
-    found: (K,) fractions by name. rows: the number of examples behind each fraction; then a band shows where 95 % of
-    calibrated intervals would lie, by the normal approximation of the binomial distribution, sqrt(p (1 - p) / rows).
+    fractions: (K,) by name. examples: the number of examples behind each fraction; then a band shows where 95 % of
+    calibrated intervals would lie, by the normal approximation of the binomial, sqrt(p (1 - p) / examples).
 
-    >>> len(coverage([0.5, 0.9], {"raw": [0.3, 0.6], "calibrated": [0.5, 0.88]}, rows=165).axes)
+    >>> len(coverage([0.5, 0.9], {"raw": [0.3, 0.6], "calibrated": [0.5, 0.88]}, examples=165).axes)
     1
     """
     figure = blank(5, 5, above=0.45)
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color=GREY, linewidth=1)
-    if rows is not None:
+    if examples is not None:
         grid = np.linspace(0, 1, 201)
-        reach = NormalDist().inv_cdf(0.975) * np.sqrt(grid * (1 - grid) / rows)
+        reach = NormalDist().inv_cdf(0.975) * np.sqrt(grid * (1 - grid) / examples)
         band: dict[str, Any] = {"color": GREY, "alpha": 0.2, "linewidth": 0}
-        axes.fill_between(grid, grid - reach, grid + reach, label=f"chance, {rows} examples", **band)
-    for (name, fractions), (color, marker) in zip(found.items(), cycle(STYLES), strict=False):
-        axes.plot(nominal, fractions, color=color, marker=marker, markersize=5, linewidth=1.5, label=plain(name))
+        axes.fill_between(grid, grid - reach, grid + reach, label=f"chance, {examples} examples", **band)
+    for (name, values), (color, marker) in zip(fractions.items(), cycle(STYLES), strict=False):
+        axes.plot(nominal, values, color=color, marker=marker, markersize=5, linewidth=1.5, label=plain(name))
     axes.set(xlabel="fraction that the intervals should hold", ylabel="fraction that they hold", title=plain(title))
     axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
     axes.legend(loc="upper left")

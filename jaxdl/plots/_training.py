@@ -345,26 +345,26 @@ def learning_rate(table: pd.DataFrame, metric: str = "loss", *, unit: str = "", 
     return figure
 
 
-def lr_finder(found: LearningRateScan, *, unit: str = "", title: str = "") -> Figure:
+def lr_finder(scan: LearningRateScan, *, unit: str = "", title: str = "") -> Figure:
     """Draw the loss of a learning-rate scan, of each batch and smoothed, and the rate at which it falls fastest.
 
-    >>> found = LearningRateScan(np.geomspace(1e-3, 1, 4), np.array([4.0, 3.0, np.inf, 1.0]))
-    >>> figure = lr_finder(found)
+    >>> scan = LearningRateScan(np.geomspace(1e-3, 1, 4), np.array([4.0, 3.0, np.inf, 1.0]))
+    >>> figure = lr_finder(scan)
     >>> figure.axes[0].get_xscale()
     'log'
     """
     figure = blank(7, 4.5, above=0.45)
     axes = figure.subplots()
-    means, suggested = smoothed(found), suggestion(found)
-    finite = np.where(np.isfinite(found.losses), found.losses, np.nan)
-    axes.plot(found.rates, finite, ".", color=BLUE, alpha=0.45, markeredgewidth=0, label="loss of a batch")
-    axes.plot(found.rates, means, color=BLUE, linewidth=2, label="smoothed")
+    means, suggested = smoothed(scan), suggestion(scan)
+    finite = np.where(np.isfinite(scan.losses), scan.losses, np.nan)
+    axes.plot(scan.rates, finite, ".", color=BLUE, alpha=0.45, markeredgewidth=0, label="loss of a batch")
+    axes.plot(scan.rates, means, color=BLUE, linewidth=2, label="smoothed")
     if np.isfinite(suggested):
-        height = means[np.argmin(np.abs(found.rates - suggested))]
+        height = means[np.argmin(np.abs(scan.rates - suggested))]
         axes.axvline(suggested, color=GREY, linestyle=":")
         axes.plot(suggested, height, "o", color=VERMILION, markersize=8, label=f"falls fastest: {suggested:.1e}")
-    if not np.isfinite(found.losses).all():
-        first = found.rates[np.argmin(np.isfinite(found.losses))]
+    if not np.isfinite(scan.losses).all():
+        first = scan.rates[np.argmin(np.isfinite(scan.losses))]
         axes.axvline(first, color=VERMILION, linestyle="--", label=f"not finite from {first:.1e}")
     finite_means = means[np.isfinite(means)]
     if finite_means.size:
@@ -373,6 +373,6 @@ def lr_finder(found: LearningRateScan, *, unit: str = "", title: str = "") -> Fi
         reach = (high - low) or abs(high) or 1.0
         axes.set_ylim(low - 0.3 * reach, high + 0.7 * reach)
     axes.set(xscale="log", xlabel="learning rate", ylabel=with_unit("loss", unit), title=plain(title))
-    axes.set_xlim(found.rates[0], found.rates[-1])
+    axes.set_xlim(scan.rates[0], scan.rates[-1])
     axes.legend(loc="lower left")
     return figure

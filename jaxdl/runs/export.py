@@ -19,17 +19,17 @@ from jaxdl.saving.export import escape_html, export_model, load_model
 from jaxdl.types import SETS, Model, Variables
 
 
-def export_run(run: str | Path, folder: str | Path, *, kept: Literal["best", "final"] = "best") -> Path:
+def export_run(run: str | Path, folder: str | Path, *, which: Literal["best", "final"] = "best") -> Path:
     """Export the model of a finished run into a new folder, as `export_model` does; return the folder.
 
-    kept: the variables of the best epoch, or of the last. Raises InputError for a folder without a finished run, for a
+    which: the variables of the best epoch, or of the last. Raises InputError for a folder without a finished run, for a
     run whose files do not describe its model, and as `export_model` does.
 
     >>> export_run("runs/first", "exported")  # doctest: +SKIP
     """
     run = Path(run)
     config, metrics = _read_finished(run)
-    if kept == "best" and metrics.get("best_epoch") == 0:
+    if which == "best" and metrics.get("best_epoch") == 0:
         raise InputError(
             f"the run in {run} has no best epoch, because no loss was finite. Train it again with other flags."
         )
@@ -41,7 +41,7 @@ def export_run(run: str | Path, folder: str | Path, *, kept: Literal["best", "fi
                 raise TypeError(name)
         rows = np.zeros((1, *inputs["shape"]), inputs["dtype"])
         model = None if config["network"] is None else build_model(from_json(config["network"]))
-        card = model_card(config, metrics, kept)
+        card = model_card(config, metrics, which)
     except InputError:
         raise
     except (AttributeError, KeyError, MemoryError, OverflowError, TypeError, ValueError) as error:
@@ -49,7 +49,7 @@ def export_run(run: str | Path, folder: str | Path, *, kept: Literal["best", "fi
             f"{run / folders.CONFIG} and {folders.METRICS} must describe the model, but {error} is missing or wrong. "
             "Restore them from a copy, or train again."
         ) from error
-    variables = load(run / "checkpoints" / kept)
+    variables = load(run / "checkpoints" / which)
     if model is None:
         model = _load_program(run, variables)
     return export_model(folder, model, variables, rows, columns=columns, outputs=outputs, card=card)
@@ -81,18 +81,18 @@ ERRORS = (
 )
 
 
-def model_card(config: Mapping[str, Any], metrics: Mapping[str, Any], kept: str) -> str:
-    """Return the model card of a run, in Markdown, from config.json and metrics.json. kept: best or final."""
+def model_card(config: Mapping[str, Any], metrics: Mapping[str, Any], which: str) -> str:
+    """Return the model card of a run, in Markdown, from config.json and metrics.json. which: best or final."""
     about, terms, data = config["card"], config["terms"], metrics["dataset"]
     rows = ", ".join(f"{data['rows'][name]:,} {name}" for name in SETS if name in data["rows"])
-    epoch = metrics["best_epoch"] if kept == "best" else metrics["epochs"]
+    epoch = metrics["best_epoch"] if which == "best" else metrics["epochs"]
     versions = ", ".join(f"{name} {version}" for name, version in config["versions"].items())
     parts = [
         f"# {about['title']}",
         about["predicts"],
         *([f"**{data['note']}**"] if data.get("note") else []),
         "## How good it is",
-        metrics_table(metrics, kept, config.get("outputs", {}).get("unit", "")),
+        metrics_table(metrics, which, config.get("outputs", {}).get("unit", "")),
         *([ERRORS] if metrics.get("test_errors") else []),
         "## Limits",
         about["limits"],
@@ -101,7 +101,7 @@ def model_card(config: Mapping[str, Any], metrics: Mapping[str, Any], kept: str)
         f"Licence: {terms['licence']}",
         *(["To cite:", "\n".join(f"- {work}" for work in terms["cite"])] if terms["cite"] else []),
         "## How it was trained",
-        f"The {kept} weights, of epoch {epoch} of {metrics['epochs']}, seed {config['seed']}, recipe "
+        f"The {which} weights, of epoch {epoch} of {metrics['epochs']}, seed {config['seed']}, recipe "
         f"{config.get('recipe')}. Commit of the code: {config['commit'] or 'unknown'}. Versions: {versions}.",
         f"Network: {_network(config.get('network'))}",
     ]
@@ -116,9 +116,9 @@ def _network(entry: Any) -> str:
     return f"{entry.get('kind')} ({words}){twice}."
 
 
-def metrics_table(metrics: Mapping[str, Any], kept: str, unit: str = "") -> str:
+def metrics_table(metrics: Mapping[str, Any], which: str, unit: str = "") -> str:
     """Return the metrics of a run as a Markdown table, with standard errors on the test rows, and the baselines."""
-    suffix = "_best" if kept == "best" else ""
+    suffix = "_best" if which == "best" else ""
     # The final values have no suffix, so the names of metrics come from those of the best epoch.
     entries = [name for name, entry in metrics.items() if isinstance(entry, dict) and {*SETS} <= entry.keys()]
     names = [name.removesuffix("_best") for name in entries if name.endswith("_best")]

@@ -178,7 +178,7 @@ def saving(
     with shared_checkpointer(folder, about, every=every, warn=warn) as checkpointer:
 
         def on_pause(run_state: RunState, history: list[dict[str, float]]) -> bool:
-            signal, due = processes.all_gather([interrupts.asked() or 0, checkpointer.due()]).max(0)
+            signal, due = processes.all_gather([interrupts.received() or 0, checkpointer.due()]).max(0)
             if signal or due:
                 checkpointer.save()
             return bool(signal)
@@ -188,4 +188,4 @@ def saving(
 
 def any_signal(interrupts: Signals) -> int:
     """Return the signal that came to any of the processes, 0 for none. Every process calls this function."""
-    return int(processes.all_gather([interrupts.asked() or 0]).max())
+    return int(processes.all_gather([interrupts.received() or 0]).max())

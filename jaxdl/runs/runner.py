@@ -82,13 +82,13 @@ def drive(
     reached, last_time, last_compiled = LoopResult(run_state, list(history)), time.perf_counter(), 0.0
     rows, validation = prepare_data(plan, train, validation)
     check_monitors(plan, run_state, validation)
-    pace = AdaptiveSteps(pause=lambda: interrupts.asked() is not None or should_pause())
+    pace = AdaptiveSteps(pause=lambda: interrupts.received() is not None or should_pause())
     steps: Iterator[Chunk] = chunks(plan, run_state, rows, validation, last=epochs, steps=pace)
     if on_nan == "stop":
         steps = check_finite(steps, plan, run_state, rows, validation)
 
     def hold_signals(chunk: Chunk) -> Chunk:
-        interrupts.hold(True)
+        interrupts.defer(True)
         return chunk
 
     with compile_clock() as compiled:
@@ -208,7 +208,9 @@ def _lead(
             folder = prepare_workdir(config.workdir, config.fresh, recipe_name(experiment, config), console)
             is_locked = stack.enter_context(locked(folder))
         _files.remove_drafts(folder)
-        interrupts.advise(f"interrupted; the same command with --workdir {folder} resumes from what is saved there.")
+        interrupts.set_message(
+            f"interrupted; the same command with --workdir {folder} resumes from what is saved there."
+        )
         job = Job(experiment, resolved, setup, data, folder, console, mesh, is_locked)
         start = _start(job)
         release(folder, start.state)
@@ -352,7 +354,7 @@ def _train(job: Job, start: StartPoint, interrupts: Signals) -> End:
             on_nan=config.on_nan,
             **saving._asdict(),
         )
-    interrupts.hold(False)
+    interrupts.defer(False)
     # Read again, because a signal may come while the last checkpoint is written.
     if number := multiprocess.any_signal(interrupts):
         raise StoppedError(number, folder)

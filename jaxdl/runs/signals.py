@@ -19,9 +19,9 @@ class StoppedError(Exception):
 class Signals(NamedTuple):
     """Functions of a loop that ends on a signal."""
 
-    asked: Callable[[], int | None]  # returns the number of the first signal, None before one came
-    hold: Callable[[bool], None]  # True: a first signal only sets `asked`; False: it ends the process at once
-    advise: Callable[[str], None]  # sets the text that is printed where a signal ends the process at once
+    received: Callable[[], int | None]  # returns the number of the first signal, None before one came
+    defer: Callable[[bool], None]  # True: a first signal only sets `received`; False: it ends the process at once
+    set_message: Callable[[str], None]  # sets the text that is printed where a signal ends the process at once
 
 
 NEVER = Signals(lambda: None, lambda on: None, lambda text: None)  # no signal ever comes
@@ -31,31 +31,31 @@ NEVER = Signals(lambda: None, lambda on: None, lambda text: None)  # no signal e
 def interrupts() -> Iterator[Signals]:
     """Let SIGINT, SIGTERM and SIGHUP end the process at once within the block, with a text and 128 + the signal.
 
-    While signals are held, the first one is only recorded, and a second one ends the process. A thread reads the
+    While signals are deferred, the first one is only recorded, and a second one ends the process. A thread reads the
     signals, so the process ends even while XLA compiles or a device is busy, where Python's handlers would wait.
     Signals that were ignored stay ignored. Outside the main thread, where Python allows no handlers, nothing changes.
     """
     if threading.current_thread() is not threading.main_thread():
         yield NEVER
         return
-    received: list[int] = []
-    held, advice = False, "interrupted."
+    numbers: list[int] = []
+    deferred, message = False, "interrupted."
 
-    def hold(on: bool) -> None:
-        nonlocal held
-        held = on
+    def defer(on: bool) -> None:
+        nonlocal deferred
+        deferred = on
 
-    def advise(text: str) -> None:
-        nonlocal advice
-        advice = text
+    def set_message(text: str) -> None:
+        nonlocal message
+        message = text
 
     def listen() -> None:
         while content := os.read(reading, 1):
             number = content[0]
             if number in watched:
-                received.append(number)
-                if len(received) > 1 or not held:
-                    _end(f"ended by a second signal: {advice}" if len(received) > 1 else advice, number)
+                numbers.append(number)
+                if len(numbers) > 1 or not deferred:
+                    _end(f"ended by a second signal: {message}" if len(numbers) > 1 else message, number)
 
     watched = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
     reading, writing = os.pipe()
@@ -66,7 +66,7 @@ def interrupts() -> Iterator[Signals]:
     # The handlers do nothing. They replace the default action, and Python writes the signal into the pipe.
     before = {number: signal.signal(number, lambda *_: None) for number in watched}
     try:
-        yield Signals(lambda: received[0] if received else None, hold, advise)
+        yield Signals(lambda: numbers[0] if numbers else None, defer, set_message)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -35,7 +35,7 @@ def test_the_summary_is_that_of_pandas(found, figure, at):
     places = runs["val_loss"].idxmin() if at == "best" else runs["epoch"].idxmax()
     of = found.history.loc[places].groupby("trial")[figure]
     table = summarize(found, figure, at=at)
-    for name, expected in {"mean": of.mean(), "deviation": of.std(), "error": of.sem(), "count": of.count()}.items():
+    for name, expected in {"mean": of.mean(), "std": of.std(), "sem": of.sem(), "count": of.count()}.items():
         np.testing.assert_allclose(table[name], expected, rtol=1e-6)
     half = stats.t.ppf(0.975, 2) * of.sem()
     np.testing.assert_allclose(table["high"], of.mean() + half, rtol=1e-6)
@@ -46,9 +46,9 @@ def test_the_summary_is_that_of_pandas(found, figure, at):
 def test_the_recommendation_is_the_cheapest_within_one_standard_error(found):
     table = summarize(found, "val_rmse")
     best = table["mean"].idxmin()
-    near = table[table["mean"] <= table.loc[best, "mean"] + table.loc[best, "error"]]
+    near = table[table["mean"] <= table.loc[best, "mean"] + table.loc[best, "sem"]]
     expected = near.sort_values(["parameters", "mean"]).index[0]
-    assert one_standard_error(table["mean"], table["error"], table["parameters"]) == expected
+    assert one_standard_error(table["mean"], table["sem"], table["parameters"]) == expected
 
 
 def test_the_number_of_epochs_can_be_summed_up_too(found):
@@ -144,7 +144,7 @@ def test_what_make_itself_refuses_is_told_as_it_says_it():
 @pytest.mark.parametrize("figure", ["nope", "reason", "seed", "parameters"])
 def test_a_figure_that_is_not_measured_is_told(found, figure):
     with pytest.raises(
-        InputError, match=f'figure="{figure}" is not measured. The sweep measures: epoch, loss, rmse, r2'
+        InputError, match=f'metric="{figure}" is not measured. The sweep measures: epoch, loss, rmse, r2'
     ):
         summarize(found, figure)
 

@@ -320,7 +320,7 @@ def test_coverage_shows_shares_against_the_diagonal():
 
 @pytest.mark.parametrize("rows", [165, 2000])
 def test_the_band_of_chance_is_that_of_the_binomial_distribution(rows):
-    figure = plots.coverage([0.9], {"raw": [0.8]}, rows=rows)
+    figure = plots.coverage([0.9], {"raw": [0.8]}, examples=rows)
     draw(figure)
     (band,) = (artist for artist in figure.axes[0].collections if isinstance(artist, PolyCollection))
     corners = band.get_paths()[0].vertices

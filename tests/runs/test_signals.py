@@ -20,21 +20,21 @@ def busy():
     # Many seconds in C, where no handler of Python runs.
     hashlib.pbkdf2_hmac("sha256", b"a", b"b", 60_000_000)
 with interrupts() as signals:
-    signals.advise("start again")
+    signals.set_message("start again")
 """
 BODIES = {
     "asleep": "    say('ready'); time.sleep(30)",
     "busy": "    say('ready'); busy()",
     "held": """
-    signals.hold(True)
+    signals.defer(True)
     say('ready')
-    while signals.asked() is None:
+    while signals.received() is None:
         time.sleep(0.01)
-    say(f'asked {signals.asked()}')
+    say(f'asked {signals.received()}')
 sys.exit(7)
 """,
-    "held and busy": "    signals.hold(True); say('ready'); busy()",
-    "held no more": "    signals.hold(True); signals.hold(False); say('ready'); busy()",
+    "held and busy": "    signals.defer(True); say('ready'); busy()",
+    "held no more": "    signals.defer(True); signals.defer(False); say('ready'); busy()",
 }
 
 
@@ -96,14 +96,14 @@ def test_nothing_is_left_behind():
     before, threads = [signal.getsignal(name) for name in names], threading.active_count()
     wakeup = signal.set_wakeup_fd(-1)
     with interrupts() as signals:
-        signals.hold(True)
+        signals.defer(True)
         assert threading.active_count() == threads + 1
         signal.raise_signal(signal.SIGTERM)
         for _ in range(500):
-            if signals.asked() is not None:
+            if signals.received() is not None:
                 break
             time.sleep(0.01)
-        assert signals.asked() == signal.SIGTERM
+        assert signals.received() == signal.SIGTERM
     assert [signal.getsignal(name) for name in names] == before
     assert signal.set_wakeup_fd(wakeup) == -1 and threading.active_count() == threads
 
@@ -125,4 +125,4 @@ def test_outside_of_the_main_thread_nothing_is_asked():
     thread = threading.Thread(target=run)
     thread.start()
     thread.join()
-    assert found == [NEVER] and NEVER.asked() is None
+    assert found == [NEVER] and NEVER.received() is None

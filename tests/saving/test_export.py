@@ -215,7 +215,7 @@ def test_an_exported_run_predicts_what_the_run_does(runs, built, tmp_path, name,
 
 
 def test_the_card_says_how_good_the_run_is(runs, tmp_path):
-    card = (export_run(runs["pictures"], tmp_path / "out", kept="final") / "README.md").read_text()
+    card = (export_run(runs["pictures"], tmp_path / "out", which="final") / "README.md").read_text()
     metrics = json.loads((runs["pictures"] / "metrics.json").read_text())
     share, error = metrics["accuracy"]["test"], metrics["test_errors"]["accuracy"]
     assert f"{share:.3f} +- {error:.3f} |" in card and "| accuracy of chance | | | 0.100 |" in card

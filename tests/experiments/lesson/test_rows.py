@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 from scipy.stats import sem
 
-from experiments.lesson.rows import Row, as_frame, as_seeds, check, estimate, number, table
+from experiments.lesson.rows import Row, as_frame, as_seeds, check, mean_over_seeds, number, table
 from jaxdl.errors import InputError
 from jaxdl.types import SETS
 
@@ -52,19 +52,19 @@ def shown(rows, width=80):
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=2, max_size=30))
 def test_estimates_are_those_of_scipy(values):
-    found = estimate(values)
+    found = mean_over_seeds(values)
     assert found.diverged == 0
     np.testing.assert_allclose(found.mean, statistics.fmean(values), rtol=1e-9, atol=1e-6)
-    np.testing.assert_allclose(found.error, sem(values), rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(found.sem, sem(values), rtol=1e-6, atol=1e-6)
 
 
 @given(st.lists(st.floats(1, 9), min_size=2, max_size=9), st.integers(1, 5), st.randoms())
 def test_what_diverged_is_counted_and_left_out_of_the_mean(values, lost, random):
     mixed = [*values, *random.choices([np.nan, np.inf, -np.inf], k=lost)]
     random.shuffle(mixed)
-    found = estimate(mixed)
+    found = mean_over_seeds(mixed)
     assert found.diverged == lost
-    np.testing.assert_allclose([found.mean, found.error], [statistics.fmean(values), sem(values)], rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose([found.mean, found.sem], [statistics.fmean(values), sem(values)], rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_what_diverged_is_counted_and_left_out_of_the_mean(values, lost, random)
     ],
 )
 def test_an_estimate_says_what_is_known_of_it(values, text):
-    assert estimate(values).text("hours") == text
+    assert mean_over_seeds(values).text("hours") == text
 
 
 def test_a_unit_has_its_decimals():
