@@ -138,7 +138,7 @@ def _list(command: Runs, console: Console) -> None:
 
 def _compare(command: Runs, console: Console) -> None:
     names = command.compare or ("", "")
-    entries = catalog.differences(*(_folder_of(command.folder, name) for name in names))
+    entries = catalog.diff_runs(*(_folder_of(command.folder, name) for name in names))
     if command.json:
         print(_files.as_json([entry._asdict() for entry in entries]), end="")
     elif command.quiet:
@@ -180,7 +180,7 @@ def _folder_of(folder: Path, name: str) -> Path:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse a command and run it; return the exit code, see the top of this file."""
-    _startup.begin()
+    _startup.prepare_process()
     try:
         return _run(arguments)
     finally:

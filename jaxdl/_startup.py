@@ -28,7 +28,7 @@ if sys.argv[:1] == ["-m"] and signal.getsignal(signal.SIGINT) is signal.default_
     signal.signal(signal.SIGINT, _end)
 
 
-def begin() -> None:
+def prepare_process() -> None:
     """Let Ctrl-C raise KeyboardInterrupt again, and open closed standard streams on the null device.
 
     Otherwise the next open file would get the number of a standard stream, and the output of libraries.

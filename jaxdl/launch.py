@@ -52,10 +52,10 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         action="store_true",
         help="give each process its own cores; with one core each, messages between processes take ten times as long",
     )
-    parser.add_argument("program", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    parser.add_argument("command", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     parsed = parser.parse_args(arguments)
-    parsed.program = parsed.program[1:] if parsed.program[:1] == ["--"] else parsed.program
-    if not parsed.program:
+    parsed.command = parsed.command[1:] if parsed.command[:1] == ["--"] else parsed.command
+    if not parsed.command:
         parser.error("a program must be given after --, for instance -- train.py")
     return parsed
 
@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Start the processes, forward signals, and return the exit code of all."""
     parsed = _parse(arguments)
     with _signals() as received:
-        children = _start(parsed.program, parsed.processes, parsed.pin)
+        children = _start(parsed.command, parsed.processes, parsed.pin)
         readers = [_reader(number, child) for number, child in enumerate(children) if number]
         try:
             code = _wait(children, received, parsed.grace)
@@ -103,7 +103,7 @@ def _signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _start(program: list[str], processes: int, pin: bool) -> list[subprocess.Popen[bytes]]:
+def _start(command: list[str], processes: int, pin: bool) -> list[subprocess.Popen[bytes]]:
     """Start the processes, each with its place in its environment."""
     coordinator = f"127.0.0.1:{free_port()}"
     # Before the fork: afterwards no library may be loaded.
@@ -124,7 +124,7 @@ def _start(program: list[str], processes: int, pin: bool) -> list[subprocess.Pop
         environment = {**defaults, **os.environ, **place, SECRET: secret}
         children.append(
             subprocess.Popen(
-                [sys.executable, *program],
+                [sys.executable, *command],
                 env=environment,
                 preexec_fn=prepare,
                 # Ctrl-C in a terminal then reaches the launcher alone, which forwards it once.

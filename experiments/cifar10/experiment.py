@@ -94,8 +94,10 @@ def resolve(config: Config) -> Config:
     recipe = RECIPES[config.recipe]
     for name in ("dropout", "width"):
         if getattr(config, name) is not None and getattr(recipe, name) is None:
-            right = next(other for other, values in RECIPES.items() if getattr(values, name) is not None)
-            raise InputError(f"--{name} must come with --recipe {right}, got --recipe {config.recipe}. Leave it out.")
+            enabling = next(other for other, values in RECIPES.items() if getattr(values, name) is not None)
+            raise InputError(
+                f"--{name} must come with --recipe {enabling}, got --recipe {config.recipe}. Leave it out."
+            )
     for name, most in MAX.items():
         value = getattr(config, name)
         if value is not None and not 1 <= value <= most:

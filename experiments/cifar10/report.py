@@ -74,7 +74,7 @@ def evaluate(setup: Setup, run_state: RunState) -> dict[str, Any]:
     matrix = confusion(labels, classes_of(test_probabilities(setup, run_state)), len(classes))
     counts = np.bincount(labels, minlength=len(classes))
     majority = int(np.bincount(np.asarray(sets["train"].targets), minlength=len(classes)).argmax())
-    shares = matrix.diagonal() / np.maximum(counts, 1)
+    fractions = matrix.diagonal() / np.maximum(counts, 1)
     return {
         **{f"{name}{suffix}": values[f"{name}{suffix}"] for suffix in ("", "_best") for name in ("accuracy", "loss")},
         "test_errors": {
@@ -82,7 +82,8 @@ def evaluate(setup: Setup, run_state: RunState) -> dict[str, Any]:
             for name in ("accuracy", "accuracy_best")
         },
         "per_class_accuracy": {
-            name: float(share) if count else None for name, share, count in zip(classes, shares, counts, strict=True)
+            name: float(fraction) if count else None
+            for name, fraction, count in zip(classes, fractions, counts, strict=True)
         },
         "baselines": {
             "chance": {"test_accuracy": 1 / len(classes)},

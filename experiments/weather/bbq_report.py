@@ -64,8 +64,8 @@ def baselines(setup: Setup) -> dict[str, np.ndarray]:
 
     The baselines are those of the regression, applied to labels 0 and 1, and the majority class of the training rows.
     """
-    share = np.mean(setup.sets["train"].targets)
-    majority = np.full(len(setup.rows["test"]), float(share > 0.5))
+    fraction = np.mean(setup.sets["train"].targets)
+    majority = np.full(len(setup.rows["test"]), float(fraction > 0.5))
     return {"majority_class": majority, **weather_report.baselines(setup.dataset, setup.rows)}
 
 

@@ -496,8 +496,8 @@ def _read_part(
     source: DataSource, first: Dataset, plan: WindowPlan, index: int, order: Any, prepare: Any, start: int, stop: int
 ) -> Any:
     """Read examples `start` to `stop` of each batch of a window, (K, stop - start, ...), as NumPy arrays."""
-    begin = index * plan.per_window
-    batches, numbers = np.arange(begin, min(begin + plan.per_window, plan.batches)), np.arange(start, stop)
+    first_batch = index * plan.per_window
+    batches, numbers = np.arange(first_batch, min(first_batch + plan.per_window, plan.batches)), np.arange(start, stop)
     places = batches[:, None] * plan.batch_size + numbers
     examples = read_rows(source, order((places % plan.rows).ravel()))
     for name, leaf, like in zip(Dataset._fields, examples, first, strict=True):

@@ -91,8 +91,8 @@ def simulate(days: int = DAYS, seed: int = SEED) -> Simulation:
         _autoregressive(*pair) for pair in ((pressure, 0.82), (humidity, 0.68), (warmth, 0.82))
     )
     mean = _mean_share(sky.season, pressure, humidity)
-    share = _share(_shift(mean, 0.35), *(stream.random((days, len(PLACES))) for stream in streams[6:]))
-    sunshine = DAYLIGHT * _shift(sky.length, sky.length[0]) * share
+    fraction = _sunny_fraction(_shift(mean, 0.35), *(stream.random((days, len(PLACES))) for stream in streams[6:]))
+    sunshine = DAYLIGHT * _shift(sky.length, sky.length[0]) * fraction
     columns, values = _columns(_stations(sky, pressure, humidity, warmth, sunshine, blur))
     share_mean, length = mean[:-1, HOME], DAYLIGHT * sky.length[:-1, HOME]
     # The mean square of u ** (1/m - 1), for u uniform on [0, 1], is m / (2 - m).
@@ -145,9 +145,9 @@ def _mean_share(season: Floats, pressure: Floats, humidity: Floats) -> Floats:
     return 0.05 + 0.9 / (1 + np.exp(-score))
 
 
-def _share(mean: Floats, own: Floats, front: Floats) -> Floats:
+def _sunny_fraction(mean: Floats, noise: Floats, front: Floats) -> Floats:
     """Return random sunny fractions with the given means; a place near Basel often shares Basel's uniform draw."""
-    luck = np.where(front < np.exp(-_distances()[HOME] / FRONT), own[:, HOME, None], own)
+    luck = np.where(front < np.exp(-_distances()[HOME] / FRONT), noise[:, HOME, None], noise)
     return luck ** (1 / mean - 1)
 
 
@@ -186,7 +186,7 @@ def _stations(
     """
     sunny = sunshine / sky.length
     mean = _WARMTH - _SWING * np.cos(_turn(len(sunny)) - 0.45) + 3.3 * warmth
-    spread = 2 + 4 * sunny + 0.3 * np.abs(blur[2])
+    half_range = 2 + 4 * sunny + 0.3 * np.abs(blur[2])
     return {
         "cloud_cover": 8 / (1 + np.exp(5.5 * sunny - 2.5 + 0.2 * blur[0])),
         "humidity": 1 / (1 + np.exp(0.3 * sky.season - 1.15 - 0.6 * humidity)),
@@ -195,8 +195,8 @@ def _stations(
         "precipitation": 1.2 * np.maximum(0.8 * humidity - 0.5 * pressure - 2 * sunny + 0.25 * blur[1] - 0.3, 0) ** 2,
         "sunshine": sunshine,
         "temp_mean": mean,
-        "temp_min": mean - spread,
-        "temp_max": mean + 1.1 * spread,
+        "temp_min": mean - half_range,
+        "temp_max": mean + 1.1 * half_range,
     }
 
 

@@ -414,16 +414,16 @@ def free_port() -> int:
         return one.getsockname()[1]
 
 
-def _accept_all(host: str, port: int, own: dict[str, Any], me: Member, deadline: float) -> Peers:
+def _accept_all(host: str, port: int, settings: dict[str, Any], me: Member, deadline: float) -> Peers:
     """Accept the connections of all other processes, in process 0."""
-    processes, members = own["processes"], {0: me}
+    processes, members = settings["processes"], {0: me}
     connections: dict[int, Connection] = {}
     hellos: queue.Queue[tuple[Connection, dict[str, Any]]] = queue.Queue()
     try:
         with _listening(host, port) as server, ExitStack() as stack:
             # `close` alone would leave the accepting thread at the port, and later connections without an answer.
             stack.callback(_shut, server)
-            threading.Thread(target=_accept, args=(server, hellos, own["secret"]), daemon=True).start()
+            threading.Thread(target=_accept, args=(server, hellos, settings["secret"]), daemon=True).start()
             while len(members) < processes:
                 try:
                     connection, hello = hellos.get(timeout=max(0.01, deadline - time.monotonic()))
@@ -448,7 +448,7 @@ def _accept_all(host: str, port: int, own: dict[str, Any], me: Member, deadline:
                     )
                     _refuse(connection, duplicate)
                     raise duplicate
-                _check_agreement(own["about"], hello["about"], index)
+                _check_agreement(settings["about"], hello["about"], index)
     except InputError as error:
         for connection in connections.values():
             _refuse(connection, error)

@@ -119,10 +119,10 @@ def fit_seeds(
     check_labels(model, loss, loader.first, validation)
 
     count = _count_members(state)
-    begin = partial(start_members, seed_keys(range(count)) if keys is None else keys, loader.first, validation)
-    earlier, records = read_run(state, partial(begin, plan=plan), SeedsResult)
+    init = partial(start_members, seed_keys(range(count)) if keys is None else keys, loader.first, validation)
+    earlier, records = read_run(state, partial(init, plan=plan), SeedsResult)
     if earlier is None:
-        run_state = begin(plan=plan)
+        run_state = init(plan=plan)
     else:
         _check_members(earlier, keys)
         run_state = resume(plan, earlier, loader, validation, records, getattr(state, "data", ""))

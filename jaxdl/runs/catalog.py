@@ -269,7 +269,7 @@ class Difference(NamedTuple):
     b: Any
 
 
-def differences(a: str | Path, b: str | Path) -> list[Difference]:
+def diff_runs(a: str | Path, b: str | Path) -> list[Difference]:
     """Return the entries that differ between the runs in two folders, first those of config.json.
 
     An unfinished run has the metrics of its best epoch so far. Raises InputError for a folder that holds no run, or a

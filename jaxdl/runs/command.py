@@ -66,7 +66,7 @@ def command(
     Flags that are left out have the values of the run in `--workdir`, where there is one. as_data: converts the result
     of `run` to what `--json` prints.
     """
-    _startup.begin()
+    _startup.prepare_process()
     try:
         return _exit_code(partial(_run, config_type, run, prog, arguments, as_data))
     finally:
@@ -110,7 +110,7 @@ def _exit_code(run: Callable[[], None]) -> int:
     try:
         run()
     except InputError as error:
-        return _leave(_print(f"error: {error}", BAD_INPUT))
+        return _end_process(_print(f"error: {error}", BAD_INPUT))
     except multiprocess.EndedError as error:
         code = error.args[0]
     except NonFiniteError as error:
@@ -131,15 +131,15 @@ def _exit_code(run: Callable[[], None]) -> int:
         # Errors that have no message of their own: a file without rights, too many open files, a full disk.
         name = "a file or the output" if error.filename is None else error.filename
         text = f"{name} cannot be read or written ({error.strerror or error})."
-        return _leave(_print(f"error: {text} Correct this, and start the same command again.", BAD_INPUT))
+        return _end_process(_print(f"error: {text} Correct this, and start the same command again.", BAD_INPUT))
     except KeyboardInterrupt:
         return _print("interrupted before the run began.", SIGNAL + signal.SIGINT)
     except Exception as error:
         if processes.count() == 1:
             raise
-        lost = processes.peer_lost(error)
-        print(lost or traceback.format_exc(), file=sys.stderr)
-        return _leave(processes.LOST if lost else FAILED)
+        peer_error = processes.peer_lost(error)
+        print(peer_error or traceback.format_exc(), file=sys.stderr)
+        return _end_process(processes.LOST if peer_error else FAILED)
     distributed.shutdown()
     return code
 
@@ -153,7 +153,7 @@ def _print(text: str, code: int) -> int:
     return code
 
 
-def _leave(code: int) -> int:
+def _end_process(code: int) -> int:
     """Return the exit code, or end this one of several processes, which would otherwise wait for the others."""
     if processes.count() > 1:
         processes.abort(code)

@@ -82,8 +82,8 @@ def drive(
     reached, last_time, last_compiled = LoopResult(run_state, list(history)), time.perf_counter(), 0.0
     rows, validation = prepare_data(plan, train, validation)
     check_monitors(plan, run_state, validation)
-    pace = AdaptiveSteps(pause=lambda: interrupts.received() is not None or should_pause())
-    steps: Iterator[Chunk] = chunks(plan, run_state, rows, validation, last=epochs, steps=pace)
+    steps_per_call = AdaptiveSteps(pause=lambda: interrupts.received() is not None or should_pause())
+    steps: Iterator[Chunk] = chunks(plan, run_state, rows, validation, last=epochs, steps=steps_per_call)
     if on_nan == "stop":
         steps = check_finite(steps, plan, run_state, rows, validation)
 

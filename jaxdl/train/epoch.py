@@ -225,18 +225,18 @@ def run_steps(
     """
     names = record_names(plan, run_state, validation)
     train_batches, length = batches_of_epoch(plan, train, validation)
-    begin = run_state.cursor
+    cursor = run_state.cursor
     steps = jnp.min(jnp.where(run_state.stopping.should_stop, 0, steps) if alone else steps)
-    stop = jnp.minimum(begin + steps, length).astype(jnp.int32)
+    stop = jnp.minimum(cursor + steps, length).astype(jnp.int32)
     batch = batches_of(train, run_state.key, run_state.epoch, plan.batch_size, mask=False)
     body = train_body(plan.model, plan.objective, plan.optimizer, batch, ema_decay=plan.ema_decay, prepared=True)
-    first, last = jnp.asarray(begin, jnp.int32), jnp.asarray(jnp.minimum(stop, train_batches), jnp.int32)
+    first, last = jnp.asarray(cursor, jnp.int32), jnp.asarray(jnp.minimum(stop, train_batches), jnp.int32)
     state, sums = lax.fori_loop(first, last, body, (run_state.train_state, run_state.sums))
     after = run_state._replace(cursor=stop, train_state=state, sums=sums)
     if validation is not None:
         step = eval_step(plan.model, plan.objective, prepared=True)
         variables, size = eval_variables(state, plan.eval_params), default_batch_size(validation.inputs)
-        bounds = jnp.maximum(begin - train_batches, 0), stop - train_batches
+        bounds = jnp.maximum(cursor - train_batches, 0), stop - train_batches
         sums = sum_steps(step, variables, validation, run_state.val_sums, *bounds, batch_size=size)
         after = after._replace(val_sums=sums)
 
@@ -248,7 +248,7 @@ def run_steps(
     def pause(run_state: RunState) -> tuple[RunState, Array]:
         return run_state, jnp.zeros(len(names) + 1, jnp.float32)
 
-    finite_and_batches = jnp.stack([_is_finite(after), after.cursor - begin]).astype(jnp.float32)
+    finite_and_batches = jnp.stack([_is_finite(after), after.cursor - cursor]).astype(jnp.float32)
     after, row = lax.cond(after.cursor == length, close, pause, after)
     return constrain_like(after, like), jnp.concatenate([row, finite_and_batches])
 
@@ -336,16 +336,16 @@ def _misfit(model: Model, variables: Any, inputs: Any) -> str | None:
         expected = jax.eval_shape(model.init, jax.eval_shape(jax.random.key, 0), batch)
     except Exception:  # Whatever the model's library raises: then the variables cannot be compared.
         return None
-    wanted, given = (
+    expected_shapes, shapes = (
         {
             jax.tree_util.keystr(path).removeprefix("."): jnp.shape(leaf)
             for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
         }
         for tree in (expected, variables)
     )
-    for name, shape in wanted.items():
-        if name not in given:
+    for name, shape in expected_shapes.items():
+        if name not in shapes:
             return f"{name} of shape {shape} is missing"
-        if given[name] != shape:
-            return f"{name} must be of shape {shape}, got {given[name]}"
+        if shapes[name] != shape:
+            return f"{name} must be of shape {shape}, got {shapes[name]}"
     return None

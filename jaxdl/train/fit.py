@@ -154,7 +154,7 @@ def fit(
 
     earlier, history = read_run(state, lambda: draw(plan, loader.first, key=jax.random.key(0)), FitResult)
     if earlier is None:
-        run_state = begin(plan, loader, validation, key=jax.random.key(seed or 0), variables=variables)
+        run_state = init_state(plan, loader, validation, key=jax.random.key(seed or 0), variables=variables)
     elif earlier.epoch.ndim:
         raise InputError(f"state is that of {len(earlier.epoch)} runs. Continue them with fit_seeds.")
     else:
@@ -187,7 +187,7 @@ def fit(
     return FitResult(history, best, final, reason or end_reason(run_state), run_state, data)
 
 
-def begin(
+def init_state(
     plan: Plan, train: Loader, validation: Dataset | None = None, *, key: Array, variables: Variables | None = None
 ) -> RunState:
     """Return what `start` returns, of data that are checked, while a thread compiles the function that `chunks` calls.

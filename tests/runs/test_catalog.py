@@ -17,7 +17,7 @@ from jaxdl.errors import InputError
 from jaxdl.runs.catalog import (
     Difference,
     RunInfo,
-    differences,
+    diff_runs,
     files,
     find,
     flat,
@@ -281,7 +281,7 @@ def test_only_what_differs_is_listed_and_the_folders_do_not_count(tmp_path):
         commit="fedcba",
         versions={**CONFIG["versions"], "jax": "0.11.0"},
     )
-    assert differences(a, b) == [
+    assert diff_runs(a, b) == [
         Difference("config", "seed", 0, 1),
         Difference("config", "hidden", [10, 5], [100]),
         Difference("config", "versions.jax", "0.10.2", "0.11.0"),
@@ -290,18 +290,18 @@ def test_only_what_differs_is_listed_and_the_folders_do_not_count(tmp_path):
         Difference("metrics", "reason", "epochs", "early-stopping"),
         Difference("metrics", "rmse.test", 3.8, 3.5),
     ]
-    mirrored = [(each.entry, each.b, each.a) for each in differences(b, a)]
-    assert sorted(mirrored, key=str) == sorted(((e.entry, e.a, e.b) for e in differences(a, b)), key=str)
+    mirrored = [(each.entry, each.b, each.a) for each in diff_runs(b, a)]
+    assert sorted(mirrored, key=str) == sorted(((e.entry, e.a, e.b) for e in diff_runs(a, b)), key=str)
 
 
 def test_a_run_differs_from_itself_in_nothing(tmp_path):
     a = write(tmp_path / "a")
-    assert differences(a, a) == []
+    assert diff_runs(a, a) == []
 
 
 def test_a_run_that_has_not_ended_is_compared_by_its_best_epoch_so_far(tmp_path):
     a, b = write(tmp_path / "a"), write(tmp_path / "b", metrics=None)
-    found = {each.entry: (each.a, each.b) for each in differences(a, b)}
+    found = {each.entry: (each.a, each.b) for each in diff_runs(a, b)}
     assert found["reason"] == ("epochs", "unfinished") and found["rmse.test"] == (3.8, None)
     # Its best epoch is the one that the finished run had too.
     assert "rmse_best.validation" not in found and "epochs" not in found
@@ -310,10 +310,10 @@ def test_a_run_that_has_not_ended_is_compared_by_its_best_epoch_so_far(tmp_path)
 def test_what_is_no_run_is_told(tmp_path):
     a = write(tmp_path / "a")
     with pytest.raises(InputError, match="must be the folder of a run"):
-        differences(a, tmp_path / "b")
+        diff_runs(a, tmp_path / "b")
     (a / "config.json").write_text("{")
     with pytest.raises(InputError, match=r"config\.json is damaged"):
-        differences(a, a)
+        diff_runs(a, a)
 
 
 NESTED = st.recursive(
@@ -334,4 +334,4 @@ def test_flat_entries_are_found_by_their_path(entries):
 def test_what_follows_from_the_flags_is_not_told_again(tmp_path):
     a = write(tmp_path / "a")
     b = write(tmp_path / "b", inputs={"shape": [3]}, card={"limits": "Others."}, hidden=[3, 3])
-    assert [each.entry for each in differences(a, b)] == ["hidden"]
+    assert [each.entry for each in diff_runs(a, b)] == ["hidden"]

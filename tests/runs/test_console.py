@@ -268,7 +268,7 @@ def test_a_run_without_a_home_or_with_few_files_ends_in_one_message_or_well(sett
 def test_the_numbers_of_closed_streams_are_taken():
     code = (
         "import os; os.close(1); os.close(2)\n"
-        "from jaxdl._startup import begin; begin()\n"
+        "from jaxdl._startup import prepare_process; prepare_process()\n"
         "os._exit(0 if os.fstat(1) and os.fstat(2) and os.open('/dev/null', 0) > 2 else 1)"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
@@ -292,7 +292,7 @@ def test_a_quiet_run_whose_output_is_closed_is_finished(flag, tmp_path):
 
 def test_begin_leaves_the_handlers_of_other_programs(monkeypatch):
     before = signal.getsignal(signal.SIGINT)
-    _startup.begin()
+    _startup.prepare_process()
     assert signal.getsignal(signal.SIGINT) is before
 
 

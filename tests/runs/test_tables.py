@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from jaxdl.runs import tables
-from jaxdl.runs.catalog import Difference, differences, list_runs, run_details
+from jaxdl.runs.catalog import Difference, diff_runs, list_runs, run_details
 from tests.run_folders import METRICS, accuracy, write
 
 
@@ -53,7 +53,7 @@ def test_the_notes_say_what_the_figures_are_and_what_is_damaged(rows):
 def test_a_comparison_shows_both_sides_and_the_change_of_numbers(tmp_path):
     a = write(tmp_path / "a")
     b = write(tmp_path / "b", metrics={**METRICS, "rmse": {**METRICS["rmse"], "test": 3.5}}, seed=1, hidden=[100])
-    lines = [line.split() for line in shown(tables.differences_table(differences(a, b), ("a", "b")), 80)]
+    lines = [line.split() for line in shown(tables.differences_table(diff_runs(a, b), ("a", "b")), 80)]
     assert lines == [
         ["a", "b", "change"],
         ["config"],

@@ -15,7 +15,7 @@ from jaxdl.errors import InputError
 from jaxdl.nn import mlp
 from jaxdl.train import chunks, make_plan, start
 from jaxdl.train.epoch import draw
-from jaxdl.train.fit import begin
+from jaxdl.train.fit import init_state
 from jaxdl.train.loop import prepare_data
 from jaxdl.types import Dataset
 from tests.bits import bits
@@ -51,7 +51,7 @@ def bound(rows):
 def test_it_is_a_start_and_each_program_is_compiled_once(train, validation, compilations):
     plan = plan_of()
     with compilations() as names:
-        run_state = begin(plan, *prepare_data(plan, train, validation), key=KEY)
+        run_state = init_state(plan, *prepare_data(plan, train, validation), key=KEY)
         ends = list(chunks(plan, run_state, train, validation, last=2))
     assert sorted(name for name in names if name in OURS) == sorted(OURS)
     assert len(ends) == 2
@@ -62,7 +62,7 @@ def test_given_weights_are_begun_with():
     plan = plan_of()
     weights = plan.model.init(jax.random.key(9), INPUTS)
     assert bits(
-        begin(plan, *prepare_data(plan, TRAIN, None), key=KEY, variables=weights).train_state.variables
+        init_state(plan, *prepare_data(plan, TRAIN, None), key=KEY, variables=weights).train_state.variables
     ) == bits(weights)
 
 
@@ -70,7 +70,7 @@ def test_in_float64_nothing_is_compiled_for_float32(compilations):
     plan = make_plan(mlp((4,), dtype=jnp.float64), losses.squared_error, optax.adam(0.01), batch_size=8)
     with jax.enable_x64(True), compilations() as names:
         rows = dataset(INPUTS.astype(np.float64), INPUTS[:, :1].astype(np.float64))
-        run_state = begin(plan, *prepare_data(plan, rows, None), key=jax.random.key(0))
+        run_state = init_state(plan, *prepare_data(plan, rows, None), key=jax.random.key(0))
         list(chunks(plan, run_state, rows, last=2))
         assert run_state.train_state.variables.params["Dense_0"]["kernel"].dtype == jnp.float64
     assert sorted(name for name in names if name in OURS) == sorted(OURS)
@@ -91,7 +91,7 @@ def test_weights_are_drawn_while_the_other_program_is_compiled(monkeypatch):
     monkeypatch.setattr("jaxdl.train.fit.draw", draw_and_tell)
     waiting = SimpleNamespace(compile=lambda: drawn.wait(60) or pytest.fail("nothing was drawn meanwhile"))
     monkeypatch.setattr("jaxdl.train.fit.chunk_program", lowering_to(waiting))
-    begin(plan_of(), *prepare_data(plan_of(), TRAIN, None), key=KEY)
+    init_state(plan_of(), *prepare_data(plan_of(), TRAIN, None), key=KEY)
     assert drawn.is_set()
 
 
@@ -101,10 +101,10 @@ def test_what_fails_in_the_thread_is_raised(monkeypatch):
 
     monkeypatch.setattr("jaxdl.train.fit.chunk_program", lowering_to(SimpleNamespace(compile=fail)))
     with pytest.raises(MemoryError, match="no room for the program"):
-        begin(plan_of(), *prepare_data(plan_of(), TRAIN, None), key=KEY)
+        init_state(plan_of(), *prepare_data(plan_of(), TRAIN, None), key=KEY)
 
 
 def test_rows_that_do_not_fit_are_refused_before_anything_is_compiled(compilations):
     with compilations() as names, pytest.raises(InputError, match="compares outputs with targets of the same shape"):
-        begin(plan_of(), *prepare_data(plan_of(), dataset(INPUTS, INPUTS), None), key=KEY)
+        init_state(plan_of(), *prepare_data(plan_of(), dataset(INPUTS, INPUTS), None), key=KEY)
     assert not OURS.intersection(names)
