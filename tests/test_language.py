@@ -1,5 +1,6 @@
-"""The words of public names: those of the field, one for each concept."""
+"""The words of names: those of the field, one for each concept."""
 
+import ast
 import importlib
 import inspect
 import re
@@ -23,6 +24,25 @@ FOREIGN = {
     *("average", "shown_weights", "begin", "finish"),
 }
 
+# The same words, where they have a meaning of the field: the order of columns, random streams, windows of examples,
+# the right side of a picture, Flax's running average, random draws, a file's `tell`.
+KNOWN = {"order", "right", "streams", "windows", "average", "draws", "keep", "tell", "latest", "finish"}
+# Past participles and pronouns, which say nothing about the value that they name.
+VAGUE = {"of", "found", "told", "own", "kept", "shown", "given", "done", "seen", "asked", "held", "placed", "ended"}
+
+
+def defined_names(source):
+    """Return the names of the functions, classes, arguments and variables of a source, without underscores around."""
+    names = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            names.add(node.name)
+        elif isinstance(node, ast.arg):
+            names.add(node.arg)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+    return {name.strip("_") for name in names}
+
 
 def public_names():
     """Return the public names, with the arguments of functions and the fields of records."""
@@ -40,6 +60,14 @@ def public_names():
 
 def test_public_names_use_the_words_of_the_field():
     assert sorted(f"{place}: {name}" for place, name in public_names() if name in FOREIGN) == []
+
+
+def test_private_names_and_variables_use_the_words_of_the_field():
+    assert defined_names("def told(of):\n    _kept = 1") == {"told", "of", "kept"}
+    sources = [path for folder in ("jaxdl", "experiments") for path in ROOT.glob(f"{folder}/**/*.py")]
+    assert len(sources) > 90
+    foreign = {str(path): defined_names(path.read_text()) & ((FOREIGN - KNOWN) | VAGUE) for path in sources}
+    assert {path: names for path, names in foreign.items() if names} == {}
 
 
 def test_what_is_public_is_looked_at():

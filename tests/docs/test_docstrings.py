@@ -71,3 +71,28 @@ def test_docstrings_begin_with_one_line_and_name_the_error_that_is_raised():
                 if raises_input_error(function) and "InputError" not in docstring:
                     wrong.append(f"{name}.{function.name} raises InputError, and its docstring does not say so")
     assert wrong == []
+
+
+def begins_with_a_verb(docstring):
+    """Return whether a docstring can begin with an imperative: no article, question word, pronoun or third person."""
+    word = docstring.split()[0].strip(".,:`")
+    other = {"A", "All", "An", "As", "Each", "How", "It", "Its", "Of", "One", "That", "The", "This", "Those", "What"}
+    other |= {"Where", "Whether", "Who", "Why"}
+    return word[0].isupper() and word not in other and (not word.endswith("s") or word.endswith("ss"))
+
+
+def test_what_begins_with_a_verb_is_known():
+    for docstring, verb in {"Return x.": True, "The x.": False, "Returns x.": False, "Compress x.": True}.items():
+        assert begins_with_a_verb(docstring) is verb
+
+
+def test_docstrings_of_functions_begin_with_a_verb():
+    wrong = []
+    for name in [*modules(jaxdl), *modules(experiments)]:
+        for node in ast.walk(ast.parse(inspect.getsource(importlib.import_module(name)))):
+            # A property is a value, and its docstring a noun.
+            if isinstance(node, ast.FunctionDef) and "property" not in ast.unparse(node.decorator_list or [node.args]):
+                docstring = ast.get_docstring(node)
+                if docstring and not begins_with_a_verb(docstring):
+                    wrong.append(f"{name}.{node.name}: {docstring.splitlines()[0]}")
+    assert wrong == []
