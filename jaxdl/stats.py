@@ -128,7 +128,7 @@ def verdict(
     >>> print(verdict("wide", "narrow", paired_test([3.1, 3.0, 3.3, 3.2], [3.6, 3.4, 3.8, 3.7])))
     wide is better than narrow by 0.47 +- 0.03 (paired t test over 4 seeds, p < 0.001)
     >>> print(verdict("A", "B", paired_test([3.1, 3.0, 3.3], [3.2, 2.9, 3.4])))
-    no difference between A and B can be told from these 3 seeds (-0.03 +- 0.07, p = 0.67)
+    these 3 seeds show no difference between A and B (-0.03 +- 0.07, p = 0.67)
     """
     _check_probability("level", level)
     difference, error, p_value, count = comparison.difference, comparison.error, comparison.p_value, comparison.count
@@ -138,7 +138,7 @@ def verdict(
     chance = "p < 0.001" if p_value < 0.001 else f"p = {p_value:.2g}"
     if p_value >= level:
         return (
-            f"no difference between {one_name} and {other_name} can be told from these {count} seeds "
+            f"these {count} seeds show no difference between {one_name} and {other_name} "
             f"({_with_error(difference, error)}{unit}, {chance})"
         )
     better, worse = (one_name, other_name) if (difference < 0) == lower_is_better else (other_name, one_name)

@@ -383,7 +383,7 @@ def test_what_are_no_weights_are_told_the_line_to_type(call, words, run):
 
 @cases(
     examples=(ROWS, "Use its inputs: dataset.inputs."),
-    row=(INPUTS[0], "Use inputs[None] for one row"),
+    row=(INPUTS[0], "Use inputs[None] for one example"),
     by_name=({"a": INPUTS}, "got a dict"),
     path=("a.png", 'got "a.png"'),
     nothing=(None, "got None"),

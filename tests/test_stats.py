@@ -130,7 +130,7 @@ def test_a_difference_that_is_always_the_same_has_the_p_value_of_the_sign_test(c
 def test_a_difference_of_rounding_is_none():
     one = simulated(0, 8).astype(np.float32)
     found = paired_test(np.nextafter(one, np.float32(9)), one)
-    assert found.p_value == 1 and verdict("a", "b", found).startswith("no difference")
+    assert found.p_value == 1 and verdict("a", "b", found).startswith("these 8 seeds show no difference")
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
@@ -165,14 +165,17 @@ def test_the_verdict_names_the_better_one(lower_is_better):
         (Comparison(-0.4432, 0.0512, -0.55, -0.33, 1e-6, 16), "A is better than B by 0.44 +- 0.05 (paired t test over"),
         (Comparison(0.4432, 0.0512, 0.33, 0.55, 0.0123, 16), "B is better than A by 0.44 +- 0.05 (paired t test over"),
         (Comparison(0.4432, 0.0512, 0.33, 0.55, 0.0123, 16), "over 16 seeds, p = 0.012)"),
-        (Comparison(0.02, 0.05, -0.1, 0.1, 0.7, 16), "from these 16 seeds (0.02 +- 0.05, p = 0.7)"),
-        (Comparison(0.3, 0.05, 0.2, 0.4, 0.05, 16), "no difference between A and B can be told"),
+        (
+            Comparison(0.02, 0.05, -0.1, 0.1, 0.7, 16),
+            "these 16 seeds show no difference between A and B (0.02 +- 0.05, p = 0.7)",
+        ),
+        (Comparison(0.3, 0.05, 0.2, 0.4, 0.05, 16), "these 16 seeds show no difference between A and B"),
         (Comparison(-12.34, 1.26, -14, -10, 1e-3, 16), "by 12.3 +- 1.3 (paired t test over 16 seeds, p = 0.001)"),
         (Comparison(1234.5, 321.0, 1, 2, 0.01, 16), "by 1234 +- 321"),
         (Comparison(-0.01, 0.0, -0.01, -0.01, 2**-15, 16), "A is better than B by 0.01 +- 0 (sign test over 16 seeds"),
         (
             Comparison(0.0, 0.0, 0.0, 0.0, 1.0, 2),
-            "told from these 2 seeds (0 +- 0, p = 1)",
+            "these 2 seeds show no difference between A and B (0 +- 0, p = 1)",
         ),
     ],
 )

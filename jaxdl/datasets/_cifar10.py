@@ -77,7 +77,7 @@ def _auto(cache: Path | None, server: str) -> ImageData:
     try:
         return _download_archive(cache or _download.user_cache(), server)
     except _download.UnreachableError as error:
-        note = f"SIMULATED IMAGES, NOT CIFAR-10: {error} No figure of this run says anything about real images."
+        note = f"SIMULATED IMAGES, NOT CIFAR-10: {error} No metric of this run says anything about real images."
         return _draw(IMAGES, SEED, note)
 
 

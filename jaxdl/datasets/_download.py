@@ -243,7 +243,7 @@ def _auto(cache: Path, server: str) -> File | Simulated:
     try:
         return _published(LIGHT, cache, server)
     except UnreachableError as error:
-        note = f"SIMULATED WEATHER, NOT MEASURED: {error} No figure of this run says anything about real weather."
+        note = f"SIMULATED WEATHER, NOT MEASURED: {error} No metric of this run says anything about real weather."
         return Simulated(DAYS, SEED, note)
 
 
