@@ -205,7 +205,7 @@ def test_a_constant_prediction_has_a_balanced_accuracy_of_half(answer):
 def test_a_logit_of_zero_means_no_and_nan_is_never_correct():
     logits = np.array([[0.0], [0.0], [np.nan], [np.nan], [np.inf], [-np.inf]], np.float32)
     labels = np.array([[0.0], [1.0], [0.0], [1.0], [1.0], [0.0]], np.float32)
-    assert metrics._correct(jnp.asarray(logits), jnp.asarray(labels))[:, 0].tolist() == [1, 0, 0, 0, 1, 1]
+    assert metrics._correct("a metric", jnp.asarray(logits), jnp.asarray(labels))[:, 0].tolist() == [1, 0, 0, 0, 1, 1]
 
 
 def test_binary_metrics_are_means_over_outputs():

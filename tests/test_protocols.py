@@ -281,7 +281,7 @@ def has_parameters(function, *names):
 
 def test_every_public_loss_has_a_case():
     plain = {name for name, value in public(losses).items() if has_parameters(value, "outputs", "targets")}
-    assert set(LOSSES) == plain | returning(losses, "Callable[[Array, Array], Array]")
+    assert set(LOSSES) == plain | returning(losses, "Loss")
 
 
 @pytest.mark.parametrize("name", LOSSES)
