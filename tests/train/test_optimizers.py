@@ -243,7 +243,7 @@ def test_sam_is_warned_of(monkeypatch):
 
 
 def test_eval_params_that_cannot_be_meant_are_refused():
-    with pytest.raises(InputError, match="ema_decay and eval_params each choose what is measured"):
+    with pytest.raises(InputError, match="ema_decay and eval_params each choose the variables to evaluate"):
         make_plan(MODEL, losses.squared_error, FREE, ema_decay=0.9, eval_params=of_sam)
     with pytest.raises(InputError, match="eval_params must be a function"):
         make_plan(MODEL, losses.squared_error, FREE, eval_params="free")
