@@ -50,7 +50,9 @@ class Output:
 class Runs(Output):
     """List all runs below a folder as a table, or compare two of them.
 
-    With --quiet it prints the folders of the runs, one a line; with --compare the names of the entries that differ."""
+    With --quiet it prints the folders of the runs, one a line.
+
+    With --compare and --quiet it prints the names of the entries that differ."""
 
     folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")] = Path("runs")
     """Folder that holds runs, at any depth."""
@@ -66,7 +68,7 @@ class Runs(Output):
 class Show(Output):
     """Print the flags of a run, its results and its files.
 
-    With --quiet it prints one word: why the run ended, or running, unfinished or damaged."""
+    With --quiet it prints one word, such as epochs, running or unfinished."""
 
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Folder of the run."""
@@ -74,9 +76,11 @@ class Show(Output):
 
 @dataclass(frozen=True)
 class Export(Output):
-    """Export the model of a finished run into a folder that needs only the packages jax and flatbuffers.
+    """Export the model of a finished run into a folder of its own.
 
-    The folder holds the compiled model, its weights, a model card and the script predict.py."""
+    The folder holds the compiled model, its weights, a card and predict.py.
+
+    It needs only the packages jax and flatbuffers."""
 
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Folder of the run."""
@@ -88,7 +92,9 @@ class Export(Output):
 
 @dataclass(frozen=True)
 class Predict:
-    """Predict with an exported model. The output is CSV: a header, and a line for each example."""
+    """Predict with an exported model.
+
+    The output is CSV: a header, and a line for each example."""
 
     model: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
     """Folder of the exported model."""

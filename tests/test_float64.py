@@ -79,7 +79,8 @@ def test_standardizing_loses_nothing_of_float64():
 
 def test_fifty_epochs_of_a_linear_model_are_those_of_numpy():
     run = fit(
-        *(mlp((), dtype=jnp.float64), REGRESSION, optax.sgd(0.02), dataset(INPUTS, TARGETS, SHARES)),
+        *(mlp((), dtype=jnp.float64), REGRESSION.loss, optax.sgd(0.02), dataset(INPUTS, TARGETS, SHARES)),
+        metrics=REGRESSION.metrics,
         variables=Variables({"Dense_0": {"kernel": np.full((4, 1), 0.1), "bias": np.zeros(1)}}, {}),
         epochs=50,
         batch_size=23,

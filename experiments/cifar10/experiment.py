@@ -86,7 +86,7 @@ class Flags:
 
 @dataclass(frozen=True)
 class Config(RunFlags, Flags):
-    """Train a network that classifies small pictures into ten classes, such as cats, ships and horses."""
+    """Train a network that classifies small pictures into ten classes."""
 
 
 def resolve(config: Config) -> Config:

@@ -82,7 +82,7 @@ class Flags:
 
 @dataclass(frozen=True)
 class Config(Output, Flags):
-    """Run all exercises of the lesson with many seeds; write tables, figures and a page."""
+    """Run all exercises of the lesson with many seeds, and write a page about them."""
 
     folder_kind: ClassVar[str] = KIND
 

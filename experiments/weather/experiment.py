@@ -84,7 +84,7 @@ class Flags:
 
 @dataclass(frozen=True)
 class Config(RunFlags, Flags):
-    """Train a network that predicts tomorrow's sunshine in Basel from today's weather, beside baselines."""
+    """Train a network that predicts tomorrow's sunshine in Basel."""
 
     batch_size: int = 32
     learning_rate: float = 1e-3

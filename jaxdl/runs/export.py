@@ -24,8 +24,6 @@ def export_run(run: str | Path, folder: str | Path, *, which: Literal["best", "f
 
     which: the variables of the best epoch, or of the last. Raises InputError for a folder without a finished run, for a
     run whose files do not describe its model, and as `export_model` does.
-
-    >>> export_run("runs/first", "exported")  # doctest: +SKIP
     """
     run = Path(run)
     config, metrics = _read_finished(run)

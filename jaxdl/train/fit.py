@@ -162,6 +162,7 @@ def fit(
     warn_of_eval_params(plan, run_state)
 
     result, reason = LoopResult(run_state, history), ""
+    result.should_stop = earlier is not None and bool(run_state.stopping.should_stop)
     last = max(epochs, int(run_state.epoch))
     parts = chunks(plan, run_state, loader, validation, last=last, steps=AdaptiveSteps())
     if on_nan == "stop":
@@ -184,7 +185,8 @@ def fit(
         warnings.warn(without_best(plan, validation), RuntimeWarning, stacklevel=3)
     # A run that ends by itself ends between two epochs.
     data = data_of_epoch(run_state, loader) if reason else ""
-    return FitResult(history, best, final, reason or end_reason(run_state), run_state, data)
+    reason = reason or ("early-stopping" if result.should_stop else "epochs")
+    return FitResult(history, best, final, reason, run_state, data)
 
 
 def init_state(

@@ -33,6 +33,7 @@ class Chunk(NamedTuple):
     record: dict[str, Any] | None  # of the epoch that the chunk ended: a float for each value, of many runs an array
     finite: bool  # whether the variables, and the losses of the unfinished epoch, are finite
     batches: int  # 0 where `steps` asked for none, on this process or on another
+    should_stop: bool = False  # whether the stopping rule has ended the run; of many runs, all
 
 
 def lowered_chunk(
@@ -152,7 +153,7 @@ def chunks(
             if isinstance(steps, AdaptiveSteps):
                 steps.update(now - began, size)
             began = now
-            yield Chunk(run_state, record, bool((finite != 0).all()), size)
+            yield Chunk(run_state, record, bool((finite != 0).all()), size, should_stop)
 
 
 @dataclass
@@ -161,6 +162,7 @@ class LoopResult:
 
     state: RunState
     history: list[dict[str, Any]]
+    should_stop: bool = False  # as on the device, which need not be asked
 
 
 def run_loop(
@@ -182,7 +184,7 @@ def run_loop(
         # The record first: Ctrl-C may come between the two, and a record without its state is found by its epoch.
         if chunk.record is not None:
             result.history.append(make_record(chunk.record))
-        result.state = chunk.state
+        result.state, result.should_stop = chunk.state, chunk.should_stop
         for callback in (*(callbacks if chunk.record is not None else ()), *on_chunk):
             callback(chunk.state, result.history)
         if is_last(chunk):

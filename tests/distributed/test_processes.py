@@ -214,7 +214,7 @@ def test_sigterm_is_not_swallowed(joined):
 
 
 def test_a_process_joins_once(joined):
-    assert joined[0][0].startswith("a process can join others once")
+    assert joined[0][0].startswith("initialize must be called once in a process")
 
 
 def test_only_errors_that_speak_of_other_processes_are_a_loss(joined):

@@ -567,7 +567,7 @@ def test_a_file_holds_one_part_of_the_lesson_alone(tmp_path, capsys):
     file = tmp_path / "weather.csv"
     file.write_text("DATE,MONTH\n")
     assert call("--data", file, "--workdir", tmp_path / "lesson") == 2
-    assert "must name a folder that holds the weather and the pictures" in capsys.readouterr().err
+    assert "must be a folder that holds the weather and the pictures" in capsys.readouterr().err
     assert not (tmp_path / "lesson").exists()
 
 

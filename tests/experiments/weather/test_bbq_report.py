@@ -194,7 +194,7 @@ def test_a_run_does_not_go_on_with_another_file_of_labels(tmp_path, capsys):
     labels.loc[7, BASEL] = ~labels.loc[7, BASEL]
     labels.to_csv(tmp_path / "weather_prediction_bbq_labels.csv", index=False)
     assert call(*arguments, "--epochs", 4) == 2
-    assert "it is on other data" in capsys.readouterr().err
+    assert "it was trained on other data" in capsys.readouterr().err
 
 
 def test_a_damaged_file_of_labels_ends_in_one_message_and_leaves_nothing(tmp_path, capsys):
