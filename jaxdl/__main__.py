@@ -78,7 +78,7 @@ class Show(Output):
 class Export(Output):
     """Export the model of a finished run into a folder of its own.
 
-    The folder holds the compiled model, its weights, a card and predict.py.
+    The folder holds the exported function, its weights, a card and predict.py.
 
     It needs only the packages jax and flatbuffers."""
 
@@ -87,7 +87,7 @@ class Export(Output):
     out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
     """Folder to create."""
     weights: Annotated[Literal["best", "final"], tyro.conf.arg(metavar="WHICH")] = "best"
-    """best: the weights of the epoch with the lowest validation loss; final: those of the last epoch."""
+    """best: the weights of the best epoch; final: those of the last epoch."""
 
 
 @dataclass(frozen=True)

@@ -135,15 +135,13 @@ def smoothed_cross_entropy(smoothing: float | Float[Array, ""]) -> Loss:
     if not is_traced(smoothing) and not 0 <= smoothing < 1:
         raise InputError(f"smoothing must be from 0 to below 1, got {smoothing}. Use 0.1, say.")
 
-    def cross_entropy(
-        outputs: Num[Array, "batch classes"], targets: Integer[Array, " batch"]
-    ) -> Float[Array, " batch"]:
+    def smoothed(outputs: Num[Array, "batch classes"], targets: Integer[Array, " batch"]) -> Float[Array, " batch"]:
         label_loss = softmax_cross_entropy(outputs, targets)
         logits = outputs.astype(precision(outputs.dtype))
         return (1 - smoothing) * label_loss - smoothing * jax.nn.log_softmax(logits).mean(1)
 
-    cross_entropy.takes_labels = True  # type: ignore[attr-defined]
-    return cross_entropy
+    smoothed.takes_labels = True  # type: ignore[attr-defined]
+    return smoothed
 
 
 def takes_labels(loss: Loss) -> bool:

@@ -16,6 +16,7 @@ __all__ = [
     "Apply",
     "Batch",
     "Callback",
+    "Checkpoint",
     "Dataset",
     "EarlyStoppingState",
     "EvalParams",

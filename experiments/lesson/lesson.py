@@ -75,7 +75,7 @@ class Flags:
     only: Literal["all", "weather", "cifar10"] = "all"
     """Part of the lesson to run."""
     fresh: bool = False
-    """Start a new lesson in --workdir; a folder of that name is renamed to <workdir>-old-1 first."""
+    """Start a new lesson in --workdir; a folder of that name is renamed to <workdir>-old-N first."""
     compilation_cache: bool = True
     """Store compiled functions in the user's cache folder, so that the next lesson starts faster."""
 

@@ -34,8 +34,7 @@ def dataset(inputs: Any, targets: Any, sample_weight: Any = None) -> Dataset:
     >>> examples.inputs.shape, examples.sample_weight
     ((2, 1), array([1., 1.], dtype=float32))
     """
-    several = isinstance(inputs, list | tuple) and all(np.ndim(each) > 1 for each in inputs)
-    kind, counted = type(inputs).__name__, None
+    raw_inputs, counted = inputs, None
     if sample_weight is not None:
         sample_weight = as_rows("sample_weight", sample_weight)
         sample_weight = sample_weight.astype(precision(sample_weight.dtype), copy=False)
@@ -45,7 +44,8 @@ def dataset(inputs: Any, targets: Any, sample_weight: Any = None) -> Dataset:
     for name, array in (("targets", targets), ("sample_weight", sample_weight)):
         if len(array) != len(inputs):
             advice = ""
-            if several:
+            if isinstance(raw_inputs, list | tuple) and all(np.ndim(each) > 1 for each in raw_inputs):
+                kind = type(raw_inputs).__name__
                 advice = f" Inputs must be one array, not a {kind} of several: concatenate them."
             elif array.shape[-1] == len(inputs):
                 advice = f" Their shape is {array.shape}: use {name}.T if they are transposed."

@@ -542,8 +542,10 @@ def _read_checkpoint(checkpoint: Checkpoint, groups: list[TrialGroup]) -> SweepS
             states.append(group_state(select_trials(whole, trials)))
         return tuple(states)
 
-    if "rung" not in checkpoint.arrays:
-        raise InputError("state must be a checkpoint of a sweep, got one of another run. Begin a new sweep.")
+    if "rung" not in checkpoint.arrays or "racing/0/candidates" in checkpoint.arrays:
+        raise InputError(
+            "state must be a checkpoint of a sweep, got one of another run or of an earlier version. Begin a new sweep."
+        )
     like = SweepState(np.asarray(0, np.int32), group_states("racing"), group_states("dropped"))
     check_structure(checkpoint.about["kinds"], like)
     sweep_state: SweepState = unflatten_named(like, checkpoint.arrays)

@@ -230,7 +230,7 @@ def result_labels(metrics: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _number(value: float | None) -> str:
-    return "not finite" if value is None or not np.isfinite(value) else f"{value:.4g}"
+    return "nan" if value is None or not np.isfinite(value) else f"{value:.4g}"
 
 
 def frozen_flags(flags: Any) -> dict[str, str]:

@@ -72,7 +72,7 @@ class Training:
     If the folder holds a run, interrupted or finished, that run is resumed.
     Flags that are left out then have the values of that run."""
     fresh: bool = False
-    """Start a new run in --workdir; a folder of that name is renamed to <workdir>-old-1 first."""
+    """Start a new run in --workdir; a folder of that name is renamed to <workdir>-old-N first."""
     save_every: float = 30.0
     """Seconds between checkpoints."""
     on_nan: Literal["stop", "continue"] = "stop"

@@ -97,7 +97,7 @@ def _lines(details: RunDetails) -> Iterator[tuple[str, str]]:
         parts += [f"{run.parameters:,} parameters"] if run.parameters is not None else []
         yield "network", ", ".join(parts)
     best = f"; best epoch {run.best_epoch}" if run.best_epoch else ""
-    yield "ended by", f"{run.reason}, after epoch {run.epochs}{best}"
+    yield "status", f"{run.reason}, after epoch {run.epochs}{best}"
     if run.seconds is not None:
         seconds = {name: value for name, value in _object(metrics.get("seconds")).items() if name != "total"}
         parts = [f"{name} {duration(value)}" for name, value in seconds.items() if _is_number(value)]

@@ -99,7 +99,8 @@ def shared_checkpointer(
 
     Training pauses for a save: collectives of a save and of a training step could deadlock. After an error nothing is
     saved, because another process may have ended and the others would wait for it forever; after a NonFiniteError,
-    which all processes raise, the last finite state is saved. Raises InputError as `checkpointer` does.
+    which all processes raise, the last finite state is saved. Raises InputError for a folder or an `about` that
+    `checkpointer` refuses.
     """
     saver = SharedSaver(check_folder(folder), check_about(about), every, warn)
     try:

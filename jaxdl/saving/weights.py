@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxdl import _files
 from jaxdl.errors import InputError
-from jaxdl.saving.checkpoints import finish_reads, first_line, single_process
+from jaxdl.saving.checkpoints import finish_reads, single_process
 from jaxdl.types import PyTree, Variables
 
 # Python's numbers, which `load` returns in their type.
@@ -101,9 +101,8 @@ def load(path: str | Path, like: Variables | None = None) -> Variables:
             if not np.array_equal(_digest(about, stored), checksum):
                 raise ValueError("its arrays are not those that were saved")
         except Exception as error:  # Orbax raises many types.
-            raise InputError(
-                f"the variables in {folder} are damaged ({first_line(error)}). Use another copy."
-            ) from error
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            raise InputError(f"the variables in {folder} are damaged ({reason}). Use another copy.") from error
     content = json.loads(about.tobytes())
     if like is not None:
         return _unflatten_like(like, folder, content["leaves"], stored)

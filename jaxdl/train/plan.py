@@ -63,7 +63,7 @@ def rate_to_change(opt_state: PyTree, caller: str = "reduce_on_plateau") -> Arra
     rate: Array = rates[0][1]
     if not jnp.issubdtype(rate.dtype, jnp.floating):
         raise InputError(
-            f"{caller} needs a learning rate that is a float, got {rate.dtype}, which rounds fractions to 0. "
+            f"{caller} needs a learning rate that is a float, got {rate.dtype}, which cuts fractions off. "
             "Use learning_rate=1.0, not 1."
         )
     return rate

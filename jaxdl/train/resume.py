@@ -190,7 +190,7 @@ def _check_arrays(run_state: RunState, expected: RunState, many: bool) -> None:
         )
     structures: list[Any] = [jax.tree.structure(tree) for tree in (run_state, expected)]
     if structures[0] != structures[1]:
-        raise InputError(f"state has the state of another optimizer than optimizer. {advice}")
+        raise InputError(f"state is that of another optimizer. {advice}")
 
 
 def _kinds(tree: PyTree, many: bool) -> dict[str, tuple[tuple[int, ...], Any]]:

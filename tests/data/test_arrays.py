@@ -225,6 +225,7 @@ def test_dataset_rejects_masked_values(name):
         ({"a": NUMBERS, "b": NUMBERS}, "must be one array, got a dict of a, b. Concatenate"),
         ([NUMBERS, NUMBERS[:, :2]], "must be one array of numbers, got list"),
         ([NUMBERS, NUMBERS], "Inputs must be one array, not a list of several"),
+        ([[[1, 2], [3]], [[1, 2], [3]]], "inputs must be one array of numbers, got list"),
         (scipy.sparse.csr_matrix(NUMBERS), "must be a dense array, got a sparse csr_matrix. Use its .toarray"),
         (NUMBERS + 1j, "got dtype complex64. Give the real and the imaginary part"),
         (COUNT.astype("M8[s]"), "got dtype datetime64.*day of the year"),

@@ -8,9 +8,11 @@ import pytest
 
 from jaxdl import _tree, losses
 from jaxdl.data import dataset
-from jaxdl.ensembles import sweep
+from jaxdl.ensembles import grid, sweep
+from jaxdl.errors import InputError
 from jaxdl.nn import mlp
 from jaxdl.train import early_stopping, make_plan
+from jaxdl.types import Checkpoint
 from tests.bits import bits
 from tests.sweep_runs import (
     INPUTS,
@@ -191,3 +193,12 @@ def test_a_trial_of_nan_harms_no_other():
         run = solo(make_linear(0.05, stop), seed, 3)
         assert bits(weights_of(ill, 0, place)) == bits((run.best, run.final))
     assert np.isnan(row_of(ill, 1, 0)["loss"])
+
+
+@pytest.mark.parametrize(
+    "arrays", [{"epoch": np.zeros(())}, {"rung": np.zeros(()), "racing/0/candidates": np.zeros(2)}]
+)
+def test_a_checkpoint_of_another_kind_or_version_is_refused(arrays):
+    checkpoint = Checkpoint(arrays, {"kinds": {}, "history": []}, 1)
+    with pytest.raises(InputError, match=r"got one of another run or of an earlier version"):
+        sweep(make_linear, grid(learning_rate=(0.1,)), *ROWS, seeds=SEEDS, epochs=1, state=checkpoint)
