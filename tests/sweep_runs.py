@@ -75,17 +75,17 @@ def solo(plan, seed, epochs, rows=ROWS):
     )
 
 
-def weights_of(found, index, place):
+def weights_of(result, index, place):
     """Return the best and the final variables of a run of a sweep."""
-    return jax.tree.map(lambda leaf: leaf[place], (found.best[index], found.final[index]))
+    return jax.tree.map(lambda leaf: leaf[place], (result.best[index], result.final[index]))
 
 
-def history_of(found, index, seed):
+def history_of(result, index, seed):
     """Return the history of a run of a sweep, in the format of `fit`."""
-    chosen = found.history[(found.history["trial"] == index) & (found.history["seed"] == seed)]
+    chosen = result.history[(result.history["trial"] == index) & (result.history["seed"] == seed)]
     return chosen.drop(columns=["trial", "seed"]).set_index("epoch").astype(float)
 
 
-def row_of(found, index, seed):
-    ((_, row),) = found.table[(found.table["trial"] == index) & (found.table["seed"] == seed)].iterrows()
+def row_of(result, index, seed):
+    ((_, row),) = result.table[(result.table["trial"] == index) & (result.table["seed"] == seed)].iterrows()
     return row

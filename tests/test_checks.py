@@ -484,9 +484,9 @@ def test_a_monitor_that_is_misspelt_is_told_the_nearest(name, meant):
 
 
 def test_callbacks_from_a_generator_are_called_after_every_epoch():
-    seen = []
-    fit(epochs=3, callbacks=(callback for callback in [lambda run_state, history: seen.append(len(history))]))
-    assert seen == [1, 2, 3]
+    observed = []
+    fit(epochs=3, callbacks=(callback for callback in [lambda run_state, history: observed.append(len(history))]))
+    assert observed == [1, 2, 3]
 
 
 def test_a_context_manager_among_the_callbacks_is_told_to_be_entered(tmp_path):
@@ -650,8 +650,8 @@ def test_a_platform_that_is_not_there_is_told(platform):
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, check=False, timeout=120
     )
-    said = f'JAX_PLATFORMS="{platform}" names a platform that JAX cannot start here'
-    assert done.stdout.startswith(said), done.stderr
+    output = f'JAX_PLATFORMS="{platform}" names a platform that JAX cannot start here'
+    assert done.stdout.startswith(output), done.stderr
     assert "Use JAX_PLATFORMS=cpu, or unset it." in done.stdout
 
 

@@ -69,12 +69,12 @@ def test_hooks_need_no_download_and_run_what_the_workflow_runs():
     "text, wrong", [("a  \n", True), ("a\n", False), ("a\n\n", True), ("a", True), ("a\n\nb\n", False)]
 )
 def test_the_hook_finds_spaces_at_ends_of_lines_and_files_without_one_end(text, wrong):
-    found = False
+    result = False
     for hook in HOOKS["repos"][0]["hooks"]:
         if hook["language"] == "pygrep":
             flags = re.MULTILINE if "--multiline" in hook.get("args", ()) else 0
-            found |= bool(re.search(hook["entry"].encode(), text.encode(), flags))
-    assert found is wrong
+            result |= bool(re.search(hook["entry"].encode(), text.encode(), flags))
+    assert result is wrong
 
 
 def test_every_file_of_text_passes_the_hooks_for_ends():

@@ -106,13 +106,13 @@ def test_drafts_of_a_process_that_was_killed_are_removed_and_nothing_else(tmp_pa
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)])
     assert done.returncode == -signal.SIGKILL
     (draft,) = (tmp_path / "deep").iterdir()
-    kept = [tmp_path / "history.csv.part", tmp_path / ".a.part", tmp_path / "a.0123456789abcdef.part"]
-    for path in kept:
+    remaining = [tmp_path / "history.csv.part", tmp_path / ".a.part", tmp_path / "a.0123456789abcdef.part"]
+    for path in remaining:
         path.write_text("mine")
     link = tmp_path / draft.name
-    link.symlink_to(kept[0])
+    link.symlink_to(remaining[0])
     remove_drafts(tmp_path)
-    assert not draft.exists() and link.is_symlink() and [path.read_text() for path in kept] == ["mine"] * 3
+    assert not draft.exists() and link.is_symlink() and [path.read_text() for path in remaining] == ["mine"] * 3
 
 
 def figure(path):
@@ -300,7 +300,7 @@ def test_every_flipped_bit_of_every_file_is_noticed(folder):
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (lambda f: (f / "a").unlink(), "a is missing"),
         (lambda f: (f / "c").touch(), "c was not there when it was saved"),
@@ -315,9 +315,9 @@ def test_every_flipped_bit_of_every_file_is_noticed(folder):
         (lambda f: (f / _files.CHECKSUMS).open("ab").write(b" "), "checksums.json is not what was saved"),
     ],
 )
-def test_what_is_not_as_it_was_is_told(folder, change, told):
+def test_what_is_not_as_it_was_is_told(folder, change, message):
     change(folder)
-    assert _files.find_damage(folder) == told
+    assert _files.find_damage(folder) == message
 
 
 def test_a_link_is_damage_even_to_an_equal_file(folder):
@@ -491,11 +491,11 @@ def test_a_child_does_not_keep_the_lock(tmp_path):
 
 def test_of_processes_that_race_one_wins(tmp_path):
     racers = [holder(tmp_path) for _ in range(5)]
-    told = sorted(racer.stdout.readline() for racer in racers)
+    message = sorted(racer.stdout.readline() for racer in racers)
     for racer in racers:
         racer.kill()
         racer.communicate()
-    assert told == ["held\n"] + ["refused\n"] * 4
+    assert message == ["held\n"] + ["refused\n"] * 4
 
 
 def test_a_folder_that_cannot_be_written_is_told(tmp_path):

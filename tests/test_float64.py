@@ -120,9 +120,9 @@ def test_fifty_steps_of_a_hidden_layer_and_their_average_are_those_of_numpy():
         k, b, v, c = (old - 0.02 * gradient for old, gradient in zip((k, b, v, c), gradients, strict=True))
         share = min(0.9, (1 + number) / (10 + number))
         average = [share * old + (1 - share) * new for old, new in zip(average, (k, b, v, c), strict=True)]
-    for found, wanted in ((state.variables, (k, b, v, c)), (state.ema, average)):
+    for result, wanted in ((state.variables, (k, b, v, c)), (state.ema, average)):
         for (layer, name), value in zip([(i, n) for i in (0, 1) for n in ("kernel", "bias")], wanted, strict=True):
-            close(found.params[f"Dense_{layer}"][name], value)
+            close(result.params[f"Dense_{layer}"][name], value)
 
 
 @pytest.mark.parametrize("of_model", [False, True])
@@ -346,11 +346,17 @@ def test_a_run_on_a_mesh_ends_as_on_one_device(name, devices):
     data, options = dataset(*parts), {"epochs": 30, "batch_size": 5, **more}
     alone = fit(model, objective.loss, optimizer, data, data, metrics=objective.metrics, **options)
     mesh = make_mesh(jax.devices()[:devices])
-    found = fit(model, objective.loss, optimizer, shard_dataset(data, mesh), data, metrics=objective.metrics, **options)
-    assert len(found.state.epoch.sharding.device_set) == devices
-    assert (found.reason, found.best_epoch, len(found.history)) == (alone.reason, alone.best_epoch, len(alone.history))
+    result = fit(
+        model, objective.loss, optimizer, shard_dataset(data, mesh), data, metrics=objective.metrics, **options
+    )
+    assert len(result.state.epoch.sharding.device_set) == devices
+    assert (result.reason, result.best_epoch, len(result.history)) == (
+        alone.reason,
+        alone.best_epoch,
+        len(alone.history),
+    )
     assert len(alone.history) > 5
-    for ours, wanted in zip(jax.tree.leaves(found.final), jax.tree.leaves(alone.final), strict=True):
+    for ours, wanted in zip(jax.tree.leaves(result.final), jax.tree.leaves(alone.final), strict=True):
         close(ours, wanted, rtol=1e-9)
 
 

@@ -54,35 +54,35 @@ def test_it_can_be_lowered_as_it_is_called(monkeypatch):
 
 def test_its_shapes_are_known_without_a_compilation(compilations):
     with compilations() as names:
-        found = jit(power, static_argnames="n").eval_shape(jnp.ones((2, 3)), n=2)
-    assert (found.shape, found.dtype) == ((2, 3), jnp.float32)
+        result = jit(power, static_argnames="n").eval_shape(jnp.ones((2, 3)), n=2)
+    assert (result.shape, result.dtype) == ((2, 3), jnp.float32)
     assert "power" not in names
 
 
 def test_it_is_lowered_for_the_mesh_of_its_arguments():
     def mesh_sizes(x, n):
-        seen.append(dict(jax.sharding.get_abstract_mesh().shape))
+        calls.append(dict(jax.sharding.get_abstract_mesh().shape))
         return x + n
 
-    seen = []
+    calls = []
     ours, mesh = jit(mesh_sizes, static_argnames="n"), make_mesh()
     x = jax.device_put(jnp.ones(8), jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data")))
     compiled = ours.lower(x, n=1).compile()
     assert ours.eval_shape(x, n=1).shape == (8,)
-    assert seen == [{"data": 8}]
+    assert calls == [{"data": 8}]
     assert compiled(x).tolist() == [2.0] * 8
 
 
 def test_only_values_inside_of_a_transformation_are_traced():
-    seen = []
+    calls = []
 
     def see(value):
-        seen.append(is_traced(value))
+        calls.append(is_traced(value))
         return value
 
     for transformed in (jax.jit(see), jax.grad(see), jax.vmap(see)):
-        transformed(jnp.ones(2) if len(seen) == 2 else 1.0)
-    assert seen == [True, True, True]
+        transformed(jnp.ones(2) if len(calls) == 2 else 1.0)
+    assert calls == [True, True, True]
     assert not any(map(is_traced, (0, 0.5, jnp.float32(1), jnp.ones(2))))
 
 

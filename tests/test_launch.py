@@ -80,7 +80,7 @@ def test_what_a_process_writes_comes_line_by_line_while_it_runs():
 
 
 @pytest.mark.parametrize(
-    ("code", "exit_code", "said"),
+    ("code", "exit_code", "output"),
     [
         ("sys.exit(3 if own == 1 else 0)", 3, "process 1 ended with exit code 3.\n"),
         ("os.kill(os.getpid(), 9 if own == 0 else 0)", 137, "process 0 was killed by SIGKILL.\n"),
@@ -88,9 +88,9 @@ def test_what_a_process_writes_comes_line_by_line_while_it_runs():
         (f"time.sleep(own)\nsys.exit(4 if own else {LOST})", 4, "process 1 ended with exit code 4.\n"),
     ],
 )
-def test_the_exit_code_is_that_of_the_process_that_failed(code, exit_code, said):
+def test_the_exit_code_is_that_of_the_process_that_failed(code, exit_code, output):
     done = run(code=code)
-    assert (done.returncode, done.stderr) == (exit_code, said)
+    assert (done.returncode, done.stderr) == (exit_code, output)
 
 
 @pytest.mark.processes
@@ -152,19 +152,19 @@ print("came", len(came), flush=True)
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # Whoever runs the tests may have chosen to ignore it.
         os.chdir(ROOT)
         os.execv(sys.executable, call(code=code))
-    said, sent = b"", False
+    output, sent = b"", False
     with suppress(OSError):  # Linux's way to say that nobody is left at the other side.
         while text := os.read(terminal, 1000):
-            said += text
-            if said.count(b"ready") == 2 and not sent:
+            output += text
+            if output.count(b"ready") == 2 and not sent:
                 os.write(terminal, b"\x03")
                 sent = True
     _, status = os.waitpid(pid, 0)
     os.close(terminal)
     assert os.waitstatus_to_exitcode(status) == 0
-    assert said.count(b"came 1") == said.count(b"came") == 2
+    assert output.count(b"came 1") == output.count(b"came") == 2
     # Process 0 has the terminal, the other one has not.
-    assert said.count(b"True") == said.count(b"False") == 1
+    assert output.count(b"True") == output.count(b"False") == 1
 
 
 @pytest.mark.processes
@@ -194,7 +194,7 @@ def test_the_cores_are_shared_out_where_there_are_enough():
 
 
 @pytest.mark.parametrize(
-    ("flags", "said"),
+    ("flags", "output"),
     [
         (["-n", "0", "--", "x.py"], "error: argument -n/--processes: must be a whole number, at least 1, got '0'."),
         (["-n", "two", "--", "x.py"], "error: argument -n/--processes: must be a whole number, at least 1, got 'two'."),
@@ -204,14 +204,14 @@ def test_the_cores_are_shared_out_where_there_are_enough():
         (["--cores", "--", "x.py"], "error: "),
     ],
 )
-def test_bad_input_is_one_message_and_exit_code_2(capsys, flags, said):
+def test_bad_input_is_one_message_and_exit_code_2(capsys, flags, output):
     from jaxdl import launch
 
     with pytest.raises(SystemExit) as raised:
         launch.main(flags)
-    told = capsys.readouterr()
-    assert raised.value.code == 2 and told.out == ""
-    assert told.err.startswith(said) and told.err.count("\n") == 1
+    message = capsys.readouterr()
+    assert raised.value.code == 2 and message.out == ""
+    assert message.err.startswith(output) and message.err.count("\n") == 1
 
 
 def test_the_help_fits_80_columns():

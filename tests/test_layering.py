@@ -80,14 +80,14 @@ def parsed(path):
 @functools.cache
 def imports(path):
     """Return every import of a file, wherever it stands."""
-    found = []
+    result = []
 
     def visit(node, when):
         if isinstance(node, ast.Import):
-            found.extend(Import(alias.name, "", when) for alias in node.names)
+            result.extend(Import(alias.name, "", when) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path} line {node.lineno}: write the import with the package's full name"
-            found.extend(Import(node.module, alias.name, when) for alias in node.names)
+            result.extend(Import(node.module, alias.name, when) for alias in node.names)
         elif isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
             for child in node.body:
                 visit(child, "typing")
@@ -99,7 +99,7 @@ def imports(path):
                 visit(child, "function" if inside else when)
 
     visit(parsed(path), "top")
-    return found
+    return result
 
 
 def label(path):
@@ -269,13 +269,13 @@ def test_launch_imports_only_distributed():
 
 
 def test_the_library_imports_no_experiment_no_test_and_no_benchmark():
-    found = [
+    result = [
         f"{module} imports {other}"
         for module, path in MODULES.items()
         for other, *_ in imports(path)
         if other.split(".")[0] in ("experiments", "tests", "benchmarks")
     ]
-    assert found == []
+    assert result == []
 
 
 def test_what_runs_beside_the_peers_imports_no_other_module_of_this_project():
@@ -308,31 +308,31 @@ def test_tensorboardx_is_imported_where_it_is_used():
 
 @pytest.mark.parametrize("package", KNOWN_BY)
 def test_a_package_of_others_is_known_where_it_belongs(package):
-    found = {
+    result = {
         part_of(module)
         for module, path in MODULES.items()
         for other, _, when in imports(path)
         if other.split(".")[0] == package and when != "typing"
     }
-    assert found <= set(KNOWN_BY[package])
+    assert result <= set(KNOWN_BY[package])
 
 
 def test_pure_files_have_no_files_no_printing_and_no_clocks():
     pure = {module: path for module, path in MODULES.items() if is_pure(module)}
-    found = [
+    result = [
         f"{module} imports {other}"
         for module, path in pure.items()
         for other, *_ in imports(path)
         if other.split(".")[0] in EFFECTS
     ]
     effects = ("print", "open", "input", "breakpoint")
-    found += [
+    result += [
         f"{module} line {node.lineno} calls {node.func.id}"
         for module, path in pure.items()
         for node in ast.walk(parsed(path))
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in effects
     ]
-    assert found == []
+    assert result == []
 
 
 def undocumented(nodes, owner=""):

@@ -65,9 +65,9 @@ def test_one_program_serves_all_smoothings(compilations):
 
     together = jax.jit(of_smoothing)
     with compilations() as names:
-        found = [together(np.float32(smoothing)) for smoothing in (0.0, 0.1, 0.5)]
+        result = [together(np.float32(smoothing)) for smoothing in (0.0, 0.1, 0.5)]
     assert names.count("of_smoothing") == 1
-    for smoothing, losses in zip((0.0, 0.1, 0.5), found, strict=True):
+    for smoothing, losses in zip((0.0, 0.1, 0.5), result, strict=True):
         np.testing.assert_allclose(losses, of_smoothing(smoothing), rtol=1e-6)
 
 

@@ -57,18 +57,18 @@ def test_json_is_a_list_of_plain_objects(runs, capsys):
 
 
 def test_no_runs_are_said_and_are_no_error(tmp_path, capsys):
-    for flags, said in (([], f"There are no runs in {tmp_path}.\n"), (["--json"], "[]\n"), (["--quiet"], "")):
+    for flags, output in (([], f"There are no runs in {tmp_path}.\n"), (["--json"], "[]\n"), (["--quiet"], "")):
         assert main(["runs", str(tmp_path), *flags]) == 0
-        assert capsys.readouterr().out.replace("\n", "") == said.replace("\n", "")
+        assert capsys.readouterr().out.replace("\n", "") == output.replace("\n", "")
 
 
 def test_two_runs_are_compared_by_name_or_by_path(runs, capsys):
     for names in (("a", "b"), (str(runs / "a"), str(runs / "b"))):
         assert main(["runs", str(runs), "--compare", *names, "--json"]) == 0
-        found = json.loads(capsys.readouterr().out)
-        assert found[0] == {"part": "config", "entry": "seed", "a": 0, "b": 1}
+        result = json.loads(capsys.readouterr().out)
+        assert result[0] == {"part": "config", "entry": "seed", "a": 0, "b": 1}
     assert main(["runs", str(runs), "--compare", "a", "b", "--quiet"]) == 0
-    assert capsys.readouterr().out.split() == [each["entry"] for each in found]
+    assert capsys.readouterr().out.split() == [each["entry"] for each in result]
     assert main(["runs", str(runs), "--compare", "a", "b"]) == 0
     assert re.search(r"rmse_best\.test +3\.25 +3 +-0\.25", capsys.readouterr().out)
     assert main(["runs", str(runs), "--compare", "a", "a"]) == 0
@@ -76,7 +76,7 @@ def test_two_runs_are_compared_by_name_or_by_path(runs, capsys):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "output"),
     [
         (["runs", "DIR/none"], "must be a folder with runs, got nothing"),
         (["runs", "DIR", "--json", "--quiet"], "--json and --quiet exclude each other"),
@@ -84,11 +84,11 @@ def test_two_runs_are_compared_by_name_or_by_path(runs, capsys):
         (["show", "DIR"], "must be the folder of a run, which holds a config.json, got a folder without"),
     ],
 )
-def test_bad_input_is_one_paragraph_and_2(runs, capsys, arguments, said):
+def test_bad_input_is_one_paragraph_and_2(runs, capsys, arguments, output):
     assert main([argument.replace("DIR", str(runs)) for argument in arguments]) == 2
-    told = capsys.readouterr()
-    assert told.out == "" and told.err.count("\n") == 1
-    assert re.search("error: .*" + said.replace("DIR", str(runs)), told.err)
+    message = capsys.readouterr()
+    assert message.out == "" and message.err.count("\n") == 1
+    assert re.search("error: .*" + output.replace("DIR", str(runs)), message.err)
 
 
 def test_a_run_is_shown_to_people_and_to_scripts(runs, capsys):
@@ -96,17 +96,17 @@ def test_a_run_is_shown_to_people_and_to_scripts(runs, capsys):
     text = capsys.readouterr().out
     assert "1,701 parameters" in text and "persistence" in text
     assert main(["show", str(runs / "a"), "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert (found["config"]["seed"], found["metrics"], found["test"]) == (0, METRICS, 3.25)
-    assert "config.json" in found["files"]
+    result = json.loads(capsys.readouterr().out)
+    assert (result["config"]["seed"], result["metrics"], result["test"]) == (0, METRICS, 3.25)
+    assert "config.json" in result["files"]
     assert main(["show", str(runs / "a"), "--quiet"]) == 0
     assert capsys.readouterr().out == "epochs\n"
 
 
 def test_the_help_of_every_command_fits_a_terminal_and_tells_the_exit_codes(monkeypatch, capsys):
-    with process("--help") as shown:
-        text, _ = shown.communicate(timeout=120)
-    assert shown.returncode == 0 and all(f"* {code}: " in text for code in (0, 2, 130, 141))
+    with process("--help") as rendered:
+        text, _ = rendered.communicate(timeout=120)
+    assert rendered.returncode == 0 and all(f"* {code}: " in text for code in (0, 2, 130, 141))
     names = re.search(r"\{([\w,-]+)\}", text).group(1).split(",")
     assert {"runs", "show"} <= {*names}
     texts = {"": text}

@@ -41,32 +41,32 @@ def figures(objective, outputs, targets, weights=None):
 
 
 def test_regression_metrics_equal_scikit_learn():
-    found = figures(REGRESSION, OUTPUTS, TARGETS)
-    np.testing.assert_allclose(found["loss"], sk.mean_squared_error(TARGETS, OUTPUTS), rtol=1e-5)
-    np.testing.assert_allclose(found["rmse"], np.sqrt(sk.mean_squared_error(TARGETS, OUTPUTS)), rtol=1e-5)
-    np.testing.assert_allclose(found["mae"], sk.mean_absolute_error(TARGETS, OUTPUTS), rtol=1e-5)
-    np.testing.assert_allclose(found["r2"], sk.r2_score(TARGETS, OUTPUTS), rtol=1e-5)
+    result = figures(REGRESSION, OUTPUTS, TARGETS)
+    np.testing.assert_allclose(result["loss"], sk.mean_squared_error(TARGETS, OUTPUTS), rtol=1e-5)
+    np.testing.assert_allclose(result["rmse"], np.sqrt(sk.mean_squared_error(TARGETS, OUTPUTS)), rtol=1e-5)
+    np.testing.assert_allclose(result["mae"], sk.mean_absolute_error(TARGETS, OUTPUTS), rtol=1e-5)
+    np.testing.assert_allclose(result["r2"], sk.r2_score(TARGETS, OUTPUTS), rtol=1e-5)
 
 
 def test_r2_with_a_center_is_exact_far_from_zero():
     targets = (1000 + RANDOM.normal(size=(500, 1))).astype(np.float32)
     outputs = targets + RANDOM.normal(size=(500, 1)).astype(np.float32) * np.float32(0.5)
-    found = figures(Objective(squared_error, (metrics.r2(center=1000.0),)), outputs, targets)
-    np.testing.assert_allclose(found["r2"], sk.r2_score(targets.astype(np.float64), outputs), rtol=1e-4)
+    result = figures(Objective(squared_error, (metrics.r2(center=1000.0),)), outputs, targets)
+    np.testing.assert_allclose(result["r2"], sk.r2_score(targets.astype(np.float64), outputs), rtol=1e-4)
 
 
 @pytest.mark.parametrize("k", [1, 2, 5])
 def test_top_k_equals_scikit_learn(k):
     metric = metrics.top_k(k)
-    found = figures(Objective(softmax_cross_entropy, (metric,)), LOGITS, LABELS)
+    result = figures(Objective(softmax_cross_entropy, (metric,)), LOGITS, LABELS)
     expected = sk.top_k_accuracy_score(LABELS, LOGITS, k=k, labels=range(5)) if k < 5 else 1.0
-    np.testing.assert_allclose(found["accuracy" if k == 1 else f"top{k}"], expected, rtol=1e-6)
+    np.testing.assert_allclose(result["accuracy" if k == 1 else f"top{k}"], expected, rtol=1e-6)
 
 
 def test_accuracy_of_ties_equals_argmax():
     logits = np.array([[1, 1], [1, 1], [0, 0]], np.float32)
-    found = figures(Objective(softmax_cross_entropy, (metrics.accuracy,)), logits, np.array([0, 1, 1], np.int32))
-    np.testing.assert_allclose(found["accuracy"], np.mean(logits.argmax(1) == [0, 1, 1]))
+    result = figures(Objective(softmax_cross_entropy, (metrics.accuracy,)), logits, np.array([0, 1, 1], np.int32))
+    np.testing.assert_allclose(result["accuracy"], np.mean(logits.argmax(1) == [0, 1, 1]))
 
 
 @pytest.mark.parametrize("label", [-1, 2])
@@ -77,12 +77,12 @@ def test_a_label_that_is_no_class_is_never_correct(label):
 
 
 def test_outputs_that_are_not_finite_are_not_accurate():
-    found = figures(
+    result = figures(
         Objective(softmax_cross_entropy, (metrics.accuracy,)),
         np.full((4, 3), np.nan, np.float32),
         np.zeros(4, np.int32),
     )
-    assert float(found["accuracy"]) == 0
+    assert float(result["accuracy"]) == 0
 
 
 @given(cuts=st.lists(st.integers(1, 56), max_size=6))
@@ -93,10 +93,10 @@ def test_metrics_do_not_depend_on_batches_or_padding(cuts):
         padded = np.concatenate([rows, np.repeat(rows[:1], 60 - len(rows))])
         sums = MEASURE(OUTPUTS[padded], TARGETS[padded], (np.arange(60) < len(rows)).astype(np.float32))
         total = sums if total is None else metrics.merge(total, sums)
-    found = metrics.compute(total, REGRESSION.metrics)
-    np.testing.assert_allclose(found["rmse"], np.sqrt(sk.mean_squared_error(TARGETS, OUTPUTS)), rtol=2e-5)
-    np.testing.assert_allclose(found["mae"], sk.mean_absolute_error(TARGETS, OUTPUTS), rtol=2e-5)
-    np.testing.assert_allclose(found["r2"], sk.r2_score(TARGETS, OUTPUTS), rtol=2e-5)
+    result = metrics.compute(total, REGRESSION.metrics)
+    np.testing.assert_allclose(result["rmse"], np.sqrt(sk.mean_squared_error(TARGETS, OUTPUTS)), rtol=2e-5)
+    np.testing.assert_allclose(result["mae"], sk.mean_absolute_error(TARGETS, OUTPUTS), rtol=2e-5)
+    np.testing.assert_allclose(result["r2"], sk.r2_score(TARGETS, OUTPUTS), rtol=2e-5)
 
 
 def test_weights_count_rows_several_times():
@@ -123,8 +123,8 @@ def test_r2_is_that_of_scikit_learn_far_from_zero_for_every_cut_of_the_rows(mean
         parts = [slice(start, start + size) for start in range(0, 2000, size)]
         sums = [batch(predicted[part], targets[part], weights[part]) for part in parts]
         wide = [jax.tree.map(lambda total: np.asarray(total, np.float64), each) for each in sums]
-        for found in (reduce(metrics.merge, sums), jax.tree.map(np.float32, reduce(metrics.merge, wide))):
-            np.testing.assert_allclose(metrics.compute(found, R2.metrics)["r2"], expected, rtol=1e-4, atol=1e-4)
+        for result in (reduce(metrics.merge, sums), jax.tree.map(np.float32, reduce(metrics.merge, wide))):
+            np.testing.assert_allclose(metrics.compute(result, R2.metrics)["r2"], expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("value", [0.1, 1e5 + 1 / 3, 0.0])
@@ -163,10 +163,10 @@ def binary_expected(logits, labels):
 
 
 def test_binary_metrics_equal_scikit_learn():
-    found = binary_figures(BINARY_LOGITS, ANSWERS)
-    assert list(found) == ["loss", "accuracy", "balanced_accuracy"]
+    result = binary_figures(BINARY_LOGITS, ANSWERS)
+    assert list(result) == ["loss", "accuracy", "balanced_accuracy"]
     for name, value in binary_expected(BINARY_LOGITS, ANSWERS).items():
-        np.testing.assert_allclose(found[name], value, rtol=1e-6)
+        np.testing.assert_allclose(result[name], value, rtol=1e-6)
 
 
 @given(cuts=st.lists(st.integers(1, 90), max_size=6))
@@ -177,24 +177,24 @@ def test_binary_metrics_do_not_depend_on_batches_or_padding(cuts):
         padded = np.concatenate([rows, np.repeat(rows[:1], 95 - len(rows))])
         sums = MEASURE_BINARY(BINARY_LOGITS[padded], ANSWERS[padded], (np.arange(95) < len(rows)).astype(np.float32))
         total = sums if total is None else merge(total, sums)
-    found = compute(total, [metrics.binary_accuracy, metrics.balanced_accuracy])
+    result = compute(total, [metrics.binary_accuracy, metrics.balanced_accuracy])
     for name, value in binary_expected(BINARY_LOGITS, ANSWERS).items():
-        np.testing.assert_allclose(found[name], value, rtol=1e-5)
+        np.testing.assert_allclose(result[name], value, rtol=1e-5)
 
 
 def test_weights_count_rows_of_answers_several_times():
     weights = RANDOM.integers(0, 4, 91)
-    found = binary_figures(BINARY_LOGITS, ANSWERS, weights.astype(np.float32))
+    result = binary_figures(BINARY_LOGITS, ANSWERS, weights.astype(np.float32))
     for name, value in binary_expected(np.repeat(BINARY_LOGITS, weights, 0), np.repeat(ANSWERS, weights, 0)).items():
-        np.testing.assert_allclose(found[name], value, rtol=1e-5)
+        np.testing.assert_allclose(result[name], value, rtol=1e-5)
 
 
 @pytest.mark.parametrize("label", [0, 1])
 def test_balanced_accuracy_leaves_out_a_class_without_examples(label):
-    kept = ANSWERS[:, 0] == label
-    found = binary_figures(BINARY_LOGITS[kept], ANSWERS[kept])
-    assert 0 < float(found["accuracy"]) < 1
-    np.testing.assert_allclose(found["balanced_accuracy"], found["accuracy"], rtol=1e-6)
+    remaining = ANSWERS[:, 0] == label
+    result = binary_figures(BINARY_LOGITS[remaining], ANSWERS[remaining])
+    assert 0 < float(result["accuracy"]) < 1
+    np.testing.assert_allclose(result["balanced_accuracy"], result["accuracy"], rtol=1e-6)
 
 
 @pytest.mark.parametrize("answer", [-1.0, 1.0])
@@ -210,9 +210,9 @@ def test_a_logit_of_zero_means_no_and_nan_is_never_correct():
 
 def test_binary_metrics_are_means_over_outputs():
     logits, labels = RANDOM.normal(size=(50, 3)).astype(np.float32), (RANDOM.random((50, 3)) < 0.4).astype(np.float32)
-    found, each = binary_figures(logits, labels), [binary_expected(logits[:, [k]], labels[:, [k]]) for k in range(3)]
-    for name in found:
-        np.testing.assert_allclose(found[name], np.mean([of[name] for of in each]), rtol=1e-5)
+    result, each = binary_figures(logits, labels), [binary_expected(logits[:, [k]], labels[:, [k]]) for k in range(3)]
+    for name in result:
+        np.testing.assert_allclose(result[name], np.mean([of[name] for of in each]), rtol=1e-5)
 
 
 def test_targets_of_another_shape_are_refused():

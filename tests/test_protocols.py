@@ -456,12 +456,12 @@ def test_a_rule_without_a_mode_has_a_mirror_image(rule_case):
 
 EPOCHS = 3
 DATA = dataset(TABLE, TABLE[:, :1])
-MODEL, OPTIMISER = jaxdl.nn.mlp((2,)), optax.sgd(0.01)
+MODEL, OPTIMIZER = jaxdl.nn.mlp((2,)), optax.sgd(0.01)
 
 
 @functools.cache
 def beginning():
-    plan = make_plan(MODEL, losses.squared_error, OPTIMISER, metrics=[metrics.rmse], batch_size=3)
+    plan = make_plan(MODEL, losses.squared_error, OPTIMIZER, metrics=[metrics.rmse], batch_size=3)
     return plan, start(plan, DATA, key=jax.random.key(0))
 
 
@@ -491,7 +491,7 @@ def run_with(*on_epoch):
     return fit(
         MODEL,
         losses.squared_error,
-        OPTIMISER,
+        OPTIMIZER,
         DATA,
         metrics=[metrics.rmse],
         epochs=EPOCHS,
@@ -513,9 +513,9 @@ def check_run(run):
 
 
 def test_every_public_callback_has_a_case():
-    found = returning(callbacks, "Iterator[Callback]", "AbstractContextManager[Callback]")
-    assert set(CALLBACKS) == found
-    assert set(public(callbacks)) == found | OTHERS
+    result = returning(callbacks, "Iterator[Callback]", "AbstractContextManager[Callback]")
+    assert set(CALLBACKS) == result
+    assert set(public(callbacks)) == result | OTHERS
 
 
 def test_a_callback_is_called_each_epoch_and_changes_nothing(callback):

@@ -39,11 +39,11 @@ def simulated(seed, *shape):
 @pytest.mark.parametrize("confidence", [0.5, 0.95, 0.999])
 def test_estimate_equals_scipy(count, confidence):
     values = simulated(count, count)
-    found = estimate(values, confidence)
+    result = estimate(values, confidence)
     error = stats.sem(values)
-    assert (found.count, found.diverged) == (count, 0)
-    np.testing.assert_allclose(found[:3], (values.mean(), values.std(ddof=1), error), rtol=1e-12)
-    np.testing.assert_allclose(found[3:5], stats.t.interval(confidence, count - 1, values.mean(), error), rtol=1e-9)
+    assert (result.count, result.diverged) == (count, 0)
+    np.testing.assert_allclose(result[:3], (values.mean(), values.std(ddof=1), error), rtol=1e-12)
+    np.testing.assert_allclose(result[3:5], stats.t.interval(confidence, count - 1, values.mean(), error), rtol=1e-9)
 
 
 @settings(deadline=None)
@@ -57,22 +57,22 @@ def test_an_estimate_moves_and_scales_with_its_values(values, shift, factor):
 
 
 def test_the_interval_holds_the_true_mean_as_often_as_it_says():
-    found = [estimate(values, 0.9) for values in simulated(0, 4000, 5)]
-    held = sum(one.low <= 3.5 <= one.high for one in found)
+    result = [estimate(values, 0.9) for values in simulated(0, 4000, 5)]
+    held = sum(one.low <= 3.5 <= one.high for one in result)
     low, high = stats.binom.interval(1 - 1e-5, 4000, 0.9)
     assert low <= held <= high
 
 
 def test_estimate_of_one_seed_is_the_mean_alone(recwarn):
-    found = estimate([3.5])
-    assert found.mean == 3.5 and found.count == 1 and np.isnan(found[1:5]).all()
+    result = estimate([3.5])
+    assert result.mean == 3.5 and result.count == 1 and np.isnan(result[1:5]).all()
     assert not recwarn
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_a_seed_that_diverged_is_counted_and_leaves_no_mean(bad, recwarn):
-    found = estimate([3.5, bad, 3.6, bad])
-    assert np.isnan(found[:5]).all() and (found.count, found.diverged) == (4, 2)
+    result = estimate([3.5, bad, 3.6, bad])
+    assert np.isnan(result[:5]).all() and (result.count, result.diverged) == (4, 2)
     assert not recwarn
 
 
@@ -86,28 +86,28 @@ def test_equal_values_have_no_deviation(value, count):
 @pytest.mark.parametrize("apart", [0.0, 0.1, 1.0])
 def test_paired_test_equals_scipy(count, apart):
     one, other = simulated(1, count), simulated(2, count) + apart
-    found, wanted = paired_test(one, other, 0.9), stats.ttest_rel(one, other)
+    result, wanted = paired_test(one, other, 0.9), stats.ttest_rel(one, other)
     interval = wanted.confidence_interval(0.9)
     expected = ((one - other).mean(), stats.sem(one - other), interval.low, interval.high, wanted.pvalue, count)
-    np.testing.assert_allclose(found, expected, rtol=1e-9)
+    np.testing.assert_allclose(result, expected, rtol=1e-9)
 
 
 @settings(deadline=None)
 @given(pairs, st.integers(-50, 50), st.floats(0.01, 100))
 def test_a_comparison_turns_round_scales_and_does_not_see_what_all_share(pair, shift, factor):
     one, other = map(np.array, pair)
-    found = paired_test(one, other)
+    result = paired_test(one, other)
     turned = paired_test(other, one)
-    assert (turned.difference, turned.low, turned.high) == (-found.difference, -found.high, -found.low)
-    assert (turned.error, turned.p_value) == (found.error, found.p_value)
+    assert (turned.difference, turned.low, turned.high) == (-result.difference, -result.high, -result.low)
+    assert (turned.error, turned.p_value) == (result.error, result.p_value)
     # Whether differences are equal is told to float32's rounding of the figures.
     assume(np.ptp(one - other) == 0 or np.ptp(one - other) >= 1e-3)
     for changed, scale in (
         (paired_test(factor * one, factor * other), factor),
         (paired_test(one + shift, other + shift), 1),
     ):
-        np.testing.assert_allclose(changed[:4], scale * np.array(found[:4]), rtol=1e-6, atol=1e-9 * scale)
-        np.testing.assert_allclose(changed.p_value, found.p_value, rtol=1e-6, atol=1e-12)
+        np.testing.assert_allclose(changed[:4], scale * np.array(result[:4]), rtol=1e-6, atol=1e-9 * scale)
+        np.testing.assert_allclose(changed.p_value, result.p_value, rtol=1e-6, atol=1e-12)
 
 
 @settings(deadline=None)
@@ -120,25 +120,25 @@ def test_runs_that_are_equal_do_not_differ(values):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_a_difference_that_is_always_the_same_has_the_p_value_of_the_sign_test(count, dtype, recwarn):
     one = simulated(0, count).astype(dtype)
-    found = paired_test(one + dtype(0.01), one)
-    np.testing.assert_allclose(found[:4], (0.01, 0, 0.01, 0.01), rtol=1e-4)
-    assert found.p_value == pytest.approx(stats.binomtest(count, count, 0.5).pvalue)
-    assert paired_test(one, one + dtype(0.01)).p_value == found.p_value
+    result = paired_test(one + dtype(0.01), one)
+    np.testing.assert_allclose(result[:4], (0.01, 0, 0.01, 0.01), rtol=1e-4)
+    assert result.p_value == pytest.approx(stats.binomtest(count, count, 0.5).pvalue)
+    assert paired_test(one, one + dtype(0.01)).p_value == result.p_value
     assert not recwarn
 
 
 def test_a_difference_of_rounding_is_none():
     one = simulated(0, 8).astype(np.float32)
-    found = paired_test(np.nextafter(one, np.float32(9)), one)
-    assert found.p_value == 1 and verdict("a", "b", found).startswith("these 8 seeds show no difference")
+    result = paired_test(np.nextafter(one, np.float32(9)), one)
+    assert result.p_value == 1 and verdict("a", "b", result).startswith("these 8 seeds show no difference")
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_seed_that_diverged_leaves_no_comparison(bad, recwarn):
     for one, other in (([1.0, bad, 2.0], [1.0, 2.0, 3.0]), ([1.0, bad, 2.0], [1.0, bad, 3.0])):
-        found = paired_test(one, other)
-        assert np.isnan(found[:5]).all() and found.count == 3
-        assert verdict("A", "B", found) == "A and B cannot be compared: not all of the 3 seeds have finite values"
+        result = paired_test(one, other)
+        assert np.isnan(result[:5]).all() and result.count == 3
+        assert verdict("A", "B", result) == "A and B cannot be compared: not all of the 3 seeds have finite values"
     assert not recwarn
 
 
@@ -154,13 +154,13 @@ def test_the_rate_of_false_claims_is_the_level(level):
 def test_the_verdict_names_the_better_one(lower_is_better):
     low, high = simulated(0, 16), simulated(1, 16) + 1
     for names, pair in ((("low", "high"), (low, high)), (("high", "low"), (high, low))):
-        said = verdict(*names, paired_test(*pair), lower_is_better=lower_is_better)
-        assert said.startswith("low is better than high" if lower_is_better else "high is better than low")
-        assert "paired t test over 16 seeds, p < 0.001" in said and " by -" not in said
+        output = verdict(*names, paired_test(*pair), lower_is_better=lower_is_better)
+        assert output.startswith("low is better than high" if lower_is_better else "high is better than low")
+        assert "paired t test over 16 seeds, p < 0.001" in output and " by -" not in output
 
 
 @pytest.mark.parametrize(
-    ("comparison", "said"),
+    ("comparison", "output"),
     [
         (Comparison(-0.4432, 0.0512, -0.55, -0.33, 1e-6, 16), "A is better than B by 0.44 +- 0.05 (paired t test over"),
         (Comparison(0.4432, 0.0512, 0.33, 0.55, 0.0123, 16), "B is better than A by 0.44 +- 0.05 (paired t test over"),
@@ -179,8 +179,8 @@ def test_the_verdict_names_the_better_one(lower_is_better):
         ),
     ],
 )
-def test_text_of_verdicts(comparison, said):
-    assert said in verdict("A", "B", comparison)
+def test_text_of_verdicts(comparison, output):
+    assert output in verdict("A", "B", comparison)
 
 
 probabilities = st.lists(st.floats(0, 1), min_size=1, max_size=7)
@@ -203,9 +203,9 @@ def test_adjusted_p_values_are_those_of_the_closure_of_bonferronis_tests(p_value
 @settings(deadline=None)
 @given(probabilities)
 def test_adjusting_keeps_the_order_and_lowers_nothing(p_values):
-    found = holm(p_values)
-    assert (found >= p_values).all() and (found <= 1).all()
-    assert (np.diff(found[np.argsort(p_values)]) >= 0).all()
+    result = holm(p_values)
+    assert (result >= p_values).all() and (result <= 1).all()
+    assert (np.diff(result[np.argsort(p_values)]) >= 0).all()
 
 
 def test_a_comparison_that_failed_counts_among_the_others():
@@ -249,7 +249,7 @@ def test_without_errors_the_best_candidate_is_taken():
 
 
 @pytest.mark.parametrize(
-    ("call", "said"),
+    ("call", "output"),
     [
         (lambda: estimate([]), r"values must be a row of at least one number, got shape \(0,\)"),
         (lambda: estimate(np.ones((2, 3))), r"values must be a row .* got shape \(2, 3\)"),
@@ -265,8 +265,8 @@ def test_without_errors_the_best_candidate_is_taken():
         (lambda: one_standard_error([math.nan, 1.0], [0.1, math.nan], [1, 1]), "mean, error and cost are finite"),
     ],
 )
-def test_statistics_reject_bad_arguments(call, said):
-    with pytest.raises(InputError, match=said):
+def test_statistics_reject_bad_arguments(call, output):
+    with pytest.raises(InputError, match=output):
         call()
 
 
@@ -292,13 +292,13 @@ def loss(calibration, mean, spread, targets):
 
 @pytest.mark.parametrize(("scale", "noise"), [(1, 1), (3, 0.5), (0.5, 2), (2, 0), (0, 1.5)])
 def test_a_known_scale_and_noise_are_found_again(scale, noise):
-    found = fit_calibration(*simulated_errors(0, 40_000, scale, noise))
-    np.testing.assert_allclose(found, (scale, noise), rtol=0.04, atol=0.06)
+    result = fit_calibration(*simulated_errors(0, 40_000, scale, noise))
+    np.testing.assert_allclose(result, (scale, noise), rtol=0.04, atol=0.06)
 
 
 def test_a_spread_that_is_honest_is_left_as_it_is():
-    found = fit_calibration(*simulated_errors(1, 40_000, 1, 0))
-    np.testing.assert_allclose(found, (1, 0), atol=0.03)
+    result = fit_calibration(*simulated_errors(1, 40_000, 1, 0))
+    np.testing.assert_allclose(result, (1, 0), atol=0.03)
 
 
 @settings(max_examples=25, deadline=None)
@@ -330,8 +330,8 @@ def test_the_noise_has_the_unit_of_the_targets_and_the_scale_has_none(seed, fact
 @pytest.mark.parametrize("spread", [0.0, 0.3])
 def test_spreads_that_are_all_equal_leave_noise_alone(spread):
     mean, _, targets = simulated_errors(0, 50, 0, 2)
-    found = fit_calibration(mean, np.full(50, spread), targets)
-    np.testing.assert_allclose(found, (0, np.sqrt(np.mean((targets - mean) ** 2))))
+    result = fit_calibration(mean, np.full(50, spread), targets)
+    np.testing.assert_allclose(result, (0, np.sqrt(np.mean((targets - mean) ** 2))))
 
 
 def test_without_any_error_no_deviation_is_left():
@@ -348,9 +348,9 @@ def test_a_calibrated_spread_covers_new_rows_as_often_as_it_says():
     mean, spread, targets = simulated_errors(0, 20_000, 2.5, 0.8)
     deviation = calibrated_std(spread, fit_calibration(mean, spread, targets))
     new_mean, new_spread, new_targets = simulated_errors(1, 20_000, 2.5, 0.8)
-    found = coverage(new_mean, calibrated_std(new_spread, fit_calibration(mean, spread, targets)), new_targets)
-    assert tuple(found) == LEVELS and deviation.shape == spread.shape
-    np.testing.assert_allclose(list(found.values()), LEVELS, atol=0.015)
+    result = coverage(new_mean, calibrated_std(new_spread, fit_calibration(mean, spread, targets)), new_targets)
+    assert tuple(result) == LEVELS and deviation.shape == spread.shape
+    np.testing.assert_allclose(list(result.values()), LEVELS, atol=0.015)
     # The spread alone is less than half of the deviation here.
     assert coverage(new_mean, new_spread, new_targets)[0.95] < 0.7
 
@@ -374,7 +374,7 @@ def test_calibrated_std_adds_variances():
 
 @pytest.mark.parametrize("call", [fit_calibration, coverage])
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "output"),
     [
         (([[1.0]], [1.0], [1.0]), r"must be of one shape with at least one row, got \(1, 1\), \(1,\), \(1,\)"),
         (([], [], []), r"must be of one shape with at least one row, got \(0,\), \(0,\), \(0,\)"),
@@ -384,8 +384,8 @@ def test_calibrated_std_adds_variances():
         (([1.0], [-0.5], [1.0]), "(std|deviation) must be 0 or more, got -0.5"),
     ],
 )
-def test_calibration_rejects_bad_arguments(call, arguments, said):
-    with pytest.raises(InputError, match=said):
+def test_calibration_rejects_bad_arguments(call, arguments, output):
+    with pytest.raises(InputError, match=output):
         call(*arguments)
 
 

@@ -52,20 +52,20 @@ def test_kinds_are_json():
 
 
 @pytest.mark.parametrize(
-    ("other", "told"),
+    ("other", "message"),
     [
         ((6,), r"holds params/Dense_0/kernel of shape \(3, 5\); this model expects \(3, 6\)"),
         ((5, 4), r"holds .*Dense_1/kernel of shape \(5, 1\); this model expects \(5, 4\)"),
         ((), r"holds .*Dense_0/kernel of shape \(3, 5\); this model expects \(3, 1\)"),
     ],
 )
-def test_check_structure_names_the_kernel_that_differs(other, told):
-    with pytest.raises(InputError, match=told):
+def test_check_structure_names_the_kernel_that_differs(other, message):
+    with pytest.raises(InputError, match=message):
         _tree.check_structure(_tree.kinds(progress_of(5)), progress_of(*other))
 
 
 @pytest.mark.parametrize(
-    ("template", "told"),
+    ("template", "message"),
     [
         ({"a": jnp.ones(2), "b": jnp.ones((2, 2))}, r"holds no b; this model expects it, of shape \(2, 2\)"),
         ({}, "holds a, which this model does not have"),
@@ -74,6 +74,6 @@ def test_check_structure_names_the_kernel_that_differs(other, told):
         ({"a": jax.random.split(jax.random.key(0), 2)}, "holds a of dtype float32; this model expects key<fry>"),
     ],
 )
-def test_every_difference_has_its_words(template, told):
-    with pytest.raises(InputError, match=told):
+def test_every_difference_has_its_words(template, message):
+    with pytest.raises(InputError, match=message):
         _tree.check_structure(_tree.kinds({"a": jnp.ones(2)}), template)

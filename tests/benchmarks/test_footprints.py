@@ -93,15 +93,15 @@ def test_equal_footprints_have_no_differences():
 
 
 def test_a_worse_metric_fails_and_is_reported_with_both_values():
-    (found,) = compare(STORED, now(dispatches=5))
-    assert found.fails
+    (result,) = compare(STORED, now(dispatches=5))
+    assert result.fails
     for word in ("plain", "dispatches", "stored 3", "got 5", "worse", "benchmarks.footprints --write"):
-        assert word in str(found)
+        assert word in str(result)
 
 
 def test_a_better_exact_metric_fails_too():
-    (found,) = compare(STORED, now(FLOPs=999))
-    assert found.fails and "stored 1,000, got 999" in str(found) and "better" in str(found)
+    (result,) = compare(STORED, now(FLOPs=999))
+    assert result.fails and "stored 1,000, got 999" in str(result) and "better" in str(result)
 
 
 @pytest.mark.parametrize("got, fails", [(220, None), (221, True), (180, None), (179, False)])
@@ -117,14 +117,14 @@ def test_other_platforms_skip_metrics_with_a_tolerance(changed):
 
 @pytest.mark.parametrize("metric", ["dispatches", "temporaries"])
 def test_a_metric_that_is_missing_fails(metric):
-    (found,) = compare(STORED, now(**{metric: None}))
-    assert found.fails and "got nothing" in str(found)
+    (result,) = compare(STORED, now(**{metric: None}))
+    assert result.fails and "got nothing" in str(result)
 
 
 def test_new_and_missing_cases_fail():
     moved = STORED._replace(cases={"other": STORED.cases["plain"]})
-    found = compare(STORED, moved)
-    assert {each.case for each in found} == {"plain", "other"} and all(each.fails for each in found)
+    result = compare(STORED, moved)
+    assert {each.case for each in result} == {"plain", "other"} and all(each.fails for each in result)
 
 
 def test_footprints_are_written_sorted_and_read_again(tmp_path):

@@ -63,20 +63,20 @@ def test_contestants_take_turns_and_a_run_fills_its_time():
     log = []
     asks = {"quick": steady(0.5, 0.1), "slow": steady(5.0, 0.2)}
 
-    def asked(name):
+    def requests(name):
         return lambda request: log.append(name) or asks[name](request)
 
-    found = measure_row(row(), {name: asked(name) for name in asks}, 3, warn=log.append)
+    result = measure_row(row(), {name: requests(name) for name in asks}, 3, warn=log.append)
     # To prepare, a run that compiles, and where epochs are short one that tells how many fill the time; then in turn.
     assert log[:5] == ["quick"] * 3 + ["slow"] * 2 and log[5:11] == ["quick", "slow"] * 3
-    assert found["quick"].seconds == pytest.approx([0.1] * 3) and found["slow"].seconds == pytest.approx([0.2] * 3)
-    assert found["quick"].epochs == 2 and found["slow"].epochs == 2  # of 0.2 s, but two at least
+    assert result["quick"].seconds == pytest.approx([0.1] * 3) and result["slow"].seconds == pytest.approx([0.2] * 3)
+    assert result["quick"].epochs == 2 and result["slow"].epochs == 2  # of 0.2 s, but two at least
 
 
 def test_slow_peers_run_twice_only():
     asks = {"jaxdl": steady(0.5, 0.01), "near": steady(0.5, 0.02), "far": steady(0.5, 0.05)}
-    found = measure_row(row(), asks, 5, warn=str)
-    assert [len(found[name].seconds) for name in asks] == [5, 5, 2]
+    result = measure_row(row(), asks, 5, warn=str)
+    assert [len(result[name].seconds) for name in asks] == [5, 5, 2]
     del asks["near"]  # the best peer goes on, however far it is
     assert len(measure_row(row(), asks, 5, warn=str)["far"].seconds) == 5
 
@@ -85,42 +85,42 @@ def test_a_failing_contestant_is_reported_and_the_others_continue():
     def failing(request):
         return {"error": "no memory"} if request.get("seed") == 2 else steady(0.5, 0.01)(request)
 
-    found = measure_row(row(), {"jaxdl": steady(0.5, 0.01), "failing": failing}, 4, warn=str)
-    assert found["failing"].error == "no memory" and len(found["jaxdl"].seconds) == 4
+    result = measure_row(row(), {"jaxdl": steady(0.5, 0.01), "failing": failing}, 4, warn=str)
+    assert result["failing"].error == "no memory" and len(result["jaxdl"].seconds) == 4
 
 
 def test_a_whole_run_counts_its_first_epoch_once_and_the_later_rate_for_the_others():
     log = []
-    found = measure_row(row(per="whole", epochs=200), {"one": steady(1.0, 0.01, log)}, 1, warn=str)
+    result = measure_row(row(per="whole", epochs=200), {"one": steady(1.0, 0.01, log)}, 1, warn=str)
     assert log[-1] == {"run": 20, "seed": 0}
-    assert found["one"].median == pytest.approx(1.0 + 199 * 0.01)
+    assert result["one"].median == pytest.approx(1.0 + 199 * 0.01)
     # All of them, where they fit.
     assert row_seconds(row(per="whole", epochs=3), [0.9, 1.0, 7.0]) == 7.0
 
 
 def test_slow_peers_are_estimated_from_a_tenth_and_failures_are_reported():
     before = {"slow": Measurement((0.3, 0.4)), "jaxdl": Measurement((0.2,)), "failed": Measurement((), error="no")}
-    asked = {name: [] for name in ("slow", "jaxdl", "failed", "broken")}
-    asks = {name: steady(0.1, 0.1, asked[name]) for name in asked}
+    requests = {name: [] for name in ("slow", "jaxdl", "failed", "broken")}
+    asks = {name: steady(0.1, 0.1, requests[name]) for name in requests}
     asks["broken"] = lambda request: {"error": "no compiler"}
-    found = measure_row(row(after="before"), asks, 2, before, warn=str)
-    assert found["slow"] == Measurement((3.0, 4.0), derived=True) and not asked["slow"]
-    assert asked["jaxdl"] and not found["jaxdl"].derived  # ours always
-    assert found["failed"].error == "no" and found["broken"].error == "no compiler"
+    result = measure_row(row(after="before"), asks, 2, before, warn=str)
+    assert result["slow"] == Measurement((3.0, 4.0), derived=True) and not requests["slow"]
+    assert requests["jaxdl"] and not result["jaxdl"].derived  # ours always
+    assert result["failed"].error == "no" and result["broken"].error == "no compiler"
     assert multiply(Measurement((1.0,)), 64).seconds == (64.0,)
 
 
 def test_the_limit_counts_the_matrix_products(folder):
     task = Task("wide", "train", "mlp", str(folder), 96, (128, 128))
-    found = limit(Row("", "", task, "epoch", times=10.0), 2)
+    result = limit(Row("", "", task, "epoch", times=10.0), 2)
     weights = 5 * 128 + 128 * 128 + 128
     # Three steps of 32 rows: forward and both gradients, but for that of the inputs; and 20 rows of validation.
     products = 2 * (3 * 32 * (3 * weights - 5 * 128) + 20 * weights)
-    assert 20 * products < found.flops < 20 * 1.25 * products  # biases, the loss and Adam
+    assert 20 * products < result.flops < 20 * 1.25 * products  # biases, the loss and Adam
     measured = limit(Row("", "", task._replace(mode="evaluate", rows=20), "epoch"), 1)
     assert 2 * 20 * weights < measured.flops < 1.25 * 2 * 20 * weights
-    assert found.bytes >= 20 * 4 * (96 * 7 + 3 * 2 * 3 * weights)
-    assert found.rate > 0 and found.bandwidth > 0
+    assert result.bytes >= 20 * 4 * (96 * 7 + 3 * 2 * 3 * weights)
+    assert result.rate > 0 and result.bandwidth > 0
     assert Limit(1e9, 1e3, 1e9, 1e9).seconds == 1.0 and Limit(1e3, 1e9, 1e9, 5e8).seconds == 2.0
 
 
@@ -176,12 +176,12 @@ def test_tasks_load_their_number_of_examples(folder):
 
 
 def test_the_page_names_the_limit_of_every_row(tmp_path):
-    found = {
+    result = {
         "jaxdl": Measurement((1.0, 1.1)),
         "torch": Measurement((2.0, 2.0)),
         "sklearn": Measurement((), error="no images"),
     }
-    made = [Line("one", found, 0.5), Line("files", {"jaxdl": Measurement((9.0,))}, 3.0, "what it needs", "MB")]
+    made = [Line("one", result, 0.5), Line("files", {"jaxdl": Measurement((9.0,))}, 3.0, "what it needs", "MB")]
     costs = [Cost(100, 0.1, 300.0, 1.0), Cost(1000, 1.0, 309.0, 10.0)]
     ends = [Cost(95, 0.1), Cost(96, 0.1)]
     text = report.page("a machine", made, [OURS], [], costs, ends, "reading", 1.0, "a.png")
@@ -196,11 +196,11 @@ def test_the_page_names_the_limit_of_every_row(tmp_path):
 def test_peers_of_a_sweep_train_its_members_one_after_the_other(folder):
     whole, swept = row(folder, per="whole", epochs=2), row(folder, per="sweep", epochs=2)
     swept = swept._replace(title="64", group="sweep", task=swept.task._replace(mode="sweep"))
-    found = {
+    result = {
         "a row": {"jaxdl": Measurement((1.0,)), "torch": Measurement((2.0,))},
         "64": {"jaxdl": Measurement((20.0,))},
     }
-    line = report.row_lines([whole, swept], found)[1]
+    line = report.row_lines([whole, swept], result)[1]
     assert line.measurements["jaxdl"].median == 20.0 and line.measurements["torch"].median == 128.0
     alone, together = limit(whole, 2), limit(swept, 2)
     assert together.flops == 64 * alone.flops and line.limit > 0
@@ -215,15 +215,15 @@ def test_installed_files_are_counted_once():
 
 
 @pytest.mark.parametrize(
-    ("flags", "told"),
+    ("flags", "message"),
     [
         (["--rounds", "0"], "--rounds must be at least 1, got 0"),
         (["--peers", "/no/python"], "--peers must be a Python, got /no/python"),
         (["--data", "/nowhere", "--contestants", "torch"], "/nowhere does not exist"),
     ],
 )
-def test_a_wrong_flag_is_reported_in_a_line(flags, told, monkeypatch, capsys):
+def test_a_wrong_flag_is_reported_in_a_line(flags, message, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["benchmarks", *flags])
     with pytest.raises(SystemExit) as end:
         main()
-    assert end.value.code == 2 and told in capsys.readouterr().err
+    assert end.value.code == 2 and message in capsys.readouterr().err

@@ -120,8 +120,8 @@ def test_the_page_has_the_values(built):
     ("simulated:60000:seed=0", 50_000, "have 50,000 different training images and 20 test images (simulated)."),
 ])  # fmt: skip
 def test_the_page_warns_of_data_that_cannot_show_94_percent(built, source, images, says):
-    said = speedrun_report.verdict(workload(built, source, images), [RunResult(1.0, 1.0, 0.99)] * 2)
-    assert said.startswith("THE ACCURACIES SAY NOTHING ABOUT 94 %") and says in said
+    output = speedrun_report.verdict(workload(built, source, images), [RunResult(1.0, 1.0, 0.99)] * 2)
+    assert output.startswith("THE ACCURACIES SAY NOTHING ABOUT 94 %") and says in output
 
 
 def test_a_mean_below_94_percent_is_not_reached(built):
@@ -244,12 +244,12 @@ def test_the_schedule_of_torch_equals_optax(made):
 def test_images_are_shifted_flipped_and_cut_out(made, given):
     images = given[0]["images"]
     drawn = (given[0][name] for name in ("rows", "mirrored", "moves", "centres"))
-    for found, row, mirrored, (down, across), (high, wide) in zip(made["changed"], *drawn, strict=True):
+    for result, row, mirrored, (down, across), (high, wide) in zip(made["changed"], *drawn, strict=True):
         image = np.pad(images[row], ((4, 4), (4, 4), (0, 0)), mode="reflect")[down : down + 32, across : across + 32]
         image = image[:, ::-1] if mirrored else image
         image = image.copy()
         image[max(0, high - 4) : high + 4, max(0, wide - 4) : wide + 4] = 0
-        np.testing.assert_allclose(found, image.transpose(2, 0, 1), atol=1e-3)
+        np.testing.assert_allclose(result, image.transpose(2, 0, 1), atol=1e-3)
 
 
 def test_a_process_of_torch_trains_and_a_seed_gives_its_accuracy_again(torch_there, built, tmp_path):

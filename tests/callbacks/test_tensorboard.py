@@ -45,8 +45,8 @@ RANDOM = np.random.default_rng(0)
 ROWS = dataset(RANDOM.normal(size=(24, 3)), RANDOM.normal(size=(24, 1)))
 BATCH, EPOCHS = 8, 4
 # Made once, so that all runs here share one compiled program.
-MODEL, OBJECTIVE, OPTIMISER = mlp((5,)), Objective(squared_error, (rmse,)), optax.sgd(0.05)
-PLAN = make_plan(MODEL, squared_error, OPTIMISER, metrics=[rmse], batch_size=BATCH)
+MODEL, OBJECTIVE, OPTIMIZER = mlp((5,)), Objective(squared_error, (rmse,)), optax.sgd(0.05)
+PLAN = make_plan(MODEL, squared_error, OPTIMIZER, metrics=[rmse], batch_size=BATCH)
 NAMES = ["Dense_0/bias", "Dense_0/kernel", "Dense_1/bias", "Dense_1/kernel"]
 
 
@@ -58,7 +58,7 @@ def beginning():
 def run(*on_epoch, run_state=None, rows=ROWS, **options):
     run_state = beginning() if run_state is None else run_state
     options = {"epochs": EPOCHS, "batch_size": BATCH, "state": run_state, "callbacks": on_epoch, **options}
-    return fit(MODEL, squared_error, OPTIMISER, rows, metrics=[rmse], **options)
+    return fit(MODEL, squared_error, OPTIMIZER, rows, metrics=[rmse], **options)
 
 
 def accumulated(folder):
@@ -68,14 +68,14 @@ def accumulated(folder):
 
 
 def scalars(folder):
-    found = accumulated(folder)
-    return {tag: [(e.step, e.value) for e in found.Scalars(tag)] for tag in found.Tags()["scalars"]}
+    result = accumulated(folder)
+    return {tag: [(e.step, e.value) for e in result.Scalars(tag)] for tag in result.Tags()["scalars"]}
 
 
 def read_histograms(folder):
     """{tag: {step: HistogramValue}} of a run; no step may stand there twice."""
-    found = accumulated(folder)
-    tags = {tag: [(e.step, e.histogram_value) for e in found.Histograms(tag)] for tag in found.Tags()["histograms"]}
+    result = accumulated(folder)
+    tags = {tag: [(e.step, e.histogram_value) for e in result.Histograms(tag)] for tag in result.Tags()["histograms"]}
     assert all(len(dict(each)) == len(each) for each in tags.values())
     return {tag: dict(each) for tag, each in tags.items()}
 
@@ -129,18 +129,18 @@ def test_tags_stay_as_they_are_and_nan_is_written_in_silence(tmp_path, caplog):
     with caplog.at_level(logging.INFO), callbacks.tensorboard(tmp_path) as callback:
         callback(None, [{"epoch": 1, "error (°C)": math.nan, "rows": 3}])
     assert not caplog.records
-    found = scalars(tmp_path / "train")
-    assert math.isnan(found.pop("error (°C)")[0][1]) and found == {"rows": [(1, 3.0)]}
+    result = scalars(tmp_path / "train")
+    assert math.isnan(result.pop("error (°C)")[0][1]) and result == {"rows": [(1, 3.0)]}
 
 
 def test_epochs_are_seen_while_the_run_goes_on(tmp_path):
     # A crash loses what is younger than `every`: with 0, nothing.
-    seen, history = [], records(1.0, 2.0, 3.0)
+    calls, history = [], records(1.0, 2.0, 3.0)
     with callbacks.tensorboard(tmp_path, every=0.0) as callback:
         for epoch in (1, 2, 3):
             callback(None, history[:epoch])
-            seen.append(len(scalars(tmp_path / "train").get("loss", [])))
-    assert seen == [1, 2, 3]
+            calls.append(len(scalars(tmp_path / "train").get("loss", [])))
+    assert calls == [1, 2, 3]
 
 
 def test_the_epochs_of_a_run_that_breaks_off_are_kept(tmp_path):
@@ -316,23 +316,26 @@ def test_the_initial_weights_and_their_gradients_are_the_first(tmp_path):
 
 
 def test_each_histogram_is_of_the_weights_after_its_epoch(tmp_path):
-    kept = {}
+    remaining = {}
     with histograms(tmp_path, PLAN, ROWS, beginning(), every=2) as callback:
-        run(callback, lambda run_state, history: kept.update({len(history): run_state.train_state.variables.params}))
+        run(
+            callback,
+            lambda run_state, history: remaining.update({len(history): run_state.train_state.variables.params}),
+        )
     assert list(read_histograms(tmp_path / "weights")["Dense_0/kernel"]) == [0, 2, 4]
     for step in (2, 4):
-        assert_read(tmp_path, step, kept[step])
+        assert_read(tmp_path, step, remaining[step])
 
 
 def test_histograms_are_written_while_the_run_goes_on(tmp_path):
-    seen = []
+    calls = []
     with histograms(tmp_path, PLAN, ROWS, beginning(), every=1) as callback:
         run(
             callback,
-            lambda run_state, history: seen.append(list(read_histograms(tmp_path / "weights")["Dense_0/bias"])),
+            lambda run_state, history: calls.append(list(read_histograms(tmp_path / "weights")["Dense_0/bias"])),
         )
     # An epoch later, because the device is at the next one when it is told.
-    assert seen == [[0], [0, 1], [0, 1, 2], [0, 1, 2, 3]]
+    assert calls == [[0], [0, 1], [0, 1, 2], [0, 1, 2, 3]]
     assert list(read_histograms(tmp_path / "weights")["Dense_0/bias"]) == [0, 1, 2, 3, 4]
 
 
@@ -355,7 +358,7 @@ def test_a_run_that_goes_on_takes_back_what_was_said_of_later_epochs(tmp_path):
 
 
 def test_it_compiles_one_program(tmp_path, compilations):
-    plan = make_plan(mlp((6,)), squared_error, OPTIMISER, metrics=[rmse], batch_size=BATCH)
+    plan = make_plan(mlp((6,)), squared_error, OPTIMIZER, metrics=[rmse], batch_size=BATCH)
     begin = start(plan, ROWS, key=jax.random.key(0))
     with histograms(tmp_path / "warm", PLAN, ROWS, beginning()):
         pass  # Whatever else JAX compiles once.
@@ -363,7 +366,7 @@ def test_it_compiles_one_program(tmp_path, compilations):
         fit(
             plan.model,
             squared_error,
-            OPTIMISER,
+            OPTIMIZER,
             ROWS,
             metrics=[rmse],
             epochs=3,
@@ -473,12 +476,12 @@ def rows_of(logdir):
     multiplexer.AddRunsFromDirectory(str(logdir))
     multiplexer.Reload()
     provider = data_provider.MultiplexerDataProvider(multiplexer, str(logdir))
-    found = backend_context.Context(base_plugin.TBContext(data_provider=provider))
+    result = backend_context.Context(base_plugin.TBContext(data_provider=provider))
     every = [
         getattr(api_pb2, name) for name in ("STATUS_UNKNOWN", "STATUS_SUCCESS", "STATUS_FAILURE", "STATUS_RUNNING")
     ]
     request = api_pb2.ListSessionGroupsRequest(start_index=0, slice_size=99, allowed_statuses=every)
-    groups = list_session_groups.Handler(context.RequestContext(), found, "", request).run().session_groups
+    groups = list_session_groups.Handler(context.RequestContext(), result, "", request).run().session_groups
     table = {}
     for group in groups:
         (session,) = group.sessions
@@ -550,8 +553,8 @@ def test_results_are_the_numbers_among_the_metrics(tmp_path):
     results(tmp_path, metrics, step=4)
     accumulator = EventAccumulator(str(tmp_path))
     accumulator.Reload()
-    found = {tag: [(e.step, e.value) for e in accumulator.Scalars(tag)] for tag in accumulator.Tags()["scalars"]}
-    assert found == {"rmse": [(4, 0.5)], "test/mae": [(4, 2.0)]}
+    result = {tag: [(e.step, e.value) for e in accumulator.Scalars(tag)] for tag in accumulator.Tags()["scalars"]}
+    assert result == {"rmse": [(4, 0.5)], "test/mae": [(4, 2.0)]}
 
 
 def test_text_is_read_back_and_tables_are_tables(tmp_path):
@@ -591,11 +594,11 @@ def test_pictures_are_read_back_once_an_epoch(tmp_path):
     # A run that was cut off while it reported reports again; one with more epochs does so at another.
     for step in (7, 7, 12):
         pictures(tmp_path / "pictures", files, step=step)
-    found = accumulated(tmp_path / "pictures")
-    assert sorted(found.Tags()["images"]) == ["curve", "matrix"]
-    seen = found.Images("curve")
-    assert [(each.step, each.width, each.height) for each in seen] == [(7, 30, 20), (12, 30, 20)]
-    assert seen[0].encoded_image_string == files[0].read_bytes()
+    result = accumulated(tmp_path / "pictures")
+    assert sorted(result.Tags()["images"]) == ["curve", "matrix"]
+    calls = result.Images("curve")
+    assert [(each.step, each.width, each.height) for each in calls] == [(7, 30, 20), (12, 30, 20)]
+    assert calls[0].encoded_image_string == files[0].read_bytes()
 
 
 def test_what_is_no_picture_is_refused_before_anything_is_written(tmp_path):

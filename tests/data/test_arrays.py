@@ -21,9 +21,9 @@ def test_split_equals_train_test_split_of_scikit_learn(count, fraction, seed):
         with pytest.raises(InputError, match="a row on each side"):
             split(count, fraction, seed)
         return
-    kept, held = train_test_split(np.arange(count), test_size=fraction, random_state=seed)
+    remaining, held = train_test_split(np.arange(count), test_size=fraction, random_state=seed)
     ours = split(count, fraction, seed)
-    np.testing.assert_array_equal(ours[0], kept)
+    np.testing.assert_array_equal(ours[0], remaining)
     np.testing.assert_array_equal(ours[1], held)
 
 
@@ -191,9 +191,9 @@ def test_dataset_accepts_values_that_float32_resolves(column):
 def test_dataset_converts_narrow_floats_to_float32():
     for dtype in (jnp.bfloat16, jnp.float8_e4m3fn, np.float16):
         for array in (NUMBERS.astype(dtype), jnp.asarray(NUMBERS, dtype)):
-            found = dataset(array, COUNT).inputs
-            assert found.dtype == np.float32
-            np.testing.assert_array_equal(found, NUMBERS.astype(dtype).astype(np.float32))
+            result = dataset(array, COUNT).inputs
+            assert result.dtype == np.float32
+            np.testing.assert_array_equal(result, NUMBERS.astype(dtype).astype(np.float32))
 
 
 @pytest.mark.parametrize("kind", [">f8", ">f4", ">i4", ">u2", ">i8", "<f4"])

@@ -53,8 +53,8 @@ def test_a_window_returns_its_batches():
 def test_batches_follow_the_permutation():
     rows = jax.tree.map(jnp.asarray, dataset(np.arange(10.0), np.arange(10)))
     batch, wanted = batches_of(rows, jax.random.key(3), 2, 4), np.asarray(permutation(jax.random.key(3), 2, 10))
-    found = np.concatenate([batch(index).targets for index in range(3)])[:10]
-    np.testing.assert_array_equal(found, wanted)
+    result = np.concatenate([batch(index).targets for index in range(3)])[:10]
+    np.testing.assert_array_equal(result, wanted)
 
 
 # The order of rows, against counting and MurmurHash3.
@@ -91,11 +91,11 @@ def test_permutations_of_other_epochs_and_keys_differ():
 def test_every_row_is_equally_likely_at_every_place(count):
     draws = 6000
     orders = jax.jit(jax.vmap(lambda epoch: permutation(jax.random.key(7), epoch, count)))(np.arange(draws))
-    seen = np.zeros((count, count))
-    np.add.at(seen, (np.arange(count)[None, :].repeat(draws, 0), np.asarray(orders)), 1)
+    calls = np.zeros((count, count))
+    np.add.at(calls, (np.arange(count)[None, :].repeat(draws, 0), np.asarray(orders)), 1)
     expected = draws / count
     # Rows and columns both add up to `draws`, so (count - 1)^2 of the cells are free.
-    statistic = ((seen - expected) ** 2 / expected).sum()
+    statistic = ((calls - expected) ** 2 / expected).sum()
     assert statistic < chi2.ppf(0.9999, (count - 1) ** 2)
 
 
@@ -133,9 +133,9 @@ def test_rows_on_host_equals_the_permutation(count, seed, epoch, data):
 def test_permuted_rows_equals_the_permutation(whole, monkeypatch):
     monkeypatch.setattr(batches_module, "_WHOLE", whole)
     key, places = jax.random.key(1), jnp.array([0, 766, 5, 5], jnp.int32)
-    found = jax.jit(lambda places: permuted_rows(key, 3, 767)(places))(places)
-    assert found.dtype == jnp.int32
-    np.testing.assert_array_equal(found, np.asarray(ordered(key, 3, 767))[np.asarray(places)])
+    result = jax.jit(lambda places: permuted_rows(key, 3, 767)(places))(places)
+    assert result.dtype == jnp.int32
+    np.testing.assert_array_equal(result, np.asarray(ordered(key, 3, 767))[np.asarray(places)])
 
 
 def test_permuted_rows_of_two_billion_rows_needs_no_array_of_all():

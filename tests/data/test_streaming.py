@@ -44,43 +44,43 @@ class Numbered:
 
 def test_memory_mapped_files_return_rows_by_number(tmp_path):
     source = memory_mapped(*files(tmp_path, inputs=INPUTS, targets=TARGETS))
-    found = read_rows(source, ROWS)
-    assert source.count == 50 and found.inputs.dtype == np.float32 and found.targets.dtype == TARGETS.dtype
-    np.testing.assert_array_equal(found.inputs, INPUTS.astype(np.float32)[ROWS])
-    np.testing.assert_array_equal(found.targets, TARGETS[ROWS])
-    np.testing.assert_array_equal(found.sample_weight, np.ones(17, np.float32))
+    result = read_rows(source, ROWS)
+    assert source.count == 50 and result.inputs.dtype == np.float32 and result.targets.dtype == TARGETS.dtype
+    np.testing.assert_array_equal(result.inputs, INPUTS.astype(np.float32)[ROWS])
+    np.testing.assert_array_equal(result.targets, TARGETS[ROWS])
+    np.testing.assert_array_equal(result.sample_weight, np.ones(17, np.float32))
 
 
 def test_images_keep_their_bytes_and_weights_are_read(tmp_path):
     images, weights = RANDOM.integers(0, 256, (9, 4, 4, 3), np.uint8), np.arange(9)
     source = memory_mapped(*files(tmp_path, inputs=images, targets=np.zeros((9, 1)), weights=weights))
-    found = read_rows(source, np.array([8, 0, 3]))
-    assert found.inputs.dtype == np.uint8 and found.sample_weight.dtype == np.float32
-    np.testing.assert_array_equal(found.inputs, images[[8, 0, 3]])
-    np.testing.assert_array_equal(found.sample_weight, [8, 0, 3])
+    result = read_rows(source, np.array([8, 0, 3]))
+    assert result.inputs.dtype == np.uint8 and result.sample_weight.dtype == np.float32
+    np.testing.assert_array_equal(result.inputs, images[[8, 0, 3]])
+    np.testing.assert_array_equal(result.sample_weight, [8, 0, 3])
 
 
 def test_read_rows_asks_in_rising_order_and_returns_the_given_order():
-    asked, rows = [], dataset(INPUTS, TARGETS)
+    requests, rows = [], dataset(INPUTS, TARGETS)
 
     def read(numbers):
-        asked.append(numbers)
+        requests.append(numbers)
         return take(rows, numbers)
 
     wanted = np.concatenate([ROWS, ROWS[:3]])
-    found = read_rows(DataSource(50, read), wanted)
+    result = read_rows(DataSource(50, read), wanted)
     # Each once, as HDF5 wants it.
-    np.testing.assert_array_equal(asked, [np.sort(ROWS)])
-    np.testing.assert_array_equal(found.inputs, rows.inputs[wanted])
+    np.testing.assert_array_equal(requests, [np.sort(ROWS)])
+    np.testing.assert_array_equal(result.inputs, rows.inputs[wanted])
 
 
 @pytest.mark.parametrize("many", [True, False])
 def test_records_with_and_without_getitems_become_rows(many):
     records = Numbered(many)
     source = from_random_access(records, lambda record: (record["image"], record["label"]))
-    found = read_rows(source, ROWS)
-    np.testing.assert_array_equal(found.inputs, INPUTS.astype(np.float32)[ROWS])
-    np.testing.assert_array_equal(found.targets, TARGETS[ROWS])
+    result = read_rows(source, ROWS)
+    np.testing.assert_array_equal(result.inputs, INPUTS.astype(np.float32)[ROWS])
+    np.testing.assert_array_equal(result.targets, TARGETS[ROWS])
     assert source.count == 50 and records.asked == sorted(ROWS)
 
 
@@ -97,10 +97,10 @@ def test_rows_of_an_array_record_file_are_read(tmp_path):
         return np.frombuffer(record[:-1], np.float64), record[-1], 0.5
 
     source = from_random_access(ArrayRecordDataSource(str(tmp_path / "rows.array_record")), to_row)
-    found = read_rows(source, ROWS)
-    np.testing.assert_array_equal(found.inputs, INPUTS.astype(np.float32)[ROWS])
-    np.testing.assert_array_equal(found.targets, TARGETS[ROWS])
-    np.testing.assert_array_equal(found.sample_weight, np.full(17, 0.5, np.float32))
+    result = read_rows(source, ROWS)
+    np.testing.assert_array_equal(result.inputs, INPUTS.astype(np.float32)[ROWS])
+    np.testing.assert_array_equal(result.targets, TARGETS[ROWS])
+    np.testing.assert_array_equal(result.sample_weight, np.full(17, 0.5, np.float32))
 
 
 def test_first_is_a_batch_of_a_source_or_the_whole_dataset():
@@ -206,20 +206,20 @@ def test_a_source_with_strictly_rising_indices_trains_evaluates_and_predicts(bat
     rows = dataset(INPUTS, INPUTS[:, :1])
     strict = [Strict(leaf) for leaf in rows]
     source = DataSource(50, lambda numbers: Dataset(*(leaf[numbers] for leaf in strict)))
-    found, wanted = (
+    result, wanted = (
         fit(mlp(()), losses.squared_error, optax.sgd(0.1), each, epochs=2, batch_size=batch_size)
         for each in (source, rows)
     )
-    np.testing.assert_allclose(found.history["loss"], wanted.history["loss"], rtol=1e-6)
+    np.testing.assert_allclose(result.history["loss"], wanted.history["loss"], rtol=1e-6)
     # Windows that are filled up hold rows twice.
     evaluated = evaluate_source(
-        mlp(()), Objective(losses.squared_error), found.final, source, batch_size=8, window_bytes=400
+        mlp(()), Objective(losses.squared_error), result.final, source, batch_size=8, window_bytes=400
     )
     np.testing.assert_allclose(
-        evaluated["loss"], evaluate(mlp(()), found.final, rows, losses.squared_error)["loss"], rtol=1e-5
+        evaluated["loss"], evaluate(mlp(()), result.final, rows, losses.squared_error)["loss"], rtol=1e-5
     )
-    pieces = predict_source(mlp(()), found.final, source, batch_size=8, window_bytes=400)
-    np.testing.assert_allclose(np.concatenate([*pieces]), predict(mlp(()), found.final, INPUTS), rtol=1e-5)
+    pieces = predict_source(mlp(()), result.final, source, batch_size=8, window_bytes=400)
+    np.testing.assert_allclose(np.concatenate([*pieces]), predict(mlp(()), result.final, INPUTS), rtol=1e-5)
 
 
 @pytest.mark.parametrize("many", [True, False])
@@ -239,9 +239,9 @@ def test_workers_read_in_parallel_and_keep_the_order(many):
 
     source = from_random_access(Slow(many), lambda record: (record["image"], record["label"]), workers=16)
     for _ in range(2):
-        found = read_rows(source, ROWS)
-        np.testing.assert_array_equal(found.inputs, INPUTS.astype(np.float32)[ROWS])
-        np.testing.assert_array_equal(found.targets, TARGETS[ROWS])
+        result = read_rows(source, ROWS)
+        np.testing.assert_array_equal(result.inputs, INPUTS.astype(np.float32)[ROWS])
+        np.testing.assert_array_equal(result.targets, TARGETS[ROWS])
     assert 8 <= most <= 16
 
 
@@ -256,10 +256,10 @@ def test_workers_pass_on_errors_and_their_number_is_checked():
 
 def test_files_of_the_other_byte_order_are_the_same_numbers(tmp_path):
     source = memory_mapped(*files(tmp_path, inputs=INPUTS.astype(">f8"), targets=TARGETS.astype(">i4")))
-    found = read_rows(source, ROWS)
-    assert all(leaf.dtype.isnative for leaf in found)
-    np.testing.assert_array_equal(found.inputs, INPUTS.astype(np.float32)[ROWS])
-    np.testing.assert_array_equal(found.targets, TARGETS[ROWS])
+    result = read_rows(source, ROWS)
+    assert all(leaf.dtype.isnative for leaf in result)
+    np.testing.assert_array_equal(result.inputs, INPUTS.astype(np.float32)[ROWS])
+    np.testing.assert_array_equal(result.targets, TARGETS[ROWS])
 
 
 def test_masked_records_are_refused():

@@ -43,10 +43,10 @@ def test_windows_contain_the_batches_of_the_order(window_bytes):
 
 
 def test_each_device_of_a_mesh_reads_its_shard_of_every_batch():
-    asked, mesh = [], make_mesh(jax.devices()[:4], data=4)
+    requests, mesh = [], make_mesh(jax.devices()[:4], data=4)
 
     def read(rows):
-        asked.append(rows.tolist())
+        requests.append(rows.tolist())
         return take(ROWS, rows)
 
     source, first = DataSource(10, read), read_rows(SOURCE, np.arange(1))
@@ -55,7 +55,7 @@ def test_each_device_of_a_mesh_reads_its_shard_of_every_batch():
     window = load_window(source, first, cut, 0, lambda places: places, home)
     # Batches of 5 are filled up to 8, two for each device.
     assert window.inputs.shape == (2, 8, 2) and window.inputs.sharding.spec == jax.P(None, "data")
-    assert asked == [[0, 1, 5, 6], [2, 3, 7, 8], [0, 4, 5, 9], [1, 2, 6, 7]]
+    assert requests == [[0, 1, 5, 6], [2, 3, 7, 8], [0, 4, 5, 9], [1, 2, 6, 7]]
     np.testing.assert_array_equal(window.sample_weight, [[1, 1, 1, 1, 1, 0, 0, 0]] * 2)
     np.testing.assert_array_equal(window.targets[:, :5], [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]])
     for shard in window.inputs.addressable_shards:
@@ -64,16 +64,16 @@ def test_each_device_of_a_mesh_reads_its_shard_of_every_batch():
 
 
 def test_devices_with_the_same_rows_share_a_read():
-    asked, mesh = [], make_mesh(jax.devices()[:4], member=2, data=2)
+    requests, mesh = [], make_mesh(jax.devices()[:4], member=2, data=2)
 
     def read(rows):
-        asked.append(rows.tolist())
+        requests.append(rows.tolist())
         return take(ROWS, rows)
 
     first = read_rows(SOURCE, np.arange(1))
     home = window_sharding(jax.device_put(np.zeros(3), jax.NamedSharding(mesh, jax.P())))
     load_window(DataSource(10, read), first, plan_windows(first, 10, 10), 0, lambda places: places, home)
-    assert asked == [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]
+    assert requests == [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]
 
 
 def test_a_window_is_on_the_device_of_the_run_state():

@@ -98,17 +98,17 @@ def test_what_comes_out(tmp_path):
 
 
 def test_every_form_gives_the_same_images(tmp_path, cache):
-    found = [
+    result = [
         load_cifar10(folder_of(tmp_path / "python", PYTHON)),
         load_cifar10(str(folder_of(tmp_path / "binary", BINARY))),
         load_cifar10(archive_of(tmp_path / "p.tar.gz", within("cifar-10-batches-py", PYTHON)), cache=cache),
         load_cifar10(str(archive_of(tmp_path / "b.tgz", within("cifar-10-batches-bin", BINARY))), cache=cache),
     ]
-    assert [images.source for images in found] == [
+    assert [images.source for images in result] == [
         f"file:{tmp_path / name}" for name in ("python", "binary", "p.tar.gz", "b.tgz")
     ]
-    for images in found:
-        same(images._replace(source=""), found[0]._replace(source=""))
+    for images in result:
+        same(images._replace(source=""), result[0]._replace(source=""))
 
 
 def test_a_folder_that_holds_them(tmp_path, cache):

@@ -126,8 +126,8 @@ def test_an_archive_is_read_and_nothing_of_it_is_written(tmp_path, monkeypatch, 
 
 @pytest.mark.parametrize("count", range(1, 6))
 def test_the_last_training_files_may_be_missing(tmp_path, count):
-    kept = {name: PYTHON[name] for name in (*TRAIN[:count], "test_batch")}
-    agree(_cifar10_files.read(folder_of(tmp_path / "any", kept)), TRAIN[:count])
+    remaining = {name: PYTHON[name] for name in (*TRAIN[:count], "test_batch")}
+    agree(_cifar10_files.read(folder_of(tmp_path / "any", remaining)), TRAIN[:count])
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 4])

@@ -180,11 +180,11 @@ def test_the_package_itself_reads_it(folder):
     for split, images, labels in (("train", *WANTED[:2]), ("test", *WANTED[2:])):
         source = tfds.data_source("cifar10", split=split, data_dir=folder)
         assert len(source) == len(labels)
-        found = {example["id"].decode(): example for example in source}
-        assert sorted(found) == [f"{split}_{row:05d}" for row in range(len(labels))]
-        assert list(found) != sorted(found)
+        result = {example["id"].decode(): example for example in source}
+        assert sorted(result) == [f"{split}_{row:05d}" for row in range(len(labels))]
+        assert list(result) != sorted(result)
         for row, (image, label) in enumerate(zip(images, labels, strict=True)):
-            example = found[f"{split}_{row:05d}"]
+            example = result[f"{split}_{row:05d}"]
             np.testing.assert_array_equal(example["image"], image)
             assert example["label"] == label
     info = tfds.builder("cifar10", data_dir=folder).info

@@ -152,8 +152,8 @@ def downloading(server, path, fault="none"):
 
 def test_a_full_disk_is_told_and_a_second_start_works(server, path):
     first = downloading(server, path, "full")
-    _, told = first.communicate()
-    assert first.returncode == 1 and "cannot be written (File too large)" in told and "Traceback" not in told
+    _, messages = first.communicate()
+    assert first.returncode == 1 and "cannot be written (File too large)" in messages and "Traceback" not in messages
     assert files(path.parent) == []
     _download.fetch(f"{server.url}/a", CHECKSUM, path)
     assert path.read_bytes() == CONTENT
@@ -358,12 +358,12 @@ def test_a_cache_that_is_no_folder(zenodo_server, tmp_path):
 
 def test_the_cache_is_the_users_unless_given(monkeypatch, tmp_path):
     monkeypatch.delenv("JAXDL_DATA", raising=False)
-    asked = []
+    requests = []
 
     def fetch(doi, name, cache, server):
-        asked.append(cache)
+        requests.append(cache)
         return tmp_path / name
 
     monkeypatch.setattr(_download, "fetch_zenodo", fetch)
     _download.find("zenodo")
-    assert asked[0].name == "jaxdl" and asked[0] != Path("jaxdl")
+    assert requests[0].name == "jaxdl" and requests[0] != Path("jaxdl")

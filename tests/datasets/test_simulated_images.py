@@ -39,8 +39,8 @@ def pixels(images):
 def strongest(images, filters):
     """What a convolution and a maximum over all places make of images, the sign of the contrast left out."""
     parts = np.array_split(images, len(images) // 50)
-    found = np.concatenate([np.abs(patches(part) @ filters.T).max(1) for part in parts])
-    return found / found.mean(1, keepdims=True)
+    result = np.concatenate([np.abs(patches(part) @ filters.T).max(1) for part in parts])
+    return result / result.mean(1, keepdims=True)
 
 
 @pytest.mark.parametrize(("images", "test"), [(120, 20), (121, 21), (126, 21), (127, 22), (6 * BLOCK + 6, BLOCK + 1)])
@@ -99,11 +99,11 @@ def test_color_says_nothing_about_the_class(drawn):
 def test_local_shapes_tell_the_class_and_pixels_do_so_worse(drawn):
     """A convolution with patches of training images, and nothing learned but a linear model, beats a dense network."""
     rng = np.random.default_rng(0)
-    found = patches(drawn.train_images[:200])
-    found = found[rng.integers(0, 200, 256), rng.integers(0, found.shape[1], 256)]
-    norms = np.linalg.norm(found, axis=1, keepdims=True)
+    result = patches(drawn.train_images[:200])
+    result = result[rng.integers(0, 200, 256), rng.integers(0, result.shape[1], 256)]
+    norms = np.linalg.norm(result, axis=1, keepdims=True)
     order = np.argsort(-norms[:, 0])[:96]
-    train, test = (strongest(images, (found / norms)[order]) for images in (drawn.train_images, drawn.test_images))
+    train, test = (strongest(images, (result / norms)[order]) for images in (drawn.train_images, drawn.test_images))
     local = linear(train, drawn.train_labels).score(test, drawn.test_labels)
     dense = MLPClassifier((100, 50), batch_size=50, max_iter=10, tol=0, random_state=0)
     with pytest.warns(match="Maximum iterations"):

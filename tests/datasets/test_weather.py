@@ -289,9 +289,9 @@ def test_the_checksum_depends_on_the_labels_and_on_the_table(path, tmp_path):
 def test_labels_as_other_systems_write_files(path, tmp_path):
     expected = load_weather(path, target=BASEL)
     write(tmp_path, b"\xef\xbb\xbf" + "\r\n".join([*LABELS, "", ""]).encode(), NAME)
-    found = load_weather(path, target=BASEL)
-    np.testing.assert_array_equal(found.data.targets, expected.data.targets)
-    assert found.sha256 == expected.sha256
+    result = load_weather(path, target=BASEL)
+    np.testing.assert_array_equal(result.data.targets, expected.data.targets)
+    assert result.sha256 == expected.sha256
 
 
 def changed(line, old, new):

@@ -202,7 +202,7 @@ def test_numbers_of_nines_among_others_like_them_are_measurements(tmp_path, cell
 
 
 @pytest.mark.parametrize(
-    ("header", "said"),
+    ("header", "output"),
     [
         ("date,price,beds", "with a column DATE, got 3 columns: date, price, beds; the nearest name is date."),
         ("price,Date,beds", "with a column DATE, got 3 columns: price, Date, beds; the nearest name is Date."),
@@ -210,7 +210,7 @@ def test_numbers_of_nines_among_others_like_them_are_measurements(tmp_path, cell
         ("DATE,beds,moon", "with a column MONTH, got 3 columns: DATE, beds, moon; the nearest name is moon."),
     ],
 )
-def test_the_nearest_name_may_differ_in_capitals_and_is_not_one_that_is_there(tmp_path, header, said):
+def test_the_nearest_name_may_differ_in_capitals_and_is_not_one_that_is_there(tmp_path, header, output):
     (tmp_path / "houses.csv").write_text(f"{header}\n20000101,1,3\n")
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=output):
         read_table(tmp_path / "houses.csv")

@@ -91,7 +91,7 @@ def line(member):
 
 def outputs(members, timeout=60):
     texts = [member.communicate(timeout=timeout) for member in members]
-    return [re.sub(r"\[Gloo\].*\n", "", out) for out, _ in texts], [told for _, told in texts]
+    return [re.sub(r"\[Gloo\].*\n", "", out) for out, _ in texts], [messages for _, messages in texts]
 
 
 @pytest.mark.processes
@@ -106,10 +106,10 @@ processes.shutdown()
 sys.exit(7)
 """
     with group(body, number) as members:
-        said, told = outputs(members)
-        assert [member.returncode for member in members] == [7] * number, told
+        output, messages = outputs(members)
+        assert [member.returncode for member in members] == [7] * number, messages
     gathered = [[own, -1, 2**40 + own] for own in range(number)]
-    for own, text in enumerate(said):
+    for own, text in enumerate(output):
         assert text.splitlines() == [
             f"{own} {number} {own == 0} {number} 1",
             *("", "hällo ", "y" * 5000),
@@ -125,10 +125,10 @@ def test_where_a_process_is_killed_the_other_ends_at_once_and_names_it(gone):
         began = time.monotonic()
         members[gone].send_signal(signal.SIGKILL)
         other = members[1 - gone]
-        _, told = other.communicate(timeout=20)
+        _, messages = other.communicate(timeout=20)
         assert time.monotonic() - began < 5
         who = f"process {gone} (pid {members[gone].pid} on {socket.gethostname()})"
-        assert f"\n{who} has ended, so process {1 - gone} ends too. Start all of them again.\n" in told
+        assert f"\n{who} has ended, so process {1 - gone} ends too. Start all of them again.\n" in messages
         assert other.returncode == processes.LOST
 
 
@@ -138,9 +138,9 @@ def test_of_three_processes_each_names_the_one_that_was_killed():
     with group("print('here', flush=True)\ntime.sleep(60)", 3) as members:
         assert [line(member) for member in members] == ["here"] * 3
         members[2].send_signal(signal.SIGKILL)
-        _, told = outputs(members, 20)
+        _, messages = outputs(members, 20)
         for own in (0, 1):
-            assert f"process 2 (pid {members[2].pid} on " in told[own]
+            assert f"process 2 (pid {members[2].pid} on " in messages[own]
             assert members[own].returncode == processes.LOST
 
 
@@ -148,8 +148,8 @@ def test_of_three_processes_each_names_the_one_that_was_killed():
 def test_an_exit_without_leaving_ends_the_others_with_its_own_code():
     body = "if own == 1:\n    print('said')\n    processes.abort(3)\n" + SUMS
     with group(body) as members:
-        said, told = outputs(members, 20)
-        assert said[1] == "said\n" and "process 1 (pid " in told[0]
+        output, messages = outputs(members, 20)
+        assert output[1] == "said\n" and "process 1 (pid " in messages[0]
         assert [member.returncode for member in members] == [processes.LOST, 3]
 
 
@@ -158,8 +158,8 @@ def test_where_a_process_stops_the_other_ends_after_the_heartbeats_timeout():
     with group(SUMS) as members:
         assert [line(member) for member in members] == ["summing"] * 2
         members[1].send_signal(signal.SIGSTOP)
-        _, told = members[0].communicate(timeout=30)
-        assert members[0].returncode in (-signal.SIGABRT, processes.LOST) and "heartbeat" in told.lower()
+        _, messages = members[0].communicate(timeout=30)
+        assert members[0].returncode in (-signal.SIGABRT, processes.LOST) and "heartbeat" in messages.lower()
 
 
 def test_bad_input_is_refused_before_anybody_is_waited_for():
@@ -177,8 +177,8 @@ jax.devices()
 refused("127.0.0.1:1", 2, 1, timeout=1)
 """
     call = [sys.executable, "-c", JOIN.partition("address, number")[0] + body]
-    said = subprocess.run(call, capture_output=True, text=True, timeout=60, cwd=ROOT, check=True).stdout.splitlines()
-    assert [text.partition(",")[0].partition(" JAX")[0] for text in said] == [
+    output = subprocess.run(call, capture_output=True, text=True, timeout=60, cwd=ROOT, check=True).stdout.splitlines()
+    assert [text.partition(",")[0].partition(" JAX")[0] for text in output] == [
         "process 0 must be reached at 127.0.0.1:1",
         "heartbeat must be a whole number of seconds",
         "timeout must be a whole number of seconds",
@@ -202,11 +202,11 @@ print("here", flush=True)
 time.sleep(60)
 """
     with group(body, 1) as (member,):
-        said = [line(member)]
-        while said[-1] != "here":
-            said.append(line(member))
+        output = [line(member)]
+        while output[-1] != "here":
+            output.append(line(member))
         member.send_signal(signal.SIGTERM)
-        return said, member.wait(10)
+        return output, member.wait(10)
 
 
 def test_sigterm_is_not_swallowed(joined):
@@ -284,8 +284,8 @@ def test_process_0_names_who_has_gone_to_all_and_ends(then):
     if then == "waits":
         ends[2].sendall(b"bye\n")
     ends[2].close()
-    _, told = process.communicate(timeout=20)
-    assert told.decode() == (
+    _, messages = process.communicate(timeout=20)
+    assert messages.decode() == (
         "\nprocess 2 (pid 102 on host-2) has ended, so process 0 ends too. Start all of them again.\n"
     )
     assert process.returncode == LOST == 75 == os.EX_TEMPFAIL
@@ -297,8 +297,8 @@ def test_the_others_name_whom_process_0_names_and_process_0_itself():
         process, ends = linked_to(1, 0)
         ends[0].sendall(word)
         ends[0].close()
-        _, told = process.communicate(timeout=20)
-        assert f"process {gone} (pid {100 + gone} on host-{gone}) has ended, so process 1" in told.decode()
+        _, messages = process.communicate(timeout=20)
+        assert f"process {gone} (pid {100 + gone} on host-{gone}) has ended, so process 1" in messages.decode()
         assert process.returncode == LOST
 
 
@@ -338,8 +338,8 @@ def meeting(*comers, timeout=10):
     """Threads in the place of processes: (processes, own) each. Gives what each gets, or raises, and closes it all."""
     port = free_port()
     with ThreadPoolExecutor(len(comers)) as pool:
-        asked = [pool.submit(connect, "127.0.0.1", port, processes, own, timeout) for processes, own in comers]
-        got = [future.exception() or future.result() for future in asked]
+        requests = [pool.submit(connect, "127.0.0.1", port, processes, own, timeout) for processes, own in comers]
+        got = [future.exception() or future.result() for future in requests]
     try:
         yield got
     finally:
@@ -549,7 +549,7 @@ def test_the_secret_of_a_run_turns_strangers_away():
 
 
 @pytest.mark.parametrize(
-    ("ours", "theirs", "said"),
+    ("ours", "theirs", "output"),
     [
         ({"--seed": 1}, {"--seed": 2}, "the same --seed, got 1 in process 0 and 2 in process 1"),
         ({"--hidden": (4, 2)}, {"--hidden": [4]}, r"the same --hidden, got \[4, 2\] in process 0 and \[4\] in"),
@@ -557,11 +557,11 @@ def test_the_secret_of_a_run_turns_strangers_away():
         ({"a": None}, {}, "the same a, got None in process 0 and nothing in process 1"),
     ],
 )
-def test_what_processes_do_not_agree_on_is_named_to_all(ours, theirs, said):
+def test_what_processes_do_not_agree_on_is_named_to_all(ours, theirs, output):
     with waiting(about=ours) as (port, first, pool):
         second = pool.submit(connect, "127.0.0.1", port, 2, 1, 5, theirs)
         for future in (first, second):
-            with pytest.raises(InputError, match=said):
+            with pytest.raises(InputError, match=output):
                 future.result()
 
 

@@ -85,9 +85,9 @@ def test_54_steps_on_any_mesh_give_the_losses_of_one_device(count, sizes, large,
         run_state, records = history(PLAN, *placed(mesh_of_size(count, **sizes), large=large), 9)
     assert names.count("chunk_program") == 1
     assert int(run_state.train_state.step) == 54
-    for found, wanted in zip(records, alone[1], strict=True):
+    for result, wanted in zip(records, alone[1], strict=True):
         for name in wanted:
-            np.testing.assert_allclose(found[name], wanted[name], rtol=1e-5, err_msg=name)
+            np.testing.assert_allclose(result[name], wanted[name], rtol=1e-5, err_msg=name)
     assert len(run_state.train_state.step.sharding.device_set) == count
 
 
@@ -105,9 +105,9 @@ def test_a_run_keeps_its_layout(large):
 def test_fit_needs_nothing_but_placed_rows():
     run = partial(fit, NORMED, squared_error, SGD, metrics=[rmse], epochs=3, batch_size=8)
     wanted = run(TRAIN, VALIDATION)
-    found = run(distributed.shard_dataset(TRAIN, mesh_of_size(8)), VALIDATION)
-    np.testing.assert_allclose(found.history, wanted.history, rtol=1e-5)
-    assert len(found.state.epoch.sharding.device_set) == 8
+    result = run(distributed.shard_dataset(TRAIN, mesh_of_size(8)), VALIDATION)
+    np.testing.assert_allclose(result.history, wanted.history, rtol=1e-5)
+    assert len(result.state.epoch.sharding.device_set) == 8
 
 
 # Batches of one row, of fewer rows than devices, of as many, of no multiple of them, and of all rows.
@@ -116,8 +116,8 @@ def test_every_batch_size_is_exact_on_every_number_of_devices(batch_size, counts
     run = partial(fit, NORMED, squared_error, SGD, metrics=[rmse], epochs=1, batch_size=batch_size)
     wanted = run(TRAIN, VALIDATION)
     for count in counts:
-        found = run(distributed.shard_dataset(TRAIN, mesh_of_size(count)), VALIDATION)
-        np.testing.assert_allclose(found.history, wanted.history, rtol=2e-5)
+        result = run(distributed.shard_dataset(TRAIN, mesh_of_size(count)), VALIDATION)
+        np.testing.assert_allclose(result.history, wanted.history, rtol=2e-5)
 
 
 @pytest.mark.parametrize("batch_size", [None, 5, 16, 82, 1000])
@@ -126,8 +126,8 @@ def test_evaluation_and_prediction_on_a_mesh_are_those_of_one_device(batch_size)
     rows = distributed.shard_dataset(TRAIN, mesh)
     wanted = evaluate(PLAN.model, weights, TRAIN, squared_error, metrics=[rmse])
     on_mesh = sharding.device_put(weights, jax.tree.map(lambda _: NamedSharding(mesh, PartitionSpec()), weights))
-    found = evaluate(PLAN.model, on_mesh, rows, squared_error, metrics=[rmse], batch_size=batch_size)
-    np.testing.assert_allclose(found["rmse"], wanted["rmse"], rtol=1e-6)
+    result = evaluate(PLAN.model, on_mesh, rows, squared_error, metrics=[rmse], batch_size=batch_size)
+    np.testing.assert_allclose(result["rmse"], wanted["rmse"], rtol=1e-6)
     outputs = predict(PLAN.model, on_mesh, rows.inputs, batch_size=batch_size)
     np.testing.assert_allclose(outputs, predict(PLAN.model, weights, TRAIN.inputs), rtol=1e-5, atol=1e-6)
 
@@ -148,13 +148,13 @@ def test_images_on_eight_devices_are_trained_as_on_one(model):
     plan = make_plan(model, softmax_cross_entropy, optax.sgd(1e-2, momentum=0.9), metrics=[accuracy], batch_size=12)
     rows = images(50), images(20)
     begin = start(plan, *rows, key=jax.random.key(1))
-    wanted, told = history(plan, begin, *rows, 2)
-    found, records = history(plan, *placed(mesh_of_size(8), begin, rows), 2)
-    for one, other in zip(records, told, strict=True):
+    wanted, messages = history(plan, begin, *rows, 2)
+    result, records = history(plan, *placed(mesh_of_size(8), begin, rows), 2)
+    for one, other in zip(records, messages, strict=True):
         for name in other:
             np.testing.assert_allclose(one[name], other[name], rtol=1e-4, atol=1e-5, err_msg=name)
     for one, other in zip(
-        jax.tree.leaves(found.train_state.variables), jax.tree.leaves(wanted.train_state.variables), strict=True
+        jax.tree.leaves(result.train_state.variables), jax.tree.leaves(wanted.train_state.variables), strict=True
     ):
         np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-4)
 
@@ -177,11 +177,11 @@ def test_large_leaves_are_split_by_one_rule():
 
 def test_a_split_leaf_takes_its_share_of_each_device():
     tree = {"kernel": jnp.ones((16, 4)), "bias": jnp.ones(3)}
-    found = distributed.shard_state(tree, mesh_of_size(8), large=0)
-    assert {shard.data.shape for shard in found["kernel"].addressable_shards} == {(2, 4)}
-    assert found["bias"].is_fully_replicated
-    np.testing.assert_array_equal(sharding.to_host(found)["kernel"], tree["kernel"])
-    assert len(sharding.to_host(found)["kernel"].sharding.device_set) == 1
+    result = distributed.shard_state(tree, mesh_of_size(8), large=0)
+    assert {shard.data.shape for shard in result["kernel"].addressable_shards} == {(2, 4)}
+    assert result["bias"].is_fully_replicated
+    np.testing.assert_array_equal(sharding.to_host(result)["kernel"], tree["kernel"])
+    assert len(sharding.to_host(result)["kernel"].sharding.device_set) == 1
 
 
 def test_keys_are_placed_and_fetched_as_keys():
@@ -203,21 +203,21 @@ def test_a_run_goes_on_on_another_number_of_devices(alone):
     eight, _ = history(PLAN, *placed(mesh_of_size(8)), 3)
     one, _ = history(PLAN, sharding.to_host(eight), TRAIN, VALIDATION, 6)
     two, records = history(PLAN, *placed(mesh_of_size(2), one), 9)
-    for found, wanted in zip(records, alone[1][6:], strict=True):
-        np.testing.assert_allclose(found["val_loss"], wanted["val_loss"], rtol=1e-5)
+    for result, wanted in zip(records, alone[1][6:], strict=True):
+        np.testing.assert_allclose(result["val_loss"], wanted["val_loss"], rtol=1e-5)
     assert int(two.train_state.step) == int(alone[0].train_state.step)
 
 
 def test_the_least_wish_counts_and_none_is_a_pause():
     mesh = mesh_of_size(8)
     begin, *rows = placed(mesh)
-    asked = iter([3, 0, 2, 2, 0, 1, 1, 1, 1])
-    found = list(chunks(PLAN, begin, *rows, last=1, steps=lambda: next(asked)))
+    requests = iter([3, 0, 2, 2, 0, 1, 1, 1, 1])
+    result = list(chunks(PLAN, begin, *rows, last=1, steps=lambda: next(requests)))
     # One chunk is always ahead of the one that is looked at; at a pause what was ahead is dropped.
-    assert [chunk.batches for chunk in found] == [3, 0, 2, 0, 1, 1]
-    assert [chunk.record is not None for chunk in found].count(True) == 1
-    paused = found[1].state
-    for one, other in zip(jax.tree.leaves(found[0].state), jax.tree.leaves(paused), strict=True):
+    assert [chunk.batches for chunk in result] == [3, 0, 2, 0, 1, 1]
+    assert [chunk.record is not None for chunk in result].count(True) == 1
+    paused = result[1].state
+    for one, other in zip(jax.tree.leaves(result[0].state), jax.tree.leaves(paused), strict=True):
         np.testing.assert_array_equal(sharding.to_host(one), sharding.to_host(other)) if not jnp.issubdtype(
             one.dtype, jax.dtypes.prng_key
         ) else None
@@ -232,8 +232,8 @@ def test_members_and_rows_share_a_mesh():
     apart, alike = NamedSharding(mesh, PartitionSpec("member")), NamedSharding(mesh, PartitionSpec())
     there = jax.device_put(many._replace(cursor=()), apart)._replace(cursor=jax.device_put(many.cursor, alike))
     rows = (distributed.shard_dataset(each, mesh) for each in (TRAIN, VALIDATION))
-    found = [record for _, record in epochs(plan, there, *rows, last=2, run=run_members)]
-    for one, other in zip(found, wanted, strict=True):
+    result = [record for _, record in epochs(plan, there, *rows, last=2, run=run_members)]
+    for one, other in zip(result, wanted, strict=True):
         np.testing.assert_allclose(one["val_loss"], other["val_loss"], rtol=1e-5)
 
 

@@ -81,8 +81,8 @@ def run(line):
 def shown_by_tensorboard(words):
     """The names of the charts that TensorBoard finds in its --logdir."""
     assert words[0] == "--logdir"
-    found = EventMultiplexer().AddRunsFromDirectory(words[1]).Reload()
-    return {tag for kinds in found.Runs().values() for tag in kinds["scalars"]}
+    result = EventMultiplexer().AddRunsFromDirectory(words[1]).Reload()
+    return {tag for kinds in result.Runs().values() for tag in kinds["scalars"]}
 
 
 @pytest.fixture(scope="module", autouse=True)

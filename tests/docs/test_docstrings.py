@@ -14,9 +14,9 @@ from tests.quick import quick_programs
 
 
 def modules(package):
-    found = pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
+    result = pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
     # A __main__ runs when it is imported.
-    return [package.__name__, *(module.name for module in found if not module.name.endswith("__main__"))]
+    return [package.__name__, *(module.name for module in result if not module.name.endswith("__main__"))]
 
 
 def public_functions(module):
@@ -42,8 +42,8 @@ def examples_of(name):
 @pytest.mark.parametrize("package", [jaxdl, experiments], ids=lambda package: package.__name__)
 def test_examples_run(package):
     with quick_programs():
-        found = {name: examples_of(name) for name in modules(package)}
-    wrong = {name: counts for name, counts in found.items() if any(counts)}
+        result = {name: examples_of(name) for name in modules(package)}
+    wrong = {name: counts for name, counts in result.items() if any(counts)}
     assert wrong == {}, "(failed, not tried) of each module; what failed stands above, in the captured output"
 
 
@@ -56,8 +56,8 @@ def raises_input_error(function):
 
 def test_what_raises_is_found_where_it_is_raised():
     raised = "raise InputError('a') from None"
-    for code, found in ((f"if a:\n        {raised}", True), (f"def g():\n        {raised}", False)):
-        assert raises_input_error(ast.parse(f"def f():\n    {code}").body[0]) is found
+    for code, result in ((f"if a:\n        {raised}", True), (f"def g():\n        {raised}", False)):
+        assert raises_input_error(ast.parse(f"def f():\n    {code}").body[0]) is result
 
 
 def test_docstrings_begin_with_one_line_and_name_the_error_that_is_raised():

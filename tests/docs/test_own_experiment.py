@@ -30,9 +30,9 @@ def call(folder, *arguments):
 
 def output_of(folder, *arguments):
     process = call(folder, *arguments)
-    said, _ = process.communicate()
-    assert process.returncode == 0, said
-    return said
+    output, _ = process.communicate()
+    assert process.returncode == 0, output
+    return output
 
 
 def history_of(run):
@@ -79,8 +79,8 @@ def test_the_script_trains_is_interrupted_resumes_and_gives_a_model(tmp_path):
     while process.poll() is None and not ((first / "history.csv").exists() and len(history_of(first)) > 30):
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    said, _ = process.communicate()
-    assert process.returncode == 130 and "--workdir runs/first resumes it from its last checkpoint" in said
+    output, _ = process.communicate()
+    assert process.returncode == 130 and "--workdir runs/first resumes it from its last checkpoint" in output
     done = len(history_of(first)) - 1
     assert 30 <= done < 1500 and not (first / "metrics.json").exists()
 

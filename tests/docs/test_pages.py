@@ -140,14 +140,14 @@ def test_the_blocks_of_the_guide_to_growing_run_and_say_what_it_says(capsys):
     names = run_blocks(ROOT / "docs" / "growing.md", {})
     assert names["mesh"].size == 8  # as many as the tests have
     assert names["run"].final.params["Dense_0"]["kernel"].sharding.mesh == names["mesh"]
-    said = capsys.readouterr().out.split("\n")
-    assert said[0] == "{'all-reduce'}"
+    output = capsys.readouterr().out.split("\n")
+    assert output[0] == "{'all-reduce'}"
     # What the guide says is sent for each step, of the network that it trains.
-    sent, parameters = map(int, said[1].split())
+    sent, parameters = map(int, output[1].split())
     assert parameters <= sent < 1.1 * parameters
     # The stream is of the rows that were placed, on one device.
     assert names["streamed"].history["loss"].tolist() == pytest.approx(names["run"].history["loss"].tolist(), rel=1e-5)
-    assert float(said[2]) > 0
+    assert float(output[2]) > 0
     assert [float(names["rate"](step)) for step in (0, names["warm_up"])] == pytest.approx([0.1, 0.8])
 
 
@@ -169,7 +169,7 @@ def test_every_public_part_is_on_one_page_of_the_api():
     pages = {
         part: {page for page, names in API.items() for name in names if name.split(".")[1] == part} for part in public
     }
-    assert {part: len(found) for part, found in pages.items()} == dict.fromkeys(public, 1)
+    assert {part: len(result) for part, result in pages.items()} == dict.fromkeys(public, 1)
 
 
 def test_the_api_begins_with_what_the_package_gives():
@@ -181,13 +181,13 @@ def test_the_api_begins_with_what_the_package_gives():
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_references_lead_to_names_that_the_api_shows(page):
     # The site shows a reference to any other name as text in brackets.
-    shown = set()
+    rendered = set()
     for text in (path.read_text() for path in API):
         for module, members in re.findall(r"^::: (\S+)\n((?:    .*\n|\n)*)", text, re.MULTILINE):
-            shown |= {f"{module}.{name}" for name in re.findall(r"^ +- (\w+)$", members, re.MULTILINE)} | {module}
+            rendered |= {f"{module}.{name}" for name in re.findall(r"^ +- (\w+)$", members, re.MULTILINE)} | {module}
     for path in re.findall(r"\[(jaxdl[\w.]+)\]\[\]|\]\[(jaxdl[\w.]+)\]", page.read_text()):
         name = "".join(path)
-        assert name in shown or name.startswith(("jaxdl.types.", "jaxdl.errors.")), name
+        assert name in rendered or name.startswith(("jaxdl.types.", "jaxdl.errors.")), name
 
 
 def test_every_page_is_in_the_navigation():

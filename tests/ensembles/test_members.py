@@ -105,9 +105,9 @@ def test_batched_members_are_solo_runs_up_to_rounding(alone, batched):
         expected = _tree.flatten_named(run[0][0])
         for name, leaf in _tree.flatten_named(ensembles.member(first, index)).items():
             np.testing.assert_allclose(leaf, expected[name], rtol=1e-5, atol=1e-5, err_msg=name)
-        found, solo = ensembles.member(last, index), run[-1][0]
-        assert int(found.epoch) == int(solo.epoch) == len(run)
-        np.testing.assert_allclose(found.stopping.best, solo.stopping.best, rtol=0.01)
+        result, solo = ensembles.member(last, index), run[-1][0]
+        assert int(result.epoch) == int(solo.epoch) == len(run)
+        np.testing.assert_allclose(result.stopping.best, solo.stopping.best, rtol=0.01)
 
 
 @pytest.mark.parametrize("how", ["map", "vmap"])
@@ -153,10 +153,10 @@ def test_a_member_goes_on_alone(mapped, alone):
 def test_a_member_of_nan_harms_no_other(batched):
     params = jax.tree.map(lambda leaf: leaf.at[1].set(jnp.nan), beginning().train_state.variables.params)
     state = beginning().train_state._replace(variables=beginning().train_state.variables._replace(params=params))
-    found = together(begin=beginning()._replace(train_state=state))[-1][0]
+    result = together(begin=beginning()._replace(train_state=state))[-1][0]
     for index in (0, 2, 3):
-        assert bits(ensembles.member(found, index)) == bits(ensembles.member(batched[-1][0], index))
-    ill = ensembles.member(found, 1)
+        assert bits(ensembles.member(result, index)) == bits(ensembles.member(batched[-1][0], index))
+    ill = ensembles.member(result, 1)
     assert int(ill.stopping.best_epoch) == 0 and bool(ill.stopping.should_stop)
 
 
@@ -197,9 +197,9 @@ def apart():
 
 def test_members_on_several_devices_are_the_same_runs(batched, apart):
     many, train, validation = apart
-    *_, (found, _) = epochs(PLAN, many, train, validation, last=LAST, run=ensembles.run_members)
-    assert len(found.epoch.sharding.device_set) == 2
-    for name, leaf in _tree.flatten_named(found).items():
+    *_, (result, _) = epochs(PLAN, many, train, validation, last=LAST, run=ensembles.run_members)
+    assert len(result.epoch.sharding.device_set) == 2
+    for name, leaf in _tree.flatten_named(result).items():
         np.testing.assert_allclose(leaf, _tree.flatten_named(batched[-1][0])[name], rtol=1e-4, atol=1e-4, err_msg=name)
 
 
@@ -207,8 +207,8 @@ def test_members_on_several_devices_are_the_same_runs(batched, apart):
 def test_devices_only_tell_each_other_whether_all_have_stopped(how, apart):
     options = {"plan": PLAN, "method": how, "mesh": apart[0].epoch.sharding.mesh}
     text = members._run.lower(*apart, np.int32(4), {}, **options).compile().as_text()
-    found = re.findall(r"= (\S+) ((?:all|collective|reduce-scatter|ragged)[a-z-]*)\(", text)
-    assert found == [("pred[]", "all-reduce")]
+    result = re.findall(r"= (\S+) ((?:all|collective|reduce-scatter|ragged)[a-z-]*)\(", text)
+    assert result == [("pred[]", "all-reduce")]
 
 
 def test_members_that_cannot_be_shared_evenly_are_refused():
@@ -226,14 +226,14 @@ def test_members_are_batched_in_equal_blocks_of_at_most_eight_on_a_cpu(count, si
 def test_members_in_blocks_are_their_solo_runs(count):
     keys = jax.random.split(jax.random.key(5), count)
     many = ensembles.start_members(keys, TRAIN, VALIDATION, plan=QUICK)
-    ((found, record),) = together(begin=many, last=1, plan=QUICK)
+    ((result, record),) = together(begin=many, last=1, plan=QUICK)
     for index in (0, count // 2, count - 1):
         begin = start(QUICK, TRAIN, VALIDATION, key=keys[index])
         ((run_state, expected),) = epochs(QUICK, begin, TRAIN, VALIDATION, last=1)
         for name, value in expected.items():
             if name != "epoch":
                 np.testing.assert_allclose(record[name][index], value, rtol=1e-5)
-        for name, leaf in _tree.flatten_named(ensembles.member(found, index)).items():
+        for name, leaf in _tree.flatten_named(ensembles.member(result, index)).items():
             np.testing.assert_allclose(leaf, _tree.flatten_named(run_state)[name], rtol=1e-5, atol=1e-5, err_msg=name)
 
 
@@ -242,19 +242,19 @@ def test_mapped_members_on_several_devices_are_solo_runs_bit_for_bit_without_bat
     plan = WITHOUT_BATCHNORM
     begin = ensembles.start_members(keys(), TRAIN, VALIDATION, plan=plan)
     many, train, validation = ensembles.shard_members(begin, TRAIN, VALIDATION, devices=jax.devices()[:count])
-    *_, (found, _) = epochs(plan, many, train, validation, last=LAST, run=partial(ensembles.run_members, method="map"))
-    assert len(found.epoch.sharding.device_set) == len(found.key.sharding.device_set) == count
+    *_, (result, _) = epochs(plan, many, train, validation, last=LAST, run=partial(ensembles.run_members, method="map"))
+    assert len(result.epoch.sharding.device_set) == len(result.key.sharding.device_set) == count
     for index, key in enumerate(keys()):
         run = epochs(plan, start(plan, TRAIN, VALIDATION, key=key), TRAIN, VALIDATION, last=LAST)
-        assert bits(ensembles.member(found, index)) == bits(list(run)[-1][0])
+        assert bits(ensembles.member(result, index)) == bits(list(run)[-1][0])
 
 
 def test_mapped_members_with_batchnorm_on_several_devices_are_solo_runs_up_to_rounding(alone, apart):
     many, train, validation = apart
-    *_, (found, _) = epochs(PLAN, many, train, validation, last=LAST, run=partial(ensembles.run_members, method="map"))
+    *_, (result, _) = epochs(PLAN, many, train, validation, last=LAST, run=partial(ensembles.run_members, method="map"))
     for index, run in enumerate(alone):
         expected = _tree.flatten_named(run[-1][0])
-        for name, leaf in _tree.flatten_named(ensembles.member(found, index)).items():
+        for name, leaf in _tree.flatten_named(ensembles.member(result, index)).items():
             np.testing.assert_allclose(leaf, expected[name], rtol=1e-4, atol=1e-5, err_msg=name)
 
 
@@ -265,9 +265,9 @@ def test_as_many_devices_are_used_as_share_the_members_evenly(count, devices):
 
 def test_what_was_gathered_is_the_same_on_one_device():
     (many,) = ensembles.shard_members(beginning(), devices=jax.devices()[:4])
-    found = ensembles.gather(many.train_state.variables)
-    assert bits(found) == bits(beginning().train_state.variables)
-    assert all(len(leaf.sharding.device_set) == 1 for leaf in jax.tree.leaves(found))
+    result = ensembles.gather(many.train_state.variables)
+    assert bits(result) == bits(beginning().train_state.variables)
+    assert all(len(leaf.sharding.device_set) == 1 for leaf in jax.tree.leaves(result))
 
 
 def family(learning_rate, dropout, scale):
@@ -324,9 +324,9 @@ def member(weights, index):
 def test_the_mean_and_spread_are_those_of_numpy(networks):
     model, weights, rows, _ = networks
     alone = np.asarray([predict(model, member(weights, index), rows.inputs) for index in range(4)], np.float64)
-    found = predict_mean(model, weights, rows.inputs, batch_size=7)
-    np.testing.assert_allclose(found.mean, alone.mean(0), rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(found.std, alone.std(0), rtol=1e-4, atol=1e-6)
+    result = predict_mean(model, weights, rows.inputs, batch_size=7)
+    np.testing.assert_allclose(result.mean, alone.mean(0), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(result.std, alone.std(0), rtol=1e-4, atol=1e-6)
 
 
 def test_the_spread_of_equal_members_is_nothing(networks):
@@ -339,15 +339,15 @@ def test_the_spread_of_equal_members_is_nothing(networks):
 def test_each_member_is_measured_as_it_is_alone(networks, batch_size):
     """Bit for bit; what convolutions give may be rounded otherwise within the loop over members."""
     model, weights, rows, objective = networks
-    found = evaluate_members(model, weights, rows, objective.loss, metrics=objective.metrics, batch_size=batch_size)
+    result = evaluate_members(model, weights, rows, objective.loss, metrics=objective.metrics, batch_size=batch_size)
     for index in range(4):
         expected = evaluate(
             model, member(weights, index), rows, objective.loss, metrics=objective.metrics, batch_size=batch_size
         )
-        assert set(found) == set(expected)
+        assert set(result) == set(expected)
         for name, value in expected.items():
             rtol = 1e-6 if rows is NETWORKS["convnet"][1] else 0
-            np.testing.assert_allclose(found[name][index], value, rtol=rtol, atol=0, err_msg=name)
+            np.testing.assert_allclose(result[name][index], value, rtol=rtol, atol=0, err_msg=name)
 
 
 def test_a_prediction_of_nan_harms_no_other(networks):
@@ -356,11 +356,11 @@ def test_a_prediction_of_nan_harms_no_other(networks):
     for leaf in jax.tree.leaves(spoilt):
         leaf[1] = np.nan
     ill = weights._replace(params=spoilt)
-    found, expected = (
+    result, expected = (
         evaluate_members(model, of, rows, objective.loss, metrics=objective.metrics)["loss"] for of in (ill, weights)
     )
-    assert np.isnan(found[1]) and not np.isnan(expected).any()
-    np.testing.assert_array_equal(np.delete(found, 1), np.delete(expected, 1))
+    assert np.isnan(result[1]) and not np.isnan(expected).any()
+    np.testing.assert_array_equal(np.delete(result, 1), np.delete(expected, 1))
 
 
 def test_the_weights_of_a_single_run_are_refused_and_those_of_an_ensemble_of_one_are_not(networks):

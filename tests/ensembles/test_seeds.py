@@ -78,7 +78,7 @@ def test_runs_that_are_interrupted_go_on_bit_for_bit(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "output"),
     [
         ({"seeds": ()}, r"seeds must be a row of at least one whole number, got \(\)"),
         ({"seeds": 5}, "seeds must be a row of at least one whole number, got 5"),
@@ -89,8 +89,8 @@ def test_runs_that_are_interrupted_go_on_bit_for_bit(monkeypatch):
         ({"epochs": 0}, "epochs must be at least 1, got 0"),
     ],
 )
-def test_bad_arguments_are_told(options, said):
-    with pytest.raises(InputError, match=said):
+def test_bad_arguments_are_told(options, output):
+    with pytest.raises(InputError, match=output):
         many(**options)
 
 
@@ -116,13 +116,13 @@ def test_seeds_are_spread_over_devices_and_train_in_one_program(count, devices, 
 
 
 def test_observers_see_every_epoch_with_the_records_so_far():
-    seen = []
+    calls = []
 
     def observe(run_state, records):
-        seen.append((run_state.epoch.max().item(), len(records)))
+        calls.append((run_state.epoch.max().item(), len(records)))
 
     runs = many(method="map", callbacks=[observe])
-    assert seen == [(epoch, epoch) for epoch in range(1, runs.history["epoch"].max() + 1)]
+    assert calls == [(epoch, epoch) for epoch in range(1, runs.history["epoch"].max() + 1)]
 
 
 @pytest.mark.parametrize("last", [1, 4])
@@ -160,6 +160,6 @@ def test_a_run_that_was_killed_goes_on_from_its_checkpoint_bit_for_bit(last, tmp
 
 
 def test_the_keys_are_those_of_fit_for_every_seed_that_it_takes():
-    found = seed_keys(np.array([0, 5, 2**32 - 1]))
-    for key, seed in zip(found, (0, 5, 2**32 - 1), strict=True):
+    result = seed_keys(np.array([0, 5, 2**32 - 1]))
+    for key, seed in zip(result, (0, 5, 2**32 - 1), strict=True):
         assert bits(key) == bits(jax.random.key(seed))

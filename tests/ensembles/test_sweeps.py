@@ -64,9 +64,9 @@ def test_mapped_runs_are_solo_runs_bit_for_bit(alone, mapped):
 
 
 def test_batched_runs_are_solo_runs_up_to_rounding(alone):
-    found = sweep(make, TRIALS, *ROWS, seeds=SEEDS, epochs=EPOCHS)
+    result = sweep(make, TRIALS, *ROWS, seeds=SEEDS, epochs=EPOCHS)
     for (index, seed), run in alone.items():
-        history, row = history_of(found, index, seed), row_of(found, index, seed)
+        history, row = history_of(result, index, seed), row_of(result, index, seed)
         # Rounding is that of the numbers that were added up, not of a small difference of theirs.
         np.testing.assert_allclose(history.loc[1], run.history.loc[1], rtol=1e-5, atol=1e-6)
         assert (row["epochs"], row["reason"]) == (len(run.history), run.reason)
@@ -82,13 +82,13 @@ def test_batched_runs_are_solo_runs_up_to_rounding(alone):
 )
 def test_numbers_of_which_xla_computes_more_beforehand_differ_by_rounding(make_own, one, rows):
     """Where a number is known, XLA multiplies it with other constants first: the runs differ in their last bits."""
-    found = sweep(make_own, [one], *rows, seeds=(3, 0), epochs=6, method="map")
+    result = sweep(make_own, [one], *rows, seeds=(3, 0), epochs=6, method="map")
     for place, seed in enumerate((3, 0)):
-        run, history = solo(make_own(**one), seed, 6, rows), history_of(found, 0, seed)
+        run, history = solo(make_own(**one), seed, 6, rows), history_of(result, 0, seed)
         assert len(history) == len(run.history)
         np.testing.assert_allclose(history, run.history, rtol=1e-4)
         expected = _tree.flatten_named((run.best, run.final))
-        for name, leaf in _tree.flatten_named(weights_of(found, 0, place)).items():
+        for name, leaf in _tree.flatten_named(weights_of(result, 0, place)).items():
             np.testing.assert_allclose(leaf, expected[name], rtol=1e-4, atol=1e-5)
 
 
@@ -106,15 +106,15 @@ def own_schedule(learning_rate, length):
 def test_the_length_of_a_schedule_may_be_a_number(compilations):
     trials = [{"learning_rate": 0.05, "length": length} for length in (4.0, 11.0, 40.0)]
     with compilations() as names:
-        found = sweep(own_schedule, trials, *ROWS, seeds=(0, 1), epochs=5, method="map")
+        result = sweep(own_schedule, trials, *ROWS, seeds=(0, 1), epochs=5, method="map")
     assert names.count("_run") == 1
     for index, one in enumerate(trials):
         # Four batches an epoch; the rate that is recorded is that of the epoch's last step.
         steps = 4 * np.arange(1, 6) - 1
         expected = 0.05 * (1 - np.minimum(steps, one["length"]) / one["length"])
-        np.testing.assert_allclose(history_of(found, index, 1)["learning_rate"], expected, rtol=1e-5, atol=1e-9)
+        np.testing.assert_allclose(history_of(result, index, 1)["learning_rate"], expected, rtol=1e-5, atol=1e-9)
         # The schedule's own value stays beside the trial's in the history alone.
-        assert row_of(found, index, 1)["learning_rate"] == 0.05
+        assert row_of(result, index, 1)["learning_rate"] == 0.05
 
 
 def test_trials_that_differ_in_floats_compile_one_program_and_again_none(compilations):
@@ -132,17 +132,17 @@ def of_kind(kind, learning_rate=0.01):
 
 @pytest.mark.parametrize("kinds", [(True, False), (2, 3), (None, "one"), ((1,), (2,)), ("sgd", "adam")])
 def test_what_is_no_float_is_structure(compilations, kinds):
-    seen = []
+    calls = []
 
     def rows(of, kind):
-        seen.append(kind)
+        calls.append(kind)
         return of
 
     with compilations() as names:
         sweep(of_kind, [{"kind": kind} for kind in kinds], *ROWS, seeds=(0, 1), epochs=1, rows=rows)
     assert names.count("_run") == 2
     # For training and validation rows; each as it was given.
-    assert seen == [kind for kind in kinds for _ in range(2)]
+    assert calls == [kind for kind in kinds for _ in range(2)]
 
 
 def test_floats_that_are_named_are_structure_too(compilations):
@@ -151,9 +151,9 @@ def test_floats_that_are_named_are_structure_too(compilations):
 
     trials = [{"learning_rate": 0.1}, {"learning_rate": np.float32(0.02)}]
     with compilations() as names:
-        found = sweep(make_own, trials, *ROWS, seeds=(0, 1), epochs=1, structure=("learning_rate",))
+        result = sweep(make_own, trials, *ROWS, seeds=(0, 1), epochs=1, structure=("learning_rate",))
     assert names.count("_run") == 2
-    assert history_of(found, 0, 0)["loss"].item() != history_of(found, 1, 0)["loss"].item()
+    assert history_of(result, 0, 0)["loss"].item() != history_of(result, 1, 0)["loss"].item()
 
 
 def on_columns(columns, learning_rate=0.05):
@@ -165,18 +165,18 @@ def test_trials_may_see_different_columns():
         return of._replace(inputs=of.inputs[:, np.array(columns)])
 
     trials = [{"columns": (0,)}, {"columns": (1, 4)}, {"columns": (0, 1, 2, 3, 4)}]
-    found = sweep(on_columns, trials, *ROWS, seeds=(3,), epochs=3, rows=rows, method="map")
+    result = sweep(on_columns, trials, *ROWS, seeds=(3,), epochs=3, rows=rows, method="map")
     for index, one in enumerate(trials):
         chosen = INPUTS[:, one["columns"]]
         own = dataset(chosen[:30], TARGETS[:30]), dataset(chosen[30:], TARGETS[30:])
-        assert bits(weights_of(found, index, 0)[1]) == bits(solo(found.plans[index], 3, 3, own).final)
-    assert found.table["parameters"].tolist() == [2, 3, 6]
+        assert bits(weights_of(result, index, 0)[1]) == bits(solo(result.plans[index], 3, 3, own).final)
+    assert result.table["parameters"].tolist() == [2, 3, 6]
 
 
 def test_a_sweep_needs_no_validation_rows():
-    found = sweep(make_linear, [{"learning_rate": 0.05}], ROWS[0], seeds=(3,), epochs=3, method="map")
+    result = sweep(make_linear, [{"learning_rate": 0.05}], ROWS[0], seeds=(3,), epochs=3, method="map")
     run = solo(make_linear(0.05), 3, 3, (ROWS[0], None))
-    pd.testing.assert_frame_equal(history_of(found, 0, 3), run.history, check_exact=True, check_index_type=False)
+    pd.testing.assert_frame_equal(history_of(result, 0, 3), run.history, check_exact=True, check_index_type=False)
 
 
 def test_a_trial_of_nan_harms_no_other():

@@ -70,18 +70,18 @@ def test_halving_is_a_loop_over_solo_runs(watched, eta, min_resource, rungs):
     name, _, alone, whole = watched
     figure, sign = {"lowest": ("val_loss", 1), "highest": ("val_r2", -1)}[name]
     expected = looped(alone, figure, sign, rungs, eta)
-    found = sweep(
+    result = sweep(
         MAKES[name], TRIALS, *ROWS, seeds=SEEDS, epochs=EPOCHS, eta=eta, min_resource=min_resource, method="map"
     )
     for index, end in expected.items():
         for place, seed in enumerate(SEEDS):
-            ended, row = alone[index][place].loc[:end], row_of(found, index, seed)
-            history = history_of(found, index, seed)
+            ended, row = alone[index][place].loc[:end], row_of(result, index, seed)
+            history = history_of(result, index, seed)
             pd.testing.assert_frame_equal(history, ended, check_exact=True, check_index_type=False)
             stopped = len(alone[index][place]) <= end and row_of(whole, index, seed)["reason"] == "early-stopping"
             assert row["reason"] == ("early-stopping" if stopped else "epochs" if end == EPOCHS else "halving")
             if end == EPOCHS or stopped:
-                assert bits(weights_of(found, index, place)) == bits(weights_of(whole, index, place))
+                assert bits(weights_of(result, index, place)) == bits(weights_of(whole, index, place))
     if len(rungs) > 1:
         # What is nan goes first; and there are several ends.
         assert expected[RATES.index(1e30)] == rungs[0] and len(set(expected.values())) > 1
@@ -89,24 +89,24 @@ def test_halving_is_a_loop_over_solo_runs(watched, eta, min_resource, rungs):
 
 def test_the_dropped_hold_what_they_had_at_their_rung(watched):
     name, plans, *_ = watched
-    found = sweep(MAKES[name], TRIALS, *ROWS, seeds=SEEDS, epochs=EPOCHS, eta=3, min_resource=2, method="map")
-    dropped = found.table[(found.table["reason"] == "halving")]
+    result = sweep(MAKES[name], TRIALS, *ROWS, seeds=SEEDS, epochs=EPOCHS, eta=3, min_resource=2, method="map")
+    dropped = result.table[(result.table["reason"] == "halving")]
     assert set(dropped["epochs"]) <= {2, 6} and len(dropped)
     for _, row in dropped.iterrows():
         run = solo(plans[row["trial"]], row["seed"], row["epochs"])
-        assert bits(weights_of(found, row["trial"], SEEDS.index(row["seed"]))) == bits((run.best, run.final))
+        assert bits(weights_of(result, row["trial"], SEEDS.index(row["seed"]))) == bits((run.best, run.final))
 
 
 def test_members_that_stopped_early_stay_in_a_trial_that_is_kept(watched):
     name, _, alone, whole = watched
-    found = sweep(MAKES[name], TRIALS, *ROWS, seeds=SEEDS, epochs=EPOCHS, eta=2, min_resource=4, method="map")
+    result = sweep(MAKES[name], TRIALS, *ROWS, seeds=SEEDS, epochs=EPOCHS, eta=2, min_resource=4, method="map")
     index = RATES.index(0.15)
     ends = [len(history) for history in alone[index]]
     assert min(ends) <= 4 < max(ends)
     for place, seed in enumerate(SEEDS):
-        row = row_of(found, index, seed)
+        row = row_of(result, index, seed)
         assert (row["epochs"], row["reason"]) == (ends[place], "early-stopping")
-        assert bits(weights_of(found, index, place)) == bits(weights_of(whole, index, place))
+        assert bits(weights_of(result, index, place)) == bits(weights_of(whole, index, place))
 
 
 def of_own_shape(learning_rate):
@@ -124,7 +124,7 @@ def test_halving_compiles_once_more_a_size_of_the_group(compilations):
 
 
 def interrupted(monkeypatch, after):
-    """`group_chunks` stops at Ctrl-C once so many chunks of the sweep are done."""
+    """`group_chunks` stops at Ctrl-C after some chunks of the sweep."""
     group_chunks, done = sweeps.group_chunks, []
 
     def stopping(*arguments):
@@ -147,17 +147,17 @@ def kinds(kind, learning_rate=0.05):
 def test_an_interrupted_sweep_returns_what_was_reached(monkeypatch, after):
     trials = [{"kind": 0}, {"kind": 1}]
     interrupted(monkeypatch, after)
-    found = sweep(kinds, trials, *ROWS, seeds=SEEDS, epochs=99, method="map")
-    assert set(found.table["reason"]) == {"interrupted"} and len(found.table) == 6
-    first, second = (found.table[found.table["trial"] == index]["epochs"] for index in (0, 1))
+    result = sweep(kinds, trials, *ROWS, seeds=SEEDS, epochs=99, method="map")
+    assert set(result.table["reason"]) == {"interrupted"} and len(result.table) == 6
+    first, second = (result.table[result.table["trial"] == index]["epochs"] for index in (0, 1))
     assert first.max() == first.min() <= after and (first.min() > 0) == (after == 6) and second.max() == 0
-    assert len(found.history) == first.sum()
+    assert len(result.history) == first.sum()
     if first.min():
         run = solo(kinds(0), SEEDS[0], int(first.min()))
-        assert bits(weights_of(found, 0, 0)[0]) == bits(run.best)
+        assert bits(weights_of(result, 0, 0)[0]) == bits(run.best)
     # Who never began has the weights that it would have begun with.
     begun = start(kinds(1), *ROWS, key=jax.random.key(SEEDS[2]))
-    assert bits(weights_of(found, 1, 2)) == bits((begun.best, begun.train_state.variables))
+    assert bits(weights_of(result, 1, 2)) == bits((begun.best, begun.train_state.variables))
 
 
 def test_what_was_whole_before_an_interrupt_says_so(monkeypatch):
@@ -169,10 +169,10 @@ def test_what_was_whole_before_an_interrupt_says_so(monkeypatch):
         yield from group_chunks(group, *arguments)
 
     monkeypatch.setattr(sweeps, "group_chunks", stopping)
-    found = sweep(kinds, [{"kind": 0}, {"kind": 1}], *ROWS, seeds=SEEDS, epochs=2)
-    assert found.table["reason"].tolist() == 3 * ["epochs"] + 3 * ["interrupted"]
-    assert found.table["epochs"].tolist() == 3 * [2] + 3 * [0] and found.table["loss"].isna().sum() == 3
-    assert set(found.history["trial"]) == {0}
+    result = sweep(kinds, [{"kind": 0}, {"kind": 1}], *ROWS, seeds=SEEDS, epochs=2)
+    assert result.table["reason"].tolist() == 3 * ["epochs"] + 3 * ["interrupted"]
+    assert result.table["epochs"].tolist() == 3 * [2] + 3 * [0] and result.table["loss"].isna().sum() == 3
+    assert set(result.history["trial"]) == {0}
 
 
 def test_an_interrupt_keeps_why_others_had_ended(monkeypatch):
@@ -185,6 +185,6 @@ def test_an_interrupt_keeps_why_others_had_ended(monkeypatch):
         yield from group_chunks(group, end, how)
 
     monkeypatch.setattr(sweeps, "group_chunks", stopping)
-    found = sweep(of_own_shape, trials, *ROWS, seeds=SEEDS, epochs=9, eta=3)
-    assert sorted(found.table["reason"].tolist()) == 6 * ["halving"] + 3 * ["interrupted"]
-    assert set(found.table["epochs"]) == {1}
+    result = sweep(of_own_shape, trials, *ROWS, seeds=SEEDS, epochs=9, eta=3)
+    assert sorted(result.table["reason"].tolist()) == 6 * ["halving"] + 3 * ["interrupted"]
+    assert set(result.table["epochs"]) == {1}

@@ -37,13 +37,13 @@ def refuse(text):
     raise AssertionError(text)
 
 
-def same(found, whole):
+def same(result, whole):
     """Raises where two sweeps differ in a bit."""
-    pd.testing.assert_frame_equal(found.table, whole.table, check_exact=True)
-    pd.testing.assert_frame_equal(found.history, whole.history, check_exact=True)
+    pd.testing.assert_frame_equal(result.table, whole.table, check_exact=True)
+    pd.testing.assert_frame_equal(result.history, whole.history, check_exact=True)
     for parts in ("best", "final", "state"):
-        assert bits(getattr(found, parts)) == bits(getattr(whole, parts))
-    assert [*map(str, found.records)] == [*map(str, whole.records)]
+        assert bits(getattr(result, parts)) == bits(getattr(whole, parts))
+    assert [*map(str, result.records)] == [*map(str, whole.records)]
 
 
 @pytest.fixture(scope="module", params=[halved, {"epochs": 3}], ids=["halving", "no halving"])
@@ -53,14 +53,14 @@ def flags(request):
 
 @pytest.fixture(scope="module")
 def whole(flags):
-    seen = []
-    found = run(**flags, callbacks=[lambda run_state, records: seen.append(len(records))])
-    assert seen == list(range(1, len(found.records) + 1))
-    return found
+    calls = []
+    result = run(**flags, callbacks=[lambda run_state, records: calls.append(len(records))])
+    assert calls == list(range(1, len(result.records) + 1))
+    return result
 
 
 def interrupted(after, callbacks=(), **flags):
-    """A sweep that Ctrl-C ends after so many epochs, and all those of others."""
+    """A sweep that Ctrl-C ends after some epochs, and all epochs of others."""
 
     def stop(run_state, records):
         if len(records) == after:
@@ -86,11 +86,11 @@ def test_a_sweep_that_is_interrupted_inside_an_epoch_is_resumed_to_the_bit(flags
                 raise KeyboardInterrupt
 
     monkeypatch.setattr(sweeps, "group_chunks", stopping)
-    found, times = None, 0
-    while found is None or "interrupted" in {*found.table["reason"]}:
-        found, times = run(**flags, state=found), times + 1
+    result, times = None, 0
+    while result is None or "interrupted" in {*result.table["reason"]}:
+        result, times = run(**flags, state=result), times + 1
     assert times > 1
-    same(found, whole)
+    same(result, whole)
 
 
 def test_a_sweep_that_was_killed_is_resumed_from_its_checkpoint_to_the_bit(flags, whole, tmp_path):
@@ -117,7 +117,7 @@ def test_the_sweep_that_is_resumed_is_not_changed(flags):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "output"),
     [
         ({"seeds": (3, 1)}, "state must be of a sweep with the same seeds"),
         ({"trials": TRIALS[:4]}, "state must be of a sweep with the same trials"),
@@ -127,9 +127,9 @@ def test_the_sweep_that_is_resumed_is_not_changed(flags):
         ({"state": "a sweep"}, "state must be the SweepResult that an earlier call returned, .* got str"),
     ],
 )
-def test_a_sweep_of_other_arguments_is_not_resumed(change, said):
+def test_a_sweep_of_other_arguments_is_not_resumed(change, output):
     given = {"trials": TRIALS, "seeds": SEEDS, **halved, "state": interrupted(4, **halved), **change}
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=output):
         sweep(make, given.pop("trials"), *ROWS, **given)
 
 
@@ -167,8 +167,8 @@ def test_callbacks_of_a_sweep_write_every_run_and_epoch_once(flags, whole, anew,
     for (trial, seed), of in whole.history.groupby(["trial", "seed"]):
         accumulator = EventAccumulator(str(tmp_path / f"charts/trial-{trial}-seed-{seed}/validation"))
         accumulator.Reload()
-        found = [(event.step, event.value) for event in accumulator.Scalars("loss")]
-        np.testing.assert_array_equal(found, of[["epoch", "val_loss"]].to_numpy())
+        result = [(event.step, event.value) for event in accumulator.Scalars("loss")]
+        np.testing.assert_array_equal(result, of[["epoch", "val_loss"]].to_numpy())
 
 
 @pytest.mark.parametrize("terminal", [False, True], ids=["lines", "a bar"])

@@ -23,18 +23,18 @@ def make(hidden=(), learning_rate=0.05, momentum=0.0):
 
 
 @pytest.fixture(scope="module")
-def found():
+def result():
     trials = grid(hidden=((), (4,)), learning_rate=(0.05, 0.01, 0.3))
     return sweep(make, trials, *ROWS, seeds=SEEDS, epochs=6)
 
 
 @pytest.mark.parametrize("at", ["best", "last"])
 @pytest.mark.parametrize("figure", ["rmse", "val_loss", "val_r2"])
-def test_the_summary_is_that_of_pandas(found, figure, at):
-    runs = found.history.groupby(["trial", "seed"])
+def test_the_summary_is_that_of_pandas(result, figure, at):
+    runs = result.history.groupby(["trial", "seed"])
     places = runs["val_loss"].idxmin() if at == "best" else runs["epoch"].idxmax()
-    of = found.history.loc[places].groupby("trial")[figure]
-    table = summarize(found, figure, at=at)
+    of = result.history.loc[places].groupby("trial")[figure]
+    table = summarize(result, figure, at=at)
     for name, expected in {"mean": of.mean(), "std": of.std(), "sem": of.sem(), "count": of.count()}.items():
         np.testing.assert_allclose(table[name], expected, rtol=1e-6)
     half = stats.t.ppf(0.975, 2) * of.sem()
@@ -43,18 +43,18 @@ def test_the_summary_is_that_of_pandas(found, figure, at):
     assert table["learning_rate"].tolist() == 2 * [0.05, 0.01, 0.3]
 
 
-def test_the_recommendation_is_the_cheapest_within_one_standard_error(found):
-    table = summarize(found, "val_rmse")
+def test_the_recommendation_is_the_cheapest_within_one_standard_error(result):
+    table = summarize(result, "val_rmse")
     best = table["mean"].idxmin()
     near = table[table["mean"] <= table.loc[best, "mean"] + table.loc[best, "sem"]]
     expected = near.sort_values(["parameters", "mean"]).index[0]
     assert one_standard_error(table["mean"], table["sem"], table["parameters"]) == expected
 
 
-def test_the_number_of_epochs_can_be_summed_up_too(found):
+def test_the_number_of_epochs_can_be_summed_up_too(result):
     for at, column in (("best", "best_epoch"), ("last", "epochs")):
-        expected = found.table.groupby("trial")[column].mean()
-        np.testing.assert_allclose(summarize(found, "epoch", at=at)["mean"], expected)
+        expected = result.table.groupby("trial")[column].mean()
+        np.testing.assert_allclose(summarize(result, "epoch", at=at)["mean"], expected)
 
 
 def test_a_run_that_ends_in_nan_has_no_last_figure_though_it_had_earlier_ones():
@@ -72,14 +72,14 @@ def test_trials_of_different_names_keep_their_own_values():
         {"learning_rate": 0.05, "momentum": 0.9},
         {"momentum": 0.9, "learning_rate": 0.05},
     ]
-    found = sweep(make, trials, *ROWS, seeds=(3, 0), epochs=2, method="map")
-    assert row_of(found, 0, 3)["loss"] != row_of(found, 1, 3)["loss"] == row_of(found, 2, 3)["loss"]
-    table = summarize(found, "loss")
+    result = sweep(make, trials, *ROWS, seeds=(3, 0), epochs=2, method="map")
+    assert row_of(result, 0, 3)["loss"] != row_of(result, 1, 3)["loss"] == row_of(result, 2, 3)["loss"]
+    table = summarize(result, "loss")
     assert np.isnan(table.loc[0, "momentum"]) and table["momentum"].tolist()[1:] == [0.9, 0.9]
 
 
-def test_a_figure_with_the_name_of_a_trial_s_value_is_summed_up_from_what_was_measured(found):
-    table = summarize(found, "learning_rate")
+def test_a_figure_with_the_name_of_a_trial_s_value_is_summed_up_from_what_was_measured(result):
+    table = summarize(result, "learning_rate")
     np.testing.assert_allclose(table["mean"], table["learning_rate"], rtol=1e-6)
 
 
@@ -103,7 +103,7 @@ ONE = [{"learning_rate": 0.1}]
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "output"),
     [
         ({"trials": []}, r"trials must have at least one entry, got none\. Use grid"),
         ({"trials": [{"hidden": [4]}]}, r"trials must have values that hash, got \{'hidden': \[4\]\}\. Use"),
@@ -127,9 +127,9 @@ ONE = [{"learning_rate": 0.1}]
         ({"method": "pmap"}, 'method must be "vmap" or "map", got "pmap"'),
     ],
 )  # fmt: skip
-def test_bad_arguments_are_told(arguments, said):
+def test_bad_arguments_are_told(arguments, output):
     options = {"make": make, "trials": ONE, "seeds": (0, 1), **arguments}
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=output):
         sweep(options.pop("make"), options.pop("trials"), *ROWS, **options)
 
 
@@ -142,13 +142,13 @@ def test_what_make_itself_refuses_is_told_as_it_says_it():
 
 
 @pytest.mark.parametrize("figure", ["nope", "reason", "seed", "parameters"])
-def test_a_figure_that_is_not_measured_is_told(found, figure):
+def test_a_figure_that_is_not_measured_is_told(result, figure):
     with pytest.raises(
         InputError, match=f'metric="{figure}" is not measured. The sweep measures: epoch, loss, rmse, r2'
     ):
-        summarize(found, figure)
+        summarize(result, figure)
 
 
-def test_another_moment_is_refused(found):
+def test_another_moment_is_refused(result):
     with pytest.raises(InputError, match='at must be "best" or "last", got "first"'):
-        summarize(found, "loss", at="first")
+        summarize(result, "loss", at="first")

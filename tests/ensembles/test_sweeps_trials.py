@@ -81,7 +81,7 @@ def test_a_range_of_one_value_gives_that_value():
 
 
 @pytest.mark.parametrize(
-    ("wrong", "said"),
+    ("wrong", "output"),
     [
         (lambda: grid(rate=(0.1,), hidden=()), "hidden must have at least one value to try, got none"),
         (lambda: grid(hidden=10), r"hidden must be a row of values to try, got 10\. Use \(10,\), say"),
@@ -96,8 +96,8 @@ def test_a_range_of_one_value_gives_that_value():
         (lambda: choice(), "choice needs at least one value, got none"),
     ],
 )
-def test_bad_arguments_are_told(wrong, said):
-    with pytest.raises(InputError, match=said):
+def test_bad_arguments_are_told(wrong, output):
+    with pytest.raises(InputError, match=output):
         wrong()
 
 

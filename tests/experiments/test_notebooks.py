@@ -59,7 +59,7 @@ class Ran(NamedTuple):
     """What a notebook leaves."""
 
     figures: list
-    said: str
+    output: str
     names: dict
 
 
@@ -77,25 +77,25 @@ def parts(stem):
     whole = "\n".join(cell.source for cell in notebook(stem).cells)
     for large in SMALL[stem]:
         assert whole.count(large) == TIMES.get(large, 1), f"{stem} must say {large!r} {TIMES.get(large, 'once')}"
-    found = []
+    result = []
     for cell in notebook(stem).cells:
         if cell.cell_type == "markdown" and cell.source.startswith("#"):
-            found.append([])
+            result.append([])
         elif cell.cell_type == "code":
             code = re.sub(r"^%.*\n", "", cell.source, flags=re.MULTILINE)
             for large, small in SMALL[stem].items():
                 code = code.replace(large, small)
-            found[-1].append(code)
-    return [part for part in found if part]
+            result[-1].append(code)
+    return [part for part in result if part]
 
 
-def run_cell(code, names, shown):
+def run_cell(code, names, rendered):
     """As Jupyter does: what the last line comes to is shown."""
     tree = ast.parse(code)
     last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
     exec(compile(tree, "cell", "exec"), names)
     if last is not None:
-        shown.append(eval(compile(ast.Expression(last.value), "cell", "eval"), names))
+        rendered.append(eval(compile(ast.Expression(last.value), "cell", "eval"), names))
 
 
 @pytest.fixture
@@ -105,9 +105,9 @@ def run(monkeypatch):
     monkeypatch.setattr(datasets, "load_cifar10", partial(datasets.load_cifar10, "simulated:240"))
 
     def go(of, apart=False):
-        shown, said = [], io.StringIO()
-        names = {"display": shown.append}
-        with redirect_stdout(said), warnings.catch_warnings():
+        rendered, output = [], io.StringIO()
+        names = {"display": rendered.append}
+        with redirect_stdout(output), warnings.catch_warnings():
             # A notebook shows its readers all warnings but those that Python leaves out.
             warnings.simplefilter("error")
             for kind in (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning):
@@ -115,14 +115,14 @@ def run(monkeypatch):
             for number, part in enumerate(of):
                 own = dict(names) if apart and number else names
                 for code in part:
-                    run_cell(code, own, shown)
+                    run_cell(code, own, rendered)
                 # A part that overwrote a common name would change the parts that follow when all run.
                 changed = [name for name in names if own[name] is not names[name]]
                 assert not changed, f"{changed} of the first cell are overwritten in\n{part[0]}"
-        figures = [thing for thing in shown if isinstance(thing, Figure)]
+        figures = [thing for thing in rendered if isinstance(thing, Figure)]
         for figure in figures:
             figure.savefig(io.BytesIO(), dpi=30)
-        return Ran(figures, said.getvalue(), names)
+        return Ran(figures, output.getvalue(), names)
 
     with quick_programs():
         yield go
@@ -181,8 +181,8 @@ def text(stem):
 @EVERY
 def test_a_notebook_is_what_its_text_says(source):
     wanted = [(cell.cell_type, cell.source) for cell in jupytext.read(source).cells]
-    found = [(cell.cell_type, cell.source) for cell in notebook(source.stem).cells]
-    assert found == wanted, f"{source.name} and its notebook differ. Make it anew: {REMAKE}"
+    result = [(cell.cell_type, cell.source) for cell in notebook(source.stem).cells]
+    assert result == wanted, f"{source.name} and its notebook differ. Make it anew: {REMAKE}"
 
 
 def test_every_notebook_has_a_text_and_the_way_from_one_to_the_other_is_documented():
@@ -206,9 +206,9 @@ def test_a_notebook_goes_through_the_ten_steps(source):
 @EVERY
 def test_every_exercise_is_asked_in_words_and_solved_in_code_right_after(source):
     cells = notebook(source.stem).cells
-    asked = [place for place, cell in enumerate(cells) if cell.source.startswith("### Exercise")]
-    assert len(asked) == len([title for _, title in headings(source.stem) if title == "Solution"]) >= 3
-    for place in asked:
+    requests = [place for place, cell in enumerate(cells) if cell.source.startswith("### Exercise")]
+    assert len(requests) == len([title for _, title in headings(source.stem) if title == "Solution"]) >= 3
+    for place in requests:
         question, solution, code = cells[place : place + 3]
         assert len(question.source.split()) > 20
         assert solution.source.startswith("### Solution") and code.cell_type == "code"

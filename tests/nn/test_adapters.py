@@ -63,9 +63,9 @@ class Counting(nn.Module):
 
     @nn.compact
     def __call__(self, inputs, mask=None):
-        seen = self.variable("counters", "calls", lambda: jnp.zeros((), jnp.int32))
+        observed = self.variable("counters", "calls", lambda: jnp.zeros((), jnp.int32))
         if not self.is_initializing() and self.is_mutable_collection("counters"):
-            seen.value = seen.value + 1
+            observed.value = observed.value + 1
         return nn.Dense(1)(inputs)
 
 

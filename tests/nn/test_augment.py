@@ -16,9 +16,9 @@ program = functools.cache(jax.jit)  # of a change
 CHANGES = (flip, crop(2), cutout(3))
 
 
-def echo(seen):
+def echo(calls):
     def apply(variables, inputs, *, train, key=None, mask=None):
-        seen.append((inputs, key, mask))
+        calls.append((inputs, key, mask))
         return inputs.reshape(len(inputs), -1), {"kept": train}
 
     return Model(lambda key, inputs: Variables({}, {}), apply)
@@ -86,8 +86,8 @@ def test_sizes_that_make_no_sense_are_refused(make):
 
 
 def test_an_augmented_model_means_its_loop(meaning):
-    seen = []
-    model, changes = echo(seen), (flip, crop(2), cutout(3))
+    calls = []
+    model, changes = echo(calls), (flip, crop(2), cutout(3))
     mask = jnp.ones(64, bool)
     for train in (True, False):
         wanted = meaning(
@@ -104,8 +104,8 @@ def test_an_augmented_model_means_its_loop(meaning):
         outputs, stats = with_augmentation(model, *changes).apply(None, IMAGES, train=train, key=KEY, mask=mask)
         np.testing.assert_array_equal(outputs, wanted["outputs"])
         assert stats == wanted["stats"]
-    assert all(given is mask and key is KEY for _, key, given in seen)
-    np.testing.assert_array_equal(seen[-1][0], IMAGES)
+    assert all(given is mask and key is KEY for _, key, given in calls)
+    np.testing.assert_array_equal(calls[-1][0], IMAGES)
 
 
 def test_an_augmented_model_asks_for_a_key():

@@ -243,16 +243,16 @@ def normalized(inputs, mask, momentum=0.9):
         "params": {"scale": random(3, inputs.shape[-1]), "bias": random(4, inputs.shape[-1])},
         "batch_stats": {"mean": random(5, inputs.shape[-1]), "var": random(6, inputs.shape[-1]) ** 2},
     }
-    shown = np.ones(len(inputs), bool) if mask is None else mask
+    rendered = np.ones(len(inputs), bool) if mask is None else mask
     wide = None if mask is None else mask.reshape(-1, *[1] * (inputs.ndim - 1))
 
     def run(inputs, module, mask, **switch):
         def cubed(inputs):
             outputs, stats = module.apply(weights, inputs, mask=mask, mutable=["batch_stats"], **switch)
-            return (outputs[shown] ** 3).sum(), (outputs[shown], stats["batch_stats"])
+            return (outputs[rendered] ** 3).sum(), (outputs[rendered], stats["batch_stats"])
 
         slopes, (outputs, moments) = jax.grad(cubed, has_aux=True)(inputs)
-        return outputs, slopes[shown], moments["mean"], moments["var"]
+        return outputs, slopes[rendered], moments["mean"], moments["var"]
 
     theirs = nn.BatchNorm(momentum=momentum, epsilon=1e-3, use_fast_variance=False)
     together = jax.jit(
@@ -341,7 +341,7 @@ def test_columns_and_parts_are_as_exact_in_bfloat16_as_the_convolution():
         jax.jit(lambda i, k, f=f: f(i, k, (1, 1), "VALID", dimension_numbers=NUMBERS))(images, kernel)
         for f in (convolve, lax.conv_general_dilated)
     )
-    errors = [np.abs(np.float64(found) - exact).max() for found in (ours, stock)]
+    errors = [np.abs(np.float64(result) - exact).max() for result in (ours, stock)]
     assert ours.dtype == jnp.bfloat16 and errors[0] <= 1.01 * errors[1]
 
 
@@ -390,8 +390,8 @@ def test_filters_apart_are_as_exact_in_bfloat16_as_the_others():
     )
     exact = by_hand(np.float64(images), np.float64(kernel), ((0, 0), (0, 0)))
     run = jax.jit(lambda i, k: convolve(i, k, (1, 1), "VALID", dimension_numbers=NUMBERS))
-    found = np.float64(run(images, kernel))
-    errors = np.abs(found - exact).max((0, 1, 2)) / np.abs(exact).max()
+    result = np.float64(run(images, kernel))
+    errors = np.abs(result - exact).max((0, 1, 2)) / np.abs(exact).max()
     assert errors[48:].max() < 1.5 * errors[:48].max()
 
 
@@ -408,8 +408,8 @@ def test_float64_stays_float64():
         images, kernel = (
             np.random.default_rng(s).standard_normal(n) for s, n in ((0, (2, 6, 6, 18)), (1, (3, 3, 18, 50)))
         )
-        found = convolve(images, kernel, (1, 1), ((1, 1), (1, 1)), dimension_numbers=NUMBERS)
-        np.testing.assert_allclose(found, by_hand(images, kernel, ((1, 1), (1, 1))), rtol=1e-11, atol=1e-11)
+        result = convolve(images, kernel, (1, 1), ((1, 1), (1, 1)), dimension_numbers=NUMBERS)
+        np.testing.assert_allclose(result, by_hand(images, kernel, ((1, 1), (1, 1))), rtol=1e-11, atol=1e-11)
 
 
 KEY = jax.random.key(3)
@@ -428,18 +428,20 @@ dropped_by_none = jax.jit(partial(dropped, 0.0))
 def deviates(seeds, size, rate, steps=False):
     """Whether each number is kept, as (keys, size) numbers of mean 0 and variance 1."""
     draw = jax.jit(lambda key: dropout(key, jnp.ones(size), rate) > 0)
-    kept = np.stack([draw(jax.random.fold_in(KEY, seed) if steps else jax.random.key(seed)) for seed in range(seeds)])
-    return (kept - (1 - rate)) / np.sqrt(rate * (1 - rate))
+    remaining = np.stack(
+        [draw(jax.random.fold_in(KEY, seed) if steps else jax.random.key(seed)) for seed in range(seeds)]
+    )
+    return (remaining - (1 - rate)) / np.sqrt(rate * (1 - rate))
 
 
 @pytest.mark.parametrize("rate", RATES)
 def test_dropout_scales_exactly_what_it_keeps_and_keeps_the_right_share(rate):
     inputs = 1 + random(0, 500, 400) ** 2
     outputs = np.asarray(dropped(rate, inputs))
-    kept = outputs != 0
-    np.testing.assert_array_equal(outputs[kept], (inputs * (1 / (1 - np.float32(rate))))[kept])
+    remaining = outputs != 0
+    np.testing.assert_array_equal(outputs[remaining], (inputs * (1 / (1 - np.float32(rate))))[remaining])
     low, high = binom.interval(1 - 1e-6, inputs.size, 1 - rate)
-    assert low <= kept.sum() <= high
+    assert low <= remaining.sum() <= high
 
 
 @settings(max_examples=20, deadline=None)
@@ -451,9 +453,9 @@ def test_dropout_scales_exactly_what_it_keeps_and_keeps_the_right_share(rate):
 def test_a_rate_of_0_keeps_every_bit(numbers):
     # XLA on a CPU takes subnormal numbers for 0, whatever is done with them.
     inputs = np.float32(numbers)
-    for found in (dropped_by_none(inputs), jit_dropped(np.float32(0), inputs)):
-        same = np.asarray(found).view(np.uint32) == inputs.view(np.uint32)
-        assert (same | np.isnan(inputs)).all() and np.isnan(found[np.isnan(inputs)]).all()
+    for result in (dropped_by_none(inputs), jit_dropped(np.float32(0), inputs)):
+        same = np.asarray(result).view(np.uint32) == inputs.view(np.uint32)
+        assert (same | np.isnan(inputs)).all() and np.isnan(result[np.isnan(inputs)]).all()
 
 
 def test_values_and_gradients_are_those_of_flaxs_dropout_where_both_keep():
@@ -487,32 +489,32 @@ def test_the_gradient_is_the_scale_of_what_is_kept():
 @pytest.mark.parametrize("steps", [True, False], ids=["steps of a key", "keys that count up"])
 def test_masks_of_different_keys_are_independent(steps, rate):
     keys, size = 32, 2**17
-    found = deviates(keys, size, rate, steps)
+    result = deviates(keys, size, rate, steps)
     # Correlations times sqrt(size) are standard normals where masks are independent.
-    pairs = (found @ found.T / np.sqrt(size))[np.triu_indices(keys, 1)]
+    pairs = (result @ result.T / np.sqrt(size))[np.triu_indices(keys, 1)]
     assert (pairs**2).sum() < chi2.ppf(0.9999, len(pairs)) and np.abs(pairs).max() < 5
     # The last key's mask moved by a few places is not that of another key either.
-    moved = [(found[-1, shift:] * found[0, :-shift]).sum() / np.sqrt(size - shift) for shift in range(1, 40)]
+    moved = [(result[-1, shift:] * result[0, :-shift]).sum() / np.sqrt(size - shift) for shift in range(1, 40)]
     assert np.abs(moved).max() < 5
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5])
 def test_places_rows_and_channels_are_independent(rate):
     rows, columns, channels = 64, 32, 50
-    found = deviates(32, rows * columns * channels, rate, steps=True)
+    result = deviates(32, rows * columns * channels, rate, steps=True)
     lags = [*range(1, 20), channels, 2 * channels, columns * channels, 2**8, 2**10, 2**12]
     # Each product of neighbours has mean 0 and variance 1.
-    sums = np.array([[(one[:-lag] * one[lag:]).sum() / np.sqrt(one.size - lag) for lag in lags] for one in found])
+    sums = np.array([[(one[:-lag] * one[lag:]).sum() / np.sqrt(one.size - lag) for lag in lags] for one in result])
     assert (sums**2).sum() < chi2.ppf(0.9999, sums.size) and np.abs(sums).max() < 5.5
-    images = found.reshape(-1, rows, columns, channels)
+    images = result.reshape(-1, rows, columns, channels)
     for axes in ((2, 3), (1, 3), (1, 2)):
         shares = images.sum(axes) / np.sqrt(np.prod([images.shape[axis] for axis in axes]))
         assert (shares**2).sum() < chi2.ppf(0.9999, shares.size)
 
 
 def test_all_patterns_of_eight_neighbours_are_equally_likely():
-    kept = deviates(16, 2**16, 0.5, steps=True) > 0
-    patterns = np.bincount((kept.reshape(-1, 8) * 2 ** np.arange(8)).sum(1), minlength=256)
+    remaining = deviates(16, 2**16, 0.5, steps=True) > 0
+    patterns = np.bincount((remaining.reshape(-1, 8) * 2 ** np.arange(8)).sum(1), minlength=256)
     expected = patterns.sum() / 256
     assert ((patterns - expected) ** 2 / expected).sum() < chi2.ppf(0.9999, 255)
 
@@ -537,8 +539,8 @@ def test_layers_of_a_network_and_steps_of_training_draw_apart():
     masks = [
         mask for step in range(3) for mask in Two().apply({}, inputs, rngs={"params": jax.random.fold_in(KEY, step)})
     ]
-    found = np.corrcoef([np.ravel(mask) for mask in masks])
-    assert np.abs(found - np.eye(6)).max() < 5 / np.sqrt(inputs.size)
+    result = np.corrcoef([np.ravel(mask) for mask in masks])
+    assert np.abs(result - np.eye(6)).max() < 5 / np.sqrt(inputs.size)
 
 
 def test_one_program_serves_all_rates_with_the_bits_of_each_alone(compilations):
@@ -549,12 +551,12 @@ def test_one_program_serves_all_rates_with_the_bits_of_each_alone(compilations):
 
     together = jax.jit(traced_dropout)
     with compilations() as names:
-        found = [together(np.float32(rate)) for rate in RATES]
+        result = [together(np.float32(rate)) for rate in RATES]
     assert names.count("traced_dropout") == 1
     mapped = jax.jit(partial(lax.map, traced_dropout))(np.float32(RATES))
     batched = jax.jit(jax.vmap(traced_dropout))(np.float32(RATES))
     for index, rate in enumerate(RATES):
-        for other in (found[index], mapped[index], batched[index]):
+        for other in (result[index], mapped[index], batched[index]):
             np.testing.assert_array_equal(other, dropped(rate, inputs))
 
 
@@ -579,17 +581,17 @@ def test_a_higher_rate_drops_what_a_lower_one_drops_and_more():
 
 def test_dropout_of_bfloat16_is_that_of_float32_rounded_once():
     inputs = jnp.asarray(random(0, 200, 50), jnp.bfloat16)
-    found = dropped(0.1, inputs)
-    assert found.dtype == jnp.bfloat16
-    np.testing.assert_array_equal(found, dropped(0.1, inputs.astype(jnp.float32)).astype(jnp.bfloat16))
+    result = dropped(0.1, inputs)
+    assert result.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(result, dropped(0.1, inputs.astype(jnp.float32)).astype(jnp.bfloat16))
 
 
 def test_dropout_of_float64_stays_float64():
     with jax.enable_x64(True):
         inputs = np.random.default_rng(0).standard_normal(100)
-        found = dropped(0.5, inputs)
-        assert found.dtype == np.float64
-        np.testing.assert_array_equal(found, np.where(found == 0, 0, 2 * inputs))
+        result = dropped(0.5, inputs)
+        assert result.dtype == np.float64
+        np.testing.assert_array_equal(result, np.where(result == 0, 0, 2 * inputs))
 
 
 def test_old_keys_and_keys_of_another_kind_draw_too():

@@ -188,11 +188,11 @@ def test_dropout_scales_what_it_keeps_and_does_nothing_in_prediction():
     )
     inputs = np.ones((2, 1), np.float32)
     outputs, _ = run(model, variables, inputs, train=True, key=KEY)
-    kept = np.asarray(outputs)[:, 0] * 0.75
-    np.testing.assert_allclose(kept, np.round(kept), atol=1e-2)
+    remaining = np.asarray(outputs)[:, 0] * 0.75
+    np.testing.assert_allclose(remaining, np.round(remaining), atol=1e-2)
     # Binomial: 3,000 on average, with a deviation of 27.
-    np.testing.assert_allclose(kept, 3000, atol=5 * 27)
-    assert kept[0] != kept[1]
+    np.testing.assert_allclose(remaining, 3000, atol=5 * 27)
+    assert remaining[0] != remaining[1]
     np.testing.assert_allclose(run(model, variables, inputs, train=False)[0], 4000)
 
 
@@ -208,14 +208,14 @@ def test_one_program_of_a_traced_dropout_rate_gives_what_each_rate_gives_alone(m
 
     together, rates = jax.jit(of_rate), (0.0, 0.3, 0.9)
     with compilations() as names:
-        found = [together(np.float32(rate)) for rate in rates]
+        result = [together(np.float32(rate)) for rate in rates]
     assert names.count("of_rate") == 1
     batched = jax.jit(jax.vmap(of_rate))(np.float32(rates))
     # A rate of 0 has no layer alone.
-    for one, other, alone in zip(found, batched, jax.jit(lambda: [*map(of_rate, rates)])(), strict=True):
+    for one, other, alone in zip(result, batched, jax.jit(lambda: [*map(of_rate, rates)])(), strict=True):
         np.testing.assert_allclose(one, alone, rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(other, alone, rtol=1e-5, atol=1e-6)
-    assert not np.allclose(found[0], found[1])
+    assert not np.allclose(result[0], result[1])
 
 
 def test_kernels_of_a_scale_of_1_begin_with_the_bits_of_glorot_uniform():
@@ -234,8 +234,8 @@ begun_traced, begun_known = jax.jit(begun), jax.jit(begun, static_argnums=0)
 @pytest.mark.parametrize("scale", [0.01, 0.5, 3.0])
 def test_init_scale_multiplies_the_initial_kernels_traced_or_not(scale):
     wanted = jax.tree.map(lambda leaf: np.float32(scale) * np.asarray(leaf), begun_known(1.0))
-    for found in (begun_known(scale), begun_traced(np.float32(scale))):
-        jax.tree.map(lambda one, two: np.testing.assert_allclose(one, two, rtol=1e-6), found, wanted)
+    for result in (begun_known(scale), begun_traced(np.float32(scale))):
+        jax.tree.map(lambda one, two: np.testing.assert_allclose(one, two, rtol=1e-6), result, wanted)
 
 
 @pytest.mark.parametrize("scale", [0.0, -1.0, float("nan"), float("inf")])
@@ -288,8 +288,8 @@ LESSON = {
     ],
 )
 def test_output_shapes_and_parameters_of_the_lessons_networks(name, layers):
-    found = {layer.name: (layer.shape, layer.trained) for layer in summary(LESSON[name], PICTURE).layers}
-    assert {layer: found[layer] for layer in layers} == layers
+    result = {layer.name: (layer.shape, layer.trained) for layer in summary(LESSON[name], PICTURE).layers}
+    assert {layer: result[layer] for layer in layers} == layers
 
 
 @pytest.mark.parametrize(("name", "parameters"), [("small", 415960), ("dense", 312860), ("pooled", 57060)])
@@ -377,7 +377,7 @@ def test_bfloat16_computes_near_float32_and_gives_float32(model):
 
 
 @pytest.mark.parametrize(
-    ("make", "said"),
+    ("make", "output"),
     [
         (lambda: convnet((0,)), r"filters must be at least 1, got \(0,\)"),
         (lambda: convnet((5,), kernel=0), "must be at least 1"),
@@ -392,8 +392,8 @@ def test_bfloat16_computes_near_float32_and_gives_float32(model):
         (lambda: convnet((5,)).init(KEY, jnp.zeros((1, 2, 9, 3))), "needs images of at least 3 x 3 here, got 2 x 9"),
     ],
 )
-def test_networks_that_make_no_sense_are_refused(make, said):
-    with pytest.raises(InputError, match=said):
+def test_networks_that_make_no_sense_are_refused(make, output):
+    with pytest.raises(InputError, match=output):
         make()
 
 
@@ -458,7 +458,7 @@ def test_what_a_weather_run_trains_is_what_it_describes():
 
 
 @pytest.mark.parametrize(
-    ("network", "said"),
+    ("network", "output"),
     [
         (ModelSpec("transformer", {}), "one of mlp, convnet, residual_net, got 'transformer'"),
         (ModelSpec("mlp", {"widths": [5], "depth": 3}), "takes widths, .*init_scale, got 'depth'"),
@@ -469,8 +469,8 @@ def test_what_a_weather_run_trains_is_what_it_describes():
         (ModelSpec("convnet", {"filters": ["a"]}), "cannot be made of"),
     ],
 )
-def test_what_describes_no_network_is_refused(network, said):
-    with pytest.raises(InputError, match=said):
+def test_what_describes_no_network_is_refused(network, output):
+    with pytest.raises(InputError, match=output):
         build_model(network)
 
 

@@ -260,11 +260,11 @@ DRAWS = DRAW.normal(MEAN, DEVIATION)
 
 def drawn(figure):
     """The points of all series, with the two ends of their bars: {(x, y, low, high)}."""
-    found = set()
+    result = set()
     for line, _, (segments,) in figure.axes[0].containers:
         for x, y, ends in zip(*line.get_data(), segments.get_segments(), strict=True):
-            found.add((x, y, *ends[:, 1]))
-    return found
+            result.add((x, y, *ends[:, 1]))
+    return result
 
 
 @pytest.mark.parametrize("level", [0.5, 0.9, 0.95])
@@ -274,8 +274,8 @@ def test_intervals_are_those_of_the_normal_distribution(level):
     )
     draw(figure)
     low, high = norm.interval(level, MEAN, DEVIATION)
-    found = np.array(sorted(drawn(figure)))
-    np.testing.assert_allclose(found, np.array(sorted(zip(DRAWS, MEAN, low, high, strict=True))), atol=1e-9)
+    result = np.array(sorted(drawn(figure)))
+    np.testing.assert_allclose(result, np.array(sorted(zip(DRAWS, MEAN, low, high, strict=True))), atol=1e-9)
     holds = int(((low <= DRAWS) & (high >= DRAWS)).sum())
     labels = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
     words = f"the {100 * level:.3g} % interval"
@@ -306,12 +306,12 @@ def test_levels_that_are_no_share_are_refused(level):
 
 def test_coverage_shows_shares_against_the_diagonal():
     nominal = [0.5, 0.8, 0.9]
-    found = {"raw": [0.2, 0.4, np.nan], "calibrated": [0.5, 0.79, 0.91]}
-    figure = plots.coverage(nominal, found)
+    result = {"raw": [0.2, 0.4, np.nan], "calibrated": [0.5, 0.79, 0.91]}
+    figure = plots.coverage(nominal, result)
     draw(figure)
     (axes,) = figure.axes
     curves = {line.get_label(): np.array(line.get_data(), float) for line in axes.get_lines()}
-    for name, shares in found.items():
+    for name, shares in result.items():
         np.testing.assert_array_equal(curves[name], [nominal, shares])
     diagonal = next(line for label, line in curves.items() if label.startswith("_"))
     np.testing.assert_array_equal(*diagonal)

@@ -32,34 +32,46 @@ from tests.run_folders import CONFIG, HISTORY, METRICS, accuracy, write
 
 
 def test_a_finished_run_is_judged_by_the_weights_of_its_best_epoch(tmp_path):
-    found = row(write(tmp_path / "one", seed=3))
-    assert (found.run, found.recipe, found.seed, found.figure, found.reason) == ("one", "small", 3, "rmse", "epochs")
-    assert (found.best, found.test, found.test_last) == (3.0, 3.25, 3.8)
-    assert (found.best_epoch, found.epochs, found.parameters) == (2, 4, 1701)
-    assert (found.seconds, found.commit, found.problem) == (4.25, "0123456", None)
+    result = row(write(tmp_path / "one", seed=3))
+    assert (result.run, result.recipe, result.seed, result.figure, result.reason) == (
+        "one",
+        "small",
+        3,
+        "rmse",
+        "epochs",
+    )
+    assert (result.best, result.test, result.test_last) == (3.0, 3.25, 3.8)
+    assert (result.best_epoch, result.epochs, result.parameters) == (2, 4, 1701)
+    assert (result.seconds, result.commit, result.problem) == (4.25, "0123456", None)
 
 
 def test_a_run_that_has_not_ended_has_the_best_epoch_of_its_history(tmp_path):
-    found = row(write(tmp_path / "one", metrics=None))
-    assert (found.reason, found.figure, found.best, found.best_epoch, found.epochs) == ("unfinished", "rmse", 3.0, 2, 4)
-    assert (found.test, found.parameters, found.seconds) == (None, None, HISTORY["seconds"].sum())
+    result = row(write(tmp_path / "one", metrics=None))
+    assert (result.reason, result.figure, result.best, result.best_epoch, result.epochs) == (
+        "unfinished",
+        "rmse",
+        3.0,
+        2,
+        4,
+    )
+    assert (result.test, result.parameters, result.seconds) == (None, None, HISTORY["seconds"].sum())
 
 
 @pytest.mark.parametrize("losses", [[np.nan] * 4, [np.inf, np.nan, np.inf, np.nan]])
 def test_an_unfinished_run_without_a_finite_epoch_has_no_best_one(tmp_path, losses):
-    found = row(write(tmp_path / "one", metrics=None, history=HISTORY.assign(val_loss=losses)))
-    assert (found.reason, found.epochs, found.best, found.best_epoch) == ("unfinished", 4, None, None)
+    result = row(write(tmp_path / "one", metrics=None, history=HISTORY.assign(val_loss=losses)))
+    assert (result.reason, result.epochs, result.best, result.best_epoch) == ("unfinished", 4, None, None)
 
 
 def test_infinity_is_never_the_best_epoch(tmp_path):
-    found = row(write(tmp_path / "one", metrics=None, history=HISTORY.assign(val_loss=[-np.inf, np.nan, 7, 8])))
-    assert (found.best_epoch, found.best) == (3, 3.5)
+    result = row(write(tmp_path / "one", metrics=None, history=HISTORY.assign(val_loss=[-np.inf, np.nan, 7, 8])))
+    assert (result.best_epoch, result.best) == (3, 3.5)
 
 
 @pytest.mark.parametrize("empty", [None, HISTORY[:0]])
 def test_a_run_that_was_killed_before_its_first_epoch_is_unfinished(tmp_path, empty):
-    found = row(write(tmp_path / "one", metrics=None, history=empty))
-    assert (found.reason, found.epochs, found.problem) == ("unfinished", 0, None)
+    result = row(write(tmp_path / "one", metrics=None, history=empty))
+    assert (result.reason, result.epochs, result.problem) == ("unfinished", 0, None)
 
 
 def test_a_run_that_a_process_holds_is_running_until_that_process_ends(tmp_path):
@@ -136,8 +148,8 @@ def test_runs_are_found_at_any_depth_but_not_inside_of_runs_and_not_hidden(tmp_p
 
 
 def test_the_folder_of_a_run_lists_that_run(tmp_path):
-    (found,) = list_runs(write(tmp_path / "one"))
-    assert (found.run, found.folder) == ("one", tmp_path / "one")
+    (result,) = list_runs(write(tmp_path / "one"))
+    assert (result.run, result.folder) == ("one", tmp_path / "one")
 
 
 def test_what_is_no_folder_is_told(tmp_path):
@@ -185,9 +197,9 @@ COLUMNS = ("run", "recipe", "seed", "best", "test", "reason", "time", "commit", 
     st.booleans(),
 )
 def test_any_rows_can_be_ordered_by_any_column_and_those_without_a_value_are_last(rows, by, reverse):
-    found = ordered(rows, by, reverse)
-    assert sorted(map(id, found)) == sorted(map(id, rows))
-    values = [getattr(each, "seconds" if by == "time" else by) for each in found]
+    result = ordered(rows, by, reverse)
+    assert sorted(map(id, result)) == sorted(map(id, rows))
+    values = [getattr(each, "seconds" if by == "time" else by) for each in result]
     missing = [value is None or value != value for value in values]
     assert missing == sorted(missing)
 
@@ -212,9 +224,9 @@ def test_a_folder_that_may_not_be_read_is_a_row(tmp_path, monkeypatch):
 
 def test_lessons_and_other_programs_are_no_runs(tmp_path):
     write(tmp_path / "run")
-    for name, told in (("lesson", {"kind": "lesson", "seed": 1}), ("other", {"recipe": "cake", "seed": 1})):
+    for name, message in (("lesson", {"kind": "lesson", "seed": 1}), ("other", {"recipe": "cake", "seed": 1})):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "config.json").write_text(json.dumps(told))
+        (tmp_path / name / "config.json").write_text(json.dumps(message))
     assert [each.run for each in list_runs(tmp_path)] == ["run"]
     with pytest.raises(InputError, match="got that of a lesson"):
         read(tmp_path / "lesson")
@@ -246,9 +258,9 @@ def test_what_lies_behind_a_link_is_not_the_runs(tmp_path):
 
 
 def test_an_account_holds_the_files_as_they_are(tmp_path):
-    found = run_details(write(tmp_path / "one"))
-    assert (found.config, found.metrics, found.row.test) == (CONFIG, METRICS, 3.25)
-    assert list(found.files) == ["config.json", "history.csv", "metrics.json"]
+    result = run_details(write(tmp_path / "one"))
+    assert (result.config, result.metrics, result.row.test) == (CONFIG, METRICS, 3.25)
+    assert list(result.files) == ["config.json", "history.csv", "metrics.json"]
 
 
 def test_files_are_counted_in_bytes_and_folders_with_all_that_is_in_them(tmp_path):
@@ -301,10 +313,10 @@ def test_a_run_differs_from_itself_in_nothing(tmp_path):
 
 def test_a_run_that_has_not_ended_is_compared_by_its_best_epoch_so_far(tmp_path):
     a, b = write(tmp_path / "a"), write(tmp_path / "b", metrics=None)
-    found = {each.entry: (each.a, each.b) for each in diff_runs(a, b)}
-    assert found["reason"] == ("epochs", "unfinished") and found["rmse.test"] == (3.8, None)
+    result = {each.entry: (each.a, each.b) for each in diff_runs(a, b)}
+    assert result["reason"] == ("epochs", "unfinished") and result["rmse.test"] == (3.8, None)
     # Its best epoch is the one that the finished run had too.
-    assert "rmse_best.validation" not in found and "epochs" not in found
+    assert "rmse_best.validation" not in result and "epochs" not in result
 
 
 def test_what_is_no_run_is_told(tmp_path):
@@ -325,10 +337,10 @@ NESTED = st.recursive(
 @given(st.dictionaries(st.text("abc", min_size=1), NESTED))
 def test_flat_entries_are_found_by_their_path(entries):
     for name, value in flat(entries):
-        found = entries
+        result = entries
         for part in name.split("."):
-            found = found[part]
-        assert found == value and not isinstance(value, dict)
+            result = result[part]
+        assert result == value and not isinstance(value, dict)
 
 
 def test_what_follows_from_the_flags_is_not_told_again(tmp_path):

@@ -76,8 +76,8 @@ def test_quiet_prints_nothing(quiet):
 
 def test_how_a_run_was_watched_is_not_part_of_it(quiet):
     folder, *_ = quiet
-    told = json.loads((folder / "config.json").read_text())
-    assert not {"quiet", "json", "cost", "histograms", "profile", "tensorboard"} & set(told)
+    messages = json.loads((folder / "config.json").read_text())
+    assert not {"quiet", "json", "cost", "histograms", "profile", "tensorboard"} & set(messages)
     assert "flops" in json.loads((folder / "metrics.json").read_text())["cost"]
 
 
@@ -152,11 +152,11 @@ RUN = ("--data", "simulated:60", "--recipe", "small", "--epochs", "1", "--no-ten
 
 @given(st.text())
 def test_what_is_printable_commands_nothing_and_stays_as_it_is(text):
-    shown = printable(text)
-    assert not set(shown) & {chr(code) for code in (*range(9), *range(11, 32), *range(127, 160), 0x202E, 0x2066)}
-    assert printable(shown) == shown
+    rendered = printable(text)
+    assert not set(rendered) & {chr(code) for code in (*range(9), *range(11, 32), *range(127, 160), 0x202E, 0x2066)}
+    assert printable(rendered) == rendered
     if all(ord(each) < 0x200E and (each.isprintable() or each in "\t\n\xa0\xad") for each in text):
-        assert shown == text
+        assert rendered == text
 
 
 def test_an_error_shows_hostile_names_as_text():
@@ -172,9 +172,11 @@ def test_a_console_shows_hostile_texts_and_its_own_styles(terminal):
     table.add_row(HOSTILE)
     console.print(table)
     console.print(HOSTILE, style="bold red", markup=False)
-    shown = console.file.getvalue()
-    assert "\x1b[2J" not in shown and "\x1b]0" not in shown and "\x9b" not in shown and "\u202e" not in shown
-    assert shown.count("\\x1b[2J") == 4 and ("\x1b[1;31m" in shown) == terminal
+    rendered = console.file.getvalue()
+    assert (
+        "\x1b[2J" not in rendered and "\x1b]0" not in rendered and "\x9b" not in rendered and "\u202e" not in rendered
+    )
+    assert rendered.count("\\x1b[2J") == 4 and ("\x1b[1;31m" in rendered) == terminal
 
 
 @pytest.mark.parametrize("command", [["runs"], ["runs", "--quiet"], ["runs", "--json"], ["show"], ["show", "--json"]])
@@ -183,9 +185,9 @@ def test_a_run_with_hostile_names_is_listed_as_text(command, tmp_path, capsys):
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps({"kind": "run", "recipe": HOSTILE, "seed": 1, HOSTILE: HOSTILE}))
     assert main([*command, str(folder if command[0] == "show" else folder.parent)]) == 0
-    said = capsys.readouterr()
-    assert said.err == "" and not {"\x1b", "\x07", "\x9b", "\u202e"} & set(said.out)
-    assert "x1b" in said.out or "001b" in said.out
+    printed = capsys.readouterr()
+    assert printed.err == "" and not {"\x1b", "\x07", "\x9b", "\u202e"} & set(printed.out)
+    assert "x1b" in printed.out or "001b" in printed.out
 
 
 class Full(io.StringIO):
@@ -246,10 +248,10 @@ def test_ctrl_c_while_python_imports_ends_in_one_line(module, tmp_path):
         )
         time.sleep(wait)
         process.send_signal(signal.SIGINT)
-        _, told = process.communicate(timeout=60)
+        _, messages = process.communicate(timeout=60)
         # Before the package's first line runs, Python itself answers.
-        codes.add(130 if "Fatal Python error: init_" in told else process.returncode)
-        assert "jaxdl/" not in told and "experiments/" not in told
+        codes.add(130 if "Fatal Python error: init_" in messages else process.returncode)
+        assert "jaxdl/" not in messages and "experiments/" not in messages
     signal.signal(signal.SIGINT, before)
     assert codes <= {130, -2, 0}
 

@@ -39,14 +39,14 @@ CONFIG = {
 
 
 @pytest.mark.parametrize(
-    ("kept", "model", "epoch"),
+    ("remaining", "model", "epoch"),
     [
         ("best", "| rmse (hours) | 1.250 | 2.250 | 3.250 +- 0.325 |", "best weights, of epoch 20 of 30, seed 3"),
         ("final", "| rmse (hours) | 1.500 | 2.500 | 3.500 +- 0.350 |", "final weights, of epoch 30 of 30, seed 3"),
     ],
 )
-def test_a_card_has_the_figures_of_the_weights_that_are_kept(kept, model, epoch):
-    card = model_card(CONFIG, METRICS, kept)
+def test_a_card_has_the_figures_of_the_weights_that_are_kept(remaining, model, epoch):
+    card = model_card(CONFIG, METRICS, remaining)
     assert model in card and epoch in card
     assert "| rmse (hours) of mean of last days | | | 4.000 +- 0.400 |" in card
     assert "| rmse (hours) of ridge | | | 3.000 |" in card
@@ -56,7 +56,7 @@ def test_a_card_has_the_figures_of_the_weights_that_are_kept(kept, model, epoch)
 def test_a_card_names_the_data_its_terms_and_the_code():
     card = model_card(CONFIG, METRICS, "best")
     assert card.startswith("# Sunshine\n\nHours of sun.\n")
-    for said in (
+    for output in (
         WEATHER.data,
         WEATHER.licence,
         *WEATHER.cite,
@@ -67,7 +67,7 @@ def test_a_card_names_the_data_its_terms_and_the_code():
         "Three years",
         "ab12",
     ):
-        assert said in card
+        assert output in card
     assert "weather.csv" in card and "somebody" not in card
 
 
@@ -84,7 +84,7 @@ def test_figures_of_an_older_run_have_no_errors_and_one_that_diverged_no_number(
 
 
 @pytest.mark.parametrize(
-    ("inputs", "data", "said"),
+    ("inputs", "data", "output"),
     [
         ({"shape": [2], "dtype": "float32", "columns": ["a", "b"]}, "data.csv", "the 2 columns `a`, `b`, in any order"),
         ({"shape": [8, 8, 3], "dtype": "uint8", "columns": None}, "pictures/", "uint8 of shape (rows, 8, 8, 3)"),
@@ -92,10 +92,10 @@ def test_figures_of_an_older_run_have_no_errors_and_one_that_diverged_no_number(
         ({"shape": [99], "dtype": "float32", "columns": [f"x{n}" for n in range(99)]}, "data.csv", "has all of them"),
     ],
 )
-def test_a_card_says_how_this_kind_of_data_is_given(inputs, data, said):
+def test_a_card_says_how_this_kind_of_data_is_given(inputs, data, output):
     outputs = {"names": ["cat", "dog"], "link": "softmax", "unit": ""}
     text = usage_section({"inputs": inputs, "outputs": outputs, "platforms": ["cpu"], "versions": {"jax": "0.10.2"}})
-    assert f"python predict.py {data} -o predictions.csv" in text and said in text
+    assert f"python predict.py {data} -o predictions.csv" in text and output in text
     assert "`cat`, `dog` (probabilities, which add up to 1)" in text
 
 

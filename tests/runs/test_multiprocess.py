@@ -51,8 +51,8 @@ def launch(cache, number, *flags):
     """The exit code of a run that the launcher starts, and what is written to stdout and stderr."""
     call = ["-m", "jaxdl.launch", "-n", number, "--", "-m", "experiments.weather", *flags]
     with running(call, XDG_CACHE_HOME=cache) as members:
-        (code,), (said,) = ended(members)
-    return code, *said
+        (code,), (output,) = ended(members)
+    return code, *output
 
 
 def alone(*flags):
@@ -106,10 +106,10 @@ def test_two_processes_begun_by_hand_give_the_run_of_one_and_the_first_alone_spe
 ):
     folder = tmp_path / "run"
     with together(2, *FLAGS, "--epochs", EPOCHS, "--workdir", folder) as members:
-        codes, said = ended(members)
-    assert codes == [0, 0], said
-    assert said[1] == ("", "") and said[0][1] == ""
-    assert f"Everything about this run is in {folder}" in said[0][0]
+        codes, output = ended(members)
+    assert codes == [0, 0], output
+    assert output[1] == ("", "") and output[0][1] == ""
+    assert f"Everything about this run is in {folder}" in output[0][0]
     check_same(folder, whole)
     assert names_of(folder) == names_of(whole)
     # Which process it was is not the run's: later it goes on alone.
@@ -120,12 +120,12 @@ def test_two_processes_begun_by_hand_give_the_run_of_one_and_the_first_alone_spe
 def test_a_run_goes_from_one_process_to_two_on_a_mesh_that_is_named_and_is_then_shown(whole, cache, tmp_path):
     folder = tmp_path / "run"
     assert alone(*FLAGS, "--epochs", 3, "--workdir", folder) == 0
-    code, out, told = launch(cache, 2, "--workdir", folder, "--epochs", EPOCHS, "--mesh", "data=2")
-    assert (code, told) == (0, "") and "The run resumes after epoch 3 (" in out
+    code, out, message = launch(cache, 2, "--workdir", folder, "--epochs", EPOCHS, "--mesh", "data=2")
+    assert (code, message) == (0, "") and "The run resumes after epoch 3 (" in out
     check_same(folder, whole)
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    code, out, told = launch(cache, 2, "--workdir", folder)
-    assert (code, told) == (0, "") and "holds a finished run (plain, seed 0); nothing is changed." in out
+    code, out, message = launch(cache, 2, "--workdir", folder)
+    assert (code, message) == (0, "") and "holds a finished run (plain, seed 0); nothing is changed." in out
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
@@ -160,24 +160,24 @@ def bereft(stopped, together, tmp_path_factory):
 
 
 def test_sigterm_to_one_process_saves_the_run_and_stops_all_of_them(stopped):
-    folder, codes, said = stopped
-    assert codes == [143, 143], said
-    assert said[1] == ("", "")
-    assert said[0][1] == (
+    folder, codes, output = stopped
+    assert codes == [143, 143], output
+    assert output[1] == ("", "")
+    assert output[0][1] == (
         f"SIGTERM: the run has stopped; the same command with --workdir {folder} resumes it from its last checkpoint.\n"
     )
-    found = saved(folder)
-    assert len(found.about["history"]) == int(found.arrays["epoch"]) == rows_of(folder)
+    result = saved(folder)
+    assert len(result.about["history"]) == int(result.arrays["epoch"]) == rows_of(folder)
     assert not (folder / "metrics.json").exists()
 
 
 @pytest.mark.parametrize("turn", [0, 1])
 def test_where_a_process_is_killed_the_others_end_and_name_it(bereft, turn):
-    gone, pids, codes, said, _ = bereft[1][turn]
-    assert codes == [-9 if own == gone else processes.LOST for own in range(len(pids))], said
+    gone, pids, codes, output, _ = bereft[1][turn]
+    assert codes == [-9 if own == gone else processes.LOST for own in range(len(pids))], output
     for own in range(len(pids)):
         name = f"process {gone} (pid {pids[gone]} on "
-        assert own == gone or (name in said[own][1] and f"so process {own} ends too." in said[own][1])
+        assert own == gone or (name in output[own][1] and f"so process {own} ends too." in output[own][1])
 
 
 def test_a_run_that_was_stopped_and_lost_processes_goes_on_among_other_numbers(stopped, bereft, tmp_path):
@@ -215,11 +215,11 @@ processes.shutdown()
 def refused(together, number, *flags, code=2):
     """What is said where all processes end with one message."""
     with together(number, *flags) as members:
-        codes, said = ended(members)
-    assert codes == [code] * number, said
-    assert "Traceback" not in said[0][1] and said[0][1].count("\n") == 1, said
-    assert all(texts == ("", "") for texts in said[1:]), said
-    return said[0][1]
+        codes, output = ended(members)
+    assert codes == [code] * number, output
+    assert "Traceback" not in output[0][1] and output[0][1].count("\n") == 1, output
+    assert all(texts == ("", "") for texts in output[1:]), output
+    return output[0][1]
 
 
 def test_what_process_0_alone_finds_bad_is_one_message_and_nobody_hangs(together, whole, tmp_path):
@@ -268,9 +268,9 @@ def different(cache, *flags, **environment):
     where = ("--coordinator", f"127.0.0.1:{free_port()}", "--processes", 2, "--process-id")
     calls = (["-m", "experiments.weather", *FLAGS, *own, *where, index] for index, own in enumerate(flags))
     with running(*calls, XDG_CACHE_HOME=cache, **environment) as members:
-        codes, said = ended(members, 60)
-    assert codes == [2, 2] and all(out == "" for out, _ in said), said
-    return [error for _, error in said]
+        codes, output = ended(members, 60)
+    assert codes == [2, 2] and all(out == "" for out, _ in output), output
+    return [error for _, error in output]
 
 
 def test_processes_with_different_data_end_with_one_message_each(cache, tmp_path):
@@ -293,17 +293,17 @@ def test_processes_with_different_flags_end_with_one_message_each_before_they_re
 
 
 @pytest.fixture
-def told(monkeypatch):
+def message(monkeypatch):
     """What process 0 tells, as another one hears it."""
     texts = []
     monkeypatch.setattr("jaxdl.distributed.processes.broadcast_text", lambda text: texts.pop(0))
     return texts
 
 
-def test_bad_input_of_a_process_that_follows_is_its_own_only_where_process_0_goes_on(told):
-    told.append(json.dumps({"code": 2}))
+def test_bad_input_of_a_process_that_follows_is_its_own_only_where_process_0_goes_on(message):
+    message.append(json.dumps({"code": 2}))
     with pytest.raises(multiprocess.EndedError, match="2"), multiprocess.preparing():
         raise InputError("met by all")
-    told.append(json.dumps({"folder": "run"}))
+    message.append(json.dumps({"folder": "run"}))
     with pytest.raises(InputError, match="met here"), multiprocess.preparing():
         raise InputError("met here")

@@ -33,14 +33,14 @@ def call(*arguments):
 def bits(folder):
     """All that must be equal; times and names of folders aside."""
     saved = saving.restore_latest(folder / "checkpoints/progress", print)
-    found = {name: (str(array.dtype), array.tobytes()) for name, array in saved.arrays.items()}
+    result = {name: (str(array.dtype), array.tobytes()) for name, array in saved.arrays.items()}
     with (folder / "history.csv").open() as file:
-        found["history.csv"] = [{**row, "seconds": ""} for row in csv.DictReader(file)]
+        result["history.csv"] = [{**row, "seconds": ""} for row in csv.DictReader(file)]
     for name in ("best", "final"):
         kernel = load(folder / "checkpoints" / name).params["Dense_0"]["kernel"]
-        found[name] = np.asarray(kernel).tobytes()
-    found["metrics"] = {**json.loads((folder / "metrics.json").read_text()), "seconds": None}
-    return found
+        result[name] = np.asarray(kernel).tobytes()
+    result["metrics"] = {**json.loads((folder / "metrics.json").read_text()), "seconds": None}
+    return result
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +121,7 @@ def test_a_run_without_a_checkpoint_begins_again(three, capsys):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("flags", "told"),
+    ("flags", "message"),
     [
         (("--seed", 1), "--seed is 0 in that run, got 1. Use --seed 0"),
         (("--batch-size", 16), "--batch-size is 32 in that run, got 16. Use --batch-size 32"),
@@ -135,7 +135,7 @@ def test_a_run_without_a_checkpoint_begins_again(three, capsys):
     ],
 )
 @pytest.mark.parametrize("state", ["finished", "cut off"])
-def test_a_change_that_may_not_be_is_refused_by_name_with_the_flag(three, capsys, flags, told, state):
+def test_a_change_that_may_not_be_is_refused_by_name_with_the_flag(three, capsys, flags, message, state):
     if state == "cut off":
         (three / "metrics.json").unlink()
     elif flags[0] in ("--data", "--epochs"):
@@ -144,7 +144,7 @@ def test_a_change_that_may_not_be_is_refused_by_name_with_the_flag(three, capsys
     before = contents(three)
     assert call("--workdir", three, *flags) == 2
     error = capsys.readouterr().err
-    assert told in error or (".*" in told and told.split(".*")[1] in error)
+    assert message in error or (".*" in message and message.split(".*")[1] in error)
     assert "Traceback" not in error and contents(three) == before
 
 
@@ -176,8 +176,8 @@ def test_more_patience_continues_a_run_that_stopped_early(tmp_path):
 def test_fresh_starts_over_and_keeps_the_old_run(three, tmp_path, capsys):
     before = {path.relative_to(three): content for path, content in contents(three).items()}
     assert call(*DATA, "--epochs", 1, "--seed", 1, "--workdir", three, "--fresh") == 0
-    kept = tmp_path / "run-old-1"
-    assert {path.relative_to(kept): content for path, content in contents(kept).items()} == before
+    remaining = tmp_path / "run-old-1"
+    assert {path.relative_to(remaining): content for path, content in contents(remaining).items()} == before
     assert json.loads((three / "config.json").read_text())["seed"] == 1
     assert "is now" in capsys.readouterr().out
 
@@ -227,10 +227,10 @@ def test_nan_stops_a_run_which_then_can_continue(tmp_path, capsys):
 
 
 def test_a_schedule_over_all_epochs_cannot_get_more_of_them():
-    found = {"epochs": (1, 2)}
-    assert refusal(found, cifar10.frozen_flags(cifar10.Config())) is None
-    told = refusal(found, cifar10.frozen_flags(cifar10.Config(recipe="strong")))
-    assert told == "--epochs is 1 in that run (the schedule of the learning rate covers them), got 2. Use --epochs 1"
+    result = {"epochs": (1, 2)}
+    assert refusal(result, cifar10.frozen_flags(cifar10.Config())) is None
+    message = refusal(result, cifar10.frozen_flags(cifar10.Config(recipe="strong")))
+    assert message == "--epochs is 1 in that run (the schedule of the learning rate covers them), got 2. Use --epochs 1"
 
 
 def test_negative_seconds_between_saves_are_refused(tmp_path, capsys):
@@ -251,7 +251,7 @@ def test_a_flag_that_was_left_out_is_told_as_such():
 
 
 @pytest.mark.parametrize(
-    ("found", "reason", "expected"),
+    ("result", "reason", "expected"),
     [
         ({}, "epochs", False),
         ({"epochs": (3, 2)}, "epochs", False),
@@ -260,8 +260,8 @@ def test_a_flag_that_was_left_out_is_told_as_such():
         ({"patience": (3, 20)}, "epochs", False),
     ],
 )
-def test_a_finished_run_goes_on_only_where_there_is_more_to_do(found, reason, expected):
-    assert can_continue(found, {"reason": reason}) is expected
+def test_a_finished_run_goes_on_only_where_there_is_more_to_do(result, reason, expected):
+    assert can_continue(result, {"reason": reason}) is expected
 
 
 def test_other_versions_are_told():
@@ -342,11 +342,11 @@ def test_what_may_not_change_is_taken_from_the_checkpoint_and_told(cut, stopped,
     entries = {"batch_size": 16, "learning_rate": 0.05, "seed": 1, "hidden": [5], "recipe": "small"}
     edit(cut, **entries)
     assert charted_call("--workdir", cut) == 0
-    said = " ".join(capsys.readouterr().out.split())
+    output = " ".join(capsys.readouterr().out.split())
     for name, value in entries.items():
-        assert f"{name} {value!r}, the checkpoint {config_of(stopped)[name]!r}" in said
+        assert f"{name} {value!r}, the checkpoint {config_of(stopped)[name]!r}" in output
         assert config_of(cut)[name] == config_of(stopped)[name]
-    assert "WARNING: config.json says " in said and "The run resumes with the flags of the checkpoint." in said
+    assert "WARNING: config.json says " in output and "The run resumes with the flags of the checkpoint." in output
     assert checkpoint_bits(cut) == checkpoint_bits(stopped)
 
 
@@ -376,9 +376,9 @@ def test_a_flag_of_another_type_is_refused_by_name_and_nothing_is_touched(entrie
     edit(cut, **entries)
     before = {path: path.read_bytes() for path in cut.rglob("*") if path.is_file()}
     assert charted_call("--workdir", cut) == 2
-    told = capsys.readouterr().err
+    message = capsys.readouterr().err
     ((name, _),) = entries.items()
-    assert f"config.json is damaged: {name} is " in told and "--fresh" in told and len(told.splitlines()) == 1
+    assert f"config.json is damaged: {name} is " in message and "--fresh" in message and len(message.splitlines()) == 1
     assert {path: path.read_bytes() for path in cut.rglob("*") if path.is_file()} == before
 
 
@@ -444,8 +444,12 @@ def test_a_checkpoint_whose_kinds_are_not_those_of_its_arrays_is_refused(name, c
     kinds = KINDS[name]
     rewritten(cut, lambda about: {"kinds": {**about["kinds"], **kinds} if isinstance(kinds, dict) else kinds})
     assert charted_call("--workdir", cut) == 2
-    told = capsys.readouterr().err
-    assert told.startswith("error: the checkpoint ") and "not those of its arrays" in told and told.count("\n") == 1
+    message = capsys.readouterr().err
+    assert (
+        message.startswith("error: the checkpoint ")
+        and "not those of its arrays" in message
+        and message.count("\n") == 1
+    )
 
 
 @pytest.mark.parametrize("name", HISTORIES)
@@ -453,8 +457,8 @@ def test_a_checkpoint_with_odd_content_is_refused_and_writes_nothing(name, cut, 
     rewritten(cut, HISTORIES[name])
     before = (cut / "history.csv").read_bytes()
     assert charted_call("--workdir", cut) == 2
-    told = capsys.readouterr().err
-    assert told.startswith("error: the run in ") and len(told.splitlines()) == 1
+    message = capsys.readouterr().err
+    assert message.startswith("error: the run in ") and len(message.splitlines()) == 1
     assert (cut / "history.csv").read_bytes() == before
 
 
@@ -484,17 +488,17 @@ def test_the_record_of_a_checkpoint_is_read_where_it_is_whole_alone(cut, stopped
 
 
 def test_a_lock_that_is_removed_while_a_run_goes_on_is_told_once(tmp_path):
-    told = []
+    message = []
     with lock_folder(tmp_path) as holds:
-        notice = lock_check(holds, tmp_path, 0.0, told.append)
+        notice = lock_check(holds, tmp_path, 0.0, message.append)
         notice(None, [])
-        assert told == []
+        assert message == []
         (tmp_path / "lock").unlink()
         notice(None, [])
         notice(None, [])
         # Of another process, say: it is not this one's to remove.
         (tmp_path / "lock").write_text("1 nowhere")
-    assert len(told) == 1 and f"{tmp_path} was moved, or its lock removed" in told[0]
+    assert len(message) == 1 and f"{tmp_path} was moved, or its lock removed" in message[0]
     assert (tmp_path / "lock").exists()
 
 

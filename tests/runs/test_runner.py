@@ -87,14 +87,14 @@ def test_the_seconds_of_an_epoch_are_not_those_of_its_compilation(monkeypatch):
 
 
 def test_drive_calls_every_observer_after_every_epoch():
-    seen = []
+    calls = []
 
     def note(name):
-        return lambda run_state, history: seen.append((name, int(run_state.epoch), len(history), history[-1]["loss"]))
+        return lambda run_state, history: calls.append((name, int(run_state.epoch), len(history), history[-1]["loss"]))
 
     history = driven(2, [note("one"), note("two")]).history
     losses = [record["loss"] for record in history]
-    assert seen == [(name, n, n, losses[n - 1]) for n in (1, 2) for name in ("one", "two")]
+    assert calls == [(name, n, n, losses[n - 1]) for n in (1, 2) for name in ("one", "two")]
 
 
 # The clock of the compiler
@@ -163,12 +163,12 @@ def test_a_real_compilation_takes_time_and_a_second_call_none():
 
 
 def test_surroundings_are_those_of_this_process():
-    found = _environment.environment()
-    assert json.loads(json.dumps(found)) == found
-    assert found["versions"]["python"] == platform.python_version()
-    assert found["versions"]["jax"] == jax.__version__ == metadata.version("jax")
-    assert set(found["versions"]) >= {"jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "pandas"}
-    assert len(found["devices"]) == jax.device_count()
+    result = _environment.environment()
+    assert json.loads(json.dumps(result)) == result
+    assert result["versions"]["python"] == platform.python_version()
+    assert result["versions"]["jax"] == jax.__version__ == metadata.version("jax")
+    assert set(result["versions"]) >= {"jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "pandas"}
+    assert len(result["devices"]) == jax.device_count()
 
 
 def git(folder, *arguments):
@@ -238,9 +238,9 @@ def test_a_program_that_was_damaged_in_the_cache_is_compiled_anew(tmp_path, monk
 
     def compiled():
         jax.clear_caches()
-        with warnings.catch_warnings(record=True) as told:
+        with warnings.catch_warnings(record=True) as message:
             warnings.simplefilter("always")
-            return np.asarray(jax.jit(lambda x: jnp.tanh(x @ x.T) * 3)(rows)).tobytes(), len(told)
+            return np.asarray(jax.jit(lambda x: jnp.tanh(x @ x.T) * 3)(rows)).tobytes(), len(message)
 
     expected, _ = compiled()
     (path,) = tmp_path.glob("*lambda*-cache")
@@ -248,6 +248,6 @@ def test_a_program_that_was_damaged_in_the_cache_is_compiled_anew(tmp_path, monk
     assert compiled() == (expected, 0)
     for place in draws.integers(0, len(content), 20):
         path.write_bytes(content[:place] + bytes([content[place] ^ 1 << draws.integers(8)]) + content[place + 1 :])
-        found, told = compiled()
-        assert found == expected and told
+        result, message = compiled()
+        assert result == expected and message
     public.reset_cache()

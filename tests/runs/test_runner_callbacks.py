@@ -40,40 +40,40 @@ def watched(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def seen(watched):
+def calls(watched):
     return read(watched)
 
 
-def test_training_and_validation_share_their_charts(seen):
-    assert {"loss", "rmse"} <= set(seen.Runs()["train"]["scalars"]) & set(seen.Runs()["validation"]["scalars"])
-    assert [point.step for point in seen.Scalars("train", "loss")] == [1, 2, 3, 4]
+def test_training_and_validation_share_their_charts(calls):
+    assert {"loss", "rmse"} <= set(calls.Runs()["train"]["scalars"]) & set(calls.Runs()["validation"]["scalars"])
+    assert [point.step for point in calls.Scalars("train", "loss")] == [1, 2, 3, 4]
 
 
-def test_weights_and_gradients_of_every_layer_are_spread_out(seen):
+def test_weights_and_gradients_of_every_layer_are_spread_out(calls):
     for run in ("weights", "gradients"):
-        assert set(seen.Runs()[run]["histograms"]) >= {
+        assert set(calls.Runs()[run]["histograms"]) >= {
             f"Dense_{n}/{part}" for n in range(3) for part in ("kernel", "bias")
         }
-        assert [each.step for each in seen.Histograms(run, "Dense_0/kernel")] == [0, 2, 4]
+        assert [each.step for each in calls.Histograms(run, "Dense_0/kernel")] == [0, 2, 4]
 
 
-def test_pictures_and_words_are_there(seen):
-    runs = seen.Runs()
+def test_pictures_and_words_are_there(calls):
+    runs = calls.Runs()
     assert set(runs["pictures"]["images"]) >= {"history", "predictions"}
-    texts = {tag: seen.Tensors("run", tag) for tag in ("configuration", "layers")}
-    said = {tag: each[0].tensor_proto.string_val[0].decode() for tag, each in texts.items()}
-    assert "| recipe | batchnorm |" in said["configuration"] and "Dense_0" in said["layers"]
+    texts = {tag: calls.Tensors("run", tag) for tag in ("configuration", "layers")}
+    output = {tag: each[0].tensor_proto.string_val[0].decode() for tag, each in texts.items()}
+    assert "| recipe | batchnorm |" in output["configuration"] and "Dense_0" in output["layers"]
 
 
-def test_hyperparameters_stand_beside_the_final_figures(seen, watched):
-    started = seen.SummaryMetadata("run", metadata.SESSION_START_INFO_TAG).plugin_data.content
+def test_hyperparameters_stand_beside_the_final_figures(calls, watched):
+    started = calls.SummaryMetadata("run", metadata.SESSION_START_INFO_TAG).plugin_data.content
     flags = metadata.parse_session_start_info_plugin_data(started).hparams
     assert flags["recipe"].string_value == "batchnorm" and flags["learning_rate"].number_value == 1e-3
     # How a run is kept and watched is no hyperparameter.
     assert not {"workdir", "save_every", "histograms", "quiet", "mesh"} & set(flags)
     best = json.loads((watched / "metrics.json").read_text())["rmse_best"]
     for name, value in best.items():
-        (point,) = seen.Scalars("run", f"rmse_best/{name}")
+        (point,) = calls.Scalars("run", f"rmse_best/{name}")
         assert point.step == 4 and point.value == pytest.approx(value)
 
 
@@ -102,8 +102,8 @@ def test_being_watched_changes_no_bit(watched, tmp_path):
 def test_histograms_go_on_with_the_run(watched, tmp_path):
     folder = shutil.copytree(watched, tmp_path / "run")
     assert call("--workdir", folder, "--histograms", 2, "--epochs", 6) == 0
-    seen = read(folder)
-    assert [each.step for each in seen.Histograms("weights", "Dense_0/kernel")] == [0, 2, 4, 6]
+    calls = read(folder)
+    assert [each.step for each in calls.Histograms("weights", "Dense_0/kernel")] == [0, 2, 4, 6]
 
 
 def test_images_are_watched_too(tmp_path):

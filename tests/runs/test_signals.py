@@ -59,8 +59,8 @@ def test_a_signal_that_is_not_held_ends_the_process_at_once(body, number):
     process = program(body, **DEFAULT)
     began = time.monotonic()
     process.send_signal(number)
-    _, told = process.communicate(timeout=20)
-    assert process.returncode == 128 + number and told == "\nstart again\n"
+    _, message = process.communicate(timeout=20)
+    assert process.returncode == 128 + number and message == "\nstart again\n"
     assert time.monotonic() - began < 2
 
 
@@ -68,8 +68,8 @@ def test_a_signal_that_is_not_held_ends_the_process_at_once(body, number):
 def test_a_signal_that_is_held_is_asked_for(number):
     process = program("held", **DEFAULT)
     process.send_signal(number)
-    said, told = process.communicate(timeout=20)
-    assert said == f"asked {int(number)}\n" and told == "" and process.returncode == 7
+    output, message = process.communicate(timeout=20)
+    assert output == f"asked {int(number)}\n" and message == "" and process.returncode == 7
 
 
 def test_a_second_signal_ends_the_process_at_once():
@@ -78,8 +78,8 @@ def test_a_second_signal_ends_the_process_at_once():
     with pytest.raises(subprocess.TimeoutExpired):
         process.wait(0.5)
     process.send_signal(signal.SIGTERM)
-    _, told = process.communicate(timeout=20)
-    assert process.returncode == 143 and told == "\nended by a second signal: start again\n"
+    _, message = process.communicate(timeout=20)
+    assert process.returncode == 143 and message == "\nended by a second signal: start again\n"
 
 
 def test_signals_that_were_ignored_stay_ignored():
@@ -116,13 +116,13 @@ def test_nothing_is_left_behind_where_the_block_fails():
 
 
 def test_outside_of_the_main_thread_nothing_is_asked():
-    found = []
+    result = []
 
     def run():
         with interrupts() as signals:
-            found.append(signals)
+            result.append(signals)
 
     thread = threading.Thread(target=run)
     thread.start()
     thread.join()
-    assert found == [NEVER] and NEVER.received() is None
+    assert result == [NEVER] and NEVER.received() is None

@@ -234,16 +234,16 @@ def test_training_never_waits_for_a_save(tmp_path, monkeypatch):
 
 
 def test_the_history_of_a_save_is_that_of_its_moment(tmp_path, monkeypatch):
-    seen, go = [], threading.Event()
+    calls, go = [], threading.Event()
     monkeypatch.setattr(
-        checkpoints, "write", lambda folder, arrays, about: (go.wait(30), seen.append(about["history"]))
+        checkpoints, "write", lambda folder, arrays, about: (go.wait(30), calls.append(about["history"]))
     )
     history = HISTORY[:1]
     with saving.checkpointer(tmp_path, {}, every=0, warn=refuse) as observe:
         observe(tree_of(1), history)
         history.append(HISTORY[1])
         go.set()
-    assert len(seen[0]) == 1
+    assert len(calls[0]) == 1
 
 
 def test_a_save_at_the_end_does_not_tell_of_epochs_after_its_own(tmp_path):
@@ -298,7 +298,7 @@ def test_uneven_leaves_come_back_from_a_checkpoint(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("given", "kept"),
+    ("given", "remaining"),
     [
         (np.int64(32), 32),
         (np.float32(0.5), 0.5),
@@ -315,8 +315,8 @@ def test_uneven_leaves_come_back_from_a_checkpoint(tmp_path):
     ],
     ids=str,
 )
-def test_values_that_json_does_not_know_are_saved_in_their_plain_form(given, kept, tmp_path):
-    assert json.loads(json.dumps(checkpoints.check_about({"it": given}))) == {"it": kept}
+def test_values_that_json_does_not_know_are_saved_in_their_plain_form(given, remaining, tmp_path):
+    assert json.loads(json.dumps(checkpoints.check_about({"it": given}))) == {"it": remaining}
 
 
 @pytest.mark.parametrize(
@@ -333,7 +333,7 @@ def test_values_without_a_plain_form_are_refused_before_the_first_save(given, tm
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "output"),
     [
         ({"about": {"history": 1}}, 'about must not have an entry "history"'),
         ({"about": "config"}, "about must be a dict, got str"),
@@ -345,10 +345,10 @@ def test_values_without_a_plain_form_are_refused_before_the_first_save(given, tm
     ],
     ids=str,
 )
-def test_arguments_that_could_not_be_saved_are_refused_at_the_start(arguments, said, tmp_path, monkeypatch):
+def test_arguments_that_could_not_be_saved_are_refused_at_the_start(arguments, output, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     flags = {"folder": "a", "about": {}, "every": 9, "warn": refuse, **arguments}
-    with pytest.raises(InputError, match=said), saving.checkpointer(**flags):
+    with pytest.raises(InputError, match=output), saving.checkpointer(**flags):
         pass
 
 
@@ -746,9 +746,9 @@ with shared_checkpointer(Path(given[0]), {}, every=99, warn=print) as checkpoint
         processes.all_gather([0])
 processes.shutdown()
 """
-    said = scripts(body, 2, tmp_path / "saved")
+    output = scripts(body, 2, tmp_path / "saved")
     text = f"a checkpoint could not be saved ({{}}); the last good one in {tmp_path / 'saved'} stays."
     here, there = text.format("No space left on device"), text.format("by another process")
-    assert said[0].splitlines() == [there, "0", here, "1", "2 1", "3 1 2"]
-    assert said[1].splitlines() == [here, "0", there, "1", "2 1", "3 1 2"]
+    assert output[0].splitlines() == [there, "0", here, "1", "2 1", "3 1 2"]
+    assert output[1].splitlines() == [here, "0", there, "1", "2 1", "3 1 2"]
     assert int(saving.restore_latest(tmp_path / "saved", refuse).arrays["step"]) == 3

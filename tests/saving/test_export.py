@@ -101,9 +101,9 @@ def test_the_weights_beside_the_program_are_the_same_to_the_bit(tmp_path, dtype)
     )
     weights = Variables({"a": {"b": DRAWS.normal(0, 1, (2, 3)).astype(dtype).T}}, {"c": np.float32(1 / 3)})
     folder = export_model(tmp_path / "model", model, weights, ROWS)
-    found, wanted = load_file(folder / "weights.safetensors"), flatten_named(weights)
-    assert found.keys() == wanted.keys() == {"params/a/b", "stats/c"}
-    for name, array in found.items():
+    result, wanted = load_file(folder / "weights.safetensors"), flatten_named(weights)
+    assert result.keys() == wanted.keys() == {"params/a/b", "stats/c"}
+    for name, array in result.items():
         assert (array.dtype, array.shape) == (wanted[name].dtype, wanted[name].shape)
         assert array.tobytes() == np.asarray(wanted[name]).tobytes()
 
@@ -155,7 +155,7 @@ def test_a_folder_is_there_whole_or_not_at_all(tmp_path, monkeypatch, error):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "output"),
     [
         (
             {"variables": lambda weights: jax.tree.map(lambda leaf: leaf * np.float32(np.nan), weights)},
@@ -181,11 +181,11 @@ def test_a_folder_is_there_whole_or_not_at_all(tmp_path, monkeypatch, error):
         ({"outputs": OutputSpec(link="log")}, "link must be one of"),
     ],
 )
-def test_what_does_not_fit_the_model_is_refused(tmp_path, change, said):
+def test_what_does_not_fit_the_model_is_refused(tmp_path, change, output):
     given = {"model": MODEL, "variables": network(), "inputs": ROWS, **change}
     if callable(given["variables"]):
         given["variables"] = given["variables"](network())
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=output):
         export_model(tmp_path / "model", **given)
     assert list(tmp_path.iterdir()) == []
 
@@ -201,14 +201,14 @@ def test_config_json_describes_what_is_trained(runs):
     assert links == {"sunshine": "none", "barbecue": "sigmoid", "pictures": "softmax"}
 
 
-@pytest.mark.parametrize("kept", ["best", "final"])
+@pytest.mark.parametrize("remaining", ["best", "final"])
 @pytest.mark.parametrize("name", ["sunshine", "barbecue", "pictures"])
-def test_an_exported_run_predicts_what_the_run_does(runs, built, tmp_path, name, kept):
-    assert main(["export", str(runs[name]), str(tmp_path / "out"), "--weights", kept]) == 0
+def test_an_exported_run_predicts_what_the_run_does(runs, built, tmp_path, name, remaining):
+    assert main(["export", str(runs[name]), str(tmp_path / "out"), "--weights", remaining]) == 0
     was = built[name]
     inputs = was.sets["test"].inputs
-    outputs = np.asarray(predict(was.plan.model, load(runs[name] / "checkpoints" / kept), inputs), np.float64)
-    link = {"sunshine": lambda found: found, "barbecue": expit, "pictures": lambda found: softmax(found, -1)}[name]
+    outputs = np.asarray(predict(was.plan.model, load(runs[name] / "checkpoints" / remaining), inputs), np.float64)
+    link = {"sunshine": lambda result: result, "barbecue": expit, "pictures": lambda result: softmax(result, -1)}[name]
     model = predict_script.load(tmp_path / "out")
     for count in (1, 7, 33):
         np.testing.assert_allclose(model.predict(inputs[:count]), link(outputs[:count]), rtol=1e-6, atol=1e-6)
@@ -288,14 +288,14 @@ def test_an_untrained_run_has_no_best_weights(runs, tmp_path):
 
 def needed(*names):
     """The distributions that these need, themselves among them, without extras."""
-    found, open_ = {}, list(names)
+    result, open_ = {}, list(names)
     while open_:
         name = open_.pop()
-        if name not in found:
-            found[name] = importlib.metadata.distribution(name)
-            required = map(Requirement, found[name].requires or [])
+        if name not in result:
+            result[name] = importlib.metadata.distribution(name)
+            required = map(Requirement, result[name].requires or [])
             open_ += [r.name for r in required if r.marker is None or r.marker.evaluate({"extra": ""})]
-    return found.values()
+    return result.values()
 
 
 @pytest.fixture(scope="module")
@@ -418,8 +418,8 @@ def test_a_scaling_is_taken_off_as_standardize_does_where_means_are_large_and_sp
     table = DRAWS.normal([1013.25, 0.3, -4000.0, 1e-5], [8.0, 1e-3, 0.5, 1e-6], (200, 4)).astype(np.float32)
     scaling = fit_scaler(table[:100])
     nothing = Model(lambda key, inputs: Variables({}, {}), lambda weights, inputs, **_: (inputs, {}))
-    found = inference(nothing, Variables({}, {}), table, scaling=scaling).call(table)
-    np.testing.assert_allclose(found, standardize(table, scaling), rtol=1e-6, atol=1e-6)
+    result = inference(nothing, Variables({}, {}), table, scaling=scaling).call(table)
+    np.testing.assert_allclose(result, standardize(table, scaling), rtol=1e-6, atol=1e-6)
     # Which float32 alone does not do.
     naive = (table - scaling.mean.astype(np.float32)) / scaling.scale.astype(np.float32)
     assert np.abs(naive - standardize(table, scaling)).max() > 1e-5

@@ -85,7 +85,7 @@ def test_there_is_a_line_for_each_row(weighted, tmp_path, count):
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "output"),
     [
         ("sun,wind\n1,2\n", "data.csv lacks 1 of 3 columns: rain."),
         ("a,b,c\n1,2,3\n", "data.csv lacks 3 of 3 columns: sun, wind, rain."),
@@ -112,12 +112,12 @@ def test_there_is_a_line_for_each_row(weighted, tmp_path, count):
         ('sun,wind,rain\n1,2,"3', "data.csv, line 2: must be CSV in UTF-8"),
     ],
 )
-def test_an_error_names_the_row_and_leaves_what_was_there(weighted, tmp_path, capsys, text, said):
+def test_an_error_names_the_row_and_leaves_what_was_there(weighted, tmp_path, capsys, text, output):
     data, target = tmp_path / "data.csv", tmp_path / "found.csv"
     data.write_bytes(text if isinstance(text, bytes) else text.encode())
     target.write_text("earlier")
     code, error = run(weighted, data, target, capsys)
-    assert code == 2 and error.startswith("error: ") and error.count("\n") == 1 and said in error
+    assert code == 2 and error.startswith("error: ") and error.count("\n") == 1 and output in error
     assert target.read_text() == "earlier" and {path.name for path in tmp_path.iterdir()} == {"data.csv", "found.csv"}
 
 
@@ -133,8 +133,8 @@ def test_an_error_late_in_a_file_is_found_at_its_line(weighted, tmp_path, capsys
 def test_every_float32_that_is_written_is_read_again(values):
     names = [f"c{number}" for number in range(len(values))]
     lines = [",".join(names), ",".join(str(np.float32(value)) for value in values)]
-    (found,) = predict_script.read_table(lines, names[::-1], "t.csv", 5)
-    assert found.tobytes() == np.array([values[::-1]], np.float32).tobytes()
+    (result,) = predict_script.read_table(lines, names[::-1], "t.csv", 5)
+    assert result.tobytes() == np.array([values[::-1]], np.float32).tobytes()
 
 
 @given(st.text(st.characters(codec="utf-8", exclude_characters="\0")))
@@ -177,8 +177,8 @@ def test_a_batch_of_no_rows_is_refused(weighted):
 
 def test_a_file_that_cannot_be_written_is_called_by_its_own_name(weighted, tmp_path, capsys):
     (tmp_path / "data.csv").write_text("sun,wind,rain\n1,2,3\n")
-    code, said = run(weighted, tmp_path / "data.csv", tmp_path / "none" / "p.csv", capsys)
-    assert code == 2 and f"{tmp_path}/none/p.csv cannot be written" in said
+    code, output = run(weighted, tmp_path / "data.csv", tmp_path / "none" / "p.csv", capsys)
+    assert code == 2 and f"{tmp_path}/none/p.csv cannot be written" in output
 
 
 def test_a_device_is_written_and_not_replaced(weighted, tmp_path):
@@ -203,7 +203,7 @@ def test_one_program_serves_every_number_of_rows(weighted, compilations):
 
 
 @pytest.mark.parametrize(
-    ("inputs", "said"),
+    ("inputs", "output"),
     [
         (ROWS[:, :2], "must be float32 of shape ('rows', 3), got float32 of shape (10, 2)"),
         (ROWS[0], "must be float32 of shape"),
@@ -213,8 +213,8 @@ def test_one_program_serves_every_number_of_rows(weighted, compilations):
         (np.where(np.arange(30).reshape(10, 3) == 13, 1e39, ROWS.astype(float)), "row 4: must .* got 1e\\+39"),
     ],
 )
-def test_arrays_that_do_not_fit_are_refused(weighted, inputs, said):
-    with pytest.raises(predict_script.DataError, match=said if "\\" in said else re.escape(said)):
+def test_arrays_that_do_not_fit_are_refused(weighted, inputs, output):
+    with pytest.raises(predict_script.DataError, match=output if "\\" in output else re.escape(output)):
         predict_script.load(weighted).predict(inputs)
 
 
@@ -270,7 +270,7 @@ def broken(tmp_path, name):
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "output"),
     [
         ("text.npy", "must be an array of numbers as numpy.save writes it"),
         ("empty.npy", "must be an array of numbers as numpy.save writes it"),
@@ -286,9 +286,9 @@ def broken(tmp_path, name):
         ("missing.png", "got nothing of that name"),
     ],
 )
-def test_files_that_are_something_else_are_refused(pictured, tmp_path, capsys, name, said):
+def test_files_that_are_something_else_are_refused(pictured, tmp_path, capsys, name, output):
     code, error = run(pictured, broken(tmp_path, name), tmp_path / "found.csv", capsys)
-    assert code == 2 and said in error and not list(tmp_path.glob("found*"))
+    assert code == 2 and output in error and not list(tmp_path.glob("found*"))
 
 
 def test_a_table_that_is_missing_and_pictures_for_a_model_of_tables_are_refused(weighted, tmp_path, capsys):
@@ -351,37 +351,37 @@ def test_memory_does_not_grow_with_the_file(weighted, tmp_path):
     small, large = (int(line) / 1024 for line in done.stdout.split())
     assert (tmp_path / "large.csv").stat().st_size > 35 * 2**20 and large - small < 10
     with (tmp_path / "large.csv.found").open() as file:
-        found = [float(line) for line in list(file)[1:]]
-    assert found == [row % 7 + 10 * (row % 5) for row in range(200_000)]
+        result = [float(line) for line in list(file)[1:]]
+    assert result == [row % 7 + 10 * (row % 5) for row in range(200_000)]
 
 
 def test_what_is_read_is_never_written_over(weighted, tmp_path, capsys):
     (tmp_path / "data.csv").write_text("sun,wind,rain\n1,2,3\n")
-    kept = (weighted / "weights.safetensors").read_bytes()
+    remaining = (weighted / "weights.safetensors").read_bytes()
     for target in (tmp_path / "data.csv", weighted / "weights.safetensors"):
-        code, said = run(weighted, tmp_path / "data.csv", target, capsys)
-        assert code == 2 and "must be neither the input" in said
+        code, output = run(weighted, tmp_path / "data.csv", target, capsys)
+        assert code == 2 and "must be neither the input" in output
     assert (tmp_path / "data.csv").read_text() == "sun,wind,rain\n1,2,3\n"
-    assert (weighted / "weights.safetensors").read_bytes() == kept
+    assert (weighted / "weights.safetensors").read_bytes() == remaining
 
 
 def test_a_folder_without_pictures_is_refused(pictured, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
-    code, said = run(pictured, tmp_path / "empty", tmp_path / "p.csv", capsys)
-    assert code == 2 and "holds 0 pictures" in said and not (tmp_path / "p.csv").exists()
+    code, output = run(pictured, tmp_path / "empty", tmp_path / "p.csv", capsys)
+    assert code == 2 and "holds 0 pictures" in output and not (tmp_path / "p.csv").exists()
 
 
 def test_a_prediction_that_is_no_number_is_an_error_that_names_the_row(weighted, tmp_path, capsys):
     (tmp_path / "data.csv").write_text("sun,wind,rain\n" + "1,2,3\n" * 4 + "3e38,3e37,3e38\n")
-    code, said = run(weighted, tmp_path / "data.csv", tmp_path / "p.csv", capsys)
-    assert code == 2 and "data.csv, row 4: the prediction is not finite" in said and not (tmp_path / "p.csv").exists()
+    code, output = run(weighted, tmp_path / "data.csv", tmp_path / "p.csv", capsys)
+    assert code == 2 and "data.csv, row 4: the prediction is not finite" in output and not (tmp_path / "p.csv").exists()
 
 
 @pytest.mark.parametrize("content", [b"\x89PNG\r\n\x1a\n\x00\x00", b""])
 def test_a_broken_picture_is_refused(content, pictured, tmp_path, capsys):
     (tmp_path / "cat.png").write_bytes(content)
-    code, said = run(pictured, tmp_path / "cat.png", tmp_path / "p.csv", capsys)
-    assert code == 2 and "must be a picture" in said
+    code, output = run(pictured, tmp_path / "cat.png", tmp_path / "p.csv", capsys)
+    assert code == 2 and "must be a picture" in output
 
 
 def test_the_names_of_columns_that_are_not_told_are_counted():
@@ -394,25 +394,25 @@ def test_the_names_of_columns_that_are_not_told_are_counted():
 
 # How a picture is stored whose EXIF has the number: what a viewer undoes.
 STORED = {
-    1: lambda seen: seen,
-    2: lambda seen: seen[:, ::-1],
-    3: lambda seen: seen[::-1, ::-1],
-    4: lambda seen: seen[::-1],
-    5: lambda seen: seen.swapaxes(0, 1),
-    6: lambda seen: np.rot90(seen),
-    7: lambda seen: np.rot90(seen, 2).swapaxes(0, 1),
-    8: lambda seen: np.rot90(seen, -1),
+    1: lambda calls: calls,
+    2: lambda calls: calls[:, ::-1],
+    3: lambda calls: calls[::-1, ::-1],
+    4: lambda calls: calls[::-1],
+    5: lambda calls: calls.swapaxes(0, 1),
+    6: lambda calls: np.rot90(calls),
+    7: lambda calls: np.rot90(calls, 2).swapaxes(0, 1),
+    8: lambda calls: np.rot90(calls, -1),
 }
 
 
 @pytest.mark.parametrize("orientation", STORED)
 @pytest.mark.parametrize("channels", [1, 3])
 def test_pictures_are_turned_as_their_exif_says(tmp_path, orientation, channels):
-    seen, exif = IMAGES[0, :, :, :channels], Image.Exif()
+    calls, exif = IMAGES[0, :, :, :channels], Image.Exif()
     exif[0x0112] = orientation
-    stored = np.ascontiguousarray(STORED[orientation](seen)).squeeze()
+    stored = np.ascontiguousarray(STORED[orientation](calls)).squeeze()
     Image.fromarray(stored).save(tmp_path / "a.png", exif=exif)
-    np.testing.assert_array_equal(predict_script.read_pictures([tmp_path / "a.png"], [8, 10, channels])[0], seen)
+    np.testing.assert_array_equal(predict_script.read_pictures([tmp_path / "a.png"], [8, 10, channels])[0], calls)
     if orientation > 4:
         with pytest.raises(predict_script.DataError, match="must be 10 x 8 pixels of 8 bits a color, got 8 x 10"):
             predict_script.read_pictures([tmp_path / "a.png"], [10, 8, channels])
@@ -448,9 +448,9 @@ def test_half_transparent_pixels_are_mixed_with_white_and_opaque_ones_stay(tmp_p
     pixels[:4, :, 3] = 255
     Image.fromarray(pixels).save(tmp_path / "a.png")
     color, alpha = pixels[..., :3].astype(float), pixels[..., 3:] / 255
-    found = predict_script.read_pictures([tmp_path / "a.png"], [8, 10, 3])[0]
-    np.testing.assert_array_equal(found[:4], pixels[:4, :, :3])
-    np.testing.assert_allclose(found, color * alpha + 255 * (1 - alpha), atol=1)
+    result = predict_script.read_pictures([tmp_path / "a.png"], [8, 10, 3])[0]
+    np.testing.assert_array_equal(result[:4], pixels[:4, :, :3])
+    np.testing.assert_allclose(result, color * alpha + 255 * (1 - alpha), atol=1)
 
 
 def test_pictures_of_16_bits_are_refused_and_of_four_inks_are_converted(tmp_path):
@@ -458,8 +458,8 @@ def test_pictures_of_16_bits_are_refused_and_of_four_inks_are_converted(tmp_path
     with pytest.raises(predict_script.DataError, match="of 8 bits a color, got 8 x 10 of mode I"):
         predict_script.read_pictures([tmp_path / "deep.png"], [8, 10, 3])
     Image.new("CMYK", (10, 8), (0, 255, 255, 0)).save(tmp_path / "ink.jpg", quality=100)
-    found = predict_script.read_pictures([tmp_path / "ink.jpg"], [8, 10, 3])[0]
-    np.testing.assert_allclose(found, np.broadcast_to([255, 0, 0], (8, 10, 3)), atol=3)
+    result = predict_script.read_pictures([tmp_path / "ink.jpg"], [8, 10, 3])[0]
+    np.testing.assert_allclose(result, np.broadcast_to([255, 0, 0], (8, 10, 3)), atol=3)
 
 
 @pytest.mark.parametrize(
@@ -543,8 +543,8 @@ def test_a_table_with_very_many_columns_is_read_in_linear_time():
 def test_a_name_that_commands_a_terminal_is_shown_as_text(weighted, tmp_path):
     (tmp_path / "data.csv").write_text("sun,wind,rain\n1,2,\x1b[2J\n")
     call = [sys.executable, str(weighted / "predict.py"), str(tmp_path / "data.csv")]
-    told = subprocess.run(call, capture_output=True, text=True).stderr
-    assert "x1b[2J" in told and "\x1b" not in told
+    message = subprocess.run(call, capture_output=True, text=True).stderr
+    assert "x1b[2J" in message and "\x1b" not in message
 
 
 @pytest.mark.parametrize(
@@ -568,8 +568,8 @@ def test_a_model_json_that_does_not_describe_its_program_is_refused(weighted, tm
     copy = shutil.copytree(weighted, tmp_path / "stranger")
     retold(copy, change)
     (tmp_path / "data.csv").write_text("sun,wind,rain\n1,2,3\n")
-    code, said = run(copy, tmp_path / "data.csv", tmp_path / "found.csv", capsys)
-    assert code == 2 and "does not describe the model.stablehlo" in said
+    code, output = run(copy, tmp_path / "data.csv", tmp_path / "found.csv", capsys)
+    assert code == 2 and "does not describe the model.stablehlo" in output
 
 
 @pytest.mark.parametrize("name", [predict_script.ABOUT, predict_script.PROGRAM, predict_script.SUMS])
@@ -578,8 +578,8 @@ def test_a_pipe_in_the_folder_of_a_model_is_refused_and_not_waited_for(weighted,
     (copy / name).unlink()
     os.mkfifo(copy / name)
     (tmp_path / "data.csv").write_text("sun,wind,rain\n1,2,3\n")
-    code, said = run(copy, tmp_path / "data.csv", tmp_path / "found.csv", capsys)
-    assert code == 2 and "holds no exported model" in said
+    code, output = run(copy, tmp_path / "data.csv", tmp_path / "found.csv", capsys)
+    assert code == 2 and "holds no exported model" in output
 
 
 def test_a_program_for_another_device_is_refused_in_one_line(weighted, tmp_path, capsys):
@@ -590,8 +590,8 @@ def test_a_program_for_another_device_is_refused_in_one_line(weighted, tmp_path,
     )
     retold(copy, lambda about: about["outputs"].update(names=["a", "b", "c"]))
     (tmp_path / "data.csv").write_text("sun,wind,rain\n1,2,3\n")
-    code, said = run(copy, tmp_path / "data.csv", tmp_path / "found.csv", capsys)
-    assert code == 2 and "cannot be run here" in said and said.count("\n") == 1
+    code, output = run(copy, tmp_path / "data.csv", tmp_path / "found.csv", capsys)
+    assert code == 2 and "cannot be run here" in output and output.count("\n") == 1
 
 
 def test_names_of_classes_and_files_do_not_command_a_terminal(pictured, tmp_path, capsysbinary):
@@ -602,5 +602,5 @@ def test_names_of_classes_and_files_do_not_command_a_terminal(pictured, tmp_path
     # A name that is no UTF-8 either.
     os.rename(tmp_path / "pictures" / "a.png", os.fsencode(tmp_path / "pictures") + b"/\xff\x1b[2J.png")
     assert main(["predict", str(copy), str(tmp_path / "pictures")]) == 0
-    told = capsysbinary.readouterr().out
-    assert b"\x1b" not in told and b"\\udcff\\x1b[2J.png" in told
+    message = capsysbinary.readouterr().out
+    assert b"\x1b" not in message and b"\\udcff\\x1b[2J.png" in message

@@ -56,11 +56,11 @@ def same(one, other):
 def test_the_shapes_of_a_start_are_known_without_a_compilation(compilations):
     plan = plan_of(mlp((5,), input_norm=True), ema_decay=0.9, plateau=reduce_on_plateau("loss"), optimizer=INJECTED)
     with compilations() as names:
-        found = start_shapes(plan, TRAIN, VALIDATION, key=jax.random.key(0))
+        result = start_shapes(plan, TRAIN, VALIDATION, key=jax.random.key(0))
     assert "_start" not in names
     wanted = jax.eval_shape(lambda: begin(plan))
-    assert jax.tree.structure(found) == jax.tree.structure(wanted)
-    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+    assert jax.tree.structure(result) == jax.tree.structure(wanted)
+    for one, other in zip(jax.tree.leaves(result), jax.tree.leaves(wanted), strict=True):
         assert (one.shape, one.dtype) == (other.shape, other.dtype)
 
 
@@ -75,22 +75,22 @@ def test_the_shapes_of_a_start_are_refused_as_a_start_is():
 
 def test_epochs_is_the_loop_in_its_docstring(meaning):
     plan = TWO_EPOCHS
-    found = take_epochs(plan, 50)
+    result = take_epochs(plan, 50)
     records = []
     loop = {"run_state": begin(plan), "train": TRAIN, "validation": VALIDATION, "plan": plan, "last": None}
     # A generator's loop yields; what it yields is collected instead.
-    told = meaning(epochs, **loop, run_epoch=run_epoch, keep=lambda run_state, record: records.append(record))
-    assert len(records) == len(found) > 1
-    same(told["run_state"], found[-1][0])
-    assert found[-1][1] == {"epoch": len(found), **{name: float(value) for name, value in records[-1].items()}}
+    messages = meaning(epochs, **loop, run_epoch=run_epoch, keep=lambda run_state, record: records.append(record))
+    assert len(records) == len(result) > 1
+    same(messages["run_state"], result[-1][0])
+    assert result[-1][1] == {"epoch": len(result), **{name: float(value) for name, value in records[-1].items()}}
 
 
 def test_every_row_is_used_once_an_epoch():
     """A model that adds up the rows it meets in its statistics."""
 
     def apply(weights, inputs, *, train, key=None, mask=None):
-        seen = weights.stats["seen"] + jnp.sum(jnp.where(mask, inputs[:, 0], 0)) if train else weights.stats["seen"]
-        return inputs[:, 1:2] * weights.params["w"][None], {"seen": seen}
+        calls = weights.stats["seen"] + jnp.sum(jnp.where(mask, inputs[:, 0], 0)) if train else weights.stats["seen"]
+        return inputs[:, 1:2] * weights.params["w"][None], {"seen": calls}
 
     model = Model(lambda key, inputs: Variables({"w": jnp.ones(1)}, {"seen": jnp.zeros(())}), apply)
     rows = TRAIN._replace(inputs=np.stack([np.arange(77.0), np.zeros(77)], 1).astype(np.float32))
@@ -110,8 +110,8 @@ def test_a_record_reads_loss_first_and_holds_python_floats():
 def test_validation_figures_are_those_of_the_weights_after_the_epoch():
     plan = plan_of()
     run_state, record = take_epochs(plan, 3)[-1]
-    found = evaluate(plan.model, run_state.train_state.variables, VALIDATION, squared_error, metrics=[rmse])
-    np.testing.assert_allclose(record["val_rmse"], found["rmse"], rtol=1e-6)
+    result = evaluate(plan.model, run_state.train_state.variables, VALIDATION, squared_error, metrics=[rmse])
+    np.testing.assert_allclose(record["val_rmse"], result["rmse"], rtol=1e-6)
 
 
 def test_training_figures_are_means_over_the_rows_as_they_were_met():
@@ -159,11 +159,11 @@ def test_equal_plans_share_a_program(compilations):
 
 def test_best_weights_are_those_of_the_best_epoch():
     plan = NEVER_ENDS
-    seen = take_epochs(plan, 12)
-    losses = [record["val_loss"] for _, record in seen]
+    calls = take_epochs(plan, 12)
+    losses = [record["val_loss"] for _, record in calls]
     best = int(np.nanargmin(losses))
-    assert int(seen[-1][0].stopping.best_epoch) == best + 1
-    same(seen[-1][0].best, seen[best][0].train_state.variables)
+    assert int(calls[-1][0].stopping.best_epoch) == best + 1
+    same(calls[-1][0].best, calls[best][0].train_state.variables)
 
 
 def test_a_run_that_goes_to_nan_keeps_its_best_weights_and_stops():
@@ -171,10 +171,10 @@ def test_a_run_that_goes_to_nan_keeps_its_best_weights_and_stops():
         optimizer=optax.chain(optax.scale_by_schedule(lambda n: jnp.where(n < 24, 0.01, jnp.nan)), optax.scale(-1.0)),
         early_stopping=early_stopping("val_loss", patience=2),
     )
-    seen = take_epochs(plan, 20)
-    assert len(seen) == 5
-    assert np.isnan(seen[-1][1]["val_loss"])
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(seen[-1][0].best))
+    calls = take_epochs(plan, 20)
+    assert len(calls) == 5
+    assert np.isnan(calls[-1][1]["val_loss"])
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(calls[-1][0].best))
 
 
 def test_a_plateau_lowers_the_rate_of_the_next_epoch():

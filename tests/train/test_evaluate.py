@@ -75,15 +75,15 @@ def test_the_loop_over_train_body_is_the_loop_in_its_docstring(meaning):
         "start": 0,
         "stop": 8,
     }
-    told = meaning(train_body, **names, merge=metrics.merge)
-    found = chunk_of_steps()(state, sums, 0, 8)
+    messages = meaning(train_body, **names, merge=metrics.merge)
+    result = chunk_of_steps()(state, sums, 0, 8)
     for one, other in zip(
-        jax.tree.leaves((told["state"].variables, told["sums"])),
-        jax.tree.leaves((found[0].variables, found[1])),
+        jax.tree.leaves((messages["state"].variables, messages["sums"])),
+        jax.tree.leaves((result[0].variables, result[1])),
         strict=True,
     ):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
-    assert float(found[1].weight) == 77
+    assert float(result[1].weight) == 77
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 7])
@@ -103,10 +103,10 @@ def test_chunks_of_any_length_give_the_bits_of_the_whole_from_one_program(chunk,
 @pytest.mark.parametrize("batch_size", [1, 10, 38, 76, 77, 1024])
 def test_figures_are_those_of_the_data_set_whatever_the_batch_size(batch_size, meaning):
     outputs = np.float64(outputs_of_network())
-    found = evaluate(MODEL, network(), ROWS, OBJECTIVE.loss, metrics=OBJECTIVE.metrics, batch_size=batch_size)
+    result = evaluate(MODEL, network(), ROWS, OBJECTIVE.loss, metrics=OBJECTIVE.metrics, batch_size=batch_size)
     mean = ((outputs - np.asarray(ROWS.targets)) ** 2).mean()
-    np.testing.assert_allclose(found["loss"], mean, rtol=2e-5)
-    np.testing.assert_allclose(found["rmse"], np.sqrt(mean), rtol=2e-5)
+    np.testing.assert_allclose(result["loss"], mean, rtol=2e-5)
+    np.testing.assert_allclose(result["rmse"], np.sqrt(mean), rtol=2e-5)
 
 
 def test_sum_steps_is_the_loop_in_its_docstring(meaning):
@@ -121,25 +121,25 @@ def test_sum_steps_is_the_loop_in_its_docstring(meaning):
             "take": take,
             "merge": metrics.merge,
         }
-        told = meaning(sum_steps, sums=zero, start=start, stop=stop, **names)["sums"]
-        found = sum_steps(evaluation, network(), ROWS, zero, jnp.int32(start), jnp.int32(stop), batch_size=20)
-        assert isinstance(found, MetricSums)
-        for one, other in zip(jax.tree.leaves(told), jax.tree.leaves(found), strict=True):
+        messages = meaning(sum_steps, sums=zero, start=start, stop=stop, **names)["sums"]
+        result = sum_steps(evaluation, network(), ROWS, zero, jnp.int32(start), jnp.int32(stop), batch_size=20)
+        assert isinstance(result, MetricSums)
+        for one, other in zip(jax.tree.leaves(messages), jax.tree.leaves(result), strict=True):
             np.testing.assert_allclose(one, other, rtol=1e-5)
 
 
 def test_rows_of_weight_0_are_not_measured():
     some = ROWS._replace(sample_weight=jnp.where(jnp.arange(77) < 50, ROWS.sample_weight, jnp.float32(0)))
     for batch_size in (30, 100):
-        found = evaluate(MODEL, network(), some, OBJECTIVE.loss, metrics=OBJECTIVE.metrics, batch_size=batch_size)
-        kept = evaluate(MODEL, network(), take(ROWS, range(50)), OBJECTIVE.loss, metrics=OBJECTIVE.metrics)
-        np.testing.assert_allclose(found["rmse"], kept["rmse"], rtol=1e-5)
+        result = evaluate(MODEL, network(), some, OBJECTIVE.loss, metrics=OBJECTIVE.metrics, batch_size=batch_size)
+        remaining = evaluate(MODEL, network(), take(ROWS, range(50)), OBJECTIVE.loss, metrics=OBJECTIVE.metrics)
+        np.testing.assert_allclose(result["rmse"], remaining["rmse"], rtol=1e-5)
 
 
 @pytest.mark.parametrize("batch_size", [1, 10, 76, 77, 1024])
 def test_predictions_do_not_depend_on_the_batch_size(batch_size):
-    found = predict(MODEL, network(), ROWS.inputs, batch_size=batch_size)
-    np.testing.assert_allclose(found, outputs_of_network(), rtol=1e-5, atol=1e-6)
+    result = predict(MODEL, network(), ROWS.inputs, batch_size=batch_size)
+    np.testing.assert_allclose(result, outputs_of_network(), rtol=1e-5, atol=1e-6)
 
 
 def test_evaluation_and_prediction_compile_once_a_shape(compilations):

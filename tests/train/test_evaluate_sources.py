@@ -40,9 +40,9 @@ def on(axes):
 @CUTS
 @MESHES
 def test_the_figures_of_a_source_are_those_of_its_rows(batch_size, window_bytes, axes):
-    found = evaluate_source(MODEL, OBJECTIVE, on(axes), SOURCE, batch_size=batch_size, window_bytes=window_bytes)
+    result = evaluate_source(MODEL, OBJECTIVE, on(axes), SOURCE, batch_size=batch_size, window_bytes=window_bytes)
     wanted = evaluate(MODEL, weights(), ROWS, losses.squared_error, metrics=METRICS)
-    assert {name: float(value) for name, value in found.items()} == pytest.approx(
+    assert {name: float(value) for name, value in result.items()} == pytest.approx(
         {name: float(value) for name, value in wanted.items()}, rel=1e-5
     )
 
@@ -50,9 +50,9 @@ def test_the_figures_of_a_source_are_those_of_its_rows(batch_size, window_bytes,
 @CUTS
 @MESHES
 def test_the_predictions_of_a_source_are_those_of_its_rows_in_their_order(batch_size, window_bytes, axes):
-    found = list(predict_source(MODEL, on(axes), SOURCE, batch_size=batch_size, window_bytes=window_bytes))
-    assert all(type(piece) is np.ndarray for piece in found)
-    np.testing.assert_allclose(np.concatenate(found), predict(MODEL, weights(), ROWS.inputs), rtol=1e-5, atol=1e-6)
+    result = list(predict_source(MODEL, on(axes), SOURCE, batch_size=batch_size, window_bytes=window_bytes))
+    assert all(type(piece) is np.ndarray for piece in result)
+    np.testing.assert_allclose(np.concatenate(result), predict(MODEL, weights(), ROWS.inputs), rtol=1e-5, atol=1e-6)
 
 
 def test_a_few_windows_are_one_program(compilations):
@@ -70,8 +70,8 @@ def test_totals_beyond_the_digits_of_float32_stay_exact():
     model, source = mlp(()), DataSource(65, lambda numbers: take(rows, numbers))
     zero = jax.tree.map(np.zeros_like, model.init(jax.random.key(0), rows.inputs))
     objective = Objective(losses.squared_error)
-    found = evaluate_source(model, objective, zero, source, batch_size=1, window_bytes=1)
-    np.testing.assert_allclose(found["loss"], 64 * 512.0**2 / (2**24 + 64), rtol=1e-7)
+    result = evaluate_source(model, objective, zero, source, batch_size=1, window_bytes=1)
+    np.testing.assert_allclose(result["loss"], 64 * 512.0**2 / (2**24 + 64), rtol=1e-7)
 
 
 def test_a_batch_of_no_rows_is_refused():

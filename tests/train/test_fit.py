@@ -63,8 +63,8 @@ def test_the_result_says_what_happened():
     assert list(run.history) == ["loss", "rmse", "val_loss", "val_rmse"]
     assert (run.reason, len(run.history)) == ("early-stopping", run.best_epoch + 3)
     assert run.history["val_loss"].idxmin() == run.best_epoch
-    found = evaluate(model, run.best, VALIDATION, losses.squared_error, metrics=[metrics.rmse])
-    np.testing.assert_allclose(found["loss"], run.history["val_loss"].min(), rtol=1e-5)
+    result = evaluate(model, run.best, VALIDATION, losses.squared_error, metrics=[metrics.rmse])
+    np.testing.assert_allclose(result["loss"], run.history["val_loss"].min(), rtol=1e-5)
 
 
 def test_a_run_that_reaches_its_epochs_says_so():
@@ -111,7 +111,7 @@ def test_given_weights_are_where_it_starts():
 
 
 def test_observers_see_every_epoch():
-    seen = []
+    calls = []
     fit(
         LINEAR,
         losses.squared_error,
@@ -119,9 +119,9 @@ def test_observers_see_every_epoch():
         TRAIN,
         metrics=[metrics.rmse],
         epochs=3,
-        callbacks=[lambda run_state, history: seen.append((int(run_state.epoch), len(history), history[-1]["loss"]))],
+        callbacks=[lambda run_state, history: calls.append((int(run_state.epoch), len(history), history[-1]["loss"]))],
     )
-    assert [entry[:2] for entry in seen] == [(1, 1), (2, 2), (3, 3)]
+    assert [entry[:2] for entry in calls] == [(1, 1), (2, 2), (3, 3)]
 
 
 def test_a_first_run_compiles_each_of_its_programs_once(compilations):

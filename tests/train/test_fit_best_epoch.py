@@ -103,5 +103,5 @@ def make_late(learning_rate):
 
 def test_trials_without_a_best_epoch_have_their_final_network_and_are_named():
     with pytest.warns(RuntimeWarning, match="no epoch of seeds of the trials 0, 1 was the best by val_loss"):
-        found = sweep(make_late, [{"learning_rate": 0.1}, {"learning_rate": 0.01}], ROWS, ROWS, seeds=(0,), epochs=2)
-    assert_equal(found.best, found.final)
+        result = sweep(make_late, [{"learning_rate": 0.1}, {"learning_rate": 0.01}], ROWS, ROWS, seeds=(0,), epochs=2)
+    assert_equal(result.best, result.final)

@@ -136,8 +136,8 @@ def test_a_new_run_replaces_the_file_of_another(tmp_path):
     for seed, epochs in ((0, 4), (1, 2)):
         with csv_log(tmp_path / "history.csv") as observe:
             run = train(epochs=epochs, seed=seed, callbacks=[observe])
-    found = rows_in(tmp_path / "history.csv")
-    assert [float(row["loss"]) for row in found] == [row["loss"] for row in run.records]
+    result = rows_in(tmp_path / "history.csv")
+    assert [float(row["loss"]) for row in result] == [row["loss"] for row in run.records]
     assert [path.name for path in tmp_path.iterdir()] == ["history.csv"]
 
 

@@ -60,12 +60,12 @@ def test_two_processes_stop_early_at_the_epoch_of_one_with_its_figures_and_weigh
     exec(TRAINS, names)
     alone = names["trained"](lambda rows: rows)
     assert alone["reason"] == "early-stopping" and 4 < alone["epochs"] < 60
-    for told in shared:
-        assert [told[name] for name in ("reason", "epochs", "best_epoch")] == [
+    for message in shared:
+        assert [message[name] for name in ("reason", "epochs", "best_epoch")] == [
             alone[name] for name in ("reason", "epochs", "best_epoch")
         ]
-        np.testing.assert_allclose(told["history"], alone["history"], rtol=1e-5)
-        for array, expected in zip(told["weights"], alone["weights"], strict=True):
+        np.testing.assert_allclose(message["history"], alone["history"], rtol=1e-5)
+        for array, expected in zip(message["weights"], alone["weights"], strict=True):
             np.testing.assert_allclose(array, expected, rtol=1e-5, atol=1e-5)
 
 

@@ -176,10 +176,10 @@ def test_reduce_on_plateau_may_be_added_to_a_checkpoint_and_left_out(tmp_path):
     ):
         with saving.checkpointer(tmp_path / name, {}, every=99, warn=print) as keep:
             run = train(**first, epochs=3, callbacks=[keep])
-        kept = train(**then, epochs=5, state=saving.restore_latest(tmp_path / name, print))
+        remaining = train(**then, epochs=5, state=saving.restore_latest(tmp_path / name, print))
         expected = train(**then, epochs=5, state=run)
-        assert_equal(kept.final, expected.final)
-        assert kept.records == expected.records and len(kept.records) == 5
+        assert_equal(remaining.final, expected.final)
+        assert remaining.records == expected.records and len(remaining.records) == 5
 
 
 OTHERS = {
@@ -203,11 +203,11 @@ OTHERS = {
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_a_progress_of_another_run_is_refused_by_the_first_array_that_differs(name):
-    first, then, said = OTHERS[name]
+    first, then, output = OTHERS[name]
     of = {"model": NETWORK, "loss": squared_error, "optimizer": OPTIMIZER, "train": ROWS, **first}
     rows = of.pop("train")
     run_state = start(make_plan(**of), rows, key=jax.random.key(0))
-    with pytest.raises(InputError, match=f"state has .*{said}"):
+    with pytest.raises(InputError, match=f"state has .*{output}"):
         train(epochs=2, state=run_state, **{"model": NETWORK, **then})
 
 

@@ -65,10 +65,10 @@ def test_an_epoch_is_its_batches_of_training_then_those_of_validation():
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.integers(1, 15), min_size=1, max_size=8))
 def test_a_run_cut_in_any_way_is_the_whole_run_bit_for_bit(lengths):
-    found = cut(lengths)
-    assert bits(found[-1].state) == bits(whole_run()[-1][0])
-    assert [chunk.record for chunk in found if chunk.record is not None] == [record for _, record in whole_run()]
-    assert sum(chunk.batches for chunk in found) == 11 * len(whole_run())
+    result = cut(lengths)
+    assert bits(result[-1].state) == bits(whole_run()[-1][0])
+    assert [chunk.record for chunk in result if chunk.record is not None] == [record for _, record in whole_run()]
+    assert sum(chunk.batches for chunk in result) == 11 * len(whole_run())
 
 
 @pytest.mark.parametrize("batch", [1, 7, 8, 9, 10, 11, 25])
@@ -85,11 +85,11 @@ def test_rows_of_numpy_are_copied_without_a_program(compilations):
     mine = memory[first : first + 71 * 3].reshape(71, 3)
     mine[:] = INPUTS[:71]
     with compilations() as names:
-        found = chunks(PLAN, beginning(), dataset(mine, TRAIN.targets[:71]), VALIDATION, last=4)
-        next(found)
+        result = chunks(PLAN, beginning(), dataset(mine, TRAIN.targets[:71]), VALIDATION, last=4)
+        next(result)
         # What becomes of the rows does not matter to a run that has begun.
         mine[:] = 0
-        records = [chunk.record for chunk in found]
+        records = [chunk.record for chunk in result]
     assert names == ["chunk_program"]
     whole = chunks(PLAN, beginning(), dataset(INPUTS[:71], TRAIN.targets[:71]), VALIDATION, last=4)
     assert records == [chunk.record for chunk in whole][1:]
@@ -106,19 +106,21 @@ def test_chunks_is_the_loop_in_its_docstring(meaning):
         run_state, row = run_steps(run_state, train, validation, steps, plan=plan)
         return run_state, None if int(run_state.cursor) else row
 
-    seen = []
+    calls = []
     lengths = itertools.cycle([3, 9])
     names = {"run_state": beginning(), "train": TRAIN, "validation": VALIDATION, "plan": PLAN, "last": 2}
-    told = meaning(
+    message = meaning(
         chunks,
         **names,
         run=run_chunk,
         steps=lambda: next(lengths),
-        keep=lambda run_state, record: seen.append(record),
+        keep=lambda run_state, record: calls.append(record),
     )
-    found = cut([3, 9], last=2)
-    assert [record is None for record in seen] == [chunk.record is None for chunk in found]
-    for one, other in zip(jax.tree.leaves(told["run_state"].best), jax.tree.leaves(found[-1].state.best), strict=True):
+    result = cut([3, 9], last=2)
+    assert [record is None for record in calls] == [chunk.record is None for chunk in result]
+    for one, other in zip(
+        jax.tree.leaves(message["run_state"].best), jax.tree.leaves(result[-1].state.best), strict=True
+    ):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-7)
 
 
@@ -132,9 +134,9 @@ def test_validation_in_batches_measures_every_row_once():
 def test_a_chunk_tells_where_weights_or_losses_are_not_finite():
     rows = TRAIN._replace(targets=np.where(np.arange(77)[:, None] == 5, np.float32(np.inf), TRAIN.targets))
     plan = make_plan(mlp(()), losses.squared_error, optax.sgd(0.0), metrics=[metrics.rmse], batch_size=10)
-    told = [c.finite for c in chunks(plan, start(plan, TRAIN, key=jax.random.key(0)), rows, last=1, steps=lambda: 1)]
+    message = [c.finite for c in chunks(plan, start(plan, TRAIN, key=jax.random.key(0)), rows, last=1, steps=lambda: 1)]
     # The rate is 0, but 0 times nan is nan, so everything after the row is lost.
-    assert True in told and told == sorted(told, reverse=True) and not told[-1]
+    assert True in message and message == sorted(message, reverse=True) and not message[-1]
     assert all(c.finite for c in cut([3]))
 
 
@@ -142,8 +144,8 @@ def test_a_validation_loss_that_is_not_finite_is_told_too():
     rows = VALIDATION._replace(
         targets=np.where(np.arange(2500)[:, None] == 2400, np.float32(np.nan), VALIDATION.targets)
     )
-    told = [chunk.finite for chunk in chunks(PLAN, beginning(), TRAIN, rows, last=1, steps=lambda: 1)]
-    assert told == [True] * 10 + [False]
+    message = [chunk.finite for chunk in chunks(PLAN, beginning(), TRAIN, rows, last=1, steps=lambda: 1)]
+    assert message == [True] * 10 + [False]
 
 
 def test_a_progress_of_other_rows_is_refused():
@@ -219,8 +221,8 @@ def test_other_seconds_can_be_wanted(device):
 
 
 def test_a_pause_is_no_measure():
-    asked = iter([False, True, False])
-    pace = AdaptiveSteps(pause=lambda: next(asked))
+    requests = iter([False, True, False])
+    pace = AdaptiveSteps(pause=lambda: next(requests))
     sizes = []
     for seconds in (0.001, 9.0, 0.001):
         sizes.append(pace())

@@ -33,8 +33,8 @@ from tests.train.test_loop import METRICS, PLAN, TRAIN, VALIDATION, beginning
 SIZES = (1, 400, 2**25)
 
 
-def records(found):
-    return [chunk.record for chunk in found if chunk.record is not None]
+def records(result):
+    return [chunk.record for chunk in result if chunk.record is not None]
 
 
 def mapped(folder, rows):
@@ -45,17 +45,17 @@ def mapped(folder, rows):
 
 def in_parts(rows, read=None):
     """A source of rows that are in memory, and the numbers that it was asked for."""
-    asked = []
+    requests = []
 
     def read_rows(numbers):
-        asked.append(numbers)
+        requests.append(numbers)
         return (read or take)(rows, numbers)
 
-    return DataSource(len(rows.sample_weight), read_rows), asked
+    return DataSource(len(rows.sample_weight), read_rows), requests
 
 
 def streamed(plan, run_state, source, validation=None, *, window_bytes=2**25, **options):
-    """The chunks of a source in windows of about so many bytes."""
+    """The chunks of a source in windows of about that many bytes."""
     rows = loader(source, plan.batch_size, window_bytes=window_bytes)
     yield from chunks(plan, run_state, rows, validation, **options)
 
@@ -79,10 +79,10 @@ def whole_run():
 def test_a_stream_gives_the_bits_of_the_run_in_memory(tmp_path, window_bytes, sizes):
     # BatchNorm, dropout, Adam, an average, both rules, a short last batch, validation, six epochs.
     options = {"last": 6, "steps": lengths(*sizes), "window_bytes": window_bytes}
-    found = list(streamed(PLAN, beginning(), mapped(tmp_path, TRAIN), VALIDATION, **options))
-    assert bits(found[-1].state) == bits(whole_run()[-1].state)
-    assert records(found) == records(whole_run()) and {type(record["epoch"]) for record in records(found)} == {int}
-    assert sum(chunk.batches for chunk in found) == sum(chunk.batches for chunk in whole_run())
+    result = list(streamed(PLAN, beginning(), mapped(tmp_path, TRAIN), VALIDATION, **options))
+    assert bits(result[-1].state) == bits(whole_run()[-1].state)
+    assert records(result) == records(whole_run()) and {type(record["epoch"]) for record in records(result)} == {int}
+    assert sum(chunk.batches for chunk in result) == sum(chunk.batches for chunk in whole_run())
 
 
 def test_a_stream_of_images_gives_the_bits_of_the_run_in_memory(tmp_path):
@@ -96,29 +96,29 @@ def test_a_stream_of_images_gives_the_bits_of_the_run_in_memory(tmp_path):
         batch_size=16,
     )
     begin = start(plan, rows, key=jax.random.key(0))
-    found = list(streamed(plan, begin, mapped(tmp_path, rows), last=3, window_bytes=8000))
+    result = list(streamed(plan, begin, mapped(tmp_path, rows), last=3, window_bytes=8000))
     wanted = list(chunks(plan, begin, rows, last=3))
-    assert bits(found[-1].state) == bits(wanted[-1].state) and records(found) == records(wanted)
+    assert bits(result[-1].state) == bits(wanted[-1].state) and records(result) == records(wanted)
 
 
 @pytest.mark.parametrize("batch", [1, 2, 3, 7, 8, 10, 11, 12, 25])
 @pytest.mark.parametrize("window_bytes", SIZES)
 def test_a_stream_goes_on_from_any_batch_bit_for_bit(batch, window_bytes):
-    source, asked = in_parts(TRAIN)
+    source, requests = in_parts(TRAIN)
     single = streamed(PLAN, beginning(), source, VALIDATION, steps=lambda: 1, window_bytes=window_bytes)
     middle = next(itertools.islice(single, batch - 1, None)).state
     single.close()
     assert int(middle.epoch) * 11 + int(middle.cursor) == batch
-    asked.clear()
-    found = list(streamed(PLAN, middle, source, VALIDATION, last=6, window_bytes=window_bytes))
-    assert bits(found[-1].state) == bits(whole_run()[-1].state)
+    requests.clear()
+    result = list(streamed(PLAN, middle, source, VALIDATION, last=6, window_bytes=window_bytes))
+    assert bits(result[-1].state) == bits(whole_run()[-1].state)
     # The first rows are read to know their shapes; then the window in which the run stands, and none before.
     held = {1: 1, 400: 2}.get(window_bytes, 8)
     first = min(batch % 11, 7) // held * held * 10
     places = np.arange(first, first + min(held * 10, 80 - first)) % 77
     rows = np.asarray(permutation(beginning().key, batch // 11, 77))[places]
     # Each row is read once, although the epoch's last batch is filled with rows of its beginning.
-    assert sorted(set(rows.tolist())) == sorted(asked[1].tolist())
+    assert sorted(set(rows.tolist())) == sorted(requests[1].tolist())
 
 
 def test_a_progress_goes_from_memory_to_a_stream_and_back():
@@ -138,10 +138,10 @@ def test_windows_chunks_and_epochs_are_one_program(compilations):
 
 def test_two_billion_rows_are_streamed_without_an_order_of_all():
     count = 2**31 - 1
-    asked = []
+    requests = []
 
     def read(rows):
-        asked.append(rows)
+        requests.append(rows)
         inputs = (rows % 1000)[:, None] / 1000
         return dataset(inputs, inputs)
 
@@ -150,7 +150,7 @@ def test_two_billion_rows_are_streamed_without_an_order_of_all():
     stream = streamed(plan, begin, DataSource(count, read), steps=lambda: 3, window_bytes=5000)
     assert [chunk.batches for chunk in itertools.islice(stream, 5)] == [3, 1, 3, 1, 3]
     stream.close()
-    rows = np.concatenate(asked[2:5])
+    rows = np.concatenate(requests[2:5])
     assert len(set(rows.tolist())) == 1200 and rows.max() > 2**30
 
 
@@ -161,10 +161,10 @@ def test_a_rule_ends_a_stream_and_its_thread():
         mlp(()), losses.squared_error, optax.sgd(0.05), metrics=METRICS, batch_size=10, early_stopping=stop
     )
     begin = start(plan, TRAIN, VALIDATION, key=jax.random.key(2))
-    found = list(streamed(plan, begin, source, VALIDATION, last=200, window_bytes=400))
+    result = list(streamed(plan, begin, source, VALIDATION, last=200, window_bytes=400))
     wanted = list(chunks(plan, begin, TRAIN, VALIDATION, last=200))
-    assert bits(found[-1].state) == bits(wanted[-1].state) and bool(found[-1].state.stopping.should_stop)
-    assert int(found[-1].state.epoch) < 200 and threads() == []
+    assert bits(result[-1].state) == bits(wanted[-1].state) and bool(result[-1].state.stopping.should_stop)
+    assert int(result[-1].state.epoch) < 200 and threads() == []
 
 
 def test_the_thread_ends_with_the_generator():
@@ -186,9 +186,9 @@ def test_an_error_of_the_reader_ends_the_run_where_it_arose(error):
         return take(rows, numbers)
 
     source, _ = in_parts(TRAIN, read)
-    seen = []
+    calls = []
     with pytest.raises(type(error)):
-        seen.extend(iter(streamed(PLAN, beginning(), source, VALIDATION, window_bytes=400)))
+        calls.extend(iter(streamed(PLAN, beginning(), source, VALIDATION, window_bytes=400)))
     assert threads() == []
 
 
@@ -198,12 +198,12 @@ def test_the_windows_before_an_error_are_trained():
     inputs = np.array(TRAIN.inputs)
     inputs[bad] = np.nan
     source, _ = in_parts(TRAIN._replace(inputs=inputs))
-    seen = []
+    calls = []
     # The rows are checked where they are read: a row that is not finite is told by its number.
     with pytest.raises(InputError, match=rf"inputs must be finite, got nan in row {bad}\."):
         for chunk in streamed(PLAN, beginning(), source, VALIDATION, window_bytes=400):
-            seen.append(chunk.batches)
-    assert seen == [2, 2]
+            calls.append(chunk.batches)
+    assert calls == [2, 2]
 
 
 def test_a_slow_reader_only_slows():
@@ -212,8 +212,8 @@ def test_a_slow_reader_only_slows():
         return take(rows, numbers)
 
     source, _ = in_parts(TRAIN, read)
-    found = list(streamed(PLAN, beginning(), source, VALIDATION, last=2, window_bytes=400))
-    assert bits(found[-1].state) == bits(whole_run()[1].state)
+    result = list(streamed(PLAN, beginning(), source, VALIDATION, last=2, window_bytes=400))
+    assert bits(result[-1].state) == bits(whole_run()[1].state)
 
 
 def test_a_chunk_is_given_before_the_next_window_is_waited_for():
@@ -235,41 +235,41 @@ def test_a_chunk_is_given_before_the_next_window_is_waited_for():
 
 
 def test_windows_are_read_one_ahead_and_no_more():
-    source, asked = in_parts(TRAIN)
+    source, requests = in_parts(TRAIN)
     stream = streamed(PLAN, beginning(), source, VALIDATION, steps=lambda: 1, window_bytes=400)
     next(stream)
     time.sleep(0.3)
     # The first rows, the first window, the one after.
-    assert len(asked) == 3
+    assert len(requests) == 3
     stream.close()
 
 
 @pytest.mark.parametrize("pauses", [(0, 2, 2), (2, 0, 0)])
 def test_a_pause_changes_nothing(pauses):
     source, _ = in_parts(TRAIN)
-    found = list(streamed(PLAN, beginning(), source, VALIDATION, last=6, steps=lengths(*pauses), window_bytes=400))
-    assert 0 in [chunk.batches for chunk in found]
-    assert bits(found[-1].state) == bits(whole_run()[-1].state)
+    result = list(streamed(PLAN, beginning(), source, VALIDATION, last=6, steps=lengths(*pauses), window_bytes=400))
+    assert 0 in [chunk.batches for chunk in result]
+    assert bits(result[-1].state) == bits(whole_run()[-1].state)
 
 
 # Four devices cannot share a batch of ten evenly.
 @pytest.mark.parametrize(("batch_size", "axes"), [(10, {"data": 4}), (8, {"data": 2, "model": 2})])
 def test_a_stream_on_a_mesh_is_the_run_in_memory_on_it(batch_size, axes):
-    mesh, (source, asked) = make_mesh(jax.devices()[:4], **axes), in_parts(TRAIN)
+    mesh, (source, requests) = make_mesh(jax.devices()[:4], **axes), in_parts(TRAIN)
     plan = PLAN._replace(batch_size=batch_size)
     begin = shard_state(start(plan, TRAIN, VALIDATION, key=jax.random.key(1)), mesh, large=0)
     wanted = list(chunks(plan, begin, shard_dataset(TRAIN, mesh), VALIDATION, last=3))
-    found = list(streamed(plan, begin, source, VALIDATION, last=3, window_bytes=400))
-    for one, other in zip(records(found), records(wanted), strict=True):
+    result = list(streamed(plan, begin, source, VALIDATION, last=3, window_bytes=400))
+    for one, other in zip(records(result), records(wanted), strict=True):
         assert one == pytest.approx(other, rel=1e-6)
     for one, other in zip(
-        *(jax.tree.leaves(each[-1].state.train_state.variables) for each in (found, wanted)), strict=True
+        *(jax.tree.leaves(each[-1].state.train_state.variables) for each in (result, wanted)), strict=True
     ):
         assert one.sharding == other.sharding
         np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-6)
     # Each device's rows are read for it alone: no read holds more than its share of a window's two batches.
     share = 2 * -(-batch_size // axes["data"])
-    assert max(map(len, asked[1:])) == share
+    assert max(map(len, requests[1:])) == share
 
 
 def test_fit_and_drive_take_a_source(tmp_path):
@@ -352,8 +352,8 @@ def test_the_order_is_drawn_without_a_cpu_among_the_platforms_too(monkeypatch):
 
     monkeypatch.setattr(streaming.jax, "local_devices", missing)
     source, _ = in_parts(TRAIN)
-    found = list(streamed(PLAN, beginning(), source, VALIDATION, last=1, window_bytes=400))
-    assert bits(found[-1].state) == bits(whole_run()[0].state)
+    result = list(streamed(PLAN, beginning(), source, VALIDATION, last=1, window_bytes=400))
+    assert bits(result[-1].state) == bits(whole_run()[0].state)
 
 
 LARGE = """

@@ -62,7 +62,7 @@ def test_it_is_the_loop_in_its_docstring(meaning, begun):
     run_state = beginning()
     for _ in range(begun):
         run_state, _ = run_epoch(run_state, TRAIN, None, plan=PLAN)
-    seen = []
+    calls = []
     meaning(
         find_learning_rate,
         np=np,
@@ -77,17 +77,17 @@ def test_it_is_the_loop_in_its_docstring(meaning, begun):
         batches_of=batches_of,
         with_learning_rate=lambda state, rate: with_learning_rate(state, jax.numpy.asarray(rate)),
         step=train_step,
-        keep=lambda rate, loss: seen.append((rate, float(loss))),
+        keep=lambda rate, loss: calls.append((rate, float(loss))),
     )
-    found = find_learning_rate(PLAN, run_state, TRAIN, low=1e-4, high=0.5, steps=11)
-    rates, losses = zip(*seen, strict=True)
-    np.testing.assert_allclose(found.rates, rates, rtol=1e-6)
-    np.testing.assert_allclose(found.losses, losses, rtol=2e-5)
+    result = find_learning_rate(PLAN, run_state, TRAIN, low=1e-4, high=0.5, steps=11)
+    rates, losses = zip(*calls, strict=True)
+    np.testing.assert_allclose(result.rates, rates, rtol=1e-6)
+    np.testing.assert_allclose(result.losses, losses, rtol=2e-5)
 
 
 def test_full_batches_of_a_linear_model_follow_gradient_descent_in_float64():
     plan, begin = least_squares()
-    found = find_learning_rate(plan, begin, TRAIN, low=1e-3, high=0.3, steps=20)
+    result = find_learning_rate(plan, begin, TRAIN, low=1e-3, high=0.3, steps=20)
     (kernel, bias) = (
         np.asarray(begin.train_state.variables.params["Dense_0"][name], np.float64) for name in ("kernel", "bias")
     )
@@ -97,7 +97,7 @@ def test_full_batches_of_a_linear_model_follow_gradient_descent_in_float64():
         losses.append((missed**2).mean())
         kernel = kernel - rate * 2 * inputs.T @ missed / len(missed)
         bias = bias - rate * 2 * missed.mean(0)
-    np.testing.assert_allclose(found.losses, losses, rtol=1e-4)
+    np.testing.assert_allclose(result.losses, losses, rtol=1e-4)
 
 
 def test_the_progress_stays_as_it_is_and_so_does_the_learning_rate_of_a_run_after_it():
@@ -115,12 +115,12 @@ def test_other_rates_are_the_same_program(compilations):
 
 def test_divergence_leaves_losses_that_are_not_finite_and_a_suggestion_before_it():
     plan, begin = least_squares()
-    found = find_learning_rate(plan, begin, TRAIN, low=1e-4, high=1e8, steps=60)
-    assert not np.isfinite(found.losses[-1]) and np.isfinite(found.losses[0])
+    result = find_learning_rate(plan, begin, TRAIN, low=1e-4, high=1e8, steps=60)
+    assert not np.isfinite(result.losses[-1]) and np.isfinite(result.losses[0])
     # Gradient descent on a quadratic diverges beyond 2 over the largest eigenvalue of its second derivative.
     design = np.c_[np.asarray(TRAIN.inputs, np.float64), np.ones(37)]
     limit = 2 / np.linalg.eigvalsh(2 * design.T @ design / 37).max()
-    assert 1e-4 < suggestion(found) < limit
+    assert 1e-4 < suggestion(result) < limit
 
 
 def test_rows_on_a_mesh_give_the_same_losses():
@@ -132,7 +132,7 @@ def test_rows_on_a_mesh_give_the_same_losses():
 
 
 @pytest.mark.parametrize(
-    ("given_", "said"),
+    ("given_", "output"),
     [
         ({"low": 0.0}, "low and high must be 0 < low < high, got low=0.0 and high=1.0"),
         ({"low": 1.0, "high": 0.1}, "low and high must be 0 < low < high"),
@@ -141,8 +141,8 @@ def test_rows_on_a_mesh_give_the_same_losses():
         ({"steps": 1}, "steps must be at least 2, got 1"),
     ],
 )
-def test_bad_arguments_are_told(given_, said):
-    with pytest.raises(InputError, match=said):
+def test_bad_arguments_are_told(given_, output):
+    with pytest.raises(InputError, match=output):
         find_learning_rate(PLAN, beginning(), TRAIN, **given_)
 
 

@@ -57,8 +57,8 @@ def negative_in(rows):
 
 
 def test_the_layer_and_the_rows_are_named():
-    found = step_of(from_linen(Logs()), batch=negative_in((2, 5)))
-    assert found == ("Logarithm (log)", "nan", (2, 5))
+    result = step_of(from_linen(Logs()), batch=negative_in((2, 5)))
+    assert result == ("Logarithm (log)", "nan", (2, 5))
 
 
 def test_padding_is_not_blamed():
@@ -75,15 +75,15 @@ def test_an_overflow_is_found_in_the_layer_where_it_happens():
         params["Dense_1"]["kernel"] = jnp.full((5, 4), 3e38)
         return weights._replace(params=params)
 
-    found = step_of(mlp((5, 4), dropout=0.2), change=enlarge)
-    assert found.layer == "Dense_1 (dot_general)" and found.value == "inf"
+    result = step_of(mlp((5, 4), dropout=0.2), change=enlarge)
+    assert result.layer == "Dense_1 (dot_general)" and result.value == "inf"
 
 
 def test_batch_normalisation_does_not_hide_the_row_that_spoils_all():
     inputs = INPUTS.copy()
     inputs[3] = 3e38
-    found = step_of(mlp((5,), input_norm=True), batch=BATCH._replace(inputs=jnp.asarray(inputs)))
-    assert found.layer.startswith("BatchNorm_0") and found.value == "inf"
+    result = step_of(mlp((5,), input_norm=True), batch=BATCH._replace(inputs=jnp.asarray(inputs)))
+    assert result.layer.startswith("BatchNorm_0") and result.value == "inf"
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -104,8 +104,8 @@ def test_a_loss_that_divides_by_zero_is_found():
     def relative(outputs, targets):
         return ((outputs - targets) / targets).sum(-1) ** 2
 
-    found = step_of(objective=Objective(relative), batch=BATCH._replace(targets=BATCH.targets.at[3].set(0)))
-    assert found.layer == "the loss (div)" and found.rows == (3,)
+    result = step_of(objective=Objective(relative), batch=BATCH._replace(targets=BATCH.targets.at[3].set(0)))
+    assert result.layer == "the loss (div)" and result.rows == (3,)
 
 
 def test_a_gradient_that_is_not_finite_is_found_by_its_parameter():
@@ -152,8 +152,8 @@ def test_nothing_is_found_in_networks_that_are_well(model):
 
 
 def test_an_overflow_in_half_precision_is_found():
-    found = step_of(mlp((5,), dtype=jnp.float16), batch=BATCH._replace(inputs=BATCH.inputs * 1e6))
-    assert found.value in ("inf", "nan") and found.rows
+    result = step_of(mlp((5,), dtype=jnp.float16), batch=BATCH._replace(inputs=BATCH.inputs * 1e6))
+    assert result.value in ("inf", "nan") and result.rows
 
 
 def test_networks_of_nnx_are_looked_into():
@@ -164,8 +164,8 @@ def test_networks_of_nnx_are_looked_into():
         def __call__(self, inputs):
             return self.layer(jnp.log(inputs))
 
-    found = step_of(from_nnx(lambda rngs: Net(rngs)), batch=negative_in((1,)))
-    assert "(log)" in found.layer and found.rows == (1,)
+    result = step_of(from_nnx(lambda rngs: Net(rngs)), batch=negative_in((1,)))
+    assert "(log)" in result.layer and result.rows == (1,)
 
 
 LARGE_STEPS = make_plan(mlp((5,)), losses.squared_error, optax.sgd(1.0))
@@ -217,9 +217,9 @@ PLAN = make_plan(from_linen(Logs()), losses.squared_error, optax.sgd(0.01), batc
 def run(plan, train, validation=VALIDATION, length=1000, epochs=5):
     begin = start(plan, train, validation, key=jax.random.key(3))
     pieces = chunks(plan, begin, train, validation, last=epochs, steps=lambda: length)
-    seen = []
+    calls = []
     with pytest.raises(NonFiniteError) as caught:
-        seen.extend(iter(check_finite(pieces, plan, begin, train, validation)))
+        calls.extend(iter(check_finite(pieces, plan, begin, train, validation)))
     return begin, caught.value.args[0]
 
 

@@ -32,9 +32,9 @@ def lowered_rates(train, learning_rate):
 @pytest.mark.parametrize("rate", [1, jnp.int32(1), jnp.asarray(1, jnp.uint8)])
 @pytest.mark.parametrize("train", [fit, fit_seeds])
 def test_a_rate_that_is_an_integer_is_lowered_as_a_float_is(train, rate):
-    found = lowered_rates(train, rate)
-    np.testing.assert_array_equal(found, lowered_rates(train, 1.0))
-    assert set(found) == {1, 0.5, 0.25}
+    result = lowered_rates(train, rate)
+    np.testing.assert_array_equal(result, lowered_rates(train, 1.0))
+    assert set(result) == {1, 0.5, 0.25}
 
 
 def test_the_range_test_begins_at_its_lowest_rate_where_the_optimizers_is_an_integer():
@@ -80,12 +80,12 @@ def test_a_moving_average_of_narrow_parameters_is_that_of_numpy_in_float32(dtype
     plan = make_plan(model, squared_error, SGD, batch_size=32)
     mean = np.asarray(kernel(start(plan, ROWS, key=jax.random.key(0)).train_state.variables), np.float32)
     for step, weights in enumerate(path):
-        kept = min(0.99, (1 + step) / (10 + step))
-        mean = kept * mean + (1 - kept) * weights
-    found = kernel(run.state.train_state.ema)
-    assert found.dtype == jnp.float32
+        remaining = min(0.99, (1 + step) / (10 + step))
+        mean = remaining * mean + (1 - remaining) * weights
+    result = kernel(run.state.train_state.ema)
+    assert result.dtype == jnp.float32
     # XLA may hand the average the new weights before it rounds them.
-    np.testing.assert_allclose(found, mean, rtol=float(jnp.finfo(dtype).eps) + 1e-5, atol=1e-6)
+    np.testing.assert_allclose(result, mean, rtol=float(jnp.finfo(dtype).eps) + 1e-5, atol=1e-6)
     for weights in (run.final, run.best, eval_variables(run.state.train_state)):
         assert kernel(weights).dtype == dtype
     again = fit(model, squared_error, SGD, ROWS, epochs=steps + 1, state=run.state, **common)

@@ -64,8 +64,8 @@ def test_the_best_epoch_of_many_seeds_is_where_each_accuracy_is_highest():
         epochs=12,
         early_stopping=stop,
     )
-    found = runs.history.groupby("member")["val_accuracy"].apply(lambda values: np.argmax(values) + 1)
-    np.testing.assert_array_equal(runs.best_epochs, found)
+    result = runs.history.groupby("member")["val_accuracy"].apply(lambda values: np.argmax(values) + 1)
+    np.testing.assert_array_equal(runs.best_epochs, result)
 
 
 def make_by_accuracy(learning_rate):
@@ -80,8 +80,8 @@ def make_by_accuracy(learning_rate):
 
 def test_successive_halving_keeps_the_trial_of_the_higher_accuracy():
     trials = [{"learning_rate": 1e-6}, {"learning_rate": 3e-2}]
-    found = sweep(make_by_accuracy, trials, ROWS, ROWS, seeds=(0, 1), epochs=4, eta=2, min_resource=2)
-    assert found.table.groupby("trial")["reason"].first().tolist() == ["halving", "epochs"]
+    result = sweep(make_by_accuracy, trials, ROWS, ROWS, seeds=(0, 1), epochs=4, eta=2, min_resource=2)
+    assert result.table.groupby("trial")["reason"].first().tolist() == ["halving", "epochs"]
 
 
 def test_a_plateau_of_an_accuracy_that_rises_keeps_the_learning_rate():

@@ -95,11 +95,11 @@ def test_the_mean_gradient_of_an_epoch_is_that_of_the_weighted_mean_loss(batch_s
     weights_now = Variables({"w": jnp.array([[0.3], [0.1], [-0.2]]), "b": jnp.array([0.4])}, {})
     state = make_train_state(weights_now, optax.sgd(0.1), jax.random.key(0))
     rows = jax.tree.map(jnp.asarray, training_rows(dataset(X, Y, weights)))
-    found = mean_gradient(state, rows, batch_size=batch_size)
+    result = mean_gradient(state, rows, batch_size=batch_size)
     x, y, w = (np.float64(each) for each in (X, Y, weights[:, None]))
     error = x @ np.array([[0.3], [0.1], [-0.2]]) + 0.4 - y
-    np.testing.assert_allclose(found["b"], [(2 * w * error).sum() / w.sum()], rtol=1e-4)
-    np.testing.assert_allclose(found["w"], 2 * x.T @ (w * error) / w.sum(), rtol=1e-4)
+    np.testing.assert_allclose(result["b"], [(2 * w * error).sum() / w.sum()], rtol=1e-4)
+    np.testing.assert_allclose(result["w"], 2 * x.T @ (w * error) / w.sum(), rtol=1e-4)
 
 
 @pytest.mark.parametrize("batch_size", [1, 32])
@@ -154,15 +154,15 @@ def test_full_batches_find_the_weighted_regression_of_scikit_learn():
 
 def test_metrics_are_those_of_scikit_learn_with_sample_weights():
     weights = LINEAR.init(jax.random.key(0), X)
-    found = evaluate(LINEAR, weights, dataset(X, Y, W), losses.squared_error, metrics=[metrics.mae], batch_size=16)
-    np.testing.assert_allclose(found["loss"], sk.mean_squared_error(Y, 0 * Y, sample_weight=W), rtol=1e-5)
-    np.testing.assert_allclose(found["mae"], sk.mean_absolute_error(Y, 0 * Y, sample_weight=W), rtol=1e-5)
+    result = evaluate(LINEAR, weights, dataset(X, Y, W), losses.squared_error, metrics=[metrics.mae], batch_size=16)
+    np.testing.assert_allclose(result["loss"], sk.mean_squared_error(Y, 0 * Y, sample_weight=W), rtol=1e-5)
+    np.testing.assert_allclose(result["mae"], sk.mean_absolute_error(Y, 0 * Y, sample_weight=W), rtol=1e-5)
 
 
 def test_weight_0_is_as_if_the_examples_were_not_there():
     model = NORMED
-    kept = np.flatnonzero(ZEROS)
-    left_out = take(dataset(X, Y, W), kept)
+    remaining = np.flatnonzero(ZEROS)
+    left_out = take(dataset(X, Y, W), remaining)
     weights = begun(model)
     both = [
         fit(

@@ -199,8 +199,8 @@ def test_the_moving_average_is_numpys_and_padding_leaves_it_alone():
     average = np.ones((4, 1))
     for number in range(30):
         state, _ = step(state, ROWS)
-        kept = min(decay, (1 + number) / (10 + number))
-        average = kept * average + (1 - kept) * np.float64(state.variables.params["w"])
+        remaining = min(decay, (1 + number) / (10 + number))
+        average = remaining * average + (1 - remaining) * np.float64(state.variables.params["w"])
     np.testing.assert_allclose(eval_variables(state).params["w"], average, rtol=1e-5)
     padding = ROWS._replace(sample_weight=np.zeros(31, np.float32))
     np.testing.assert_array_equal(step(state, padding)[0].ema.params["w"], state.ema.params["w"])
@@ -215,9 +215,9 @@ def test_the_gradient_is_numpys():
     x, y = np.float64(ROWS.inputs), np.float64(ROWS.targets)
     error = x.sum(1, keepdims=True) - y
     state = make_train_state(begun(LINEAR), optax.sgd(0.1), jax.random.key(3))
-    found = jax.jit(make_gradient(LINEAR, OBJECTIVE))(state, ROWS)
-    np.testing.assert_allclose(found["w"], 2 * x.T @ error / len(x), rtol=1e-5)
-    np.testing.assert_allclose(found["b"], 2 * error.mean(0), rtol=1e-5)
+    result = jax.jit(make_gradient(LINEAR, OBJECTIVE))(state, ROWS)
+    np.testing.assert_allclose(result["w"], 2 * x.T @ error / len(x), rtol=1e-5)
+    np.testing.assert_allclose(result["b"], 2 * error.mean(0), rtol=1e-5)
 
 
 @pytest.mark.parametrize("options", [{}, {"input_norm": True, "dropout": 0.5}], ids=["plain", "norm and dropout"])
@@ -245,8 +245,8 @@ def test_the_gradient_is_that_of_a_loss_written_out():
         return ((outputs - ROWS.targets) ** 2).mean()
 
     state = make_train_state(weights, optax.sgd(0.1), jax.random.key(3))
-    found, expected = jax.jit(make_gradient(model, OBJECTIVE))(state, ROWS), jax.jit(jax.grad(loss))(weights.params)
-    for one, other in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
+    result, expected = jax.jit(make_gradient(model, OBJECTIVE))(state, ROWS), jax.jit(jax.grad(loss))(weights.params)
+    for one, other in zip(*map(jax.tree.leaves, (result, expected)), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
 
 

@@ -72,8 +72,8 @@ def test_fifty_steps_are_those_of_keras(optimizer, input_norm):
     theirs = weights_of(network)
     for one, other in zip(jax.tree.leaves(state.variables), jax.tree.leaves(theirs), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-5)
-    found, _ = model.apply(state.variables, INPUTS[0], train=False)
-    np.testing.assert_allclose(found, network.predict(INPUTS[0], verbose=0), rtol=1e-3, atol=1e-4)
+    result, _ = model.apply(state.variables, INPUTS[0], train=False)
+    np.testing.assert_allclose(result, network.predict(INPUTS[0], verbose=0), rtol=1e-3, atol=1e-4)
 
 
 def keras_convnet():

@@ -43,15 +43,15 @@ def run(optimizer):
 
 def stacks(train):
     """Return the frames of jaxdl, outermost first, at each call of `optimizer.update`; wrappers are frames too."""
-    found = []
+    result = []
 
     def update(updates, state, params=None):
         places = (place(each.frame.f_code) for each in inspect.stack(0))
-        found.append([each for each in places if each][::-1])
+        result.append([each for each in places if each][::-1])
         return jax.tree.map(lambda leaf: -0.1 * leaf, updates), state
 
     train(optax.GradientTransformation(lambda params: (), update))
-    return found
+    return result
 
 
 def turns(train):
@@ -60,7 +60,7 @@ def turns(train):
     A file has called it where it is on the stack already, with another file of jaxdl in between. Looked at are all
     calls between functions of jaxdl on the walk of a batch: below `DOORS`. Each pair of functions counts once.
     """
-    stack, found = [], set()
+    stack, result = [], set()
 
     def profile(frame, event, _):
         called = place(frame.f_code)
@@ -70,7 +70,7 @@ def turns(train):
             files = [file for file, _ in stack]
             walks = DOORS & {called, *stack}
             if walks and stack and called[0] != files[-1] and called[0] in files:
-                found.add((stack[-1], called))
+                result.add((stack[-1], called))
             stack.append(called)
         elif event == "return":
             stack.pop()
@@ -81,15 +81,15 @@ def turns(train):
     finally:
         sys.setprofile(None)
     assert not stack
-    return sorted(found)
+    return sorted(result)
 
 
 # Of `fit_seeds`, five are the map over the members; of a run in a folder, two are `jit` and `check_finite`.
 @pytest.mark.parametrize(("train", "functions", "files"), [(fit, 6, 4), (fit_seeds, 15, 7), (run, 9, 6)])
 def test_from_the_call_to_the_optimizer_are_few_functions_in_few_files(train, functions, files):
-    found = stacks(train)
-    assert found
-    for chain in found:
+    result = stacks(train)
+    assert result
+    for chain in result:
         text = " -> ".join(f"{file}:{name}" for file, name in chain)
         assert ("train/loop.py", "run_loop") in chain or ("train/fit.py", "fit") in chain, text
         assert len(chain) <= functions and len({file for file, _ in chain}) <= files, text
@@ -98,5 +98,5 @@ def test_from_the_call_to_the_optimizer_are_few_functions_in_few_files(train, fu
 # A run in a folder is called back for the clock, for signals and to save.
 @pytest.mark.parametrize(("train", "most"), [(fit, 4), (fit_seeds, 4), (run, 7)])
 def test_the_walk_of_a_batch_turns_back_a_few_times_at_most(train, most):
-    found = turns(train)
-    assert len(found) <= most, "\n".join(f"{caller} -> {called}" for caller, called in found)
+    result = turns(train)
+    assert len(result) <= most, "\n".join(f"{caller} -> {called}" for caller, called in result)

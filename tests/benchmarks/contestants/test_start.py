@@ -54,7 +54,7 @@ def counting(task, arrays):
     return run
 
 
-def asked(*questions, prepare=counting):
+def requests(*questions, prepare=counting):
     return list(replies(prepare, [json.dumps(question) for question in questions]))
 
 
@@ -63,7 +63,7 @@ def asked(*questions, prepare=counting):
 
 def test_every_request_has_an_answer_in_order(tmp_path):
     task = task_of(folder=stored(tmp_path, table()), rows=7)
-    prepared, first, second = asked({"prepare": task._asdict()}, {"run": 3, "seed": 2}, {"run": 1, "seed": 5})
+    prepared, first, second = requests({"prepare": task._asdict()}, {"run": 3, "seed": 2}, {"run": 1, "seed": 5})
     assert prepared.keys() == {"seconds", "memory"} and prepared["memory"] > 1
     assert (first["value"], second["value"]) == (14, 35)
     assert [len(first["ends"]), len(second["ends"])] == [3, 1]
@@ -79,22 +79,22 @@ def test_ends_count_from_the_start_of_their_run(tmp_path):
         return run
 
     task = task_of(folder=stored(tmp_path, table()))._asdict()
-    prepared, *runs = asked({"prepare": task}, *[{"run": 1, "seed": 0}] * 2, prepare=slow)
+    prepared, *runs = requests({"prepare": task}, *[{"run": 1, "seed": 0}] * 2, prepare=slow)
     assert prepared["seconds"] >= 0.2
     assert all(0.05 <= answer["ends"][0] < 0.2 for answer in runs)
 
 
 def test_widths_are_a_tuple_after_json(tmp_path):
-    seen = []
+    calls = []
     task = task_of(folder=stored(tmp_path, table()))
-    asked({"prepare": task._asdict()}, prepare=lambda given, arrays: seen.append(given))
-    assert seen == [task]
+    requests({"prepare": task._asdict()}, prepare=lambda given, arrays: calls.append(given))
+    assert calls == [task]
 
 
 def test_an_error_is_an_answer_and_the_next_request_runs(tmp_path):
     task = task_of(folder=stored(tmp_path, table()), rows=7)._asdict()
     questions = {"prepare": task}, {"run": 1, "seed": -1}, {"run": 1, "seed": 1}
-    _, failed, fine = asked(*questions)
+    _, failed, fine = requests(*questions)
     assert failed == {"error": "MemoryError: too much"}
     assert fine["value"] == 7
 
@@ -103,7 +103,7 @@ def test_a_run_without_a_prepared_task_is_an_error(tmp_path):
     task = task_of(folder=stored(tmp_path, table()))._asdict()
     run = {"run": 1, "seed": 1}
     absent = {"prepare": {**task, "folder": str(tmp_path / "absent")}}
-    before, _, _, failed, after = asked(run, {"prepare": task}, run, absent, run)
+    before, _, _, failed, after = requests(run, {"prepare": task}, run, absent, run)
     assert before == after == {"error": "AssertionError: nothing is prepared"}
     assert failed["error"].startswith("FileNotFoundError")
 
@@ -177,11 +177,11 @@ def test_each_epoch_has_its_own_order_of_all_examples(monkeypatch):
 
     orders, shuffle = [], perceptron.shuffle
 
-    def seen(rows, random_state):
+    def calls(rows, random_state):
         orders.append(shuffle(rows, random_state=random_state))
         return orders[-1]
 
-    monkeypatch.setattr(perceptron, "shuffle", seen)
+    monkeypatch.setattr(perceptron, "shuffle", calls)
     model, _ = fitted(seed=0, epochs=3)
     assert [sorted(order) for order in orders] == [list(range(ROWS))] * 3
     assert len({tuple(order) for order in orders}) == 3
@@ -228,8 +228,8 @@ def test_the_process_of_scikit_learn_runs_one_task_and_ends(tmp_path):
     task = task_of(folder=stored(tmp_path, table()))
     command = [sys.executable, "-m", "benchmarks.contestants.sklearn_loop", "--once", json.dumps(task._asdict())]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
-    said = json.loads(done.stdout)
-    assert said["value"] == sklearn_loop.prepare(task, table())(1, 0).value and said["memory"] > 10
+    output = json.loads(done.stdout)
+    assert output["value"] == sklearn_loop.prepare(task, table())(1, 0).value and output["memory"] > 10
 
 
 # Keras, with the backend that the tests give it.
@@ -287,16 +287,16 @@ def test_the_new_weights_of_keras_are_glorot_uniform_with_biases_of_zero(keras_l
     columns = 2000
     inputs = np.eye(columns, dtype=np.float32)
     arrays = Arrays((inputs, inputs[:, :1]), (np.concatenate([inputs, 0 * inputs[:1]]), np.zeros((columns + 1, 1))))
-    seen, repeat = [], keras_loop.repeat
+    calls, repeat = [], keras_loop.repeat
 
     def watched(model, *others):
-        seen.append(model.predict(arrays.validation[0], verbose=0)[:, 0])
+        calls.append(model.predict(arrays.validation[0], verbose=0)[:, 0])
         return repeat(model, *others)
 
     monkeypatch.setattr(keras_loop, "repeat", watched)
     run = keras_loop.prepare(task_of("predict", widths=()), arrays)
     value = run(1, 4).value
-    *weights, bias = seen[-1]
+    *weights, bias = calls[-1]
     bound = np.sqrt(6 / (columns + 1))
     assert bias == 0 and np.max(np.abs(weights)) <= bound
     np.testing.assert_allclose(np.std(weights), bound / np.sqrt(3), rtol=0.05)

@@ -45,8 +45,8 @@ ROUND = [(device, (device + 1) % 8) for device in range(8)]
     ],
 )
 def test_collectives_of_a_function_are_listed_with_their_bytes(kind, size, function):
-    (found,) = compiled(function)
-    assert (found.kind, found.bytes, found.looped) == (kind, size, False)
+    (result,) = compiled(function)
+    assert (result.kind, result.bytes, result.looped) == (kind, size, False)
 
 
 def test_collectives_inside_and_outside_of_a_loop_are_distinguished():
@@ -54,8 +54,8 @@ def test_collectives_inside_and_outside_of_a_loop_are_distinguished():
         x = lax.fori_loop(0, 5, lambda _, x: jnp.sin(lax.psum(x, "data")) + lax.ppermute(x, "data", ROUND), x)
         return x + lax.all_gather(x, "data").max(0)
 
-    found = [(one.kind, one.looped) for one in compiled(function)]
-    assert Counter(found) == Counter([("all-reduce", True), ("collective-permute", True), ("all-gather", False)])
+    result = [(one.kind, one.looped) for one in compiled(function)]
+    assert Counter(result) == Counter([("all-reduce", True), ("collective-permute", True), ("all-gather", False)])
 
 
 def test_a_collective_called_from_a_loop_is_in_the_loop():
@@ -70,8 +70,8 @@ def test_a_collective_called_from_a_loop_is_in_the_loop():
     on_mesh = jax.shard_map(
         function, mesh=mesh, in_specs=PartitionSpec("data"), out_specs=PartitionSpec("data"), check_vma=False
     )
-    (found,) = collectives(jax.jit(on_mesh).lower(jnp.ones((8, 16))).compile().as_text())
-    assert found.kind == "all-reduce" and found.looped
+    (result,) = collectives(jax.jit(on_mesh).lower(jnp.ones((8, 16))).compile().as_text())
+    assert result.kind == "all-reduce" and result.looped
 
 
 def test_an_asynchronous_collective_counts_once():
@@ -123,22 +123,22 @@ def bytes_of(tree):
 @pytest.mark.parametrize("case", CASES)
 def test_training_reduces_gradients_metrics_and_moments_and_nothing_else(case):
     model, rows, objective = CASES[case]
-    run_state, found = of_training(model, rows(), objective)
-    assert {one.kind for one in found} == {"all-reduce"}
-    assert all(one.looped for one in found)
+    run_state, result = of_training(model, rows(), objective)
+    assert {one.kind for one in result} == {"all-reduce"}
+    assert all(one.looped for one in result)
     weights = run_state.train_state.variables
     # The loss, the metric and the sum of the weights of the rows; of each BatchNorm layer two moments.
-    told, moments = bytes_of(weights.params) + bytes_of(run_state.sums), bytes_of(weights.stats)
+    message, moments = bytes_of(weights.params) + bytes_of(run_state.sums), bytes_of(weights.stats)
     layers = len(jax.tree.leaves(weights.stats)) // 2
     # Moments again on the way back or, where those of the inputs need none, as counts; and a count a layer.
-    assert 0 <= sum(one.bytes for one in found) - told - 2 * moments <= 4 * layers
+    assert 0 <= sum(one.bytes for one in result) - message - 2 * moments <= 4 * layers
     of_leaves = Counter(leaf.nbytes for leaf in jax.tree.leaves(weights.params))
-    assert of_leaves <= Counter(size for one in found for size in one.sizes)
+    assert of_leaves <= Counter(size for one in result for size in one.sizes)
 
 
 def test_one_all_reduce_has_the_gradients_of_all_layers():
-    run_state, found = of_training(*cased("convnet"))
-    first, last = sorted(found, key=lambda one: one.bytes)
+    run_state, result = of_training(*cased("convnet"))
+    first, last = sorted(result, key=lambda one: one.bytes)
     assert first.bytes == 4  # the weights of the batch's rows, by which the loss is divided
     assert last.bytes == bytes_of(run_state.train_state.variables.params) + bytes_of(run_state.sums) - 4
 
@@ -162,8 +162,8 @@ def test_validation_reduces_its_sums_only():
 
 def test_sharded_weights_are_gathered_in_the_loop():
     # So that the tests above could fail.
-    _, found = of_training(*cased("mlp"), place=partial(shard_state, large=0))
-    assert "all-gather" in {one.kind for one in found if one.looped}
+    _, result = of_training(*cased("mlp"), place=partial(shard_state, large=0))
+    assert "all-gather" in {one.kind for one in result if one.looped}
 
 
 def test_one_device_has_no_collectives():

@@ -73,8 +73,8 @@ def test_tensorboard_gets_the_same_pictures(finished):
     events = EventAccumulator(str(finished / "tensorboard" / "pictures"))
     events.Reload()
     assert set(events.Tags()["images"]) == FIGURES
-    (seen,) = events.Images("samples")
-    assert seen.encoded_image_string == (finished / "figures/samples.png").read_bytes()
+    (calls,) = events.Images("samples")
+    assert calls.encoded_image_string == (finished / "figures/samples.png").read_bytes()
 
 
 def test_metrics_are_those_of_scikit_learn_on_the_kept_weights(finished):
@@ -161,7 +161,7 @@ def test_every_recipe_settles_to_its_values():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "output"),
     [
         (("--train-size", "300"), "--train-size must be at most 299 of the 300 training images"),
         (("--train-size", "301", "--lesson-split"), "--train-size must be at most 300 of the 300 training images"),
@@ -188,10 +188,10 @@ def test_every_recipe_settles_to_its_values():
         (("--data", "a" * 300 + "/b"), "is no source of images"),
     ],
 )
-def test_bad_input_is_one_message_and_exit_code_2(arguments, said, tmp_path, capsys):
+def test_bad_input_is_one_message_and_exit_code_2(arguments, output, tmp_path, capsys):
     assert call("--data", IMAGES, "--no-compilation-cache", "--workdir", tmp_path / "run", *arguments) == 2
     error = capsys.readouterr().err
-    assert said in error and "Traceback" not in error
+    assert output in error and "Traceback" not in error
     assert not (tmp_path / "run").exists()
 
 

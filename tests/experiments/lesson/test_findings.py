@@ -42,9 +42,9 @@ def chance_in(sentence):
     return float(re.search(r"p = ([\d.e-]+?)\)", sentence).group(1))
 
 
-def about(said, *names):
+def about(output, *names):
     """The one sentence that names these rows and no other."""
-    (sentence,) = [text for text in said[2:] if set(re.findall('"([^"]+)"', text)) == set(names)]
+    (sentence,) = [text for text in output[2:] if set(re.findall('"([^"]+)"', text)) == set(names)]
     return sentence
 
 
@@ -70,8 +70,8 @@ def test_p_values_are_those_of_scipy_and_of_holm_within_their_section(seed):
         baseline("as today", today),
         *(network(name, values, NEXT) for name, values in steps.items()),
     ]
-    said = findings(rows)
-    assert said[:2] == [READING, SPLIT] and len(said) == 2 + 4 + 3
+    output = findings(rows)
+    assert output[:2] == [READING, SPLIT] and len(output) == 2 + 4 + 3
     pairs = [("plain", "as today"), ("early stopping", "plain")]
     pairs += [("BatchNorm", "early stopping"), ("BatchNorm", "as today")]
     tested = [
@@ -79,11 +79,11 @@ def test_p_values_are_those_of_scipy_and_of_holm_within_their_section(seed):
         for one, other in pairs
     ]
     for (one, other), chance, test in zip(pairs, holm([t.pvalue for t in tested]), tested, strict=True):
-        assert_says(about(said, one, other), one, other, chance, one if test.statistic < 0 else other)
+        assert_says(about(output, one, other), one, other, chance, one if test.statistic < 0 else other)
     tested = {name: ttest_rel(values, drawn["BatchNorm"]) for name, values in steps.items()}
     for (name, test), chance in zip(tested.items(), holm([t.pvalue for t in tested.values()]), strict=True):
         better = name if test.statistic < 0 else "BatchNorm"
-        assert_says(about(said, name, "BatchNorm"), name, "BatchNorm", chance, better)
+        assert_says(about(output, name, "BatchNorm"), name, "BatchNorm", chance, better)
 
 
 def test_more_rows_in_one_section_change_no_sentence_of_another():
@@ -102,9 +102,9 @@ def test_equal_networks_are_rarely_called_different():
         rows += [
             baseline(f"{name}, {place}", 3.5) for name in ("as today", "ridge regression") for place in NETWORKS[3:]
         ]
-        said = findings(rows)
-        assert len(said) == 2 + 9
-        lied += any("is better than" in text for text in said)
+        output = findings(rows)
+        assert len(output) == 2 + 9
+        lied += any("is better than" in text for text in output)
     # In a section there is a false claim or more in at most one lesson of twenty, and Holm gives little away.
     assert 0.01 < lied / times < 0.05 + 3 * np.sqrt(0.05 * 0.95 / times)
 
@@ -122,8 +122,8 @@ def test_of_equal_sizes_none_is_rarely_called_worse_although_the_best_is_chosen_
 def test_clear_differences_are_told():
     rng = np.random.default_rng(0)
     rows = [network(name, rng.normal(3 + place, 0.05, 5)) for place, name in enumerate(NETWORKS[:3])]
-    said = findings(rows)[2:]
-    assert [text.partition(" by ")[0] for text in said] == [
+    output = findings(rows)[2:]
+    assert [text.partition(" by ")[0] for text in output] == [
         '"plain" is better than "early stopping"',
         '"early stopping" is better than "BatchNorm"',
     ]
@@ -131,10 +131,10 @@ def test_clear_differences_are_told():
 
 def test_a_baseline_is_a_constant_without_an_error():
     values = [3.4, 3.6, 3.5, 3.45]
-    said = findings([network("BatchNorm", values), baseline("as today", 3.877)])
+    output = findings([network("BatchNorm", values), baseline("as today", 3.877)])
     test = ttest_1samp(values, 3.877)
-    assert chance_in(said[2]) == pytest.approx(test.pvalue, rel=0.05)
-    assert said[2].startswith('"BatchNorm" is better than "as today" by 0.39 +- 0.04 hours')
+    assert chance_in(output[2]) == pytest.approx(test.pvalue, rel=0.05)
+    assert output[2].startswith('"BatchNorm" is better than "as today" by 0.39 +- 0.04 hours')
 
 
 @pytest.mark.parametrize(
@@ -154,9 +154,9 @@ def test_every_rate_of_dropout_is_compared_with_none():
     rows = [network(name, value + np.array([0.1, 0.3, 0.2]), CIFAR10, "%") for name, value in rates.items()]
     rows[1] = rows[1]._replace(values={"test": np.array([53.0, 53.1, 53.3])})
     rows[2] = rows[2]._replace(values={"test": np.array([20.0, 20.5, 20.1])})
-    said = findings(rows)
-    assert about(said, "dropout 0.2", "pooled").startswith('"dropout 0.2" is better than "pooled"')
-    assert about(said, "dropout 0.95", "pooled").startswith('"pooled" is better than "dropout 0.95"')
+    output = findings(rows)
+    assert about(output, "dropout 0.2", "pooled").startswith('"dropout 0.2" is better than "pooled"')
+    assert about(output, "dropout 0.95", "pooled").startswith('"pooled" is better than "dropout 0.95"')
 
 
 def test_the_small_network_for_photographs_is_not_the_small_one_for_weather():
@@ -186,8 +186,8 @@ def of_sizes(means, spread=0.1, count=8, **changes):
 def test_the_smallest_network_within_one_standard_error_of_the_best():
     # The error is 0.1 / sqrt(8), 0.035.
     rows = of_sizes({"9": 3.5, "7": 3.2, "5": 3.1, "3": 3.13, "2": 3.136, "1": 4.0})
-    said = findings(rows)[2:]
-    assert said[0] == (
+    output = findings(rows)[2:]
+    assert output[0] == (
         'Of 6 sizes of network, "5" has the lowest mean RMSE on validation rows, 3.10 +- 0.04 hours. The smallest '
         'within one standard error of it is "3", with 300 parameters.'
     )
@@ -213,10 +213,10 @@ def test_sizes_are_worse_or_not_told_apart_by_scipy_over_all_pairs():
 def test_a_size_with_a_seed_that_diverged_is_said_to_be_so_and_neither_best_nor_worse():
     rows = of_sizes({"9": 3.5, "5": 3.1, "3": 2.0})
     rows[2].values["validation"][3] = np.nan
-    said = findings(rows)[2:]
-    assert said[0] == 'Sizes that cannot be compared, because a seed diverged: "3".'
-    assert said[1].startswith('Of 2 sizes of network, "5" has the lowest mean') and "\n" not in "".join(said)
-    assert said[2] == 'Worse than "5" on validation rows: "9".' and len(said) == 3
+    output = findings(rows)[2:]
+    assert output[0] == 'Sizes that cannot be compared, because a seed diverged: "3".'
+    assert output[1].startswith('Of 2 sizes of network, "5" has the lowest mean') and "\n" not in "".join(output)
+    assert output[2] == 'Worse than "5" on validation rows: "9".' and len(output) == 3
     assert recommended(rows) == 1
 
 
@@ -228,9 +228,9 @@ def test_where_all_sizes_diverged_nothing_else_is_said():
 
 def test_a_network_with_a_seed_that_diverged_is_compared_with_nothing():
     rows = [network("plain", [4.0, np.inf, 4.1]), network("early stopping", [3.5, 3.6, 3.4]), baseline("as today", 9.0)]
-    said = findings(rows)
+    output = findings(rows)
     for other in ("as today", "early stopping"):
-        assert "cannot be compared: not all of the 3 seeds have finite values" in about(said, "plain", other)
+        assert "cannot be compared: not all of the 3 seeds have finite values" in about(output, "plain", other)
 
 
 def test_one_seed_allows_to_say_nothing():

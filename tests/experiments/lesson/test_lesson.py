@@ -132,12 +132,12 @@ def finished(tmp_path_factory):
 def again(finished, tmp_path_factory):
     """The folder of the small lesson after a second start, in which no network may be trained, and what was said."""
     folder = shutil.copytree(finished, tmp_path_factory.mktemp("again") / "copy")
-    said = io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(said):
+    output = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(output):
         make_small(patch)
         forbid_training(patch)
         assert call("--workdir", folder) == 0
-    return folder, said.getvalue()
+    return folder, output.getvalue()
 
 
 @pytest.fixture
@@ -265,9 +265,9 @@ def solo(exercise, target):
 
 def outputs_of(model, sets, weights):
     """By the name of a set; one program for all of them."""
-    told = np.asarray(predict(model, weights, np.concatenate([sets[name].inputs for name in SETS])))
+    message = np.asarray(predict(model, weights, np.concatenate([sets[name].inputs for name in SETS])))
     ends = np.cumsum([len(sets[name].sample_weight) for name in SETS])[:-1]
-    return dict(zip(SETS, np.split(told, ends), strict=True))
+    return dict(zip(SETS, np.split(message, ends), strict=True))
 
 
 @pytest.mark.parametrize("name", ["10, 5", "BatchNorm", "one place", "oversampled", "one place, yes or no"])
@@ -276,19 +276,19 @@ def test_a_row_has_the_figures_of_networks_that_are_trained_alone(name, finished
     labels = exercise.section == BARBECUE
     rows = seeds_of(finished).loc[exercise.section, name]
     assert rows["seed"].tolist() == list(range(SEEDS))
-    sets, told = solo(exercise, BASEL if labels else "BASEL_sunshine")
-    for seed, outputs in enumerate(told):
+    sets, message = solo(exercise, BASEL if labels else "BASEL_sunshine")
+    for seed, outputs in enumerate(message):
         for which in SETS:
-            targets, shown = sets[which].targets, rows[which].iloc[seed]
+            targets, rendered = sets[which].targets, rows[which].iloc[seed]
             if labels:
                 # A row that is nearly undecided may fall on either side.
                 right = accuracy_score(targets, outputs[which] > 0)
-                assert shown == pytest.approx(100 * right, abs=100.1 / len(targets))
+                assert rendered == pytest.approx(100 * right, abs=100.1 / len(targets))
             else:
-                assert shown == pytest.approx(root_mean_squared_error(targets, outputs[which]), rel=0.01)
+                assert rendered == pytest.approx(root_mean_squared_error(targets, outputs[which]), rel=0.01)
     if name == "BatchNorm":
         together = rows_of(finished).loc[(NEXT, f"all {SEEDS} together"), "test_mean"]
-        mean = np.mean([outputs["test"] for outputs in told], 0)
+        mean = np.mean([outputs["test"] for outputs in message], 0)
         assert together == pytest.approx(root_mean_squared_error(sets["test"].targets, mean), rel=0.01)
 
 
@@ -315,11 +315,11 @@ def test_a_row_of_photographs_has_the_figures_of_networks_that_are_trained_alone
 
 
 def test_that_data_are_simulated_is_said_loudly_and_nothing_of_the_lesson_s_is_printed_beside(again):
-    folder, shown = again
-    said, text = " ".join(shown.split()), text_of(folder)
+    folder, rendered = again
+    output, text = " ".join(rendered.split()), text_of(folder)
     for what in ("weather", "images"):
         note = f"SIMULATED {what.upper()}: no value of this lesson says anything about real {what}."
-        assert f"WARNING: {note}" in said and text.count(note) == 1
+        assert f"WARNING: {note}" in output and text.count(note) == 1
     assert rows_of(folder)[[f"lesson_{name}" for name in SETS]].isna().all(axis=None)
     # Neither data set has had a part in it.
     assert "Klein Tank" not in text and "Krizhevsky" not in text
@@ -343,14 +343,14 @@ def test_of_measured_data_there_is_no_note():
 
 
 def test_the_terminal_tells_all_in_80_columns(again):
-    _, shown = again
-    said = " ".join(shown.split())
+    _, rendered = again
+    output = " ".join(rendered.split())
     for name in ("BatchNorm", "one place, yes or no", "dropout 0.5", f"all {SEEDS} together", "is the standard error"):
-        assert name in said
+        assert name in output
     assert (
-        "…" not in shown
-        and "lesson.html" in shown
-        and "90 % intervals from the standard deviation of 3 networks" in said
+        "…" not in rendered
+        and "lesson.html" in rendered
+        and "90 % intervals from the standard deviation of 3 networks" in output
     )
 
 
@@ -358,8 +358,8 @@ def test_the_terminal_tells_all_in_80_columns(again):
 
 
 def test_a_second_start_trains_nothing_and_gives_the_same_bytes(finished, again):
-    folder, shown = again
-    assert "resumes after its finished rows" in shown
+    folder, rendered = again
+    assert "resumes after its finished rows" in rendered
     before, after = contents(finished), contents(folder)
     assert set(before) == set(after)
     changed = {path.as_posix() for path in before if before[path] != after[path]}
@@ -402,16 +402,16 @@ def test_a_lesson_that_was_killed_goes_on_to_the_same_table(missing, more, few, 
     assert call("--workdir", folder) == 0
     # Nothing that was finished is trained again.
     assert len(saved) > more and len(saved) == len(set(saved))
-    expected, found = rows_of(finished).drop(CIFAR10), rows_of(folder)
+    expected, result = rows_of(finished).drop(CIFAR10), rows_of(folder)
     if few:
         # What is a size and an exercise too has two rows.
         names = expected.index.get_level_values("row")
         expected = expected[(expected["seeds"] == 0) | names.isin([*few, "small"])]
-    pd.testing.assert_frame_equal(found.drop(columns="seconds"), expected.drop(columns="seconds"), check_exact=True)
+    pd.testing.assert_frame_equal(result.drop(columns="seconds"), expected.drop(columns="seconds"), check_exact=True)
 
 
 @pytest.mark.parametrize(
-    ("flags", "told"),
+    ("flags", "message"),
     [
         (("--seeds", 2), "--seeds is 3 in the lesson in {}, got 2."),
         (("--full",), "--full is False in the lesson in {}, got True."),
@@ -419,11 +419,11 @@ def test_a_lesson_that_was_killed_goes_on_to_the_same_table(missing, more, few, 
         (("--data", "simulated:401"), "the lesson in {} has another data set of weather."),
     ],
 )
-def test_another_lesson_in_the_same_folder_is_refused(flags, told, copied, untrained, capsys):
+def test_another_lesson_in_the_same_folder_is_refused(flags, message, copied, untrained, capsys):
     before = contents(copied)
     assert call("--workdir", copied, *flags) == 2
     captured = capsys.readouterr()
-    assert captured.err.startswith(f"error: {told.format(copied)}") and "--fresh" in captured.err
+    assert captured.err.startswith(f"error: {message.format(copied)}") and "--fresh" in captured.err
     assert "resumes" not in captured.out and contents(copied) == before
 
 
@@ -507,7 +507,7 @@ def test_a_target_of_any_unit_is_told_with_one(column, tmp_path, without_network
 
 
 @pytest.mark.parametrize(
-    ("flags", "told"),
+    ("flags", "message"),
     [
         (("--target", "BASEL_sunshin"), "BASEL_sunshine"),
         (("--target", "nonsense"), "has no column nonsense"),
@@ -519,10 +519,10 @@ def test_a_target_of_any_unit_is_told_with_one(column, tmp_path, without_network
         (("--data", "/no/such/folder"), "/no/such/folder"),
     ],
 )
-def test_flags_that_make_no_sense_end_in_one_message_and_leave_nothing(flags, told, tmp_path, untrained, capsys):
+def test_flags_that_make_no_sense_end_in_one_message_and_leave_nothing(flags, message, tmp_path, untrained, capsys):
     assert call(*QUICK, *flags, "--workdir", tmp_path / "run") == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: ") and told in error and len(error.splitlines()) == 1
+    assert error.startswith("error: ") and message in error and len(error.splitlines()) == 1
     assert not (tmp_path / "run").exists()
 
 
@@ -553,14 +553,14 @@ def test_one_seed_shows_no_errors_and_allows_no_findings(copied, finished, capsy
     # One is trained, the only network of its row.
     (folder / "rows" / "the-lesson-s-exercises-batchnorm.npz").unlink()
     assert call("--seeds", 1, "--only", "weather", "--workdir", folder) == 0
-    shown, text, rows = capsys.readouterr().out, text_of(folder), rows_of(folder)
+    rendered, text, rows = capsys.readouterr().out, text_of(folder), rows_of(folder)
     first = seeds_of(finished).loc[EXERCISES, "BatchNorm"].iloc[0]
     assert rows.loc[(EXERCISES, "BatchNorm"), "test_mean"] == pytest.approx(first["test"], rel=0.01)
     assert set(rows["seeds"]) == {0, 1}
     assert rows[[f"{name}_error" for name in SETS]].isna().all(axis=None) and rows["test_mean"].notna().all()
-    assert not re.search(r"\d \+- \d", shown) and not re.search(r"\d ± \d", text)
-    assert "is better than" not in shown + text and ">Findings<" not in text
-    assert "together" not in shown and "nan" not in shown
+    assert not re.search(r"\d \+- \d", rendered) and not re.search(r"\d ± \d", text)
+    assert "is better than" not in rendered + text and ">Findings<" not in text
+    assert "together" not in rendered and "nan" not in rendered
 
 
 def test_a_file_holds_one_part_of_the_lesson_alone(tmp_path, capsys):
@@ -603,10 +603,10 @@ def test_a_signal_ends_the_lesson_and_says_how_it_goes_on(number, code, tmp_path
     while not list(folder.glob("rows/*.npz")) and process.poll() is None:
         time.sleep(0.05)
     process.send_signal(number)
-    said, told = process.communicate(timeout=60)
-    assert process.returncode == code and "Traceback" not in told
-    assert f"interrupted; the same command with --workdir {folder} resumes after the finished rows." in told
-    assert not (folder / "lesson.csv").exists() and "How small may the network be?: 100, 50" in said
+    output, message = process.communicate(timeout=60)
+    assert process.returncode == code and "Traceback" not in message
+    assert f"interrupted; the same command with --workdir {folder} resumes after the finished rows." in message
+    assert not (folder / "lesson.csv").exists() and "How small may the network be?: 100, 50" in output
     assert training.load(folder / "rows", SIZES, "100, 50").row.seeds == (0, 1)
 
 
@@ -625,9 +625,11 @@ def test_networks_that_diverge_do_not_end_the_lesson(lost, copied, untrained, ca
         done = training.load(copied / "rows", section, name)
         training.save(copied / "rows", with_nan(done, np.array(lost)))
     assert call("--workdir", copied, "--only", "weather") == 0
-    said = " ".join(capsys.readouterr().out.split())
-    assert 'Sizes that cannot be compared, because a seed diverged: "100, 50", "10, 5".' in said
-    assert '"BatchNorm" and "as today" cannot be compared' in said.replace("- ", "") and "is better than" not in said
+    output = " ".join(capsys.readouterr().out.split())
+    assert 'Sizes that cannot be compared, because a seed diverged: "100, 50", "10, 5".' in output
+    assert (
+        '"BatchNorm" and "as today" cannot be compared' in output.replace("- ", "") and "is better than" not in output
+    )
     assert ("all 3 diverged" if all(lost) else "1 diverged") in text_of(copied)
     assert rows_of(copied).loc[(EXERCISES, "BatchNorm"), "diverged"] == sum(lost)
 
@@ -636,11 +638,11 @@ def test_bars_need_two_networks_that_are_finite(finished):
     done = training.load(finished / "rows", EXERCISES, "BatchNorm")
     numbers, labels = (load_weather(f"simulated:{DAYS}", days=None, target=of) for of in ("BASEL_sunshine", BASEL))
     truth = truths(Weather(numbers), Weather(labels, BASEL))["numbers"]
-    found, mean = bars(done, truth), done.outputs["test"][..., 0].astype(float).mean(0)
+    result, mean = bars(done, truth), done.outputs["test"][..., 0].astype(float).mean(0)
     spread = done.outputs["test"][..., 0].astype(float).std(0)
     inside = np.abs(mean - truth.test[:, 0]) <= 1.6448536 * spread
-    assert found.coverage["standard deviation of the networks"][0.9] == pytest.approx(inside.mean())
-    np.testing.assert_allclose(found.mean, mean)
+    assert result.coverage["standard deviation of the networks"][0.9] == pytest.approx(inside.mean())
+    np.testing.assert_allclose(result.mean, mean)
     assert bars(with_nan(done, np.array([False, True, False])), truth) is None
     one = done._replace(outputs={name: array[:1] for name, array in done.outputs.items()})
     assert bars(one, truth) is None

@@ -88,12 +88,12 @@ def cells(reader, name):
         if entry["tag"] == "thead":
             heads = [one["text"] for one in reader.tags[place:] if one.get("scope") == "col"]
         if entry.get("scope") == "row" and entry["text"].startswith(name):
-            found = []
+            result = []
             for one in reader.tags[place + 1 :]:
                 if one["tag"] == "tr":
                     break
-                found += [one["text"]] * (one["tag"] == "td")
-            return dict(zip(heads[1:], found, strict=False))
+                result += [one["text"]] * (one["tag"] == "td")
+            return dict(zip(heads[1:], result, strict=False))
     raise AssertionError(f"no line {name}")
 
 
@@ -199,8 +199,8 @@ def test_what_diverged_is_told():
     lost = row(EXERCISES, "every", values={"test": np.full(6, np.nan)})
     alone = row(EXERCISES, "one", 1, values={"test": np.array([np.nan])})
     reader = made([some, lost, alone])
-    found = [cells(reader, name)["test"] for name in ("some", "every", "one")]
-    assert found == ["3.50 ± 0.292 diverged", "all 6 diverged", "diverged"]
+    result = [cells(reader, name)["test"] for name in ("some", "every", "one")]
+    assert result == ["3.50 ± 0.292 diverged", "all 6 diverged", "diverged"]
     assert any("diverged where" in text for text in reader.texts("p"))
     assert not any("diverged" in text for text in made().texts("p"))
 
@@ -236,12 +236,12 @@ def test_no_text_is_taken_for_html(text):
     sources = [Source(text, text)]
     more = {"lead": text, "command": text, "made": text, "sources": sources}
     reader = made(rows, pictures, [text], [text], title=text, about={text: text}, **more)
-    shown = text.replace(" +- ", " ± ")
+    rendered = text.replace(" +- ", " ± ")
     assert not reader.all("b")
-    assert reader.texts("title") == reader.texts("h1") == [shown]
-    assert reader.texts("dt") == reader.texts("dd") == reader.texts("pre") == [shown]
-    assert reader.all("img")[0]["alt"] == shown
-    assert [entry["text"] for entry in reader.all("p") if entry.get("class") == "note"] == [shown]
+    assert reader.texts("title") == reader.texts("h1") == [rendered]
+    assert reader.texts("dt") == reader.texts("dd") == reader.texts("pre") == [rendered]
+    assert reader.all("img")[0]["alt"] == rendered
+    assert [entry["text"] for entry in reader.all("p") if entry.get("class") == "note"] == [rendered]
 
 
 PNG = png(Figure(figsize=(1, 1)))

@@ -44,7 +44,7 @@ PHOTOGRAPHS = Row(
 )
 
 
-def shown(rows, width=80):
+def rendered(rows, width=80):
     console = Console(file=io.StringIO(), width=width, color_system=None)
     console.print(table(rows, "all rows"))
     return console.file.getvalue()
@@ -52,19 +52,19 @@ def shown(rows, width=80):
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=2, max_size=30))
 def test_estimates_are_those_of_scipy(values):
-    found = mean_over_seeds(values)
-    assert found.diverged == 0
-    np.testing.assert_allclose(found.mean, statistics.fmean(values), rtol=1e-9, atol=1e-6)
-    np.testing.assert_allclose(found.sem, sem(values), rtol=1e-6, atol=1e-6)
+    result = mean_over_seeds(values)
+    assert result.diverged == 0
+    np.testing.assert_allclose(result.mean, statistics.fmean(values), rtol=1e-9, atol=1e-6)
+    np.testing.assert_allclose(result.sem, sem(values), rtol=1e-6, atol=1e-6)
 
 
 @given(st.lists(st.floats(1, 9), min_size=2, max_size=9), st.integers(1, 5), st.randoms())
 def test_what_diverged_is_counted_and_left_out_of_the_mean(values, lost, random):
     mixed = [*values, *random.choices([np.nan, np.inf, -np.inf], k=lost)]
     random.shuffle(mixed)
-    found = mean_over_seeds(mixed)
-    assert found.diverged == lost
-    np.testing.assert_allclose([found.mean, found.sem], [statistics.fmean(values), sem(values)], rtol=1e-9, atol=1e-9)
+    result = mean_over_seeds(mixed)
+    assert result.diverged == lost
+    np.testing.assert_allclose([result.mean, result.sem], [statistics.fmean(values), sem(values)], rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_the_terminal_shows_every_row_in_its_section_within_80_columns():
         trained("[red]five[/red]", "Next steps", parameters=1234567, printed={}),
         PHOTOGRAPHS,
     ]
-    text = shown(rows)
+    text = rendered(rows)
     assert max(map(len, text.splitlines())) <= 80
     first = [line[:24].split() for line in text.splitlines()]
     words = [word for line in first for word in line]
@@ -158,24 +158,24 @@ def test_the_terminal_shows_every_row_in_its_section_within_80_columns():
 
 
 def test_rows_of_a_section_are_shown_side_by_side():
-    text = shown([trained("one"), trained("two", "Next steps"), trained("three")])
+    text = rendered([trained("one"), trained("two", "Next steps"), trained("three")])
     assert text.index("one") < text.index("three") < text.index("Next steps") < text.index("two")
     assert text.count("The lesson's") == 1
 
 
 def test_the_terminal_does_not_hide_what_diverged():
     values = {"test": np.r_[np.nan, np.full(7, 3.5)]}
-    assert "1 diverged" in shown([trained(values=values)])
-    assert "all 8 diverged" in shown([trained(values={"test": np.full(8, np.nan)})])
+    assert "1 diverged" in rendered([trained(values=values)])
+    assert "all 8 diverged" in rendered([trained(values={"test": np.full(8, np.nan)})])
 
 
 def test_a_star_is_explained_only_where_there_is_one():
-    assert "* of the best" in shown([PHOTOGRAPHS]) and "* of the best" not in shown([trained()])
+    assert "* of the best" in rendered([PHOTOGRAPHS]) and "* of the best" not in rendered([trained()])
 
 
 def test_what_the_lesson_prints_stands_below_the_figure_of_its_set():
-    assert "lesson" not in shown([PHOTOGRAPHS])
-    lines = shown([trained(printed={"validation": 3.21})]).splitlines()
+    assert "lesson" not in rendered([PHOTOGRAPHS])
+    lines = rendered([trained(printed={"validation": 3.21})]).splitlines()
     (place,) = [line.index("3.21") + 4 for line in lines if "lesson 3.21" in line]
     assert place == next(line for line in lines if "validation" in line).index("validation") + len("validation")
 

@@ -131,19 +131,19 @@ def test_a_truncated_file_is_an_input_error_that_names_it(file):
 
 
 def test_a_bit_that_flips_is_told_or_harms_nothing(file):
-    content, whole, told = file.read_bytes(), made(), 0
+    content, whole, message = file.read_bytes(), made(), 0
     for place in range(len(content)):
         flipped = content[place] ^ 1 << place % 8
         file.write_bytes(content[:place] + bytes([flipped]) + content[place + 1 :])
         try:
-            found = load(file.parent, SECTION, "plain")
+            result = load(file.parent, SECTION, "plain")
         except InputError as error:
             assert str(error).startswith(f"{file} is damaged (")
-            told += 1
+            message += 1
         else:
             # Such as the time of day that a zip file notes.
-            assert_equal(found, whole)
-    assert told > 0.7 * len(content)
+            assert_equal(result, whole)
+    assert message > 0.7 * len(content)
 
 
 @pytest.mark.parametrize("content", [b"", b"PK", b"\x93NUMPY", b"not a zip file", b"\x00" * 5000])

@@ -90,8 +90,8 @@ def test_metrics_are_those_of_scikit_learn_on_the_kept_weights(finished):
     metrics = metrics_of(finished)
     built = build(Config(data="simulated:400", labels="bbq"), load_weather("simulated:400", target=BASEL))
     _, _, tomorrow, rows = by_hand()
-    for kept, suffix in (("final", ""), ("best", "_best")):
-        weights = load(finished / "checkpoints" / kept)
+    for remaining, suffix in (("final", ""), ("best", "_best")):
+        weights = load(finished / "checkpoints" / remaining)
         for name in SETS:
             chances = expit(np.float64(predict(built.plan.model, weights, built.sets[name].inputs))[:, 0])
             true = tomorrow[rows[name]]
@@ -123,28 +123,28 @@ def test_baselines_are_those_of_scikit_learn_and_pandas(finished):
         "ridge": best.predict(scaled[test]),
     }
     built = build(Config(labels="bbq"), load_weather("simulated:400", target=BASEL))
-    found, said = baselines(built), metrics_of(finished)["baselines"]
-    assert set(found) == set(said) == set(expected) == set(NAMES)
+    result, output = baselines(built), metrics_of(finished)["baselines"]
+    assert set(result) == set(output) == set(expected) == set(NAMES)
     for name, scores in expected.items():
-        np.testing.assert_allclose(found[name], scores, rtol=1e-3, atol=1e-5)
-        assert said[name]["test_accuracy"] == pytest.approx(sk.accuracy_score(tomorrow[test], scores > 0.5))
+        np.testing.assert_allclose(result[name], scores, rtol=1e-3, atol=1e-5)
+        assert output[name]["test_accuracy"] == pytest.approx(sk.accuracy_score(tomorrow[test], scores > 0.5))
         balanced = sk.balanced_accuracy_score(tomorrow[test], scores > 0.5)
-        assert said[name]["test_balanced_accuracy"] == pytest.approx(balanced)
-        assert said[name]["test_roc_area"] == pytest.approx(sk.roc_auc_score(tomorrow[test], found[name]))
-        precision = sk.average_precision_score(tomorrow[test], found[name])
-        assert said[name]["test_average_precision"] == pytest.approx(precision)
+        assert output[name]["test_balanced_accuracy"] == pytest.approx(balanced)
+        assert output[name]["test_roc_area"] == pytest.approx(sk.roc_auc_score(tomorrow[test], result[name]))
+        precision = sk.average_precision_score(tomorrow[test], result[name])
+        assert output[name]["test_average_precision"] == pytest.approx(precision)
 
 
 def test_the_terminal_shows_model_and_baselines(finished, capsys):
     assert call("--workdir", finished) == 0
-    shown = capsys.readouterr().out
-    assert "holds a finished run (batchnorm, seed 0); nothing is changed" in shown
+    rendered = capsys.readouterr().out
+    assert "holds a finished run (batchnorm, seed 0); nothing is changed" in rendered
     for text in ("Barbecue weather", "balanced", "average", "model, after epoch 3", *NAMES.values()):
-        assert text in shown
+        assert text in rendered
     majority = 1 - metrics_of(finished)["dataset"]["share_of_yes"]["test"]
-    assert f"{100 * majority:.1f} %" in shown and "Labels: computed: no precipitation" in " ".join(shown.split())
+    assert f"{100 * majority:.1f} %" in rendered and "Labels: computed: no precipitation" in " ".join(rendered.split())
     # Nothing is cut off where the terminal has 80 columns.
-    assert "…" not in shown
+    assert "…" not in rendered
 
 
 def test_the_confusion_matrix_is_that_of_scikit_learn():
@@ -153,8 +153,8 @@ def test_the_confusion_matrix_is_that_of_scikit_learn():
     np.testing.assert_array_equal(confusion(scores, true, 0.0), sk.confusion_matrix(true, scores > 0))
     scores[:10] = np.nan
     assert confusion(scores, true, 0.0).sum() == 90
-    found = quality(scores, true, 0.0)
-    assert np.isnan(found["roc_area"]) and found["accuracy"] < sk.accuracy_score(true[10:], scores[10:] > 0)
+    result = quality(scores, true, 0.0)
+    assert np.isnan(result["roc_area"]) and result["accuracy"] < sk.accuracy_score(true[10:], scores[10:] > 0)
 
 
 @pytest.mark.slow
@@ -169,8 +169,8 @@ def test_a_run_cannot_go_on_with_other_labels(first, then, finished, tmp_path, c
     for more in ((), ("--epochs", 4)):
         assert call("--workdir", folder, "--labels", then, *more) == 2
         assert f"--labels is {first} in that run, got {then}. Use --labels {first}" in capsys.readouterr().err
-    kept = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != "lock"}
-    assert {path: content for path, content in before.items() if path.name != "lock"} == kept
+    remaining = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != "lock"}
+    assert {path: content for path, content in before.items() if path.name != "lock"} == remaining
 
 
 @pytest.mark.slow
@@ -249,10 +249,10 @@ def test_persistence_on_the_real_files_is_that_of_scikit_learn(recipe, rows, rea
     # Tomorrow's label of the day before is today's.
     assert (dataset.today[1:] == dataset.data.targets[:-1, 0]).all() and dataset.today[0] == 0
     guess = np.r_[0, dataset.data.targets[:-1, 0]][test]
-    found = quality(baselines(built)["persistence"], built.sets["test"].targets[:, 0], 0.5)
+    result = quality(baselines(built)["persistence"], built.sets["test"].targets[:, 0], 0.5)
     true = built.sets["test"].targets[:, 0]
-    assert found["accuracy"] == pytest.approx(sk.accuracy_score(true, guess))
-    assert found["balanced_accuracy"] == pytest.approx(sk.balanced_accuracy_score(true, guess))
+    assert result["accuracy"] == pytest.approx(sk.accuracy_score(true, guess))
+    assert result["balanced_accuracy"] == pytest.approx(sk.balanced_accuracy_score(true, guess))
 
 
 @pytest.mark.slow

@@ -87,14 +87,14 @@ def test_the_kept_weights_are_those_that_were_measured(finished):
     metrics = json.loads((finished / "metrics.json").read_text())
     for name, key in (("final", "rmse"), ("best", "rmse_best")):
         weights = load(finished / "checkpoints" / name)
-        found = evaluate(
+        result = evaluate(
             built.plan.model,
             weights,
             built.sets["test"],
             built.plan.objective.loss,
             metrics=built.plan.objective.metrics,
         )
-        np.testing.assert_allclose(found["rmse"], metrics[key]["test"], rtol=1e-5)
+        np.testing.assert_allclose(result["rmse"], metrics[key]["test"], rtol=1e-5)
 
 
 def test_a_finished_run_is_shown_and_not_changed(finished, capsys):
@@ -138,16 +138,16 @@ def test_baselines_are_those_of_scikit_learn_and_pandas():
     month = pd.Series(table["MONTH"].to_numpy()[1:])
     train, rest = train_test_split(np.arange(399), test_size=0.3, random_state=0)
     validation, test = train_test_split(rest, test_size=0.5, random_state=0)
-    found = baselines(dataset, built.rows)
-    np.testing.assert_allclose(found["persistence"], x["BASEL_sunshine"].to_numpy()[test], rtol=1e-6)
+    result = baselines(dataset, built.rows)
+    np.testing.assert_allclose(result["persistence"], x["BASEL_sunshine"].to_numpy()[test], rtol=1e-6)
     weekly = x["BASEL_sunshine"].rolling(7, min_periods=1).mean().to_numpy()
-    np.testing.assert_allclose(found["mean_of_last_days"], weekly[test], rtol=1e-5)
+    np.testing.assert_allclose(result["mean_of_last_days"], weekly[test], rtol=1e-5)
     means = pd.Series(y[train]).groupby(month[train].to_numpy()).mean()
-    np.testing.assert_allclose(found["climatology"], means.reindex(month[test]).fillna(y[train].mean()), rtol=1e-5)
+    np.testing.assert_allclose(result["climatology"], means.reindex(month[test]).fillna(y[train].mean()), rtol=1e-5)
     scaled = StandardScaler().fit(x.to_numpy()[train]).transform(x.to_numpy())
     fits = [Ridge(alpha).fit(scaled[train], y[train]) for alpha in (0.1, 1, 10, 100, 1000)]
     best = min(fits, key=lambda fit: root_mean_squared_error(y[validation], fit.predict(scaled[validation])))
-    np.testing.assert_allclose(found["ridge"], best.predict(scaled[test]), rtol=1e-3)
+    np.testing.assert_allclose(result["ridge"], best.predict(scaled[test]), rtol=1e-3)
 
 
 @pytest.fixture
@@ -276,7 +276,7 @@ def test_a_network_that_diverges_ends_well(tmp_path, capsys):
 def test_help_explains_every_flag(capsys):
     with pytest.raises(SystemExit) as stop:
         call("--help")
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     assert stop.value.code == 0
     for name in (
         "recipe",
@@ -291,7 +291,7 @@ def test_help_explains_every_flag(capsys):
         "dtype",
         "workdir",
     ):
-        assert f"--{name}" in said
+        assert f"--{name}" in output
 
 
 @pytest.mark.parametrize(
@@ -307,8 +307,8 @@ def test_the_real_files_known_figures(recipe, features, rows, persistence, param
     built = build(Config(recipe=recipe), dataset)
     assert len(dataset.columns) == features and tuple(len(chosen) for chosen in built.rows.values()) == rows
     guess = baselines(dataset, built.rows)["persistence"]
-    found = root_mean_squared_error(built.sets["test"].targets[:, 0], guess)
-    np.testing.assert_allclose(found, persistence, rtol=0, atol=5e-7 if recipe == "plain" else 5e-5)
+    result = root_mean_squared_error(built.sets["test"].targets[:, 0], guess)
+    np.testing.assert_allclose(result, persistence, rtol=0, atol=5e-7 if recipe == "plain" else 5e-5)
     assert sum(leaf.size for leaf in jax.tree.leaves(built.start.best)) == parameters
 
 

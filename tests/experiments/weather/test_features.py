@@ -54,18 +54,18 @@ def test_the_month_is_that_of_pandas_on_the_circle_of_the_year():
     months = pd.to_datetime(list(WHOLE.rows)).month.to_numpy()
     np.testing.assert_array_equal(months, simulated_weather(DAYS)["MONTH"].to_numpy()[:-1])
     point = np.exp(2j * np.pi * (months - 1) / 12)
-    found = frame_of(view)
-    np.testing.assert_allclose(found["MONTH_sine"], point.imag, atol=1e-6)
-    np.testing.assert_allclose(found["MONTH_cosine"], point.real, atol=1e-6)
-    pd.testing.assert_frame_equal(found.iloc[:, :-2], frame_of(WHOLE))
+    result = frame_of(view)
+    np.testing.assert_allclose(result["MONTH_sine"], point.imag, atol=1e-6)
+    np.testing.assert_allclose(result["MONTH_cosine"], point.real, atol=1e-6)
+    pd.testing.assert_frame_equal(result.iloc[:, :-2], frame_of(WHOLE))
 
 
 def test_december_is_next_to_january():
-    found = frame_of(with_month(WHOLE)).groupby(pd.to_datetime(list(WHOLE.rows)).month)[["MONTH_sine", "MONTH_cosine"]]
-    points = found.first().to_numpy()
+    result = frame_of(with_month(WHOLE)).groupby(pd.to_datetime(list(WHOLE.rows)).month)[["MONTH_sine", "MONTH_cosine"]]
+    points = result.first().to_numpy()
     assert len(points) == 12
     # A month is one point, and all neighbours, December and January among them, are equally far apart.
-    np.testing.assert_array_equal(points, found.last().to_numpy())
+    np.testing.assert_array_equal(points, result.last().to_numpy())
     apart = np.linalg.norm(points - np.roll(points, 1, axis=0), axis=1)
     np.testing.assert_allclose(apart, 2 * np.sin(np.pi / 12), rtol=1e-5)
     others = np.linalg.norm(points[:, None] - points, axis=2)
@@ -117,9 +117,9 @@ def test_all_bins_come_equally_often():
     bins = (hours // 2).astype(int)
     assert np.bincount(bins).min() < 130 and len(np.bincount(bins)) == 6
     drawn = oversampled(rows_of(hours))
-    found = np.bincount((np.asarray(drawn.targets)[:, 0] // 2).astype(int), minlength=6)
+    result = np.bincount((np.asarray(drawn.targets)[:, 0] // 2).astype(int), minlength=6)
     low, high = binom.ppf([1e-4, 1 - 1e-4], 6000, 1 / 6)
-    assert found.sum() == 6000 and (low <= found).all() and (found <= high).all(), found
+    assert result.sum() == 6000 and (low <= result).all() and (result <= high).all(), result
     # Inside of a bin, every row has the same chance.
     rare = np.flatnonzero(bins == 5)
     times = np.bincount(np.asarray(drawn.inputs)[:, 0].astype(int), minlength=6000)[rare]
@@ -144,12 +144,12 @@ def test_another_seed_draws_other_rows():
 
 def test_a_draw_of_the_training_rows_leaves_the_other_sets_as_they_are():
     _, sets = split_sets(WHOLE)
-    kept = {name: np.asarray(sets[name].targets).copy() for name in sets}
+    remaining = {name: np.asarray(sets[name].targets).copy() for name in sets}
     drawn = oversampled(sets["train"])
     days = {tuple(row) for row in np.asarray(sets["train"].inputs)}
     assert all(tuple(row) in days for row in np.asarray(drawn.inputs))
     for name in sets:
-        np.testing.assert_array_equal(sets[name].targets, kept[name])
+        np.testing.assert_array_equal(sets[name].targets, remaining[name])
 
 
 # Fewer days and places
