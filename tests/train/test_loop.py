@@ -96,6 +96,7 @@ def test_rows_of_numpy_are_copied_without_a_program(compilations):
 
 
 def test_chunks_of_every_length_are_one_program(compilations):
+    cut([100])
     with compilations() as names:
         cut([1, 5, 2, 100])
     assert "chunk_program" not in names
