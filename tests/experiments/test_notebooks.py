@@ -133,7 +133,7 @@ def test_the_notebook_on_weather_runs(run):
     ran = run(parts("1-weather"))
     names = ran.names
     assert len(ran.figures) == 11
-    assert "the same predictions: True" in ran.said
+    assert "the same predictions: True" in ran.output
     # The exercise's count, made of the widths, beside that of the weights themselves.
     leaves = jax.tree.leaves(names["run"].final)
     assert names["parameters"][0] == (len(names["weather"].columns) + 1) * 100
@@ -152,10 +152,10 @@ def test_the_notebook_on_pictures_runs(run):
     ran = run(parts("2-cifar10"))
     names, image = ran.names, ran.names["train"].inputs[:1]
     assert len(ran.figures) == 14
-    assert "the same: True" in ran.said and "the same predictions: True" in ran.said
-    assert "307,300 + 5,050 + 510\n= 312,860\n" in ran.said
-    assert "1,400 + 22,550 + 392,010\n= 415,960\n" in ran.said
-    assert "the loss of ten equal numbers is 2.303" in ran.said  # log 10
+    assert "the same: True" in ran.output and "the same predictions: True" in ran.output
+    assert "307,300 + 5,050 + 510\n= 312,860\n" in ran.output
+    assert "1,400 + 22,550 + 392,010\n= 415,960\n" in ran.output
+    assert "the loss of ten equal numbers is 2.303" in ran.output  # log 10
     counted = {name: jaxdl.summary(names[name], image).parameters for name in ("dense", "small", "pooled")}
     assert counted == {"dense": 312_860, "small": 415_960, "pooled": 57_060}
     assert "A seventh of the parameters" in text("2-cifar10") and round(415_960 / 57_060) == 7
@@ -168,10 +168,10 @@ def test_the_notebook_on_pictures_runs(run):
 def test_the_notebook_on_the_parts_runs_and_each_part_alone(run):
     ran = run(parts("3-parts"), apart=True)
     assert len(ran.figures) == 11
-    assert "the same bits: True" in ran.said and "as the toolkit's: True" in ran.said
-    of_batches, of_all = re.search(r"in batches of 7 (\S+), NumPy's of all rows (\S+)", ran.said).groups()
+    assert "the same bits: True" in ran.output and "as the toolkit's: True" in ran.output
+    of_batches, of_all = re.search(r"in batches of 7 (\S+), NumPy's of all rows (\S+)", ran.output).groups()
     assert float(of_batches) == pytest.approx(float(of_all), abs=2e-4)
-    assert "the same predictions: True" in ran.said
+    assert "the same predictions: True" in ran.output
 
 
 def text(stem):

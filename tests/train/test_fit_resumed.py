@@ -183,8 +183,8 @@ def test_reduce_on_plateau_may_be_added_to_a_checkpoint_and_left_out(tmp_path):
 
 
 OTHERS = {
-    "sgd before adam": ({"optimizer": optax.sgd(0.1)}, {}, "nothing for train_state/opt_state"),
-    "adamw before adam": ({"optimizer": optax.adamw(0.1)}, {}, "the state of another optimizer"),
+    "sgd before adam": ({"optimizer": optax.sgd(0.1)}, {}, "has nothing for train_state/opt_state"),
+    "adamw before adam": ({"optimizer": optax.adamw(0.1)}, {}, "is that of another optimizer"),
     "momentum before none": (
         {"optimizer": optax.sgd(0.1, momentum=0.9)},
         {"optimizer": optax.sgd(0.1)},
@@ -207,7 +207,7 @@ def test_a_progress_of_another_run_is_refused_by_the_first_array_that_differs(na
     of = {"model": NETWORK, "loss": squared_error, "optimizer": OPTIMIZER, "train": ROWS, **first}
     rows = of.pop("train")
     run_state = start(make_plan(**of), rows, key=jax.random.key(0))
-    with pytest.raises(InputError, match=f"state has .*{output}"):
+    with pytest.raises(InputError, match=f"state .*{output}"):
         train(epochs=2, state=run_state, **{"model": NETWORK, **then})
 
 
