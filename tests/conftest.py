@@ -142,7 +142,7 @@ def meaning():
 # Modules that compare different compiled functions bit by bit, or inspect compiled functions, use all optimizations of
 # XLA. Other modules compare results of the same function, or allow a tolerance.
 AS_USERS_COMPILE = (
-    *("train.test_step", "train.test_epoch", "train.test_loop", "train.test_loop_streamed", "train.test_fit"),
+    *("train.test_step", "train.test_epoch", "train.test_loop", "train.test_fit"),
     *("train.test_nonfinite", "ensembles.test_members", "ensembles.test_seeds", "ensembles.test_sweeps"),
     *("benchmarks.scaling.test_collectives", "benchmarks.test_footprints", "runs.test_runner"),
     *("test_jit", "test_profiling"),

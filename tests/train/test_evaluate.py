@@ -1,4 +1,4 @@
-"""Passes over data, against the loops that their docstrings say they mean."""
+"""Passes over data, against the loops that their docstrings say they mean; sources, against rows in memory."""
 
 import functools
 from functools import partial
@@ -11,19 +11,21 @@ import pandas as pd
 import pytest
 
 from jaxdl import losses, metrics
-from jaxdl.data import dataset, take
+from jaxdl.data import DataSource, dataset, take
 from jaxdl.data.batches import batches_of
+from jaxdl.distributed import make_mesh, shard_state
 from jaxdl.errors import InputError
 from jaxdl.nn import mlp
 from jaxdl.train import epoch, make_eval_step, make_train_step
 from jaxdl.train.epoch import sum_steps, zeros_of
-from jaxdl.train.evaluate import evaluate, predict
+from jaxdl.train.evaluate import evaluate, evaluate_source, predict, predict_source
 from jaxdl.train.step import train_body
-from jaxdl.types import MetricSums, Objective, TrainState, Variables
+from jaxdl.types import Dataset, MetricSums, Objective, TrainState, Variables
 
 RANDOM = np.random.default_rng(0)
 ROWS = jax.tree.map(jnp.asarray, dataset(RANDOM.normal(size=(77, 3)), RANDOM.normal(size=(77, 1))))
-OBJECTIVE = Objective(losses.squared_error, (metrics.rmse, metrics.r2()))
+METRICS = (metrics.rmse, metrics.r2())
+OBJECTIVE = Objective(losses.squared_error, METRICS)
 MODEL = mlp((5,))
 
 
@@ -187,3 +189,90 @@ def test_predictions_do_not_depend_on_the_byte_order_or_the_kind_of_table():
     table = pd.DataFrame({"warm": [True, False], "wind": [1.5, 2.5]})
     for inputs in (table, table.astype("Float64"), table.to_numpy(float).astype(">f8"), table.to_numpy(float).tolist()):
         np.testing.assert_array_equal(predict(mlp(()), weights, inputs), [[2.5], [2.5]])
+
+
+# Sources, against the same rows in memory and NumPy
+
+
+SOURCE_RANDOM = np.random.default_rng(0)
+SOURCE_INPUTS = SOURCE_RANDOM.normal(size=(333, 3))
+SOURCE_ROWS = dataset(
+    SOURCE_INPUTS, SOURCE_INPUTS[:, :2] + SOURCE_RANDOM.normal(size=(333, 2)), SOURCE_RANDOM.integers(0, 3, 333)
+)
+SOURCE = DataSource(333, lambda rows: take(SOURCE_ROWS, rows))
+SOURCE_MODEL = mlp((5,), outputs=2)
+
+
+@functools.cache
+def source_weights():
+    return SOURCE_MODEL.init(jax.random.key(0), SOURCE_ROWS.inputs)
+
+
+# Batches of 10, 7, all; windows of one batch, of a few, of all.
+CUTS = pytest.mark.parametrize(("batch_size", "window_bytes"), [(10, 1), (7, 900), (None, 2**25), (500, 2**25)])
+MESHES = pytest.mark.parametrize("axes", [None, {"data": 4}, {"data": 2, "member": 2}])
+
+
+def weights_on(axes):
+    return source_weights() if axes is None else shard_state(source_weights(), make_mesh(jax.devices()[:4], **axes))
+
+
+@CUTS
+@MESHES
+def test_the_figures_of_a_source_are_those_of_its_rows(batch_size, window_bytes, axes):
+    result = evaluate_source(
+        SOURCE_MODEL, OBJECTIVE, weights_on(axes), SOURCE, batch_size=batch_size, window_bytes=window_bytes
+    )
+    wanted = evaluate(SOURCE_MODEL, source_weights(), SOURCE_ROWS, losses.squared_error, metrics=METRICS)
+    assert {name: float(value) for name, value in result.items()} == pytest.approx(
+        {name: float(value) for name, value in wanted.items()}, rel=1e-5
+    )
+
+
+@CUTS
+@MESHES
+def test_the_predictions_of_a_source_are_those_of_its_rows_in_their_order(batch_size, window_bytes, axes):
+    result = list(
+        predict_source(SOURCE_MODEL, weights_on(axes), SOURCE, batch_size=batch_size, window_bytes=window_bytes)
+    )
+    assert all(type(piece) is np.ndarray for piece in result)
+    np.testing.assert_allclose(
+        np.concatenate(result), predict(SOURCE_MODEL, source_weights(), SOURCE_ROWS.inputs), rtol=1e-5, atol=1e-6
+    )
+
+
+def test_a_few_windows_are_one_program(compilations):
+    with compilations() as names:
+        evaluate_source(SOURCE_MODEL, OBJECTIVE, source_weights(), SOURCE, batch_size=9, window_bytes=900)
+        list(predict_source(SOURCE_MODEL, source_weights(), SOURCE, batch_size=9, window_bytes=900))
+    assert names.count("_sums") == 1 and names.count("_outputs") == 1
+
+
+def test_totals_beyond_the_digits_of_float32_stay_exact():
+    # 2**24 and then 64 windows of 1: in float32 each 1 would be lost.
+    weights = np.ones(65, np.float32)
+    weights[0] = 2**24
+    rows = dataset(np.zeros((65, 1)), np.where(np.arange(65)[:, None] == 0, 0.0, 512.0), weights)
+    model, source = mlp(()), DataSource(65, lambda numbers: take(rows, numbers))
+    zero = jax.tree.map(np.zeros_like, model.init(jax.random.key(0), rows.inputs))
+    objective = Objective(losses.squared_error)
+    result = evaluate_source(model, objective, zero, source, batch_size=1, window_bytes=1)
+    np.testing.assert_allclose(result["loss"], 64 * 512.0**2 / (2**24 + 64), rtol=1e-7)
+
+
+def test_a_batch_of_no_rows_is_refused():
+    with pytest.raises(InputError, match="batch_size must be at least 1, got 0"):
+        evaluate(SOURCE_MODEL, source_weights(), SOURCE, losses.squared_error, metrics=METRICS, batch_size=0)
+    with pytest.raises(InputError, match="batch_size must be at least 1, got -1"):
+        next(predict_source(SOURCE_MODEL, source_weights(), SOURCE, batch_size=-1))
+
+
+def test_a_source_of_billions_of_rows_gives_its_first_predictions_at_once():
+    source = DataSource(2**31 - 1, lambda rows: Dataset(rows[:, None] % 7 / 7, rows, np.ones(len(rows))))
+    model = mlp(())
+    weights = model.init(jax.random.key(0), np.ones((1, 1), np.float32))
+    pieces = predict_source(model, weights, source, window_bytes=16 * 2048)
+    first = next(pieces)
+    pieces.close()
+    wanted = predict(model, weights, (np.arange(2048)[:, None] % 7 / 7).astype(np.float32))
+    np.testing.assert_allclose(first, wanted, rtol=1e-6)

@@ -1,7 +1,10 @@
 """`fit`, for people who know Keras."""
 
+import json
 import subprocess
 import sys
+from threading import Event
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -12,12 +15,19 @@ import pytest
 from sklearn.linear_model import LinearRegression
 
 from jaxdl import losses, metrics
-from jaxdl.data import dataset
+from jaxdl.data import DataSource, dataset
+from jaxdl.ensembles import fit_seeds, run_members, start_members, sweep
+from jaxdl.ensembles.members import best_and_final
 from jaxdl.errors import InputError
 from jaxdl.nn import mlp
-from jaxdl.train import early_stopping
+from jaxdl.train import early_stopping, make_plan, start
+from jaxdl.train.epoch import draw
 from jaxdl.train.evaluate import evaluate, predict
-from jaxdl.train.fit import fit
+from jaxdl.train.fit import fit, init_state
+from jaxdl.train.loop import chunks, prepare_data
+from jaxdl.types import Dataset, Objective
+from tests.bits import bits
+from tests.groups import scripts
 
 RANDOM = np.random.default_rng(0)
 INPUTS = RANDOM.normal(size=(300, 4)).astype(np.float32)
@@ -324,3 +334,275 @@ def test_a_run_may_go_on_with_nan_which_is_never_the_best():
     assert run.reason == "epochs" and run.history["val_loss"].notna().tolist()[:2] == [True, True]
     assert not np.isfinite(run.history["val_loss"].iloc[-1])
     assert run.best_epoch in (1, 2) and all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(run.best))
+
+
+# Runs in which no epoch was the best: the trained variables are the best ones, with a warning
+
+
+EXACT_INPUTS = np.random.default_rng(0).normal(size=(70, 4)).astype(np.float32)
+EXACT_TARGETS = (EXACT_INPUTS @ np.array([1, -2, 3, 0.5], np.float32))[:, None]
+EXACT_ROWS = dataset(EXACT_INPUTS, EXACT_TARGETS)
+SLOW_SGD = optax.sgd(1e-2)
+NEVER_FINITE = Objective(
+    losses.squared_error,
+    (
+        metrics.mean("worst", lambda outputs, targets: outputs[:, 0] * np.nan, mode="min"),
+        metrics.mean("lowest", lambda outputs, targets: jnp.full(len(outputs), -jnp.inf), mode="max"),
+    ),
+)
+LATE = early_stopping(start_from_epoch=10, patience=2)
+
+
+def assert_equal(one, other):
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+@pytest.mark.parametrize("monitor", ["late", "worst", "val_lowest"])
+def test_best_is_the_trained_network_where_no_epoch_was_the_best(monitor):
+    stop = LATE if monitor == "late" else early_stopping(monitor, patience=9)
+    objective, validation = NEVER_FINITE, EXACT_ROWS if monitor == "val_lowest" else None
+    with pytest.warns(RuntimeWarning, match="no epoch of the run was the best by .*`best` holds the variables"):
+        run = fit(
+            LINEAR,
+            objective.loss,
+            SLOW_SGD,
+            EXACT_ROWS,
+            validation,
+            metrics=objective.metrics,
+            epochs=3,
+            early_stopping=stop,
+            on_nan="continue",
+        )
+    assert run.best_epoch == 0
+    assert_equal(run.best, run.final)
+    assert_equal(run.state.best, run.final)
+    # The oracle: the network that a run without any rule has trained.
+    assert_equal(run.best, fit(LINEAR, objective.loss, SLOW_SGD, EXACT_ROWS, metrics=objective.metrics, epochs=3).final)
+
+
+def test_a_finite_epoch_is_the_best_whatever_was_before():
+    stop = early_stopping("loss", start_from_epoch=2, patience=5)
+    run = fit(LINEAR, losses.squared_error, SLOW_SGD, EXACT_ROWS, epochs=4, early_stopping=stop)
+    assert run.best_epoch == 4
+    assert_equal(run.best, run.final)
+
+
+def test_a_run_interrupted_in_its_first_epoch_gives_what_it_has_trained(monkeypatch):
+    def interrupted(*arguments, **options):
+        yield next(chunks(*arguments, **options))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("jaxdl.train.fit.chunks", interrupted)
+    run = fit(LINEAR, losses.squared_error, SLOW_SGD, EXACT_ROWS, epochs=3)
+    assert (run.reason, run.best_epoch, int(run.state.train_state.step)) == ("interrupted", 0, 1)
+    assert_equal(run.best, run.final)
+
+
+def test_a_run_that_stops_at_nan_gives_the_network_before():
+    rows = EXACT_ROWS._replace(targets=np.where(np.arange(70)[:, None] == 69, np.float32(np.nan), EXACT_TARGETS))
+    with pytest.warns(RuntimeWarning, match="the run stopped"):
+        run = fit(LINEAR, losses.squared_error, SLOW_SGD, rows, epochs=2)
+    assert run.best_epoch == 0 and all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(run.best))
+    assert_equal(run.best, run.final)
+
+
+def test_members_without_a_best_epoch_have_their_final_network_and_are_named():
+    with pytest.warns(RuntimeWarning, match="no epoch of members 0, 1 of 2 was the best by loss"):
+        runs = fit_seeds(
+            LINEAR,
+            losses.squared_error,
+            SLOW_SGD,
+            EXACT_ROWS,
+            seeds=(0, 1),
+            epochs=2,
+            batch_size=70,
+            early_stopping=LATE,
+        )
+    assert runs.best_epochs.tolist() == [0, 0]
+    assert_equal(runs.best, runs.final)
+
+
+def test_members_interrupted_in_their_first_epoch_have_what_they_have_trained():
+    plan = make_plan(LINEAR, losses.squared_error, SLOW_SGD)
+    begin = start_members(jax.random.split(jax.random.key(0), 2), EXACT_ROWS, plan=plan)
+    middle, _ = run_members(begin, EXACT_ROWS, None, 1, plan=plan)
+    assert_equal(*best_and_final(middle, np.zeros(2)))
+    assert_equal(middle.best, begin.best)
+
+
+def make_late(learning_rate):
+    return make_plan(LINEAR, losses.squared_error, optax.sgd(learning_rate), early_stopping=LATE)
+
+
+def test_trials_without_a_best_epoch_have_their_final_network_and_are_named():
+    with pytest.warns(RuntimeWarning, match="no epoch of seeds of the trials 0, 1 was the best by val_loss"):
+        result = sweep(
+            make_late, [{"learning_rate": 0.1}, {"learning_rate": 0.01}], EXACT_ROWS, EXACT_ROWS, seeds=(0,), epochs=2
+        )
+    assert_equal(result.best, result.final)
+
+
+# The initial state, which is drawn while the program of the chunks is compiled
+
+
+FEW_INPUTS = np.random.default_rng(0).normal(size=(50, 3)).astype(np.float32)
+FEW_TRAIN, FEW_VALIDATION = dataset(FEW_INPUTS[:33], FEW_INPUTS[:33, :1]), dataset(FEW_INPUTS[33:], FEW_INPUTS[33:, :1])
+SOURCE = DataSource(33, lambda rows: Dataset(*(np.asarray(leaf)[rows] for leaf in FEW_TRAIN)))
+KEY = jax.random.key(3)
+PROGRAMS = {"_start", "chunk_program"}
+
+
+def make_dropout_plan(width=4):
+    model = mlp((width,), input_norm=True, dropout=0.1)
+    return make_plan(model, losses.squared_error, optax.adam(0.01), metrics=[metrics.rmse], batch_size=8)
+
+
+def on_first_device(rows):
+    return jax.device_put(rows, jax.devices()[0])
+
+
+@pytest.mark.parametrize(
+    ("train", "validation"),
+    [
+        (FEW_TRAIN, FEW_VALIDATION),
+        (FEW_TRAIN, None),
+        (SOURCE, FEW_VALIDATION),
+        (jax.tree.map(jnp.asarray, FEW_TRAIN), FEW_VALIDATION),
+        (on_first_device(FEW_TRAIN), on_first_device(FEW_VALIDATION)),
+    ],
+    ids=["rows", "without validation", "a source", "arrays of JAX", "on a device"],
+)
+def test_it_is_a_start_and_each_program_is_compiled_once(train, validation, compilations):
+    plan = make_dropout_plan()
+    with compilations() as names:
+        run_state = init_state(plan, *prepare_data(plan, train, validation), key=KEY)
+        ends = list(chunks(plan, run_state, train, validation, last=2))
+    assert sorted(name for name in names if name in PROGRAMS) == sorted(PROGRAMS)
+    assert len(ends) == 2
+    assert bits(run_state) == bits(start(plan, FEW_TRAIN, FEW_VALIDATION if validation is not None else None, key=KEY))
+
+
+def test_given_weights_are_begun_with():
+    plan = make_dropout_plan()
+    weights = plan.model.init(jax.random.key(9), FEW_INPUTS)
+    assert bits(
+        init_state(plan, *prepare_data(plan, FEW_TRAIN, None), key=KEY, variables=weights).train_state.variables
+    ) == bits(weights)
+
+
+def test_in_float64_nothing_is_compiled_for_float32(compilations):
+    plan = make_plan(mlp((4,), dtype=jnp.float64), losses.squared_error, optax.adam(0.01), batch_size=8)
+    with jax.enable_x64(True), compilations() as names:
+        rows = dataset(FEW_INPUTS.astype(np.float64), FEW_INPUTS[:, :1].astype(np.float64))
+        run_state = init_state(plan, *prepare_data(plan, rows, None), key=jax.random.key(0))
+        list(chunks(plan, run_state, rows, last=2))
+        assert run_state.train_state.variables.params["Dense_0"]["kernel"].dtype == jnp.float64
+    assert sorted(name for name in names if name in PROGRAMS) == sorted(PROGRAMS)
+
+
+def lowering_to(lowered):
+    """A compiled function that `on` gives, and that is lowered to what is given."""
+    return SimpleNamespace(on=lambda *_: SimpleNamespace(lower=lambda *_, **__: lowered))
+
+
+def test_weights_are_drawn_while_the_other_program_is_compiled(monkeypatch):
+    drawn = Event()
+
+    def draw_and_tell(*arguments, **options):
+        drawn.set()
+        return draw(*arguments, **options)
+
+    monkeypatch.setattr("jaxdl.train.fit.draw", draw_and_tell)
+    waiting = SimpleNamespace(compile=lambda: drawn.wait(60) or pytest.fail("nothing was drawn meanwhile"))
+    monkeypatch.setattr("jaxdl.train.fit.chunk_program", lowering_to(waiting))
+    init_state(make_dropout_plan(), *prepare_data(make_dropout_plan(), FEW_TRAIN, None), key=KEY)
+    assert drawn.is_set()
+
+
+def test_what_fails_in_the_thread_is_raised(monkeypatch):
+    def fail():
+        raise MemoryError("no room for the program")
+
+    monkeypatch.setattr("jaxdl.train.fit.chunk_program", lowering_to(SimpleNamespace(compile=fail)))
+    with pytest.raises(MemoryError, match="no room for the program"):
+        init_state(make_dropout_plan(), *prepare_data(make_dropout_plan(), FEW_TRAIN, None), key=KEY)
+
+
+def test_rows_that_do_not_fit_are_refused_before_anything_is_compiled(compilations):
+    with compilations() as names, pytest.raises(InputError, match="compares outputs with targets of the same shape"):
+        init_state(
+            make_dropout_plan(), *prepare_data(make_dropout_plan(), dataset(FEW_INPUTS, FEW_INPUTS), None), key=KEY
+        )
+    assert not PROGRAMS.intersection(names)
+
+
+# One run that several processes share
+
+
+TRAIN_SCRIPT = """
+import json, time
+import jax
+import numpy as np
+import optax
+from jaxdl import losses, metrics
+from jaxdl.data.arrays import dataset
+from jaxdl.train.fit import fit
+from jaxdl.nn import mlp
+from jaxdl.distributed import make_mesh, shard_dataset
+from jaxdl.distributed.sharding import to_host
+from jaxdl.train import early_stopping
+
+def trained(placed, callbacks=()):
+    random = np.random.default_rng(0)
+    inputs = random.normal(size=(120, 6)).astype(np.float32)
+    rows = dataset(inputs, inputs[:, :1] + random.normal(size=(120, 1)))
+    train, validation = (placed(jax.tree.map(lambda leaf: leaf[part], rows)) for part in (np.s_[:90], np.s_[90:]))
+    run = fit(mlp((16,)), losses.squared_error, optax.adam(0.01), train, validation, metrics=[metrics.rmse],
+              epochs=60, batch_size=16, early_stopping=early_stopping("val_loss", patience=3), callbacks=callbacks)
+    return {
+        "reason": run.reason,
+        "epochs": len(run.history),
+        "best_epoch": run.best_epoch,
+        "history": run.history.to_numpy().tolist(),
+        "weights": [np.asarray(leaf).tolist() for leaf in jax.tree.leaves(to_host((run.best, run.final)))],
+    }
+"""
+# Process 1 sleeps after every epoch.
+SHARED_SCRIPT = """
+began = time.monotonic()
+def slow(state, history):
+    if own == 1:
+        time.sleep(0.1)
+mesh = make_mesh()
+summary = trained(lambda rows: shard_dataset(rows, mesh), [slow])
+print(json.dumps({**summary, "seconds": time.monotonic() - began}))
+processes.shutdown()
+"""
+
+
+@pytest.fixture(scope="module")
+def shared():
+    return [json.loads(text) for text in scripts(TRAIN_SCRIPT + SHARED_SCRIPT, 2)]
+
+
+@pytest.mark.processes
+def test_two_processes_stop_early_at_the_epoch_of_one_with_its_figures_and_weights(shared):
+    names = {}
+    exec(TRAIN_SCRIPT, names)
+    alone = names["trained"](lambda rows: rows)
+    assert alone["reason"] == "early-stopping" and 4 < alone["epochs"] < 60
+    for message in shared:
+        assert [message[name] for name in ("reason", "epochs", "best_epoch")] == [
+            alone[name] for name in ("reason", "epochs", "best_epoch")
+        ]
+        np.testing.assert_allclose(message["history"], alone["history"], rtol=1e-5)
+        for array, expected in zip(message["weights"], alone["weights"], strict=True):
+            np.testing.assert_allclose(array, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.processes
+def test_a_process_waits_for_a_slower_one(shared):
+    first, slow = shared
+    # A chunk is ahead of what is looked at.
+    assert min(first["seconds"], slow["seconds"]) > 0.1 * (slow["epochs"] - 3)
+    assert {**first, "seconds": 0} == {**slow, "seconds": 0}
