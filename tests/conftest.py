@@ -145,7 +145,7 @@ AS_USERS_COMPILE = (
     *("train.test_step", "train.test_epoch", "train.test_loop", "train.test_fit"),
     *("train.test_nonfinite", "ensembles.test_members", "ensembles.test_seeds", "ensembles.test_sweeps"),
     *("benchmarks.scaling.test_collectives", "benchmarks.test_footprints", "runs.test_runner"),
-    *("test_jit", "test_profiling"),
+    *("test_environment", "test_jit", "test_profiling"),
 )
 
 

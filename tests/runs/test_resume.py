@@ -26,7 +26,7 @@ DATA = ("--data", "simulated:400", "--no-compilation-cache", "--hidden", 8, 4)
 
 
 def call(*arguments):
-    # Not for TensorBoard, which is none of a run's bits: runs/test_runner_callbacks.py lets that go on.
+    # Not for TensorBoard, which is none of a run's bits: runs/test_runner.py lets that go on.
     return command(Config, run, "weather", [str(argument) for argument in (*arguments, "--no-tensorboard")])
 
 

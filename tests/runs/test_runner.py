@@ -1,29 +1,28 @@
-"""A run from outside: the loop with a clock and signals, its surroundings."""
+"""A run from outside: the loop with a clock and signals, its environment, and what it shows of itself."""
 
+import gzip
 import json
-import platform
-import subprocess
-import warnings
-from importlib import metadata
-from pathlib import Path
+import shutil
 from types import SimpleNamespace
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pandas as pd
-import platformdirs
 import pytest
-from jax._src import compilation_cache
-from jax.experimental.compilation_cache import compilation_cache as public
+from tensorboard.backend.event_processing.event_multiplexer import EventMultiplexer
+from tensorboard.plugins.hparams import metadata as hparams_metadata
 
+from experiments.cifar10 import experiment as cifar10
+from experiments.weather import experiment as weather
 from jaxdl import _environment
 from jaxdl.data import dataset
 from jaxdl.losses import squared_error
 from jaxdl.metrics import rmse
 from jaxdl.nn import mlp
 from jaxdl.runs import runner
+from jaxdl.runs.command import command
+from jaxdl.saving import load
 from jaxdl.train import early_stopping, make_plan, start
 from jaxdl.train.fit import fit
 from jaxdl.train.loop import Chunk
@@ -97,157 +96,114 @@ def test_drive_calls_every_observer_after_every_epoch():
     assert calls == [(name, n, n, losses[n - 1]) for n in (1, 2) for name in ("one", "two")]
 
 
-# The clock of the compiler
+# What an experiment shows of a run: charts and tables in TensorBoard, costs, a trace
 
 
-@pytest.fixture
-def clock(monkeypatch):
-    """`clock(event, start, end)` reports a span to JAX at its end, as JAX does."""
-    now = SimpleNamespace(time=0.0)
-    monkeypatch.setattr(_environment, "time", SimpleNamespace(perf_counter=lambda: now.time))
-
-    def report(event, start, end):
-        now.time = end
-        jax.monitoring.record_event_duration_secs(event, end - start)
-
-    return report
+QUICK_FLAGS = ("--data", "simulated:400", "--no-compilation-cache", "--epochs", "4", "--quiet", "--recipe", "batchnorm")
 
 
-@pytest.mark.parametrize(
-    ("spans", "covered"),
-    [
-        ([(0, 1), (2, 4)], 3),
-        # Inner ones end first.
-        ([(1, 2), (0, 3)], 3),
-        ([(1, 2), (2, 3), (4, 5), (0, 6)], 6),
-        ([(1, 2), (0.5, 2.5), (0, 3), (4, 5)], 4),
-        # Clocks are read one after the other, so that spans may overlap by a little.
-        ([(0, 2), (1.5, 3)], 3),
-        ([], 0),
-    ],
-)
-def test_nested_compilations_are_counted_once(clock, spans, covered):
-    with _environment.compile_clock() as seconds:
-        for start_, end in spans:
-            clock(COMPILE, start_, end)
-        assert seconds() == pytest.approx(covered)
-
-
-def test_the_compile_clock_counts_its_block_and_compilation_only(clock):
-    clock(COMPILE, 0, 1)
-    with _environment.compile_clock() as seconds:
-        clock("/jax/core/compile/jaxpr_trace_duration", 1, 2)
-        clock("/jax/checkpoint/write_duration", 2, 10)
-        assert seconds() == 1
-    clock(COMPILE, 10, 20)
-    assert seconds() == 1
-
-
-def test_the_compile_clock_stops_listening_when_the_block_fails(clock):
-    with pytest.raises(KeyboardInterrupt), _environment.compile_clock() as seconds:
-        raise KeyboardInterrupt
-    clock(COMPILE, 0, 1)
-    assert seconds() == 0
-
-
-def test_a_real_compilation_takes_time_and_a_second_call_none():
-    function = jax.jit(lambda values: jnp.sin(values).sum())
-    with _environment.compile_clock() as seconds:
-        function(np.ones(3, np.float32))
-        first = seconds()
-        function(np.ones(3, np.float32))
-        assert 0 < first == seconds()
-
-
-# The surroundings
-
-
-def test_surroundings_are_those_of_this_process():
-    result = _environment.environment()
-    assert json.loads(json.dumps(result)) == result
-    assert result["versions"]["python"] == platform.python_version()
-    assert result["versions"]["jax"] == jax.__version__ == metadata.version("jax")
-    assert set(result["versions"]) >= {"jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "pandas"}
-    assert len(result["devices"]) == jax.device_count()
-
-
-def git(folder, *arguments):
-    call = ["git", "-C", str(folder), "-c", "user.name=test", "-c", "user.email=test@example.org", *arguments]
-    return subprocess.run(call, check=True, capture_output=True, text=True).stdout.strip()
-
-
-def test_the_commit_is_that_of_the_code_wherever_it_is_called_from(tmp_path, monkeypatch):
-    git(tmp_path, "init")
-    (tmp_path / "code").mkdir()
-    (tmp_path / "code" / "runs.py").write_text("")
-    monkeypatch.setattr(_environment, "__file__", str(tmp_path / "code" / "runs.py"))
-    monkeypatch.chdir("/")
-    git(tmp_path, "commit", "--allow-empty", "-m", "one")
-    # A copy that is not tracked is installed in somebody else's repository.
-    assert _environment.environment()["commit"] is None
-    git(tmp_path, "add", ".")
-    git(tmp_path, "commit", "-m", "two")
-    assert _environment.environment()["commit"] == git(tmp_path, "rev-parse", "HEAD")
-
-
-@pytest.mark.parametrize("case", ["no repository", "no git"])
-def test_code_without_a_commit_has_none(tmp_path, monkeypatch, case):
-    monkeypatch.setattr(_environment, "__file__", str(tmp_path / "runs.py"))
-    # So that git does not look for a repository above the test's folder.
-    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    if case == "no git":
-        monkeypatch.setenv("PATH", str(tmp_path))
-    assert _environment.environment()["commit"] is None
-
-
-@pytest.fixture
-def restored_settings():
-    names = (
-        "jax_compilation_cache_dir",
-        "jax_persistent_cache_min_compile_time_secs",
-        "jax_persistent_cache_min_entry_size_bytes",
+def read_events(folder):
+    """All that TensorBoard reads of a run; by default it keeps a sample."""
+    return (
+        EventMultiplexer(size_guidance={"scalars": 0, "histograms": 0, "tensors": 0})
+        .AddRunsFromDirectory(str(folder / "tensorboard"))
+        .Reload()
     )
-    before = {name: getattr(jax.config, name) for name in names}
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
 
 
-def test_a_folder_for_compilations_that_was_chosen_before_stays(tmp_path, restored_settings):
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path))
-    _environment.enable_compilation_cache()
-    assert jax.config.jax_compilation_cache_dir == str(tmp_path)
+def run_weather(*arguments):
+    return command(
+        weather.Config, weather.run, "python -m experiments.weather", [*map(str, (*QUICK_FLAGS, *arguments))]
+    )
 
 
-def test_compilations_are_kept_in_the_users_cache(tmp_path, monkeypatch, restored_settings):
-    monkeypatch.setattr(platformdirs, "user_cache_dir", lambda name: str(tmp_path / name))
-    jax.config.update("jax_compilation_cache_dir", None)
-    _environment.enable_compilation_cache()
-    assert Path(jax.config.jax_compilation_cache_dir).is_relative_to(tmp_path / "jaxdl")
-    # However short a compilation.
-    assert jax.config.jax_persistent_cache_min_compile_time_secs == 0
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "watched"
+    assert run_weather("--workdir", folder, "--histograms", 2, "--cost", "--profile") == 0
+    return folder
 
 
-def test_a_program_that_was_damaged_in_the_cache_is_compiled_anew(tmp_path, monkeypatch, restored_settings):
-    # As where zstandard is installed, with which JAX keeps no checksum.
-    monkeypatch.setattr(compilation_cache, "zstandard", SimpleNamespace(), raising=False)
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path))
-    public.reset_cache()
-    _environment.enable_compilation_cache()
-    rows = np.linspace(0, 1, 300, dtype=np.float32).reshape(10, 30)
+@pytest.fixture(scope="module")
+def events(watched):
+    return read_events(watched)
 
-    def compiled():
-        jax.clear_caches()
-        with warnings.catch_warnings(record=True) as message:
-            warnings.simplefilter("always")
-            return np.asarray(jax.jit(lambda x: jnp.tanh(x @ x.T) * 3)(rows)).tobytes(), len(message)
 
-    expected, _ = compiled()
-    (path,) = tmp_path.glob("*lambda*-cache")
-    content, draws = path.read_bytes(), np.random.default_rng(0)
-    assert compiled() == (expected, 0)
-    for place in draws.integers(0, len(content), 20):
-        path.write_bytes(content[:place] + bytes([content[place] ^ 1 << draws.integers(8)]) + content[place + 1 :])
-        result, message = compiled()
-        assert result == expected and message
-    public.reset_cache()
+@pytest.mark.slow
+def test_training_and_validation_share_their_charts(events):
+    assert {"loss", "rmse"} <= set(events.Runs()["train"]["scalars"]) & set(events.Runs()["validation"]["scalars"])
+    assert [point.step for point in events.Scalars("train", "loss")] == [1, 2, 3, 4]
+
+
+@pytest.mark.slow
+def test_weights_and_gradients_of_every_layer_are_spread_out(events):
+    for run in ("weights", "gradients"):
+        assert set(events.Runs()[run]["histograms"]) >= {
+            f"Dense_{n}/{part}" for n in range(3) for part in ("kernel", "bias")
+        }
+        assert [each.step for each in events.Histograms(run, "Dense_0/kernel")] == [0, 2, 4]
+
+
+@pytest.mark.slow
+def test_pictures_and_words_are_there(events):
+    runs = events.Runs()
+    assert set(runs["pictures"]["images"]) >= {"history", "predictions"}
+    texts = {tag: events.Tensors("run", tag) for tag in ("configuration", "layers")}
+    output = {tag: each[0].tensor_proto.string_val[0].decode() for tag, each in texts.items()}
+    assert "| recipe | batchnorm |" in output["configuration"] and "Dense_0" in output["layers"]
+
+
+@pytest.mark.slow
+def test_hyperparameters_stand_beside_the_final_figures(events, watched):
+    started = events.SummaryMetadata("run", hparams_metadata.SESSION_START_INFO_TAG).plugin_data.content
+    flags = hparams_metadata.parse_session_start_info_plugin_data(started).hparams
+    assert flags["recipe"].string_value == "batchnorm" and flags["learning_rate"].number_value == 1e-3
+    # How a run is kept and watched is no hyperparameter.
+    assert not {"workdir", "save_every", "histograms", "quiet", "mesh"} & set(flags)
+    best = json.loads((watched / "metrics.json").read_text())["rmse_best"]
+    for name, value in best.items():
+        (point,) = events.Scalars("run", f"rmse_best/{name}")
+        assert point.step == 4 and point.value == pytest.approx(value)
+
+
+@pytest.mark.slow
+def test_the_cost_of_a_step_is_kept(watched):
+    cost = json.loads((watched / "metrics.json").read_text())["cost"]
+    # The kernels' products alone, forward and for both gradients, but for the inputs'.
+    columns = json.loads((watched / "metrics.json").read_text())["dataset"]["features"]
+    products = 2 * 32 * (3 * (100 * 50 + 50) + 2 * columns * 100)
+    assert products < cost["flops"] < 1.6 * products
+
+
+@pytest.mark.slow
+def test_a_trace_is_written(watched):
+    (trace,) = (watched / "profile").rglob("perfetto_trace.json.gz")
+    assert json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
+    assert list((watched / "profile").rglob("*.xplane.pb"))
+
+
+@pytest.mark.slow
+def test_being_watched_changes_no_bit(watched, tmp_path):
+    assert run_weather("--workdir", tmp_path / "alone", "--no-tensorboard") == 0
+    assert not (tmp_path / "alone" / "tensorboard").exists()
+    for name in ("best", "final"):
+        one, other = (load(folder / "checkpoints" / name) for folder in (watched, tmp_path / "alone"))
+        np.testing.assert_array_equal(one.params["Dense_0"]["kernel"], other.params["Dense_0"]["kernel"])
+
+
+@pytest.mark.slow
+def test_histograms_go_on_with_the_run(watched, tmp_path):
+    folder = shutil.copytree(watched, tmp_path / "run")
+    assert run_weather("--workdir", folder, "--histograms", 2, "--epochs", 6) == 0
+    calls = read_events(folder)
+    assert [each.step for each in calls.Histograms("weights", "Dense_0/kernel")] == [0, 2, 4, 6]
+
+
+@pytest.mark.slow
+def test_images_are_watched_too(tmp_path):
+    few = ["--data", "simulated:240", "--train-size", "128", "--epochs", "1", "--no-compilation-cache", "--quiet"]
+    flags = [*few, "--histograms", "1", "--recipe", "pooled", "--workdir", str(tmp_path / "run")]
+    assert command(cifar10.Config, cifar10.run, "python -m experiments.cifar10", flags) == 0
+    runs = read_events(tmp_path / "run").Runs()
+    assert set(runs["pictures"]["images"]) >= {"confusion", "errors", "kernels", "samples"}
+    assert {"Conv_0/kernel", "Dense_1/bias"} <= set(runs["gradients"]["histograms"])
