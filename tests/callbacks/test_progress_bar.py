@@ -1,4 +1,4 @@
-"""The bar in a notebook, and silence; what terminals and logs see stands in callbacks/test_csv_log.py."""
+"""The bar in a notebook and a terminal, the lines of a log, and silence."""
 
 import io
 import re
@@ -10,6 +10,7 @@ from rich.console import Console
 
 from jaxdl import callbacks
 from jaxdl.callbacks import _progress_bar
+from tests.callback_runs import EPOCHS, RECORDS, console, numbered, progress_at, replay, run
 
 FIGURES = ("loss", "val_loss")
 
@@ -48,8 +49,8 @@ def history(epochs):
 
 
 def notebook_bar(epochs, **options):
-    console = Console(file=io.StringIO(), force_jupyter=True)
-    return callbacks.progress_bar(epochs, FIGURES, console=console, **options)
+    out = Console(file=io.StringIO(), force_jupyter=True)
+    return callbacks.progress_bar(epochs, FIGURES, console=out, **options)
 
 
 def value(formats):
@@ -108,6 +109,85 @@ def test_an_interrupted_run_does_not_show_compiling(clock, notebook):
     with pytest.raises(KeyboardInterrupt), notebook_bar(10):
         raise KeyboardInterrupt
     assert notebook[-1]["text/plain"] == "epoch 0/10 no epoch has ended"
+
+
+def test_a_file_gets_plain_lines_of_the_first_and_the_last_epoch(clock):
+    out = console()
+    with callbacks.progress_bar(10, FIGURES, console=out) as callback:
+        replay(callback, RECORDS)
+    lines = out.file.getvalue().splitlines()
+    assert [line.split()[1] for line in lines] == ["1/10", "3/10"]
+    assert "loss 0.3333 val_loss 0.3000" in lines[0]
+    assert "\x1b" not in out.file.getvalue()
+
+
+def test_a_line_is_printed_only_now_and_then(clock):
+    out = console()
+    with callbacks.progress_bar(9, FIGURES, console=out) as callback:
+        for epoch in range(1, 10):
+            callback(progress_at(epoch, 1), numbered(RECORDS[:1] * epoch))
+            clock.now += 0.4
+    # Every 1.0 s at most, at 0.4 s an epoch: each third epoch, and the last.
+    assert [line.split()[1] for line in out.file.getvalue().splitlines()] == ["1/9", "4/9", "7/9", "9/9"]
+
+
+def test_the_last_epoch_is_not_printed_twice(clock):
+    out = console()
+    with callbacks.progress_bar(1, FIGURES, console=out) as callback:
+        replay(callback, RECORDS[:1])
+    assert len(out.file.getvalue().splitlines()) == 1
+
+
+def test_a_line_shows_the_best_epoch_and_the_time_that_is_left(clock):
+    out = console()
+    with callbacks.progress_bar(9, FIGURES, console=out) as callback:
+        for epoch in (1, 2, 3):
+            clock.now += 2.0
+            best_epoch = min(epoch, 2)
+            callback(progress_at(epoch, best_epoch, RECORDS[best_epoch - 1]["val_loss"]), numbered(RECORDS[:epoch]))
+    first, *_, last = out.file.getvalue().splitlines()
+    # The first epoch compiles, so it says nothing about the others.
+    assert "left" not in first
+    # The best epoch is the second, at 2 / 3; six more epochs at 2 s each are left.
+    assert "best 0.6667 (epoch 2)" in last
+    assert "12 s" in last
+
+
+def test_a_line_says_so_where_no_epoch_was_finite_yet(clock):
+    out = console()
+    with callbacks.progress_bar(2, FIGURES, console=out) as callback:
+        callback(progress_at(1, 0), numbered([{"loss": float("nan"), "val_loss": float("nan")}]))
+    assert "loss nan val_loss nan best: none yet" in out.file.getvalue()
+
+
+def test_metrics_that_a_run_does_not_compute_are_left_out(clock):
+    # A run without validation, shown by a program that asks for validation figures too.
+    out = console()
+    with callbacks.progress_bar(2, FIGURES, console=out) as callback:
+        replay(callback, [{"loss": 0.5}, {"loss": 0.25}])
+    assert "loss 0.2500" in out.file.getvalue()
+    assert "val_loss" not in out.file.getvalue()
+
+
+def test_a_resumed_run_can_be_shown(clock):
+    # The best epoch may lie before the history, which holds only the epochs since.
+    first, out = run(epochs=3), console()
+    assert first.best_epoch == 3
+    with callbacks.progress_bar(EPOCHS, FIGURES, console=out) as callback:
+        second = run(callback, state=first.state, variables=None)
+    assert len(second.history) == 1
+    assert f"epoch {EPOCHS}/{EPOCHS}" in out.file.getvalue()
+
+
+@pytest.mark.parametrize("epochs", [EPOCHS, EPOCHS + 5], ids=["to the end", "stopped early"])
+def test_a_terminal_gets_a_bar(epochs):
+    out = console(force_terminal=True)
+    with callbacks.progress_bar(epochs, FIGURES, console=out) as callback:
+        history = run(callback).history
+    text = out.file.getvalue()
+    assert "━" in text and "\x1b[" in text
+    assert f"1/{epochs}" in text and f"{EPOCHS}/{epochs}" in text
+    assert f"val_loss {history['val_loss'].iloc[-1]:.4f}" in text
 
 
 def test_a_quiet_console_shows_nothing():
