@@ -86,7 +86,7 @@ def test_a_real_compilation_takes_time_and_a_second_call_none():
 # Versions, devices and commit; the cache of compiled functions
 
 
-def test_surroundings_are_those_of_this_process():
+def test_the_environment_is_that_of_this_process():
     result = _environment.environment()
     assert json.loads(json.dumps(result)) == result
     assert result["versions"]["python"] == platform.python_version()

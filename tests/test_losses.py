@@ -110,7 +110,7 @@ def test_check_targets_rejects_targets_of_weight_above_0(loss, targets, message)
 
 
 @pytest.mark.parametrize("targets", [[[0], [1]], [[True], [False]], [[0.0], [1.0 + 1e-7]], [[0.2], [0.9]]])
-def test_targets_that_are_probabilities_are_taken(targets):
+def test_targets_that_are_probabilities_are_accepted(targets):
     check_targets(sigmoid_cross_entropy, of_targets(targets), "train")
     check_targets(squared_error, of_targets([[-7.0], [9.0]]), "train")
 

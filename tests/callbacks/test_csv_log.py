@@ -50,7 +50,7 @@ def test_an_interrupted_run_keeps_its_rows(tmp_path):
     assert len((tmp_path / "history.csv").read_text().splitlines()) == 1 + len(RECORDS)
 
 
-def test_the_epochs_of_a_resumed_run_go_on_in_the_csv_file(tmp_path):
+def test_the_csv_file_of_a_bare_state_has_the_epochs_that_follow(tmp_path):
     first = run(epochs=2)
     with callbacks.csv_log(tmp_path / "history.csv") as callback:
         second = run(callback, state=first.state, variables=None)

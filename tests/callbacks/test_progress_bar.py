@@ -121,7 +121,7 @@ def test_a_file_gets_plain_lines_of_the_first_and_the_last_epoch(clock):
     assert "\x1b" not in out.file.getvalue()
 
 
-def test_a_line_is_printed_only_now_and_then(clock):
+def test_a_line_is_printed_once_a_second_at_most(clock):
     out = console()
     with callbacks.progress_bar(9, FIGURES, console=out) as callback:
         for epoch in range(1, 10):
@@ -153,7 +153,7 @@ def test_a_line_shows_the_best_epoch_and_the_time_that_is_left(clock):
     assert "12 s" in last
 
 
-def test_a_line_says_so_where_no_epoch_was_finite_yet(clock):
+def test_a_line_shows_that_no_epoch_was_finite_yet(clock):
     out = console()
     with callbacks.progress_bar(2, FIGURES, console=out) as callback:
         callback(progress_at(1, 0), numbered([{"loss": float("nan"), "val_loss": float("nan")}]))
@@ -197,7 +197,7 @@ def test_a_quiet_console_shows_nothing():
     assert file.getvalue() == ""
 
 
-def test_without_a_console_it_finds_where_it_is_shown(capsys):
+def test_the_default_console_prints_to_the_standard_output(capsys):
     with callbacks.progress_bar(1) as callback:
         callback(run_state(1), history(1))
     # What pytest captures is no terminal.

@@ -158,7 +158,7 @@ def test_batched_runs_are_solo_runs_up_to_rounding(alone):
         (make_mlp, {"learning_rate": 0.05, "scale": 1.3}, ROWS),
     ],
 )
-def test_numbers_of_which_xla_computes_more_beforehand_differ_by_rounding(make_own, one, rows):
+def test_runs_differ_by_rounding_where_xla_folds_constants(make_own, one, rows):
     """Where a number is known, XLA multiplies it with other constants first: the runs differ in their last bits."""
     result = sweep(make_own, [one], *rows, seeds=(3, 0), epochs=6, method="map")
     for place, seed in enumerate((3, 0)):
@@ -195,7 +195,7 @@ def test_the_length_of_a_schedule_may_be_a_number(compilations):
         assert row_of(result, index, 1)["learning_rate"] == 0.05
 
 
-def test_trials_that_differ_in_floats_compile_one_program_and_again_none(compilations):
+def test_trials_that_differ_in_floats_share_one_compilation(compilations):
     with compilations() as names:
         sweep(make_linear, [{"learning_rate": rate} for rate in (0.1, 0.03, 0.01)], *ROWS, seeds=SEEDS, epochs=2)
     assert names.count("_run") == names.count("start_members") == 1
@@ -209,7 +209,7 @@ def of_kind(kind, learning_rate=0.01):
 
 
 @pytest.mark.parametrize("kinds", [(True, False), (2, 3), (None, "one"), ((1,), (2,)), ("sgd", "adam")])
-def test_what_is_no_float_is_structure(compilations, kinds):
+def test_values_that_are_not_floats_are_structure(compilations, kinds):
     calls = []
 
     def rows(of, kind):
@@ -223,7 +223,7 @@ def test_what_is_no_float_is_structure(compilations, kinds):
     assert calls == [kind for kind in kinds for _ in range(2)]
 
 
-def test_floats_that_are_named_are_structure_too(compilations):
+def test_floats_named_in_structure_are_structure_too(compilations):
     def make_own(learning_rate):
         return make_linear(0.1 if learning_rate > 0.05 else 0.01)
 
@@ -337,12 +337,12 @@ def test_choices_are_equally_likely_and_come_as_they_are():
     assert sum(counts) == 3000 and stats.chisquare(counts).pvalue > 0.01
 
 
-def test_values_of_a_trial_are_drawn_apart():
+def test_values_of_a_trial_are_drawn_independently():
     values = np.array([list(one.values()) for one in sample(2000, 3, a=uniform(0, 1), b=uniform(0, 1))])
     assert stats.spearmanr(*values.T).pvalue > 0.01
 
 
-def test_the_seed_alone_decides():
+def test_the_seed_alone_decides_the_sample():
     draws = {"rate": log_uniform(1e-3, 1.0), "hidden": choice((1,), (2,))}
     assert sample(20, 7, **draws) == sample(20, 7, **draws) != sample(20, 8, **draws)
     # More of them begin with the same ones.
@@ -375,7 +375,7 @@ def test_grids_and_distributions_refuse_bad_arguments(wrong, output):
         wrong()
 
 
-def test_a_value_at_the_very_end_is_not_passed_by_rounding():
+def test_rounding_never_exceeds_the_upper_end_of_a_range():
     class Last:
         def uniform(self, low, high):
             return high
@@ -424,7 +424,7 @@ def test_the_recommendation_is_the_cheapest_within_one_standard_error(measured_s
     assert one_standard_error(table["mean"], table["sem"], table["parameters"]) == expected
 
 
-def test_the_number_of_epochs_can_be_summed_up_too(measured_sweep):
+def test_the_number_of_epochs_can_be_summarized_too(measured_sweep):
     for at, column in (("best", "best_epoch"), ("last", "epochs")):
         expected = measured_sweep.table.groupby("trial")[column].mean()
         np.testing.assert_allclose(summarize(measured_sweep, "epoch", at=at)["mean"], expected)
@@ -451,7 +451,7 @@ def test_trials_of_different_names_keep_their_own_values():
     assert np.isnan(table.loc[0, "momentum"]) and table["momentum"].tolist()[1:] == [0.9, 0.9]
 
 
-def test_a_figure_with_the_name_of_a_trial_s_value_is_summed_up_from_what_was_measured(measured_sweep):
+def test_a_metric_with_the_name_of_a_trial_value_is_summarized_as_measured(measured_sweep):
     table = summarize(measured_sweep, "learning_rate")
     np.testing.assert_allclose(table["mean"], table["learning_rate"], rtol=1e-6)
 
@@ -506,7 +506,7 @@ def test_sweep_refuses_bad_arguments(arguments, output):
         sweep(options.pop("make"), options.pop("trials"), *ROWS, **options)
 
 
-def test_what_make_itself_refuses_is_told_as_it_says_it():
+def test_an_error_of_make_is_raised_unchanged():
     def make_own(momentum):
         return make_plan(mlp((), dropout=momentum), losses.squared_error, optax.sgd(0.1), metrics=METRICS, batch_size=8)
 
@@ -515,14 +515,14 @@ def test_what_make_itself_refuses_is_told_as_it_says_it():
 
 
 @pytest.mark.parametrize("figure", ["nope", "reason", "seed", "parameters"])
-def test_a_figure_that_is_not_measured_is_told(measured_sweep, figure):
+def test_summarize_refuses_a_metric_that_is_not_measured(measured_sweep, figure):
     with pytest.raises(
         InputError, match=f'metric="{figure}" is not measured. The sweep measures: epoch, loss, rmse, r2'
     ):
         summarize(measured_sweep, figure)
 
 
-def test_another_moment_is_refused(measured_sweep):
+def test_summarize_refuses_another_value_of_at(measured_sweep):
     with pytest.raises(InputError, match='at must be "best" or "last", got "first"'):
         summarize(measured_sweep, "loss", at="first")
 
@@ -611,7 +611,7 @@ def test_halving_is_a_loop_over_solo_runs(watched, eta, min_resource, rungs):
         assert expected[RATES.index(1e30)] == rungs[0] and len(set(expected.values())) > 1
 
 
-def test_the_dropped_hold_what_they_had_at_their_rung(watched):
+def test_dropped_trials_keep_their_variables_of_the_rung(watched):
     name, plans, *_ = watched
     result = sweep(
         MAKES[name], TWO_KINDS, *ROWS, seeds=SEEDS, epochs=HALVING_EPOCHS, eta=3, min_resource=2, method="map"
@@ -641,7 +641,7 @@ def make_unstopped(learning_rate):
     return make_linear(learning_rate, NEVER)
 
 
-def test_halving_compiles_once_more_a_size_of_the_group(compilations):
+def test_halving_compiles_once_for_each_size_of_the_group(compilations):
     trials = [{"learning_rate": rate} for rate in (0.1, 0.03, 0.01, 0.003)]
     with compilations() as names:
         sweep(make_unstopped, trials, *ROWS, seeds=SEEDS, epochs=9, eta=2)
@@ -688,7 +688,7 @@ def test_an_interrupted_sweep_returns_what_was_reached(monkeypatch, after):
     assert bits(weights_of(result, 1, 2)) == bits((begun.best, begun.train_state.variables))
 
 
-def test_what_was_whole_before_an_interrupt_says_so(monkeypatch):
+def test_a_group_that_finished_before_an_interrupt_keeps_its_reason(monkeypatch):
     group_chunks = sweeps.group_chunks
 
     def stopping(group, *arguments):
@@ -703,7 +703,7 @@ def test_what_was_whole_before_an_interrupt_says_so(monkeypatch):
     assert set(result.history["trial"]) == {0}
 
 
-def test_an_interrupt_keeps_why_others_had_ended(monkeypatch):
+def test_an_interrupt_keeps_the_reasons_of_trials_that_had_ended(monkeypatch):
     trials = [{"learning_rate": rate} for rate in (0.1, 0.03, 0.01)]
     group_chunks = sweeps.group_chunks
 
@@ -842,7 +842,7 @@ def test_a_sweep_of_other_arguments_is_not_resumed(change, output):
 
 
 @with_a_diverging_trial
-def test_a_checkpoint_of_another_run_is_refused(tmp_path):
+def test_a_checkpoint_of_a_single_run_is_refused(tmp_path):
     alone = solo(make_kind(0.1), 0, 1)
     with saving.checkpointer(tmp_path, {}, every=99, warn=refuse) as keep:
         keep(alone.state, alone.records)

@@ -85,7 +85,7 @@ def test_the_seconds_of_an_epoch_are_not_those_of_its_compilation(monkeypatch):
     assert [record["seconds"] for record in end.history] == [2, 2, 2]
 
 
-def test_drive_calls_every_observer_after_every_epoch():
+def test_drive_calls_every_callback_after_every_epoch():
     calls = []
 
     def note(name):
@@ -136,7 +136,7 @@ def test_training_and_validation_share_their_charts(events):
 
 
 @pytest.mark.slow
-def test_weights_and_gradients_of_every_layer_are_spread_out(events):
+def test_every_layer_has_histograms_of_weights_and_gradients(events):
     for run in ("weights", "gradients"):
         assert set(events.Runs()[run]["histograms"]) >= {
             f"Dense_{n}/{part}" for n in range(3) for part in ("kernel", "bias")
@@ -145,7 +145,7 @@ def test_weights_and_gradients_of_every_layer_are_spread_out(events):
 
 
 @pytest.mark.slow
-def test_pictures_and_words_are_there(events):
+def test_tensorboard_has_pictures_and_texts(events):
     runs = events.Runs()
     assert set(runs["pictures"]["images"]) >= {"history", "predictions"}
     texts = {tag: events.Tensors("run", tag) for tag in ("configuration", "layers")}
@@ -154,7 +154,7 @@ def test_pictures_and_words_are_there(events):
 
 
 @pytest.mark.slow
-def test_hyperparameters_stand_beside_the_final_figures(events, watched):
+def test_tensorboard_has_hyperparameters_and_final_metrics(events, watched):
     started = events.SummaryMetadata("run", hparams_metadata.SESSION_START_INFO_TAG).plugin_data.content
     flags = hparams_metadata.parse_session_start_info_plugin_data(started).hparams
     assert flags["recipe"].string_value == "batchnorm" and flags["learning_rate"].number_value == 1e-3
@@ -167,7 +167,7 @@ def test_hyperparameters_stand_beside_the_final_figures(events, watched):
 
 
 @pytest.mark.slow
-def test_the_cost_of_a_step_is_kept(watched):
+def test_the_cost_of_a_step_is_in_metrics_json(watched):
     cost = json.loads((watched / "metrics.json").read_text())["cost"]
     # The kernels' products alone, forward and for both gradients, but for the inputs'.
     columns = json.loads((watched / "metrics.json").read_text())["dataset"]["features"]
@@ -183,7 +183,7 @@ def test_a_trace_is_written(watched):
 
 
 @pytest.mark.slow
-def test_being_watched_changes_no_bit(watched, tmp_path):
+def test_charts_and_profiles_change_no_bit(watched, tmp_path):
     assert run_weather("--workdir", tmp_path / "alone", "--no-tensorboard") == 0
     assert not (tmp_path / "alone" / "tensorboard").exists()
     for name in ("best", "final"):
@@ -192,7 +192,7 @@ def test_being_watched_changes_no_bit(watched, tmp_path):
 
 
 @pytest.mark.slow
-def test_histograms_go_on_with_the_run(watched, tmp_path):
+def test_histograms_continue_in_a_resumed_run(watched, tmp_path):
     folder = shutil.copytree(watched, tmp_path / "run")
     assert run_weather("--workdir", folder, "--histograms", 2, "--epochs", 6) == 0
     calls = read_events(folder)
@@ -200,7 +200,7 @@ def test_histograms_go_on_with_the_run(watched, tmp_path):
 
 
 @pytest.mark.slow
-def test_images_are_watched_too(tmp_path):
+def test_a_run_on_images_has_pictures_and_histograms(tmp_path):
     few = ["--data", "simulated:240", "--train-size", "128", "--epochs", "1", "--no-compilation-cache", "--quiet"]
     flags = [*few, "--histograms", "1", "--recipe", "pooled", "--workdir", str(tmp_path / "run")]
     assert command(cifar10.Config, cifar10.run, "python -m experiments.cifar10", flags) == 0

@@ -103,7 +103,7 @@ def test_chunks_of_any_length_give_the_bits_of_the_whole_from_one_program(chunk,
 
 
 @pytest.mark.parametrize("batch_size", [1, 10, 38, 76, 77, 1024])
-def test_figures_are_those_of_the_data_set_whatever_the_batch_size(batch_size, meaning):
+def test_metrics_are_those_of_the_dataset_for_every_batch_size(batch_size, meaning):
     outputs = np.float64(outputs_of_network())
     result = evaluate(MODEL, network(), ROWS, OBJECTIVE.loss, metrics=OBJECTIVE.metrics, batch_size=batch_size)
     mean = ((outputs - np.asarray(ROWS.targets)) ** 2).mean()
@@ -144,7 +144,7 @@ def test_predictions_do_not_depend_on_the_batch_size(batch_size):
     np.testing.assert_allclose(result, outputs_of_network(), rtol=1e-5, atol=1e-6)
 
 
-def test_evaluation_and_prediction_compile_once_a_shape(compilations):
+def test_evaluation_and_prediction_compile_once_for_each_shape(compilations):
     model = mlp((6,))
     weights = jax.jit(model.init)(jax.random.key(0), ROWS.inputs)
     half = jax.tree.map(lambda leaf: leaf[:40], ROWS)
@@ -162,7 +162,7 @@ def test_lists_and_tables_can_be_predicted(kind):
 
 
 @pytest.mark.parametrize("shape", [(0, 3), (3,)])
-def test_what_has_no_rows_is_not_predicted(shape):
+def test_predict_refuses_inputs_without_rows(shape):
     with pytest.raises(InputError, match="at least one example, got inputs of shape"):
         predict(MODEL, network(), np.zeros(shape, np.float32))
 
@@ -178,7 +178,7 @@ def test_what_has_no_rows_is_not_predicted(shape):
         ({"a": np.ones((2, 1))}, "inputs must be one array, got a dict of a"),
     ],
 )
-def test_inputs_that_cannot_be_trained_on_cannot_be_predicted_from(inputs, message):
+def test_predict_refuses_inputs_that_fit_refuses(inputs, message):
     weights = Variables({"Dense_0": {"kernel": np.ones((1, 1), np.float32), "bias": np.zeros(1, np.float32)}}, {})
     with pytest.raises(InputError, match=message):
         predict(mlp(()), weights, inputs)
@@ -219,7 +219,7 @@ def weights_on(axes):
 
 @CUTS
 @MESHES
-def test_the_figures_of_a_source_are_those_of_its_rows(batch_size, window_bytes, axes):
+def test_the_metrics_of_a_source_are_those_of_its_rows(batch_size, window_bytes, axes):
     result = evaluate_source(
         SOURCE_MODEL, OBJECTIVE, weights_on(axes), SOURCE, batch_size=batch_size, window_bytes=window_bytes
     )
@@ -241,7 +241,7 @@ def test_the_predictions_of_a_source_are_those_of_its_rows_in_their_order(batch_
     )
 
 
-def test_a_few_windows_are_one_program(compilations):
+def test_windows_share_one_program(compilations):
     with compilations() as names:
         evaluate_source(SOURCE_MODEL, OBJECTIVE, source_weights(), SOURCE, batch_size=9, window_bytes=900)
         list(predict_source(SOURCE_MODEL, source_weights(), SOURCE, batch_size=9, window_bytes=900))
@@ -260,7 +260,7 @@ def test_totals_beyond_the_digits_of_float32_stay_exact():
     np.testing.assert_allclose(result["loss"], 64 * 512.0**2 / (2**24 + 64), rtol=1e-7)
 
 
-def test_a_batch_of_no_rows_is_refused():
+def test_a_batch_size_below_1_is_refused():
     with pytest.raises(InputError, match="batch_size must be at least 1, got 0"):
         evaluate(SOURCE_MODEL, source_weights(), SOURCE, losses.squared_error, metrics=METRICS, batch_size=0)
     with pytest.raises(InputError, match="batch_size must be at least 1, got -1"):

@@ -55,7 +55,7 @@ def test_a_linear_model_reaches_least_squares():
     )
 
 
-def test_the_result_says_what_happened():
+def test_the_result_has_history_reason_and_best_epoch():
     stop = early_stopping("val_loss", patience=3)
     model = mlp((20,))
     run = fit(
@@ -82,7 +82,7 @@ def test_a_run_that_reaches_its_epochs_says_so():
     assert (run.reason, len(run.history)) == ("epochs", 2)
 
 
-def test_seeds_decide_everything():
+def test_the_seed_decides_the_history():
     one, again, other = (
         fit(SMALL, losses.squared_error, ADAM, TRAIN, VALIDATION, metrics=[metrics.rmse], epochs=3, seed=seed)
         for seed in (1, 1, 2)
@@ -91,7 +91,7 @@ def test_seeds_decide_everything():
     assert one.history["loss"].iloc[0] != other.history["loss"].iloc[0]
 
 
-def test_a_run_goes_on_where_it_stood():
+def test_a_run_resumed_from_its_state_ends_as_the_whole_run():
     whole = fit(SMALL, losses.squared_error, ADAM, TRAIN, VALIDATION, metrics=[metrics.rmse], epochs=5)
     half = fit(SMALL, losses.squared_error, ADAM, TRAIN, VALIDATION, metrics=[metrics.rmse], epochs=2)
     rest = fit(SMALL, losses.squared_error, ADAM, TRAIN, VALIDATION, metrics=[metrics.rmse], epochs=5, state=half.state)
@@ -100,7 +100,7 @@ def test_a_run_goes_on_where_it_stood():
         np.testing.assert_array_equal(one, other)
 
 
-def test_given_weights_are_where_it_starts():
+def test_fit_starts_from_given_variables():
     first = fit(LINEAR, losses.squared_error, SGD, TRAIN, metrics=[metrics.rmse], epochs=3)
     # All rows make one batch, which is measured before its step.
     second = fit(
@@ -120,7 +120,7 @@ def test_given_weights_are_where_it_starts():
     )
 
 
-def test_observers_see_every_epoch():
+def test_callbacks_are_called_after_every_epoch():
     calls = []
     fit(
         LINEAR,
@@ -141,7 +141,7 @@ def test_a_first_run_compiles_each_of_its_programs_once(compilations):
     assert sorted(name for name in names if name in ("_start", "chunk_program")) == ["_start", "chunk_program"]
 
 
-def test_a_run_whose_table_nobody_asks_for_does_not_load_pandas():
+def test_pandas_is_loaded_only_for_the_table_of_a_run():
     code = """
 import sys
 import numpy as np
@@ -190,7 +190,7 @@ def test_bfloat16_computes_near_float32():
     np.testing.assert_allclose(runs[0].history["rmse"].iloc[-1], runs[1].history["rmse"].iloc[-1], rtol=0.1)
 
 
-def test_no_epochs_are_refused():
+def test_zero_epochs_are_refused():
     with pytest.raises(InputError, match="epochs must be at least 1, got 0"):
         fit(mlp(()), losses.squared_error, optax.sgd(0.1), TRAIN, metrics=[metrics.rmse], epochs=0)
 
@@ -209,7 +209,7 @@ def test_an_average_is_what_is_measured_and_kept():
     jax.tree.map(np.testing.assert_array_equal, plain.final.params, state.variables.params)
 
 
-def test_a_run_with_an_average_goes_on_where_it_stood():
+def test_a_resumed_run_with_an_average_ends_as_the_whole_run():
     model, optimizer = LINEAR, SGD
     first = fit(
         model, losses.squared_error, optimizer, TRAIN, VALIDATION, metrics=[metrics.rmse], epochs=2, ema_decay=0.9
@@ -232,7 +232,7 @@ def test_a_run_with_an_average_goes_on_where_it_stood():
 
 
 @pytest.mark.parametrize("average", [-0.1, 1.0])
-def test_an_average_that_is_no_share_is_refused(average):
+def test_an_ema_decay_outside_of_0_to_1_is_refused(average):
     with pytest.raises(InputError, match="ema_decay must be from 0 to below 1, got"):
         fit(mlp(()), losses.squared_error, optax.sgd(0.05), TRAIN, metrics=[metrics.rmse], ema_decay=average)
 
@@ -281,7 +281,7 @@ def interrupting(epoch):
     return observe
 
 
-def test_ctrl_c_gives_what_was_reached_and_fit_goes_on_from_there():
+def test_ctrl_c_returns_the_result_so_far_and_fit_resumes_it():
     model, optimizer = SMALL, ADAM
     whole = fit(model, losses.squared_error, optimizer, TRAIN, VALIDATION, metrics=[metrics.rmse], epochs=6)
     run = fit(
@@ -304,7 +304,7 @@ def test_ctrl_c_gives_what_was_reached_and_fit_goes_on_from_there():
     jax.tree.map(np.testing.assert_array_equal, rest.best, whole.best)
 
 
-def test_ctrl_c_before_the_first_epoch_gives_the_beginning(monkeypatch):
+def test_ctrl_c_before_the_first_epoch_returns_the_initial_state(monkeypatch):
     def chunks(*arguments, **options):
         raise KeyboardInterrupt
         yield
@@ -327,7 +327,7 @@ def test_a_run_that_meets_nan_stops_and_says_where():
     assert run.best_epoch in (1, 2)
 
 
-def test_a_run_may_go_on_with_nan_which_is_never_the_best():
+def test_a_run_may_continue_with_nan_which_is_never_the_best():
     run = fit(
         LINEAR, losses.squared_error, EXPLODING, TRAIN, VALIDATION, metrics=[metrics.rmse], epochs=6, on_nan="continue"
     )
@@ -472,7 +472,7 @@ def on_first_device(rows):
     ],
     ids=["rows", "without validation", "a source", "arrays of JAX", "on a device"],
 )
-def test_it_is_a_start_and_each_program_is_compiled_once(train, validation, compilations):
+def test_init_state_equals_start_and_compiles_each_program_once(train, validation, compilations):
     plan = make_dropout_plan()
     with compilations() as names:
         run_state = init_state(plan, *prepare_data(plan, train, validation), key=KEY)
@@ -482,7 +482,7 @@ def test_it_is_a_start_and_each_program_is_compiled_once(train, validation, comp
     assert bits(run_state) == bits(start(plan, FEW_TRAIN, FEW_VALIDATION if validation is not None else None, key=KEY))
 
 
-def test_given_weights_are_begun_with():
+def test_init_state_holds_given_variables():
     plan = make_dropout_plan()
     weights = plan.model.init(jax.random.key(9), FEW_INPUTS)
     assert bits(
@@ -519,7 +519,7 @@ def test_weights_are_drawn_while_the_other_program_is_compiled(monkeypatch):
     assert drawn.is_set()
 
 
-def test_what_fails_in_the_thread_is_raised(monkeypatch):
+def test_an_error_of_the_compiling_thread_is_raised(monkeypatch):
     def fail():
         raise MemoryError("no room for the program")
 

@@ -97,7 +97,7 @@ def test_a_run_resumed_from_its_result_keeps_its_whole_history(whole, anew, tmp_
 
 
 @pytest.mark.parametrize("anew", [False, True], ids=["the same callbacks", "callbacks made anew"])
-def test_a_run_that_is_set_back_takes_later_epochs_back(whole, anew, tmp_path):
+def test_a_run_that_is_set_back_removes_later_epochs(whole, anew, tmp_path):
     first = train(epochs=2)
     # Another learning rate would give other epochs 3 and 4; so does another order of the rows.
     other = first._replace(state=first.state._replace(key=jax.random.key(9)))
@@ -185,7 +185,7 @@ def test_a_driven_run_writes_every_epoch_once(whole, tmp_path):
 
 
 @pytest.mark.parametrize("given", ["a run", {"epoch": 2}, 3], ids=str)
-def test_what_is_no_run_is_refused_as_state(given):
+def test_a_state_that_is_no_run_is_refused(given):
     with pytest.raises(
         InputError, match=r"state must be the FitResult that an earlier call returned.*, got (str|dict|int)"
     ):
@@ -304,7 +304,7 @@ def test_members_that_stopped_and_train_on_keep_their_own_epochs():
         np.testing.assert_array_equal(history, expected[: len(history)])
 
 
-def test_many_runs_do_not_go_on_from_the_checkpoint_of_one(tmp_path):
+def test_many_runs_refuse_the_checkpoint_of_one(tmp_path):
     with saving.checkpointer(tmp_path, {}, every=0, warn=refuse) as keep:
         train(epochs=1, callbacks=[keep])
     with pytest.raises(InputError, match=r"got that of a single run\. Continue it with fit"):

@@ -84,7 +84,7 @@ def test_a_run_cut_in_any_way_is_the_whole_run_bit_for_bit(lengths):
 
 
 @pytest.mark.parametrize("batch", [1, 7, 8, 9, 10, 11, 25])
-def test_a_run_goes_on_from_any_batch_bit_for_bit(batch):
+def test_a_run_resumes_from_any_batch_bit_for_bit(batch):
     middle = list(itertools.islice(chunks(PLAN, beginning(), TRAIN, VALIDATION, steps=lambda: 1), batch))[-1].state
     assert int(middle.epoch) * 11 + int(middle.cursor) == batch
     assert bits(cut([100], middle)[-1].state) == bits(whole_run()[-1][0])
@@ -144,7 +144,7 @@ def test_validation_in_batches_measures_every_row_once():
     np.testing.assert_allclose(chunk.record["val_loss"], ((outputs - rows.targets) ** 2).mean(), rtol=1e-5)
 
 
-def test_a_chunk_tells_where_weights_or_losses_are_not_finite():
+def test_a_chunk_reports_weights_and_losses_that_are_not_finite():
     rows = TRAIN._replace(targets=np.where(np.arange(77)[:, None] == 5, np.float32(np.inf), TRAIN.targets))
     plan = make_plan(mlp(()), losses.squared_error, optax.sgd(0.0), metrics=[metrics.rmse], batch_size=10)
     message = [c.finite for c in chunks(plan, start(plan, TRAIN, key=jax.random.key(0)), rows, last=1, steps=lambda: 1)]
@@ -153,7 +153,7 @@ def test_a_chunk_tells_where_weights_or_losses_are_not_finite():
     assert all(c.finite for c in cut([3]))
 
 
-def test_a_validation_loss_that_is_not_finite_is_told_too():
+def test_a_chunk_reports_a_validation_loss_that_is_not_finite():
     rows = VALIDATION._replace(
         targets=np.where(np.arange(2500)[:, None] == 2400, np.float32(np.nan), VALIDATION.targets)
     )
@@ -161,14 +161,14 @@ def test_a_validation_loss_that_is_not_finite_is_told_too():
     assert message == [True] * 10 + [False]
 
 
-def test_a_progress_of_other_rows_is_refused():
+def test_a_state_of_other_rows_is_refused():
     middle = next(chunks(PLAN, beginning(), TRAIN, VALIDATION, steps=lambda: 10)).state
     with pytest.raises(InputError, match=r"state is at batch 10 of 8\. Give the data with which the epoch began"):
         next(chunks(PLAN._replace(early_stopping=NEVER, plateau=None), middle, TRAIN))
 
 
 @pytest.mark.processes
-def test_a_pause_that_one_process_asks_for_in_the_last_epoch_is_one_of_all_with_nothing_under_way():
+def test_a_pause_that_one_process_requests_pauses_all_processes():
     body = """
 import optax
 from jaxdl import losses
@@ -214,7 +214,7 @@ def test_chunks_grow_to_a_quarter_of_a_second(device):
     assert all(128 < size <= 250 for size in sizes[8:])
 
 
-def test_the_first_chunk_compiles_and_is_no_measure(device):
+def test_the_time_of_the_first_chunk_is_ignored(device):
     sizes = device(lambda batch: 20.0 if batch == 0 else 0.001, 4000)
     assert sizes[:5] == [1, 1, 2, 4, 8] and sizes[-1] > 128
 
@@ -229,11 +229,11 @@ def test_a_machine_that_becomes_slower_gets_shorter_chunks(device):
     assert max(sizes) <= 250 and all(size <= 12 for size in sizes[-20:])
 
 
-def test_other_seconds_can_be_wanted(device):
+def test_the_seconds_of_a_chunk_can_be_chosen(device):
     assert 0 < device(lambda batch: 0.001, 4000, seconds=0.05)[-1] <= 50
 
 
-def test_a_pause_is_no_measure():
+def test_the_time_of_a_pause_is_ignored():
     requests = iter([False, True, False])
     pace = AdaptiveSteps(pause=lambda: next(requests))
     sizes = []
@@ -323,7 +323,7 @@ def test_a_stream_of_images_gives_the_bits_of_the_run_in_memory(tmp_path):
 
 @pytest.mark.parametrize("batch", [1, 2, 3, 7, 8, 10, 11, 12, 25])
 @pytest.mark.parametrize("window_bytes", WINDOW_BYTES)
-def test_a_stream_goes_on_from_any_batch_bit_for_bit(batch, window_bytes):
+def test_a_stream_resumes_from_any_batch_bit_for_bit(batch, window_bytes):
     source, requests = in_parts(TRAIN)
     single = streamed(PLAN, beginning(), source, VALIDATION, steps=lambda: 1, window_bytes=window_bytes)
     middle = next(itertools.islice(single, batch - 1, None)).state
@@ -341,7 +341,7 @@ def test_a_stream_goes_on_from_any_batch_bit_for_bit(batch, window_bytes):
     assert sorted(set(rows.tolist())) == sorted(requests[1].tolist())
 
 
-def test_a_progress_goes_from_memory_to_a_stream_and_back():
+def test_a_run_can_move_from_memory_to_a_stream_and_back():
     source, _ = in_parts(TRAIN)
     middle = next(chunks(PLAN, beginning(), TRAIN, VALIDATION, steps=lambda: 5)).state
     middle = next(streamed(PLAN, middle, source, VALIDATION, steps=lambda: 3)).state
@@ -397,7 +397,7 @@ def test_the_thread_ends_with_the_generator():
 
 
 @pytest.mark.parametrize("error", [OSError("the disk is gone"), KeyboardInterrupt()])
-def test_an_error_of_the_reader_ends_the_run_where_it_arose(error):
+def test_an_error_of_the_reader_is_raised_and_ends_the_thread(error):
     reads = itertools.count()
 
     def read(rows, numbers):
@@ -426,7 +426,7 @@ def test_the_windows_before_an_error_are_trained():
     assert calls == [2, 2]
 
 
-def test_a_slow_reader_only_slows():
+def test_a_slow_reader_changes_no_bit():
     def read(rows, numbers):
         time.sleep(0.03)
         return take(rows, numbers)
@@ -465,7 +465,7 @@ def test_windows_are_read_one_ahead_and_no_more():
 
 
 @pytest.mark.parametrize("pauses", [(0, 2, 2), (2, 0, 0)])
-def test_a_pause_changes_nothing(pauses):
+def test_a_pause_of_a_stream_changes_no_bit(pauses):
     source, _ = in_parts(TRAIN)
     result = list(streamed(PLAN, beginning(), source, VALIDATION, last=6, steps=steps_of(*pauses), window_bytes=400))
     assert 0 in [chunk.batches for chunk in result]
@@ -514,7 +514,7 @@ def test_fit_and_drive_take_a_source(tmp_path):
     assert bits(ends[0]) == bits(ends[1])
 
 
-def test_a_step_that_is_not_finite_is_told_with_its_rows(tmp_path):
+def test_a_step_that_is_not_finite_is_reported_with_its_rows(tmp_path):
     # The target is finite, but not its square: the last batch of the epoch, which is short.
     row = int(permutation(beginning().key, 0, 77)[75])
     targets = np.array(TRAIN.targets)
@@ -552,7 +552,7 @@ def test_a_batch_is_the_same_from_memory_and_from_a_source(number):
         np.testing.assert_array_equal(batch.sample_weight, [1] * real + [0] * (10 - real))
 
 
-def test_what_does_not_fit_a_stream_is_refused():
+def test_chunks_refuses_bad_arguments_beside_a_source():
     source, _ = in_parts(TRAIN)
     with pytest.raises(InputError, match="a source trains one run at a time"):
         next(chunks(PLAN, beginning(), source, VALIDATION, run=run_members))
@@ -566,7 +566,7 @@ def test_what_does_not_fit_a_stream_is_refused():
         next(chunks(plan, begin._replace(cursor=begin.cursor + 8), source))
 
 
-def test_the_order_is_drawn_without_a_cpu_among_the_platforms_too(monkeypatch):
+def test_rows_are_permuted_without_a_cpu_backend_too(monkeypatch):
     def missing(backend=None):
         raise RuntimeError("Unknown backend cpu")
 

@@ -32,7 +32,7 @@ RNG = np.random.default_rng(0)
 INPUTS = RNG.normal(size=(70, 4)).astype(np.float32)
 TARGETS = (INPUTS @ np.array([1, -2, 3, 0.5], np.float32))[:, None]
 ROWS = dataset(INPUTS, TARGETS)
-# The least that can be trained, and a network for what is told of layers.
+# The least that can be trained, and a network for messages that name layers.
 MODEL, NETWORK, OPTIMIZER = mlp(()), mlp((4,)), optax.adam(1e-2)
 SLOW, SGD = optax.sgd(1e-3), optax.sgd(1e-2)
 INJECTED = optax.inject_hyperparams(optax.sgd)(learning_rate=0.01)
@@ -202,7 +202,7 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_a_progress_of_another_run_is_refused_by_the_first_array_that_differs(name):
+def test_a_state_of_another_run_is_refused_by_the_first_array_that_differs(name):
     first, then, output = OTHERS[name]
     of = {"model": NETWORK, "loss": squared_error, "optimizer": OPTIMIZER, "train": ROWS, **first}
     rows = of.pop("train")
@@ -211,7 +211,7 @@ def test_a_progress_of_another_run_is_refused_by_the_first_array_that_differs(na
         train(epochs=2, state=run_state, **{"model": NETWORK, **then})
 
 
-def test_a_progress_of_another_dtype_is_refused(stopped):
+def test_a_state_of_another_dtype_is_refused(stopped):
     halves = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), stopped.state.train_state.variables)
     run_state = stopped.state._replace(train_state=stopped.state.train_state._replace(variables=halves))
     with pytest.raises(InputError, match=r"state has bfloat16 of shape .* expected float32"):
@@ -224,7 +224,7 @@ def test_members_of_another_width_are_refused():
         fit_seeds(NETWORK, squared_error, OPTIMIZER, ROWS, epochs=2, state=run_state)
 
 
-def test_fit_and_fit_seeds_refuse_the_progress_of_each_other(stopped):
+def test_fit_and_fit_seeds_refuse_the_state_of_each_other(stopped):
     many = train_seeds(seeds=(0, 1), epochs=1).state
     with pytest.raises(InputError, match="state is that of 2 runs"):
         train(epochs=2, state=many)
@@ -232,7 +232,7 @@ def test_fit_and_fit_seeds_refuse_the_progress_of_each_other(stopped):
         train_seeds(epochs=9, state=stopped.state)
 
 
-def test_a_progress_goes_without_seed_and_weights(stopped):
+def test_seed_and_variables_are_refused_beside_state(stopped):
     for name, value in {"seed": 0, "variables": stopped.final}.items():
         with pytest.raises(InputError, match=f"{name}.* has no effect beside state"):
             train(epochs=9, state=stopped.state, **{name: value})
@@ -249,7 +249,7 @@ def test_members_continue_with_their_own_seeds_or_without_naming_them():
 
 @pytest.mark.parametrize("steps", [1, 2])
 @pytest.mark.parametrize("batch_size", [16, 64])
-def test_an_epoch_goes_on_with_its_own_batch_size_alone(steps, batch_size):
+def test_a_state_inside_an_epoch_needs_the_same_batch_size(steps, batch_size):
     middle = run_steps(start(PLAN, ROWS, key=jax.random.key(0)), ROWS, None, steps, plan=PLAN)[0]
     with pytest.raises(InputError, match="state is inside an epoch"):
         train(epochs=1, batch_size=batch_size, state=middle)
@@ -264,7 +264,7 @@ def test_a_run_between_epochs_may_change_its_batch_size():
 
 
 @pytest.mark.parametrize("on_nan", ["raise", "Stop", None])
-def test_what_to_do_at_nan_is_one_of_two(on_nan):
+def test_on_nan_must_be_stop_or_continue(on_nan):
     with pytest.raises(InputError, match='on_nan must be "stop" or "continue"'):
         train(epochs=1, on_nan=on_nan)
 
@@ -346,7 +346,7 @@ def test_a_result_inside_an_epoch_of_weighted_rows_or_a_source_is_checked_too():
         )
 
 
-def test_another_monitor_makes_the_best_epoch_one_of_those_to_come():
+def test_under_another_monitor_only_later_epochs_can_be_the_best():
     x = np.random.default_rng(1).normal(size=(64, 2)).astype(np.float32)
     rows, measured = dataset(x, x[:, :1]), [metrics.r2()]
     loss, score = (early_stopping(name, patience=9) for name in ("val_loss", "val_r2"))

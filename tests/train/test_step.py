@@ -96,7 +96,7 @@ def test_the_key_never_advances():
     assert jax.random.key_data(state.key).tolist() == jax.random.key_data(jax.random.key(3)).tolist()
 
 
-def test_clipping_composes():
+def test_clipping_limits_the_norm_of_the_update():
     state, _ = run(LINEAR, optax.chain(optax.clip_by_global_norm(1e-3), optax.sgd(1.0)), [ROWS])
     moved = jax.tree.map(lambda new, old: new - old, state.variables.params, {"w": jnp.ones((4, 1)), "b": jnp.zeros(1)})
     np.testing.assert_allclose(optax.tree.norm(moved), 1e-3, rtol=1e-3)
@@ -124,7 +124,7 @@ def test_a_schedule_with_warm_up_sets_each_steps_rate():
 
 
 @pytest.mark.parametrize("input_norm", [False, True])
-def test_a_batch_of_padding_only_moves_nothing(input_norm):
+def test_a_batch_of_padding_only_changes_nothing(input_norm):
     # Not even by Adam's momentum, nor BatchNorm's moments.
     empty = ROWS._replace(sample_weight=np.zeros_like(ROWS.sample_weight))
     model, optimizer = mlp((4,), input_norm=input_norm), optax.adam(0.1)
@@ -177,7 +177,7 @@ def golden():
     return losses
 
 
-def test_the_golden_step():
+def test_three_adam_steps_are_those_of_numpy():
     """If this breaks, the step no longer means what it says: mend the step, not the figures, which NumPy gives."""
     inputs = np.linspace(-1, 1.3, 32, dtype=np.float32).reshape(8, 4)
     batch = dataset(inputs, inputs.sum(1, keepdims=True))
@@ -206,7 +206,7 @@ def test_the_moving_average_is_numpys_and_padding_leaves_it_alone():
     np.testing.assert_array_equal(step(state, padding)[0].ema.params["w"], state.ema.params["w"])
 
 
-def test_without_an_average_the_weights_are_shown():
+def test_without_an_average_eval_variables_returns_the_trained_variables():
     state = make_train_state(Variables({"w": jnp.ones(2)}, {}), optax.sgd(0.1), jax.random.key(0))
     assert eval_variables(state) is state.variables and state.ema == ()
 
@@ -221,7 +221,7 @@ def test_the_gradient_is_numpys():
 
 
 @pytest.mark.parametrize("options", [{}, {"input_norm": True, "dropout": 0.5}], ids=["plain", "norm and dropout"])
-def test_the_gradient_is_what_one_step_of_gradient_descent_takes_away(options):
+def test_one_step_of_gradient_descent_subtracts_the_gradient(options):
     model, optimizer = mlp((8,), **options), optax.sgd(1.0)
     batch = pad(ROWS, 40)
     state = make_train_state(begun(model), optimizer, jax.random.key(3))
