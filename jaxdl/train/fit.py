@@ -204,7 +204,7 @@ def init_state(
     shapes = start_shapes(plan, train.first, validation, key=key)
     arguments = shapes, train.examples, validation, agree_on_steps(WHOLE, None)
     # Traced here, where the caller's settings of JAX hold; the thread only compiles, which leaves Python free.
-    lowered = chunk_program.on(*arguments).lower(*arguments, plan=plan, like=None, alone=True)
+    lowered = chunk_program.lower(*arguments, plan=plan, like=None, alone=True)
     with ThreadPoolExecutor(1) as pool:
         compilation = pool.submit(lowered.compile)
         run_state = draw(plan, train.first, key=key)
