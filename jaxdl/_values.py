@@ -372,7 +372,8 @@ def with_rates(value: Any, values: Values, numbers: Sequence[Any]) -> Any:
                     cell.cell_contents = entry(value, index, content, inside)
         elif isinstance(value, (tuple, list)):
             items = [entry(value, index, item, inside) for index, item in enumerate(value)]
-            result = type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+            if any(new is not old for new, old in zip(items, value, strict=True)):
+                result = type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
         elif type(value) is dict:
             result = {key: entry(value, i, item, inside) for i, (key, item) in enumerate(value.items())}
         elif inside and type(value) is functools.partial:
@@ -415,7 +416,9 @@ class Made:
 
     def __reduce__(self) -> Any:
         """Return what makes the function again."""
-        return _make_again, (self._factory, self._place, self._arguments)
+        positional, keywords = self._arguments
+        portable = tuple(map(_portable, positional)), {name: _portable(value) for name, value in keywords.items()}
+        return _make_again, (self._factory, self._place, portable)
 
     def __repr__(self) -> str:
         """Return the call that makes the function again."""
@@ -424,8 +427,34 @@ class Made:
         return f"{self._factory.__name__}({', '.join(texts)}){''.join(f'.{part}' for part in self._place)}"
 
 
+class _Record(NamedTuple):
+    """A record by its class and the fields that differ from their defaults: Flax's defaults cannot be pickled."""
+
+    cls: type
+    fields: dict[str, Any]
+
+    def make(self) -> Any:
+        return self.cls(**{name: _from_portable(value) for name, value in self.fields.items()})
+
+
+def _portable(value: Any) -> Any:
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        return value
+    fields = (field for field in dataclasses.fields(value) if field.init)
+    entries = {
+        field.name: getattr(value, field.name) for field in fields if getattr(value, field.name) is not field.default
+    }
+    return _Record(type(value), {name: _portable(entry) for name, entry in entries.items()})
+
+
+def _from_portable(value: Any) -> Any:
+    return value.make() if isinstance(value, _Record) else value
+
+
 def _make_again(factory: Callable[..., Any], place: Any, arguments: Any) -> Any:
     positional, keywords = arguments
+    positional = map(_from_portable, positional)
+    keywords = {name: _from_portable(value) for name, value in keywords.items()}
     result = factory(*positional, **keywords)
     for part in place:
         result = getattr(result, part)
