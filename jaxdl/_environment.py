@@ -95,16 +95,25 @@ def enable_compilation_cache() -> None:
     """Switch on JAX's persistent compilation cache in the user's cache folder, for all compilations.
 
     A folder from JAX_COMPILATION_CACHE_DIR stays. Each entry has a checksum, so that a damaged entry is compiled again.
+    Nothing changes where JAX_ENABLE_COMPILATION_CACHE is 0, or where the folder cannot be written.
     """
-    import platformdirs
-    from jax._src import compilation_cache
-
-    # JAX would compress with zstandard, which has no checksum; zlib, its fallback, has one.
-    for name in ("zstd", "zstandard"):
-        if hasattr(compilation_cache, name):
-            setattr(compilation_cache, name, None)
-
+    if not jax.config.jax_enable_compilation_cache:  # type: ignore[attr-defined]
+        return
     if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
-        jax.config.update("jax_compilation_cache_dir", platformdirs.user_cache_dir("jaxdl") + "/compilations")
+        import platformdirs
+        from jax._src import compilation_cache
+
+        folder = Path(platformdirs.user_cache_dir("jaxdl")) / "compilations"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError:
+            return
+        if not os.access(folder, os.W_OK):
+            return
+        # JAX would compress with zstandard, which has no checksum; zlib, its fallback, has one.
+        for name in ("zstd", "zstandard"):
+            if hasattr(compilation_cache, name):
+                setattr(compilation_cache, name, None)
+        jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
@@ -11,10 +12,12 @@ from typing import Any, ParamSpec, Protocol, TypeVar, cast
 import jax
 from jax.extend.core import get_opaque_trace_state
 
+from jaxdl._values import Key, SameObject, Values, read_values, with_rates
 from jaxdl.distributed.sharding import mesh_of
 
 P = ParamSpec("P")
 R = TypeVar("R", covariant=True)
+MOST_PROGRAMS = 64  # compiled functions that one `jit` keeps: 64 of a small network take some 400 MB
 # On a CPU some versions of XLA give convolutions to a library (YNNPACK) that is five times slower than XLA's own code.
 # These options give it matrix products only. For tables one at a time, because fused ones wait for each other.
 _YNN_FUSION = "xla_cpu_experimental_ynn_fusion_type"
@@ -75,9 +78,6 @@ class JitFunction(Protocol[P, R]):
     def lower(self, *arguments: P.args, **keywords: P.kwargs) -> jax.stages.Lowered:
         """Return the lowered function for these arguments."""
 
-    def on(self, *arguments: Any) -> Any:
-        """Return the function of `jax.jit` for these arguments, which must not be on a mesh."""
-
     def eval_shape(self, *arguments: P.args, **keywords: P.kwargs) -> R:
         """Return the shapes and dtypes of the result."""
 
@@ -87,47 +87,117 @@ def jit(
 ) -> JitFunction[P, R]:
     """Return `jax.jit` of a function, with `compiler_options` and on the mesh of the arguments, if any.
 
+    Static arguments are compared by what they compute with (`_values`), so that an equal plan that is made anew, or one
+    whose optimizer has another learning rate, finds the compiled function again. The last MOST_PROGRAMS of them are
+    kept; the others are compiled again.
+
     Inside of another transformation it is a plain `jax.jit`. The first call decides on the options, because a query of
     the platform starts it.
 
     once: whether the function runs a single time, so that a fast compilation is better than fast code.
     name: name of the compiled function; "" for the function's own name.
     """
+    statics = (static_argnames,) if isinstance(static_argnames, str) else static_argnames
+    parameters = tuple(inspect.signature(function).parameters)
     if name:
         # JAX reads the name from the function. A partial has its own name, and adds no stack frame.
         function = functools.update_wrapper(functools.partial(function), function)
         function.__name__ = name
     inner = jax.jit(function, static_argnames=static_argnames)
+    functions: dict[Any, Any] = {}  # compiled for some static arguments, the last one used at the end
+    constant_rates, with_effects = set[Any](), set[Any]()
 
-    @functools.cache
-    def compiled(convolves: bool) -> Any:
-        options = compiler_options(once=once, convolves=convolves)
-        return jax.jit(function, static_argnames=static_argnames, compiler_options=options)
+    def find(general: Any, fixed: dict[str, tuple[Any, Values]], convolves: bool) -> tuple[Any, Any, dict[str, _Rates]]:
+        """Return the full key of a compiled function, the function, and the static arguments that hold rates."""
+        key, rates = general, {name: _Rates(*each) for name, each in fixed.items() if each[1].numbers}
+        if general in constant_rates:
+            key, rates = (*key, *(values.numbers for _, values in fixed.values())), {}
+        if general in with_effects:
+            # Where Python is called, an equal function may have other effects: it fills another list, say.
+            key = *key, *(SameObject(value) for value, _ in fixed.values())
+        if key not in functions:
+            # A partial of its own: JAX keeps what is compiled by the function, as long as that lives.
+            constants = {name: value for name, (value, _) in fixed.items() if name not in rates}
+            one = functools.update_wrapper(functools.partial(function, **constants), function)
+            return key, jax.jit(one, compiler_options=compiler_options(once=once, convolves=convolves)), rates
+        return key, functions[key], rates
 
-    @functools.wraps(function)
-    def call(*arguments: P.args, **keywords: P.kwargs) -> R:
-        if _state() != _OUTSIDE:
+    def apply(method: str, /, *arguments: Any, **keywords: Any) -> Any:
+        """Call a method of the compiled function for these arguments."""
+        if method == "__call__" and _state() != _OUTSIDE:
             return inner(*arguments, **keywords)
         with _mesh_of(*arguments, *keywords.values()):
-            result: R = on(*arguments, *keywords.values())(*arguments, **keywords)
+            convolves = has_convolution(*arguments, *keywords.values())
+            if any(each in statics for each in parameters[: len(arguments)]):
+                keywords, arguments = {**dict(zip(parameters, arguments, strict=False)), **keywords}, ()
+            fixed = {name: (keywords[name], _read(keywords[name])) for name in statics if name in keywords}
+            others = {name: value for name, value in keywords.items() if name not in statics}
+            general = convolves, *((name, values.key) for name, (_, values) in fixed.items())
+            key, one, rates = find(general, fixed, convolves)
+            try:
+                result = getattr(one, method)(*arguments, **others, **rates)
+            except Exception:
+                if key in functions or not rates:
+                    raise
+                # An optimizer that decides on the value of a rate needs it as a constant.
+                constant_rates.add(general)
+                key, one, rates = find(general, fixed, convolves)
+                try:
+                    result = getattr(one, method)(*arguments, **others)
+                except Exception:
+                    constant_rates.discard(general)
+                    raise
+            if key not in functions and one.trace(*arguments, **others, **rates).jaxpr.effects:
+                with_effects.add(general)
+                key, _, _ = find(general, fixed, convolves)
+            functions.pop(key, None)
+            functions[key] = one
+            if len(functions) > MOST_PROGRAMS:
+                functions.pop(next(iter(functions))).clear_cache()
             return result
 
-    def on(*arguments: Any) -> Any:
-        return compiled(has_convolution(*arguments))
-
-    def lower(*arguments: P.args, **keywords: P.kwargs) -> jax.stages.Lowered:
-        with _mesh_of(*arguments, *keywords.values()):
-            lowered: jax.stages.Lowered = on(*arguments, *keywords.values()).lower(*arguments, **keywords)
-            return lowered
-
-    def eval_shape(*arguments: P.args, **keywords: P.kwargs) -> R:
-        with _mesh_of(*arguments, *keywords.values()):
-            shapes: R = inner.eval_shape(*arguments, **keywords)
-            return shapes
-
-    result: Any = call
-    result.lower, result.on, result.eval_shape = lower, on, eval_shape
+    result: Any = functools.update_wrapper(functools.partial(apply, "__call__"), function)
+    result.lower, result.eval_shape = functools.partial(apply, "lower"), functools.partial(apply, "eval_shape")
     return cast(JitFunction[P, R], result)
+
+
+@jax.tree_util.register_pytree_node_class
+class _Rates:
+    """A static argument as a pytree: the rates of its optimizer are the leaves, and the rest is the structure.
+
+    JAX hands the function the static argument itself, with traced rates. Equal structures compute the same.
+    """
+
+    def __init__(self, value: Any, values: Values) -> None:
+        self.value, self.values = value, values
+
+    def __hash__(self) -> int:
+        return hash(self.values.key)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Rates) and self.values.key == other.values.key
+
+    def tree_flatten(self) -> tuple[tuple[float, ...], _Rates]:
+        return self.values.numbers, self
+
+    @classmethod
+    def tree_unflatten(cls, structure: _Rates, numbers: Any) -> Any:
+        return with_rates(structure.value, structure.values, numbers)
+
+
+_read_last: dict[int, tuple[Any, Values]] = {}  # by id, of an object that lives as long as its entry
+
+
+def _read(value: Any) -> Values:
+    """Return what a static argument computes with, read once for each record of functions."""
+    if not (isinstance(value, tuple) and hasattr(value, "_fields")) and not callable(value):
+        return Values(Key((type(value), value)), (), {})
+    entry = _read_last.get(id(value))
+    if entry is None or entry[0] is not value:
+        entry = _read_last[id(value)] = value, read_values(value, rates=True)
+        if len(_read_last) > MOST_PROGRAMS:
+            _read_last.pop(next(iter(_read_last)))
+    return entry[1]
 
 
 def _mesh_of(*arguments: object) -> AbstractContextManager[Any]:

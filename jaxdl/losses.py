@@ -12,6 +12,7 @@ import optax
 from jaxtyping import Float, Integer, Num, Shaped
 
 from jaxdl._jit import is_traced
+from jaxdl._values import as_value
 from jaxdl.data.arrays import precision
 from jaxdl.errors import InputError
 from jaxdl.types import Array, Dataset, Loss, Model
@@ -90,6 +91,7 @@ def absolute_error(
     return _mean_per_example(jnp.abs(outputs - targets))
 
 
+@as_value
 def huber(delta: float = 1.0) -> Loss:
     """Return a loss: half the squared error up to an error of `delta`, linear beyond, as a mean over outputs, (B,).
 
@@ -121,6 +123,7 @@ def softmax_cross_entropy(
     return jnp.where(known, optax.losses.softmax_cross_entropy_with_integer_labels(outputs, targets), jnp.nan)
 
 
+@as_value
 def smoothed_cross_entropy(smoothing: float | Float[Array, ""]) -> Loss:
     """Return a softmax cross-entropy in nats, (B,), with label smoothing.
 

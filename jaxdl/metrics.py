@@ -14,6 +14,7 @@ from jax.extend.core import jaxprs_in_params
 from jaxtyping import Float, Float64, Integer, Num, Shaped
 from numpy.typing import ArrayLike
 
+from jaxdl._values import as_value
 from jaxdl.data.arrays import precision
 from jaxdl.errors import InputError
 from jaxdl.losses import absolute_error, as_labels, same_shape, squared_error
@@ -79,6 +80,7 @@ def _merge_leaf(one: Any, other: Any) -> Any:
 _ROWS = 10_007  # length of a batch of which only shapes are computed: a prime, unlike the length of any other axis
 
 
+@as_value
 def mean(name: str, of_row: Callable[[Array, Array], Array], *, mode: Mode | None = None) -> Metric:
     """Return a metric: the weighted mean over examples of a function `(outputs, targets) -> (B,)`.
 
@@ -93,11 +95,16 @@ def mean(name: str, of_row: Callable[[Array, Array], Array], *, mode: Mode | Non
     return Metric(name, of_row, lambda total, weight: total / weight, mode)
 
 
+def _root_of_mean(total: Array, weight: Array) -> Array:
+    return jnp.sqrt(total / weight)
+
+
 # The root mean squared error.
-rmse = Metric("rmse", squared_error, lambda total, weight: jnp.sqrt(total / weight), "min")
+rmse = Metric("rmse", squared_error, _root_of_mean, "min")
 mae = mean("mae", absolute_error, mode="min")  # the mean absolute error
 
 
+@as_value
 def r2(center: float = 0.0) -> Metric:
     """Return a metric: 1 - residual / total sum of squares over all examples, as a mean over outputs.
 
@@ -126,6 +133,7 @@ def r2(center: float = 0.0) -> Metric:
     return Metric("r2", per_example, r_squared, "max")
 
 
+@as_value
 def top_k(k: int) -> Metric:
     """Return a metric: the fraction of examples whose label is among the `k` largest of the outputs (B, C).
 
@@ -333,12 +341,12 @@ def _mean_recall(total: PyTree, weight: Float[Array, ""]) -> Float[Array, ""]:
     return jnp.mean(jnp.sum(recall * occurs, -1) / jnp.sum(occurs, -1))
 
 
+def _correct_fraction(outputs: Array, targets: Array) -> Array:
+    return _correct("binary_accuracy", outputs, targets).reshape(len(targets), -1).mean(1)
+
+
 # The fraction of 0-or-1 targets whose logit has the right sign.
-binary_accuracy = mean(
-    "accuracy",
-    lambda outputs, targets: _correct("binary_accuracy", outputs, targets).reshape(len(targets), -1).mean(1),
-    mode="max",
-)
+binary_accuracy = mean("accuracy", _correct_fraction, mode="max")
 # The mean recall of the two classes: a constant prediction gives 0.5, however rare a class is. As in scikit-learn a
 # class without examples is left out. Several outputs count equally.
 balanced_accuracy = Metric("balanced_accuracy", _count_classes, _mean_recall, "max")

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 
 # The packages and the single files of jaxdl, from the ground up: each imports only from the lines above its own.
 LEVELS = (
-    ("types", "errors", "_format", "_environment", "_exports", "_startup"),
+    ("types", "errors", "_format", "_environment", "_exports", "_startup", "_values"),
     ("_checks", "_files", "_tree", "stats", "distributed"),
     ("_jit",),
     ("data",),
@@ -28,7 +28,7 @@ LEVELS = (
 LEVEL = {name: number for number, names in enumerate(LEVELS) for name in names}
 # Files without effects: no files, clocks, printing, threads or environment variables. They import only each other.
 PURE = (
-    *("types", "errors", "_format", "_checks", "_tree", "_jit", "losses", "metrics", "stats", "baselines"),
+    *("types", "errors", "_format", "_checks", "_tree", "_jit", "_values", "losses", "metrics", "stats", "baselines"),
     *("data/arrays", "data/batches", "nn/*", "distributed/sharding"),
     *("train/step", "train/epoch", "train/plan", "train/rules", "train/lr_finder"),
 )

@@ -94,7 +94,11 @@ def command(contestant: Contestant, peers: str, *more: str) -> list[str]:
 
 def environment(cache: Path | None) -> dict[str, str]:
     """Return the environment variables of a contestant's process, with the folder of the compilation cache."""
-    folders = {} if cache is None else {"JAX_COMPILATION_CACHE_DIR": str(cache), "TORCHINDUCTOR_CACHE_DIR": str(cache)}
+    folders = (
+        {"JAX_ENABLE_COMPILATION_CACHE": "0"}
+        if cache is None
+        else {"JAX_COMPILATION_CACHE_DIR": str(cache), "TORCHINDUCTOR_CACHE_DIR": str(cache)}
+    )
     return {**os.environ, **QUIET, **SHARED_GPU, **MALLOC, **COMPILATION_CACHE, **folders}
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import optax
 
 from jaxdl._checks import check_callbacks, check_choice, check_examples, check_platform, explain_calls, whole_number
+from jaxdl._environment import enable_compilation_cache
 from jaxdl.data.streaming import Loader
 from jaxdl.ensembles.members import Method, best_and_final, most_devices, run_members, shard_members, start_members
 from jaxdl.errors import InputError
@@ -102,6 +103,7 @@ def fit_seeds(
     check_choice("method", method, ("vmap", "map"))
     callbacks = check_callbacks(callbacks)
     check_platform()
+    enable_compilation_cache()
     keys = None if seeds is None else seed_keys(seeds)
     plan = make_plan(
         model,

@@ -26,6 +26,7 @@ from jaxdl._checks import (
     number,
     whole_number,
 )
+from jaxdl._environment import enable_compilation_cache
 from jaxdl._tree import check_structure, flatten_named, kinds, unflatten_named
 from jaxdl.data.batches import evaluation_rows
 from jaxdl.data.streaming import loader
@@ -378,6 +379,7 @@ def sweep(
     if rows is not None and not callable(rows):
         raise InputError(f"rows must be a function (dataset, **structure) -> dataset, got {given_as(rows)}.")
     check_platform()
+    enable_compilation_cache()
     keys, ends, view = seed_keys(seeds), _rungs(epochs, eta, min_resource), rows or (lambda dataset, **_: dataset)
 
     def data_of(**fixed: Any) -> tuple[Dataset, Dataset | None]:

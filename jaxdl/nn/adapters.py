@@ -21,6 +21,7 @@ from flax.errors import InvalidRngError
 from flax.traverse_util import flatten_dict
 from jax.typing import DTypeLike
 
+from jaxdl._values import as_value
 from jaxdl.errors import InputError
 from jaxdl.nn import layers
 from jaxdl.types import Array, Model, PyTree, Variables
@@ -81,6 +82,7 @@ _MASK: ContextVar[Array | None] = ContextVar("mask", default=None)
 _CALLS = count()
 
 
+@as_value
 def from_linen(
     module: nn.Module, *, train: str | None = "auto", inverted: bool = False, mask: str | None = "auto"
 ) -> Model:
@@ -173,6 +175,7 @@ def from_linen(
     return Model(init, apply)
 
 
+@as_value
 def from_nnx(
     make: Callable[[nnx.Rngs], nnx.Module],
     *,

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from jaxdl._values import as_value
 from jaxdl.errors import InputError
 from jaxdl.types import Array, Model, PyTree, Variables
 
@@ -27,6 +28,7 @@ def flip(key: Array, images: Array) -> Array:
     return jnp.where(mirrored, images[:, :, ::-1], images)
 
 
+@as_value
 def crop(pixels: int = 4) -> Change:
     """Return a change that moves each image by up to `pixels` up or down and left or right.
 
@@ -62,6 +64,7 @@ def _reflect(indices: Array, size: int) -> Array:
     return size - 1 - jnp.abs(size - 1 - jnp.abs(indices))
 
 
+@as_value
 def cutout(size: int = 8) -> Change:
     """Return a change that sets a square of `size` x `size` pixels of each image to 0.
 
@@ -92,6 +95,7 @@ def _is_covered(centers: Array, length: int, size: int) -> Array:
     return (indices >= first) & (indices < first + size)
 
 
+@as_value
 def with_augmentation(model: Model, *changes: Change) -> Model:
     """Return a model that applies the changes to its inputs in training.
 
@@ -115,6 +119,7 @@ def with_augmentation(model: Model, *changes: Change) -> Model:
     return model._replace(apply=apply)
 
 
+@as_value
 def with_flip_averaging(model: Model) -> Model:
     """Return a model whose predictions are the mean of its outputs for each image and for its mirror image.
 

@@ -14,6 +14,7 @@ from jax.typing import DTypeLike
 
 from jaxdl._checks import check_choice, explain_calls, given_as, number, sizes, whole_number
 from jaxdl._jit import is_traced
+from jaxdl._values import as_value
 from jaxdl.data.arrays import precision
 from jaxdl.errors import InputError
 from jaxdl.nn.adapters import from_linen
@@ -61,6 +62,7 @@ class MLP(nn.Module):
         return dense(self.outputs)(hidden).astype(param_dtype)
 
 
+@as_value
 @explain_calls
 def mlp(
     widths: Sequence[int],
@@ -148,6 +150,7 @@ def unit_range(images: Array, dtype: DTypeLike = jnp.float32) -> Array:
     return images.astype(dtype) / 255 if images.dtype == jnp.uint8 else images.astype(dtype)
 
 
+@as_value
 @explain_calls
 def convnet(
     filters: Sequence[int],
@@ -213,6 +216,7 @@ class ResidualNet(nn.Module):
         return nn.Dense(self.outputs, dtype=self.dtype, param_dtype=param_dtype)(features).astype(param_dtype)
 
 
+@as_value
 @explain_calls
 def residual_net(width: int = 64, *, outputs: int = 10, dtype: DTypeLike = jnp.float32) -> Model:
     """Return a ResidualNet as a Model: (B, H, W, C) images of at least 8 x 8, uint8 or float, to (B, outputs) logits.

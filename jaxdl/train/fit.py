@@ -11,6 +11,7 @@ import jax
 import optax
 
 from jaxdl._checks import check_callbacks, check_choice, check_platform, check_variables, explain_calls, whole_number
+from jaxdl._environment import enable_compilation_cache
 from jaxdl.data import DataSource
 from jaxdl.data.streaming import Loader
 from jaxdl.distributed.sharding import agree_on_steps
@@ -138,6 +139,7 @@ def fit(
         name = "variables" if seed is None else f"seed={seed}"
         raise InputError(f"{name} has no effect beside state, which holds the variables and the keys. Leave one out.")
     check_platform()
+    enable_compilation_cache()
     plan = make_plan(
         model,
         loss,
@@ -204,7 +206,7 @@ def init_state(
     shapes = start_shapes(plan, train.first, validation, key=key)
     arguments = shapes, train.examples, validation, agree_on_steps(WHOLE, None)
     # Traced here, where the caller's settings of JAX hold; the thread only compiles, which leaves Python free.
-    lowered = chunk_program.on(*arguments).lower(*arguments, plan=plan, like=None, alone=True)
+    lowered = chunk_program.lower(*arguments, plan=plan, like=None, alone=True)
     with ThreadPoolExecutor(1) as pool:
         compilation = pool.submit(lowered.compile)
         run_state = draw(plan, train.first, key=key)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 
 from jaxdl._checks import check_name, explain_calls, number, whole_number
+from jaxdl._values import as_value
 from jaxdl.data.arrays import precision
 from jaxdl.errors import InputError
 from jaxdl.types import Array, EarlyStoppingState, Mode, ReduceOnPlateauState, Rule
@@ -25,6 +26,7 @@ def _sign(mode: Mode | None) -> float:
     return _SIGNS[mode or "min"]
 
 
+@as_value
 @explain_calls
 def early_stopping(
     monitor: str | None = None,
@@ -122,6 +124,7 @@ def early_stopping(
     return Rule(monitor, init, update, mode, maximizing, resume)
 
 
+@as_value
 @explain_calls
 def reduce_on_plateau(
     monitor: str | None = None,
