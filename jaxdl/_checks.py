@@ -195,12 +195,18 @@ def _package(value: object) -> str:
     return next((package for module in modules for package in _NETWORKS if module.startswith(f"{package}.")), "")
 
 
+# How a network of another package becomes a Model.
+ADAPTERS = {
+    "flax": "from_linen(module)",
+    "flax.nnx": "from_nnx(lambda rngs: module)",
+    "equinox": "from_equinox(module)",
+    "haiku": "from_haiku(hk.transform_with_state(forward))",
+}
 _MODEL_CALLS = {
     "mlp": "mlp((100, 50))",
     "convnet": "convnet((50, 50))",
     "residual_net": "residual_net(64)",
-    "from_linen": "from_linen(module)",
-    "from_nnx": "from_nnx(lambda rngs: module)",
+    **{line.partition("(")[0]: line for line in ADAPTERS.values()},
 }
 
 
@@ -221,7 +227,11 @@ def check_model(model: Any) -> None:
         advice = f"Use from_nnx(lambda rngs: {name}(..., rngs=rngs))."
     elif package == "torch":
         advice = f"JAX cannot run a module of PyTorch: write it in Flax, or give {functions}."
-    elif package in ("keras", "tensorflow", "equinox", "haiku"):
+    elif package == "equinox":
+        advice = f"Use from_equinox(lambda key: {name}(..., key=key))." if is_class else f"Use {ADAPTERS[package]}."
+    elif package == "haiku":
+        advice = f"Use {ADAPTERS[package]}."
+    elif package in ("keras", "tensorflow"):
         advice = f"Wrap the {package.capitalize()} network in {functions}."
     elif inspect.isroutine(model) and model.__name__ in _MODEL_CALLS:
         advice = f"Call it: {_MODEL_CALLS[model.__name__]}."
