@@ -602,7 +602,7 @@ def _arguments(
         raise InputError(f"{call} does not take {value}, which {argument}= names. It takes {names}.")
     if switch is not None and SWITCHES.get(switch, inverted) != inverted:
         raise InputError(f"{switch} is {not inverted} in evaluation. Write {_line(function, switch, not inverted)}.")
-    known = [p for p in takes.values() if _is_switch(p)]
+    known = [p for p in takes.values() if _is_switch(p) and p.name != mask]
     _check_switches(function, name, known, signature, train, switch, starred)
     masked = mask if mask != "auto" else "mask" if "mask" in takes else None
     candidates = [p for p in takes.values() if p not in known and p.name not in (switch, masked)]

@@ -6,7 +6,7 @@ import dataclasses
 import inspect
 from collections.abc import Callable
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -57,7 +57,7 @@ def from_equinox(
     >>> variables.params["layers"]["0"]["weight"].shape
     (8, 4)
     """
-    network = _network("from_equinox", original, train, inverted, mask)
+    network = _network(original, train, inverted, mask)
     return Model(_Init(network), _Apply(network))
 
 
@@ -75,17 +75,45 @@ def to_equinox(original: Any, variables: Variables) -> Any:
     >>> to_equinox(module, variables)(jnp.array([3.0, 4.0]))
     Array([11.], dtype=float32)
     """
-    network = _network("to_equinox", original, None, False, None)
-    arrays, shapes = _arrays(variables), network.shapes()
+    parts = _parts("to_equinox", original)
+    arrays, shapes = _arrays(variables), _arrays(parts.split(parts.module, parts.state))
     for path in [*shapes, *arrays]:
         holds, expects = (_describe(tree.get(path)) for tree in (arrays, shapes))
         if holds != expects:
             raise InputError(
-                f"variables must be those of one {network.name}, got {holds} at {'/'.join(path)}, where the module has "
+                f"variables must be those of one {parts.name}, got {holds} at {'/'.join(path)}, where the module has "
                 f"{expects}. Give the variables of a Model that from_equinox has made of this module."
             )
-    module, state = network.restore(jax.tree.map(jnp.asarray, variables))
-    return (module, state) if network.paths else module
+    module, state = parts.restore(jax.tree.map(jnp.asarray, variables))
+    return (module, state) if parts.paths else module
+
+
+class _Parts(NamedTuple):
+    """A module and its state, with shapes and dtypes in place of arrays."""
+
+    module: Any
+    state: Any
+    paths: tuple[Path, ...]  # of the arrays of the state
+
+    @property
+    def name(self) -> str:
+        return type(self.module).__name__
+
+    def split(self, module: Any, state: Any) -> Variables:
+        """Return the arrays of a module and its state as nested dicts."""
+        params: dict[Path, Any] = {}
+        stats: dict[Path, Any] = dict(zip(self.paths, jax.tree.leaves(state), strict=True))
+        for path, leaf in _leaves(module):
+            if _is_array(leaf):
+                (params if jnp.issubdtype(leaf.dtype, jnp.inexact) else stats)[path] = leaf
+        return Variables(unflatten_dict(params), unflatten_dict(stats))
+
+    def restore(self, variables: Variables) -> tuple[Any, Any]:
+        """Return the module and the state with these variables."""
+        arrays = _arrays(variables)
+        leaves = [arrays[path] if _is_array(leaf) else leaf for path, leaf in _leaves(self.module)]
+        state = jax.tree.unflatten(jax.tree.structure(self.state), [arrays[path] for path in self.paths])
+        return jax.tree.unflatten(jax.tree.structure(self.module), leaves), state
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -94,10 +122,8 @@ class _Network:
 
     original: Any
     options: tuple[Any, ...]
+    parts: _Parts
     arguments: Arguments
-    skeleton: Any  # the module, with shapes and dtypes in place of arrays
-    state: Any  # the State, with shapes and dtypes in place of arrays
-    paths: tuple[Path, ...]  # of the arrays of the state
     takes_state: bool
     takes_key: bool
     axis: Any  # the name of the batch axis
@@ -111,33 +137,10 @@ class _Network:
     def _identity(self) -> tuple[Any, ...]:
         import equinox as eqx
 
-        parts = self.original if isinstance(self.original, tuple) else (self.original,)
+        values = self.original if isinstance(self.original, tuple) else (self.original,)
         # Modules by identity, because arrays have no hash; functions as Python compares them.
-        return (*(id(part) if isinstance(part, (eqx.Module, eqx.nn.State)) else part for part in parts), self.options)
-
-    @property
-    def name(self) -> str:
-        return type(self.skeleton).__name__
-
-    def shapes(self) -> dict[Path, Any]:
-        """Return the shape and dtype of each array of the module and its state."""
-        return _arrays(self.split(self.skeleton, self.state))
-
-    def split(self, module: Any, state: Any) -> Variables:
-        """Return the arrays of a module and its state as nested dicts."""
-        params: dict[Path, Any] = {}
-        stats: dict[Path, Any] = dict(zip(self.paths, jax.tree.leaves(state), strict=True))
-        for path, leaf in _leaves(module):
-            if _is_array(leaf):
-                (params if jnp.issubdtype(leaf.dtype, jnp.inexact) else stats)[path] = leaf
-        return Variables(unflatten_dict(params), unflatten_dict(stats))
-
-    def restore(self, variables: Variables) -> tuple[Any, Any]:
-        """Return the module and the state with these variables."""
-        arrays, structure = _arrays(variables), jax.tree.structure(self.skeleton)
-        leaves = [arrays[path] if _is_array(leaf) else leaf for path, leaf in _leaves(self.skeleton)]
-        state = jax.tree.unflatten(jax.tree.structure(self.state), [arrays[path] for path in self.paths])
-        return jax.tree.unflatten(structure, leaves), state
+        parts = (id(value) if isinstance(value, (eqx.Module, eqx.nn.State)) else value for value in values)
+        return (*parts, self.options)
 
     def call(
         self, variables: Variables, inputs: Array, train: bool, key: Array | None, mask: Array | None
@@ -145,7 +148,7 @@ class _Network:
         """Return the outputs and the new stats."""
         import equinox as eqx
 
-        module, state = self.restore(variables)
+        module, state = self.parts.restore(variables)
         if not train:
             module = eqx.nn.inference_mode(module)
         size = jax.tree.leaves(inputs)[0].shape[0]
@@ -155,16 +158,16 @@ class _Network:
             positional, keywords = self.arguments.bind(example, train, mask)
             if self.takes_key:
                 keywords["key"] = key
-            layer = module if mask is None or not train else _with_mask(module, mask)
+            layer = _with_mask(module, mask) if train and mask is not None else module
             if not self.takes_state:
                 return layer(*positional, **keywords), state
             result = layer(*positional, **keywords, state=state)
             if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], eqx.nn.State)):
-                raise InputError(f"{self.name}.__call__ takes state, and must return (outputs, state).")
+                raise InputError(f"{self.parts.name}.__call__ takes state, and must return (outputs, state).")
             return result
 
         outputs, state = jax.vmap(call_one, out_axes=(0, None), axis_name=self.axis)(inputs, keys, mask)
-        new = dict(zip(self.paths, jax.tree.leaves(state), strict=True))
+        new = dict(zip(self.parts.paths, jax.tree.leaves(state), strict=True))
         return outputs, unflatten_dict({**flatten_dict(variables.stats), **new}) if train and new else variables.stats
 
 
@@ -173,7 +176,7 @@ class _Init:
     network: _Network
 
     def __call__(self, key: Array, inputs: Array) -> Variables:
-        return jax.tree.map(jnp.asarray, self.network.split(*_made("from_equinox", self.network.original, key)))
+        return jax.tree.map(jnp.asarray, self.network.parts.split(*_made("from_equinox", self.network.original, key)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,51 +194,55 @@ class _Apply:
                 some = jax.random.key(0)
                 if _can_trace(lambda: jax.eval_shape(lambda: call(variables, inputs, train, some, mask))):
                     raise InputError(
-                        f"{self.network.name} draws random numbers where no key is given, as in evaluation. Let it "
-                        "draw where its key is not None only, as eqx.nn.Dropout does in inference mode."
+                        f"{self.network.parts.name} draws random numbers where no key is given, as in evaluation. Let "
+                        "it draw where its key is not None only, as eqx.nn.Dropout does in inference mode."
                     ) from error
             raise
 
 
-def _network(function: str, original: Any, train: str | None, inverted: bool, mask: str | None) -> _Network:
-    """Return a network. Raises InputError for another object than `from_equinox` takes."""
+def _parts(function: str, original: Any) -> _Parts:
+    """Return the parts of a module. Raises InputError for another object than `from_equinox` takes."""
     try:
         import equinox as eqx
     except ImportError as error:
         raise InputError(f"{function} needs the package equinox. Write pip install equinox.") from error
     _check_original(function, original)
-    skeleton, state = eqx.filter_eval_shape(lambda key: _made(function, original, key), jax.random.key(0))
-    name = type(skeleton).__name__
-    if not callable(skeleton):
-        raise InputError(f"{function} needs a module with a __call__ of one example, got {name}, which has none.")
-    paths = _state_paths(skeleton, state)
-    parameters = _parameters(skeleton, eqx.Module)
-    takes = {parameter.name: parameter for parameter in parameters}
+    module, state = eqx.filter_eval_shape(lambda key: _made(function, original, key), jax.random.key(0))
+    return _Parts(module, state, _state_paths(module, state))
+
+
+def _network(original: Any, train: str | None, inverted: bool, mask: str | None) -> _Network:
+    """Return how a module is called. Raises InputError for a module that cannot be called with batches."""
+    parts, options = _parts("from_equinox", original), (train, inverted, mask)
+    # After the check that it is installed.
+    import equinox as eqx
+
+    module, name = parts.module, parts.name
+    if not callable(module):
+        raise InputError(f"from_equinox needs a module with a __call__ of one example, got {name}, which has none.")
+    takes = {parameter.name: parameter for parameter in _parameters(module, eqx.Module)}
+    if parts.paths and "state" not in takes:
+        raise InputError(f"{name} holds state, and its __call__ must take state and return (outputs, state).")
+    unmasked = _unmasked_path(module)
+    if unmasked is not None and mask is None:
+        raise InputError(
+            f"{name} has state at {'/'.join(unmasked)} that may count the padding of a short batch. Let its __call__ "
+            "take mask (a bool scalar, False for padding), leave such examples out of the state, and write "
+            'from_equinox(module, mask="mask").'
+        )
+    axes = {axis: None for layer in _norms(module) for axis in _axis_names(layer)}
+    if len(axes) > 1:
+        names = ", ".join(map(str, axes))
+        raise InputError(f"the BatchNorm layers of {name} must have one axis_name, that of the batch, got {names}.")
     # Equinox's layers follow their field where the argument of its name is None.
-    settled = {p.name for p in parameters if p.default is None and hasattr(skeleton, p.name)}
-    signature = _Signature([p for p in parameters if p.name not in ("key", "state")], settled, {})
-    options = (train, inverted, mask)
+    settled = {key for key, parameter in takes.items() if parameter.default is None and hasattr(module, key)}
+    signature = _Signature([p for key, p in takes.items() if key not in ("key", "state")], settled, {})
     if train == "auto":
         train, inverted = named_switch(signature, inverted)
     arguments = _arguments("from_equinox", name, signature, train, inverted, mask)
     required = "state" in takes and takes["state"].default is inspect.Parameter.empty
-    if paths and "state" not in takes:
-        raise InputError(f"{name} holds state, and its __call__ must take state and return (outputs, state).")
-    unmasked = _unmasked_path(skeleton)
-    if unmasked is not None and arguments.mask is None and function == "from_equinox":
-        raise InputError(
-            f"{name} has state at {'/'.join(unmasked)} that may count the padding of a short batch. Let its __call__ "
-            "take mask (a bool scalar, False for padding), leave such examples out of the state, and write "
-            f'from_equinox({name.lower()}, mask="mask").'
-        )
-    axes = {axis: None for layer in _norms(skeleton) for axis in _axis_names(layer)}
-    if len(axes) > 1:
-        names = ", ".join(map(str, axes))
-        raise InputError(f"the BatchNorm layers of {name} must have one axis_name, that of the batch, got {names}.")
-    takes_state = "state" in takes and (bool(paths) or required)
-    return _Network(
-        original, options, arguments, skeleton, state, paths, takes_state, "key" in takes, next(iter(axes), "batch")
-    )
+    takes_state = "state" in takes and (bool(parts.paths) or required)
+    return _Network(original, options, parts, arguments, takes_state, "key" in takes, next(iter(axes), "batch"))
 
 
 def _check_original(function: str, original: Any) -> None:
