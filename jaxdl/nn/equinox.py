@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import lax
 
-from jaxdl._checks import ADAPTERS, _package
+from jaxdl._checks import ADAPTERS, package_of
 from jaxdl.errors import InputError
 from jaxdl.nn.adapters import Arguments, _arguments, _can_trace, _parameters, _Signature, named_switch
 from jaxdl.types import Array, Model, PyTree, Variables
@@ -253,8 +253,8 @@ def _check_original(function: str, original: Any) -> None:
     if isinstance(module, eqx.Module):
         return
     kind = module.__name__ if isinstance(module, type) else type(module).__name__
-    line = ADAPTERS.get(_package(module))
-    if line is not None and _package(module) != "equinox":
+    line = ADAPTERS.get(package_of(module))
+    if line is not None and package_of(module) != "equinox":
         raise InputError(f"{function} needs an Equinox module, got {kind}. Use {line}.")
     if isinstance(original, Model):
         raise InputError(f"{function} needs an Equinox module, got a Model. Give the module that the Model is made of.")

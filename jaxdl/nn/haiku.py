@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 
-from jaxdl._checks import ADAPTERS, _package
+from jaxdl._checks import ADAPTERS, package_of
 from jaxdl.errors import InputError
 from jaxdl.nn.adapters import (
     Arguments,
@@ -175,15 +175,15 @@ class _Apply:
             raise
 
 
-def _kind_error(given: Any) -> InputError:
-    kind = given.__name__ if isinstance(given, type) else type(given).__name__
+def _kind_error(value: Any) -> InputError:
+    kind = value.__name__ if isinstance(value, type) else type(value).__name__
     needs = f"from_haiku needs the pair of hk.transform or hk.transform_with_state, got {kind}."
-    if _package(given) != "haiku" and _package(given) in ADAPTERS:
-        return InputError(f"{needs} Use {ADAPTERS[_package(given)]}.")
+    if package_of(value) != "haiku" and package_of(value) in ADAPTERS:
+        return InputError(f"{needs} Use {ADAPTERS[package_of(value)]}.")
     line = "from_haiku(hk.transform_with_state(forward))"
-    if inspect.isfunction(given):
-        line = line.replace("forward", "forward" if given.__name__ == "<lambda>" else given.__name__)
-    elif isinstance(given, type):
+    if inspect.isfunction(value):
+        line = line.replace("forward", "forward" if value.__name__ == "<lambda>" else value.__name__)
+    elif isinstance(value, type):
         line = line.replace("forward", f"lambda inputs: {kind}(...)(inputs)")
     return InputError(f"{needs} Write {line}.")
 
