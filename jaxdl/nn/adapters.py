@@ -650,8 +650,8 @@ def _check_switches(
         others = [key for key in unset if key in SWITCHES]
         if others:
             raise InputError(
-                f"{name} takes {switch} and {others[0]}, and {function} sets one of them. Let its __call__ take train "
-                "and set the others from it."
+                f"{name} takes {switch} and {others[0]}, and {function} sets one of them. Let "
+                f"{'it' if function == 'from_haiku' else 'its __call__'} take train and set the others from it."
             )
         return
     call = "" if function == "from_haiku" else ".__call__"

@@ -14,6 +14,7 @@ from flax import nnx
 
 import jaxdl
 from jaxdl import InputError, Variables, dataset, fit, fit_seeds, from_equinox, load, predict, save, summary, to_equinox
+from jaxdl.distributed import make_mesh, shard_dataset
 from jaxdl.losses import softmax_cross_entropy, squared_error
 from jaxdl.saving import predict_script
 from jaxdl.saving.export import export_model
@@ -225,6 +226,15 @@ def test_examples_without_weight_change_nothing():
     two = fit(model, squared_error, ADAM, few, epochs=4, batch_size=8)
     np.testing.assert_allclose(one.history, two.history, rtol=1e-5)
     close(one.final, two.final, rtol=1e-4, atol=1e-5)
+
+
+def test_padding_on_several_devices_changes_nothing():
+    # 8 devices: the batches of 8 and of 4 rows, the second half padding.
+    model, mesh = from_equinox(make_normed), make_mesh()
+    one = fit(model, squared_error, ADAM, DATA, epochs=3, batch_size=8)
+    many = fit(model, squared_error, ADAM, shard_dataset(DATA, mesh), epochs=3, batch_size=8)
+    np.testing.assert_allclose(many.history, one.history, rtol=1e-4)
+    close(many.final, one.final, rtol=1e-3, atol=1e-5)
 
 
 def test_a_batch_without_examples_gives_finite_values():

@@ -400,6 +400,22 @@ def test_what_stays_unset_is_refused(function, words):
         from_haiku(hk.transform(function))
 
 
+def test_a_second_switch_is_refused():
+    with pytest.raises(InputError, match=r"sets one of them\. Let it take train and set the others from it"):
+        from_haiku(hk.transform(two_switches), train="is_training")
+
+
+def attending(inputs, mask=None):
+    """Take a mask of attention, (B, F)."""
+    return inputs if mask is None else inputs * mask
+
+
+def test_a_mask_of_another_shape_is_left_alone():
+    model = from_haiku(hk.transform(attending))
+    outputs, _ = model.apply(Variables({}, {}), ROWS, train=True, mask=jnp.zeros(len(ROWS), bool))
+    np.testing.assert_array_equal(outputs, ROWS)
+
+
 def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "haiku", None)
     with pytest.raises(InputError, match=r"needs the package dm-haiku\. Write pip install dm-haiku"):
