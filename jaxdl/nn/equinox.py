@@ -111,6 +111,9 @@ class _Parts(NamedTuple):
     def restore(self, variables: Variables) -> tuple[Any, Any]:
         """Return the module and the state with these variables."""
         arrays = _arrays(variables)
+        for path in self.paths + tuple(path for path, leaf in _leaves(self.module) if _is_array(leaf)):
+            if path not in arrays:
+                raise InputError(f"variables must be those of one {self.name}, got no {'/'.join(path)}.")
         leaves = [arrays[path] if _is_array(leaf) else leaf for path, leaf in _leaves(self.module)]
         state = jax.tree.unflatten(jax.tree.structure(self.state), [arrays[path] for path in self.paths])
         return jax.tree.unflatten(jax.tree.structure(self.module), leaves), state
@@ -121,6 +124,7 @@ class _Network:
     """A module without its arrays, and how it is called. Two networks of one original are equal."""
 
     original: Any
+    source: Any  # the original, with a state that no call of the original uses up
     options: tuple[Any, ...]
     parts: _Parts
     arguments: Arguments
@@ -176,7 +180,7 @@ class _Init:
     network: _Network
 
     def __call__(self, key: Array, inputs: Array) -> Variables:
-        return jax.tree.map(jnp.asarray, self.network.parts.split(*_made("from_equinox", self.network.original, key)))
+        return jax.tree.map(jnp.asarray, self.network.parts.split(*_made("from_equinox", self.network.source, key)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,7 +212,12 @@ def _parts(function: str, original: Any) -> _Parts:
         raise InputError(f"{function} needs the package equinox. Write pip install equinox.") from error
     _check_original(function, original)
     module, state = eqx.filter_eval_shape(lambda key: _made(function, original, key), jax.random.key(0))
-    return _Parts(module, state, _state_paths(module, state))
+    parts = _Parts(module, state, _state_paths(module, state))
+    names = [*parts.paths, *(path for path, leaf in _leaves(module) if _is_array(leaf))]
+    double = next((path for path in names if names.count(path) > 1), None)
+    if double is not None:
+        raise InputError(f"{parts.name} holds two arrays of the name {'/'.join(double)}. Rename one.")
+    return parts
 
 
 def _network(original: Any, train: str | None, inverted: bool, mask: str | None) -> _Network:
@@ -223,6 +232,11 @@ def _network(original: Any, train: str | None, inverted: bool, mask: str | None)
     takes = {parameter.name: parameter for parameter in _parameters(module, eqx.Module)}
     if parts.paths and "state" not in takes:
         raise InputError(f"{name} holds state, and its __call__ must take state and return (outputs, state).")
+    if mask is None and "mask" in takes and takes["mask"].default is inspect.Parameter.empty:
+        raise InputError(
+            f'{name}.__call__ needs mask. Write from_equinox(module, mask="mask") if that is a bool scalar, False for '
+            "padding; else give it a default value."
+        )
     unmasked = _unmasked_path(module)
     if unmasked is not None and mask is None:
         raise InputError(
@@ -242,7 +256,8 @@ def _network(original: Any, train: str | None, inverted: bool, mask: str | None)
     arguments = _arguments("from_equinox", name, signature, train, inverted, mask)
     required = "state" in takes and takes["state"].default is inspect.Parameter.empty
     takes_state = "state" in takes and (bool(parts.paths) or required)
-    return _Network(original, options, parts, arguments, takes_state, "key" in takes, next(iter(axes), "batch"))
+    source = (original[0], jax.tree.map(lambda leaf: leaf, original[1])) if isinstance(original, tuple) else original
+    return _Network(original, source, options, parts, arguments, takes_state, "key" in takes, next(iter(axes), "batch"))
 
 
 def _check_original(function: str, original: Any) -> None:

@@ -488,6 +488,22 @@ class TwoInputs(eqx.Module):
         return x + y
 
 
+class MaskedInput(eqx.Module):
+    def __call__(self, x, mask):
+        return x * mask
+
+
+class Doubled(eqx.Module):
+    moments: eqx.nn.StateIndex
+    moments_0: jax.Array
+
+    def __init__(self):
+        self.moments, self.moments_0 = eqx.nn.StateIndex((jnp.zeros(1), jnp.ones(1))), jnp.zeros(1, jnp.int32)
+
+    def __call__(self, x, state):
+        return x, state
+
+
 class Silent(eqx.Module):
     norm: eqx.nn.BatchNorm
 
@@ -531,6 +547,8 @@ class Fields(eqx.Module):
         ),
         (TwoInputs(), r"TwoInputs.__call__ needs x, y, and a model is given one array"),
         (Silent(), r"Silent holds state, and its __call__ must take state"),
+        (MaskedInput(), r'MaskedInput.__call__ needs mask\. Write from_equinox\(module, mask="mask"\)'),
+        (Doubled(), r"Doubled holds two arrays of the name moments_0\. Rename one"),
         (TwoAxes(), r"must have one axis_name, that of the batch, got batch, rows"),
         (Fields(), "Fields, which has none"),
         (jaxdl.mlp(()), "got a Model"),
@@ -574,6 +592,21 @@ def test_variables_of_another_module_are_refused():
     stacked = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), variables)
     with pytest.raises(InputError, match=r"got float32\[2, 1, 3\] at weight"):
         to_equinox(module, stacked)
+
+
+def test_variables_without_an_array_are_refused():
+    with pytest.raises(InputError, match="variables must be those of one Linear, got no weight"):
+        from_equinox(make_linear).apply(Variables({"bias": np.zeros(1, np.float32)}, {}), ROWS, train=False)
+
+
+def test_calls_of_the_original_do_not_use_up_the_state():
+    pair = eqx.nn.make_with_state(Normed)(KEY)
+    model = from_equinox(pair)
+    before = bits(model.init(KEY, ROWS))
+    pair[1].set(pair[0].norm.batch_counter, jnp.array(1))
+    with pytest.raises(ValueError, match="old state"):
+        jax.tree.leaves(pair[1])
+    assert bits(model.init(KEY, ROWS)) == before
 
 
 def test_a_missing_package_is_named(monkeypatch):
