@@ -9,6 +9,9 @@ from jaxdl._exports import set_public_names as _set_public_names
 from jaxdl.data.arrays import dataset as dataset
 from jaxdl.nn.adapters import from_linen as from_linen
 from jaxdl.nn.adapters import from_nnx as from_nnx
+from jaxdl.nn.equinox import from_equinox as from_equinox
+from jaxdl.nn.equinox import to_equinox as to_equinox
+from jaxdl.nn.haiku import from_haiku as from_haiku
 from jaxdl.nn.models import MLP as MLP
 from jaxdl.nn.models import convnet as convnet
 from jaxdl.nn.models import mlp as mlp

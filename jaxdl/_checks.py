@@ -188,19 +188,25 @@ def sizes(name: str, values: object) -> tuple[int, ...]:
 _NETWORKS = ("torch", "keras", "tensorflow", "equinox", "haiku", "flax.nnx", "flax")
 
 
-def _package(value: object) -> str:
+def package_of(value: object) -> str:
     """Return the package of _NETWORKS whose class a value or class is or extends, or ""."""
     kind = value if isinstance(value, type) else type(value)
     modules = [f"{each.__module__}." for each in kind.__mro__]
     return next((package for module in modules for package in _NETWORKS if module.startswith(f"{package}.")), "")
 
 
+# How a network of another package becomes a Model.
+ADAPTERS = {
+    "flax": "from_linen(module)",
+    "flax.nnx": "from_nnx(lambda rngs: module)",
+    "equinox": "from_equinox(module)",
+    "haiku": "from_haiku(hk.transform_with_state(forward))",
+}
 _MODEL_CALLS = {
     "mlp": "mlp((100, 50))",
     "convnet": "convnet((50, 50))",
     "residual_net": "residual_net(64)",
-    "from_linen": "from_linen(module)",
-    "from_nnx": "from_nnx(lambda rngs: module)",
+    **{line.partition("(")[0]: line for line in ADAPTERS.values()},
 }
 
 
@@ -208,7 +214,7 @@ def check_model(model: Any) -> None:
     """Raise InputError for a model that is not a Model."""
     if isinstance(model, Model):
         return
-    package, is_class = _package(model), isinstance(model, type)
+    package, is_class = package_of(model), isinstance(model, type)
     name = model.__name__ if is_class else type(model).__name__
     functions = (
         "Model(init, apply) with two functions: init(key, inputs) -> Variables, and apply(variables, inputs, train=...)"
@@ -221,7 +227,11 @@ def check_model(model: Any) -> None:
         advice = f"Use from_nnx(lambda rngs: {name}(..., rngs=rngs))."
     elif package == "torch":
         advice = f"JAX cannot run a module of PyTorch: write it in Flax, or give {functions}."
-    elif package in ("keras", "tensorflow", "equinox", "haiku"):
+    elif package == "equinox":
+        advice = f"Use from_equinox(lambda key: {name}(..., key=key))." if is_class else f"Use {ADAPTERS[package]}."
+    elif package == "haiku":
+        advice = f"Use {ADAPTERS[package]}."
+    elif package in ("keras", "tensorflow"):
         advice = f"Wrap the {package.capitalize()} network in {functions}."
     elif inspect.isroutine(model) and model.__name__ in _MODEL_CALLS:
         advice = f"Call it: {_MODEL_CALLS[model.__name__]}."
@@ -264,7 +274,7 @@ def _check_loss(loss: object) -> None:
     if isinstance(loss, (Dataset, Variables, Model)) or (hasattr(loss, "init") and hasattr(loss, "update")):
         raise InputError(f"{wanted}, got {given_as(loss)}. {ORDER} evaluate(model, variables, dataset, loss).")
     # A class is callable, but its result is an instance, not a number.
-    if not callable(loss) or isinstance(loss, type) or _package(loss) in ("torch", "keras", "tensorflow"):
+    if not callable(loss) or isinstance(loss, type) or package_of(loss) in ("torch", "keras", "tensorflow"):
         raise InputError(f"{wanted}, got {given_as(loss)}. Use {LOSSES}.")
     if not _takes(loss, 2) or (_name(loss) == "mean" and loss.__module__ == "jaxdl.metrics"):
         parameters = ", ".join(inspect.signature(loss).parameters)
@@ -277,7 +287,7 @@ def _check_loss(loss: object) -> None:
 def _metric_advice(metric: object) -> str:
     if isinstance(metric, str) or not callable(metric):
         return f"Use {METRICS}."
-    if isinstance(metric, type) or _package(metric) in ("torch", "keras", "tensorflow"):
+    if isinstance(metric, type) or package_of(metric) in ("torch", "keras", "tensorflow"):
         return f"Use {METRICS}, or metrics.mean(name, function)."
     name = _name(metric)
     if not _takes(metric, 2) or name in ("r2", "top_k"):
@@ -298,7 +308,7 @@ def _takes(function: Callable[..., Any], count: int) -> bool:
 
 def check_optimizer(optimizer: object, name: str = "optimizer") -> None:
     """Raise InputError for an optimizer that is not a gradient transformation of optax."""
-    package = _package(optimizer)
+    package = package_of(optimizer)
     if (
         callable(getattr(optimizer, "init", None))
         and callable(getattr(optimizer, "update", None))
@@ -372,7 +382,7 @@ def check_examples(name: str, dataset: object) -> None:
     kind = type(dataset).__name__
     if isinstance(dataset, Mapping):
         advice = 'Use dataset(data["inputs"], data["targets"]), each of them one array.'
-    elif _package(dataset) in ("tensorflow", "torch") or hasattr(dataset, "__next__"):
+    elif package_of(dataset) in ("tensorflow", "torch") or hasattr(dataset, "__next__"):
         advice = (
             "Use dataset(inputs, targets) of NumPy arrays; for data larger than the memory, "
             "data.from_random_access(records, to_row)."

@@ -7,7 +7,9 @@ import subprocess
 import sys
 import warnings
 
+import equinox as eqx
 import flax.linen as nn
+import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -125,6 +127,14 @@ def test_what_is_no_model_is_told_the_line_to_type(entry, call, words):
 
 def test_an_nnx_module_is_told_the_line_to_type():
     assert "got the NNX module Layer. Use from_nnx(" in refusal(lambda: fit(Layer(nnx.Rngs(0))))
+
+
+def test_modules_of_equinox_and_haiku_are_told_the_line_to_type():
+    module = eqx.nn.Identity()
+    assert "got the Equinox module Identity. Use from_equinox(module)." in refusal(lambda: fit(module))
+    assert "Use from_equinox(lambda key: Linear(..., key=key))." in refusal(lambda: fit(eqx.nn.Linear))
+    pair = hk.transform(lambda inputs: inputs)
+    assert "got the Haiku module Transformed. Use from_haiku(hk.transform_with_state(" in refusal(lambda: fit(pair))
 
 
 def test_a_keras_model_is_told_the_line_to_type():

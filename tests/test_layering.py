@@ -39,6 +39,8 @@ EFFECTS = {
 # Which part of jaxdl may import a package of others.
 KNOWN_BY = {
     "flax": ("nn",),
+    "equinox": ("nn",),
+    "haiku": ("nn",),
     "orbax": ("saving",),
     "matplotlib": ("plots", "runs", "__main__"),
     "tensorboardX": ("callbacks",),
@@ -58,7 +60,7 @@ WITHOUT_JAXDL = {
 }
 HEAVY = (
     *("pandas", "matplotlib", "orbax", "tensorflow", "tensorboardX", "sklearn", "keras", "flax.nnx", "tyro"),
-    *("scipy.stats", "pooch", "safetensors", "tensorflow_datasets", "PIL", "beartype"),
+    *("scipy.stats", "pooch", "safetensors", "tensorflow_datasets", "PIL", "beartype", "equinox", "haiku"),
 )
 
 

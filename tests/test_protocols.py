@@ -11,7 +11,9 @@ import json
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import equinox as eqx
 import flax.linen as nn
+import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -96,6 +98,27 @@ class NnxNet(nnx.Module):
         return self.last(self.dropout(nnx.relu(self.norm(self.first(inputs)))))
 
 
+class EquinoxNet(eqx.Module):
+    """The same in Equinox."""
+
+    layers: eqx.nn.Sequential
+
+    def __init__(self, key):
+        keys = jax.random.split(key)
+        first, last = eqx.nn.Linear(3, 6, use_bias=False, key=keys[0]), eqx.nn.Linear(6, 2, key=keys[1])
+        norm = eqx.nn.BatchNorm(6, axis_name="batch", mode="batch")
+        self.layers = eqx.nn.Sequential([first, norm, eqx.nn.Lambda(jax.nn.relu), eqx.nn.Dropout(0.5), last])
+
+    def __call__(self, x, state, *, key=None):
+        return self.layers(x, state, key=key)
+
+
+def haiku_net(inputs, is_training):
+    """Compute the same in Haiku."""
+    hidden = jax.nn.relu(hk.BatchNorm(True, True, 0.99)(hk.Linear(6)(inputs), is_training))
+    return hk.Linear(2)(hk.dropout(hk.next_rng_key(), 0.5, hidden) if is_training else hidden)
+
+
 TABLE = RANDOM.normal(2, 3, (6, 3)).astype(np.float32)
 IMAGES = RANDOM.integers(0, 256, (6, 8, 8, 3), dtype=np.uint8)
 
@@ -110,6 +133,8 @@ MODELS = {
     "residual_net": (lambda: jaxdl.nn.residual_net(1, outputs=2), IMAGES),
     "from_linen": (lambda: jaxdl.nn.from_linen(LinenNet()), TABLE),
     "from_nnx": (lambda: jaxdl.nn.from_nnx(lambda rngs: NnxNet(rngs)), TABLE),
+    "from_equinox": (lambda: jaxdl.nn.from_equinox(lambda key: EquinoxNet(key)), TABLE),
+    "from_haiku": (lambda: jaxdl.nn.from_haiku(hk.transform_with_state(haiku_net)), TABLE),
     "with_augmentation": (lambda: jaxdl.nn.with_augmentation(small_convnet(), jaxdl.nn.flip, jaxdl.nn.crop(1)), IMAGES),
     "with_flip_averaging": (lambda: jaxdl.nn.with_flip_averaging(small_convnet()), IMAGES),
     "build_model": (lambda: jaxdl.nn.build_model(jaxdl.nn.ModelSpec("mlp", {"widths": [4], "outputs": 2})), TABLE),
@@ -130,7 +155,8 @@ def model_case(name):
     model = make()
     weights = jax.jit(model.init)(KEY, inputs)
     # Other moments than the initial ones, 0 and 1.
-    weights = weights._replace(stats=jax.tree.map(lambda leaf: leaf * 1.5 + 0.1, weights.stats))
+    moments = jax.tree.map(lambda leaf: leaf * 1.5 + 0.1 if leaf.dtype == jnp.float32 else leaf, weights.stats)
+    weights = weights._replace(stats=moments)
 
     def train(weights, inputs, key, mask):
         return model.apply(weights, inputs, train=True, key=key, mask=mask)

@@ -590,7 +590,7 @@ def _arguments(
     function: str, name: str, signature: _Signature, train: str | None, inverted: bool, mask: str | None
 ) -> Arguments:
     """Return how a module is called. Raises InputError for an argument that stays unset."""
-    kinds = inspect.Parameter
+    kinds, call = inspect.Parameter, name if function == "from_haiku" else f"{name}.__call__"
     takes = {p.name: p for p in signature.parameters if p.kind not in (kinds.VAR_POSITIONAL, kinds.VAR_KEYWORD)}
     starred = any(p.kind == kinds.VAR_KEYWORD for p in signature.parameters)
     switch = train
@@ -602,10 +602,10 @@ def _arguments(
         if value in (None, "auto") or value in takes or starred or (argument == "train" and value in signature.values):
             continue
         names = ", ".join(takes) or "nothing"
-        raise InputError(f"{name}.__call__ does not take {value}, which {argument}= names. It takes {names}.")
+        raise InputError(f"{call} does not take {value}, which {argument}= names. It takes {names}.")
     if switch is not None and SWITCHES.get(switch, inverted) != inverted:
         raise InputError(f"{switch} is {not inverted} in evaluation. Write {_line(function, switch, not inverted)}.")
-    known = [p for p in takes.values() if _is_switch(p)]
+    known = [p for p in takes.values() if _is_switch(p) and p.name != mask]
     _check_switches(function, name, known, signature, train, switch, starred)
     masked = mask if mask != "auto" else "mask" if "mask" in takes else None
     candidates = [p for p in takes.values() if p not in known and p.name not in (switch, masked)]
@@ -616,17 +616,15 @@ def _arguments(
     if len(required) > 1:
         streams = [key for key in required if key in ("rng", "rngs", "key")]
         advice = (
-            f"Leave {streams[0]} out and draw with self.make_rng('dropout')."
+            f"Leave {streams[0]} out and draw with {_DRAWS[function]}."
             if streams
             else "Give all but one a default value, or let it take one array and split that; a switch of training is "
             f'named by {_start(function)}, train="{required[-1]}").'
         )
-        raise InputError(
-            f"{name}.__call__ needs {', '.join(required)}, and a model is given one array of inputs. {advice}"
-        )
+        raise InputError(f"{call} needs {', '.join(required)}, and a model is given one array of inputs. {advice}")
     first = required[0] if required else next((p.name for p in candidates), None)
     if first is None and not any(p.kind == kinds.VAR_POSITIONAL for p in signature.parameters):
-        raise InputError(f"{name}.__call__ takes no inputs. Let it take an array of inputs, (B, ...).")
+        raise InputError(f"{call} takes no inputs. Let it take an array of inputs, (B, ...).")
     positional = [p.name for p in takes.values() if p.kind in (kinds.POSITIONAL_ONLY, kinds.POSITIONAL_OR_KEYWORD)]
     leads = first is None or positional[:1] == [first]
     place = "keyword" if switch in takes or switch not in signature.values else "field"
@@ -655,11 +653,12 @@ def _check_switches(
         others = [key for key in unset if key in SWITCHES]
         if others:
             raise InputError(
-                f"{name} takes {switch} and {others[0]}, and {function} sets one of them. Let its __call__ take train "
-                "and set the others from it."
+                f"{name} takes {switch} and {others[0]}, and {function} sets one of them. Let "
+                f"{'it' if function == 'from_haiku' else 'its __call__'} take train and set the others from it."
             )
         return
-    verb = ".__call__ takes" if unset else " holds"
+    call = "" if function == "from_haiku" else ".__call__"
+    verb = f"{call} takes" if unset else " holds"
     unset += [key for key, value in signature.values.items() if key in SWITCHES and isinstance(value, bool)]
     if unset:
         lines = (
@@ -675,7 +674,7 @@ def _check_switches(
     if starred:
         start = _start(function)
         raise InputError(
-            f"{name}.__call__ takes **keywords, among which may be a switch of training that nothing would set. Write "
+            f"{name}{call} takes **keywords, among which may be a switch of training that nothing would set. Write "
             f'{start}, train="train") or {start}, train="deterministic", inverted=True) with its name, or {start}, '
             "train=None) if there is none."
         )
@@ -686,4 +685,20 @@ def _line(function: str, switch: str, inverted: bool) -> str:
 
 
 def _start(function: str) -> str:
-    return f"{function}({'module' if function == 'from_linen' else 'make'}"
+    return f"{function}({_FIRST.get(function, 'module')}"
+
+
+# The first argument of an adapter, and where its modules get random numbers, in messages.
+_FIRST = {"from_nnx": "make", "from_haiku": "transformed"}
+_DRAWS = {
+    "from_linen": "self.make_rng('dropout')",
+    "from_nnx": "self.make_rng('dropout')",
+    "from_equinox": "the argument key",
+    "from_haiku": "hk.next_rng_key()",
+}
+
+
+def named_switch(signature: _Signature, inverted: bool) -> tuple[str | None, bool]:
+    """Return the one argument whose name is that of a switch, and whether it is True in evaluation."""
+    names = [p.name for p in signature.parameters if p.name in SWITCHES and p.name not in signature.settled]
+    return (names[0], SWITCHES[names[0]]) if len(names) == 1 else ("auto", inverted)
