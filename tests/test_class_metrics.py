@@ -91,7 +91,7 @@ CLASS_COUNTS = tuple(getattr(metrics, name)(average) for name in COUNTS for aver
 
 
 @given(examples(classes=2))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_binary_metrics_are_those_of_scikit_learn_for_every_cut(rows):
     logits, labels, weights, cuts = rows
     counted = weights > 0
@@ -105,7 +105,7 @@ def test_binary_metrics_are_those_of_scikit_learn_for_every_cut(rows):
 
 
 @given(examples())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_means_over_classes_are_those_of_scikit_learn_for_every_cut(rows):
     logits, labels, weights, cuts = rows
     counted = weights > 0
@@ -188,7 +188,7 @@ def bins_of(scores):
 
 
 @given(examples(classes=2))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_binary_areas_are_those_of_binned_scores_and_within_the_bound(rows):
     logits, labels, weights, cuts = rows
     scores = logits[:, 0]
@@ -280,7 +280,7 @@ def test_the_default_bins_are_exact_enough_for_logits(center, deviation):
 
 
 @given(st.lists(st.floats(width=32, allow_nan=False), min_size=2, max_size=20))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_a_larger_score_has_no_lower_bin(scores):
     bins = bins_of(sorted([*scores, *[0] * (20 - len(scores))]))
     assert (np.diff(bins) >= 0).all() and bins.min() >= 0 and bins.max() < BINS
@@ -370,6 +370,18 @@ def test_members_under_vmap_have_the_values_of_each():
         assert {name: float(together[name][member]) for name in alone} == pytest.approx(alone, rel=1e-5)
 
 
+def test_dtypes_are_never_promoted():
+    names = (*EVERY_BINARY, *EVERY_CLASS)
+
+    def values(*arrays):
+        return compute(measure(softmax_cross_entropy, *arrays, metrics=names), names)
+
+    outputs, labels = jax.ShapeDtypeStruct((ROWS, 2), jnp.float32), jax.ShapeDtypeStruct((ROWS,), jnp.int32)
+    with jax.numpy_dtype_promotion("strict"):
+        shapes = jax.eval_shape(values, outputs, labels, jax.ShapeDtypeStruct((ROWS,), jnp.float32))
+    assert {(value.dtype, value.shape) for value in shapes.values()} == {(np.dtype(np.float32), ())}
+
+
 def test_equal_calls_return_one_metric_for_which_nothing_compiles_again():
     for name in (*COUNTS, *AREAS):
         function = getattr(metrics, name)
@@ -411,7 +423,7 @@ def test_a_run_monitors_an_area_of_all_validation_examples():
 
 
 @given(examples(classes=2))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_curves_with_weights_are_those_of_scikit_learn(rows):
     logits, labels, weights, _ = rows
     scores, counted = logits[:, 0].astype(np.float64), weights > 0
