@@ -273,6 +273,11 @@ METRICS = {
     "accuracy": ("labels", metrics.accuracy),
     "binary_accuracy": ("answers", metrics.binary_accuracy),
     "balanced_accuracy": ("answers", metrics.balanced_accuracy),
+    "precision": ("answers", metrics.precision()),
+    "recall": ("labels", metrics.recall("macro")),
+    "f1": ("labels", metrics.f1("weighted")),
+    "roc_auc": ("answers", metrics.roc_auc()),
+    "average_precision": ("labels", metrics.average_precision("macro")),
 }
 LOSS_OF = {"numbers": losses.squared_error, "labels": losses.softmax_cross_entropy}
 LOSS_OF["answers"] = losses.sigmoid_cross_entropy

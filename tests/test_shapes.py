@@ -49,7 +49,8 @@ def test_signatures_of_the_core_hold_in_a_run_on_each_kind_of_data():
 rows = jaxdl.dataset(np.random.default_rng(0).normal(size=(20, 3)), np.arange(20) % 3)
 binary = jaxdl.dataset(np.random.default_rng(0).normal(size=(20, 3)), (np.arange(20) % 2)[:, None])
 pictures = jaxdl.dataset(np.random.default_rng(0).normal(size=(20, 8, 8, 3)), np.arange(20) % 3)
-label_metrics = (metrics.accuracy, metrics.top_k(2))
+label_metrics = (metrics.accuracy, metrics.top_k(2), metrics.f1("macro"), metrics.roc_auc("weighted", bins=64))
+binary_metrics = (metrics.binary_accuracy, metrics.balanced_accuracy, metrics.recall(), metrics.average_precision())
 objective = Objective(losses.softmax_cross_entropy, label_metrics)
 number_metrics = (metrics.rmse, metrics.mae, metrics.r2())
 calls = [
@@ -59,7 +60,7 @@ calls = [
     (jaxdl.mlp((4,), outputs=1), Objective(losses.absolute_error), binary),
     (
         jaxdl.mlp((4,), outputs=1),
-        Objective(losses.sigmoid_cross_entropy, (metrics.binary_accuracy, metrics.balanced_accuracy)),
+        Objective(losses.sigmoid_cross_entropy, binary_metrics),
         binary,
     ),
     (jaxdl.convnet((18,), outputs=3), Objective(losses.smoothed_cross_entropy(0.1), label_metrics), pictures),
@@ -91,6 +92,8 @@ spread = stats.fit_calibration([0.0, 0.0, 1.0], [0.1, 0.2, 0.3], [1.0, -1.0, 3.0
 stats.calibrated_std([0.0, 2.0], spread), stats.coverage([0.0, 0.0], [1.0, 1.0], [0.1, -0.5])
 metrics.roc_curve([0.1, 0.4, 0.35, 0.8], [0, 0, 1, 1])
 metrics.precision_recall_curve([0.1, 0.4, 0.35, 0.8], [0, 0, 1, 1])
+metrics.exact_roc_auc(2 * np.eye(3), [0, 1, 2], [1.0, 1.0, 2.0], average="weighted")
+metrics.exact_average_precision([0.1, 0.4, 0.35, 0.8], [0, 0, 1, 1])
 """
 WRONG = {
     "targets of another shape": "losses.squared_error, outputs, targets[:, :1]",

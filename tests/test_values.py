@@ -267,6 +267,8 @@ VALUES = {
     "squared_error": lambda: losses.squared_error,
     "top_k": lambda: metrics.top_k(3),
     "r2": lambda: metrics.r2(),
+    "f1": lambda: metrics.f1("macro"),
+    "roc_auc": lambda: metrics.roc_auc(bins=64),
     "rmse": lambda: metrics.rmse,
     "mae": lambda: metrics.mae,
     "accuracy": lambda: metrics.accuracy,

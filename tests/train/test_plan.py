@@ -33,6 +33,7 @@ MODEL, OPTIMIZER = mlp((), outputs=2), optax.sgd(1e-2)
 def test_every_metric_of_the_toolkit_carries_its_direction():
     lower = [metrics.rmse, metrics.mae]
     higher = [metrics.r2(), metrics.accuracy, metrics.top_k(3), metrics.binary_accuracy, metrics.balanced_accuracy]
+    higher += [metrics.precision(), metrics.recall(), metrics.f1(), metrics.roc_auc(), metrics.average_precision()]
     assert {metric.mode for metric in lower} == {"min"} and {metric.mode for metric in higher} == {"max"}
 
 
