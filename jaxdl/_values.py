@@ -403,8 +403,11 @@ class Made:
 
     @functools.cached_property
     def key(self) -> Key:
-        """What the factory and its arguments compute with."""
-        return key_of((self._factory, self._place, self._arguments))
+        """What the factory and its arguments, with its defaults, compute with."""
+        positional, keywords = self._arguments
+        bound = inspect.signature(self._factory).bind(*positional, **keywords)
+        bound.apply_defaults()
+        return key_of((self._factory, self._place, bound.arguments))
 
     def __eq__(self, other: object) -> bool:
         """Compare the factories and their arguments."""

@@ -314,7 +314,7 @@ def test_a_factory_may_be_decorated():
         return lambda x: by * x + offset
 
     assert scaled(2)(3) == 6 and scaled(2, offset=1)(3) == 7
-    assert scaled(2) == scaled(2, offset=0) or scaled(2) != scaled(2, offset=1)
+    assert scaled(2) == scaled(2, offset=0) == scaled(by=2) != scaled(2, offset=1)
     with pytest.raises(TypeError):
         scaled()
 
