@@ -204,6 +204,8 @@ class _Reader:
         wrapped = getattr(value, "__wrapped__", None)
         if callable(wrapped) and not isinstance(wrapped, type) and not _is_python(kind):
             return kind.__name__, self.read(wrapped)  # a function of functools.cache or jax.jit
+        if _package(kind) == "jaxdl" and not hasattr(value, "_state") and kind.__hash__ not in (None, object.__hash__):
+            return kind, value  # which compares what counts; modules of Flax compare their functions by identity
         is_record = dataclasses.is_dataclass(value) or kind.__hash__ in (None, object.__hash__)
         if is_record or (_package(kind) not in CONSTANT and _is_python(kind)):
             return (self.read(kind), *self._read_vars(value)) if _is_python(kind) else SameObject(object())

@@ -179,6 +179,10 @@ class _Network:
 class _Init:
     network: _Network
 
+    def __value_key__(self) -> Any:
+        network = self.network
+        return network if network.takes_state else (network.original, network.options)
+
     def __call__(self, key: Array, inputs: Array) -> Variables:
         return jax.tree.map(jnp.asarray, self.network.parts.split(*_made("from_equinox", self.network.source, key)))
 
@@ -186,6 +190,10 @@ class _Init:
 @dataclasses.dataclass(frozen=True)
 class _Apply:
     network: _Network
+
+    def __value_key__(self) -> Any:
+        network = self.network
+        return network if network.takes_state else (network.parts.module, network.options)  # not the arrays
 
     def __call__(
         self, variables: Variables, inputs: Array, *, train: bool, key: Array | None = None, mask: Array | None = None

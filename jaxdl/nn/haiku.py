@@ -140,6 +140,9 @@ class _Network:
 class _Init:
     network: _Network
 
+    def __value_key__(self) -> Any:
+        return self.network.transformed, self.network.options
+
     def __call__(self, key: Array, inputs: Array) -> Variables:
         network = self.network
         variables, layers = network.init(key, inputs)
@@ -160,6 +163,9 @@ class _Init:
 @dataclass(frozen=True)
 class _Apply:
     network: _Network
+
+    def __value_key__(self) -> Any:
+        return self.network.transformed, self.network.options
 
     def __call__(
         self, variables: Variables, inputs: Array, *, train: bool, key: Array | None = None, mask: Array | None = None

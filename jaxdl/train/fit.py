@@ -118,8 +118,12 @@ def fit(
 
     Warns where no epoch was the best: `best` then holds the final variables.
 
-    Raises InputError for arguments that do not fit together. Calls with the same model, loss, metrics, optimizer and
-    rules share one compiled function, so a second call starts at once.
+    Raises InputError for arguments that do not fit together.
+
+    Calls with equal models, losses, metrics, optimizers and rules share one compiled function, so a second call starts
+    at once, also where they are made anew, and with another learning rate, weight decay or momentum. Functions are
+    equal where their code, closures and the globals that they name are. JAX's compilation cache on disk serves later
+    processes; JAX_ENABLE_COMPILATION_CACHE=0 turns it off.
 
     >>> import numpy as np
     >>> from jaxdl import dataset, losses, metrics, mlp

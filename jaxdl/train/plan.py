@@ -115,7 +115,7 @@ def make_plan(
     outside [0, 1), a rule without a mode that monitors a value of unknown direction, and a rule whose mode contradicts
     the direction of the metric.
 
-    Plans of the same functions are equal and share one compiled function.
+    Plans that compute the same share one compiled function, whatever the optimizer's learning rate is.
 
     >>> from jaxdl import losses, mlp
     >>> make_plan(mlp((10, 5)), losses.squared_error, optax.sgd(0.1)).batch_size

@@ -614,3 +614,15 @@ def test_a_missing_package_is_named(monkeypatch):
     for call in (lambda: from_equinox(None), lambda: to_equinox(None, Variables({}, {}))):
         with pytest.raises(InputError, match=r"needs the package equinox\. Write pip install equinox"):
             call()
+
+
+def test_a_module_that_is_made_again_compiles_nothing(compilations):
+    def train(seed=0):
+        module = eqx.nn.MLP(3, 1, 4, 1, key=jax.random.key(seed))
+        return fit(from_equinox(module), squared_error, optax.sgd(0.1), DATA, epochs=1, batch_size=4)
+
+    first = train()
+    with compilations() as names:
+        again = train()
+    assert names == [] and again.records == first.records
+    assert train(seed=1).records != first.records

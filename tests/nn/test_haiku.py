@@ -420,3 +420,14 @@ def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "haiku", None)
     with pytest.raises(InputError, match=r"needs the package dm-haiku\. Write pip install dm-haiku"):
         from_haiku(None)
+
+
+def test_a_function_that_is_transformed_again_compiles_nothing(compilations):
+    def train():
+        model = from_haiku(hk.transform(lambda x: hk.nets.MLP([4, 1])(x)))
+        return fit(model, squared_error, optax.sgd(0.1), DATA, epochs=1, batch_size=4)
+
+    first = train()
+    with compilations() as names:
+        again = train()
+    assert names == [] and again.records == first.records
