@@ -7,7 +7,7 @@ the body of a loop is exchanged for an equal one; other platforms compile what t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial, wraps
 from typing import Any, ParamSpec, TypeVar
 
@@ -112,20 +112,32 @@ def _rewrite_in(value: Any) -> Any:
 
 
 def _convolution(equation: JaxprEqn) -> JaxprEqn:
-    params, (lhs, rhs) = equation.params, (variable.aval for variable in equation.invars)
+    params, (lhs, rhs) = equation.params, _avals(equation.invars)
     element = params["preferred_element_type"]
     if params["batch_group_count"] != 1 or element not in (None, lhs.dtype) or params.get("out_sharding") is not None:
         return equation
-    names = "window_strides", "padding", "lhs_dilation", "rhs_dilation", "dimension_numbers", "feature_group_count"
-    how = describe(lhs, rhs, *(params[name] for name in names), params["precision"])
+    how = describe(
+        lhs,
+        rhs,
+        params["window_strides"],
+        params["padding"],
+        (*params["lhs_dilation"], *params["rhs_dilation"]),
+        params["dimension_numbers"],
+        params["feature_group_count"],
+        params["precision"],
+    )
     if how is None:
         return equation
     return equation.replace(primitive=convolution_p, params={"how": how, "result": OUTPUTS, "axes": ()})
 
 
+def _avals(variables: Iterable[Any]) -> list[Any]:
+    return [variable.aval for variable in variables]
+
+
 def _calling(function: Callable[..., Array], equation: JaxprEqn) -> JaxprEqn:
     """Return an equation that calls a function in place of an operation."""
-    (call,) = jax.make_jaxpr(jax.jit(function))(*(variable.aval for variable in equation.invars)).jaxpr.eqns
+    (call,) = jax.make_jaxpr(jax.jit(function))(*_avals(equation.invars)).jaxpr.eqns
     return call.replace(
         invars=equation.invars, outvars=equation.outvars, source_info=equation.source_info, ctx=equation.ctx
     )
@@ -133,7 +145,7 @@ def _calling(function: Callable[..., Array], equation: JaxprEqn) -> JaxprEqn:
 
 def _pooling(reduce: Callable[..., Array], equation: JaxprEqn) -> JaxprEqn:
     """Replace the pooling of windows that lie side by side."""
-    params, images = equation.params, equation.invars[0].aval
+    params, (images,) = equation.params, _avals(equation.invars)
     window = params["window_dimensions"]
     ones, none = (1,) * len(window), ((0, 0),) * len(window)
     plain = params["window_strides"] == window and params["padding"] == none
@@ -191,20 +203,20 @@ def _max_pooling_jvp(window: tuple[int, ...], primals: tuple[Array], tangents: t
     places = jnp.arange(math.prod(sizes)).reshape(shape)
     largest = (windows == maxima) | (windows != windows)
     first = jnp.where(largest, places, math.prod(sizes)).min(axes, keepdims=True)
-    return maxima.squeeze(axes), jnp.where(places == first, slopes, 0).sum(axes)
+    # The function again, not the maxima: the derivative of this rule must treat equal pixels alike.
+    return _max_pooling(*primals, window), jnp.where(places == first, slopes, 0).sum(axes)
 
 
 def _bias(equation: JaxprEqn) -> JaxprEqn:
     """Replace the addition of a number for each channel to images, whose gradient XLA sums slowly."""
-    result = equation.outvars[0].aval
+    (result,) = _avals(equation.outvars)
     if result.ndim != 4 or not jnp.issubdtype(result.dtype, jnp.floating):
         return equation
     for channels in (3, 1):
         shape = tuple(size if axis == channels else 1 for axis, size in enumerate(result.shape))
-        operands = sorted(equation.invars, key=lambda variable: variable.aval.shape == shape)
-        if [variable.aval.shape for variable in operands] == [result.shape, shape]:
-            call = _calling(partial(_add_bias, channels=channels), equation.replace(invars=operands))
-            return call.replace(invars=operands)
+        for operands in (equation.invars, equation.invars[::-1]):
+            if [aval.shape for aval in _avals(operands)] == [result.shape, shape]:
+                return _calling(partial(_add_bias, channels=channels), equation.replace(invars=operands))
     return equation
 
 
