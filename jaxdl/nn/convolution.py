@@ -80,16 +80,15 @@ def convolve(
     groups; JAX's function takes the rest.
     """
     numbers = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
-    ones = (1,) * (lhs.ndim - 2)
-    dilations = tuple(lhs_dilation or ones), tuple(rhs_dilation or ones)
     strides, pads = tuple(window_strides), padding
     if isinstance(pads, str):
-        sides, sizes = _spatial(numbers, lhs.shape, rhs.shape)
-        pads = lax.padtype_to_pads(sides, sizes, strides, pads)
+        pads = lax.padtype_to_pads(*_spatial(numbers, lhs.shape, rhs.shape), strides, pads)
     # JAX reads the default now; this primitive would read it when it is lowered, outside of the caller's context.
     options: Any = jax.config
     precision = precision or options.jax_default_matmul_precision
-    how = describe(lhs, rhs, strides, pads, sum(dilations, ()), numbers, feature_group_count, precision)
+    dilations = lhs_dilation, rhs_dilation
+    plain = feature_group_count == 1 and {*(lhs_dilation or ()), *(rhs_dilation or ())} <= {1}
+    how = describe(lhs, rhs, strides, pads, numbers, precision) if plain else None
     if how is None:
         return lax.conv_general_dilated(
             lhs, rhs, strides, padding, *dilations, numbers, feature_group_count, precision=precision
@@ -103,14 +102,12 @@ def describe(
     rhs: Any,
     strides: tuple[int, ...],
     pads: Sequence[tuple[int, int]],
-    dilations: tuple[int, ...],
     numbers: Any,
-    groups: int,
     precision: Any,
 ) -> Convolution | None:
     """Return the description of a convolution that the fast path covers, and None for another."""
     sides, sizes = _spatial(numbers, lhs.shape, rhs.shape)
-    plain = groups == 1 and set(dilations) == {1} and lhs.ndim in (3, 4)
+    plain = lhs.ndim in (3, 4)
     floating = lhs.dtype == rhs.dtype and jnp.issubdtype(lhs.dtype, jnp.floating)
     fixed = all(isinstance(size, int) for size in (*sides, *rhs.shape, lhs.shape[numbers.lhs_spec[1]]))
     if not (plain and floating and fixed and _is_automatic()):

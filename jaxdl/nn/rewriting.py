@@ -7,7 +7,7 @@ the body of a loop is exchanged for an equal one; other platforms compile what t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial, wraps
 from typing import Any, ParamSpec, TypeVar
 
@@ -18,7 +18,7 @@ from jax import lax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
 from jaxdl._jit import is_traced
-from jaxdl.nn.convolution import OUTPUTS, add_bias, convolution_p, describe
+from jaxdl.nn.convolution import OUTPUTS, Convolution, add_bias, convolution_p, describe
 from jaxdl.types import Array
 
 P = ParamSpec("P")
@@ -113,22 +113,65 @@ def _rewrite_in(value: Any) -> Any:
 
 def _convolution(equation: JaxprEqn) -> JaxprEqn:
     params, (lhs, rhs) = equation.params, _avals(equation.invars)
-    element = params["preferred_element_type"]
+    element, numbers = params["preferred_element_type"], params["dimension_numbers"]
     if params["batch_group_count"] != 1 or element not in (None, lhs.dtype) or params.get("out_sharding") is not None:
         return equation
-    how = describe(
-        lhs,
-        rhs,
-        params["window_strides"],
-        params["padding"],
-        (*params["lhs_dilation"], *params["rhs_dilation"]),
-        params["dimension_numbers"],
-        params["feature_group_count"],
-        params["precision"],
-    )
+    dilations, groups = (params["lhs_dilation"], params["rhs_dilation"]), params["feature_group_count"]
+    # One group, dilated.
+    shapes = [list(lhs.shape), list(rhs.shape)]
+    shapes[0][numbers.lhs_spec[1]] //= groups
+    shapes[1][numbers.rhs_spec[0]] //= groups
+    for shape, spec, dilation in zip(shapes, numbers, dilations, strict=False):
+        for axis, factor in zip(spec[2:], dilation, strict=True):
+            shape[axis] = (shape[axis] - 1) * factor + 1
+    one, two = (jax.ShapeDtypeStruct(tuple(shape), x.dtype) for shape, x in zip(shapes, (lhs, rhs), strict=True))
+    how = describe(one, two, params["window_strides"], params["padding"], numbers, params["precision"])
     if how is None:
         return equation
-    return equation.replace(primitive=convolution_p, params={"how": how, "result": OUTPUTS, "axes": ()})
+    if groups == 1 and {*dilations[0], *dilations[1]} == {1}:
+        return equation.replace(primitive=convolution_p, params={"how": how, "result": OUTPUTS, "axes": ()})
+    cpu = partial(_in_groups, how=how, groups=groups, dilations=dilations)
+    stock = partial(_stock, primitive=equation.primitive, params=params)
+    return _calling(lambda *operands: lax.platform_dependent(*operands, cpu=cpu, default=stock), equation)
+
+
+def _in_groups(images: Array, kernel: Array, how: Convolution, groups: int, dilations: Any) -> Array:
+    """Convolve dilated images and kernels, each group of channels with its filters."""
+    images = _dilate(images, how.numbers.lhs_spec, dilations[0])
+    if groups > 1 and kernel.shape[how.numbers.rhs_spec[1]] == 1:
+        return _depthwise(images, kernel, how, dilations[1])
+    kernel = _dilate(kernel, how.numbers.rhs_spec, dilations[1])
+    parts = zip(
+        jnp.split(images, groups, how.numbers.lhs_spec[1]),
+        jnp.split(kernel, groups, how.numbers.rhs_spec[0]),
+        strict=True,
+    )
+    outputs = [convolution_p.bind(*part, how=how, result=OUTPUTS, axes=()) for part in parts]
+    return jnp.concatenate(outputs, how.numbers.out_spec[1])
+
+
+def _dilate(array: Array, spec: Sequence[int], dilation: Sequence[int]) -> Array:
+    inside = dict(zip(spec[2:], dilation, strict=True))
+    return lax.pad(array, jnp.zeros((), array.dtype), [(0, 0, inside.get(axis, 1) - 1) for axis in range(array.ndim)])
+
+
+def _depthwise(images: Array, kernel: Array, how: Convolution, dilation: Sequence[int]) -> Array:
+    """Convolve each channel with filters of its own: a sum of shifted images, one for each pixel of the kernel."""
+    (batch, channels, *spatial), (filters, one, *sizes) = how.numbers[:2]
+    images = images.transpose(batch, *spatial, channels)
+    images = lax.pad(images, jnp.zeros((), images.dtype), [(0, 0, 0), *((*pad, 0) for pad in how.pads), (0, 0, 0)])
+    kernel = kernel.transpose(*sizes, one, filters)
+    kernel = kernel.reshape(*kernel.shape[:-2], *(1,) * (images.ndim - 1), images.shape[-1], -1)
+    # The products are added up, so bfloat16 must not round each of them.
+    wide = images.dtype if images.dtype.itemsize > 2 else jnp.dtype(jnp.float32)
+    outputs = jnp.zeros((), wide)
+    for place in np.ndindex(kernel.shape[: len(sizes)]):
+        parts = zip(place, dilation, how.rows(), how.strides, strict=True)
+        shifted = images[:, *(slice(i * d, i * d + (row - 1) * s + 1, s) for i, d, row, s in parts)]
+        outputs = outputs + shifted[..., None].astype(wide) * kernel[place].astype(wide)
+    outputs = outputs.reshape(*outputs.shape[:-2], -1).astype(images.dtype)
+    # The transpose that the layout of the outputs undoes.
+    return outputs.transpose(np.argsort([how.numbers.out_spec[axis] for axis in (0, *range(2, outputs.ndim), 1)]))
 
 
 def _avals(variables: Iterable[Any]) -> list[Any]:
@@ -155,14 +198,14 @@ def _pooling(reduce: Callable[..., Array], equation: JaxprEqn) -> JaxprEqn:
         return equation
 
     def pool(images: Array) -> Array:
-        stock = partial(_stock_pooling, primitive=equation.primitive, params=params)
+        stock = partial(_stock, primitive=equation.primitive, params=params)
         return lax.platform_dependent(images, cpu=partial(reduce, window=window), default=stock)
 
     return _calling(pool, equation)
 
 
-def _stock_pooling(images: Array, primitive: Any, params: dict[str, Any]) -> Array:
-    outputs: Array = primitive.bind(images, **params)
+def _stock(*operands: Array, primitive: Any, params: dict[str, Any]) -> Array:
+    outputs: Array = primitive.bind(*operands, **params)
     return outputs
 
 

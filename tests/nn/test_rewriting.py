@@ -102,15 +102,21 @@ def test_strides(layout, strides, size):
 @pytest.mark.parametrize(
     "options",
     [
+        {"feature_group_count": 6},
+        {"feature_group_count": 6, "strides": (2, 1), "padding": ((1, 0), (2, 1)), "rhs_dilation": (1, 2)},
         {"feature_group_count": 3},
+        {"feature_group_count": 2, "strides": (2, 2)},
         {"rhs_dilation": (2, 1)},
-        {"lhs_dilation": (1, 2), "padding": ((1, 1), (0, 0))},
+        {"lhs_dilation": (1, 2), "padding": ((1, 1), (1, 0))},
+        {"lhs_dilation": (2, 2), "padding": ((2, 1), (1, 1)), "feature_group_count": 6},
     ],
 )
-def test_other_convolutions_stay_as_they_are(options):
-    images, kernel = random(0, 2, 7, 6, 3), random(1, 3, 2, 3 // options.get("feature_group_count", 1), 6)
-    function = convolution(**options)
-    assert text(with_fast_convolutions(function), images, kernel) == text(function, images, kernel)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_groups_and_dilation(options, layout):
+    lhs, rhs, _ = LAYOUTS[layout]
+    images = arranged(random(0, 2, 7, 6, 6), "NHWC", lhs)
+    kernel = arranged(random(1, 3, 2, 6 // options.get("feature_group_count", 1), 12), "HWIO", rhs)
+    check(convolution(layout, **options), images, kernel)
 
 
 def test_a_convolution_with_a_wider_result_stays_as_it_is():
