@@ -24,6 +24,7 @@ from jax.typing import DTypeLike
 from jaxdl._values import as_value
 from jaxdl.errors import InputError
 from jaxdl.nn import layers
+from jaxdl.nn.rewriting import with_fast_convolutions
 from jaxdl.types import Array, Model, PyTree, Variables
 
 if TYPE_CHECKING:
@@ -172,7 +173,7 @@ def from_linen(
                 raise _sown_error(name, kind)
         return outputs, {**variables.stats, **stats} if train else variables.stats
 
-    return Model(init, apply)
+    return Model(init, with_fast_convolutions(apply))
 
 
 @as_value
@@ -288,7 +289,7 @@ def from_nnx(
                 raise _sown_error(name, type(leaf).__name__)
         return outputs, _to_dict(nnx.state(instance, nnx.BatchStat)) if train else variables.stats
 
-    return Model(init, apply)
+    return Model(init, with_fast_convolutions(apply))
 
 
 def _to_dict(state: Any) -> PyTree:
