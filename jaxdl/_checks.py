@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxdl._tree import named_leaves
 from jaxdl.errors import InputError
 from jaxdl.types import LOSS, Dataset, Loss, Metric, Model, Objective, Rule, Variables
 
@@ -355,23 +356,37 @@ def check_rule(name: str, rule: object) -> None:
 def check_examples(name: str, dataset: object) -> None:
     """Raise InputError for the argument `name` that is not a Dataset of arrays which JAX can hold."""
     if isinstance(dataset, Dataset):
-        for field, leaf in dataset._asdict().items():
-            if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype") or not leaf.shape:
-                raise InputError(
-                    f"{name} must hold arrays, got {given_as(leaf)} for its {field}. Use dataset(inputs, targets)."
-                )
-            _check_leaf(f"{name}.{field}", leaf)
-        counts = [leaf.shape[0] for leaf in dataset]
-        if len({*counts}) > 1:
+        counts: dict[str, int] = {}
+        for field, tree in dataset._asdict().items():
+            leaves = named_leaves(field, tree)
+            # Only a loss of everything takes no targets: see `check_has_targets`.
+            if not leaves and not (field == "targets" and tree is None):
+                leaves = [(field, tree)]
+            for leaf_name, leaf in leaves:
+                if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype") or not leaf.shape:
+                    raise InputError(
+                        f"{name} must hold arrays, got {given_as(leaf)} for its {leaf_name}. Use "
+                        "dataset(inputs, targets)."
+                    )
+                _check_leaf(f"{name}.{leaf_name}", leaf)
+                counts[leaf_name] = leaf.shape[0]
+        if {*counts} == {*Dataset._fields} and len({*counts.values()}) > 1:
             raise InputError(
-                f"{name} must have one row of targets and one weight for each of its {counts[0]} inputs, got "
-                f"{counts[1]} and {counts[2]}. Use dataset(inputs, targets)."
+                f"{name} must have one row of targets and one weight for each of its {counts['inputs']} inputs, got "
+                f"{counts['targets']} and {counts['sample_weight']}. Use dataset(inputs, targets)."
             )
+        first = next(iter(counts))
+        for leaf_name, count in counts.items():
+            if count != counts[first]:
+                raise InputError(
+                    f"{name} must have one row of {leaf_name} for each of the {counts[first]} rows of its {first}, got "
+                    f"{count}. Use dataset(inputs, targets)."
+                )
         _check_sample_weights(f"{name}.sample_weight", dataset.sample_weight)
         return
     kind = type(dataset).__name__
     if isinstance(dataset, Mapping):
-        advice = 'Use dataset(data["inputs"], data["targets"]), each of them one array.'
+        advice = 'Use dataset(data["inputs"], data["targets"]), each of them an array or a dict of arrays.'
     elif _package(dataset) in ("tensorflow", "torch") or hasattr(dataset, "__next__"):
         advice = (
             "Use dataset(inputs, targets) of NumPy arrays; for data larger than the memory, "

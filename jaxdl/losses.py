@@ -11,6 +11,7 @@ import numpy as np
 import optax
 from jaxtyping import Float, Integer, Num, Shaped
 
+from jaxdl._checks import given_as
 from jaxdl._jit import is_traced
 from jaxdl.data.arrays import precision
 from jaxdl.errors import InputError
@@ -30,10 +31,21 @@ def __dir__() -> list[str]:
     return __all__
 
 
+def _check_arrays(name: str, outputs: Any, targets: Any) -> None:
+    """Raise InputError for outputs or targets of the function `name` that are not one array each."""
+    for kind, value in (("outputs", outputs), ("targets", targets)):
+        if not hasattr(value, "shape"):
+            raise InputError(
+                f"{name} compares one array of outputs with one array of targets, got {kind} {given_as(value)}. Use "
+                f'losses.weighted_sum({{"a": losses.{name}, ...}}) with a loss for each output, and metrics.of_output.'
+            )
+
+
 def same_shape(
     name: str, outputs: Array, targets: Array
 ) -> tuple[Float[Array, " batch *shape"], Float[Array, " batch *shape"]]:
     """Return outputs and targets in their common `precision`, or raise InputError of the function `name`."""
+    _check_arrays(name, outputs, targets)
     if outputs.shape != targets.shape:
         raise InputError(
             f"{name} compares outputs with targets of the same shape, got outputs {outputs.shape} and targets "
@@ -47,6 +59,7 @@ def as_labels(
     name: str, outputs: Array, targets: Array
 ) -> tuple[Float[Array, "batch classes"], Integer[Array, " batch"]]:
     """Return outputs (B, classes) and labels (B,), or raise InputError of the function `name`."""
+    _check_arrays(name, outputs, targets)
     if targets.shape != outputs.shape[:1] or outputs.ndim != 2 or not jnp.issubdtype(targets.dtype, jnp.integer):
         advice = "Encode each target as the number of its class, from 0."
         if targets.ndim == 2 and targets.shape[1] == 1:
@@ -205,7 +218,8 @@ def check_labels(model: Model, loss: Loss, *sets: Dataset | None) -> None:
         labels, counted = np.asarray(dataset.targets), np.asarray(dataset.sample_weight) > 0
         if labels.ndim != 1 or labels.dtype.kind not in "iu" or not counted.any():
             continue
-        shape = _output_shape(model, dataset.inputs.shape[1:], dataset.inputs.dtype)
+        leaves, structure = jax.tree.flatten(dataset.inputs)
+        shape = _output_shape(model, structure, tuple((leaf.shape[1:], leaf.dtype) for leaf in leaves))
         if len(shape) != 2:
             continue
         unknown = counted & ((labels < 0) | (labels >= shape[1]))
@@ -224,15 +238,19 @@ def check_labels(model: Model, loss: Loss, *sets: Dataset | None) -> None:
 
 def _is_readable(dataset: Dataset) -> bool:
     """Return whether targets and weights are not traced and not on devices of other processes."""
-    leaves = (dataset.targets, dataset.sample_weight)
+    leaves = jax.tree.leaves((dataset.targets, dataset.sample_weight))
     return not any(is_traced(leaf) or not getattr(leaf, "is_fully_addressable", True) for leaf in leaves)
 
 
 @functools.lru_cache(maxsize=32)
-def _output_shape(model: Model, row: tuple[int, ...], dtype: Any) -> tuple[int, ...]:
-    """Return the shape of a model's outputs for one example; nothing is computed."""
-    key, inputs = jax.eval_shape(jax.random.key, 0), jax.ShapeDtypeStruct((1, *row), dtype)
+def _output_shape(model: Model, structure: Any, rows: tuple[tuple[tuple[int, ...], Any], ...]) -> Any:
+    """Return the shapes of a model's outputs for one example: a tuple, or a tree of tuples; nothing is computed.
+
+    structure: of the inputs. rows: the shape and the dtype of one example of each array of the inputs.
+    """
+    key = jax.eval_shape(jax.random.key, 0)
+    inputs = jax.tree.unflatten(structure, [jax.ShapeDtypeStruct((1, *shape), dtype) for shape, dtype in rows])
     outputs = jax.eval_shape(
         lambda key, inputs: model.apply(model.init(key, inputs), inputs, train=False)[0], key, inputs
     )
-    return tuple(outputs.shape)
+    return jax.tree.map(lambda leaf: tuple(leaf.shape), outputs)

@@ -154,8 +154,8 @@ accuracy = top_k(1)  # the fraction of examples whose label has the largest outp
 
 def measure(
     loss: Loss,
-    outputs: Shaped[Array, "batch ..."],
-    targets: Shaped[Array, "batch ..."],
+    outputs: PyTree,
+    targets: PyTree,
     sample_weight: Float[Array, " batch"],
     *,
     metrics: Sequence[Metric] = (),
@@ -163,6 +163,7 @@ def measure(
 ) -> MetricSums:
     """Return the weighted sums of the loss and of the metrics over the examples of a batch.
 
+    outputs, targets: arrays (B, ...), or pytrees of such arrays.
     sample_weight: (B,). Examples of weight 0, such as padding, do not count, even if their values are nan.
     prepared: whether the values of examples of weight 0 are known to be finite, which saves a selection.
 
@@ -202,7 +203,9 @@ def _total(values: Any, sample_weight: Float[Array, " batch"], prepared: bool = 
     return Moments(weight, center, first, second)
 
 
-def _check_shapes(loss: Loss, metrics: Sequence[Metric], outputs: Array, targets: Array, sample_weight: Array) -> None:
+def _check_shapes(
+    loss: Loss, metrics: Sequence[Metric], outputs: PyTree, targets: PyTree, sample_weight: Array
+) -> None:
     """Raise InputError unless the loss returns (B,), and metrics (B, ...) for examples and a scalar for a dataset."""
     functions: list[tuple[str, Callable[..., PyTree]]] = [("the loss", loss)]
     functions += [(f'the metric "{metric.name}"', metric.per_example) for metric in metrics]
@@ -223,11 +226,12 @@ def _check_shapes(loss: Loss, metrics: Sequence[Metric], outputs: Array, targets
             kind = result.dtype if hasattr(result, "dtype") else f"a {type(result).__name__}"
             raise InputError(f"the loss must return one array of real numbers, shape (examples,), got {kind}.")
         if _crosses_examples(function, outputs, targets):
+            one, two = _unequal_pair(outputs, targets) or (outputs, targets)
             raise InputError(
                 f"{name} combines every output with the targets of all examples: outputs "
-                f"{_format_shape(outputs.shape)} and targets {_format_shape(targets.shape)} broadcast to (examples, "
+                f"{_format_shape(one.shape)} and targets {_format_shape(two.shape)} broadcast to (examples, "
                 "examples). Give both the same shape, as with "
-                f"{'targets[:, None]' if targets.ndim < outputs.ndim else 'outputs[:, None]'} in the data."
+                f"{'targets[:, None]' if two.ndim < one.ndim else 'outputs[:, None]'} in the data."
             )
     for metric in metrics:
         _, result = _result_shapes(metric.per_example, outputs, targets)
@@ -241,7 +245,7 @@ def _check_shapes(loss: Loss, metrics: Sequence[Metric], outputs: Array, targets
             )
 
 
-def _result_shapes(function: Callable[..., PyTree], outputs: Array, targets: Array) -> tuple[int, PyTree]:
+def _result_shapes(function: Callable[..., PyTree], outputs: PyTree, targets: PyTree) -> tuple[int, PyTree]:
     """Return the length of a batch, and the shapes of a function's result for it.
 
     The length is an unusual one if the function takes it, because the true length may equal that of another axis.
@@ -255,11 +259,11 @@ def _result_shapes(function: Callable[..., PyTree], outputs: Array, targets: Arr
             "scikit-learn do. Write it with jnp, or use one of jaxdl.losses."
         ) from error
     except (TypeError, ValueError):
-        return outputs.shape[0], jax.eval_shape(function, outputs, targets)
+        return jax.tree.leaves(outputs)[0].shape[0], jax.eval_shape(function, outputs, targets)
 
 
-def _with_length(count: int, *arrays: Array) -> list[jax.ShapeDtypeStruct]:
-    return [jax.ShapeDtypeStruct((count, *array.shape[1:]), array.dtype) for array in arrays]
+def _with_length(count: int, *trees: PyTree) -> list[PyTree]:
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((count, *leaf.shape[1:]), leaf.dtype), [*trees])
 
 
 def _format_shape(shape: tuple[int, ...], count: int | None = None) -> str:
@@ -269,18 +273,30 @@ def _format_shape(shape: tuple[int, ...], count: int | None = None) -> str:
     return f"({', '.join(sizes)}{',' if len(sizes) == 1 else ''})"
 
 
-def _crosses_examples(function: Callable[..., PyTree], outputs: Array, targets: Array) -> bool:
+def _crosses_examples(function: Callable[..., PyTree], outputs: PyTree, targets: PyTree) -> bool:
     """Return whether (B, 1) outputs and (B,) targets, or the reverse, broadcast to (B, B) in a function.
 
     Other functions may want (B, B): a contrastive loss compares all examples of a batch.
     """
-    if outputs.ndim == targets.ndim or math.prod(outputs.shape) != math.prod(targets.shape):
+    if _unequal_pair(outputs, targets) is None:
         return False
     try:
         jaxpr = jax.make_jaxpr(function)(*_with_length(_ROWS, outputs, targets))
     except (TypeError, ValueError):
         return False
     return any(shape.count(_ROWS) > 1 for shape in _shapes_in(jaxpr.jaxpr))
+
+
+def _unequal_pair(outputs: PyTree, targets: PyTree) -> tuple[Array, Array] | None:
+    """Return the first output and its target that have as many numbers and another number of axes."""
+    structures: list[Any] = [jax.tree.structure(tree) for tree in (outputs, targets)]
+    if structures[0] != structures[1]:
+        return None
+    pairs = zip(jax.tree.leaves(outputs), jax.tree.leaves(targets), strict=True)
+    unequal = (
+        (one, two) for one, two in pairs if one.ndim != two.ndim and math.prod(one.shape) == math.prod(two.shape)
+    )
+    return next(unequal, None)
 
 
 def _shapes_in(jaxpr: Any) -> Iterator[tuple[int, ...]]:

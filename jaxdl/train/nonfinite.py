@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
 
+from jaxdl._tree import named_leaves
 from jaxdl.data import DataSource
 from jaxdl.data.arrays import precision
 from jaxdl.data.batches import default_batch_size, only_counted, validation_batch
@@ -74,7 +75,8 @@ def _in_arguments(variables: Variables, batch: Dataset) -> _Origin | None:
     return _in_tree("{} before the step", {"params": variables.params, "stats": variables.stats}, batch) or next(
         (
             _Origin(name, *fault)
-            for name, values in (("the inputs", batch.inputs), ("the targets", batch.targets))
+            for field, tree in (("the inputs", batch.inputs), ("the targets", batch.targets))
+            for name, values in named_leaves(field, tree)
             if (fault := _fault(values, batch)) is not None
         ),
         None,
@@ -82,15 +84,15 @@ def _in_arguments(variables: Variables, batch: Dataset) -> _Origin | None:
 
 
 def _in_forward(plan: Plan, variables: Variables, batch: Dataset, *, train: bool, key: Array | None) -> _Origin | None:
-    def outputs_of(variables: Variables, inputs: Array) -> tuple[Array, PyTree]:
+    def outputs_of(variables: Variables, inputs: PyTree) -> tuple[PyTree, PyTree]:
         return plan.model.apply(variables, inputs, train=train, key=key, mask=batch.sample_weight > 0)
 
-    def losses_of(outputs: Array, targets: Array) -> Array:
+    def losses_of(outputs: PyTree, targets: PyTree) -> Array:
         return plan.objective.loss(outputs, targets)
 
     outputs, _ = outputs_of(variables, batch.inputs)
     return _in_function(outputs_of, (variables, batch.inputs), batch, "") or _in_function(
-        losses_of, (outputs, jnp.asarray(batch.targets)), batch, "the loss"
+        losses_of, (outputs, jax.tree.map(jnp.asarray, batch.targets)), batch, "the loss"
     )
 
 

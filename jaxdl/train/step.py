@@ -239,7 +239,7 @@ def plan_step(plan: Plan, *, prepared: bool = False) -> TrainStep:
     )
 
 
-def measure_batch(objective: Objective, outputs: Array, batch: Dataset | Batch, *, prepared: bool) -> MetricSums:
+def measure_batch(objective: Objective, outputs: PyTree, batch: Dataset | Batch, *, prepared: bool) -> MetricSums:
     """Return the sums of the loss and the metrics of a batch; prepared: as for `make_train_step`."""
     weights = batch.sample_weight
     return measure(objective.loss, outputs, batch.targets, weights, metrics=objective.metrics, prepared=prepared)
