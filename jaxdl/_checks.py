@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxdl._tree import named_leaves
 from jaxdl.errors import InputError
-from jaxdl.types import LOSS, Dataset, Loss, Metric, Model, Objective, Rule, Variables
+from jaxdl.types import LOSS, Dataset, Loss, Metric, Model, ModelLoss, Objective, Rule, Variables
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -255,11 +255,18 @@ def check_objective(loss: object, metrics: object = ()) -> Objective:
     for name in names:
         if names.count(name) > 1 or name in RESERVED or name.startswith("val_"):
             raise InputError(f'every metric must have a name of its own, got "{name}", which is taken. Rename it.')
-    return Objective(cast(Loss, loss), metrics)
+    return Objective(cast(Loss | ModelLoss, loss), metrics)
 
 
 def _check_loss(loss: object) -> None:
     wanted = "loss must be a function (outputs, targets) -> (batch,)"
+    if isinstance(loss, ModelLoss):
+        if not callable(loss.function) or not _takes(loss.function, 4):
+            raise InputError(
+                "model_loss must get a function (variables, batch, key, train) -> (values, outputs), got "
+                f"{given_as(loss.function)}. Let it take these four."
+            )
+        return
     if isinstance(loss, Metric):
         raise InputError(f"{wanted}, got the metric {loss.name}. Use metrics=[{loss.name}] beside a loss: {LOSSES}.")
     if isinstance(loss, (Dataset, Variables, Model)) or (hasattr(loss, "init") and hasattr(loss, "update")):
@@ -269,10 +276,10 @@ def _check_loss(loss: object) -> None:
         raise InputError(f"{wanted}, got {given_as(loss)}. Use {LOSSES}.")
     if not _takes(loss, 2) or (_name(loss) == "mean" and loss.__module__ == "jaxdl.metrics"):
         parameters = ", ".join(inspect.signature(loss).parameters)
-        raise InputError(
-            f"{wanted}, got {given_as(loss)}, which takes ({parameters}). If it returns a loss, call it first: "
-            f"{_name(loss)}(...)."
-        )
+        advice = f"If it returns a loss, call it first: {_name(loss)}(...)."
+        if _takes(loss, 4):
+            advice = f"If it calls the model itself, use losses.model_loss({_name(loss)})."
+        raise InputError(f"{wanted}, got {given_as(loss)}, which takes ({parameters}). {advice}")
 
 
 def _metric_advice(metric: object) -> str:
@@ -401,6 +408,17 @@ def check_examples(name: str, dataset: object) -> None:
     else:
         advice = "Use dataset(inputs, targets)."
     raise InputError(f"{name} must be a Dataset, got {given_as(dataset)}. {advice}")
+
+
+def check_has_targets(name: str, objective: Objective, dataset: Dataset) -> None:
+    """Raise InputError for a dataset without targets, which all losses but a ModelLoss need, and all metrics."""
+    if dataset.targets is not None or (isinstance(objective.loss, ModelLoss) and not objective.metrics):
+        return
+    need = "metrics" if isinstance(objective.loss, ModelLoss) else "a loss (outputs, targets)"
+    raise InputError(
+        f"{name} has no targets for {need}. Use dataset(inputs, targets), or losses.model_loss(function) without "
+        "metrics."
+    )
 
 
 def _check_leaf(name: str, leaf: object) -> None:

@@ -24,6 +24,24 @@ def map_named(function: Callable[..., Any], name: str, tree: PyTree, *others: Py
     )
 
 
+def subtree(name: str, tree: PyTree, path: tuple[Any, ...]) -> PyTree:
+    """Return the part of a tree at the keys, indices or fields of a path. Raises InputError where there is none."""
+    for key in path:
+        try:
+            tree = getattr(tree, key) if isinstance(key, str) and hasattr(tree, "_fields") else tree[key]
+        except (AttributeError, IndexError, KeyError, TypeError) as error:
+            if isinstance(tree, Mapping):
+                kind = f"a dict of {', '.join(map(repr, tree))}"
+            elif hasattr(tree, "_fields"):
+                kind = f"a {type(tree).__name__} of {', '.join(tree._fields)}"
+            elif isinstance(tree, (tuple, list)):
+                kind = f"a {type(tree).__name__} of {len(tree)}"
+            else:
+                kind = f"an array of shape {tuple(tree.shape)}" if hasattr(tree, "shape") else repr(tree)
+            raise InputError(f"{name} must hold {key!r}, got {kind}. Use one of its names.") from error
+    return tree
+
+
 def example_shapes(tree: PyTree) -> Any:
     """Return the shapes of one example, without the first axis: a tuple for an array, a tree of tuples for a tree."""
     return jax.tree.map(lambda leaf: tuple(leaf.shape[1:]), tree)

@@ -14,10 +14,11 @@ from jax.extend.core import jaxprs_in_params
 from jaxtyping import Float, Float64, Integer, Num, Shaped
 from numpy.typing import ArrayLike
 
+from jaxdl._tree import subtree
 from jaxdl.data.arrays import precision
 from jaxdl.errors import InputError
 from jaxdl.losses import absolute_error, as_labels, same_shape, squared_error
-from jaxdl.types import LOSS, Array, Loss, Metric, MetricSums, Mode, PyTree
+from jaxdl.types import LOSS, Array, Metric, MetricSums, Mode, PyTree
 
 __all__ = [
     "accuracy",
@@ -28,6 +29,7 @@ __all__ = [
     "mean",
     "measure",
     "merge",
+    "of_output",
     "precision_recall_curve",
     "r2",
     "rmse",
@@ -93,6 +95,24 @@ def mean(name: str, of_row: Callable[[Array, Array], Array], *, mode: Mode | Non
     return Metric(name, of_row, lambda total, weight: total / weight, mode)
 
 
+def of_output(path: Any, metric: Metric) -> Metric:
+    """Return a metric of one of several outputs and its targets, with the name of the output in front of its own.
+
+    path: a key, a field or an index of the outputs and of the targets, or a tuple of these for a nested one.
+
+    >>> outputs, targets = {"a": jnp.array([[1.0]]), "b": jnp.array([[9.0]])}, {"a": jnp.array([[3.0]])}
+    >>> metric = of_output("a", mae)
+    >>> metric.name, metric.per_example(outputs, targets).tolist()
+    ('a_mae', [2.0])
+    """
+    keys = path if isinstance(path, tuple) else (path,)
+
+    def per_example(outputs: PyTree, targets: PyTree) -> PyTree:
+        return metric.per_example(subtree("outputs", outputs, keys), subtree("targets", targets, keys))
+
+    return metric._replace(name="_".join([*map(str, keys), metric.name]), per_example=per_example)
+
+
 # The root mean squared error.
 rmse = Metric("rmse", squared_error, lambda total, weight: jnp.sqrt(total / weight), "min")
 mae = mean("mae", absolute_error, mode="min")  # the mean absolute error
@@ -153,7 +173,7 @@ accuracy = top_k(1)  # the fraction of examples whose label has the largest outp
 
 
 def measure(
-    loss: Loss,
+    loss: Callable[[Any, Any], Array],
     outputs: PyTree,
     targets: PyTree,
     sample_weight: Float[Array, " batch"],
@@ -204,7 +224,7 @@ def _total(values: Any, sample_weight: Float[Array, " batch"], prepared: bool = 
 
 
 def _check_shapes(
-    loss: Loss, metrics: Sequence[Metric], outputs: PyTree, targets: PyTree, sample_weight: Array
+    loss: Callable[..., Array], metrics: Sequence[Metric], outputs: PyTree, targets: PyTree, sample_weight: Array
 ) -> None:
     """Raise InputError unless the loss returns (B,), and metrics (B, ...) for examples and a scalar for a dataset."""
     functions: list[tuple[str, Callable[..., PyTree]]] = [("the loss", loss)]

@@ -27,6 +27,7 @@ __all__ = [
     "MetricSums",
     "Mode",
     "Model",
+    "ModelLoss",
     "Objective",
     "Plan",
     "ReduceOnPlateauState",
@@ -124,13 +125,20 @@ class Metric(NamedTuple):
     mode: Mode | None = None  # None: a rule that monitors this metric must set its own mode
 
 
+class ModelLoss(NamedTuple):
+    """A loss that calls the model itself: `losses.model_loss`."""
+
+    # (variables, batch, key, train) -> (values (B,), outputs), or (values, outputs, new stats).
+    function: Callable[[Variables, Batch, Array, bool], tuple[Any, ...]]
+
+
 Loss = Callable[[PyTree, PyTree], Array]  # (outputs, targets) -> (B,), one value for each example
 
 
 class Objective(NamedTuple):
     """The loss that a run minimizes, and the metrics that it computes."""
 
-    loss: Loss
+    loss: Loss | ModelLoss
     metrics: tuple[Metric, ...] = ()
 
 
@@ -215,7 +223,7 @@ class Plan(NamedTuple):
     def __repr__(self) -> str:
         """Return loss, metrics, batch size and monitor in one line."""
         names = ", ".join(metric.name for metric in self.objective.metrics)
-        loss = getattr(self.objective.loss, "__name__", "loss")
+        loss = getattr(getattr(self.objective.loss, "function", self.objective.loss), "__name__", "loss")
         monitor = self.early_stopping.monitor
         return f"Plan(loss={loss}, metrics=({names}), batch_size={self.batch_size}, monitor={monitor!r})"
 

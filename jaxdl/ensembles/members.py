@@ -13,7 +13,14 @@ import numpy as np
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxdl._checks import check_examples, check_model, check_objective, check_variables, explain_calls
+from jaxdl._checks import (
+    check_examples,
+    check_has_targets,
+    check_model,
+    check_objective,
+    check_variables,
+    explain_calls,
+)
 from jaxdl._jit import is_traced, jit
 from jaxdl.data.arrays import as_rows, as_trees, precision
 from jaxdl.data.batches import evaluation_rows
@@ -24,7 +31,20 @@ from jaxdl.train.epoch import eval_batch_size, run_steps
 from jaxdl.train.evaluate import evaluate_prepared, predict
 from jaxdl.train.plan import PlanFamily
 from jaxdl.train.step import eval_variables
-from jaxdl.types import Array, Dataset, EvalParams, Loss, Metric, Model, Objective, Plan, PyTree, RunState, Variables
+from jaxdl.types import (
+    Array,
+    Dataset,
+    EvalParams,
+    Loss,
+    Metric,
+    Model,
+    ModelLoss,
+    Objective,
+    Plan,
+    PyTree,
+    RunState,
+    Variables,
+)
 
 Method = Literal["vmap", "map"]
 AXIS = "member"
@@ -319,7 +339,7 @@ def evaluate_members(
     model: Model,
     variables: Variables,
     dataset: Dataset,
-    loss: Loss,
+    loss: Loss | ModelLoss,
     *,
     metrics: Sequence[Metric] = (),
     batch_size: int | None = None,
@@ -337,6 +357,7 @@ def evaluate_members(
     """
     objective = check_objective(loss, metrics)
     check_examples("dataset", dataset)
+    check_has_targets("dataset", objective, dataset)
     _check_many("evaluate_members", "evaluate", model, variables, dataset.inputs)
     check_labels(model, loss, dataset)
     rows, prepared = evaluation_rows(dataset), not is_traced(dataset.sample_weight)

@@ -23,7 +23,20 @@ from jaxdl.train.fit import check_seed, warn_of_eval_params, without_best
 from jaxdl.train.loop import AdaptiveSteps, Chunk, LoopResult, Run, chunks, prepare_data, run_loop
 from jaxdl.train.plan import NEVER
 from jaxdl.train.resume import data_of_epoch, read_run, resume
-from jaxdl.types import Array, Checkpoint, Dataset, EvalParams, Loss, Metric, Model, Plan, Rule, RunState, Variables
+from jaxdl.types import (
+    Array,
+    Checkpoint,
+    Dataset,
+    EvalParams,
+    Loss,
+    Metric,
+    Model,
+    ModelLoss,
+    Plan,
+    Rule,
+    RunState,
+    Variables,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -53,7 +66,7 @@ class SeedsResult(NamedTuple):
 @explain_calls
 def fit_seeds(
     model: Model,
-    loss: Loss,
+    loss: Loss | ModelLoss,
     optimizer: optax.GradientTransformation,
     train: Dataset,
     validation: Dataset | None = None,

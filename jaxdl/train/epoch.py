@@ -43,6 +43,7 @@ from jaxdl.types import (
     EarlyStoppingState,
     MetricSums,
     Model,
+    ModelLoss,
     Plan,
     PyTree,
     Rule,
@@ -97,12 +98,15 @@ def _start(batch: Dataset, key: Array, variables: Variables | None, *, plan: Pla
     if variables is None:
         variables = plan.model.init(init_key, batch.inputs)
     variables = jax.tree.map(jnp.asarray, variables)
-    outputs, _ = plan.model.apply(variables, batch.inputs, train=False)
-    check_outputs(outputs, batch.inputs)
+    if isinstance(plan.objective.loss, ModelLoss):
+        zero_sums = zeros_of(eval_step(plan.model, plan.objective, prepared=True), variables, batch)
+    else:
+        outputs, _ = plan.model.apply(variables, batch.inputs, train=False)
+        check_outputs(outputs, batch.inputs)
+        zero_sums = zeros_of(partial(measure_batch, plan.objective, prepared=True), outputs, batch)
     state = make_train_state(variables, plan.optimizer, step_key, ema=plan.ema_decay is not None)
     zero = jnp.zeros((), jnp.int32)
     plateau = () if plan.plateau is None else plan.plateau.init(rate_to_change(state.opt_state))
-    zero_sums = zeros_of(partial(measure_batch, plan.objective, prepared=True), outputs, batch)
     return shard_by_size(
         RunState(
             epoch=zero,

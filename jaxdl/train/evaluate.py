@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec
 
 from jaxdl._checks import (
     check_examples,
+    check_has_targets,
     check_model,
     check_objective,
     check_platform,
@@ -33,7 +34,7 @@ from jaxdl.losses import check_labels, check_targets
 from jaxdl.metrics import compute, merge
 from jaxdl.train.epoch import check_outputs, eval_batch_size, explain_misfit, sum_steps, zeros_of
 from jaxdl.train.step import eval_step
-from jaxdl.types import Array, Dataset, Loss, Metric, MetricSums, Model, Objective, PyTree, Variables
+from jaxdl.types import Array, Dataset, Loss, Metric, MetricSums, Model, ModelLoss, Objective, PyTree, Variables
 
 
 @explain_calls
@@ -41,7 +42,7 @@ def evaluate(
     model: Model,
     variables: Variables,
     dataset: Dataset | DataSource,
-    loss: Loss,
+    loss: Loss | ModelLoss,
     *,
     metrics: Sequence[Metric] = (),
     batch_size: int | None = None,
@@ -65,6 +66,7 @@ def evaluate(
         check_platform()
         return evaluate_source(model, objective, variables, dataset, batch_size=batch_size)
     check_examples("dataset", dataset)
+    check_has_targets("dataset", objective, dataset)
     check_platform()
     check_labels(model, loss, dataset)
     check_targets(loss, dataset, "dataset")

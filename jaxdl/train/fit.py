@@ -33,6 +33,7 @@ from jaxdl.types import (
     Loss,
     Metric,
     Model,
+    ModelLoss,
     Plan,
     Rule,
     RunState,
@@ -74,7 +75,7 @@ class FitResult(NamedTuple):
 @explain_calls
 def fit(
     model: Model,
-    loss: Loss,
+    loss: Loss | ModelLoss,
     optimizer: optax.GradientTransformation,
     train: Dataset | DataSource,
     validation: Dataset | None = None,

@@ -19,8 +19,8 @@ from jaxdl.data.streaming import Loader, loader
 from jaxdl.distributed.sharding import to_host
 from jaxdl.train.epoch import batches_of_epoch
 from jaxdl.train.loop import Chunk, chunks
-from jaxdl.train.step import eval_variables, loss_of_params, optimizer_update, plan_step
-from jaxdl.types import LOSS, Array, Dataset, Plan, PyTree, RunState, TrainState, Variables
+from jaxdl.train.step import call_model_loss, eval_variables, loss_of_params, optimizer_update, plan_step
+from jaxdl.types import LOSS, Array, Dataset, ModelLoss, Plan, PyTree, RunState, TrainState, Variables
 
 # Operations that only call others.
 _CALLS = {"jit", "pjit", "closed_call", "core_call", "remat", "checkpoint", "custom_jvp_call", "custom_vjp_call"}
@@ -84,11 +84,19 @@ def _in_arguments(variables: Variables, batch: Dataset) -> _Origin | None:
 
 
 def _in_forward(plan: Plan, variables: Variables, batch: Dataset, *, train: bool, key: Array | None) -> _Origin | None:
+    loss = plan.objective.loss
+    if isinstance(loss, ModelLoss):
+
+        def values_of(variables: Variables, batch: Any) -> tuple[Array, PyTree, PyTree]:
+            return call_model_loss(loss, variables, batch, batch.sample_weight > 0, key, train=train)
+
+        return _in_function(values_of, (variables, batch), batch, "")
+
     def outputs_of(variables: Variables, inputs: PyTree) -> tuple[PyTree, PyTree]:
         return plan.model.apply(variables, inputs, train=train, key=key, mask=batch.sample_weight > 0)
 
     def losses_of(outputs: PyTree, targets: PyTree) -> Array:
-        return plan.objective.loss(outputs, targets)
+        return loss(outputs, targets)
 
     outputs, _ = outputs_of(variables, batch.inputs)
     return _in_function(outputs_of, (variables, batch.inputs), batch, "") or _in_function(

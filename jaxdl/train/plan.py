@@ -12,6 +12,7 @@ import optax
 
 from jaxdl._checks import (
     check_examples,
+    check_has_targets,
     check_model,
     check_objective,
     check_optimizer,
@@ -34,6 +35,7 @@ from jaxdl.types import (
     Loss,
     Metric,
     Model,
+    ModelLoss,
     Objective,
     Plan,
     PyTree,
@@ -97,7 +99,7 @@ NEVER = early_stopping(patience=None)
 @explain_calls
 def make_plan(
     model: Model,
-    loss: Loss,
+    loss: Loss | ModelLoss,
     optimizer: optax.GradientTransformation,
     *,
     metrics: Sequence[Metric] = (),
@@ -201,8 +203,10 @@ def check_rows(plan: Plan, train: Dataset, validation: Dataset | None) -> None:
     Also for targets that the loss cannot take (`losses.check_targets`).
     """
     check_examples("train", train)
+    check_has_targets("train", plan.objective, train)
     if validation is not None:
         check_examples("validation", validation)
+        check_has_targets("validation", plan.objective, validation)
     count = train.sample_weight.shape[0]
     if plan.batch_size > count:
         raise InputError(
