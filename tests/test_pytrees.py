@@ -9,11 +9,13 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from sklearn.metrics import accuracy_score, log_loss, mean_absolute_error, mean_squared_error
 
 from jaxdl import (
     Dataset,
     InputError,
     Model,
+    Variables,
     dataset,
     distributed,
     evaluate,
@@ -323,7 +325,73 @@ def test_variables_that_do_not_fit_several_inputs_are_named():
 
 
 def test_a_nan_of_one_input_is_reported_by_its_name():
-    train = dataset(TWO, {"a": Y, "b": LABELS})
+    train = dataset({"x": X, "age": AGE.copy()}, {"a": Y, "b": LABELS})
     train.inputs["age"][7] = np.inf
     with pytest.warns(RuntimeWarning, match=r"inf in the inputs\['age'\], first for training row 7"):
         fit(BOTH, both_loss, SGD, train, batch_size=16, epochs=1)
+
+
+def test_a_second_output_of_weight_0_changes_no_bit():
+    one, targets = of_key(PLAIN), {"a": Y, "b": LABELS}
+
+    def init(key, inputs):
+        variables = PLAIN.init(key, inputs)
+        return variables._replace(params={"a": variables.params, "b": jnp.ones((3, 4))})
+
+    def apply(variables, inputs, **options):
+        outputs, stats = PLAIN.apply(Variables(variables.params["a"], {}), inputs, **options)
+        return {"a": outputs, "b": inputs @ variables.params["b"]}, stats
+
+    parts = {"a": losses.squared_error, "b": losses.softmax_cross_entropy}
+    two = losses.weighted_sum(parts, {"a": 1.0, "b": 0.0})
+    options = {"epochs": 3, "batch_size": 16}
+    plain = fit(one, losses.squared_error, SGD, dataset({"x": X}, Y), metrics=[metrics.rmse], **options)
+    both = fit(
+        Model(init, apply), two, SGD, dataset(X, targets), metrics=[metrics.of_output("a", metrics.rmse)], **options
+    )
+    assert [r["loss"] for r in both.records] == [r["loss"] for r in plain.records]
+    assert [r["a_rmse"] for r in both.records] == [r["rmse"] for r in plain.records]
+    same(both.final.params["a"], plain.final.params)
+    np.testing.assert_array_equal(both.final.params["b"], 1)
+
+
+def test_metrics_of_outputs_are_those_of_scikit_learn():
+    parts = {"a": losses.squared_error, "b": losses.softmax_cross_entropy}
+    variables = BOTH.init(jax.random.key(0), TWO)
+    chosen = [metrics.of_output("a", metrics.mae), metrics.of_output(("b",), metrics.accuracy)]
+    values = evaluate(BOTH, variables, ROWS, losses.weighted_sum(parts, {"a": 2.0, "b": 0.5}), metrics=chosen)
+    outputs = jax.tree.map(np.asarray, predict(BOTH, variables, TWO))
+    mae = mean_absolute_error(Y, outputs["a"], sample_weight=WEIGHT)
+    accuracy = accuracy_score(LABELS, outputs["b"].argmax(1), sample_weight=WEIGHT)
+    loss = 2 * mean_squared_error(Y, outputs["a"], sample_weight=WEIGHT) + 0.5 * log_loss(
+        LABELS, jax.nn.softmax(outputs["b"]), sample_weight=WEIGHT
+    )
+    assert {name: float(value) for name, value in values.items()} == pytest.approx(
+        {"loss": loss, "a_mae": mae, "b_accuracy": accuracy}, rel=1e-5
+    )
+
+
+class Tagger(nn.Module):
+    @nn.compact
+    def __call__(self, tokens):
+        return nn.Dense(3)(nn.Embed(7, 8)(tokens))
+
+
+def test_a_tagger_of_padded_sequences_learns_with_a_mask():
+    tokens = RANDOM.integers(0, 7, (64, 6)).astype(np.int32)
+    mask = np.arange(6) < RANDOM.integers(0, 7, 64)[:, None]
+    rows = dataset(tokens, {"labels": np.where(mask, tokens % 3, -1), "mask": mask})
+    right = metrics.mean("accuracy", losses.masked(metrics.accuracy.per_example), mode="max")
+    loss = losses.masked(losses.softmax_cross_entropy)
+    run = fit(from_linen(Tagger()), loss, optax.adam(0.05), rows, rows, metrics=[right], epochs=10, batch_size=16)
+    assert run.records[-1]["val_loss"] < 0.1
+    assert run.records[-1]["val_accuracy"] == pytest.approx(mask.any(1).mean(), rel=1e-6)
+
+
+@pytest.mark.parametrize("outputs", [lambda x: (x, 3), lambda x: {"a": x, "b": x.sum()}], ids=["number", "sum"])
+def test_outputs_that_are_no_arrays_of_examples_are_refused(outputs):
+    model = Model(lambda key, inputs: Variables({}, {}), lambda variables, inputs, **_: (outputs(inputs), {}))
+    with pytest.raises(InputError, match=r"a model must return (an array of outputs|outputs\['b'\] \(batch, ...\))"):
+        fit(model, both_loss, SGD, dataset(X, Y), epochs=1)
+    with pytest.raises(InputError, match="a model must return"):
+        predict(model, Variables({}, {}), X)

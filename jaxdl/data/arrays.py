@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Int64, Shaped
 
-from jaxdl._checks import explain_calls, given_as, number, whole_number
+from jaxdl._checks import check_examples, explain_calls, given_as, number, whole_number
 from jaxdl._tree import named_leaves
+from jaxdl.distributed.sharding import device_put
 from jaxdl.errors import InputError
 from jaxdl.types import Dataset, PyTree
 
@@ -315,6 +316,61 @@ def take(dataset: Dataset, rows: Any) -> Dataset:
     places = np.asarray(rows)
     places = places if places.size else places.astype(int)
     return jax.tree.map(lambda leaf: leaf[places], dataset)
+
+
+def with_class_weight(train: Any, class_weight: Mapping[int, float] | Sequence[float]) -> Dataset:
+    """Return a dataset whose sample weights are multiplied by the weights of their classes.
+
+    class_weight: a dict {class: weight}, where other classes have weight 1, or the weight of each class from 0.
+
+    Raises InputError for a source, for targets that are no integer labels (N,), for labels without a weight and classes
+    without an example, and for weights that are negative or not finite.
+
+    >>> with_class_weight(dataset([1.0, 2.0, 3.0], [0, 1, 1]), {1: 0.5}).sample_weight
+    array([1. , 0.5, 0.5], dtype=float32)
+    """
+    if not isinstance(train, Dataset):
+        raise InputError(
+            f"class_weight needs a dataset in memory, got {given_as(train)}. Let a source read sample weights: the "
+            "weight of each label."
+        )
+    check_examples("train", train)
+    if len(getattr(train.targets, "shape", ())) != 1 or not jnp.issubdtype(train.targets.dtype, jnp.integer):
+        raise InputError(
+            f"class_weight needs integer labels (N,) as targets, got {train}. Use targets.astype(int) for labels, "
+            "targets.argmax(1) for one-hot targets, or dataset(inputs, targets, sample_weight)."
+        )
+    labels, sample_weight = np.asarray(train.targets), np.asarray(train.sample_weight)
+    counted = sample_weight > 0
+    classes = np.unique(labels[counted])
+    if isinstance(class_weight, Mapping):
+        weights = {whole_number("a class of class_weight", key): value for key, value in class_weight.items()}
+        unknown = [key for key in weights if key not in classes]
+    elif isinstance(class_weight, str) or np.ndim(class_weight) != 1:
+        raise InputError(
+            f"class_weight must be a dict {{class: weight}}, or the weight of each class, got {given_as(class_weight)}."
+        )
+    else:
+        weights = dict(enumerate(class_weight))
+        unknown = [label for label in classes.tolist() if label not in weights]
+    if unknown:
+        raise InputError(
+            f"class_weight must be that of the labels of train, {_some(classes.tolist())}, got the weights of "
+            f"{_some([*weights])}: {unknown[0]} is in one of them alone."
+        )
+    factors = np.ones(len(labels), sample_weight.dtype)
+    for key, weight in weights.items():
+        if not 0 <= number(f"class_weight[{key}]", weight) < np.inf:
+            raise InputError(f"class_weight[{key}] must be a number from 0 on, got {weight}.")
+        factors[labels == key] = weight
+    product: Any = sample_weight * factors
+    if isinstance(train.sample_weight, jax.Array):
+        product = device_put(product, train.sample_weight.sharding)
+    return train._replace(sample_weight=product)
+
+
+def _some(values: Sequence[object]) -> str:
+    return ", ".join(map(str, values[:10])) + ", ..." * (len(values) > 10)
 
 
 @explain_calls

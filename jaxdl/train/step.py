@@ -285,6 +285,8 @@ def call_model_loss(
             f"a model loss must return stats like those of the variables, {kinds[1]}, got {kinds[0]}. Return those of "
             "model.apply(variables, inputs, train=train, key=key, mask=batch.mask)."
         )
+    # A comparison with the other examples may give inf for padding, and inf times the weight 0 would be nan.
+    values = jnp.where(mask, values, jnp.zeros((), dtype))
     return values, outputs, stats if train else variables.stats
 
 
