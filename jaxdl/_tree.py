@@ -28,6 +28,8 @@ def subtree(name: str, tree: PyTree, path: tuple[Any, ...]) -> PyTree:
     """Return the part of a tree at the keys, indices or fields of a path. Raises InputError where there is none."""
     for key in path:
         try:
+            if hasattr(tree, "shape"):
+                raise TypeError("an array has rows, not parts")
             tree = getattr(tree, key) if isinstance(key, str) and hasattr(tree, "_fields") else tree[key]
         except (AttributeError, IndexError, KeyError, TypeError) as error:
             if isinstance(tree, Mapping):

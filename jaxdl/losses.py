@@ -356,7 +356,8 @@ def model_loss(function: Callable[[Variables, Batch, Array, bool], tuple[Any, ..
         deterministic. Values that are drawn, or that depend on other examples, depend on the batch size there.
     train: whether the step trains.
 
-    Two of the same function are equal, and share one compiled function.
+    Two of the same function are equal, and share one compiled function. Raises InputError for what is no function; a
+    run raises it for other results.
 
     >>> from jaxdl import dataset, fit, mlp
     >>> model = mlp(())

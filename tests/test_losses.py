@@ -279,3 +279,8 @@ def test_labels_beyond_one_of_several_outputs_are_refused():
     ):
         check_labels(model, loss, rows)
     check_labels(model, loss, rows._replace(targets={"b": TOKENS}))
+
+
+def test_an_array_has_no_parts_although_it_has_rows():
+    with pytest.raises(InputError, match=r"outputs must hold 0, got an array of shape \(57, 3\)"):
+        weighted_sum((squared_error,))(OUTPUTS, (TARGETS,))
