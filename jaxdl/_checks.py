@@ -14,8 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxdl._tree import named_leaves
 from jaxdl.errors import InputError
-from jaxdl.types import LOSS, Dataset, Loss, Metric, Model, Objective, Rule, Variables
+from jaxdl.types import LOSS, Dataset, Loss, Metric, Model, ModelLoss, Objective, Rule, Variables
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -264,11 +265,18 @@ def check_objective(loss: object, metrics: object = ()) -> Objective:
     for name in names:
         if names.count(name) > 1 or name in RESERVED or name.startswith("val_"):
             raise InputError(f'every metric must have a name of its own, got "{name}", which is taken. Rename it.')
-    return Objective(cast(Loss, loss), metrics)
+    return Objective(cast(Loss | ModelLoss, loss), metrics)
 
 
 def _check_loss(loss: object) -> None:
     wanted = "loss must be a function (outputs, targets) -> (batch,)"
+    if isinstance(loss, ModelLoss):
+        if not callable(loss.function) or not _takes(loss.function, 4):
+            raise InputError(
+                "model_loss must get a function (variables, batch, key, train) -> (values, outputs), got "
+                f"{given_as(loss.function)}. Let it take these four."
+            )
+        return
     if isinstance(loss, Metric):
         raise InputError(f"{wanted}, got the metric {loss.name}. Use metrics=[{loss.name}] beside a loss: {LOSSES}.")
     if isinstance(loss, (Dataset, Variables, Model)) or (hasattr(loss, "init") and hasattr(loss, "update")):
@@ -278,10 +286,10 @@ def _check_loss(loss: object) -> None:
         raise InputError(f"{wanted}, got {given_as(loss)}. Use {LOSSES}.")
     if not _takes(loss, 2) or (_name(loss) == "mean" and loss.__module__ == "jaxdl.metrics"):
         parameters = ", ".join(inspect.signature(loss).parameters)
-        raise InputError(
-            f"{wanted}, got {given_as(loss)}, which takes ({parameters}). If it returns a loss, call it first: "
-            f"{_name(loss)}(...)."
-        )
+        advice = f"If it returns a loss, call it first: {_name(loss)}(...)."
+        if _takes(loss, 4):
+            advice = f"If it calls the model itself, use losses.model_loss({_name(loss)})."
+        raise InputError(f"{wanted}, got {given_as(loss)}, which takes ({parameters}). {advice}")
 
 
 def _metric_advice(metric: object) -> str:
@@ -365,23 +373,37 @@ def check_rule(name: str, rule: object) -> None:
 def check_examples(name: str, dataset: object) -> None:
     """Raise InputError for the argument `name` that is not a Dataset of arrays which JAX can hold."""
     if isinstance(dataset, Dataset):
-        for field, leaf in dataset._asdict().items():
-            if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype") or not leaf.shape:
-                raise InputError(
-                    f"{name} must hold arrays, got {given_as(leaf)} for its {field}. Use dataset(inputs, targets)."
-                )
-            _check_leaf(f"{name}.{field}", leaf)
-        counts = [leaf.shape[0] for leaf in dataset]
-        if len({*counts}) > 1:
+        counts: dict[str, int] = {}
+        for field, tree in dataset._asdict().items():
+            leaves = named_leaves(field, tree)
+            # Only a loss of everything takes no targets: see `check_has_targets`.
+            if not leaves and not (field == "targets" and tree is None):
+                leaves = [(field, tree)]
+            for leaf_name, leaf in leaves:
+                if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype") or not leaf.shape:
+                    raise InputError(
+                        f"{name} must hold arrays, got {given_as(leaf)} for its {leaf_name}. Use "
+                        "dataset(inputs, targets)."
+                    )
+                _check_leaf(f"{name}.{leaf_name}", leaf)
+                counts[leaf_name] = leaf.shape[0]
+        if {*counts} == {*Dataset._fields} and len({*counts.values()}) > 1:
             raise InputError(
-                f"{name} must have one row of targets and one weight for each of its {counts[0]} inputs, got "
-                f"{counts[1]} and {counts[2]}. Use dataset(inputs, targets)."
+                f"{name} must have one row of targets and one weight for each of its {counts['inputs']} inputs, got "
+                f"{counts['targets']} and {counts['sample_weight']}. Use dataset(inputs, targets)."
             )
+        first = next(iter(counts))
+        for leaf_name, count in counts.items():
+            if count != counts[first]:
+                raise InputError(
+                    f"{name} must have one row of {leaf_name} for each of the {counts[first]} rows of its {first}, got "
+                    f"{count}. Use dataset(inputs, targets)."
+                )
         _check_sample_weights(f"{name}.sample_weight", dataset.sample_weight)
         return
     kind = type(dataset).__name__
     if isinstance(dataset, Mapping):
-        advice = 'Use dataset(data["inputs"], data["targets"]), each of them one array.'
+        advice = 'Use dataset(data["inputs"], data["targets"]), each of them an array or a dict of arrays.'
     elif package_of(dataset) in ("tensorflow", "torch") or hasattr(dataset, "__next__"):
         advice = (
             "Use dataset(inputs, targets) of NumPy arrays; for data larger than the memory, "
@@ -396,6 +418,17 @@ def check_examples(name: str, dataset: object) -> None:
     else:
         advice = "Use dataset(inputs, targets)."
     raise InputError(f"{name} must be a Dataset, got {given_as(dataset)}. {advice}")
+
+
+def check_has_targets(name: str, objective: Objective, dataset: Dataset) -> None:
+    """Raise InputError for a dataset without targets, which all losses but a ModelLoss need, and all metrics."""
+    if dataset.targets is not None or (isinstance(objective.loss, ModelLoss) and not objective.metrics):
+        return
+    need = "metrics" if isinstance(objective.loss, ModelLoss) else "a loss (outputs, targets)"
+    raise InputError(
+        f"{name} has no targets for {need}. Use dataset(inputs, targets), or losses.model_loss(function) without "
+        "metrics."
+    )
 
 
 def _check_leaf(name: str, leaf: object) -> None:

@@ -278,7 +278,7 @@ def test_what_is_no_plateau_rule_is_told_the_line_to_type(call, words):
     start=(lambda: jaxdl.start(make_plan(MODEL, losses.squared_error, SGD), ROWS), "start needs key"),
     key=(lambda: jaxdl.start(make_plan(MODEL, losses.squared_error, SGD), ROWS, key=0), "Use jax.random.key(0)"),
     summary=(lambda: jaxdl.summary(MODEL), "summary needs inputs"),
-    targets=(lambda: jaxdl.dataset(INPUTS), "dataset needs targets"),
+    no_inputs=(lambda: jaxdl.dataset(), "dataset needs inputs"),
     test_size=(lambda: data.split(70, test_size=0.3), "split takes count, fraction, seed."),
     monitor=(lambda: early_stopping(moniter="loss"), "Use monitor."),
     patience=(lambda: early_stopping("loss", 3), "such as patience=."),
@@ -394,7 +394,7 @@ def test_what_are_no_weights_are_told_the_line_to_type(call, words, run):
 @cases(
     examples=(ROWS, "Use its inputs: dataset.inputs."),
     row=(INPUTS[0], "Use inputs[None] for one example"),
-    by_name=({"a": INPUTS}, "got a dict"),
+    by_name=({"a": INPUTS}, "must take inputs that are a dict, of inputs['a'], and fails with"),
     path=("a.png", 'got "a.png"'),
     nothing=(None, "got None"),
     columns=(INPUTS[:, :3], "params['Dense_0']['kernel'] must be of shape (3, 1), got (4, 1)"),
@@ -747,8 +747,8 @@ class Named(nn.Module):
 
 
 @pytest.mark.parametrize(("module", "kind"), [(Pair(), "a tuple"), (Named(), "a dict")], ids=["tuple", "dict"])
-def test_a_model_of_several_outputs_is_told_to_return_one_array(module, kind):
-    words = f"must return one array of outputs (batch, ...), got {kind}."
+def test_a_loss_of_one_array_names_the_one_for_several_outputs(module, kind):
+    words = f"squared_error compares one array of outputs with one array of targets, got outputs {kind}. Use losses."
     assert words in refusal(lambda: fit(jaxdl.from_linen(module)))
 
 

@@ -256,6 +256,13 @@ KINDS = {
     "labels": (SCORES, (np.arange(ROWS) % 3).astype(np.int32)),
     "answers": (SCORES, (RANDOM.random((ROWS, 3)) < 0.5).astype(np.float32)),
 }
+
+
+def of_part(function):
+    """Return a function of arrays from one of outputs and targets with a part."""
+    return lambda outputs, targets: function({"part": outputs}, {"part": targets})
+
+
 LOSSES = {
     "squared_error": ("numbers", losses.squared_error),
     "absolute_error": ("numbers", losses.absolute_error),
@@ -263,6 +270,8 @@ LOSSES = {
     "softmax_cross_entropy": ("labels", losses.softmax_cross_entropy),
     "smoothed_cross_entropy": ("labels", losses.smoothed_cross_entropy(0.1)),
     "sigmoid_cross_entropy": ("answers", losses.sigmoid_cross_entropy),
+    "masked": ("labels", losses.masked(losses.softmax_cross_entropy, ignore_label=-1)),
+    "weighted_sum": ("numbers", of_part(losses.weighted_sum({"part": losses.huber()}, {"part": 0.5}))),
 }
 METRICS = {
     "mean": ("numbers", metrics.mean("mean", losses.huber(), mode="min")),
@@ -278,6 +287,12 @@ METRICS = {
     "f1": ("labels", metrics.f1("weighted")),
     "roc_auc": ("answers", metrics.roc_auc()),
     "average_precision": ("labels", metrics.average_precision("macro")),
+    "of_output": (
+        "numbers",
+        metrics.of_output("part", metrics.mae)._replace(
+            per_example=of_part(metrics.of_output("part", metrics.mae).per_example)
+        ),
+    ),
 }
 LOSS_OF = {"numbers": losses.squared_error, "labels": losses.softmax_cross_entropy}
 LOSS_OF["answers"] = losses.sigmoid_cross_entropy

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
@@ -15,6 +15,7 @@ import optax
 
 from jaxdl._checks import check_callbacks, check_choice, check_examples, check_platform, explain_calls, whole_number
 from jaxdl._environment import enable_compilation_cache
+from jaxdl.data.arrays import with_class_weight
 from jaxdl.data.streaming import Loader
 from jaxdl.ensembles.members import Method, best_and_final, most_devices, run_members, shard_members, start_members
 from jaxdl.errors import InputError
@@ -24,7 +25,20 @@ from jaxdl.train.fit import check_seed, warn_of_eval_params, without_best
 from jaxdl.train.loop import AdaptiveSteps, Chunk, LoopResult, Run, chunks, prepare_data, run_loop
 from jaxdl.train.plan import NEVER
 from jaxdl.train.resume import data_of_epoch, read_run, resume
-from jaxdl.types import Array, Checkpoint, Dataset, EvalParams, Loss, Metric, Model, Plan, Rule, RunState, Variables
+from jaxdl.types import (
+    Array,
+    Checkpoint,
+    Dataset,
+    EvalParams,
+    Loss,
+    Metric,
+    Model,
+    ModelLoss,
+    Plan,
+    Rule,
+    RunState,
+    Variables,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -54,7 +68,7 @@ class SeedsResult(NamedTuple):
 @explain_calls
 def fit_seeds(
     model: Model,
-    loss: Loss,
+    loss: Loss | ModelLoss,
     optimizer: optax.GradientTransformation,
     train: Dataset,
     validation: Dataset | None = None,
@@ -63,6 +77,7 @@ def fit_seeds(
     seeds: Sequence[int] | None = None,
     epochs: int = 10,
     batch_size: int = 32,
+    class_weight: Mapping[int, float] | Sequence[float] | None = None,
     early_stopping: Rule = NEVER,
     plateau: Rule | None = None,
     ema_decay: float | None = None,
@@ -82,6 +97,7 @@ def fit_seeds(
     method: "vmap" trains the members in batches, and rounds differently than `fit`; "map" trains them one after the
         other, bit-identical to `fit` (on several devices, not for BatchNorm, which XLA rounds otherwise there). On a
         CPU neither is much faster for small dense networks; for convolutional networks "map" is.
+    class_weight: as for `fit`.
     seeds: 0 to 15 by default; with a state, the seeds with which the runs began.
     callbacks: functions `(state, records) -> None`, called after every epoch with the records of all epochs so far;
         a value of a record is an array (M,). With `saving.checkpointer`, the runs can be resumed after a crash.
@@ -105,6 +121,8 @@ def fit_seeds(
     check_platform()
     enable_compilation_cache()
     keys = None if seeds is None else seed_keys(seeds)
+    if class_weight is not None:
+        train = with_class_weight(train, class_weight)
     plan = make_plan(
         model,
         loss,

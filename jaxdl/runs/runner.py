@@ -293,7 +293,7 @@ def _train_and_evaluate(
     """Train, write all files except metrics.json, and return its content; add the time of training to `seconds`."""
     experiment, config, setup, data, _, console, *_ = job
     recipe = recipe_name(experiment, config)
-    network = summary(setup.plan.model, setup.train.inputs[:1])
+    network = summary(setup.plan.model, setup.train.inputs)
     console.print(as_table(network, f"{recipe}, seed {config.seed}, {short_source(data['source'])}"))
     if config.tensorboard:
         _log_description(job, network)
@@ -383,7 +383,7 @@ def _save_program(job: Job, variables: Variables) -> None:
     """Save the compiled model, so that the run can be exported without the code of the experiment."""
     path = job.folder / folders.PROGRAM
     try:
-        save_model(path, job.setup.plan.model, variables, job.setup.train.inputs[:1])
+        save_model(path, job.setup.plan.model, variables, job.setup.train.inputs)
     except OSError:
         raise
     except Exception as error:  # Whatever the user's model raises where the batch size is symbolic.

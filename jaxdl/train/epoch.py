@@ -13,6 +13,7 @@ from jax import lax
 
 from jaxdl._checks import explain_calls, given_as, whole_number
 from jaxdl._jit import is_traced, jit
+from jaxdl._tree import named_leaves
 from jaxdl.data.batches import (
     Window,
     batches_of,
@@ -42,6 +43,7 @@ from jaxdl.types import (
     EarlyStoppingState,
     MetricSums,
     Model,
+    ModelLoss,
     Plan,
     PyTree,
     Rule,
@@ -96,22 +98,15 @@ def _start(batch: Dataset, key: Array, variables: Variables | None, *, plan: Pla
     if variables is None:
         variables = plan.model.init(init_key, batch.inputs)
     variables = jax.tree.map(jnp.asarray, variables)
-    outputs, _ = plan.model.apply(variables, batch.inputs, train=False)
-    if not hasattr(outputs, "shape"):
-        raise InputError(
-            f"a model must return one array of outputs (batch, ...), got {given_as(outputs)}. Let it return that array "
-            "alone, or concatenate several."
-        )
-    if jnp.shape(outputs)[:1] != batch.sample_weight.shape:
-        advice = "Use inputs[:, None] for one column." if batch.inputs.ndim == 1 else "Let it keep the first axis."
-        raise InputError(
-            f"a model must return outputs (batch, ...), got {jnp.shape(outputs)} for inputs of shape "
-            f"{batch.inputs.shape}. {advice}"
-        )
+    if isinstance(plan.objective.loss, ModelLoss):
+        zero_sums = zeros_of(eval_step(plan.model, plan.objective, prepared=True), variables, batch)
+    else:
+        outputs, _ = plan.model.apply(variables, batch.inputs, train=False)
+        check_outputs(outputs, batch.inputs)
+        zero_sums = zeros_of(partial(measure_batch, plan.objective, prepared=True), outputs, batch)
     state = make_train_state(variables, plan.optimizer, step_key, ema=plan.ema_decay is not None)
     zero = jnp.zeros((), jnp.int32)
     plateau = () if plan.plateau is None else plan.plateau.init(rate_to_change(state.opt_state))
-    zero_sums = zeros_of(partial(measure_batch, plan.objective, prepared=True), outputs, batch)
     return shard_by_size(
         RunState(
             epoch=zero,
@@ -125,6 +120,27 @@ def _start(batch: Dataset, key: Array, variables: Variables | None, *, plan: Pla
             key=order_key,
         )
     )
+
+
+def check_outputs(outputs: PyTree, inputs: PyTree) -> None:
+    """Raise InputError unless outputs are arrays (B, ...) for inputs (B, ...), or pytrees of such arrays."""
+    count = jax.tree.leaves(inputs)[0].shape[0]
+    leaves = named_leaves("outputs", outputs)
+    for name, leaf in leaves or [("outputs", outputs)]:
+        if not hasattr(leaf, "shape"):
+            raise InputError(
+                f"a model must return an array of outputs (batch, ...), or a pytree of such arrays, got "
+                f"{given_as(leaf)} for its {name}. Let it return arrays alone."
+            )
+        if jnp.shape(leaf)[:1] != (count,):
+            one_axis = getattr(inputs, "ndim", 0) == 1
+            advice = "Use inputs[:, None] for one column." if one_axis else "Let it keep the first axis."
+            if isinstance(inputs, jax.Array) and not one_axis and jnp.shape(leaf)[:1] == inputs.shape[1:2]:
+                advice += " Several arrays of inputs must be a tuple or a dict, not a list."
+            shapes = jax.tree.map(jnp.shape, inputs)
+            raise InputError(
+                f"a model must return {name} (batch, ...), got {jnp.shape(leaf)} for inputs of shape {shapes}. {advice}"
+            )
 
 
 _start_compiled = jit(_start, static_argnames="plan", once=True)
@@ -299,11 +315,11 @@ def zeros_of(function: Callable[..., PyTree], *arguments: Any) -> PyTree:
     return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(function, *arguments))
 
 
-def eval_batch_size(inputs: Array, batch_size: int | None) -> int:
+def eval_batch_size(inputs: PyTree, batch_size: int | None) -> int:
     """Return the batch size of an evaluation: the caller's, or one that suits the device."""
     if batch_size is not None:
         return whole_number("batch_size", batch_size, 1)
-    if inputs.ndim < 4:
+    if all(leaf.ndim < 4 for leaf in jax.tree.leaves(inputs)):
         return default_batch_size(inputs)
     return default_batch_size(inputs, CPU_BATCH if jax.default_backend() == "cpu" else GPU_BATCH)
 
@@ -321,19 +337,39 @@ def explain_misfit(model: Model, variables: Any, inputs: Any) -> Iterator[None]:
     except Exception as error:
         misfit = None if variables is None else _misfit(model, variables, inputs)
         if misfit is None:
+            _check_container(model, inputs)
             raise
-        shape = str(("batch", *inputs.shape[1:])).replace("'", "")
+        shapes = [f"({', '.join(['batch', *map(str, leaf.shape[1:])])})" for leaf in jax.tree.leaves(inputs)]
         raise InputError(
-            f"variables do not fit the model and inputs of shape {shape}: {misfit}. Give inputs with the columns of "
-            "the training data, or the variables of this model."
+            f"variables do not fit the model and inputs of shape {', '.join(shapes)}: {misfit}. Give inputs with the "
+            "columns of the training data, or the variables of this model."
         ) from error
+
+
+def _check_container(model: Model, inputs: PyTree) -> None:
+    """Raise InputError where the model cannot be made for inputs that are several arrays."""
+    if hasattr(inputs, "shape"):
+        return
+    try:
+        jax.eval_shape(model.init, jax.eval_shape(jax.random.key, 0), _one_example(inputs))
+    except InputError:
+        raise
+    except Exception as error:  # Whatever the model's library raises.
+        names = ", ".join(name for name, _ in named_leaves("inputs", inputs))
+        raise InputError(
+            f"the model must take inputs that are {given_as(inputs)}, of {names}, and fails with {error!r:.200}. It is "
+            "given all of them as one argument, as in def __call__(self, inputs)."
+        ) from error
+
+
+def _one_example(inputs: PyTree) -> PyTree:
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape[1:]), leaf.dtype), inputs)
 
 
 def _misfit(model: Model, variables: Any, inputs: Any) -> str | None:
     """Return the first array of the variables that the model would make otherwise for such inputs."""
-    batch = jax.ShapeDtypeStruct((1, *inputs.shape[1:]), inputs.dtype)
     try:
-        expected = jax.eval_shape(model.init, jax.eval_shape(jax.random.key, 0), batch)
+        expected = jax.eval_shape(model.init, jax.eval_shape(jax.random.key, 0), _one_example(inputs))
     except Exception:  # Whatever the model's library raises: then the variables cannot be compared.
         return None
     expected_shapes, shapes = (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -13,6 +13,7 @@ import optax
 from jaxdl._checks import check_callbacks, check_choice, check_platform, check_variables, explain_calls, whole_number
 from jaxdl._environment import enable_compilation_cache
 from jaxdl.data import DataSource
+from jaxdl.data.arrays import with_class_weight
 from jaxdl.data.streaming import Loader
 from jaxdl.distributed.sharding import agree_on_steps
 from jaxdl.errors import InputError
@@ -34,6 +35,7 @@ from jaxdl.types import (
     Loss,
     Metric,
     Model,
+    ModelLoss,
     Plan,
     Rule,
     RunState,
@@ -75,7 +77,7 @@ class FitResult(NamedTuple):
 @explain_calls
 def fit(
     model: Model,
-    loss: Loss,
+    loss: Loss | ModelLoss,
     optimizer: optax.GradientTransformation,
     train: Dataset | DataSource,
     validation: Dataset | None = None,
@@ -83,6 +85,7 @@ def fit(
     metrics: Sequence[Metric] = (),
     epochs: int = 10,
     batch_size: int = 32,
+    class_weight: Mapping[int, float] | Sequence[float] | None = None,
     early_stopping: Rule = NEVER,
     plateau: Rule | None = None,
     ema_decay: float | None = None,
@@ -98,7 +101,11 @@ def fit(
     Ctrl-C, or the stop button of a notebook, ends the run too: the result holds the last state, and
     `fit(..., state=result)` resumes it, bit-identical to a run that was not interrupted.
 
+    loss: a function `(outputs, targets) -> (B,)`, one value for each example, or `losses.model_loss(function)`.
     train: a dataset in memory, or a DataSource (`data.memory_mapped`); the results are the same.
+    class_weight: a dict {class: weight}, or the weight of each class from 0, for training data with integer labels (N,)
+        in memory: their sample weights are multiplied by it. Validation data stay as they are. Classes that are not
+        among the keys have weight 1.
     ema_decay: such as 0.999, to evaluate and return a moving average of the variables instead of the variables.
     seed: of the initial variables, the shuffling and the randomness of training; 0 by default.
     eval_params: `(opt_state, params) -> params`, for an optimizer that is evaluated at other parameters than it trains,
@@ -144,6 +151,8 @@ def fit(
         raise InputError(f"{name} has no effect beside state, which holds the variables and the keys. Leave one out.")
     check_platform()
     enable_compilation_cache()
+    if class_weight is not None:
+        train = with_class_weight(train, class_weight)
     plan = make_plan(
         model,
         loss,
