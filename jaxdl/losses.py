@@ -211,6 +211,9 @@ class _WeightedSum:
     losses: tuple[Loss, ...]
     weights: tuple[Any, ...]
 
+    def __value_key__(self) -> Any:
+        return self.paths, self.losses, self.weights
+
     def __call__(self, outputs: PyTree, targets: PyTree) -> Float[Array, " batch"]:
         total: Any = None
         for path, loss, weight in zip(self.paths, self.losses, self.weights, strict=True):
@@ -280,6 +283,9 @@ class _Masked:
 
     loss: Loss
     ignore_label: int | None
+
+    def __value_key__(self) -> Any:
+        return self.loss, self.ignore_label
 
     def targets_and_mask(self, targets: PyTree) -> tuple[Any, Any]:
         """Return the targets and the mask (B, ...), True for positions that count."""
