@@ -107,12 +107,12 @@ def _products(images: Sequence[int], kernel: Sequence[int], outputs: Sequence[in
 
 def _products_of(equation: JaxprEqn) -> int:
     """Return the multiplications of jaxdl's convolution or of its gradients, which are as many."""
-    how, result, axes = (equation.params[name] for name in ("how", "result", "axes"))
+    geometry, result, axes = (equation.params[name] for name in ("geometry", "result", "axes"))
     operands: list[Any] = [var.aval for var in equation.invars]
     shapes = [aval.shape[sum(level[i] is not None for level in axes) :] for i, aval in enumerate(operands)]
-    shapes.insert(result, how.shape(result, *shapes))
-    ones = (1,) * len(how.strides)
-    params = {"dimension_numbers": how.numbers, "window_strides": how.strides, "padding": how.pads}
+    shapes.insert(result, geometry.shape(result, *shapes))
+    ones = (1,) * len(geometry.strides)
+    params = {"dimension_numbers": geometry.numbers, "window_strides": geometry.strides, "padding": geometry.pads}
     copies = math.prod(equation.outvars[0].aval.shape[: len(axes)])
     return copies * _products(*shapes, {**params, "lhs_dilation": ones, "rhs_dilation": ones})
 

@@ -88,12 +88,12 @@ def convolve(
     precision = precision or options.jax_default_matmul_precision
     dilations = lhs_dilation, rhs_dilation
     plain = feature_group_count == 1 and {*(lhs_dilation or ()), *(rhs_dilation or ())} <= {1}
-    how = describe(lhs, rhs, strides, pads, numbers, precision) if plain else None
-    if how is None:
+    geometry = describe(lhs, rhs, strides, pads, numbers, precision) if plain else None
+    if geometry is None:
         return lax.conv_general_dilated(
             lhs, rhs, strides, padding, *dilations, numbers, feature_group_count, precision=precision
         )
-    result: Array = convolution_p.bind(lhs, rhs, how=how, result=OUTPUTS, axes=())
+    result: Array = convolution_p.bind(lhs, rhs, geometry=geometry, result=OUTPUTS, axes=())
     return result
 
 
@@ -112,8 +112,8 @@ def describe(
     fixed = all(isinstance(size, int) for size in (*sides, *rhs.shape, lhs.shape[numbers.lhs_spec[1]]))
     if not (plain and floating and fixed and _is_automatic()):
         return None
-    how = Convolution(strides, tuple((low, high) for low, high in pads), numbers, precision, sides, sizes)
-    return how if min(*how.rows(), *rhs.shape) > 0 else None
+    geometry = Convolution(strides, tuple((low, high) for low, high in pads), numbers, precision, sides, sizes)
+    return geometry if min(*geometry.rows(), *rhs.shape) > 0 else None
 
 
 def _spatial(numbers: Any, lhs: Sequence[int], rhs: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -132,30 +132,30 @@ def _is_automatic() -> bool:
 convolution_p = Primitive("convolution")
 
 
-@partial(jax.jit, static_argnames=("how", "result", "axes"))
-def _eager(first: Array, second: Array, how: Convolution, result: int, axes: tuple[Any, ...]) -> Array:
-    outputs: Array = convolution_p.bind(first, second, how=how, result=result, axes=axes)
+@partial(jax.jit, static_argnames=("geometry", "result", "axes"))
+def _eager(first: Array, second: Array, geometry: Convolution, result: int, axes: tuple[Any, ...]) -> Array:
+    outputs: Array = convolution_p.bind(first, second, geometry=geometry, result=result, axes=axes)
     return outputs
 
 
 @convolution_p.def_abstract_eval
-def _abstract(first: Any, second: Any, how: Convolution, result: int, axes: tuple[Any, ...]) -> Any:
+def _abstract(first: Any, second: Any, geometry: Convolution, result: int, axes: tuple[Any, ...]) -> Any:
     shapes, sizes = [first.shape, second.shape], []
     for level in reversed(axes):
         sizes.append(next(shape[0] for shape, axis in zip(shapes, level, strict=True) if axis == 0))
         shapes = [shape if axis is None else shape[1:] for shape, axis in zip(shapes, level, strict=True)]
-    return jax.core.ShapedArray((*sizes, *how.shape(result, *shapes)), first.dtype)
+    return jax.core.ShapedArray((*sizes, *geometry.shape(result, *shapes)), first.dtype)
 
 
 def _transposed(
-    place: int, slope: Array, first: Any, second: Any, how: Convolution, result: int, axes: tuple[Any, ...]
+    place: int, slope: Array, first: Any, second: Any, geometry: Convolution, result: int, axes: tuple[Any, ...]
 ) -> Array:
     """Return the gradient of the operand at a place."""
     operands = [role for role in (IMAGES, KERNEL, OUTPUTS) if role != result]
     wanted, other = operands[place], operands[1 - place]
     pairs = sorted([(other, (first, second)[1 - place]), (result, slope)], key=lambda pair: pair[0])
     levels = tuple(tuple(0 if role == result else level[1 - place] for role, _ in pairs) for level in axes)
-    values: Array = convolution_p.bind(*(value for _, value in pairs), how=how, result=wanted, axes=levels)
+    values: Array = convolution_p.bind(*(value for _, value in pairs), geometry=geometry, result=wanted, axes=levels)
     # An operand that all examples share gets the sum of their gradients.
     shared = tuple(depth for depth, level in enumerate(reversed(axes)) if level[place] is None)
     return values.sum(shared) if shared else values
@@ -168,8 +168,8 @@ def _batched(operands: Any, places: Any, *, axes: tuple[Any, ...], **params: Any
 
 
 def _lowered(compute: Callable[..., Array]) -> Any:
-    def function(first: Array, second: Array, *, how: Convolution, result: int, axes: tuple[Any, ...]) -> Array:
-        run = partial(compute, how=how, result=result)
+    def function(first: Array, second: Array, *, geometry: Convolution, result: int, axes: tuple[Any, ...]) -> Array:
+        run = partial(compute, geometry=geometry, result=result)
         for level in axes:
             run = jax.vmap(run, level)
         return run(first, second)
@@ -177,18 +177,23 @@ def _lowered(compute: Callable[..., Array]) -> Any:
     return mlir.lower_fun(function, multiple_results=False)
 
 
-def _stock(first: Array, second: Array, how: Convolution, result: int) -> Array:
+def _stock(first: Array, second: Array, geometry: Convolution, result: int) -> Array:
     """Compute as XLA does."""
 
     def run(images: Array, kernel: Array) -> Array:
         return lax.conv_general_dilated(
-            images, kernel, how.strides, how.pads, dimension_numbers=how.numbers, precision=how.precision
+            images,
+            kernel,
+            geometry.strides,
+            geometry.pads,
+            dimension_numbers=geometry.numbers,
+            precision=geometry.precision,
         )
 
     if result == OUTPUTS:
         return run(first, second)
     linear = partial(run, first) if result == KERNEL else lambda images: run(images, first)
-    return _adjoint(linear, how.shape(result, first.shape, second.shape), second)
+    return _adjoint(linear, geometry.shape(result, first.shape, second.shape), second)
 
 
 def _adjoint(linear: Callable[[Array], Array], shape: tuple[Any, ...], values: Array) -> Array:
@@ -197,14 +202,16 @@ def _adjoint(linear: Callable[[Array], Array], shape: tuple[Any, ...], values: A
     return result
 
 
-def _fast(first: Array, second: Array, how: Convolution, result: int) -> Array:
+def _fast(first: Array, second: Array, geometry: Convolution, result: int) -> Array:
     """Compute on (B, H, W, C) images and (h, w, C, K) kernels with stride 1."""
-    pads = tuple(axis.inner_pad for axis in _axes(how))
+    pads = tuple(axis.inner_pad for axis in _axes(geometry))
     roles = [role for role in (IMAGES, KERNEL, OUTPUTS) if role != result]
-    one, two = (_INNER[role](value, how) for role, value in zip(roles, (first, second), strict=True))
+    one, two = (_INNER[role](value, geometry) for role, value in zip(roles, (first, second), strict=True))
     compute = (_image_gradient, _kernel_gradient, _outputs)[result]
-    values = compute(one, two, pads, how.precision)
-    return _adjoint(partial(_INNER[result], how=how), how.shape(result, first.shape, second.shape), values)
+    values = compute(one, two, pads, geometry.precision)
+    return _adjoint(
+        partial(_INNER[result], geometry=geometry), geometry.shape(result, first.shape, second.shape), values
+    )
 
 
 class _Axis(NamedTuple):
@@ -240,14 +247,17 @@ class _Axis(NamedTuple):
         return low, (self.row - 1 + self.blocks) * self.stride - self.side - low
 
 
-def _axes(how: Convolution) -> tuple[_Axis, _Axis]:
-    axes = [_Axis(*parts) for parts in zip(how.sides, how.sizes, how.rows(), how.strides, how.pads, strict=True)]
+def _axes(geometry: Convolution) -> tuple[_Axis, _Axis]:
+    axes = [
+        _Axis(*parts)
+        for parts in zip(geometry.sides, geometry.sizes, geometry.rows(), geometry.strides, geometry.pads, strict=True)
+    ]
     first, second = axes if len(axes) == 2 else (_Axis(), *axes)
     return first, second
 
 
-def _inner_images(images: Array, how: Convolution) -> Images:
-    (down, across), (batch, channels, *spatial) = _axes(how), how.numbers.lhs_spec
+def _inner_images(images: Array, geometry: Convolution) -> Images:
+    (down, across), (batch, channels, *spatial) = _axes(geometry), geometry.numbers.lhs_spec
     images = images.transpose(batch, *spatial, channels)
     images = _pad(images if images.ndim == 4 else images[:, None], (down.outer_pad, across.outer_pad))
     if down.stride == across.stride == 1:
@@ -258,8 +268,8 @@ def _inner_images(images: Array, how: Convolution) -> Images:
     return blocks.reshape(*blocks.shape[:3], math.prod(blocks.shape[3:]))
 
 
-def _inner_kernel(kernel: Array, how: Convolution) -> Kernel:
-    (down, across), (filters, channels, *spatial) = _axes(how), how.numbers.rhs_spec
+def _inner_kernel(kernel: Array, geometry: Convolution) -> Kernel:
+    (down, across), (filters, channels, *spatial) = _axes(geometry), geometry.numbers.rhs_spec
     kernel = kernel.transpose(*spatial, channels, filters)
     kernel = kernel if kernel.ndim == 4 else kernel[None]
     if down.stride == across.stride == 1:
@@ -271,8 +281,8 @@ def _inner_kernel(kernel: Array, how: Convolution) -> Kernel:
     return blocks.reshape(*blocks.shape[:2], math.prod(blocks.shape[2:5]), kernel.shape[3])
 
 
-def _inner_outputs(outputs: Array, how: Convolution) -> Maps:
-    batch, filters, *spatial = how.numbers.out_spec
+def _inner_outputs(outputs: Array, geometry: Convolution) -> Maps:
+    batch, filters, *spatial = geometry.numbers.out_spec
     outputs = outputs.transpose(batch, *spatial, filters)
     return outputs if outputs.ndim == 4 else outputs[:, None]
 
@@ -300,7 +310,7 @@ def _plain(images: Images, kernel: Kernel, pads: _Pads, precision: Any) -> Maps:
 
 
 def _vector_filters(height: int, width: int, channels: int, filters: int) -> int:
-    """Return how many filters of a kernel fill vectors of 16 where few remain; else all.
+    """Return geometry many filters of a kernel fill vectors of 16 where few remain; else all.
 
     XLA's code for 50 filters takes the time of 64: on images of 30 x 30, 48 filters take 30 % less.
     """

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 
 from jaxdl._jit import is_traced
 from jaxdl.nn.convolution import OUTPUTS, Convolution, add_bias, convolution_p, describe
@@ -80,13 +80,16 @@ def with_fast_convolutions(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def _rewrite(jaxpr: Jaxpr) -> Jaxpr:
-    equations = [_replacement(equation) for equation in jaxpr.eqns]
+    sources = {variable: equation for equation in jaxpr.eqns for variable in equation.outvars}
+    equations = [_replacement(equation, sources) for equation in jaxpr.eqns]
     same = all(new is old for new, old in zip(equations, jaxpr.eqns, strict=True))
     return jaxpr if same else jaxpr.replace(eqns=equations)
 
 
-def _replacement(equation: JaxprEqn) -> JaxprEqn:
+def _replacement(equation: JaxprEqn, sources: dict[Any, JaxprEqn]) -> JaxprEqn:
     """Return an equation with the same inputs and outputs, or the equation itself."""
+    if equation.primitive.name == "add":
+        return _bias(equation, sources)
     replace = _REPLACEMENTS.get(equation.primitive.name)
     if replace is not None:
         return replace(equation)
@@ -125,29 +128,29 @@ def _convolution(equation: JaxprEqn) -> JaxprEqn:
         for axis, factor in zip(spec[2:], dilation, strict=True):
             shape[axis] = (shape[axis] - 1) * factor + 1
     one, two = (jax.ShapeDtypeStruct(tuple(shape), x.dtype) for shape, x in zip(shapes, (lhs, rhs), strict=True))
-    how = describe(one, two, params["window_strides"], params["padding"], numbers, params["precision"])
-    if how is None:
+    geometry = describe(one, two, params["window_strides"], params["padding"], numbers, params["precision"])
+    if geometry is None:
         return equation
     if groups == 1 and {*dilations[0], *dilations[1]} == {1}:
-        return equation.replace(primitive=convolution_p, params={"how": how, "result": OUTPUTS, "axes": ()})
-    cpu = partial(_in_groups, how=how, groups=groups, dilations=dilations)
+        return equation.replace(primitive=convolution_p, params={"geometry": geometry, "result": OUTPUTS, "axes": ()})
+    cpu = partial(_in_groups, geometry=geometry, groups=groups, dilations=dilations)
     stock = partial(_stock, primitive=equation.primitive, params=params)
     return _calling(lambda *operands: lax.platform_dependent(*operands, cpu=cpu, default=stock), equation)
 
 
-def _in_groups(images: Array, kernel: Array, how: Convolution, groups: int, dilations: Any) -> Array:
+def _in_groups(images: Array, kernel: Array, geometry: Convolution, groups: int, dilations: Any) -> Array:
     """Convolve dilated images and kernels, each group of channels with its filters."""
-    images = _dilate(images, how.numbers.lhs_spec, dilations[0])
-    if groups > 1 and kernel.shape[how.numbers.rhs_spec[1]] == 1:
-        return _depthwise(images, kernel, how, dilations[1])
-    kernel = _dilate(kernel, how.numbers.rhs_spec, dilations[1])
+    images = _dilate(images, geometry.numbers.lhs_spec, dilations[0])
+    if groups > 1 and kernel.shape[geometry.numbers.rhs_spec[1]] == 1:
+        return _depthwise(images, kernel, geometry, dilations[1])
+    kernel = _dilate(kernel, geometry.numbers.rhs_spec, dilations[1])
     parts = zip(
-        jnp.split(images, groups, how.numbers.lhs_spec[1]),
-        jnp.split(kernel, groups, how.numbers.rhs_spec[0]),
+        jnp.split(images, groups, geometry.numbers.lhs_spec[1]),
+        jnp.split(kernel, groups, geometry.numbers.rhs_spec[0]),
         strict=True,
     )
-    outputs = [convolution_p.bind(*part, how=how, result=OUTPUTS, axes=()) for part in parts]
-    return jnp.concatenate(outputs, how.numbers.out_spec[1])
+    outputs = [convolution_p.bind(*part, geometry=geometry, result=OUTPUTS, axes=()) for part in parts]
+    return jnp.concatenate(outputs, geometry.numbers.out_spec[1])
 
 
 def _dilate(array: Array, spec: Sequence[int], dilation: Sequence[int]) -> Array:
@@ -155,23 +158,23 @@ def _dilate(array: Array, spec: Sequence[int], dilation: Sequence[int]) -> Array
     return lax.pad(array, jnp.zeros((), array.dtype), [(0, 0, inside.get(axis, 1) - 1) for axis in range(array.ndim)])
 
 
-def _depthwise(images: Array, kernel: Array, how: Convolution, dilation: Sequence[int]) -> Array:
+def _depthwise(images: Array, kernel: Array, geometry: Convolution, dilation: Sequence[int]) -> Array:
     """Convolve each channel with filters of its own: a sum of shifted images, one for each pixel of the kernel."""
-    (batch, channels, *spatial), (filters, one, *sizes) = how.numbers[:2]
+    (batch, channels, *spatial), (filters, one, *sizes) = geometry.numbers[:2]
     images = images.transpose(batch, *spatial, channels)
-    images = lax.pad(images, jnp.zeros((), images.dtype), [(0, 0, 0), *((*pad, 0) for pad in how.pads), (0, 0, 0)])
+    images = lax.pad(images, jnp.zeros((), images.dtype), [(0, 0, 0), *((*pad, 0) for pad in geometry.pads), (0, 0, 0)])
     kernel = kernel.transpose(*sizes, one, filters)
     kernel = kernel.reshape(*kernel.shape[:-2], *(1,) * (images.ndim - 1), images.shape[-1], -1)
     # The products are added up, so bfloat16 must not round each of them.
     wide = images.dtype if images.dtype.itemsize > 2 else jnp.dtype(jnp.float32)
     outputs = jnp.zeros((), wide)
     for place in np.ndindex(kernel.shape[: len(sizes)]):
-        parts = zip(place, dilation, how.rows(), how.strides, strict=True)
+        parts = zip(place, dilation, geometry.rows(), geometry.strides, strict=True)
         shifted = images[:, *(slice(i * d, i * d + (row - 1) * s + 1, s) for i, d, row, s in parts)]
         outputs = outputs + shifted[..., None].astype(wide) * kernel[place].astype(wide)
     outputs = outputs.reshape(*outputs.shape[:-2], -1).astype(images.dtype)
     # The transpose that the layout of the outputs undoes.
-    return outputs.transpose(np.argsort([how.numbers.out_spec[axis] for axis in (0, *range(2, outputs.ndim), 1)]))
+    return outputs.transpose(np.argsort([geometry.numbers.out_spec[axis] for axis in (0, *range(2, outputs.ndim), 1)]))
 
 
 def _avals(variables: Iterable[Any]) -> list[Any]:
@@ -250,15 +253,24 @@ def _max_pooling_jvp(window: tuple[int, ...], primals: tuple[Array], tangents: t
     return _max_pooling(*primals, window), jnp.where(places == first, slopes, 0).sum(axes)
 
 
-def _bias(equation: JaxprEqn) -> JaxprEqn:
-    """Replace the addition of a number for each channel to images, whose gradient XLA sums slowly."""
+def _is_convolved(variable: Any, sources: dict[Any, JaxprEqn]) -> bool:
+    """Return whether a variable is a convolution in another shape, as Equinox's layers give it."""
+    source = None if isinstance(variable, Literal) else sources.get(variable)
+    if source is None or source.primitive.name == "conv_general_dilated":
+        return source is not None
+    return source.primitive.name in ("reshape", "squeeze") and _is_convolved(source.invars[0], sources)
+
+
+def _bias(equation: JaxprEqn, sources: dict[Any, JaxprEqn]) -> JaxprEqn:
+    """Replace the addition of a number for each channel to a convolution, whose gradient XLA sums slowly."""
     (result,) = _avals(equation.outvars)
     if result.ndim != 4 or not jnp.issubdtype(result.dtype, jnp.floating):
         return equation
     for channels in (3, 1):
         shape = tuple(size if axis == channels else 1 for axis, size in enumerate(result.shape))
         for operands in (equation.invars, equation.invars[::-1]):
-            if [aval.shape for aval in _avals(operands)] == [result.shape, shape]:
+            fits = [aval.shape for aval in _avals(operands)] == [result.shape, shape]
+            if fits and _is_convolved(operands[0], sources):
                 return _calling(partial(_add_bias, channels=channels), equation.replace(invars=operands))
     return equation
 
@@ -272,5 +284,4 @@ _REPLACEMENTS: dict[str, Callable[[JaxprEqn], JaxprEqn]] = {
     "conv_general_dilated": _convolution,
     "reduce_window_max": partial(_pooling, _max_pooling),
     "reduce_window_sum": partial(_pooling, _sum_pooling),
-    "add": _bias,
 }

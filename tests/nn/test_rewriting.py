@@ -145,13 +145,15 @@ def test_one_and_three_spatial_axes():
         check(function, images, weights["kernel"], weights["bias"], changes=changes)
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-def test_biases(channels):
-    shape = [1, 1, 1, 1]
-    shape[channels] = 6
-    images, bias = random(0, 2, 6, 5, 6), random(1, *shape)
-    check(lambda images, bias: images + bias, images, bias)
-    check(lambda images, bias: bias + images, images, bias)
+@pytest.mark.parametrize("layout", ["NHWC", "NCHW"])
+def test_biases(layout):
+    lhs, rhs, _ = LAYOUTS[layout]
+    images, kernel = arranged(random(0, 2, 6, 5, 3), "NHWC", lhs), arranged(random(1, 3, 3, 3, 6), "HWIO", rhs)
+    bias = arranged(random(2, 1, 1, 1, 6), "NHWC", lhs)
+    for add in (lambda *a: convolution(layout)(*a[:2]) + a[2], lambda *a: a[2] + convolution(layout)(*a[:2])):
+        check(add, images, kernel, bias)
+        assert "dot_general" in text(with_fast_convolutions(add), images, kernel, bias)
+    check(lambda images, bias: images + bias, images, bias[:, :3] if layout == "NCHW" else bias[..., :3], changes=False)
 
 
 def pool(images, kind, window=(1, 2, 2, 1), strides=None, padding="VALID"):
