@@ -18,6 +18,7 @@ from jax import lax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 
 from jaxdl._jit import is_traced
+from jaxdl._values import as_value
 from jaxdl.nn.convolution import OUTPUTS, Convolution, add_bias, convolution_p, describe
 from jaxdl.types import Array
 
@@ -32,6 +33,7 @@ _CALLS = {
 }
 
 
+@as_value
 def with_fast_convolutions(function: Callable[P, R]) -> Callable[P, R]:
     """Return a function with equal results whose convolutions, pooling and biases are fast on a CPU.
 
