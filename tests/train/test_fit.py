@@ -501,8 +501,8 @@ def test_in_float64_nothing_is_compiled_for_float32(compilations):
 
 
 def lowering_to(lowered):
-    """A compiled function that `on` gives, and that is lowered to what is given."""
-    return SimpleNamespace(on=lambda *_: SimpleNamespace(lower=lambda *_, **__: lowered))
+    """A function that is lowered to what is given."""
+    return SimpleNamespace(lower=lambda *_, **__: lowered)
 
 
 def test_weights_are_drawn_while_the_other_program_is_compiled(monkeypatch):
