@@ -229,22 +229,22 @@ def run_loop(
 
     hooks: of the callbacks, which `open_hooks` opens. make_record and make_state: make the record of the history and
     the state of the result from those of the chunk. is_last: whether to end after a chunk; called after the
-    callbacks. It means
+    callbacks. With `open_hooks` around it, it means
 
-        for callback in callbacks:  # a Stop of any hook, here and below, becomes `reason`, the first one of a chunk
-            callback.on_train_begin(state, history)
-        for chunk in () if reason else parts:
-            state, history = chunk.state, history + ([] if chunk.record is None else [chunk.record])
-            for callback in callbacks:
-                if is_due(callback, chunk.step):
-                    callback.on_steps(state, chunk.metrics)
-            for callback in callbacks:
-                if chunk.record is not None:
-                    callback.on_epoch_end(state, history)
-            if reason or is_last(chunk):
+        # `call` calls a hook, if there is one, and returns the reason of its Stop, or ""
+        reasons = [call(callback.on_train_begin, state, history) for callback in callbacks]
+        for chunk in [] if any(reasons) else parts:
+            state = chunk.state
+            if chunk.record is not None:
+                history.append(chunk.record)
+            due = [callback for callback in callbacks if is_due(callback, chunk)]
+            reasons = [call(callback.on_steps, state, chunk.metrics) for callback in due]
+            if chunk.record is not None:
+                reasons += [call(callback.on_epoch_end, state, history) for callback in callbacks]
+            if is_last(chunk) or any(reasons):
                 break
-        for callback in reversed(callbacks):  # also where an exception has ended the loop
-            callback.on_train_end(state, history)
+        for callback in reversed(callbacks):  # also after an exception
+            call(callback.on_train_end, state, history)
     """
     for chunk in () if result.reason else parts:
         # The record first: Ctrl-C may come between the two, and a record without its state is found by its epoch.
