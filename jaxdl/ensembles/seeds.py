@@ -29,8 +29,8 @@ from jaxdl.train.fit import (
     warn_of_eval_params,
     without_best,
 )
-from jaxdl.train.hooks import LoopResult, open_hooks
-from jaxdl.train.loop import SECONDS, WHOLE, AdaptiveSteps, Chunk, chunks, prepare_data, run_loop
+from jaxdl.train.hooks import Chunk, LoopResult, open_hooks
+from jaxdl.train.loop import SECONDS, WHOLE, AdaptiveSteps, chunks, prepare_data, run_loop
 from jaxdl.train.plan import NEVER
 from jaxdl.train.resume import data_of_epoch, read_run, resume
 from jaxdl.types import (

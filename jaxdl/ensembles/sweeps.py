@@ -36,8 +36,8 @@ from jaxdl.losses import check_labels
 from jaxdl.stats import Estimate, estimate
 from jaxdl.train.fit import callback_states, warn_of_eval_params, without_best
 from jaxdl.train.history import read_records
-from jaxdl.train.hooks import Hooks, LoopResult, open_hooks
-from jaxdl.train.loop import SECONDS, AdaptiveSteps, Chunk, chunks, run_loop
+from jaxdl.train.hooks import Chunk, Hooks, LoopResult, open_hooks
+from jaxdl.train.loop import SECONDS, AdaptiveSteps, chunks, run_loop
 from jaxdl.train.plan import PlanFamily, check_rows
 from jaxdl.types import Array, CallbackLike, Checkpoint, Dataset, Plan, RunState, Variables
 

@@ -35,8 +35,8 @@ from jaxdl.saving import save as save_variables
 from jaxdl.saving.export import save_model
 from jaxdl.train.epoch import batches_of_epoch
 from jaxdl.train.fit import end_reason, warn_of_eval_params, without_best
-from jaxdl.train.hooks import LoopResult, at_intervals, open_hooks
-from jaxdl.train.loop import SECONDS, AdaptiveSteps, Chunk, chunks, prepare_data, run_loop
+from jaxdl.train.hooks import Chunk, LoopResult, at_intervals, open_hooks
+from jaxdl.train.loop import SECONDS, AdaptiveSteps, chunks, prepare_data, run_loop
 from jaxdl.train.nonfinite import NonFiniteError, check_finite
 from jaxdl.train.plan import check_monitors
 from jaxdl.train.step import eval_variables

@@ -29,8 +29,8 @@ from jaxdl.errors import InputError
 from jaxdl.losses import check_labels
 from jaxdl.train.epoch import chunk_program, draw, start_shapes
 from jaxdl.train.history import as_table
-from jaxdl.train.hooks import LoopResult, open_hooks
-from jaxdl.train.loop import OPTIONS, SECONDS, WHOLE, AdaptiveSteps, Chunk, chunks, prepare_data, run_loop
+from jaxdl.train.hooks import Chunk, LoopResult, open_hooks
+from jaxdl.train.loop import OPTIONS, SECONDS, WHOLE, AdaptiveSteps, chunks, prepare_data, run_loop
 from jaxdl.train.nonfinite import NonFiniteError, check_finite
 from jaxdl.train.plan import NEVER, check_monitors, make_plan
 from jaxdl.train.resume import data_of_epoch, read_run, resume
@@ -215,8 +215,8 @@ def fit(
 
     run_state, reason = result.state, result.reason
     if not reason:
-        is_whole = epochs is not None and int(run_state.epoch) >= epochs
-        reason = "early-stopping" if result.should_stop else "epochs" if is_whole else "max-steps"
+        by_steps = max_steps is not None and (epochs is None or int(run_state.epoch) < epochs)
+        reason = "early-stopping" if result.should_stop else "max-steps" if by_steps else "epochs"
     if reason not in ("epochs", "early-stopping"):
         history = [record for record in history if record["epoch"] <= int(run_state.epoch)]
     final = best = eval_variables(run_state.train_state, eval_params)

@@ -9,16 +9,13 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxdl._checks import as_callback, given_as, is_context_manager
 from jaxdl.errors import InputError
-from jaxdl.types import Callback, CallbackLike, Stop
-
-if TYPE_CHECKING:
-    from jaxdl.train.loop import Chunk
+from jaxdl.types import Callback, CallbackLike, RunState, Stop
 
 
 class RunningMetrics(Mapping[str, Any]):
@@ -47,6 +44,20 @@ class RunningMetrics(Mapping[str, Any]):
     def __repr__(self) -> str:
         """Return the metrics as those of a dictionary."""
         return repr(dict(self._values))
+
+
+class Chunk(NamedTuple):
+    """The result of one call: some batches of an epoch, or all."""
+
+    state: RunState
+    record: dict[str, Any] | None  # of the epoch that the chunk ended: a float for each value, of many runs an array
+    finite: bool  # whether the variables, and the losses of the unfinished epoch, are finite
+    batches: int  # 0 where `steps` asked for none, on this process or on another
+    should_stop: bool = False  # whether the stopping rule has ended the run; of many runs, all
+    # Training steps of the run so far; of many runs, the most. Without `end_after` and `max_steps` it is not read but
+    # computed, as if earlier epochs had had this batch size.
+    step: int = 0
+    metrics: RunningMetrics = RunningMetrics()  # of the training steps of the current epoch, or of the one that ended
 
 
 @dataclass

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,7 +18,7 @@ from jaxdl.distributed.sharding import agree_on_steps, mesh_of, shardings_of
 from jaxdl.errors import InputError
 from jaxdl.metrics import compute
 from jaxdl.train.epoch import batches_of_epoch, chunk_program, run_chunk
-from jaxdl.train.hooks import Hooks, LoopResult, RunningMetrics
+from jaxdl.train.hooks import Chunk, Hooks, LoopResult, RunningMetrics
 from jaxdl.train.plan import check_monitors, check_rows, record_names
 from jaxdl.types import LOSS, Array, Dataset, Plan, RunState
 
@@ -29,18 +29,6 @@ Run = Callable[..., tuple[RunState, Array]]
 
 # Of `chunk_program` for one run. Of NumPy, so that epochs with and without validation share one compiled function.
 OPTIONS: dict[str, Any] = {"alone": True, "validate": np.bool_(True)}
-
-
-class Chunk(NamedTuple):
-    """The result of one call: some batches of an epoch, or all."""
-
-    state: RunState
-    record: dict[str, Any] | None  # of the epoch that the chunk ended: a float for each value, of many runs an array
-    finite: bool  # whether the variables, and the losses of the unfinished epoch, are finite
-    batches: int  # 0 where `steps` asked for none, on this process or on another
-    should_stop: bool = False  # whether the stopping rule has ended the run; of many runs, all
-    step: int = 0  # finished training steps of the run; of many runs, the most
-    metrics: RunningMetrics = RunningMetrics()  # of the training steps of the current epoch, or of the one that ended
 
 
 def lowered_chunk(
@@ -138,8 +126,10 @@ def chunks(
     # Batches since the first epoch, counted here too, because only the row is read from the device.
     epoch = int(np.asarray(run_state.epoch).max())  # of many runs those that have not stopped are furthest
     at, train_batches = epoch * length + int(run_state.cursor), int(batches_of_epoch(plan, train, validation)[0])
-    # More or fewer steps were trained before where an earlier epoch had another batch size.
-    extra = int(np.asarray(run_state.train_state.step).max()) - _steps_at(at, train_batches, length)
+    # More or fewer steps were trained before where an earlier epoch had another batch size. Read only where it counts.
+    extra = 0
+    if max_steps is not None or end_after:
+        extra = int(np.asarray(run_state.train_state.step).max()) - _steps_at(at, train_batches, length)
     end = math.inf if last is None else last * length
     if max_steps is not None:
         whole, rest = divmod(max(0, max_steps - extra), train_batches)

@@ -17,7 +17,8 @@ from jaxdl.data.batches import default_batch_size, only_counted, validation_batc
 from jaxdl.data.streaming import Loader, loader
 from jaxdl.distributed.sharding import to_host
 from jaxdl.train.epoch import batches_of_epoch
-from jaxdl.train.loop import Chunk, chunks
+from jaxdl.train.hooks import Chunk
+from jaxdl.train.loop import chunks
 from jaxdl.train.step import eval_variables, loss_of_params, optimizer_update, plan_step
 from jaxdl.types import LOSS, Array, Dataset, Plan, PyTree, RunState, TrainState, Variables
 

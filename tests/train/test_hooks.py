@@ -231,7 +231,7 @@ def test_other_limits_hooks_and_epochs_of_validation_compile_nothing(compilation
         {"callbacks": [stop_at("on_train_begin", 0)]},
         {"max_minutes": 1e-9},
     ],
-    ids=str,
+    ids=["steps", "an_epoch_of_steps", "inside", "before_validation", "between", "at_the_start", "minutes"],
 )
 @pytest.mark.parametrize("validate_every", [1, 3])
 def test_a_run_that_was_stopped_resumes_bit_for_bit(options, validate_every):
