@@ -157,13 +157,15 @@ def chunks(
 
         def dispatch(run_state: RunState, at: int) -> tuple[RunState, Array, int]:
             data, available = feed.at(at)
-            size = min(max(0, steps()), available, end - at)
+            size = min(max(0, steps()), available)
+            if max_steps is not None:
+                size = min(size, int(end) - at)
             if end_after and at % length < train_batches:
                 step = extra + _steps_at(at, train_batches, length)
                 size = min(size, *(each - step % each for each in end_after))
             options = {"validate": np.bool_(validates(at))} if validate_every > 1 else {}
-            result = run(run_state, data, validation, agree_on_steps(int(size), mesh), plan=plan, **options)
-            return *result, position(at, int(size))
+            result = run(run_state, data, validation, agree_on_steps(size, mesh), plan=plan, **options)
+            return *result, position(at, size)
 
         ahead = None
         while not should_stop and at < end:
