@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxdl._tree import named_leaves
 from jaxdl.errors import InputError
-from jaxdl.types import LOSS, Dataset, Loss, Metric, Model, ModelLoss, Objective, Rule, Variables
+from jaxdl.types import LOSS, Callback, Dataset, Loss, Metric, Model, ModelLoss, Objective, Rule, Variables
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -60,6 +60,9 @@ _SYNONYMS = {
     **dict.fromkeys(("random_state", "random_seed", "rng", "key"), "seed"),
     **dict.fromkeys(("initial_epoch", "resume", "progress"), "state"),
     **dict.fromkeys(("batch", "bs"), "batch_size"),
+    **dict.fromkeys(("validation_freq", "check_val_every_n_epoch", "eval_every"), "validate_every"),
+    **dict.fromkeys(("num_steps", "n_steps", "total_steps"), "max_steps"),
+    **dict.fromkeys(("max_time", "timeout", "time_limit"), "max_minutes"),
     **dict.fromkeys(("num_epochs", "n_epochs", "max_epochs", "nb_epoch", "n_iter"), "epochs"),
     **dict.fromkeys(("hidden", "hidden_sizes", "layers", "units", "features"), "widths"),
     **dict.fromkeys(("num_classes", "classes", "n_outputs", "out_features"), "outputs"),
@@ -487,23 +490,64 @@ def check_variables(variables: object) -> None:
 
 
 def check_callbacks(callbacks: object) -> tuple[Any, ...]:
-    """Return the callbacks as a tuple, because a generator would be empty after an epoch, or raise InputError."""
-    if isinstance(callbacks, (str, Mapping)) or not isinstance(callbacks, Iterable):
+    """Return the callbacks as a tuple, because a generator would be empty after an epoch, or raise InputError.
+
+    Functions become records of hooks; context managers stay, for `hooks.open_hooks` to enter.
+    """
+    if isinstance(callbacks, (str, Mapping, Callback)) or not isinstance(callbacks, Iterable):
         advice = " Use callbacks=[function]." if callable(callbacks) else ""
         raise InputError(f"callbacks must be a list of functions, got {given_as(callbacks)}.{advice}")
-    callbacks = tuple(callbacks)
-    for callback in callbacks:
-        if hasattr(callback, "__enter__") and hasattr(callback, "__exit__"):
-            fault = ", a context manager. Use with ... as callback: and callbacks=[callback] inside of its block."
-        elif not callable(callback) or isinstance(callback, type):
-            fault = "."
-        elif not _takes(callback, 2):
-            parameters = ", ".join(inspect.signature(callback).parameters) or "nothing"
-            fault = f", which takes {parameters}. Let it take both."
-        else:
-            continue
-        raise InputError(f"callbacks must hold functions (run_state, history), got {given_as(callback)}{fault}")
-    return callbacks
+    return tuple(each if is_context_manager(each) else as_callback(each) for each in callbacks)
+
+
+def is_context_manager(callback: object) -> bool:
+    """Return whether a callback has to be entered before its use; a class of such ones has to be called first."""
+    return not isinstance(callback, type) and hasattr(callback, "__enter__") and hasattr(callback, "__exit__")
+
+
+def as_callback(callback: object) -> Callback:
+    """Return a callback as a record, or raise InputError; a function becomes `on_epoch_end`."""
+    if isinstance(callback, Callback):
+        _check_callback(callback)
+        return callback
+    methods = [name for name in HOOKS if callable(getattr(callback, name, None))]
+    if methods and not isinstance(callback, type):
+        fault = f". Use Callback({', '.join(f'{name}=callback.{name}' for name in methods)})."
+    elif not callable(callback) or isinstance(callback, type):
+        fault = "."
+    elif not _takes(callback, 2):
+        parameters = ", ".join(inspect.signature(callback).parameters) or "nothing"
+        fault = f", which takes {parameters}. Let it take both."
+    else:
+        return Callback(on_epoch_end=callback)
+    raise InputError(f"callbacks must hold functions (run_state, history), got {given_as(callback)}{fault}")
+
+
+HOOKS = ("on_train_begin", "on_steps", "on_epoch_end", "on_train_end")
+
+
+def _check_callback(callback: Callback) -> None:
+    """Raise InputError for a record whose hooks are not functions of two arguments, or whose fields do not fit."""
+    for name in HOOKS:
+        hook = getattr(callback, name)
+        if hook is not None and (not callable(hook) or isinstance(hook, type) or not _takes(hook, 2)):
+            second = "metrics" if name == "on_steps" else "history"
+            raise InputError(f"{name} of a Callback must be a function (run_state, {second}), got {given_as(hook)}.")
+    if callback.every_steps is not None:
+        whole_number("every_steps", callback.every_steps, 1)
+    if callback.every_seconds is not None and not number("every_seconds", callback.every_seconds) > 0:
+        raise InputError(f"every_seconds must be above 0, got {callback.every_seconds}. Use 0.5, for example.")
+    is_timed = callback.every_steps is not None or callback.every_seconds is not None
+    if is_timed != (callback.on_steps is not None):
+        wrong = "every_steps and every_seconds need on_steps" if is_timed else "on_steps needs every_steps"
+        raise InputError(f"{wrong} in a Callback. Use Callback(on_steps=function, every_steps=100), for example.")
+    if (callback.state_dict is None) != (callback.load_state_dict is None):
+        raise InputError("a Callback with a state needs both state_dict and load_state_dict. Give both, or none.")
+    if callback.state_dict is not None and not (isinstance(callback.name, str) and callback.name):
+        raise InputError(
+            "a Callback with state_dict needs a name, by which a resumed run gives its state back. Use "
+            'name="patience", for example.'
+        )
 
 
 def check_choice(name: str, value: object, choices: Iterable[str]) -> None:

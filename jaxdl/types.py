@@ -6,6 +6,7 @@ Shapes: N examples in a dataset, B examples in a batch. A NamedTuple here is tra
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -16,11 +17,13 @@ __all__ = [
     "Apply",
     "Batch",
     "Callback",
+    "CallbackLike",
     "Checkpoint",
     "Dataset",
     "EarlyStoppingState",
     "EvalParams",
     "History",
+    "Hook",
     "Init",
     "Loss",
     "Metric",
@@ -33,6 +36,7 @@ __all__ = [
     "ReduceOnPlateauState",
     "Rule",
     "RunState",
+    "Stop",
     "TrainState",
     "Variables",
 ]
@@ -259,7 +263,44 @@ History = list[dict[str, Any]]  # one record per epoch
 SETS = ("train", "validation", "test")
 LOSS = "loss"
 
-Callback = Callable[[RunState, list[dict[str, float]]], None]
+
+class Stop(NamedTuple):
+    """The result of a hook that ends the run."""
+
+    reason: str  # becomes the `reason` of the result
+
+
+Hook = Callable[[Any, Any], Any]  # (state, history or metrics) -> Stop(...), to end the run, or None
+
+
+class Callback(NamedTuple):
+    """The functions that a run calls between two calls of the device, each of which may be left out.
+
+    Each takes the run state and the history: the records of all epochs so far, the last of which is new after an epoch.
+    `on_steps` takes the metrics of the unfinished epoch in place of the history. Each may return `Stop("reason")` to
+    end the run, except `on_train_end`, after which nothing is left to stop. Call a Callback as a function to call its
+    `on_epoch_end`.
+    """
+
+    on_train_begin: Hook | None = None  # before the first step of this call of `fit`
+    on_steps: Hook | None = None  # as often as `every_steps` or `every_seconds` asks for
+    on_epoch_end: Hook | None = None  # after validation and the rules
+    on_train_end: Hook | None = None  # once, however the run ends
+    every_steps: int | None = None  # after every step of training whose number in the run is a multiple of it
+    every_seconds: float | None = None  # after the first call of the device that ends so long after the last `on_steps`
+    # A state of numbers, strings, lists and dicts of them, which a run that resumes gives back under this name.
+    name: str = ""
+    state_dict: Callable[[], Any] | None = None  # () -> state
+    load_state_dict: Callable[[Any], None] | None = None  # called with the state before `on_train_begin`
+    after: tuple[Any, ...] = ()  # callbacks that must stand before this one in the list, because it saves their state
+
+    def __call__(self, run_state: Any, history: Any) -> Any:
+        """Call `on_epoch_end`."""
+        return None if self.on_epoch_end is None else self.on_epoch_end(run_state, history)
+
+
+# A context manager is entered when the run begins and left when it ends.
+CallbackLike = Callback | Hook | AbstractContextManager[Any]
 
 
 class Checkpoint(NamedTuple):

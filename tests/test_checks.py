@@ -21,6 +21,7 @@ from sklearn.metrics import mean_squared_error
 
 import jaxdl
 from jaxdl import Dataset, InputError, Variables, data, losses, metrics, plots
+from jaxdl.callbacks import Callback, Stop
 from jaxdl.ensembles import evaluate_members, grid, predict_mean
 from jaxdl.metrics import roc_curve
 from jaxdl.nn import convnet, mlp, residual_net
@@ -420,7 +421,6 @@ def test_a_column_of_inputs_is_told_to_be_a_table():
     switch=(True, "got True"),
     whole_float=(2.0, "Use 2."),
     numpy_float=(np.float32(2), "Use 2."),
-    none=(None, "got None"),
     zero=(0, "must be at least 1, got 0"),
     negative=(-1, "must be at least 1, got -1"),
     several=([3], "got a list"),
@@ -429,6 +429,9 @@ def test_counts_are_whole_numbers(call, words):
     assert f"epochs {words}" in refusal(lambda: fit(epochs=call)) or words in refusal(lambda: fit(epochs=call))
     for entry in (
         lambda: fit(batch_size=call),
+        lambda: fit(max_steps=call),
+        lambda: fit(validate_every=call),
+        lambda: fit(callbacks=[Callback(on_steps=lambda state, metrics: None, every_steps=call)]),
         lambda: fit_seeds(epochs=call),
         lambda: fit_seeds(batch_size=call),
         lambda: sweep(epochs=call),
@@ -499,10 +502,59 @@ def test_callbacks_from_a_generator_are_called_after_every_epoch():
     assert observed == [1, 2, 3]
 
 
-def test_a_context_manager_among_the_callbacks_is_told_to_be_entered(tmp_path):
-    from jaxdl.callbacks import csv_log
+class Methods:
+    """A callback as other libraries have them."""
 
-    assert "Use with ... as callback:" in refusal(lambda: fit(callbacks=[csv_log(tmp_path / "history.csv")]))
+    def on_train_begin(self, state, history):
+        """Do nothing."""
+
+    def on_epoch_end(self, state, history):
+        """Do nothing."""
+
+
+def hook(state, history):
+    """Do nothing."""
+
+
+@cases(
+    methods=(
+        [Methods()],
+        ". Use Callback(on_train_begin=callback.on_train_begin, on_epoch_end=callback.on_epoch_end).",
+    ),
+    class_of_methods=([Methods], "callbacks must hold functions"),
+    one=(Callback(on_epoch_end=hook), "Use callbacks=[function]."),
+    no_hook=([Callback(on_epoch_end=3)], "on_epoch_end of a Callback must be a function (run_state, history), got 3"),
+    few=([Callback(on_train_end=lambda: None)], "on_train_end of a Callback must be a function (run_state, history)"),
+    metrics_alone=(
+        [Callback(on_steps=len, every_steps=2)],
+        "on_steps of a Callback must be a function (run_state, metr",
+    ),
+    how_often=([Callback(on_steps=hook)], "on_steps needs every_steps in a Callback."),
+    what=([Callback(every_steps=3)], "every_steps and every_seconds need on_steps"),
+    seconds=([Callback(on_steps=hook, every_seconds=0)], "every_seconds must be above 0, got 0."),
+    text=([Callback(on_steps=hook, every_seconds="2")], 'every_seconds must be a number, got "2". Use 2.'),
+    half_a_state=([Callback(name="a", state_dict=dict)], "needs both state_dict and load_state_dict"),
+    no_name=([Callback(state_dict=dict, load_state_dict=print)], "needs a name"),
+    one_name=([Callback(name="a", state_dict=dict, load_state_dict=print)] * 2, 'two with a state and name="a"'),
+    no_json=(
+        [Callback(name="a", state_dict=lambda: {"b": np.float32(1)}, load_state_dict=print)],
+        'state_dict of the callback "a" must return numbers',
+    ),
+    no_stop=([lambda state, history: Stop], 'must return None, or Stop("reason") to end the run'),
+    reason=([lambda state, history: Stop("")], 'must return None, or Stop("reason")'),
+    condition=([lambda state, history: history[-1]["loss"] < 0.1], 'return Stop("diverged") if condition'),
+    word=([lambda state, history: "stop"], 'got "stop"'),
+)
+def test_callbacks_that_cannot_be_meant_are_refused(call, words):
+    assert words in refusal(lambda: fit(callbacks=call))
+
+
+@pytest.mark.parametrize("minutes", [0, -1, "1", None])
+def test_minutes_are_a_positive_number(minutes):
+    if minutes is None:
+        assert fit(epochs=1, max_minutes=None).reason == "epochs"
+    else:
+        assert "max_minutes must be" in refusal(lambda: fit(max_minutes=minutes))
 
 
 def test_labels_beyond_the_outputs_are_refused_before_the_first_step():

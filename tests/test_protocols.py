@@ -522,8 +522,8 @@ CALLBACKS = {
     "progress_bar": [bar_in(), bar_in(force_terminal=True), bar_in(quiet=True)],
     "profiler": [lambda folder: callbacks.profiler(folder / "trace", epochs=1)],
 }
-# Functions that are no callbacks: they write once.
-OTHERS = {"description", "results", "pictures"}
+# Functions that are no callbacks, because they write once, and the types of callbacks.
+OTHERS = {"description", "results", "pictures", "Callback", "Stop"}
 
 
 @pytest.fixture(params=[(name, number) for name, cases in CALLBACKS.items() for number in range(len(cases))], ids=str)
@@ -585,6 +585,28 @@ def test_a_callback_can_be_used_again_in_the_same_place(callback):
         with callback() as observe:
             run = run_with(observe)
         check_run(run)
+
+
+def test_a_run_opens_a_callback_and_closes_it(callback, tmp_path):
+    check_run(run_with(callback()))
+    if any(tmp_path.iterdir()):
+        # A second run can write there, because the first one has left its files.
+        check_run(run_with(callback()))
+
+
+def test_a_callback_is_a_record_of_hooks(callback):
+    with callback() as observe:
+        assert isinstance(observe, callbacks.Callback)
+        assert not observe.after and observe.state_dict is None
+
+
+def test_a_callback_that_was_entered_before_is_refused(callback):
+    observe = callback()
+    with observe:
+        pass
+    if hasattr(observe, "gen"):
+        with pytest.raises(jaxdl.InputError, match="entered before"):
+            run_with(observe)
 
 
 def test_a_callback_of_a_run_of_no_epoch_ends_too(callback):

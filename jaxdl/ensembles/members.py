@@ -181,6 +181,7 @@ def run_members(
     plan: Plan | PlanFamily,
     method: Method = "vmap",
     numbers: Mapping[str, Array] = EMPTY,
+    validate: Any = True,
 ) -> tuple[RunState, Array]:
     """Run the next batches of many runs: the `run` of `chunks` and `epochs`.
 
@@ -198,7 +199,7 @@ def run_members(
     """
     sharding = many.epoch.sharding if not isinstance(many.epoch, jax.core.Tracer) else None
     mesh = sharding.mesh if isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, Mesh) else None
-    return _run(many, train, validation, steps, dict(numbers), plan=plan, method=method, mesh=mesh)
+    return _run(many, train, validation, steps, np.bool_(validate), dict(numbers), plan=plan, method=method, mesh=mesh)
 
 
 @partial(jit, static_argnames=("plan", "method", "mesh"))
@@ -207,6 +208,7 @@ def _run(
     train: Dataset,
     validation: Dataset | None,
     steps: Any,
+    validate: Any,
     numbers: dict[str, Array],
     *,
     plan: Plan | PlanFamily,
@@ -214,10 +216,11 @@ def _run(
     mesh: Mesh | None,
 ) -> tuple[RunState, Array]:
     def run_one(run_state: RunState, *arguments: Any, **values: Array) -> tuple[RunState, Array]:
-        return run_steps(run_state, *arguments, plan=_plan_of(plan, values))
+        *data, validate = arguments
+        return run_steps(run_state, *data, plan=_plan_of(plan, values), validate=validate)
 
     steps = jnp.where(many.stopping.should_stop.all(), 0, steps)
-    return map_members(run_one, method, mesh=mesh)(many, train, validation, steps, **numbers)
+    return map_members(run_one, method, mesh=mesh)(many, train, validation, steps, validate, **numbers)
 
 
 def shard_members(many: RunState, *dataset: Dataset | None, devices: Any = None) -> tuple[Any, ...]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from jaxdl._checks import explain_calls, given_as, whole_number
@@ -188,11 +189,14 @@ def batches_of_epoch(plan: Plan, train: Any, validation: Dataset | None) -> tupl
     return count, count + -(-validation.sample_weight.shape[0] // default_batch_size(validation.inputs))
 
 
-def finish_epoch(run_state: RunState, validation: Dataset | None, *, plan: Plan) -> tuple[RunState, dict[str, Array]]:
+def finish_epoch(
+    run_state: RunState, validation: Dataset | None, *, plan: Plan, validate: Any = True
+) -> tuple[RunState, dict[str, Array]]:
     """Return the state after an epoch whose batches are complete, and its record; applies the rules.
 
     Before any epoch was the best, the variables of the last one count as the best, never the initial ones.
-    validation: only whether there is one matters.
+    validation: only whether there is one matters. validate: whether this epoch was validated; a rule that monitors a
+        validation value ignores an epoch that was not.
     """
     state, epoch = run_state.train_state, run_state.epoch + 1
     variables = eval_variables(state, plan.eval_params)
@@ -202,11 +206,15 @@ def finish_epoch(run_state: RunState, validation: Dataset | None, *, plan: Plan)
     rate = learning_rate(state.opt_state)
     if rate is not None:
         record["learning_rate"] = jnp.asarray(rate, jnp.float32)
-    value = _monitored_value(plan.early_stopping, record)
+    value, is_measured = _monitored_value(plan.early_stopping, record, validate)
     stopping: EarlyStoppingState = plan.early_stopping.update(run_state.stopping, value, epoch)
+    unchanged = run_state.stopping._replace(improved=jnp.zeros_like(stopping.improved))
+    stopping = jax.tree.map(partial(jnp.where, is_measured), stopping, unchanged)
     plateau = run_state.plateau
     if plan.plateau is not None:
-        plateau = plan.plateau.update(plateau, _monitored_value(plan.plateau, record), epoch)
+        value, is_measured = _monitored_value(plan.plateau, record, validate)
+        plateau = plan.plateau.update(plateau, value, epoch)
+        plateau = jax.tree.map(partial(jnp.where, is_measured), plateau, run_state.plateau)
         state = state._replace(opt_state=with_learning_rate(state.opt_state, plateau.learning_rate))
     replaces = stopping.improved | (stopping.best_epoch == 0)
     best = jax.tree.map(lambda new, old: jnp.where(replaces, new, old), variables, run_state.best)
@@ -215,8 +223,10 @@ def finish_epoch(run_state: RunState, validation: Dataset | None, *, plan: Plan)
     return RunState(epoch, zero, state, best, stopping, plateau, sums, val_sums, run_state.key), record
 
 
-def _monitored_value(rule: Rule, record: dict[str, Array]) -> Array:
-    return record.get(f"val_{LOSS}", record[LOSS]) if rule.monitor is None else record[rule.monitor]
+def _monitored_value(rule: Rule, record: dict[str, Array], validate: Any) -> tuple[Array, Any]:
+    """Return the value that a rule monitors, and whether this epoch has measured the value."""
+    monitor = rule.monitor or (f"val_{LOSS}" if f"val_{LOSS}" in record else LOSS)
+    return record[monitor], validate if monitor.startswith("val_") else True
 
 
 def run_steps(
@@ -226,6 +236,7 @@ def run_steps(
     steps: Any,
     *,
     plan: Plan,
+    validate: Any = True,
     like: Layout | None = None,
     alone: bool = False,
 ) -> tuple[RunState, Array]:
@@ -236,11 +247,14 @@ def run_steps(
     the values of the epoch's record (zeros inside an epoch), whether the run should stop, whether its numbers are
     finite, and the number of batches: one array, because the host waits for each array that it reads.
 
+    validate: whether the epoch ends with validation; False must not be given to an epoch that has begun to validate.
     like: the shardings of the state's leaves. alone: whether to leave a run unchanged that should stop; many runs share
         the cursor, and `map_members` leaves those unchanged that should stop.
     """
     names = record_names(plan, run_state, validation)
     train_batches, length = batches_of_epoch(plan, train, validation)
+    if validation is not None:
+        length = jnp.where(validate, length, train_batches)
     cursor = run_state.cursor
     steps = jnp.min(jnp.where(run_state.stopping.should_stop, 0, steps) if alone else steps)
     stop = jnp.minimum(cursor + steps, length).astype(jnp.int32)
@@ -257,7 +271,7 @@ def run_steps(
         after = after._replace(val_sums=sums)
 
     def close(run_state: RunState) -> tuple[RunState, Array]:
-        after, record = finish_epoch(run_state, validation, plan=plan)
+        after, record = finish_epoch(run_state, validation, plan=plan, validate=validate)
         should_stop = after.stopping.should_stop.astype(jnp.float32)
         return after, jnp.stack([*(record[name].astype(jnp.float32) for name in names), should_stop])
 
@@ -273,10 +287,19 @@ chunk_program = jit(run_steps, static_argnames=("plan", "like", "alone"), name="
 
 
 def run_chunk(
-    run_state: RunState, train: Dataset | Window, validation: Dataset | None, steps: Any, *, plan: Plan
+    run_state: RunState,
+    train: Dataset | Window,
+    validation: Dataset | None,
+    steps: Any,
+    *,
+    plan: Plan,
+    validate: Any = True,
 ) -> tuple[RunState, Array]:
     """Call `run_steps`, compiled; a run that should stop is left unchanged."""
-    return chunk_program(run_state, train, validation, steps, plan=plan, like=shardings_of(run_state), alone=True)
+    like = shardings_of(run_state)
+    return chunk_program(
+        run_state, train, validation, steps, plan=plan, validate=np.bool_(validate), like=like, alone=True
+    )
 
 
 def _is_finite(run_state: RunState) -> Array:

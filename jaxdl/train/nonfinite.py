@@ -18,7 +18,8 @@ from jaxdl.data.batches import default_batch_size, only_counted, validation_batc
 from jaxdl.data.streaming import Loader, loader
 from jaxdl.distributed.sharding import to_host
 from jaxdl.train.epoch import batches_of_epoch
-from jaxdl.train.loop import Chunk, chunks
+from jaxdl.train.hooks import Chunk
+from jaxdl.train.loop import chunks
 from jaxdl.train.step import call_model_loss, eval_variables, loss_of_params, optimizer_update, plan_step
 from jaxdl.types import LOSS, Array, Dataset, ModelLoss, Plan, PyTree, RunState, TrainState, Variables
 
@@ -243,21 +244,25 @@ def check_finite(
     run_state: RunState,
     train: Dataset | DataSource | Loader,
     validation: Dataset | None,
+    **limits: Any,
 ) -> Iterator[Chunk]:
-    """Yield the chunks of a run; raise NonFiniteError with the origin at the first chunk that is not finite."""
+    """Yield the chunks of a run; raise NonFiniteError with the origin at the first chunk that is not finite.
+
+    limits: arguments of `chunks`, which decide on the epochs that are validated.
+    """
     for chunk in parts:
         if not chunk.finite:
-            raise NonFiniteError(find_origin(plan, run_state, train, validation))
+            raise NonFiniteError(find_origin(plan, run_state, train, validation, **limits))
         run_state = chunk.state
         yield chunk
 
 
 def find_origin(
-    plan: Plan, run_state: RunState, train: Dataset | DataSource | Loader, validation: Dataset | None
+    plan: Plan, run_state: RunState, train: Dataset | DataSource | Loader, validation: Dataset | None, **limits: Any
 ) -> NonFinite:
     """Return the first number of a run that is not finite: re-run it batch by batch from an earlier state."""
     data = loader(train, plan.batch_size)
-    for chunk in chunks(plan, run_state, data, validation, steps=lambda: 1):
+    for chunk in chunks(plan, run_state, data, validation, steps=lambda: 1, **limits):
         if not chunk.finite:
             break
         run_state = chunk.state
