@@ -75,11 +75,6 @@ def _several_inputs(argument: Any) -> list[Any]:
     return jax.tree.leaves(inputs) if type(inputs) in (dict, list, tuple) or inputs is not argument else []
 
 
-def is_traced(value: object) -> bool:
-    """Return whether a value is a tracer, which has no values to check."""
-    return isinstance(value, jax.core.Tracer)
-
-
 class JitFunction(Protocol[P, R]):
     """A function of `jit`."""
 

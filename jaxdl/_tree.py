@@ -12,6 +12,11 @@ from jaxdl.errors import InputError
 from jaxdl.types import Array, PyTree
 
 
+def is_traced(value: object) -> bool:
+    """Return whether a value is a tracer, which has no values to check."""
+    return isinstance(value, jax.core.Tracer)
+
+
 def named_leaves(name: str, tree: PyTree) -> list[tuple[str, Any]]:
     """Return each leaf with its name as the caller writes it, such as `inputs['image']`; an array has `name` itself."""
     return [(name + jax.tree_util.keystr(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]

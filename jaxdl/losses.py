@@ -15,8 +15,7 @@ import optax
 from jaxtyping import Float, Integer, Num, Shaped
 
 from jaxdl._checks import given_as, number
-from jaxdl._jit import is_traced
-from jaxdl._tree import subtree
+from jaxdl._tree import is_traced, subtree
 from jaxdl._values import as_value
 from jaxdl.data.arrays import precision
 from jaxdl.errors import InputError

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from jaxdl import _jit
-from jaxdl._jit import compiler_options, has_convolution, is_known_option, is_traced, jit
+from jaxdl._jit import compiler_options, has_convolution, is_known_option, jit
+from jaxdl._tree import is_traced
 from jaxdl.distributed import make_mesh
 
 

@@ -13,7 +13,7 @@ from jax import lax
 from jaxtyping import Int32, Int64, PRNGKeyArray, UInt32
 from numpy.typing import ArrayLike
 
-from jaxdl._jit import is_traced
+from jaxdl._tree import is_traced
 from jaxdl.distributed.sharding import data_devices, split_rows
 from jaxdl.types import Array, Batch, Dataset, PyTree
 

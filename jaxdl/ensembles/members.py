@@ -21,7 +21,8 @@ from jaxdl._checks import (
     check_variables,
     explain_calls,
 )
-from jaxdl._jit import is_traced, jit
+from jaxdl._jit import jit
+from jaxdl._tree import is_traced
 from jaxdl.data.arrays import as_rows, as_trees, precision
 from jaxdl.data.batches import evaluation_rows
 from jaxdl.errors import InputError

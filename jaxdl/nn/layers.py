@@ -12,7 +12,7 @@ from jax import lax
 from jaxtyping import Bool, Float, Num, PRNGKeyArray, Shaped
 
 from jaxdl._checks import number
-from jaxdl._jit import is_traced
+from jaxdl._tree import is_traced
 from jaxdl.data.arrays import precision
 from jaxdl.data.batches import hash32
 from jaxdl.errors import InputError

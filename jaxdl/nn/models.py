@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from jaxdl._checks import check_choice, explain_calls, given_as, number, sizes, whole_number
-from jaxdl._jit import is_traced
+from jaxdl._tree import is_traced
 from jaxdl._values import as_value
 from jaxdl.data.arrays import precision
 from jaxdl.errors import InputError

@@ -17,7 +17,7 @@ import numpy as np
 from jax import lax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 
-from jaxdl._jit import is_traced
+from jaxdl._tree import is_traced
 from jaxdl._values import as_value
 from jaxdl.nn.convolution import OUTPUTS, Convolution, add_bias, convolution_p, describe
 from jaxdl.types import Array

@@ -13,8 +13,8 @@ import numpy as np
 from jax import lax
 
 from jaxdl._checks import explain_calls, given_as, whole_number
-from jaxdl._jit import is_traced, jit
-from jaxdl._tree import named_leaves
+from jaxdl._jit import jit
+from jaxdl._tree import is_traced, named_leaves
 from jaxdl.data.batches import (
     Window,
     batches_of,

@@ -22,8 +22,8 @@ from jaxdl._checks import (
     explain_calls,
     given_as,
 )
-from jaxdl._jit import is_traced, jit
-from jaxdl._tree import named_leaves
+from jaxdl._jit import jit
+from jaxdl._tree import is_traced, named_leaves
 from jaxdl.data import DataSource
 from jaxdl.data.arrays import as_numbers, as_rows, as_trees
 from jaxdl.data.batches import default_batch_size, evaluation_rows, only_counted, padded_size
