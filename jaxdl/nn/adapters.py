@@ -480,8 +480,8 @@ def _mutable(*fixed: str) -> Any:
 
 def _sown_error(name: str, kind: str) -> InputError:
     return InputError(
-        f"{name} sows values into {kind!r}, which is not added to the loss. Return them as one more column of the "
-        "outputs and add it in the loss, or leave the sowing out."
+        f"{name} sows values into {kind!r}, which is not added to the loss. Return them beside the "
+        "outputs, in a dict, and add them in losses.model_loss, or sow them into 'intermediates'."
     )
 
 
