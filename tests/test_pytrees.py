@@ -154,7 +154,8 @@ class Paired(nnx.Module):
     def __init__(self, rngs):
         self.dense = nnx.Linear(4, 1, rngs=rngs)
 
-    def __call__(self, x, age):
+    def __call__(self, x, age, scale=None):
+        x = x if scale is None else x * scale[:, None]
         return self.dense(jnp.concatenate([x, age[:, None]], axis=1))
 
 
@@ -256,6 +257,7 @@ def test_modules_of_several_arguments_take_a_dict_of_their_names():
     variables = model.init(jax.random.key(0), TWO)
     expected = np.concatenate([X, AGE[:, None]], 1) @ np.asarray(variables.params["dense"]["kernel"])
     np.testing.assert_allclose(predict(model, variables, TWO), expected, rtol=1e-4, atol=1e-5)
+    same(predict(model, variables, TWO), predict(model, variables, {**TWO, "scale": np.ones(53, np.float32)}))
     for inputs, words in (
         ({"x": X}, "its inputs are a dict of x"),
         (X, r"its inputs are an array of shape \(53, 3\)"),
