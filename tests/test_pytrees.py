@@ -447,3 +447,19 @@ def test_values_that_a_module_sows_are_added_by_a_model_loss():
 def test_dicts_of_losses_and_metrics_name_the_function_to_use(options, words):
     with pytest.raises(InputError, match=words):
         fit(BOTH, optimizer=SGD, train=ROWS, **options)
+
+
+@pytest.mark.parametrize("loss", ["plain", "model"])
+def test_a_run_of_several_inputs_resumes_to_the_bits_of_one_that_went_on(loss):
+    loss = both_loss if loss == "plain" else losses.model_loss(both_of)
+    options = {"batch_size": 16, "metrics": [metrics.of_output("a", metrics.rmse)]}
+    whole = fit(BOTH, loss, optax.adam(0.01), ROWS, ROWS, epochs=3, **options)
+    first = fit(BOTH, loss, optax.adam(0.01), ROWS, ROWS, epochs=1, **options)
+    resumed = fit(BOTH, loss, optax.adam(0.01), ROWS, ROWS, epochs=3, state=first, **options)
+    assert resumed.records == whole.records
+    same(resumed.final, whole.final)
+
+
+def both_of(variables, batch, key, train):
+    outputs, stats = BOTH.apply(variables, batch.inputs, train=train, key=key, mask=batch.mask)
+    return both_loss(outputs, batch.targets), outputs, stats
