@@ -253,7 +253,9 @@ def check_objective(loss: object, metrics: object = ()) -> Objective:
     _check_loss(loss)
     if isinstance(metrics, Metric):
         raise InputError(f"metrics must be a list of metrics, got one Metric. Use metrics=[{metrics.name}].")
-    if isinstance(metrics, (str, Mapping)) or not isinstance(metrics, Iterable):
+    if isinstance(metrics, Mapping):
+        raise InputError("metrics must be a list of metrics, got a dict. Use [metrics.of_output(name, metric), ...].")
+    if isinstance(metrics, str) or not isinstance(metrics, Iterable):
         raise InputError(f"metrics must be a list of metrics, got {given_as(metrics)}. Use {METRICS} in a list.")
     metrics = tuple(metrics)
     for metric in metrics:
@@ -284,6 +286,10 @@ def _check_loss(loss: object) -> None:
         raise InputError(f"{wanted}, got the metric {loss.name}. Use metrics=[{loss.name}] beside a loss: {LOSSES}.")
     if isinstance(loss, (Dataset, Variables, Model)) or (hasattr(loss, "init") and hasattr(loss, "update")):
         raise InputError(f"{wanted}, got {given_as(loss)}. {ORDER} evaluate(model, variables, dataset, loss).")
+    if isinstance(loss, Mapping):
+        raise InputError(
+            f"{wanted}, got {given_as(loss)}. Use losses.weighted_sum(losses, weights) for several outputs."
+        )
     # A class is callable, but its result is an instance, not a number.
     if not callable(loss) or isinstance(loss, type) or package_of(loss) in ("torch", "keras", "tensorflow"):
         raise InputError(f"{wanted}, got {given_as(loss)}. Use {LOSSES}.")

@@ -72,7 +72,8 @@ def _several_inputs(argument: Any) -> list[Any]:
     """Return the arrays of a dataset's inputs, or of an argument, where they are a container of arrays."""
     # A streaming dataset has windows of batches.
     inputs = getattr(getattr(argument, "batches", argument), "inputs", argument)
-    return jax.tree.leaves(inputs) if type(inputs) in (dict, list, tuple) or inputs is not argument else []
+    is_container = type(inputs) in (dict, list, tuple) or (inputs is not argument and not hasattr(inputs, "shape"))
+    return jax.tree.leaves(inputs) if is_container else []
 
 
 class JitFunction(Protocol[P, R]):

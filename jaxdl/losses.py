@@ -261,6 +261,8 @@ def weighted_sum(losses: PyTree, weights: PyTree = None) -> Loss:
         numbers = tuple(
             number(f"weights[{', '.join(map(repr, path))}]", value) for path, value in zip(paths, values, strict=True)
         )
+        # JAX's scalars have no hash.
+        numbers = tuple(value if is_traced(value) else float(value) for value in numbers)
         known = [value for value in numbers if not is_traced(value)]
         if not all(map(math.isfinite, known)) or (len(known) == len(numbers) and not any(known)):
             raise InputError(f"weights must be finite numbers, not all 0, got {weights}.")

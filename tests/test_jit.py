@@ -12,7 +12,9 @@ import pytest
 from jaxdl import _jit
 from jaxdl._jit import compiler_options, has_convolution, is_known_option, jit
 from jaxdl._tree import is_traced
+from jaxdl.data.batches import Window
 from jaxdl.distributed import make_mesh
+from jaxdl.types import Dataset
 
 
 def power(x, n):
@@ -169,3 +171,12 @@ from jaxdl import _jit
 assert _jit._state() == _jit._OUTSIDE
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_images_are_any_of_several_inputs():
+    images, kernels, table = np.zeros((2, 8, 8, 3)), {"a": np.zeros(3), "k": np.zeros((3, 3, 3, 4))}, np.zeros((2, 5))
+    for inputs in ({"age": table, "image": images}, (table, images), [table, images]):
+        rows = Dataset(inputs, table, np.ones(2))
+        assert has_convolution(kernels, rows) and has_convolution(kernels, inputs)
+        assert has_convolution(kernels, Window(rows, 0, 2)) and not has_convolution(table, rows)
+    assert not has_convolution(kernels, Dataset({"age": table}, table, np.ones(2)))

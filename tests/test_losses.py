@@ -318,6 +318,10 @@ def test_equal_weighted_sums_are_equal_and_a_weight_of_0_leaves_a_loss_out():
     np.testing.assert_array_equal(result, squared_error(OUTPUTS, TARGETS))
 
 
+def test_weights_of_numpy_and_jax_are_numbers():
+    assert weighted_sum((squared_error,), (jnp.float32(2),)) == weighted_sum((squared_error,), (np.int32(2),))
+
+
 def test_a_traced_weight_is_a_number_of_a_sweep():
     def value(weight):
         return weighted_sum(PARTS, {"a": 1.0, "deep": {"b": weight}})(SEVERAL, THEIRS).sum()

@@ -154,7 +154,8 @@ class Paired(nnx.Module):
     def __init__(self, rngs):
         self.dense = nnx.Linear(4, 1, rngs=rngs)
 
-    def __call__(self, x, age):
+    def __call__(self, x, age, scale=None):
+        x = x if scale is None else x * scale[:, None]
         return self.dense(jnp.concatenate([x, age[:, None]], axis=1))
 
 
@@ -256,6 +257,7 @@ def test_modules_of_several_arguments_take_a_dict_of_their_names():
     variables = model.init(jax.random.key(0), TWO)
     expected = np.concatenate([X, AGE[:, None]], 1) @ np.asarray(variables.params["dense"]["kernel"])
     np.testing.assert_allclose(predict(model, variables, TWO), expected, rtol=1e-4, atol=1e-5)
+    same(predict(model, variables, TWO), predict(model, variables, {**TWO, "scale": np.ones(53, np.float32)}))
     for inputs, words in (
         ({"x": X}, "its inputs are a dict of x"),
         (X, r"its inputs are an array of shape \(53, 3\)"),
@@ -395,3 +397,69 @@ def test_outputs_that_are_no_arrays_of_examples_are_refused(outputs):
         fit(model, both_loss, SGD, dataset(X, Y), epochs=1)
     with pytest.raises(InputError, match="a model must return"):
         predict(model, Variables({}, {}), X)
+
+
+def test_the_weight_of_an_output_is_a_number_of_a_sweep():
+    parts = {"a": losses.squared_error, "b": losses.softmax_cross_entropy}
+
+    def make(weight):
+        return make_plan(BOTH, losses.weighted_sum(parts, {"a": 1.0, "b": weight}), SGD, batch_size=16)
+
+    table = sweep(make, grid(weight=(0.5, 2.0)), ROWS, seeds=(0,), epochs=1).table
+    for weight in (0.5, 2.0):
+        loss = losses.weighted_sum(parts, {"a": 1.0, "b": weight})
+        run = fit(BOTH, loss, SGD, ROWS, batch_size=16, epochs=1, seed=0)
+        value = table.loc[table["weight"] == weight, "loss"].item()
+        assert value == pytest.approx(run.records[-1]["loss"], rel=1e-5)
+
+
+class Sowing(nn.Module):
+    @nn.compact
+    def __call__(self, inputs):
+        hidden = nn.Dense(4)(inputs)
+        self.sow("intermediates", "activity", (hidden**2).mean(1))
+        return nn.Dense(1)(hidden)
+
+
+def test_values_that_a_module_sows_are_added_by_a_model_loss():
+    model = from_linen(Sowing())
+
+    def penalized(variables, batch, key, train):
+        outputs, values = Sowing().apply({"params": variables.params}, batch.inputs, mutable="intermediates")
+        (activity,) = values["intermediates"]["activity"]
+        return losses.squared_error(outputs, batch.targets) + 0.1 * activity, outputs
+
+    variables = model.init(jax.random.key(0), X)
+    hidden = X @ np.asarray(variables.params["Dense_0"]["kernel"])
+    outputs = hidden @ np.asarray(variables.params["Dense_1"]["kernel"])
+    expected = np.mean((outputs - Y) ** 2) + 0.1 * np.mean(hidden**2)
+    value = evaluate(model, variables, dataset(X, Y), losses.model_loss(penalized))["loss"]
+    assert float(value) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"loss": {"a": losses.squared_error}}, "got a dict. Use losses.weighted_sum"),
+        ({"loss": both_loss, "metrics": {"a": metrics.mae}}, r"Use \[metrics.of_output\(name, metric\), ...\]"),
+    ],
+)
+def test_dicts_of_losses_and_metrics_name_the_function_to_use(options, words):
+    with pytest.raises(InputError, match=words):
+        fit(BOTH, optimizer=SGD, train=ROWS, **options)
+
+
+@pytest.mark.parametrize("loss", ["plain", "model"])
+def test_a_run_of_several_inputs_resumes_to_the_bits_of_one_that_went_on(loss):
+    loss = both_loss if loss == "plain" else losses.model_loss(both_of)
+    options = {"batch_size": 16, "metrics": [metrics.of_output("a", metrics.rmse)]}
+    whole = fit(BOTH, loss, optax.adam(0.01), ROWS, ROWS, epochs=3, **options)
+    first = fit(BOTH, loss, optax.adam(0.01), ROWS, ROWS, epochs=1, **options)
+    resumed = fit(BOTH, loss, optax.adam(0.01), ROWS, ROWS, epochs=3, state=first, **options)
+    assert resumed.records == whole.records
+    same(resumed.final, whole.final)
+
+
+def both_of(variables, batch, key, train):
+    outputs, stats = BOTH.apply(variables, batch.inputs, train=train, key=key, mask=batch.mask)
+    return both_loss(outputs, batch.targets), outputs, stats

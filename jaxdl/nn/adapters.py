@@ -50,6 +50,7 @@ class Arguments(NamedTuple):
     mask_required: bool  # whether that argument has no default
     rngs: bool  # whether `__call__` must get NNX's `rngs`, too
     several: tuple[str, ...] = ()  # the keywords of several inputs, which are a dict of these keys
+    optional: tuple[str, ...] = ()  # keys that this dict may have, too
 
     def field(self, train: bool) -> dict[str, Any]:
         """Return the field of the module that sets training mode or evaluation; {} where an argument does."""
@@ -70,7 +71,7 @@ class Arguments(NamedTuple):
         return positional, keywords
 
     def _by_name(self, inputs: Any) -> dict[str, Any]:
-        if isinstance(inputs, Mapping) and {*inputs} == {*self.several}:
+        if isinstance(inputs, Mapping) and {*self.several} <= {*inputs} <= {*self.several, *self.optional}:
             return {**inputs}
         if isinstance(inputs, Mapping):
             kind = f"a dict of {', '.join(map(str, inputs))}"
@@ -484,8 +485,8 @@ def _mutable(*fixed: str) -> Any:
 
 def _sown_error(name: str, kind: str) -> InputError:
     return InputError(
-        f"{name} sows values into {kind!r}, which is not added to the loss. Return them as one more column of the "
-        "outputs and add it in the loss, or leave the sowing out."
+        f"{name} sows values into {kind!r}, which is not added to the loss. Return them beside the "
+        "outputs, in a dict, and add them in losses.model_loss, or sow them into 'intermediates'."
     )
 
 
@@ -663,7 +664,8 @@ def _arguments(
         place = "second"
     mask_required = masked in takes and takes[masked].default is kinds.empty
     inputs = None if leads or several else first
-    return Arguments(inputs, switch, place, inverted, masked, mask_required, rngs, several)
+    optional = tuple(p.name for p in candidates if p.name not in required)
+    return Arguments(inputs, switch, place, inverted, masked, mask_required, rngs, several, optional)
 
 
 def _check_switches(
