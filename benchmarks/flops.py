@@ -75,6 +75,8 @@ def _count(equation: JaxprEqn) -> int:
         return 2 * size * math.prod(inputs[0].shape[axis] for axis in contracted)
     if name == "conv_general_dilated":
         return 2 * _products(inputs[0].shape, inputs[1].shape, outputs[0].shape, params)
+    if name == "convolution":
+        return 2 * _products_of(equation)
     if "window_dimensions" in params:
         # The gradient of a window reduction has one input number per window, the reduction one output number.
         windows = _size(inputs[0]) if name.startswith("select_and_scatter") else size
@@ -101,6 +103,18 @@ def _products(images: Sequence[int], kernel: Sequence[int], outputs: Sequence[in
         )
         count *= int(inside.sum())
     return count
+
+
+def _products_of(equation: JaxprEqn) -> int:
+    """Return the multiplications of jaxdl's convolution or of its gradients, which are as many."""
+    geometry, result, axes = (equation.params[name] for name in ("geometry", "result", "axes"))
+    operands: list[Any] = [var.aval for var in equation.invars]
+    shapes = [aval.shape[sum(level[i] is not None for level in axes) :] for i, aval in enumerate(operands)]
+    shapes.insert(result, geometry.shape(result, *shapes))
+    ones = (1,) * len(geometry.strides)
+    params = {"dimension_numbers": geometry.numbers, "window_strides": geometry.strides, "padding": geometry.pads}
+    copies = math.prod(equation.outvars[0].aval.shape[: len(axes)])
+    return copies * _products(*shapes, {**params, "lhs_dilation": ones, "rhs_dilation": ones})
 
 
 def _is_float(aval: Any) -> bool:

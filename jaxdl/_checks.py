@@ -14,8 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxdl._tree import named_leaves
 from jaxdl.errors import InputError
-from jaxdl.types import LOSS, Dataset, Loss, Metric, Model, Objective, Rule, Variables
+from jaxdl.types import LOSS, Callback, Dataset, Loss, Metric, Model, ModelLoss, Objective, Rule, Variables
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -59,6 +60,9 @@ _SYNONYMS = {
     **dict.fromkeys(("random_state", "random_seed", "rng", "key"), "seed"),
     **dict.fromkeys(("initial_epoch", "resume", "progress"), "state"),
     **dict.fromkeys(("batch", "bs"), "batch_size"),
+    **dict.fromkeys(("validation_freq", "check_val_every_n_epoch", "eval_every"), "validate_every"),
+    **dict.fromkeys(("num_steps", "n_steps", "total_steps"), "max_steps"),
+    **dict.fromkeys(("max_time", "timeout", "time_limit"), "max_minutes"),
     **dict.fromkeys(("num_epochs", "n_epochs", "max_epochs", "nb_epoch", "n_iter"), "epochs"),
     **dict.fromkeys(("hidden", "hidden_sizes", "layers", "units", "features"), "widths"),
     **dict.fromkeys(("num_classes", "classes", "n_outputs", "out_features"), "outputs"),
@@ -264,11 +268,18 @@ def check_objective(loss: object, metrics: object = ()) -> Objective:
     for name in names:
         if names.count(name) > 1 or name in RESERVED or name.startswith("val_"):
             raise InputError(f'every metric must have a name of its own, got "{name}", which is taken. Rename it.')
-    return Objective(cast(Loss, loss), metrics)
+    return Objective(cast(Loss | ModelLoss, loss), metrics)
 
 
 def _check_loss(loss: object) -> None:
     wanted = "loss must be a function (outputs, targets) -> (batch,)"
+    if isinstance(loss, ModelLoss):
+        if not callable(loss.function) or not _takes(loss.function, 4):
+            raise InputError(
+                "model_loss must get a function (variables, batch, key, train) -> (values, outputs), got "
+                f"{given_as(loss.function)}. Let it take these four."
+            )
+        return
     if isinstance(loss, Metric):
         raise InputError(f"{wanted}, got the metric {loss.name}. Use metrics=[{loss.name}] beside a loss: {LOSSES}.")
     if isinstance(loss, (Dataset, Variables, Model)) or (hasattr(loss, "init") and hasattr(loss, "update")):
@@ -278,10 +289,10 @@ def _check_loss(loss: object) -> None:
         raise InputError(f"{wanted}, got {given_as(loss)}. Use {LOSSES}.")
     if not _takes(loss, 2) or (_name(loss) == "mean" and loss.__module__ == "jaxdl.metrics"):
         parameters = ", ".join(inspect.signature(loss).parameters)
-        raise InputError(
-            f"{wanted}, got {given_as(loss)}, which takes ({parameters}). If it returns a loss, call it first: "
-            f"{_name(loss)}(...)."
-        )
+        advice = f"If it returns a loss, call it first: {_name(loss)}(...)."
+        if _takes(loss, 4):
+            advice = f"If it calls the model itself, use losses.model_loss({_name(loss)})."
+        raise InputError(f"{wanted}, got {given_as(loss)}, which takes ({parameters}). {advice}")
 
 
 def _metric_advice(metric: object) -> str:
@@ -365,23 +376,37 @@ def check_rule(name: str, rule: object) -> None:
 def check_examples(name: str, dataset: object) -> None:
     """Raise InputError for the argument `name` that is not a Dataset of arrays which JAX can hold."""
     if isinstance(dataset, Dataset):
-        for field, leaf in dataset._asdict().items():
-            if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype") or not leaf.shape:
-                raise InputError(
-                    f"{name} must hold arrays, got {given_as(leaf)} for its {field}. Use dataset(inputs, targets)."
-                )
-            _check_leaf(f"{name}.{field}", leaf)
-        counts = [leaf.shape[0] for leaf in dataset]
-        if len({*counts}) > 1:
+        counts: dict[str, int] = {}
+        for field, tree in dataset._asdict().items():
+            leaves = named_leaves(field, tree)
+            # Only a loss of everything takes no targets: see `check_has_targets`.
+            if not leaves and not (field == "targets" and tree is None):
+                leaves = [(field, tree)]
+            for leaf_name, leaf in leaves:
+                if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype") or not leaf.shape:
+                    raise InputError(
+                        f"{name} must hold arrays, got {given_as(leaf)} for its {leaf_name}. Use "
+                        "dataset(inputs, targets)."
+                    )
+                _check_leaf(f"{name}.{leaf_name}", leaf)
+                counts[leaf_name] = leaf.shape[0]
+        if {*counts} == {*Dataset._fields} and len({*counts.values()}) > 1:
             raise InputError(
-                f"{name} must have one row of targets and one weight for each of its {counts[0]} inputs, got "
-                f"{counts[1]} and {counts[2]}. Use dataset(inputs, targets)."
+                f"{name} must have one row of targets and one weight for each of its {counts['inputs']} inputs, got "
+                f"{counts['targets']} and {counts['sample_weight']}. Use dataset(inputs, targets)."
             )
+        first = next(iter(counts))
+        for leaf_name, count in counts.items():
+            if count != counts[first]:
+                raise InputError(
+                    f"{name} must have one row of {leaf_name} for each of the {counts[first]} rows of its {first}, got "
+                    f"{count}. Use dataset(inputs, targets)."
+                )
         _check_sample_weights(f"{name}.sample_weight", dataset.sample_weight)
         return
     kind = type(dataset).__name__
     if isinstance(dataset, Mapping):
-        advice = 'Use dataset(data["inputs"], data["targets"]), each of them one array.'
+        advice = 'Use dataset(data["inputs"], data["targets"]), each of them an array or a dict of arrays.'
     elif package_of(dataset) in ("tensorflow", "torch") or hasattr(dataset, "__next__"):
         advice = (
             "Use dataset(inputs, targets) of NumPy arrays; for data larger than the memory, "
@@ -396,6 +421,17 @@ def check_examples(name: str, dataset: object) -> None:
     else:
         advice = "Use dataset(inputs, targets)."
     raise InputError(f"{name} must be a Dataset, got {given_as(dataset)}. {advice}")
+
+
+def check_has_targets(name: str, objective: Objective, dataset: Dataset) -> None:
+    """Raise InputError for a dataset without targets, which all losses but a ModelLoss need, and all metrics."""
+    if dataset.targets is not None or (isinstance(objective.loss, ModelLoss) and not objective.metrics):
+        return
+    need = "metrics" if isinstance(objective.loss, ModelLoss) else "a loss (outputs, targets)"
+    raise InputError(
+        f"{name} has no targets for {need}. Use dataset(inputs, targets), or losses.model_loss(function) without "
+        "metrics."
+    )
 
 
 def _check_leaf(name: str, leaf: object) -> None:
@@ -454,23 +490,64 @@ def check_variables(variables: object) -> None:
 
 
 def check_callbacks(callbacks: object) -> tuple[Any, ...]:
-    """Return the callbacks as a tuple, because a generator would be empty after an epoch, or raise InputError."""
-    if isinstance(callbacks, (str, Mapping)) or not isinstance(callbacks, Iterable):
+    """Return the callbacks as a tuple, because a generator would be empty after an epoch, or raise InputError.
+
+    Functions become records of hooks; context managers stay, for `hooks.open_hooks` to enter.
+    """
+    if isinstance(callbacks, (str, Mapping, Callback)) or not isinstance(callbacks, Iterable):
         advice = " Use callbacks=[function]." if callable(callbacks) else ""
         raise InputError(f"callbacks must be a list of functions, got {given_as(callbacks)}.{advice}")
-    callbacks = tuple(callbacks)
-    for callback in callbacks:
-        if hasattr(callback, "__enter__") and hasattr(callback, "__exit__"):
-            fault = ", a context manager. Use with ... as callback: and callbacks=[callback] inside of its block."
-        elif not callable(callback) or isinstance(callback, type):
-            fault = "."
-        elif not _takes(callback, 2):
-            parameters = ", ".join(inspect.signature(callback).parameters) or "nothing"
-            fault = f", which takes {parameters}. Let it take both."
-        else:
-            continue
-        raise InputError(f"callbacks must hold functions (run_state, history), got {given_as(callback)}{fault}")
-    return callbacks
+    return tuple(each if is_context_manager(each) else as_callback(each) for each in callbacks)
+
+
+def is_context_manager(callback: object) -> bool:
+    """Return whether a callback has to be entered before its use; a class of such ones has to be called first."""
+    return not isinstance(callback, type) and hasattr(callback, "__enter__") and hasattr(callback, "__exit__")
+
+
+def as_callback(callback: object) -> Callback:
+    """Return a callback as a record, or raise InputError; a function becomes `on_epoch_end`."""
+    if isinstance(callback, Callback):
+        _check_callback(callback)
+        return callback
+    methods = [name for name in HOOKS if callable(getattr(callback, name, None))]
+    if methods and not isinstance(callback, type):
+        fault = f". Use Callback({', '.join(f'{name}=callback.{name}' for name in methods)})."
+    elif not callable(callback) or isinstance(callback, type):
+        fault = "."
+    elif not _takes(callback, 2):
+        parameters = ", ".join(inspect.signature(callback).parameters) or "nothing"
+        fault = f", which takes {parameters}. Let it take both."
+    else:
+        return Callback(on_epoch_end=callback)
+    raise InputError(f"callbacks must hold functions (run_state, history), got {given_as(callback)}{fault}")
+
+
+HOOKS = ("on_train_begin", "on_steps", "on_epoch_end", "on_train_end")
+
+
+def _check_callback(callback: Callback) -> None:
+    """Raise InputError for a record whose hooks are not functions of two arguments, or whose fields do not fit."""
+    for name in HOOKS:
+        hook = getattr(callback, name)
+        if hook is not None and (not callable(hook) or isinstance(hook, type) or not _takes(hook, 2)):
+            second = "metrics" if name == "on_steps" else "history"
+            raise InputError(f"{name} of a Callback must be a function (run_state, {second}), got {given_as(hook)}.")
+    if callback.every_steps is not None:
+        whole_number("every_steps", callback.every_steps, 1)
+    if callback.every_seconds is not None and not number("every_seconds", callback.every_seconds) > 0:
+        raise InputError(f"every_seconds must be above 0, got {callback.every_seconds}. Use 0.5, for example.")
+    is_timed = callback.every_steps is not None or callback.every_seconds is not None
+    if is_timed != (callback.on_steps is not None):
+        wrong = "every_steps and every_seconds need on_steps" if is_timed else "on_steps needs every_steps"
+        raise InputError(f"{wrong} in a Callback. Use Callback(on_steps=function, every_steps=100), for example.")
+    if (callback.state_dict is None) != (callback.load_state_dict is None):
+        raise InputError("a Callback with a state needs both state_dict and load_state_dict. Give both, or none.")
+    if callback.state_dict is not None and not (isinstance(callback.name, str) and callback.name):
+        raise InputError(
+            "a Callback with state_dict needs a name, by which a resumed run gives its state back. Use "
+            'name="patience", for example.'
+        )
 
 
 def check_choice(name: str, value: object, choices: Iterable[str]) -> None:

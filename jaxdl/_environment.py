@@ -101,7 +101,6 @@ def enable_compilation_cache() -> None:
         return
     if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
         import platformdirs
-        from jax._src import compilation_cache
 
         folder = Path(platformdirs.user_cache_dir("jaxdl")) / "compilations"
         try:
@@ -110,10 +109,12 @@ def enable_compilation_cache() -> None:
             return
         if not os.access(folder, os.W_OK):
             return
-        # JAX would compress with zstandard, which has no checksum; zlib, its fallback, has one.
-        for name in ("zstd", "zstandard"):
-            if hasattr(compilation_cache, name):
-                setattr(compilation_cache, name, None)
         jax.config.update("jax_compilation_cache_dir", str(folder))
+    from jax._src import compilation_cache
+
+    # JAX would compress with zstandard, which has no checksum; zlib, its fallback, has one.
+    for name in ("zstd", "zstandard"):
+        if hasattr(compilation_cache, name):
+            setattr(compilation_cache, name, None)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

@@ -56,12 +56,23 @@ def is_known_option(option: str, value: object) -> bool:
 
 
 def has_convolution(*arguments: object) -> bool:
-    """Return whether images (N, H, W, C) are the first leaf of an argument, and kernels (h, w, C, K) another leaf."""
+    """Return whether images (N, H, W, C) are the first leaf of an argument, and kernels (h, w, C, K) another leaf.
+
+    Of a dataset of several inputs, and of a dict, list or tuple of arrays, every array may be images.
+    """
     # The first leaves are checked first: to check all takes as long as a step of a small table.
     trees = [leaves for leaves in map(jax.tree.leaves, arguments) if leaves]
-    if not any(getattr(leaves[0], "ndim", 0) >= 4 for leaves in trees):
+    several = (leaf for argument in arguments for leaf in _several_inputs(argument))
+    if not any(getattr(leaf, "ndim", 0) >= 4 for leaf in (*(leaves[0] for leaves in trees), *several)):
         return False
     return len({leaf.shape[-3:] for leaves in trees for leaf in leaves if getattr(leaf, "ndim", 0) >= 4}) > 1
+
+
+def _several_inputs(argument: Any) -> list[Any]:
+    """Return the arrays of a dataset's inputs, or of an argument, where they are a container of arrays."""
+    # A streaming dataset has windows of batches.
+    inputs = getattr(getattr(argument, "batches", argument), "inputs", argument)
+    return jax.tree.leaves(inputs) if type(inputs) in (dict, list, tuple) or inputs is not argument else []
 
 
 def is_traced(value: object) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -10,6 +10,49 @@ import jax.numpy as jnp
 
 from jaxdl.errors import InputError
 from jaxdl.types import Array, PyTree
+
+
+def named_leaves(name: str, tree: PyTree) -> list[tuple[str, Any]]:
+    """Return each leaf with its name as the caller writes it, such as `inputs['image']`; an array has `name` itself."""
+    return [(name + jax.tree_util.keystr(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
+
+
+def map_named(function: Callable[..., Any], name: str, tree: PyTree, *others: PyTree) -> PyTree:
+    """Return a tree of `function(name of the leaf, leaf, ...)`, where the names are those of `named_leaves`."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, *leaves: function(name + jax.tree_util.keystr(path), *leaves), tree, *others
+    )
+
+
+def subtree(name: str, tree: PyTree, path: tuple[Any, ...]) -> PyTree:
+    """Return the part of a tree at the keys, indices or fields of a path. Raises InputError where there is none."""
+    for key in path:
+        try:
+            if hasattr(tree, "shape"):
+                raise TypeError("an array has rows, not parts")
+            tree = getattr(tree, key) if isinstance(key, str) and hasattr(tree, "_fields") else tree[key]
+        except (AttributeError, IndexError, KeyError, TypeError) as error:
+            if isinstance(tree, Mapping):
+                kind = f"a dict of {', '.join(map(repr, tree))}"
+            elif hasattr(tree, "_fields"):
+                kind = f"a {type(tree).__name__} of {', '.join(tree._fields)}"
+            elif isinstance(tree, (tuple, list)):
+                kind = f"a {type(tree).__name__} of {len(tree)}"
+            else:
+                kind = f"an array of shape {tuple(tree.shape)}" if hasattr(tree, "shape") else repr(tree)
+            raise InputError(f"{name} must hold {key!r}, got {kind}. Use one of its names.") from error
+    return tree
+
+
+def example_shapes(tree: PyTree) -> Any:
+    """Return the shapes of one example, without the first axis: a tuple for an array, a tree of tuples for a tree."""
+    return jax.tree.map(lambda leaf: tuple(leaf.shape[1:]), tree)
+
+
+def shapes_and_dtypes(tree: PyTree) -> PyTree:
+    """Return a tree as shapes and dtypes, for what only traces."""
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
+
 
 # Left out of messages, because the variables of every run have this prefix.
 _PREFIX = "train_state/variables/"

@@ -298,7 +298,8 @@ def _read_array(array: Any) -> Any:
 
 
 def _package(value: Any) -> str:
-    return (getattr(value, "__module__", None) or "").partition(".")[0]
+    module = getattr(value, "__module__", None)
+    return module.partition(".")[0] if isinstance(module, str) else ""
 
 
 def _is_constant(value: Any) -> bool:

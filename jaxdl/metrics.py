@@ -15,11 +15,12 @@ from jaxtyping import Float, Float64, Integer, Num, Shaped
 from numpy.typing import ArrayLike
 
 from jaxdl._checks import given_as, whole_number
+from jaxdl._tree import subtree
 from jaxdl._values import as_value
 from jaxdl.data.arrays import precision as float_dtype
 from jaxdl.errors import InputError
 from jaxdl.losses import absolute_error, as_labels, same_shape, squared_error
-from jaxdl.types import LOSS, Array, Loss, Metric, MetricSums, Mode, PyTree
+from jaxdl.types import LOSS, Array, Metric, MetricSums, Mode, PyTree
 
 __all__ = [
     "accuracy",
@@ -34,6 +35,7 @@ __all__ = [
     "mean",
     "measure",
     "merge",
+    "of_output",
     "precision",
     "precision_recall_curve",
     "r2",
@@ -107,6 +109,25 @@ def _root_of_mean(total: Array, weight: Array) -> Array:
     return jnp.sqrt(total / weight)
 
 
+@as_value
+def of_output(path: Any, metric: Metric) -> Metric:
+    """Return a metric of one of several outputs and its targets, with the name of the output in front of its own.
+
+    path: a key, a field or an index of the outputs and of the targets, or a tuple of these for a nested one.
+
+    >>> outputs, targets = {"a": jnp.array([[1.0]]), "b": jnp.array([[9.0]])}, {"a": jnp.array([[3.0]])}
+    >>> metric = of_output("a", mae)
+    >>> metric.name, metric.per_example(outputs, targets).tolist()
+    ('a_mae', [2.0])
+    """
+    keys = path if isinstance(path, tuple) else (path,)
+
+    def per_example(outputs: PyTree, targets: PyTree) -> PyTree:
+        return metric.per_example(subtree("outputs", outputs, keys), subtree("targets", targets, keys))
+
+    return metric._replace(name="_".join([*map(str, keys), metric.name]), per_example=per_example)
+
+
 # The root mean squared error.
 rmse = Metric("rmse", squared_error, _root_of_mean, "min")
 mae = mean("mae", absolute_error, mode="min")  # the mean absolute error
@@ -169,9 +190,9 @@ accuracy = top_k(1)  # the fraction of examples whose label has the largest outp
 
 
 def measure(
-    loss: Loss,
-    outputs: Shaped[Array, "batch ..."],
-    targets: Shaped[Array, "batch ..."],
+    loss: Callable[[Any, Any], Array],
+    outputs: PyTree,
+    targets: PyTree,
     sample_weight: Float[Array, " batch"],
     *,
     metrics: Sequence[Metric] = (),
@@ -179,6 +200,7 @@ def measure(
 ) -> MetricSums:
     """Return the weighted sums of the loss and of the metrics over the examples of a batch.
 
+    outputs, targets: arrays (B, ...), or pytrees of such arrays.
     sample_weight: (B,). Examples of weight 0, such as padding, do not count, even if their values are nan.
     prepared: whether the values of examples of weight 0 are known to be finite, which saves a selection.
 
@@ -218,7 +240,9 @@ def _total(values: Any, sample_weight: Float[Array, " batch"], prepared: bool = 
     return Moments(weight, center, first, second)
 
 
-def _check_shapes(loss: Loss, metrics: Sequence[Metric], outputs: Array, targets: Array, sample_weight: Array) -> None:
+def _check_shapes(
+    loss: Callable[..., Array], metrics: Sequence[Metric], outputs: PyTree, targets: PyTree, sample_weight: Array
+) -> None:
     """Raise InputError unless the loss returns (B,), and metrics (B, ...) for examples and a scalar for a dataset."""
     functions: list[tuple[str, Callable[..., PyTree]]] = [("the loss", loss)]
     functions += [(f'the metric "{metric.name}"', metric.per_example) for metric in metrics]
@@ -239,11 +263,12 @@ def _check_shapes(loss: Loss, metrics: Sequence[Metric], outputs: Array, targets
             kind = result.dtype if hasattr(result, "dtype") else f"a {type(result).__name__}"
             raise InputError(f"the loss must return one array of real numbers, shape (examples,), got {kind}.")
         if _crosses_examples(function, outputs, targets):
+            one, two = _unequal_pair(outputs, targets) or (outputs, targets)
             raise InputError(
                 f"{name} combines every output with the targets of all examples: outputs "
-                f"{_format_shape(outputs.shape)} and targets {_format_shape(targets.shape)} broadcast to (examples, "
+                f"{_format_shape(one.shape)} and targets {_format_shape(two.shape)} broadcast to (examples, "
                 "examples). Give both the same shape, as with "
-                f"{'targets[:, None]' if targets.ndim < outputs.ndim else 'outputs[:, None]'} in the data."
+                f"{'targets[:, None]' if two.ndim < one.ndim else 'outputs[:, None]'} in the data."
             )
     for metric in metrics:
         _, result = _result_shapes(metric.per_example, outputs, targets)
@@ -257,7 +282,7 @@ def _check_shapes(loss: Loss, metrics: Sequence[Metric], outputs: Array, targets
             )
 
 
-def _result_shapes(function: Callable[..., PyTree], outputs: Array, targets: Array) -> tuple[int, PyTree]:
+def _result_shapes(function: Callable[..., PyTree], outputs: PyTree, targets: PyTree) -> tuple[int, PyTree]:
     """Return the length of a batch, and the shapes of a function's result for it.
 
     The length is an unusual one if the function takes it, because the true length may equal that of another axis.
@@ -271,11 +296,11 @@ def _result_shapes(function: Callable[..., PyTree], outputs: Array, targets: Arr
             "scikit-learn do. Write it with jnp, or use one of jaxdl.losses."
         ) from error
     except (TypeError, ValueError):
-        return outputs.shape[0], jax.eval_shape(function, outputs, targets)
+        return jax.tree.leaves(outputs)[0].shape[0], jax.eval_shape(function, outputs, targets)
 
 
-def _with_length(count: int, *arrays: Array) -> list[jax.ShapeDtypeStruct]:
-    return [jax.ShapeDtypeStruct((count, *array.shape[1:]), array.dtype) for array in arrays]
+def _with_length(count: int, *trees: PyTree) -> list[PyTree]:
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((count, *leaf.shape[1:]), leaf.dtype), [*trees])
 
 
 def _format_shape(shape: tuple[int, ...], count: int | None = None) -> str:
@@ -285,18 +310,30 @@ def _format_shape(shape: tuple[int, ...], count: int | None = None) -> str:
     return f"({', '.join(sizes)}{',' if len(sizes) == 1 else ''})"
 
 
-def _crosses_examples(function: Callable[..., PyTree], outputs: Array, targets: Array) -> bool:
+def _crosses_examples(function: Callable[..., PyTree], outputs: PyTree, targets: PyTree) -> bool:
     """Return whether (B, 1) outputs and (B,) targets, or the reverse, broadcast to (B, B) in a function.
 
     Other functions may want (B, B): a contrastive loss compares all examples of a batch.
     """
-    if outputs.ndim == targets.ndim or math.prod(outputs.shape) != math.prod(targets.shape):
+    if _unequal_pair(outputs, targets) is None:
         return False
     try:
         jaxpr = jax.make_jaxpr(function)(*_with_length(_ROWS, outputs, targets))
     except (TypeError, ValueError):
         return False
     return any(shape.count(_ROWS) > 1 for shape in _shapes_in(jaxpr.jaxpr))
+
+
+def _unequal_pair(outputs: PyTree, targets: PyTree) -> tuple[Array, Array] | None:
+    """Return the first output and its target that have as many numbers and another number of axes."""
+    structures: list[Any] = [jax.tree.structure(tree) for tree in (outputs, targets)]
+    if structures[0] != structures[1]:
+        return None
+    pairs = zip(jax.tree.leaves(outputs), jax.tree.leaves(targets), strict=True)
+    unequal = (
+        (one, two) for one, two in pairs if one.ndim != two.ndim and math.prod(one.shape) == math.prod(two.shape)
+    )
+    return next(unequal, None)
 
 
 def _shapes_in(jaxpr: Any) -> Iterator[tuple[int, ...]]:

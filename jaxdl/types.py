@@ -6,6 +6,7 @@ Shapes: N examples in a dataset, B examples in a batch. A NamedTuple here is tra
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -16,22 +17,26 @@ __all__ = [
     "Apply",
     "Batch",
     "Callback",
+    "CallbackLike",
     "Checkpoint",
     "Dataset",
     "EarlyStoppingState",
     "EvalParams",
     "History",
+    "Hook",
     "Init",
     "Loss",
     "Metric",
     "MetricSums",
     "Mode",
     "Model",
+    "ModelLoss",
     "Objective",
     "Plan",
     "ReduceOnPlateauState",
     "Rule",
     "RunState",
+    "Stop",
     "TrainState",
     "Variables",
 ]
@@ -49,21 +54,21 @@ Mode = Literal["min", "max"]  # whether a lower or a higher value is better
 class Dataset(NamedTuple):
     """The examples of a dataset or of a batch: row i of each array belongs to example i."""
 
-    inputs: Array  # (N, ...)
-    targets: Array  # (N, ...), the shape of the model's outputs, or (N,) labels
+    inputs: PyTree  # (N, ...), or a pytree of such arrays
+    targets: PyTree  # the same: an array like the model's outputs, or (N,) labels; None for a ModelLoss that needs none
     sample_weight: Array  # (N,) float32 or float64, >= 0, relative to each other
 
     def __repr__(self) -> str:
         """Return the dtypes and shapes in one line."""
-        leaves = {name: leaf for name, leaf in self._asdict().items() if leaf is not None}
-        return f"Dataset({', '.join(f'{name}={_shape(leaf)}' for name, leaf in leaves.items())})"
+        parts = {name: tree for name, tree in self._asdict().items() if tree is not None}
+        return f"Dataset({', '.join(f'{name}={_shapes(tree)}' for name, tree in parts.items())})"
 
 
 class Batch(NamedTuple):
     """A batch of examples, and padding up to the batch size."""
 
-    inputs: Array  # (B, ...)
-    targets: Array  # (B, ...)
+    inputs: PyTree  # (B, ...), or a pytree of such arrays
+    targets: PyTree  # the same, or None
     sample_weight: Array  # (B,); 0 for padding
     mask: Array  # (B,) bool; False for padding
 
@@ -83,20 +88,22 @@ class Variables(NamedTuple):
 class Init(Protocol):
     """Returns the initial variables of a model, from a key and one batch of inputs."""
 
-    def __call__(self, key: Array, inputs: Array) -> Variables: ...
+    def __call__(self, key: Array, inputs: PyTree) -> Variables: ...
 
 
 @runtime_checkable
 class Apply(Protocol):
     """Returns the outputs for (B, ...) inputs and the new stats, which are the old stats unless `train` is True.
 
+    Inputs and outputs are arrays, or pytrees of arrays whose first axis is that of the examples.
+
     `key` is for random layers such as dropout. `mask` (B,) bool is False for padding and for examples of weight 0,
     which must not change the stats.
     """
 
     def __call__(
-        self, variables: Variables, inputs: Array, *, train: bool, key: Array | None = None, mask: Array | None = None
-    ) -> tuple[Array, PyTree]: ...
+        self, variables: Variables, inputs: PyTree, *, train: bool, key: Array | None = None, mask: Array | None = None
+    ) -> tuple[PyTree, PyTree]: ...
 
 
 class Model(NamedTuple):
@@ -117,18 +124,25 @@ class Metric(NamedTuple):
     """A metric of a whole dataset: values of each example, their weighted sums, and one number from the sums."""
 
     name: str
-    per_example: Callable[[Array, Array], PyTree]  # (outputs, targets) -> pytree of (B, ...)
+    per_example: Callable[[PyTree, PyTree], PyTree]  # (outputs, targets) -> pytree of (B, ...)
     compute: Callable[[PyTree, Array], Array]  # (weighted sums, sum of weights) -> scalar
     mode: Mode | None = None  # None: a rule that monitors this metric must set its own mode
 
 
-Loss = Callable[[Array, Array], Array]  # (outputs, targets) -> (B,), one value for each example
+class ModelLoss(NamedTuple):
+    """A loss that calls the model itself: `losses.model_loss`."""
+
+    # (variables, batch, key, train) -> (values (B,), outputs), or (values, outputs, new stats).
+    function: Callable[[Variables, Batch, Array, bool], tuple[Any, ...]]
+
+
+Loss = Callable[[PyTree, PyTree], Array]  # (outputs, targets) -> (B,), one value for each example
 
 
 class Objective(NamedTuple):
     """The loss that a run minimizes, and the metrics that it computes."""
 
-    loss: Loss
+    loss: Loss | ModelLoss
     metrics: tuple[Metric, ...] = ()
 
 
@@ -213,13 +227,26 @@ class Plan(NamedTuple):
     def __repr__(self) -> str:
         """Return loss, metrics, batch size and monitor in one line."""
         names = ", ".join(metric.name for metric in self.objective.metrics)
-        loss = getattr(self.objective.loss, "__name__", "loss")
+        loss = getattr(getattr(self.objective.loss, "function", self.objective.loss), "__name__", "loss")
         monitor = self.early_stopping.monitor
         return f"Plan(loss={loss}, metrics=({names}), batch_size={self.batch_size}, monitor={monitor!r})"
 
 
 def _shape(leaf: object) -> str:
     return f"{leaf.dtype}{[*leaf.shape]}" if hasattr(leaf, "dtype") and hasattr(leaf, "shape") else repr(leaf)
+
+
+def _shapes(tree: PyTree) -> str:
+    """Return the dtypes and shapes of a pytree, in its containers."""
+    if isinstance(tree, dict):
+        return f"{{{', '.join(f'{key!r}: {_shapes(value)}' for key, value in tree.items())}}}"
+    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
+        parts = ", ".join(f"{key}={_shapes(value)}" for key, value in zip(tree._fields, tree, strict=True))
+        return f"{type(tree).__name__}({parts})"
+    if isinstance(tree, (tuple, list)):
+        first, last = "()" if isinstance(tree, tuple) else "[]"
+        return f"{first}{', '.join(map(_shapes, tree))}{',' * (first == '(' and len(tree) == 1)}{last}"
+    return _shape(tree)
 
 
 def _counts(tree: PyTree) -> str:
@@ -236,7 +263,44 @@ History = list[dict[str, Any]]  # one record per epoch
 SETS = ("train", "validation", "test")
 LOSS = "loss"
 
-Callback = Callable[[RunState, list[dict[str, float]]], None]
+
+class Stop(NamedTuple):
+    """The result of a hook that ends the run."""
+
+    reason: str  # becomes the `reason` of the result
+
+
+Hook = Callable[[Any, Any], Any]  # (state, history or metrics) -> Stop(...), to end the run, or None
+
+
+class Callback(NamedTuple):
+    """The functions that a run calls between two calls of the device, each of which may be left out.
+
+    Each takes the run state and the history: the records of all epochs so far, the last of which is new after an epoch.
+    `on_steps` takes the metrics of the unfinished epoch in place of the history. Each may return `Stop("reason")` to
+    end the run, except `on_train_end`, after which nothing is left to stop. Call a Callback as a function to call its
+    `on_epoch_end`.
+    """
+
+    on_train_begin: Hook | None = None  # before the first step of this call of `fit`
+    on_steps: Hook | None = None  # as often as `every_steps` or `every_seconds` asks for
+    on_epoch_end: Hook | None = None  # after validation and the rules
+    on_train_end: Hook | None = None  # once, however the run ends
+    every_steps: int | None = None  # after every step of training whose number in the run is a multiple of it
+    every_seconds: float | None = None  # after the first call of the device that ends so long after the last `on_steps`
+    # A state of numbers, strings, lists and dicts of them, which a run that resumes gives back under this name.
+    name: str = ""
+    state_dict: Callable[[], Any] | None = None  # () -> state
+    load_state_dict: Callable[[Any], None] | None = None  # called with the state before `on_train_begin`
+    after: tuple[Any, ...] = ()  # callbacks that must stand before this one in the list, because it saves their state
+
+    def __call__(self, run_state: Any, history: Any) -> Any:
+        """Call `on_epoch_end`."""
+        return None if self.on_epoch_end is None else self.on_epoch_end(run_state, history)
+
+
+# A context manager is entered when the run begins and left when it ends.
+CallbackLike = Callback | Hook | AbstractContextManager[Any]
 
 
 class Checkpoint(NamedTuple):

@@ -21,6 +21,7 @@ from sklearn.metrics import mean_squared_error
 
 import jaxdl
 from jaxdl import Dataset, InputError, Variables, data, losses, metrics, plots
+from jaxdl.callbacks import Callback, Stop
 from jaxdl.ensembles import evaluate_members, grid, predict_mean
 from jaxdl.metrics import roc_curve
 from jaxdl.nn import convnet, mlp, residual_net
@@ -278,7 +279,7 @@ def test_what_is_no_plateau_rule_is_told_the_line_to_type(call, words):
     start=(lambda: jaxdl.start(make_plan(MODEL, losses.squared_error, SGD), ROWS), "start needs key"),
     key=(lambda: jaxdl.start(make_plan(MODEL, losses.squared_error, SGD), ROWS, key=0), "Use jax.random.key(0)"),
     summary=(lambda: jaxdl.summary(MODEL), "summary needs inputs"),
-    targets=(lambda: jaxdl.dataset(INPUTS), "dataset needs targets"),
+    no_inputs=(lambda: jaxdl.dataset(), "dataset needs inputs"),
     test_size=(lambda: data.split(70, test_size=0.3), "split takes count, fraction, seed."),
     monitor=(lambda: early_stopping(moniter="loss"), "Use monitor."),
     patience=(lambda: early_stopping("loss", 3), "such as patience=."),
@@ -394,7 +395,7 @@ def test_what_are_no_weights_are_told_the_line_to_type(call, words, run):
 @cases(
     examples=(ROWS, "Use its inputs: dataset.inputs."),
     row=(INPUTS[0], "Use inputs[None] for one example"),
-    by_name=({"a": INPUTS}, "got a dict"),
+    by_name=({"a": INPUTS}, "must take inputs that are a dict, of inputs['a'], and fails with"),
     path=("a.png", 'got "a.png"'),
     nothing=(None, "got None"),
     columns=(INPUTS[:, :3], "params['Dense_0']['kernel'] must be of shape (3, 1), got (4, 1)"),
@@ -420,7 +421,6 @@ def test_a_column_of_inputs_is_told_to_be_a_table():
     switch=(True, "got True"),
     whole_float=(2.0, "Use 2."),
     numpy_float=(np.float32(2), "Use 2."),
-    none=(None, "got None"),
     zero=(0, "must be at least 1, got 0"),
     negative=(-1, "must be at least 1, got -1"),
     several=([3], "got a list"),
@@ -429,6 +429,9 @@ def test_counts_are_whole_numbers(call, words):
     assert f"epochs {words}" in refusal(lambda: fit(epochs=call)) or words in refusal(lambda: fit(epochs=call))
     for entry in (
         lambda: fit(batch_size=call),
+        lambda: fit(max_steps=call),
+        lambda: fit(validate_every=call),
+        lambda: fit(callbacks=[Callback(on_steps=lambda state, metrics: None, every_steps=call)]),
         lambda: fit_seeds(epochs=call),
         lambda: fit_seeds(batch_size=call),
         lambda: sweep(epochs=call),
@@ -499,10 +502,59 @@ def test_callbacks_from_a_generator_are_called_after_every_epoch():
     assert observed == [1, 2, 3]
 
 
-def test_a_context_manager_among_the_callbacks_is_told_to_be_entered(tmp_path):
-    from jaxdl.callbacks import csv_log
+class Methods:
+    """A callback as other libraries have them."""
 
-    assert "Use with ... as callback:" in refusal(lambda: fit(callbacks=[csv_log(tmp_path / "history.csv")]))
+    def on_train_begin(self, state, history):
+        """Do nothing."""
+
+    def on_epoch_end(self, state, history):
+        """Do nothing."""
+
+
+def hook(state, history):
+    """Do nothing."""
+
+
+@cases(
+    methods=(
+        [Methods()],
+        ". Use Callback(on_train_begin=callback.on_train_begin, on_epoch_end=callback.on_epoch_end).",
+    ),
+    class_of_methods=([Methods], "callbacks must hold functions"),
+    one=(Callback(on_epoch_end=hook), "Use callbacks=[function]."),
+    no_hook=([Callback(on_epoch_end=3)], "on_epoch_end of a Callback must be a function (run_state, history), got 3"),
+    few=([Callback(on_train_end=lambda: None)], "on_train_end of a Callback must be a function (run_state, history)"),
+    metrics_alone=(
+        [Callback(on_steps=len, every_steps=2)],
+        "on_steps of a Callback must be a function (run_state, metr",
+    ),
+    how_often=([Callback(on_steps=hook)], "on_steps needs every_steps in a Callback."),
+    what=([Callback(every_steps=3)], "every_steps and every_seconds need on_steps"),
+    seconds=([Callback(on_steps=hook, every_seconds=0)], "every_seconds must be above 0, got 0."),
+    text=([Callback(on_steps=hook, every_seconds="2")], 'every_seconds must be a number, got "2". Use 2.'),
+    half_a_state=([Callback(name="a", state_dict=dict)], "needs both state_dict and load_state_dict"),
+    no_name=([Callback(state_dict=dict, load_state_dict=print)], "needs a name"),
+    one_name=([Callback(name="a", state_dict=dict, load_state_dict=print)] * 2, 'two with a state and name="a"'),
+    no_json=(
+        [Callback(name="a", state_dict=lambda: {"b": np.float32(1)}, load_state_dict=print)],
+        'state_dict of the callback "a" must return numbers',
+    ),
+    no_stop=([lambda state, history: Stop], 'must return None, or Stop("reason") to end the run'),
+    reason=([lambda state, history: Stop("")], 'must return None, or Stop("reason")'),
+    condition=([lambda state, history: history[-1]["loss"] < 0.1], 'return Stop("diverged") if condition'),
+    word=([lambda state, history: "stop"], 'got "stop"'),
+)
+def test_callbacks_that_cannot_be_meant_are_refused(call, words):
+    assert words in refusal(lambda: fit(callbacks=call))
+
+
+@pytest.mark.parametrize("minutes", [0, -1, "1", None])
+def test_minutes_are_a_positive_number(minutes):
+    if minutes is None:
+        assert fit(epochs=1, max_minutes=None).reason == "epochs"
+    else:
+        assert "max_minutes must be" in refusal(lambda: fit(max_minutes=minutes))
 
 
 def test_labels_beyond_the_outputs_are_refused_before_the_first_step():
@@ -747,8 +799,8 @@ class Named(nn.Module):
 
 
 @pytest.mark.parametrize(("module", "kind"), [(Pair(), "a tuple"), (Named(), "a dict")], ids=["tuple", "dict"])
-def test_a_model_of_several_outputs_is_told_to_return_one_array(module, kind):
-    words = f"must return one array of outputs (batch, ...), got {kind}."
+def test_a_loss_of_one_array_names_the_one_for_several_outputs(module, kind):
+    words = f"squared_error compares one array of outputs with one array of targets, got outputs {kind}. Use losses."
     assert words in refusal(lambda: fit(jaxdl.from_linen(module)))
 
 

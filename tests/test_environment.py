@@ -175,3 +175,18 @@ def test_a_program_that_was_damaged_in_the_cache_is_compiled_anew(tmp_path, monk
         result, message = compiled()
         assert result == expected and message
     public.reset_cache()
+
+
+def test_no_folder_is_made_where_none_can_be_written_or_the_cache_is_off(tmp_path, monkeypatch, restored_settings):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(platformdirs, "user_cache_dir", lambda name: str(tmp_path / "file" / name))
+    jax.config.update("jax_compilation_cache_dir", None)
+    _environment.enable_compilation_cache()
+    assert jax.config.jax_compilation_cache_dir is None
+    monkeypatch.setattr(platformdirs, "user_cache_dir", lambda name: str(tmp_path / name))
+    jax.config.update("jax_enable_compilation_cache", False)
+    try:
+        _environment.enable_compilation_cache()
+    finally:
+        jax.config.update("jax_enable_compilation_cache", True)
+    assert jax.config.jax_compilation_cache_dir is None and not (tmp_path / "jaxdl").exists()

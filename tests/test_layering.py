@@ -15,7 +15,8 @@ ROOT = Path(__file__).parent.parent
 # The packages and the single files of jaxdl, from the ground up: each imports only from the lines above its own.
 LEVELS = (
     ("types", "errors", "_format", "_environment", "_exports", "_startup", "_values"),
-    ("_checks", "_files", "_tree", "stats", "distributed"),
+    ("_tree",),
+    ("_checks", "_files", "stats", "distributed"),
     ("_jit",),
     ("data",),
     ("losses", "nn", "baselines", "datasets"),

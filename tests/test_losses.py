@@ -14,15 +14,18 @@ from jaxdl.data import DataSource
 from jaxdl.errors import InputError
 from jaxdl.losses import (
     absolute_error,
+    check_labels,
     check_targets,
     huber,
+    masked,
     sigmoid_cross_entropy,
     smoothed_cross_entropy,
     softmax_cross_entropy,
     squared_error,
+    weighted_sum,
 )
 from jaxdl.metrics import mean
-from jaxdl.types import Dataset, Metric, Objective
+from jaxdl.types import Dataset, Metric, Model, Objective, Variables
 
 RANDOM = np.random.default_rng(0)
 OUTPUTS, TARGETS = RANDOM.normal(size=(2, 57, 3)).astype(np.float32)
@@ -205,3 +208,177 @@ def test_a_loss_of_one_batch_size_alone_still_trains():
     with jax.numpy_dtype_promotion("standard"):
         run = fit(MODEL, loss, optax.sgd(0.1), ROWS, epochs=1, batch_size=8)
     assert run.reason == "epochs"
+
+
+SEQUENCES = RANDOM.normal(size=(6, 4, 5)).astype(np.float32)  # (B, T, C)
+TOKENS = RANDOM.integers(0, 5, (6, 4)).astype(np.int32)
+MASK = np.arange(4)[None, :] < np.array([4, 3, 1, 0, 2, 4])[:, None]
+PIXELS, CLASSES = (array.reshape(3, 2, 4, *array.shape[2:]) for array in (SEQUENCES, TOKENS))
+
+
+def likelihoods(logits, labels):
+    """The negative log-likelihood of each position, in float64."""
+    return -np.take_along_axis(log_softmax(np.float64(logits), axis=-1), labels[..., None], -1)[..., 0]
+
+
+@pytest.mark.parametrize(("logits", "labels"), [(SEQUENCES, TOKENS), (PIXELS, CLASSES)], ids=["sequences", "images"])
+def test_cross_entropies_of_positions_are_their_mean(logits, labels):
+    axes = tuple(range(1, labels.ndim))
+    values = likelihoods(logits, labels)
+    np.testing.assert_allclose(softmax_cross_entropy(logits, labels), values.mean(axes), rtol=1e-5)
+    soft = 0.9 * values - 0.1 * log_softmax(np.float64(logits), axis=-1).mean(-1)
+    np.testing.assert_allclose(smoothed_cross_entropy(0.1)(logits, labels), soft.mean(axes), rtol=1e-5)
+    wrong = labels.copy()
+    wrong[(0,) * labels.ndim] = 5
+    assert np.isnan(np.asarray(softmax_cross_entropy(logits, wrong))).tolist() == [True] + [False] * (len(labels) - 1)
+
+
+@pytest.mark.parametrize("shape", [(6, 5), (6, 4, 5), (6,)])
+def test_labels_of_other_positions_are_refused(shape):
+    with pytest.raises(InputError, match=r"integer labels .*Sequences and images need outputs \(rows, ..., classes\)"):
+        softmax_cross_entropy(jnp.asarray(SEQUENCES), jnp.zeros(shape, np.int32))
+
+
+@pytest.mark.parametrize(
+    "targets",
+    [
+        lambda labels, mask: (labels, mask),
+        lambda labels, mask: {"labels": labels, "mask": mask.astype(np.uint8)},
+        lambda labels, mask: {"targets": labels, "mask": mask.astype(np.float32)},
+    ],
+    ids=["tuple", "dict", "floats"],
+)
+def test_a_masked_loss_is_the_mean_over_its_positions_and_0_without_any(targets):
+    values = likelihoods(SEQUENCES, TOKENS) * MASK
+    expected = values.sum(1) / np.maximum(MASK.sum(1), 1)
+    anything = np.where(MASK, TOKENS, -7)
+    result = masked(softmax_cross_entropy)(jnp.asarray(SEQUENCES), jax.tree.map(jnp.asarray, targets(anything, MASK)))
+    np.testing.assert_allclose(result, expected, rtol=1e-5)
+    assert result[3] == 0
+
+
+def test_an_ignored_label_is_a_mask():
+    labels = jnp.asarray(np.where(MASK, TOKENS, -1))
+    expected = masked(softmax_cross_entropy)(SEQUENCES, (jnp.asarray(TOKENS), jnp.asarray(MASK)))
+    loss = masked(softmax_cross_entropy, ignore_label=-1)
+    np.testing.assert_array_equal(loss(SEQUENCES, labels), expected)
+    both = loss(SEQUENCES, (labels, jnp.ones_like(labels, bool)))
+    np.testing.assert_array_equal(both, expected)
+    assert loss == masked(softmax_cross_entropy, ignore_label=-1) and hash(loss) is not None
+
+
+def test_positions_that_do_not_count_have_no_gradient_whatever_they_hold():
+    targets = np.where(MASK[..., None], SEQUENCES * 2, np.nan)
+    loss = masked(squared_error)
+    gradient = jax.grad(lambda outputs: loss(outputs, (jnp.asarray(targets), jnp.asarray(MASK))).sum())(SEQUENCES)
+    expected = np.where(MASK[..., None], -2 * SEQUENCES, 0) / 5 / np.maximum(MASK.sum(1), 1)[:, None, None]
+    np.testing.assert_allclose(gradient, expected, rtol=1e-5)
+
+
+def test_masks_of_images_and_of_whole_examples():
+    mask = jnp.asarray(MASK.reshape(3, 2, 4))
+    values = (PIXELS**2).mean(-1) * np.asarray(mask)
+    result = masked(squared_error)(jnp.asarray(PIXELS), (jnp.zeros_like(PIXELS), mask))
+    np.testing.assert_allclose(result, values.sum((1, 2)) / np.asarray(mask).sum((1, 2)), rtol=1e-5)
+    one = jnp.array([True, False, True])
+    result = masked(squared_error)(jnp.asarray(PIXELS), (jnp.zeros_like(PIXELS), one))
+    np.testing.assert_allclose(result, (PIXELS**2).mean((1, 2, 3)) * [1, 0, 1], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("targets", "words"),
+    [
+        (TOKENS, r"needs targets \(targets, mask\) or a dict of both, got an array of shape \(6, 4\)"),
+        ((TOKENS, MASK[:, :2]), r"outputs whose first axes are those of the mask, \(6, 2\), got \(6, 4, 5\)"),
+        ((TOKENS[:, :2], MASK), r"targets whose first axes are those of the mask, \(6, 4\), got \(6, 2\)"),
+    ],
+)
+def test_masks_of_another_shape_are_refused(targets, words):
+    with pytest.raises(InputError, match=words):
+        masked(softmax_cross_entropy)(jnp.asarray(SEQUENCES), jax.tree.map(jnp.asarray, targets))
+
+
+A, B = (OUTPUTS, TARGETS), (LOGITS, LABELS)
+PARTS = {"a": squared_error, "deep": {"b": softmax_cross_entropy}}
+SEVERAL, THEIRS = ({"a": A[i], "deep": {"b": B[i]}, "other": B[i]} for i in (0, 1))
+
+
+@pytest.mark.parametrize("weights", [(1.0, 1.0), (2.0, 0.25), (1, 0), (0.0, 3.0), (-1.0, 1.0)])
+def test_a_weighted_sum_is_the_sum_of_weighted_losses(weights):
+    loss = weighted_sum(PARTS, {"a": weights[0], "deep": {"b": weights[1]}})
+    first, second = (np.float64(one(*pair)) for one, pair in ((squared_error, A), (softmax_cross_entropy, B)))
+    expected = weights[0] * first + weights[1] * second
+    np.testing.assert_allclose(jax.jit(loss)(SEVERAL, THEIRS), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_equal_weighted_sums_are_equal_and_a_weight_of_0_leaves_a_loss_out():
+    one, other = (weighted_sum((squared_error, absolute_error), (1.0, 0)) for _ in range(2))
+    assert one == other and hash(one) == hash(other) and one != weighted_sum((squared_error, absolute_error))
+    result = one((OUTPUTS, OUTPUTS * np.nan), (TARGETS, TARGETS))
+    np.testing.assert_array_equal(result, squared_error(OUTPUTS, TARGETS))
+
+
+def test_a_traced_weight_is_a_number_of_a_sweep():
+    def value(weight):
+        return weighted_sum(PARTS, {"a": 1.0, "deep": {"b": weight}})(SEVERAL, THEIRS).sum()
+
+    slope = jax.grad(value)(2.0)
+    assert float(slope) == pytest.approx(float(softmax_cross_entropy(*B).sum()), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (({},), "needs a dict of losses, got a dict"),
+        ((squared_error,), "needs a dict of losses, got the function squared_error"),
+        (({"a": 1.0},), "needs a dict of losses"),
+        ((PARTS, {"a": 1.0}), "weights must have the names of the losses"),
+        ((PARTS, {"a": "x", "deep": {"b": 1.0}}), r"weights\['a'\] must be a number"),
+        ((PARTS, {"a": np.inf, "deep": {"b": 1.0}}), "weights must be finite numbers, not all 0"),
+        ((PARTS, {"a": 0.0, "deep": {"b": 0}}), "weights must be finite numbers, not all 0"),
+    ],
+)
+def test_what_is_no_weighted_sum_is_refused(arguments, words):
+    with pytest.raises(InputError, match=words):
+        weighted_sum(*arguments)
+
+
+def test_outputs_without_the_name_of_a_loss_are_refused():
+    with pytest.raises(InputError, match="outputs must hold 'deep', got a dict of 'a'"):
+        weighted_sum(PARTS)({"a": OUTPUTS}, THEIRS)
+    with pytest.raises(InputError, match=r"targets must hold 'a', got an array of shape \(57, 3\)"):
+        weighted_sum(PARTS)(SEVERAL, TARGETS)
+
+
+def test_targets_of_parts_are_checked_as_those_of_one_loss():
+    ones = np.ones(6, np.float32)
+    loss = weighted_sum({"a": squared_error, "b": masked(softmax_cross_entropy)})
+    rows = Dataset(SEQUENCES, {"a": SEQUENCES, "b": (np.where(MASK, TOKENS, -7), MASK)}, ones)
+    check_targets(loss, rows, "train")
+    labels = TOKENS.copy()
+    labels[2, 0] = -1
+    for targets, unit in (({"a": SEQUENCES, "b": (labels, MASK)}, loss), (labels, softmax_cross_entropy)):
+        with pytest.raises(
+            InputError, match=r"labels that count classes from 0, got -1 in row 2 of train.*ignore_label"
+        ):
+            check_targets(unit, rows._replace(targets=targets), "train")
+    check_targets(masked(softmax_cross_entropy, ignore_label=-1), rows._replace(targets=labels), "train")
+
+
+def test_labels_beyond_one_of_several_outputs_are_refused():
+    model = Model(None, lambda variables, inputs, **_: ({"a": inputs, "b": inputs}, {}))
+    model = model._replace(init=lambda key, inputs: Variables({}, {}))
+    loss = weighted_sum({"b": softmax_cross_entropy})
+    labels = TOKENS.copy()
+    labels[4, 1] = 9
+    rows = Dataset(SEQUENCES, {"b": labels}, np.ones(6, np.float32))
+    with pytest.raises(
+        InputError, match=r"from 0 to 4, because the model has 5 outputs, got 9 in row 4. Use outputs=10"
+    ):
+        check_labels(model, loss, rows)
+    check_labels(model, loss, rows._replace(targets={"b": TOKENS}))
+
+
+def test_an_array_has_no_parts_although_it_has_rows():
+    with pytest.raises(InputError, match=r"outputs must hold 0, got an array of shape \(57, 3\)"):
+        weighted_sum((squared_error,))(OUTPUTS, (TARGETS,))

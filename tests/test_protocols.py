@@ -256,6 +256,13 @@ KINDS = {
     "labels": (SCORES, (np.arange(ROWS) % 3).astype(np.int32)),
     "answers": (SCORES, (RANDOM.random((ROWS, 3)) < 0.5).astype(np.float32)),
 }
+
+
+def of_part(function):
+    """Return a function of arrays from one of outputs and targets with a part."""
+    return lambda outputs, targets: function({"part": outputs}, {"part": targets})
+
+
 LOSSES = {
     "squared_error": ("numbers", losses.squared_error),
     "absolute_error": ("numbers", losses.absolute_error),
@@ -263,6 +270,8 @@ LOSSES = {
     "softmax_cross_entropy": ("labels", losses.softmax_cross_entropy),
     "smoothed_cross_entropy": ("labels", losses.smoothed_cross_entropy(0.1)),
     "sigmoid_cross_entropy": ("answers", losses.sigmoid_cross_entropy),
+    "masked": ("labels", losses.masked(losses.softmax_cross_entropy, ignore_label=-1)),
+    "weighted_sum": ("numbers", of_part(losses.weighted_sum({"part": losses.huber()}, {"part": 0.5}))),
 }
 METRICS = {
     "mean": ("numbers", metrics.mean("mean", losses.huber(), mode="min")),
@@ -278,6 +287,12 @@ METRICS = {
     "f1": ("labels", metrics.f1("weighted")),
     "roc_auc": ("answers", metrics.roc_auc()),
     "average_precision": ("labels", metrics.average_precision("macro")),
+    "of_output": (
+        "numbers",
+        metrics.of_output("part", metrics.mae)._replace(
+            per_example=of_part(metrics.of_output("part", metrics.mae).per_example)
+        ),
+    ),
 }
 LOSS_OF = {"numbers": losses.squared_error, "labels": losses.softmax_cross_entropy}
 LOSS_OF["answers"] = losses.sigmoid_cross_entropy
@@ -507,8 +522,8 @@ CALLBACKS = {
     "progress_bar": [bar_in(), bar_in(force_terminal=True), bar_in(quiet=True)],
     "profiler": [lambda folder: callbacks.profiler(folder / "trace", epochs=1)],
 }
-# Functions that are no callbacks: they write once.
-OTHERS = {"description", "results", "pictures"}
+# Functions that are no callbacks, because they write once, and the types of callbacks.
+OTHERS = {"description", "results", "pictures", "Callback", "Stop"}
 
 
 @pytest.fixture(params=[(name, number) for name, cases in CALLBACKS.items() for number in range(len(cases))], ids=str)
@@ -570,6 +585,28 @@ def test_a_callback_can_be_used_again_in_the_same_place(callback):
         with callback() as observe:
             run = run_with(observe)
         check_run(run)
+
+
+def test_a_run_opens_a_callback_and_closes_it(callback, tmp_path):
+    check_run(run_with(callback()))
+    if any(tmp_path.iterdir()):
+        # A second run can write there, because the first one has left its files.
+        check_run(run_with(callback()))
+
+
+def test_a_callback_is_a_record_of_hooks(callback):
+    with callback() as observe:
+        assert isinstance(observe, callbacks.Callback)
+        assert not observe.after and observe.state_dict is None
+
+
+def test_a_callback_that_was_entered_before_is_refused(callback):
+    observe = callback()
+    with observe:
+        pass
+    if hasattr(observe, "gen"):
+        with pytest.raises(jaxdl.InputError, match="entered before"):
+            run_with(observe)
 
 
 def test_a_callback_of_a_run_of_no_epoch_ends_too(callback):

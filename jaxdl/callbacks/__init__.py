@@ -9,5 +9,7 @@ from jaxdl.callbacks._tensorboard import histograms as histograms
 from jaxdl.callbacks._tensorboard import pictures as pictures
 from jaxdl.callbacks._tensorboard import results as results
 from jaxdl.callbacks._tensorboard import tensorboard as tensorboard
+from jaxdl.types import Callback as Callback
+from jaxdl.types import Stop as Stop
 
 _set_public_names(globals())

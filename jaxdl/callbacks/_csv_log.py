@@ -93,7 +93,7 @@ def csv_log(path: str | Path, history: Sequence[dict[str, Any]] = ()) -> Iterato
                 os.replace(draft, path)
                 replace_later = False
 
-        yield on_epoch
+        yield Callback(on_epoch_end=on_epoch)
         if table.full is not None:
             table.write(table.state)
         if table.full is not None:

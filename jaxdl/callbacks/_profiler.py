@@ -17,6 +17,8 @@ import jax
 import numpy as np
 
 from jaxdl.errors import InputError
+from jaxdl.train.hooks import at_intervals
+from jaxdl.train.loop import SECONDS as SECONDS_OF_A_CALL
 from jaxdl.types import Callback, RunState
 
 EPOCHS, SECONDS = 3, 2.0  # of a trace, at most: a second may hold a million operations
@@ -67,10 +69,10 @@ def profiler(
 ) -> Iterator[Callback]:
     """Trace some epochs after the first, which compiles, or the only epoch of a run.
 
-    The callback may be called after every epoch or more often. The trace ends at the first call after `epochs` or
-    `seconds`. initial_epoch: the last epoch before the run; last: the last epoch of the run, where it is known. Where
-    no trace can be written, because of another trace or a full disk, `warn` is called and the run continues. Raises
-    InputError for epochs and seconds that are not positive.
+    The trace ends after `epochs`, or with the first call of the device that ends after `seconds`. initial_epoch: the
+    last epoch before the run; last: the last epoch of the run, where it is known. Where no trace can be written,
+    because of another trace or a full disk, `warn` is called and the run continues. Raises InputError for epochs and
+    seconds that are not positive.
 
     >>> import optax, tempfile
     >>> from jaxdl import dataset, fit, losses, mlp
@@ -108,6 +110,6 @@ def profiler(
     if last is not None and last <= initial_epoch + 1:
         start(initial_epoch)
     try:
-        yield on_epoch
+        yield at_intervals(on_epoch, min(seconds, SECONDS_OF_A_CALL))
     finally:
         attempt(trace.close)

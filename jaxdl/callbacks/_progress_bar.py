@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxdl.types import Callback, History
+from jaxdl.train.hooks import at_intervals
+from jaxdl.train.loop import SECONDS
+from jaxdl.types import Callback, History, Hook
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -29,9 +31,9 @@ def progress_bar(
     It is one line in a terminal, a bar in a notebook, lines of text in a log, and nothing for a quiet console, each
     updated at most a few times a second, so that short epochs stay fast. metrics: their names; the best epoch is shown
     with its value of the last of them. Of many runs, as of `fit_seeds` and `sweep`, it shows the means; of a sweep also
-    the rung, the trials that are left, and the best value so far that early stopping monitors. The callback
-    may be called after every epoch or more often: with `batches`, the number of batches of an epoch, the bar moves
-    within an epoch. initial_epoch: the last epoch before the run.
+    the rung, the trials that are left, and the best value so far that early stopping monitors. With `batches`, the
+    number of batches of an epoch and its validation, the bar moves within an epoch. initial_epoch: the last epoch
+    before the run.
 
     >>> import optax
     >>> from rich.console import Console
@@ -45,7 +47,7 @@ def progress_bar(
 
     console = console or Console()
     if console.quiet:
-        return nullcontext(lambda run_state, history: None)
+        return nullcontext(Callback())
     if console.is_jupyter:
         return _notebook_bar(epochs, metrics, batches, initial_epoch)
     if console.is_terminal:
@@ -72,7 +74,7 @@ def _terminal_bar(console: Console, epochs: int, metrics: tuple[str, ...], batch
 
         try:
             with _throttle(show, every=0.2) as callback:
-                yield callback
+                yield _moving(callback, batches)
         finally:
             # A run that stops early has no time left.
             bar.columns = bar.columns[:-1]
@@ -98,7 +100,7 @@ def _notebook_bar(epochs: int, metrics: tuple[str, ...], batches: int, initial_e
 
     try:
         with _throttle(show, every=0.2) as callback:
-            yield callback
+            yield _moving(callback, batches)
     finally:
         # A run may stop early or be interrupted, and then has no time left.
         output.update(_as_html(last[0], epochs, *last[1:]), raw=True)
@@ -135,7 +137,7 @@ def _log_lines(console: Console, epochs: int, metrics: tuple[str, ...], initial_
                 record = history[-1]
                 callback(run_state, history)
 
-        yield after_epochs
+        yield Callback(on_epoch_end=after_epochs)
 
     if last < epochs:
         console.print(f"ended after epoch {last} of {epochs}", highlight=False)
@@ -159,8 +161,13 @@ class _Remaining:
         return (now - self.start[0]) / (epoch - self.start[1]) * (self.epochs - epoch)
 
 
+def _moving(show: Hook, batches: int) -> Callback:
+    """Return a callback that shows each epoch and, where the batches of an epoch are known, moves within one."""
+    return at_intervals(show, SECONDS) if batches > 1 else Callback(on_epoch_end=show)
+
+
 @contextmanager
-def _throttle(show: Callback, every: float) -> Iterator[Callback]:
+def _throttle(show: Hook, every: float) -> Iterator[Hook]:
     """Call `show` for the first epoch, then at most once in `every` seconds, and for the last epoch at the end."""
     last_time, pending = -every, None
 
@@ -233,6 +240,6 @@ def _status(run_state: Any, history: History, metrics: tuple[str, ...]) -> str:
         return _mean_status(history[-1], metrics)
     text = " ".join(f"{name} {history[-1][name]:.4f}" for name in metrics if name in history[-1])
     best, first = int(run_state.stopping.best_epoch), int(history[0]["epoch"])
-    if best < first or metrics[-1] not in history[-1]:
+    if best < first or metrics[-1] not in history[best - first]:
         return f"{text} best: {f'epoch {best}' if best else 'none yet'}"
     return f"{text} best {history[best - first][metrics[-1]]:.4f} (epoch {best})"

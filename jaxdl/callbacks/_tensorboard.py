@@ -101,7 +101,7 @@ def tensorboard(
         # For a new run, too: a run that was killed before its first checkpoint may have written here.
         write((name, _purge(initial_epoch + 1)) for name in prefixes if initial_epoch is not None)
         try:
-            yield on_epoch
+            yield Callback(on_epoch_end=on_epoch)
         finally:
             flush()
 
@@ -154,7 +154,7 @@ def histograms(
     ):
         # To gather them, all processes would have to call the callback at the same time.
         warn(f"{folder} gets no histograms, because several processes hold parts of the parameters.")
-        yield lambda run_state, history: None
+        yield Callback()
         return
     first = jax.tree.map(lambda leaf: leaf[: plan.batch_size], loader(dataset, plan.batch_size).first)
     # On the host, because the parameters and the dataset may be on different devices.
@@ -190,7 +190,7 @@ def histograms(
         if at_end:
             compute(start.train_state, epoch)
         try:
-            yield on_epoch
+            yield Callback(on_epoch_end=on_epoch)
         finally:
             flush()
 

@@ -12,14 +12,20 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Int64, Shaped
 
-from jaxdl._checks import explain_calls, given_as, number, whole_number
+from jaxdl._checks import check_examples, explain_calls, given_as, number, whole_number
+from jaxdl._tree import named_leaves
+from jaxdl.distributed.sharding import device_put
 from jaxdl.errors import InputError
-from jaxdl.types import Dataset
+from jaxdl.types import Dataset, PyTree
 
 
 @explain_calls
-def dataset(inputs: Any, targets: Any, sample_weight: Any = None) -> Dataset:
+def dataset(inputs: Any, targets: Any = None, sample_weight: Any = None) -> Dataset:
     """Return inputs (N, ...), targets (N, ...) and sample weights (N,) as a dataset of arrays that JAX can hold.
+
+    inputs, targets: an array, or a dict, tuple or NamedTuple of arrays, also nested, whose first axis is that of the
+        examples. A list of arrays is an array of rows, or, where it has one array for each of several inputs, a tuple.
+    targets: None for a loss that takes none (`losses.model_loss`).
 
     Python numbers and float64 become float32, or stay float64 if `jax_enable_x64` is set. Integers (labels, pixels)
     keep their dtype. Tables of pandas may have columns of numbers and Booleans.
@@ -33,26 +39,33 @@ def dataset(inputs: Any, targets: Any, sample_weight: Any = None) -> Dataset:
     >>> examples = dataset([[1.0], [2.0]], [[3.0], [4.0]])
     >>> examples.inputs.shape, examples.sample_weight
     ((2, 1), array([1., 1.], dtype=float32))
+    >>> dataset({"image": np.zeros((5, 8, 8, 3)), "age": np.arange(5.0)}, np.arange(5)).inputs["age"].shape
+    (5,)
     """
     raw_inputs, counted = inputs, None
     if sample_weight is not None:
         sample_weight = as_rows("sample_weight", sample_weight)
         sample_weight = sample_weight.astype(precision(sample_weight.dtype), copy=False)
         counted = sample_weight > 0
-    inputs, targets = as_rows("inputs", inputs, counted), as_rows("targets", targets, counted)
-    sample_weight = np.ones(len(inputs), np.float32) if sample_weight is None else sample_weight
-    for name, array in (("targets", targets), ("sample_weight", sample_weight)):
-        if len(array) != len(inputs):
+    several = _lists_are_containers(inputs, targets, sample_weight)
+    inputs = as_trees("inputs", inputs, counted, several)
+    targets = None if targets is None else as_trees("targets", targets, counted, several)
+    (first_name, first), *others = named_leaves("inputs", inputs)
+    sample_weight = np.ones(len(first), np.float32) if sample_weight is None else sample_weight
+    for name, array in (*others, *named_leaves("targets", targets), ("sample_weight", sample_weight)):
+        if len(array) != len(first):
             advice = ""
-            if isinstance(raw_inputs, list | tuple) and all(np.ndim(each) > 1 for each in raw_inputs):
-                kind = type(raw_inputs).__name__
-                advice = f" Inputs must be one array, not a {kind} of several: concatenate them."
-            elif array.shape[-1] == len(inputs):
+            if isinstance(raw_inputs, list) and inputs is first and all(np.ndim(each) > 1 for each in raw_inputs):
+                advice = (
+                    f" The inputs are a list of {len(raw_inputs)} arrays, which were read as rows: each of several "
+                    "inputs needs one row for each example."
+                )
+            elif array.shape[-1] == len(first):
                 advice = f" Their shape is {array.shape}: use {name}.T if they are transposed."
-            elif inputs.shape[-1] == len(array):
-                advice = f" The inputs' shape is {inputs.shape}: use inputs.T if they are transposed."
+            elif first.shape[-1] == len(array):
+                advice = f" The inputs' shape is {first.shape}: use inputs.T if they are transposed."
             raise InputError(
-                f"{name} must have one row for each of the {len(inputs)} inputs, got {len(array)}.{advice}"
+                f"{name} must have one row for each of the {len(first)} {first_name}, got {len(array)}.{advice}"
             )
     if sample_weight.ndim != 1 or (sample_weight < 0).any() or not sample_weight.any():
         raise InputError(
@@ -60,6 +73,76 @@ def dataset(inputs: Any, targets: Any, sample_weight: Any = None) -> Dataset:
             f"{sample_weight.min():g}. Use 1 for each example, and 0 for an example that must not count."
         )
     return Dataset(inputs, targets, sample_weight)
+
+
+def as_trees(
+    name: str, values: Any, counted: Bool[np.ndarray, " rows"] | None = None, lists: bool = False, convert: Any = None
+) -> PyTree:
+    """Return `convert(name, leaf, counted)`, by default `as_rows`, of an array, or of each of a container's arrays.
+
+    Dicts, and tuples and NamedTuples of arrays, are containers; lists of arrays are too, if `lists`, and become tuples.
+    Raises InputError for a container without arrays, and for dicts whose keys JAX cannot sort.
+    """
+    if not _is_container(values, lists):
+        return (as_rows if convert is None else convert)(name, values, counted)
+    if not len(values):
+        raise InputError(f"{name} must have at least one array, got an empty {type(values).__name__}.")
+    if isinstance(values, Mapping):
+        if len({type(key) for key in values}) > 1:
+            raise InputError(f"{name} must have keys of one type, got {', '.join(map(repr, values))}. Use strings.")
+        return {key: as_trees(f"{name}[{key!r}]", each, counted, lists, convert) for key, each in values.items()}
+    fields = getattr(values, "_fields", None)
+    names = (f"[{number}]" for number in range(len(values))) if fields is None else (f".{field}" for field in fields)
+    parts = [as_trees(name + part, each, counted, lists, convert) for part, each in zip(names, values, strict=True)]
+    return tuple(parts) if fields is None else type(values)(*parts)
+
+
+def _is_container(values: object, lists: bool) -> bool:
+    """Return whether values are several arrays: a dict, or a tuple, NamedTuple or list of arrays or of containers."""
+    if isinstance(values, Mapping):
+        return True
+    if not isinstance(values, (tuple, list) if lists else tuple):
+        return False
+    return len(values) > 0 and all(_is_array(each) or _is_container(each, lists) for each in values)
+
+
+def _is_array(values: Any) -> bool:
+    return len(getattr(values, "shape", ())) > 0
+
+
+def _lists_are_containers(*trees: Any) -> bool:
+    """Return whether lists of arrays are several arrays of N rows each, and not rows; by the numbers of examples.
+
+    Raises InputError where they may be both.
+    """
+    lists = [each for tree in trees for each in _lists_of_arrays(tree)]
+    rows, several = ({length for tree in trees for length in _lengths(tree, both)} for both in (False, True))
+    if not lists or len(several) != 1:
+        return False
+    if len(rows) == 1 and all(len({getattr(array, "shape", None) for array in each}) == 1 for each in lists):
+        raise InputError(
+            f"a list of {len(lists[0])} arrays of {several.pop()} rows may be {len(lists[0])} examples or "
+            f"{len(lists[0])} inputs. Use np.stack(...) for examples, tuple(...) for several inputs."
+        )
+    return True
+
+
+def _lists_of_arrays(values: Any) -> list[list[Any]]:
+    """Return the lists of a container that may be containers, the container itself among them."""
+    if not _is_container(values, lists=True):
+        return []
+    parts = values.values() if isinstance(values, Mapping) else values
+    return [values] * isinstance(values, list) + [each for part in parts for each in _lists_of_arrays(part)]
+
+
+def _lengths(values: Any, lists: bool) -> list[int]:
+    """Return the numbers of rows of the arrays of a container, or of values that are no container."""
+    if values is None:
+        return []
+    if _is_container(values, lists):
+        parts = values.values() if isinstance(values, Mapping) else values
+        return [length for each in parts for length in _lengths(each, lists)]
+    return [values.shape[0] if _is_array(values) else len(values) if hasattr(values, "__len__") else 0]
 
 
 def as_rows(
@@ -235,6 +318,61 @@ def take(dataset: Dataset, rows: Any) -> Dataset:
     return jax.tree.map(lambda leaf: leaf[places], dataset)
 
 
+def with_class_weight(train: Any, class_weight: Mapping[int, float] | Sequence[float]) -> Dataset:
+    """Return a dataset whose sample weights are multiplied by the weights of their classes.
+
+    class_weight: a dict {class: weight}, where other classes have weight 1, or the weight of each class from 0.
+
+    Raises InputError for a source, for targets that are no integer labels (N,), for labels without a weight and classes
+    without an example, and for weights that are negative or not finite.
+
+    >>> with_class_weight(dataset([1.0, 2.0, 3.0], [0, 1, 1]), {1: 0.5}).sample_weight
+    array([1. , 0.5, 0.5], dtype=float32)
+    """
+    if not isinstance(train, Dataset):
+        raise InputError(
+            f"class_weight needs a dataset in memory, got {given_as(train)}. Let a source read sample weights: the "
+            "weight of each label."
+        )
+    check_examples("train", train)
+    if len(getattr(train.targets, "shape", ())) != 1 or not jnp.issubdtype(train.targets.dtype, jnp.integer):
+        raise InputError(
+            f"class_weight needs integer labels (N,) as targets, got {train}. Use targets.astype(int) for labels, "
+            "targets.argmax(1) for one-hot targets, or dataset(inputs, targets, sample_weight)."
+        )
+    labels, sample_weight = np.asarray(train.targets), np.asarray(train.sample_weight)
+    counted = sample_weight > 0
+    classes = np.unique(labels[counted])
+    if isinstance(class_weight, Mapping):
+        weights = {whole_number("a class of class_weight", key): value for key, value in class_weight.items()}
+        unknown = [key for key in weights if key not in classes]
+    elif isinstance(class_weight, str) or np.ndim(class_weight) != 1:
+        raise InputError(
+            f"class_weight must be a dict {{class: weight}}, or the weight of each class, got {given_as(class_weight)}."
+        )
+    else:
+        weights = dict(enumerate(class_weight))
+        unknown = [label for label in classes.tolist() if label not in weights]
+    if unknown:
+        raise InputError(
+            f"class_weight must be that of the labels of train, {_some(classes.tolist())}, got the weights of "
+            f"{_some([*weights])}: {unknown[0]} is in one of them alone."
+        )
+    factors = np.ones(len(labels), sample_weight.dtype)
+    for key, weight in weights.items():
+        if not 0 <= number(f"class_weight[{key}]", weight) < np.inf:
+            raise InputError(f"class_weight[{key}] must be a number from 0 on, got {weight}.")
+        factors[labels == key] = weight
+    product: Any = sample_weight * factors
+    if isinstance(train.sample_weight, jax.Array):
+        product = device_put(product, train.sample_weight.sharding)
+    return train._replace(sample_weight=product)
+
+
+def _some(values: Sequence[object]) -> str:
+    return ", ".join(map(str, values[:10])) + ", ..." * (len(values) > 10)
+
+
 @explain_calls
 def split(
     count: int, fraction: float, seed: int = 0
@@ -282,7 +420,7 @@ def fit_scaler(inputs: Any) -> StandardScaler:
     >>> scaler.mean.tolist(), scaler.scale.tolist()
     ([2.0, 5.0], [1.0, 1.0])
     """
-    table = as_numbers("inputs", inputs)[0].astype(np.float64)
+    table = _one_array(inputs).astype(np.float64)
     mean = table.mean(0)
     # In two passes: the mean of squares would lose the digits of a column of mean 100 and deviation 1e-3.
     scale = np.sqrt(((table - mean) ** 2).mean(0))
@@ -298,5 +436,16 @@ def standardize(inputs: Any, scaling: StandardScaler) -> Float[np.ndarray, "rows
     >>> standardize(table, fit_scaler(table)).tolist()
     [[-1.0], [1.0]]
     """
-    table, _ = as_numbers("inputs", inputs)
+    table = _one_array(inputs)
     return ((table.astype(np.float64) - scaling.mean) / scaling.scale).astype(precision(table.dtype))
+
+
+def _one_array(inputs: Any) -> np.ndarray:
+    """Return the inputs of a scaler, one array of numbers. Raises InputError for several."""
+    if _is_container(inputs, lists=False):
+        names = [name for name, _ in named_leaves("inputs", inputs)]
+        raise InputError(
+            f"a scaler takes one array, got a {type(inputs).__name__} of {', '.join(names)}. Scale each array by "
+            f"itself: standardize({names[0]}, fit_scaler({names[0]}))."
+        )
+    return as_numbers("inputs", inputs)[0]

@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Int32, Int64, PRNGKeyArray, Shaped, UInt32
+from jaxtyping import Int32, Int64, PRNGKeyArray, UInt32
 from numpy.typing import ArrayLike
 
 from jaxdl._jit import is_traced
 from jaxdl.distributed.sharding import data_devices, split_rows
-from jaxdl.types import Array, Batch, Dataset
+from jaxdl.types import Array, Batch, Dataset, PyTree
 
 _ROUNDS = 32
 # Datasets up to this size compute the whole permutation once per compiled call, in less than a millisecond. For larger
@@ -103,15 +103,20 @@ def only_counted(examples: Any) -> Any:
             leaf = jnp.asarray(leaf)
             return jnp.where(counted.reshape(-1, *[1] * (leaf.ndim - 1)), leaf, leaf[first][None])
 
-        return examples._replace(inputs=replace(examples.inputs), targets=replace(examples.targets))
+        return _map_values(replace, examples)
     mask = np.asarray(examples.sample_weight) > 0
     if mask.all():
         return examples
     if not mask.any():
-        zeros = np.zeros_like if isinstance(examples.inputs, np.ndarray) else jnp.zeros_like
-        return examples._replace(inputs=zeros(examples.inputs), targets=zeros(examples.targets))
+        return _map_values(lambda leaf: (np if isinstance(leaf, np.ndarray) else jnp).zeros_like(leaf), examples)
     places = np.where(mask, np.arange(len(mask)), np.argmax(mask))
-    return examples._replace(inputs=examples.inputs[places], targets=examples.targets[places])
+    return _map_values(lambda leaf: leaf[places], examples)
+
+
+def _map_values(function: Callable[[Any], Any], examples: Any) -> Any:
+    """Return examples with a function of each array of their inputs and targets."""
+    inputs, targets = jax.tree.map(function, (examples.inputs, examples.targets))
+    return examples._replace(inputs=inputs, targets=targets)
 
 
 def training_rows(train: object) -> Any:
@@ -204,9 +209,13 @@ def validation_batch(dataset: Dataset, index: int | Array, batch_size: int) -> D
     return _mask_padding(examples, (start + numbers >= first) & (numbers < size))
 
 
-def default_batch_size(inputs: Shaped[Array | np.ndarray, "rows ..."], numbers: int = EVAL_NUMBERS) -> int:
-    """Return the default evaluation batch size for inputs (N, ...): 1024, or fewer examples of `numbers` values."""
-    return max(1, min(EVAL_ROWS, numbers // max(1, math.prod(inputs.shape[1:]))))
+def default_batch_size(inputs: PyTree, numbers: int = EVAL_NUMBERS) -> int:
+    """Return the default evaluation batch size for inputs (N, ...): 1024, or fewer examples of `numbers` values.
+
+    Of several inputs the largest array counts.
+    """
+    largest = max(math.prod(leaf.shape[1:]) for leaf in jax.tree.leaves(inputs))
+    return max(1, min(EVAL_ROWS, numbers // max(1, largest)))
 
 
 def _take(dataset: Any, rows: Array) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -18,7 +18,8 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
 from jaxdl._checks import check_examples
-from jaxdl.data.arrays import as_numbers
+from jaxdl._tree import map_named, named_leaves
+from jaxdl.data.arrays import as_numbers, as_trees
 from jaxdl.data.batches import SwapRounds, Window, _swap_rounds, batches_of, only_counted, rows_on_host, training_rows
 from jaxdl.distributed.sharding import DATA, mesh_of, shard_dataset, shard_state, to_host
 from jaxdl.errors import InputError
@@ -33,7 +34,8 @@ class DataSource:
     """
 
     count: int
-    # (B,) int64 row numbers, rising and unique, -> a Dataset of NumPy arrays (B, ...). A thread calls it.
+    # (B,) int64 row numbers, rising and unique, -> a Dataset of NumPy arrays (B, ...), or of pytrees of such arrays. A
+    # thread calls it.
     read: Callable[[np.ndarray], Dataset]
     # The mean sample weight of all examples, which training needs for weights that are not all 1.
     mean_weight: float | None = None
@@ -56,9 +58,12 @@ class Records(Protocol):
 
 
 def memory_mapped(
-    inputs: str | PathLike[str], targets: str | PathLike[str], sample_weight: str | PathLike[str] | None = None
+    inputs: PyTree, targets: PyTree = None, sample_weight: str | PathLike[str] | None = None
 ) -> DataSource:
     """Return a streaming dataset of .npy files, which are read only where a batch needs them.
+
+    inputs, targets: the path of a file, or a dict, tuple, list or NamedTuple of paths for several arrays; targets may
+        be None, as for `dataset`.
 
     The files hold arrays (N, ...), (N, ...) and (N,), as from `numpy.save`, or from `numpy.lib.format.open_memmap` for
     data larger than the memory. float64 becomes float32; integers (labels, pixels) keep their dtype. Without
@@ -73,11 +78,12 @@ def memory_mapped(
     >>> source.count, source.read(np.array([0, 2])).inputs.tolist()
     (3, [[0.0, 1.0], [4.0, 5.0]])
     """
-    paths = {"inputs": Path(inputs), "targets": Path(targets)}
-    if sample_weight is not None:
-        paths["sample_weight"] = Path(sample_weight)
+    trees = {"inputs": inputs, "targets": targets, "sample_weight": sample_weight}
+    paths = {name: Path(path) for field, tree in trees.items() for name, path in named_leaves(field, tree)}
     arrays = {name: _open_npy(name, path) for name, path in paths.items()}
-    count = len(arrays["inputs"])
+    if not named_leaves("inputs", inputs):
+        raise InputError(f"inputs must be the path of an .npy file, or a dict of paths, got {inputs!r}.")
+    count = len(next(iter(arrays.values())))
     for name, array in arrays.items():
         if len(array) != count:
             raise InputError(f"{paths[name]} must have one row for each of the {count} inputs, got {len(array)}.")
@@ -87,8 +93,10 @@ def memory_mapped(
         )
 
     def read(rows: np.ndarray) -> Dataset:
-        leaves: dict[str, Any] = {name: array[rows] for name, array in arrays.items()}
-        return Dataset(**{"sample_weight": np.ones(len(rows), np.float32), **leaves})
+        parts = {field: map_named(lambda name, _: arrays[name][rows], field, tree) for field, tree in trees.items()}
+        if sample_weight is None:
+            parts["sample_weight"] = np.ones(len(rows), np.float32)
+        return Dataset(**parts)
 
     mean = None if sample_weight is None else float(np.mean(arrays["sample_weight"], dtype=np.float64))
     return DataSource(count, read, mean)
@@ -99,7 +107,8 @@ def from_random_access(
 ) -> DataSource:
     """Return a streaming dataset of records by number, such as an ArrayRecord reader or tfds's `data_source`.
 
-    to_row: converts a record to (inputs, targets) or (inputs, targets, weight) of one example. It must be
+    to_row: converts a record to (inputs, targets) or (inputs, targets, weight) of one example, of which inputs and
+        targets may be dicts, tuples or NamedTuples of arrays; targets may be None, as for `dataset`. It must be
         deterministic, or a resumed run sees other examples; random augmentation belongs in the model.
     workers: number of threads that read and convert records, for a slow disk or a network. For more than 1 both
         `records` and `to_row` must be thread-safe.
@@ -131,8 +140,8 @@ def from_random_access(
             parts = [numbers[start : start + size] for start in range(0, len(numbers), size)]
             examples = [example for part in pool.map(read_examples, parts) for example in part]
         columns = zip(Dataset._fields, zip(*examples, strict=True), strict=True)
-        leaves: dict[str, Any] = {name: _stack(name, values, numbers) for name, values in columns}
-        return Dataset(**leaves)
+        trees: dict[str, Any] = {name: _stack_trees(name, values, numbers) for name, values in columns}
+        return Dataset(**trees)
 
     return DataSource(len(records), read, mean_weight)
 
@@ -145,9 +154,13 @@ def read_rows(source: DataSource, rows: np.ndarray) -> Dataset:
     if not isinstance(examples, Dataset):
         raise InputError(f"a source must read a Dataset, got {type(examples).__name__}. Use a Dataset of NumPy arrays.")
     counted = _check_column("sample_weight", examples.sample_weight, unique) > 0
-    columns = examples._asdict().items()
-    leaves: dict[str, Any] = {name: _check_column(name, leaf, unique, counted)[inverse] for name, leaf in columns}
-    return Dataset(**leaves)
+
+    def column(name: str, values: Any, counted: Any) -> Any:
+        return _check_column(name, values, unique, counted)[inverse]
+
+    inputs = as_trees("inputs", examples.inputs, counted, convert=column)
+    targets = None if examples.targets is None else as_trees("targets", examples.targets, counted, convert=column)
+    return Dataset(inputs, targets, column("sample_weight", examples.sample_weight, counted))
 
 
 def _open_npy(name: str, path: Path) -> np.ndarray:
@@ -172,6 +185,36 @@ def _as_example(row: int, values: Any) -> tuple[Any, ...]:
         kind = f"{len(values)} values" if isinstance(values, tuple) else type(values).__name__
         raise InputError(f"to_row must make (inputs, targets) or (inputs, targets, weight), got {kind} for row {row}.")
     return values if len(values) == 3 else (*values, np.float32(1))
+
+
+def _stack_trees(name: str, trees: Sequence[Any], rows: list[int]) -> Any:
+    """Return the inputs or targets of some records as arrays (B, ...), in the containers of each record."""
+    if all(tree is None for tree in trees):
+        return None
+    if not isinstance(trees[0], Mapping) and not _is_several(trees[0]):
+        return _stack(name, tuple(trees), rows)
+    keys = _keys(trees[0])
+    for row, tree in zip(rows, trees, strict=True):
+        if type(tree) is not type(trees[0]) or _keys(tree) != keys:
+            raise InputError(
+                f"{name} must have one structure in all rows, got a {type(trees[0]).__name__} of {keys} for row "
+                f"{rows[0]} and a {type(tree).__name__} for row {row}. Let to_row return the same keys for each."
+            )
+    parts = {key: _stack_trees(f"{name}[{key!r}]", [tree[key] for tree in trees], rows) for key in keys}
+    if isinstance(trees[0], Mapping):
+        return parts
+    return type(trees[0])(*parts.values()) if hasattr(trees[0], "_fields") else (*parts.values(),)
+
+
+def _keys(tree: Any) -> list[Any]:
+    return sorted(tree) if isinstance(tree, Mapping) else [*range(len(tree))] if isinstance(tree, tuple) else []
+
+
+def _is_several(value: Any) -> bool:
+    """Return whether a tuple of an example is no row of numbers: it holds an array, a dict, or such a tuple."""
+    return isinstance(value, tuple) and any(
+        len(getattr(each, "shape", ())) > 0 or isinstance(each, Mapping) or _is_several(each) for each in value
+    )
 
 
 def _stack(name: str, values: tuple[Any, ...], rows: list[int]) -> np.ndarray:
@@ -236,7 +279,7 @@ class Prefetched(NamedTuple, Generic[T]):
 def plan_windows(first: Dataset, rows: int, batch_size: int, window_bytes: int = BYTES) -> WindowPlan:
     """Divide `rows` examples like the `first` into windows of about `window_bytes`, at least one batch each."""
     batches = -(-rows // batch_size)
-    row_bytes = sum(leaf.nbytes // len(leaf) for leaf in first)
+    row_bytes = sum(leaf.nbytes // len(leaf) for leaf in jax.tree.leaves(first))
     windows = -(-batches // max(1, window_bytes // (row_bytes * batch_size)))
     per_window = -(-batches // windows)
     return WindowPlan(rows, batch_size, batches, per_window, -(-batches // per_window))
@@ -285,12 +328,15 @@ def load_window(
     indices = sharding.addressable_devices_indices_map((plan.per_window, size)).values()
     parts = {part: read(*part) for part in sorted(set(map(columns, indices)))}
 
-    def place(name: str) -> jax.Array:
-        shape = (plan.per_window, size, *(() if name == "mask" else getattr(first, name).shape[1:]))
-        return jax.make_array_from_callback(shape, sharding, lambda index: getattr(parts[columns(index)], name))
+    # The arrays of each part of the window, in the same order.
+    leaves = {part: jax.tree.leaves(examples) for part, examples in parts.items()}
 
-    kind: Any = type(next(iter(parts.values())))
-    return kind(*map(place, kind._fields))
+    def place(number: int, leaf: np.ndarray) -> jax.Array:
+        shape = (plan.per_window, size, *leaf.shape[2:])
+        return jax.make_array_from_callback(shape, sharding, lambda index: leaves[columns(index)][number])
+
+    one = next(iter(parts.values()))
+    return jax.tree.unflatten(jax.tree.structure(one), map(place, *zip(*enumerate(jax.tree.leaves(one)), strict=True)))
 
 
 @contextmanager
@@ -388,7 +434,7 @@ class _Memory(Loader):
         return batch, _batch_row_numbers(self, _swap_rounds(key, epoch, self.rows), number)
 
     def checksum(self) -> str:
-        return _checksum(self.rows, self.first)
+        return _checksum(self.rows, jax.tree.leaves(self.first))
 
 
 @dataclass(frozen=True)
@@ -439,7 +485,7 @@ class _Stream(Loader):
         return batch, _batch_row_numbers(self, rounds, number)
 
     def checksum(self) -> str:
-        return _checksum(self.rows, read_rows(self.source, np.arange(min(8, self.rows))))
+        return _checksum(self.rows, jax.tree.leaves(read_rows(self.source, np.arange(min(8, self.rows)))))
 
     def _window(self, plan: WindowPlan, index: int, rounds: SwapRounds, sharding: Sharding | None = None) -> Window:
         order = partial(rows_on_host, rounds, count=plan.rows)
@@ -500,7 +546,16 @@ def _read_part(
     batches, numbers = np.arange(first_batch, min(first_batch + plan.per_window, plan.batches)), np.arange(start, stop)
     places = batches[:, None] * plan.batch_size + numbers
     examples = read_rows(source, order((places % plan.rows).ravel()))
-    for name, leaf, like in zip(Dataset._fields, examples, first, strict=True):
+    structures: list[Any] = [jax.tree.structure(each) for each in (examples, first)]
+    if structures[0] != structures[1]:
+        raise InputError(
+            f"a source must read inputs and targets of one structure in all rows, got {examples} after {first}."
+        )
+    for (name, leaf), like in zip(
+        (part for field, tree in examples._asdict().items() for part in named_leaves(field, tree)),
+        jax.tree.leaves(first),
+        strict=True,
+    ):
         if (leaf.shape[1:], leaf.dtype) != (like.shape[1:], like.dtype):
             raise InputError(
                 f"{name} must have one shape and dtype in all rows of a source, got {leaf.shape[1:]} of {leaf.dtype} "

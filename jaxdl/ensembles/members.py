@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -12,9 +13,16 @@ import numpy as np
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxdl._checks import check_examples, check_model, check_objective, check_variables, explain_calls
+from jaxdl._checks import (
+    check_examples,
+    check_has_targets,
+    check_model,
+    check_objective,
+    check_variables,
+    explain_calls,
+)
 from jaxdl._jit import is_traced, jit
-from jaxdl.data.arrays import as_rows, precision
+from jaxdl.data.arrays import as_rows, as_trees, precision
 from jaxdl.data.batches import evaluation_rows
 from jaxdl.errors import InputError
 from jaxdl.losses import check_labels
@@ -23,7 +31,20 @@ from jaxdl.train.epoch import eval_batch_size, run_steps
 from jaxdl.train.evaluate import evaluate_prepared, predict
 from jaxdl.train.plan import PlanFamily
 from jaxdl.train.step import eval_variables
-from jaxdl.types import Array, Dataset, EvalParams, Loss, Metric, Model, Objective, Plan, PyTree, RunState, Variables
+from jaxdl.types import (
+    Array,
+    Dataset,
+    EvalParams,
+    Loss,
+    Metric,
+    Model,
+    ModelLoss,
+    Objective,
+    Plan,
+    PyTree,
+    RunState,
+    Variables,
+)
 
 Method = Literal["vmap", "map"]
 AXIS = "member"
@@ -160,6 +181,7 @@ def run_members(
     plan: Plan | PlanFamily,
     method: Method = "vmap",
     numbers: Mapping[str, Array] = EMPTY,
+    validate: Any = True,
 ) -> tuple[RunState, Array]:
     """Run the next batches of many runs: the `run` of `chunks` and `epochs`.
 
@@ -177,7 +199,7 @@ def run_members(
     """
     sharding = many.epoch.sharding if not isinstance(many.epoch, jax.core.Tracer) else None
     mesh = sharding.mesh if isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, Mesh) else None
-    return _run(many, train, validation, steps, dict(numbers), plan=plan, method=method, mesh=mesh)
+    return _run(many, train, validation, steps, np.bool_(validate), dict(numbers), plan=plan, method=method, mesh=mesh)
 
 
 @partial(jit, static_argnames=("plan", "method", "mesh"))
@@ -186,6 +208,7 @@ def _run(
     train: Dataset,
     validation: Dataset | None,
     steps: Any,
+    validate: Any,
     numbers: dict[str, Array],
     *,
     plan: Plan | PlanFamily,
@@ -193,10 +216,11 @@ def _run(
     mesh: Mesh | None,
 ) -> tuple[RunState, Array]:
     def run_one(run_state: RunState, *arguments: Any, **values: Array) -> tuple[RunState, Array]:
-        return run_steps(run_state, *arguments, plan=_plan_of(plan, values))
+        *data, validate = arguments
+        return run_steps(run_state, *data, plan=_plan_of(plan, values), validate=validate)
 
     steps = jnp.where(many.stopping.should_stop.all(), 0, steps)
-    return map_members(run_one, method, mesh=mesh)(many, train, validation, steps, **numbers)
+    return map_members(run_one, method, mesh=mesh)(many, train, validation, steps, validate, **numbers)
 
 
 def shard_members(many: RunState, *dataset: Dataset | None, devices: Any = None) -> tuple[Any, ...]:
@@ -270,8 +294,8 @@ def _without_cursor(run_state: Any) -> Any:
 class EnsemblePrediction(NamedTuple):
     """The mean and the standard deviation of the predictions of ensemble members."""
 
-    mean: Array  # (N, ...)
-    std: Array  # (N, ...), over the members; it divides by their number
+    mean: PyTree  # (N, ...), in the containers of the model's outputs
+    std: PyTree  # (N, ...), over the members; it divides by their number
 
 
 @explain_calls
@@ -289,20 +313,28 @@ def predict_mean(
     >>> predict_mean(model, variables, inputs).std.shape
     (5, 2)
     """
-    inputs = inputs if isinstance(inputs, jax.Array) else as_rows("inputs", inputs)
-    _check_many("predict_mean", "predict", model, variables, inputs[:1])
+    inputs = as_trees("inputs", inputs, convert=_as_array)
+    _check_many("predict_mean", "predict", model, variables, inputs)
     count = jax.tree.leaves(variables)[0].shape[0]
-    mean: Any = jnp.float32(0)
-    squares: Any = jnp.float32(0)
+    mean: Any = None
+    squares: Any = None
     # Welford's update (Technometrics 4, 1962), which does not cancel where the deviation is small.
     for index in range(count):
         one: Variables = jax.tree.map(lambda leaf, index=index: leaf[index], variables)
         outputs = predict(model, one, inputs, batch_size=batch_size)
-        outputs = outputs.astype(precision(outputs.dtype))
-        residual = outputs - mean
-        mean = mean + residual / (index + 1)
-        squares = squares + residual * (outputs - mean)
-    return EnsemblePrediction(mean, jnp.sqrt(squares / count))
+        outputs = jax.tree.map(lambda leaf: leaf.astype(precision(leaf.dtype)), outputs)
+        if mean is None:
+            mean = squares = jax.tree.map(lambda leaf: jnp.zeros((), jnp.float32), outputs)
+        residual = jax.tree.map(operator.sub, outputs, mean)
+        mean = jax.tree.map(lambda leaf, part, index=index: leaf + part / (index + 1), mean, residual)
+        squares = jax.tree.map(
+            lambda total, part, leaf, center: total + part * (leaf - center), squares, residual, outputs, mean
+        )
+    return EnsemblePrediction(mean, jax.tree.map(lambda total: jnp.sqrt(total / count), squares))
+
+
+def _as_array(name: str, values: Any, counted: Any = None) -> Any:
+    return values if isinstance(values, jax.Array) else as_rows(name, values)
 
 
 @explain_calls
@@ -310,7 +342,7 @@ def evaluate_members(
     model: Model,
     variables: Variables,
     dataset: Dataset,
-    loss: Loss,
+    loss: Loss | ModelLoss,
     *,
     metrics: Sequence[Metric] = (),
     batch_size: int | None = None,
@@ -328,7 +360,8 @@ def evaluate_members(
     """
     objective = check_objective(loss, metrics)
     check_examples("dataset", dataset)
-    _check_many("evaluate_members", "evaluate", model, variables, dataset.inputs[:1])
+    check_has_targets("dataset", objective, dataset)
+    _check_many("evaluate_members", "evaluate", model, variables, dataset.inputs)
     check_labels(model, loss, dataset)
     rows, prepared = evaluation_rows(dataset), not is_traced(dataset.sample_weight)
     return _evaluate_members(model, objective, variables, rows, batch_size=batch_size, prepared=prepared)
@@ -353,7 +386,8 @@ def _evaluate_members(
 def _check_many(name: str, single: str, model: Model, variables: Variables, inputs: Any) -> None:
     check_model(model)
     check_variables(variables)
-    alone = jax.eval_shape(model.init, jax.random.key(0), inputs)
+    example = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape[1:]), leaf.dtype), inputs)
+    alone = jax.eval_shape(model.init, jax.random.key(0), example)
     if [jnp.ndim(leaf) for leaf in jax.tree.leaves(variables)] == [leaf.ndim for leaf in jax.tree.leaves(alone)]:
         raise InputError(
             f"{name} needs the variables of many networks, leaves (members, ...), got those of a single network. "

@@ -2,29 +2,54 @@
 
 from __future__ import annotations
 
+import math
+import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxdl._checks import check_callbacks, check_choice, check_examples, check_platform, explain_calls, whole_number
+from jaxdl._checks import check_callbacks, check_choice, check_examples, check_platform, explain_calls
 from jaxdl._environment import enable_compilation_cache
+from jaxdl.data.arrays import with_class_weight
 from jaxdl.data.streaming import Loader
 from jaxdl.ensembles.members import Method, best_and_final, most_devices, run_members, shard_members, start_members
 from jaxdl.errors import InputError
 from jaxdl.losses import check_labels
 from jaxdl.train import make_plan
-from jaxdl.train.fit import check_seed, warn_of_eval_params, without_best
-from jaxdl.train.loop import AdaptiveSteps, Chunk, LoopResult, Run, chunks, prepare_data, run_loop
+from jaxdl.train.fit import (
+    callback_states,
+    check_limits,
+    check_seed,
+    end_at_pause,
+    warn_of_eval_params,
+    without_best,
+)
+from jaxdl.train.hooks import Chunk, LoopResult, open_hooks
+from jaxdl.train.loop import SECONDS, WHOLE, AdaptiveSteps, chunks, prepare_data, run_loop
 from jaxdl.train.plan import NEVER
 from jaxdl.train.resume import data_of_epoch, read_run, resume
-from jaxdl.types import Array, Checkpoint, Dataset, EvalParams, Loss, Metric, Model, Plan, Rule, RunState, Variables
+from jaxdl.types import (
+    Array,
+    CallbackLike,
+    Checkpoint,
+    Dataset,
+    EvalParams,
+    Loss,
+    Metric,
+    Model,
+    ModelLoss,
+    Plan,
+    Rule,
+    RunState,
+    Variables,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,10 +65,12 @@ class SeedsResult(NamedTuple):
     best: Variables  # of leaves (M, ...), of each member's best epoch
     final: Variables  # of leaves (M, ...)
     best_epochs: np.ndarray  # (M,) int32, from 1; 0 where no epoch was the best, and `best` holds the final variables
-    reasons: tuple[str, ...]  # why each run ended: "epochs", "early-stopping" or "interrupted"
+    # Why each run ended: "epochs", "early-stopping", "max-minutes", "interrupted", or the reason of a `Stop`.
+    reasons: tuple[str, ...]
     state: RunState  # the state of all members, without their records
     records: Sequence[Record] = ()  # of all members together: the values of each epoch, arrays (M,), and its number
     data: str = ""  # the batch size and the checksum of the data of an unfinished epoch; empty between two epochs
+    callback_states: dict[str, Any] | None = None  # of the callbacks that have a state, by name
 
     def __repr__(self) -> str:
         """Return one line: the table and the arrays would fill many screens."""
@@ -54,22 +81,24 @@ class SeedsResult(NamedTuple):
 @explain_calls
 def fit_seeds(
     model: Model,
-    loss: Loss,
+    loss: Loss | ModelLoss,
     optimizer: optax.GradientTransformation,
     train: Dataset,
     validation: Dataset | None = None,
     *,
     metrics: Sequence[Metric] = (),
     seeds: Sequence[int] | None = None,
-    epochs: int = 10,
+    epochs: int | None = None,
     batch_size: int = 32,
+    class_weight: Mapping[int, float] | Sequence[float] | None = None,
     early_stopping: Rule = NEVER,
     plateau: Rule | None = None,
     ema_decay: float | None = None,
     eval_params: EvalParams | None = None,
     method: Method = "vmap",
-    callbacks: Iterable[Callable[[RunState, list[Record]], None]] = (),
+    callbacks: Iterable[CallbackLike] = (),
     state: SeedsResult | Checkpoint | RunState | None = None,
+    max_minutes: float | None = None,
 ) -> SeedsResult:
     """Train one network for each seed, as `fit(..., seed=seed)` does, until all runs have ended.
 
@@ -82,9 +111,12 @@ def fit_seeds(
     method: "vmap" trains the members in batches, and rounds differently than `fit`; "map" trains them one after the
         other, bit-identical to `fit` (on several devices, not for BatchNorm, which XLA rounds otherwise there). On a
         CPU neither is much faster for small dense networks; for convolutional networks "map" is.
+    class_weight: as for `fit`.
     seeds: 0 to 15 by default; with a state, the seeds with which the runs began.
-    callbacks: functions `(state, records) -> None`, called after every epoch with the records of all epochs so far;
-        a value of a record is an array (M,). With `saving.checkpointer`, the runs can be resumed after a crash.
+    epochs: the epochs of each run; 10, or without limit where `max_minutes` is given.
+    callbacks: as for `fit`, with the state of all members; a value of a record, and of the metrics of `on_steps`, is an
+        array (M,). A `Stop` ends all runs. With `saving.checkpointer`, the runs can be resumed after a crash.
+    max_minutes: the wall time of this call, as for `fit`.
     state: earlier runs of the same seeds to resume, as for `fit`: the result of `fit_seeds`, or of
         `saving.restore_latest`; their records precede the new ones. A bare RunState has no records. Members that
         stopped at different epochs and resume all reach `epochs`.
@@ -99,12 +131,15 @@ def fit_seeds(
     >>> runs.history.groupby("member")["rmse"].last().shape, runs.reasons
     ((3,), ('epochs', 'epochs', 'epochs'))
     """
-    epochs = whole_number("epochs", epochs, 1)
+    began = time.monotonic()
+    epochs, _, max_minutes = check_limits(epochs, None, max_minutes)
     check_choice("method", method, ("vmap", "map"))
     callbacks = check_callbacks(callbacks)
     check_platform()
     enable_compilation_cache()
     keys = None if seeds is None else seed_keys(seeds)
+    if class_weight is not None:
+        train = with_class_weight(train, class_weight)
     plan = make_plan(
         model,
         loss,
@@ -134,15 +169,19 @@ def fit_seeds(
     run_state, examples, validation = shard_members(run_state, loader.examples, validation, devices=devices)
     run, until = partial(run_members, method=method), chunks if earlier is None else _chunks_of_all
     data = replace(loader, examples=examples)
-    parts = until(plan, run_state, data, validation, last=epochs, steps=AdaptiveSteps(), run=run)
-    result, reason = LoopResult(run_state, records), "epochs"
+    result, deadline = LoopResult(run_state, records), began + 60 * (max_minutes or math.inf)
     try:
-        run_loop(parts, result, callbacks=callbacks)
+        with open_hooks(callbacks, result, callback_states(state)) as hooks:
+            steps = AdaptiveSteps(hooks.seconds(SECONDS), pause=lambda: time.monotonic() >= deadline)
+            options: dict[str, Any] = {"steps": steps, "run": run, "end_after": hooks.every_steps}
+            parts = until(plan, run_state, data, validation, last=WHOLE if epochs is None else epochs, **options)
+            run_loop(parts, result, hooks=hooks, is_last=partial(end_at_pause, result))
     except KeyboardInterrupt:
-        reason = "interrupted"
+        result.reason = "interrupted"
 
-    runs = _result(result.state, records, reason, eval_params)
-    if reason == "interrupted":
+    runs = _result(result.state, records, result.reason or "epochs", eval_params)
+    runs = runs._replace(callback_states=result.callback_states)
+    if result.reason:
         runs = runs._replace(data=data_of_epoch(result.state, loader))
     without = np.flatnonzero(runs.best_epochs == 0)
     if len(without) and len(runs.history):
@@ -152,7 +191,7 @@ def fit_seeds(
 
 
 def _chunks_of_all(
-    plan: Plan, state: RunState, train: Loader, validation: Dataset | None, *, last: int, steps: AdaptiveSteps, run: Run
+    plan: Plan, state: RunState, train: Loader, validation: Dataset | None, *, last: int, **options: Any
 ) -> Iterator[Chunk]:
     """Yield the chunks of resumed runs until each member has reached the epoch `last` or its rule has stopped it.
 
@@ -171,7 +210,7 @@ def _chunks_of_all(
         behind, waits = np.where(trains, epochs.max() - epochs, 0), ~should_stop & ~trains
         end = int(epochs.max()) + (1 if inside and waits.any() else last - int(epochs[trains].max()))
         part = _with_should_stop(state, state.stopping.should_stop | waits) if waits.any() else state
-        for chunk in chunks(plan, part, train, validation, last=end, steps=steps, run=run):
+        for chunk in chunks(plan, part, train, validation, last=end, **options):
             if waits.any():
                 state = _with_should_stop(chunk.state, chunk.state.stopping.should_stop & ~waits)
                 chunk = chunk._replace(state=state)

@@ -37,11 +37,12 @@ from jaxdl.ensembles.seeds import Record, member_reason, seed_keys
 from jaxdl.errors import InputError
 from jaxdl.losses import check_labels
 from jaxdl.stats import Estimate, estimate
-from jaxdl.train.fit import warn_of_eval_params, without_best
+from jaxdl.train.fit import callback_states, warn_of_eval_params, without_best
 from jaxdl.train.history import read_records
-from jaxdl.train.loop import AdaptiveSteps, Chunk, LoopResult, chunks, run_loop
+from jaxdl.train.hooks import Chunk, Hooks, LoopResult, open_hooks
+from jaxdl.train.loop import SECONDS, AdaptiveSteps, chunks, run_loop
 from jaxdl.train.plan import PlanFamily, check_rows
-from jaxdl.types import Array, Checkpoint, Dataset, Plan, RunState, Variables
+from jaxdl.types import Array, CallbackLike, Checkpoint, Dataset, Plan, RunState, Variables
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -256,8 +257,11 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (float, np.floating))
 
 
-def group_chunks(group: TrialGroup, last: int, method: Method) -> Iterator[Chunk]:
-    """Return the chunks of a group up to the epoch `last`, sharded over the devices that divide it evenly."""
+def group_chunks(group: TrialGroup, last: int, method: Method, hooks: Hooks) -> Iterator[Chunk]:
+    """Return the chunks of a group up to the epoch `last`, sharded over the devices that divide it evenly.
+
+    hooks: the callbacks, for whose hooks chunks have to end.
+    """
     data = loader(group.train, group.plans[0].batch_size)
     devices = most_devices(group.state.epoch.shape[0])
     run_state, examples, validation = shard_members(
@@ -268,7 +272,12 @@ def group_chunks(group: TrialGroup, last: int, method: Method) -> Iterator[Chunk
         return run_members(*arguments, plan=group.family, method=method, numbers=group.numbers)
 
     data = replace(data, examples=examples)
-    return chunks(group.plans[0], run_state, data, validation, last=last, steps=AdaptiveSteps(), run=run)
+    options: dict[str, Any] = {
+        "steps": AdaptiveSteps(hooks.seconds(SECONDS)),
+        "end_after": hooks.every_steps,
+        "run": run,
+    }
+    return chunks(group.plans[0], run_state, data, validation, last=last, **options)
 
 
 def trial_runs(group: TrialGroup) -> dict[int, TrialRuns]:
@@ -444,6 +453,7 @@ class SweepResult(NamedTuple):
     state: SweepState | None = None
     # Of an epoch of runs that share a compiled function: `epoch`, and arrays (M,), among them `trial` and `seed`.
     records: Sequence[Record] = ()
+    callback_states: dict[str, Any] | None = None  # of the callbacks that have a state, by name
 
     def __repr__(self) -> str:
         """Return one line: the tables and arrays would fill many screens."""
@@ -464,7 +474,7 @@ def sweep(
     structure: Sequence[str] = (),
     rows: Callable[..., Dataset] | None = None,
     method: Method = "vmap",
-    callbacks: Iterable[Callable[[SweepState, list[Record]], None]] = (),
+    callbacks: Iterable[CallbackLike] = (),
     state: SweepResult | Checkpoint | None = None,
 ) -> SweepResult:
     """Train the plan `make(**trial)` of every trial with every seed, each run with its own early stopping.
@@ -486,9 +496,10 @@ def sweep(
     rows: `(dataset, **structure) -> dataset`, the dataset of trials that differ in their data (in columns, say).
     method: as for `fit_seeds`. With "map", runs are bit-identical to `fit` where floats are learning rates, weight
         decays or dropout rates, and differ in the last bits where XLA or Python folds constants.
-    callbacks: functions `(state, records) -> None`, called after every epoch of runs that share a compiled function,
-        with all records of the sweep so far. `state.status(records)` is where the sweep stands: the rung, the trials
-        that are left, the best value. With `saving.checkpointer`, a sweep that was killed is resumed by the same call.
+    callbacks: as for `fit`, with the SweepState and all records of the sweep so far; an epoch is that of runs that
+        share a compiled function. `state.status(records)` is where the sweep stands: the rung, the trials that are
+        left, the best value. A `Stop` ends the sweep. With `saving.checkpointer`, a sweep that was killed is resumed by
+        the same call.
     state: an earlier sweep to resume: the result of `sweep`, or of `saving.restore_latest`, or None to begin.
         `epochs` may be larger than before; trials, seeds and data must be the same.
 
@@ -509,8 +520,9 @@ def sweep(
     keys, ends = seed_keys(seeds), _rungs(epochs, eta, min_resource)
     groups = _with_checksums(make_groups(make, trials, structure, keys, data_of))
     race = _read_race(state, groups, ends, eta or 1)
-    is_interrupted = _run(race, seeds, ends, eta or 1, method, check_callbacks(callbacks))
-    runs, reasons = _runs_and_reasons(race, ends, is_interrupted)
+    result = LoopResult(race.snapshot(), race.records)
+    _run(race, seeds, ends, eta or 1, method, check_callbacks(callbacks), callback_states(state), result)
+    runs, reasons = _runs_and_reasons(race, ends, result.reason)
     history = _history(race.records, runs)
     table = _table(trials, seeds, runs, reasons, history)
     plans, best, final = zip(*(runs[index][:3] for index in range(len(trials))), strict=True)
@@ -518,7 +530,7 @@ def sweep(
     if without:
         names = f"seeds of the trials {', '.join(map(str, without))}"
         warnings.warn(without_best(plans[without[0]], validation, names), RuntimeWarning, stacklevel=3)
-    return SweepResult(table, history, plans, best, final, race.snapshot(), race.records)
+    return SweepResult(table, history, plans, best, final, race.snapshot(), race.records, result.callback_states)
 
 
 @explain_calls
@@ -578,7 +590,7 @@ def trial_values(
     values = np.zeros(len(trials))
     for group in make_groups(make, [trials[index] for index in places], structure, seed_keys(seeds), data_of):
         run_state = group.state
-        for chunk in group_chunks(group, last, method):
+        for chunk in group_chunks(group, last, method, Hooks((), LoopResult(run_state, []))):
             run_state = chunk.state
         for place, value in best_values(group_state(group._replace(state=run_state))).items():
             values[places[place]] = value
@@ -772,47 +784,50 @@ def _run(
     ends: Sequence[int],
     eta: int,
     method: Method,
-    callbacks: Collection[Callable[[SweepState, list[Record]], None]],
-) -> bool:
-    """Train and rank the trials; return whether Ctrl-C interrupted them."""
+    callbacks: Sequence[CallbackLike],
+    states: Mapping[str, Any],
+    result: LoopResult,
+) -> None:
+    """Train and rank the trials, until the last epoch, Ctrl-C or a callback, which become the reason of the result."""
     try:
-        while True:
-            rung, racing, dropped = race.state
-            for place, group in enumerate(racing):
-                columns = {"trial": np.repeat(group.trials, len(seeds)), "seed": np.tile(seeds, len(group.trials))}
-                update: Any = partial(_update, racing, place)
-                run_loop(
-                    group_chunks(group, ends[rung], method),
-                    LoopResult(group.state, race.records),
-                    callbacks=(update, *(partial(_call, race, callback) for callback in callbacks)),
-                    on_chunk=[update],
-                    make_record=partial(_with_columns, columns),
-                )
-            if rung == len(ends) - 1:
-                return False
-            best = _best_trials(racing, eta)
-            dropped = [*dropped, *(select_trials(each, out) for each in racing if (out := {*each.trials} - best))]
-            race.state = rung + 1, [select_trials(each, best) for each in racing if best & {*each.trials}], dropped
+        with open_hooks(callbacks, result, states) as hooks:
+            while not result.reason:
+                rung, racing, dropped = race.state
+                for place, group in enumerate(racing):
+                    columns = {"trial": np.repeat(group.trials, len(seeds)), "seed": np.tile(seeds, len(group.trials))}
+                    run_loop(
+                        group_chunks(group, ends[rung], method, hooks),
+                        result,
+                        hooks=hooks,
+                        make_record=partial(_with_columns, columns),
+                        make_state=partial(_update, race, racing, place),
+                    )
+                    # Trials that a callback has stopped are not ranked.
+                    if result.reason:
+                        return
+                if rung == len(ends) - 1:
+                    return
+                best = _best_trials(racing, eta)
+                dropped = [*dropped, *(select_trials(each, out) for each in racing if (out := {*each.trials} - best))]
+                race.state = rung + 1, [select_trials(each, best) for each in racing if best & {*each.trials}], dropped
     except KeyboardInterrupt:
-        return True
+        result.reason = "interrupted"
 
 
 def _with_columns(columns: Record, record: Record) -> Record:
     return {"epoch": record["epoch"], **columns, **record}
 
 
-def _update(racing: list[TrialGroup], place: int, run_state: RunState, _: Any) -> None:
+def _update(race: _Race, racing: list[TrialGroup], place: int, run_state: RunState) -> SweepState:
     racing[place] = racing[place]._replace(state=run_state)
+    return race.snapshot()
 
 
-def _call(race: _Race, callback: Callable[[SweepState, list[Record]], None], *_: Any) -> None:
-    callback(race.snapshot(), race.records)
+def _runs_and_reasons(race: _Race, ends: Sequence[int], reason: str) -> tuple[dict[int, TrialRuns], dict[int, str]]:
+    """Return the runs of each trial, and why those ended that no rule stopped; drop records of unfinished epochs.
 
-
-def _runs_and_reasons(
-    race: _Race, ends: Sequence[int], is_interrupted: bool
-) -> tuple[dict[int, TrialRuns], dict[int, str]]:
-    """Return the runs of each trial, and why those ended that no rule stopped; drop records of unfinished epochs."""
+    reason: why the sweep ended early; "" for one that is complete.
+    """
     _, racing, dropped = race.state
     runs = {index: run for group in (*racing, *dropped) for index, run in trial_runs(group).items()}
 
@@ -822,8 +837,8 @@ def _runs_and_reasons(
     race.records = [record for record in race.records if is_complete(record)]
     reasons = dict.fromkeys(runs, "halving")
     for index in (index for group in racing for index in group.trials):
-        is_whole = runs[index].epochs.max() == ends[-1] or not is_interrupted
-        reasons[index] = "epochs" if is_whole else "interrupted"
+        is_whole = runs[index].epochs.max() == ends[-1] or not reason
+        reasons[index] = "epochs" if is_whole else reason
     return runs, reasons
 
 

@@ -24,6 +24,7 @@ from jax.typing import DTypeLike
 from jaxdl._values import as_value
 from jaxdl.errors import InputError
 from jaxdl.nn import layers
+from jaxdl.nn.rewriting import with_fast_convolutions
 from jaxdl.types import Array, Model, PyTree, Variables
 
 if TYPE_CHECKING:
@@ -48,15 +49,18 @@ class Arguments(NamedTuple):
     mask: str | None  # the keyword of the mask of the examples; None: the module takes none
     mask_required: bool  # whether that argument has no default
     rngs: bool  # whether `__call__` must get NNX's `rngs`, too
+    several: tuple[str, ...] = ()  # the keywords of several inputs, which are a dict of these keys
 
     def field(self, train: bool) -> dict[str, Any]:
         """Return the field of the module that sets training mode or evaluation; {} where an argument does."""
         return {self.switch: train != self.inverted} if self.switch and self.place == "field" else {}
 
-    def bind(self, inputs: Array, train: bool, mask: Array | None) -> tuple[list[Any], dict[str, Any]]:
+    def bind(self, inputs: PyTree, train: bool, mask: Array | None) -> tuple[list[Any], dict[str, Any]]:
         """Return the positional and keyword arguments of a call."""
-        positional: list[Any] = [inputs] if self.inputs is None else []
+        positional: list[Any] = [inputs] if self.inputs is None and not self.several else []
         keywords: dict[str, Any] = {} if self.inputs is None else {self.inputs: inputs}
+        if self.several:
+            keywords = self._by_name(inputs)
         if self.place == "second":
             positional.append(train != self.inverted)
         elif self.place == "keyword" and self.switch is not None:
@@ -64,6 +68,20 @@ class Arguments(NamedTuple):
         if self.mask is not None and (mask is not None or self.mask_required):
             keywords[self.mask] = mask
         return positional, keywords
+
+    def _by_name(self, inputs: Any) -> dict[str, Any]:
+        if isinstance(inputs, Mapping) and {*inputs} == {*self.several}:
+            return {**inputs}
+        if isinstance(inputs, Mapping):
+            kind = f"a dict of {', '.join(map(str, inputs))}"
+        else:
+            kind = f"an array of shape {inputs.shape}" if hasattr(inputs, "shape") else f"a {type(inputs).__name__}"
+        keys = ", ".join(f'"{name}": ...' for name in self.several)
+        raise InputError(
+            f"the model needs {', '.join(self.several)}, and its inputs are {kind}. Use dataset({{{keys}}}, targets), "
+            "give all arguments but one a default value, or name a switch of training: train="
+            f'"{self.several[-1]}".'
+        )
 
 
 # Names under which modules switch to training mode, and whether they are True in evaluation.
@@ -93,6 +111,9 @@ def from_linen(
     `deterministic` is. mask: the argument that takes the mask of the examples, (B,) bool, False for padding; None if
     there is none. By default `mask`, where it accepts that shape. A BatchNorm layer to which the module hands no mask
     gets this mask. A layer of Flax whose `deterministic` or `use_running_average` is None follows the training mode.
+
+    A pytree of inputs is the one argument of `__call__`; where `__call__` needs several arguments, such as
+    `(self, image, age)`, the inputs are a dict of these keys.
 
     "params" are trained. Other collections are kept as stats, except "intermediates" and "perturbations". The stream
     "dropout" is the step's key, and every other stream that the module draws from has a key of its own.
@@ -172,7 +193,7 @@ def from_linen(
                 raise _sown_error(name, kind)
         return outputs, {**variables.stats, **stats} if train else variables.stats
 
-    return Model(init, apply)
+    return Model(init, with_fast_convolutions(apply))
 
 
 @as_value
@@ -288,7 +309,7 @@ def from_nnx(
                 raise _sown_error(name, type(leaf).__name__)
         return outputs, _to_dict(nnx.state(instance, nnx.BatchStat)) if train else variables.stats
 
-    return Model(init, apply)
+    return Model(init, with_fast_convolutions(apply))
 
 
 def _to_dict(state: Any) -> PyTree:
@@ -476,9 +497,10 @@ def _unmasked_error(name: str, path: Iterable[Any]) -> InputError:
     )
 
 
-def _large_batch(inputs: Array) -> tuple[Any, Any]:
+def _large_batch(inputs: PyTree) -> tuple[Any, Any]:
     """Return the shapes of a batch of `MANY` examples and of its mask."""
-    return jax.ShapeDtypeStruct((MANY, *inputs.shape[1:]), inputs.dtype), jax.ShapeDtypeStruct((MANY,), bool)
+    batch = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((MANY, *leaf.shape[1:]), leaf.dtype), inputs)
+    return batch, jax.ShapeDtypeStruct((MANY,), bool)
 
 
 def _can_trace(trace: Callable[..., Any], *arguments: object) -> bool:
@@ -492,20 +514,23 @@ def _can_trace(trace: Callable[..., Any], *arguments: object) -> bool:
     return True
 
 
-def _mask_rule(arguments: Arguments, mask: str | None, trace: Callable[..., None]) -> Callable[[Array], bool]:
+def _mask_rule(arguments: Arguments, mask: str | None, trace: Callable[..., None]) -> Callable[[PyTree], bool]:
     """Return a function of inputs that tells whether the module takes the mask of the examples as an argument.
 
     By default it does where it can be traced with a mask (B,), which no attention mask (B, T) allows.
     """
 
     @cache
-    def accepts(shape: tuple[int, ...], dtype: DTypeLike) -> bool:
-        inputs = jax.ShapeDtypeStruct(shape, dtype)
+    def accepts(structure: Any, rows: tuple[tuple[tuple[int, ...], DTypeLike], ...]) -> bool:
+        inputs = jax.tree.unflatten(structure, [jax.ShapeDtypeStruct((1, *shape), dtype) for shape, dtype in rows])
         masked = all(_can_trace(trace, inputs, train, True) for train in (False, True))
         return masked or not _can_trace(trace, inputs, False, False)
 
-    def takes_mask(inputs: Array) -> bool:
-        return arguments.mask is not None and (mask != "auto" or accepts((1, *inputs.shape[1:]), inputs.dtype))
+    def takes_mask(inputs: PyTree) -> bool:
+        if arguments.mask is None or mask != "auto":
+            return arguments.mask is not None
+        leaves, structure = jax.tree.flatten(inputs)
+        return accepts(structure, tuple((leaf.shape[1:], leaf.dtype) for leaf in leaves))
 
     return takes_mask
 
@@ -615,24 +640,30 @@ def _arguments(
         required.remove("rngs")
     if len(required) > 1:
         streams = [key for key in required if key in ("rng", "rngs", "key")]
-        advice = (
-            f"Leave {streams[0]} out and draw with {_DRAWS[function]}."
-            if streams
-            else "Give all but one a default value, or let it take one array and split that; a switch of training is "
-            f'named by {_start(function)}, train="{required[-1]}").'
-        )
-        raise InputError(f"{call} needs {', '.join(required)}, and a model is given one array of inputs. {advice}")
+        if streams:
+            raise InputError(
+                f"{call} needs {', '.join(required)}, and a model is given its inputs alone. Leave {streams[0]} out "
+                f"and draw with {_DRAWS[function]}."
+            )
+        only = [p.name for p in candidates if p.kind is kinds.POSITIONAL_ONLY]
+        if only:
+            raise InputError(
+                f"{call} takes {', '.join(only)} by position only, and several inputs are given by name. "
+                "Remove the / from its arguments."
+            )
     first = required[0] if required else next((p.name for p in candidates), None)
     if first is None and not any(p.kind == kinds.VAR_POSITIONAL for p in signature.parameters):
         raise InputError(f"{call} takes no inputs. Let it take an array of inputs, (B, ...).")
     positional = [p.name for p in takes.values() if p.kind in (kinds.POSITIONAL_ONLY, kinds.POSITIONAL_OR_KEYWORD)]
-    leads = first is None or positional[:1] == [first]
+    several = tuple(required) if len(required) > 1 else ()
+    leads = not several and (first is None or positional[:1] == [first])
     place = "keyword" if switch in takes or switch not in signature.values else "field"
     if place == "keyword" and leads and positional[1:2] == [switch]:
         # nn.remat takes a constant by its position only.
         place = "second"
     mask_required = masked in takes and takes[masked].default is kinds.empty
-    return Arguments(None if leads else first, switch, place, inverted, masked, mask_required, rngs)
+    inputs = None if leads or several else first
+    return Arguments(inputs, switch, place, inverted, masked, mask_required, rngs, several)
 
 
 def _check_switches(

@@ -16,6 +16,7 @@ from jax import lax
 from jaxdl._checks import ADAPTERS, package_of
 from jaxdl.errors import InputError
 from jaxdl.nn.adapters import Arguments, _arguments, _can_trace, _parameters, _Signature, named_switch
+from jaxdl.nn.rewriting import with_fast_convolutions
 from jaxdl.types import Array, Model, PyTree, Variables
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def from_equinox(
     (8, 4)
     """
     network = _network(original, train, inverted, mask)
-    return Model(_Init(network), _Apply(network))
+    return Model(_Init(network), with_fast_convolutions(_Apply(network)))
 
 
 def to_equinox(original: Any, variables: Variables) -> Any:

@@ -24,6 +24,7 @@ from jaxdl.nn.adapters import (
     _Signature,
     named_switch,
 )
+from jaxdl.nn.rewriting import with_fast_convolutions
 from jaxdl.types import Array, Model, PyTree, Variables
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ def from_haiku(
         train, inverted = named_switch(signature, inverted)
     arguments = _arguments("from_haiku", name, signature, train, inverted, mask)
     network = _Network(transformed, options, name, arguments, with_state, added == (3 if with_state else 2))
-    return Model(_Init(network), _Apply(network))
+    return Model(_Init(network), with_fast_convolutions(_Apply(network)))
 
 
 @dataclass(frozen=True)

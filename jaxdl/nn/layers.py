@@ -23,8 +23,7 @@ from jaxdl.types import Array
 class Conv(nn.Module):
     """A convolution of `kernel` x `kernel` pixels with stride 1: (B, H, W, C) to (B, H', W', filters).
 
-    `nn.Conv` with `convolve` and `add_bias`; parameters have its names and shapes. Forward-mode derivatives (`jax.jvp`)
-    are not defined: use `nn.Conv` for them.
+    `nn.Conv` with `convolve` and `add_bias`; parameters have its names and shapes.
     """
 
     filters: int

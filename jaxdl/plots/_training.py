@@ -60,8 +60,9 @@ def history(
         label, color = ("validation", VERMILION) if name.startswith("val_") else ("training", BLUE)
         if len(bases) > 1:
             label, color = name, next(colors)
-        # A single epoch makes no line.
-        axes.plot(epochs, table[name], color=color, label=label, linewidth=1.5, marker="." * (len(epochs) < 3))
+        # A single epoch makes no line, and neither do epochs of validation between others.
+        marker = "." * (len(epochs) < 3 or bool(table[name].isna().any()))
+        axes.plot(epochs, table[name], color=color, label=label, linewidth=1.5, marker=marker)
     monitored = table[next((name for name in names if name.startswith("val_")), names[0])]
     axes.axvline(epochs[-1], color=GREY, linestyle=":", label=f"stopped after epoch {epochs[-1]}")
     if best_epoch is not None and best_epoch in table.index:

@@ -130,8 +130,8 @@ def describe_data(setup: Setup) -> dict[str, Any]:
         "name": setup.name,
         "source": setup.source,
         "sha256": setup.sha256,
-        "inputs": [*setup.train.inputs.shape[1:]],
-        "targets": [*setup.train.targets.shape[1:]],
+        "inputs": jax.tree.map(lambda leaf: [*leaf.shape[1:]], setup.train.inputs),
+        "targets": jax.tree.map(lambda leaf: [*leaf.shape[1:]], setup.train.targets),
         "rows": {name: len(examples.sample_weight) for name, examples in setup.sets.items()},
         "note": setup.note,
     }
@@ -159,7 +159,11 @@ def model_card(
     columns = setup.columns if columns is None else columns
     return {
         "network": None if setup.network is None else to_json(setup.network),
-        "inputs": {"shape": list(inputs.shape[1:]), "dtype": str(inputs.dtype), "columns": columns},
+        "inputs": {
+            "shape": jax.tree.map(lambda leaf: [*leaf.shape[1:]], inputs),
+            "dtype": jax.tree.map(lambda leaf: str(leaf.dtype), inputs),
+            "columns": columns,
+        },
         "outputs": (outputs or setup.outputs)._asdict(),
         "card": {
             "title": title or setup.name,

@@ -26,7 +26,7 @@ from jaxdl.errors import InputError
 from jaxdl.runs.flags import Placement
 from jaxdl.runs.signals import Signals
 from jaxdl.saving.checkpoints import shared_checkpointer
-from jaxdl.types import Callback, Dataset, RunState
+from jaxdl.types import Dataset, History, RunState
 
 
 class EndedError(Exception):
@@ -157,7 +157,7 @@ def place(
 class Saving(NamedTuple):
     """The arguments of `drive` that save a run."""
 
-    save: Callback
+    save: Callable[[Any, History], None]
     should_pause: Callable[[], bool]
     on_pause: Callable[[RunState, list[dict[str, float]]], bool]
 
@@ -173,7 +173,7 @@ def saving(
     """
     if processes.count() == 1:
         with saving_module.checkpointer(folder, about, every=every, warn=warn) as save:
-            yield Saving(save, lambda: False, lambda run_state, history: True)
+            yield Saving(save.__call__, lambda: False, lambda run_state, history: True)
         return
     with shared_checkpointer(folder, about, every=every, warn=warn) as checkpointer:
 

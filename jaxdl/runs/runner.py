@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 from rich.console import Console
 
 from jaxdl import _environment, _files, callbacks, distributed, profiling
+from jaxdl._checks import check_callbacks
 from jaxdl._environment import compile_clock
 from jaxdl._format import table
 from jaxdl._startup import STARTED
@@ -34,11 +35,12 @@ from jaxdl.saving import save as save_variables
 from jaxdl.saving.export import save_model
 from jaxdl.train.epoch import batches_of_epoch
 from jaxdl.train.fit import end_reason, warn_of_eval_params, without_best
-from jaxdl.train.loop import AdaptiveSteps, Chunk, LoopResult, chunks, prepare_data, run_loop
+from jaxdl.train.hooks import Chunk, LoopResult, at_intervals, open_hooks
+from jaxdl.train.loop import SECONDS, AdaptiveSteps, chunks, prepare_data, run_loop
 from jaxdl.train.nonfinite import NonFiniteError, check_finite
 from jaxdl.train.plan import check_monitors
 from jaxdl.train.step import eval_variables
-from jaxdl.types import Callback, Dataset, History, Plan, RunState, Variables
+from jaxdl.types import Callback, CallbackLike, Dataset, History, Plan, RunState, Variables
 
 
 class End(NamedTuple):
@@ -56,9 +58,8 @@ def drive(
     *,
     epochs: int,
     history: Iterable[dict[str, float]] = (),
-    callbacks: Iterable[Callback] = (),
-    chunk_callbacks: Iterable[Callback] = (),
-    save: Callback | None = None,
+    callbacks: Iterable[CallbackLike] = (),
+    save: Callable[[RunState, History], None] | None = None,
     interrupts: Signals = NEVER,
     should_pause: Callable[[], bool] = lambda: False,
     on_pause: Callable[[RunState, list[dict[str, float]]], bool] = lambda run_state, history: True,
@@ -70,7 +71,7 @@ def drive(
     next chunk while the callbacks run.
 
     history: the records of the epochs before `run_state`.
-    callbacks: called after every epoch. chunk_callbacks: called after every chunk.
+    callbacks: as for `fit`; their `Stop` ends the run, too.
     save: called after every chunk whose state and losses are finite.
     interrupts: a signal pauses the run before its next chunk; from the first chunk on, it no longer ends the process.
     should_pause: called before every chunk; True pauses the run.
@@ -82,10 +83,6 @@ def drive(
     reached, last_time, last_compiled = LoopResult(run_state, list(history)), time.perf_counter(), 0.0
     rows, validation = prepare_data(plan, train, validation)
     check_monitors(plan, run_state, validation)
-    steps_per_call = AdaptiveSteps(pause=lambda: interrupts.received() is not None or should_pause())
-    steps: Iterator[Chunk] = chunks(plan, run_state, rows, validation, last=epochs, steps=steps_per_call)
-    if on_nan == "stop":
-        steps = check_finite(steps, plan, run_state, rows, validation)
 
     def hold_signals(chunk: Chunk) -> Chunk:
         interrupts.defer(True)
@@ -105,19 +102,19 @@ def drive(
                 save(chunk.state, reached.history)
             return chunk.batches == 0 and on_pause(chunk.state, reached.history)
 
-        try:
-            run_loop(
-                map(hold_signals, steps),
-                reached,
-                callbacks=callbacks,
-                on_chunk=chunk_callbacks,
-                make_record=add_seconds,
-                is_last=is_last,
-            )
-        except NonFiniteError as error:
-            if save:
-                save(error.args[0].state, reached.history)
-            raise
+        with open_hooks(check_callbacks(callbacks), reached) as hooks:
+            size = AdaptiveSteps(hooks.seconds(SECONDS), lambda: interrupts.received() is not None or should_pause())
+            options: dict[str, Any] = {"last": epochs, "steps": size, "end_after": hooks.every_steps}
+            steps: Iterator[Chunk] = chunks(plan, run_state, rows, validation, **options)
+            if on_nan == "stop":
+                steps = check_finite(steps, plan, run_state, rows, validation)
+            try:
+                run_loop(map(hold_signals, steps), reached, hooks=hooks, make_record=add_seconds, is_last=is_last)
+            except NonFiniteError as error:
+                reached.state = error.args[0].state
+                if save:
+                    save(reached.state, reached.history)
+                raise
     return End(reached.state, reached.history)
 
 
@@ -293,7 +290,7 @@ def _train_and_evaluate(
     """Train, write all files except metrics.json, and return its content; add the time of training to `seconds`."""
     experiment, config, setup, data, _, console, *_ = job
     recipe = recipe_name(experiment, config)
-    network = summary(setup.plan.model, setup.train.inputs[:1])
+    network = summary(setup.plan.model, setup.train.inputs)
     console.print(as_table(network, f"{recipe}, seed {config.seed}, {short_source(data['source'])}"))
     if config.tensorboard:
         _log_description(job, network)
@@ -337,10 +334,6 @@ def _train(job: Job, start: StartPoint, interrupts: Signals) -> End:
                 folder / CHECKPOINTS, about, every=config.save_every, warn=job.warn, interrupts=interrupts
             )
         )
-        on_epoch: tuple[Callback, ...] = ()
-        on_chunk: tuple[Callback, ...] = ()
-        if distributed.is_main():
-            on_epoch, on_chunk = _open_callbacks(job, run_state, start.history, stack)
         end = drive(
             setup.plan,
             run_state,
@@ -348,8 +341,7 @@ def _train(job: Job, start: StartPoint, interrupts: Signals) -> End:
             validation,
             epochs=setup.epochs,
             history=start.history,
-            callbacks=on_epoch,
-            chunk_callbacks=on_chunk,
+            callbacks=_callbacks(job, run_state, start.history) if distributed.is_main() else (),
             interrupts=interrupts,
             on_nan=config.on_nan,
             **saving._asdict(),
@@ -383,7 +375,7 @@ def _save_program(job: Job, variables: Variables) -> None:
     """Save the compiled model, so that the run can be exported without the code of the experiment."""
     path = job.folder / folders.PROGRAM
     try:
-        save_model(path, job.setup.plan.model, variables, job.setup.train.inputs[:1])
+        save_model(path, job.setup.plan.model, variables, job.setup.train.inputs)
     except OSError:
         raise
     except Exception as error:  # Whatever the user's model raises where the batch size is symbolic.
@@ -395,38 +387,31 @@ def _save_program(job: Job, variables: Variables) -> None:
 CHARTS, RUN, PROFILE = "tensorboard", "run", "profile"  # folders
 
 
-def _open_callbacks(
-    job: Job, run_state: RunState, history: History, stack: ExitStack
-) -> tuple[tuple[Callback, ...], tuple[Callback, ...]]:
-    """Return the callbacks after every epoch and those after every chunk; `stack` closes them.
+def _callbacks(job: Job, run_state: RunState, history: History) -> list[CallbackLike]:
+    """Return the callbacks of a run, which `drive` opens and closes.
 
     run_state: placed as it is trained, after the epochs in `history`.
     """
     config, setup, folder = job.config, job.setup, job.folder
     initial_epoch, epochs = len(history), setup.epochs
     _, batches = batches_of_epoch(setup.plan, setup.train, setup.validation)
-    on_epoch = [callbacks.csv_log(folder / "history.csv", history)]
-    on_chunk = [
-        callbacks.progress_bar(
-            epochs, job.experiment.progress_metrics, console=job.console, batches=batches, initial_epoch=initial_epoch
-        )
-    ]
+    bar = callbacks.progress_bar(
+        epochs, job.experiment.progress_metrics, console=job.console, batches=batches, initial_epoch=initial_epoch
+    )
+    result: list[CallbackLike] = [callbacks.csv_log(folder / "history.csv", history), bar]
     if config.tensorboard:
-        on_epoch.append(callbacks.tensorboard(folder / CHARTS, initial_epoch=initial_epoch, warn=job.warn))
+        result.append(callbacks.tensorboard(folder / CHARTS, initial_epoch=initial_epoch, warn=job.warn))
     if config.histograms:
         every = config.histograms
-        on_epoch.append(
+        result.append(
             callbacks.histograms(folder / CHARTS, setup.plan, setup.train, run_state, every=every, warn=job.warn)
         )
     if config.profile:
-        on_chunk.append(callbacks.profiler(folder / PROFILE, initial_epoch=initial_epoch, last=epochs, warn=job.warn))
-    after_epoch, after_chunk = (tuple(map(stack.enter_context, group)) for group in (on_epoch, on_chunk))
-    return after_epoch, (*after_chunk, lock_check(job.is_locked, folder, config.save_every, job.warn))
+        result.append(callbacks.profiler(folder / PROFILE, initial_epoch=initial_epoch, last=epochs, warn=job.warn))
+    return [*result, lock_check(job.is_locked, folder, config.save_every, job.warn)]
 
 
-def lock_check(
-    is_locked: Callable[[], bool], folder: Path, every: float, warn: Callable[[str], None]
-) -> Callable[[RunState, History], None]:
+def lock_check(is_locked: Callable[[], bool], folder: Path, every: float, warn: Callable[[str], None]) -> Callback:
     """Return a callback that checks the lock of the folder every `every` seconds, and warns once where it is lost."""
     last_check, has_warned = time.monotonic(), False
 
@@ -442,7 +427,7 @@ def lock_check(
                 "too. Start no other run in it before this run has ended."
             )
 
-    return observe
+    return at_intervals(observe, SECONDS)
 
 
 def _log_description(job: Job, network: Summary) -> None:

@@ -13,7 +13,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -29,20 +29,26 @@ from jaxdl._tree import flatten_named, kinds
 from jaxdl.distributed import processes
 from jaxdl.errors import InputError
 from jaxdl.train.history import WrittenRecords
+from jaxdl.train.hooks import states_of
 from jaxdl.train.nonfinite import NonFiniteError
-from jaxdl.types import Array, Checkpoint, History, RunState
+from jaxdl.types import Array, Callback, Checkpoint, History, RunState
 
 MAX_TO_KEEP = 2  # checkpoints of a run: the latest, and the one before
 FIRST_SAVE = 0.5  # seconds, the assumed time of the first save
-RESERVED = ("kinds", "arrays", "history")  # entries of `about` that a checkpoint adds
+RESERVED = ("kinds", "arrays", "history", "callback_states")  # entries of `about` that a checkpoint adds
 # The implementations of PRNG keys, with the number of 32-bit integers in a key.
 KEY_SIZES = {"key<fry>": 2, "key<rbg>": 4, "key<urbg>": 4}
 
 
 @contextmanager
 def checkpointer(
-    folder: str | Path, about: Mapping[str, Any], *, every: float, warn: Callable[[str], None]
-) -> Iterator[Callable[[Any, History], None]]:
+    folder: str | Path,
+    about: Mapping[str, Any],
+    *,
+    every: float,
+    warn: Callable[[str], None],
+    callbacks: Iterable[Callback] = (),
+) -> Iterator[Callback]:
     """Yield a callback that saves the latest state of a run every `every` seconds, and at the end of the block.
 
     A thread saves while training continues. A save starts early, by twice the time of the save before, so that a
@@ -52,9 +58,11 @@ def checkpointer(
     `restore_latest`.
 
     about: a dict of numbers, strings, paths and nested lists and dicts of these, which `Checkpoint.about` returns.
+    callbacks: those whose state is saved too (`Callback.state_dict`), which a run that resumes gives back to callbacks
+        of the same names. They must stand before this callback in the list that the run gets.
 
-    Raises InputError at the start of the block: for an `about` without a form in JSON, for a folder that cannot be
-    made or in which another run saves, and for an `every` below 0.
+    Raises InputError at the start of the block: for callbacks without a state, for an `about` without a form in JSON,
+    for a folder that cannot be made or in which another run saves, and for an `every` below 0.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -73,6 +81,10 @@ def checkpointer(
         raise InputError(f"every must be a number of seconds, at least 0, got {every!r:.80}. Use every=30.")
     if not callable(warn):
         raise InputError(f"warn must be a function of a string, such as print, got {warn!r:.80}.")
+    with_state = tuple(callbacks)
+    for callback in with_state:
+        if not isinstance(callback, Callback) or callback.state_dict is None:
+            raise InputError(f"callbacks must hold Callback records with a state_dict, got {callback!r:.80}.")
     with ExitStack() as stack:
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -84,9 +96,9 @@ def checkpointer(
         executor = stack.enter_context(ThreadPoolExecutor(1))
         # While training compiles: this import takes as long as several saves.
         executor.submit(importlib.import_module, "orbax.checkpoint")
-        saver = _BackgroundSaver(executor, folder, about, seconds, warn)
+        saver = _BackgroundSaver(executor, folder, about, seconds, warn, with_state)
         try:
-            yield saver.observe
+            yield Callback(on_epoch_end=saver.observe, after=with_state)
         finally:
             saver.finish()
 
@@ -114,7 +126,16 @@ def shared_checkpointer(
 class _Saver:
     """The latest state of a run, and the policy of when to save it."""
 
-    def __init__(self, folder: Path, about: Mapping[str, Any], every: float, warn: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        about: Mapping[str, Any],
+        every: float,
+        warn: Callable[[str], None],
+        callbacks: Sequence[Callback] = (),
+    ) -> None:
+        self.callbacks = callbacks
+        self.callback_states: dict[str, Any] = {}
         self.folder, self.about, self.every, self.warn = folder, about, every, warn
         self.folder_id = _files.identity(folder)  # None: the folder is yet to be made
         self.latest: tuple[Any, History, int] | None = None  # state, history, number of records
@@ -127,7 +148,7 @@ class _Saver:
         # A bare state brings no records of earlier epochs.
         history = self.written.whole(history)
         # The caller appends to its history, also epochs that are not observed.
-        self.latest = run_state, history, len(history)
+        self.latest, self.callback_states = (run_state, history, len(history)), states_of(self.callbacks)
 
     def is_new(self) -> bool:
         """Return whether the latest state is yet to be saved."""
@@ -145,7 +166,8 @@ class _Saver:
         assert self.latest is not None
         run_state, history, epochs = self.latest
         self.saved_state = run_state
-        return checkpoint_content(self.about, run_state, history[:epochs])
+        states = {"callback_states": self.callback_states} if self.callbacks else {}
+        return checkpoint_content({**self.about, **states}, run_state, history[:epochs])
 
     def ensure_folder(self) -> None:
         """Make the folder before the first save. Raises OSError where it was moved since."""

@@ -19,7 +19,7 @@ from jax import lax
 from jaxdl import _files
 from jaxdl._environment import environment
 from jaxdl._files import exclusive
-from jaxdl._tree import flatten_named
+from jaxdl._tree import flatten_named, named_leaves
 from jaxdl.data import StandardScaler
 from jaxdl.data.batches import default_batch_size
 from jaxdl.errors import InputError, printable
@@ -60,14 +60,14 @@ def inference(
     return jax_export.export(jax.jit(predictions), platforms=PLATFORMS)(_any_batch(inputs))
 
 
-def save_model(path: Path, model: Model, variables: Variables, inputs: Any) -> None:
+def save_model(path: Path, model: Model, variables: Variables, inputs: PyTree) -> None:
     """Export the outputs of a model for all platforms and batch sizes, so that `load_model` needs none of its code.
 
     The variables are arguments of the exported function.
     """
     structure = jax.tree.structure(variables)
 
-    def outputs(leaves: list[Array], rows: Array) -> Array:
+    def outputs(leaves: list[Array], rows: PyTree) -> PyTree:
         return model.apply(jax.tree.unflatten(structure, leaves), rows, train=False)[0]
 
     shapes = [jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype) for leaf in jax.tree.leaves(variables)]
@@ -88,10 +88,15 @@ def load_model(path: Path, variables: Variables) -> Model:
     return Model(lambda key, inputs: jax.tree.map(jnp.zeros_like, variables), apply)
 
 
-def _any_batch(inputs: Any) -> jax.ShapeDtypeStruct:
-    """Return the shape and dtype of inputs with a symbolic batch size."""
-    shape = jax_export.symbolic_shape(", ".join(["rows", *map(str, inputs.shape[1:])]))
-    return jax.ShapeDtypeStruct(shape, inputs.dtype)
+def _any_batch(inputs: Any) -> Any:
+    """Return the shapes and dtypes of inputs with one symbolic batch size."""
+    scope = jax_export.SymbolicScope()
+
+    def any_rows(leaf: Any) -> jax.ShapeDtypeStruct:
+        shape = jax_export.symbolic_shape(", ".join(["rows", *map(str, leaf.shape[1:])]), scope=scope)
+        return jax.ShapeDtypeStruct(shape, leaf.dtype)
+
+    return jax.tree.map(any_rows, inputs)
 
 
 def _standardized(raw: Array, scaling: StandardScaler) -> Array:
@@ -138,12 +143,15 @@ def export_model(
     batch_size: of `predict.py`, which pads smaller batches.
 
     Raises InputError where the folder exists or cannot be written, and for variables that are not finite or of another
-    model, names that do not fit, a batch_size below 1, and 64-bit numbers.
+    model, names that do not fit, a batch_size below 1, 64-bit numbers, and several inputs or outputs: `save` keeps the
+    variables of such a model.
     """
+    _check_one_array("inputs", inputs)
     if batch_size is not None and batch_size < 1:
         raise InputError(f"batch_size must be at least 1 row, got {batch_size}. Leave it out.")
     row, variables = _row(np.asarray(inputs)), jax.tree.map(np.asarray, variables)
     _check_variables(model, variables, row)
+    _check_one_array("outputs", jax.eval_shape(lambda: model.apply(variables, row, train=False)[0]))
     exported = inference(model, variables, row, scaling=scaling, link=outputs.link)
     about = {
         "inputs": {"shape": row.shape[1:], "dtype": str(row.dtype), "columns": _columns(row, columns)},
@@ -177,6 +185,15 @@ def predict(folder: str | Path, source: str, target: str, batch_size: int | None
         raise  # The reader of the output has closed it: the input has no error.
     except (predict_script.DataError, OSError) as error:
         raise InputError(str(error)) from error
+
+
+def _check_one_array(name: str, tree: PyTree) -> None:
+    if isinstance(tree, (Mapping, tuple)):
+        names = ", ".join(leaf_name for leaf_name, _ in named_leaves(name, tree))
+        raise InputError(
+            f"export takes a model of one array of {name}, got {names}. Use jaxdl.save(path, variables), or wrap the "
+            f"model in a Model whose {name} are one array."
+        )
 
 
 def _row(inputs: np.ndarray) -> Any:

@@ -9,10 +9,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from jaxdl._checks import explain_calls, given_as, whole_number
 from jaxdl._jit import is_traced, jit
+from jaxdl._tree import named_leaves
 from jaxdl.data.batches import (
     Window,
     batches_of,
@@ -42,6 +44,7 @@ from jaxdl.types import (
     EarlyStoppingState,
     MetricSums,
     Model,
+    ModelLoss,
     Plan,
     PyTree,
     Rule,
@@ -96,22 +99,15 @@ def _start(batch: Dataset, key: Array, variables: Variables | None, *, plan: Pla
     if variables is None:
         variables = plan.model.init(init_key, batch.inputs)
     variables = jax.tree.map(jnp.asarray, variables)
-    outputs, _ = plan.model.apply(variables, batch.inputs, train=False)
-    if not hasattr(outputs, "shape"):
-        raise InputError(
-            f"a model must return one array of outputs (batch, ...), got {given_as(outputs)}. Let it return that array "
-            "alone, or concatenate several."
-        )
-    if jnp.shape(outputs)[:1] != batch.sample_weight.shape:
-        advice = "Use inputs[:, None] for one column." if batch.inputs.ndim == 1 else "Let it keep the first axis."
-        raise InputError(
-            f"a model must return outputs (batch, ...), got {jnp.shape(outputs)} for inputs of shape "
-            f"{batch.inputs.shape}. {advice}"
-        )
+    if isinstance(plan.objective.loss, ModelLoss):
+        zero_sums = zeros_of(eval_step(plan.model, plan.objective, prepared=True), variables, batch)
+    else:
+        outputs, _ = plan.model.apply(variables, batch.inputs, train=False)
+        check_outputs(outputs, batch.inputs)
+        zero_sums = zeros_of(partial(measure_batch, plan.objective, prepared=True), outputs, batch)
     state = make_train_state(variables, plan.optimizer, step_key, ema=plan.ema_decay is not None)
     zero = jnp.zeros((), jnp.int32)
     plateau = () if plan.plateau is None else plan.plateau.init(rate_to_change(state.opt_state))
-    zero_sums = zeros_of(partial(measure_batch, plan.objective, prepared=True), outputs, batch)
     return shard_by_size(
         RunState(
             epoch=zero,
@@ -125,6 +121,27 @@ def _start(batch: Dataset, key: Array, variables: Variables | None, *, plan: Pla
             key=order_key,
         )
     )
+
+
+def check_outputs(outputs: PyTree, inputs: PyTree) -> None:
+    """Raise InputError unless outputs are arrays (B, ...) for inputs (B, ...), or pytrees of such arrays."""
+    count = jax.tree.leaves(inputs)[0].shape[0]
+    leaves = named_leaves("outputs", outputs)
+    for name, leaf in leaves or [("outputs", outputs)]:
+        if not hasattr(leaf, "shape"):
+            raise InputError(
+                f"a model must return an array of outputs (batch, ...), or a pytree of such arrays, got "
+                f"{given_as(leaf)} for its {name}. Let it return arrays alone."
+            )
+        if jnp.shape(leaf)[:1] != (count,):
+            one_axis = getattr(inputs, "ndim", 0) == 1
+            advice = "Use inputs[:, None] for one column." if one_axis else "Let it keep the first axis."
+            if isinstance(inputs, jax.Array) and not one_axis and jnp.shape(leaf)[:1] == inputs.shape[1:2]:
+                advice += " Several arrays of inputs must be a tuple or a dict, not a list."
+            shapes = jax.tree.map(jnp.shape, inputs)
+            raise InputError(
+                f"a model must return {name} (batch, ...), got {jnp.shape(leaf)} for inputs of shape {shapes}. {advice}"
+            )
 
 
 _start_compiled = jit(_start, static_argnames="plan", once=True)
@@ -172,11 +189,14 @@ def batches_of_epoch(plan: Plan, train: Any, validation: Dataset | None) -> tupl
     return count, count + -(-validation.sample_weight.shape[0] // default_batch_size(validation.inputs))
 
 
-def finish_epoch(run_state: RunState, validation: Dataset | None, *, plan: Plan) -> tuple[RunState, dict[str, Array]]:
+def finish_epoch(
+    run_state: RunState, validation: Dataset | None, *, plan: Plan, validate: Any = True
+) -> tuple[RunState, dict[str, Array]]:
     """Return the state after an epoch whose batches are complete, and its record; applies the rules.
 
     Before any epoch was the best, the variables of the last one count as the best, never the initial ones.
-    validation: only whether there is one matters.
+    validation: only whether there is one matters. validate: whether this epoch was validated; a rule that monitors a
+        validation value ignores an epoch that was not.
     """
     state, epoch = run_state.train_state, run_state.epoch + 1
     variables = eval_variables(state, plan.eval_params)
@@ -186,11 +206,15 @@ def finish_epoch(run_state: RunState, validation: Dataset | None, *, plan: Plan)
     rate = learning_rate(state.opt_state)
     if rate is not None:
         record["learning_rate"] = jnp.asarray(rate, jnp.float32)
-    value = _monitored_value(plan.early_stopping, record)
+    value, is_measured = _monitored_value(plan.early_stopping, record, validate)
     stopping: EarlyStoppingState = plan.early_stopping.update(run_state.stopping, value, epoch)
+    unchanged = run_state.stopping._replace(improved=jnp.zeros_like(stopping.improved))
+    stopping = jax.tree.map(partial(jnp.where, is_measured), stopping, unchanged)
     plateau = run_state.plateau
     if plan.plateau is not None:
-        plateau = plan.plateau.update(plateau, _monitored_value(plan.plateau, record), epoch)
+        value, is_measured = _monitored_value(plan.plateau, record, validate)
+        plateau = plan.plateau.update(plateau, value, epoch)
+        plateau = jax.tree.map(partial(jnp.where, is_measured), plateau, run_state.plateau)
         state = state._replace(opt_state=with_learning_rate(state.opt_state, plateau.learning_rate))
     replaces = stopping.improved | (stopping.best_epoch == 0)
     best = jax.tree.map(lambda new, old: jnp.where(replaces, new, old), variables, run_state.best)
@@ -199,8 +223,10 @@ def finish_epoch(run_state: RunState, validation: Dataset | None, *, plan: Plan)
     return RunState(epoch, zero, state, best, stopping, plateau, sums, val_sums, run_state.key), record
 
 
-def _monitored_value(rule: Rule, record: dict[str, Array]) -> Array:
-    return record.get(f"val_{LOSS}", record[LOSS]) if rule.monitor is None else record[rule.monitor]
+def _monitored_value(rule: Rule, record: dict[str, Array], validate: Any) -> tuple[Array, Any]:
+    """Return the value that a rule monitors, and whether this epoch has measured the value."""
+    monitor = rule.monitor or (f"val_{LOSS}" if f"val_{LOSS}" in record else LOSS)
+    return record[monitor], validate if monitor.startswith("val_") else True
 
 
 def run_steps(
@@ -210,6 +236,7 @@ def run_steps(
     steps: Any,
     *,
     plan: Plan,
+    validate: Any = True,
     like: Layout | None = None,
     alone: bool = False,
 ) -> tuple[RunState, Array]:
@@ -220,11 +247,14 @@ def run_steps(
     the values of the epoch's record (zeros inside an epoch), whether the run should stop, whether its numbers are
     finite, and the number of batches: one array, because the host waits for each array that it reads.
 
+    validate: whether the epoch ends with validation; False must not be given to an epoch that has begun to validate.
     like: the shardings of the state's leaves. alone: whether to leave a run unchanged that should stop; many runs share
         the cursor, and `map_members` leaves those unchanged that should stop.
     """
     names = record_names(plan, run_state, validation)
     train_batches, length = batches_of_epoch(plan, train, validation)
+    if validation is not None:
+        length = jnp.where(validate, length, train_batches)
     cursor = run_state.cursor
     steps = jnp.min(jnp.where(run_state.stopping.should_stop, 0, steps) if alone else steps)
     stop = jnp.minimum(cursor + steps, length).astype(jnp.int32)
@@ -241,7 +271,7 @@ def run_steps(
         after = after._replace(val_sums=sums)
 
     def close(run_state: RunState) -> tuple[RunState, Array]:
-        after, record = finish_epoch(run_state, validation, plan=plan)
+        after, record = finish_epoch(run_state, validation, plan=plan, validate=validate)
         should_stop = after.stopping.should_stop.astype(jnp.float32)
         return after, jnp.stack([*(record[name].astype(jnp.float32) for name in names), should_stop])
 
@@ -257,10 +287,19 @@ chunk_program = jit(run_steps, static_argnames=("plan", "like", "alone"), name="
 
 
 def run_chunk(
-    run_state: RunState, train: Dataset | Window, validation: Dataset | None, steps: Any, *, plan: Plan
+    run_state: RunState,
+    train: Dataset | Window,
+    validation: Dataset | None,
+    steps: Any,
+    *,
+    plan: Plan,
+    validate: Any = True,
 ) -> tuple[RunState, Array]:
     """Call `run_steps`, compiled; a run that should stop is left unchanged."""
-    return chunk_program(run_state, train, validation, steps, plan=plan, like=shardings_of(run_state), alone=True)
+    like = shardings_of(run_state)
+    return chunk_program(
+        run_state, train, validation, steps, plan=plan, validate=np.bool_(validate), like=like, alone=True
+    )
 
 
 def _is_finite(run_state: RunState) -> Array:
@@ -299,11 +338,11 @@ def zeros_of(function: Callable[..., PyTree], *arguments: Any) -> PyTree:
     return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(function, *arguments))
 
 
-def eval_batch_size(inputs: Array, batch_size: int | None) -> int:
+def eval_batch_size(inputs: PyTree, batch_size: int | None) -> int:
     """Return the batch size of an evaluation: the caller's, or one that suits the device."""
     if batch_size is not None:
         return whole_number("batch_size", batch_size, 1)
-    if inputs.ndim < 4:
+    if all(leaf.ndim < 4 for leaf in jax.tree.leaves(inputs)):
         return default_batch_size(inputs)
     return default_batch_size(inputs, CPU_BATCH if jax.default_backend() == "cpu" else GPU_BATCH)
 
@@ -321,19 +360,39 @@ def explain_misfit(model: Model, variables: Any, inputs: Any) -> Iterator[None]:
     except Exception as error:
         misfit = None if variables is None else _misfit(model, variables, inputs)
         if misfit is None:
+            _check_container(model, inputs)
             raise
-        shape = str(("batch", *inputs.shape[1:])).replace("'", "")
+        shapes = [f"({', '.join(['batch', *map(str, leaf.shape[1:])])})" for leaf in jax.tree.leaves(inputs)]
         raise InputError(
-            f"variables do not fit the model and inputs of shape {shape}: {misfit}. Give inputs with the columns of "
-            "the training data, or the variables of this model."
+            f"variables do not fit the model and inputs of shape {', '.join(shapes)}: {misfit}. Give inputs with the "
+            "columns of the training data, or the variables of this model."
         ) from error
+
+
+def _check_container(model: Model, inputs: PyTree) -> None:
+    """Raise InputError where the model cannot be made for inputs that are several arrays."""
+    if hasattr(inputs, "shape"):
+        return
+    try:
+        jax.eval_shape(model.init, jax.eval_shape(jax.random.key, 0), _one_example(inputs))
+    except InputError:
+        raise
+    except Exception as error:  # Whatever the model's library raises.
+        names = ", ".join(name for name, _ in named_leaves("inputs", inputs))
+        raise InputError(
+            f"the model must take inputs that are {given_as(inputs)}, of {names}, and fails with {error!r:.200}. It is "
+            "given all of them as one argument, as in def __call__(self, inputs)."
+        ) from error
+
+
+def _one_example(inputs: PyTree) -> PyTree:
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape[1:]), leaf.dtype), inputs)
 
 
 def _misfit(model: Model, variables: Any, inputs: Any) -> str | None:
     """Return the first array of the variables that the model would make otherwise for such inputs."""
-    batch = jax.ShapeDtypeStruct((1, *inputs.shape[1:]), inputs.dtype)
     try:
-        expected = jax.eval_shape(model.init, jax.eval_shape(jax.random.key, 0), batch)
+        expected = jax.eval_shape(model.init, jax.eval_shape(jax.random.key, 0), _one_example(inputs))
     except Exception:  # Whatever the model's library raises: then the variables cannot be compared.
         return None
     expected_shapes, shapes = (

@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec
 
 from jaxdl._checks import (
     check_examples,
+    check_has_targets,
     check_model,
     check_objective,
     check_platform,
@@ -22,17 +23,18 @@ from jaxdl._checks import (
     given_as,
 )
 from jaxdl._jit import is_traced, jit
+from jaxdl._tree import named_leaves
 from jaxdl.data import DataSource
-from jaxdl.data.arrays import as_numbers, as_rows
+from jaxdl.data.arrays import as_numbers, as_rows, as_trees
 from jaxdl.data.batches import default_batch_size, evaluation_rows, only_counted, padded_size
 from jaxdl.data.streaming import BYTES, load_window, plan_windows, prefetch, read_rows, window_sharding
 from jaxdl.distributed.sharding import data_devices, split_rows
 from jaxdl.errors import InputError
 from jaxdl.losses import check_labels, check_targets
 from jaxdl.metrics import compute, merge
-from jaxdl.train.epoch import eval_batch_size, explain_misfit, sum_steps, zeros_of
+from jaxdl.train.epoch import check_outputs, eval_batch_size, explain_misfit, sum_steps, zeros_of
 from jaxdl.train.step import eval_step
-from jaxdl.types import Array, Dataset, Loss, Metric, MetricSums, Model, Objective, Variables
+from jaxdl.types import Array, Dataset, Loss, Metric, MetricSums, Model, ModelLoss, Objective, PyTree, Variables
 
 
 @explain_calls
@@ -40,7 +42,7 @@ def evaluate(
     model: Model,
     variables: Variables,
     dataset: Dataset | DataSource,
-    loss: Loss,
+    loss: Loss | ModelLoss,
     *,
     metrics: Sequence[Metric] = (),
     batch_size: int | None = None,
@@ -64,6 +66,7 @@ def evaluate(
         check_platform()
         return evaluate_source(model, objective, variables, dataset, batch_size=batch_size)
     check_examples("dataset", dataset)
+    check_has_targets("dataset", objective, dataset)
     check_platform()
     check_labels(model, loss, dataset)
     check_targets(loss, dataset, "dataset")
@@ -88,10 +91,11 @@ def evaluate_prepared(
 
 
 @explain_calls
-def predict(model: Model, variables: Variables, inputs: Any, *, batch_size: int | None = None) -> Array:
+def predict(model: Model, variables: Variables, inputs: Any, *, batch_size: int | None = None) -> Any:
     """Return the model's outputs for (N, ...) inputs, computed in batches of at most `batch_size` examples.
 
-    inputs: an array, or a DataSource, whose outputs are one NumPy array.
+    inputs: an array, or a dict, tuple or NamedTuple of arrays, as for `dataset`; or a DataSource, whose outputs are
+        NumPy arrays. A list is one array of rows.
 
     Compiles once for each model and shape of the inputs. Raises InputError for no inputs, and for inputs that
     `data.dataset` refuses; the values of JAX arrays are not checked.
@@ -105,19 +109,23 @@ def predict(model: Model, variables: Variables, inputs: Any, *, batch_size: int 
     check_variables(variables)
     if isinstance(inputs, DataSource):
         check_platform()
-        outputs: Any = np.concatenate([*predict_source(model, variables, inputs, batch_size=batch_size)])
-        return outputs
+        parts = predict_source(model, variables, inputs, batch_size=batch_size)
+        return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
     _check_inputs(inputs)
     check_platform()
-    if not isinstance(inputs, jax.Array):
-        numbers, _ = as_numbers("inputs", inputs)
-        inputs = jnp.asarray(as_rows("inputs", inputs) if numbers.size and numbers.ndim > 1 else numbers)
-    if inputs.ndim < 2 or len(inputs) == 0:
-        advice = " Use inputs[None] for one example, inputs[:, None] for one column." if inputs.ndim == 1 else ""
-        raise InputError(
-            f"predict needs at least one example, got inputs of shape {inputs.shape}. Give inputs of shape (N, ...)."
-            + advice
-        )
+    inputs = as_trees("inputs", inputs, convert=_as_array)
+    leaves = named_leaves("inputs", inputs)
+    for name, leaf in leaves:
+        if leaf.ndim < (2 if leaf is inputs else 1) or len(leaf) == 0:
+            advice = " Use inputs[None] for one example, inputs[:, None] for one column." if leaf.ndim == 1 else ""
+            raise InputError(
+                f"predict needs at least one example, got {name} of shape {leaf.shape}. Give {name} of shape (N, ...)."
+                + advice
+            )
+        if len(leaf) != len(leaves[0][1]):
+            raise InputError(
+                f"{name} must have one row for each of the {len(leaves[0][1])} {leaves[0][0]}, got {len(leaf)}."
+            )
     with explain_misfit(model, variables, inputs):
         return _predict(model, variables, inputs, batch_size=eval_batch_size(inputs, batch_size))
 
@@ -132,23 +140,36 @@ def _check_inputs(inputs: Any) -> None:
         )
 
 
-@partial(jit, static_argnames=("model", "batch_size"))
-def _predict(model: Model, variables: Variables, inputs: Array, *, batch_size: int) -> Array:
-    count, batch_size = inputs.shape[0], padded_size(batch_size)
+def _as_array(name: str, values: Any, counted: Any = None) -> Array:
+    """Return an array of inputs; the values of JAX arrays are not checked."""
+    if isinstance(values, jax.Array):
+        return values
+    numbers, _ = as_numbers(name, values)
+    return jnp.asarray(as_rows(name, values) if numbers.size and numbers.ndim > 1 else numbers)
 
-    def outputs_at(start: Any) -> Array:
-        batch = split_rows(lax.dynamic_slice_in_dim(inputs, start, min(batch_size, count)))
-        return model.apply(variables, batch, train=False)[0]
+
+@partial(jit, static_argnames=("model", "batch_size"))
+def _predict(model: Model, variables: Variables, inputs: PyTree, *, batch_size: int) -> PyTree:
+    count, batch_size = jax.tree.leaves(inputs)[0].shape[0], padded_size(batch_size)
+
+    def outputs_at(start: Any) -> PyTree:
+        size = min(batch_size, count)
+        batch = split_rows(jax.tree.map(lambda leaf: lax.dynamic_slice_in_dim(leaf, start, size), inputs))
+        outputs = model.apply(variables, batch, train=False)[0]
+        check_outputs(outputs, batch)
+        return outputs
 
     if count <= batch_size:
         return outputs_at(0)
 
-    def body(index: Array, outputs: Array) -> Array:
+    def body(index: Array, outputs: PyTree) -> PyTree:
         start = jnp.minimum(index * batch_size, count - batch_size)
-        return lax.dynamic_update_slice_in_dim(outputs, outputs_at(start), start, axis=0)
+        return jax.tree.map(
+            lambda whole, part: lax.dynamic_update_slice_in_dim(whole, part, start, axis=0), outputs, outputs_at(start)
+        )
 
     one = jax.eval_shape(outputs_at, 0)
-    outputs = jnp.zeros((count, *one.shape[1:]), one.dtype)
+    outputs = jax.tree.map(lambda leaf: jnp.zeros((count, *leaf.shape[1:]), leaf.dtype), one)
     return lax.fori_loop(0, -(-count // batch_size), body, outputs)
 
 
@@ -183,11 +204,16 @@ def predict_source(
     *,
     batch_size: int | None = None,
     window_bytes: int = BYTES,
-) -> Iterator[np.ndarray]:
+) -> Iterator[PyTree]:
     """Yield the outputs of a DataSource, in its order, window by window: NumPy arrays (examples of a window, ...)."""
+
+    def examples_of(outputs: Array, window: _Window) -> np.ndarray:
+        array = np.asarray(outputs)[:, : window.size]
+        return array.reshape(-1, *array.shape[2:])[: window.examples]
+
     for window in _windows(variables, source, batch_size, window_bytes, lambda data: data):
-        outputs = np.asarray(_outputs(model, variables, window.batches.inputs, np.int32(window.full)))
-        yield outputs[:, : window.size].reshape(-1, *outputs.shape[2:])[: window.examples]
+        outputs = _outputs(model, variables, window.batches.inputs, np.int32(window.full))
+        yield jax.tree.map(partial(examples_of, window=window), outputs)
 
 
 class _Window(NamedTuple):
@@ -229,17 +255,21 @@ def _sums(model: Model, objective: Objective, variables: Variables, batches: Dat
 
 
 @partial(jit, static_argnames="model")
-def _outputs(model: Model, variables: Variables, inputs: Array, count: Any) -> Array:
-    def outputs_at(index: Any) -> Array:
-        return model.apply(variables, _batch(inputs, index), train=False)[0]
+def _outputs(model: Model, variables: Variables, inputs: PyTree, count: Any) -> PyTree:
+    def outputs_at(index: Any) -> PyTree:
+        batch = _batch(inputs, index)
+        outputs = model.apply(variables, batch, train=False)[0]
+        check_outputs(outputs, batch)
+        return outputs
 
-    one = jax.eval_shape(outputs_at, 0)
-    outputs = lax.fori_loop(
-        0,
-        count,
-        lambda index, outputs: lax.dynamic_update_index_in_dim(outputs, outputs_at(index), index, 0),
-        jnp.zeros((inputs.shape[0], *one.shape), one.dtype),
-    )
+    def body(index: Any, outputs: PyTree) -> PyTree:
+        return jax.tree.map(
+            lambda whole, part: lax.dynamic_update_index_in_dim(whole, part, index, 0), outputs, outputs_at(index)
+        )
+
+    one, batches = jax.eval_shape(outputs_at, 0), jax.tree.leaves(inputs)[0].shape[0]
+    zeros = jax.tree.map(lambda leaf: jnp.zeros((batches, *leaf.shape), leaf.dtype), one)
+    outputs = lax.fori_loop(0, count, body, zeros)
     # Replicated, because each process reads all of them.
     return lax.with_sharding_constraint(outputs, PartitionSpec()) if data_devices() > 1 else outputs
 

@@ -11,15 +11,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
 
+from jaxdl._tree import named_leaves
 from jaxdl.data import DataSource
 from jaxdl.data.arrays import precision
 from jaxdl.data.batches import default_batch_size, only_counted, validation_batch
 from jaxdl.data.streaming import Loader, loader
 from jaxdl.distributed.sharding import to_host
 from jaxdl.train.epoch import batches_of_epoch
-from jaxdl.train.loop import Chunk, chunks
-from jaxdl.train.step import eval_variables, loss_of_params, optimizer_update, plan_step
-from jaxdl.types import LOSS, Array, Dataset, Plan, PyTree, RunState, TrainState, Variables
+from jaxdl.train.hooks import Chunk
+from jaxdl.train.loop import chunks
+from jaxdl.train.step import call_model_loss, eval_variables, loss_of_params, optimizer_update, plan_step
+from jaxdl.types import LOSS, Array, Dataset, ModelLoss, Plan, PyTree, RunState, TrainState, Variables
 
 # Operations that only call others.
 _CALLS = {"jit", "pjit", "closed_call", "core_call", "remat", "checkpoint", "custom_jvp_call", "custom_vjp_call"}
@@ -74,7 +76,8 @@ def _in_arguments(variables: Variables, batch: Dataset) -> _Origin | None:
     return _in_tree("{} before the step", {"params": variables.params, "stats": variables.stats}, batch) or next(
         (
             _Origin(name, *fault)
-            for name, values in (("the inputs", batch.inputs), ("the targets", batch.targets))
+            for field, tree in (("the inputs", batch.inputs), ("the targets", batch.targets))
+            for name, values in named_leaves(field, tree)
             if (fault := _fault(values, batch)) is not None
         ),
         None,
@@ -82,15 +85,23 @@ def _in_arguments(variables: Variables, batch: Dataset) -> _Origin | None:
 
 
 def _in_forward(plan: Plan, variables: Variables, batch: Dataset, *, train: bool, key: Array | None) -> _Origin | None:
-    def outputs_of(variables: Variables, inputs: Array) -> tuple[Array, PyTree]:
+    loss = plan.objective.loss
+    if isinstance(loss, ModelLoss):
+
+        def values_of(variables: Variables, batch: Any) -> tuple[Array, PyTree, PyTree]:
+            return call_model_loss(loss, variables, batch, batch.sample_weight > 0, key, train=train)
+
+        return _in_function(values_of, (variables, batch), batch, "")
+
+    def outputs_of(variables: Variables, inputs: PyTree) -> tuple[PyTree, PyTree]:
         return plan.model.apply(variables, inputs, train=train, key=key, mask=batch.sample_weight > 0)
 
-    def losses_of(outputs: Array, targets: Array) -> Array:
-        return plan.objective.loss(outputs, targets)
+    def losses_of(outputs: PyTree, targets: PyTree) -> Array:
+        return loss(outputs, targets)
 
     outputs, _ = outputs_of(variables, batch.inputs)
     return _in_function(outputs_of, (variables, batch.inputs), batch, "") or _in_function(
-        losses_of, (outputs, jnp.asarray(batch.targets)), batch, "the loss"
+        losses_of, (outputs, jax.tree.map(jnp.asarray, batch.targets)), batch, "the loss"
     )
 
 
@@ -233,21 +244,25 @@ def check_finite(
     run_state: RunState,
     train: Dataset | DataSource | Loader,
     validation: Dataset | None,
+    **limits: Any,
 ) -> Iterator[Chunk]:
-    """Yield the chunks of a run; raise NonFiniteError with the origin at the first chunk that is not finite."""
+    """Yield the chunks of a run; raise NonFiniteError with the origin at the first chunk that is not finite.
+
+    limits: arguments of `chunks`, which decide on the epochs that are validated.
+    """
     for chunk in parts:
         if not chunk.finite:
-            raise NonFiniteError(find_origin(plan, run_state, train, validation))
+            raise NonFiniteError(find_origin(plan, run_state, train, validation, **limits))
         run_state = chunk.state
         yield chunk
 
 
 def find_origin(
-    plan: Plan, run_state: RunState, train: Dataset | DataSource | Loader, validation: Dataset | None
+    plan: Plan, run_state: RunState, train: Dataset | DataSource | Loader, validation: Dataset | None, **limits: Any
 ) -> NonFinite:
     """Return the first number of a run that is not finite: re-run it batch by batch from an earlier state."""
     data = loader(train, plan.batch_size)
-    for chunk in chunks(plan, run_state, data, validation, steps=lambda: 1):
+    for chunk in chunks(plan, run_state, data, validation, steps=lambda: 1, **limits):
         if not chunk.finite:
             break
         run_state = chunk.state

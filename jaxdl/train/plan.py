@@ -12,6 +12,7 @@ import optax
 
 from jaxdl._checks import (
     check_examples,
+    check_has_targets,
     check_model,
     check_objective,
     check_optimizer,
@@ -21,6 +22,7 @@ from jaxdl._checks import (
     number,
     whole_number,
 )
+from jaxdl._tree import example_shapes, named_leaves
 from jaxdl.data.arrays import precision
 from jaxdl.errors import InputError
 from jaxdl.losses import check_targets
@@ -33,6 +35,7 @@ from jaxdl.types import (
     Loss,
     Metric,
     Model,
+    ModelLoss,
     Objective,
     Plan,
     PyTree,
@@ -96,7 +99,7 @@ NEVER = early_stopping(patience=None)
 @explain_calls
 def make_plan(
     model: Model,
-    loss: Loss,
+    loss: Loss | ModelLoss,
     optimizer: optax.GradientTransformation,
     *,
     metrics: Sequence[Metric] = (),
@@ -200,8 +203,10 @@ def check_rows(plan: Plan, train: Dataset, validation: Dataset | None) -> None:
     Also for targets that the loss cannot take (`losses.check_targets`).
     """
     check_examples("train", train)
+    check_has_targets("train", plan.objective, train)
     if validation is not None:
         check_examples("validation", validation)
+        check_has_targets("validation", plan.objective, validation)
     count = train.sample_weight.shape[0]
     if plan.batch_size > count:
         raise InputError(
@@ -211,20 +216,23 @@ def check_rows(plan: Plan, train: Dataset, validation: Dataset | None) -> None:
     if validation is None:
         return
     check_targets(plan.objective.loss, validation, "validation")
-    if validation.inputs.shape[1:] != train.inputs.shape[1:]:
+    shapes: list[Any] = [(example_shapes(rows.inputs), example_shapes(rows.targets)) for rows in (train, validation)]
+    if shapes[0][0] != shapes[1][0]:
         raise InputError(
-            f"validation inputs must have the shape of training inputs, {train.inputs.shape[1:]} for each example, got "
-            f"{validation.inputs.shape[1:]}. Give both the same columns."
+            f"validation inputs must have the shape of training inputs, {shapes[0][0]} for each example, got "
+            f"{shapes[1][0]}. Give both the same columns."
         )
-    if (train.inputs.dtype == np.uint8) != (validation.inputs.dtype == np.uint8):
+    pairs = zip(named_leaves("inputs", train.inputs), jax.tree.leaves(validation.inputs), strict=True)
+    for (name, one), other in pairs:
+        if (one.dtype == np.uint8) != (other.dtype == np.uint8):
+            raise InputError(
+                f"train and validation must both hold bytes or neither, got {name} of {one.dtype} and of "
+                f"{other.dtype}: networks for images divide bytes by 255. Give both in the same dtype."
+            )
+    if shapes[0][1] != shapes[1][1]:
         raise InputError(
-            f"train and validation must both hold bytes or neither, got inputs of {train.inputs.dtype} and of "
-            f"{validation.inputs.dtype}: networks for images divide bytes by 255. Give both in the same dtype."
-        )
-    if validation.targets.shape[1:] != train.targets.shape[1:]:
-        raise InputError(
-            f"validation targets must have the shape of training targets, {train.targets.shape[1:]} for each "
-            f"example, got {validation.targets.shape[1:]}. Encode both in the same way."
+            f"validation targets must have the shape of training targets, {shapes[0][1]} for each "
+            f"example, got {shapes[1][1]}. Encode both in the same way."
         )
 
 

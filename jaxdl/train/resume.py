@@ -139,6 +139,8 @@ def _stopping_by_records(plan: Plan, run_state: RunState, history: Sequence[Mapp
         epoch = np.broadcast_to(np.asarray(record["epoch"], np.int32), epochs.shape)
         values = np.broadcast_to(_monitored_value(plan, record), epochs.shape)
         after = plan.early_stopping.update(state, jnp.asarray(values), jnp.asarray(epoch))
+        if not _is_measured(plan, record, history):
+            after = state._replace(improved=jnp.zeros_like(state.improved))
         # A member that stood still while others trained has records of NaN for epochs that it has not run.
         is_next = (epoch == last + 1) & (epoch <= epochs)
         state = jax.tree.map(lambda new, old, is_next=is_next: np.where(is_next, new, old), after, state)
@@ -156,6 +158,12 @@ def _stopping_by_records(plan: Plan, run_state: RunState, history: Sequence[Mapp
         choose(same_best, state.improved, before.improved),
         choose(trains, state.should_stop, before.should_stop),
     )
+
+
+def _is_measured(plan: Plan, record: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> bool:
+    """Return whether a record holds the value that early stopping monitors, which an epoch without validation lacks."""
+    has_validation = any(f"val_{LOSS}" in each for each in history)
+    return (plan.early_stopping.monitor or (f"val_{LOSS}" if has_validation else LOSS)) in record
 
 
 def _monitored_value(plan: Plan, record: Mapping[str, Any]) -> Any:

@@ -9,12 +9,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import optax.contrib
 from jax import lax
 from jaxtyping import Float, PRNGKeyArray
 
-from jaxdl._checks import check_model, check_objective, check_optimizer
+from jaxdl._checks import check_model, check_objective, check_optimizer, given_as
 from jaxdl.data.arrays import precision
 from jaxdl.data.batches import only_counted
 from jaxdl.errors import InputError
@@ -30,6 +31,7 @@ from jaxdl.types import (
     Metric,
     MetricSums,
     Model,
+    ModelLoss,
     Objective,
     Plan,
     PyTree,
@@ -44,7 +46,7 @@ Gradient = Callable[[TrainState, Dataset | Batch], PyTree]
 
 def make_train_step(
     model: Model,
-    loss: Loss,
+    loss: Loss | ModelLoss,
     optimizer: optax.GradientTransformation,
     *,
     metrics: Sequence[Metric] = (),
@@ -220,8 +222,12 @@ def loss_of_params(
 
     def mean_loss(params: PyTree) -> tuple[Float[Array, ""], tuple[PyTree, MetricSums]]:
         variables = Variables(params, state.variables.stats)
-        outputs, stats = model.apply(variables, batch.inputs, train=True, key=key, mask=mask)
-        sums = measure_batch(objective, outputs, batch, prepared=prepared)
+        if isinstance(objective.loss, ModelLoss):
+            values, outputs, stats = call_model_loss(objective.loss, variables, batch, mask, key, train=True)
+            sums = _measure_values(objective.metrics, values, outputs, batch, prepared=prepared)
+        else:
+            outputs, stats = model.apply(variables, batch.inputs, train=True, key=key, mask=mask)
+            sums = measure_batch(objective, outputs, batch, prepared=prepared)
         if isinstance(batch, Batch):
             count = batch.mask.astype(sums.weight.dtype).sum()
         else:
@@ -239,13 +245,73 @@ def plan_step(plan: Plan, *, prepared: bool = False) -> TrainStep:
     )
 
 
-def measure_batch(objective: Objective, outputs: Array, batch: Dataset | Batch, *, prepared: bool) -> MetricSums:
+def measure_batch(objective: Objective, outputs: PyTree, batch: Dataset | Batch, *, prepared: bool) -> MetricSums:
     """Return the sums of the loss and the metrics of a batch; prepared: as for `make_train_step`."""
-    weights = batch.sample_weight
-    return measure(objective.loss, outputs, batch.targets, weights, metrics=objective.metrics, prepared=prepared)
+    loss, weights = objective.loss, batch.sample_weight
+    assert not isinstance(loss, ModelLoss)
+    return measure(loss, outputs, batch.targets, weights, metrics=objective.metrics, prepared=prepared)
 
 
-def make_eval_step(model: Model, loss: Loss, *, metrics: Sequence[Metric] = (), prepared: bool = False) -> EvalStep:
+def call_model_loss(
+    loss: ModelLoss, variables: Variables, batch: Dataset | Batch, mask: Array, key: Array | None, *, train: bool
+) -> tuple[Array, PyTree, PyTree]:
+    """Return the values (B,), the outputs and the new stats of a loss that calls the model.
+
+    key: None in evaluation, where the loss gets `jax.random.key(0)` for every batch. Raises InputError for other
+    results than those of `losses.model_loss`.
+    """
+    examples = Batch(batch.inputs, batch.targets, batch.sample_weight, mask)
+    result = loss.function(variables, examples, jax.random.key(0) if key is None else key, train)
+    if type(result) is not tuple or len(result) not in (2, 3):
+        kind = f"a tuple of {len(result)}" if type(result) is tuple else given_as(result)
+        raise InputError(
+            f"a model loss must return (values, outputs) or (values, outputs, stats), got {kind}. Let it return "
+            "values, () where it has no outputs."
+        )
+    values, outputs, stats = result if len(result) == 3 else (*result, variables.stats)
+    shape, dtype = getattr(values, "shape", None), getattr(values, "dtype", np.dtype(object))
+    if shape != mask.shape or not jnp.issubdtype(dtype, jnp.floating):
+        advice = " Leave out the mean over the examples, so that jaxdl can weight them." if shape == () else ""
+        raise InputError(
+            f"a model loss must return a float for each of the {len(mask)} examples of a batch, got "
+            f"{given_as(values) if shape is None else f'{dtype} of shape {shape}'}.{advice}"
+        )
+    kinds: list[Any] = [
+        (jax.tree.structure(tree), [(jnp.shape(leaf), jnp.result_type(leaf)) for leaf in jax.tree.leaves(tree)])
+        for tree in (stats, variables.stats)
+    ]
+    if kinds[0] != kinds[1]:
+        raise InputError(
+            f"a model loss must return stats like those of the variables, {kinds[1]}, got {kinds[0]}. Return those of "
+            "model.apply(variables, inputs, train=train, key=key, mask=batch.mask)."
+        )
+    # A comparison with the other examples may give inf for padding, and inf times the weight 0 would be nan.
+    values = jnp.where(mask, values, jnp.zeros((), dtype))
+    return values, outputs, stats if train else variables.stats
+
+
+def _measure_values(
+    metrics: Sequence[Metric], values: Array, outputs: PyTree, batch: Dataset | Batch, *, prepared: bool
+) -> MetricSums:
+    """Return the sums of values (B,) of a loss, and those of the metrics of the outputs."""
+
+    def of_outputs(metric: Metric) -> Metric:
+        return metric._replace(per_example=lambda pair, targets: metric.per_example(pair[1], targets))
+
+    pair = values, outputs if metrics else ()
+    return measure(
+        lambda pair, targets: pair[0],
+        pair,
+        batch.targets,
+        batch.sample_weight,
+        metrics=[of_outputs(metric) for metric in metrics],
+        prepared=prepared,
+    )
+
+
+def make_eval_step(
+    model: Model, loss: Loss | ModelLoss, *, metrics: Sequence[Metric] = (), prepared: bool = False
+) -> EvalStep:
     """Return a pure function `(variables, batch) -> sums`: the sums of the loss and the metrics of a batch.
 
     prepared: as for `make_train_step`.
@@ -264,7 +330,11 @@ def eval_step(model: Model, objective: Objective, *, prepared: bool) -> EvalStep
     """Return what `make_eval_step` returns, without its checks."""
 
     def step(variables: Variables, batch: Dataset | Batch) -> MetricSums:
-        outputs, _ = model.apply(variables, batch.inputs, train=False, mask=batch.sample_weight > 0)
+        mask = batch.sample_weight > 0
+        if isinstance(objective.loss, ModelLoss):
+            values, outputs, _ = call_model_loss(objective.loss, variables, batch, mask, None, train=False)
+            return _measure_values(objective.metrics, values, outputs, batch, prepared=prepared)
+        outputs, _ = model.apply(variables, batch.inputs, train=False, mask=mask)
         return measure_batch(objective, outputs, batch, prepared=prepared)
 
     return step

@@ -153,7 +153,7 @@ def test_a_trace_ends_with_a_run_that_fails(monkeypatch, tmp_path):
 def test_a_run_is_traced_and_comes_out_the_same(tmp_path):
     plain = drive(PLAN, beginning(), ROWS, None, epochs=6)
     with profiler(tmp_path, last=6) as callback:
-        traced = drive(PLAN, beginning(), ROWS, None, epochs=6, chunk_callbacks=[callback])
+        traced = drive(PLAN, beginning(), ROWS, None, epochs=6, callbacks=[callback])
     leaves = map(jax.tree.leaves, (plain.state.train_state.variables, traced.state.train_state.variables))
     assert all((a == b).all() for a, b in zip(*leaves, strict=True))
     # Its steps are in a loop, each of which takes several operations.

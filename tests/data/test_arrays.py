@@ -222,9 +222,12 @@ def test_dataset_rejects_masked_values(name):
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [
-        ({"a": NUMBERS, "b": NUMBERS}, "must be one array, got a dict of a, b. Concatenate"),
-        ([NUMBERS, NUMBERS[:, :2]], "must be one array of numbers, got list"),
-        ([NUMBERS, NUMBERS], "Inputs must be one array, not a list of several"),
+        ({"a": NUMBERS, "b": {}}, r"inputs\['b'\] must have at least one array, got an empty dict"),
+        ({"a": NUMBERS, 1: NUMBERS}, "must have keys of one type, got 'a', 1. Use strings"),
+        ({"a": NUMBERS, "b": NUMBERS[:9]}, r"inputs\['b'\] must have one row for each of the 70 inputs\['a'\], got 9"),
+        ({"a": NUMBERS, "b": [["x"]] * 70}, r"inputs\['b'\] must hold numbers, got dtype <U1"),
+        ([NUMBERS[:9], NUMBERS[:9]], "for each of the 2 inputs, got 70. The inputs are a list of 2 arrays"),
+        ([NUMBERS, NUMBERS[:9]], "inputs must be one array of numbers, got list"),
         ([[[1, 2], [3]], [[1, 2], [3]]], "inputs must be one array of numbers, got list"),
         (scipy.sparse.csr_matrix(NUMBERS), "must be a dense array, got a sparse csr_matrix. Use its .toarray"),
         (NUMBERS + 1j, "got dtype complex64. Give the real and the imaginary part"),

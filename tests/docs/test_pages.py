@@ -25,10 +25,12 @@ from tests.documents import PAGES, ROOT, blocks, name_of
 from tests.quick import quick_programs
 
 WITH_PYTHON = [page for page in PAGES if blocks(page, "python")]
-# Pages with tests of their own, here and in docs/test_readme.py, docs/test_keras.py and docs/test_own_experiment.py.
+# Pages with tests of their own, here and in docs/test_readme.py, docs/test_keras.py, docs/test_callbacks.py and
+# docs/test_own_experiment.py.
 OWN = {
     "README.md",
     "docs/keras.md",
+    "docs/callbacks.md",
     *(f"docs/{name}.md" for name in ("how-it-works", "many-runs", "growing", "sharing", "own-experiment")),
 }
 # What is quick to compile instead of what a page says, and how often it says it: here it is the calls that are tried.

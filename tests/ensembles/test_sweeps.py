@@ -721,10 +721,10 @@ def test_an_interrupt_keeps_the_reasons_of_trials_that_had_ended(monkeypatch):
     trials = [{"learning_rate": rate} for rate in (0.1, 0.03, 0.01)]
     group_chunks = sweeps.group_chunks
 
-    def stopping(group, end, how):
+    def stopping(group, end, *arguments):
         if end > 1:
             raise KeyboardInterrupt
-        yield from group_chunks(group, end, how)
+        yield from group_chunks(group, end, *arguments)
 
     monkeypatch.setattr(sweeps, "group_chunks", stopping)
     result = sweep(make_unstopped, trials, *ROWS, seeds=SEEDS, epochs=9, eta=3)

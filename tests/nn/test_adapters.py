@@ -548,7 +548,8 @@ def test_a_switch_of_any_name_is_set(parameters, switch, options):
         ("x, flag: 'bool' = 1", 'from_linen(module, train="flag", inverted=True) if it is True in evaluation'),
         ("x, **keywords", "takes **keywords, .* from_linen(module, train=None) if there is none"),
         ("x, train, deterministic=True", "takes train and deterministic, and from_linen sets one of them"),
-        ("x, y", "needs x, y, and a model is given one array of inputs"),
+        ("x, y, rng", "needs x, y, rng, and a model is given its inputs alone"),
+        ("x, y, /", "takes x, y by position only, and several inputs are given by name"),
         ("x, rngs", "Leave rngs out and draw with self.make_rng"),
     ],
 )

@@ -484,7 +484,7 @@ class LinenNet(nn.Module):
 
 
 class TwoInputs(eqx.Module):
-    def __call__(self, x, y):
+    def __call__(self, x, y, /):
         return x + y
 
 
@@ -545,7 +545,7 @@ class Fields(eqx.Module):
             (eqx.nn.make_with_state(Normed)(KEY)[0], eqx.nn.make_with_state(Images)(KEY)[1]),
             "the state has no values of norm/",
         ),
-        (TwoInputs(), r"TwoInputs.__call__ needs x, y, and a model is given one array"),
+        (TwoInputs(), r"TwoInputs.__call__ takes x, y by position only"),
         (Silent(), r"Silent holds state, and its __call__ must take state"),
         (MaskedInput(), r'MaskedInput.__call__ needs mask\. Write from_equinox\(module, mask="mask"\)'),
         (Doubled(), r"Doubled holds two arrays of the name moments_0\. Rename one"),

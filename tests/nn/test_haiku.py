@@ -373,7 +373,7 @@ def test_what_is_no_pair_is_refused(given, words):
         from_haiku(given)
 
 
-def two_inputs(x, y):
+def two_inputs(x, y, /):
     return x + y
 
 
@@ -388,7 +388,7 @@ def unnamed(x, noisy=True):
 @pytest.mark.parametrize(
     ("function", "words"),
     [
-        (two_inputs, "two_inputs needs x, y, and a model is given one array"),
+        (two_inputs, "two_inputs takes x, y by position only, and several inputs are given by name"),
         (two_switches, "two_switches takes is_training, which nothing would set"),
         (unnamed, r'unnamed takes noisy, which nothing would set. Write from_haiku\(transformed, train="noisy"\)'),
         (lambda *arrays, **options: arrays, r"the lambda takes \*\*keywords"),

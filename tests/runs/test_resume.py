@@ -403,7 +403,7 @@ def rewritten(folder, about):
     saved = saving.restore_latest(folder / PROGRESS, print)
     content = {**saved.about, **about(saved.about)}
     shutil.rmtree(folder / PROGRESS)
-    own = {name: content.pop(name) for name in checkpoints.RESERVED}
+    own = {name: content.pop(name) for name in checkpoints.RESERVED if name in content}
     arrays = {name: content.pop(name, array) for name, array in saved.arrays.items()}
     checkpoints.write(folder / PROGRESS, arrays, {**content, **own})
 

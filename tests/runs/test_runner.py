@@ -71,7 +71,7 @@ def test_the_seconds_of_an_epoch_are_not_those_of_its_compilation(monkeypatch):
     def pass_time(seconds):
         now.time += seconds
 
-    def chunks(plan, run_state, train, validation, *, last, steps):
+    def chunks(plan, run_state, train, validation, *, last, **_):
         # 2 s an epoch in two chunks, and 5 s of compilation in the first.
         pass_time(5)
         jax.monitoring.record_event_duration_secs(COMPILE, 5)

@@ -175,7 +175,8 @@ def test_predict_refuses_inputs_without_rows(shape):
         (np.ma.masked_equal([[1.0], [-9999.0]], -9999.0), "inputs must hold a number everywhere, got 1 masked"),
         (np.array([["1"], ["2"]]), "inputs must hold numbers, got dtype <U1"),
         ([[1.0], [2.0, 3.0]], "inputs must be one array of numbers"),
-        ({"a": np.ones((2, 1))}, "inputs must be one array, got a dict of a"),
+        ({"a": np.ones((2, 1)), "b": np.ones(3)}, r"inputs\['b'\] must have one row for each of the 2 inputs\['a'\]"),
+        ({"a": np.array([[np.nan]])}, r"inputs\['a'\] must be finite"),
     ],
 )
 def test_predict_refuses_inputs_that_fit_refuses(inputs, message):

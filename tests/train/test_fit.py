@@ -501,8 +501,8 @@ def test_in_float64_nothing_is_compiled_for_float32(compilations):
 
 
 def lowering_to(lowered):
-    """A compiled function that `on` gives, and that is lowered to what is given."""
-    return SimpleNamespace(on=lambda *_: SimpleNamespace(lower=lambda *_, **__: lowered))
+    """A function that is lowered to what is given."""
+    return SimpleNamespace(lower=lambda *_, **__: lowered)
 
 
 def test_weights_are_drawn_while_the_other_program_is_compiled(monkeypatch):
@@ -606,3 +606,49 @@ def test_a_process_waits_for_a_slower_one(shared):
     # A chunk is ahead of what is looked at.
     assert min(first["seconds"], slow["seconds"]) > 0.1 * (slow["epochs"] - 3)
     assert {**first, "seconds": 0} == {**slow, "seconds": 0}
+
+
+LIMITED_SCRIPT = """
+from jaxdl.callbacks import Callback
+mesh, placed = make_mesh(), lambda rows: shard_dataset(rows, mesh)
+inputs = np.random.default_rng(0).normal(size=(120, 6)).astype(np.float32)
+rows = dataset(inputs, inputs[:, :1])
+steps = []
+
+def note(state, values):
+    time.sleep(0.01 * own)
+    steps.append((int(state.train_state.step), round(float(values["loss"]), 4)))
+
+def run(**options):
+    callback = Callback(on_steps=note, every_steps=4)
+    train, validation = ((placed if jax.process_count() > 1 else lambda rows: rows)(
+        jax.tree.map(lambda leaf: leaf[part], rows)) for part in (np.s_[:90], np.s_[90:]))
+    return fit(mlp(()), losses.squared_error, optax.adam(0.01), train, validation, batch_size=16,
+               callbacks=[callback], **options)
+
+def summary_of(run):
+    return [run.reason, int(run.state.epoch), int(run.state.cursor),
+            ["val_loss" in record for record in run.records], [record["loss"] for record in run.records]]
+
+limited = summary_of(run(max_steps=27, validate_every=3))
+"""
+LIMITS_SCRIPT = """
+# One process alone runs out of time, and both end.
+timed = run(epochs=10**6, max_minutes=0.05 if own == 1 else 60.0)
+print(json.dumps({"limited": limited, "steps": steps[:6], "reason": timed.reason,
+                  "end": int(timed.state.train_state.step)}))
+processes.shutdown()
+"""
+
+
+@pytest.mark.processes
+def test_two_processes_have_one_limit():
+    one, other = (json.loads(text) for text in scripts(TRAIN_SCRIPT + LIMITED_SCRIPT + LIMITS_SCRIPT, 2))
+    assert one == other and one["reason"] == "max-minutes" and one["end"] > 0
+    names = {"own": 0}
+    exec(TRAIN_SCRIPT + LIMITED_SCRIPT, names)
+    expected = names["limited"]
+    assert one["limited"][:4] == expected[:4] == ["max-steps", 4, 3, [False, False, True, False]]
+    np.testing.assert_allclose(one["limited"][4], expected[4], rtol=1e-5)
+    assert [step for step, _ in one["steps"]] == [4, 8, 12, 16, 20, 24] == [step for step, _ in names["steps"]]
+    np.testing.assert_allclose([loss for _, loss in one["steps"]], [loss for _, loss in names["steps"]], atol=2e-4)

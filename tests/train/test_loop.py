@@ -621,3 +621,15 @@ def test_data_of_a_gigabyte_and_a_half_are_trained_in_a_few_hundred_megabytes(tm
     # of the second half meets none, and would hold what the steps before had left.
     first, second = np.array_split(megabytes, 2)
     assert second.min() < np.median(first) + 32
+
+
+@pytest.mark.parametrize("window_bytes", WINDOW_BYTES)
+def test_a_source_has_the_limits_and_the_validations_of_rows_in_memory(window_bytes):
+    source, _ = in_parts(TRAIN)
+    options = {"max_steps": 29, "validate_every": 2, "end_after": (3, 8)}
+    expected = list(chunks(PLAN, beginning(), TRAIN, VALIDATION, **options))
+    result = list(streamed(PLAN, beginning(), source, VALIDATION, window_bytes=window_bytes, **options))
+    assert bits(result[-1].state) == bits(expected[-1].state) and records_of(result) == records_of(expected)
+    assert ["val_loss" in record for record in records_of(result)] == [False, True, False]
+    ends = {chunk.step for chunk in result}
+    assert ends >= {step for step in range(1, 30) if step % 3 == 0 or step % 8 == 0} and max(ends) == 29

@@ -27,6 +27,7 @@ from jaxdl import (
     start,
 )
 from jaxdl.data import DataSource, from_random_access, memory_mapped, take
+from jaxdl.data.arrays import with_class_weight
 from jaxdl.data.batches import batches_of, training_rows
 from jaxdl.distributed import make_mesh, shard_dataset
 from jaxdl.errors import InputError
@@ -369,3 +370,76 @@ def test_what_counts_must_be_finite():
         dataset(x, Y, W)
     with pytest.raises(InputError, match=r"not all 0, got shape \(70,\), minimum 0"):
         dataset(X, Y, 0 * W)
+
+
+LABELS = np.arange(24) % 3
+CLASSES = dataset(RANDOM.normal(size=(24, 2)), LABELS, 1 + np.arange(24) % 2)
+CLASS_WEIGHT = [1.0, 0.3, 5.0]
+CLASSIFIER = mlp((), outputs=3)
+
+
+@pytest.mark.parametrize(
+    "class_weight",
+    [CLASS_WEIGHT, {0: 1, 1: 0.3, 2: 5}, {2: 5.0, 1: np.float32(0.3)}, np.array(CLASS_WEIGHT)],
+    ids=["list", "dict", "some", "array"],
+)
+def test_class_weights_are_sample_weights_to_the_bit(class_weight):
+    by_hand = CLASSES._replace(sample_weight=CLASSES.sample_weight * np.float32(CLASS_WEIGHT)[LABELS])
+    options = {"epochs": 2, "batch_size": 7}
+    one = fit(
+        CLASSIFIER, losses.softmax_cross_entropy, optax.sgd(0.1), CLASSES, CLASSES, class_weight=class_weight, **options
+    )
+    other = fit(CLASSIFIER, losses.softmax_cross_entropy, optax.sgd(0.1), by_hand, CLASSES, **options)
+    assert one.records == other.records
+    for a, b in zip(jax.tree.leaves(one.final), jax.tree.leaves(other.final), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_class_weights_of_many_runs_and_of_arrays_on_a_device():
+    by_hand = CLASSES._replace(sample_weight=CLASSES.sample_weight * np.float32(CLASS_WEIGHT)[LABELS])
+    options = {"epochs": 1, "batch_size": 8, "seeds": (0, 1)}
+    placed = jax.tree.map(jnp.asarray, CLASSES)
+    runs = [
+        fit_seeds(CLASSIFIER, losses.softmax_cross_entropy, optax.sgd(0.1), rows, class_weight=weights, **options)
+        for rows, weights in ((by_hand, None), (CLASSES, CLASS_WEIGHT), (placed, CLASS_WEIGHT))
+    ]
+    for run in runs[1:]:
+        assert run.history.equals(runs[0].history)
+
+
+def test_class_weights_are_those_of_keras():
+    keras = pytest.importorskip("keras.src.trainers.data_adapters.data_adapter_utils")
+    ones = dataset(np.arange(24.0)[:, None], LABELS)
+    weights = keras.class_weight_to_sample_weights(LABELS, {1: 0.3, 2: 5.0})
+    np.testing.assert_array_equal(with_class_weight(ones, {1: 0.3, 2: 5.0}).sample_weight, weights)
+
+
+def test_examples_that_do_not_count_need_no_class():
+    rows = CLASSES._replace(targets=np.where(np.arange(24) == 5, -1, LABELS))
+    rows = rows._replace(sample_weight=np.where(np.arange(24) == 5, np.float32(0), rows.sample_weight))
+    assert with_class_weight(rows, CLASS_WEIGHT).sample_weight[5] == 0
+
+
+@pytest.mark.parametrize(
+    ("rows", "weights", "words"),
+    [
+        (dataset(np.eye(24), np.eye(24)), CLASS_WEIGHT, r"needs integer labels \(N,\) as targets, got Dataset"),
+        (dataset(np.eye(24), LABELS * 1.0), CLASS_WEIGHT, r"Use targets.astype\(int\)"),
+        (dataset(np.eye(24), {"a": LABELS}), CLASS_WEIGHT, r"needs integer labels"),
+        (dataset(np.eye(24)), CLASS_WEIGHT, r"needs integer labels"),
+        (DataSource(24, lambda numbers: take(CLASSES, numbers)), CLASS_WEIGHT, "a dataset in memory, got a DataSource"),
+        (CLASSES, {0: 1.0, 7: 2.0}, "labels of train, 0, 1, 2, got the weights of 0, 7: 7 is in one of them alone"),
+        (CLASSES, [1.0, 2.0], "got the weights of 0, 1: 2 is in one of them alone"),
+        (CLASSES, {"a": 1.0}, "a class of class_weight must be a whole number"),
+        (CLASSES, "balanced", r'must be a dict \{class: weight\}, or the weight of each class, got "balanced"'),
+        (CLASSES, {1: -0.5}, r"class_weight\[1\] must be a number from 0 on, got -0.5"),
+        (CLASSES, [1.0, np.nan, 1.0], r"class_weight\[1\] must be a number from 0 on, got nan"),
+        (CLASSES, [1.0, np.inf, 1.0], r"class_weight\[1\] must be a number from 0 on, got inf"),
+        (CLASSES, [0.0, 0, 0], "sample_weight must not all be 0"),
+    ],
+)
+def test_class_weights_that_fit_no_labels_are_refused(rows, weights, words):
+    with pytest.raises(InputError, match=words):
+        fit(
+            CLASSIFIER, losses.softmax_cross_entropy, optax.sgd(0.1), rows, class_weight=weights, batch_size=8, epochs=1
+        )
