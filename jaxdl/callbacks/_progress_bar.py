@@ -30,8 +30,9 @@ def progress_bar(
 
     It is one line in a terminal, a bar in a notebook, lines of text in a log, and nothing for a quiet console, each
     updated at most a few times a second, so that short epochs stay fast. metrics: their names; the best epoch is shown
-    with its value of the last of them. Of many runs, as of `fit_seeds` and `sweep`, it shows the means. With `batches`,
-    the number of batches of an epoch and its validation, the bar moves within an epoch. initial_epoch: the last epoch
+    with its value of the last of them. Of many runs, as of `fit_seeds` and `sweep`, it shows the means; of a sweep also
+    the rung, the trials that are left, and the best value so far that early stopping monitors. With `batches`, the
+    number of batches of an epoch and its validation, the bar moves within an epoch. initial_epoch: the last epoch
     before the run.
 
     >>> import optax
@@ -65,15 +66,18 @@ def _terminal_bar(console: Console, epochs: int, metrics: tuple[str, ...], batch
         task = bar.add_task("", total=epochs)
 
         def show(run_state: Any, history: History) -> None:
-            epoch = _fractional_epoch(run_state, history, batches)
-            bar.update(task, completed=epoch, description=_status(run_state, history, metrics), refresh=True)
+            epoch, text = _fractional_epoch(run_state, history, batches, epochs), _status(run_state, history, metrics)
+            if _is_sweep(run_state):
+                # The bar shows the part of all epochs of all trials, which is no number of epochs.
+                bar.columns, text = columns[1:], f"{_count(run_state, history, epoch, epochs)} {text}"
+            bar.update(task, completed=epoch, description=text, refresh=True)
 
         try:
             with _throttle(show, every=0.2) as callback:
                 yield _moving(callback, batches)
         finally:
             # A run that stops early has no time left.
-            bar.columns = columns[:-1]
+            bar.columns = bar.columns[:-1]
             bar.refresh()
 
 
@@ -82,27 +86,28 @@ def _notebook_bar(epochs: int, metrics: tuple[str, ...], batches: int, initial_e
     from IPython.display import display
 
     remaining = _Remaining(epochs)
-    last: tuple[float, str] = initial_epoch, "no epoch has ended"
-    output = display(_as_html(initial_epoch, epochs, "compiling"), raw=True, display_id=True)
+    count = f"epoch {initial_epoch}/{epochs}"
+    last: tuple[float, str, str] = initial_epoch, count, "no epoch has ended"
+    output = display(_as_html(initial_epoch, epochs, count, "compiling"), raw=True, display_id=True)
 
     def show(run_state: Any, history: History) -> None:
         nonlocal last
-        epoch, text = _fractional_epoch(run_state, history, batches), _status(run_state, history, metrics)
-        seconds, last = remaining.seconds(epoch), (epoch, text)
+        epoch, text = _fractional_epoch(run_state, history, batches, epochs), _status(run_state, history, metrics)
+        count = _count(run_state, history, epoch, epochs)
+        seconds, last = remaining.seconds(epoch), (epoch, count, text)
         left = "" if seconds is None or epoch >= epochs else f", at most {seconds:.0f} s left"
-        output.update(_as_html(epoch, epochs, text + left), raw=True)
+        output.update(_as_html(epoch, epochs, count, text + left), raw=True)
 
     try:
         with _throttle(show, every=0.2) as callback:
             yield _moving(callback, batches)
     finally:
         # A run may stop early or be interrupted, and then has no time left.
-        output.update(_as_html(last[0], epochs, last[1]), raw=True)
+        output.update(_as_html(last[0], epochs, *last[1:]), raw=True)
 
 
-def _as_html(epoch: float, epochs: int, text: str) -> dict[str, str]:
+def _as_html(epoch: float, epochs: int, count: str, text: str) -> dict[str, str]:
     """Return a bar in HTML and as text: a notebook chooses, and the bar takes the colors of the page."""
-    count = f"epoch {int(epoch)}/{epochs}"
     bar = f'<progress value="{epoch:.3f}" max="{epochs}" style="width: 12em; vertical-align: middle"></progress>'
     page = f'<div style="white-space: nowrap; font-family: monospace">{count} {bar} {html.escape(text)}</div>'
     return {"text/html": page, "text/plain": f"{count} {text}"}
@@ -117,11 +122,11 @@ def _log_lines(console: Console, epochs: int, metrics: tuple[str, ...], initial_
     def show(run_state: Any, history: History) -> None:
         nonlocal last
         epoch = int(history[-1]["epoch"])
-        seconds = remaining.seconds(epoch)
+        seconds = remaining.seconds(_fractional_epoch(run_state, history, 1, epochs) if _is_sweep(run_state) else epoch)
         left = "" if seconds is None else f" left at most {seconds:.0f} s"
         last = epoch if _should_stop(run_state) else epochs
-        text = _status(run_state, history, metrics)
-        console.print(f"epoch {epoch}/{epochs} {text}{left}", highlight=False, soft_wrap=True)
+        text = f"{_count(run_state, history, epoch, epochs)} {_status(run_state, history, metrics)}"
+        console.print(f"{text}{left}", highlight=False, soft_wrap=True)
 
     with _throttle(show, every=1.0) as callback:
 
@@ -148,7 +153,7 @@ class _Remaining:
     def seconds(self, epoch: float) -> float | None:
         """Return the seconds after this epoch, or None at the first call: the time before it includes compilation."""
         now = time.monotonic()
-        # The epoch falls where a run is set back and where a sweep starts other trials.
+        # The epoch falls where a run is set back.
         if self.start is None or epoch < self.start[1]:
             self.start = now, epoch
         if epoch == self.start[1]:
@@ -178,8 +183,26 @@ def _throttle(show: Hook, every: float) -> Iterator[Hook]:
         show(*pending)
 
 
-def _fractional_epoch(run_state: Any, history: History, batches: int) -> float:
-    """Return the finished epochs with the fraction of the current one; for many runs the most whole epochs."""
+def _is_sweep(run_state: Any) -> bool:
+    """Return whether a state is a SweepState, which this module does not import: both are of the same layer."""
+    return hasattr(run_state, "status")
+
+
+def _count(run_state: Any, history: History, epoch: float, epochs: int) -> str:
+    """Return the epoch as text; of a sweep with the rung and the trials that are left."""
+    if not _is_sweep(run_state):
+        return f"epoch {int(epoch)}/{epochs}"
+    at = run_state.status(history)
+    return f"rung {at.rung}/{at.rungs} trials {at.trials}/{at.total_trials} epoch {at.epoch}/{at.epochs}"
+
+
+def _fractional_epoch(run_state: Any, history: History, batches: int, epochs: int) -> float:
+    """Return the finished epochs with the fraction of the current one; for many runs the most whole epochs.
+
+    For a sweep: the part of its work that is finished, times its epochs.
+    """
+    if _is_sweep(run_state):
+        return float(run_state.status(history).fraction * epochs)
     if history and _count_runs(history[-1]):
         return int(np.max(history[-1]["epoch"]))
     return int(run_state.epoch) + int(run_state.cursor) / batches
@@ -200,12 +223,10 @@ def _mean_status(record: dict[str, Any], metrics: tuple[str, ...]) -> str:
     values = {name: np.asarray(record[name]) for name in metrics if name in record}
     finite = {name: value[np.isfinite(value)] for name, value in values.items()}
     text = " ".join(f"{name} {value.mean() if value.size else np.nan:.4f}" for name, value in finite.items())
+    if "trial" in record:
+        return text  # beside the counts of the sweep, within 80 columns
     runs, least = _count_runs(record), min((value.size for value in finite.values()), default=0)
     count = f"{least} of {runs}" if least < runs else runs
-    if "trial" in record:
-        trials = np.unique(record["trial"]).tolist()
-        names = ", ".join(map(str, trials[:3])) + ", ..." * (len(trials) > 3)
-        return f"{text} (mean of {count} runs, trial{'s' * (len(trials) > 1)} {names})"
     return f"{text} (mean of {count} runs)"
 
 
@@ -213,6 +234,8 @@ def _status(run_state: Any, history: History, metrics: tuple[str, ...]) -> str:
     """Return the metrics of the last epoch and the best epoch as text."""
     if not history:
         return "first epoch"
+    if _is_sweep(run_state):
+        return f"{_mean_status(history[-1], metrics)} best {run_state.status(history).best:.4f}"
     if _count_runs(history[-1]):
         return _mean_status(history[-1], metrics)
     text = " ".join(f"{name} {history[-1][name]:.4f}" for name in metrics if name in history[-1])

@@ -17,6 +17,7 @@ from jaxdl.ensembles.sweeps import log_uniform as log_uniform
 from jaxdl.ensembles.sweeps import sample as sample
 from jaxdl.ensembles.sweeps import summarize as summarize
 from jaxdl.ensembles.sweeps import sweep as sweep
+from jaxdl.ensembles.sweeps import trial_values as trial_values
 from jaxdl.ensembles.sweeps import uniform as uniform
 
 _set_public_names(globals())

@@ -5,7 +5,9 @@ from __future__ import annotations
 import inspect
 import itertools
 import math
+import re
 import warnings
+import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -134,6 +136,8 @@ class TrialGroup(NamedTuple):
     state: RunState  # of M = trials x seeds members
     train: Dataset
     validation: Dataset | None
+    sign: np.ndarray  # float32 scalar: 1 where a lower monitored value is better, -1 where a higher one is
+    checksums: np.ndarray = np.zeros(3, np.uint32)  # of the structure, the training and the validation data
 
 
 class GroupState(NamedTuple):
@@ -142,6 +146,8 @@ class GroupState(NamedTuple):
     trials: Array | np.ndarray  # (T,) int32, their indices
     numbers: dict[str, Array]  # float32 (M,), the values that differ within the compiled function
     state: RunState  # of M = T x seeds members
+    checksums: Array | np.ndarray  # (3,) uint32, of the structure, the training and the validation data
+    sign: Array | np.ndarray  # float32 scalar: 1 where a lower monitored value is better, -1 where a higher one is
 
 
 class TrialRuns(NamedTuple):
@@ -167,17 +173,8 @@ def make_groups(
     data_of: `(**structure) -> (train, validation)`, the data of a group. Raises InputError for names that `make` does
     not take, and for values without a hash.
     """
-    indices: dict[tuple[tuple[tuple[str, Any], ...], tuple[str, ...]], list[int]] = {}
-    for index, trial in enumerate(trials):
-        _check_names(make, index, trial)
-        floats = tuple(sorted(name for name in trial if _is_number(trial[name]) and name not in structure))
-        fixed = tuple((name, trial[name]) for name in sorted(trial) if name not in floats)
-        try:
-            indices.setdefault((fixed, floats), []).append(index)
-        except TypeError as error:
-            raise InputError(f"trials must have values that hash, got {dict(fixed)}. Use tuples.") from error
     groups = []
-    for (fixed, floats), members in indices.items():
+    for (fixed, floats), members in _trials_by_structure(make, trials, structure).items():
         family, (train, validation) = PlanFamily(make, fixed), data_of(**dict(fixed))
         values = [{name: trials[index][name] for name in floats} for index in members]
         plan = family(values[0])
@@ -189,8 +186,60 @@ def make_groups(
         plans = tuple(family(each) for each in values)
         run_state = start_members(jnp.tile(keys, len(members)), train, validation, numbers, plan=family)
         warn_of_eval_params(plans[0], run_state, stacklevel=5)
-        groups.append(TrialGroup(family, tuple(members), plans, numbers, run_state, train, validation))
+        # Before its first epoch, the best value of a run is the worst possible.
+        sign = np.sign(np.asarray(plans[0].early_stopping.init().best, np.float32))
+        groups.append(TrialGroup(family, tuple(members), plans, numbers, run_state, train, validation, sign))
     return groups
+
+
+def _trials_by_structure(
+    make: Callable[..., Plan], trials: Sequence[Trial], structure: Collection[str]
+) -> dict[tuple[tuple[tuple[str, Any], ...], tuple[str, ...]], list[int]]:
+    """Return the indices of the trials that share a compiled function, by their structure and the names of floats."""
+    indices: dict[tuple[tuple[tuple[str, Any], ...], tuple[str, ...]], list[int]] = {}
+    for index, trial in enumerate(trials):
+        _check_names(make, index, trial)
+        floats = tuple(sorted(name for name in trial if _is_number(trial[name]) and name not in structure))
+        fixed = tuple((name, trial[name]) for name in sorted(trial) if name not in floats)
+        try:
+            indices.setdefault((fixed, floats), []).append(index)
+        except TypeError as error:
+            raise InputError(f"trials must have values that hash, got {dict(fixed)}. Use tuples.") from error
+    return indices
+
+
+def _with_checksums(groups: Iterable[TrialGroup]) -> list[TrialGroup]:
+    """Return the groups with the checksums by which a sweep that resumes knows its trials and data."""
+    by_id: dict[int, int] = {}  # many groups share their data
+
+    def data_checksum(dataset: Dataset | None) -> int:
+        if id(dataset) not in by_id:
+            by_id[id(dataset)] = _checksum(jax.tree.leaves(dataset))
+        return by_id[id(dataset)]
+
+    def checksums(group: TrialGroup) -> np.ndarray:
+        structure = zlib.crc32(_as_text(group.family.fixed).encode())
+        return np.asarray([structure, data_checksum(group.train), data_checksum(group.validation)], np.uint32)
+
+    return [group._replace(checksums=checksums(group)) for group in groups]
+
+
+def _checksum(leaves: Iterable[Any]) -> int:
+    crc = 0
+    for leaf in leaves:
+        crc = zlib.crc32(str((leaf.shape, leaf.dtype)).encode(), crc)
+        crc = zlib.crc32(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8).data, crc)
+    return crc
+
+
+def _as_text(value: Any) -> str:
+    """Return a text of a value of a trial that is the same in every process."""
+    match value:
+        case tuple() if not hasattr(value, "_fields"):
+            return f"({', '.join(map(_as_text, value))})"
+        case frozenset():
+            return f"{{{', '.join(sorted(map(_as_text, value)))}}}"
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
 
 
 def _check_names(make: Callable[..., Plan], index: int, trial: Trial) -> None:
@@ -245,13 +294,15 @@ def trial_runs(group: TrialGroup) -> dict[int, TrialRuns]:
     return runs
 
 
-def scores(group: TrialGroup) -> dict[int, float]:
-    """Return each trial's best monitored value, a mean over seeds, lower is better; inf where none was finite."""
-    # Before its first epoch, the best value of a run is the worst possible.
-    sign = 1 if float(group.plans[0].early_stopping.init().best) > 0 else -1
-    best = np.asarray(group.state.stopping.best, np.float64)
-    means = sign * best.reshape(len(group.trials), -1).mean(1)
-    return dict(zip(group.trials, means.tolist(), strict=True))
+def best_values(group: GroupState) -> dict[int, float]:
+    """Return each trial's best monitored value so far, a mean over seeds; infinite where that of a seed is."""
+    best, trials = np.asarray(group.state.stopping.best, np.float64), np.asarray(group.trials).tolist()
+    return dict(zip(trials, best.reshape(len(trials), -1).mean(1).tolist(), strict=True))
+
+
+def scores(group: GroupState) -> dict[int, float]:
+    """Return `best_values` where lower is better; inf where none was finite."""
+    return {index: float(group.sign) * value for index, value in best_values(group).items()}
 
 
 def select_trials(group: TrialGroup, trials: Collection[int]) -> TrialGroup:
@@ -271,26 +322,52 @@ def select_trials(group: TrialGroup, trials: Collection[int]) -> TrialGroup:
 
 def group_state(group: TrialGroup) -> GroupState:
     """Return the state of a group as a pytree of arrays."""
-    return GroupState(np.asarray(group.trials, np.int32), group.numbers, group.state)
+    return GroupState(np.asarray(group.trials, np.int32), group.numbers, group.state, group.checksums, group.sign)
 
 
 def restore_group(groups: Collection[TrialGroup], state: GroupState) -> TrialGroup:
     """Return the group of a state, with that state. groups: all trials before their first epoch.
 
-    Raises InputError where the state is not of these trials, seeds or numbers.
+    Raises InputError where the state is not of these trials, seeds, numbers or data.
     """
-    trials = {*np.asarray(state.trials).tolist()}
-    whole = next((group for group in groups if trials and trials <= {*group.trials}), None)
-    if whole is None:
-        raise InputError("state must be of a sweep with the same trials. Give these, or begin a new sweep.")
-    group = select_trials(whole, trials)
+    group = _group_of(groups, state.trials, state.checksums, len(state.state.epoch))
     if not _equal_arrays((group.state.key, group.numbers), (state.state.key, state.numbers)):
         raise InputError(
-            f"state must be of a sweep with the same seeds, and the same values of trials {sorted(trials)}. Give "
-            "these, or begin a new sweep."
+            f"state must be of a sweep with the same seeds, and the same values of trials {list(group.trials)}. "
+            f"{OF_THE_SAME}"
         )
     check_structure(kinds(state.state), group.state)
     return group._replace(state=state.state)
+
+
+OF_THE_SAME = "Give these, or begin a new sweep."
+
+
+def _group_of(groups: Collection[TrialGroup], indices: Any, checksums: Any, members: int) -> TrialGroup:
+    """Return the trials of a group before their first epoch.
+
+    indices, checksums: of the group as it was saved. members: their number. Raises InputError where they differ from
+    those of the sweep that is called.
+    """
+    trials = {*np.asarray(indices).tolist()}
+    whole = next((group for group in groups if trials and trials <= {*group.trials}), None)
+    if whole is None:
+        raise InputError(f"state must be of a sweep with the same trials. {OF_THE_SAME}")
+    group, same = select_trials(whole, trials), np.asarray(checksums) == whole.checksums
+    if not same[0]:
+        raise InputError(
+            f"state must be of a sweep with the same trials; the values of trials {list(group.trials)} are now "
+            f"{dict(group.family.fixed)}, and were others. {OF_THE_SAME}"
+        )
+    for name, is_same in zip(("train", "validation"), same[1:], strict=True):
+        if not is_same:
+            raise InputError(f"state must be of a sweep with the same data; {name} differs. {OF_THE_SAME}")
+    if members != group.state.epoch.shape[0]:
+        count = group.state.epoch.shape[0] // len(trials)
+        raise InputError(
+            f"state must be of a sweep with the same seeds: it has {members // len(trials)}, got {count}. {OF_THE_SAME}"
+        )
+    return group
 
 
 def _equal_arrays(one: Any, other: Any) -> bool:
@@ -302,12 +379,67 @@ ENDS = ("epochs", "best_epoch", "reason")
 RESERVED = {"trial", "seed", "parameters", *ENDS, *Estimate._fields}  # columns of the tables
 
 
+class SweepStatus(NamedTuple):
+    """Where a sweep stands."""
+
+    rung: int  # from 1
+    rungs: int
+    trials: int  # that are not dropped
+    total_trials: int
+    epoch: int  # of the runs that trained last
+    epochs: int
+    best: float  # the best monitored value so far, a trial's mean over seeds; infinite where none is finite
+    best_trial: int
+    fraction: float  # of all epochs of all trials; a sweep ends below 1 where early stopping ends runs
+
+
 class SweepState(NamedTuple):
     """The state of a sweep, without its records: a pytree of arrays, which a checkpoint can hold."""
 
     rung: Array | np.ndarray  # int32 scalar, how often trials were ranked
     racing: tuple[GroupState, ...]
     dropped: tuple[GroupState, ...]
+    rungs: Array | np.ndarray  # int32 (R, 2): of each rung, its last epoch and the number of its trials
+
+    def status(self, records: Sequence[Record]) -> SweepStatus:
+        """Return where the sweep stands; records: those that the callback gets with the state.
+
+        >>> import optax
+        >>> from jaxdl import dataset, grid, losses, make_plan, mlp
+        >>> def make(learning_rate):
+        ...     return make_plan(mlp(()), losses.squared_error, optax.sgd(learning_rate), batch_size=4)
+        >>> data = dataset([[1.0]] * 8, [[2.0]] * 8)
+        >>> def show(state, records):
+        ...     status = state.status(records)
+        ...     print(f"{status.trials}/{status.total_trials} trials, epoch {status.epoch}: {status.fraction:.0%}")
+        >>> trials = grid(learning_rate=(0.1, 0.01, 0.001))
+        >>> _ = sweep(make, trials, data, seeds=(0,), epochs=3, eta=3, callbacks=[show])
+        3/3 trials, epoch 1: 60%
+        1/3 trials, epoch 2: 80%
+        1/3 trials, epoch 3: 100%
+        """
+        rung, (ends, counts) = int(self.rung), np.asarray(self.rungs).T
+        starts = np.concatenate([[0], ends[:-1]])
+        work = counts * (ends - starts)
+        finished = int(work[:rung].sum())
+        for group in self.racing:
+            is_over = np.asarray(group.state.stopping.should_stop).all()
+            epoch = ends[rung] if is_over else max(np.asarray(group.state.epoch).max(), starts[rung])
+            finished += len(group.trials) * int(epoch - starts[rung])
+        values = {index: score for group in (*self.racing, *self.dropped) for index, score in scores(group).items()}
+        best = min(values, key=lambda index: (values[index], index))
+        sign = next(float(group.sign) for group in (*self.racing, *self.dropped) if best in np.asarray(group.trials))
+        return SweepStatus(
+            rung=rung + 1,
+            rungs=len(ends),
+            trials=sum(len(group.trials) for group in self.racing),
+            total_trials=len(values),
+            epoch=int(records[-1]["epoch"]) if records else 0,
+            epochs=int(ends[-1]),
+            best=sign * values[best],
+            best_trial=best,
+            fraction=finished / int(work.sum()),
+        )
 
 
 class SweepResult(NamedTuple):
@@ -365,10 +497,11 @@ def sweep(
     method: as for `fit_seeds`. With "map", runs are bit-identical to `fit` where floats are learning rates, weight
         decays or dropout rates, and differ in the last bits where XLA or Python folds constants.
     callbacks: as for `fit`, with the SweepState and all records of the sweep so far; an epoch is that of runs that
-        share a compiled function. A `Stop` ends the sweep. With `saving.checkpointer`, the sweep can be resumed after a
-        crash.
-    state: an earlier sweep to resume: the result of `sweep`, or of `saving.restore_latest`. `epochs` may be larger
-        than before.
+        share a compiled function. `state.status(records)` is where the sweep stands: the rung, the trials that are
+        left, the best value. A `Stop` ends the sweep. With `saving.checkpointer`, a sweep that was killed is resumed by
+        the same call.
+    state: an earlier sweep to resume: the result of `sweep`, or of `saving.restore_latest`, or None to begin.
+        `epochs` may be larger than before; trials, seeds and data must be the same.
 
     Warns where a run has no best epoch, as `fit` does. Raises InputError for arguments that do not fit together.
 
@@ -383,20 +516,10 @@ def sweep(
     (8, 0)
     """
     trials = _check_arguments(make, trials, seeds, structure)
-    check_choice("method", method, ("vmap", "map"))
-    check_examples("train", train)
-    if validation is not None:
-        check_examples("validation", validation)
-    if rows is not None and not callable(rows):
-        raise InputError(f"rows must be a function (dataset, **structure) -> dataset, got {given_as(rows)}.")
-    check_platform()
-    enable_compilation_cache()
-    keys, ends, view = seed_keys(seeds), _rungs(epochs, eta, min_resource), rows or (lambda dataset, **_: dataset)
-
-    def data_of(**fixed: Any) -> tuple[Dataset, Dataset | None]:
-        return view(train, **fixed), None if validation is None else view(validation, **fixed)
-
-    race = _read_race(state, make_groups(make, trials, structure, keys, data_of), ends)
+    data_of = _check_data(train, validation, rows, method)
+    keys, ends = seed_keys(seeds), _rungs(epochs, eta, min_resource)
+    groups = _with_checksums(make_groups(make, trials, structure, keys, data_of))
+    race = _read_race(state, groups, ends, eta or 1)
     result = LoopResult(race.snapshot(), race.records)
     _run(race, seeds, ends, eta or 1, method, check_callbacks(callbacks), callback_states(state), result)
     runs, reasons = _runs_and_reasons(race, ends, result.reason)
@@ -408,6 +531,70 @@ def sweep(
         names = f"seeds of the trials {', '.join(map(str, without))}"
         warnings.warn(without_best(plans[without[0]], validation, names), RuntimeWarning, stacklevel=3)
     return SweepResult(table, history, plans, best, final, race.snapshot(), race.records, result.callback_states)
+
+
+@explain_calls
+def trial_values(
+    make: Callable[..., Plan],
+    trials: Sequence[Trial],
+    train: Dataset,
+    validation: Dataset | None = None,
+    *,
+    size: int = 8,
+    seeds: Sequence[int] = tuple(range(8)),
+    epochs: int = 10,
+    structure: Sequence[str] = (),
+    rows: Callable[..., Dataset] | None = None,
+    method: Method = "vmap",
+) -> np.ndarray:
+    """Train a round of trials, and return the value of each that `early_stopping` monitors, float64 (len(trials),).
+
+    A sampler that learns from earlier trials (of Optuna, for example) suggests the trials of each round and gets their
+    values. All rounds of up to `size` trials share one compiled function, where their floats have the same names and
+    their other values are equal, because missing trials are filled with repeats; other structure is compiled once
+    each. With a function `train_alone`, which trains a plan with `fit` and returns the history, it means
+
+        for index, trial in enumerate(trials):
+            histories = [train_alone(make(**trial), seed) for seed in seeds]
+            values[index] = np.mean([history["val_loss"].min() for history in histories])
+
+    for a rule that monitors `val_loss`. The value of a trial of which a run has no finite value is inf, or -inf for a
+    rule that maximizes.
+
+    size: the most trials of a round. The other arguments are those of `sweep`. Ctrl-C raises KeyboardInterrupt.
+
+    Raises InputError for more trials than `size`, and for arguments that do not fit together.
+
+    >>> import optax
+    >>> from jaxdl import dataset, losses, make_plan, mlp
+    >>> def make(learning_rate):
+    ...     return make_plan(mlp(()), losses.squared_error, optax.sgd(learning_rate), batch_size=16)
+    >>> inputs = np.linspace(-1, 1, 64)[:, None]
+    >>> train = dataset(inputs, 3 * inputs)
+    >>> for rates in ((0.001, 0.01), (0.1, 0.2)):
+    ...     values = trial_values(make, [{"learning_rate": rate} for rate in rates], train, size=2, seeds=(0, 1))
+    ...     print(rates[int(values.argmin())])
+    0.01
+    0.2
+    """
+    trials, size = _check_arguments(make, trials, seeds, structure), whole_number("size", size, 1)
+    if len(trials) > size:
+        raise InputError(
+            f"trials must be at most size={size}, got {len(trials)}. Use size={len(trials)}, or more rounds."
+        )
+    data_of = _check_data(train, validation, rows, method)
+    last = whole_number("epochs", epochs, 1)
+    # Each group has the same number of members in every round, and so the same compiled function.
+    by_structure = _trials_by_structure(make, trials, structure).values()
+    places = [index for members in by_structure for index in itertools.islice(itertools.cycle(members), size)]
+    values = np.zeros(len(trials))
+    for group in make_groups(make, [trials[index] for index in places], structure, seed_keys(seeds), data_of):
+        run_state = group.state
+        for chunk in group_chunks(group, last, method, Hooks((), LoopResult(run_state, []))):
+            run_state = chunk.state
+        for place, value in best_values(group_state(group._replace(state=run_state))).items():
+            values[places[place]] = value
+    return values
 
 
 def summarize(result: SweepResult, metric: str, *, at: Literal["best", "last"] = "best") -> pd.DataFrame:
@@ -479,6 +666,26 @@ def _check_arguments(
     return trials
 
 
+def _check_data(
+    train: Dataset, validation: Dataset | None, rows: Callable[..., Dataset] | None, method: Method
+) -> Callable[..., tuple[Dataset, Dataset | None]]:
+    """Return the function of a group's structure that returns its data."""
+    check_choice("method", method, ("vmap", "map"))
+    check_examples("train", train)
+    if validation is not None:
+        check_examples("validation", validation)
+    if rows is not None and not callable(rows):
+        raise InputError(f"rows must be a function (dataset, **structure) -> dataset, got {given_as(rows)}.")
+    check_platform()
+    enable_compilation_cache()
+    view = rows or (lambda dataset, **_: dataset)
+
+    def data_of(**fixed: Any) -> tuple[Dataset, Dataset | None]:
+        return view(train, **fixed), None if validation is None else view(validation, **fixed)
+
+    return data_of
+
+
 def _rungs(epochs: int, eta: int | None, min_resource: int) -> list[int]:
     """Return the epochs after which trials are ranked, and the last epoch."""
     epochs, min_resource = whole_number("epochs", epochs, 1), whole_number("min_resource", min_resource, 1)
@@ -496,21 +703,27 @@ def _rungs(epochs: int, eta: int | None, min_resource: int) -> list[int]:
 class _Race:
     """The state of a sweep while it runs."""
 
+    rungs: np.ndarray  # int32 (R, 2): of each rung, its last epoch and the number of its trials
     # The rung, the groups that train and those that were dropped: one tuple, because Ctrl-C may come between two lines.
     state: tuple[int, list[TrialGroup], list[TrialGroup]]
     records: list[Record]
 
     def snapshot(self) -> SweepState:
         rung, racing, dropped = self.state
-        return SweepState(np.asarray(rung, np.int32), tuple(map(group_state, racing)), tuple(map(group_state, dropped)))
+        parts = tuple(map(group_state, racing)), tuple(map(group_state, dropped))
+        return SweepState(np.asarray(rung, np.int32), *parts, self.rungs)
 
 
-def _read_race(state: Any, groups: list[TrialGroup], ends: Sequence[int]) -> _Race:
+def _read_race(state: Any, groups: list[TrialGroup], ends: Sequence[int], eta: int) -> _Race:
     """Return the sweep of the caller's `state`, or a new one of the groups."""
     sweep_state: Any
+    counts = [sum(len(group.trials) for group in groups)]
+    while len(counts) < len(ends):
+        counts.append(_count_best(counts[-1], eta))
+    rungs = np.stack([ends, counts], 1).astype(np.int32)
     match state:
         case None:
-            return _Race((0, groups, []), [])
+            return _Race(rungs, (0, groups, []), [])
         case Checkpoint():
             sweep_state, records = _read_checkpoint(state, groups), read_records(state.about["history"])
         case SweepResult(state=SweepState() as sweep_state):
@@ -522,15 +735,14 @@ def _read_race(state: Any, groups: list[TrialGroup], ends: Sequence[int]) -> _Ra
             )
     rung, racing, dropped = (
         int(sweep_state.rung),
-        *([restore_group(groups, one) for one in side] for side in sweep_state[1:]),
+        *([restore_group(groups, one) for one in side] for side in (sweep_state.racing, sweep_state.dropped)),
     )
     trials = sorted(index for group in (*racing, *dropped) for index in group.trials)
     if trials != sorted(index for group in groups for index in group.trials):
-        raise InputError(
-            f"state must be of a sweep with the same trials: it has {len(trials)}. Give these, or begin a new sweep."
-        )
+        raise InputError(f"state must be of a sweep with the same trials: it has {len(trials)}. {OF_THE_SAME}")
     furthest = max(int(group.state.epoch.max()) for group in racing)
-    if rung >= len(ends) or furthest > ends[rung]:
+    passed = np.asarray(sweep_state.rungs)[:rung]
+    if rung >= len(ends) or furthest > ends[rung] or not np.array_equal(passed, rungs[:rung]):
         raise InputError(
             f"epochs, eta and min_resource must fit the state, whose runs are at epoch {furthest} after {rung} "
             f"rankings; with these arguments the sweep ends at {ends[-1]} after {len(ends) - 1}. Give those of the "
@@ -540,27 +752,27 @@ def _read_race(state: Any, groups: list[TrialGroup], ends: Sequence[int]) -> _Ra
         index: int(np.asarray(group.state.epoch).max()) for group in (*racing, *dropped) for index in group.trials
     }
     records = [record for record in records if record["epoch"] <= epochs[int(record["trial"][0])]]
-    return _Race((rung, racing, dropped), records)
+    return _Race(rungs, (rung, racing, dropped), records)
 
 
 def _read_checkpoint(checkpoint: Checkpoint, groups: list[TrialGroup]) -> SweepState:
     """Return the state that a checkpoint of a sweep holds."""
 
+    arrays = checkpoint.arrays
+
     def group_states(side: str) -> tuple[GroupState, ...]:
         states: list[GroupState] = []
-        while (name := f"{side}/{len(states)}/trials") in checkpoint.arrays:
-            trials = {*np.asarray(checkpoint.arrays[name]).tolist()}
-            whole = next((group for group in groups if trials <= {*group.trials}), None)
-            if whole is None:
-                raise InputError("the checkpoint holds a sweep with other trials. Give these, or begin a new sweep.")
-            states.append(group_state(select_trials(whole, trials)))
+        while (name := f"{side}/{len(states)}/trials") in arrays:
+            checksums, epochs = (arrays[f"{side}/{len(states)}/{part}"] for part in ("checksums", "state/epoch"))
+            states.append(group_state(_group_of(groups, arrays[name], checksums, len(epochs))))
         return tuple(states)
 
-    if "rung" not in checkpoint.arrays or "racing/0/candidates" in checkpoint.arrays:
+    if "rungs" not in arrays:
         raise InputError(
             "state must be a checkpoint of a sweep, got one of another run or of an earlier version. Begin a new sweep."
         )
-    like = SweepState(np.asarray(0, np.int32), group_states("racing"), group_states("dropped"))
+    rungs = np.asarray(arrays["rungs"])
+    like = SweepState(np.asarray(0, np.int32), group_states("racing"), group_states("dropped"), rungs)
     check_structure(checkpoint.about["kinds"], like)
     sweep_state: SweepState = unflatten_named(like, checkpoint.arrays)
     return sweep_state
@@ -632,8 +844,13 @@ def _runs_and_reasons(race: _Race, ends: Sequence[int], reason: str) -> tuple[di
 
 def _best_trials(racing: Collection[TrialGroup], eta: int) -> set[int]:
     """Return the trials that continue."""
-    values = {index: score for group in racing for index, score in scores(group).items()}
-    return set(sorted(values, key=lambda index: (values[index], index))[: -(-len(values) // eta)])
+    values = {index: score for group in racing for index, score in scores(group_state(group)).items()}
+    return set(sorted(values, key=lambda index: (values[index], index))[: _count_best(len(values), eta)])
+
+
+def _count_best(trials: int, eta: int) -> int:
+    """Return how many of the trials continue after a ranking."""
+    return -(-trials // eta)
 
 
 def _history(records: Collection[Record], runs: Mapping[int, TrialRuns]) -> pd.DataFrame:

@@ -3,6 +3,7 @@
 import csv
 import io
 import itertools
+import json
 import math
 from functools import partial
 
@@ -19,13 +20,26 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from jaxdl import _tree, callbacks, losses, metrics, saving
 from jaxdl.data import dataset
-from jaxdl.ensembles import SweepResult, choice, grid, log_uniform, sample, summarize, sweep, sweeps, uniform
+from jaxdl.ensembles import (
+    SweepResult,
+    choice,
+    grid,
+    log_uniform,
+    sample,
+    summarize,
+    sweep,
+    sweeps,
+    trial_values,
+    uniform,
+)
 from jaxdl.errors import InputError
 from jaxdl.nn import mlp
+from jaxdl.saving.checkpoints import checkpoint_content
 from jaxdl.stats import one_standard_error
 from jaxdl.train import early_stopping, make_plan, start
 from jaxdl.train.fit import fit
 from jaxdl.types import Checkpoint, Objective
+from tests import sweep_kills
 from tests.bits import bits
 
 RANDOM = np.random.default_rng(0)
@@ -823,6 +837,11 @@ def test_the_sweep_that_is_resumed_is_not_changed(flags):
     assert bits(first.state) == before and len(first.records) == len(records) == 2
 
 
+@pytest.fixture(scope="module")
+def first_half():
+    return interrupted_sweep(4, **HALVED)
+
+
 @with_a_diverging_trial
 @pytest.mark.parametrize(
     ("change", "output"),
@@ -832,13 +851,48 @@ def test_the_sweep_that_is_resumed_is_not_changed(flags):
         ({"trials": [{**one, "learning_rate": 0.5} for one in TWO_KINDS]}, "the same values of trials"),
         ({"eta": None}, "epochs, eta and min_resource must fit the state"),
         ({"epochs": 1}, "epochs, eta and min_resource must fit the state"),
+        ({"eta": 3}, "epochs, eta and min_resource must fit the state"),
+        (
+            {"trials": [{**one, "kind": 3 + one["kind"]} for one in TWO_KINDS]},
+            r"with the same trials; the values of trials \[.*\] are now \{'kind': [34]\}, and were others\. Give these",
+        ),
+        ({"seeds": (3, 0, 1)}, "the same seeds: it has 2, got 3"),
+        ({"data": (ROWS[0]._replace(targets=-ROWS[0].targets), ROWS[1])}, "the same data; train differs"),
+        ({"data": (ROWS[0], ROWS[0])}, "the same data; validation differs"),
+        ({"data": (ROWS[0], None)}, "the same data; validation differs"),
         ({"state": "a sweep"}, "state must be the SweepResult that an earlier call returned, .* got str"),
     ],
 )
-def test_a_sweep_of_other_arguments_is_not_resumed(change, output):
-    given = {"trials": TWO_KINDS, "seeds": TWO_SEEDS, **HALVED, "state": interrupted_sweep(4, **HALVED), **change}
+@pytest.mark.parametrize("as_checkpoint", [False, True], ids=["a result", "a checkpoint"])
+def test_a_sweep_of_other_arguments_is_not_resumed(change, output, as_checkpoint, first_half):
+    state = first_half
+    if as_checkpoint:
+        arrays, about = checkpoint_content({}, first_half.state, first_half.records)
+        state = Checkpoint(arrays, json.loads(json.dumps(about)), 1)
+    given = {"trials": TWO_KINDS, "seeds": TWO_SEEDS, **HALVED, "data": ROWS, "state": state, **change}
     with pytest.raises(InputError, match=output):
-        sweep(make_kind, given.pop("trials"), *ROWS, **given)
+        sweep(make_kind, given.pop("trials"), *given.pop("data"), **given)
+
+
+@pytest.mark.parametrize(
+    ("value", "other"),
+    [
+        (1, True),
+        (1, 1.5),
+        ("relu", "tanh"),
+        ((1, 2), (12,)),
+        (None, "None"),
+        (jnp.tanh, jnp.sin),
+        (partial(refuse, text="a"), partial(refuse, text="b")),
+    ],
+)
+def test_values_of_trials_have_different_texts_without_addresses(value, other):
+    assert sweeps._as_text(value) != sweeps._as_text(other)
+    assert "0x" not in sweeps._as_text((value, other))
+
+
+def test_the_text_of_a_set_is_sorted():
+    assert sweeps._as_text((1, frozenset("cab"))) == "(1, {'a', 'b', 'c'})"
 
 
 @with_a_diverging_trial
@@ -878,11 +932,156 @@ def test_callbacks_of_a_sweep_write_every_run_and_epoch_once(flags, whole_sweep,
 
 @with_a_diverging_trial
 @pytest.mark.parametrize("terminal", [False, True], ids=["lines", "a bar"])
-def test_the_bar_shows_the_mean_of_the_runs_that_share_a_program(flags, whole_sweep, terminal):
-    out = Console(file=io.StringIO(), width=120, force_terminal=terminal)
+def test_the_bar_shows_where_a_sweep_stands_and_the_mean_of_the_runs_that_share_a_program(flags, whole_sweep, terminal):
+    out = Console(file=io.StringIO(), width=80, force_terminal=terminal, highlight=False, no_color=True)
     with callbacks.progress_bar(flags["epochs"], ("loss",), console=out) as observe:
         run_sweep(**flags, callbacks=[observe])
     record = whole_sweep.records[-1]
     values = record["loss"][np.isfinite(record["loss"])].astype(np.float64)
-    assert f"{record['epoch']}/{flags['epochs']}" in out.file.getvalue()
-    assert f"loss {values.mean():.4f} (mean of " in out.file.getvalue()
+    rungs, left = (4, 1) if "eta" in flags else (1, len(TWO_KINDS))
+    best = whole_sweep.table.groupby("trial")["val_loss"].mean().min()
+    last = f"rung {rungs}/{rungs} trials {left}/{len(TWO_KINDS)} epoch {flags['epochs']}/{flags['epochs']} "
+    assert f"{last}loss {values.mean():.4f} best {best:.4f}" in " ".join(out.file.getvalue().split())
+
+
+# Where a sweep stands
+
+
+def statuses(**options):
+    """Return the status after each call of a callback, with the records and the SweepState of the call."""
+    calls = []
+
+    def observe(run_state, records):
+        calls.append((run_state.status(records), [*records], run_state))
+
+    return run_sweep(**options, callbacks=[observe]), calls
+
+
+@with_a_diverging_trial
+def test_a_callback_reads_where_the_sweep_stands(flags):
+    result, calls = statuses(**flags)
+    ends = [1, 2, 4, 5] if "eta" in flags else [3]
+    counts = [math.ceil(len(TWO_KINDS) / 2**rung) for rung in range(len(ends))]
+    for status, records, run_state in calls:
+        assert (status.rungs, status.total_trials, status.epochs) == (len(ends), len(TWO_KINDS), ends[-1])
+        assert status.epoch == records[-1]["epoch"]
+        assert status.rung - 1 == np.searchsorted(ends, status.epoch)
+        assert status.trials == counts[status.rung - 1]
+        # The oracle of the best value: the records, which hold NaN for runs that have stopped.
+        best = {}
+        for record in records:
+            for trial, seed, value in zip(record["trial"], record["seed"], record["val_loss"], strict=True):
+                value = np.inf if np.isnan(value) else np.float64(value)
+                best[trial, seed] = min(value, best.get((trial, seed), np.inf))
+        means = [np.mean([best.get((trial, seed), np.inf) for seed in TWO_SEEDS]) for trial in range(len(TWO_KINDS))]
+        assert (status.best, status.best_trial) == (min(means), int(np.argmin(means)))
+        assert "status" not in _tree.flatten_named(run_state)
+    fractions = [status.fraction for status, *_ in calls]
+    assert fractions == sorted(fractions) and fractions[0] > 0 and fractions[-1] == 1
+    assert calls[-1][0] == result.state.status(result.records)
+
+
+def test_the_best_value_of_a_rule_that_maximizes_is_the_highest():
+    seen = []
+    trials = [{"learning_rate": rate} for rate in (0.001, 0.05)]
+    sweep(make_highest, trials, *ROWS, seeds=(3,), epochs=2, callbacks=[lambda *call: seen.append(call)])
+    run_state, records = seen[-1]
+    status, highest = run_state.status(records), np.max([record["val_r2"] for record in records], axis=0)
+    assert status.best == highest.max() and status.best_trial == highest.argmax()
+    assert run_state.status([]).epoch == 0
+
+
+def test_the_fraction_is_the_part_of_all_epochs_of_all_trials():
+    trials, seen = [{"learning_rate": rate} for rate in (0.1, 0.03, 0.01, 0.003)], []
+    sweep(make_unstopped, trials, *ROWS, seeds=(3,), epochs=5, eta=2, callbacks=[lambda *call: seen.append(call)])
+    # 4 trials to epoch 1, 2 to epoch 2, 1 to epochs 4 and 5.
+    expected = np.cumsum([4, 2, 1, 1, 1]) / 9
+    np.testing.assert_allclose([run_state.status(records).fraction for run_state, records in seen], expected)
+
+
+@with_a_diverging_trial
+def test_a_sweep_that_is_killed_at_random_moments_ends_with_the_bits_of_an_undisturbed_one(tmp_path):
+    assert sweep_kills.kills(sweep_kills.Sweeps(tmp_path), 3).startswith("3 SIGKILL")
+
+
+# The values of trials, for samplers that suggest trials round after round
+
+
+def expected_values(make_own, trials, mode=min, epochs=4):
+    figure = "val_loss" if mode is min else "val_r2"
+    runs = [[solo(make_own(**one), seed, epochs) for seed in TWO_SEEDS] for one in trials]
+    return [np.mean([mode(run.history[figure]) for run in of_trial]) for of_trial in runs]
+
+
+ROUND = {"seeds": TWO_SEEDS, "epochs": 4, "size": 4, "method": "map"}
+
+
+@pytest.mark.parametrize(("make_own", "mode"), [(make_lowest, min), (make_highest, max)])
+def test_values_of_trials_are_those_of_fit_and_sweep(make_own, mode):
+    trials = [{"learning_rate": rate} for rate in (0.1, 0.003, 0.02)]
+    values = trial_values(make_own, trials, *ROWS, **ROUND)
+    assert values.tolist() == expected_values(make_own, trials, mode)
+    result = sweep(make_own, trials, *ROWS, seeds=TWO_SEEDS, epochs=4, method="map")
+    figure = "val_loss" if mode is min else "val_r2"
+    assert values.tolist() == [np.mean(column) for _, column in result.table.groupby("trial")[figure]]
+
+
+def test_values_of_trials_are_the_loop_in_the_docstring(meaning):
+    def train_alone(plan, seed):
+        return solo(plan, seed, 4).history
+
+    trials = [{"learning_rate": rate} for rate in (0.1, 0.003)]
+    names = {"make": make_lowest, "trials": trials, "seeds": TWO_SEEDS, "np": np, "train_alone": train_alone}
+    expected = meaning(trial_values, **names, values=np.zeros(2))["values"]
+    assert trial_values(make_lowest, trials, *ROWS, **ROUND).tolist() == expected.tolist()
+
+
+def test_later_rounds_compile_nothing(compilations):
+    def rounds(rates):
+        return trial_values(make_linear, [{"learning_rate": rate} for rate in rates], *ROWS, **{**ROUND, "size": 3})
+
+    rounds((0.1, 0.02, 0.01))
+    with compilations() as names:
+        values = rounds((0.03, 0.05, 0.2))
+        fewer = rounds((0.05, 0.03))
+    assert names == []
+    assert values.tolist() == expected_values(make_linear, [{"learning_rate": rate} for rate in (0.03, 0.05, 0.2)])
+    assert fewer.tolist() == [values[1], values[0]]
+
+
+def test_a_round_may_have_trials_of_several_structures(compilations):
+    trials = [{"learning_rate": rate, "kind": kind} for rate, kind in ((0.1, 0), (0.02, 1), (0.05, 0))]
+    with compilations() as names:
+        values = trial_values(make_kind, trials, *ROWS, **ROUND)
+    assert names.count("_run") <= 2
+    for one, value in zip(trials, values, strict=True):
+        assert trial_values(make_kind, [one], *ROWS, **ROUND).tolist() == [value]
+    # In batches, trials of a round share a batch: they differ by rounding.
+    batched = trial_values(make_kind, trials, *ROWS, **{**ROUND, "method": "vmap"})
+    np.testing.assert_allclose(batched, values, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("make_own", "worst"), [(make_lowest, np.inf), (make_highest, -np.inf)])
+def test_a_trial_that_diverges_has_the_worst_value(make_own, worst):
+    trials = [{"learning_rate": 1e30}, {"learning_rate": 0.02}]
+    values = trial_values(make_own, trials, *ROWS, **ROUND)
+    assert values[0] == worst and values[1] == expected_values(make_own, trials[1:], max if worst < 0 else min)[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "output"),
+    [
+        ({"trials": 3 * ONE, "size": 2}, r"trials must be at most size=2, got 3\. Use size=3"),
+        ({"size": 0}, "size must be at least 1, got 0"),
+        ({"epochs": 0}, "epochs must be at least 1, got 0"),
+        ({"trials": []}, "trials must have at least one entry"),
+        ({"trials": [{"learning_rat": 0.1}]}, "trials must give make its arguments"),
+        ({"seeds": (1, 1)}, "seeds must differ"),
+        ({"method": "pmap"}, "method must be"),
+        ({"rows": 3}, "rows must be a function"),
+    ],
+)
+def test_values_of_trials_refuse_bad_arguments(arguments, output):
+    options = {"trials": ONE, "seeds": (0,), **arguments}
+    with pytest.raises(InputError, match=output):
+        trial_values(make, options.pop("trials"), *ROWS, **options)
