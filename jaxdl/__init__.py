@@ -9,6 +9,8 @@ from jaxdl._exports import set_public_names as _set_public_names
 from jaxdl.data.arrays import dataset as dataset
 from jaxdl.nn.adapters import from_linen as from_linen
 from jaxdl.nn.adapters import from_nnx as from_nnx
+from jaxdl.nn.keras import from_keras as from_keras
+from jaxdl.nn.keras import to_keras as to_keras
 from jaxdl.nn.models import MLP as MLP
 from jaxdl.nn.models import convnet as convnet
 from jaxdl.nn.models import mlp as mlp

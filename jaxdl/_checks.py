@@ -201,6 +201,7 @@ _MODEL_CALLS = {
     "residual_net": "residual_net(64)",
     "from_linen": "from_linen(module)",
     "from_nnx": "from_nnx(lambda rngs: module)",
+    "from_keras": "from_keras(network)",
 }
 
 
@@ -221,7 +222,9 @@ def check_model(model: Any) -> None:
         advice = f"Use from_nnx(lambda rngs: {name}(..., rngs=rngs))."
     elif package == "torch":
         advice = f"JAX cannot run a module of PyTorch: write it in Flax, or give {functions}."
-    elif package in ("keras", "tensorflow", "equinox", "haiku"):
+    elif package == "keras":
+        advice = f"Use from_keras({f'{name}(...)' if is_class else 'model'})."
+    elif package in ("tensorflow", "equinox", "haiku"):
         advice = f"Wrap the {package.capitalize()} network in {functions}."
     elif inspect.isroutine(model) and model.__name__ in _MODEL_CALLS:
         advice = f"Call it: {_MODEL_CALLS[model.__name__]}."

@@ -39,6 +39,7 @@ EFFECTS = {
 # Which part of jaxdl may import a package of others.
 KNOWN_BY = {
     "flax": ("nn",),
+    "keras": ("nn",),
     "orbax": ("saving",),
     "matplotlib": ("plots", "runs", "__main__"),
     "tensorboardX": ("callbacks",),

@@ -1,4 +1,4 @@
-"""Layers, networks, adapters of Flax modules, augmentation, and the summary of a model."""
+"""Layers, networks, adapters of Flax and Keras models, augmentation, and the summary of a model."""
 
 from jaxdl._exports import set_public_names as _set_public_names
 from jaxdl.nn.adapters import from_linen as from_linen
@@ -8,6 +8,8 @@ from jaxdl.nn.augment import cutout as cutout
 from jaxdl.nn.augment import flip as flip
 from jaxdl.nn.augment import with_augmentation as with_augmentation
 from jaxdl.nn.augment import with_flip_averaging as with_flip_averaging
+from jaxdl.nn.keras import from_keras as from_keras
+from jaxdl.nn.keras import to_keras as to_keras
 from jaxdl.nn.layers import BatchNorm as BatchNorm
 from jaxdl.nn.layers import Conv as Conv
 from jaxdl.nn.layers import Dropout as Dropout
