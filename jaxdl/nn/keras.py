@@ -193,9 +193,16 @@ class _Network:
     def build(self, inputs: Any) -> _Layout:
         """Build the model for the shapes of the inputs, unless it is built."""
         if not self.model.built:
-            # Outside of the trace: Keras draws the initial values at once.
-            with jax.ensure_compile_time_eval():
-                self.model(_symbolic(inputs))
+            try:
+                # Outside of the trace: Keras draws the initial values at once.
+                with jax.ensure_compile_time_eval():
+                    self.model(_symbolic(inputs))
+            except Exception as error:  # A model may raise any error.
+                shapes = str(jax.tree.map(lambda leaf: ("batch", *leaf.shape[1:]), inputs)).replace("'", "")
+                raise InputError(
+                    f"the Keras model {self.model.name} cannot be built for inputs of shape {shapes}: {_reason(error)}. "
+                    "Call it on a batch before from_keras: model(inputs[:32])."
+                ) from error
         return self.layout()
 
 
@@ -263,6 +270,11 @@ class _Apply(_Part):
             before = dict(scope.state_mapping)
             # Not `stateless_call`, which leaves out Dropout in a model whose `call` does not take `training`.
             outputs = model(inputs, training=train)
+        if len(model.variables) != len(mapping):
+            raise InputError(
+                f"the Keras model {model.name} makes variables in its call that its build has not made. Call it on a "
+                "batch before from_keras: model(inputs[:32])."
+            )
         if scope.losses and train and not self.network.drop_losses:
             raise _loss_error("adds losses in its call (add_loss)")
         if not train:
@@ -275,13 +287,19 @@ class _Apply(_Part):
                 "as that of a metric inside of a layer, which would be lost. Leave it out, and compute the metric by "
                 "metrics= of jaxdl.fit."
             )
-        for weight in [*layout.params, *layout.stats] if mask is not None else ():
-            moved = after[id(weight.variable)] is not before[id(weight.variable)]
-            if moved and id(weight.layer) not in masked and not _is_spectral(weight.layer):
+        for weight in [*layout.params, *layout.stats]:
+            if after[id(weight.variable)] is before[id(weight.variable)] or id(weight.layer) in masked:
+                continue
+            change = f"the Keras model {model.name} changes {'/'.join(weight.path)} in its call"
+            if any(weight is other for other in layout.params):
                 raise InputError(
-                    f"the layer {weight.layer.name} of the Keras model {model.name} changes {'/'.join(weight.path)} in "
-                    "its call but takes no mask of the examples, so the padding of a short batch would be counted. "
-                    "Use keras.layers.BatchNormalization, or set trainable = False where that stops the change."
+                    f"{change}, which is trained: Keras drops such a change on its JAX backend, so that predictions "
+                    "would be those of other values. Leave the layer out (SpectralNormalization is one)."
+                )
+            if mask is not None:
+                raise InputError(
+                    f"{change} but its layer {weight.layer.name} takes no mask of the examples, so the padding of a "
+                    "short batch would be counted. Use keras.layers.BatchNormalization."
                 )
         return outputs, _tree(layout.stats, stats)
 
@@ -406,6 +424,11 @@ def _kind(array: Any) -> str:
     return f"{array.dtype} of shape {tuple(array.shape)}" if hasattr(array, "dtype") else f"a {type(array).__name__}"
 
 
+def _reason(error: Exception) -> str:
+    """Return the beginning of an error's text in one line, without colors."""
+    return re.sub(r"\x1b\[\d+m|\s+", " ", str(error))[:200].rstrip(". ")
+
+
 def _states(key: Array, seeds: list[Any]) -> list[Array]:
     """Return a state for each seed generator, derived from the key."""
     return [jax.random.bits(jax.random.fold_in(key, number), (2,), jnp.uint32) for number in range(len(seeds))]
@@ -434,7 +457,7 @@ def _drawn(model: Any, layout: _Layout, key: Array, inputs: Any) -> dict[Path, A
     except Exception as error:  # A model may raise any error.
         raise InputError(
             f"reinitialize=True needs a model that Keras can make again from model.get_config(), and {model.name} "
-            f"cannot be made so ({error!s:.200}). Give it get_config and from_config, or leave reinitialize out."
+            f"cannot be made so ({_reason(error)}). Give it get_config and from_config, or leave reinitialize out."
         ) from error
     norms = [weight for weight in layout.stats if _is_norm(weight.layer) and weight.layer.trainable]
     drawn = {}
@@ -456,13 +479,6 @@ def _is_norm(layer: Any) -> bool:
     import keras
 
     return isinstance(layer, keras.layers.BatchNormalization)
-
-
-def _is_spectral(layer: Any) -> bool:
-    """Return whether the statistics of a layer are those of parameters alone."""
-    import keras
-
-    return isinstance(layer, keras.layers.SpectralNormalization)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from jaxdl.data import dataset
 from jaxdl.errors import InputError
 from jaxdl.losses import softmax_cross_entropy, squared_error
 from jaxdl.nn import from_keras, to_keras
-from jaxdl.saving.export import inference, load_model, save_model
+from jaxdl.saving.export import export_model, inference, load_model, save_model
 from jaxdl.train import make_train_state, make_train_step
 from jaxdl.types import Variables
 
@@ -96,7 +96,7 @@ NETWORKS = [plain, normed, functional, subclassed, frozen]
 
 def values_of(network):
     """The numbers of a Keras model in the order of its weights."""
-    return [np.array(weight) for weight in network.weights]
+    return [weight.numpy() for weight in network.weights]
 
 
 def put_back(network, variables):
@@ -148,12 +148,12 @@ def test_outputs_gradients_and_statistics_of_training_are_those_of_stateless_cal
             outputs, moved = network.stateless_call(trainable, others, ROWS, **training)
         return ((outputs - TARGETS) ** 2).mean(), moved
 
-    (value, moved), gradients = jax.value_and_grad(theirs, has_aux=True)(
+    (value, moved), gradients = jax.jit(jax.value_and_grad(theirs, has_aux=True))(
         [variable.value for variable in network.trainable_variables]
     )
     before = values_of(network)
     for keywords in ({}, {"mask": jnp.ones(len(ROWS), bool)}):
-        (loss, stats), grads = jax.value_and_grad(ours, has_aux=True)(variables.params, **keywords)
+        (loss, stats), grads = jax.jit(jax.value_and_grad(ours, has_aux=True))(variables.params, **keywords)
         assert float(loss) == pytest.approx(float(value), rel=1e-5)
         to_keras(network, Variables(grads, stats))
         assert_close([v.value for v in network.trainable_variables], gradients, rtol=1e-4, atol=1e-5)
@@ -168,8 +168,10 @@ OPTIMIZERS = {
 }
 
 
-@pytest.mark.parametrize("make", [normed, functional, frozen])
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+# Adam would enlarge the rounding errors of gradients that are 0: those of biases in front of a BatchNormalization.
+@pytest.mark.parametrize(
+    ("make", "optimizer"), [(normed, "sgd"), (normed, "adam"), (functional, "sgd"), (frozen, "sgd")]
+)
 def test_one_and_ten_steps_are_those_of_train_on_batch(make, optimizer):
     network, (theirs, ours) = make(), OPTIMIZERS[optimizer]
     model = from_keras(network)
@@ -213,7 +215,9 @@ def test_the_convnet_of_the_lesson_trains():
     network = keras.Model(inputs, layers.Dense(10)(layers.Dense(8, activation="relu")(hidden)))
     images = RANDOM.uniform(0, 1, (16, 32, 32, 3)).astype(np.float32)
     labels = (images[..., 0].mean((1, 2)) > 0.5).astype(np.int32)
-    run = jaxdl.fit(from_keras(network), softmax_cross_entropy, optax.adam(1e-2), dataset(images, labels), epochs=8)
+    run = jaxdl.fit(
+        from_keras(network), softmax_cross_entropy, optax.adam(1e-2), dataset(images, labels), epochs=8, batch_size=16
+    )
     assert run.history["loss"].iloc[-1] < 0.9 * run.history["loss"].iloc[0]
 
 
@@ -275,18 +279,18 @@ def test_a_weighted_run_is_that_of_the_examples_that_count():
     network = normed()
     weights = np.repeat([1.0, 0.0], 16)
     weighted = dataset(np.concatenate([ROWS[:16], ROWS[16:] + 100]), TARGETS, weights)
-    runs = [
-        jaxdl.fit(from_keras(network), squared_error, optax.sgd(1e-3), rows, epochs=3, batch_size=32)
+    one, other = (
+        jaxdl.fit(from_keras(network), squared_error, optax.sgd(1e-3), rows, epochs=3, batch_size=len(rows.targets))
         for rows in (weighted, dataset(ROWS[:16], TARGETS[:16]))
-    ]
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-4), runs[0].final.stats, runs[1].final.stats)
+    )
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-4), one.final, other.final)
 
 
 def test_batch_normalization_of_keras_is_itself_again_after_a_call():
     before = layers.BatchNormalization._moments
     padded_with(normed(), np.ones(32, bool))
     with pytest.raises(InputError):
-        padded_with(Folded(), np.ones(32, bool))
+        padded_with(folded(), np.ones(32, bool))
     assert layers.BatchNormalization._moments is before
 
 
@@ -299,6 +303,12 @@ class Folded(keras.Model):
 
     def call(self, inputs, training=None):
         return keras.ops.reshape(self.norm(keras.ops.reshape(inputs, (-1, 2 * 6)), training=training), (-1, 6))
+
+
+def folded():
+    network = Folded()
+    network(ROWS)
+    return network
 
 
 class Moving(layers.Layer):
@@ -315,9 +325,9 @@ class Moving(layers.Layer):
 
 def test_statistics_that_would_count_padding_are_refused():
     with pytest.raises(InputError, match=r"first axis is not that of the examples \(shape \(16, 12\) for 32"):
-        padded_with(Folded(), np.ones(32, bool))
+        padded_with(folded(), np.ones(32, bool))
     network = keras.Sequential([keras.Input((6,)), Moving(name="moving")])
-    with pytest.raises(InputError, match="the layer moving .* changes moving/mean in its call but takes no mask"):
+    with pytest.raises(InputError, match="changes moving/mean in its call but its layer moving takes no mask"):
         padded_with(network, np.ones(32, bool))
     # Without padding nothing is counted wrong.
     model = from_keras(network)
@@ -325,11 +335,10 @@ def test_statistics_that_would_count_padding_are_refused():
     np.testing.assert_allclose(stats["moving"]["mean"], 0.1 * ROWS.mean(0), rtol=1e-5)
 
 
-def test_statistics_of_parameters_alone_move():
+def test_a_trained_variable_that_a_call_changes_is_refused():
     network = keras.Sequential([keras.Input((6,)), layers.SpectralNormalization(layers.Dense(2))])
-    before = [np.array(variable) for variable in network.non_trainable_variables]
-    _, stats = padded_with(network, np.arange(32) < 9)
-    assert not np.array_equal(jax.tree.leaves(stats)[0], before[0])
+    with pytest.raises(InputError, match="changes spectral_normalization/dense/kernel in its call, which is trained"):
+        padded_with(network, np.arange(32) < 9)
 
 
 # Random layers
@@ -348,7 +357,7 @@ def test_draws_are_a_function_of_the_key_alone(kind):
     model = from_keras(network)
     variables = model.init(KEY, ROWS)
     assert variables == Variables({}, {})
-    states = [np.array(variable) for variable in network.variables]
+    states = [variable.numpy() for variable in network.variables]
     run = jax.jit(partial(model.apply, variables, train=True))
     draws = [np.asarray(run(ROWS, key=jax.random.key(seed))[0]) for seed in (1, 1, 2)]
     np.testing.assert_array_equal(draws[0], draws[1])
@@ -459,11 +468,12 @@ def test_reinitialized_values_depend_on_the_key_and_have_the_spread_of_the_initi
 
 def test_reinitialization_leaves_frozen_layers_and_adapted_moments():
     network = sequential(layers.Dense(5, activation="relu"), layers.Normalization())
-    network.layers[1].mean, network.layers[1].variance  # noqa: B018
+    network.layers[1].adapt(np.asarray(network.layers[0](ROWS)))
     network.layers[0].trainable = False
     variables = from_keras(network, reinitialize=True).init(KEY, ROWS)
     np.testing.assert_array_equal(variables.stats["dense"]["kernel"], network.layers[0].kernel)
     assert not np.array_equal(variables.params["dense_1"]["kernel"], network.layers[-1].kernel)
+    np.testing.assert_array_equal(variables.stats["normalization"]["mean"], network.layers[1].mean.ravel())
 
 
 @pytest.mark.parametrize("make", [functional, subclassed])
@@ -512,8 +522,17 @@ def test_a_model_without_variables_is_built_for_the_inputs(make):
     np.testing.assert_allclose(network(ROWS), jaxdl.predict(model, run.final, ROWS), rtol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:.*unbuilt state")
+def test_a_model_that_keras_cannot_build_asks_for_a_call():
+    model = from_keras(Folded())
+    with pytest.raises(InputError, match=r"cannot be built for inputs of shape \(batch, 6\): .*Call it on a batch"):
+        model.init(KEY, ROWS)
+    with pytest.raises(InputError, match="makes variables in its call"):
+        model.apply(model.init(KEY, ROWS), ROWS, train=True)
+
+
 def test_a_model_without_variables_cannot_be_applied():
-    with pytest.raises(InputError, match="not built yet. Call model.init"):
+    with pytest.raises(InputError, match=r"not built yet. Call model.init"):
         from_keras(keras.Sequential([layers.Dense(1)])).apply(Variables({}, {}), ROWS, train=False)
 
 
@@ -569,11 +588,11 @@ def test_a_change_of_trainable_asks_for_a_new_model():
     model = from_keras(network)
     variables = model.init(KEY, ROWS)
     network.layers[2].trainable = False
-    with pytest.raises(InputError, match="trainable of the Keras model .* has changed since from_keras"):
+    with pytest.raises(InputError, match=r"trainable of the Keras model .* has changed since from_keras"):
         model.apply(variables, ROWS, train=True)
     again = from_keras(network)
     assert again != model
-    with pytest.raises(InputError, match="variables must(?: not)? have sequential/"):
+    with pytest.raises(InputError, match=r"variables must(?: not)? have sequential/"):
         again.apply(variables, ROWS, train=True)
     # The way on: variables are recognized by their names.
     to_keras(network, jax.tree.map(lambda leaf: leaf + 1, variables))
@@ -730,7 +749,7 @@ def test_an_exported_model_predicts_what_keras_predicts(make, inputs, tmp_path):
     save_model(tmp_path / "model", model, variables, inputs)
     outputs, _ = load_model(tmp_path / "model", variables).apply(variables, inputs[:3], train=False)
     np.testing.assert_allclose(outputs, expected[:3], rtol=1e-4, atol=1e-5)
-    folder = saving.export_model(tmp_path / "exported", model, variables, inputs)
+    folder = export_model(tmp_path / "exported", model, variables, inputs)
     assert (folder / "model.stablehlo").is_file()
 
 
@@ -803,7 +822,7 @@ def test_metrics_inside_of_layers_are_refused():
             return inputs
 
     model = from_keras(sequential(Measuring()))
-    with pytest.raises(InputError, match="changes a variable in its call that is not among model.variables"):
+    with pytest.raises(InputError, match=r"changes a variable in its call that is not among model.variables"):
         model.apply(model.init(KEY, ROWS), ROWS, train=True)
 
 
@@ -831,7 +850,7 @@ def test_another_backend_and_a_missing_keras_are_named(monkeypatch):
     network = plain()
     with monkeypatch.context() as patch:
         patch.setattr(keras.config, "backend", lambda: "torch")
-        with pytest.raises(InputError, match="JAX backend, got torch. Type export KERAS_BACKEND=jax"):
+        with pytest.raises(InputError, match=r"JAX backend, got torch. Type export KERAS_BACKEND=jax"):
             from_keras(network)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match="Keras is not installed: type pip install keras"):
