@@ -200,8 +200,8 @@ class _Network:
             except Exception as error:  # A model may raise any error.
                 shapes = str(jax.tree.map(lambda leaf: ("batch", *leaf.shape[1:]), inputs)).replace("'", "")
                 raise InputError(
-                    f"the Keras model {self.model.name} cannot be built for inputs of shape {shapes}: {_reason(error)}. "
-                    "Call it on a batch before from_keras: model(inputs[:32])."
+                    f"the Keras model {self.model.name} cannot be built for inputs of shape {shapes}: "
+                    f"{_reason(error)}. Call it on a batch before from_keras: model(inputs[:32])."
                 ) from error
         return self.layout()
 
