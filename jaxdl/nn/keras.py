@@ -195,7 +195,7 @@ class _Network:
         if not self.model.built:
             try:
                 # Outside of the trace: Keras draws the initial values at once.
-                with jax.ensure_compile_time_eval():
+                with jax.numpy_rank_promotion("allow"), jax.ensure_compile_time_eval():
                     self.model(_symbolic(inputs))
             except Exception as error:  # A model may raise any error.
                 shapes = str(jax.tree.map(lambda leaf: ("batch", *leaf.shape[1:]), inputs)).replace("'", "")
@@ -264,6 +264,7 @@ class _Apply(_Part):
         ]
         mapping += zip(layout.seeds, _states(jax.random.key(0) if key is None else key, layout.seeds), strict=True)
         with (
+            jax.numpy_rank_promotion("allow"),  # which layers of Keras need
             _masked_moments(model.name, mask) as masked,
             keras.StatelessScope(mapping, collect_losses=True, initialize_variables=False) as scope,
         ):
@@ -449,7 +450,7 @@ def _drawn(model: Any, layout: _Layout, key: Array, inputs: Any) -> dict[Path, A
     import keras
 
     try:
-        with jax.ensure_compile_time_eval(), keras.StatelessScope():
+        with jax.numpy_rank_promotion("allow"), jax.ensure_compile_time_eval(), keras.StatelessScope():
             clone = type(model).from_config(model.get_config())
             if len(clone.weights) != len(model.weights):
                 clone(_symbolic(inputs))
