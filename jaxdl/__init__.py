@@ -12,6 +12,8 @@ from jaxdl.nn.adapters import from_nnx as from_nnx
 from jaxdl.nn.equinox import from_equinox as from_equinox
 from jaxdl.nn.equinox import to_equinox as to_equinox
 from jaxdl.nn.haiku import from_haiku as from_haiku
+from jaxdl.nn.keras import from_keras as from_keras
+from jaxdl.nn.keras import to_keras as to_keras
 from jaxdl.nn.models import MLP as MLP
 from jaxdl.nn.models import convnet as convnet
 from jaxdl.nn.models import mlp as mlp

@@ -205,6 +205,7 @@ ADAPTERS = {
     "flax.nnx": "from_nnx(lambda rngs: module)",
     "equinox": "from_equinox(module)",
     "haiku": "from_haiku(hk.transform_with_state(forward))",
+    "keras": "from_keras(model)",
 }
 _MODEL_CALLS = {
     "mlp": "mlp((100, 50))",
@@ -235,7 +236,9 @@ def check_model(model: Any) -> None:
         advice = f"Use from_equinox(lambda key: {name}(..., key=key))." if is_class else f"Use {ADAPTERS[package]}."
     elif package == "haiku":
         advice = f"Use {ADAPTERS[package]}."
-    elif package in ("keras", "tensorflow"):
+    elif package == "keras":
+        advice = f"Use from_keras({name}(...))." if is_class else f"Use {ADAPTERS[package]}."
+    elif package == "tensorflow":
         advice = f"Wrap the {package.capitalize()} network in {functions}."
     elif inspect.isroutine(model) and model.__name__ in _MODEL_CALLS:
         advice = f"Call it: {_MODEL_CALLS[model.__name__]}."

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ParamSpec, Protocol, TypeVar, cast
 
 import jax
-from jax.extend.core import get_opaque_trace_state
+from jax.extend.core import Jaxpr, get_opaque_trace_state, jaxprs_in_params
 
 from jaxdl._values import Key, SameObject, Values, read_values, with_rates
 from jaxdl.distributed.sharding import mesh_of
@@ -154,7 +154,7 @@ def jit(
                 except Exception:
                     constant_rates.discard(general)
                     raise
-            if key not in functions and one.trace(*arguments, **others, **rates).jaxpr.effects:
+            if key not in functions and _calls_python(one.trace(*arguments, **others, **rates).jaxpr.jaxpr):
                 with_effects.add(general)
                 key, _, _ = find(general, fixed, convolves)
             functions.pop(key, None)
@@ -205,6 +205,20 @@ def _read(value: Any) -> Values:
         if len(_read_last) > MOST_PROGRAMS:
             _read_last.pop(next(iter(_read_last)))
     return entry[1]
+
+
+def _calls_python(jaxpr: Jaxpr) -> bool:
+    """Return whether a compiled function calls functions of the user while it runs."""
+    if not jaxpr.effects:
+        return False
+    for equation in jaxpr.eqns:
+        called = getattr(equation.params.get("callback"), "callback_func", None)
+        is_known = (getattr(called, "__module__", None) or "").startswith("jaxdl.")
+        if equation.effects and "callback" in equation.params and not is_known:
+            return True
+        if any(map(_calls_python, jaxprs_in_params(equation.params))):
+            return True
+    return False
 
 
 def _mesh_of(*arguments: object) -> AbstractContextManager[Any]:

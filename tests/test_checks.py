@@ -144,9 +144,7 @@ def test_a_keras_model_is_told_the_line_to_type():
         name: type(name, (), {"__module__": "keras.src", "__call__": print}) for name in ("Sequential", "Adam", "MSE")
     }
     model = keras["Sequential"]()
-    assert "got the Keras module Sequential. Wrap the Keras network in Model(init, apply)" in refusal(
-        lambda: fit(model)
-    )
+    assert "got the Keras module Sequential. Use from_keras(model)." in refusal(lambda: fit(model))
     assert "Use optax.adam(1e-3), say" in refusal(lambda: fit(optimizer=keras["Adam"]()))
     assert "Use losses.squared_error" in refusal(lambda: fit(loss=keras["MSE"]()))
 

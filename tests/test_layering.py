@@ -42,6 +42,7 @@ KNOWN_BY = {
     "flax": ("nn",),
     "equinox": ("nn",),
     "haiku": ("nn",),
+    "keras": ("nn",),
     "orbax": ("saving",),
     "matplotlib": ("plots", "runs", "__main__"),
     "tensorboardX": ("callbacks",),

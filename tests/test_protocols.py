@@ -119,6 +119,15 @@ def haiku_net(inputs, is_training):
     return hk.Linear(2)(hk.dropout(hk.next_rng_key(), 0.5, hidden) if is_training else hidden)
 
 
+def keras_net():
+    """Return the same in Keras."""
+    # Imported here, where its backend is set: see conftest.py.
+    import keras
+
+    layers = [keras.layers.Dense(6), keras.layers.BatchNormalization(), keras.layers.ReLU(), keras.layers.Dropout(0.5)]
+    return keras.Sequential([keras.Input((3,)), *layers, keras.layers.Dense(2)])
+
+
 TABLE = RANDOM.normal(2, 3, (6, 3)).astype(np.float32)
 IMAGES = RANDOM.integers(0, 256, (6, 8, 8, 3), dtype=np.uint8)
 
@@ -135,6 +144,7 @@ MODELS = {
     "from_nnx": (lambda: jaxdl.nn.from_nnx(lambda rngs: NnxNet(rngs)), TABLE),
     "from_equinox": (lambda: jaxdl.nn.from_equinox(lambda key: EquinoxNet(key)), TABLE),
     "from_haiku": (lambda: jaxdl.nn.from_haiku(hk.transform_with_state(haiku_net)), TABLE),
+    "from_keras": (lambda: jaxdl.nn.from_keras(keras_net(), reinitialize=True), TABLE),
     "with_augmentation": (lambda: jaxdl.nn.with_augmentation(small_convnet(), jaxdl.nn.flip, jaxdl.nn.crop(1)), IMAGES),
     "with_flip_averaging": (lambda: jaxdl.nn.with_flip_averaging(small_convnet()), IMAGES),
     "build_model": (lambda: jaxdl.nn.build_model(jaxdl.nn.ModelSpec("mlp", {"widths": [4], "outputs": 2})), TABLE),

@@ -1,4 +1,4 @@
-"""Layers, networks, adapters of Flax, Equinox and Haiku modules, augmentation, and the summary of a model."""
+"""Layers, networks, adapters of models of other libraries, augmentation, and the summary of a model."""
 
 from jaxdl._exports import set_public_names as _set_public_names
 from jaxdl.nn.adapters import from_linen as from_linen
@@ -11,6 +11,8 @@ from jaxdl.nn.augment import with_flip_averaging as with_flip_averaging
 from jaxdl.nn.equinox import from_equinox as from_equinox
 from jaxdl.nn.equinox import to_equinox as to_equinox
 from jaxdl.nn.haiku import from_haiku as from_haiku
+from jaxdl.nn.keras import from_keras as from_keras
+from jaxdl.nn.keras import to_keras as to_keras
 from jaxdl.nn.layers import BatchNorm as BatchNorm
 from jaxdl.nn.layers import Conv as Conv
 from jaxdl.nn.layers import Dropout as Dropout

@@ -10,6 +10,7 @@ import tomllib
 from dataclasses import fields
 from types import ModuleType
 
+import jax
 import numpy as np
 import optax
 import pytest
@@ -32,6 +33,7 @@ OWN = {
     "docs/keras.md",
     "docs/callbacks.md",
     *(f"docs/{name}.md" for name in ("how-it-works", "many-runs", "growing", "sharing", "own-experiment")),
+    "docs/bring-your-model.md",
 }
 # What is quick to compile instead of what a page says, and how often it says it: here it is the calls that are tried.
 SMALL = {
@@ -127,6 +129,15 @@ def test_the_walk_by_hand_is_what_fit_does(capsys):
     outputs, _ = plan.model.apply(names["run_state"].train_state.variables, names["batch"].inputs, train=True, key=None)
     expected = np.mean((np.asarray(outputs) - names["batch"].targets) ** 2)
     assert float(lines[3]) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.slow
+def test_the_blocks_of_the_page_on_other_libraries_run_and_train(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    with jax.numpy_rank_promotion("allow"):  # which Keras's own layers need
+        names = run_blocks(ROOT / "docs" / "bring-your-model.md", {})
+    assert names["accuracy"] > 0.9
+    assert (tmp_path / "network.keras").is_file() and (tmp_path / "whole.keras").is_file()
 
 
 @pytest.mark.slow
