@@ -79,6 +79,8 @@ def as_labels(
             advice = "For one-hot targets use targets.argmax(1)."
         elif targets.shape == outputs.shape[:1] and outputs.ndim == 2:
             advice = 'Use targets.astype("int32") if they are the numbers of classes, from 0.'
+        elif targets.shape == outputs.shape[:-1] and not positions and jnp.issubdtype(targets.dtype, jnp.integer):
+            advice = 'For positions use metrics.mean("accuracy", losses.masked(metrics.accuracy.per_example)), say.'
         elif outputs.ndim > 2 and positions:
             advice = "Sequences and images need outputs (rows, ..., classes) and integer labels (rows, ...)."
         raise InputError(
@@ -321,7 +323,14 @@ class _Masked:
             counted = mask.reshape(*mask.shape, *[1] * (array.ndim - mask.ndim))
             return jnp.where(counted, array, jnp.zeros((), array.dtype)).reshape(-1, *array.shape[mask.ndim :])
 
-        values = self.loss(by_position(outputs), by_position(targets)).reshape(mask.shape)
+        values = self.loss(by_position(outputs), by_position(targets))
+        if getattr(values, "shape", None) != (mask.size,):
+            got = getattr(values, "shape", given_as(values))
+            raise InputError(
+                f"the loss of masked must give one value for each position, shape ({mask.size},), got {got}. Take no "
+                "mean over the first axis."
+            )
+        values = values.reshape(mask.shape)
         axes = tuple(range(1, mask.ndim))
         count = mask.sum(axes).astype(values.dtype)
         return jnp.where(mask, values, jnp.zeros((), values.dtype)).sum(axes) / jnp.where(count > 0, count, 1)

@@ -24,7 +24,7 @@ from jaxdl.losses import (
     squared_error,
     weighted_sum,
 )
-from jaxdl.metrics import mean
+from jaxdl.metrics import accuracy, mean
 from jaxdl.types import Dataset, Metric, Model, Objective, Variables
 
 RANDOM = np.random.default_rng(0)
@@ -386,3 +386,13 @@ def test_labels_beyond_one_of_several_outputs_are_refused():
 def test_an_array_has_no_parts_although_it_has_rows():
     with pytest.raises(InputError, match=r"outputs must hold 0, got an array of shape \(57, 3\)"):
         weighted_sum((squared_error,))(OUTPUTS, (TARGETS,))
+
+
+def test_a_masked_loss_of_other_values_is_refused():
+    with pytest.raises(InputError, match=r"one value for each position, shape \(24,\), got \(\)"):
+        masked(lambda outputs, targets: (outputs[:, 0] - targets).mean())(SEQUENCES, (SEQUENCES[..., 0], MASK))
+
+
+def test_a_metric_of_sequences_names_the_function_to_use():
+    with pytest.raises(InputError, match=r"For positions use metrics.mean\(\"accuracy\", losses.masked"):
+        accuracy.per_example(jnp.asarray(SEQUENCES), jnp.asarray(TOKENS))
