@@ -741,8 +741,9 @@ def _read_race(state: Any, groups: list[TrialGroup], ends: Sequence[int], eta: i
     if trials != sorted(index for group in groups for index in group.trials):
         raise InputError(f"state must be of a sweep with the same trials: it has {len(trials)}. {OF_THE_SAME}")
     furthest = max(int(group.state.epoch.max()) for group in racing)
-    passed = np.asarray(sweep_state.rungs)[:rung]
-    if rung >= len(ends) or furthest > ends[rung] or not np.array_equal(passed, rungs[:rung]):
+    same_rankings = rung < len(ends) and np.array_equal(np.asarray(sweep_state.rungs)[:rung], rungs[:rung])
+    left = sum(len(group.trials) for group in racing)
+    if not same_rankings or furthest > ends[rung] or left != rungs[rung, 1]:
         raise InputError(
             f"epochs, eta and min_resource must fit the state, whose runs are at epoch {furthest} after {rung} "
             f"rankings; with these arguments the sweep ends at {ends[-1]} after {len(ends) - 1}. Give those of the "
