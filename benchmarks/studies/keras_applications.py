@@ -3,10 +3,10 @@
     python -m benchmarks.studies.keras_applications [--only MobileNetV2 VGG16 ...] [--limit SECONDS]
 
 Every network runs in a process of its own, with random weights, two images of the least size that it takes, and the
-last third of its layers frozen, the classifier not. Columns: the parameters; whether the step has changed every
+last third of its layers frozen, except for the classifier. Columns: the parameters; whether the step has changed every
 trained array and the loss is finite; the trained layers of BatchNormalization; the largest difference of their moments
-from those of Keras's own call with the same draws, in standard deviations of the channel; the same for Keras's own
-call with inputs that differ in the last digit (two images make deep moments sensitive); whether every frozen array is
+from those of Keras's own call with the same draws, in standard deviations of the channel; the same for Keras's own call
+with inputs that differ in the last digit (two images make deep moments sensitive); whether every frozen array is
 unchanged to the bit.
 """
 

@@ -13,6 +13,7 @@ import pytest
 import jaxdl
 from jaxdl import saving
 from jaxdl.data import dataset
+from jaxdl.distributed import make_mesh, shard_dataset
 from jaxdl.errors import InputError
 from jaxdl.losses import softmax_cross_entropy, squared_error
 from jaxdl.nn import from_keras, to_keras
@@ -221,6 +222,23 @@ def test_the_convnet_of_the_lesson_trains():
     assert run.history["loss"].iloc[-1] < 0.9 * run.history["loss"].iloc[0]
 
 
+def test_recurrent_and_attention_layers_train_and_come_back():
+    inputs = keras.Input((6,), dtype="int32")
+    embedded = layers.Embedding(9, 4, mask_zero=True)(inputs)
+    attended = layers.MultiHeadAttention(2, 2, dropout=0.1)(embedded, embedded)
+    hidden = layers.Bidirectional(layers.GRU(3, dropout=0.2, recurrent_dropout=0.2))(
+        layers.LayerNormalization()(attended)
+    )
+    network = keras.Model(inputs, layers.Dense(1)(hidden))
+    tokens = RANDOM.integers(0, 9, (32, 6)).astype(np.int32)
+    model = from_keras(network)
+    run = jaxdl.fit(model, squared_error, optax.adam(1e-2), dataset(tokens, TARGETS), epochs=2, batch_size=8)
+    again = jaxdl.fit(model, squared_error, optax.adam(1e-2), dataset(tokens, TARGETS), epochs=2, batch_size=8)
+    jax.tree.map(np.testing.assert_array_equal, run.final, again.final)
+    predicted = jaxdl.predict(model, run.final, tokens)
+    np.testing.assert_allclose(to_keras(network, run.final).predict(tokens, verbose=0), predicted, rtol=1e-4, atol=1e-5)
+
+
 # Padding and weights
 
 
@@ -284,6 +302,19 @@ def test_a_weighted_run_is_that_of_the_examples_that_count():
         for rows in (weighted, dataset(ROWS[:16], TARGETS[:16]))
     )
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-4), one.final, other.final)
+
+
+def test_padding_on_several_devices_changes_nothing():
+    # 8 devices: batches of 8 and of 4 rows, the second half padding.
+    network, data = normed(), dataset(ROWS[:28], TARGETS[:28])
+    run = partial(jaxdl.fit, from_keras(network), squared_error, optax.sgd(1e-3), epochs=2, batch_size=8)
+    one, many = run(data), run(shard_dataset(data, make_mesh()))
+    np.testing.assert_allclose(many.history, one.history, rtol=1e-4)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5), many.final, one.final)
+
+
+def test_a_batch_without_examples_gives_finite_values():
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(padded_with(normed(), np.zeros(32, bool))))
 
 
 def test_batch_normalization_of_keras_is_itself_again_after_a_call():
