@@ -39,7 +39,7 @@ from jaxdl.stats import one_standard_error
 from jaxdl.train import early_stopping, make_plan, start
 from jaxdl.train.fit import fit
 from jaxdl.types import Checkpoint, Objective
-from tests import sweep_kills
+from tests import kills
 from tests.bits import bits
 
 RANDOM = np.random.default_rng(0)
@@ -1001,7 +1001,7 @@ def test_the_fraction_is_the_part_of_all_epochs_of_all_trials():
 
 @with_a_diverging_trial
 def test_a_sweep_that_is_killed_at_random_moments_ends_with_the_bits_of_an_undisturbed_one(tmp_path):
-    assert sweep_kills.kills(sweep_kills.Sweeps(tmp_path), 3).startswith("3 SIGKILL")
+    assert kills.kills(kills.Runs("sweep", tmp_path), 3).startswith("3 SIGKILL")
 
 
 # The values of trials, for samplers that suggest trials round after round
