@@ -159,8 +159,8 @@ def jit(
                 key, _, _ = find(general, fixed, convolves)
             functions.pop(key, None)
             functions[key] = one
-            if len(functions) > MOST_PROGRAMS:
-                functions.pop(next(iter(functions))).clear_cache()
+            if len(functions) > MOST_PROGRAMS and (oldest := functions.pop(next(iter(functions)), None)) is not None:
+                oldest.clear_cache()
             return result
 
     result: Any = functools.update_wrapper(functools.partial(apply, "__call__"), function)
