@@ -43,8 +43,8 @@ def run_sweep(folder):
     """Train or resume the sweep of a folder; return its result as text."""
     inputs = np.random.default_rng(0).normal(size=(72, 3)).astype(np.float32)
     data = dataset(inputs[:48], inputs[:48, :1] ** 2), dataset(inputs[48:], inputs[48:, :1] ** 2)
-    trials = grid(kind=(0, 1), learning_rate=(0.1, 0.05, 0.02, 0.01, 0.003, 0.001))
-    options = {"seeds": (3, 0), "epochs": 400, "eta": 2, "min_resource": 50, "method": "map"}
+    trials = grid(kind=(0, 1), learning_rate=(0.1, 0.02, 0.003))
+    options = {"seeds": (3, 0), "epochs": 600, "eta": 3, "min_resource": 200, "method": "map"}
     state = saving.restore_latest(folder / "checkpoints", print)
     with saving.checkpointer(folder / "checkpoints", {}, every=0.05, warn=print) as checkpointer:
         result = sweep(make, trials, *data, callbacks=[checkpointer], state=state, **options)

@@ -144,7 +144,9 @@ def test_the_blocks_of_the_page_on_other_libraries_run_and_train(monkeypatch, tm
 def test_the_blocks_of_the_guide_to_many_runs_run_one_after_the_other(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = run_blocks(ROOT / "docs" / "many-runs.md", {})
-    assert "4 seeds" in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert "4 seeds" in output and "rung 1/2 trials 6/6 epoch 1/18 loss " in output and "2 of 6 trials, best " in output
+    assert len(names["study"].results) == 24 and names["saved"] is None
     assert names["rmse"].shape == (8,) and names["choice"] in names["table"].index
 
 
