@@ -346,7 +346,9 @@ def _update_ema(state: TrainState, variables: Variables, ema_decay: float) -> Va
             return new  # Counters and keys have no mean.
         step = state.step.astype(precision(old.dtype))
         decay = jnp.minimum(ema_decay, (1 + step) / (10 + step))
-        return (decay * old + (1 - decay) * new.astype(old.dtype)).astype(old.dtype)
+        new = new.astype(old.dtype)
+        # Frozen values stay as they are: their mean would differ by rounding.
+        return jnp.where(new == old, old, (decay * old + (1 - decay) * new).astype(old.dtype))
 
     return jax.tree.map(mix, state.ema, variables)
 
