@@ -529,32 +529,33 @@ class Fields(eqx.Module):
 
 
 @pytest.mark.parametrize(
-    ("original", "words"),
+    ("make", "words"),
     [
-        (Noisy, r"got Noisy\. Write from_equinox\(lambda key: Noisy\(\.\.\., key=key\)\)"),
-        (LinenNet(), r"got LinenNet\. Use from_linen\(module\)"),
-        (nnx.Linear, r"got Linear\. Use from_nnx\(lambda rngs: module\)"),
-        (hk.transform(lambda x: x), r"got Transformed\. Use from_haiku"),
-        (None, r"got NoneType\. Write from_equinox\(lambda key: Net\("),
-        (lambda key: key, "a function of a key that returns an Equinox module, got"),
+        (lambda: Noisy, r"got Noisy\. Write from_equinox\(lambda key: Noisy\(\.\.\., key=key\)\)"),
+        (lambda: LinenNet(), r"got LinenNet\. Use from_linen\(module\)"),
+        (lambda: nnx.Linear, r"got Linear\. Use from_nnx\(lambda rngs: module\)"),
+        (lambda: hk.transform(lambda x: x), r"got Transformed\. Use from_haiku"),
+        (lambda: None, r"got NoneType\. Write from_equinox\(lambda key: Net\("),
+        (lambda: lambda key: key, "a function of a key that returns an Equinox module, got"),
         (
-            eqx.nn.make_with_state(Normed)(KEY)[0],
+            lambda: eqx.nn.make_with_state(Normed)(KEY)[0],
             r"Normed comes without its state\. Write from_equinox\(\(module, state",
         ),
         (
-            (eqx.nn.make_with_state(Normed)(KEY)[0], eqx.nn.make_with_state(Images)(KEY)[1]),
+            lambda: (eqx.nn.make_with_state(Normed)(KEY)[0], eqx.nn.make_with_state(Images)(KEY)[1]),
             "the state has no values of norm/",
         ),
-        (TwoInputs(), r"TwoInputs.__call__ takes x, y by position only"),
-        (Silent(), r"Silent holds state, and its __call__ must take state"),
-        (MaskedInput(), r'MaskedInput.__call__ needs mask\. Write from_equinox\(module, mask="mask"\)'),
-        (Doubled(), r"Doubled holds two arrays of the name moments_0\. Rename one"),
-        (TwoAxes(), r"must have one axis_name, that of the batch, got batch, rows"),
-        (Fields(), "Fields, which has none"),
-        (jaxdl.mlp(()), "got a Model"),
+        (lambda: TwoInputs(), r"TwoInputs.__call__ takes x, y by position only"),
+        (lambda: Silent(), r"Silent holds state, and its __call__ must take state"),
+        (lambda: MaskedInput(), r'MaskedInput.__call__ needs mask\. Write from_equinox\(module, mask="mask"\)'),
+        (lambda: Doubled(), r"Doubled holds two arrays of the name moments_0\. Rename one"),
+        (lambda: TwoAxes(), r"must have one axis_name, that of the batch, got batch, rows"),
+        (lambda: Fields(), "Fields, which has none"),
+        (lambda: jaxdl.mlp(()), "got a Model"),
     ],
 )
-def test_what_is_no_module_is_refused(original, words):
+def test_what_is_no_module_is_refused(make, words):
+    original = make()
     with pytest.raises(InputError, match=words):
         from_equinox(original)
 
