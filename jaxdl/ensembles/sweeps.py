@@ -752,7 +752,10 @@ def _read_race(state: Any, groups: list[TrialGroup], ends: Sequence[int], eta: i
     epochs = {
         index: int(np.asarray(group.state.epoch).max()) for group in (*racing, *dropped) for index in group.trials
     }
-    records = [record for record in records if record["epoch"] <= epochs[int(record["trial"][0])]]
+    # Of the trials of a record some may have been dropped since, and those that are left may have stopped before.
+    records = [
+        record for record in records if any(record["epoch"] <= epochs[index] for index in record["trial"].tolist())
+    ]
     return _Race(rungs, (rung, racing, dropped), records)
 
 

@@ -829,6 +829,16 @@ def test_a_finished_sweep_is_resumed_with_more_epochs():
     assert_same(run_sweep(**flags, state=whole), whole)
 
 
+def test_epochs_of_a_dropped_trial_that_outlasted_the_first_of_its_group_stay_in_the_history():
+    flags = {"seeds": (3,), "epochs": 12, "eta": 3, "min_resource": 10, "method": "map"}
+    trials = [{"learning_rate": rate} for rate in (0.1, 0.004, 0.003)]
+    whole = sweep(make_linear, trials, *ROWS, **flags)
+    # The first trial stops at epoch 6, has the best value, and alone is left after epoch 10.
+    assert whole.table["reason"].tolist() == ["early-stopping", "halving", "halving"]
+    assert whole.table["epochs"].tolist() == [6, 10, 10] == [*whole.history.groupby("trial").size()]
+    assert_same(sweep(make_linear, trials, *ROWS, **flags, state=whole), whole)
+
+
 @with_a_diverging_trial
 def test_the_sweep_that_is_resumed_is_not_changed(flags):
     first = interrupted_sweep(2, **flags)
