@@ -446,6 +446,21 @@ def test_queries_keys_and_values_are_inputs():
     variables = model.init(jax.random.key(0), inputs)
     outputs = jaxdl.predict(model, variables, inputs)
     assert_close(outputs, Attention().apply({"params": variables.params}, **inputs))
+    with pytest.raises(
+        InputError, match=r'needs query, key, value, .* dataset\({"query": ..., "key": ..., "value": ...}'
+    ):
+        jaxdl.predict(model, variables, inputs["query"])
+
+
+def test_advice_for_several_inputs_names_no_switch_where_one_is_set():
+    class Masked(nn.Module):
+        @nn.compact
+        def __call__(self, ids, attention_mask, deterministic: bool = True):
+            return nn.Dropout(0.1)(nn.Embed(9, 4)(ids) * attention_mask[..., None], deterministic=deterministic)
+
+    model = jaxdl.from_linen(Masked(), train="deterministic", inverted=True)
+    with pytest.raises(InputError, match="or give all arguments but one a default value.$"):
+        model.init(jax.random.key(0), TOKENS)
 
 
 # A ConvNet with BatchNorm in Equinox. The user types jaxdl.from_equinox(make), for a function of a key.
