@@ -459,7 +459,7 @@ def test_advice_for_several_inputs_names_no_switch_where_one_is_set():
             return nn.Dropout(0.1)(nn.Embed(9, 4)(ids) * attention_mask[..., None], deterministic=deterministic)
 
     model = jaxdl.from_linen(Masked(), train="deterministic", inverted=True)
-    with pytest.raises(InputError, match="or give all arguments but one a default value.$"):
+    with pytest.raises(InputError, match=r"or give all arguments but one a default value\.$"):
         model.init(jax.random.key(0), TOKENS)
 
 
