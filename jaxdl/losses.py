@@ -80,7 +80,8 @@ def as_labels(
         elif targets.shape == outputs.shape[:1] and outputs.ndim == 2:
             advice = 'Use targets.astype("int32") if they are the numbers of classes, from 0.'
         elif targets.shape == outputs.shape[:-1] and not positions and jnp.issubdtype(targets.dtype, jnp.integer):
-            advice = 'For positions use metrics.mean("accuracy", losses.masked(metrics.accuracy.per_example)), say.'
+            mean = "losses.masked(metrics.accuracy.per_example, ignore_label=-1)"
+            advice = f'For positions use metrics.mean("accuracy", {mean}), say.'
         elif outputs.ndim > 2 and positions:
             advice = "Sequences and images need outputs (rows, ..., classes) and integer labels (rows, ...)."
         raise InputError(

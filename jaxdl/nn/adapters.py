@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import cache
+from functools import cache, partial
 from itertools import count
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from flax.core import DenyList
 from flax.errors import InvalidRngError
 from flax.traverse_util import flatten_dict
+from jax import lax
 from jax.typing import DTypeLike
 
 from jaxdl._values import as_value
@@ -78,11 +79,10 @@ class Arguments(NamedTuple):
         else:
             kind = f"an array of shape {inputs.shape}" if hasattr(inputs, "shape") else f"a {type(inputs).__name__}"
         keys = ", ".join(f'"{name}": ...' for name in self.several)
-        raise InputError(
-            f"the model needs {', '.join(self.several)}, and its inputs are {kind}. Use dataset({{{keys}}}, targets), "
-            "give all arguments but one a default value, or name a switch of training: train="
-            f'"{self.several[-1]}".'
-        )
+        advice = f"Use dataset({{{keys}}}, targets), or give all arguments but one a default value."
+        if self.switch is None:
+            advice += f' If {self.several[-1]} switches to training mode, name it: train="{self.several[-1]}".'
+        raise InputError(f"the model needs {', '.join(self.several)}, and its inputs are {kind}. {advice}")
 
 
 # Names under which modules switch to training mode, and whether they are True in evaluation.
@@ -132,8 +132,10 @@ def from_linen(
     [0.0, 2.0]
     """
     if not isinstance(module, nn.Module):
-        kind = module.__name__ if inspect.isclass(module) else type(module).__name__
-        line = f"from_linen({kind}(...))" if inspect.isclass(module) else "from_linen(flax.linen.Dense(1))"
+        made = module.func if isinstance(module, partial) else module
+        kind = made.__name__ if inspect.isclass(made) else type(made).__name__
+        line = f"from_linen({kind}(...))" if inspect.isclass(made) else "from_linen(flax.linen.Dense(1))"
+        kind = f"a partial of {kind}, to be called first" if isinstance(module, partial) else kind
         raise InputError(f"from_linen needs an instance of a flax.linen.Module, got {kind}. Write {line}.")
     name = type(module).__name__
     arguments = _arguments("from_linen", name, _linen_signature(module), train, inverted, mask)
@@ -229,6 +231,12 @@ def from_nnx(
             f"from_nnx needs a function that makes a module, got {type(make).__name__}. Write "
             f"from_nnx(lambda rngs: {type(make).__name__}(..., rngs=rngs))."
         )
+    if inspect.isclass(make) and not _takes_streams(make):
+        needs = ", ".join([*inspect.signature(make.__init__).parameters][1:])
+        raise InputError(
+            f"from_nnx needs a function of rngs that makes a module, got the class {make.__name__}, which takes "
+            f"{needs}. Write from_nnx(lambda rngs: {make.__name__}(..., rngs=rngs))."
+        )
 
     def make_module() -> nnx.Module:
         module = make(nnx.Rngs(0))
@@ -311,6 +319,15 @@ def from_nnx(
         return outputs, _to_dict(nnx.state(instance, nnx.BatchStat)) if train else variables.stats
 
     return Model(init, with_fast_convolutions(apply))
+
+
+def _takes_streams(kind: Any) -> bool:
+    """Return whether `kind(rngs)` is a call that the class takes."""
+    try:
+        inspect.signature(kind.__init__).bind(None, None)
+    except TypeError:
+        return False
+    return True
 
 
 def _to_dict(state: Any) -> PyTree:
@@ -433,14 +450,28 @@ def _is_below(path: tuple[Any, ...], parents: Iterable[tuple[Any, ...]]) -> bool
     return any(path[: len(parent)] == parent for parent in parents)
 
 
+def _is_mapped(axis: str) -> bool:
+    """Return whether `vmap` or `pmap` maps over an axis of this name here."""
+    try:
+        lax.axis_index(axis)
+    except NameError:
+        return False
+    return True
+
+
 def _layer_mask(
     layer: str, name: str, inputs: Array, axis: Any, mapped: str | None, mask: Array | None
 ) -> Array | None:
     """Return the mask of the examples as a BatchNorm layer takes it, with as many axes as its inputs.
 
     axis: of the features; mapped: the name of a mapped axis over which the layer averages, too. Raises InputError
-    where the first axis of the inputs is not that of the examples.
+    where no axis of this name is mapped, and where the first axis of the inputs is not that of the examples.
     """
+    if mapped is not None and not _is_mapped(mapped):
+        raise InputError(
+            f"the BatchNorm layer {layer} averages over the axis {mapped!r} of jax.pmap, and jaxdl maps none: its "
+            "moments are those of the whole batch, on all devices. Leave axis_name out."
+        )
     axes = axis if isinstance(axis, (tuple, list)) else (axis,)
     if mask is None or (mapped is None and any(number % inputs.ndim == 0 for number in axes)):
         return None
@@ -468,8 +499,9 @@ def _run_with_streams(name: str, run: Callable[..., Any], key: Array | None) -> 
             missing = re.search('needs PRNG for "(.+)"', str(error))
             if key is None and missing:
                 raise InputError(
-                    f"{name} draws from the stream {missing[1]!r} where no key is given, as in evaluation. Let it draw "
-                    "where train is True only: nn.Dropout(0.5, deterministic=not train), say."
+                    f"{name} draws from the stream {missing[1]!r} where no key is given, as in evaluation. Let its "
+                    "__call__ take train, and draw where train is True only: "
+                    f"nn.Dropout(0.5, deterministic=not train), or self.make_rng({missing[1]!r}) after if train, say."
                 ) from error
             more = [stream for stream in ([missing[1]] if missing else []) + ["params"] if stream not in keys]
             if key is None or not more:
@@ -640,7 +672,8 @@ def _arguments(
     if rngs:
         required.remove("rngs")
     if len(required) > 1:
-        streams = [key for key in required if key in ("rng", "rngs", "key")]
+        # Among queries and values, a key is an array of inputs.
+        streams = [key for key in required if _STREAM.search(key) and not (key == "key" and "value" in required)]
         if streams:
             raise InputError(
                 f"{call} needs {', '.join(required)}, and a model is given its inputs alone. Leave {streams[0]} out "
@@ -721,6 +754,8 @@ def _start(function: str) -> str:
     return f"{function}({_FIRST.get(function, 'module')}"
 
 
+# The names of arguments that are keys of random numbers.
+_STREAM = re.compile(r"(^|_)rngs?$|^(p?rng_)?key$")
 # The first argument of an adapter, and where its modules get random numbers, in messages.
 _FIRST = {"from_nnx": "make", "from_haiku": "transformed"}
 _DRAWS = {

@@ -274,6 +274,12 @@ def _check_original(function: str, original: Any) -> None:
 
     pair = isinstance(original, tuple) and [*map(type, original[1:])] == [eqx.nn.State]
     module = original[0] if pair else original
+    wrapped = getattr(module, "__wrapped__", None)
+    if isinstance(wrapped, eqx.Module):
+        raise InputError(
+            f"{function} needs the {type(wrapped).__name__} itself, without jax.vmap or jax.jit around it: jaxdl maps "
+            "it over the batch, and compiles it. Give the module."
+        )
     if isinstance(module, eqx.Module):
         return
     kind = module.__name__ if isinstance(module, type) else type(module).__name__

@@ -79,7 +79,8 @@ def summary(model: Model, inputs: Any) -> Summary:
     variables = jax.eval_shape(model.init, jax.random.key(0), example)
 
     def forward(variables: Variables, example: Array) -> Array:
-        return model.apply(variables, example, train=False)[0]
+        # With a key, because a model for `losses.model_loss` may draw in evaluation, too.
+        return model.apply(variables, example, train=False, key=jax.random.key(0))[0]
 
     # The first call of a model traces it in other ways, too, whose calls are no layers of the summary.
     jax.eval_shape(lambda variables, example: forward(variables, example), variables, example)
