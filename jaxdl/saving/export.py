@@ -131,9 +131,9 @@ def _exported(predictions: Callable[..., Any], *rows: jax.ShapeDtypeStruct) -> j
     except InputError:
         raise
     except Exception as error:  # JAX raises many types for an operation on a symbolic batch size.
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        reason = next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
         raise InputError(
-            f"the model must compute with any batch size to be exported, got: {reason:.300} Write x.shape[0] in place "
+            f"the model must compute with any batch size to be exported, got: {reason:.300}. Write x.shape[0] in place "
             "of len(x), and no condition on the batch size."
         ) from error
 
