@@ -94,12 +94,12 @@ class Export(Output):
 class Predict:
     """Predict with an exported model.
 
-    The output is CSV: a header, and a line for each example."""
+    The output is CSV: a header, and a line for each example. A model of several arrays reads and writes .npz files."""
 
     model: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
     """Folder of the exported model."""
     data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
-    """CSV file with a header (- for standard input), .npy file, picture, or folder of pictures."""
+    """CSV file with header (- for standard input), .npy file, picture, folder of pictures, or .npz file of arrays."""
     out: Annotated[str, tyro.conf.arg(aliases=["-o"], metavar="FILE")] = "-"
     """File to write; - for standard output."""
     batch_size: int | None = None

@@ -41,6 +41,7 @@ from jaxdl import (
 from jaxdl.data import DataSource, from_random_access, memory_mapped, take
 from jaxdl.data.batches import default_batch_size
 from jaxdl.data.streaming import read_rows
+from jaxdl.saving import predict_script
 from jaxdl.saving.export import export_model, load_model, save_model
 from jaxdl.train.epoch import eval_batch_size
 
@@ -279,8 +280,8 @@ def test_a_summary_and_a_program_take_several_inputs(tmp_path):
     variables = BOTH.init(jax.random.key(0), TWO)
     save_model(tmp_path / "program", BOTH, variables, TWO)
     same(predict(load_model(tmp_path / "program", variables), variables, TWO), predict(BOTH, variables, TWO))
-    with pytest.raises(InputError, match=r"export takes a model of one array of inputs, got inputs\['age'\], inputs"):
-        export_model(tmp_path / "folder", BOTH, variables, TWO)
+    folder = export_model(tmp_path / "folder", BOTH, variables, TWO)
+    same(predict_script.load(folder).predict(TWO), predict(BOTH, variables, TWO))
 
 
 def test_files_and_records_may_hold_several_arrays(tmp_path):

@@ -35,7 +35,10 @@ def export_run(run: str | Path, folder: str | Path, *, which: Literal["best", "f
         inputs, outputs = config["inputs"], OutputSpec(**config["outputs"])
         columns = inputs["columns"]
         if not isinstance(inputs["shape"], list):
-            raise InputError(f"export takes a model of one array of inputs, got inputs of shape {inputs['shape']}.")
+            raise InputError(
+                f"export takes a run with one array of inputs, got inputs of shape {inputs['shape']}. Call "
+                "jaxdl.saving.export.export_model in a script that has the model."
+            )
         for name, texts in (("outputs", [*outputs.names, outputs.link, outputs.unit]), ("columns", columns or [])):
             if not all(isinstance(text, str) for text in texts):
                 raise TypeError(name)

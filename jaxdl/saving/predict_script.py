@@ -2,7 +2,9 @@
 
     python predict.py data.csv -o predictions.csv
 
-In Python: `load(folder).predict(inputs)`.
+In Python: `load(folder).predict(inputs)`. A model of several arrays reads and writes `.npz` files:
+
+    python predict.py data.npz -o predictions.npz
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import re
 import secrets
 import stat
 import sys
+import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -50,40 +53,108 @@ class Portable(NamedTuple):
     call: Callable[[np.ndarray], Any]
     batch_size: int  # of the one compiled function: smaller batches are padded, larger ones split
 
-    def predict(self, inputs: Any, name: str = "inputs", first: int = 0) -> np.ndarray:
+    def predict(self, inputs: Any, name: str = "inputs", first: int = 0) -> Any:
         """Return float32 predictions (B, outputs) for raw inputs (B, ...).
+
+        A model of several arrays takes the dict, tuple or NamedTuple that it was exported with, or a dict of the names
+        in model.json, such as "image" or "pair/0", and returns its outputs in their dicts and tuples, NamedTuples as
+        dicts.
 
         name, first: the name of the inputs and the number of their first row, in messages.
 
-        Raises DataError for another shape or dtype, numbers that are not finite, and predictions that are not.
+        Raises DataError for another shape or dtype, numbers that are not finite, and predictions that are not; and for
+        missing and superfluous arrays, and arrays of different numbers of rows.
         """
-        if np.ma.is_masked(inputs):
-            raise DataError(f"{name} must hold a number everywhere, got masked values. Fill them or drop such rows.")
-        spec, rows, size = self.about["inputs"], np.asarray(inputs), self.batch_size
-        dtype, shape = np.dtype(spec["dtype"]), ("rows", *spec["shape"])
-        kinds = "fiub" if dtype.kind == "f" else "iu"
-        if rows.ndim == 0 or rows.shape[1:] != shape[1:] or rows.dtype.kind not in kinds:
-            raise DataError(f"{name} must be {dtype} of shape {shape}, got {rows.dtype} of shape {rows.shape}.")
-        with np.errstate(over="ignore"):
-            cast = rows.astype(dtype, copy=False)
-        wrong = np.argwhere(~np.isfinite(cast) if dtype.kind == "f" else cast != rows)
-        if len(wrong):
-            row, got = first + int(wrong[0][0]), rows[tuple(wrong[0])]
-            raise DataError(f"{name}, row {row}: must hold numbers that {dtype} can hold, got {got}.")
-        batches = [np.zeros((0, len(self.about["outputs"]["names"])), np.float32)]
-        for start in range(0, len(cast), size):
-            batch = cast[start : start + size]
-            padded = batch[np.minimum(np.arange(size), len(batch) - 1)]
+        specs = self.about["inputs"]
+        if isinstance(specs, dict):
+            (predictions,) = self._batches([_cast(inputs, specs, name, first)], name, first)
+            return predictions
+        arrays = named_arrays(inputs, "inputs")
+        names = [spec["name"] for spec in specs]
+        missing = [each for each in names if each not in arrays]
+        superfluous = [each for each in arrays if each not in names]
+        if missing or superfluous:
+            takes = ", ".join(f"{spec['name']} ({spec['dtype']} of shape {('rows', *spec['shape'])})" for spec in specs)
+            wrong = [f"no {each}" for each in missing] + [f"{each}, which is not one of them" for each in superfluous]
+            raise DataError(f"{name} must hold exactly {takes}, got {' and '.join(wrong)}.")
+        rows = [_cast(arrays[spec["name"]], spec, f"{name}[{spec['name']!r}]", first) for spec in specs]
+        for each, array in zip(names, rows, strict=True):
+            if len(array) != len(rows[0]):
+                raise DataError(
+                    f"{name}[{each!r}] must have {len(rows[0])} rows as {names[0]!r} has, got {len(array)}."
+                )
+        results = self._batches(rows, name, first)
+        outputs = [spec["name"] for spec in self.about["outputs"]]
+        return _fill(self.about["structure"], dict(zip(outputs, results, strict=True)))
+
+    def _batches(self, arrays: list[np.ndarray], name: str, first: int) -> list[np.ndarray]:
+        """Return the outputs of the exported function for arrays of equally many rows, batch by batch."""
+        spec, size = self.about["outputs"], self.batch_size
+        if isinstance(spec, dict):
+            spec = [{"name": "", "shape": [len(spec["names"])], "dtype": "float32"}]
+        batches = [[np.zeros((0, *each["shape"]), each["dtype"])] for each in spec]
+        for start in range(0, len(arrays[0]), size):
+            count = min(size, len(arrays[0]) - start)
+            padded = [array[start + np.minimum(np.arange(size), count - 1)] for array in arrays]
             try:
-                batches.append(np.asarray(self.call(padded))[: len(batch)])
+                results = [np.asarray(each)[:count] for each in jax.tree.leaves(self.call(*padded))]
             except Exception as error:  # JAX raises many types, as for a function of other devices.
                 reason = next(iter(str(error).splitlines()), type(error).__name__)
                 raise DataError(f"the model cannot be run here ({reason:.500}).") from None
-            infinite = np.flatnonzero(~np.isfinite(batches[-1]).all(1))
-            if len(infinite):
-                row = first + start + int(infinite[0])
-                raise DataError(f"{name}, row {row}: the prediction is not finite. Check the units of the inputs.")
-        return np.concatenate(batches)
+            for each, result, parts in zip(spec, results, batches, strict=True):
+                infinite = np.argwhere(~np.isfinite(result))
+                if len(infinite):
+                    row, what = first + start + int(infinite[0][0]), f"the prediction {each['name']}".rstrip()
+                    raise DataError(f"{name}, row {row}: {what} is not finite. Check the units of the inputs.")
+                parts.append(result)
+        return [np.concatenate(parts) for parts in batches]
+
+
+def _cast(values: Any, spec: dict[str, Any], name: str, first: int) -> np.ndarray:
+    """Return raw inputs in their dtype. Raises DataError as `Portable.predict` does."""
+    if np.ma.is_masked(values):
+        raise DataError(f"{name} must hold a number everywhere, got masked values. Fill them or drop such rows.")
+    rows, dtype, shape = np.asarray(values), np.dtype(spec["dtype"]), ("rows", *spec["shape"])
+    kinds = {"f": "fiub", "b": "biu"}.get(dtype.kind, "iu")
+    if rows.ndim == 0 or rows.shape[1:] != shape[1:] or rows.dtype.kind not in kinds:
+        raise DataError(f"{name} must be {dtype} of shape {shape}, got {rows.dtype} of shape {rows.shape}.")
+    with np.errstate(over="ignore"):
+        cast = rows.astype(dtype, copy=False)
+    wrong = np.argwhere(~np.isfinite(cast) if dtype.kind == "f" else cast != rows)
+    if len(wrong):
+        row, got = first + int(wrong[0][0]), rows[tuple(wrong[0])]
+        raise DataError(f"{name}, row {row}: must hold numbers that {dtype} can hold, got {got}.")
+    return cast
+
+
+def array_name(path: tuple[Any, ...], name: str) -> str:
+    """Return the name of an array from JAX's path of it, such as "image" or "pair/0"; for an empty path `name`."""
+    return "/".join(jax.tree_util.keystr((key,), simple=True) for key in path) or name
+
+
+def named_arrays(tree: Any, name: str) -> dict[str, Any]:
+    """Return the arrays in dicts, tuples and NamedTuples by name. name: of one array without a container.
+
+    Raises DataError for two arrays of one name.
+    """
+    try:
+        # A list is one array of rows.
+        leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda node: isinstance(node, list))
+    except ValueError as error:
+        raise DataError(f"{name} must have names that are strings ({error}).") from None
+    names = [array_name(path, name) for path, _ in leaves]
+    if len({*names}) < len(names):
+        raise DataError(f"{name} must have different names, got {', '.join(names)}.")
+    return dict(zip(names, (leaf for _, leaf in leaves), strict=True))
+
+
+def _fill(structure: Any, arrays: dict[str, Any]) -> Any:
+    """Return dicts and tuples of arrays, from the structure in model.json, which holds their names."""
+    if isinstance(structure, dict):
+        return {key: _fill(part, arrays) for key, part in structure.items()}
+    if isinstance(structure, list):
+        return tuple(_fill(part, arrays) for part in structure)
+    return None if structure is None else arrays[structure]
 
 
 def load(folder: str | Path, batch_size: int | None = None) -> Portable:
@@ -121,6 +192,8 @@ def _read(path: Path) -> bytes:
 
 def _describes(about: Any, exported: Any) -> bool:
     """Return whether model.json, which anybody can edit, describes the exported function."""
+    if isinstance(about, dict) and isinstance(about.get("inputs"), list):
+        return _describes_arrays(about, exported)
     try:
         inputs, outputs, size = about["inputs"], about["outputs"], about["batch_size"]
         (row,), (prediction,), columns, names = (
@@ -143,6 +216,30 @@ def _describes(about: Any, exported: Any) -> bool:
             and 0 < size * max(1, math.prod(row.shape[1:])) * row.dtype.itemsize <= MAX_BYTES
         )
     except (KeyError, TypeError, ValueError):
+        return False
+
+
+def _describes_arrays(about: dict[str, Any], exported: Any) -> bool:
+    """Return whether the model.json of a model of several arrays describes the exported function."""
+    try:
+        inputs, outputs, size = about["inputs"], about["outputs"], about["batch_size"]
+        for specs, shapes in ((inputs, exported.in_avals), (outputs, exported.out_avals)):
+            if not (specs and _are_distinct([spec["name"] for spec in specs]) and len(specs) == len(shapes)):
+                return False
+            for spec, aval in zip(specs, shapes, strict=True):
+                numbers = all(type(length) is int for length in spec["shape"]) and aval.dtype.kind in "fiub"
+                if not numbers or (tuple(spec["shape"]), spec["dtype"]) != (aval.shape[1:], str(aval.dtype)):
+                    return False
+        names = {spec["name"]: spec["name"] for spec in outputs}
+        row_bytes = sum(math.prod(aval.shape[1:]) * aval.dtype.itemsize for aval in exported.in_avals)
+        return (
+            named_arrays(_fill(about["structure"], names), "outputs") == names
+            and exported.in_tree == jax.tree.structure(((0,) * len(inputs), {}))
+            and exported.out_tree == jax.tree.structure([0] * len(outputs))
+            and type(size) is int
+            and 0 < size * max(1, row_bytes) <= MAX_BYTES
+        )
+    except (KeyError, RecursionError, TypeError, ValueError):
         return False
 
 
@@ -266,6 +363,36 @@ def predict_source(model: Portable, source: str) -> Iterator[tuple[list[str], np
                 yield [], model.predict(rows, source, number * size)
 
 
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Return the arrays of a .npz file by name."""
+    if not path.is_file():
+        raise DataError(f"{path} must be a .npz file, got no file of that name.")
+    try:
+        with path.open("rb") as file, np.load(file) as archive:
+            return {name: archive[name] for name in archive.files}
+    except Exception as error:  # Zip files fail with many types.
+        raise DataError(f"{path} must be arrays of numbers as numpy.savez writes them ({error!r:.200}).") from None
+
+
+def write_arrays(model: Portable, source: str, target: str) -> None:
+    """Write the predictions of a model of several arrays for a .npz file, as a .npz file with the outputs' names."""
+    for path, option in ((source, "data.npz"), (target, "-o predictions.npz")):
+        if Path(path).suffix != ".npz":
+            names = [
+                ", ".join(spec["name"] for spec in specs) for specs in (model.about["inputs"], model.about["outputs"])
+            ]
+            raise DataError(
+                f"{path} must be a .npz file for a model from {names[0]} to {names[1]}. Type {option}; numpy.savez "
+                "writes such a file, with the names of the arrays."
+            )
+    results = named_arrays(model.predict(read_arrays(Path(source)), source), "outputs")
+    with open_target(target) as file, zipfile.ZipFile(file.buffer, "w") as archive:
+        for name, array in results.items():
+            # Unlike numpy.savez, this takes every name, and the file holds no date.
+            with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, array, allow_pickle=False)
+
+
 @contextmanager
 def open_target(target: str) -> Iterator[TextIO]:
     """Open a file that is written whole or not at all; "-" and devices are written directly."""
@@ -298,11 +425,14 @@ def printable(text: str) -> str:
 
 
 def write(folder: str | Path, source: str, target: str = "-", batch_size: int | None = None) -> None:
-    """Write the predictions for a source as CSV: a header, and a line for each row."""
+    """Write the predictions for a source as CSV: a header, and a line for each row. Several arrays: .npz files."""
     model = load(folder, batch_size)
     paths = [Path(os.path.realpath(each)) for each in (target, source, folder)]
     if target != "-" and paths[0].is_file() and (paths[0] == paths[1] or paths[2] in paths[0].parents):
         raise DataError(f"{target} must be neither the input nor a file of the model. Choose another file.")
+    if isinstance(model.about["inputs"], list):
+        write_arrays(model, source, target)
+        return
     names = [printable(name) for name in model.about["outputs"]["names"]]
     classes = model.about["outputs"]["link"] == "softmax"
     with open_target(target) as file:
@@ -323,7 +453,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description="Write the predictions of a model as CSV: a header, and a line for each row."
     )
-    data = "a CSV file with a header (- for standard input), a .npy file, a picture, or a folder of pictures"
+    data = (
+        "a CSV file with a header (- for standard input), a .npy file, a picture, or a folder of pictures; a .npz file "
+        "for a model of several arrays"
+    )
     parser.add_argument("data", help=data)
     parser.add_argument("-o", "--out", default="-", help="the file to write; by default standard output")
     parser.add_argument("--batch-size", type=int, help="rows in a batch; by default the model's")

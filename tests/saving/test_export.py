@@ -11,7 +11,9 @@ import sys
 import sysconfig
 import venv
 from pathlib import Path
+from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.export
 import jax.numpy as jnp
@@ -31,7 +33,7 @@ from jaxdl.data import StandardScaler, fit_scaler, standardize
 from jaxdl.datasets import load_weather as weather_data
 from jaxdl.distributed import make_mesh
 from jaxdl.errors import InputError
-from jaxdl.nn import convnet, flip, mlp, residual_net, with_augmentation, with_flip_averaging
+from jaxdl.nn import convnet, flip, from_linen, mlp, residual_net, with_augmentation, with_flip_averaging
 from jaxdl.runs.command import command
 from jaxdl.runs.export import export_run
 from jaxdl.saving import OutputSpec, load, predict_script
@@ -376,7 +378,7 @@ LINKS = {"none": lambda outputs: outputs, "sigmoid": expit, "softmax": lambda ou
 
 def trained_weights(model, inputs):
     """Weights that no initializer gives: BatchNorm's moments too are far from 0 and 1."""
-    weights = jax.jit(model.init)(jax.random.key(0), inputs[:1])
+    weights = jax.jit(model.init)(jax.random.key(0), jax.tree.map(lambda leaf: leaf[:1], inputs))
     leaves, structure = jax.tree.flatten(weights)
     moved = [leaf + np.abs(DRAWS.normal(0, 0.2, leaf.shape)).astype(np.float32) for leaf in leaves]
     return jax.tree.unflatten(structure, moved)
@@ -441,6 +443,169 @@ def test_another_link_or_the_scaling_of_other_columns_is_refused():
         inference(model, weights, WIDE, link="logit")
     with pytest.raises(InputError, match=r"a mean and a scale for each column of \(33, 11\)"):
         inference(model, weights, WIDE, scaling=StandardScaler(np.zeros(3), np.ones(3)))
+
+
+# Models of several inputs and outputs: the containers, shapes and dtypes are those of `predict`.
+
+TABLE = {
+    "image": DRAWS.normal(0, 1, (33, 4, 4)).astype(np.float32),
+    "height": DRAWS.normal(0, 1, 33).astype(np.float32),
+}
+TREE = {
+    "words": (DRAWS.integers(0, 9, (33, 5)).astype(np.int32), DRAWS.random((33, 5)) < 0.5),
+    "deep": {"pixels": IMAGES[:, :2, :2], "height": TABLE["height"]},
+}
+
+
+class Pair(NamedTuple):
+    left: Any
+    right: Any
+
+
+def several(outputs, example):
+    """A model of one kernel: the outputs are a function of the kernel and the inputs."""
+    kernel = DRAWS.normal(0, 1, (4, 4)).astype(np.float32)
+    model = Model(
+        lambda key, inputs: Variables({"kernel": jnp.zeros((4, 4))}, {}),
+        lambda variables, inputs, **_: (outputs(variables.params["kernel"], inputs), {}),
+    )
+    return model, Variables({"kernel": kernel}, {}), example
+
+
+def of_tree(kernel, inputs):
+    (tokens, mask), deep = inputs["words"], inputs["deep"]
+    pixels = deep["pixels"].astype(jnp.float32)[..., 0].reshape(-1, 4) @ kernel / 100
+    total = jnp.where(mask, tokens, 0).sum(1)
+    return {"z": (total, pixels[:, None, :]), "a": Pair(mask, (pixels.sum(1) + deep["height"]).astype(jnp.bfloat16))}
+
+
+SEVERAL = {
+    "dict to dict": several(
+        lambda k, x: {"rows": x["image"] @ k, "file": x["height"][:, None] + k[:1], "age": x["height"]}, TABLE
+    ),
+    "tree to tree": several(of_tree, TREE),
+    "tuple to array": several(lambda k, x: x[0] @ k + x[1][:, None], (WIDE[:, :4], TABLE["height"])),
+    "NamedTuple to list": several(
+        lambda k, x: [x.left @ k, jnp.argmax(x.right, 1)], Pair(WIDE[:, :4], TABLE["image"][:, 0])
+    ),
+    "array to tuple": several(lambda k, x: (x @ k, None, (x @ k).sum(1)), WIDE[:, :4]),
+}
+
+
+def as_plain(tree):
+    """A tree with NamedTuples as dicts, and lists as tuples."""
+    if isinstance(tree, dict) or hasattr(tree, "_asdict"):
+        return {name: as_plain(part) for name, part in getattr(tree, "_asdict", lambda: tree)().items()}
+    return tuple(map(as_plain, tree)) if isinstance(tree, (tuple, list)) else tree
+
+
+def assert_equal_trees(result, wanted):
+    wanted = as_plain(wanted)
+    assert jax.tree.structure(result) == jax.tree.structure(wanted)
+    for one, other in zip(jax.tree.leaves(result), jax.tree.leaves(wanted), strict=True):
+        floats = jnp.issubdtype(other.dtype, jnp.floating)
+        assert (one.dtype, one.shape) == (jnp.float32 if floats else other.dtype, other.shape)
+        np.testing.assert_allclose(one, np.asarray(other, one.dtype), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", SEVERAL)
+def test_several_arrays_are_predicted_as_predict_does_in_the_same_containers(tmp_path, name):
+    model, variables, example = SEVERAL[name]
+    folder = export_model(tmp_path / "model", model, variables, example, batch_size=8)
+    assert sorted(path.name for path in folder.iterdir()) == FILES
+    exported = predict_script.load(folder)
+    for count in (1, 7, 8, 33):
+        inputs = jax.tree.map(lambda leaf, count=count: leaf[:count], example)
+        wanted = predict(model, variables, inputs)
+        assert_equal_trees(exported.predict(inputs), wanted)
+        # By the names in model.json too, as from a .npz file.
+        assert_equal_trees(exported.predict(predict_script.named_arrays(inputs, "inputs")), wanted)
+    empty = exported.predict(jax.tree.map(lambda leaf: leaf[:0], example))
+    assert {len(leaf) for leaf in jax.tree.leaves(empty)} == {0}
+
+
+def test_the_description_of_several_arrays_has_their_names_shapes_and_dtypes(tmp_path):
+    model, variables, example = SEVERAL["tree to tree"]
+    folder = export_model(tmp_path / "model", model, variables, example)
+    about = json.loads((folder / "model.json").read_text())
+    assert about["inputs"] == [
+        {"name": "deep/height", "shape": [], "dtype": "float32"},
+        {"name": "deep/pixels", "shape": [2, 2, 3], "dtype": "uint8"},
+        {"name": "words/0", "shape": [5], "dtype": "int32"},
+        {"name": "words/1", "shape": [5], "dtype": "bool"},
+    ]
+    assert about["outputs"] == [
+        {"name": "a/left", "shape": [5], "dtype": "bool"},
+        {"name": "a/right", "shape": [], "dtype": "float32"},
+        {"name": "z/0", "shape": [], "dtype": "int32"},
+        {"name": "z/1", "shape": [1, 4], "dtype": "float32"},
+    ]
+    assert about["structure"] == {"a": {"left": "a/left", "right": "a/right"}, "z": ["z/0", "z/1"]}
+    card = (folder / "README.md").read_text()
+    assert "python predict.py data.npz -o predictions.npz" in card
+    assert "- `deep/pixels`: uint8 of shape (rows, 2, 2, 3)\n" in card and "- `z/0`: int32 of shape (rows)\n" in card
+
+
+def test_a_trained_network_of_several_arrays_is_exported_with_what_it_does_not_use(tmp_path):
+    class Portrait(nn.Module):
+        @nn.compact
+        def __call__(self, image, height, unused):
+            hidden = nn.relu(nn.Dense(16)(jnp.concatenate([image.reshape(image.shape[0], -1), height[:, None]], 1)))
+            return {"age": nn.Dense(1)(hidden), "group": nn.Dense(3)(hidden)}
+
+    model, inputs = from_linen(Portrait()), {**TABLE, "unused": np.zeros(33, np.float32)}
+    variables = trained_weights(model, inputs)
+    exported = predict_script.load(export_model(tmp_path / "model", model, variables, inputs))
+    assert_equal_trees(exported.predict(inputs), predict(model, variables, inputs))
+
+
+def test_a_model_that_needs_the_number_of_rows_is_refused_with_what_to_write(tmp_path):
+    for inputs, outputs in (
+        (WIDE, lambda k, x: x.reshape(len(x), -1)),
+        (TABLE, lambda k, x: jnp.ones(len(x["height"]))),
+    ):
+        model, variables, _ = several(outputs, inputs)
+        with pytest.raises(InputError, match=r"any batch size to be exported, got: .* Write x\.shape\[0\] in place of"):
+            export_model(tmp_path / "model", model, variables, inputs)
+
+
+def test_a_scaling_of_one_table_is_part_of_a_program_of_several_outputs(tmp_path):
+    model, variables, table = SEVERAL["array to tuple"]
+    scaling = fit_scaler(table)
+    folder = export_model(tmp_path / "model", model, variables, table, scaling=scaling)
+    assert_equal_trees(
+        predict_script.load(folder).predict(table), predict(model, variables, standardize(table, scaling))
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "output"),
+    [
+        ({"columns": ["a", "b"]}, "columns must be left out: the model has several inputs or outputs"),
+        ({"outputs": OutputSpec(link="softmax")}, "outputs must be left out: .* Apply a sigmoid or softmax in the"),
+        ({"scaling": StandardScaler(np.zeros(4), np.ones(4))}, "scaling must be left out"),
+        (
+            {"inputs": {"image": TABLE["image"], "height": np.array(["tall"])}},
+            r"inputs\['height'\] must be rows of num",
+        ),
+        ({"inputs": {"image": TABLE["image"], "height": 1.0}}, r"inputs\['height'\] must be rows of numbers"),
+        ({"inputs": {**TABLE, "a/b": WIDE, "a": {"b": WIDE}}}, "inputs must be .* different names, got .*a/b, a/b|a/b"),
+        ({"inputs": {**TABLE, "more": {1: WIDE}}}, "inputs must be an array, or dicts of strings"),
+        ({"model": lambda k, x: {"all": x["image"].sum()}}, r"outputs must be numbers .* got float32\(\)"),
+        ({"model": lambda k, x: {"all": x["image"].reshape(-1, 4)}}, r"outputs must be numbers .* got float32\("),
+        ({"model": lambda k, x: {"all": x["height"] + 1j}}, "outputs must be numbers .* got complex64"),
+        ({"model": lambda k, x: {0: x["height"]}}, "outputs must be an array, or dicts of strings"),
+        ({"model": lambda k, x: ()}, "outputs must be an array, .* got no array"),
+    ],
+)
+def test_options_and_containers_that_do_not_fit_several_arrays_are_refused(tmp_path, change, output):
+    model, variables, inputs = SEVERAL["dict to dict"]
+    arguments = {"model": model, "variables": variables, "inputs": inputs, **change}
+    if "model" in change:
+        arguments["model"] = several(change["model"], inputs)[0]
+    with pytest.raises(InputError, match=output):
+        export_model(tmp_path / "model", **arguments)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_folder_of_a_lesson_is_no_run(tmp_path):

@@ -533,6 +533,158 @@ def test_calls_that_jax_itself_exports_are_run(weighted, tmp_path):
     np.testing.assert_allclose(predict_script.load(folder).call(rows), solve(rows), rtol=1e-5)
 
 
+# Models of several arrays, of .npz files.
+
+PORTRAITS = {"image": IMAGES[:, :2, 0, :2].astype(np.float32), "height": np.arange(7, dtype=np.float32)}
+
+
+@pytest.fixture(scope="module")
+def portrayed(tmp_path_factory):
+    """A model with the outputs `file`, height + 1, and `sizes`, the image's sums, three rows at a time."""
+    model = Model(
+        lambda key, inputs: Variables({}, {}),
+        lambda weights, x, **_: ({"sizes": (x["image"].sum(1), x["image"].sum(2)), "file": x["height"] + 1}, {}),
+    )
+    folder = tmp_path_factory.mktemp("portrayed") / "model"
+    return export_model(folder, model, Variables({}, {}), PORTRAITS, batch_size=3)
+
+
+@pytest.mark.parametrize("count", [1, 3, 7])
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_a_file_of_several_arrays_becomes_a_file_of_several_arrays(portrayed, tmp_path, count, save):
+    data, target = tmp_path / "data.npz", tmp_path / "out.npz"
+    save(data, **{name: array[:count] for name, array in PORTRAITS.items()})
+    done = subprocess.run(
+        [sys.executable, portrayed / "predict.py", data, "-o", target], capture_output=True, cwd=tmp_path
+    )
+    assert (done.returncode, done.stdout) == (0, b""), done.stderr
+    with np.load(target) as result:
+        assert set(result.files) == {"file", "sizes/0", "sizes/1"}
+        np.testing.assert_array_equal(result["file"], PORTRAITS["height"][:count] + 1)
+        np.testing.assert_array_equal(result["sizes/0"], PORTRAITS["image"][:count].sum(1))
+        np.testing.assert_array_equal(result["sizes/1"], PORTRAITS["image"][:count].sum(2))
+    first = target.read_bytes()
+    assert main(["predict", str(portrayed), str(data), "-o", str(target)]) == 0 and target.read_bytes() == first
+
+
+WANTED = "hold exactly height (float32 of shape ('rows',)), image (float32 of shape ('rows', 2, 2)), got "
+
+
+@pytest.mark.parametrize(
+    ("change", "output"),
+    [
+        ({"height": None}, WANTED + "no height."),
+        ({"width": ROWS}, WANTED + "width, which is not one of them."),
+        ({"height": None, "Height": ROWS}, WANTED + "no height and Height, which is not one of them."),
+        ({"image": ROWS[:7]}, "['image'] must be float32 of shape ('rows', 2, 2), got float32 of shape (7, 3)."),
+        ({"height": ROWS[:5, 0]}, "['image'] must have 5 rows as 'height' has, got 7."),
+        ({"height": np.array(["a"] * 7)}, "['height'] must be float32 of shape ('rows',), got <U1"),
+        ({"height": np.where(np.arange(7) == 4, np.nan, 1)}, "['height'], row 4: must hold numbers that float32 can"),
+        ({"image": np.full((7, 2, 2), 3e38)}, ", row 0: the prediction sizes/0 is not finite."),
+    ],
+)
+def test_several_arrays_that_do_not_fit_are_refused_by_name(portrayed, tmp_path, capsys, change, output):
+    arrays = {name: array for name, array in {**PORTRAITS, **change}.items() if array is not None}
+    with pytest.raises(predict_script.DataError, match=f"^inputs.*{re.escape(output)}"):
+        predict_script.load(portrayed).predict(arrays)
+    np.savez(tmp_path / "data.npz", **arrays)
+    code, error = run(portrayed, tmp_path / "data.npz", tmp_path / "out.npz", capsys)
+    assert code == 2 and output in error and error.startswith(f"error: {tmp_path}/data.npz")
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_arrays_in_other_containers_are_refused(portrayed):
+    model = predict_script.load(portrayed)
+    for inputs in (PORTRAITS["image"], (*PORTRAITS.values(),), [*PORTRAITS.values()], {}, None, "text"):
+        with pytest.raises(predict_script.DataError, match=re.escape(WANTED + "no height and no image")):
+            model.predict(inputs)
+    with pytest.raises(predict_script.DataError, match="inputs must have names that are strings"):
+        model.predict({**PORTRAITS, 1: ROWS})
+    with pytest.raises(predict_script.DataError, match=r"inputs must have different names, got a/b, a/b"):
+        model.predict({"a": {"b": ROWS}, "a/b": ROWS})
+    lists = {name: array.tolist() for name, array in PORTRAITS.items()}
+    np.testing.assert_array_equal(model.predict(lists)["file"], PORTRAITS["height"] + 1)
+
+
+def test_whole_numbers_and_masks_keep_their_values(tmp_path):
+    model = Model(lambda key, inputs: Variables({}, {}), lambda weights, x, **_: ((x["mask"], x["token"] + 1), {}))
+    inputs = {"mask": np.array([True, False]), "token": np.array([3, 4], np.int32)}
+    exported = predict_script.load(export_model(tmp_path / "model", model, Variables({}, {}), inputs))
+    mask, token = exported.predict({"mask": [1, 0], "token": np.array([3, 4], np.int64)})
+    assert (mask.dtype, mask.tolist(), token.dtype, token.tolist()) == (bool, [True, False], np.int32, [4, 5])
+    for name, wrong in (("mask", [2, 0]), ("mask", [0.5, 0.0]), ("token", [0.5, 1.0]), ("token", [2**40, 1])):
+        with pytest.raises(predict_script.DataError, match=rf"inputs\['{name}'\]"):
+            exported.predict({**inputs, name: np.array(wrong)})
+
+
+@pytest.mark.parametrize(
+    ("content", "output"),
+    [
+        (b"", "must be arrays of numbers as numpy.savez writes them"),
+        (b"no archive", "must be arrays of numbers as numpy.savez writes them"),
+        (b"PK\x03\x04" + bytes(40), "must be arrays of numbers as numpy.savez writes them"),
+        ("array", "must be arrays of numbers as numpy.savez writes them"),
+        ("objects", "must be arrays of numbers as numpy.savez writes them"),
+        ("cut", "must be arrays of numbers as numpy.savez writes them"),
+        (None, "must be a .npz file, got no file of that name"),
+    ],
+)
+def test_a_broken_file_of_several_arrays_is_refused(portrayed, tmp_path, capsys, content, output):
+    path = tmp_path / "data.npz"
+    with path.open("wb") as file:
+        if content == "array":
+            np.save(file, ROWS)
+        elif content == "objects":
+            np.savez(file, image=PORTRAITS["image"], height=np.array([{}] * 7, object))
+        elif content == "cut":
+            np.savez(file, **PORTRAITS)
+            file.truncate(file.tell() // 2)
+        elif content is not None:
+            file.write(content)
+    if content is None:
+        path.unlink()
+    code, error = run(portrayed, path, tmp_path / "out.npz", capsys)
+    assert code == 2 and output in error and error.count("\n") == 1 and not list(tmp_path.glob("out*"))
+
+
+@pytest.mark.parametrize(("data", "target"), [("data.csv", "out.npz"), ("data.npz", "-"), ("data.npz", "out.csv")])
+def test_a_table_of_a_model_of_several_arrays_is_refused(portrayed, tmp_path, capsys, data, target):
+    np.savez(tmp_path / "data.npz", **PORTRAITS)
+    (tmp_path / "data.csv").write_text("height\n1\n")
+    code, error = run(portrayed, tmp_path / data, target if target == "-" else tmp_path / target, capsys)
+    assert code == 2 and "must be a .npz file for a model from height, image to file, sizes/0, sizes/1. Type " in error
+    assert not list(tmp_path.glob("out*"))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda about: about.update(inputs=[]),
+        lambda about: about.update(outputs={"names": ["a"]}),
+        lambda about: about["inputs"].pop(),
+        lambda about: about["inputs"].reverse(),
+        lambda about: about["inputs"][0].update(name="image"),
+        lambda about: about["inputs"][0].update(name=["height"]),
+        lambda about: about["inputs"][0].update(shape=[1]),
+        lambda about: about["inputs"][1].update(shape=[2.0, 2]),
+        lambda about: about["inputs"][0].update(dtype="object"),
+        lambda about: about["outputs"][0].update(name="sizes/0"),
+        lambda about: about["outputs"][0].update(shape=[2]),
+        lambda about: about.pop("structure"),
+        lambda about: about.update(structure=["file"]),
+        lambda about: about.update(structure={"file": "sizes/0", "sizes": ["file", "sizes/1"]}),
+        lambda about: about.update(structure={"file": 3, "sizes": ["sizes/0", "sizes/1"]}),
+        lambda about: about.update(batch_size=0),
+        lambda about: about.update(batch_size=10**12),
+    ],
+)
+def test_a_model_json_that_does_not_describe_several_arrays_is_refused(portrayed, tmp_path, change):
+    copy = shutil.copytree(portrayed, tmp_path / "stranger")
+    retold(copy, change)
+    with pytest.raises(predict_script.DataError, match=r"does not describe the model\.stablehlo"):
+        predict_script.load(copy)
+
+
 def test_a_table_with_very_many_columns_is_read_in_linear_time():
     names = [f"column {number}" for number in range(200_000)]
     began = time.process_time()
