@@ -217,7 +217,8 @@ class _Reader:
             return kind, value.__name__, self.read(value.__self__)
         if isinstance(value, weakref.ReferenceType):
             return kind, self.read(value())
-        if _package(kind) == "logging":  # a logger, whose handlers hold files and locks
+        if isinstance(value, (jax.sharding.Mesh, jax.Device)) or _package(kind) == "logging":
+            # JAX makes an equal mesh once; the handlers of a logger hold files and locks.
             return SameObject(value)
         if kind is slice:
             return kind, *map(self.read, (value.start, value.stop, value.step))

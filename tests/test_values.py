@@ -51,6 +51,7 @@ EQUAL = {
     "an enumeration": "import enum\nclass Kind(enum.Enum):\n    A = 1\nvalue = Kind.A",
     "a namespace": "import types\nbox = types.SimpleNamespace(by=2)\ndef value(x): return x * box.by",
     "a slice": "value = slice(1, 3)",
+    "a mesh": "value = jax.sharding.Mesh(np.array(jax.devices()), ('data',))",
     "a log": "import logging\nlog = logging.getLogger('notebook')\ndef value(x): log.debug('x'); return x",
     "a function with a derivative": "@jax.custom_jvp\ndef value(x): return x\n@value.defjvp\n"
     "def rule(x, t): return x[0], t[0]",
