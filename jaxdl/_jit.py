@@ -18,6 +18,7 @@ from jaxdl.distributed.sharding import mesh_of
 P = ParamSpec("P")
 R = TypeVar("R", covariant=True)
 MOST_PROGRAMS = 64  # compiled functions that one `jit` keeps: 64 of a small network take some 400 MB
+MOST_RECORDS = 8  # plans and models of which the values are held: they hold what the user's functions hold
 # On a CPU some versions of XLA give convolutions to a library (YNNPACK) that is five times slower than XLA's own code.
 # These options give it matrix products only. For tables one at a time, because fused ones wait for each other.
 _YNN_FUSION = "xla_cpu_experimental_ynn_fusion_type"
@@ -131,13 +132,15 @@ def jit(
 
     def apply(method: str, /, *arguments: Any, **keywords: Any) -> Any:
         """Call a method of the compiled function for these arguments."""
-        if method == "__call__" and _state() != _OUTSIDE:
+        # With `jax.disable_jit` no pytree is unflattened, and `_Rates` would stay what they are.
+        disabled = jax.config.jax_disable_jit  # type: ignore[attr-defined]
+        if method == "__call__" and (disabled or _state() != _OUTSIDE):
             return inner(*arguments, **keywords)
         with _mesh_of(*arguments, *keywords.values()):
             convolves = has_convolution(*arguments, *keywords.values())
             if any(each in statics for each in parameters[: len(arguments)]):
                 keywords, arguments = {**dict(zip(parameters, arguments, strict=False)), **keywords}, ()
-            fixed = {name: (keywords[name], _read(keywords[name])) for name in statics if name in keywords}
+            fixed = _read({name: keywords[name] for name in statics if name in keywords})
             others = {name: value for name, value in keywords.items() if name not in statics}
             general = convolves, *((name, values.key) for name, (_, values) in fixed.items())
             key, one, rates = find(general, fixed, convolves)
@@ -192,19 +195,40 @@ class _Rates:
         return with_rates(structure.value, structure.values, numbers)
 
 
-_read_last: dict[int, tuple[Any, Values]] = {}  # by id, of an object that lives as long as its entry
+# By id, of an object that lives as long as its entry; with the number of records that were new until then.
+_read_last: dict[int, tuple[Any, Values, int]] = {}
+_newest = 0
 
 
-def _read(value: Any) -> Values:
-    """Return what a static argument computes with, read once for each record of functions."""
-    if not (isinstance(value, tuple) and hasattr(value, "_fields")) and not callable(value):
-        return Values(Key((type(value), value)), (), {})
-    entry = _read_last.get(id(value))
-    if entry is None or entry[0] is not value:
-        entry = _read_last[id(value)] = value, read_values(value, rates=True)
-        if len(_read_last) > MOST_PROGRAMS:
-            _read_last.pop(next(iter(_read_last)))
-    return entry[1]
+def _read(arguments: dict[str, Any]) -> dict[str, tuple[Any, Values]]:
+    """Return static arguments with what they compute with.
+
+    A record of functions is read once until a new record comes: a notebook changes a global between two runs, each of
+    which makes its plan anew, and then calls the same model again.
+    """
+    global _newest
+    records = {
+        name: value
+        for name, value in arguments.items()
+        if callable(value) or (isinstance(value, tuple) and hasattr(value, "_fields"))
+    }
+    entries = {name: _read_last.get(id(value)) for name, value in records.items()}
+    if any(entry is None or entry[0] is not records[name] for name, entry in entries.items()):
+        _newest += 1
+    result = {}
+    for name, value in arguments.items():
+        if name not in records:
+            result[name] = value, Values(Key((type(value), value)), (), {})
+            continue
+        entry = entries[name]
+        if entry is None or entry[0] is not value or entry[2] != _newest:
+            entry = value, read_values(value, rates=True), _newest
+            _read_last.pop(id(value), None)
+            _read_last[id(value)] = entry
+            if len(_read_last) > MOST_RECORDS:
+                _read_last.pop(next(iter(_read_last)), None)
+        result[name] = value, entry[1]
+    return result
 
 
 def _calls_python(jaxpr: Jaxpr) -> bool:

@@ -13,7 +13,9 @@ import functools
 import hashlib
 import inspect
 import types
-from collections.abc import Callable, Iterator, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import jax
@@ -50,6 +52,8 @@ CONSTANT = frozenset(
         "keras",
         "equinox",
         "haiku",
+        "pandas",
+        "sklearn",
         "einops",
         "ml_dtypes",
         "typing_extensions",
@@ -57,7 +61,7 @@ CONSTANT = frozenset(
 )
 # Names of numbers by which an optimizer only multiplies: a traced number gives the bits of a constant. (It does not
 # where `1 - number` is computed, as with Adam's b2: Python computes that in float64.)
-RATES = frozenset(("step_size", "learning_rate", "lr", "weight_decay", "momentum"))
+RATES = frozenset(("step_size", "learning_rate", "lr", "weight_decay"))
 RATES_BY_FUNCTION = {"decay": "trace.<locals>.update_fn"}  # elsewhere `decay` stands in 1 - decay
 MOST_NODES = 20_000
 _FIELDS_OF_LINEN = frozenset(("_id", "_state", "_parent_ref", "scope"))
@@ -115,7 +119,7 @@ def read_values(value: Any, *, rates: bool = False) -> Values:
     """
     reader = _Reader()
     key = reader.read(value, "", "search" if rates else "")
-    return Values(Key(key), tuple(reader.numbers), reader.places)
+    return Values(Key((key, reader.read_modules())), tuple(reader.numbers), reader.places)
 
 
 def key_of(value: Any) -> Key:
@@ -127,13 +131,16 @@ class _Reader:
     def __init__(self) -> None:
         self.numbers: list[float] = []
         self.places: dict[tuple[int, int], int] = {}
-        self.seen: dict[int, int] = {}
+        self.seen: dict[tuple[int, str], int] = {}
+        self.modules: list[types.ModuleType] = []
+        self.attributes: set[str] = set()
         self.alive: list[Any] = []  # what is made while reading must live, or its id could be another's
 
     def read(self, value: Any, name: str = "", rates: str = "", holder: Any = None, index: int = 0) -> Any:
         """Return the key of a value; name: that of the variable.
 
-        rates: "inside" of an optimizer, where floats may be rates; "search" for an optimizer in records; "" elsewhere.
+        rates: "inside" of an optimizer, where floats may be rates; "around" these, in functions of the user, which may
+        compute `1 - learning_rate`; "search" for an optimizer in records; "" elsewhere.
         """
         kind = type(value)
         if kind is float:
@@ -147,50 +154,76 @@ class _Reader:
             return kind, value
         if kind is complex:
             return kind, repr(value)
-        if id(value) in self.seen and kind is not tuple:
-            return "seen", self.seen[id(value)]
+        # What the optimizer shares with other functions is read twice: its floats are rates in the optimizer alone.
+        if (id(value), rates) in self.seen and kind is not tuple:
+            return "seen", self.seen[id(value), rates]
         if len(self.seen) > MOST_NODES:
             return SameObject(object())
-        self.seen[id(value)] = len(self.seen)
+        self.seen[id(value), rates] = len(self.seen)
         self.alive.append(value)
-        if rates and isinstance(value, optax.GradientTransformation):
-            rates = "inside"
-        return self._read_object(value, kind, rates)
+        try:
+            if rates and isinstance(value, optax.GradientTransformation):
+                rates = "inside"
+            return self._read_object(value, kind, rates)
+        except Exception:  # of the object's own methods, or of an array that was donated
+            return SameObject(object())
 
     def _read_object(self, value: Any, kind: type, rates: str) -> Any:
         if isinstance(value, jax.core.Tracer):
             return SameObject(value)
         if isinstance(value, Made):
-            return kind, value.key
+            # Not its `key`, which is as old as the function: a global of an argument may have changed.
+            return kind, *(self.read(part) for part in value.parts())
         if hasattr(kind, "__value_key__"):
             return self.read(kind), self.read(value.__value_key__())
         if isinstance(value, (np.ndarray, np.generic, jax.Array)):
-            return _read_array(value)
+            is_plain = isinstance(value, jax.Array) or kind in (np.ndarray, np.memmap)
+            return _read_array(value) if is_plain else (*_read_array(value), *self._read_vars(value))
         if isinstance(value, types.ModuleType):
+            if value.__name__.partition(".")[0] not in CONSTANT:
+                self.modules.append(value)
             return SameObject(value)
         if isinstance(value, types.FunctionType):
-            return self._read_function(value, "inside" if rates == "inside" else "")
+            return self._read_function(value, _rates_of(value, rates))
         if isinstance(value, type):
             return self._read_class(value)
         if isinstance(value, (tuple, list)):
-            names: Any = getattr(value, "_fields", None) or [""] * len(value)
-            entries = zip(names, value, strict=False)
+            names: Any = getattr(value, "_fields", ())
+            entries = zip(names if len(names) == len(value) else [""] * len(value), value, strict=True)
             items = tuple(self.read(item, name, rates, value, i) for i, (name, item) in enumerate(entries))
             return (self.read(kind), *items, *self._read_vars(value))
-        if isinstance(value, (dict, types.MappingProxyType)):
+        # Flax's FrozenDict compares its entries by `==`, for which 1 is True.
+        if isinstance(value, (dict, types.MappingProxyType)) or (
+            isinstance(value, Mapping) and _package(kind) == "flax"
+        ):
             pairs = enumerate(value.items())
             items = tuple((self.read(k), self.read(v, str(k), rates, value, i)) for i, (k, v) in pairs)
-            return (self.read(kind), *items, *self._read_vars(value))
+            default = self.read(getattr(value, "default_factory", None))
+            return (self.read(kind), default, *items, *self._read_vars(value))
         if isinstance(value, (set, frozenset)):
-            return (kind, frozenset(self.read(item) for item in value))
+            items = tuple(self.read(item) for item in value)  # in the order in which a loop meets them
+            return (self.read(kind), items, *self._read_vars(value))
         if isinstance(value, functools.partial):
-            inside, parts = "inside" if rates == "inside" else "", (value.func, value.args, value.keywords)
-            return (kind, *(self.read(part, "", inside) for part in parts))
+            inside, parts = _rates_of(value.func, rates), (value.func, value.args, value.keywords)
+            return (self.read(kind), *(self.read(part, "", inside) for part in parts), *self._read_vars(value))
         if isinstance(value, types.MethodType):
             return kind, self.read(value.__func__), self.read(value.__self__)
         if isinstance(value, (types.BuiltinFunctionType, np.ufunc)):
-            is_function = isinstance(getattr(value, "__self__", value), (types.ModuleType, np.ufunc))
-            return SameObject(value if is_function else object())
+            owner = getattr(value, "__self__", value)
+            if isinstance(owner, type):  # tuple.__new__, which every NamedTuple holds
+                return kind, self.read(owner), value.__name__
+            return SameObject(value if isinstance(owner, (types.ModuleType, np.ufunc)) else object())
+        if isinstance(value, types.MethodWrapperType):
+            return kind, value.__name__, self.read(value.__self__)
+        if isinstance(value, weakref.ReferenceType):
+            return kind, self.read(value())
+        if isinstance(value, (jax.sharding.Mesh, jax.Device)) or _package(kind) == "logging":
+            # JAX makes an equal mesh once; the handlers of a logger hold files and locks.
+            return SameObject(value)
+        if kind is slice:
+            return kind, *map(self.read, (value.start, value.stop, value.step))
+        if kind is types.SimpleNamespace:
+            return (kind, *self._read_vars(value))
         if isinstance(value, (staticmethod, classmethod)):
             return kind, self.read(value.__func__)
         if isinstance(value, property):
@@ -198,7 +231,7 @@ class _Reader:
         if isinstance(value, types.CodeType):
             return self._read_code(value)
         if isinstance(value, enum.Enum):
-            return self.read(kind), value.name
+            return (self.read(kind), *self._read_vars(value))
         if _is_constant(value):
             return SameObject(value)
         wrapped = getattr(value, "__wrapped__", None)
@@ -213,19 +246,20 @@ class _Reader:
             hash(value)
         except TypeError:
             return SameObject(object())
-        return kind, value
+        return (kind, value, *self._read_vars(value)) if _package(kind) not in CONSTANT else (kind, value)
 
     def _read_vars(self, value: Any) -> Iterator[Any]:
         """Yield the keys of an object's attributes."""
-        linen = _FIELDS_OF_LINEN if type(value).__module__ != "builtins" and hasattr(value, "_state") else frozenset()
+        is_linen = any(cls.__module__.startswith("flax.linen.") for cls in type(value).__mro__)
+        linen = _FIELDS_OF_LINEN if is_linen else frozenset()
         for name, entry in getattr(value, "__dict__", {}).items():
             if name not in linen:
                 yield name, self.read(entry)
         for cls in type(value).__mro__:
-            slots = vars(cls).get("__slots__", ())
-            for name in (slots,) if isinstance(slots, str) else slots:
-                if name not in ("__dict__", "__weakref__") and hasattr(value, name) and not isinstance(value, tuple):
-                    yield name, self.read(getattr(value, name))
+            for name, member in vars(cls).items() if "__slots__" in vars(cls) else ():
+                if isinstance(member, types.MemberDescriptorType):
+                    with suppress(AttributeError):  # not set
+                        yield name, self.read(member.__get__(value))
 
     def _read_function(self, function: types.FunctionType, rates: str) -> Any:
         # Not its `__module__`, which functools.wraps sets to that of another function.
@@ -246,21 +280,34 @@ class _Reader:
         return ("function", *key) if constant else ("function", *key, self._read_globals(function))
 
     def _read_globals(self, function: types.FunctionType) -> Any:
-        """Return the key of the globals that a function names, and of the attributes of modules among them."""
-        names, attributes = _names(function.__code__)
-        return self._read_names(function.__globals__, names, attributes)
+        """Return the key of the globals that a function names, and of the modules that it imports."""
+        names, attributes, imports = _names(function.__code__)
+        self.attributes |= attributes
+        scope = function.__globals__
+        parents = str(scope.get("__package__") or "").split(".")
+        prefixes = "", *(".".join(parents[: i + 1]) + "." for i in range(len(parents)))
+        paths = [(prefix + name).strip(".") for name in sorted(imports) for prefix in prefixes]
+        # Only what is loaded already: None stands for a module that the function would be the first to import.
+        modules = tuple(self.read(inspect.getmodule(types.SimpleNamespace(__module__=path))) for path in paths)
+        return modules, tuple((name, self.read(scope[name])) for name in sorted(names & scope.keys()))
 
-    def _read_names(self, scope: dict[str, Any], names: frozenset[str], attributes: frozenset[str]) -> Any:
+    def read_modules(self) -> Any:
+        """Return the keys of the attributes of modules that any function names, or holds as a text."""
         result: list[Any] = []
-        for name in sorted(names & scope.keys()):
-            value = scope[name]
-            is_open = isinstance(value, types.ModuleType) and value.__name__.partition(".")[0] not in CONSTANT
-            if is_open and id(value) not in self.seen:
-                self.seen[id(value)] = len(self.seen)
-                result.append((name, SameObject(value), self._read_names(vars(value), attributes, attributes)))
-            else:
-                result.append((name, self.read(value)))
-        return tuple(result)
+        visited: set[tuple[int, str]] = set()
+        while True:
+            places = [
+                (module, name)
+                for module in self.modules
+                for name in sorted(self.attributes & vars(module).keys())
+                if (id(module), name) not in visited
+            ]
+            if not places:
+                return tuple(result)
+            for module, name in places:
+                if (id(module), name) not in visited:
+                    visited.add((id(module), name))
+                    result.append((SameObject(module), name, self.read(vars(module)[name])))
 
     def _read_code(self, code: types.CodeType) -> Any:
         constants = tuple(self.read(constant) for constant in code.co_consts)
@@ -280,7 +327,7 @@ class _Reader:
         return ("class", cls.__name__, self.read(type(cls)), bases, members)
 
 
-_DESCRIPTORS = (types.MemberDescriptorType, types.GetSetDescriptorType)
+_DESCRIPTORS = (types.MemberDescriptorType, types.GetSetDescriptorType, type(vars(Values)["key"]))
 
 
 def _read_array(array: Any) -> Any:
@@ -292,7 +339,7 @@ def _read_array(array: Any) -> Any:
     values = np.asarray(array)
     if values.dtype.hasobject:
         return SameObject(object())
-    digest = hashlib.sha256(np.ascontiguousarray(values).tobytes()).digest()
+    digest = hashlib.sha256(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data).digest()
     kind = type(array) if isinstance(array, (np.ndarray, np.generic)) else jax.Array
     return kind, str(values.dtype), values.shape, bool(getattr(array, "weak_type", False)), digest
 
@@ -332,25 +379,42 @@ def _content(cell: types.CellType) -> Any:
 
 
 @functools.lru_cache(maxsize=4096)
-def _names(code: types.CodeType) -> tuple[frozenset[str], frozenset[str]]:
-    """Return the names of globals and those of attributes in a function's code and in the functions that it defines."""
-    names, attributes = set(), set()
+def _names(code: types.CodeType) -> tuple[frozenset[str], frozenset[str], frozenset[str]]:
+    """Return the names of globals, attributes and imports in a function's code and in the functions that it defines.
+
+    A text may be the name of an attribute, for `getattr`, or of a global, for `globals()`.
+    """
+    names, attributes, imports = set(), set(), set()
     for instruction in dis.get_instructions(code):
         if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
             names.add(instruction.argval)
-        elif instruction.opname in ("LOAD_ATTR", "LOAD_METHOD"):
+        elif instruction.opname in ("LOAD_ATTR", "LOAD_METHOD", "IMPORT_FROM"):
             attributes.add(instruction.argval)
+        elif instruction.opname == "IMPORT_NAME":
+            parts = instruction.argval.split(".")
+            imports |= {".".join(parts[: i + 1]) for i in range(len(parts))}
+    texts = {constant for constant in code.co_consts if isinstance(constant, str) and constant.isidentifier()}
+    attributes |= texts
+    if not names.isdisjoint(("globals", "vars", "eval", "exec")):
+        names |= texts
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
-            inner_names, inner_attributes = _names(constant)
-            names |= inner_names
-            attributes |= inner_attributes
-    return frozenset(names), frozenset(attributes)
+            for result, inner in zip((names, attributes, imports), _names(constant), strict=True):
+                result |= inner
+    return frozenset(names), frozenset(attributes), frozenset(imports)
+
+
+def _rates_of(function: Any, rates: str) -> str:
+    """Return where a function of an optimizer is: "inside", or "around" for one of the user; "" elsewhere."""
+    if rates not in ("inside", "around"):
+        return ""
+    module = str(getattr(function, "__globals__", {}).get("__name__", ""))
+    return "inside" if module.partition(".")[0] in ("optax", "jaxdl") else "around"
 
 
 def with_rates(value: Any, values: Values, numbers: Sequence[Any]) -> Any:
     """Return the value of which `values` were read, with these numbers, which may be traced, as its rates."""
-    memo: dict[int, Any] = {}
+    memo: dict[tuple[int, bool], Any] = {}
     replaced: set[tuple[int, int]] = set()
 
     def entry(holder: Any, index: int, content: Any, inside: bool) -> Any:
@@ -360,16 +424,17 @@ def with_rates(value: Any, values: Values, numbers: Sequence[Any]) -> Any:
         return numbers[values.places[id(holder), index]]
 
     def replace(value: Any, inside: bool) -> Any:
-        if id(value) in memo:
-            return memo[id(value)]
-        result, inside = value, inside or isinstance(value, optax.GradientTransformation)
+        inside = inside or isinstance(value, optax.GradientTransformation)
+        place, result = (id(value), inside), value
+        if place in memo:
+            return memo[place]
         if inside and isinstance(value, types.FunctionType) and value.__closure__:
             cells = tuple(types.CellType() for _ in value.__closure__)
             result = types.FunctionType(value.__code__, value.__globals__, value.__name__, value.__defaults__, cells)
             result.__kwdefaults__, result.__qualname__ = value.__kwdefaults__, value.__qualname__
             result.__module__ = value.__module__
             result.__dict__.update(value.__dict__)
-            memo[id(value)] = result  # before its cells, in which it may stand itself
+            memo[place] = result  # before its cells, in which it may stand itself
             for index, (cell, old) in enumerate(zip(cells, value.__closure__, strict=True)):
                 if (content := _content(old)) is not Ellipsis:
                     cell.cell_contents = entry(value, index, content, inside)
@@ -382,7 +447,7 @@ def with_rates(value: Any, values: Values, numbers: Sequence[Any]) -> Any:
         elif inside and type(value) is functools.partial:
             function, arguments, keywords = (replace(part, inside) for part in (value.func, value.args, value.keywords))
             result = functools.partial(function, *arguments, **keywords)
-        memo[id(value)] = result
+        memo[place] = result
         return result
 
     result = replace(value, False)
@@ -407,10 +472,14 @@ class Made:
     @functools.cached_property
     def key(self) -> Key:
         """What the factory and its arguments, with its defaults, compute with."""
+        return key_of(self.parts())
+
+    def parts(self) -> tuple[Any, ...]:
+        """Return the factory, the path to the function in its result, and all arguments."""
         positional, keywords = self._arguments
         bound = inspect.signature(self._factory).bind(*positional, **keywords)
         bound.apply_defaults()
-        return key_of((self._factory, self._place, bound.arguments))
+        return self._factory, self._place, bound.arguments
 
     def __eq__(self, other: object) -> bool:
         """Compare the factories and their arguments."""

@@ -7,6 +7,7 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from jaxdl import _jit
@@ -180,3 +181,13 @@ def test_images_are_any_of_several_inputs():
         assert has_convolution(kernels, rows) and has_convolution(kernels, inputs)
         assert has_convolution(kernels, Window(rows, 0, 2)) and not has_convolution(table, rows)
     assert not has_convolution(kernels, Dataset({"age": table}, table, np.ones(2)))
+
+
+def test_rates_of_a_plan_reach_a_function_that_is_not_compiled():
+    def updates(grads, optimizer):
+        return optimizer.update(grads, optimizer.init(grads))[0]
+
+    ours = jit(updates, static_argnames="optimizer")
+    for disabled in (True, False, True):
+        with jax.disable_jit(disabled):
+            assert ours(jnp.ones(2), optimizer=optax.sgd(0.5)).tolist() == [-0.5, -0.5]

@@ -2,6 +2,7 @@
 
 import functools
 import pickle
+import sys
 import types
 
 import flax.linen as nn
@@ -46,6 +47,12 @@ EQUAL = {
     "a module of Flax": "class Net(nn.Module):\n    size: int = 3\n    @nn.compact\n    def __call__(self, x):"
     "\n        return nn.Dense(self.size)(x)\nvalue = Net(4)",
     "a function of jit": "value = jax.jit(lambda x: x + 1)",
+    "a record": "from typing import NamedTuple\nclass Box(NamedTuple):\n    by: int = 2\nvalue = Box()",
+    "an enumeration": "import enum\nclass Kind(enum.Enum):\n    A = 1\nvalue = Kind.A",
+    "a namespace": "import types\nbox = types.SimpleNamespace(by=2)\ndef value(x): return x * box.by",
+    "a slice": "value = slice(1, 3)",
+    "a mesh": "value = jax.sharding.Mesh(np.array(jax.devices()), ('data',))",
+    "a log": "import logging\nlog = logging.getLogger('notebook')\ndef value(x): log.debug('x'); return x",
     "a function with a derivative": "@jax.custom_jvp\ndef value(x): return x\n@value.defjvp\n"
     "def rule(x, t): return x[0], t[0]",
 }
@@ -114,6 +121,93 @@ CHANGES = {
 def test_a_change_gives_another_value(name):
     one, other = (cell(text).value for text in CHANGES[name])
     assert key_of(one) != key_of(other)
+
+
+MUTATIONS = {
+    "a default factory": (
+        "import collections\nbox = collections.defaultdict(lambda: 2)\ndef value(x): return x * box['a']",
+        "box.default_factory = lambda: 3",
+    ),
+    "the mask of an array": (
+        "BY = np.ma.array([1.0, 2.0], mask=[False, True])\ndef value(x): return x * BY.sum()",
+        "BY.mask = [True, False]",
+    ),
+    "an attribute of an array": (
+        "class Array(np.ndarray): pass\nBY = np.zeros(3).view(Array)\nBY.by = 2\ndef value(x): return x * BY.by",
+        "BY.by = 3",
+    ),
+    "an attribute of a partial": ("value = functools.partial(max)\nvalue.by = 2", "value.by = 3"),
+    "an attribute of a float": ("class Rate(float): pass\nvalue = Rate(1.0)\nvalue.by = 2", "value.by = 3"),
+    "a private slot": (
+        "class Box:\n    __slots__ = ('__by',)\n    def put(self, by): self.__by = by\nvalue = Box()\nvalue.put(2)",
+        "value.put(3)",
+    ),
+    "an attribute named as Flax's": (
+        "class Box: pass\nbox = Box(); box._state = box.scope = 2\ndef value(x): return x * box.scope",
+        "box.scope = 3",
+    ),
+    "an entry of a list in an enumeration": (
+        "import enum\nclass Kind(enum.Enum):\n    A = [1]\nvalue = Kind.A",
+        "Kind.A.value.append(2)",
+    ),
+    "what a weak reference refers to": (
+        "import weakref\nclass Box: by = 2\nbox = Box()\nvalue = weakref.ref(box)",
+        "box.by = 3",
+    ),
+    "the object of a method of Python": ("value = (box := [1]).__len__", "box.append(2)"),
+    "an item beside fields": ("class Pair(tuple): _fields = ('a',)\nvalue = Pair((1, 2))", "value = Pair((1, 3))"),
+    "an int for a float in a frozen dictionary": (
+        "import flax.core\nvalue = flax.core.FrozenDict(by=1)",
+        "value = flax.core.FrozenDict(by=1.0)",
+    ),
+    "a global that a text names": ("BY = 2\ndef value(x): return x * globals()['BY']", "BY = 3"),
+    "the function that a factory holds": ("value = metrics.mean('m', lambda *_: BY); BY = 2", "BY = 3"),
+}
+
+
+@pytest.mark.parametrize("name", MUTATIONS)
+def test_a_mutation_gives_another_value(name):
+    text, change = MUTATIONS[name]
+    module = types.ModuleType("notebook")
+    vars(module).update(np=np, functools=functools, metrics=metrics)
+    exec(text, vars(module))
+    before = key_of(module.value)
+    exec(change, vars(module))
+    assert key_of(module.value) != before
+
+
+MODULES = {
+    "two functions": "def f(x): return x * settings.A\ndef value(x): return f(x) * settings.BY",
+    "a closure": "def make():\n    import settings\n    return lambda x: x * settings.BY\nvalue = make()",
+    "an import": "def value(x):\n    import settings as s\n    return x * s.BY",
+    "an import of a name": "def value(x):\n    from settings import BY\n    return x * BY",
+    "a default": "def value(x, s=settings): return x * s.BY",
+    "an object": "class Box: pass\nbox = Box(); box.s = settings\ndef value(x): return x * box.s.BY",
+    "a dictionary": "box = {'s': settings}\ndef value(x): return x * box['s'].BY",
+    "a text": "def value(x): return x * getattr(settings, 'BY')",
+}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_constant_of_a_module_counts_however_it_is_reached(name, monkeypatch):
+    settings = types.ModuleType("settings")
+    settings.A, settings.BY = 1, 2
+    monkeypatch.setitem(sys.modules, "settings", settings)
+    before = key_of(cell(MODULES[name], settings=settings).value)
+    assert before == key_of(cell(MODULES[name], settings=settings).value)
+    settings.BY = 3
+    assert before != key_of(cell(MODULES[name], settings=settings).value)
+
+
+def test_objects_whose_methods_raise_equal_nothing():
+    class Odd:
+        def __getattr__(self, name):
+            raise ValueError(name)
+
+    deleted = jnp.ones(3)
+    deleted.delete()
+    for value in (Odd(), deleted):
+        assert key_of(value) != key_of(value)
 
 
 def test_a_constant_of_an_imported_module_counts():
@@ -224,6 +318,57 @@ def test_a_rate_on_which_the_optimizer_decides_is_a_constant():
 
     low, high, same = (fit(make(rate)).records for rate in (0.05, 0.3, 0.1))
     assert low == same and low != high
+
+
+def test_numbers_of_the_users_optimizer_are_constants():
+    # It may compute 1 - learning_rate, or ask for the type.
+    def make(learning_rate):
+        def update(grads, state, params=None):
+            return jax.tree.map(lambda grad: -(1 - learning_rate) * grad, grads), state
+
+        return optax.chain(optax.GradientTransformation(lambda params: (), update), optax.scale(learning_rate))
+
+    values = read_values(make(0.1), rates=True)
+    assert values.numbers == (0.1,) and values.key != read_values(make(0.2), rates=True).key
+
+
+def test_a_rate_that_other_functions_share_with_the_optimizer_counts():
+    def train(rate):
+        optimizer = optax.sgd(rate)
+
+        def moved(state, params):
+            updates, _ = optimizer.update(jax.tree.map(jnp.ones_like, params), optimizer.init(params), params)
+            return optax.apply_updates(params, updates)
+
+        return [record["val_loss"] for record in fit(optimizer, eval_params=moved).records]
+
+    train(0.1)
+    shared = train(0.3)
+    jax.clear_caches()
+    assert shared == train(0.3) and shared != train(0.1)
+
+    text = "def update(grads, state, params=None): return base.update(grads, base.init(params), params)[0], state"
+
+    def twice(rate):
+        base = optax.sgd(rate)
+        return optax.chain(base, optax.GradientTransformation(lambda params: (), cell(text, base=base).update))
+
+    fit(twice(0.1))
+    expected = fit(optax.chain(optax.scale(-0.3), optax.scale(-0.3))).records[-1]["loss"]
+    assert fit(twice(0.3)).records[-1]["loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_same_model_sees_a_global_that_changed_before_a_new_run():
+    names = cell(
+        "class Net(nn.Module):\n    @nn.compact\n    def __call__(self, x): return BOX['by'] * nn.Dense(1)(x)",
+        BOX={"by": 1.0},
+    )
+    model = jaxdl.from_linen(names.Net())
+    variables = fit(model=model, optimizer=optax.sgd(0.0)).best
+    one, loss = jaxdl.predict(model, variables, INPUTS), fit(optax.sgd(0.0), model).records[0]["loss"]
+    names.BOX["by"] = 2.0
+    assert fit(optax.sgd(0.0), model).records[0]["loss"] != loss
+    np.testing.assert_allclose(jaxdl.predict(model, variables, INPUTS), 2 * one, rtol=1e-6)
 
 
 def test_functions_that_call_python_while_they_run_are_not_shared():
