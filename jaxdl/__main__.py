@@ -94,7 +94,9 @@ class Export(Output):
 class Predict:
     """Predict with an exported model.
 
-    The output is CSV: a header, and a line for each example. A model of several arrays reads and writes .npz files."""
+    The output is CSV: a header, and a line for each example.
+
+    A model of several arrays reads and writes .npz files."""
 
     model: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
     """Folder of the exported model."""

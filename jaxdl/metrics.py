@@ -221,9 +221,11 @@ def measure(
     return MetricSums(totals, jnp.sum(sample_weight))
 
 
-def _total(values: Any, sample_weight: Float[Array, " batch"], prepared: bool = True) -> Any:
+def _total(
+    values: Shaped[Array, "batch ..."] | Moments, sample_weight: Float[Array, " batch"], prepared: bool = True
+) -> Any:
     """Return the weighted sum of values (B, ...), or the Moments of all examples."""
-    if not _is_moments(values):
+    if not isinstance(values, Moments):
         sample_weight = sample_weight.reshape(-1, *[1] * (values.ndim - 1))
         weighted = values * sample_weight
         # With `where`, because 0 times nan is nan.

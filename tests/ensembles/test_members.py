@@ -206,7 +206,7 @@ def test_members_on_several_devices_are_the_same_runs(batched, apart):
 @pytest.mark.parametrize("how", ["map", "vmap"])
 def test_devices_only_tell_each_other_whether_all_have_stopped(how, apart):
     options = {"plan": PLAN, "method": how, "mesh": apart[0].epoch.sharding.mesh}
-    text = members._run.lower(*apart, np.int32(4), {}, **options).compile().as_text()
+    text = members._run.lower(*apart, np.int32(4), np.bool_(True), {}, **options).compile().as_text()
     result = re.findall(r"= (\S+) ((?:all|collective|reduce-scatter|ragged)[a-z-]*)\(", text)
     assert result == [("pred[]", "all-reduce")]
 

@@ -1,5 +1,6 @@
 """Models with fast convolutions, pooling and biases: values and derivatives are those of what the models wrote."""
 
+import inspect
 from functools import partial
 
 import flax.linen as nn
@@ -410,7 +411,7 @@ def test_models_have_all_derivatives(kind):
     def outputs(params, apply=model.apply):
         return apply(Variables(params, variables.stats), images, train=True, key=jax.random.key(0))[0]
 
-    stock = partial(outputs, apply=model.apply.__wrapped__)
+    stock = partial(outputs, apply=inspect.unwrap(model.apply))
     assert "convolution[" in text(outputs, variables.params) and "convolution[" not in text(stock, variables.params)
     pair = [(jax.jit(f)(variables.params), jax.jit(jax.jacrev(f))(variables.params)) for f in (outputs, stock)]
     close(*pair)
