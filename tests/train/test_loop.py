@@ -419,7 +419,7 @@ def test_the_windows_before_an_error_are_trained():
     inputs[bad] = np.nan
     source, _ = in_parts(TRAIN._replace(inputs=inputs))
     calls = []
-    # The rows are checked where they are read: a row that is not finite is told by its number.
+    # The rows are checked where they are read: the error names the number of a row that is not finite.
     with pytest.raises(InputError, match=rf"inputs must be finite, got nan in row {bad}\."):
         for chunk in streamed(PLAN, beginning(), source, VALIDATION, window_bytes=400):
             calls.append(chunk.batches)

@@ -165,7 +165,7 @@ def test_a_vae_trains_without_targets_to_the_likelihood_of_its_data():
 
 
 def contrastive(variables, batch, key, train):
-    """Each example is told from the others of its batch by its second view: -log softmax of the similarities."""
+    """The second view of an example distinguishes it from the others of its batch: -log softmax of the similarities."""
     one, two = (batch.inputs[name] @ variables.params["w"] for name in ("one", "two"))
     logits = jnp.where(batch.mask[None, :], one @ two.T, -jnp.inf)
     return -jnp.diag(jax.nn.log_softmax(logits)), ()
